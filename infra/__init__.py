@@ -1,0 +1,1 @@
+"""Settings, metrics, the command line, embedded services, the simulated world."""

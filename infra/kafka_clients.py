@@ -1,0 +1,55 @@
+"""One Kafka connection, as each of the clients wants to be told of it: kafka-python, aiokafka, Faust."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from infra.settings import Kafka
+
+
+def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
+    """Keyword arguments of kafka-python's consumer, producer and admin client."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap.split(","),
+        "security_protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol.startswith("SASL"):
+        options |= {
+            "sasl_mechanism": kafka.sasl_mechanism,
+            "sasl_plain_username": kafka.username,
+            "sasl_plain_password": kafka.password.get_secret_value(),
+        }
+    if kafka.security_protocol.endswith("SSL"):
+        options["ssl_context"] = ssl_context(kafka)
+    return options
+
+
+def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
+    """Keyword arguments of aiokafka's consumer and producer."""
+    return kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+
+
+def faust_options(kafka: Kafka) -> dict[str, Any]:
+    """Keyword arguments of faust.App."""
+    import faust
+
+    credentials: Any = None
+    context = ssl_context(kafka) if kafka.security_protocol.endswith("SSL") else None
+    if kafka.security_protocol.startswith("SASL"):
+        credentials = faust.SASLCredentials(
+            username=kafka.username,
+            password=kafka.password.get_secret_value(),
+            ssl_context=context,
+            mechanism=kafka.sasl_mechanism,
+        )
+    elif context is not None:
+        credentials = faust.SSLCredentials(context)
+    return {"broker": [f"kafka://{host}" for host in kafka.bootstrap.split(",")], "broker_credentials": credentials}
+
+
+def ssl_context(kafka: Kafka) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None)
+    if kafka.ssl_cert_file:
+        context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file)
+    return context

@@ -1,0 +1,64 @@
+"""What is measured: one page. Base units (seconds, messages), bounded labels, never a user or item id.
+
+Every process serves these on its own port (infra.health). Names follow https://prometheus.io/docs/practices/naming/.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_DELAY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300)
+
+# every process
+RECEIVED = Counter("nextwatch_messages_received_total", "Messages read", ["topic"])
+SENT = Counter("nextwatch_messages_sent_total", "Messages written and acknowledged", ["topic"])
+REJECTED = Counter("nextwatch_messages_rejected_total", "Messages refused, by reason code", ["topic", "code"])
+FORWARDED = Counter("nextwatch_messages_forwarded_total", "Messages moved to their user's partition", ["topic"])
+DUPLICATES = Counter("nextwatch_messages_duplicate_total", "Messages seen before and passed over", ["topic"])
+LAG = Gauge("nextwatch_consumer_lag_messages", "Messages not yet read", ["topic", "partition"])
+BATCH_TIME = Histogram("nextwatch_batch_seconds", "Time to handle a batch of messages", ["stage"], buckets=_FAST)
+BATCH_SIZE = Histogram(
+    "nextwatch_batch_messages", "Messages handled together", ["stage"], buckets=(1, 3, 10, 30, 100, 300, 1000)
+)
+MODEL_INFO = Gauge("nextwatch_model_info", "1 for the version in use", ["version"])
+MODEL_CREATED = Gauge("nextwatch_model_created_timestamp_seconds", "When the version in use was trained")
+MODEL_AGE = Gauge("nextwatch_model_age_seconds", "Age of the version in use")
+
+# history
+EVENT_TO_HISTORY = Histogram(
+    "nextwatch_event_to_history_seconds", "Watch sent to Kafka until its history is acknowledged", buckets=_DELAY
+)
+WATCHES = Counter("nextwatch_watches_total", "Watches by what became of them", ["outcome"])
+
+# trainer
+STEPS = Counter("nextwatch_training_steps_total", "Incremental training steps")
+STEPS_DROPPED = Counter("nextwatch_training_steps_dropped_total", "Steps with a non-finite loss, not applied")
+LOSS = Gauge("nextwatch_training_loss", "Sampled-softmax loss of the last step")
+TRAINER_ROWS = Gauge("nextwatch_trainer_rows", "Items in the trainer's table")
+PREQUENTIAL_EXAMPLES = Counter("nextwatch_prequential_examples_total", "Examples ranked before they were learnt")
+PREQUENTIAL_HITS = Counter(
+    "nextwatch_prequential_hits_total", "Examples whose item was in the top k before learning it", ["model", "k"]
+)
+PREQUENTIAL_RECALL = Gauge(
+    "nextwatch_prequential_recall", "Share of recent examples whose item was in the top k", ["model", "k"]
+)
+
+# indexer
+EVENT_TO_VECTOR = Histogram(
+    "nextwatch_event_to_vector_seconds", "Watch sent to Kafka until the item's new vector is searchable", buckets=_DELAY
+)
+UPSERTED = Counter("nextwatch_index_rows_upserted_total", "Rows written to the index")
+DELETED = Counter("nextwatch_index_rows_deleted_total", "Rows deleted from the index")
+INDEX_ROWS = Gauge("nextwatch_index_rows", "Rows in the live collection")
+
+# serving
+REQUESTS = Counter("nextwatch_requests_total", "Requests by outcome", ["outcome"])
+REQUEST_TIME = Histogram("nextwatch_request_seconds", "Request read until its reply is sent", buckets=_FAST)
+STAGE_TIME = Histogram("nextwatch_request_stage_seconds", "Time of one stage of a batch", ["stage"], buckets=_FAST)
+FALLBACKS = Counter("nextwatch_fallbacks_total", "Answers that went down the ladder", ["step"])
+CANDIDATES = Histogram(
+    "nextwatch_candidates", "Candidates per request after filtering", buckets=(1, 10, 50, 100, 250, 500, 1000)
+)
+HISTORIES = Gauge("nextwatch_histories", "Users in this server's view")
+CATALOGUE = Gauge("nextwatch_catalogue_items", "Items in this server's view")

@@ -1,0 +1,272 @@
+"""What is configured: one typed, frozen tree, built once at the entry point and handed down by section.
+
+Sources, later ones win: the defaults here, a TOML file, `NEXTWATCH_*` environment variables (two underscores go one
+level down: `NEXTWATCH_KAFKA__BOOTSTRAP`). A name that no setting has is refused wherever it comes from, because a
+misspelt setting that is silently ignored is found in production. Secrets come from the environment only and are
+never printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+ENV_PREFIX = "NEXTWATCH_"
+CONFIG_VARIABLE = "NEXTWATCH_CONFIG"
+DEFAULT_FILE = Path("nextwatch.toml")
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a value that cannot be used; the text names the setting and where it came from."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Kafka(Section):
+    bootstrap: str = Field("", description="host:port[,host:port]; empty: an embedded broker is started by `up`")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    username: str = ""
+    password: SecretStr = Field(SecretStr(""), description="only from NEXTWATCH_KAFKA__PASSWORD")
+    ssl_ca_file: Path | None = Field(None, description="certificate authority, PEM")
+    ssl_cert_file: Path | None = Field(None, description="this client's certificate, PEM")
+    ssl_key_file: Path | None = Field(None, description="this client's key, PEM")
+    topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="put before every topic and group name")
+    partitions: Count = Field(4, description="of user-keyed topics; equal for all of them, they are co-partitioned")
+    replication: Count = 1
+    max_message_bytes: Count = Field(1_000_000, description="a larger message is refused to the dead letters")
+    session_timeout_s: Seconds = Field(10.0, description="a killed worker's partitions are taken over after this")
+    retention_h: Annotated[float, Field(gt=0)] = Field(168.0, description="of topics with cleanup policy delete")
+    tombstone_h: Annotated[float, Field(gt=0)] = Field(720.0, description="how long compacted topics keep tombstones")
+
+
+class Milvus(Section):
+    uri: str = Field("", description="http(s)://host:port; empty: one Milvus Lite server process is started by `up`")
+    token: SecretStr = Field(SecretStr(""), description="only from NEXTWATCH_MILVUS__TOKEN")
+    ca_file: Path | None = Field(None, description="certificate authority of an https server, PEM")
+    index_type: Literal["FLAT", "HNSW"] = "FLAT"
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0
+
+
+class History(Section):
+    watches: Count = Field(50, description="newest watches kept per user (paper section 3.3)")
+    searches: Count = Field(50, description="newest searches kept per user (paper section 3.3)")
+    completed_s: Annotated[float, Field(gt=0)] = Field(
+        18.0, description="a watch is completed (positive) when it lasted min(duration, this)"
+    )
+    future_s: Seconds = Field(300.0, description="an event stamped further ahead than this is refused")
+    batch: Count = Field(1000, description="most events handled together")
+    wait_s: Annotated[float, Field(gt=0)] = Field(0.02, description="longest wait for a batch to fill")
+
+
+class Trending(Section):
+    half_life_s: Annotated[float, Field(gt=0)] = Field(6 * 3600.0, description="of a watch's weight, in event time")
+    items: Count = Field(500, description="most items published per partition")
+    publish_s: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Model(Section):
+    dim: Count = Field(64, description="width of item and user embeddings")
+    hidden: tuple[Count, ...] = Field((256,), description="widths of the user tower's ReLU layers")
+    negatives: Count = Field(2048, description="shared negatives per step, half in-batch, half uniform")
+    batch: Count = 2048
+    epochs: Count = 5
+    half_life_events: Annotated[float, Field(gt=0)] = Field(8000.0, description="of the popularity coordinate")
+    ranker_hidden: tuple[Count, ...] = Field((64, 32), description="widths of the ranker's ReLU layers")
+    ranker_epochs: Count = 3
+    seed: int = 1
+
+
+class Trainer(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.01, description="row-wise Adagrad on item rows")
+    negatives: Count = Field(2048, description="shared uniform negatives of a live step")
+    replay: Annotated[int, Field(ge=0)] = Field(750, description="recent examples learnt again with each batch")
+    batch: Count = Field(256, description="most examples per step")
+    wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
+    evaluate_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="share of examples that are ranked against the whole table before they are learnt"
+    )
+
+
+class Bundles(Section):
+    keep: Count = Field(5, description="bundles kept on disk")
+
+
+class Indexer(Section):
+    window_s: Annotated[float, Field(gt=0)] = Field(0.5, description="touched rows are coalesced this long")
+    batch: Count = Field(1000, description="most rows per upsert")
+    server_timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="a server silent this long is dead")
+
+
+class Serving(Section):
+    candidates: Annotated[int, Field(ge=1, le=16384)] = Field(500, description="retrieved per request")
+    k: Count = Field(20, description="items in a reply when the request does not say")
+    max_k: Count = 200
+    batch: Count = Field(32, description="most requests answered together")
+    deadline_s: Annotated[float, Field(gt=0)] = Field(2.0, description="when the request does not say")
+    heartbeat_s: Annotated[float, Field(gt=0)] = Field(5.0, description="how often a server says what it serves")
+
+
+class Metrics(Section):
+    host: str = Field("127.0.0.1", description="where /metrics and /health listen")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one, written to <data_dir>/run")
+
+
+class Embedded(Section):
+    kafka_port: Annotated[int, Field(ge=0, le=65534)] = Field(0, description="0: a free one")
+    milvus_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one")
+    kafka_heap: str = Field("512m", pattern=r"^\d+[mg]$")
+    ready_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
+
+    data_dir: Path = Field(Path(".nextwatch"), description="bundles, embedded services' data, run files")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    kafka: Kafka = Kafka()
+    milvus: Milvus = Milvus()
+    history: History = History()
+    trending: Trending = Trending()
+    model: Model = Model()
+    trainer: Trainer = Trainer()
+    bundles: Bundles = Bundles()
+    indexer: Indexer = Indexer()
+    serving: Serving = Serving()
+    metrics: Metrics = Metrics()
+    embedded: Embedded = Embedded()
+
+    @property
+    def bundles_dir(self) -> Path:
+        return self.data_dir / "bundles"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data_dir / "run"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+SECRETS = (("kafka", "password"), ("milvus", "token"))
+
+
+def load_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Build the settings tree from `file` (else $NEXTWATCH_CONFIG, else ./nextwatch.toml when there is one), the
+    environment, and `overrides` (from command-line options, dotted names), later ones winning.
+
+    Raises SettingsError naming the setting and its source for an unknown name, a wrong value, a secret in the file.
+    """
+    file = _which_file(file)
+    _check_file(file)
+    _check_environ()
+    tree: dict[str, Any] = {}
+    for name, value in (overrides or {}).items():
+        section, _, leaf = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[leaf] = value
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    try:
+        return Settings.model_construct(**dict(FromFile(**tree)))
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def dump_settings(settings: Settings) -> dict[str, Any]:
+    """The effective settings as plain data, secrets masked."""
+    tree: dict[str, Any] = json.loads(settings.model_dump_json())
+    for section, name in SECRETS:
+        tree[section][name] = "********" if getattr(getattr(settings, section), name).get_secret_value() else ""
+    return tree
+
+
+def to_environ(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables, for a child process that must see exactly these (secrets included)."""
+    tree = json.loads(settings.model_dump_json())
+    for section, name in SECRETS:
+        tree[section][name] = getattr(getattr(settings, section), name).get_secret_value()
+    flat = {}
+    for name, value in tree.items():
+        entries = {f"{name}__{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {
+            f"{ENV_PREFIX}{k.upper()}": v if isinstance(v, str) else json.dumps(v)
+            for k, v in entries.items()
+            if v is not None
+        }
+    return flat
+
+
+def _which_file(file: Path | None) -> Path | None:
+    if file is None and os.environ.get(CONFIG_VARIABLE):
+        file = Path(os.environ[CONFIG_VARIABLE])
+    if file is not None and not file.is_file():
+        raise SettingsError(f"settings file {file} does not exist")
+    return file or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+
+
+def _check_file(file: Path | None) -> None:
+    if file is None:
+        return
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not a TOML file: {error}") from None
+    for section, name in SECRETS:
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            variable = f"{ENV_PREFIX}{section}__{name}".upper()
+            raise SettingsError(f"{file}: {section}.{name} is a secret: put it into the variable {variable}")
+
+
+def _check_environ() -> None:
+    """pydantic-settings passes over variables that name no setting; we do not."""
+    for variable in sorted(os.environ):
+        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+            path = variable.removeprefix(ENV_PREFIX).lower().split("__")
+            if not _is_setting(path):
+                raise SettingsError(f"unknown setting {'.'.join(path)} ({variable}); `nextwatch config` lists them all")
+
+
+def _is_setting(path: list[str]) -> bool:
+    field = Settings.model_fields.get(path[0])
+    if field is None:
+        return False
+    section = field.annotation
+    if isinstance(section, type) and issubclass(section, Section):
+        return len(path) == 2 and path[1] in section.model_fields
+    return len(path) == 1
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {name}; `nextwatch config` lists them all")
+        else:
+            variable = ENV_PREFIX + name.replace(".", "__").upper()
+            lines.append(f"setting {name} (or {variable}): {problem['msg']}, got {problem['input']!r}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Answers recommendation requests from one live release."""

@@ -1,0 +1,1 @@
+"""The Faust side: user histories, trending, the incremental trainer; and what travels (messages, topics)."""

@@ -1,0 +1,303 @@
+"""What travels: every message, checked when it is read.
+
+JSON on the wire, binary (MessagePack) only where vectors travel. A reader accepts fields it does not know, so a change
+only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type,
+a missing field, a negative or non-finite number, an empty id, a time in the far future, a message over the size limit)
+with a reason that a person can act on and a short code that a metric can carry.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+Text = Annotated[str, Meta(max_length=2000)]
+Millis = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Offset = Annotated[int, Meta(ge=-1)]
+
+
+class Refused(ValueError):
+    """A message that cannot be used. `code` is one of a fixed few (a metric label), the text says what is wrong."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Context(Struct, frozen=True, omit_defaults=True):
+    """Where and on what a person watches (paper section 3.3, "priors for new users")."""
+
+    region: str | None = None
+    language: str | None = None
+    device: str | None = None
+    surface: str | None = None
+    signed_in: bool | None = None
+    gender: Annotated[float, Meta(ge=0, le=1)] | None = None
+    age: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------
+
+
+class WatchEvent(Struct, frozen=True, omit_defaults=True):
+    event_id: Id
+    user_id: Id
+    item_id: Id
+    event_ms: Millis
+    watch_s: Seconds
+    duration_s: Seconds | None = None
+    request_id: Id | None = None
+    context: Context | None = None
+
+
+class SearchEvent(Struct, frozen=True, omit_defaults=True):
+    event_id: Id
+    user_id: Id
+    query: Text
+    event_ms: Millis
+    context: Context | None = None
+
+
+class Item(Struct, frozen=True, omit_defaults=True):
+    """An entry of the catalogue. A tombstone (null value) or `available: false` takes the item down everywhere."""
+
+    item_id: Id
+    title: str = ""
+    channel: str | None = None
+    topics: tuple[str, ...] = ()
+    duration_s: Seconds | None = None
+    published_ms: Millis | None = None
+    available: bool = True
+    language: str | None = None
+
+
+# --- histories and examples ------------------------------------------------------------------------------------------
+
+
+class Watch(Struct, frozen=True, array_like=True):
+    """One entry of a history; an array on the wire, since fifty of them travel with every event."""
+
+    item_id: str
+    event_ms: int
+    watch_s: float
+    duration_s: float | None
+    completed: bool
+    event_id: str
+    offset: int  # in watch-events, on the user's own partition
+
+
+class Search(Struct, frozen=True, array_like=True):
+    query: str
+    event_ms: int
+    event_id: str
+    offset: int
+
+
+class UserHistory(Struct, frozen=True, omit_defaults=True):
+    """The newest watches and searches of a user, oldest first by event time, and what the stream has shown us so far.
+
+    `watch_offset` and `search_offset` are the newest source offsets that are in here: an event at or below is a replay.
+    """
+
+    user_id: Id
+    watches: tuple[Watch, ...] = ()
+    searches: tuple[Search, ...] = ()
+    context: Context | None = None
+    watch_offset: Offset = -1
+    search_offset: Offset = -1
+    produced_ms: Millis = 0  # when the newest event in here was sent to Kafka
+
+
+class TrainingExample(Struct, frozen=True, omit_defaults=True):
+    """A completed watch and the history as it was before it: all that a training step needs."""
+
+    user_id: Id
+    item_id: Id
+    event_ms: Millis
+    watch_s: Seconds
+    duration_s: Seconds | None
+    watches: tuple[Watch, ...]
+    searches: tuple[Search, ...]
+    context: Context | None
+    partition: int  # of the watch in watch-events; with `offset` it is the example's identity
+    offset: int
+    produced_ms: Millis
+
+
+class ItemVector(Struct, frozen=True, array_like=True):
+    """A touched row, MessagePack. Vectors are little-endian float32: `vector` goes to the index, `query_row` is the
+    item's embedding on the user's side (what a history averages)."""
+
+    version: str
+    step: int
+    vector: bytes
+    query_row: bytes
+    produced_ms: int  # of the oldest watch that this row has learnt from since it was last published; 0: none
+    state: bytes = b""  # trainer's own: popularity count and optimiser state of the row
+
+
+# --- releases --------------------------------------------------------------------------------------------------------
+
+
+class BundlePublished(Struct, frozen=True, tag="bundle", tag_field="kind"):
+    """Key `bundle`. The bundle lies in `<data_dir>/bundles/<version>`."""
+
+    version: Id
+    created_ms: Millis
+    dim: int
+    items: int
+    schema_hash: str
+
+
+class IndexReady(Struct, frozen=True, tag="index", tag_field="kind"):
+    """Key `index`: the collection that serving may swap to. Announcing an older version is a roll-back."""
+
+    version: Id
+    collection: str
+    items: int
+    at_ms: Millis
+
+
+class ServerState(Struct, frozen=True, tag="server", tag_field="kind"):
+    """Key `server/<server_id>`, repeated as a heartbeat: what a living server answers from (empty: no release yet)."""
+
+    server_id: Id
+    version: str
+    at_ms: Millis
+
+
+Release = BundlePublished | IndexReady | ServerState
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+class RecommendRequest(Struct, frozen=True, omit_defaults=True):
+    request_id: Id
+    user_id: Id
+    k: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    context: Context | None = None
+    filter: str | None = None
+    exclude: tuple[Id, ...] = ()
+    deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None  # how long the client waits, from the send
+
+
+class Recommended(Struct, frozen=True, omit_defaults=True):
+    item_id: str
+    rank: int
+    source: str
+    score: float | None = None
+    expected_watch_s: float | None = None
+
+
+class RecommendReply(Struct, frozen=True, omit_defaults=True):
+    """An answer, or `error` for a request that could not be understood. `degraded` names the ladder's steps taken."""
+
+    request_id: str
+    items: tuple[Recommended, ...] = ()
+    version: str = ""
+    served_by: str = ""
+    stages_ms: dict[str, float] = {}
+    degraded: tuple[str, ...] = ()
+    history_watches: int = 0
+    history_event_ms: int | None = None  # of the newest watch that this answer knows of
+    error: str | None = None
+
+
+class Shown(Struct, frozen=True, omit_defaults=True):
+    item_id: Id
+    position: int
+    source: str
+    score: float | None = None
+    expected_watch_s: float | None = None
+    features: dict[str, float] = {}
+
+
+class Impression(Struct, frozen=True, omit_defaults=True):
+    request_id: Id
+    user_id: Id
+    at_ms: Millis
+    served_by: str
+    version: str
+    items: tuple[Shown, ...]
+    context: Context | None = None
+
+
+class RankingExample(Struct, frozen=True, omit_defaults=True):
+    """An impression of one item joined to its outcome."""
+
+    request_id: Id
+    user_id: Id
+    item_id: Id
+    position: int
+    shown_ms: Millis
+    watched_s: Seconds
+    version: str
+    features: dict[str, float] = {}
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+class Trending(Struct, frozen=True, omit_defaults=True):
+    """Decayed counts of completed watches of one partition; readers add the partitions up."""
+
+    scope: Id
+    partition: int
+    as_of_ms: Millis
+    half_life_s: Seconds
+    items: tuple[tuple[str, float], ...]
+    offset: Offset = -1  # newest watch-events offset counted
+
+
+class DeadLetter(Struct, frozen=True, omit_defaults=True):
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    code: str
+    at_ms: int
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+M = TypeVar("M")
+_JSON = msgspec.json.Encoder()
+_MSGPACK = msgspec.msgpack.Encoder()
+_BINARY: tuple[Any, ...] = (ItemVector,)
+
+
+@cache
+def _decoder(kind: Any) -> Any:
+    return msgspec.msgpack.Decoder(kind) if kind in _BINARY else msgspec.json.Decoder(kind)
+
+
+def encode(message: Struct) -> bytes:
+    return _MSGPACK.encode(message) if isinstance(message, _BINARY) else _JSON.encode(message)
+
+
+def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, latest_ms: int | None = None) -> M:
+    """Read one message of type `kind`. `latest_ms` is the latest `event_ms` that can be true (now plus clock skew).
+
+    Raises Refused with code `empty`, `too_large`, `malformed`, `invalid` or `future`.
+    """
+    if raw is None:
+        raise Refused("empty", "message has no value")
+    if len(raw) > max_bytes:
+        raise Refused("too_large", f"message of {len(raw)} bytes is over the limit of {max_bytes} bytes")
+    try:
+        message: M = _decoder(kind).decode(raw)
+    except msgspec.ValidationError as error:
+        raise Refused("invalid", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused("malformed", f"not {'MessagePack' if kind in _BINARY else 'JSON'}: {error}") from None
+    event_ms = getattr(message, "event_ms", None)
+    if latest_ms is not None and event_ms is not None and event_ms > latest_ms:
+        ahead_s = (event_ms - latest_ms) / 1000
+        raise Refused("future", f"event_ms {event_ms} lies {ahead_s:.0f} s beyond what a clock's skew allows")
+    return message

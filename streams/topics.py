@@ -1,0 +1,138 @@
+"""Where it travels: every topic with its key, partitions and cleanup policy; how they are made and checked.
+
+All user-keyed topics that are read together have the same number of partitions and are keyed by the bare user id in
+UTF-8, partitioned as Kafka's Java client does (murmur2). A producer with another partitioner is forgiven: whoever reads
+a user's message on the wrong partition forwards it once (`partition_of` decides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.partitioner.default import murmur2
+
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka
+from streams import messages
+
+FORWARDED = "nextwatch-forwarded"  # header of a message that was moved to its user's partition
+
+WATCH_EVENTS = "watch-events"
+SEARCH_EVENTS = "search-events"
+ITEMS = "items"
+USER_HISTORIES = "user-histories"
+TRAINING_EXAMPLES = "training-examples"
+ITEM_VECTORS = "item-vectors"
+RELEASES = "releases"
+IMPRESSIONS = "impressions"
+RANKING_EXAMPLES = "ranking-examples"
+TRENDING = "trending"
+RECOMMEND_REQUESTS = "recommend-requests"
+RECOMMEND_REPLIES = "recommend-replies"
+DEAD_LETTERS = "dead-letters"
+
+
+@dataclass(frozen=True)
+class Topic:
+    name: str
+    key: str
+    cleanup: Literal["delete", "compact"]
+    message: Any
+    single: bool = False  # one partition, whatever `kafka.partitions` says
+
+
+TOPICS = (
+    Topic(WATCH_EVENTS, "user", "delete", messages.WatchEvent),
+    Topic(SEARCH_EVENTS, "user", "delete", messages.SearchEvent),
+    Topic(ITEMS, "item", "compact", messages.Item),
+    Topic(USER_HISTORIES, "user", "compact", messages.UserHistory),
+    Topic(TRAINING_EXAMPLES, "user", "delete", messages.TrainingExample, single=True),
+    Topic(ITEM_VECTORS, "item", "compact", messages.ItemVector),
+    Topic(RELEASES, "kind", "compact", messages.Release, single=True),
+    Topic(IMPRESSIONS, "user", "delete", messages.Impression),
+    Topic(RANKING_EXAMPLES, "user", "delete", messages.RankingExample),
+    Topic(TRENDING, "scope", "compact", messages.Trending, single=True),
+    Topic(RECOMMEND_REQUESTS, "user", "delete", messages.RecommendRequest),
+    Topic(RECOMMEND_REPLIES, "request", "delete", messages.RecommendReply),
+    Topic(DEAD_LETTERS, "as source", "delete", messages.DeadLetter),
+)
+
+
+def partition_of(user_id: str, partitions: int) -> int:
+    """The partition of a key, as Kafka's default partitioner chooses it."""
+    return int((murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions)
+
+
+def partitions_of(topic: Topic, kafka: Kafka) -> int:
+    return 1 if topic.single else kafka.partitions
+
+
+def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
+    """Topic-level settings that the design relies on."""
+    # Room for headers and the batch around the largest value we accept; histories carry fifty watches.
+    config = {"cleanup.policy": topic.cleanup, "max.message.bytes": str(4 * kafka.max_message_bytes)}
+    if topic.cleanup == "delete":
+        config["retention.ms"] = str(int(kafka.retention_h * 3_600_000))
+    else:
+        # A bundle that is older than this could bring back an item whose tombstone is gone.
+        config["delete.retention.ms"] = str(int(kafka.tombstone_h * 3_600_000))
+    return config
+
+
+def create_topics(kafka: Kafka) -> list[str]:
+    """Make the topics that are missing; the names made. Existing ones are left as they are (see check_topics)."""
+    with _admin(kafka) as admin:
+        there = set(admin.list_topics())
+        missing = [topic for topic in TOPICS if kafka.topic_prefix + topic.name not in there]
+        if missing:
+            wanted = {
+                kafka.topic_prefix + topic.name: {
+                    "num_partitions": partitions_of(topic, kafka),
+                    "replication_factor": kafka.replication,
+                    "configs": config_of(topic, kafka),
+                }
+                for topic in missing
+            }
+            admin.create_topics(wanted)
+            admin.wait_for_topics(list(wanted))
+    return [kafka.topic_prefix + topic.name for topic in missing]
+
+
+def check_topics(kafka: Kafka) -> list[str]:
+    """What differs between the cluster and the design, one line each; empty when all is well."""
+    with _admin(kafka) as admin:
+        there = set(admin.list_topics())
+        names = {kafka.topic_prefix + topic.name: topic for topic in TOPICS}
+        problems = [f"{name}: missing (nextwatch topics --create)" for name in names if name not in there]
+        present = [name for name in names if name in there]
+        partitions = {t["name"]: len(t["partitions"]) for t in admin.describe_topics(present)}
+        configs = _describe_configs(admin, present)
+    for name in present:
+        problems += _differences(name, names[name], kafka, partitions[name], configs.get(name, {}))
+    return problems
+
+
+def _differences(name: str, topic: Topic, kafka: Kafka, partitions: int, config: dict[str, str]) -> Iterator[str]:
+    wanted = partitions_of(topic, kafka)
+    if partitions != wanted:
+        why = "must have one" if topic.single else "user-keyed topics are co-partitioned: set kafka.partitions"
+        yield f"{name}: {partitions} partitions, expected {wanted} ({why})"
+    cleanup = config.get("cleanup.policy")
+    if cleanup is not None and cleanup != topic.cleanup:
+        yield f"{name}: cleanup.policy is {cleanup}, expected {topic.cleanup}"
+
+
+def _describe_configs(admin: Any, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Topic-level configuration by topic; empty where the broker does not tell."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    answer = admin.describe_configs(resources, config_filter="all")
+    found = next(iter(answer.values()), {})
+    return {name: {key: str(entry["value"]) for key, entry in entries.items()} for name, entries in found.items()}
+
+
+def _admin(kafka: Kafka) -> Any:
+    return KafkaAdminClient(client_id="nextwatch-topics", **kafka_python_options(kafka))
