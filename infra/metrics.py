@@ -51,6 +51,9 @@ EVENT_TO_VECTOR = Histogram(
 UPSERTED = Counter("nextwatch_index_rows_upserted_total", "Rows written to the index")
 DELETED = Counter("nextwatch_index_rows_deleted_total", "Rows deleted from the index")
 INDEX_ROWS = Gauge("nextwatch_index_rows", "Rows in the live collection")
+INDEX_RETRIES = Counter(
+    "nextwatch_index_retries_total", "Calls of the indexer that failed and are tried again", ["dependency"]
+)
 
 # serving
 REQUESTS = Counter("nextwatch_requests_total", "Requests by outcome", ["outcome"])
@@ -62,3 +65,4 @@ CANDIDATES = Histogram(
 )
 HISTORIES = Gauge("nextwatch_histories", "Users in this server's view")
 CATALOGUE = Gauge("nextwatch_catalogue_items", "Items in this server's view")
+RELEASES_REFUSED = Counter("nextwatch_releases_refused_total", "Announced releases that cannot be served", ["reason"])

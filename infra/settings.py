@@ -165,7 +165,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
@@ -209,7 +210,7 @@ def to_environ(settings: Settings) -> dict[str, str]:
     tree = json.loads(settings.model_dump_json())
     for section, name in SECRETS:
         tree[section][name] = getattr(getattr(settings, section), name).get_secret_value()
-    flat = {}
+    flat: dict[str, str] = {}
     for name, value in tree.items():
         entries = {f"{name}__{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
         flat |= {

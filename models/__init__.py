@@ -1,1 +1,4 @@
-"""The mathematics: user tower, item tables, ranker, losses, training, evaluation, bundles. No Kafka, no Milvus, no clock."""
+"""The mathematics: user tower, item tables, ranker, losses, training, evaluation, bundles.
+
+No Kafka, no Milvus, no clock.
+"""

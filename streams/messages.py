@@ -291,7 +291,7 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     if len(raw) > max_bytes:
         raise Refused("too_large", f"message of {len(raw)} bytes is over the limit of {max_bytes} bytes")
     try:
-        message: M = _decoder(kind).decode(raw)
+        message: M = _decoder(kind).decode(raw)  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
         raise Refused("invalid", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

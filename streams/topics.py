@@ -130,7 +130,7 @@ def _describe_configs(admin: Any, names: Iterable[str]) -> dict[str, dict[str, s
     """Topic-level configuration by topic; empty where the broker does not tell."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     answer = admin.describe_configs(resources, config_filter="all")
-    found = next(iter(answer.values()), {})
+    found: dict[str, Any] = next(iter(answer.values()), {})
     return {name: {key: str(entry["value"]) for key, entry in entries.items()} for name, entries in found.items()}
 
 

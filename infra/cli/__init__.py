@@ -1,1 +1,1 @@
-"""The command line: `nextwatch`."""
+"""The command line, `nextwatch`: one file per kind of command; `main.py` puts them together."""

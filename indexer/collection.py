@@ -1,0 +1,314 @@
+"""The index: one Milvus collection per version, named `items_<version>`; the only file that speaks pymilvus.
+
+pymilvus' and gRPC's exceptions end here, as those of indexer/errors.py:
+
+    IndexFailure
+    ├── IndexUnavailable   Milvus does not answer, or not in time, or is overloaded: the same call may work later
+    ├── IndexMissing       there is no collection of this version
+    └── IndexRefused       Milvus will never accept this call: a wrong token, a wrong parameter
+
+Milvus Lite and a Milvus server want opposite things. Lite searches its memtable row by row in Python, so it is flushed
+every few thousand rows; a server makes a segment of each flush, so it is flushed only after a fill. Both are read with
+strong consistency: what was upserted is found by the next search. After a restart collections are not loaded; a call
+that fails for it (code 101) loads and tries once more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
+
+from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from infra.settings import Milvus
+
+__all__ = [
+    "Index",
+    "IndexFailure",
+    "IndexMissing",
+    "IndexRefused",
+    "IndexUnavailable",
+    "collection_name",
+    "is_indexable",
+]
+
+Floats = NDArray[np.float32]
+
+PREFIX = "items_"
+MOST_HITS = 16384  # Milvus' own bound on a search's limit
+_MARK = "nextwatch.mark"  # a collection property, see Index.mark
+_ID_BYTES = 1024
+_LITE_MEMTABLE_ROWS = 2000  # costs about 10 ms per search; a flush costs about 80 ms
+_SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
+_NOT_FOUND, _NOT_LOADED = 100, 101
+_INPUT_ERRORS = range(1100, 1200)
+_NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
+_HNSW = {"M": 16, "efConstruction": 200}
+
+# It logs each failed call with a traceback; ours say the same once, where they are handled.
+logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+
+
+def collection_name(version: str) -> str:
+    return PREFIX + version
+
+
+def is_indexable(item_id: str) -> bool:
+    """Whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
+    return 0 < len(item_id.encode()) <= _ID_BYTES and "\\u" not in json.dumps(item_id, ensure_ascii=False)
+
+
+class Index:
+    """One connection to Milvus, made at the first call. May be used from several threads; one writer per collection.
+
+    Every method raises the errors of this module; `version` is always a release's version.
+    """
+
+    def __init__(self, milvus: Milvus) -> None:
+        if not milvus.uri:
+            raise IndexRefused("setting milvus.uri is empty: give a Milvus server's http(s)://host:port")
+        self._milvus = milvus
+        self._connected: MilvusClient | None = None
+        self._lock = threading.Lock()
+        self._is_lite = False
+        self._unflushed: Counter[str] = Counter()
+
+    # --- collections -------------------------------------------------------------------------------------------------
+
+    def versions(self) -> list[str]:
+        """Versions that have a collection, complete or not, oldest name first."""
+        with _translated("list collections"):
+            names = self._client().list_collections(timeout=self._milvus.timeout_s)
+        return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+
+    def create(self, version: str, dim: int) -> None:
+        """An empty, loaded collection of vectors of length `dim`."""
+        client = self._client()
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("item_id", DataType.VARCHAR, max_length=_ID_BYTES, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+        schema.add_field("step", DataType.INT64)
+        kind = self._milvus.index_type
+        index = MilvusClient.prepare_index_params()
+        index.add_index("vector", index_type=kind, metric_type="IP", params=_HNSW if kind == "HNSW" else {})
+        with _translated("create", version):
+            client.create_collection(
+                collection_name(version),
+                schema=schema,
+                index_params=index,
+                consistency_level="Strong",
+                timeout=_SLOW_S,
+            )
+        self._unflushed.pop(version, None)
+
+    def drop(self, version: str) -> None:
+        """Remove a collection; nothing happens when there is none."""
+        with _translated("drop", version):
+            self._client().drop_collection(collection_name(version), timeout=_SLOW_S)
+        self._unflushed.pop(version, None)
+
+    def mark(self, version: str, mark: str) -> None:
+        """Write a word on the collection that outlives us: how far its making has come (see indexer/handover.py)."""
+        with _translated("mark", version):
+            name, timeout = collection_name(version), self._milvus.timeout_s
+            self._client().alter_collection_properties(name, {_MARK: mark}, timeout=timeout)
+
+    def mark_of(self, version: str) -> str:
+        """The collection's mark, empty when it has none."""
+        with _translated("describe", version):
+            about = self._client().describe_collection(collection_name(version), timeout=self._milvus.timeout_s)
+        return str(dict(about.get("properties") or {}).get(_MARK, ""))
+
+    def dim(self, version: str) -> int:
+        """The length of the collection's vectors."""
+        with _translated("describe", version):
+            about = self._client().describe_collection(collection_name(version), timeout=self._milvus.timeout_s)
+        return next(int(field["params"]["dim"]) for field in about["fields"] if field["name"] == "vector")
+
+    def load(self, version: str) -> None:
+        """Make it searchable; needed after a restart of Milvus, harmless when it is."""
+        with _translated("load", version):
+            self._client().load_collection(collection_name(version), timeout=_SLOW_S)
+
+    def flush(self, version: str) -> None:
+        """Move what was written into segments. For the end of a fill; Milvus Lite flushes itself in between."""
+        with _translated("flush", version):
+            self._client().flush(collection_name(version), timeout=_SLOW_S)
+        self._unflushed.pop(version, None)
+
+    def count(self, version: str) -> int:
+        """Rows in the collection, exactly."""
+        return int(self._query(version, "", ["count(*)"])[0]["count(*)"])
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    def upsert(self, version: str, item_ids: Sequence[str], vectors: Floats, steps: Sequence[int]) -> None:
+        """Write or replace rows; vectors float32 [N, dim]. Raises ValueError for a non-finite vector.
+
+        When it returns, the next search finds them.
+        """
+        rows = _rows(item_ids, vectors, steps)
+        with _translated("upsert", version):
+            self._client().upsert(collection_name(version), rows, timeout=self._milvus.timeout_s)
+        self._keep_memtable_small(version, len(rows))
+
+    def delete(self, version: str, item_ids: Sequence[str]) -> None:
+        """Remove rows; ids that are not there are passed over."""
+        with _translated("delete", version):
+            self._client().delete(collection_name(version), filter=_is_one_of(item_ids), timeout=self._milvus.timeout_s)
+        self._keep_memtable_small(version, len(item_ids))
+
+    def vectors(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[int, Floats]]:
+        """Step and vector float32 [dim] of those of these items that are there."""
+        found = self._query(version, _is_one_of(item_ids), ["item_id", "vector", "step"])
+        return {row["item_id"]: (int(row["step"]), np.asarray(row["vector"], np.float32)) for row in found}
+
+    def search(
+        self, version: str, vectors: Floats, limit: int, *, timeout_s: float | None = None
+    ) -> list[tuple[list[str], Floats]]:
+        """The `limit` (at most 16384) items with the largest inner product for each of vectors float32 [B, dim].
+
+        Per query: ids and inner products float32 [up to limit], best first.
+        """
+        if not np.isfinite(vectors).all():
+            raise ValueError("query vectors must be finite")
+        limit = min(limit, MOST_HITS)
+        params = {"ef": max(64, limit)} if self._milvus.index_type == "HNSW" else {}
+        client = self._client()
+
+        def run() -> Any:
+            return client.search(
+                collection_name(version),
+                data=list(np.ascontiguousarray(vectors, np.float32)),
+                anns_field="vector",
+                limit=limit,
+                search_params={"metric_type": "IP", "params": params},
+                # Lite answers "no fields" with all of them, vectors too.
+                output_fields=["item_id"] if self._is_lite else [],
+                consistency_level="Strong",
+                timeout=timeout_s or self._milvus.timeout_s,
+            )
+
+        # The columns behind the hits: one list each, where hit by hit would be a dictionary for every candidate.
+        return [(list(hits.ids), np.array(hits.distances, np.float32)) for hits in self._reading(version, run)]
+
+    # --- connection --------------------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """One real request. Raises IndexUnavailable or IndexRefused."""
+        self.versions()
+
+    def is_ready(self) -> bool:
+        """Whether Milvus answers."""
+        try:
+            self.ping()
+        except IndexFailure:
+            return False
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connected is not None:
+                self._connected.close()
+            self._connected = None
+
+    def _client(self) -> MilvusClient:
+        with self._lock:
+            if self._connected is None:
+                with _translated(f"connect to {self._milvus.uri}"):
+                    client = MilvusClient(**_connection(self._milvus))
+                    version = client.get_server_version(timeout=self._milvus.timeout_s)
+                self._is_lite = "lite" in version.lower()
+                self._connected = client
+            return self._connected
+
+    def _query(self, version: str, expression: str, fields: list[str]) -> list[dict[str, Any]]:
+        client = self._client()
+
+        def run() -> Any:
+            return client.query(
+                collection_name(version),
+                filter=expression,
+                output_fields=fields,
+                consistency_level="Strong",
+                timeout=self._milvus.timeout_s,
+            )
+
+        return list(self._reading(version, run))
+
+    def _reading(self, version: str, run: Any) -> Any:
+        """The answer of `run`; a collection that is not loaded (after a restart of Milvus) is loaded first."""
+        with _translated("read", version):
+            try:
+                return run()
+            except MilvusException as error:
+                if error.code != _NOT_LOADED:
+                    raise
+            self.load(version)
+            return run()
+
+    def _keep_memtable_small(self, version: str, rows: int) -> None:
+        if not self._is_lite:
+            return
+        self._unflushed[version] += rows
+        if self._unflushed[version] >= _LITE_MEMTABLE_ROWS:
+            self.flush(version)
+
+
+def _connection(milvus: Milvus) -> dict[str, Any]:
+    options: dict[str, Any] = {"uri": milvus.uri, "timeout": milvus.timeout_s}
+    if token := milvus.token.get_secret_value():
+        options["token"] = token
+    if milvus.uri.startswith("https"):
+        options["secure"] = True
+        if milvus.ca_file:
+            options["server_pem_path"] = str(milvus.ca_file)
+    return options
+
+
+def _rows(item_ids: Sequence[str], vectors: Floats, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """pymilvus' rows. Milvus would take a NaN without a word and rank it anywhere."""
+    if not np.isfinite(vectors).all():
+        bad = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
+        raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
+    return [
+        {"item_id": item_id, "vector": vector, "step": int(step)}
+        for item_id, vector, step in zip(item_ids, vectors, steps, strict=True)
+    ]
+
+
+def _is_one_of(item_ids: Sequence[str]) -> str:
+    """pymilvus quotes ids as Python does, which Milvus reads otherwise (it's); JSON's strings are Milvus' own."""
+    return f"item_id in {json.dumps(list(item_ids), ensure_ascii=False)}"
+
+
+@contextmanager
+def _translated(call: str, version: str = "") -> Iterator[None]:
+    try:
+        yield
+    except MilvusException as error:
+        text = f"Milvus: {call} {collection_name(version) if version else ''}: {error.message}"
+        raise _kind_of(error)(text) from error
+    except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+        reason = error.details() if isinstance(error, grpc.Call) else "no answer in time"
+        raise IndexUnavailable(f"Milvus: {call} {version}: {reason}") from error
+
+
+def _kind_of(error: MilvusException) -> type[IndexFailure]:
+    """What is unknown is retried: it is better to wait in sight than to drop a row."""
+    if error.code == _NOT_FOUND:
+        return IndexMissing
+    refused = (
+        error.code in _INPUT_ERRORS or error.code in _NO_ACCESS or isinstance(error, ParamError | DataNotMatchException)
+    )
+    return IndexRefused if refused else IndexUnavailable

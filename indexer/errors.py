@@ -1,0 +1,25 @@
+"""What can go wrong with the index, for those who only want to catch it (no pymilvus is imported by importing this).
+
+IndexFailure
+├── IndexUnavailable   Milvus does not answer, or not in time, or is overloaded: the same call may work later
+├── IndexMissing       there is no collection of this version
+└── IndexRefused       Milvus will never accept this call: a wrong token, a wrong parameter
+"""
+
+from __future__ import annotations
+
+
+class IndexFailure(RuntimeError):
+    """Any failure of a call to the index; the text says which call and what Milvus answered."""
+
+
+class IndexUnavailable(IndexFailure):
+    """Milvus does not answer, or not in time, or is overloaded: the same call may work later."""
+
+
+class IndexMissing(IndexFailure):
+    """There is no collection of this version."""
+
+
+class IndexRefused(IndexFailure):
+    """Milvus will never accept this call: a wrong token, a wrong parameter."""

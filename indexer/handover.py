@@ -1,0 +1,154 @@
+"""Which collection is made, announced and dropped: the hand-over from one release to the next, decided but not done.
+
+A collection's mark in Milvus says how far its making has come, so that whoever starts next knows what it finds:
+none (being filled, or left half full), `whole` (filled, verified, up to date), `announced:<ms>` (servers were told).
+Marks are written before what they allow: a collection is whole before it is announced, and only announced ones become
+live, spare, or the target of a roll-back. A half-full one is dropped and made again from the start.
+
+Whether a server lives is told by order of arrival, not by clocks: it is dead when others have been heard for long
+since it was last heard. A broker that is away, or an indexer that was, silences all alike and so declares nobody dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from streams.messages import BundlePublished, IndexReady, Release, ServerState
+
+WHOLE = "whole"
+_ANNOUNCED = "announced:"
+
+
+@dataclass(frozen=True)
+class Server:
+    version: str
+    heard_ms: int
+
+
+@dataclass(frozen=True)
+class Releases:
+    """What the `releases` topic says, as far as it was read."""
+
+    bundle: BundlePublished | None = None  # the newest
+    ready: IndexReady | None = None  # the newest: what servers shall serve
+    servers: Mapping[str, Server] | None = None  # by server id
+
+    @property
+    def live(self) -> str:
+        """The version that servers were told to serve; empty before the first."""
+        return self.ready.version if self.ready else ""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Fill a new collection from the bundle of this version, then catch up with its vectors."""
+
+    version: str
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Tell servers that this version's collection is ready, then mark it announced."""
+
+    version: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Remove a collection (and stop building it)."""
+
+    version: str
+
+
+Action = Build | Announce | Drop
+
+
+def announced(at_ms: int) -> str:
+    """The mark of a collection that servers were told of."""
+    return f"{_ANNOUNCED}{at_ms}"
+
+
+def announced_ms(mark: str) -> int | None:
+    """When servers were told of a collection with this mark; None when they were not."""
+    number = mark.removeprefix(_ANNOUNCED)
+    return int(number) if mark.startswith(_ANNOUNCED) and number.isdigit() else None
+
+
+def is_whole(mark: str) -> bool:
+    return mark == WHOLE or announced_ms(mark) is not None
+
+
+def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
+    """What is known after one more message; `heard_ms` is our own clock when it was read."""
+    match message:
+        case BundlePublished():
+            return replace(releases, bundle=message)
+        case IndexReady():
+            return replace(releases, ready=message)
+        case ServerState():
+            server = Server(message.version, heard_ms)
+            return replace(releases, servers={**(releases.servers or {}), message.server_id: server})
+
+
+def forget_server(releases: Releases, server_id: str) -> Releases:
+    """A server has said goodbye (a tombstone under its key)."""
+    servers = {name: server for name, server in (releases.servers or {}).items() if name != server_id}
+    return replace(releases, servers=servers)
+
+
+def versions_served(releases: Releases, timeout_ms: int) -> set[str]:
+    """The versions that living servers answer from."""
+    servers = (releases.servers or {}).values()
+    newest_ms = max((server.heard_ms for server in servers), default=0)
+    return {server.version for server in servers if server.version and server.heard_ms >= newest_ms - timeout_ms}
+
+
+def decide(
+    releases: Releases,
+    marks: Mapping[str, str],
+    *,
+    building: str = "",
+    unusable: frozenset[str] = frozenset(),
+    timeout_ms: int,
+) -> list[Action]:
+    """What to do now, in this order.
+
+    `marks`: the mark of every collection there is. `building`: the version being built here. `unusable`: versions whose
+    bundle cannot be read just now. Ask again after the actions are done: one step is decided at a time.
+    """
+    wanted = _wanted(releases, marks, unusable)
+    actions: list[Action] = []
+    if building and building != wanted:
+        actions.append(Drop(building))
+        building = ""
+    if wanted and is_whole(marks.get(wanted, "")):
+        actions.append(Announce(wanted))
+    elif wanted and wanted != building:
+        actions += [Drop(wanted)] if wanted in marks else []
+        actions.append(Build(wanted))
+    done = {action.version for action in actions}
+    return actions + [Drop(v) for v in sorted(_superfluous(releases, marks, timeout_ms) - done - {building, wanted})]
+
+
+def _wanted(releases: Releases, marks: Mapping[str, str], unusable: frozenset[str]) -> str:
+    """The version whose collection is still to be made or announced: the newest bundle's, else the live one's if it
+    is lost (a Milvus that lost its data; after a roll-back it is not the newest)."""
+    newest = releases.bundle.version if releases.bundle else ""
+    if is_whole(marks.get(newest, "")) and not releases.live:
+        return newest  # the topic was lost, the collection was not
+    for version in (newest, releases.live):
+        if version and version not in unusable and announced_ms(marks.get(version, "")) is None:
+            return version
+    return ""
+
+
+def _superfluous(releases: Releases, marks: Mapping[str, str], timeout_ms: int) -> set[str]:
+    """Collections that nobody needs: not live, not the spare, not served. All are kept while the live one is not there
+    to be fallen back upon."""
+    told = {version: ms for version, mark in marks.items() if (ms := announced_ms(mark)) is not None}
+    if releases.live not in told:
+        return set()
+    others = [version for version in told if version != releases.live]
+    spare = max(others, key=lambda version: (told[version], version), default="")
+    return set(marks) - {releases.live, spare} - versions_served(releases, timeout_ms)

@@ -1,0 +1,83 @@
+"""What a record of `items` or `item-vectors` means for the rows that wait to be written; no service is spoken to here.
+
+A record below `written` was handled before (by us or by who was here before us): a row in it is in every collection
+that was whole then. It is read again all the same, for the collection that is catching up and for the items that are
+down, whose rows are parked in memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from indexer.collection import is_indexable
+from indexer.rows import Row, Rows, problem_of
+from streams.messages import Item, ItemVector, Refused, decode
+
+
+@dataclass
+class Intake:
+    """Turns records into changes of `rows`. `dims`: vector length of each collection that takes rows; `catching_up`:
+    the one among them that has not yet seen all of `item-vectors`."""
+
+    rows: Rows
+    max_bytes: int
+    dims: dict[str, int] = field(default_factory=dict)
+    catching_up: str = ""
+
+    def hear_item(self, key: bytes | None, value: bytes | None, now_ms: int) -> None:
+        """A catalogue entry: what is unavailable is taken down. Raises Refused."""
+        if value is None:
+            self.rows.take_down(_id_of(key), now_ms)
+            return
+        item = decode(Item, value, max_bytes=self.max_bytes)
+        if item.available:
+            self.rows.bring_back(item.item_id, now_ms)
+        else:
+            self.rows.take_down(item.item_id, now_ms)
+
+    def hear_vector(self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int) -> str | None:
+        """A touched row, or the tombstone of an item that the trainer has let go of; the item's id in that case.
+
+        Raises Refused.
+        """
+        if key == b"":
+            return None  # the trainer's own bookkeeping
+        item_id = _id_of(key)
+        if value is None:
+            if is_written:
+                return None  # a release made since may have the item again
+            self.rows.expire(item_id, now_ms)
+            return item_id
+        if is_written and not self.catching_up and item_id not in self.rows.down:
+            return None
+        message = decode(ItemVector, value, max_bytes=self.max_bytes)
+        if message.version in self.dims:
+            self._take(item_id, message, is_written=is_written, now_ms=now_ms)
+        return None
+
+    def _take(self, item_id: str, message: ItemVector, *, is_written: bool, now_ms: int) -> None:
+        if problem := problem_of(message.vector, self.dims[message.version]):
+            raise Refused("invalid", f"item {item_id}, version {message.version}: {problem}")
+        if not is_indexable(item_id):
+            raise Refused("invalid", "item id has control characters or is longer than 1024 bytes")
+        if not is_written:
+            self.rows.put(message.version, item_id, Row(message.step, message.vector, message.produced_ms), now_ms)
+        elif message.version == self.catching_up:
+            self.rows.put(message.version, item_id, Row(message.step, message.vector), now_ms)
+        else:
+            self.rows.park(message.version, item_id, Row(message.step, message.vector))
+
+
+def is_written(written: Mapping[tuple[str, int], int], topic: str, partition: int, offset: int) -> bool:
+    """Whether a record's effects are in the index already."""
+    return offset < written.get((topic, partition), 0)
+
+
+def _id_of(key: bytes | None) -> str:
+    if not key:
+        raise Refused("invalid", "record without a key: the key is the item's id")
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        raise Refused("malformed", "key is not UTF-8") from None

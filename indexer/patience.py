@@ -1,0 +1,70 @@
+"""Milvus is away: wait for it in place, in sight, and stay a member of the group meanwhile.
+
+Nothing is skipped and nothing overtakes: the one loop that writes stands still, so what was read is written in order
+when Milvus is back, and what was not read stays in Kafka. Every failed call is counted, and `/health` says what it is
+waiting for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from kafka.errors import KafkaError
+
+from indexer.errors import IndexUnavailable
+from infra import metrics
+from infra.health import Health
+
+log = structlog.get_logger(__name__)
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """We were asked to stop while waiting."""
+
+
+class Patience:
+    """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one.
+
+    `meanwhile` runs before each try. Raises what it raises, Stopped when `stop` is set after a failed try, and whatever
+    of `call` is not an absence of the other side.
+    """
+
+    def __init__(self, stop: threading.Event, health: Health, meanwhile: Callable[[], None]) -> None:
+        self._stop = stop
+        self._health = health
+        self._meanwhile = meanwhile
+
+    def __call__(self, call: Callable[[], T]) -> T:
+        wait_s = FIRST_WAIT_S
+        was_ready, was_waiting_for = self._health.ready, self._health.waiting_for
+        while True:
+            self._meanwhile()
+            try:
+                answer = call()
+            except (IndexUnavailable, KafkaError) as error:
+                self._report(error, wait_s)
+            else:
+                self._health.ready, self._health.waiting_for = was_ready, was_waiting_for
+                return answer
+            if self._stop.wait(wait_s):
+                raise Stopped
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def check(self) -> None:
+        """For a loop that waits by itself: raises Stopped, and what `meanwhile` raises."""
+        if self._stop.is_set():
+            raise Stopped
+        self._meanwhile()
+
+    def _report(self, error: Exception, wait_s: float) -> None:
+        which = "Milvus" if isinstance(error, IndexUnavailable) else "Kafka"
+        metrics.INDEX_RETRIES.labels(which.lower()).inc()
+        log.warning("unavailable, trying again", dependency=which, error=str(error), wait_s=wait_s)
+        self._health.ready, self._health.waiting_for = False, f"{which}: {error}"

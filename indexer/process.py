@@ -1,0 +1,290 @@
+"""The indexer process: releases, catalogue and touched rows from Kafka into Milvus, one collection per version.
+
+One loop does everything, so everything has an order. A round: hear releases and catalogue, read rows, write what is
+due, go on with a build, decide the next step of the hand-over (indexer/releasing.py). Order of effects of what was
+read: rows deleted and upserted, dead letters sent, all of it acknowledged, then offsets committed; so a crash writes a
+few rows again and skips none.
+
+A new collection catches up by reading `item-vectors` from the beginning. The same happens at every start, where rows
+below the committed offsets only matter for items that are down.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import structlog
+from kafka import KafkaProducer
+from kafka.consumer.fetcher import ConsumerRecord
+from kafka.errors import KafkaError
+
+from indexer import handover
+from indexer.collection import Index
+from indexer.errors import IndexMissing
+from indexer.handover import Releases
+from indexer.intake import Intake, is_written
+from indexer.lease import Lease, LeaseLost
+from indexer.patience import Patience, Stopped
+from indexer.releasing import Collections
+from indexer.rows import Rows
+from indexer.writing import write_all
+from infra import metrics
+from infra.health import Health, serve_health
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka, Settings
+from streams import topics
+from streams.dead_letters import dead_letter
+from streams.follow import TopicFollower, TopicMissing
+from streams.messages import IndexReady, Refused, Release, decode, encode
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.05
+DECIDE_S = 1.0  # how often the hand-over is looked at when nothing has happened
+REPORT_S = 5.0
+RETRY_S = 2.0  # Kafka away or topics missing
+SEND_S = 30.0
+_RELEASE: Any = Release  # a union; mypy wants a class
+
+
+def run_indexer(settings: Settings, stop: threading.Event) -> None:
+    """Keep the index until `stop` is set. Waits for topics, for Kafka, for Milvus, and for another indexer to leave.
+
+    Raises ServiceError when the metrics port is taken, IndexRefused when Milvus does not let us in.
+    """
+    health = Health("indexer")
+    index = Index(settings.milvus)
+    with serve_health(health, settings, started_ms=_now_ms()):
+        while not stop.is_set():
+            health.ready = False
+            try:
+                _keep_index(settings, stop, health, index)
+            except Stopped:
+                break
+            except (LeaseLost, TopicMissing, KafkaError) as error:
+                log.warning("starting again", reason=str(error))
+                health.waiting_for = f"Kafka: {error}"
+                stop.wait(RETRY_S)
+    index.close()
+
+
+def _keep_index(settings: Settings, stop: threading.Event, health: Health, index: Index) -> None:
+    """From joining the group until `stop`, or until another indexer has taken over."""
+    health.waiting_for = "Kafka"
+    with ExitStack() as stack:
+        control = stack.enter_context(TopicFollower(settings.kafka, topics.RELEASES, topics.ITEMS))
+        vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))
+        lease = Lease(settings.kafka)
+        stack.callback(lease.close)
+        producer = create_producer(settings.kafka)
+        stack.callback(producer.close, timeout=5)
+        health.waiting_for = "another indexer to leave"
+        while not lease.acquire(POLL_S):
+            if stop.is_set():
+                return
+        patiently = Patience(stop, health, lease.check)
+        keeper = Keeper(settings, health, index, control, vectors, lease, producer, patiently)
+        keeper.open()
+        while not stop.is_set():
+            keeper.turn()
+        keeper.write()
+
+
+class Keeper:
+    """The loop's state while it holds the lease; `turn` is one round."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        index: Index,
+        control: TopicFollower,
+        vectors: TopicFollower,
+        lease: Lease,
+        producer: KafkaProducer,
+        patiently: Patience,
+    ) -> None:
+        self._settings, self._health = settings, health
+        self._index, self._patiently = index, patiently
+        self._control, self._vectors, self._lease, self._producer = control, vectors, lease, producer
+        self._releases = Releases()
+        self._rows = Rows()
+        self._intake = Intake(self._rows, settings.kafka.max_message_bytes)
+        self._collections = Collections(
+            index, self._intake, self, settings.indexer, settings.bundles_dir, patiently=patiently
+        )
+        self._written: dict[tuple[str, int], int] = {}  # next offsets: everything below is in the index
+        self._read: dict[tuple[str, int], int] = {}
+        self._letters: list[tuple[bytes | None, bytes]] = []
+        self._decide_s = self._report_s = 0.0  # when to do so next, by the monotonic clock
+
+    def open(self) -> None:
+        """Learn what there is: offsets, collections, all releases and the whole catalogue, rows of items that are
+        down."""
+        self._health.waiting_for = "the catalogue to be read"
+        self._written = self._committed()
+        self._collections.open()
+        while not self._control.caught_up:
+            self._patiently.check()
+            self._hear(POLL_S)
+        self._collections.park_down()
+        self._health.ready, self._health.waiting_for = True, ""
+
+    def turn(self) -> None:
+        """One round."""
+        self._lease.check()
+        self._hear(0.0)
+        for record in self._vectors.poll(0.0 if self._collections.is_filling else POLL_S):
+            self._handle(record)
+        try:
+            self._do_what_is_due()
+        except IndexMissing as error:
+            log.error("collection is gone", error=str(error))
+            self._look_again()
+
+    # --- what a new collection needs of us (releasing.Stream) --------------------------------------------------------
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all of `item-vectors` has been read since the last rewind."""
+        return self._vectors.caught_up
+
+    def rewind(self) -> None:
+        """Read `item-vectors` from the beginning."""
+        self._vectors.rewind()
+
+    def write(self) -> None:
+        """Write all that was read, then commit it."""
+        batch = self._settings.indexer.batch
+        lost = write_all(self._index, self._rows, self._collections.marks, batch=batch, patiently=self._patiently)
+        if lost:
+            self._look_again()
+        if self._letters:
+            self._patiently(lambda: self._send(topics.DEAD_LETTERS, self._letters))
+            self._letters.clear()
+        changed = {place: offset for place, offset in self._read.items() if offset > self._written.get(place, 0)}
+        if changed:
+            self._lease.commit(changed)
+            self._written |= changed
+
+    def announce(self, ready: IndexReady) -> None:
+        """Tell servers that an index is ready; returns when it is acknowledged."""
+        self._patiently(lambda: self._send(topics.RELEASES, [(b"index", encode(ready))]))
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _hear(self, wait_s: float) -> None:
+        for record in self._control.poll(wait_s):
+            self._handle(record)
+
+    def _handle(self, record: ConsumerRecord) -> None:
+        topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
+        metrics.RECEIVED.labels(topic).inc()
+        known = is_written(self._written, topic, record.partition, record.offset)
+        try:
+            self._apply(topic, record.key, record.value, known)
+        except Refused as refused:
+            self._refuse(topic, record, refused, known)
+        place = topic, record.partition
+        self._read[place] = max(self._read.get(place, 0), record.offset + 1)
+
+    def _apply(self, topic: str, key: bytes | None, value: bytes | None, known: bool) -> None:
+        now_ms = _now_ms()
+        if topic == topics.ITEMS:
+            self._intake.hear_item(key, value, now_ms)
+        elif topic == topics.RELEASES:
+            self._hear_release(key, value, now_ms)
+        elif gone := self._intake.hear_vector(key, value, is_written=known, now_ms=now_ms):
+            self._collections.let_go(gone)
+
+    def _hear_release(self, key: bytes | None, value: bytes | None, now_ms: int) -> None:
+        kind, _, server_id = (key or b"").decode(errors="replace").partition("/")
+        if value is not None:
+            message = decode(_RELEASE, value, max_bytes=self._settings.kafka.max_message_bytes)
+            self._releases = handover.hear(self._releases, message, now_ms)
+            if kind != "server":
+                self._collections.try_again(message.version)
+                self._decide_s = 0.0
+        elif kind == "server":
+            self._releases = handover.forget_server(self._releases, server_id)
+
+    def _refuse(self, topic: str, record: ConsumerRecord, refused: Refused, known: bool) -> None:
+        metrics.REJECTED.labels(topic, refused.code).inc()
+        log.warning("message refused", topic=topic, code=refused.code, reason=str(refused))
+        if known:
+            return  # it was reported when it was first read
+        place, content = (topic, record.partition, record.offset), (record.key, record.value, record.headers)
+        letter = dead_letter(*place, *content, refused=refused, now_ms=_now_ms())
+        self._letters.append((record.key, encode(letter)))
+
+    # --- the rest of a round -----------------------------------------------------------------------------------------
+
+    def _do_what_is_due(self) -> None:
+        now_ms, now_s = _now_ms(), time.monotonic()
+        is_late = self._rows.is_due(now_ms, self._settings.indexer.window_s * 1000, self._settings.indexer.batch)
+        if is_late or self._letters:
+            self.write()
+        if self._collections.go_on_building(now_ms):
+            self._decide_s = 0.0
+        if now_s >= self._decide_s and self._control.caught_up and not any(self._control.lags().values()):
+            self._decide_s = now_s + DECIDE_S
+            self._collections.decide(self._releases, now_ms)
+        if now_s >= self._report_s:
+            self._report_s = now_s + REPORT_S
+            self.write()
+            self._report(now_ms)
+
+    def _send(self, topic: str, records: list[tuple[bytes | None, bytes]]) -> None:
+        """Returns when all are acknowledged."""
+        name = self._settings.kafka.topic_prefix + topic
+        for future in [self._producer.send(name, key=key, value=value) for key, value in records]:
+            future.get(timeout=SEND_S)
+        metrics.SENT.labels(topic).inc(len(records))
+
+    def _committed(self) -> dict[tuple[str, int], int]:
+        """Where the group has come to; from the beginning in a topic that was made anew since."""
+        ends = self._control.ends() | self._vectors.ends()
+        written = self._lease.committed(ends)
+        for place, end in ends.items():
+            if written[place] > end:
+                log.warning("topic is shorter than what was read of it, reading all of it", topic=place[0])
+                written[place] = 0
+        return written
+
+    def _look_again(self) -> None:
+        self._collections.look_again()
+        self._decide_s = 0.0
+
+    def _report(self, now_ms: int) -> None:
+        for (topic, partition), lag in (self._control.lags() | self._vectors.lags()).items():
+            metrics.LAG.labels(topic, str(partition)).set(lag)
+        live = self._releases.live
+        self._health.detail |= {"index_version": live, "rows_waiting": len(self._rows)}
+        if live not in self._collections.marks:
+            return
+        metrics.INDEX_ROWS.set(self._patiently(lambda: self._index.count(live)))
+        metrics.MODEL_INFO.clear()
+        metrics.MODEL_INFO.labels(live).set(1)
+        bundle = self._releases.bundle
+        if bundle is not None and bundle.version == live:
+            metrics.MODEL_CREATED.set(bundle.created_ms / 1000)
+            metrics.MODEL_AGE.set((now_ms - bundle.created_ms) / 1000)
+
+
+def create_producer(kafka: Kafka) -> KafkaProducer:
+    """An idempotent producer that waits for all in-sync replicas."""
+    return KafkaProducer(
+        **kafka_python_options(kafka),
+        client_id="nextwatch-indexer",
+        acks="all",
+        max_request_size=8 * kafka.max_message_bytes,
+        allow_auto_create_topics=False,
+        reconnect_backoff_max_ms=2000,
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

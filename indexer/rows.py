@@ -1,0 +1,142 @@
+"""What is still to be written to the index: touched rows, coalesced per item, and the items that must not be in it.
+
+An item that is taken down is remembered as down, and the newest row that is known of it is parked: a vector that
+arrives late cannot bring it back, and the item's return can. Deletions are written before rows, and whatever deletes an
+item also discards the rows of it that were waiting, so that the index ends as if each change had been written at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Row(NamedTuple):
+    """An item's vector (little-endian float32) after `step`; `produced_ms` of the oldest watch in it that no search
+    has seen yet, 0 for none."""
+
+    step: int
+    vector: bytes
+    produced_ms: int = 0
+
+
+class Rows:
+    """Rows of the versions that are followed, waiting to be written. `len` is the number of changes waiting."""
+
+    def __init__(self) -> None:
+        self.down: set[str] = set()
+        self._waiting: dict[str, dict[str, Row]] = {}  # by version, by item
+        self._parked: dict[str, dict[str, Row]] = {}
+        self._deleted: dict[str, bool] = {}  # by item: whether its row is parked, not lost
+        self._since_ms: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._deleted) + sum(len(rows) for rows in self._waiting.values())
+
+    @property
+    def followed(self) -> set[str]:
+        return set(self._waiting)
+
+    def follow(self, version: str) -> None:
+        """Take rows of this version from now on."""
+        self._waiting.setdefault(version, {})
+        self._parked.setdefault(version, {})
+
+    def forget(self, version: str) -> None:
+        """Its collection is gone, and with it all that was waiting for it."""
+        self._waiting.pop(version, None)
+        self._parked.pop(version, None)
+
+    def put(self, version: str, item_id: str, row: Row, now_ms: int) -> None:
+        """A row was touched; one of a version that is not followed is passed over."""
+        if version not in self._waiting:
+            return
+        if item_id in self.down:
+            _keep_newest(self._parked[version], item_id, row)
+        else:
+            _keep_newest(self._waiting[version], item_id, row)
+            self._note_change(now_ms)
+
+    def park(self, version: str, item_id: str, row: Row) -> None:
+        """Remember a row of an item that is down, in case it returns."""
+        if version in self._parked and item_id in self.down:
+            _keep_newest(self._parked[version], item_id, row)
+
+    def take_down(self, item_id: str, now_ms: int) -> None:
+        """The item must be found in no collection until it is brought back."""
+        if item_id in self.down:
+            return
+        self.down.add(item_id)
+        for version, waiting in self._waiting.items():
+            if (row := waiting.pop(item_id, None)) is not None:
+                _keep_newest(self._parked[version], item_id, row)
+        self._deleted.setdefault(item_id, True)
+        self._note_change(now_ms)
+
+    def bring_back(self, item_id: str, now_ms: int) -> None:
+        """The item may be found again; its newest known row is put back."""
+        if item_id not in self.down:
+            return
+        self.down.discard(item_id)
+        if self._deleted.get(item_id):
+            del self._deleted[item_id]  # it was not written yet: the row is still there
+        for version, parked in self._parked.items():
+            if (row := parked.pop(item_id, None)) is not None:
+                self.put(version, item_id, row._replace(produced_ms=0), now_ms)
+
+    def expire(self, item_id: str, now_ms: int) -> None:
+        """The trainer has let go of the item; its next row brings it back."""
+        for rows in (*self._waiting.values(), *self._parked.values()):
+            rows.pop(item_id, None)
+        if item_id not in self.down or item_id in self._deleted:
+            self._deleted[item_id] = False
+            self._note_change(now_ms)
+
+    def is_due(self, now_ms: int, window_ms: float, batch: int) -> bool:
+        """Whether to write now: the oldest change has waited for the window, or a batch is full."""
+        return self._since_ms is not None and (now_ms - self._since_ms >= window_ms or len(self) >= batch)
+
+    def take_deleted(self, most: int) -> dict[str, bool]:
+        """Items to delete from every collection, and whether their rows are to be parked; empty when none are left.
+        They come before rows."""
+        return {item_id: self._deleted.pop(item_id) for item_id in list(self._deleted)[:most]}
+
+    def take_rows(self, most: int) -> tuple[str, dict[str, Row]] | None:
+        """(version, rows by item) to write; None when nothing is left."""
+        for version, waiting in self._waiting.items():
+            if waiting:
+                return version, {item_id: waiting.pop(item_id) for item_id in list(waiting)[:most]}
+        self._since_ms = None
+        return None
+
+    def _note_change(self, now_ms: int) -> None:
+        if self._since_ms is None:
+            self._since_ms = now_ms
+
+
+def stack(rows: Iterable[Row]) -> NDArray[np.float32]:
+    """float32 [N, dim]"""
+    return np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
+
+
+def problem_of(vector: bytes, dim: int) -> str | None:
+    """Why a vector cannot go into an index of dimension `dim`; None when it can."""
+    if len(vector) != 4 * dim:
+        return f"vector has {len(vector)} bytes, the index takes {dim} float32 numbers ({4 * dim} bytes)"
+    if not np.isfinite(np.frombuffer(vector, dtype="<f4")).all():
+        return "vector has numbers that are not finite"
+    return None
+
+
+def _keep_newest(rows: dict[str, Row], item_id: str, row: Row) -> None:
+    """The newest step wins; the oldest unseen watch stays, since the delay is counted from it."""
+    known = rows.get(item_id)
+    if known is None:
+        rows[item_id] = row
+        return
+    newest = known if known.step > row.step else row
+    unseen = [r.produced_ms for r in (known, row) if r.produced_ms]
+    rows[item_id] = newest._replace(produced_ms=min(unseen, default=0))

@@ -1,0 +1,76 @@
+"""From waiting rows to Milvus: deletions first, then rows, in bounded batches, each one acknowledged before the next.
+
+Before an item that was taken down is deleted its row is read and parked, so that its return does not have to wait for
+the trainer. All writes may be repeated: a batch whose acknowledgement was lost is sent again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import IndexMissing
+from indexer.patience import Patience
+from indexer.rows import Row, Rows, stack
+from infra import metrics
+
+Floats = NDArray[np.float32]
+
+
+class WritableIndex(Protocol):
+    """What is needed of indexer.collection.Index."""
+
+    def upsert(self, version: str, item_ids: list[str], vectors: Floats, steps: list[int]) -> None: ...
+    def delete(self, version: str, item_ids: list[str]) -> None: ...
+    def vectors(self, version: str, item_ids: list[str]) -> Mapping[str, tuple[int, Floats]]: ...
+
+
+def write_all(
+    index: WritableIndex, rows: Rows, collections: Iterable[str], *, batch: int, patiently: Patience
+) -> set[str]:
+    """Write all that waits in `rows`; deletions go to all `collections`.
+
+    The versions whose collection turned out to be gone: their rows are lost with it, it has to be built again.
+    """
+    collections, lost = list(collections), set[str]()
+    while deleted := rows.take_deleted(batch):
+        for version in collections:
+            try:
+                _delete(index, rows, version, deleted, patiently)
+            except IndexMissing:
+                lost.add(version)
+    while taken := rows.take_rows(batch):
+        version, touched = taken
+        try:
+            _upsert(index, version, touched, patiently)
+        except IndexMissing:
+            lost.add(version)
+            rows.forget(version)
+    return lost
+
+
+def _delete(index: WritableIndex, rows: Rows, version: str, deleted: Mapping[str, bool], patiently: Patience) -> None:
+    found = patiently(lambda: index.vectors(version, list(deleted)))
+    if not found:
+        return
+    for item_id, (step, vector) in found.items():
+        if deleted[item_id]:
+            rows.park(version, item_id, Row(step, vector.astype("<f4").tobytes()))
+    patiently(lambda: index.delete(version, list(found)))
+    metrics.DELETED.inc(len(found))
+
+
+def _upsert(index: WritableIndex, version: str, touched: Mapping[str, Row], patiently: Patience) -> None:
+    vectors, steps = stack(touched.values()), [row.step for row in touched.values()]
+    with metrics.BATCH_TIME.labels("upsert").time():
+        patiently(lambda: index.upsert(version, list(touched), vectors, steps))
+    metrics.BATCH_SIZE.labels("upsert").observe(len(touched))
+    metrics.UPSERTED.inc(len(touched))
+    now_ms = time.time() * 1000  # a measurement; nothing is decided by it
+    for row in touched.values():
+        if row.produced_ms:
+            metrics.EVENT_TO_VECTOR.observe(max(0.0, now_ms - row.produced_ms) / 1000)

@@ -1,0 +1,126 @@
+"""Commands that speak to a running system as any client would: recommend, watch, history."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from infra.settings import Settings
+
+UserId = Annotated[str, typer.Argument(metavar="USER")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(recommend)
+    app.command()(watch)
+    app.command()(history)
+
+
+def recommend(
+    context: typer.Context,
+    user: UserId,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="How many items [default: serving.k]")] = None,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for the reply")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for recommendations, through the request topic."""
+    import msgspec
+
+    from serving.client import RecommendClient
+
+    with RecommendClient(context.obj.connected.kafka) as client:
+        reply = client.recommend(user, k=k, timeout_s=timeout_s)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(reply)).decode())
+    else:
+        _print_reply(reply)
+    raise typer.Exit(1 if reply.error else 0)
+
+
+def watch(
+    context: typer.Context,
+    user: UserId,
+    item: Annotated[str, typer.Argument(metavar="ITEM")],
+    watch_s: Annotated[float, typer.Option("--seconds", min=0, help="How long it was watched")] = 60.0,
+    duration_s: Annotated[float | None, typer.Option("--duration", min=0, help="How long the video is")] = None,
+) -> None:
+    """Send one watch event, as a player would."""
+    from kafka import KafkaProducer
+
+    from infra.kafka_clients import kafka_python_options
+    from streams import topics
+    from streams.messages import WatchEvent, encode
+
+    kafka = context.obj.connected.kafka
+    event = WatchEvent(uuid.uuid4().hex, user, item, time.time_ns() // 1_000_000, watch_s, duration_s)
+    producer = KafkaProducer(**kafka_python_options(kafka))
+    try:
+        name = kafka.topic_prefix + topics.WATCH_EVENTS
+        producer.send(name, key=user.encode(), value=encode(event)).get(timeout=10)
+    finally:
+        producer.close()
+    Console().print(f"sent {event.event_id}")
+
+
+def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> None:
+    """Show what the system knows of a user: the newest watches and searches."""
+    import msgspec
+
+    found = read_history(context.obj.connected, user)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if found is not None else "null")
+    elif found is None:
+        Console().print("no history: nothing of this user has come in, or the history worker has not read it yet")
+    else:
+        _print_history(found)
+    raise typer.Exit(0 if found is not None else 1)
+
+
+def read_history(settings: Settings, user: str) -> Any:
+    """The user's newest history, read from their partition of `user-histories`; None if there is none."""
+    from streams import topics
+    from streams.follow import TopicFollower
+    from streams.messages import UserHistory, decode
+
+    newest = None
+    place = topics.partition_of(user, settings.kafka.partitions)
+    with TopicFollower(settings.kafka, topics.USER_HISTORIES, partitions=[place]) as follower:
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                if record.key == user.encode():
+                    newest = record.value
+    return decode(UserHistory, newest, max_bytes=len(newest)) if newest is not None else None
+
+
+def _print_reply(reply: Any) -> None:
+    console = Console()
+    if reply.error:
+        console.print(f"[red]error[/]: {reply.error}")
+        return
+    table = Table("rank", "item", "source", "expected watch", box=None, pad_edge=False)
+    for item in reply.items:
+        seconds = "" if item.expected_watch_s is None else f"{item.expected_watch_s:.0f} s"
+        table.add_row(str(item.rank), item.item_id, item.source, seconds)
+    console.print(table)
+    stages = ", ".join(f"{name} {spent:.1f}" for name, spent in reply.stages_ms.items())
+    console.print(f"\nversion {reply.version or 'none yet'}, {reply.history_watches} watches known; ms: {stages}")
+    if reply.degraded:
+        console.print(f"[yellow]degraded[/]: {', '.join(reply.degraded)}")
+
+
+def _print_history(found: Any) -> None:
+    table = Table("when", "item", "watched", "completed", box=None, pad_edge=False)
+    for entry in reversed(found.watches):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.event_ms / 1000))
+        of = "" if entry.duration_s is None else f" of {entry.duration_s:.0f}"
+        table.add_row(when, entry.item_id, f"{entry.watch_s:.0f}{of} s", "yes" if entry.completed else "")
+    console = Console()
+    console.print(table)
+    if found.searches:
+        console.print("searches: " + ", ".join(search.query for search in reversed(found.searches)))

@@ -1,0 +1,108 @@
+"""Commands that look at and prepare what is around us: topics, config, status."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from infra.cli.session import Session
+from infra.settings import dump_settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(topics)
+    app.command()(config)
+    app.command()(status)
+
+
+def topics(
+    context: typer.Context,
+    create: Annotated[bool, typer.Option("--create", help="Make the topics that are missing")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the cluster with the design; exit 1 on a difference")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
+) -> None:
+    """List the topics with key, partitions and cleanup policy; make or check them on the cluster."""
+    from streams.topics import check_topics, create_topics
+
+    session: Session = context.obj
+    made = create_topics(session.connected.kafka) if create else []
+    problems = check_topics(session.connected.kafka) if check or create else []
+    if as_json:
+        typer.echo(json.dumps({"topics": _topic_rows(session), "created": made, "problems": problems}, indent=2))
+    else:
+        _print_topics(session, made, problems, asked=create or check)
+    raise typer.Exit(1 if problems else 0)
+
+
+def config(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False
+) -> None:
+    """Print the effective settings (secrets masked), each with its environment variable."""
+    tree = dump_settings(context.obj.settings)
+    if as_json:
+        typer.echo(json.dumps(tree, indent=2))
+        return
+    table = Table("setting", "value", "variable", box=None, pad_edge=False)
+    for name, value in _flat(tree):
+        table.add_row(name, _plain(value), "NEXTWATCH_" + name.replace(".", "__").upper())
+    Console().print(table)
+
+
+def status(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False
+) -> None:
+    """Processes, lags, versions, index size and freshness on this data_dir; exit 1 if a process is not ready."""
+    from infra.status import print_status, read_status
+
+    report = read_status(context.obj.connected)
+    if as_json:
+        typer.echo(json.dumps(report.to_builtins(), indent=2))
+    else:
+        print_status(report, Console())
+    raise typer.Exit(0 if report.ready else 1)
+
+
+def _topic_rows(session: Session) -> list[dict[str, Any]]:
+    from streams.topics import TOPICS, partitions_of
+
+    kafka = session.settings.kafka
+    return [
+        {
+            "topic": kafka.topic_prefix + topic.name,
+            "key": topic.key,
+            "partitions": partitions_of(topic, kafka),
+            "cleanup": topic.cleanup,
+        }
+        for topic in TOPICS
+    ]
+
+
+def _print_topics(session: Session, made: list[str], problems: list[str], *, asked: bool) -> None:
+    console = Console()
+    table = Table("topic", "key", "partitions", "cleanup", box=None, pad_edge=False)
+    for row in _topic_rows(session):
+        table.add_row(row["topic"], row["key"], str(row["partitions"]), row["cleanup"])
+    console.print(table)
+    if made:
+        console.print(f"\nmade {len(made)}: {', '.join(made)}")
+    for problem in problems:
+        console.print(f"[red]differs[/]  {problem}", highlight=False)
+    if asked and not problems:
+        console.print("\nthe cluster is as it must be")
+
+
+def _flat(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in tree.items():
+        rows += [(f"{name}.{leaf}", v) for leaf, v in value.items()] if isinstance(value, dict) else [(name, value)]
+    return rows
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,178 @@
+"""Commands that teach and feed: train, replay."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from infra.settings import Settings
+
+Step = Callable[[str, int, int], None]
+
+Mapping = Annotated[
+    list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+    app.command()(replay)
+
+
+def train(
+    context: typer.Context,
+    log: Annotated[
+        Path | None, typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
+    ] = None,
+    from_topics: Annotated[
+        bool, typer.Option("--from-topics", help="Train from what watch-events and items hold, instead of a log")
+    ] = False,
+    items: Annotated[
+        Path | None, typer.Option(help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
+    ] = None,
+    mapping: Mapping = None,
+    announce: Annotated[bool, typer.Option(help="Announce the bundle on `releases`, so that it goes live")] = True,
+    wait_s: Annotated[float, typer.Option(help="Wait this long for a server to answer from the new release")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
+) -> None:
+    """Train a release: user tower, item tables and ranker, written as an immutable bundle."""
+    if (log is None) == (not from_topics):
+        raise typer.BadParameter("give a LOG, or --from-topics, and not both")
+    settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
+    with progress_bars(quiet=as_json) as step:
+        manifest = _train(settings, log, items, mapping or [], step)
+    if announce:
+        _announce(settings, manifest)
+    served = _wait_until_served(settings, manifest.version, wait_s) if announce and wait_s else None
+    _report_release(settings, manifest, served, as_json=as_json)
+    raise typer.Exit(1 if served is False else 0)
+
+
+def replay(
+    context: typer.Context,
+    log: Annotated[
+        Path, typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
+    ],
+    speed: Annotated[str, typer.Option(help="N times as fast as it happened, or max")] = "max",
+    items: Annotated[Path | None, typer.Option(help="Catalogue, sent to `items` first")] = None,
+    mapping: Mapping = None,
+    restamp: Annotated[bool, typer.Option("--restamp", help="Move the events' times to now")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
+) -> None:
+    """Send a log's rows to `watch-events`. Repeating a replay changes nothing: its event ids come from the rows."""
+    from infra.replay import ReplayError
+    from infra.replay import replay as send
+    from models.log import parse_mapping
+
+    pairs = parse_mapping(mapping or [])
+    with progress_bars(quiet=as_json) as step:
+        try:
+            sent = send(
+                log,
+                context.obj.connected,
+                speed=read_speed(speed),
+                mapping=pairs,
+                items=items,
+                restamp=restamp,
+                progress=step,
+            )
+        except ReplayError as error:
+            raise typer.BadParameter(str(error)) from None
+    if as_json:
+        typer.echo(json.dumps({"items": sent.items, "watches": sent.watches, "wall_s": round(sent.wall_s, 3)}))
+    else:
+        Console().print(
+            f"sent {sent.watches:,} watches and {sent.items:,} items in {sent.wall_s:.1f} s "
+            f"({sent.events_per_s:,.0f} watches/s); {sent.duplicates:,} repeated rows were left out"
+        )
+
+
+def read_speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"--speed is a number or max, not {text!r}") from None
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[Step]:
+    """A bar for each stage, with the time left; nothing when a script reads us."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as bars:
+        tasks: dict[str, Any] = {}
+
+        def step(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield step
+
+
+def _train(settings: Settings, log: Path | None, items: Path | None, mapping: list[str], step: Step) -> Any:
+    from models.log import log_from_frame, parse_mapping, read_items, read_log
+    from models.training import train_bundle
+    from streams.archive import read_archive
+
+    offsets: dict[str, int] = {}
+    completed_s = settings.history.completed_s
+    if log is not None:
+        rows = read_log(log, mapping=parse_mapping(mapping), completed_s=completed_s)
+        catalogue = read_items(items) if items is not None else None
+    else:
+        archive = read_archive(settings, step)
+        rows = log_from_frame(archive.watches, completed_s, source="watch-events")
+        catalogue = read_items(items) if items is not None else archive.items
+        offsets = archive.offsets
+    return train_bundle(
+        rows,
+        catalogue,
+        settings=settings.model,
+        bundles_dir=settings.bundles_dir,
+        created_ms=time.time_ns() // 1_000_000,
+        offsets=offsets,
+        progress=step,
+    )
+
+
+def _announce(settings: Settings, manifest: Any) -> None:
+    from streams.messages import BundlePublished
+    from streams.releases import announce
+
+    published = BundlePublished(
+        manifest.version, manifest.created_ms, manifest.dim, manifest.items, manifest.schema_hash
+    )
+    announce(settings.kafka, published)
+
+
+def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:
+    from streams.releases import wait_until_served
+
+    with Console(stderr=True).status(f"waiting for a server to answer from {version}"):
+        return wait_until_served(settings.kafka, version, wait_s)
+
+
+def _report_release(settings: Settings, manifest: Any, served: bool | None, *, as_json: bool) -> None:
+    if as_json:
+        report = {"version": manifest.version, "items": manifest.items, "metrics": manifest.metrics, "served": served}
+        typer.echo(json.dumps(report | {"path": str(settings.bundles_dir / manifest.version)}, indent=2))
+        return
+    console = Console()
+    console.print(f"release {manifest.version}: {manifest.items:,} items, {settings.bundles_dir / manifest.version}")
+    table = Table("metric (newest tenth held out, whole catalogue)", "value", box=None, pad_edge=False)
+    for name, value in sorted(manifest.metrics.items()):
+        table.add_row(name, f"{value:.4g}")
+    console.print(table)
+    if served is not None:
+        console.print("a server answers from it" if served else "[red]no server answers from it yet[/]")

@@ -1,0 +1,73 @@
+"""The single processes, as a supervisor (systemd, Kubernetes, `nextwatch up`) runs them: worker, indexer, serve."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from infra.settings import Settings
+
+
+class WorkerName(StrEnum):
+    HISTORY = "history"
+    TRENDING = "trending"
+    TRAINER = "trainer"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(worker)
+    app.command()(indexer)
+    app.command()(serve)
+
+
+def worker(
+    context: typer.Context, name: Annotated[WorkerName, typer.Argument(help="Which of the stream workers")]
+) -> None:
+    """Run a stream worker (Faust): user histories, trending items, or the incremental trainer."""
+    from infra.health import Health, serve_health
+    from streams.faust_app import now_ms, run
+
+    settings: Settings = context.obj.connected
+    health = Health(name.value)
+    with serve_health(health, settings, started_ms=now_ms()):
+        run(_app_of(name, settings, health), settings)
+
+
+def indexer(context: typer.Context) -> None:
+    """Run the indexer: item vectors from Kafka into Milvus, one collection per version."""
+    from indexer.process import run_indexer
+
+    run_indexer(context.obj.with_milvus, stop_on_signals())
+
+
+def serve(context: typer.Context) -> None:
+    """Run a serving worker: answers recommend-requests."""
+    from serving.worker import run_serving
+
+    run_serving(context.obj.with_milvus, stop_on_signals())
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _app_of(name: WorkerName, settings: Settings, health: Any) -> Any:
+    if name is WorkerName.HISTORY:
+        from streams.history_app import create_history_app
+
+        return create_history_app(settings, health)
+    if name is WorkerName.TRENDING:
+        from streams.trending_app import create_trending_app
+
+        return create_trending_app(settings, health)
+    from streams.trainer_app import create_trainer_app
+
+    return create_trainer_app(settings, health)

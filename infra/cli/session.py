@@ -1,0 +1,57 @@
+"""What every command starts from: the settings, built once, and the services of a running `nextwatch up`."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from infra.run_files import find_services
+from infra.settings import Settings, SettingsError, load_settings
+
+
+class Session:
+    """One run of the command line. Settings are read at first use, so that `--help` needs none."""
+
+    def __init__(self, config: Path | None, overrides: dict[str, Any]) -> None:
+        self._config = config
+        self._overrides = overrides
+
+    @cached_property
+    def settings(self) -> Settings:
+        settings = load_settings(self._config, self._overrides)
+        set_up_logging(settings.log_level)
+        return settings
+
+    @cached_property
+    def connected(self) -> Settings:
+        """The settings with the broker known (and Milvus, if it can be): as set, else of the `nextwatch up` that runs
+        on this data_dir. Raises ServiceError when there is no broker."""
+        return find_services(self.settings)
+
+    @cached_property
+    def with_milvus(self) -> Settings:
+        """The same, with Milvus known for certain."""
+        settings = self.connected
+        if not settings.milvus.uri:
+            raise SettingsError(
+                f"milvus.uri is not set and no `nextwatch up` runs on {settings.data_dir}: set NEXTWATCH_MILVUS__URI"
+            )
+        return settings
+
+
+def set_up_logging(level: str) -> None:
+    """One line per event on stderr, times in UTC."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,82 @@
+"""`nextwatch up`: all of it in one terminal. `nextwatch demo`: the same, with a simulated world, showing the point."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from infra.settings import Settings
+from infra.status import read_status, render_status
+from infra.supervisor import Report, Supervisor, interrupted_by_signals
+
+log = structlog.get_logger(__name__)
+
+NOIDA_NOTE = (
+    "[yellow]The embedded broker is noida, a stand-in for trying out: it keeps nothing over kill -9, and a worker that "
+    "crashes does not get its partitions back. Set KAFKA_HOME or kafka.bootstrap for Apache Kafka.[/]"
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(demo)
+
+
+def up(context: typer.Context) -> None:
+    """Run everything in this terminal: embedded services where none are set, and all processes. Ctrl-C stops all."""
+    from infra.stack import running_stack
+
+    settings: Settings = context.obj.settings
+    console = Console()
+    try:
+        with interrupted_by_signals(), running_stack(settings, _report(console)) as (reachable, supervisor):
+            console.print(
+                f"ready: broker {reachable.kafka.bootstrap}, Milvus {reachable.milvus.uri}, data in {settings.data_dir}"
+            )
+            console.print("try, in another terminal: nextwatch watch alice some-video; nextwatch recommend alice")
+            _show_until_interrupted(reachable, supervisor, console)
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def demo(
+    context: typer.Context,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end, until Ctrl-C")] = False,
+    seed: Annotated[int, typer.Option(help="Of the simulated world")] = 7,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep the demo's data here [default: a directory that goes]")
+    ] = None,
+) -> None:
+    """Show the point in about a minute, on embedded services and a simulated world. Exit 1 if a claim does not hold."""
+    from infra.demo import run_demo
+
+    with interrupted_by_signals():
+        held = run_demo(context.obj.settings, seed=seed, keep=keep, data_dir=data_dir, console=Console())
+    raise typer.Exit(0 if held else 1)
+
+
+def _report(console: Console) -> Report:
+    def report(process: str, what: str) -> None:
+        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {process}: {what}", highlight=False)
+
+    return report
+
+
+def _show_until_interrupted(settings: Settings, supervisor: Supervisor, console: Console) -> None:
+    broker = next((state for state in supervisor.states() if state.name == "broker"), None)
+    notes = [NOIDA_NOTE] if broker is not None and broker.health.get("kind") == "noida" else []
+    if not console.is_terminal:
+        for note in notes:
+            console.print(note)
+        while True:
+            time.sleep(3600)
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        while True:
+            live.update(render_status(read_status(settings), notes))
+            time.sleep(1)

@@ -1,0 +1,214 @@
+"""The people, channels and videos of the simulated world, and what is true of them at any moment.
+
+Everything here is a pure function of seed, row numbers and time: a taste is not stored and updated, it is computed for
+the moment that is asked for. Three things make a person choose a video, all of them needed to predict it: its
+popularity, which rises and decays; the topics they like, which stay; and a few favourite channels, which come and go.
+So the last watches tell what the older ones cannot, and recent popularity alone is not enough either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+TOPICS = (
+    "Cooking", "Chess", "Football", "Astronomy", "Guitar", "Gardening",
+    "History", "Cycling", "Cinema", "Robotics", "Travel", "Woodwork",
+)  # fmt: skip
+KINDS = ("Daily", "Lab", "with Ana", "Stories", "Explained", "Club", "Basics", "Weekly", "with Tom", "Live", "Notes")
+DEVICES = ("phone", "tv", "computer")
+SURFACES = ("home", "watch-next", "search")
+REGIONS = (("GB", "en"), ("DE", "de"), ("FR", "fr"), ("ES", "es"))
+
+HOUR_MS = 3_600_000
+SESSION_MS = HOUR_MS // 3  # mood and device of a person hold this long
+LATENT = 8
+# A favourite channel holds for this long, then another takes its place; the first one stays for good.
+FAVOURITE_MS = np.array([10**15, 120 * HOUR_MS, 24 * HOUR_MS, 6 * HOUR_MS])
+FAVOURITE_WEIGHT = np.array([1.6, 1.6, 1.6, 1.6], np.float32)
+MOOD_WEIGHT = 1.2  # of the favourite that this session is about
+TOPIC_WEIGHT = 0.7
+LATENT_WEIGHT = 0.6
+POPULARITY_HALF_LIFE_MS = 18 * HOUR_MS
+EVERGREEN = 0.06  # share of its first-day popularity that a video keeps
+
+
+@dataclass(frozen=True)
+class Population:
+    """Who is there: U users and C channels, T topics, L latent dimensions."""
+
+    seed: int
+    channel_names: tuple[str, ...]
+    channel_topics: Floats  # [C, T], rows of unit length
+    channel_size: Floats  # [C], log of how often a channel is chosen
+    channel_s: Floats  # [C], its typical duration
+    user_topics: Floats  # [U, T], rows of unit length
+    user_latent: Floats  # [U, L]
+    user_activity: NDArray[np.float64]  # [U], chances, sum 1
+    channel_cdf: NDArray[np.float64]  # [U, C], how a user finds a new favourite channel
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Columns over N videos; row n is the video `v<n>`."""
+
+    channel: Rows
+    latent: Floats  # [N, L]
+    quality: Floats  # log scale
+    duration_s: Floats
+    published_ms: Rows
+    burst_ms: Rows  # when it goes viral
+    burst: Floats  # log of how much
+
+    def __len__(self) -> int:
+        return len(self.channel)
+
+    def join(self, more: Videos) -> Videos:
+        columns: dict[str, Any] = {
+            f.name: np.concatenate([getattr(self, f.name), getattr(more, f.name)]) for f in fields(Videos)
+        }
+        return Videos(**columns)
+
+
+def make_population(seed: int, users: int, channels: int) -> Population:
+    rng = np.random.default_rng([seed, 1])
+    main = np.arange(channels) % len(TOPICS)
+    topics = rng.random((channels, len(TOPICS)), np.float32) * 0.4
+    topics[np.arange(channels), main] = 1
+    size = rng.normal(0, 0.7, channels).astype(np.float32)
+    likes = _unit(rng.gamma(0.25, 1, (users, len(TOPICS))))
+    topics = _unit(topics)
+    found = np.exp(3 * likes @ topics.T + size)  # [U, C]
+    activity = rng.lognormal(0, 0.8, users)
+    return Population(
+        seed=seed,
+        channel_names=tuple(_channel_name(c) for c in range(channels)),
+        channel_topics=topics,
+        channel_size=size,
+        channel_s=np.exp(rng.normal(4.3, 0.8, channels)).astype(np.float32),
+        user_topics=likes,
+        user_latent=rng.normal(0, 1, (users, LATENT)).astype(np.float32),
+        user_activity=activity / activity.sum(),
+        channel_cdf=np.cumsum(found, axis=1) / found.sum(axis=1, keepdims=True),
+    )
+
+
+def make_videos(
+    population: Population, rng: np.random.Generator, published_ms: Rows, channel: int | None = None
+) -> Videos:
+    """New videos, one per published time; `channel` None: large channels publish more."""
+    n = len(published_ms)
+    chance = np.exp(0.5 * population.channel_size)
+    drawn = rng.choice(len(chance), n, p=chance / chance.sum())
+    rows = np.asarray(drawn if channel is None else np.full(n, channel), np.int64)
+    duration_s = population.channel_s[rows] * np.exp(rng.normal(0, 0.4, n))
+    viral = rng.random(n) < 0.08
+    return Videos(
+        channel=rows,
+        latent=rng.normal(0, 1, (n, LATENT)).astype(np.float32),
+        quality=rng.normal(0, 0.7, n).astype(np.float32),
+        duration_s=np.clip(duration_s, 10, 1800).round(1).astype(np.float32),
+        published_ms=np.asarray(published_ms, np.int64),
+        burst_ms=(published_ms + rng.exponential(24 * HOUR_MS, n)).astype(np.int64),
+        burst=np.where(viral, rng.uniform(1.5, 3, n), 0).astype(np.float32),
+    )
+
+
+def favourites(population: Population, users: Rows, at_ms: Rows) -> Rows:
+    """The favourite channels of each user at each moment. [B] -> [B, F]"""
+    slots = np.arange(len(FAVOURITE_MS))
+    phase = _uniform(population.seed, users[:, None], slots) * FAVOURITE_MS
+    turn = np.where(slots == 0, 0, (at_ms[:, None] + phase) // FAVOURITE_MS).astype(np.int64)
+    draw = _uniform(population.seed, users[:, None], slots + 100, turn)  # [B, F]
+    return np.asarray((population.channel_cdf[users][:, None, :] < draw[:, :, None]).sum(2), np.int64)
+
+
+def mood(population: Population, users: Rows, at_ms: Rows) -> Rows:
+    """The favourite (0..F-1) that each user's session is about. [B] -> [B]"""
+    return (_session_draw(population, users, at_ms, 7) * len(FAVOURITE_MS)).astype(np.int64)
+
+
+def devices(population: Population, users: Rows, at_ms: Rows) -> Rows:
+    """Row in DEVICES. [B] -> [B]"""
+    return (_session_draw(population, users, at_ms, 8) * len(DEVICES)).astype(np.int64)
+
+
+def surfaces(population: Population, users: Rows, at_ms: Rows) -> Rows:
+    """Row in SURFACES. [B] -> [B]"""
+    return (_session_draw(population, users, at_ms, 9) * len(SURFACES)).astype(np.int64)
+
+
+def channel_affinity(population: Population, users: Rows, at_ms: Rows) -> Floats:
+    """How much each user likes each channel at each moment, in logits. [B] -> [B, C]"""
+    liking = TOPIC_WEIGHT * 3 * (population.user_topics[users] @ population.channel_topics.T)
+    loved = favourites(population, users, at_ms)
+    each = np.arange(len(users))
+    for slot, weight in enumerate(FAVOURITE_WEIGHT):
+        liking[each, loved[:, slot]] += weight
+    liking[each, loved[each, mood(population, users, at_ms)]] += MOOD_WEIGHT
+    return np.asarray(liking, np.float32)
+
+
+def affinity(population: Population, videos: Videos, users: Rows, at_ms: Rows) -> Floats:
+    """How much each user likes each video, popularity apart, in logits. [B] -> [B, N]"""
+    liking = channel_affinity(population, users, at_ms)[:, videos.channel]
+    liking += (LATENT_WEIGHT / LATENT**0.5) * (population.user_latent[users] @ videos.latent.T)
+    return np.asarray(liking, np.float32)
+
+
+def log_popularity(population: Population, videos: Videos, at_ms: int) -> Floats:
+    """How much everybody is drawn to each video; -inf before it is published. [N]"""
+    age_ms = at_ms - videos.published_ms
+    fresh = EVERGREEN + (1 - EVERGREEN) * np.exp2(-np.maximum(age_ms, 0) / POPULARITY_HALF_LIFE_MS)
+    viral = videos.burst * np.exp(-np.abs(at_ms - videos.burst_ms) / (4 * HOUR_MS))
+    phase = 2 * np.pi * _uniform(population.seed, np.arange(len(TOPICS)), np.array(50))
+    trend = 0.4 * np.sin(phase + 2 * np.pi * at_ms / (30 * HOUR_MS))  # [T]
+    total = videos.quality + population.channel_size[videos.channel] + np.log(fresh) + viral
+    total = total + (population.channel_topics @ trend)[videos.channel]
+    return np.where(age_ms >= 0, total, -np.inf).astype(np.float32)
+
+
+def stay_chance(liking: Floats, quality: Floats) -> Floats:
+    """Chance that a person who started a video does not leave within seconds."""
+    return np.asarray(1 / (1 + np.exp(-(0.9 * liking + 0.5 * quality - 1.5))), np.float32)
+
+
+def watched_share(liking: Floats, quality: Floats, duration_s: Floats, device: Rows) -> Floats:
+    """Expected share of the duration that is watched by who stays: less of long videos, more on television."""
+    on_tv = 0.5 * (device == DEVICES.index("tv"))
+    logit = 0.5 * liking + 0.4 * quality - 0.5 * np.log(duration_s / 60) - 0.6 + on_tv
+    return np.asarray(1 / (1 + np.exp(-logit)), np.float32)
+
+
+def _session_draw(population: Population, users: Rows, at_ms: Rows, kind: int) -> NDArray[np.float64]:
+    phase = (_uniform(population.seed, users, np.array(kind)) * SESSION_MS).astype(np.int64)
+    return _uniform(population.seed, users, np.array(kind), (at_ms + phase) // SESSION_MS)
+
+
+def _channel_name(channel: int) -> str:
+    round_, topic = divmod(channel, len(TOPICS))
+    again, kind = divmod(round_, len(KINDS))
+    return f"{TOPICS[topic]} {KINDS[kind]}" + (f" {again + 1}" if again else "")
+
+
+def _unit(rows: Any) -> Floats:
+    rows = rows + 1e-6
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def _uniform(seed: int, *keys: Any) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that depend on nothing but the keys (splitmix64), broadcast over them."""
+    with np.errstate(over="ignore"):
+        state = np.asarray(seed, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        for key in keys:
+            state = (state ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)

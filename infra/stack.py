@@ -1,0 +1,45 @@
+"""The whole system as one set of supervised processes: what `nextwatch up` and `nextwatch demo` run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.processes import command_part, embedded_services
+from infra.settings import Milvus, Settings
+from infra.supervisor import Report, Supervisor
+
+COMMANDS = {
+    "history": ("worker", "history"),
+    "trending": ("worker", "trending"),
+    "trainer": ("worker", "trainer"),
+    "indexer": ("indexer",),
+    "serving": ("serve",),
+}
+
+
+@contextmanager
+def running_stack(settings: Settings, report: Report) -> Iterator[tuple[Settings, Supervisor]]:
+    """Embedded services where none are set, topics, and our processes, all ready; the settings that reach them.
+
+    Whatever ends the block stops everything, in order. Raises ServiceError when something does not get ready.
+    """
+    from streams.topics import create_topics
+
+    with Supervisor(report) as supervisor, embedded_services(settings, supervisor, probe=milvus_answers) as reachable:
+        create_topics(reachable.kafka)
+        for name, arguments in COMMANDS.items():
+            supervisor.add(command_part(name, arguments, reachable))
+        supervisor.wait_ready(settings.embedded.ready_timeout_s)
+        yield reachable, supervisor
+
+
+def milvus_answers(uri: str) -> bool:
+    """Whether a real request to this Milvus is answered."""
+    from indexer.collection import Index
+
+    index = Index(Milvus(uri=uri, timeout_s=3.0))
+    try:
+        return index.is_ready()
+    finally:
+        index.close()

@@ -1,0 +1,244 @@
+"""A release on disk: an immutable directory of weights, catalogue and manifest, named by its version.
+
+It is written beside its place, synced and renamed, so that a directory with a version's name is always whole; the
+manifest carries a checksum of every other file, so that a damaged one is refused by name before anything is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from models.candidates import CandidateModel
+from models.catalogue import Catalogue
+from models.features import SCHEMA_HASH
+from models.ranker import Ranker
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CANDIDATES = "candidates.safetensors"
+RANKER = "ranker.safetensors"
+CATALOGUE = "catalogue.parquet"
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used; the text names the file and what is wrong with it."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a bundle is. `dim` is the length of an index vector; `offsets` are the next ones to read, by
+    `topic/partition`; `files` are SHA-256 sums."""
+
+    format: int
+    version: str
+    created_ms: int
+    dim: int
+    items: int
+    schema_hash: str
+    completed_s: float
+    ranker: bool  # False: the log had no watch times, retrieval order is kept
+    hidden: tuple[int, ...]
+    ranker_hidden: tuple[int, ...]
+    half_life_events: float
+    watches: int  # completed ones that it has counted: the clock of the popularity coordinate
+    seed: int
+    metrics: dict[str, float]
+    offsets: dict[str, int]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A release in memory. `catalogue` holds the facts at training time, one row per item of the model and in the same
+    order; the ranker reads it, so what is upserted there is what it sees."""
+
+    manifest: Manifest
+    model: CandidateModel
+    ranker: Ranker
+    catalogue: Catalogue
+
+
+def write_bundle(
+    bundles_dir: Path,
+    *,
+    model: CandidateModel,
+    ranker: Ranker,
+    catalogue: Catalogue,
+    created_ms: int,
+    completed_s: float,
+    hidden: tuple[int, ...],
+    ranker_hidden: tuple[int, ...],
+    seed: int,
+    metrics: dict[str, float],
+    offsets: dict[str, int],
+) -> Manifest:
+    """Write a bundle to `bundles_dir/<version>`; its manifest. The same content at the same second is the same bundle.
+
+    Until the rename it lies in a directory whose name begins with `.writing-`; a crash may leave one behind."""
+    bundles_dir.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=bundles_dir))
+    try:
+        safetensors.numpy.save_file(_contiguous(model.to_arrays()), staging / CANDIDATES)
+        safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
+        _catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
+        files = {name: _checksum(staging / name) for name in (CANDIDATES, RANKER, CATALOGUE)}
+        manifest = Manifest(
+            format=FORMAT,
+            version=version_of(created_ms, files),
+            created_ms=created_ms,
+            dim=model.dim,
+            items=len(model.item_ids),
+            schema_hash=SCHEMA_HASH,
+            completed_s=completed_s,
+            ranker=ranker.trained,
+            hidden=hidden,
+            ranker_hidden=ranker_hidden,
+            half_life_events=model.popularity.half_life_events,
+            watches=model.popularity.clock,
+            seed=seed,
+            metrics=metrics,
+            offsets=offsets,
+            files=files,
+        )
+        (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        _publish(staging, bundles_dir / manifest.version)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def version_of(created_ms: int, files: dict[str, str]) -> str:
+    """`YYYYMMDD_HHMMSS_<6 hex of the content>`: letters, digits and underscores, since a collection is named by it."""
+    content = hashlib.sha256(msgspec.json.encode(files, order="sorted")).hexdigest()
+    return f"{datetime.fromtimestamp(created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{content[:6]}"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Raises BundleError when it is missing, damaged, of another format, or of features that we do not compute."""
+    path = directory / MANIFEST
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror}); train a release with `nextwatch train`"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path}: not a manifest: {error}") from None
+    if manifest.format != FORMAT:
+        raise BundleError(f"{path}: format {manifest.format}, this version of nextwatch reads {FORMAT}; train anew")
+    if manifest.schema_hash != SCHEMA_HASH:
+        ours = f"this version of nextwatch computes {SCHEMA_HASH}"
+        raise BundleError(f"{path}: made for features {manifest.schema_hash}, {ours}; train anew")
+    return manifest
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Load and check a bundle. Raises BundleError naming the file."""
+    manifest = read_manifest(directory)
+    for name in (CANDIDATES, RANKER, CATALOGUE):
+        _check_file(directory / name, manifest.files.get(name))
+    catalogue = _read_catalogue(directory / CATALOGUE)
+    try:
+        model = CandidateModel.from_arrays(
+            list(catalogue.item_ids),
+            _read_arrays(directory / CANDIDATES),
+            hidden=manifest.hidden,
+            half_life_events=manifest.half_life_events,
+            clock=manifest.watches,
+        )
+        _check_shape(model, manifest)
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{directory / CANDIDATES}: does not fit its manifest: {error}") from None
+    try:
+        ranker = Ranker.from_arrays(_read_arrays(directory / RANKER), catalogue, hidden=manifest.ranker_hidden)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{directory / RANKER}: does not fit its manifest: {error}") from None
+    return Bundle(manifest, model, ranker, catalogue)
+
+
+def _check_shape(model: CandidateModel, manifest: Manifest) -> None:
+    items = manifest.items
+    lengths = {len(model.item_ids), len(model.vectors), len(model.bias), len(model.popularity)}
+    if lengths != {items} or model.dim != manifest.dim:
+        raise ValueError(f"expected {items} items of dimension {manifest.dim}, found {lengths} of {model.dim}")
+
+
+def _check_file(path: Path, checksum: str | None) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path}: is missing; train a new release or restore the file")
+    if _checksum(path) != checksum:
+        raise BundleError(f"{path}: is damaged (its SHA-256 differs from the manifest's); restore it or train anew")
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    return arrays
+
+
+def _catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
+    rows = np.arange(len(catalogue))
+    channels = [catalogue.channel_of(row) for row in rows.tolist()]
+    topics = [list(catalogue.topics_of(row)) for row in rows.tolist()]
+    return pl.DataFrame(
+        {
+            "item_id": catalogue.item_ids,
+            "channel": pl.Series(channels, dtype=pl.String),
+            "topics": pl.Series(topics, dtype=pl.List(pl.String)),
+            "duration_s": pl.Series(catalogue.duration_s(rows)).fill_nan(None),
+            "published_ms": pl.Series(catalogue.published_ms(rows)).fill_nan(None).cast(pl.Int64),
+            "available": catalogue.is_available(rows),
+        }
+    )
+
+
+def _read_catalogue(path: Path) -> Catalogue:
+    catalogue = Catalogue()
+    try:
+        for facts in pl.read_parquet(path).iter_rows(named=True):
+            catalogue.upsert(**facts)
+    except (pl.exceptions.PolarsError, OSError, TypeError) as error:
+        raise BundleError(f"{path}: cannot be read as a catalogue: {error}") from None
+    return catalogue
+
+
+def _contiguous(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(staging: Path, place: Path) -> None:
+    """Sync every file, then the directory, then give it its name: half a bundle is never found under a version."""
+    for path in [*staging.iterdir(), staging]:
+        _sync(path)
+    staging.chmod(0o755)
+    if not place.exists():
+        staging.rename(place)
+        _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""Arrays that grow together: one row per item, capacity doubled when it runs out.
+
+Appending a row is O(1) amortised, so a stream that brings new items never pays for the size of the catalogue.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Columns:
+    """Named arrays with a common number of rows. `columns["name"]` is a view of the rows in use, writable in place.
+
+    A view is outdated by the next `append`: take it again after growing.
+    """
+
+    def __init__(self, **columns: Array) -> None:
+        sizes = {len(array) for array in columns.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"columns differ in length: { {name: len(a) for name, a in columns.items()} }")
+        self._rows = sizes.pop()
+        self._arrays = dict(columns)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name][: self._rows]
+
+    def append(self, **values: Any) -> int:
+        """Add one row; every column needs a value. Returns its number."""
+        if values.keys() != self._arrays.keys():
+            raise ValueError(f"a row needs exactly the columns {sorted(self._arrays)}, got {sorted(values)}")
+        if self._rows == self.capacity:
+            self._grow(max(16, 2 * self._rows))
+        row = self._rows
+        self._rows += 1
+        for name, value in values.items():
+            self._arrays[name][row] = value
+        return row
+
+    @property
+    def capacity(self) -> int:
+        return len(next(iter(self._arrays.values())))
+
+    def _grow(self, capacity: int) -> None:
+        for name, array in self._arrays.items():
+            grown = np.empty((capacity, *array.shape[1:]), array.dtype)
+            grown[: self._rows] = array[: self._rows]
+            self._arrays[name] = grown

@@ -1,0 +1,119 @@
+"""The live popularity of each item: log of a smoothed, decayed share of the watches, counted in events.
+
+It is one coordinate of the item's vector, learnt *around* (a fixed offset of the softmax) and updated from the stream
+without gradient. Decay runs in events, not seconds, so a quiet night does not flatten it. With c the decayed count, p
+the all-time share and m the weight of p: q = (c + m p) / (sum c + m).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.columns import Columns
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+PRIOR = 200.0  # m: watches' worth of the all-time share
+
+
+class Popularity:
+    """Counts of all items at an event clock. A count is stored as of the item's last watch and decays when read."""
+
+    def __init__(
+        self,
+        half_life_events: float,
+        counts: npt.NDArray[np.float64],
+        totals: npt.NDArray[np.float64],
+        touched: npt.NDArray[np.int64],
+        *,
+        clock: int,
+    ) -> None:
+        """Per item: the count as of the clock at its last watch, all watches ever, that clock."""
+        self.half_life_events = half_life_events
+        self.clock = clock
+        self._columns = Columns(count=counts, total=totals, touched=touched)
+
+    @classmethod
+    def empty(cls, items: int, half_life_events: float) -> Popularity:
+        return cls(half_life_events, np.zeros(items), np.zeros(items), np.zeros(items, np.int64), clock=0)
+
+    def copy(self) -> Popularity:
+        count, total, touched = (self._columns[name].copy() for name in ("count", "total", "touched"))
+        return Popularity(self.half_life_events, count, total, touched, clock=self.clock)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: self._columns[name] for name in ("count", "total", "touched")}
+
+    def totals(self) -> npt.NDArray[np.float64]:
+        """float64 [N]: all watches ever."""
+        return np.asarray(self._columns["total"])
+
+    def touched(self, rows: Rows) -> Rows:
+        """int64 [N]: the clock at each row's last watch."""
+        return np.asarray(self._columns["touched"][rows])
+
+    def append(self) -> int:
+        return self._columns.append(count=0.0, total=0.0, touched=self.clock)
+
+    def add(self, rows: Rows) -> None:
+        """Count one watch per entry, in order; a row may occur more than once. O(len(rows))."""
+        after = np.arange(len(rows), 0, -1) - 1  # watches that follow in this call
+        self.clock += len(rows)
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        self._columns["count"][distinct] = self.counts(distinct) + np.bincount(inverse, self._decay(after))
+        self._columns["total"][distinct] += np.bincount(inverse)
+        self._columns["touched"][distinct] = self.clock
+
+    def restore(self, row: int, count: float, total: float, touched: int) -> None:
+        """Put back a row as it was published; the clock is at least its last watch."""
+        self._columns["count"][row], self._columns["total"][row] = count, total
+        self._columns["touched"][row] = touched
+        self.clock = max(self.clock, touched)
+
+    def stored(self, row: int) -> tuple[float, float, int]:
+        """count, total, touched: what `restore` takes."""
+        columns = self._columns
+        return float(columns["count"][row]), float(columns["total"][row]), int(columns["touched"][row])
+
+    def counts(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:
+        """float64 [N]: decayed to the clock."""
+        columns = self._columns
+        return np.asarray(columns["count"][rows] * self._decay(self.clock - columns["touched"][rows]))
+
+    def prior(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:
+        """float64 [N]: m p, with one watch granted to each item so that the logarithm is finite."""
+        return np.asarray(PRIOR * (self._columns["total"][rows] + 1) / (self.clock + len(self)))
+
+    def log_share(self, rows: Rows | slice = slice(None)) -> Floats:
+        """float32 [N]: log q."""
+        everything = decayed_sum(self.clock, self.half_life_events) + PRIOR
+        return np.log((self.counts(rows) + self.prior(rows)) / everything).astype(np.float32)
+
+    def _decay(self, events: Rows) -> npt.NDArray[np.float64]:
+        return np.exp2(-events / self.half_life_events)
+
+
+def decayed_sum(events: int, half_life_events: float) -> float:
+    """The sum of all decayed counts after `events` watches."""
+    keep = 2.0 ** (-1 / half_life_events)
+    return float((1 - keep**events) / (1 - keep))
+
+
+def popularity_snapshots(items: Rows, size: int, half_life_events: float, every: int) -> tuple[Floats, Popularity]:
+    """log q of all items after 0, `every`, 2 `every`... watches (float32 [K, size]), and the state after the last one.
+
+    Row k // every is older than watch k: an example never sees its own watch in its offset.
+    """
+    state = Popularity.empty(size, half_life_events)
+    snapshots = []
+    for start in range(0, len(items), every):
+        snapshots.append(state.log_share())
+        state.add(items[start : start + every])
+    return np.stack(snapshots), state

@@ -1,0 +1,45 @@
+"""Who asks and what they watched, as structure only: the messages of `streams` fit without being imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Watched(Protocol):
+    """One watch of a history. `completed` marks a positive; the user tower reads only those, the ranker reads all."""
+
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def event_ms(self) -> int: ...
+    @property
+    def watch_s(self) -> float: ...
+    @property
+    def duration_s(self) -> float | None: ...
+    @property
+    def completed(self) -> bool: ...
+
+
+class Viewer(Protocol):
+    """A user as a request sees them. `watches` is oldest first."""
+
+    @property
+    def watches(self) -> Sequence[Watched]: ...
+    @property
+    def searches(self) -> Sequence[Any]: ...
+    @property
+    def context(self) -> Any: ...
+
+
+class Example(Viewer, Protocol):
+    """A completed watch; `watches` is the history as it was before it (paper section 3.4)."""
+
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def event_ms(self) -> int: ...
+    @property
+    def watch_s(self) -> float: ...
+    @property
+    def duration_s(self) -> float | None: ...

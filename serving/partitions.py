@@ -1,0 +1,105 @@
+"""Which users this worker answers for: the partitions of `recommend-requests` that it owns, and their histories.
+
+Histories are co-partitioned with requests. A partition that has been assigned is paused until the histories of the same
+number have been read to the end, so that no request is answered from half a view; after a rebalance the partitions that
+are kept keep their users, and those that are lost are forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+
+from infra import metrics
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka
+from serving.feed import Chunk, Feed
+from serving.views import HistoryView
+from streams import topics
+
+log = structlog.get_logger(__name__)
+
+
+class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The owned partitions and the view of their histories. Listener methods run in the consumer's own thread."""
+
+    def __init__(self, kafka: Kafka, group: str, feed: Feed, histories: HistoryView) -> None:
+        self.owned: frozenset[int] = frozenset()
+        self.open: frozenset[int] = frozenset()  # of the owned ones: those that are answered
+        self._topic = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
+        self._feed, self._histories = feed, histories
+        self._read_to_end: frozenset[int] = frozenset()
+        self._assigned: frozenset[int] | None = None  # not yet taken over
+        self.has_joined = False
+        self.consumer = create_consumer(kafka, group)
+        self.consumer.subscribe([self._topic], listener=self)
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Nothing yet: most come back with the next assignment."""
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self.consumer.pause(*assigned)
+        self._assigned = frozenset(tp.partition for tp in assigned)
+
+    def take_over(self) -> bool:
+        """Take over a new assignment, if there is one; whether there was."""
+        assigned, self._assigned = self._assigned, None
+        if assigned is None:
+            return False
+        log.info("partitions assigned", partitions=sorted(assigned), before=sorted(self.owned))
+        self.owned, self.open, self.has_joined = assigned, frozenset(), True
+        self._read_to_end = frozenset()
+        self._histories.keep(assigned)
+        self._feed.follow(assigned)
+        return True
+
+    def apply(self, chunk: Chunk) -> None:
+        """Take over what the feed has read of `user-histories`."""
+        metrics.RECEIVED.labels(topics.USER_HISTORIES).inc(len(chunk.records))
+        for record in chunk.records:
+            if record.partition in self.owned:
+                self._histories.apply(record.partition, record.key, record.value)
+        if chunk.generation == self._feed.generation:
+            self._read_to_end = chunk.caught_up
+
+    def resume(self) -> None:
+        """Answer the partitions whose histories are there."""
+        whole = (self.owned & self._read_to_end) - self.open
+        # A rebalance may take one away in this very moment; the next assignment says what holds.
+        with contextlib.suppress(KeyError):
+            if whole:
+                self.consumer.resume(*(TopicPartition(self._topic, number) for number in whole))
+        self.open |= whole
+
+    @property
+    def are_open(self) -> bool:
+        """Whether the group has been joined and everything that is owned is answered."""
+        return self.has_joined and self._assigned is None and self.open == self.owned
+
+    def lags(self) -> dict[int, int]:
+        """Requests not yet read, by partition, as far as the last fetches told."""
+        lags = {}
+        for tp in self.consumer.assignment():
+            position = self.consumer.position(tp, timeout_ms=0) if tp.partition in self.open else None
+            lags[tp.partition] = max(0, (self.consumer.highwater(tp) or 0) - (position or 0)) if position else 0
+        return lags
+
+
+def create_consumer(kafka: Kafka, group: str) -> Any:
+    return KafkaConsumer(
+        **kafka_python_options(kafka),
+        client_id="nextwatch-serving",
+        group_id=kafka.topic_prefix + group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        allow_auto_create_topics=False,
+        fetch_max_wait_ms=100,  # a partition that is resumed waits for the fetch that is under way
+        max_partition_fetch_bytes=max(1 << 20, 4 * kafka.max_message_bytes),
+        session_timeout_ms=int(kafka.session_timeout_s * 1000),
+        heartbeat_interval_ms=int(kafka.session_timeout_s * 1000 / 4),
+        reconnect_backoff_max_ms=2000,
+    )

@@ -1,0 +1,248 @@
+"""The live release: one reference that holds the version, its towers, its ranker and its collection, swapped at once.
+
+A release is loaded beside the live one by a thread of its own and warmed up there; the thread that answers requests
+takes it over between two batches. So a batch reads the reference once, and no answer mixes two versions. A release that
+cannot be used (no bundle, a corrupt one, no collection, another width) leaves the live one where it is, is counted, and
+is tried again for as long as it is the one announced: a bundle may arrive later than its announcement.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from indexer.errors import IndexFailure
+from indexer.handover import is_whole
+from infra import metrics
+from models.bundle import BundleError, read_bundle
+from models.candidates import CandidateModel
+from models.ranker import Ranker, RankingQuery
+from serving.views import CatalogueView, read
+from streams import topics
+from streams.messages import IndexReady, ItemVector, Release, UserHistory
+
+log = structlog.get_logger(__name__)
+
+Floats = NDArray[np.float32]
+
+VERSION = re.compile(r"[A-Za-z0-9_]+")  # it names a directory and a collection
+RETRY_S = 1.0
+MOST_RETRY_S = 30.0
+
+
+class Index(Protocol):
+    """What serving needs of indexer.collection.Index."""
+
+    def mark_of(self, version: str) -> str: ...
+    def dim(self, version: str) -> int: ...
+    def load(self, version: str) -> None: ...
+    def search(
+        self, version: str, vectors: Floats, limit: int, *, timeout_s: float | None = None
+    ) -> list[tuple[list[str], Floats]]: ...
+
+
+class ReleaseError(RuntimeError):
+    """A release cannot be served. `reason` is one of a fixed few (a metric label), the text says what is wrong."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class LiveRelease:
+    version: str
+    created_ms: int
+    model: CandidateModel
+    ranker: Ranker
+    index: Index
+
+    def search(self, vectors: Floats, limit: int, timeout_s: float | None = None) -> list[tuple[list[str], Floats]]:
+        """Per row of float32 [B, D]: item ids and inner products, best first, from the collection of this version.
+
+        Raises IndexFailure."""
+        return self.index.search(self.version, vectors, limit, timeout_s=timeout_s)
+
+
+class Releases:
+    """Follows the announcements and holds the live release. All methods but the loader's run in the answering thread.
+
+    What arrives while a release is being loaded is written into it when it is taken over, so that it misses nothing.
+    """
+
+    def __init__(self, bundles_dir: Path, index: Index, catalogue: CatalogueView) -> None:
+        self.live: LiveRelease | None = None
+        self._bundles_dir, self._index, self._catalogue = bundles_dir, index, catalogue
+        self._query_rows: dict[str, tuple[str, bytes]] = {}  # by item: version and its newest row
+        self._news: dict[tuple[str, str], None] = {}  # (topic, item) that arrived while a release is loaded
+        self._wanted = ""
+        self._tried = ""  # the version that the loader has come to an end with
+        self._failed = False  # ...without one that can be served
+        self._loaded: LiveRelease | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._loader = threading.Thread(target=self._load_forever, name="release-loader", daemon=True)
+        self._loader.start()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the announced release is live, or has been tried and cannot be."""
+        return self._wanted == self._tried and self._loaded is None
+
+    def apply_release(self, value: bytes | None) -> None:
+        """Take over a record of `releases`: an index that is ready says what is to be served."""
+        if value is None:
+            return
+        release = read(topics.RELEASES, Release, value)
+        if not isinstance(release, IndexReady) or release.version == self._wanted:
+            return
+        log.info("release announced", version=release.version)
+        with self._changed:
+            self._wanted = release.version
+            self._loaded = None
+            self._changed.notify()
+
+    def apply_vector(self, key: bytes | None, value: bytes | None) -> None:
+        """Take over a record of `item-vectors`: the item's embedding on the user's side."""
+        if key is None:
+            return
+        item_id = key.decode(errors="replace")
+        if value is None:
+            self._query_rows.pop(item_id, None)
+        elif (row := read(topics.ITEM_VECTORS, ItemVector, value)) is not None:
+            self._query_rows[item_id] = row.version, row.query_row
+            self._tell(topics.ITEM_VECTORS, item_id)
+
+    def apply_item(self, item_id: str) -> None:
+        """An item of the catalogue view has changed."""
+        self._tell(topics.ITEMS, item_id)
+
+    def refresh(self) -> None:
+        """Take over a release that has been loaded, if there is one; to be called between two batches."""
+        with self._changed:
+            loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        for topic, item_id in self._news:
+            self._write(topic, item_id, loaded)
+        self._news.clear()
+        log.info("release is live", version=loaded.version, before=self.live.version if self.live else None)
+        self.live = loaded
+        metrics.MODEL_INFO.clear()
+        metrics.MODEL_INFO.labels(loaded.version).set(1)
+        metrics.MODEL_CREATED.set(loaded.created_ms / 1000)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._loader.join(timeout=10)
+
+    def _tell(self, topic: str, item_id: str) -> None:
+        if self.live is not None:
+            self._write(topic, item_id, self.live)
+        if self._is_due() or self._loaded is not None:
+            self._news[topic, item_id] = None
+
+    def _write(self, topic: str, item_id: str, release: LiveRelease) -> None:
+        if topic == topics.ITEMS:
+            self._catalogue.describe(item_id, release.ranker.catalogue)
+        elif item_id in self._query_rows:
+            write_query_row(item_id, *self._query_rows[item_id], release)
+
+    def _load_forever(self) -> None:
+        """The loader's thread: the newest announcement, and again after a pause for as long as it cannot be served."""
+        wait_s = RETRY_S
+        while (version := self._next()) is not None:
+            loaded = self._try(version)
+            with self._changed:
+                if version == self._wanted:
+                    self._loaded, self._tried, self._failed = loaded, version, loaded is None
+                    if self._failed and not self._closed:
+                        self._changed.wait(wait_s)
+            wait_s = RETRY_S if loaded else min(2 * wait_s, MOST_RETRY_S)
+
+    def _next(self) -> str | None:
+        """The version to load, waited for; None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._is_due())
+            return None if self._closed else self._wanted
+
+    def _is_due(self) -> bool:
+        return self._wanted != self._tried or self._failed
+
+    def _try(self, version: str) -> LiveRelease | None:
+        try:
+            return self._load(version)
+        except ReleaseError as refused:
+            reason, text = refused.reason, str(refused)
+        except Exception as error:  # outermost: a bug in loading must not end the thread, the live release goes on
+            log.exception("loading a release failed", version=version)
+            reason, text = "bug", repr(error)
+        metrics.RELEASES_REFUSED.labels(reason).inc()
+        log.error("release refused", version=version, reason=reason, error=text)
+        return None
+
+    def _load(self, version: str) -> LiveRelease:
+        release = load_release(self._bundles_dir, version, self._index)
+        self._catalogue.describe_all(release.ranker.catalogue)
+        for item_id, (row_version, row) in list(self._query_rows.items()):
+            write_query_row(item_id, row_version, row, release)
+        warm_up(release)
+        return release
+
+
+def load_release(bundles_dir: Path, version: str, index: Index) -> LiveRelease:
+    """Read and check the bundle and its collection. Raises ReleaseError."""
+    if not VERSION.fullmatch(version):
+        raise ReleaseError("version", f"{version!r} is not a version (letters, digits and underscores)")
+    try:
+        bundle = read_bundle(bundles_dir / version)
+    except BundleError as error:
+        raise ReleaseError("bundle", str(error)) from error
+    if bundle.manifest.version != version:
+        raise ReleaseError("bundle", f"{bundles_dir / version} holds version {bundle.manifest.version}")
+    try:
+        check_collection(version, bundle.model.dim, index)
+    except IndexFailure as error:
+        raise ReleaseError("collection", str(error)) from error
+    return LiveRelease(version, bundle.manifest.created_ms, bundle.model, bundle.ranker, index)
+
+
+def check_collection(version: str, dim: int, index: Index) -> None:
+    """Raises ReleaseError for a collection that is not whole or not of the towers' width, IndexFailure for none."""
+    if not is_whole(index.mark_of(version)):
+        raise ReleaseError("collection", f"the collection of {version} is not whole: the indexer is still filling it")
+    found = index.dim(version)
+    if found != dim:
+        raise ReleaseError("dim", f"the collection of {version} has vectors of {found} numbers, the towers of {dim}")
+    index.load(version)
+
+
+def warm_up(release: LiveRelease) -> None:
+    """One pass of every stage, so that the first request pays for nothing and a wrong width is found now."""
+    nobody = UserHistory("warm-up")
+    vectors = release.model.user_vectors([nobody], release.created_ms)
+    try:
+        [(item_ids, scores)] = release.search(vectors, 10)
+    except IndexFailure as error:
+        raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
+    release.ranker.expected_watch_s([RankingQuery(nobody, release.created_ms, item_ids, scores)])
+
+
+def write_query_row(item_id: str, version: str, row: bytes, release: LiveRelease) -> None:
+    """Give the release a row of its own version; rows of others are not its business."""
+    if version != release.version:
+        return
+    try:
+        release.model.apply_query_row(item_id, np.frombuffer(row, "<f4"))
+    except ValueError as error:
+        metrics.REJECTED.labels(topics.ITEM_VECTORS, "invalid").inc()
+        log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))

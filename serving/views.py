@@ -1,0 +1,171 @@
+"""What serving knows without asking anybody: histories, the catalogue and what is trending, kept in memory from topics.
+
+Plain tables with one writer: the thread that answers requests applies what the feeds have read before each batch, so
+nothing here needs a lock and a batch never sees half a change. Histories stay encoded until their user asks: most never
+do while they are held, and bytes take a fifth of the memory of the objects they become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import structlog
+
+from infra import metrics
+from models.catalogue import Catalogue
+from streams import topics
+from streams.messages import Item, Refused, Trending, UserHistory, decode
+
+log = structlog.get_logger(__name__)
+
+GLOBAL = "global"  # the scope of `trending` that counts everybody
+
+
+class HistoryView:
+    """The newest history of each user of the partitions that this worker owns."""
+
+    def __init__(self) -> None:
+        self._encoded: dict[int, dict[bytes, bytes]] = {}  # by partition, by user id
+
+    def __len__(self) -> int:
+        return sum(len(users) for users in self._encoded.values())
+
+    def apply(self, partition: int, key: bytes | None, value: bytes | None) -> None:
+        """Take over one record of `user-histories`; a tombstone forgets the user."""
+        users = self._encoded.setdefault(partition, {})
+        if key is None:
+            _refuse(topics.USER_HISTORIES, Refused("invalid", "history without a key"))
+        elif value is None:
+            users.pop(key, None)
+        else:
+            users[key] = value
+
+    def keep(self, partitions: Iterable[int]) -> None:
+        """Drop the users of all partitions but these."""
+        kept = set(partitions)
+        self._encoded = {number: users for number, users in self._encoded.items() if number in kept}
+
+    def get(self, user_id: str, partition: int) -> UserHistory | None:
+        """A user's history; None when there is none, or none that can be read (counted)."""
+        encoded = self._encoded.get(partition, {}).get(user_id.encode())
+        history: UserHistory | None = None
+        if encoded is not None:
+            history = read(topics.USER_HISTORIES, UserHistory, encoded)
+        return history
+
+
+class CatalogueView:
+    """The catalogue as the `items` topic tells it: what may be shown, and the facts that a release's ranker reads.
+
+    What was taken down is remembered, not only forgotten: the index may still hold it for a while.
+    """
+
+    def __init__(self) -> None:
+        self.unavailable: set[str] = set()
+        self._encoded: dict[str, bytes] = {}  # available items, in the order in which they came
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __iter__(self) -> Iterator[str]:
+        """The items that may be shown, oldest entry first."""
+        return iter(self._encoded)
+
+    def apply(self, key: bytes | None, value: bytes | None) -> str | None:
+        """Take over one record of `items`; the id of the item that changed. A tombstone or `available: false` takes it
+        down."""
+        if value is None:
+            return None if key is None else self._take_down(key.decode(errors="replace"))
+        item: Item | None = read(topics.ITEMS, Item, value)
+        if item is None:
+            return None
+        if not item.available:
+            return self._take_down(item.item_id)
+        self.unavailable.discard(item.item_id)
+        self._encoded[item.item_id] = value
+        return item.item_id
+
+    def describe(self, item_id: str, catalogue: Catalogue) -> None:
+        """Write what is known of an item into a release's catalogue."""
+        value = self._encoded.get(item_id)
+        if value is None:
+            catalogue.remove(item_id)
+            return
+        item = decode(Item, value, max_bytes=len(value))
+        catalogue.upsert(
+            item_id,
+            channel=item.channel,
+            topics=item.topics,
+            duration_s=item.duration_s,
+            published_ms=item.published_ms,
+        )
+
+    def describe_all(self, catalogue: Catalogue) -> None:
+        """The same for all items. May run beside the thread that applies records: list() of a dict or set is one step
+        of the interpreter."""
+        for item_id in [*list(self._encoded), *list(self.unavailable)]:
+            self.describe(item_id, catalogue)
+
+    def _take_down(self, item_id: str) -> str:
+        self.unavailable.add(item_id)
+        self._encoded.pop(item_id, None)
+        return item_id
+
+
+class TrendingView:
+    """Decayed counts of all partitions, added up."""
+
+    def __init__(self) -> None:
+        self._parts: dict[bytes, Trending] = {}
+        self._top: dict[str, list[tuple[str, float]]] = {}  # by scope; emptied by every change
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Take over one record of `trending`."""
+        if key is None:
+            _refuse(topics.TRENDING, Refused("invalid", "trending list without a key"))
+        elif value is None:
+            if self._parts.pop(key, None) is not None:
+                self._top.clear()
+        elif (part := read(topics.TRENDING, Trending, value)) is not None:
+            self._parts[key] = part
+            self._top.clear()
+
+    def top(self, scope: str) -> list[tuple[str, float]]:
+        """(item, decayed watches), most first; ties by item id. Computed again only after a change."""
+        if scope not in self._top:
+            self._top[scope] = add_up([part for part in self._parts.values() if part.scope == scope])
+        return self._top[scope]
+
+
+def add_up(parts: Iterable[Trending]) -> list[tuple[str, float]]:
+    """The sum of the partitions' counts, each decayed to the newest one's time, most first.
+
+    Any later time gives the same order, since all of them then decay alike.
+    """
+    parts = list(parts)
+    now_ms = max((part.as_of_ms for part in parts), default=0)
+    total: dict[str, float] = {}
+    for part in parts:
+        decay = _decay(now_ms - part.as_of_ms, part.half_life_s)
+        for item_id, count in part.items:
+            total[item_id] = total.get(item_id, 0.0) + decay * count
+    return sorted(total.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def _decay(age_ms: int, half_life_s: float) -> float:
+    return float(0.5 ** (age_ms / 1000 / half_life_s)) if half_life_s > 0 else float(age_ms == 0)
+
+
+def read(topic: str, kind: Any, value: bytes) -> Any:
+    """A message of our own topics; what cannot be read is counted and passed over, the table keeps what it had."""
+    try:
+        return decode(kind, value, max_bytes=len(value))
+    except Refused as refused:
+        _refuse(topic, refused)
+        return None
+
+
+def _refuse(topic: str, refused: Refused) -> None:
+    metrics.REJECTED.labels(topic, refused.code).inc()
+    log.warning("record passed over", topic=topic, code=refused.code, reason=str(refused))

@@ -1,0 +1,164 @@
+"""How every Faust worker of ours is built and run: one App with the settings that the guarantees rest on.
+
+At-least-once with effects acknowledged before offsets are committed. `take_events` acknowledges a batch when the agent
+asks for the next one, also when the agent raised or was cancelled; so an agent of ours does neither (`handle_batches`):
+a bug is reported with the event that showed it, the rest of the batch is finished, and then the process stops loudly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NoReturn
+
+import faust
+import structlog
+from faust.types import TP
+
+from infra import metrics
+from infra.health import Health
+from infra.kafka_clients import faust_options
+from infra.settings import Settings
+from streams.intake import Raw, raw_of
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+LAG_EVERY_S = 2.0
+
+
+def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
+    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own."""
+    kafka = settings.kafka
+    datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
+    datadir.parent.mkdir(parents=True, exist_ok=True)
+    return faust.App(
+        f"{kafka.topic_prefix}nextwatch-{name}",
+        **faust_options(kafka),
+        autodiscover=False,
+        origin="streams",
+        store="memory://",
+        datadir=datadir,
+        topic_partitions=kafka.partitions,
+        topic_replication_factor=kafka.replication,
+        topic_allow_declare=False,  # `nextwatch topics --create` makes them, with the policies that we rely on
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=kafka.session_timeout_s,
+        broker_heartbeat_interval=kafka.session_timeout_s / 5,
+        broker_rebalance_timeout=2 * kafka.session_timeout_s,
+        broker_commit_interval=1.0,
+        broker_max_poll_interval=300.0,
+        stream_wait_empty=True,  # a partition is given up only when the batch in hand is done
+        stream_buffer_maxsize=4096,
+        table_standby_replicas=0,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+        **options,
+    )
+
+
+def raw_topic(app: faust.App, settings: Settings, *names: str) -> Any:
+    """Topics of undecoded bytes; we decode ourselves, strictly (faust.Record accepts wrong types)."""
+    prefixed = [settings.kafka.topic_prefix + name for name in names]
+    return app.topic(*prefixed, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+
+def owned(app: faust.App, events: Iterable[Any], topic_prefix: str) -> list[Raw]:
+    """The records of a batch whose partitions are still ours; the others' new owner reads them again."""
+    assigned = app.consumer.assignment()
+    return [
+        raw_of(event, topic_prefix) for event in events if TP(event.message.topic, event.message.partition) in assigned
+    ]
+
+
+async def handle_batches(
+    app: faust.App, stream: Any, handle: Handler, *, settings: Settings, stage: str, **take: Any
+) -> None:
+    """The loop of every agent: give `handle` what has arrived, batch by batch; `take` is take_events' own.
+
+    `handle` returns the bug that an event has shown (the event is in dead-letters), or None.
+    """
+    async for events in stream.take_events(**take):
+        batch = owned(app, events, settings.kafka.topic_prefix)
+        metrics.BATCH_SIZE.labels(stage).observe(len(batch))
+        with metrics.BATCH_TIME.labels(stage).time():
+            bug = await _to_the_end(handle(batch))
+        if bug is not None:
+            app.add_future(_stop_after(app, bug))
+
+
+async def _to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseException | None:
+    """Finish the batch also when we are cancelled, and leave the process at once when it fails.
+
+    In both cases Faust would acknowledge the batch's events as if they had been handled.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+    except Exception as error:  # whatever it is, the offsets of this batch must not be committed
+        _leave("stopping because a batch failed; it will be read again", error)
+
+
+async def _stop_after(app: faust.App, bug: BaseException) -> None:
+    """Commit what is done, then leave; the supervisor starts us again, behind the event that showed the bug."""
+    await asyncio.sleep(0.5)  # the batch in hand is acknowledged when the agent asks for the next one
+    await app.consumer.commit()
+    _leave("stopping because of a bug; the event is in dead-letters", bug)
+
+
+def _leave(why: str, error: BaseException) -> NoReturn:
+    log.critical(why, error=repr(error), exc_info=error)
+    sys.stderr.flush()
+    os._exit(EXIT_BUG)
+
+
+async def report_lag(app: faust.App, topic_prefix: str) -> None:
+    """Forever: how many messages of the assigned partitions are not read yet."""
+    while not app.should_stop:
+        for tp in app.consumer.assignment():
+            end, position = app.consumer.highwater(tp), app.consumer._read_offset.get(tp)
+            if end is not None and position is not None and tp.topic not in app.tables.changelog_topics:
+                topic = tp.topic.removeprefix(topic_prefix)
+                metrics.LAG.labels(topic, str(tp.partition)).set(max(0, end - position - 1))
+        await asyncio.sleep(LAG_EVERY_S)
+
+
+def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], bool] = lambda: True) -> None:
+    """Keep `health.ready` true while the app is assigned its partitions and has recovered its state."""
+
+    async def watch() -> None:
+        while not app.should_stop:
+            health.ready = bool(app.rebalancing_count) and not app.rebalancing and recovered()
+            await asyncio.sleep(0.1)
+
+    app.task(watch)
+
+
+def run(app: faust.App, settings: Settings) -> None:
+    """Run the app's worker until SIGINT or SIGTERM; returns when it has stopped cleanly."""
+    worker = faust.Worker(app, loglevel=settings.log_level, logging_config=_logging(settings.log_level), daemon=True)
+    worker.execute_from_commandline()
+
+
+def _logging(level: str) -> dict[str, Any]:
+    """Third parties' log lines: only what an operator must see."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+        "loggers": {"kafka": {"level": "ERROR"}},  # kafka-python warns of every step longer than 0.1 s
+        "root": {"level": "WARNING" if level != "debug" else "INFO", "handlers": ["stderr"]},
+    }
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,142 @@
+"""A user's history, event by event: the newest watches and searches, and the example that a completed watch makes.
+
+Pure: a history and an event go in, a history and perhaps an example come out; nothing here knows of Kafka or the time.
+
+An event is applied once. A source offset at or below the history's is a replay after a crash (its effects were
+acknowledged before the history was: see streams.history_app), an event id that is already in the history is a
+producer's duplicate. An event older than everything in a full history has no history "before" it left, and is passed
+over: this also makes the event-id check complete, since a duplicate is either in the window or older than it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from enum import StrEnum
+from typing import NamedTuple
+
+from streams.messages import Search, SearchEvent, TrainingExample, UserHistory, Watch, WatchEvent
+
+
+class Outcome(StrEnum):
+    KEPT = "kept"
+    REPLAYED = "replayed"
+    DUPLICATE = "duplicate"
+    TOO_OLD = "too_old"
+
+
+class Source(NamedTuple):
+    """Where an event stands in its topic, and when it was sent there."""
+
+    partition: int
+    offset: int
+    produced_ms: int
+
+
+class Applied(NamedTuple):
+    history: UserHistory
+    outcome: Outcome
+    example: TrainingExample | None = None
+
+
+def is_completed(watch_s: float, duration_s: float | None, completed_s: float) -> bool:
+    """The positive rule (paper section 3.1, "a user completing a video"): to the end, or `completed_s` of it."""
+    enough_s = completed_s if duration_s is None else min(duration_s, completed_s)
+    return watch_s > 0 and watch_s >= enough_s
+
+
+def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep: int, completed_s: float) -> Applied:
+    """Sort a watch in by event time, keep the newest `keep`, and make its example if it was completed.
+
+    The example holds the history from before the watch's own time, also for a watch that comes late
+    (paper section 3.3: predict the next watch, never a held-out one from the middle).
+    """
+    if source.offset <= history.watch_offset:
+        return Applied(history, Outcome.REPLAYED)
+    watches = history.watches
+    if any(watch.event_id == event.event_id for watch in watches):
+        return Applied(_seen(history, source), Outcome.DUPLICATE)
+    completed = is_completed(event.watch_s, event.duration_s, completed_s)
+    watch = Watch(
+        event.item_id, event.event_ms, event.watch_s, event.duration_s, completed, event.event_id, source.offset
+    )
+    place = bisect_right(watches, event.event_ms, key=_event_ms)
+    if place == 0 and len(watches) >= keep:
+        return Applied(_seen(history, source), Outcome.TOO_OLD)
+    # A watch at the very same time is not "before".
+    before = watches[: bisect_left(watches, event.event_ms, key=_event_ms)]
+    newer = UserHistory(
+        user_id=history.user_id,
+        watches=(*watches[:place], watch, *watches[place:])[-keep:],
+        searches=history.searches,
+        context=event.context or history.context,
+        watch_offset=source.offset,
+        search_offset=history.search_offset,
+        produced_ms=max(history.produced_ms, source.produced_ms),
+    )
+    example = _example(event, newer.context, before, history.searches, source) if completed else None
+    return Applied(newer, Outcome.KEPT, example)
+
+
+def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, keep: int) -> Applied:
+    """Sort a search in by event time and keep the newest `keep`."""
+    if source.offset <= history.search_offset:
+        return Applied(history, Outcome.REPLAYED)
+    searches = history.searches
+    outcome = Outcome.KEPT
+    if any(search.event_id == event.event_id for search in searches):
+        outcome = Outcome.DUPLICATE
+    else:
+        place = bisect_right(searches, event.event_ms, key=_event_ms)
+        if place == 0 and len(searches) >= keep:
+            outcome = Outcome.TOO_OLD
+        search = Search(event.query, event.event_ms, event.event_id, source.offset)
+        searches = (*searches[:place], search, *searches[place:])[-keep:]
+    newer = UserHistory(
+        user_id=history.user_id,
+        watches=history.watches,
+        searches=searches,
+        context=event.context or history.context,
+        watch_offset=history.watch_offset,
+        search_offset=source.offset,
+        produced_ms=max(history.produced_ms, source.produced_ms),
+    )
+    return Applied(newer, outcome)
+
+
+def _event_ms(entry: Watch | Search) -> int:
+    return entry.event_ms
+
+
+def _seen(history: UserHistory, source: Source) -> UserHistory:
+    """The same history, knowing that the stream has been read up to here."""
+    return UserHistory(
+        user_id=history.user_id,
+        watches=history.watches,
+        searches=history.searches,
+        context=history.context,
+        watch_offset=source.offset,
+        search_offset=history.search_offset,
+        produced_ms=history.produced_ms,
+    )
+
+
+def _example(
+    event: WatchEvent,
+    context: object,
+    before: tuple[Watch, ...],
+    searches: tuple[Search, ...],
+    source: Source,
+) -> TrainingExample:
+    return TrainingExample(
+        user_id=event.user_id,
+        item_id=event.item_id,
+        event_ms=event.event_ms,
+        watch_s=event.watch_s,
+        duration_s=event.duration_s,
+        watches=before,
+        searches=searches[: bisect_left(searches, event.event_ms, key=_event_ms)],
+        context=context,  # type: ignore[arg-type]
+        partition=source.partition,
+        offset=source.offset,
+        produced_ms=source.produced_ms,
+    )

@@ -1,0 +1,157 @@
+"""What the trainer worker knows and does with a batch: adopt a release, rank before learning, learn, say what changed.
+
+A thin layer between messages and models.incremental: it keeps the release in use, the place in `training-examples`
+up to which the rows have learnt (`Progress`, published with the rows), and the share of examples that each model found
+(prequential recall). Everything here runs in one executor thread, away from the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from infra import metrics
+from infra.settings import Trainer
+from models.bundle import Bundle
+from models.incremental import IncrementalTrainer
+from streams.messages import Item, ItemVector, TrainingExample
+
+PROGRESS_KEY = b""  # in item-vectors; no item has an empty id
+RECALL_AT = (10, 100)
+WINDOW = 2000  # examples that the recall gauges speak of
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """How far the published rows have learnt: the next offset of `training-examples`, and by partition of
+    `watch-events` the newest watch learnt (an example at or below is a duplicate of the history worker's)."""
+
+    next_offset: int = 0
+    watched: dict[int, int] = {}
+
+
+class Learnt(NamedTuple):
+    rows: list[tuple[bytes, ItemVector]]  # key, row: what `item-vectors` must carry before offsets are committed
+    duplicates: int
+
+
+class Learner:
+    """The trainer's state for one release."""
+
+    def __init__(self, bundle: Bundle, items: Mapping[str, Item], settings: Trainer, seed: int) -> None:
+        self.version = bundle.manifest.version
+        self.progress = Progress()
+        self.is_new = True  # no row of this release has been published yet
+        self._items = items
+        self._settings = settings
+        self._seed = seed
+        self._step = 0
+        self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
+        self._trainer = IncrementalTrainer(
+            bundle,
+            learning_rate=settings.learning_rate,
+            negatives=settings.negatives,
+            replay=settings.replay,
+            seed=seed,
+        )
+
+    def restore(self, key: bytes, row: ItemVector) -> None:
+        """Take back one published row of this release."""
+        if row.version != self.version:
+            return
+        self._step = max(self._step, row.step)
+        if key == PROGRESS_KEY:
+            self.progress = msgspec.msgpack.decode(row.state, type=Progress)
+            self.is_new = False
+        else:
+            self._trainer.restore(key.decode(), row.vector, row.query_row, row.state)
+            self.is_new = False
+
+    def learn(self, batch: Sequence[tuple[int, TrainingExample]], *, evaluate: bool = True) -> Learnt:
+        """Rank each (offset, example), then learn them all in one step; the rows that changed, oldest watch noted."""
+        fresh = self._unseen(batch)
+        if not fresh:
+            return Learnt([], len(batch))
+        for example in fresh:
+            self._place(example.item_id)
+        if evaluate:
+            self._evaluate(self._sample(fresh))
+        result = self._trainer.learn(fresh)
+        self._step += 1
+        metrics.STEPS_DROPPED.inc(result.dropped)
+        metrics.STEPS.inc(not result.dropped)
+        metrics.LOSS.set(result.loss)
+        metrics.TRAINER_ROWS.set(len(self._trainer))
+        stale = self._trainer.due_refreshes(limit=len(fresh) + 64)
+        touched = np.union1d(result.touched, stale)
+        oldest_ms = {example.item_id: example.produced_ms for example in reversed(fresh)}
+        return Learnt(list(self._rows(touched, oldest_ms)), len(batch) - len(fresh))
+
+    def progress_row(self) -> tuple[bytes, ItemVector]:
+        """The record that says how far the rows that were published before it have learnt."""
+        state = msgspec.msgpack.encode(self.progress)
+        return PROGRESS_KEY, ItemVector(self.version, self._step, b"", b"", 0, state)
+
+    def _unseen(self, batch: Sequence[tuple[int, TrainingExample]]) -> list[TrainingExample]:
+        """The examples that were not learnt before, and the progress as it is after them."""
+        watched = dict(self.progress.watched)
+        next_offset = self.progress.next_offset
+        fresh = []
+        for offset, example in batch:
+            if offset >= next_offset and example.offset > watched.get(example.partition, -1):
+                fresh.append(example)
+                watched[example.partition] = example.offset
+            next_offset = max(next_offset, offset + 1)
+        self.progress = Progress(next_offset, watched)
+        return fresh
+
+    def _place(self, item_id: str) -> None:
+        item = self._items.get(item_id)
+        if item is None:
+            self._trainer.add_item(item_id)
+        else:
+            self._trainer.add_item(item_id, channel=item.channel, topics=item.topics)
+
+    def _sample(self, examples: Sequence[TrainingExample]) -> Sequence[TrainingExample]:
+        share = self._settings.evaluate_share
+        if share >= 1:
+            return examples
+        chosen = np.random.default_rng((self._seed, self._step)).random(len(examples)) < share
+        return [example for example, keep in zip(examples, chosen, strict=True) if keep]
+
+    def _evaluate(self, examples: Sequence[TrainingExample]) -> None:
+        """Prequential recall: count the examples whose item each model has in its top k before learning it."""
+        if not examples:
+            return
+        ranks = self._trainer.rank(examples)
+        hits = np.stack(
+            [(model >= 0) & (model < k) for model in (ranks.live, ranks.frozen, ranks.popular) for k in RECALL_AT]
+        )[:, ranks.counted]  # [3 models x 2 k, B]
+        self._recent.extend(hits.T)
+        if not self._recent:
+            return
+        recall = np.mean(self._recent, axis=0)
+        metrics.PREQUENTIAL_EXAMPLES.inc(hits.shape[1])
+        labels = [(model, str(k)) for model in ("live", "frozen", "popular") for k in RECALL_AT]
+        for (model, k), found, share in zip(labels, hits.sum(axis=1), recall, strict=True):
+            metrics.PREQUENTIAL_HITS.labels(model, k).inc(int(found))
+            metrics.PREQUENTIAL_RECALL.labels(model, k).set(share)
+
+    def _rows(self, touched: np.ndarray, oldest_ms: Mapping[str, int]) -> Iterator[tuple[bytes, ItemVector]]:
+        for item_id, vector, query_row, state in self._trainer.rows(touched):
+            produced_ms = oldest_ms.get(item_id, 0)
+            yield item_id.encode(), ItemVector(self.version, self._step, vector, query_row, produced_ms, state)
+
+
+def batches(examples: Iterable[tuple[int, TrainingExample]], size: int) -> Iterator[list[tuple[int, TrainingExample]]]:
+    chunk: list[tuple[int, TrainingExample]] = []
+    for entry in examples:
+        chunk.append(entry)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

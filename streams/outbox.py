@@ -1,0 +1,90 @@
+"""What a batch of events has caused, sent together: ready-made record batches, acknowledged before anything goes on.
+
+Faust sends message by message, which costs more than all our work on an event (see README, "Measured"), so batches are
+built here and handed to Faust's own client, aiokafka. `flush` returns when the brokers have acknowledged everything; a
+broker that is away is waited for in place, so order is kept and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from infra import metrics
+from infra.kafka_clients import aiokafka_options
+from infra.settings import Kafka
+
+log = structlog.get_logger(__name__)
+
+Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+BATCH_BYTES = 512_000
+
+
+class Outbox:
+    """Records waiting for the next flush, by topic and partition. Topic names are without the prefix."""
+
+    def __init__(self, producer: AIOKafkaProducer, topic_prefix: str) -> None:
+        self._producer = producer
+        self._prefix = topic_prefix
+        self._waiting: dict[tuple[str, int], list[Record]] = defaultdict(list)
+
+    def add(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        self._waiting[topic, partition].append((key, value, list(headers)))
+
+    async def flush(self) -> None:
+        """Send what is waiting and return when all of it is acknowledged."""
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        await asyncio.gather(*(self._deliver(*place, records) for place, records in waiting.items()))
+        sent = Counter[str]()
+        for (topic, _), records in waiting.items():
+            sent[topic] += len(records)
+        for topic, count in sent.items():
+            metrics.SENT.labels(topic).inc(count)
+
+    async def _deliver(self, topic: str, partition: int, records: list[Record]) -> None:
+        wait_s = 0.1
+        while True:
+            try:
+                return await self._send(self._prefix + topic, partition, records)
+            except MessageSizeTooLargeError:
+                raise  # waiting does not mend this
+            except KafkaError as error:
+                log.warning("broker unavailable, trying again", topic=topic, error=str(error), wait_s=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, 5.0)
+
+    async def _send(self, topic: str, partition: int, records: list[Record]) -> None:
+        acknowledged = []
+        batch: Any = self._producer.create_batch()
+        for key, value, headers in records:
+            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+                batch = self._producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+        await asyncio.gather(*acknowledged)
+
+
+def create_producer(kafka: Kafka, client_id: str) -> AIOKafkaProducer:
+    """An idempotent producer that waits for all in-sync replicas. Must be made inside a running event loop."""
+    return AIOKafkaProducer(
+        **aiokafka_options(kafka),
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        max_batch_size=BATCH_BYTES,
+        max_request_size=8 * kafka.max_message_bytes,
+    )

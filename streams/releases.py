@@ -1,0 +1,49 @@
+"""Announcing a release on `releases`, and waiting until somebody has taken it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kafka import KafkaProducer
+
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka
+from streams import topics
+from streams.follow import TopicFollower
+from streams.messages import BundlePublished, IndexReady, Refused, Release, ServerState, decode, encode
+
+
+def announce(kafka: Kafka, release: Release) -> None:
+    """Write one release message and wait for its acknowledgement."""
+    producer = KafkaProducer(**kafka_python_options(kafka), client_id="nextwatch-releases")
+    try:
+        key = key_of(release).encode()
+        producer.send(kafka.topic_prefix + topics.RELEASES, key=key, value=encode(release)).get(timeout=30)
+    finally:
+        producer.close()
+
+
+def key_of(release: Release) -> str:
+    if isinstance(release, BundlePublished):
+        return "bundle"
+    return "index" if isinstance(release, IndexReady) else f"server/{release.server_id}"
+
+
+def wait_until_served(
+    kafka: Kafka, version: str, timeout_s: float, progress: Callable[[str], None] = lambda what: None
+) -> bool:
+    """Whether a server says within `timeout_s` that it answers from `version`; `progress` is told of each step."""
+    deadline = time.monotonic() + timeout_s
+    with TopicFollower(kafka, topics.RELEASES) as follower:
+        while time.monotonic() < deadline:
+            for record in follower.poll(0.1):
+                try:
+                    release: Release = decode(Release, record.value)  # type: ignore[arg-type]
+                except Refused:
+                    continue
+                if isinstance(release, IndexReady) and release.version == version:
+                    progress("index ready")
+                if isinstance(release, ServerState) and release.version == version:
+                    return True
+    return False

@@ -1,0 +1,106 @@
+"""What whole-system tests run against: a real broker of each kind and a real Milvus Lite server, once per test run.
+
+`kafka` runs its tests on noida, and on Apache Kafka too whenever KAFKA_HOME is set. Tests share the services and are
+kept apart by `kafka.topic_prefix`, which the `settings` fixture makes unique. A broken service is a failure; only a
+missing noida wheel on a developer's machine skips.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.broker import Broker, start_broker
+from infra.milvus_server import MilvusServer, start_milvus
+from infra.run_files import fill_in
+from infra.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
+
+BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def only_our_settings() -> None:
+    """The tests build their settings themselves; nothing comes from the shell that they were started in."""
+    for variable in [name for name in os.environ if name.startswith(ENV_PREFIX) or name == CONFIG_VARIABLE]:
+        del os.environ[variable]
+
+
+def milvus_answers(uri: str) -> bool:
+    """The probe that `start_milvus` wants."""
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        client = MilvusClient(uri=uri, timeout=3)
+        client.list_collections()
+        client.close()
+    except MilvusException:
+        return False
+    return True
+
+
+def environ_for(kind: str) -> dict[str, str]:
+    """The environment in which `start_broker` starts a broker of this kind."""
+    if kind == "noida" and importlib.util.find_spec("noida_db") is None and not os.environ.get("CI"):
+        pytest.skip("the noida-db wheel is not installed: pip install -e .[embedded,dev]")
+    environ = dict(os.environ)
+    if kind == "noida":
+        environ.pop("KAFKA_HOME", None)
+    return environ
+
+
+@pytest.fixture(scope="session", params=BROKERS)
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A running broker that tests share: they must not stop it."""
+    data_dir = tmp_path_factory.mktemp(f"broker-{request.param}")
+    running = start_broker(Settings(data_dir=data_dir), environ=environ_for(request.param))
+    yield running
+    running.child.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(broker: Broker) -> str:
+    """`host:port` of a running broker; a test that uses it runs once for each kind."""
+    return broker.bootstrap
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """A running Milvus Lite server that tests share."""
+    running = start_milvus(Settings(data_dir=tmp_path_factory.mktemp("milvus")), probe=milvus_answers)
+    yield running
+    running.child.stop()
+
+
+@pytest.fixture(scope="session")
+def milvus_uri(milvus: MilvusServer) -> str:
+    return milvus.uri
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of one test: its own data directory and topic prefix; sections are given as dictionaries."""
+
+    def make(bootstrap: str = "", milvus_uri: str = "", **sections: Any) -> Settings:
+        sections["kafka"] = {"topic_prefix": f"t{uuid.uuid4().hex[:8]}-"} | sections.get("kafka", {})
+        return fill_in(Settings(**({"data_dir": tmp_path} | sections)), bootstrap, milvus_uri)
+
+    return make
+
+
+@pytest.fixture
+def kafka_settings(kafka: str, make_settings: Callable[..., Settings]) -> Settings:
+    """For a test that needs a broker only."""
+    return make_settings(kafka)
+
+
+@pytest.fixture
+def settings(kafka: str, milvus_uri: str, make_settings: Callable[..., Settings]) -> Settings:
+    """For a whole-system test: a running broker (each kind in turn) and a running Milvus."""
+    return make_settings(kafka, milvus_uri)

@@ -1,0 +1,195 @@
+"""The index against a real Milvus Lite server, and against exact numpy."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.collection import Index, collection_name, is_indexable
+from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
+from infra.milvus_server import start_milvus
+from infra.settings import Milvus, Settings
+from tests.conftest import milvus_answers
+from tests.indexer.waiting import wait_until
+
+pytestmark = pytest.mark.system
+
+DIM = 9
+
+
+@pytest.fixture
+def index(milvus_uri: str) -> Iterator[Index]:
+    index = Index(Milvus(uri=milvus_uri))
+    for version in index.versions():
+        index.drop(version)
+    yield index
+    index.close()
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+
+
+def ids(count: int) -> list[str]:
+    return [f"item {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("index_type", ["FLAT", "HNSW"])
+def test_search_is_the_exact_top_k(milvus_uri: str, index: Index, index_type: str) -> None:
+    index = Index(Milvus(uri=milvus_uri, index_type=index_type))
+    rows, queries = vectors(3000), vectors(3, seed=1)
+    index.create("a", DIM)
+    index.upsert("a", ids(3000), rows, [0] * 3000)
+    index.flush("a")
+    index.load("a")
+    found = index.search("a", queries, 500)
+    scores = queries @ rows.T
+    for (item_ids, inner), expected in zip(found, scores, strict=True):
+        order = np.argsort(-expected)[:500]
+        assert item_ids == [f"item {number}" for number in order]
+        np.testing.assert_allclose(inner, expected[order], rtol=1e-5, atol=1e-5)
+        assert inner.dtype == np.float32
+
+
+def test_a_limit_beyond_the_rows_gives_all_of_them(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(5), vectors(5), [0] * 5)
+    [(item_ids, inner)] = index.search("a", vectors(1), 20_000)
+    assert sorted(item_ids) == ids(5)
+    assert len(inner) == 5
+
+
+def test_an_empty_collection_finds_nothing(index: Index) -> None:
+    index.create("a", DIM)
+    assert [item_ids for item_ids, _ in index.search("a", vectors(2), 10)] == [[], []]
+
+
+def test_what_was_upserted_is_found_by_the_next_search(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(3), vectors(3), [0] * 3)
+    far = np.full((1, DIM), 100, np.float32)
+    index.upsert("a", ["item 1"], far, [7])
+    assert index.search("a", far, 1)[0][0] == ["item 1"]
+    assert index.count("a") == 3
+    step, vector = index.vectors("a", ["item 1", "not there"])["item 1"]
+    assert step == 7
+    np.testing.assert_array_equal(vector, far[0])
+
+
+def test_what_was_deleted_is_not_found(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(3), vectors(3), [0] * 3)
+    index.flush("a")
+    index.delete("a", ["item 1", "not there"])
+    assert sorted(index.search("a", vectors(1), 10)[0][0]) == ["item 0", "item 2"]
+    assert index.count("a") == 2
+
+
+def test_ids_with_quotes_and_other_scripts_are_found_and_deleted(index: Index) -> None:
+    strange = ["it's", 'a"b', "it's \"x\"", "back\\slash", "é😀", "new\nline", "{x}", "%s", "ends with \\", "क"]
+    index.create("a", DIM)
+    index.upsert("a", strange, vectors(len(strange)), [0] * len(strange))
+    assert set(index.vectors("a", strange)) == set(strange)
+    assert sorted(index.search("a", vectors(1), 100)[0][0]) == sorted(strange)
+    for item_id in strange:
+        index.delete("a", [item_id])
+        assert item_id not in index.vectors("a", strange)
+    assert index.count("a") == 0
+
+
+def test_a_vector_that_is_not_finite_is_refused_before_it_is_written(index: Index) -> None:
+    index.create("a", DIM)
+    rows = vectors(3)
+    rows[1, 2] = np.nan
+    with pytest.raises(ValueError, match="1 of 3 vectors"):
+        index.upsert("a", ids(3), rows, [0] * 3)
+    assert index.count("a") == 0
+    with pytest.raises(ValueError, match="finite"):
+        index.search("a", rows, 3)
+
+
+def test_a_mark_stays_with_its_collection(index: Index) -> None:
+    index.create("a", DIM)
+    index.create("b", DIM + 1)
+    assert index.mark_of("a") == ""
+    index.mark("a", "whole")
+    index.mark("a", "announced:5")
+    assert (index.mark_of("a"), index.mark_of("b")) == ("announced:5", "")
+    assert (index.dim("a"), index.dim("b")) == (DIM, DIM + 1)
+    assert index.versions() == ["a", "b"]
+    index.drop("a")
+    index.drop("a")
+    assert index.versions() == ["b"]
+
+
+def test_a_missing_collection_is_named(index: Index) -> None:
+    name = collection_name("nope")
+    for call in (
+        lambda: index.search("nope", vectors(1), 3),
+        lambda: index.upsert("nope", ids(1), vectors(1), [0]),
+        lambda: index.delete("nope", ids(1)),
+        lambda: index.count("nope"),
+        lambda: index.mark("nope", "whole"),
+        lambda: index.load("nope"),
+    ):
+        with pytest.raises(IndexMissing, match=name):
+            call()
+
+
+def test_the_memtable_of_milvus_lite_stays_small(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(index, "flush", flushed.append)
+    index.create("a", DIM)
+    for _ in range(5):
+        index._keep_memtable_small("a", 1000)  # noqa: SLF001
+        index._unflushed["a"] %= 2000
+    assert flushed == ["a", "a"]
+    index._is_lite = False
+    index._keep_memtable_small("a", 10_000)
+    assert flushed == ["a", "a"], "a server must not be flushed per batch"
+
+
+def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) -> None:
+    server = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
+    index = Index(Milvus(uri=server.uri, timeout_s=2))
+    try:
+        index.create("a", DIM)
+        index.upsert("a", ids(3), vectors(3), [0] * 3)
+        index.mark("a", "whole")
+        server.child.kill()
+        for call in (index.ping, lambda: index.search("a", vectors(1), 3), lambda: index.delete("a", ids(1))):
+            with pytest.raises(IndexUnavailable):
+                call()
+        assert not index.is_ready()
+        server.restart()
+        wait_until(index.is_ready, "Milvus to answer again")
+        # Collections are not loaded after a restart: the search does it.
+        assert sorted(index.search("a", vectors(1), 3)[0][0]) == ids(3)
+        assert index.mark_of("a") == "whole"
+        assert index.count("a") == 3
+    finally:
+        server.child.stop()
+
+
+def test_nobody_at_the_address_is_unavailable_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        index = Index(Milvus(uri=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout_s=1))
+        with pytest.raises(IndexUnavailable, match="connect"):
+            index.ping()
+
+
+def test_an_empty_uri_names_its_setting() -> None:
+    with pytest.raises(IndexRefused, match=r"milvus\.uri"):
+        Index(Milvus())
+
+
+def test_ids_that_milvus_cannot_hold_are_known() -> None:
+    assert is_indexable("é" * 512)
+    assert not is_indexable("é" * 513)
+    assert not is_indexable("")
+    assert not is_indexable("bell \x07")

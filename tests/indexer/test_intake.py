@@ -1,0 +1,111 @@
+"""What records mean for the rows that wait."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from indexer.intake import Intake, is_written
+from indexer.rows import Rows
+from streams.messages import Item, ItemVector, Refused, encode
+
+
+def vector(step: int = 1, version: str = "v", numbers: tuple[float, ...] = (1.0, 2.0), produced_ms: int = 0) -> bytes:
+    return encode(ItemVector(version, step, np.array(numbers, "<f4").tobytes(), b"", produced_ms))
+
+
+def intake(*versions: str) -> Intake:
+    rows = Rows()
+    for version in versions:
+        rows.follow(version)
+    return Intake(rows, 1_000_000, dims=dict.fromkeys(versions, 2))
+
+
+def hear(to: Intake, value: bytes | None, key: bytes | None = b"a", *, written: bool = False) -> str | None:
+    return to.hear_vector(key, value, is_written=written, now_ms=0)
+
+
+def test_a_touched_row_waits_to_be_written() -> None:
+    to = intake("v")
+    hear(to, vector(7, produced_ms=5))
+    assert to.rows.take_rows(9) == ("v", {"a": (7, np.array([1, 2], "<f4").tobytes(), 5)})
+
+
+def test_a_row_of_another_version_is_passed_over() -> None:
+    to = intake("v")
+    hear(to, vector(version="w", numbers=(1.0,)))
+    assert len(to.rows) == 0
+
+
+def test_a_row_that_was_written_is_read_again_only_for_the_collection_that_catches_up() -> None:
+    to = intake("v", "w")
+    hear(to, vector(version="v"), written=True)
+    to.catching_up = "w"
+    hear(to, vector(version="v"), b"b", written=True)
+    assert len(to.rows) == 0
+    hear(to, vector(3, version="w", produced_ms=5), written=True)
+    assert to.rows.take_rows(9) == ("w", {"a": (3, np.array([1, 2], "<f4").tobytes(), 0)})
+
+
+def test_the_row_of_an_item_that_is_down_is_known_again_after_a_restart() -> None:
+    to = intake("v")
+    to.hear_item(b"a", None, now_ms=0)
+    hear(to, vector(4), written=True)
+    to.hear_item(b"a", encode(Item("a")), now_ms=0)
+    assert to.rows.take_rows(9) == ("v", {"a": (4, np.array([1, 2], "<f4").tobytes(), 0)})
+
+
+def test_unavailable_and_tombstone_both_take_an_item_down() -> None:
+    to = intake("v")
+    to.hear_item(b"a", encode(Item("a", available=False)), now_ms=0)
+    to.hear_item(b"b", None, now_ms=0)
+    assert to.rows.down == {"a", "b"}
+    to.hear_item(b"a", encode(Item("a")), now_ms=0)
+    assert to.rows.down == {"b"}
+
+
+def test_the_trainers_tombstone_expires_the_item_but_not_when_it_is_read_again() -> None:
+    to = intake("v")
+    assert hear(to, None, written=True) is None
+    assert len(to.rows) == 0
+    assert hear(to, None) == "a"
+    assert to.rows.take_deleted(9) == {"a": False}
+
+
+def test_the_trainers_own_record_is_no_row() -> None:
+    to = intake("v")
+    hear(to, vector(), b"")
+    assert len(to.rows) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (None, vector(), "without a key"),
+        (b"\xff", vector(), "UTF-8"),
+        (b"a", b"\xc1", "MessagePack"),
+        (b"a", vector(numbers=(1.0, 2.0, 3.0)), "12 bytes"),
+        (b"a", vector(numbers=(1.0, float("inf"))), "not finite"),
+        (b"a\x01", vector(), "control characters"),
+        (b"a" * 1025, vector(), "1024 bytes"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_reason(key: bytes | None, value: bytes, reason: str) -> None:
+    to = intake("v")
+    with pytest.raises(Refused, match=reason):
+        hear(to, value, key)
+    assert len(to.rows) == 0
+
+
+def test_a_bad_catalogue_entry_is_refused_and_changes_nothing() -> None:
+    to = intake("v")
+    with pytest.raises(Refused):
+        to.hear_item(b"a", b'{"item_id": ""}', now_ms=0)
+    assert not to.rows.down
+
+
+def test_offsets_below_the_committed_one_are_written() -> None:
+    written = {("items", 0): 5}
+    assert is_written(written, "items", 0, 4)
+    assert not is_written(written, "items", 0, 5)
+    assert not is_written(written, "items", 1, 0)

@@ -1,0 +1,77 @@
+"""The embedded Milvus: one server, loopback, its rows kept, its errors clear."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from pymilvus import MilvusClient
+
+from infra.child import ServiceError
+from infra.milvus_server import MilvusServer, start_milvus
+from infra.settings import Settings
+from tests.conftest import milvus_answers
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def own_milvus(make_settings: MakeSettings) -> Iterator[MilvusServer]:
+    """A server of this test alone, which it may stop and kill."""
+    server = start_milvus(make_settings(), probe=milvus_answers)
+    yield server
+    server.child.stop()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
+    client = MilvusClient(uri=own_milvus.uri)
+    client.create_collection("things", dimension=2)
+    client.insert("things", [{"id": 1, "vector": [1.0, 0.0]}])
+    client.close()
+    code = own_milvus.child.stop() if end == "stop" else own_milvus.child.kill()
+    assert code == (0 if end == "stop" else 137)
+    before = own_milvus.uri
+    own_milvus.restart()
+    deadline = time.monotonic() + 30
+    while not own_milvus.is_ready():
+        assert time.monotonic() < deadline, own_milvus.child.tail()
+        time.sleep(0.05)
+    assert own_milvus.uri == before
+    client = MilvusClient(uri=own_milvus.uri)
+    client.load_collection("things")
+    assert client.query("things", filter="id == 1")[0]["id"] == 1
+    client.close()
+
+
+@pytest.mark.system
+def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_directory(
+    own_milvus: MilvusServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.claims.CLAIM_WAIT_S", 0.2)
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", own_milvus.port), timeout=1)
+    with pytest.raises(ServiceError, match=r"milvus is in use by another nextwatch.*--data-dir"):
+        start_milvus(own_milvus.settings, probe=milvus_answers)
+    # the server itself would share its port, and each client would meet one of the two by chance
+    other = make_settings(data_dir=own_milvus.settings.data_dir / "other", embedded={"milvus_port": own_milvus.port})
+    with pytest.raises(ServiceError, match=r"in use: give embedded\.milvus_port another"):
+        start_milvus(other, probe=milvus_answers)
+
+
+@pytest.mark.system
+def test_a_server_that_the_probe_never_likes_is_stopped(make_settings: MakeSettings) -> None:
+    settings = make_settings(embedded={"ready_timeout_s": 0.3})
+    with pytest.raises(ServiceError, match=r"milvus is not ready after 0\.3 s \(embedded\.ready_timeout_s\)"):
+        start_milvus(settings, probe=lambda uri: False)
+
+
+def test_without_the_package_the_error_names_the_setting(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServiceError, match=r"set milvus\.uri"):
+        start_milvus(make_settings(), probe=lambda uri: True)

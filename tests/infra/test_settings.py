@@ -1,0 +1,129 @@
+"""One tree, three sources, nothing silently ignored, no secret printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.settings import Settings, SettingsError, dump_settings, load_settings, to_environ
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No nextwatch.toml of the checkout takes part."""
+    monkeypatch.chdir(tmp_path)
+
+
+def toml(tmp_path: Path, text: str, name: str = "mine.toml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = toml(tmp_path, '[kafka]\nbootstrap = "file:1"\npartitions = 3\nreplication = 3\n')
+    monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "env:1")
+    monkeypatch.setenv("NEXTWATCH_KAFKA__PARTITIONS", "5")
+    kafka = load_settings(file, {"kafka.bootstrap": "option:1"}).kafka
+    assert (kafka.bootstrap, kafka.partitions, kafka.replication) == ("option:1", 5, 3)
+
+
+def test_the_file_is_found_by_its_variable_and_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml(tmp_path, 'log_level = "debug"\n', "nextwatch.toml")
+    assert load_settings().log_level == "debug"
+    monkeypatch.setenv("NEXTWATCH_CONFIG", str(toml(tmp_path, 'log_level = "error"\n')))
+    assert load_settings().log_level == "error"
+    monkeypatch.setenv("NEXTWATCH_CONFIG", "missing.toml")
+    with pytest.raises(SettingsError, match=r"missing.toml does not exist"):
+        load_settings()
+
+
+@pytest.mark.parametrize("text", ["[kafka]\nbootstrp = 'x:1'\n", "[kafak]\nbootstrap = 'x:1'\n", "bootstrap = 'x:1'\n"])
+def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str) -> None:
+    name = "kafka.bootstrp" if "bootstrp" in text else "kafak" if "kafak" in text else "bootstrap"
+    with pytest.raises(SettingsError, match=f"unknown setting {name}"):
+        load_settings(toml(tmp_path, text))
+
+
+@pytest.mark.parametrize("variable", ["KAFKA__BOOTSTRP", "KAFAK__BOOTSTRAP", "KAFKA__BOOTSTRAP__X", "DATADIR"])
+def test_an_unknown_name_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(f"NEXTWATCH_{variable}", "x:1")
+    with pytest.raises(SettingsError, match=f"NEXTWATCH_{variable}"):
+        load_settings()
+
+
+def test_an_unknown_name_among_the_options_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting serving.kk"):
+        load_settings(overrides={"serving.kk": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kafka.partitions", "0"),
+        ("kafka.partitions", "many"),
+        ("kafka.topic_prefix", "a b"),
+        ("kafka.security_protocol", "TLS"),
+        ("metrics.port", "70000"),
+        ("embedded.kafka_heap", "lots"),
+        ("trainer.evaluate_share", "1.5"),
+    ],
+)
+def test_a_wrong_value_names_its_setting_and_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    variable = "NEXTWATCH_" + name.replace(".", "__").upper()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=rf"setting {name} \(or {variable}\): .*{value}"):
+        load_settings()
+
+
+def test_the_file_must_be_toml(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"mine.toml: not a TOML file"):
+        load_settings(toml(tmp_path, "kafka: {bootstrap: x}\n"))
+
+
+@pytest.mark.parametrize(("section", "name"), [("kafka", "password"), ("milvus", "token")])
+def test_a_secret_in_the_file_is_refused_and_not_printed(tmp_path: Path, section: str, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"NEXTWATCH_{section.upper()}__{name.upper()}") as error:
+        load_settings(toml(tmp_path, f'[{section}]\n{name} = "hunter2"\n'))
+    assert "hunter2" not in str(error.value)
+
+
+def test_secrets_come_from_the_environment_and_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXTWATCH_KAFKA__PASSWORD", "hunter2")
+    settings = load_settings()
+    assert settings.kafka.password.get_secret_value() == "hunter2"
+    tree = dump_settings(settings)
+    assert (tree["kafka"]["password"], tree["milvus"]["token"]) == ("********", "")
+    assert "hunter2" not in json.dumps(tree) + repr(settings) + str(settings)
+
+
+def test_nothing_changes_a_setting_later() -> None:
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.kafka.partitions = 5
+    with pytest.raises(ValueError, match="frozen"):
+        settings.log_level = "debug"
+
+
+def test_a_child_process_sees_exactly_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        data_dir=Path("some where"),
+        kafka={"bootstrap": "a:1,b:2", "password": 'p"1,=', "topic_prefix": "t-", "ssl_ca_file": "ca.pem"},
+        milvus={"token": "123"},
+        model={"hidden": (8, 4)},
+        metrics={"port": 9100},
+    )
+    for name, value in to_environ(settings).items():
+        monkeypatch.setenv(name, value)
+    again = load_settings()
+    assert again == settings
+    assert again.milvus.token.get_secret_value() == "123"
+
+
+def test_the_dump_can_be_read_as_json_and_holds_every_section() -> None:
+    tree = json.loads(json.dumps(dump_settings(load_settings())))
+    assert set(tree) == set(Settings.model_fields)

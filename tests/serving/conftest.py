@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from models.bundle import Manifest
+from tests.serving.worlds import train_small
+
+
+@pytest.fixture(scope="session")
+def bundles_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="session")
+def bundles(bundles_dir: Path) -> Sequence[Manifest]:
+    """Two releases of the same 40 items. Tests only read them."""
+    return [train_small(bundles_dir, seed) for seed in (1, 2)]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.settings import Kafka, Serving, Settings
+from serving.intake import Letter, Unsupported, open_letter
+from streams.messages import RecommendRequest, encode
+
+SETTINGS = Settings(kafka=Kafka(topic_prefix="x-"), serving=Serving(max_k=50))
+TOPICS = {"x-recommend-replies": 4, "theirs": 3}
+GOOD = encode(RecommendRequest("r1", "ann", k=5))
+
+
+def opened(value: bytes | None = GOOD, *headers: tuple[str, bytes]) -> Letter:
+    record: Any = SimpleNamespace(value=value, headers=headers)
+    return open_letter(record, SETTINGS, lambda topic: TOPICS.get(topic, 0))
+
+
+def test_a_plain_request_is_answered_on_the_default_topic() -> None:
+    letter = opened()
+    assert letter.refused is None
+    assert letter.request == RecommendRequest("r1", "ann", k=5)
+    assert letter.address is not None
+    assert letter.address == ("x-recommend-replies", None, ())
+
+
+@pytest.mark.parametrize(
+    ("topic", "partition", "correlation"),
+    [
+        ("reply_topic", "reply_partition", "correlation_id"),
+        ("kafka_replyTopic", "kafka_replyPartition", "kafka_correlationId"),
+    ],
+)
+def test_plain_and_spring_headers_are_understood_and_correlation_is_echoed_as_it_came(
+    topic: str, partition: str, correlation: str
+) -> None:
+    opaque = bytes(range(16))
+    letter = opened(GOOD, (topic, b"theirs"), (partition, struct.pack(">i", 2)), (correlation, opaque))
+    assert letter.refused is None
+    assert letter.address == ("theirs", 2, ((correlation, opaque),))
+
+
+def test_a_reply_partition_may_be_text() -> None:
+    letter = opened(GOOD, ("reply_topic", b"theirs"), ("reply_partition", b"1"))
+    assert letter.address is not None
+    assert letter.address.partition == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ([("reply_topic", b"x-watch-events")], "reply_topic"),
+        ([("reply_topic", b"x-recommend-requests")], "reply_topic"),
+        ([("reply_topic", b"__consumer_offsets")], "reply_topic"),
+        ([("reply_topic", b"not a topic")], "reply_topic"),
+        ([("reply_topic", b"missing")], "reply_topic"),
+        ([("reply_topic", b"\xff\xfe")], "reply_topic"),
+        ([("reply_topic", b"theirs"), ("reply_partition", b"3")], "reply_partition"),
+        ([("reply_topic", b"theirs"), ("reply_partition", struct.pack(">i", -1))], "reply_partition"),
+        ([("reply_topic", b"theirs"), ("reply_partition", b"two")], "reply_partition"),
+        ([("kafka_replyPartition", struct.pack(">i", 9))], "reply_partition"),
+    ],
+)
+def test_an_impossible_reply_address_is_refused_on_the_default_topic(
+    headers: list[tuple[str, bytes]], code: str
+) -> None:
+    letter = opened(GOOD, *headers)
+    assert letter.refused is not None
+    assert letter.refused.code == code
+    assert letter.address is not None
+    assert letter.address.topic == "x-recommend-replies"
+    assert letter.request_id == "r1"
+
+
+@pytest.mark.parametrize(
+    ("value", "says", "request_id"),
+    [
+        (b"{not json", "JSON", ""),
+        (b'{"request_id": "r1"}', "user_id", "r1"),
+        (b'{"request_id": "r1", "user_id": 7}', "user_id", "r1"),
+        (b'{"request_id": "r1", "user_id": "", "k": 3}', "user_id", "r1"),
+        (b'{"request_id": "r1", "user_id": "ann", "k": 0}', "k", "r1"),
+        (b'{"request_id": "r1", "user_id": "ann", "k": "many"}', "k", "r1"),
+        (b"null", "null", ""),
+        (None, "no value", ""),
+    ],
+)
+def test_a_broken_request_says_what_is_wrong_and_whose_it_is(value: bytes | None, says: str, request_id: str) -> None:
+    letter = opened(value, ("correlation_id", b"c"))
+    assert letter.refused is not None
+    assert not isinstance(letter.refused, Unsupported)
+    assert says in str(letter.refused)
+    assert letter.request_id == request_id
+    assert letter.address is not None
+
+
+def test_nobody_is_told_when_neither_request_nor_correlation_id_is_known() -> None:
+    assert opened(b"{not json").address is None
+
+
+def test_a_request_over_the_size_limit_is_refused() -> None:
+    big = json.dumps({"request_id": "r1", "user_id": "ann", "exclude": ["x" * 250] * 5000}).encode()
+    letter = opened(big)
+    assert letter.refused is not None
+    assert letter.refused.code == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"k": 51}, "at most 50"), ({"filter": "duration_s < 60"}, "not supported")]
+)
+def test_what_this_server_does_not_do_is_refused_without_being_broken(change: dict[str, Any], says: str) -> None:
+    letter = opened(encode(RecommendRequest("r1", "ann", **change)))
+    assert isinstance(letter.refused, Unsupported)
+    assert says in str(letter.refused)
+    assert letter.request_id == "r1"

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from infra.settings import Serving
+from models.bundle import Manifest
+from serving.breaker import Breaker
+from serving.pipeline import Answered, Asked, Views, answer
+from serving.release import LiveRelease, load_release
+from serving.views import CatalogueView, HistoryView, TrendingView
+from streams.messages import Context, Item, RecommendRequest, Trending, encode
+from tests.serving.worlds import CREATED_MS, ITEMS, ExactIndex, history, load, unavailable
+
+NOW_MS = CREATED_MS + 60_000
+
+
+@pytest.fixture
+def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
+    index = ExactIndex()
+    for manifest in bundles:
+        index.fill(load(bundles_dir, manifest))
+    return index
+
+
+@pytest.fixture
+def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
+    return load_release(bundles_dir, bundles[0].version, index)
+
+
+@pytest.fixture
+def views() -> Views:
+    """One user with a history, a catalogue, and a trending list that starts with the least known items."""
+    views = Views(HistoryView(), CatalogueView(), TrendingView())
+    views.histories.apply(0, b"ann", encode(history("ann", "item-1", "item-2", "item-3")))
+    for item_id in ITEMS:
+        views.catalogue.apply(item_id.encode(), encode(Item(item_id, duration_s=60.0)))
+    counts = tuple((item_id, float(count)) for count, item_id in enumerate(ITEMS))
+    views.trending.apply(b"global/0", encode(Trending("global", 0, NOW_MS, 3600.0, counts[::-1])))
+    return views
+
+
+def ask(views: Views, live: LiveRelease | None, *batch: Asked | RecommendRequest, **changes: Any) -> list[Answered]:
+    return answer(
+        [asked if isinstance(asked, Asked) else Asked(asked, 0) for asked in batch],
+        live,
+        views,
+        changes.pop("breaker", Breaker()),
+        now_ms=NOW_MS,
+        settings=Serving(**changes),
+        served_by="test",
+    )
+
+
+def of_ann(**changes: Any) -> RecommendRequest:
+    return RecommendRequest("r1", "ann", **({"k": 10} | changes))
+
+
+def items_of(answered: Answered) -> list[str]:
+    return [item.item_id for item in answered.reply.items]
+
+
+def sources_of(answered: Answered) -> set[str]:
+    return {item.source for item in answered.reply.items}
+
+
+def test_a_known_user_gets_ranked_items_of_the_live_version(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, of_ann())
+    reply = answered.reply
+    assert sources_of(answered) == {"two_tower"}
+    assert len(reply.items) == 10
+    assert reply.version == live.version
+    assert reply.degraded == ()
+    expected = [item.expected_watch_s for item in reply.items]
+    assert expected == sorted(expected, reverse=True)  # type: ignore[type-var]
+    assert [item.rank for item in reply.items] == list(range(10))
+    assert reply.history_watches == 3
+    assert reply.history_event_ms == CREATED_MS
+
+
+def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, Asked(of_ann(), 0, wait_ms=3.0))
+    stages = ["wait", "hydrate", "embed", "retrieve", "filter", "rank", "select", "reply"]
+    assert list(answered.reply.stages_ms) == stages
+    assert answered.reply.stages_ms["wait"] == 3.0
+
+
+def test_an_unknown_user_gets_trending_items_and_is_not_degraded(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, RecommendRequest("r1", "nobody", k=3))
+    assert items_of(answered) == ITEMS[::-1][:3]
+    assert sources_of(answered) == {"trending"}
+    assert answered.reply.degraded == ()
+    assert answered.reply.version == live.version
+
+
+def test_seen_and_excluded_items_are_never_returned(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, of_ann(k=40, exclude=("item-5", "item-0")))
+    assert not {"item-1", "item-2", "item-3", "item-5", "item-0"} & set(items_of(answered))
+    assert len(items_of(answered)) == 35
+
+
+def test_exclusion_also_holds_for_the_trending_answer(views: Views) -> None:
+    [answered] = ask(views, None, RecommendRequest("r1", "nobody", k=2, exclude=(ITEMS[-1],)))
+    assert items_of(answered) == [ITEMS[-2], ITEMS[-3]]
+
+
+def test_a_taken_down_item_is_gone_from_every_kind_of_answer(views: Views, live: LiveRelease) -> None:
+    [before] = ask(views, live, of_ann())
+    first = items_of(before)[0]
+    views.catalogue.apply(first.encode(), None)
+    views.catalogue.apply(ITEMS[-1].encode(), encode(Item(ITEMS[-1], available=False)))
+    answers = ask(views, live, of_ann(k=40), RecommendRequest("r2", "nobody", k=40))
+    for answered in answers:
+        assert not {first, ITEMS[-1]} & set(items_of(answered))
+        assert len(items_of(answered)) >= 35
+
+
+def test_k_items_come_back_when_filtering_takes_most_candidates(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, of_ann(k=10, exclude=tuple(ITEMS[4:24])), candidates=12)
+    assert len(items_of(answered)) == 10
+    assert sources_of(answered) == {"two_tower"}
+
+
+def test_too_few_candidates_are_filled_up_with_trending_then_with_the_catalogue(
+    views: Views, live: LiveRelease
+) -> None:
+    views.catalogue.apply(b"fresh", encode(Item("fresh")))
+    [answered] = ask(views, live, of_ann(k=200), candidates=5)
+    assert [item.source for item in answered.reply.items] == ["two_tower"] * 5 + ["trending"] * 32 + ["catalogue"]
+    assert items_of(answered)[-1] == "fresh"
+    assert len(set(items_of(answered))) == 38
+
+
+def test_without_a_release_everybody_gets_trending(views: Views) -> None:
+    [answered] = ask(views, None, of_ann(k=3))
+    assert sources_of(answered) == {"trending"}
+    assert answered.reply.degraded == ("trending: no release is live yet",)
+    assert answered.reply.version == ""
+
+
+def test_a_failing_index_degrades_to_trending_and_says_why(views: Views, live: LiveRelease, index: ExactIndex) -> None:
+    index.failure = unavailable()
+    [answered] = ask(views, live, of_ann(k=3))
+    assert sources_of(answered) == {"trending"}
+    [step] = answered.reply.degraded
+    assert step.startswith("trending: ")
+    assert "connection refused" in step
+
+
+def test_a_failed_index_is_left_alone_and_taken_up_again(views: Views, live: LiveRelease, index: ExactIndex) -> None:
+    breaker = Breaker(wait_s=5.0)
+    index.failure = unavailable()
+    ask(views, live, of_ann(), breaker=breaker)
+    index.failure = None
+    [answered] = ask(views, live, of_ann(), breaker=breaker)
+    assert answered.reply.degraded
+    assert index.searched == []
+    breaker.succeeded()
+    [answered] = ask(views, live, of_ann(), breaker=breaker)
+    assert answered.reply.degraded == ()
+
+
+class BrokenRanker:
+    trained = True
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+
+    def expected_watch_s(self, batch: Sequence[Any]) -> list[np.ndarray]:
+        if self.value is None:
+            raise RuntimeError("no memory")
+        return [np.full(len(query.item_ids), self.value, np.float32) for query in batch]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_broken_ranker_leaves_the_retrieval_order(views: Views, live: LiveRelease, value: float | None) -> None:
+    broken = dataclasses.replace(live, ranker=BrokenRanker(value))  # type: ignore[arg-type]
+    [answered] = ask(views, broken, of_ann())
+    scores = [item.score for item in answered.reply.items]
+    assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    assert sources_of(answered) == {"two_tower"}
+    assert all(item.expected_watch_s is None for item in answered.reply.items)
+    [step] = answered.reply.degraded
+    assert step.startswith("unranked: ")
+
+
+def test_a_user_vector_that_is_not_finite_degrades_only_its_request(
+    views: Views, live: LiveRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views.histories.apply(0, b"bob", encode(history("bob", "item-4")))
+    user_vectors = live.model.user_vectors
+
+    def poisoned(viewers: Sequence[Any], now_ms: int) -> np.ndarray:
+        vectors = user_vectors(viewers, now_ms)
+        vectors[0] = np.nan
+        return vectors
+
+    monkeypatch.setattr(live.model, "user_vectors", poisoned)
+    ann, bob = ask(views, live, of_ann(), RecommendRequest("r2", "bob", k=10))
+    assert ann.reply.degraded == ("trending: the user vector is not finite",)
+    assert bob.reply.degraded == ()
+    assert sources_of(bob) == {"two_tower"}
+
+
+def test_a_request_past_its_deadline_is_answered_from_the_cheap_end(
+    views: Views, live: LiveRelease, index: ExactIndex
+) -> None:
+    late = Asked(of_ann(deadline_ms=50), 0, wait_ms=51.0)
+    in_time = Asked(of_ann(deadline_ms=50), 0, wait_ms=49.0)
+    default = Asked(of_ann(), 0, wait_ms=2001.0)
+    answers = ask(views, live, late, in_time, default, deadline_s=2.0)
+    assert [bool(answered.reply.degraded) for answered in answers] == [True, False, True]
+    assert "deadline" in answers[0].reply.degraded[0]
+
+
+def test_a_batch_is_searched_and_ranked_in_one_call(views: Views, live: LiveRelease, index: ExactIndex) -> None:
+    views.histories.apply(0, b"bob", encode(history("bob", "item-4")))
+    together = ask(views, live, of_ann(), RecommendRequest("r2", "bob", k=10))
+    assert len(index.searched) == 1
+    alone = [ask(views, live, of_ann())[0], ask(views, live, RecommendRequest("r2", "bob", k=10))[0]]
+    assert [items_of(answered) for answered in together] == [items_of(answered) for answered in alone]
+
+
+def test_the_impression_records_what_was_shown(views: Views, live: LiveRelease) -> None:
+    context = Context(region="de")
+    [answered] = ask(views, live, of_ann(context=context))
+    impression = answered.impression
+    assert impression is not None
+    assert [shown.item_id for shown in impression.items] == items_of(answered)
+    assert [shown.position for shown in impression.items] == list(range(10))
+    assert (impression.request_id, impression.user_id, impression.version) == ("r1", "ann", live.version)
+    assert (impression.at_ms, impression.served_by, impression.context) == (NOW_MS, "test", context)
+
+
+def test_an_empty_world_gives_an_empty_reply_and_no_impression() -> None:
+    empty = Views(HistoryView(), CatalogueView(), TrendingView())
+    [answered] = ask(empty, None, of_ann())
+    assert answered.reply.items == ()
+    assert answered.impression is None
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(
+    exclude=st.sets(st.sampled_from(ITEMS)),
+    down=st.sets(st.sampled_from(ITEMS)),
+    watched=st.lists(st.sampled_from(ITEMS), max_size=10),
+    k=st.integers(1, 60),
+)
+def test_k_distinct_allowed_items_come_back_whenever_they_exist(
+    world: LiveRelease, exclude: set[str], down: set[str], watched: list[str], k: int
+) -> None:
+    views = Views(HistoryView(), CatalogueView(), TrendingView())
+    views.histories.apply(0, b"ann", encode(history("ann", *watched)))
+    for item_id in ITEMS:
+        views.catalogue.apply(item_id.encode(), encode(Item(item_id, available=item_id not in down)))
+    [answered] = ask(views, world, of_ann(k=k, exclude=tuple(exclude)))
+    allowed = set(ITEMS) - exclude - down - set(watched)
+    assert set(items_of(answered)) <= allowed
+    assert len(set(items_of(answered))) == len(items_of(answered)) == min(k, len(allowed))
+
+
+@pytest.fixture(scope="module")
+def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
+    index = ExactIndex()
+    index.fill(load(bundles_dir, bundles[0]))
+    return load_release(bundles_dir, bundles[0].version, index)

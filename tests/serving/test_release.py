@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from infra.settings import Serving
+from models.bundle import Manifest
+from serving import release as release_module
+from serving.breaker import Breaker
+from serving.pipeline import Asked, Views, answer
+from serving.release import LiveRelease, ReleaseError, Releases, load_release
+from serving.views import CatalogueView, HistoryView, TrendingView
+from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
+from tests.serving.worlds import CREATED_MS, ExactIndex, history, load, unavailable
+
+WAIT_S = 10.0
+
+
+@pytest.fixture
+def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
+    index = ExactIndex()
+    for manifest in bundles:
+        index.fill(load(bundles_dir, manifest))
+    return index
+
+
+@pytest.fixture
+def catalogue() -> CatalogueView:
+    return CatalogueView()
+
+
+@pytest.fixture
+def releases(
+    bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Releases]:
+    monkeypatch.setattr(release_module, "RETRY_S", 0.05)
+    releases = Releases(bundles_dir, index, catalogue)
+    yield releases
+    releases.close()
+
+
+def announce(releases: Releases, version: str) -> None:
+    releases.apply_release(encode(IndexReady(version, f"items_{version}", 40, CREATED_MS)))
+
+
+def wait_for(releases: Releases, true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, "not in time"
+        releases.refresh()
+        time.sleep(0.005)
+
+
+def swap_to(releases: Releases, version: str) -> LiveRelease:
+    announce(releases, version)
+    wait_for(releases, lambda: releases.live is not None and releases.live.version == version)
+    assert releases.live is not None
+    return releases.live
+
+
+def query_row(releases: Releases, item_id: str) -> np.ndarray | None:
+    assert releases.live is not None
+    return releases.live.model.query_row(item_id)
+
+
+def vector(version: str, value: float, dim: int = 8) -> bytes:
+    return encode(ItemVector(version, 1, b"", np.full(dim, value, "<f4").tobytes(), 0))
+
+
+def test_nothing_is_live_before_an_announcement_and_that_is_settled(releases: Releases) -> None:
+    assert releases.settled
+    assert releases.live is None
+
+
+def test_the_announced_version_goes_live(releases: Releases, bundles: Sequence[Manifest]) -> None:
+    live = swap_to(releases, bundles[0].version)
+    assert live.created_ms == bundles[0].created_ms
+    assert releases.settled
+
+
+def test_an_older_version_announced_again_is_a_roll_back(releases: Releases, bundles: Sequence[Manifest]) -> None:
+    for manifest in (bundles[0], bundles[1], bundles[0]):
+        assert swap_to(releases, manifest.version).version == manifest.version
+
+
+def test_a_release_is_loaded_beside_the_live_one_and_taken_over_only_between_batches(
+    releases: Releases, bundles: Sequence[Manifest]
+) -> None:
+    swap_to(releases, bundles[0].version)
+    announce(releases, bundles[1].version)
+    deadline = time.monotonic() + WAIT_S
+    while releases._loaded is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert releases.live is not None
+    assert releases.live.version == bundles[0].version
+    releases.refresh()
+    assert releases.live.version == bundles[1].version
+
+
+def test_other_announcements_swap_nothing(releases: Releases, bundles: Sequence[Manifest]) -> None:
+    releases.apply_release(encode(ServerState("other", bundles[1].version, 1)))
+    releases.apply_release(None)
+    releases.apply_release(b"broken")
+    assert releases.settled
+    assert releases.live is None
+
+
+def test_a_missing_collection_keeps_the_old_release_until_it_comes(
+    releases: Releases, index: ExactIndex, bundles_dir: Path, bundles: Sequence[Manifest]
+) -> None:
+    swap_to(releases, bundles[0].version)
+    del index.collections[bundles[1].version]
+    announce(releases, bundles[1].version)
+    wait_for(releases, lambda: releases.settled)
+    assert releases.live is not None
+    assert releases.live.version == bundles[0].version
+    index.fill(load(bundles_dir, bundles[1]))
+    wait_for(releases, lambda: releases.live is not None and releases.live.version == bundles[1].version)
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt"])
+def test_a_bundle_that_cannot_be_read_is_refused(
+    damage: str, tmp_path: Path, bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
+) -> None:
+    version = bundles[0].version
+    if damage == "corrupt":
+        shutil.copytree(bundles_dir / version, tmp_path / version)
+        file = tmp_path / version / "candidates.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ReleaseError) as caught:
+        load_release(tmp_path, version, index)
+    assert caught.value.reason == "bundle"
+
+
+def test_a_bundle_under_another_versions_name_is_refused(
+    tmp_path: Path, bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
+) -> None:
+    shutil.copytree(bundles_dir / bundles[0].version, tmp_path / bundles[1].version)
+    with pytest.raises(ReleaseError, match="holds version"):
+        load_release(tmp_path, bundles[1].version, index)
+
+
+def test_a_half_filled_collection_is_refused(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> None:
+    index.marks[bundles[0].version] = ""
+    with pytest.raises(ReleaseError, match="not whole"):
+        load_release(bundles_dir, bundles[0].version, index)
+
+
+def test_a_collection_of_another_width_is_refused(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
+) -> None:
+    item_ids, rows = index.collections[bundles[0].version]
+    index.collections[bundles[0].version] = item_ids, rows[:, 1:]
+    with pytest.raises(ReleaseError) as caught:
+        load_release(bundles_dir, bundles[0].version, index)
+    assert caught.value.reason == "dim"
+
+
+def test_a_collection_that_cannot_be_searched_is_refused(
+    releases: Releases, bundles: Sequence[Manifest], index: ExactIndex
+) -> None:
+    index.failure = unavailable()
+    announce(releases, bundles[0].version)
+    wait_for(releases, lambda: releases.settled)
+    assert releases.live is None
+    index.failure = None
+    wait_for(releases, lambda: releases.live is not None)
+
+
+def test_a_version_cannot_name_a_directory_elsewhere(bundles_dir: Path, index: ExactIndex) -> None:
+    with pytest.raises(ReleaseError) as caught:
+        load_release(bundles_dir, "../bundles", index)
+    assert caught.value.reason == "version"
+
+
+def test_query_rows_of_the_live_version_are_followed_also_for_new_items(
+    releases: Releases, bundles: Sequence[Manifest]
+) -> None:
+    version = swap_to(releases, bundles[0].version).version
+    releases.apply_vector(b"item-1", vector(version, 0.5))
+    releases.apply_vector(b"brand-new", vector(version, 0.25))
+    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.5))  # type: ignore[arg-type]
+    assert np.array_equal(query_row(releases, "brand-new"), np.full(8, 0.25))  # type: ignore[arg-type]
+
+
+def test_query_rows_of_another_version_wait_for_it(releases: Releases, bundles: Sequence[Manifest]) -> None:
+    swap_to(releases, bundles[0].version)
+    before = query_row(releases, "item-1")
+    releases.apply_vector(b"item-1", vector(bundles[1].version, 0.5))
+    assert np.array_equal(query_row(releases, "item-1"), before)  # type: ignore[arg-type]
+    swap_to(releases, bundles[1].version)
+    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "row", [vector("?", 0.5, dim=3), vector("?", float("nan")), b"broken"], ids=["width", "nan", "broken"]
+)
+def test_a_wrong_query_row_is_passed_over(releases: Releases, bundles: Sequence[Manifest], row: bytes) -> None:
+    version = swap_to(releases, bundles[0].version).version
+    before = query_row(releases, "item-1")
+    releases.apply_vector(b"item-1", row.replace(b"\xa1?", b"\xb6" + version.encode()))
+    assert np.array_equal(query_row(releases, "item-1"), before)  # type: ignore[arg-type]
+
+
+def test_what_arrives_while_a_release_is_loaded_is_in_it(
+    releases: Releases, index: ExactIndex, catalogue: CatalogueView, bundles: Sequence[Manifest]
+) -> None:
+    """The index answers the warm-up only when the news is in: the loader has taken its snapshot by then."""
+    version = bundles[0].version
+    search = index.search
+
+    def slow(*args: object, **kwargs: object) -> object:
+        catalogue.apply(b"item-2", encode(Item("item-2", channel="late")))
+        releases.apply_item("item-2")
+        releases.apply_vector(b"item-1", vector(version, 0.75))
+        return search(*args, **kwargs)  # type: ignore[arg-type]
+
+    index.search = slow  # type: ignore[method-assign,assignment]
+    live = swap_to(releases, version)
+    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.75))  # type: ignore[arg-type]
+    known = live.ranker.catalogue
+    assert known.channel_of(known.row("item-2")) == "late"
+
+
+def test_catalogue_changes_reach_the_live_ranker(
+    releases: Releases, catalogue: CatalogueView, bundles: Sequence[Manifest]
+) -> None:
+    live = swap_to(releases, bundles[0].version)
+    catalogue.apply(b"new", encode(Item("new", channel="cats")))
+    releases.apply_item("new")
+    known = live.ranker.catalogue
+    assert known.channel_of(known.row("new")) == "cats"
+
+
+@pytest.fixture(scope="module")
+def both(bundles_dir: Path, bundles: Sequence[Manifest]) -> list[LiveRelease]:
+    index = ExactIndex()
+    for manifest in bundles:
+        index.fill(load(bundles_dir, manifest))
+    return [load_release(bundles_dir, manifest.version, index) for manifest in bundles]
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(plan=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["embed", "search", "rank"])), max_size=12))
+def test_a_batch_never_mixes_versions_whenever_the_swap_comes(
+    both: list[LiveRelease], plan: list[tuple[int, str]]
+) -> None:
+    """Each step answers a batch and swaps in its midst; tower, collection, ranker and reply must be of one release."""
+    views = Views(HistoryView(), CatalogueView(), TrendingView())
+    views.histories.apply(0, b"ann", encode(history("ann", "item-1")))
+    holder = Holder(both)
+    for target, moment in plan:
+        holder.swap_at(moment, target)
+        asked = [Asked(RecommendRequest(f"r{at}", "ann"), 0) for at in range(2)]
+        answers = answer(asked, holder.live, views, Breaker(), now_ms=CREATED_MS, settings=Serving(), served_by="test")
+        used = holder.take_used()
+        assert len(used) == 1
+        assert {answered.reply.version for answered in answers} == used
+        assert {answered.impression.version for answered in answers if answered.impression} == used
+
+
+class Holder:
+    """Two releases whose every part says when it is used, and a reference that is moved in the middle of a batch."""
+
+    def __init__(self, releases: Sequence[LiveRelease]) -> None:
+        self._used = set[str]()
+        self._moment, self._target = "none", 0
+        self._releases: list[LiveRelease] = [
+            dataclasses.replace(each, **{name: _Part(self, each, name) for name in ("model", "index", "ranker")})
+            for each in releases
+        ]
+        self.live = self._releases[0]
+
+    def swap_at(self, moment: str, target: int) -> None:
+        self._moment, self._target = moment, target
+
+    def reached(self, moment: str, version: str) -> None:
+        self._used.add(version)
+        if moment == self._moment:
+            self.live = self._releases[self._target]
+
+    def take_used(self) -> set[str]:
+        used, self._used = self._used, set()
+        return used
+
+
+class _Part:
+    """A tower, collection or ranker that reports its use."""
+
+    MOMENTS: ClassVar = {"user_vectors": "embed", "search": "search", "expected_watch_s": "rank"}
+
+    def __init__(self, holder: Holder, release: LiveRelease, name: str) -> None:
+        self._holder, self._version, self._real = holder, release.version, getattr(release, name)
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.MOMENTS:
+            self._holder.reached(self.MOMENTS[name], self._version)
+        return getattr(self._real, name)

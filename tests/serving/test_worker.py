@@ -1,0 +1,391 @@
+"""The serving process against a real broker and a real Milvus Lite: what goes into topics, and what comes back."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from indexer.collection import Index, collection_name
+from infra.kafka_clients import kafka_python_options
+from infra.run_files import fill_in
+from infra.settings import Kafka, Serving, Settings
+from models.bundle import Manifest
+from serving.client import RecommendClient, RequestTimeout
+from serving.worker import run_serving
+from streams import topics
+from streams.messages import (
+    DeadLetter,
+    Impression,
+    IndexReady,
+    Item,
+    RecommendReply,
+    RecommendRequest,
+    Release,
+    ServerState,
+    Trending,
+    UserHistory,
+    decode,
+    encode,
+)
+from tests.serving.worlds import CREATED_MS, ITEMS, history, load
+
+pytestmark = pytest.mark.system
+
+WAIT_S = 30.0
+PARTITIONS = 3
+
+
+@dataclass
+class System:
+    """A running serving worker and what a test needs to speak to it."""
+
+    settings: Settings
+    producer: Any
+    client: RecommendClient
+    index: Index
+    bundles: Sequence[Manifest]
+
+    def send(self, topic: str, value: bytes | None, key: str, **how: Any) -> None:
+        future = self.producer.send(self.name(topic), value, key=key.encode(), **how)
+        future.get(timeout=WAIT_S)
+
+    def name(self, topic: str) -> str:
+        return self.settings.kafka.topic_prefix + topic
+
+    def tell(self, user: UserHistory) -> None:
+        """Publish a history, as the history worker would, and wait until an answer knows of it."""
+        self.send(topics.USER_HISTORIES, encode(user), user.user_id, partition=self.home(user.user_id))
+        self.until(lambda: self.client.recommend(user.user_id).history_watches == len(user.watches))
+
+    def home(self, user_id: str) -> int:
+        return topics.partition_of(user_id, PARTITIONS)
+
+    def announce(self, manifest: Manifest) -> None:
+        ready = IndexReady(manifest.version, collection_name(manifest.version), manifest.items, CREATED_MS)
+        self.send(topics.RELEASES, encode(ready), "index")
+        self.until(lambda: self.client.recommend("somebody").version == manifest.version)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not true():
+            assert time.monotonic() < deadline, "not in time"
+            time.sleep(0.02)
+
+    def reading(self, topic: str) -> Any:
+        """A consumer at the end of all partitions of a topic, given with its prefix."""
+        consumer = KafkaConsumer(**kafka_python_options(self.settings.kafka))
+        places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
+        consumer.assign(places)
+        for place, end in consumer.end_offsets(places).items():
+            consumer.seek(place, end)
+        return consumer
+
+
+@pytest.fixture(scope="module")
+def system(
+    kafka: str,
+    milvus_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    bundles_dir: Path,
+    bundles: Sequence[Manifest],
+) -> Iterator[System]:
+    data_dir = tmp_path_factory.mktemp("serving")
+    shutil.copytree(bundles_dir, data_dir / "bundles")
+    settings = fill_in(
+        Settings(
+            data_dir=data_dir,
+            kafka=Kafka(topic_prefix=f"s{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS),
+            serving=Serving(max_k=60, heartbeat_s=0.5, deadline_s=20.0),
+        ),
+        kafka,
+        milvus_uri,
+    )
+    topics.create_topics(settings.kafka)
+    index = Index(settings.milvus)
+    for manifest in bundles:
+        fill(index, load(bundles_dir, manifest))
+    producer = KafkaProducer(**kafka_python_options(settings.kafka))
+    stop, thread = start(settings)
+    with RecommendClient(settings.kafka) as client:
+        running = System(settings, producer, client, index, bundles)
+        furnish(running)
+        yield running
+    stop.set()
+    thread.join(timeout=WAIT_S)
+    assert not thread.is_alive()
+    producer.close()
+    for manifest in bundles:
+        index.drop(manifest.version)
+    index.close()
+
+
+def fill(index: Index, bundle: Any) -> None:
+    version = bundle.manifest.version
+    index.drop(version)
+    index.create(version, bundle.model.dim)
+    index.upsert(version, bundle.model.item_ids, bundle.model.item_vectors(), [0] * len(bundle.model.item_ids))
+    index.flush(version)
+    index.mark(version, "whole")
+
+
+def start(settings: Settings) -> tuple[threading.Event, threading.Thread]:
+    stop = threading.Event()
+    thread = threading.Thread(target=run_serving, args=(settings, stop))
+    thread.start()
+    return stop, thread
+
+
+def furnish(system: System) -> None:
+    """A catalogue, what is trending, and the first release live."""
+    for item_id in ITEMS:
+        system.send(topics.ITEMS, encode(Item(item_id, duration_s=60.0)), item_id)
+    counts = tuple((item_id, 50.0 - at) for at, item_id in enumerate(ITEMS))
+    system.send(topics.TRENDING, encode(Trending("global", 0, CREATED_MS, 3600.0, counts)), "global/0")
+    system.announce(system.bundles[0])
+
+
+def items_of(reply: RecommendReply) -> list[str]:
+    return [item.item_id for item in reply.items]
+
+
+def next_record(consumer: Any) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        for records in consumer.poll(100, max_records=1).values():
+            return records[0]
+    raise AssertionError("no record in time")
+
+
+def test_an_unknown_user_gets_trending_items(system: System) -> None:
+    reply = system.client.recommend("nobody", k=5, timeout_s=WAIT_S)
+    assert items_of(reply) == ITEMS[:5]
+    assert {item.source for item in reply.items} == {"trending"}
+    assert reply.error is None
+
+
+def test_a_history_changes_the_reply_and_is_never_recommended(system: System) -> None:
+    system.tell(history("ann", "item-3", "item-4"))
+    reply = system.client.recommend("ann", k=30)
+    assert reply.history_event_ms == CREATED_MS
+    assert {item.source for item in reply.items} == {"two_tower"}
+    assert not {"item-3", "item-4"} & set(items_of(reply))
+    assert reply.degraded == ()
+
+
+def test_many_requests_in_flight_each_get_their_own_reply(system: System) -> None:
+    requests = [RecommendRequest(f"many-{number}", f"user-{number}", k=3) for number in range(200)]
+    replies = system.client.recommend_many(requests, timeout_s=WAIT_S)
+    assert [reply.request_id for reply in replies] == [request.request_id for request in requests]
+    assert all(len(reply.items) == 3 for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (b"{broken", "JSON"),
+        (b'{"request_id": "r1"}', "user_id"),
+        (b'{"request_id": "r1", "user_id": "ann", "k": "x"}', "k"),
+    ],
+)
+def test_a_broken_request_gets_an_error_reply_and_goes_to_the_dead_letters(
+    system: System, value: bytes, says: str
+) -> None:
+    replies, letters = system.reading(system.name("recommend-replies")), system.reading(system.name("dead-letters"))
+    correlation = uuid.uuid4().bytes
+    system.send(topics.RECOMMEND_REQUESTS, value, "ann", headers=[("correlation_id", correlation)])
+    record = next_record(replies)
+    assert dict(record.headers)["correlation_id"] == correlation
+    reply = decode(RecommendReply, record.value)
+    assert says in (reply.error or "")
+    assert reply.items == ()
+    letter = decode(DeadLetter, next_record(letters).value)
+    assert letter.value == value
+    assert letter.topic == "recommend-requests"
+    replies.close()
+    letters.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (RecommendRequest("too-many", "ann", k=61), "at most 60"),
+        (RecommendRequest("filtered", "ann", filter="duration_s < 60"), "not supported"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_the_reason(
+    system: System, request_: RecommendRequest, says: str
+) -> None:
+    [reply] = system.client.recommend_many([request_], timeout_s=WAIT_S)
+    assert reply.request_id == request_.request_id
+    assert says in (reply.error or "")
+
+
+def test_a_spring_client_is_answered_on_its_own_topic_and_partition(system: System) -> None:
+    from kafka import KafkaAdminClient
+
+    theirs = system.name("spring-replies")
+    admin = KafkaAdminClient(**kafka_python_options(system.settings.kafka))
+    admin.create_topics({theirs: {"num_partitions": 2, "replication_factor": 1}})
+    admin.wait_for_topics([theirs])
+    admin.close()
+    time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
+    replies = system.reading(theirs)
+    correlation = bytes(range(16))
+    headers = [
+        ("kafka_replyTopic", theirs.encode()),
+        ("kafka_replyPartition", struct.pack(">i", 1)),
+        ("kafka_correlationId", correlation),
+    ]
+    request = RecommendRequest("spring", "jvm", k=2)
+    place = system.home("jvm")
+    system.send(topics.RECOMMEND_REQUESTS, encode(request), "jvm", partition=place, headers=headers)
+    record = next_record(replies)
+    assert record.partition == 1
+    assert record.key == b"spring"
+    assert dict(record.headers) == {"kafka_correlationId": correlation}
+    assert len(decode(RecommendReply, record.value).items) == 2
+    replies.close()
+
+
+def test_a_reply_topic_of_our_own_is_refused_on_the_default_topic(system: System) -> None:
+    replies = system.reading(system.name("recommend-replies"))
+    headers = [("reply_topic", system.name("watch-events").encode())]
+    request = RecommendRequest("loop", "ann")
+    system.send(topics.RECOMMEND_REQUESTS, encode(request), "ann", partition=system.home("ann"), headers=headers)
+    reply = decode(RecommendReply, next_record(replies).value)
+    assert reply.request_id == "loop"
+    assert "own topics" in (reply.error or "")
+    replies.close()
+
+
+def test_a_request_on_a_foreign_partition_is_forwarded_once_and_answered_with_its_history(system: System) -> None:
+    system.tell(history("far", "item-7"))
+    replies = system.reading(system.name("recommend-replies"))
+    requests = system.reading(system.name("recommend-requests"))
+    home = system.home("far")
+    foreign = (home + 1) % PARTITIONS
+    request = RecommendRequest("moved", "far", k=3)
+    headers = [("correlation_id", b"c1")]
+    system.send(topics.RECOMMEND_REQUESTS, encode(request), "far", partition=foreign, headers=headers)
+    record = next_record(replies)
+    reply = decode(RecommendReply, record.value)
+    assert dict(record.headers) == {"correlation_id": b"c1"}
+    assert (reply.request_id, reply.history_watches) == ("moved", 1)
+    first, second = next_record(requests), next_record(requests)
+    assert (first.partition, second.partition) == (foreign, home)
+    assert first.timestamp == second.timestamp
+    assert [name for name, _ in second.headers] == ["correlation_id", topics.FORWARDED]
+    assert not requests.poll(300)
+    replies.close()
+    requests.close()
+
+
+def test_a_takedown_is_gone_from_the_next_replies_and_a_return_comes_back(system: System) -> None:
+    system.tell(history("cat", "item-9"))
+    best = items_of(system.client.recommend("cat", k=5))[0]
+    system.send(topics.ITEMS, None, best)
+    system.until(lambda: best not in items_of(system.client.recommend("cat", k=60)))
+    assert best not in items_of(system.client.recommend("nobody", k=60))
+    system.send(topics.ITEMS, encode(Item(best, duration_s=60.0)), best)
+    system.until(lambda: best in items_of(system.client.recommend("cat", k=60)))
+
+
+def test_an_impression_is_recorded_for_each_answer_and_none_for_an_error(system: System) -> None:
+    impressions = system.reading(system.name("impressions"))
+    requests = [RecommendRequest("bad", "eve", k=61), RecommendRequest("good", "eve", k=4)]
+    _, good = system.client.recommend_many(requests, timeout_s=WAIT_S)
+    record = next_record(impressions)
+    impression = decode(Impression, record.value)
+    assert (impression.request_id, impression.user_id, record.key) == ("good", "eve", b"eve")
+    assert record.partition == system.home("eve")
+    assert [shown.item_id for shown in impression.items] == items_of(good)
+    assert impression.version == good.version
+    assert not impressions.poll(300)
+    impressions.close()
+
+
+def test_a_server_says_what_it_serves(system: System) -> None:
+    releases = system.reading(system.name("releases"))
+    state = decode(Release, next_record(releases).value)  # type: ignore[arg-type,var-annotated]
+    assert isinstance(state, ServerState)
+    assert state.version == system.client.recommend("nobody").version
+    releases.close()
+
+
+def test_answered_requests_are_committed(system: System) -> None:
+    system.client.recommend("nobody")
+    group = f"{system.settings.kafka.topic_prefix}serving"
+    consumer = KafkaConsumer(**kafka_python_options(system.settings.kafka), group_id=group)
+    places = [TopicPartition(system.name("recommend-requests"), number) for number in range(PARTITIONS)]
+
+    def is_committed() -> bool:
+        ends = consumer.end_offsets(places)
+        return all((consumer.committed(place) or 0) == ends[place] for place in places)
+
+    system.until(is_committed)
+    consumer.close()
+
+
+def test_a_swap_under_load_mixes_no_versions_and_loses_no_reply(system: System) -> None:
+    """The two releases give the same items other scores: each reply's scores must be those of its own version."""
+    users = [history(f"load-{number}", ITEMS[number], ITEMS[number + 1]) for number in range(6)]
+    for user in users:
+        system.tell(user)
+    scores = {manifest.version: expected_scores(system, manifest, users) for manifest in system.bundles}
+    futures: list[tuple[str, Any]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        number = 0
+        while not stop.is_set():
+            user_id = users[number % len(users)].user_id
+            request = RecommendRequest(f"load-{number}", user_id, k=5)
+            futures.append((user_id, system.client.submit(request)))
+            number += 1
+            time.sleep(0.01)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for manifest in (system.bundles[1], system.bundles[0], system.bundles[1]):
+        system.announce(manifest)
+        time.sleep(0.3)
+    stop.set()
+    asking.join()
+    seen = set()
+    for user_id, future in futures:
+        reply = future.result(timeout=WAIT_S)
+        assert reply.degraded == ()
+        seen.add(reply.version)
+        for item in reply.items:
+            assert item.score == pytest.approx(scores[reply.version][user_id, item.item_id], abs=1e-3)
+    assert seen == {manifest.version for manifest in system.bundles}
+
+
+def expected_scores(system: System, manifest: Manifest, users: Sequence[UserHistory]) -> dict[tuple[str, str], float]:
+    """(user, item) -> inner product, computed from the bundle alone."""
+    model = load(system.settings.bundles_dir, manifest).model
+    products = model.user_vectors(users, CREATED_MS) @ model.item_vectors().T
+    return {
+        (user.user_id, item_id): float(products[row, column])
+        for row, user in enumerate(users)
+        for column, item_id in enumerate(model.item_ids)
+    }
+
+
+def test_without_a_server_the_client_times_out_with_a_clear_message(kafka_settings: Settings) -> None:
+    topics.create_topics(kafka_settings.kafka)
+    with RecommendClient(kafka_settings.kafka) as client:
+        with pytest.raises(TimeoutError, match="is a serving worker running"):
+            client.recommend("ann", timeout_s=0.2)
+        with pytest.raises(RequestTimeout):
+            client.recommend_many([RecommendRequest("r1", "ann")], timeout_s=0.1)

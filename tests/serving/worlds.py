@@ -1,0 +1,110 @@
+"""A small world for the tests of serving: a log, a bundle trained on it, and an index held in memory.
+
+The index in memory is no stand-in for a service in a system test; it answers exactly, so that a unit test can say what
+the pipeline must do with an answer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from indexer.errors import IndexMissing, IndexUnavailable
+from infra.settings import Model
+from models.bundle import Bundle, Manifest, read_bundle
+from models.log import log_from_frame
+from models.training import train_bundle
+from streams.messages import UserHistory, Watch
+
+CREATED_MS = 1_700_000_000_000
+ITEMS = [f"item-{number}" for number in range(40)]
+
+
+def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
+    """A bundle of 40 items, trained in about a second; each seed gives another version."""
+    rng = np.random.default_rng(seed)
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{number}" for number in rng.integers(0, 50, 800)],
+            "item_id": [ITEMS[number] for number in rng.zipf(1.5, 800) % len(ITEMS)],
+            "event_ms": CREATED_MS - 1000 * np.arange(800)[::-1],
+            "watch_s": rng.uniform(0, 60, 800),
+            "duration_s": np.full(800, 60.0),
+        }
+    )
+    settings = Model(dim=8, hidden=(16,), negatives=64, batch=256, epochs=1, ranker_hidden=(8,), ranker_epochs=1)
+    return train_bundle(
+        log_from_frame(frame, 18.0),
+        None,
+        settings=settings,
+        bundles_dir=bundles_dir,
+        created_ms=CREATED_MS + 1000 * seed,
+        offsets={},
+        measure=False,
+    )
+
+
+def history(user_id: str, *item_ids: str, event_ms: int = CREATED_MS) -> UserHistory:
+    """A user who completed these items, a minute apart, the last one at `event_ms`."""
+    first_ms = event_ms - 60_000 * (len(item_ids) - 1)
+    return UserHistory(
+        user_id,
+        tuple(
+            Watch(item_id, first_ms + 60_000 * at, 50.0, 60.0, True, f"{user_id}-{at}", at)
+            for at, item_id in enumerate(item_ids)
+        ),
+    )
+
+
+class ExactIndex:
+    """Collections in memory. `failure` is raised by the next searches while it is set."""
+
+    def __init__(self) -> None:
+        self.collections: dict[str, tuple[list[str], np.ndarray]] = {}
+        self.marks: dict[str, str] = {}
+        self.failure: Exception | None = None
+        self.searched: list[str] = []  # versions, one entry per call
+
+    def fill(self, bundle: Bundle, mark: str = "whole") -> None:
+        version = bundle.manifest.version
+        self.collections[version] = (list(bundle.model.item_ids), bundle.model.item_vectors())
+        self.marks[version] = mark
+
+    def mark_of(self, version: str) -> str:
+        self._check(version)
+        return self.marks[version]
+
+    def dim(self, version: str) -> int:
+        self._check(version)
+        return self.collections[version][1].shape[1]
+
+    def load(self, version: str) -> None:
+        self._check(version)
+
+    def search(
+        self, version: str, vectors: np.ndarray, limit: int, *, timeout_s: float | None = None
+    ) -> list[tuple[list[str], np.ndarray]]:
+        if self.failure is not None:
+            raise self.failure
+        self._check(version)
+        self.searched.append(version)
+        item_ids, rows = self.collections[version]
+        answers = []
+        for scores in vectors @ rows.T:
+            order = np.argsort(-scores, kind="stable")[:limit]
+            answers.append(([item_ids[i] for i in order], scores[order].astype(np.float32)))
+        return answers
+
+    def _check(self, version: str) -> None:
+        if version not in self.collections:
+            raise IndexMissing(f"no collection of {version}")
+
+
+def unavailable() -> IndexUnavailable:
+    return IndexUnavailable("Milvus: search: connection refused")
+
+
+def load(bundles_dir: Path, manifest: Manifest) -> Bundle:
+    return read_bundle(bundles_dir / manifest.version)

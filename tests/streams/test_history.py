@@ -1,0 +1,118 @@
+"""The pure core of histories: order, duplicates, replays, and what an example may know."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams.history import Outcome, Source, apply_search, apply_watch, is_completed
+from streams.messages import SearchEvent, UserHistory, WatchEvent, encode
+
+KEEP = 5
+
+
+def watch(event_ms: int, event_id: str | None = None, item: str = "i", watch_s: float = 30.0) -> WatchEvent:
+    return WatchEvent(event_id or f"e{event_ms}", "u", item, event_ms, watch_s, 60.0)
+
+
+def fold(events: list[WatchEvent], start: UserHistory | None = None, keep: int = KEEP):
+    """Histories and examples of events at offsets 0, 1, 2, ..."""
+    history, examples = start or UserHistory("u"), []
+    for offset, event in enumerate(events):
+        applied = apply_watch(history, event, Source(0, offset, 0), keep=keep, completed_s=18)
+        history = applied.history
+        if applied.example:
+            examples.append(applied.example)
+    return history, examples
+
+
+def times(history: UserHistory) -> list[int]:
+    return [entry.event_ms for entry in history.watches]
+
+
+def test_completed_means_watched_to_the_end_or_long_enough():
+    assert is_completed(18, 600, 18) and not is_completed(17.9, 600, 18)
+    assert is_completed(7, 7, 18) and not is_completed(6.9, 7, 18)
+    assert is_completed(18, None, 18) and not is_completed(17, None, 18)
+    assert not is_completed(0, 0, 18)
+
+
+def test_a_late_watch_is_sorted_in():
+    history, _ = fold([watch(10), watch(30), watch(20)])
+    assert times(history) == [10, 20, 30]
+
+
+def test_the_newest_watches_by_event_time_are_kept():
+    history, _ = fold([watch(t) for t in (10, 20, 70, 30, 40, 60, 50)])
+    assert times(history) == [30, 40, 50, 60, 70]
+
+
+def test_an_example_knows_only_what_was_before_its_watch_even_when_it_comes_late():
+    _, examples = fold([watch(10, item="a"), watch(30, item="c"), watch(20, item="b"), watch(20, "again", item="d")])
+    assert [(x.item_id, [w.item_id for w in x.watches]) for x in examples] == [
+        ("a", []),
+        ("c", ["a"]),
+        ("b", ["a"]),
+        ("d", ["a"]),  # not b: it was watched at the same time
+    ]
+
+
+def test_only_a_completed_watch_makes_an_example():
+    history, examples = fold([watch(10, watch_s=3), watch(20)])
+    assert [x.event_ms for x in examples] == [20]
+    assert [entry.completed for entry in history.watches] == [False, True]
+
+
+def test_a_duplicate_event_id_counts_once():
+    history, examples = fold([watch(10, "x"), watch(20, "y"), watch(10, "x")])
+    assert times(history) == [10, 20] and len(examples) == 2
+    assert history.watch_offset == 2, "the offset of a passed-over event is remembered, so a replay knows it"
+
+
+def test_a_replayed_offset_changes_nothing():
+    history, _ = fold([watch(10), watch(20)])
+    applied = apply_watch(history, watch(99), Source(0, 1, 0), keep=KEEP, completed_s=18)
+    assert applied.outcome is Outcome.REPLAYED and applied.history is history and applied.example is None
+
+
+def test_a_watch_older_than_a_full_history_is_passed_over_and_said_so():
+    history, _ = fold([watch(t) for t in (10, 20, 30, 40, 50)])
+    applied = apply_watch(history, watch(5), Source(0, 9, 0), keep=KEEP, completed_s=18)
+    assert applied.outcome is Outcome.TOO_OLD and times(applied.history) == times(history)
+
+
+def test_searches_are_kept_beside_watches_and_reach_the_example():
+    history, _ = fold([watch(10)])
+    history = apply_search(history, SearchEvent("s1", "u", "red cars", 15), Source(0, 0, 0), keep=2).history
+    history = apply_search(history, SearchEvent("s0", "u", "cats", 12), Source(0, 1, 0), keep=2).history
+    assert [search.query for search in history.searches] == ["cats", "red cars"]
+    again = apply_search(history, SearchEvent("s1", "u", "red cars", 15), Source(0, 2, 0), keep=2)
+    assert again.outcome is Outcome.DUPLICATE and len(again.history.searches) == 2
+    example = apply_watch(again.history, watch(14), Source(0, 5, 0), keep=KEEP, completed_s=18).example
+    assert example is not None and [search.query for search in example.searches] == ["cats"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=25), st.randoms())
+def test_arrival_order_does_not_change_the_history(event_times, random):
+    """Whatever the order of arrival, the newest distinct events are there, sorted by time."""
+    events = [watch(t) for t in event_times]  # equal times are duplicates: the event id is the time
+    shuffled = list(events)
+    random.shuffle(shuffled)
+    history, _ = fold(shuffled)
+    assert times(history) == sorted(set(event_times))[-KEEP:]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=25), st.data())
+def test_a_crash_anywhere_replays_to_the_same_bytes(event_times, data):
+    """State up to a crash survives (the changelog), then events are read again from any earlier offset."""
+    events = [watch(t, f"e{n}") for n, t in enumerate(event_times)]
+    crash = data.draw(st.integers(0, len(events)))
+    back_to = data.draw(st.integers(0, crash))
+    history, examples = fold(events[:crash])
+    for offset, event in enumerate(events[back_to:], start=back_to):
+        applied = apply_watch(history, event, Source(0, offset, 0), keep=KEEP, completed_s=18)
+        history = applied.history
+        examples += [applied.example] if applied.example else []
+    smooth, smooth_examples = fold(events)
+    assert encode(history) == encode(smooth)
+    assert [encode(x) for x in examples] == [encode(x) for x in smooth_examples]

@@ -1,0 +1,107 @@
+"""What is refused, and that the reason says what is wrong."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.messages import (
+    BundlePublished,
+    IndexReady,
+    ItemVector,
+    RecommendRequest,
+    Refused,
+    Release,
+    WatchEvent,
+    decode,
+    encode,
+)
+from streams.topics import TOPICS, partition_of
+
+GOOD = {"event_id": "e", "user_id": "u", "item_id": "i", "event_ms": 1_000, "watch_s": 2.5}
+
+
+def refused(**change: object) -> Refused:
+    body = {name: value for name, value in (GOOD | change).items() if value is not ...}
+    with pytest.raises(Refused) as caught:
+        decode(WatchEvent, json.dumps(body).encode(), latest_ms=10_000)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"watch_s": "2"}, "invalid", "$.watch_s"),
+        ({"item_id": 7}, "invalid", "$.item_id"),
+        ({"event_ms": 1.5}, "invalid", "$.event_ms"),
+        ({"item_id": ...}, "invalid", "item_id"),
+        ({"watch_s": -1}, "invalid", "$.watch_s"),
+        ({"watch_s": float("nan")}, "malformed", "JSON"),
+        ({"watch_s": float("inf")}, "malformed", "JSON"),
+        ({"user_id": ""}, "invalid", "$.user_id"),
+        ({"user_id": "x" * 257}, "invalid", "$.user_id"),
+        ({"event_ms": -5}, "invalid", "$.event_ms"),
+        ({"event_ms": 10_001}, "future", "event_ms 10001"),
+        ({"context": {"age": 44}}, "invalid", "$.context.age"),
+    ],
+)
+def test_what_cannot_be_true_is_refused_with_its_reason(change, code, says):
+    error = refused(**change)
+    assert error.code == code and says in str(error)
+
+
+def test_an_overflowing_number_is_refused():
+    raw = json.dumps(GOOD).replace("2.5", "1e999").encode()
+    with pytest.raises(Refused):
+        decode(WatchEvent, raw)
+
+
+def test_a_message_over_the_limit_and_an_empty_one_are_refused():
+    raw = json.dumps(GOOD | {"padding": "x" * 2000}).encode()
+    with pytest.raises(Refused, match="over the limit of 1000 bytes"):
+        decode(WatchEvent, raw, max_bytes=1000)
+    with pytest.raises(Refused) as caught:
+        decode(WatchEvent, None)
+    assert caught.value.code == "empty"
+
+
+def test_unknown_fields_are_read_over_so_that_messages_can_grow():
+    assert decode(WatchEvent, json.dumps(GOOD | {"new_field": [1]}).encode()).item_id == "i"
+
+
+def test_deep_nesting_is_refused_not_a_crash():
+    with pytest.raises(Refused):
+        decode(WatchEvent, b'{"context":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_for_every_topic(raw):
+    for topic in TOPICS:
+        try:
+            decode(topic.message, raw)
+        except Refused:
+            continue
+
+
+def test_releases_are_told_apart_by_kind():
+    for message in (BundlePublished("v1", 5, 65, 10, "h"), IndexReady("v1", "items_v1", 10, 5)):
+        assert decode(Release, encode(message)) == message
+
+
+def test_vectors_travel_as_binary():
+    row = ItemVector("v1", 3, b"\x00\x00\x80?", b"", 12, b"s")
+    assert decode(ItemVector, encode(row)) == row and len(encode(row)) < 30
+
+
+def test_a_request_says_how_many_and_by_when():
+    assert decode(RecommendRequest, b'{"request_id":"r","user_id":"u"}').k is None
+    with pytest.raises(Refused, match="k"):
+        decode(RecommendRequest, b'{"request_id":"r","user_id":"u","k":0}')
+
+
+def test_partitions_are_those_of_the_java_client():
+    # Values of org.apache.kafka.common.utils.Utils.murmur2 for these keys, as Kafka's own UtilsTest lists them.
+    known = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536}
+    for key, hashed in known.items():
+        assert partition_of(key, 1000) == (hashed & 0x7FFFFFFF) % 1000
