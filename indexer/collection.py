@@ -265,8 +265,13 @@ class Index:
             self.flush(version)
 
 
+# pymilvus pings every 10 s; a gRPC server with default settings, as Milvus Lite's, hangs up on whoever pings more often
+# than every five minutes. Calls have their time-out, so a dead connection is found by the next one.
+_GRPC = {"grpc.keepalive_time_ms": 330_000, "grpc.keepalive_permit_without_calls": 0}
+
+
 def _connection(milvus: Milvus) -> dict[str, Any]:
-    options: dict[str, Any] = {"uri": milvus.uri, "timeout": milvus.timeout_s}
+    options: dict[str, Any] = {"uri": milvus.uri, "timeout": milvus.timeout_s, "grpc_options": _GRPC}
     if token := milvus.token.get_secret_value():
         options["token"] = token
     if milvus.uri.startswith("https"):

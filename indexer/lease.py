@@ -1,21 +1,21 @@
-"""One indexer writes, others wait: who owns the one partition of `releases` in the group `indexer` holds the lease.
+"""One indexer writes, others wait: who owns the one partition of `releases` in the group `indexer-lease` may write.
 
 Two writers on one collection lose acknowledged rows on Milvus Lite, and on any Milvus an old one can overwrite a new
 one's rows. The group's coordinator already decides who owns a partition, and takes it from a dead owner after
-`kafka.session_timeout_s`. Offsets of what the owner has written are committed under its membership, so the commit of
-one that was paused and replaced meanwhile is refused; and the group's lag shows in every Kafka tool.
+`kafka.session_timeout_s`. Taking part is a thread's whole work: a join that is cut short by a short poll begins again,
+and on a busy machine never ends.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from kafka.errors import CommitFailedError, KafkaError
+from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from infra.kafka_clients import kafka_python_options
@@ -25,9 +25,9 @@ from streams import topics
 log = structlog.get_logger(__name__)
 
 GROUP = "indexer"
-_COMMIT_S = 5.0
+_POLL_MS = 1000
 _REBALANCE_S = 10.0  # the group chooses anew when a member comes or goes
-_CLOSE_S = 2.0
+_COMMIT_S = 5.0
 
 
 class LeaseLost(RuntimeError):
@@ -35,73 +35,112 @@ class LeaseLost(RuntimeError):
 
 
 class _Token(ConsumerRebalanceListener):
-    """Whether we hold it. The consumer's own assignment still shows it while the group is choosing anew."""
+    """Whether we hold the partition. The consumer's own list still shows it while the group is choosing anew."""
 
-    held = False
+    def __init__(self) -> None:
+        self.held = threading.Event()
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        self.held = False
+        self.held.clear()
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self.held = bool(assigned)
+        if assigned:
+            self.held.set()
 
 
 class Lease:
-    """A member of the group; `acquire` and `check` must be called again and again, or the lease is lost."""
+    """A member of the group, from construction to `close`. Raises kafka.errors.KafkaError when no broker answers."""
 
     def __init__(self, kafka: Kafka) -> None:
-        self._prefix = kafka.topic_prefix
-        session_ms = max(1000, int(kafka.session_timeout_s * 1000))
         self._token = _Token()
-        self._consumer = KafkaConsumer(
-            **kafka_python_options(kafka),
-            client_id="nextwatch-indexer-lease",
-            group_id=self._prefix + GROUP,
-            enable_auto_commit=False,
-            allow_auto_create_topics=False,
-            session_timeout_ms=session_ms,
-            heartbeat_interval_ms=session_ms // 3,
-            max_poll_interval_ms=max(300_000, session_ms),
-            partition_assignment_strategy=[StickyPartitionAssignor],  # a newcomer does not take it from its holder
-            reconnect_backoff_max_ms=2000,
-        )
-        self._consumer.subscribe([self._prefix + topics.RELEASES], listener=self._token)
+        self._leave = threading.Event()
+        self._consumer = _create_member(kafka, self._token)
+        self._thread = threading.Thread(target=self._take_part, name="lease", daemon=True)
+        self._thread.start()
 
     def acquire(self, wait_s: float) -> bool:
-        """Whether the lease is ours, waiting up to `wait_s` for it."""
-        give_up_s = time.monotonic() + wait_s
-        while True:  # in short turns: a poll would wait for records that never come
-            self._consumer.poll(timeout_ms=min(50, int(wait_s * 1000)))
-            self._consumer.pause(*self._consumer.assignment())  # a token: what is in it is read elsewhere
-            if self._token.held or time.monotonic() >= give_up_s:
-                return self._token.held
+        """Whether the lease is ours, waiting up to `wait_s` for it. Raises LeaseLost when we are no member any more."""
+        held = self._token.held.wait(wait_s)
+        if not held and not self._thread.is_alive():
+            raise LeaseLost("the connection to the group has ended")
+        return held
 
     def check(self) -> None:
-        """Take part in the group. Raises LeaseLost when it has given the lease to another."""
+        """Raises LeaseLost when another has it. Waits for a group that is choosing anew."""
         if not self.acquire(0.0) and not self.acquire(_REBALANCE_S):
             raise LeaseLost("another indexer has taken over the writing")
 
-    def committed(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    def close(self) -> None:
+        self._leave.set()
+        self._thread.join()
+
+    def _take_part(self) -> None:
+        try:
+            while not self._leave.is_set():
+                self._consumer.poll(timeout_ms=_POLL_MS)
+                self._consumer.pause(*self._consumer.assignment())  # a token: what is in it is read elsewhere
+        except KafkaError as error:
+            log.warning("no member of the group any more", error=str(error))
+        finally:
+            self._token.held.clear()
+            self._consumer.close(autocommit=False, timeout_ms=2000)
+
+
+class Offsets:
+    """How far all that was read is written, kept in Kafka as the offsets of the group `indexer`."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._prefix = kafka.topic_prefix
+        self._consumer = KafkaConsumer(
+            **kafka_python_options(kafka),
+            client_id="nextwatch-indexer-offsets",
+            group_id=kafka.topic_prefix + GROUP,
+            enable_auto_commit=False,
+            allow_auto_create_topics=False,
+            reconnect_backoff_max_ms=2000,
+        )
+
+    def committed(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The next offset to write from, by (topic without prefix, partition); 0 where nothing was committed."""
-        return {(topic, number): self._committed(topic, number) for topic, number in partitions}
+        return {(topic, number): self._committed(topic, number) for topic, number in places}
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Say that everything below these offsets is written. A broker that is away is forgiven: what is not committed
-        is written again after a restart, with the same result. Raises LeaseLost."""
+        is written again after a restart, with the same result."""
         places: dict[Any, Any] = {
             TopicPartition(self._prefix + topic, number): OffsetAndMetadata(offset, "", -1)
             for (topic, number), offset in offsets.items()
         }
         try:
             self._consumer.commit(places, timeout_ms=int(_COMMIT_S * 1000))
-        except CommitFailedError as error:
-            raise LeaseLost("another indexer has taken over the writing") from error
         except KafkaError as error:
             log.warning("offsets not committed", error=str(error))
 
     def close(self) -> None:
-        self._consumer.close(autocommit=False, timeout_ms=int(_CLOSE_S * 1000))
+        self._consumer.close(autocommit=False)
 
     def _committed(self, topic: str, number: int) -> int:
         offset = self._consumer.committed(TopicPartition(self._prefix + topic, number))
         return 0 if offset is None else max(0, int(offset))
+
+
+def _create_member(kafka: Kafka, token: _Token) -> Any:
+    session_ms = max(1000, int(kafka.session_timeout_s * 1000))
+    consumer = KafkaConsumer(
+        **kafka_python_options(kafka),
+        client_id="nextwatch-indexer-lease",
+        group_id=f"{kafka.topic_prefix}{GROUP}-lease",
+        enable_auto_commit=False,
+        allow_auto_create_topics=False,
+        session_timeout_ms=session_ms,
+        heartbeat_interval_ms=session_ms // 3,
+        max_poll_interval_ms=max(10_000, session_ms),  # and so long a dead member is waited for
+        partition_assignment_strategy=[StickyPartitionAssignor],  # a newcomer does not take it from its holder
+        metadata_max_age_ms=10_000,
+        reconnect_backoff_max_ms=2000,
+    )
+    # Without this the group may choose before it knows the topic; it then gives it to nobody, and is content.
+    topic = kafka.topic_prefix + topics.RELEASES
+    consumer.end_offsets([TopicPartition(topic, 0)])
+    consumer.subscribe([topic], listener=token)
+    return consumer

@@ -39,13 +39,13 @@ class Patience:
     def __init__(self, stop: threading.Event, health: Health, meanwhile: Callable[[], None]) -> None:
         self._stop = stop
         self._health = health
-        self._meanwhile = meanwhile
+        self.meanwhile = meanwhile
 
     def __call__(self, call: Callable[[], T]) -> T:
         wait_s = FIRST_WAIT_S
         was_ready, was_waiting_for = self._health.ready, self._health.waiting_for
         while True:
-            self._meanwhile()
+            self.meanwhile()
             try:
                 answer = call()
             except (IndexUnavailable, KafkaError) as error:
@@ -61,7 +61,7 @@ class Patience:
         """For a loop that waits by itself: raises Stopped, and what `meanwhile` raises."""
         if self._stop.is_set():
             raise Stopped
-        self._meanwhile()
+        self.meanwhile()
 
     def _report(self, error: Exception, wait_s: float) -> None:
         which = "Milvus" if isinstance(error, IndexUnavailable) else "Kafka"

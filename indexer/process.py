@@ -26,7 +26,7 @@ from indexer.collection import Index
 from indexer.errors import IndexMissing
 from indexer.handover import Releases
 from indexer.intake import Intake, is_written
-from indexer.lease import Lease, LeaseLost
+from indexer.lease import Lease, LeaseLost, Offsets
 from indexer.patience import Patience, Stopped
 from indexer.releasing import Collections
 from indexer.rows import Rows
@@ -77,6 +77,8 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
     with ExitStack() as stack:
         control = stack.enter_context(TopicFollower(settings.kafka, topics.RELEASES, topics.ITEMS))
         vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))
+        offsets = Offsets(settings.kafka)
+        stack.callback(offsets.close)
         lease = Lease(settings.kafka)
         stack.callback(lease.close)
         producer = create_producer(settings.kafka)
@@ -86,7 +88,7 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
             if stop.is_set():
                 return
         patiently = Patience(stop, health, lease.check)
-        keeper = Keeper(settings, health, index, control, vectors, lease, producer, patiently)
+        keeper = Keeper(settings, health, index, control, vectors, offsets, producer, patiently)
         keeper.open()
         while not stop.is_set():
             keeper.turn()
@@ -103,13 +105,13 @@ class Keeper:
         index: Index,
         control: TopicFollower,
         vectors: TopicFollower,
-        lease: Lease,
+        offsets: Offsets,
         producer: KafkaProducer,
         patiently: Patience,
     ) -> None:
         self._settings, self._health = settings, health
         self._index, self._patiently = index, patiently
-        self._control, self._vectors, self._lease, self._producer = control, vectors, lease, producer
+        self._control, self._vectors, self._offsets, self._producer = control, vectors, offsets, producer
         self._releases = Releases()
         self._rows = Rows()
         self._intake = Intake(self._rows, settings.kafka.max_message_bytes)
@@ -135,7 +137,7 @@ class Keeper:
 
     def turn(self) -> None:
         """One round."""
-        self._lease.check()
+        self._patiently.meanwhile()
         self._hear(0.0)
         for record in self._vectors.poll(0.0 if self._collections.is_filling else POLL_S):
             self._handle(record)
@@ -167,7 +169,7 @@ class Keeper:
             self._letters.clear()
         changed = {place: offset for place, offset in self._read.items() if offset > self._written.get(place, 0)}
         if changed:
-            self._lease.commit(changed)
+            self._offsets.commit(changed)
             self._written |= changed
 
     def announce(self, ready: IndexReady) -> None:
@@ -247,7 +249,7 @@ class Keeper:
     def _committed(self) -> dict[tuple[str, int], int]:
         """Where the group has come to; from the beginning in a topic that was made anew since."""
         ends = self._control.ends() | self._vectors.ends()
-        written = self._lease.committed(ends)
+        written = self._offsets.committed(ends)
         for place, end in ends.items():
             if written[place] > end:
                 log.warning("topic is shorter than what was read of it, reading all of it", topic=place[0])

@@ -87,15 +87,17 @@ class Model(Section):
     half_life_events: Annotated[float, Field(gt=0)] = Field(8000.0, description="of the popularity coordinate")
     ranker_hidden: tuple[Count, ...] = Field((64, 32), description="widths of the ranker's ReLU layers")
     ranker_epochs: Count = 3
+    threads: Count = Field(1, description="of torch in `nextwatch train`; more only help on idle cores")
     seed: int = 1
 
 
 class Trainer(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(0.01, description="row-wise Adagrad on item rows")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="row-wise Adagrad on item rows")
     negatives: Count = Field(2048, description="shared uniform negatives of a live step")
-    replay: Annotated[int, Field(ge=0)] = Field(750, description="recent examples learnt again with each batch")
+    replay: Annotated[int, Field(ge=0)] = Field(0, description="recent examples learnt again with each batch")
     batch: Count = Field(256, description="most examples per step")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
+    threads: Count = Field(1, description="of torch in the trainer worker")
     evaluate_share: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="share of examples that are ranked against the whole table before they are learnt"
     )
@@ -118,6 +120,7 @@ class Serving(Section):
     batch: Count = Field(32, description="most requests answered together")
     deadline_s: Annotated[float, Field(gt=0)] = Field(2.0, description="when the request does not say")
     heartbeat_s: Annotated[float, Field(gt=0)] = Field(5.0, description="how often a server says what it serves")
+    threads: Count = Field(1, description="of torch in one serving worker; small batches gain nothing from more")
 
 
 class Metrics(Section):

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from infra.health import fetch_health
@@ -99,6 +100,11 @@ def delay_of(samples: Samples, name: str) -> Delay | None:
     return Delay(_quantile(buckets, 0.5 * total), _quantile(buckets, 0.99 * total), int(total))
 
 
+def since(samples: Samples, before: Samples) -> Samples:
+    """What counters and histograms have grown by since `before` was read."""
+    return {key: value - before.get(key, 0.0) for key, value in samples.items()}
+
+
 def print_status(report: StatusReport, console: Console) -> None:
     if not report.processes:
         console.print("no process of nextwatch runs on this data directory (start `nextwatch up`)")
@@ -109,7 +115,7 @@ def print_status(report: StatusReport, console: Console) -> None:
 def render_status(report: StatusReport, notes: Iterable[str] = ()) -> RenderableType:
     table = Table("process", "state", "lag", "release", "metrics", "pid", box=None, pad_edge=False)
     for each in report.processes:
-        state = "[green]ready[/]" if each.ready else f"[yellow]{'; '.join(each.reasons)}[/]"
+        state = "[green]ready[/]" if each.ready else f"[yellow]{escape('; '.join(each.reasons))}[/]"
         table.add_row(
             each.name, state, f"{each.lag:,}", each.version or "-", f"http://{each.address}/metrics", str(each.pid)
         )

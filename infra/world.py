@@ -155,7 +155,7 @@ class World:
 
     def past(self, start_ms: int, end_ms: int, events: int) -> Iterator[WatchEvent]:
         """The same as messages."""
-        return self._messages(self.past_log(start_ms, end_ms, events))
+        return self.messages(self.past_log(start_ms, end_ms, events))
 
     def step(self, now_ms: int) -> Happened:
         """What happened between the last step (at first: `start_ms`) and now."""
@@ -172,7 +172,7 @@ class World:
             if self._rng.random() < SEARCH_CHANCE
         ]
         drawn = self._self_chosen(users, at_ms, np.ones(count, np.int64))
-        return Happened(items, list(self._messages(self._log(drawn))), searches)
+        return Happened(items, list(self.messages(self._log(drawn))), searches)
 
     def idle_until(self, now_ms: int) -> None:
         """Nobody does anything until then; items that are due by then come with the next step."""
@@ -191,7 +191,7 @@ class World:
         starts = self._rng.random(len(rows)) < self._start_chance(users, rows, np.full(len(rows), now_ms))
         chosen = rows[starts][:MOST_ANSWERS]
         drawn = self._watch(users[: len(chosen)], chosen, now_ms + 1000 * np.arange(len(chosen)))
-        return list(self._messages(self._log(drawn), request_id))
+        return list(self.messages(self._log(drawn), request_id))
 
     def watch(self, user_id: str, item_id: str, now_ms: int, share: float | None = None) -> WatchEvent:
         """This person watches this video now: for as long as they like it, or that `share` of its duration."""
@@ -199,7 +199,7 @@ class World:
         drawn = self._watch(user, row, np.array([now_ms]))
         if share is not None:
             drawn = drawn.with_columns(watch_s=pl.lit(round(share * float(self.videos.duration_s[row[0]]), 2)))
-        return next(self._messages(self._log(drawn)))
+        return next(self.messages(self._log(drawn)))
 
     # --- how ---------------------------------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ class World:
             }
         )
 
-    def _messages(self, log: pl.DataFrame, request_id: str | None = None) -> Iterator[WatchEvent]:
+    def messages(self, log: pl.DataFrame, request_id: str | None = None) -> Iterator[WatchEvent]:
         for event_id, user_id, item_id, event_ms, watch_s, duration_s, device, surface in log.iter_rows():
             region, language = REGIONS[int(user_id[1:]) % len(REGIONS)]
             context = Context(region=region, language=language, device=device, surface=surface, signed_in=True)

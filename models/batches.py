@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
-LEAST_STEPS = 50  # per epoch: with fewer, a small log would end before anything is learnt
 LEAST_BATCH = 64
 
 
-def batch_size(examples: int, largest: int) -> int:
-    """`largest`, or less where that would make an epoch too short."""
-    return min(largest, max(LEAST_BATCH, examples // LEAST_STEPS))
+def batch_size(examples: int, *, largest: int, least_steps: int) -> int:
+    """`largest`, or less where an epoch would have fewer than `least_steps` steps: a small log would end before
+    anything is learnt."""
+    return min(largest, max(LEAST_BATCH, examples // least_steps))
 
 
 def shuffled_batches(examples: Rows, batch: int, epochs: int, rng: np.random.Generator) -> list[Rows]:

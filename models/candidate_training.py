@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 
 TABLE_RATE = 5e-3
 TOWER_RATE = 2e-3
+LEAST_STEPS = 50  # per epoch
 SNAPSHOT_EVENTS = 1000  # watches between two snapshots of popularity
 SNAPSHOT_CELLS = 50_000_000  # at most so many numbers in all snapshots: with more items they are further apart
 
@@ -89,7 +90,8 @@ def train_candidates(
     rng = np.random.default_rng(settings.seed)
     sampler = Sampler(positives.items[examples], len(catalogue), settings.negatives, rng)
     timeline = Timeline(positives.users)
-    batches = shuffled_batches(examples, batch_size(len(examples), settings.batch), settings.epochs, rng)
+    size = batch_size(len(examples), largest=settings.batch, least_steps=LEAST_STEPS)
+    batches = shuffled_batches(examples, size, settings.epochs, rng)
     optimizer = _optimizer(net)
     for step, chosen in enumerate(batches):
         windows = timeline.before(chosen, HISTORY)
@@ -149,12 +151,9 @@ def _freeze(net: CandidateNet, catalogue: Catalogue, popularity: Popularity) -> 
         vectors, queries = net.outputs(everything).numpy(), net.queries(everything).numpy()
         bias = net.bias.detach().numpy().copy()
     learnt = popularity.totals() > 0
-    parameters = np.concatenate([vectors, bias[:, None], queries], axis=1)
-    start = ColdStart(parameters, catalogue, np.flatnonzero(learnt))
-    dim = vectors.shape[1]
+    start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
     for row in np.flatnonzero(~learnt).tolist():
-        placed = start.place(catalogue.channel_of(row), catalogue.topics_of(row))
-        vectors[row], bias[row], queries[row] = placed[:dim], placed[dim], placed[dim + 1 :]
+        vectors[row], bias[row], queries[row] = start.place(catalogue.channel_of(row), catalogue.topics_of(row))
     return CandidateModel(
         list(catalogue.item_ids), net.tower, vectors=vectors, bias=bias, query_rows=queries, popularity=popularity
     )

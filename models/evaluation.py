@@ -19,7 +19,7 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 CUTOFFS = (10, 100, 500)
-BLOCK = 512  # users scored together
+CELLS = 30_000_000  # most scores held at once
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ def measure_recall(model: CandidateModel, cases: Cases) -> dict[str, float]:
     vectors, popular = model.item_vectors(), model.popularity.log_share()
     ranks: list[Rows] = []
     popular_ranks: list[Rows] = []
-    for start in range(0, len(cases), BLOCK):
-        block = np.arange(start, min(start + BLOCK, len(cases)))
-        mine = (cases.seen_case >= start) & (cases.seen_case < start + BLOCK)
+    size = rows_at_once(len(vectors))
+    for start in range(0, len(cases), size):
+        block = np.arange(start, min(start + size, len(cases)))
+        mine = (cases.seen_case >= start) & (cases.seen_case < start + size)
         seen = cases.seen_case[mine] - start, cases.seen_item[mine]
         scores = with_one(model.encode(cases.histories[block])) @ vectors.T  # [B, N]
         ranks.append(target_ranks(scores, cases.targets[block], *seen))
@@ -87,6 +88,11 @@ def measure_recall(model: CandidateModel, cases: Cases) -> dict[str, float]:
         metrics |= {f"recall@{k}": float((np.concatenate(ranks) < k).mean()) for k in CUTOFFS}
         metrics |= {f"popular_recall@{k}": float((np.concatenate(popular_ranks) < k).mean()) for k in CUTOFFS}
     return metrics
+
+
+def rows_at_once(items: int) -> int:
+    """How many users can be scored against all items together, in bounded memory."""
+    return max(1, min(1024, CELLS // items))
 
 
 def target_ranks(scores: Floats, targets: Rows, seen_case: Rows, seen_item: Rows) -> Rows:

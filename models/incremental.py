@@ -7,10 +7,10 @@ bundle and the published rows give the trainer back after a crash.
 
 from __future__ import annotations
 
-import heapq
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,22 @@ from models.bundle import Bundle
 from models.candidates import encode, history_rows, with_one
 from models.cold_start import ColdStart
 from models.columns import Columns
-from models.evaluation import target_ranks
+from models.evaluation import rows_at_once, target_ranks
 from models.losses import sampled_softmax
 from models.popularity import Popularity
+from models.refresh import RefreshSchedule
 from models.viewer import Example
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-FIRST_SQUARE = 0.1  # Adagrad's accumulator of a row that has not moved: the first steps stay below the rate
+FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
+PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
 MEMORY = 50_000  # examples remembered for replay
-REFRESH_SHARE = 1 / 16  # of a half-life: the first refresh after a watch, each next one at twice the age
-REFRESH_NEGLIGIBLE = 0.01  # a decayed count below this share of the prior is at rest
 STATE = struct.Struct("<ddqff")  # count, total, clock of the last watch, bias, accumulator
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(NamedTuple):
     """0-based rank of each example's item among all items but those already watched, int64 [B], before learning it.
 
     -1: the item is not known to that model, a miss. `counted` is False where the item was watched before: serving would
@@ -70,19 +69,24 @@ class IncrementalTrainer:
         self._frozen_row_of = {item_id: row for row, item_id in enumerate(model.item_ids)}
         self._frozen_query = model.query_rows()  # [N, D]
         self._row_of = dict(self._frozen_row_of)
-        parameters = np.concatenate([model.vectors, model.bias[:, None]], axis=1)  # [N, D + 1], bias last
         self._items = Columns(
-            parameters=parameters.copy(),
+            vector=model.vectors.copy(),
+            bias=model.bias.copy(),
             query=self._frozen_query.copy(),
-            square=np.full(len(parameters), FIRST_SQUARE, np.float32),
-            refreshing=np.zeros(len(parameters), np.bool_),
+            square=np.full(len(self.item_ids), FIRST_SQUARE, np.float32),
+            moved=np.zeros(len(self.item_ids), np.float32),
         )
-        learnt = np.flatnonzero(model.popularity.totals() > 0)
-        self._start = ColdStart(np.concatenate([parameters, self._frozen_query], axis=1), bundle.catalogue, learnt)
+        self._start = ColdStart(
+            model.vectors,
+            model.bias,
+            self._frozen_query,
+            catalogue=bundle.catalogue,
+            learnt=model.popularity.totals() > 0,
+        )
         self._rate, self._negatives, self._replay = learning_rate, negatives, replay
         self._rng = np.random.default_rng(seed)
         self._memory = Memory(MEMORY, model.dim - 1)
-        self._refreshes: list[tuple[int, int]] = []  # (clock when due, row), a heap
+        self._refreshes = RefreshSchedule(self.popularity)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -90,7 +94,7 @@ class IncrementalTrainer:
     @property
     def dim(self) -> int:
         """Length of an index vector."""
-        return int(self._items["parameters"].shape[1])
+        return int(self._items["vector"].shape[1]) + 1
 
     def row(self, item_id: str) -> int:
         return self._row_of.get(item_id, -1)
@@ -102,7 +106,11 @@ class IncrementalTrainer:
             return known
         start = self._start.place(channel, topics)
         row = self._items.append(
-            parameters=start[: self.dim], query=start[self.dim :], square=FIRST_SQUARE, refreshing=False
+            vector=start.vector,
+            bias=start.bias,
+            query=start.query_row,
+            square=FIRST_SQUARE,
+            moved=0.0,
         )
         self.popularity.append()
         self.item_ids.append(item_id)
@@ -110,44 +118,57 @@ class IncrementalTrainer:
         return row
 
     def restore(self, item_id: str, vector: bytes, query_row: bytes, state: bytes) -> None:
-        """Put back a row as `rows` published it. Raises ValueError naming the item when the bytes do not fit."""
+        """Put back a row as `rows` published it. Raises ValueError naming the item when the bytes do not fit or hold
+        a number that is not finite."""
         expected = 4 * self.dim, 4 * (self.dim - 1), STATE.size
         if (len(vector), len(query_row), len(state)) != expected:
             sizes = f"{len(vector)}, {len(query_row)}, {len(state)} bytes, expected {expected}"
             raise ValueError(f"row of item {item_id} does not fit this release: vector, query row and state of {sizes}")
-        row = self.add_item(item_id)
         count, total, touched, bias, square = STATE.unpack(state)
-        self._items["parameters"][row, :-1] = np.frombuffer(vector, "<f4")[:-1]
-        self._items["parameters"][row, -1] = bias
-        self._items["query"][row] = np.frombuffer(query_row, "<f4")
+        parameters, query = np.frombuffer(vector, "<f4"), np.frombuffer(query_row, "<f4")
+        if not (
+            np.isfinite(parameters).all() and np.isfinite(query).all() and np.isfinite([count, bias, square]).all()
+        ):
+            raise ValueError(f"row of item {item_id} holds a number that is not finite")
+        row = self.add_item(item_id)
+        self._items["vector"][row] = parameters[:-1]
+        self._items["bias"][row] = bias
+        self._items["query"][row] = query
         self._items["square"][row] = square
         self.popularity.restore(row, count, total, touched)
-        self._schedule(row)
+        self._refreshes.forget()
 
     def rows(self, touched: Rows) -> Iterator[tuple[str, bytes, bytes, bytes]]:
         """item id, index vector, query row (little-endian float32) and state of each row: what is published."""
         vectors = self._vectors(touched).astype("<f4")
+        self._items["moved"][touched] = 0
         for row, vector in zip(touched.tolist(), vectors, strict=True):
-            bias, square = self._items["parameters"][row, -1], self._items["square"][row]
+            bias, square = self._items["bias"][row], self._items["square"][row]
             state = STATE.pack(*self.popularity.stored(row), bias, square)
             yield self.item_ids[row], vector.tobytes(), self._items["query"][row].astype("<f4").tobytes(), state
 
     def rank(self, examples: Sequence[Example]) -> Ranks:
         """Where each example's item stands before it is learnt. The cost grows with the catalogue: a sample will do."""
+        vectors, popular = self._vectors(), self.popularity.log_share()
+        size = rows_at_once(len(self))
+        starts = range(0, max(1, len(examples)), size)  # an empty batch is one empty block
+        blocks = [self._rank(examples[at : at + size], vectors, popular) for at in starts]
+        return Ranks._make(np.concatenate(columns) for columns in zip(*blocks, strict=True))
+
+    def _rank(self, examples: Sequence[Example], vectors: Floats, popular: Floats) -> Ranks:
+        """vectors float32 [N, D + 1] and popular float32 [N] of all items, as they are now."""
         targets = np.array([self.row(example.item_id) for example in examples], np.int64)
         seen_case, seen_item = self._seen(examples)
-        repeated = _repeated(examples)
         users = with_one(self._encode(examples))
-        frozen_users = with_one(encode(self._tower, self._frozen_query, history_rows(examples, self._frozen_row_of)))
-        popular = self.popularity.log_share()
-        live = _ranks(users @ self._vectors().T, targets, seen_case, seen_item)
-        known = len(self._frozen)
-        old = seen_item < known
-        frozen = _ranks(
-            frozen_users @ self._frozen.T, np.where(targets < known, targets, -1), seen_case[old], seen_item[old]
-        )
+        live = _ranks(users @ vectors.T, targets, seen_case, seen_item)
         by_count = _ranks(np.tile(popular, (len(examples), 1)), targets, seen_case, seen_item)
-        live, frozen, by_count = (np.where(repeated, -1, ranks) for ranks in (live, frozen, by_count))
+        known = len(self._frozen)
+        frozen_users = with_one(encode(self._tower, self._frozen_query, history_rows(examples, self._frozen_row_of)))
+        old_targets, old = np.where(targets < known, targets, -1), seen_item < known
+        frozen = _ranks(frozen_users @ self._frozen.T, old_targets, seen_case[old], seen_item[old])
+        repeated = _repeated(examples)
+        for ranks in (live, frozen, by_count):
+            ranks[repeated] = -1
         return Ranks(live, frozen, by_count, ~repeated)
 
     def learn(self, examples: Sequence[Example]) -> StepResult:
@@ -160,77 +181,65 @@ class IncrementalTrainer:
         users, learnt = self._encode(examples)[new], targets[new]
         loss, moved = 0.0, np.empty(0, np.int64)
         if len(learnt):
-            old_users, old_targets = self._memory.sample(self._replay, self._rng)
-            step = self._step(np.concatenate([users, old_users]), np.concatenate([learnt, old_targets]))
+            step = self._step(users, learnt)
             if step is None:
                 return StepResult(np.nan, np.empty(0, np.int64), True)
             loss, moved = step
             self._memory.add(users, learnt)
         self.popularity.add(targets)
-        touched = np.union1d(targets, moved)
-        for row in np.unique(targets).tolist():
-            self._schedule(row)
-        return StepResult(loss, touched, False)
+        self._refreshes.watched(targets)
+        return StepResult(loss, np.union1d(targets, moved), False)
 
     def due_refreshes(self, limit: int) -> Rows:
-        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since.
-
-        After a watch at ages 1/16, 1/8, ... of a half-life until the decayed count no longer matters: O(1) amortised
-        per event."""
-        due: list[int] = []
-        first = self.popularity.half_life_events * REFRESH_SHARE
-        while self._refreshes and self._refreshes[0][0] <= self.popularity.clock and len(due) < limit:
-            _, row = heapq.heappop(self._refreshes)
-            at = np.array([row])
-            age = self.popularity.clock - int(self.popularity.touched(at)[0])
-            if age < first:  # watched again meanwhile, and published then
-                self._push(row, first - age)
-                continue
-            due.append(row)
-            if self.popularity.counts(at)[0] > REFRESH_NEGLIGIBLE * self.popularity.prior(at)[0]:
-                self._push(row, age)
-            else:
-                self._items["refreshing"][row] = False
-        return np.array(due, np.int64)
+        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since (models.refresh)."""
+        return self._refreshes.due(limit)
 
     def _step(self, users: Floats, targets: Rows) -> tuple[float, Rows] | None:
-        """Sampled softmax and row-wise Adagrad; mean loss and moved rows, None when anything is not finite."""
-        negatives, log_expected = self._draw()
+        """Sampled softmax and row-wise Adagrad on the vectors (bias and popularity stay as offsets): the mean loss and
+        the rows that have moved far enough to be published, None when anything is not finite."""
+        negatives, log_expected = self._draw(targets)
+        old_users, old_targets = self._memory.sample(self._replay, self._rng)
+        users, targets = np.concatenate([users, old_users]), np.concatenate([targets, old_targets])
         rows, place = np.unique(np.concatenate([targets, negatives]), return_inverse=True)
-        parameters = torch.from_numpy(self._items["parameters"][rows]).requires_grad_()  # [T, D + 1]
-        offsets = torch.from_numpy(self.popularity.log_share(rows))  # [T]
         own, others = torch.from_numpy(place[: len(targets)]), torch.from_numpy(place[len(targets) :])
-        users_one = torch.from_numpy(with_one(users))  # [B, D + 1]
-        positive = (users_one * parameters[own]).sum(dim=1) + offsets[own]
-        logits = users_one @ parameters[others].T + offsets[others]  # [B, S]
-        hits = own[:, None] == others
-        losses = sampled_softmax(positive, logits, torch.from_numpy(log_expected), hits)
+        vectors = torch.from_numpy(self._items["vector"][rows]).requires_grad_()  # [T, D]
+        offsets = torch.from_numpy(self._coordinates(rows))  # [T]
+        viewers = torch.from_numpy(users)  # [B, D]
+        positive = (viewers * vectors[own]).sum(dim=1) + offsets[own]
+        logits = viewers @ vectors[others].T + offsets[others]  # [B, S]
+        losses = sampled_softmax(positive, logits, torch.from_numpy(log_expected), own[:, None] == others)
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        assert parameters.grad is not None
-        gradient = parameters.grad.numpy()
-        square = self._items["square"][rows] + np.square(gradient).mean(axis=1)  # [T]
-        moved = parameters.detach().numpy() - self._rate * gradient / np.sqrt(square)[:, None]
-        if not (torch.isfinite(losses).all() and np.isfinite(moved).all()):
+        assert vectors.grad is not None
+        gradient = vectors.grad.numpy()
+        with np.errstate(over="ignore"):  # judged below
+            square = self._items["square"][rows] + np.square(gradient).mean(axis=1)  # [T]
+        change = self._rate * gradient / np.sqrt(square)[:, None]  # [T, D]
+        if not (torch.isfinite(losses).all() and np.isfinite(square).all() and np.isfinite(change).all()):
             return None
-        self._items["parameters"][rows] = moved
+        self._items["vector"][rows] -= change
         self._items["square"][rows] = square
-        return float(losses.detach().mean()), rows
+        self._items["moved"][rows] += np.linalg.norm(change, axis=1)
+        return float(losses.detach().mean()), rows[self._items["moved"][rows] > PUBLISH_MOVE]
 
-    def _draw(self) -> tuple[Rows, Floats]:
-        """Uniform negatives and the log of their expected counts; all items where there are fewer than that."""
+    def _draw(self, targets: Rows) -> tuple[Rows, Floats]:
+        """Negatives and the log of their expected counts: the batch's own targets and uniform ones; all items, each
+        once, where there are fewer than that."""
         size = len(self)
         if size <= self._negatives:
             return np.arange(size), np.zeros(size, np.float32)
-        expected = np.log(self._negatives / size)
-        return self._rng.integers(0, size, self._negatives), np.full(self._negatives, expected, np.float32)
+        rows = np.concatenate([targets, self._rng.integers(0, size, self._negatives)])
+        share = np.exp(self.popularity.log_share(rows))
+        return rows, np.log(len(targets) * share + self._negatives / size)
 
     def _encode(self, examples: Sequence[Example]) -> Floats:
         return encode(self._tower, self._items["query"], history_rows(examples, self._row_of))
 
     def _vectors(self, rows: Rows | slice = slice(None)) -> Floats:
-        vectors = self._items["parameters"][rows].copy()
-        vectors[:, -1] += self.popularity.log_share(rows)
-        return np.asarray(vectors)
+        """float32 [N, D + 1]: what goes into the index."""
+        return np.concatenate([self._items["vector"][rows], self._coordinates(rows)[:, None]], axis=1)
+
+    def _coordinates(self, rows: Rows | slice = slice(None)) -> Floats:
+        return np.asarray(self._items["bias"][rows] + self.popularity.log_share(rows))
 
     def _seen(self, examples: Sequence[Example]) -> tuple[Rows, Rows]:
         """Pairs of example and known item that its history has completed."""
@@ -242,14 +251,6 @@ class IncrementalTrainer:
         ]
         array = np.array(pairs, np.int64).reshape(-1, 2)
         return array[:, 0], array[:, 1]
-
-    def _schedule(self, row: int) -> None:
-        if not self._items["refreshing"][row]:
-            self._items["refreshing"][row] = True
-            self._push(row, self.popularity.half_life_events * REFRESH_SHARE)
-
-    def _push(self, row: int, after: float) -> None:
-        heapq.heappush(self._refreshes, (self.popularity.clock + max(1, round(after)), row))
 
 
 class Memory:

@@ -15,6 +15,7 @@ import polars as pl
 LOG_COLUMNS = ("user_id", "item_id", "event_ms", "watch_s", "duration_s")
 ITEM_COLUMNS = ("item_id", "channel", "topics", "duration_s", "published_ms")
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
+LATEST_MS = 4_102_444_800_000
 LONGEST_ID = 256  # as in the messages on the topics
 
 
@@ -170,6 +171,7 @@ def _millis(frame: pl.DataFrame, name: str, source: str, *, needed: bool = True)
     fraction = column != whole if column.dtype.is_float() else pl.Series([False] * frame.height)
     _refuse((column.is_not_null() & whole.is_null()) | fraction, column, source, "must be whole milliseconds")
     _refuse(whole < 0, column, source, "must not be negative")
+    _refuse(whole > LATEST_MS, column, source, "lies beyond the year 2100; is it in microseconds?")
     return whole
 
 

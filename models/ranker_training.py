@@ -18,6 +18,7 @@ from infra.settings import Model
 from models.batches import batch_size, shuffled_batches
 from models.candidates import CandidateModel, with_one
 from models.catalogue import Catalogue
+from models.evaluation import rows_at_once
 from models.features import HISTORY, Histories, Statistics, compute_features
 from models.log import Log
 from models.losses import watch_time_logistic
@@ -29,9 +30,10 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
-RATE = 1e-3
+RATE = 3e-3
 WEIGHT_DECAY = 0.01
 BATCH = 1024
+LEAST_STEPS = 300  # per epoch
 BLOCK = 8192  # rows whose features are computed together
 LEAST_ROWS = 200  # with fewer, retrieval order is better than a fit
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
@@ -80,7 +82,8 @@ def train_ranker(
     net = _new_net(quantiles.width, mean_s, settings)
     rng = np.random.default_rng(settings.seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    batches = shuffled_batches(np.arange(len(chosen)), batch_size(len(chosen), BATCH), settings.ranker_epochs, rng)
+    size = batch_size(len(chosen), largest=BATCH, least_steps=LEAST_STEPS)
+    batches = shuffled_batches(np.arange(len(chosen)), size, settings.ranker_epochs, rng)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
     for step, at in enumerate(batches):
         inputs = torch.from_numpy(quantiles.encode(features[at]))
@@ -126,8 +129,9 @@ def unseen_gaps(model: CandidateModel, exposures: Exposures, chosen: Rows, since
     gap = np.full(len(chosen), np.nan, np.float32)
     scored = np.flatnonzero(chosen >= since)[-SCORED_ROWS:]
     timeline, vectors = Timeline(exposures.users), model.item_vectors()
-    for start in range(0, len(scored), 1024):
-        at = scored[start : start + 1024]
+    size = rows_at_once(len(vectors))
+    for start in range(0, len(scored), size):
+        at = scored[start : start + size]
         windows = timeline.before(chosen[at], HISTORY)
         completed = (windows >= 0) & exposures.completed[windows]
         histories = np.where(completed, exposures.rows[windows], -1)  # [B, H]

@@ -9,7 +9,7 @@ from __future__ import annotations
 class Breaker:
     """Open (do not try) or closed (try). `wait_s` is the first pause, `most_s` the longest."""
 
-    def __init__(self, wait_s: float = 0.5, most_s: float = 10.0) -> None:
+    def __init__(self, wait_s: float = 0.5, most_s: float = 5.0) -> None:
         self._first_ms, self._most_ms = wait_s * 1000, most_s * 1000
         self._pause_ms = 0.0
         self._until_ms = 0.0

@@ -27,14 +27,15 @@ from streams.messages import Context, RecommendReply, RecommendRequest, Refused,
 
 log = structlog.get_logger(__name__)
 
-POLL_MS = 100
+POLL_MS = 50  # while a reply is awaited
+IDLE_S = 0.5  # between two polls while none is: other clients' replies are passed over
 
 
-class RequestFailed(RuntimeError):  # noqa: N818
+class RequestFailed(RuntimeError):
     """A request has no reply: it could not be sent, its reply could not be read, or (RequestTimeout) none came."""
 
 
-class RequestTimeout(RequestFailed, TimeoutError):  # noqa: N818
+class RequestTimeout(RequestFailed, TimeoutError):
     """No reply came in time."""
 
 
@@ -48,6 +49,7 @@ class RecommendClient:
         self._kafka = kafka
         self._waiting: dict[bytes, Future[RecommendReply]] = {}  # by correlation id
         self._closed = threading.Event()
+        self._sent = threading.Event()  # wakes the reader
         self._replies = kafka.topic_prefix + topics.RECOMMEND_REPLIES
         self._consumer, self._partition = self._start_reading()
         self._producer = KafkaProducer(
@@ -57,6 +59,7 @@ class RecommendClient:
             allow_auto_create_topics=False,
             delivery_timeout_ms=30_000,
             max_block_ms=10_000,
+            metrics_enabled=False,
         )
         self._reader = threading.Thread(target=self._read, name="recommend-replies", daemon=True)
         self._reader.start()
@@ -102,6 +105,7 @@ class RecommendClient:
         future: Future[RecommendReply] = Future()
         future.add_done_callback(lambda _: self._waiting.pop(correlation, None))
         self._waiting[correlation] = future
+        self._sent.set()
         headers = [
             ("correlation_id", correlation),
             ("reply_topic", self._replies.encode()),
@@ -134,6 +138,7 @@ class RecommendClient:
 
     def close(self) -> None:
         self._closed.set()
+        self._sent.set()
         self._producer.close(timeout=5)
         self._reader.join(timeout=10)
 
@@ -152,6 +157,7 @@ class RecommendClient:
             auto_offset_reset="latest",
             allow_auto_create_topics=False,
             reconnect_backoff_max_ms=2000,
+            metrics_enabled=False,
         )
         try:
             numbers = consumer.partitions_for_topic(self._replies)
@@ -169,9 +175,12 @@ class RecommendClient:
         """The reader's thread: every reply to the future that waits for it."""
         try:
             while not self._closed.is_set():
-                for records in self._consumer.poll(POLL_MS).values():
-                    for record in records:
-                        self._deliver(record)
+                batches = self._consumer.poll(POLL_MS if self._waiting else 0)
+                for record in (record for batch in batches.values() for record in batch):
+                    self._deliver(record)
+                if not batches and not self._waiting:
+                    self._sent.wait(IDLE_S)
+                self._sent.clear()
         except Exception as error:  # outermost: whoever waits must learn that nobody reads any more
             log.exception("reading replies failed")
             self._closed.set()

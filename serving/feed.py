@@ -16,7 +16,8 @@ from infra import metrics
 from infra.settings import Kafka
 from streams.follow import TopicFollower
 
-POLL_S = 0.1
+POLL_S = 0.1  # while catching up
+PACE_S = 0.025  # between two polls afterwards: what arrives in between costs one fetch, not one each
 MOST_CHUNKS = 50  # waiting to be applied; the reader pauses beyond
 LAG_EVERY_S = 2.0
 
@@ -78,15 +79,17 @@ class Feed:
             if wanted != generation:
                 self._follower.assign(partitions)
                 generation = wanted
-            records = self._follower.poll(POLL_S)
+            records = self._follower.poll(0.0 if self._follower.caught_up else POLL_S)
             caught_up = frozenset(filter(self._follower.caught_up_on, partitions or ()))
             state = (generation, caught_up, self._follower.caught_up)
             if records or state != told:
                 self._chunks.append(Chunk(generation, records, caught_up, self._follower.caught_up))
                 told = state
             lag_at = self._report_lag(lag_at)
+            if self._follower.caught_up:
+                self._closed.wait(PACE_S)
             while len(self._chunks) > MOST_CHUNKS and not self._closed.is_set():
-                time.sleep(0.01)
+                time.sleep(PACE_S)
 
     def _report_lag(self, lag_at: float) -> float:
         now = time.monotonic()

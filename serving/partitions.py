@@ -8,6 +8,7 @@ are kept keep their users, and those that are lost are forgotten.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,11 @@ from streams import topics
 
 log = structlog.get_logger(__name__)
 
+POLL_MS = 50
+FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
+BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
+PACE_S = 0.01
+
 
 class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
     """The owned partitions and the view of their histories. Listener methods run in the consumer's own thread."""
@@ -35,6 +41,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._read_to_end: frozenset[int] = frozenset()
         self._assigned: frozenset[int] | None = None  # not yet taken over
         self.has_joined = False
+        self._is_paced = False
         self.consumer = create_consumer(kafka, group)
         self.consumer.subscribe([self._topic], listener=self)
 
@@ -44,6 +51,19 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self.consumer.pause(*assigned)
         self._assigned = frozenset(tp.partition for tp in assigned)
+
+    def poll(self, most: int) -> list[Any]:
+        """Up to `most` requests that have arrived; empty when there are none for a moment."""
+        batches = self.consumer.poll(0 if self._is_paced else POLL_MS, max_records=most)
+        if self._is_paced and not batches:
+            time.sleep(PACE_S)
+        return [record for batch in batches.values() for record in batch]
+
+    def pace(self) -> None:
+        """Poll at our own pace where the broker answers empty fetches at once instead of holding them (noida does):
+        a blocking poll would ask it without pause."""
+        about = self.consumer.metrics()["consumer-fetch-manager-metrics"]
+        self._is_paced = about["fetch-rate"] > BUSY_FETCHES_S + 4 * about["records-consumed-rate"]
 
     def take_over(self) -> bool:
         """Take over a new assignment, if there is one; whether there was."""
@@ -97,9 +117,10 @@ def create_consumer(kafka: Kafka, group: str) -> Any:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
-        fetch_max_wait_ms=100,  # a partition that is resumed waits for the fetch that is under way
+        fetch_max_wait_ms=FETCH_MS,
         max_partition_fetch_bytes=max(1 << 20, 4 * kafka.max_message_bytes),
         session_timeout_ms=int(kafka.session_timeout_s * 1000),
         heartbeat_interval_ms=int(kafka.session_timeout_s * 1000 / 4),
         reconnect_backoff_max_ms=2000,
+        metrics_sample_window_ms=2000,  # of the fetch rate that `pace` reads
     )

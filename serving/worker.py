@@ -5,7 +5,7 @@ over a release that has been loaded, and answers what has arrived, together. Not
 partition shares has been read to the end, so that no item that was taken down comes back with a restart.
 
 The order of effects of a batch: replies, impressions and dead letters are sent; when all of them are acknowledged, the
-offsets are committed (see serving.outbox). A bug that a request shows goes with it to the dead letters, its client is
+offsets are committed (see serving.ledger). A bug that a request shows goes with it to the dead letters, its client is
 told, and then the process stops loudly.
 """
 
@@ -21,8 +21,9 @@ from functools import partial
 from typing import Any
 
 import structlog
+import torch
 from kafka import OffsetAndMetadata, TopicPartition
-from kafka.errors import RetriableError
+from kafka.errors import KafkaError, RetriableError
 
 from indexer.collection import Index
 from infra import metrics
@@ -44,7 +45,6 @@ log = structlog.get_logger(__name__)
 
 GROUP = "serving"
 SHARED = (topics.ITEMS, topics.TRENDING, topics.RELEASES, topics.ITEM_VECTORS)
-POLL_MS = 50
 MOST_APPLIED = 5000  # records applied to the views between two batches
 COMMIT_EVERY_S = 0.1
 REPORT_EVERY_S = 1.0
@@ -56,6 +56,7 @@ def run_serving(settings: Settings, stop: threading.Event) -> None:
 
     Raises TopicMissing, ServiceError (the metrics port is taken) and KafkaError (no broker) at the start.
     """
+    torch.set_num_threads(settings.serving.threads)
     health = Health("serving", waiting_for="Kafka")
     with serve_health(health, settings, started_ms=_now_ms()):
         worker = Worker(settings, health)
@@ -96,26 +97,29 @@ class Worker:
             self._forget_lost()
         self._apply()
         try:
-            batches = self._consumer.poll(POLL_MS, max_records=self._settings.serving.batch)
+            records = self._partitions.poll(self._settings.serving.batch)
         except RetriableError as error:
             log.warning("broker unavailable, trying again", error=str(error))
             time.sleep(0.5)
             return
-        if batches:
+        if records:
             started = time.perf_counter()
             self._apply()
-            self._handle([record for batch in batches.values() for record in batch], started)
+            self._handle(records, started)
         self._commit()
         self._report()
 
     def leave(self) -> None:
         """Finish what is under way and say goodbye; nothing that was answered is answered again by the next owner."""
-        self._outbox.send(topics.RELEASES, None, key=self._heartbeat_key)
-        self._outbox.seal({})
-        self._outbox.flush(CLOSE_S)
-        self._due |= self._outbox.acknowledged()
-        if self._due:
-            self._consumer.commit(_commits(self._due), timeout_ms=int(CLOSE_S * 1000))
+        try:
+            self._outbox.send(topics.RELEASES, None, key=self._heartbeat_key)
+            self._outbox.seal({})
+            self._outbox.flush(CLOSE_S)
+            self._due |= self._outbox.ledger.acknowledged()
+            if self._due:
+                self._consumer.commit(_commits(self._due), timeout_ms=int(CLOSE_S * 1000))
+        except KafkaError as error:  # brokers that are gone before us must not keep us from ending
+            log.warning("left without a goodbye: the newest requests may be answered again", error=str(error))
 
     def close(self) -> None:
         self._health.ready = False
@@ -182,12 +186,12 @@ class Worker:
 
     def _forget_lost(self) -> None:
         owned = self._partitions.owned
-        self._outbox.forget(owned)
+        self._outbox.ledger.forget(owned)
         self._answered = {tp: offset for tp, offset in self._answered.items() if tp.partition in owned}
         self._due = {tp: offset for tp, offset in self._due.items() if tp.partition in owned}
 
     def _commit(self) -> None:
-        self._due |= self._outbox.acknowledged()
+        self._due |= self._outbox.ledger.acknowledged()
         now = time.monotonic()
         if self._due and now - self._commit_at >= COMMIT_EVERY_S:
             self._consumer.commit_async(_commits(self._due))
@@ -204,6 +208,7 @@ class Worker:
             self._outbox.seal({})
         if now - self._report_at >= REPORT_EVERY_S:
             self._report_at = now
+            self._partitions.pace()
             self._gauge()
 
     def _gauge(self) -> None:

@@ -14,6 +14,14 @@ from streams.messages import Item, Refused, WatchEvent, decode
 
 Progress = Callable[[str, int, int], None]
 
+WATCH_COLUMNS = {
+    "user_id": pl.String(),
+    "item_id": pl.String(),
+    "event_ms": pl.Int64(),
+    "watch_s": pl.Float64(),
+    "duration_s": pl.Float64(),
+}
+
 
 class Archive(NamedTuple):
     """Watches (user_id, item_id, event_ms, watch_s, duration_s) and catalogue, and how many messages were unusable.
@@ -37,7 +45,7 @@ def read_archive(settings: Settings, progress: Progress = lambda stage, done, to
 
 
 def _read_watches(settings: Settings, progress: Progress) -> tuple[pl.DataFrame, int]:
-    rows: dict[str, list[Any]] = {name: [] for name in ("user_id", "item_id", "event_ms", "watch_s", "duration_s")}
+    rows: dict[str, list[Any]] = {name: [] for name in WATCH_COLUMNS}
     seen: set[str] = set()  # a forwarded or repeated event counts once
     refused = 0
     with TopicFollower(settings.kafka, topics.WATCH_EVENTS) as follower:
@@ -56,7 +64,7 @@ def _read_watches(settings: Settings, progress: Progress) -> tuple[pl.DataFrame,
                     for name, column in rows.items():
                         column.append(getattr(event, name))
             progress("watch-events", done, total)
-    return pl.DataFrame(rows, schema_overrides={"watch_s": pl.Float64, "duration_s": pl.Float64}), refused
+    return pl.DataFrame(rows, schema=WATCH_COLUMNS), refused
 
 
 def _read_items(settings: Settings, progress: Progress) -> pl.DataFrame:

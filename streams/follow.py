@@ -8,6 +8,7 @@ position, not the last record, decides that: compaction and transaction markers 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,10 +19,22 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 
 _MAX_RECORDS = 5000
+# Between two looks for records. kafka-python's own waiting keeps a core busy when a broker answers empty fetches at
+# once instead of holding them for fetch_max_wait_ms, as noida does.
+PACE_S = 0.02
 
 
 class TopicMissing(LookupError):
     """A topic does not exist; the text names it and the command that makes it."""
+
+
+def require_topics(kafka: Kafka, topics: Iterable[str]) -> None:
+    """Return when all these topics (names without prefix) are there.
+
+    Raises TopicMissing, and kafka.errors.KafkaError when no broker answers: Faust would wait for ever, or end in a
+    trace.
+    """
+    TopicFollower(kafka, *topics, partitions=()).close()
 
 
 class TopicFollower:
@@ -75,7 +88,9 @@ class TopicFollower:
 
     def poll(self, timeout_s: float) -> list[ConsumerRecord]:
         """The next records, in order within a partition; empty when there are none for `timeout_s`."""
-        batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+        deadline = time.monotonic() + timeout_s
+        while not (batches := self._consumer.poll(timeout_ms=0)) and (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(PACE_S, left_s))
         if self._ends:
             self._ends = {p: end for p, end in self._ends.items() if self._position(p) < end}
         return [record for batch in batches.values() for record in batch]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import NoError, TopicAlreadyExistsError, for_code
 from kafka.partitioner.default import murmur2
 
 from infra.kafka_clients import kafka_python_options
@@ -85,6 +86,7 @@ def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
 
 def create_topics(kafka: Kafka) -> list[str]:
     """Make the topics that are missing; the names made. Existing ones are left as they are (see check_topics)."""
+    made: list[str] = []
     with _admin(kafka) as admin:
         there = set(admin.list_topics())
         missing = [topic for topic in TOPICS if kafka.topic_prefix + topic.name not in there]
@@ -97,9 +99,9 @@ def create_topics(kafka: Kafka) -> list[str]:
                 }
                 for topic in missing
             }
-            admin.create_topics(wanted)
+            made = _create(admin, wanted)
             admin.wait_for_topics(list(wanted))
-    return [kafka.topic_prefix + topic.name for topic in missing]
+    return made
 
 
 def check_topics(kafka: Kafka) -> list[str]:
@@ -114,6 +116,18 @@ def check_topics(kafka: Kafka) -> list[str]:
     for name in present:
         problems += _differences(name, names[name], kafka, partitions[name], configs.get(name, {}))
     return problems
+
+
+def _create(admin: Any, wanted: dict[str, Any]) -> list[str]:
+    """Make topics; the names made. One that somebody else has made meanwhile is there, which is all that is wanted."""
+    made = []
+    for topic in admin.create_topics(wanted, raise_errors=False)["topics"]:
+        error = for_code(topic["error_code"])
+        if error is NoError:
+            made.append(topic["name"])
+        elif error is not TopicAlreadyExistsError:
+            raise error(f"topic {topic['name']} cannot be made: {topic['error_message']}")
+    return made
 
 
 def _differences(name: str, topic: Topic, kafka: Kafka, partitions: int, config: dict[str, str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from infra.settings import Settings
@@ -101,12 +102,12 @@ def read_history(settings: Settings, user: str) -> Any:
 def _print_reply(reply: Any) -> None:
     console = Console()
     if reply.error:
-        console.print(f"[red]error[/]: {reply.error}")
+        console.print(f"[red]error[/]: {escape(reply.error)}", highlight=False)
         return
     table = Table("rank", "item", "source", "expected watch", box=None, pad_edge=False)
     for item in reply.items:
         seconds = "" if item.expected_watch_s is None else f"{item.expected_watch_s:.0f} s"
-        table.add_row(str(item.rank), item.item_id, item.source, seconds)
+        table.add_row(str(item.rank), escape(item.item_id), item.source, seconds)
     console.print(table)
     stages = ", ".join(f"{name} {spent:.1f}" for name, spent in reply.stages_ms.items())
     console.print(f"\nversion {reply.version or 'none yet'}, {reply.history_watches} watches known; ms: {stages}")
@@ -119,8 +120,8 @@ def _print_history(found: Any) -> None:
     for entry in reversed(found.watches):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.event_ms / 1000))
         of = "" if entry.duration_s is None else f" of {entry.duration_s:.0f}"
-        table.add_row(when, entry.item_id, f"{entry.watch_s:.0f}{of} s", "yes" if entry.completed else "")
+        table.add_row(when, escape(entry.item_id), f"{entry.watch_s:.0f}{of} s", "yes" if entry.completed else "")
     console = Console()
     console.print(table)
     if found.searches:
-        console.print("searches: " + ", ".join(search.query for search in reversed(found.searches)))
+        console.print(escape("searches: " + ", ".join(search.query for search in reversed(found.searches))))

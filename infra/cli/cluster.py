@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from infra.cli.session import Session
@@ -50,7 +51,7 @@ def config(
         return
     table = Table("setting", "value", "variable", box=None, pad_edge=False)
     for name, value in _flat(tree):
-        table.add_row(name, _plain(value), "NEXTWATCH_" + name.replace(".", "__").upper())
+        table.add_row(name, escape(_plain(value)), "NEXTWATCH_" + name.replace(".", "__").upper())
     Console().print(table)
 
 
@@ -60,7 +61,7 @@ def status(
     """Processes, lags, versions, index size and freshness on this data_dir; exit 1 if a process is not ready."""
     from infra.status import print_status, read_status
 
-    report = read_status(context.obj.connected)
+    report = read_status(context.obj.settings)
     if as_json:
         typer.echo(json.dumps(report.to_builtins(), indent=2))
     else:
@@ -92,7 +93,7 @@ def _print_topics(session: Session, made: list[str], problems: list[str], *, ask
     if made:
         console.print(f"\nmade {len(made)}: {', '.join(made)}")
     for problem in problems:
-        console.print(f"[red]differs[/]  {problem}", highlight=False)
+        console.print(f"[red]differs[/]  {escape(problem)}", highlight=False)
     if asked and not problems:
         console.print("\nthe cluster is as it must be")
 

@@ -109,22 +109,31 @@ def read_speed(text: str) -> float | None:
 def progress_bars(*, quiet: bool = False) -> Iterator[Step]:
     """A bar for each stage, with the time left; nothing when a script reads us."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
+    tasks: dict[str, Any] = {}
 
-        def step(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+    def step(stage: str, done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
 
+    try:
         yield step
+    finally:
+        if tasks:  # an error before the first step is one line, without an empty one before it
+            bars.stop()
 
 
 def _train(settings: Settings, log: Path | None, items: Path | None, mapping: list[str], step: Step) -> Any:
+    import torch
+
     from models.log import log_from_frame, parse_mapping, read_items, read_log
     from models.training import train_bundle
     from streams.archive import read_archive
 
+    torch.set_num_threads(settings.model.threads)
     offsets: dict[str, int] = {}
     completed_s = settings.history.completed_s
     if log is not None:
@@ -147,13 +156,16 @@ def _train(settings: Settings, log: Path | None, items: Path | None, mapping: li
 
 
 def _announce(settings: Settings, manifest: Any) -> None:
-    from streams.messages import BundlePublished
     from streams.releases import announce
 
-    published = BundlePublished(
-        manifest.version, manifest.created_ms, manifest.dim, manifest.items, manifest.schema_hash
-    )
-    announce(settings.kafka, published)
+    announce(settings.kafka, published(manifest))
+
+
+def published(manifest: Any) -> Any:
+    """The announcement of a bundle."""
+    from streams.messages import BundlePublished
+
+    return BundlePublished(manifest.version, manifest.created_ms, manifest.dim, manifest.items, manifest.schema_hash)
 
 
 def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:

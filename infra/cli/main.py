@@ -5,15 +5,28 @@ Exit codes: 0 done, 1 a check or claim did not hold, 2 a setting, file or servic
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infra.cli import ask, cluster, learn, processes, up
 from infra.cli.session import Session
+
+MENDABLE = (
+    ("infra.settings", "SettingsError"),
+    ("infra.child", "ServiceError"),
+    ("models.bundle", "BundleError"),
+    ("models.log", "LogError"),
+    ("streams.follow", "TopicMissing"),
+    ("indexer.errors", "IndexFailure"),
+    ("serving.client", "RequestFailed"),
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,26 +54,25 @@ def main() -> None:
     from kafka.errors import KafkaError
 
     try:
-        app()
+        app(prog_name="nextwatch")
     except _mendable() as error:
         _say(str(error))
     except KafkaError as error:
         _say(f"Kafka: {error}. Is kafka.bootstrap (NEXTWATCH_KAFKA__BOOTSTRAP) right, and the broker up?")
+    except Exception:  # a bug of ours: the trace is what its report needs
+        traceback.print_exc()
+        sys.exit(os.EX_SOFTWARE)
     sys.exit(2)
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    """Errors whose text already names the setting or file and the way out."""
-    from indexer.errors import IndexFailure
-    from infra.child import ServiceError
-    from infra.settings import SettingsError
-    from models.bundle import BundleError
-    from models.log import LogError
-    from serving.client import RequestFailed
-    from streams.follow import TopicMissing
+    """Errors whose text already names the setting or file and the way out.
 
-    return (SettingsError, ServiceError, BundleError, LogError, TopicMissing, IndexFailure, RequestFailed)
+    One whose module is not loaded has not been raised; loading torch to find that out would take seconds, at the end of
+    every command.
+    """
+    return tuple(getattr(sys.modules[module], name) for module, name in MENDABLE if module in sys.modules)
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(f"[bold red]error[/]: {text}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error[/]: {escape(text)}", highlight=False, soft_wrap=True)

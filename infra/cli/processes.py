@@ -30,8 +30,11 @@ def worker(
     """Run a stream worker (Faust): user histories, trending items, or the incremental trainer."""
     from infra.health import Health, serve_health
     from streams.faust_app import now_ms, run
+    from streams.follow import require_topics
+    from streams.topics import TOPICS
 
     settings: Settings = context.obj.connected
+    require_topics(settings.kafka, [topic.name for topic in TOPICS])
     health = Health(name.value)
     with serve_health(health, settings, started_ms=now_ms()):
         run(_app_of(name, settings, health), settings)
@@ -68,6 +71,9 @@ def _app_of(name: WorkerName, settings: Settings, health: Any) -> Any:
         from streams.trending_app import create_trending_app
 
         return create_trending_app(settings, health)
+    import torch
+
     from streams.trainer_app import create_trainer_app
 
+    torch.set_num_threads(settings.trainer.threads)
     return create_trainer_app(settings, health)

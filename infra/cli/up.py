@@ -10,6 +10,7 @@ import structlog
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
 from infra.settings import Settings
 from infra.status import read_status, render_status
@@ -63,7 +64,7 @@ def demo(
 
 def _report(console: Console) -> Report:
     def report(process: str, what: str) -> None:
-        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {process}: {what}", highlight=False)
+        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {process}: {escape(what)}", highlight=False)
 
     return report
 

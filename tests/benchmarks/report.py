@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from infra.supervisor import interrupted_by_signals
+
 
 @dataclass
 class Report:
@@ -85,7 +87,8 @@ def run(name: str, measure: Benchmark, *, quick: bool) -> dict[str, Any]:
     report = Report(name)
     if quick:
         report.note("quick: a smaller run, its numbers are rough")
-    measure(report, quick)
+    with interrupted_by_signals():  # a benchmark that is told to stop takes its services with it
+        measure(report, quick)
     report.show(Console(width=None if os.isatty(1) else 140))
     return report.as_json()
 

@@ -14,7 +14,7 @@ from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
 from infra.milvus_server import start_milvus
 from infra.settings import Milvus, Settings
 from tests.conftest import milvus_answers
-from tests.indexer.waiting import wait_until
+from tests.system import wait_until
 
 pytestmark = pytest.mark.system
 
@@ -90,7 +90,7 @@ def test_what_was_deleted_is_not_found(index: Index) -> None:
 
 
 def test_ids_with_quotes_and_other_scripts_are_found_and_deleted(index: Index) -> None:
-    strange = ["it's", 'a"b', "it's \"x\"", "back\\slash", "é😀", "new\nline", "{x}", "%s", "ends with \\", "क"]
+    strange = ["it's", 'a"b', 'it\'s "x"', "back\\slash", "é😀", "new\nline", "{x}", "%s", "ends with \\", "क"]
     index.create("a", DIM)
     index.upsert("a", strange, vectors(len(strange)), [0] * len(strange))
     assert set(index.vectors("a", strange)) == set(strange)
@@ -145,7 +145,7 @@ def test_the_memtable_of_milvus_lite_stays_small(index: Index, monkeypatch: pyte
     monkeypatch.setattr(index, "flush", flushed.append)
     index.create("a", DIM)
     for _ in range(5):
-        index._keep_memtable_small("a", 1000)  # noqa: SLF001
+        index._keep_memtable_small("a", 1000)
         index._unflushed["a"] %= 2000
     assert flushed == ["a", "a"]
     index._is_lite = False
@@ -166,7 +166,7 @@ def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) ->
                 call()
         assert not index.is_ready()
         server.restart()
-        wait_until(index.is_ready, "Milvus to answer again")
+        wait_until(index.is_ready, "Milvus answers again", 20)
         # Collections are not loaded after a restart: the search does it.
         assert sorted(index.search("a", vectors(1), 3)[0][0]) == ids(3)
         assert index.mark_of("a") == "whole"

@@ -12,13 +12,14 @@ from serving.intake import Letter, Unsupported, open_letter
 from streams.messages import RecommendRequest, encode
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-"), serving=Serving(max_k=50))
-TOPICS = {"x-recommend-replies": 4, "theirs": 3}
+THEIRS = {"x-recommend-replies": 4, "theirs": 3}
+OURS = {"x-watch-events": 4, "x-recommend-requests": 4, "__consumer_offsets": 50}
 GOOD = encode(RecommendRequest("r1", "ann", k=5))
 
 
 def opened(value: bytes | None = GOOD, *headers: tuple[str, bytes]) -> Letter:
     record: Any = SimpleNamespace(value=value, headers=headers)
-    return open_letter(record, SETTINGS, lambda topic: TOPICS.get(topic, 0))
+    return open_letter(record, SETTINGS, lambda topic: (THEIRS | OURS).get(topic, 0))
 
 
 def test_a_plain_request_is_answered_on_the_default_topic() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import struct
 import threading
@@ -17,10 +18,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from indexer.collection import Index, collection_name
 from infra.kafka_clients import kafka_python_options
+from infra.milvus_server import start_milvus
 from infra.run_files import fill_in
 from infra.settings import Kafka, Serving, Settings
 from models.bundle import Manifest
 from serving.client import RecommendClient, RequestTimeout
+from serving.feed import Chunk, Feed
 from serving.worker import run_serving
 from streams import topics
 from streams.messages import (
@@ -37,6 +40,7 @@ from streams.messages import (
     decode,
     encode,
 )
+from tests.conftest import milvus_answers
 from tests.serving.worlds import CREATED_MS, ITEMS, history, load
 
 pytestmark = pytest.mark.system
@@ -115,14 +119,10 @@ def system(
     for manifest in bundles:
         fill(index, load(bundles_dir, manifest))
     producer = KafkaProducer(**kafka_python_options(settings.kafka))
-    stop, thread = start(settings)
-    with RecommendClient(settings.kafka) as client:
+    with serving(settings), RecommendClient(settings.kafka) as client:
         running = System(settings, producer, client, index, bundles)
         furnish(running)
         yield running
-    stop.set()
-    thread.join(timeout=WAIT_S)
-    assert not thread.is_alive()
     producer.close()
     for manifest in bundles:
         index.drop(manifest.version)
@@ -138,11 +138,18 @@ def fill(index: Index, bundle: Any) -> None:
     index.mark(version, "whole")
 
 
-def start(settings: Settings) -> tuple[threading.Event, threading.Thread]:
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[None]:
+    """A worker while the block runs, stopped cleanly."""
     stop = threading.Event()
     thread = threading.Thread(target=run_serving, args=(settings, stop))
     thread.start()
-    return stop, thread
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=WAIT_S)
+    assert not thread.is_alive()
 
 
 def furnish(system: System) -> None:
@@ -380,6 +387,93 @@ def expected_scores(system: System, manifest: Manifest, users: Sequence[UserHist
         for row, user in enumerate(users)
         for column, item_id in enumerate(model.item_ids)
     }
+
+
+def test_workers_share_the_requests_and_none_is_lost_or_answered_without_its_history(system: System) -> None:
+    """A second worker comes, and goes again by a clean stop, while requests of users with histories keep coming."""
+    users = [history(f"shared-{number}", ITEMS[number]) for number in range(9)]
+    for user in users:
+        system.tell(user)
+    replies: list[RecommendReply] = []
+
+    def ask() -> set[str]:
+        requests = [RecommendRequest(uuid.uuid4().hex, user.user_id, k=2) for user in users]
+        answered = system.client.recommend_many(requests, timeout_s=WAIT_S)
+        replies.extend(answered)
+        return {reply.served_by for reply in answered}
+
+    alone = ask()
+    with serving(system.settings):
+        system.until(lambda: len(ask()) == 2)
+    system.until(lambda: ask() == alone)
+    assert all(reply.history_watches == 1 and reply.error is None and len(reply.items) == 2 for reply in replies)
+
+
+def test_a_takedown_outlives_a_restart_and_nothing_is_answered_twice_after_a_clean_stop(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are promises to the next worker, so they are shown with one that starts after the other has gone, and that
+    reads slowly: it must not answer before it has read the takedown."""
+    with beside(system, system.settings.milvus.uri) as other:
+        client = other.client
+        with serving(other.settings):
+            furnish(other)
+            best = items_of(client.recommend("nobody", k=1, timeout_s=WAIT_S))[0]
+            other.send(topics.ITEMS, None, best)
+            other.until(lambda: best not in items_of(client.recommend("nobody", k=1)))
+        replies = other.reading(other.name("recommend-replies"))
+        waiting = client.submit(RecommendRequest("meanwhile", "nobody", k=40))
+        monkeypatch.setattr("serving.worker.Feed", SlowFeed)
+        with serving(other.settings):
+            answered = items_of(waiting.result(timeout=WAIT_S))
+            assert len(answered) == len(ITEMS) - 1
+            assert best not in answered
+            assert decode(RecommendReply, next_record(replies).value).request_id == "meanwhile"
+            assert not replies.poll(300)
+        replies.close()
+
+
+class SlowFeed(Feed):
+    """Reads the catalogue and what else is shared later than histories and requests."""
+
+    def __init__(self, kafka: Kafka, *names: str, **how: Any) -> None:
+        self._from = time.monotonic() + (3.0 if topics.ITEMS in names else 0.0)
+        super().__init__(kafka, *names, **how)
+
+    def take(self, most: int) -> list[Chunk]:
+        return super().take(most) if time.monotonic() > self._from else []
+
+
+def test_without_milvus_everybody_is_answered_and_with_it_the_towers_come_back_by_themselves(
+    system: System, tmp_path: Path, bundles_dir: Path
+) -> None:
+    milvus = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
+    try:
+        with beside(system, milvus.uri) as other, serving(other.settings):
+            fill(other.index, load(bundles_dir, system.bundles[0]))
+            furnish(other)
+            other.tell(history("ann", "item-3"))
+            milvus.child.stop()
+            reply = other.client.recommend("ann", k=5, timeout_s=WAIT_S)
+            assert {item.source for item in reply.items} == {"trending"}
+            assert reply.degraded[0].startswith("trending: the index did not answer")
+            milvus.restart()
+            other.until(lambda: other.client.recommend("ann", k=5, timeout_s=WAIT_S).degraded == ())
+    finally:
+        milvus.child.stop()
+
+
+@contextlib.contextmanager
+def beside(system: System, milvus_uri: str) -> Iterator[System]:
+    """The same brokers and bundles with topics of their own, and no worker yet."""
+    kafka = system.settings.kafka.model_copy(update={"topic_prefix": f"s{uuid.uuid4().hex[:8]}-"})
+    milvus = system.settings.milvus.model_copy(update={"uri": milvus_uri})
+    settings = system.settings.model_copy(update={"kafka": kafka, "milvus": milvus})
+    topics.create_topics(kafka)
+    index = Index(milvus)
+    with RecommendClient(kafka) as client:
+        yield System(settings, system.producer, client, index, system.bundles)
+    index.close()
 
 
 def test_without_a_server_the_client_times_out_with_a_clear_message(kafka_settings: Settings) -> None:

@@ -1,0 +1,322 @@
+"""`nextwatch demo`: the main job, shown to a person in about a minute, on embedded services and a SIMULATED world.
+
+It starts everything, trains a first release on the world's past, lets the world live, and then makes its claims, each
+measured while you look: a watch changes the next recommendation; a video that did not exist a moment ago becomes
+recommended; the model finds more of the next watches than trending does. A claim that does not hold is printed as such
+and makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from infra.audience import Audience, Sender, now_ms, wait_for
+from infra.cli.learn import Step, progress_bars, published
+from infra.run_files import read_run_files
+from infra.settings import Settings
+from infra.stack import running_stack
+from infra.status import Samples, delay_of, fetch_samples, read_status, since
+from infra.world import NOTICE, World
+from models.bundle import Manifest
+from serving.client import RecommendClient
+from streams.messages import RecommendReply, WatchEvent
+from streams.releases import announce, wait_until_served
+
+DAY_MS = 24 * 3600 * 1000
+PAST_DAYS = 10
+PAST_EVENTS = 48_000
+TOP = 20
+WIDE = 100
+WATCHERS, OTHERS = 25, 10
+ENOUGH_WATCHES = 1_500  # for the recall to mean something
+
+
+@dataclass
+class Claims:
+    """What the demo says, and whether it was true."""
+
+    console: Console
+    failed: list[str] = field(default_factory=list)
+
+    def check(self, held: bool, text: str) -> None:
+        self.console.print(f"  {'[green]holds[/]' if held else '[bold red]DOES NOT HOLD[/]'}  {text}", highlight=False)
+        if not held:
+            self.failed.append(text)
+
+
+def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None, console: Console) -> bool:
+    """Run the demo; whether all its claims held. Embedded services whatever the settings say of brokers."""
+    began = time.monotonic()
+    with _place(data_dir) as place:
+        settings = _embedded(settings, place)
+        console.rule("nextwatch demo")
+        console.print(f"[dim]{NOTICE}; everything else is real: broker, Milvus, workers, models.[/]")
+        console.print("starting broker, Milvus, history, trending, trainer, indexer, serving ...")
+        with running_stack(settings, _quiet(console)) as (reachable, _), RecommendClient(reachable.kafka) as client:
+            world = World(seed=seed, start_ms=now_ms())
+            _first_release(world, reachable, console)
+            claims = Claims(console)
+            with Audience(world, reachable.kafka, client, requests_per_s=4.0) as audience:
+                _show(Stage(world, audience, client, reachable), claims)
+                _where(reachable, console)
+                console.print(f"\n{time.monotonic() - began:.0f} s after the start; all of it is still running.")
+                if keep:
+                    console.print(
+                        "left running (--keep) until Ctrl-C; try `nextwatch --data-dir "
+                        f"{settings.data_dir} status` in another terminal"
+                    )
+                    _until_interrupted()
+    console.print("stopped: nothing is left running.")
+    for text in claims.failed:
+        console.print(f"[bold red]not true this time:[/] {text}")
+    return not claims.failed
+
+
+def _first_release(world: World, settings: Settings, console: Console) -> None:
+    """Give the world's people their histories, train on its past, and wait until the release is live."""
+    now = now_ms()
+    past = world.past_log(now - PAST_DAYS * DAY_MS, now, PAST_EVENTS)
+    items = world.items_frame(now)
+    with progress_bars() as step:
+        _remember(world, past, settings, step)
+        manifest = _train(past, items, settings, step)
+    announce(settings.kafka, published(manifest))
+    if not wait_until_served(settings.kafka, manifest.version, 60):
+        raise TimeoutError(f"no server answers from release {manifest.version} after 60 s")
+    console.print(f"release {manifest.version} is live: {past.height:,} past watches of {items.height:,} videos")
+
+
+def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) -> None:
+    """The catalogue, and the past as events. No release is live yet, so nothing is learnt from them."""
+    sender = Sender(settings.kafka)
+    sender.items(world.catalogue(now_ms()))
+    for done, event in enumerate(world.messages(past), start=1):
+        sender.watches([event])
+        if done % 500 == 0 or done == past.height:
+            step("past watches", done, past.height)
+    sender.flush()
+    sender.close()
+
+
+def _train(past: pl.DataFrame, items: pl.DataFrame, settings: Settings, step: Step) -> Manifest:
+    import torch
+
+    from models.log import log_from_frame
+    from models.training import train_bundle
+
+    torch.set_num_threads(settings.model.threads)
+    return train_bundle(
+        log_from_frame(past, settings.history.completed_s, source="the world's past"),
+        items,
+        settings=settings.model,
+        bundles_dir=settings.bundles_dir,
+        created_ms=now_ms(),
+        offsets={},
+        progress=step,
+        measure=False,
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a scene plays on."""
+
+    world: World
+    audience: Audience
+    client: RecommendClient
+    settings: Settings
+
+    def channels(self) -> dict[str, str | None]:
+        """Channel by item."""
+        return {item.item_id: item.channel for item in self.world.catalogue(now_ms())}
+
+    def samples(self, process: str) -> Samples:
+        """The metrics of one of our processes."""
+        records = (each for each in read_run_files(self.settings.run_dir) if each["name"] == process)
+        return next(map(fetch_samples, records), {})
+
+
+def _show(stage: Stage, claims: Claims) -> None:
+    before = {process: stage.samples(process) for process in ("history", "indexer", "trainer")}
+    _a_watch_moves_the_list(stage, claims)
+    _a_new_video_is_found(stage, claims)
+    _freshness(stage, before, claims)
+    _recall(stage, before["trainer"], claims)
+
+
+def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
+    """One viewer, three watches of one channel, one second."""
+    console, channel_of = claims.console, stage.channels()
+    viewer, channel = _viewer_and_channel(stage, channel_of)
+    console.rule(f"1. a watch changes the next recommendation (viewer {viewer})", align="left")
+    first = stage.client.recommend(viewer, k=WIDE)
+    shown = {item.item_id for item in first.items}
+    videos = [item_id for item_id, of in channel_of.items() if of == channel and item_id not in shown][:3]
+    *_, last = stage.audience.watch(viewer, *videos)
+    console.print(
+        f"the viewer watches three videos of channel [bold]{channel}[/]: {', '.join(videos)}; a second later:"
+    )
+    time.sleep(1.0)
+    second = stage.client.recommend(viewer, k=WIDE)
+    console.print(_moved(first, second, channel_of, channel))
+    had, has = (_count(reply, channel_of, channel) for reply in (first, second))
+    watches = f"{first.history_watches} -> {second.history_watches} watches in the history"
+    claims.check(_knows(second, last.event_ms), f"the reply knows the three watches ({watches})")
+    claims.check(has > had, f"more of the top {WIDE} are from channel {channel} than before ({had} -> {has})")
+
+
+def _viewer_and_channel(stage: Stage, channel_of: dict[str, str | None]) -> tuple[str, str]:
+    """Somebody whose list has next to nothing of one of their favourite channels: there the change is plain to see."""
+    for viewer in stage.world.visitors(60):
+        reply = stage.client.recommend(viewer, k=WIDE)
+        if not 3 <= reply.history_watches <= 12 or not reply.version:
+            continue
+        for channel in stage.world.favourites(viewer, now_ms()):
+            videos = sum(of == channel for of in channel_of.values())
+            if videos >= 10 and _count(reply, channel_of, channel) <= 2:
+                return viewer, channel
+    raise LookupError("the simulated world has no viewer to show this with: try another --seed")
+
+
+def _a_new_video_is_found(stage: Stage, claims: Claims) -> None:
+    """A video that nobody has seen is published, some fans watch it, and other fans are recommended it."""
+    world, console = stage.world, claims.console
+    channel = world.favourites(world.visitors(1)[0], now_ms())[0]
+    fans = world.fans(channel, now_ms(), WATCHERS + OTHERS)
+    console.rule(f"2. a video that did not exist is found (channel {channel})", align="left")
+    item = stage.audience.publish(channel)
+    began = time.monotonic()
+    for fan in fans[:WATCHERS]:
+        stage.audience.watch(fan, item.item_id)
+
+    def finders() -> int:
+        lists = (stage.client.recommend(other, k=TOP).items for other in fans[WATCHERS:])
+        return sum(any(each.item_id == item.item_id for each in shown) for shown in lists)
+
+    found = wait_for(finders, 15, every_s=0.2)
+    when = f", {time.monotonic() - began:.1f} s after its first watch" if found else ""
+    console.print(f"{item.item_id} is new; {WATCHERS} fans of its channel watched it, {OTHERS} other fans did not.")
+    claims.check(found > 0, f"it is in the top {TOP} of {found} of the {OTHERS}{when}")
+
+
+def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None:
+    """Watch sent until a reply knows it, through the whole system, while the world goes on."""
+    console = claims.console
+    console.rule("3. how fresh", align="left")
+    catalogue = list(stage.channels())
+    delays_s = []
+    for number, viewer in enumerate(stage.world.visitors(20), start=1):
+        began = time.monotonic()
+        (event,) = stage.audience.watch(viewer, catalogue[-number])
+        wait_for(partial(_reply_knows, stage.client, event), 5, every_s=0.01)
+        delays_s.append(time.monotonic() - began)
+    p50_s, worst_s = sorted(delays_s)[len(delays_s) // 2], max(delays_s)
+    console.print(
+        f"watch sent to a reply that knows it: p50 {p50_s:.2f} s, worst {worst_s:.2f} s ({len(delays_s)} probes)"
+    )
+    for process, name, what in (
+        ("history", "event_to_history", "its user's history"),
+        ("indexer", "event_to_vector", "its item's new vector searchable"),
+    ):
+        delay = delay_of(since(stage.samples(process), before[process]), f"nextwatch_{name}_seconds")
+        if delay is not None:
+            console.print(f"watch sent to {what}: p50 within {delay.p50_s:g} s, p99 within {delay.p99_s:g} s")
+    claims.check(worst_s < 1.0, "a reply knows a watch within a second")
+
+
+def _recall(stage: Stage, before: Samples, claims: Claims) -> None:
+    """Each live watch was ranked before it was learnt: how often was its video in the top 100?"""
+    claims.console.rule("4. does the model know better than trending?", align="left")
+
+    def grown(name: str, **labels: str) -> float:
+        return since(stage.samples("trainer"), before).get((name, tuple(sorted(labels.items()))), 0)
+
+    def watched() -> float:
+        return grown("nextwatch_prequential_examples_total")
+
+    with progress_bars() as step:
+        wait_for(lambda: step("live watches", int(watched()), ENOUGH_WATCHES) or watched() >= ENOUGH_WATCHES, 40, 0.5)
+    watches = watched()
+    recall = {
+        name: grown("nextwatch_prequential_hits_total", model=model, k="100") / max(1, watches)
+        for name, model in (("live model", "live"), ("frozen model", "frozen"), ("trending", "popular"))
+    }
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in recall.items())
+    claims.console.print(
+        f"each watch was ranked among all videos before it was learnt; recall@100 of {watches:,.0f} watches: {shown}"
+    )
+    claims.check(recall["live model"] > recall["trending"], "the live model finds more of them than trending does")
+
+
+def _where(settings: Settings, console: Console) -> None:
+    console.rule("look for yourself", align="left")
+    for each in read_status(settings).processes:
+        console.print(f"  {each.name:<10} http://{each.address}/metrics   http://{each.address}/health")
+
+
+def _moved(first: RecommendReply, second: RecommendReply, channel_of: dict[str, str | None], channel: str) -> Table:
+    """The top ten before and after, the channel's videos marked."""
+    was = {item.item_id: item.rank for item in first.items}
+    table = Table("rank", "before", "after", "was", box=None, pad_edge=False)
+
+    def name(item_id: str) -> str:
+        mark = "bold green" if channel_of.get(item_id) == channel else "default"
+        return f"[{mark}]{item_id}  {channel_of.get(item_id) or ''}[/]"
+
+    for old, new in list(zip(first.items, second.items, strict=False))[:10]:
+        rank = was.get(new.item_id)
+        table.add_row(str(new.rank), name(old.item_id), name(new.item_id), "new" if rank is None else str(rank))
+    return table
+
+
+def _count(reply: RecommendReply, channel_of: dict[str, str | None], channel: str) -> int:
+    return sum(channel_of.get(item.item_id) == channel for item in reply.items)
+
+
+def _knows(reply: RecommendReply, event_ms: int) -> bool:
+    return reply.history_event_ms is not None and reply.history_event_ms >= event_ms
+
+
+def _reply_knows(client: RecommendClient, event: WatchEvent) -> bool:
+    return _knows(client.recommend(event.user_id, k=1), event.event_ms)
+
+
+def _embedded(settings: Settings, place: Path) -> Settings:
+    kafka = settings.kafka.model_copy(update={"bootstrap": "", "topic_prefix": ""})
+    milvus = settings.milvus.model_copy(update={"uri": ""})
+    return settings.model_copy(update={"data_dir": place, "kafka": kafka, "milvus": milvus})
+
+
+@contextmanager
+def _place(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        yield data_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="nextwatch-demo-") as directory:
+        yield Path(directory)
+
+
+def _quiet(console: Console) -> Callable[[str, str], None]:
+    def report(process: str, what: str) -> None:
+        if what != "ready" and not what.startswith("stopped"):
+            console.print(f"[dim]{process}: {what}[/]", highlight=False)
+
+    return report
+
+
+def _until_interrupted() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return

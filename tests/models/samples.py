@@ -1,0 +1,78 @@
+"""Small viewers, logs and settings for the tests of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from infra.settings import Model
+
+SETTINGS = Model(dim=8, hidden=(16,), negatives=64, batch=128, epochs=12, half_life_events=500, ranker_hidden=(8,))
+START_MS = 1_700_000_000_000
+CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Watch:
+    item_id: str
+    event_ms: int = START_MS
+    watch_s: float = 30.0
+    duration_s: float | None = 60.0
+    completed: bool = True
+
+
+@dataclass(frozen=True)
+class Viewer:
+    watches: Sequence[Watch] = ()
+    searches: tuple[object, ...] = ()
+    context: object = None
+
+
+@dataclass(frozen=True)
+class Example(Viewer):
+    item_id: str = ""
+    event_ms: int = START_MS
+    watch_s: float = 30.0
+    duration_s: float | None = field(default=60.0)
+
+
+def watched(*item_ids: str) -> Viewer:
+    """A viewer who completed these, oldest first, a minute apart."""
+    return Viewer([Watch(item_id, START_MS + 60_000 * n) for n, item_id in enumerate(item_ids)])
+
+
+def example(item_id: str, *before: str) -> Example:
+    return Example(watched(*before).watches, item_id=item_id)
+
+
+def small_log(rows: int = 3000, users: int = 80, items: int = 60, seed: int = 3) -> pl.DataFrame:
+    """Each user likes one channel: its items are watched for 40 s, others mostly skipped after 3 s."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, rows)
+    item = (items * rng.random(rows) ** 1.5).astype(np.int64)
+    liked = item % CHANNELS == user % CHANNELS
+    watch_s = np.where(liked | (rng.random(rows) < 0.1), 40.0, 3.0) * rng.uniform(0.8, 1.2, rows)
+    return pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in user],
+            "item_id": [f"i{n}" for n in item],
+            "event_ms": START_MS + 1000 * np.arange(rows),
+            "watch_s": watch_s,
+            "duration_s": 60.0 + item,
+        }
+    )
+
+
+def small_items(items: int = 60) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(items)],
+            "channel": [f"c{n % CHANNELS}" for n in range(items)],
+            "topics": [[f"t{n % 3}", f"t{n % 5 + 3}"] for n in range(items)],
+            "duration_s": [60.0 + n for n in range(items)],
+            "published_ms": [START_MS - 3_600_000 * n for n in range(items)],
+        }
+    )

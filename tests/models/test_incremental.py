@@ -1,0 +1,276 @@
+import numpy as np
+import pytest
+
+from models.bundle import Bundle
+from models.incremental import STATE, IncrementalTrainer, Memory
+from models.tower import HISTORY
+from tests.models.samples import START_MS, Example, Viewer, Watch, example, watched
+
+ALL = np.arange(60)
+
+
+def trainer_of(bundle: Bundle, *, negatives: int = 20, replay: int = 0, seed: int = 1) -> IncrementalTrainer:
+    return IncrementalTrainer(bundle, learning_rate=0.05, negatives=negatives, replay=replay, seed=seed)
+
+
+def published(trainer: IncrementalTrainer, rows: np.ndarray = ALL) -> dict[str, tuple[bytes, bytes, bytes]]:
+    return {item_id: tuple(parts) for item_id, *parts in trainer.rows(rows)}
+
+
+def vectors(trainer: IncrementalTrainer, rows: np.ndarray = ALL) -> np.ndarray:
+    return np.array([np.frombuffer(vector, "<f4") for vector, _, _ in published(trainer, rows).values()])
+
+
+def some_examples(size: int, seed: int = 0) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    draws = [rng.choice(60, 6, replace=False) for _ in range(size)]
+    return [example(*[f"i{n}" for n in draw]) for draw in draws]
+
+
+def test_at_first_the_rows_are_the_bundles(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    np.testing.assert_array_equal(vectors(trainer), bundle.model.item_vectors())
+    for row in (0, 33):
+        query = published(trainer)[f"i{row}"][1]
+        np.testing.assert_array_equal(np.frombuffer(query, "<f4"), bundle.model.query_row(f"i{row}"))
+
+
+def test_learning_moves_only_the_watched_items_and_the_negatives(bundle: Bundle):
+    trainer = trainer_of(bundle, negatives=5)
+    before = vectors(trainer)[:, :-1]
+    trainer.learn([example("i1", "i2"), example("i3", "i2")])
+    moved = np.flatnonzero((vectors(trainer)[:, :-1] != before).any(axis=1))
+    assert {1, 3} <= set(moved.tolist())
+    assert len(moved) <= 2 + 5
+
+
+def test_what_is_watched_again_and_again_rises_for_such_a_history(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    examples = [example("i41", "i2", "i6"), example("i41", "i6")]
+    before = trainer.rank(examples)
+    losses = [trainer.learn(examples).loss for _ in range(30)]
+    after = trainer.rank(examples)
+    assert (after.live < before.live).all()
+    assert (after.frozen == before.frozen).all()
+    assert (after.popular <= before.popular).all()
+    assert losses[-1] < losses[0]
+
+
+def test_only_rows_that_were_watched_or_moved_far_are_published(bundle: Bundle):
+    trainer = trainer_of(bundle, negatives=5)
+    assert trainer.learn([example("i1", "i2")]).touched.tolist() == [1]
+    touched: set[int] = set()
+    for _ in range(100):
+        touched |= set(trainer.learn([example("i1", "i2")]).touched.tolist())
+    assert len(touched) > 5
+
+
+def test_publishing_a_row_resets_how_far_it_has_moved(bundle: Bundle):
+    trainer = trainer_of(bundle, negatives=5)
+    sizes = []
+    for _ in range(150):
+        touched = trainer.learn([example("i1", "i2")]).touched
+        published(trainer, touched)
+        sizes.append(len(touched))
+    assert 1 in sizes[-50:]
+
+
+def test_the_same_seed_learns_the_same(bundle: Bundle):
+    one, other = (trainer_of(bundle, replay=8) for _ in range(2))
+    for seed in range(3):
+        one.learn(some_examples(10, seed))
+        other.learn(some_examples(10, seed))
+    assert published(one) == published(other)
+
+
+def test_the_bundle_itself_is_left_as_it_is(bundle: Bundle):
+    before = bundle.model.item_vectors()
+    trainer = trainer_of(bundle)
+    trainer.add_item("new")
+    trainer.learn(some_examples(10))
+    np.testing.assert_array_equal(bundle.model.item_vectors(), before)
+    assert len(bundle.model.item_ids) == 60
+
+
+def test_popularity_counts_every_watch_also_repeats(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    repeat = example("i1", "i1", "i2")
+    before = trainer.popularity.totals().copy()
+    result = trainer.learn([repeat, repeat, example("i3", "i2")])
+    assert (trainer.popularity.totals() - before)[[1, 3]].tolist() == [2, 1]
+    assert sorted(set(result.touched.tolist()) & {1, 3}) == [1, 3]
+
+
+def test_a_repeat_is_not_learnt_from_and_not_counted_in_the_ranks(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    before = vectors(trainer)[:, :-1]
+    result = trainer.learn([example("i1", "i1", "i2")])
+    np.testing.assert_array_equal(vectors(trainer)[:, :-1], before)
+    assert (result.loss, result.touched.tolist()) == (0, [1])
+    ranks = trainer.rank([example("i1", "i1", "i2"), example("i3", "i2")])
+    assert ranks.counted.tolist() == [False, True]
+    assert [ranks.live[0], ranks.frozen[0], ranks.popular[0]] == [-1, -1, -1]
+
+
+def test_an_item_skipped_before_is_no_repeat(bundle: Bundle):
+    skipped = Example([Watch("i1", completed=False)], item_id="i1")
+    assert trainer_of(bundle).rank([skipped]).counted.tolist() == [True]
+
+
+def test_a_rank_counts_the_better_items_but_not_the_watched_ones(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    case = example("i30", *[f"i{n}" for n in range(12)])
+    scores = bundle.model.item_vectors() @ bundle.model.user_vectors([case], START_MS)[0]
+    better = set(np.flatnonzero(scores > scores[30]).tolist()) - set(range(12))
+    assert trainer.rank([case]).live[0] == trainer.rank([case]).frozen[0] == len(better)
+
+
+def test_an_unknown_item_is_a_miss_for_those_who_do_not_know_it(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    ranks = trainer.rank([example("new", "i1")])
+    assert (ranks.live[0], ranks.frozen[0], ranks.popular[0], ranks.counted[0]) == (-1, -1, -1, True)
+    trainer.learn([example("new", "i1")])
+    ranks = trainer.rank([example("new", "i1")])
+    assert ranks.live[0] >= 0
+    assert ranks.popular[0] >= 0
+    assert ranks.frozen[0] == -1
+
+
+def test_a_new_item_starts_near_its_channel_and_counts_in_a_history_at_once(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    row = trainer.add_item("new", channel="c1", topics=["t1"])
+    assert trainer.add_item("new", channel="c2") == row == 60
+    new = vectors(trainer, np.array([row]))[0, :-1]
+    same, other = bundle.model.vectors[1::4].mean(axis=0), bundle.model.vectors[2::4].mean(axis=0)
+    assert np.linalg.norm(new - same) < np.linalg.norm(new - other)
+    with_new, without = trainer.rank([example("i5", "new", "i2"), example("i5", "i2")]).live
+    assert with_new != without or not np.array_equal(*trainer._encode([watched("new", "i2"), watched("i2")]))
+
+
+def test_many_new_items_grow_the_table(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    before = published(trainer)
+    for n in range(100):
+        trainer.learn([example(f"new{n}", "i1")])
+    assert len(trainer) == 160
+    assert np.isfinite(vectors(trainer, np.arange(160))).all()
+    assert published(trainer)["i1"][1] == before["i1"][1]
+
+
+def test_restored_rows_take_the_same_next_step(bundle: Bundle):
+    original, restored = trainer_of(bundle), trainer_of(bundle)
+    for seed in range(4):
+        original.learn(some_examples(20, seed))
+    original.learn([example("new", "i1"), example("i1", "new")])
+    for item_id, *parts in original.rows(np.arange(61)):
+        restored.restore(item_id, *parts)
+    assert published(restored, np.arange(61)) == published(original, np.arange(61))
+    restored._rng = np.random.default_rng(9)
+    original._rng = np.random.default_rng(9)
+    one, other = original.learn(some_examples(20, 9)), restored.learn(some_examples(20, 9))
+    np.testing.assert_allclose(one.loss, other.loss, rtol=1e-6)
+    np.testing.assert_allclose(vectors(original, np.arange(61)), vectors(restored, np.arange(61)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_of_another_release_is_refused_by_name(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    vector, query, state = published(trainer)["i7"]
+    for parts in ((vector[:-4], query, state), (vector, query + b"\0", state), (vector, query, b"")):
+        with pytest.raises(ValueError, match="item i7"):
+            trainer.restore("i7", *parts)
+
+
+def test_a_row_that_is_not_finite_is_refused(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    vector, query, state = published(trainer)["i7"]
+    broken = np.full(len(query) // 4, np.nan, "<f4").tobytes()
+    with pytest.raises(ValueError, match="item i7 holds a number that is not finite"):
+        trainer.restore("i7", vector, broken, state)
+    assert published(trainer)["i7"] == (vector, query, state)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    vector, query, state = published(trainer)["i2"]
+    trainer.restore("i2", vector, np.full(len(query) // 4, 3e38, "<f4").tobytes(), state)  # overflows in the tower
+    before, clock = published(trainer), trainer.popularity.clock
+    result = trainer.learn([example("i1", "i2"), example("i3", "i4")])
+    assert result.dropped
+    assert len(result.touched) == 0
+    assert published(trainer) == before
+    assert trainer.popularity.clock == clock
+    assert not trainer.learn([example("i3", "i4")]).dropped
+
+
+def test_an_empty_history_is_learnt_from(bundle: Bundle):
+    result = trainer_of(bundle).learn([example("i1")])
+    assert np.isfinite(result.loss)
+    assert result.touched.tolist() == [1]
+
+
+def test_an_empty_batch_does_nothing(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    before = published(trainer)
+    assert len(trainer.learn([]).touched) == 0
+    assert len(trainer.rank([]).live) == 0
+    assert published(trainer) == before
+
+
+def test_negatives_are_all_items_where_there_are_fewer_than_asked_for(bundle: Bundle):
+    """Then the loss is the full softmax."""
+    trainer = trainer_of(bundle, negatives=1000)
+    case = example("i30", "i2", "i6")
+    scores = bundle.model.item_vectors() @ bundle.model.user_vectors([case], START_MS)[0]
+    full = np.log(np.exp(scores).sum()) - scores[30]
+    np.testing.assert_allclose(trainer.learn([case]).loss, full, rtol=1e-5)
+
+
+def test_replay_learns_remembered_examples_again(bundle: Bundle):
+    trainer = trainer_of(bundle, negatives=1, replay=4)
+    trainer.learn([example("i1", "i2")])
+    before = vectors(trainer)[1, :-1]
+    trainer.learn([example("i9", "i8")])
+    assert (vectors(trainer)[1, :-1] != before).any()
+
+
+def test_the_memory_keeps_the_newest():
+    memory, rng = Memory(4, 2), np.random.default_rng(1)
+    assert len(memory.sample(3, rng)[1]) == 0
+    for n in range(6):
+        memory.add(np.full((1, 2), n, np.float32), np.array([n]))
+    users, targets = memory.sample(1000, rng)
+    assert len(targets) == 4
+    assert (users[:, 0] == targets).all()
+    assert set(np.concatenate([memory.sample(4, rng)[1] for _ in range(50)]).tolist()) == {2, 3, 4, 5}
+
+
+def test_a_refreshed_row_is_published_with_the_popularity_of_now(bundle: Bundle):
+    trainer = trainer_of(bundle, negatives=2)
+    trainer.due_refreshes(1000)
+    trainer.learn([example("i1", "i2")])
+    before = vectors(trainer)[1, -1]
+    for _ in range(40):
+        trainer.learn([example("i5", "i2")])
+    assert 1 in trainer.due_refreshes(1000)
+    assert vectors(trainer)[1, -1] < before
+
+
+def test_a_state_is_small():
+    assert STATE.size <= 32
+
+
+def test_histories_longer_than_the_window_are_learnt_from(bundle: Bundle):
+    long = Example(watched(*[f"i{n % 50}" for n in range(3 * HISTORY)]).watches, item_id="i55")
+    assert np.isfinite(trainer_of(bundle).learn([long]).loss)
+
+
+def test_ranks_do_not_depend_on_how_many_are_ranked_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    trainer, examples = trainer_of(bundle), some_examples(30)
+    together = trainer.rank(examples)
+    monkeypatch.setattr("models.incremental.rows_at_once", lambda items: 7)
+    for one, other in zip(together, trainer.rank(examples), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_viewers_without_watches_have_a_rank(bundle: Bundle):
+    assert trainer_of(bundle).rank([Example(Viewer().watches, item_id="i1")]).live[0] >= 0

@@ -1,0 +1,148 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from models.log import LogError, items_from_frame, log_from_frame, parse_mapping, read_items, read_log
+
+GOOD = {"user_id": ["a", "b", "a"], "item_id": ["x", "x", "y"], "event_ms": [1, 2, 3], "watch_s": [20.0, 5.0, 9.0]}
+
+
+def frame(**changes: object) -> pl.DataFrame:
+    return pl.DataFrame({**GOOD, **changes}, strict=False)
+
+
+def test_a_watch_is_completed_when_it_lasted_the_duration_or_the_limit():
+    log = log_from_frame(frame(duration_s=[60.0, 4.0, None]), 18.0)
+    assert log.frame["completed"].to_list() == [True, True, False]
+
+
+def test_a_duration_of_zero_is_an_unknown_one():
+    log = log_from_frame(frame(duration_s=[0.0, 0.0, 0.0]), 18.0)
+    assert log.frame["completed"].to_list() == [True, False, False]
+    assert log.frame["duration_s"].null_count() == 3
+
+
+def test_without_watch_times_every_row_is_a_positive():
+    log = log_from_frame(frame().drop("watch_s"), 18.0)
+    assert log.frame["completed"].all()
+    assert not log.watch_times
+
+
+def test_a_row_of_unknown_length_is_a_positive_among_others():
+    log = log_from_frame(frame(watch_s=[None, 5.0, 3.0]), 18.0)
+    assert log.frame["completed"].to_list() == [True, False, False]
+    assert log.watch_times
+
+
+def test_rows_are_sorted_by_time_and_equal_times_keep_their_order():
+    log = log_from_frame(frame(event_ms=[5, 1, 1]), 18.0)
+    assert log.frame["user_id"].to_list() == ["b", "a", "a"]
+    assert log.frame["item_id"].to_list() == ["x", "y", "x"]
+
+
+def test_duplicate_rows_count_once_and_are_reported():
+    log = log_from_frame(pl.concat([frame(), frame()]), 18.0)
+    assert (log.frame.height, log.duplicates) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "row"),
+    [
+        ("user_id", ["a", "", "c"], 2),
+        ("item_id", ["a", "b", None], 3),
+        ("item_id", ["a", "b" * 1000, "c"], 2),
+        ("event_ms", [1, None, 3], 2),
+        ("event_ms", [1.0, 2.5, 3.0], 2),
+        ("event_ms", ["1", "2", "yesterday"], 3),
+        ("event_ms", [1, -2, 3], 2),
+        ("event_ms", [1_650_000_000_000, 2, 1_650_000_000_000_000], 3),
+        ("watch_s", [1.0, -0.5, 2.0], 2),
+        ("watch_s", [1.0, 2.0, float("nan")], 3),
+        ("watch_s", [float("inf"), 2.0, 3.0], 1),
+        ("watch_s", ["1", "long", "3"], 2),
+        ("duration_s", [1.0, 1.0, -3.0], 3),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_row_and_column(column: str, values: list[object], row: int):
+    with pytest.raises(LogError, match=rf"row {row}, column {column}"):
+        log_from_frame(frame(**{column: values}), 18.0)
+
+
+def test_a_missing_column_is_named_and_so_are_those_there():
+    with pytest.raises(LogError, match=r"column item_id is missing; it has user_id, event_ms, watch_s"):
+        log_from_frame(frame().drop("item_id"), 18.0)
+
+
+def test_an_empty_log_is_refused():
+    with pytest.raises(LogError, match="no rows"):
+        log_from_frame(frame().clear(), 18.0)
+
+
+def test_whole_numbers_are_ids_and_fractions_are_not():
+    assert log_from_frame(frame(user_id=[1, 2, 3]), 18.0).frame["user_id"].to_list() == ["1", "2", "3"]
+    with pytest.raises(LogError, match="column user_id must be text or whole numbers"):
+        log_from_frame(frame(user_id=[1.0, 2.0, 3.0]), 18.0)
+
+
+def test_dates_are_read_as_milliseconds():
+    log = log_from_frame(frame(event_ms=[datetime(1970, 1, 1, 0, 0, n, tzinfo=UTC) for n in range(3)]), 18.0)
+    assert log.frame["event_ms"].to_list() == [0, 1000, 2000]
+
+
+def test_each_format_reads_the_same_log(tmp_path: Path):
+    frame().write_parquet(tmp_path / "log.parquet")
+    frame().write_csv(tmp_path / "log.csv")
+    frame().write_ndjson(tmp_path / "log.jsonl")
+    logs = [read_log(tmp_path / f"log.{suffix}", completed_s=18.0).frame for suffix in ("parquet", "csv", "jsonl")]
+    assert logs[0].equals(logs[1])
+    assert logs[0].equals(logs[2])
+
+
+def test_ids_of_a_csv_stay_as_they_are_written(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,event_ms\n007,1e3,5\n")
+    log = read_log(tmp_path / "log.csv", completed_s=18.0)
+    assert log.frame.row(0)[:3] == ("007", "1e3", 5)
+
+
+def test_other_column_names_are_mapped(tmp_path: Path):
+    frame().rename({"user_id": "uid"}).write_csv(tmp_path / "log.csv")
+    mapping = parse_mapping(["user_id=uid"])
+    assert read_log(tmp_path / "log.csv", mapping=mapping, completed_s=18.0).frame.height == 3
+    with pytest.raises(LogError, match=r"no column who \(--map user_id=who\); it has uid"):
+        read_log(tmp_path / "log.csv", mapping={"user_id": "who"}, completed_s=18.0)
+    with pytest.raises(LogError, match="user is not a column of ours"):
+        read_log(tmp_path / "log.csv", mapping={"user": "uid"}, completed_s=18.0)
+
+
+@pytest.mark.parametrize("pair", ["user_id", "=uid", "user_id="])
+def test_a_mapping_that_is_none_is_refused(pair: str):
+    with pytest.raises(LogError, match="OURS=THEIRS"):
+        parse_mapping([pair])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "broken.parquet").write_text("no")
+    for name, why in (("none.csv", "no such file"), ("log.xlsx", "cannot tell"), ("broken.parquet", "cannot be read")):
+        with pytest.raises(LogError, match=rf"{name}.*{why}|{why}.*{name}"):
+            read_log(tmp_path / name, completed_s=18.0)
+
+
+def test_topics_may_be_a_list_or_text(tmp_path: Path):
+    (tmp_path / "items.csv").write_text('item_id,topics,channel\nx,a| b,c1\ny,"a,b,",\nz,,\n')
+    items = read_items(tmp_path / "items.csv")
+    assert items["topics"].to_list() == [["a", "b"], ["a", "b"], []]
+    assert items["channel"].to_list() == ["c1", None, None]
+    listed = items_from_frame(pl.DataFrame({"item_id": ["x", "y"], "topics": [["a"], None]}))
+    assert listed["topics"].to_list() == [["a"], []]
+
+
+def test_the_last_row_of_an_item_wins():
+    items = items_from_frame(pl.DataFrame({"item_id": ["x", "y", "x"], "channel": ["old", "c", "new"]}))
+    assert dict(items.select("item_id", "channel").iter_rows()) == {"x": "new", "y": "c"}
+
+
+def test_a_catalogue_with_a_bad_duration_is_refused():
+    with pytest.raises(LogError, match="row 2, column duration_s"):
+        items_from_frame(pl.DataFrame({"item_id": ["x", "y"], "duration_s": [1.0, float("nan")]}))

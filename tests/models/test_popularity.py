@@ -1,0 +1,72 @@
+import numpy as np
+
+from models.popularity import PRIOR, Popularity, decayed_sum, popularity_snapshots
+
+
+def by_hand(events: list[int], item: int, half_life: float, items: int) -> float:
+    """log((c + m p) / (sum c + m)) from the definition."""
+    weights = [0.5 ** ((len(events) - 1 - n) / half_life) for n in range(len(events))]
+    count = sum(weight for weight, event in zip(weights, events, strict=True) if event == item)
+    share = (events.count(item) + 1) / (len(events) + items)
+    return float(np.log((count + PRIOR * share) / (sum(weights) + PRIOR)))
+
+
+def test_log_share_is_the_number_computed_by_hand():
+    events = [0, 1, 1, 2, 1, 0, 0, 0]
+    popularity = Popularity.empty(4, 3.0)
+    popularity.add(np.array(events[:3]))
+    popularity.add(np.array(events[3:]))
+    expected = [by_hand(events, item, 3.0, 4) for item in range(4)]
+    np.testing.assert_allclose(popularity.log_share(), expected, rtol=1e-5)
+    np.testing.assert_allclose(popularity.log_share(np.array([2, 0])), [expected[2], expected[0]], rtol=1e-5)
+
+
+def test_shares_add_up_to_one():
+    popularity = Popularity.empty(50, 20.0)
+    popularity.add(np.random.default_rng(1).integers(0, 50, 500))
+    np.testing.assert_allclose(np.exp(popularity.log_share()).sum(), 1, rtol=1e-5)
+
+
+def test_counting_in_one_call_or_in_many_is_the_same():
+    events = np.random.default_rng(1).integers(0, 5, 100)
+    once, often = Popularity.empty(5, 10.0), Popularity.empty(5, 10.0)
+    once.add(events)
+    for event in events:
+        often.add(np.array([event]))
+    np.testing.assert_allclose(once.log_share(), often.log_share(), rtol=1e-6)
+    np.testing.assert_allclose(once.counts().sum(), decayed_sum(100, 10.0), rtol=1e-9)
+
+
+def test_a_snapshot_is_older_than_its_examples():
+    events = np.random.default_rng(1).integers(0, 5, 25)
+    snapshots, _ = popularity_snapshots(events, 5, 10.0, every=10)
+    changed = events.copy()
+    changed[20:] = 0  # what comes after the third snapshot was taken
+    np.testing.assert_array_equal(popularity_snapshots(changed, 5, 10.0, every=10)[0], snapshots)
+    changed[19] = (changed[19] + 1) % 5
+    assert (popularity_snapshots(changed, 5, 10.0, every=10)[0][2] != snapshots[2]).any()
+
+
+def test_the_state_after_the_snapshots_is_that_of_all_events():
+    events = np.random.default_rng(1).integers(0, 5, 25)
+    state = popularity_snapshots(events, 5, 10.0, every=10)[1]
+    whole = Popularity.empty(5, 10.0)
+    whole.add(events)
+    np.testing.assert_allclose(state.log_share(), whole.log_share(), rtol=1e-6)
+
+
+def test_a_restored_row_counts_as_before():
+    events = np.random.default_rng(1).integers(0, 5, 100)
+    popularity, restored = Popularity.empty(5, 10.0), Popularity.empty(5, 10.0)
+    popularity.add(events)
+    for row in range(5):
+        restored.restore(row, *popularity.stored(row))
+    np.testing.assert_array_equal(restored.log_share(), popularity.log_share())
+
+
+def test_a_new_item_is_finite_and_below_all_watched_ones():
+    popularity = Popularity.empty(3, 10.0)
+    popularity.add(np.array([0, 1, 2]))
+    row = popularity.append()
+    assert np.isfinite(popularity.log_share()[row])
+    assert popularity.log_share().argmin() == row

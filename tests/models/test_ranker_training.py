@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+
+from infra.settings import Model
+from models.bundle import Bundle
+from models.features import FEATURES
+from models.log import log_from_frame
+from models.ranker import Ranker
+from models.ranker_training import (
+    LEAST_ROWS,
+    Exposures,
+    exposure_features,
+    exposures_of,
+    running_statistics,
+    train_ranker,
+    unseen_gaps,
+)
+from models.training import build_catalogue
+from tests.models.samples import SETTINGS, small_items, small_log
+
+
+def small_exposures(rows: int = 3000) -> Exposures:
+    log = log_from_frame(small_log(rows), 18.0)
+    users = (log.frame["user_id"].rank("dense").to_numpy() - 1).astype(np.int64)
+    catalogue = build_catalogue(log_from_frame(small_log(), 18.0), small_items())
+    return exposures_of(log, users, catalogue.rows(log.frame["item_id"]), catalogue)
+
+
+def fit(features: np.ndarray, watch_s: np.ndarray, settings: Model) -> Ranker:
+    size = len(watch_s)
+    everyone = np.zeros(size, np.int64)
+    exposures = Exposures(everyone, everyone, everyone, watch_s.astype(np.float32), watch_s > 18, watch_s >= 0)
+    catalogue = build_catalogue(log_from_frame(small_log(100), 18.0), None)
+    return train_ranker(features, exposures, np.arange(size), catalogue=catalogue, settings=settings)
+
+
+def predict(ranker: Ranker, features: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return np.exp(ranker.net(torch.from_numpy(ranker.quantiles.encode(features))).numpy())
+
+
+def test_the_odds_are_the_mean_watch_time_of_each_kind_of_impression():
+    """Half of the impressions last 2 s on average, half 20 s, each watched at all in half of the cases."""
+    rng = np.random.default_rng(1)
+    kind = rng.integers(0, 2, 4000)
+    watch_s = np.where(rng.random(4000) < 0.5, 0, np.where(kind == 1, 40.0, 4.0))
+    features = np.full((4000, len(FEATURES)), np.nan, np.float32)
+    features[:, 0] = kind
+    ranker = fit(features, watch_s, Model(ranker_hidden=(8,), ranker_epochs=30))
+    predicted = predict(ranker, features)
+    for which in (0, 1):
+        np.testing.assert_allclose(predicted[kind == which].mean(), watch_s[kind == which].mean(), rtol=0.1)
+
+
+def test_the_same_seed_gives_the_same_ranker():
+    exposures = small_exposures(600)
+    features = np.random.default_rng(1).normal(size=(600, len(FEATURES))).astype(np.float32)
+    one, other = (fit(features, exposures.watch_s, SETTINGS).to_arrays() for _ in range(2))
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_too_few_rows_train_nothing():
+    few = LEAST_ROWS - 1
+    assert not fit(np.zeros((few, len(FEATURES)), np.float32), np.ones(few), SETTINGS).trained
+
+
+def test_statistics_before_a_row_are_those_computed_by_hand():
+    exposures = small_exposures(200)
+    running = running_statistics(exposures)
+    for row in (0, 17, 199):
+        before = np.flatnonzero(exposures.rows[:row] == exposures.rows[row])
+        by_hand = [
+            len(before),
+            exposures.watch_s[before].sum(),
+            exposures.completed[before].sum(),
+            row,
+            exposures.watch_s[:row].sum(),
+            exposures.completed[:row].sum(),
+        ]
+        np.testing.assert_allclose([column[row] for column in running], by_hand, rtol=1e-5)
+
+
+def test_a_row_of_unknown_length_is_history_but_no_statistic():
+    frame = small_log(300).with_columns(watch_s=None)
+    log = log_from_frame(frame, 18.0)
+    catalogue = build_catalogue(log, small_items())
+    users = (log.frame["user_id"].rank("dense").to_numpy() - 1).astype(np.int64)
+    exposures = exposures_of(log, users, catalogue.rows(log.frame["item_id"]), catalogue)
+    assert (exposures.watch_s == 18).all()
+    assert not exposures.timed.any()
+    assert all((column == 0).all() for column in running_statistics(exposures))
+    features = exposure_features(exposures, np.arange(300), catalogue)
+    assert features[:, FEATURES.index("history_watches")].max() > 0
+
+
+def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle):
+    exposures = small_exposures()
+    chosen = np.arange(1000, 3000)
+    gap = unseen_gaps(bundle.model, exposures, chosen, since=2700)
+    assert np.isnan(gap[:1700]).all()
+    assert (gap[1700:] <= 0).all()
+    completed = exposures.completed[chosen[1700:]]
+    assert gap[1700:][completed].mean() > gap[1700:][~completed].mean()
+
+
+@pytest.mark.parametrize("name", ["ranker_mae_s", "ranker_predicted_over_watched"])
+def test_the_manifest_tells_how_the_ranker_did_on_rows_it_had_not_seen(bundle: Bundle, name: str):
+    assert np.isfinite(bundle.manifest.metrics[name])
+    assert bundle.manifest.metrics["ranker_mae_s"] < bundle.manifest.metrics["mean_mae_s"]

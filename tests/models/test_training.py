@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.bundle import Manifest, read_bundle
+from models.log import LogError, log_from_frame
+from models.ranker import RankingQuery
+from models.training import build_catalogue, train_bundle
+from tests import kuairand
+from tests.models.samples import SETTINGS, START_MS, Viewer, small_items, small_log
+
+QUICK = SETTINGS.model_copy(update={"epochs": 1, "ranker_epochs": 1})
+
+
+def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = None, **options: bool) -> Manifest:
+    return train_bundle(
+        log_from_frame(frame, 18.0),
+        items,
+        settings=QUICK,
+        bundles_dir=bundles_dir,
+        created_ms=START_MS,
+        offsets={},
+        **options,
+    )
+
+
+def test_the_same_log_gives_the_same_bundle_in_whatever_order_its_rows_come(tmp_path: Path):
+    frame = small_log(600)
+    shuffled = frame.sample(fraction=1, shuffle=True, seed=1)
+    assert train(frame, tmp_path / "a").files == train(shuffled, tmp_path / "b").files
+
+
+def test_a_log_without_watch_times_trains_no_ranker_and_says_so(tmp_path: Path):
+    manifest = train(small_log(600).drop("watch_s", "duration_s"), tmp_path)
+    assert not manifest.ranker
+    bundle = read_bundle(tmp_path / manifest.version)
+    scores = np.zeros(2, np.float32)
+    assert bundle.ranker.expected_watch_s([RankingQuery(Viewer(), 0, ["i1", "i2"], scores)])[0].tolist() == [0, 0]
+
+
+def test_without_measuring_there_are_no_metrics_but_a_ranker(tmp_path: Path):
+    manifest = train(small_log(600), tmp_path, measure=False)
+    assert manifest.ranker
+    assert manifest.metrics == {}
+
+
+def test_items_of_the_catalogue_and_of_the_log_are_all_in_the_bundle(tmp_path: Path):
+    manifest = train(small_log(600), tmp_path, small_items(100).filter(pl.col("item_id") != "i3"))
+    catalogue = read_bundle(tmp_path / manifest.version).catalogue
+    assert manifest.items == 100
+    rows = catalogue.rows(["i3", "i99"])
+    assert catalogue.duration_s(rows).tolist() == [63, 159]
+    assert [catalogue.channel_of(row) for row in rows.tolist()] == [None, "c3"]
+
+
+def test_the_catalogues_duration_wins_over_the_logs():
+    items = small_items(2).with_columns(duration_s=pl.Series([1.0, None]))
+    catalogue = build_catalogue(log_from_frame(small_log(600), 18.0), items)
+    assert catalogue.duration_s(np.array([0, 1])).tolist() == [1, 61]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        small_log(600).with_columns(watch_s=pl.lit(0.5)),
+        small_log(600).with_columns(item_id=pl.lit("only")),
+        small_log(5),
+    ],
+)
+def test_a_log_with_too_few_completed_watches_is_refused(frame: pl.DataFrame, tmp_path: Path):
+    with pytest.raises(LogError, match=r"completed watches of \d+ items"):
+        train(frame, tmp_path)
+
+
+def test_fewer_items_than_negatives_and_one_user_of_everything_are_trained(tmp_path: Path):
+    frame = small_log(600, items=3).with_columns(user_id=pl.lit("only"))
+    manifest = train(frame, tmp_path)
+    assert np.isfinite(read_bundle(tmp_path / manifest.version).model.item_vectors()).all()
+
+
+def test_progress_goes_through_every_stage(tmp_path: Path):
+    calls: list[tuple[str, int, int]] = []
+    train_bundle(
+        log_from_frame(small_log(600), 18.0),
+        None,
+        settings=QUICK,
+        bundles_dir=tmp_path,
+        created_ms=START_MS,
+        offsets={},
+        progress=lambda *call: calls.append(call),
+    )
+    stages = dict.fromkeys(stage for stage, _, _ in calls)
+    assert list(stages) == ["measuring", "candidates", "features", "ranker"]
+    for stage in stages:
+        done, total = [(done, total) for name, done, total in calls if name == stage][-1]
+        assert done == total
+
+
+@pytest.mark.skipif(not kuairand.is_there(), reason="the KuaiRand data is not beside the checkout")
+def test_kuairand_is_read_with_its_invented_times_before_the_real_ones():
+    log, items = kuairand.read_kuairand()
+    assert (log.height, items.height) == (571_058, 7_583)
+    past = log.filter(pl.col("watch_s").is_null())
+    assert past["event_ms"].min() >= kuairand.FIRST_MS
+    assert kuairand.read_kuairand(history=False)[0].height == 180_129

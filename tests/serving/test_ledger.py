@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
+
+from serving.ledger import CLIENT, Ledger
+
+P0, P1 = TopicPartition("recommend-requests", 0), TopicPartition("recommend-requests", 1)
+
+
+def acknowledged() -> Future:
+    return Future().success(None)
+
+
+def lost() -> Future:
+    return Future().failure(KafkaTimeoutError("gone"))
+
+
+def test_offsets_wait_for_everything_that_they_caused() -> None:
+    ledger, reply, impression = Ledger(), Future(), Future()
+    ledger.add("recommend-replies", reply)
+    ledger.add("impressions", impression)
+    ledger.seal({P0: 5})
+    assert ledger.acknowledged() == {}
+    reply.success(None)
+    assert ledger.acknowledged() == {}
+    impression.success(None)
+    assert ledger.acknowledged() == {P0: 5}
+    assert ledger.acknowledged() == {}
+
+
+def test_a_later_batch_never_overtakes_an_earlier_one() -> None:
+    ledger, first = Ledger(), Future()
+    ledger.add("recommend-replies", first)
+    ledger.seal({P0: 5})
+    ledger.add("recommend-replies", acknowledged())
+    ledger.seal({P0: 7, P1: 3})
+    assert ledger.acknowledged() == {}
+    first.success(None)
+    assert ledger.acknowledged() == {P0: 7, P1: 3}
+
+
+def test_offsets_of_lost_partitions_are_not_committed() -> None:
+    ledger, first = Ledger(), Future()
+    ledger.add("recommend-replies", first)
+    ledger.seal({P0: 5, P1: 3})
+    ledger.forget([1])
+    first.success(None)
+    assert ledger.acknowledged() == {P1: 3}
+
+
+def test_a_loss_on_our_own_topic_is_raised_and_its_offset_not_due() -> None:
+    ledger = Ledger()
+    ledger.add("impressions", lost())
+    ledger.seal({P0: 5})
+    with pytest.raises(KafkaTimeoutError):
+        ledger.acknowledged()
+    assert ledger.acknowledged() == {}
+
+
+def test_a_loss_on_a_clients_topic_is_borne() -> None:
+    ledger = Ledger()
+    ledger.add(CLIENT, lost())
+    ledger.seal({P0: 5})
+    assert ledger.acknowledged() == {P0: 5}

@@ -1,0 +1,107 @@
+"""Topics are read to their end and then followed, on a real broker of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kafka import KafkaProducer
+from kafka.consumer.fetcher import ConsumerRecord
+
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka, Settings
+from streams import topics
+from streams.follow import TopicFollower, TopicMissing
+
+pytestmark = pytest.mark.system
+
+
+class Writer:
+    def __init__(self, kafka: Kafka) -> None:
+        self.kafka = kafka
+        topics.create_topics(kafka)
+        self._producer = KafkaProducer(**kafka_python_options(kafka))
+
+    def write(self, topic: str, count: int, partition: int = 0) -> None:
+        name = self.kafka.topic_prefix + topic
+        for number in range(count):
+            self._producer.send(name, key=b"k", value=str(number).encode(), partition=partition)
+        self._producer.flush(10)
+
+    def close(self) -> None:
+        self._producer.close()
+
+
+@pytest.fixture
+def writer(kafka_settings: Settings) -> Iterator[Writer]:
+    writer = Writer(kafka_settings.kafka)
+    yield writer
+    writer.close()
+
+
+def read_to_end(follower: TopicFollower) -> list[ConsumerRecord]:
+    records: list[ConsumerRecord] = []
+    for _ in range(200):
+        if follower.caught_up:
+            return records
+        records += follower.poll(0.1)
+    raise AssertionError("not caught up")
+
+
+def numbers(records: list[ConsumerRecord]) -> list[int]:
+    return [int(record.value) for record in records]
+
+
+def test_all_that_was_there_is_read_in_order_and_then_what_comes(writer: Writer) -> None:
+    writer.write(topics.ITEMS, 7000)
+    with TopicFollower(writer.kafka, topics.ITEMS) as follower:
+        assert not follower.caught_up
+        assert numbers(read_to_end(follower)) == list(range(7000))
+        writer.write(topics.ITEMS, 1)
+        assert numbers(follower.poll(5.0)) == [0]
+        assert set(follower.lags().values()) == {0}
+
+
+def test_empty_topics_are_read_to_their_end_at_once(writer: Writer) -> None:
+    with TopicFollower(writer.kafka, topics.ITEMS, topics.RELEASES) as follower:
+        assert follower.caught_up
+        assert follower.poll(0.05) == []
+
+
+def test_several_topics_are_followed_together(writer: Writer) -> None:
+    writer.write(topics.ITEMS, 2)
+    writer.write(topics.RELEASES, 3)
+    with TopicFollower(writer.kafka, topics.ITEMS, topics.RELEASES) as follower:
+        assert follower.lags()[topics.RELEASES, 0] == 3
+        assert sorted(numbers(read_to_end(follower))) == [0, 0, 1, 1, 2]
+        assert follower.ends()[topics.RELEASES, 0] == 3
+
+
+def test_partitions_can_be_taken_on_and_given_away(writer: Writer) -> None:
+    for partition, count in ((0, 2), (1, 3)):
+        writer.write(topics.USER_HISTORIES, count, partition)
+    with TopicFollower(writer.kafka, topics.USER_HISTORIES, partitions=[0]) as follower:
+        assert len(read_to_end(follower)) == 2
+        assert follower.caught_up_on(0)
+        assert not follower.caught_up_on(1)
+        follower.assign([0, 1])
+        assert follower.caught_up_on(0), "what was read is not read again"
+        assert not follower.caught_up_on(1)
+        assert [record.partition for record in read_to_end(follower)] == [1, 1, 1]
+        follower.assign([1])
+        assert not follower.caught_up_on(0)
+
+
+def test_a_rewind_reads_everything_again(writer: Writer) -> None:
+    writer.write(topics.ITEM_VECTORS, 4, partition=1)
+    with TopicFollower(writer.kafka, topics.ITEM_VECTORS) as follower:
+        assert len(read_to_end(follower)) == 4
+        follower.rewind()
+        assert not follower.caught_up
+        assert numbers(read_to_end(follower)) == [0, 1, 2, 3]
+
+
+def test_a_missing_topic_is_named_with_the_command_that_makes_it(kafka_settings: Settings) -> None:
+    name = kafka_settings.kafka.topic_prefix + topics.ITEMS
+    with pytest.raises(TopicMissing, match=f"{name} does not exist; `nextwatch topics --create`"):
+        TopicFollower(kafka_settings.kafka, topics.ITEMS)

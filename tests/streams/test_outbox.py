@@ -1,0 +1,110 @@
+"""The outbox against a real broker: nothing is lost, order is kept, whatever the size of what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError
+
+from infra.settings import Kafka, Settings
+from streams.follow import TopicFollower
+from streams.outbox import BATCH_BYTES, Outbox, create_producer
+from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, TRENDING, WATCH_EVENTS
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def broker_settings(with_topics: Settings) -> Kafka:
+    return with_topics.kafka
+
+
+def send(kafka: Kafka, fill: Callable[[Outbox], None]) -> None:
+    """What `fill` puts into an outbox, flushed."""
+
+    async def run() -> None:
+        producer = create_producer(kafka, "test")
+        await producer.start()
+        try:
+            outbox = Outbox(producer, kafka.topic_prefix)
+            fill(outbox)
+            await outbox.flush()
+        finally:
+            await producer.stop()
+
+    asyncio.run(run())
+
+
+def read_all(kafka: Kafka, topic: str) -> list[Any]:
+    with TopicFollower(kafka, topic) as follower:
+        records = []
+        while not follower.caught_up:
+            records += follower.poll(0.2)
+    return records
+
+
+def test_what_is_larger_than_a_batch_is_sent_in_several_in_order(broker_settings):
+    value = b"x" * 60_000
+    count = 4 * BATCH_BYTES // len(value)
+
+    def fill(outbox: Outbox) -> None:
+        for number in range(count):
+            outbox.add(DEAD_LETTERS, number % 2, str(number).encode(), value)
+
+    send(broker_settings, fill)
+    records = read_all(broker_settings, DEAD_LETTERS)
+    for partition in (0, 1):
+        there = [int(record.key) for record in records if record.partition == partition]
+        assert there == list(range(partition, count, 2))
+    assert all(record.value == value for record in records)
+
+
+def test_a_message_larger_than_a_batch_is_sent_all_the_same(broker_settings):
+    large = b"x" * (2 * BATCH_BYTES)
+
+    def fill(outbox: Outbox) -> None:
+        outbox.add(IMPRESSIONS, 0, b"before", b"1")
+        outbox.add(IMPRESSIONS, 0, b"large", large)
+        outbox.add(IMPRESSIONS, 0, b"after", b"2")
+
+    send(broker_settings, fill)
+    sizes = [(record.key, len(record.value)) for record in read_all(broker_settings, IMPRESSIONS)]
+    assert sizes == [(b"before", 1), (b"large", len(large)), (b"after", 1)]
+
+
+def test_headers_and_tombstones_arrive_as_they_were_put(broker_settings):
+    def fill(outbox: Outbox) -> None:
+        outbox.add(ITEMS, 1, b"i", b"{}", [("a", b"1"), ("a", b"\xff")])
+        outbox.add(ITEMS, 1, b"i", None)
+
+    send(broker_settings, fill)
+    first, second = read_all(broker_settings, ITEMS)
+    assert first.headers == [("a", b"1"), ("a", b"\xff")] and first.value == b"{}"
+    assert second.value is None and second.key == b"i" and second.partition == 1
+
+
+def test_a_message_that_no_broker_takes_is_an_error_and_not_dropped(broker_settings):
+    too_large = b"x" * (9 * broker_settings.max_message_bytes)
+    with pytest.raises(MessageSizeTooLargeError):
+        send(broker_settings, lambda outbox: outbox.add(RANKING_EXAMPLES, 0, None, too_large))
+
+
+def test_a_flush_sends_what_was_put_since_the_last_one(broker_settings):
+    async def run() -> None:
+        producer = create_producer(broker_settings, "test")
+        await producer.start()
+        outbox = Outbox(producer, broker_settings.topic_prefix)
+        outbox.add(TRENDING, 0, b"1", b"1")
+        await outbox.flush()
+        await outbox.flush()
+        outbox.add(TRENDING, 0, b"2", b"2")
+        outbox.add(WATCH_EVENTS, 0, b"3", b"3")
+        await outbox.flush()
+        await producer.stop()
+
+    asyncio.run(run())
+    assert [record.key for record in read_all(broker_settings, TRENDING)] == [b"1", b"2"]
+    assert [record.key for record in read_all(broker_settings, WATCH_EVENTS)] == [b"3"]
