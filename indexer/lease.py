@@ -2,18 +2,24 @@
 
 Two writers on one collection lose acknowledged rows on Milvus Lite, and on any Milvus an old one can overwrite a new
 one's rows. The group's coordinator already decides who owns a partition, and takes it from a dead owner after
-`kafka.session_timeout_s`. Taking part is a thread's whole work: a join that is cut short by a short poll begins again,
-and on a busy machine never ends.
+`kafka.session_timeout_s`. An owner that is started again in its old place (same host and data directory) has the same
+name in the group and goes on at once. Taking part is a thread's whole work: a join that is cut short by a short poll
+begins again, and on a busy machine never ends.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import socket
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
@@ -51,10 +57,12 @@ class _Token(ConsumerRebalanceListener):
 class Lease:
     """A member of the group, from construction to `close`. Raises kafka.errors.KafkaError when no broker answers."""
 
-    def __init__(self, kafka: Kafka) -> None:
+    def __init__(self, kafka: Kafka, run_dir: Path) -> None:
+        self._kafka = kafka
         self._token = _Token()
         self._leave = threading.Event()
-        self._consumer = _create_member(kafka, self._token)
+        self._place, self._lock = _claim_place(run_dir)
+        self._consumer = _create_member(kafka, self._place, self._token)
         self._thread = threading.Thread(target=self._take_part, name="lease", daemon=True)
         self._thread.start()
 
@@ -71,14 +79,18 @@ class Lease:
             raise LeaseLost("another indexer has taken over the writing")
 
     def close(self) -> None:
+        """Leave, so that whoever waits has it at once."""
         self._leave.set()
         self._thread.join()
+        self._lock.close()
 
     def _take_part(self) -> None:
         try:
             while not self._leave.is_set():
                 self._consumer.poll(timeout_ms=_POLL_MS)
                 self._consumer.pause(*self._consumer.assignment())  # a token: what is in it is read elsewhere
+            self._token.held.clear()
+            _leave_group(self._kafka, self._place)
         except KafkaError as error:
             log.warning("no member of the group any more", error=str(error))
         finally:
@@ -124,12 +136,30 @@ class Offsets:
         return 0 if offset is None else max(0, int(offset))
 
 
-def _create_member(kafka: Kafka, token: _Token) -> Any:
+def _claim_place(run_dir: Path) -> tuple[str, BinaryIO]:
+    """A name in the group that nobody else on this host has while the returned file is open, and that is found again
+    after a crash."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    where = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:8]
+    number = 0
+    while True:
+        lock = (run_dir / f"indexer-{number}.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            number += 1
+        else:
+            return f"{socket.gethostname()}-{where}-{number}", lock
+
+
+def _create_member(kafka: Kafka, place: str, token: _Token) -> Any:
     session_ms = max(1000, int(kafka.session_timeout_s * 1000))
     consumer = KafkaConsumer(
         **kafka_python_options(kafka),
         client_id="nextwatch-indexer-lease",
-        group_id=f"{kafka.topic_prefix}{GROUP}-lease",
+        group_id=_group(kafka),
+        group_instance_id=place,
         enable_auto_commit=False,
         allow_auto_create_topics=False,
         session_timeout_ms=session_ms,
@@ -144,3 +174,13 @@ def _create_member(kafka: Kafka, token: _Token) -> Any:
     consumer.end_offsets([TopicPartition(topic, 0)])
     consumer.subscribe([topic], listener=token)
     return consumer
+
+
+def _leave_group(kafka: Kafka, place: str) -> None:
+    """A member with a name of its own is not taken out of the group by closing its connection."""
+    with KafkaAdminClient(**kafka_python_options(kafka), client_id="nextwatch-indexer-lease") as admin:
+        admin.remove_group_members(_group(kafka), [MemberToRemove(group_instance_id=place)])
+
+
+def _group(kafka: Kafka) -> str:
+    return f"{kafka.topic_prefix}{GROUP}-lease"

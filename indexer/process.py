@@ -79,7 +79,7 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
         vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))
         offsets = Offsets(settings.kafka)
         stack.callback(offsets.close)
-        lease = Lease(settings.kafka)
+        lease = Lease(settings.kafka, settings.run_dir)
         stack.callback(lease.close)
         producer = create_producer(settings.kafka)
         stack.callback(producer.close, timeout=5)

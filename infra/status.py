@@ -57,7 +57,7 @@ def read_status(settings: Settings) -> StatusReport:
     for record in read_run_files(settings.run_dir):
         health = fetch_health(record)
         samples = fetch_samples(record) if health["live"] else {}
-        merged |= samples
+        add_up(merged, samples)
         processes.append(_status_of(record, health, samples))
     return StatusReport(
         ready=bool(processes) and all(process.ready for process in processes),
@@ -87,6 +87,14 @@ def fetch_samples(record: dict[str, Any]) -> Samples:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def add_up(merged: Samples, samples: Samples) -> None:
+    """Add one process's samples: every process serves all names, those of the others' work as zeros."""
+    for (name, labels), value in samples.items():
+        before = merged.get((name, labels), 0.0)
+        is_count = name.endswith(("_total", "_bucket", "_count", "_sum"))
+        merged[name, labels] = before + value if is_count else max(before, value)
 
 
 def delay_of(samples: Samples, name: str) -> Delay | None:

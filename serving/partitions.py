@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,7 +40,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._topic = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
         self._feed, self._histories = feed, histories
         self._read_to_end: frozenset[int] = frozenset()
-        self._assigned: frozenset[int] | None = None  # not yet taken over
+        self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
         self._is_paced = False
         self.consumer = create_consumer(kafka, group)
@@ -50,7 +51,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self.consumer.pause(*assigned)
-        self._assigned = frozenset(tp.partition for tp in assigned)
+        self._assigned.append(frozenset(tp.partition for tp in assigned))
 
     def poll(self, most: int) -> list[Any]:
         """Up to `most` requests that have arrived; empty when there are none for a moment."""
@@ -67,9 +68,9 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def take_over(self) -> bool:
         """Take over a new assignment, if there is one; whether there was."""
-        assigned, self._assigned = self._assigned, None
-        if assigned is None:
+        if not self._assigned:
             return False
+        assigned = self._assigned.popleft()
         log.info("partitions assigned", partitions=sorted(assigned), before=sorted(self.owned))
         self.owned, self.open, self.has_joined = assigned, frozenset(), True
         self._read_to_end = frozenset()
@@ -98,14 +99,15 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
     @property
     def are_open(self) -> bool:
         """Whether the group has been joined and everything that is owned is answered."""
-        return self.has_joined and self._assigned is None and self.open == self.owned
+        return self.has_joined and not self._assigned and self.open == self.owned
 
     def lags(self) -> dict[int, int]:
-        """Requests not yet read, by partition, as far as the last fetches told."""
+        """Requests not yet read, by partition that is answered, as far as the last fetches told."""
         lags = {}
         for tp in self.consumer.assignment():
-            position = self.consumer.position(tp, timeout_ms=0) if tp.partition in self.open else None
-            lags[tp.partition] = max(0, (self.consumer.highwater(tp) or 0) - (position or 0)) if position else 0
+            if tp.partition in self.open:
+                position = self.consumer.position(tp, timeout_ms=0) or 0
+                lags[tp.partition] = max(0, (self.consumer.highwater(tp) or position) - position)
         return lags
 
 

@@ -221,7 +221,7 @@ def select(draft: Draft, views: Views, live: LiveRelease | None) -> None:
     for i in np.argsort(-order, kind="stable")[: draft.k].tolist():
         expected_s = None if draft.expected_s is None else float(draft.expected_s[i])
         draft.items.append(
-            Recommended(draft.item_ids[i], len(draft.items), TWO_TOWER, float(draft.scores[i]), expected_s)
+            Recommended(draft.item_ids[i], len(draft.items) + 1, TWO_TOWER, float(draft.scores[i]), expected_s)
         )
     if len(draft.items) < draft.k:
         fill(draft, views, live)
@@ -235,7 +235,7 @@ def fill(draft: Draft, views: Views, live: LiveRelease | None) -> None:
             return
         if item_id not in taken and item_id not in views.catalogue.unavailable:
             taken.add(item_id)
-            draft.items.append(Recommended(item_id, len(draft.items), source, score))
+            draft.items.append(Recommended(item_id, len(draft.items) + 1, source, score))
 
 
 def spares(views: Views, live: LiveRelease | None) -> Iterator[tuple[str, str, float | None]]:

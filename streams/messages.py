@@ -188,7 +188,7 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
 
 class Recommended(Struct, frozen=True, omit_defaults=True):
     item_id: str
-    rank: int
+    rank: int  # 1 is the top of the list
     source: str
     score: float | None = None
     expected_watch_s: float | None = None
@@ -210,7 +210,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
 
 class Shown(Struct, frozen=True, omit_defaults=True):
     item_id: Id
-    position: int
+    position: int  # 1 is the top of the list
     source: str
     score: float | None = None
     expected_watch_s: float | None = None

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from confluent_kafka import Producer
@@ -36,18 +37,19 @@ from streams.topics import (
     ITEM_VECTORS,
     RECOMMEND_REPLIES,
     RECOMMEND_REQUESTS,
+    TRAINING_EXAMPLES,
     WATCH_EVENTS,
     create_topics,
     partition_of,
 )
-from tests.system import ALL, cli, process, run_cli, wait_for_health, wait_until, with_section
-from tests.traffic import CHANNELS, PER_CHANNEL, WAIT_S, Histories, Reader, Traffic, item_id, now_ms, past
+from tests.system import ALL, Cluster, cli, process, run_cli, wait_for_health, wait_until, with_section
+from tests.traffic import CHANNELS, PER_CHANNEL, WAIT_S, Histories, Reader, Traffic, item_id, now_ms, past, users_by_crc
 
 pytestmark = pytest.mark.system
 
 PARTITIONS = 2
 EVERYTHING = CHANNELS * PER_CHANNEL + 50  # more than there are items
-MODEL = Model(dim=16, hidden=(32,), negatives=256, batch=512, epochs=2, ranker_hidden=(8,), ranker_epochs=1)
+MODEL = Model(dim=16, hidden=(32,), negatives=256, batch=128, epochs=10, ranker_hidden=(8,), ranker_epochs=1)
 
 
 @dataclass
@@ -144,19 +146,14 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
         first = json.loads(run_cli(settings, "train", "--from-topics", "--wait-s", "60", "--json", timeout_s=180))
         wait_for_health(settings, *children.values())
         yield System(settings, children, stack, client, traffic, histories, vectors, before, first)
-        ended = {name: child.stop() for name, child in system_order(children)}
+        for child in children.values():
+            child.ask_to_stop()
+        ended = {name: child.stop() for name, child in children.items()}
         assert ended == dict.fromkeys(children, 0), "every process ends cleanly when it is asked to"
     index = Index(settings.milvus)
     for version in index.versions():
         index.drop(version)
     index.close()
-
-
-def system_order(children: dict[str, Child]) -> list[tuple[str, Child]]:
-    """Servers first; all are asked before the first is waited for."""
-    for child in children.values():
-        child.ask_to_stop()
-    return list(children.items())
 
 
 def test_before_the_first_release_there_are_histories_and_trending_answers(system):
@@ -231,8 +228,7 @@ def test_what_is_taken_down_is_in_no_reply_and_comes_back_when_it_is_put_up_agai
 
 
 def test_a_client_with_librdkafkas_partitioner_gets_its_history_and_its_answers(system):
-    kafka, user = system.settings.kafka, f"crc-{uuid.uuid4().hex[:6]}"
-    users = [f"{user}-{number}" for number in range(6)]
+    kafka, users = system.settings.kafka, users_by_crc(at_home=2, astray=3, partitions=PARTITIONS)
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     with replies_of(system.settings, kafka.topic_prefix + RECOMMEND_REPLIES) as replies:
         for each in users:
@@ -255,7 +251,7 @@ def test_a_client_with_librdkafkas_partitioner_gets_its_history_and_its_answers(
             )
         producer.flush(10)
         answers = collect(replies, {each.encode() for each in users}, "correlation_id")
-    assert any(astray) and not all(astray), "both kinds of users are in this test"
+    assert sorted(astray) == [False, False, True, True, True], "both kinds of users are in this test"
     for each in users:
         reply = answers[each.encode()]
         assert reply.request_id == f"request of {each}" and reply.history_watches == 1 and len(reply.items) == 3
@@ -330,11 +326,11 @@ def test_every_process_serves_metrics_that_parse_under_the_names_of_the_one_page
         with urllib.request.urlopen(f"http://127.0.0.1:{record['port']}/metrics", timeout=5) as answer:
             text = answer.read().decode()
         families = {family.name: family for family in text_string_to_metric_families(text)}
-        assert {family for family in families if family.startswith("nextwatch_")} == page, name
+        ours = {family for family in families if family.startswith("nextwatch_") and not family.endswith("_created")}
+        assert ours == page, name
         assert any(sample.value > 0 for sample in families[own[name]].samples), f"{name} counts what it does"
-        labels = {
-            value for family in families.values() for sample in family.samples for value in sample.labels.values()
-        }
+        samples = [sample for family in families.values() for sample in family.samples]
+        labels = {value for sample in samples for value in sample.labels.values()}
         assert not any(value.startswith(("viewer-", "past-", "c5-")) for value in labels), "no user, no item"
 
 
@@ -359,7 +355,8 @@ def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):
     for number in range(4):
         for item in (learnt, resting, fresh):
             system.traffic.watch(f"{tag}-{number}", item)
-    before = {item: settled(system, item) for item in (learnt, resting, fresh)}
+    wait_for_rest(system)
+    before = {item: system.row(item, lambda row: True, "a row") for item in (learnt, resting, fresh)}
     progress = progress_of(system)
     assert system.children["trainer"].stop() == 0
     for number in range(3):  # while nobody learns
@@ -375,35 +372,24 @@ def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):
         assert row.version == before[item].version and row.step > before[item].step
         moved = np.linalg.norm(vector(row)[:-1] - vector(before[item])[:-1])
         assert moved < 0.2, f"{item} went on from where it was"
-    time.sleep(1.0)  # a second counting of anything would be published by now
-    again = {item: watched(settled(system, item)) - watched(before[item]) for item in rows}
+    wait_for_rest(system)  # whatever is counted twice is published by then
+    again = {item: watched(system.row(item, lambda row: True, "a row")) - watched(before[item]) for item in rows}
     assert again == {learnt: 3, resting: 1, fresh: 1}
     after = progress_of(system)
     assert after.next_offset >= progress.next_offset + 5
     assert all(after.watched[partition] >= offset for partition, offset in progress.watched.items())
 
 
-def settled(system: System, item: str) -> ItemVector:
-    """The item's row when all that was sent has been learnt: nothing new has come for a while."""
-    seen: list[tuple[float, int]] = []
-
-    def look(records: list[Any]) -> bool:
-        if not seen or len(records) != seen[-1][1]:
-            seen.append((time.monotonic(), len(records)))
-        return item.encode() in system.vectors.newest() and time.monotonic() - seen[-1][0] > 1.0
-
-    system.vectors.until(look, f"rows of {item} at rest")
-    return system.row(item, lambda row: True, "a row")
+def wait_for_rest(system: System) -> None:
+    """Return when all that was sent has been learnt: the groups are at the ends of their topics, and all rows here."""
+    with Cluster(system.settings.kafka) as cluster:
+        for group, topic in (("history", WATCH_EVENTS), ("trainer", TRAINING_EXAMPLES)):
+            wait_until(lambda group=group, topic=topic: cluster.behind(group, topic) == 0, f"{group} at rest", WAIT_S)
+    system.vectors.to_the_end()
 
 
 def progress_of(system: System) -> Progress:
     row = system.row(PROGRESS_KEY.decode(), lambda row: True, "progress")
-    return decode_progress(row)
-
-
-def decode_progress(row: ItemVector) -> Progress:
-    import msgspec
-
     return msgspec.msgpack.decode(row.state, type=Progress)
 
 
@@ -428,7 +414,7 @@ def test_a_second_release_is_swapped_in_under_load_without_a_mixed_or_lost_reply
 
     def ask_on() -> None:
         at = 0
-        while not stop.wait(0.02):
+        while not stop.wait(0.05):
             user = users[at % len(users)]
             at += 1
             try:
@@ -455,11 +441,7 @@ def test_a_second_release_is_swapped_in_under_load_without_a_mixed_or_lost_reply
     for user, reply in during:
         assert reply.degraded == () and len(reply.items) == 30
         for item in reply.items:
-            right, wrong = (
-                expected[version][user][item.item_id]
-                for version in sorted({old, new}, key=lambda v: v != reply.version)
-            )
-            assert item.score == pytest.approx(right, abs=1e-3), f"{item.item_id} has {wrong} in the other version"
+            assert item.score == pytest.approx(expected[reply.version][user][item.item_id], abs=1e-3)
     assert expected[old] != expected[new], "the versions can be told apart"
     wait_until(lambda: trainer_version(system) == new, "the trainer on the new release", WAIT_S)
 
@@ -474,11 +456,7 @@ def at_rest(system: System, user: str) -> RecommendReply:
 
     def look() -> bool:
         last.append(system.recommend(user, EVERYTHING))
-        return (
-            len(last) > 1
-            and last[-1].version == last[-2].version
-            and scores(last[-1]) == pytest.approx(scores(last[-2]))
-        )
+        return len(last) > 1 and scores(last[-1]) == pytest.approx(scores(last[-2]))
 
     wait_until(look, f"answers to {user} at rest", WAIT_S)
     return last[-1]

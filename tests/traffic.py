@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from streams.follow import TopicFollower
 from streams.messages import Item, UserHistory, WatchEvent, decode, encode
-from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS
+from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS, partition_of
 
 T = TypeVar("T")
 
@@ -58,6 +59,15 @@ def past(seed: int, until_ms: int, users: int = 150, watches: int = 3000) -> tup
         }
     )
     return log, items
+
+
+def users_by_crc(at_home: int, astray: int, partitions: int) -> list[str]:
+    """Users whom librdkafka's default partitioner (CRC32) puts on their own partition, and users whom it does not."""
+    found: dict[bool, list[str]] = {True: [], False: []}
+    while len(found[True]) < at_home or len(found[False]) < astray:
+        user = f"crc-{uuid.uuid4().hex[:8]}"
+        found[zlib.crc32(user.encode()) % partitions == partition_of(user, partitions)].append(user)
+    return found[True][:at_home] + found[False][:astray]
 
 
 class Traffic:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +26,11 @@ def kafka(kafka_settings: Settings) -> Iterator[Kafka]:
     yield kafka
 
 
-def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka) -> None:
-    first = Lease(kafka)
+@pytest.mark.parametrize("where", ["on the same host", "elsewhere"])
+def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka, tmp_path: Path, where: str) -> None:
+    first = Lease(kafka, tmp_path)
     assert first.acquire(PATIENCE_S)
-    second = Lease(kafka)
+    second = Lease(kafka, tmp_path if where == "on the same host" else tmp_path / "elsewhere")
     assert not second.acquire(4.0)
     first.check()
     first.close()
@@ -35,12 +39,32 @@ def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka) -> No
     second.close()
 
 
-def test_who_has_left_holds_nothing(kafka: Kafka) -> None:
-    lease = Lease(kafka)
+def test_who_has_left_holds_nothing(kafka: Kafka, tmp_path: Path) -> None:
+    lease = Lease(kafka, tmp_path)
     assert lease.acquire(PATIENCE_S)
     lease.close()
     with pytest.raises(LeaseLost):
         lease.check()
+
+
+def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, time\n"
+        "from indexer.lease import Lease\n"
+        "from infra.settings import Kafka\n"
+        "lease = Lease(Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "print(lease.acquire(20), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as crashing:
+        assert crashing.stdout is not None
+        assert crashing.stdout.readline() == b"True\n"
+        crashing.kill()
+    lease = Lease(kafka, tmp_path)
+    assert lease.acquire(5.0)
+    lease.check()
+    lease.close()
 
 
 def test_what_one_has_written_the_next_one_knows(kafka: Kafka) -> None:

@@ -95,6 +95,13 @@ def test_the_step_converges_to_the_full_softmax(positives: Positives, catalogue:
     np.testing.assert_allclose(loss, full, rtol=0.01)
 
 
+def test_a_repeat_is_no_example(catalogue: Catalogue):
+    repeated = Positives(np.repeat(np.arange(10), 100), np.tile(np.repeat(np.arange(4), 25), 10))
+    steps: list[int] = []
+    train_candidates(repeated, catalogue, SETTINGS, lambda done, total: steps.append(total))
+    assert steps == [SETTINGS.epochs] * SETTINGS.epochs  # 40 pairs: one batch of at least 64 per epoch
+
+
 def test_progress_counts_every_step(positives: Positives, catalogue: Catalogue):
     steps: list[tuple[int, int]] = []
     train_candidates(positives.before(200), catalogue, SETTINGS, lambda done, total: steps.append((done, total)))

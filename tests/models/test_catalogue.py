@@ -24,6 +24,12 @@ def test_an_upsert_replaces_what_was_known():
     assert (catalogue.channel_of(0), np.isnan(catalogue.duration_s(np.array([0])))[0]) == ("d", True)
 
 
+def test_a_duration_of_zero_is_an_unknown_one():
+    catalogue = Catalogue()
+    catalogue.upsert("x", duration_s=0.0)
+    assert np.isnan(catalogue.duration_s(np.array([0])))[0]
+
+
 def test_a_takedown_holds_also_for_an_item_not_known_yet():
     catalogue = Catalogue()
     catalogue.upsert("x")

@@ -26,6 +26,11 @@ def test_a_case_is_the_first_unseen_watch_after_the_cut_with_the_history_before_
     assert sorted(zip(cases.seen_case.tolist(), cases.seen_item.tolist(), strict=True)) == [(0, 5), (0, 5), (0, 6)]
 
 
+def test_the_watch_right_at_the_cut_is_a_case():
+    users, items = np.array([0, 1, 0, 1]), np.array([5, 6, 7, 8])
+    assert next_watch_cases(Positives(users, items), 2).targets.tolist() == [7, 8]
+
+
 def test_changing_what_comes_after_the_case_changes_no_history():
     rng = np.random.default_rng(1)
     users, items = rng.integers(0, 9, 300), rng.integers(0, 20, 300)

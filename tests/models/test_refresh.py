@@ -34,6 +34,15 @@ def test_a_row_watched_meanwhile_is_not_due():
         assert len(schedule.due(10)) == 0
 
 
+def test_the_schedule_is_never_longer_than_the_catalogue():
+    popularity, schedule = start()
+    schedule.due(10)
+    for row in [1, 2, 3] * 50:
+        watch(popularity, row)
+        schedule.watched(np.array([row, row]))
+    assert len(schedule._heap or ()) == 3
+
+
 def test_after_its_last_watch_it_is_due_again():
     popularity, schedule = start()
     for _ in range(25):

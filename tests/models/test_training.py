@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from models.bundle import Manifest, read_bundle
+from models.features import FEATURES
 from models.log import LogError, log_from_frame
 from models.ranker import RankingQuery
 from models.training import build_catalogue, train_bundle
@@ -44,6 +45,19 @@ def test_without_measuring_there_are_no_metrics_but_a_ranker(tmp_path: Path):
     manifest = train(small_log(600), tmp_path, measure=False)
     assert manifest.ranker
     assert manifest.metrics == {}
+    assert np.isnan(gap_points(tmp_path / manifest.version)).all()
+
+
+def test_the_ranker_has_learnt_from_retrieval_scores_of_a_model_that_had_not_seen_them(tmp_path: Path):
+    points = gap_points(tmp_path / train(small_log(600), tmp_path).version)
+    assert -20 < points[0] < points[-1] <= 0
+
+
+def gap_points(directory: Path) -> np.ndarray:
+    """The quantile table of the retrieval gap."""
+    quantiles = read_bundle(directory).ranker.quantiles
+    assert quantiles is not None
+    return quantiles.points[FEATURES.index("retrieval_gap")]
 
 
 def test_items_of_the_catalogue_and_of_the_log_are_all_in_the_bundle(tmp_path: Path):

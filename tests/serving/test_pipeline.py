@@ -81,7 +81,7 @@ def test_a_known_user_gets_ranked_items_of_the_live_version(views: Views, live: 
     assert reply.degraded == ()
     expected = [item.expected_watch_s for item in reply.items]
     assert expected == sorted(expected, reverse=True)  # type: ignore[type-var]
-    assert [item.rank for item in reply.items] == list(range(10))
+    assert [item.rank for item in reply.items] == list(range(1, 11))
     assert reply.history_watches == 3
     assert reply.history_event_ms == CREATED_MS
 
@@ -235,7 +235,7 @@ def test_the_impression_records_what_was_shown(views: Views, live: LiveRelease) 
     impression = answered.impression
     assert impression is not None
     assert [shown.item_id for shown in impression.items] == items_of(answered)
-    assert [shown.position for shown in impression.items] == list(range(10))
+    assert [shown.position for shown in impression.items] == list(range(1, 11))
     assert (impression.request_id, impression.user_id, impression.version) == ("r1", "ann", live.version)
     assert (impression.at_ms, impression.served_by, impression.context) == (NOW_MS, "test", context)
 

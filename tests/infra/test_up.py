@@ -1,0 +1,124 @@
+"""`nextwatch up` as a person runs it: everything starts, and whichever way it ends, nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.run_files import read_run_files
+from infra.settings import Settings
+from infra.stack import COMMANDS
+from tests.conftest import BROKERS, environ_for
+from tests.system import cli, run_cli, wait_until
+
+pytestmark = pytest.mark.system
+
+READY_S = 120.0
+GONE_S = 60.0
+SERVICES = 2  # broker and Milvus
+
+
+@dataclass
+class Up:
+    process: subprocess.Popen[bytes]
+    settings: Settings
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def relatives(self) -> dict[int, str]:
+        """Every process that `up` has started, or that they have, by process id: all of them carry its data directory
+        in their environment or command line."""
+        mark = str(self.settings.data_dir).encode()
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) not in {os.getpid(), self.process.pid}:
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    command = (entry / "cmdline").read_bytes()
+                    if mark in command or mark in (entry / "environ").read_bytes():
+                        found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+        return found
+
+    def wait_until_ready(self) -> None:
+        self._wait(lambda: "ready: broker" in self.said(), "ready")
+
+    def wait_until_started(self) -> None:
+        """Our own processes are there, none is ready yet."""
+        self._wait(lambda: sum("infra.cli" in command for command in self.relatives().values()) >= 5, "started")
+
+    def wait_until_gone(self) -> None:
+        self.process.wait(GONE_S)
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not self.relatives(), "gone", GONE_S if self.process.returncode == -9 else 1.0)
+        assert self.relatives() == {}
+
+    def _wait(self, true: object, what: str) -> None:
+        def look() -> bool:
+            assert self.process.poll() is None, self.said()
+            return bool(true())  # type: ignore[operator]
+
+        wait_until(look, f"up is {what}", READY_S, every_s=0.2)
+
+
+@contextlib.contextmanager
+def running_up(data_dir: Path, broker: str) -> Iterator[Up]:
+    """`nextwatch up` on a data directory, in a session of its own, as a terminal would start it."""
+    environ = environ_for(broker) | {"NEXTWATCH_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+    log = data_dir.with_suffix(".log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            cli("up"), env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    up = Up(process, Settings(data_dir=data_dir), log)
+    try:
+        yield up
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for pid in up.relatives():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_ctrl_c_stops_everything_that_up_has_started(broker, tmp_path):
+    with running_up(tmp_path / "data", broker) as up:
+        up.wait_until_ready()
+        assert {record["name"] for record in read_run_files(up.settings.run_dir)} == set(COMMANDS)
+        others = up.relatives()
+        assert len(others) == 2 * (len(COMMANDS) + SERVICES), "each process and its guard"
+        assert ("stand-in" in up.said()) == (broker == "noida"), "it says what it keeps"
+        assert '"ready": true' in run_cli(Settings(data_dir=up.settings.data_dir), "status", "--json")
+        os.killpg(up.process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+        up.wait_until_gone()
+        assert up.process.returncode == 0 and up.said().rstrip().endswith("stopped")
+        assert "Traceback" not in up.said() and up.said().count("stopped with code 0") >= len(COMMANDS)
+        assert not read_run_files(up.settings.run_dir) and not (up.settings.data_dir / "services.json").exists()
+
+
+def test_sigterm_while_it_starts_stops_everything_too(tmp_path):
+    with running_up(tmp_path / "data", BROKERS[0]) as up:
+        up.wait_until_started()
+        up.process.terminate()
+        up.wait_until_gone()
+        assert up.process.returncode == 0 and "Traceback" not in up.said()
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_nothing_outlives_an_up_that_is_killed(broker, tmp_path):
+    with running_up(tmp_path / "data", broker) as up:
+        up.wait_until_started()
+        time.sleep(1.0)
+        assert up.relatives()
+        up.process.kill()
+        up.wait_until_gone()
