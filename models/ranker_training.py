@@ -51,13 +51,18 @@ class Exposures:
     completed: npt.NDArray[np.bool_]
     timed: npt.NDArray[np.bool_]
 
+    @property
+    def target_s(self) -> Floats:
+        """What the ranker learns and what item statistics count; a history keeps the whole time, as in serving."""
+        return np.minimum(self.watch_s, np.float32(CAP_S))
+
 
 def exposures_of(log: Log, users: Rows, rows: Rows, catalogue: Catalogue) -> Exposures:
     """users int64 [N] and rows int64 [N]: each log row's user number and catalogue row."""
     seconds = log.frame["watch_s"].to_numpy().astype(np.float32)
     least = np.fmin(catalogue.duration_s(rows), log.completed_s)
     timed = np.isfinite(seconds)
-    watch_s = np.where(timed, np.minimum(seconds, CAP_S), least).astype(np.float32)
+    watch_s = np.where(timed, seconds, least).astype(np.float32)
     return Exposures(users, rows, log.frame["event_ms"].to_numpy(), watch_s, log.frame["completed"].to_numpy(), timed)
 
 
@@ -77,7 +82,7 @@ def train_ranker(
     if len(chosen) < LEAST_ROWS:
         return Ranker(None, None, statistics, catalogue)
     quantiles = fit_quantiles(features)
-    watch_s = exposures.watch_s[chosen]
+    watch_s = exposures.target_s[chosen]
     mean_s = float(max(watch_s.mean(), 1e-3))
     net = _new_net(quantiles.width, mean_s, settings)
     rng = np.random.default_rng(settings.seed)
@@ -148,7 +153,7 @@ def item_statistics(exposures: Exposures, chosen: Rows, items: int) -> ItemStati
     rows = exposures.rows[chosen]
     return ItemStatistics(
         np.bincount(rows, minlength=items).astype(np.float64),
-        np.bincount(rows, exposures.watch_s[chosen], minlength=items).astype(np.float64),
+        np.bincount(rows, exposures.target_s[chosen], minlength=items).astype(np.float64),
         np.bincount(rows, exposures.completed[chosen], minlength=items).astype(np.float64),
     )
 
@@ -156,7 +161,7 @@ def item_statistics(exposures: Exposures, chosen: Rows, items: int) -> ItemStati
 def running_statistics(exposures: Exposures) -> tuple[npt.NDArray[np.float64], ...]:
     """The fields of `Statistics` before each row of the log: float64 [N] each. Only timed rows count."""
     counted = exposures.timed.astype(np.float64)
-    columns = (counted, counted * exposures.watch_s, counted * exposures.completed)
+    columns = (counted, counted * exposures.target_s, counted * exposures.completed)
     order = np.argsort(exposures.rows, kind="stable")
     sizes = np.bincount(exposures.rows)
     own = [_sums_before(column[order], sizes)[np.argsort(order, kind="stable")] for column in columns]

@@ -127,7 +127,7 @@ def _fit_ranker(
     if earlier is not None:
         old = chosen < since
         measured = train_ranker(features[old], exposures, chosen[old], catalogue=catalogue, settings=settings)
-        metrics = measure_ranker(measured, features[~old], exposures.watch_s[chosen[~old]])
+        metrics = measure_ranker(measured, features[~old], exposures.target_s[chosen[~old]])
         features[:, GAP] = unseen_gaps(earlier, exposures, chosen, since)
     step = _staged(progress, "ranker")
     ranker = train_ranker(features, exposures, chosen, catalogue=catalogue, settings=settings, progress=step)

@@ -40,8 +40,8 @@ class Applied(NamedTuple):
 
 def is_completed(watch_s: float, duration_s: float | None, completed_s: float) -> bool:
     """The positive rule (paper section 3.1, "a user completing a video"): to the end, or `completed_s` of it."""
-    enough_s = completed_s if duration_s is None else min(duration_s, completed_s)
-    return watch_s > 0 and watch_s >= enough_s
+    enough_s = min(duration_s, completed_s) if duration_s else completed_s  # a duration of 0 is an unknown one
+    return watch_s >= enough_s
 
 
 def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep: int, completed_s: float) -> Applied:

@@ -449,3 +449,29 @@ def test_a_killed_indexer_loses_no_row(site: Site) -> None:
     with process(site.settings, "indexer-again", cli("indexer")):
         site.wait(lambda: len(site.index.vectors(bundle.manifest.version, items)) == 60, "all rows")
     assert [site.value_of(bundle, item_id) for item_id in items] == list(range(60))
+
+
+@pytest.mark.parametrize("fault", ["a row is lost", "a vector is another"])
+def test_a_collection_that_does_not_hold_its_bundle_is_never_announced(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    original, faulty = Index.upsert, 2
+
+    def upsert(self: Index, version: str, item_ids: list[str], vectors: np.ndarray, steps: list[int]) -> None:
+        nonlocal faulty
+        if faulty and item_ids[0] == "item-0":
+            faulty -= 1
+            if fault == "a row is lost":
+                item_ids, vectors, steps = item_ids[1:], vectors[1:], steps[1:]
+            else:
+                vectors = vectors + 1
+        original(self, version, item_ids, vectors, steps)
+
+    monkeypatch.setattr(Index, "upsert", upsert)
+    monkeypatch.setattr("indexer.releasing.RETRY_S", 0.2)
+    site.start()
+    bundle = site.publish(1)
+    site.wait_for_announcement(bundle)
+    assert faulty == 0
+    assert len(site.announcements()) == 1
+    assert_same(site.index, bundle)

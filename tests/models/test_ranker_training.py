@@ -1,4 +1,5 @@
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -6,7 +7,7 @@ from infra.settings import Model
 from models.bundle import Bundle
 from models.features import FEATURES
 from models.log import log_from_frame
-from models.ranker import Ranker
+from models.ranker import CAP_S, Ranker
 from models.ranker_training import (
     LEAST_ROWS,
     Exposures,
@@ -101,6 +102,16 @@ def test_a_row_of_unknown_length_is_history_but_no_statistic():
     assert all((column == 0).all() for column in running_statistics(exposures))
     features = exposure_features(exposures, np.arange(300), catalogue)
     assert features[:, FEATURES.index("history_watches")].max() > 0
+
+
+def test_a_very_long_watch_is_capped_as_a_target_and_whole_in_a_history():
+    log = log_from_frame(small_log(300).with_columns(watch_s=5000.0, user_id=pl.lit("only")), 18.0)
+    catalogue = build_catalogue(log, None)
+    exposures = exposures_of(log, np.zeros(300, np.int64), catalogue.rows(log.frame["item_id"]), catalogue)
+    features = exposure_features(exposures, np.arange(300), catalogue)
+    assert features[-1, FEATURES.index("history_mean_s")] == 5000
+    assert features[-1, FEATURES.index("item_mean_s")] == CAP_S
+    assert (exposures.target_s == CAP_S).all()
 
 
 def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle):

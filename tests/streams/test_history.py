@@ -32,7 +32,7 @@ def test_completed_means_watched_to_the_end_or_long_enough():
     assert is_completed(18, 600, 18) and not is_completed(17.9, 600, 18)
     assert is_completed(7, 7, 18) and not is_completed(6.9, 7, 18)
     assert is_completed(18, None, 18) and not is_completed(17, None, 18)
-    assert not is_completed(0, 0, 18)
+    assert not is_completed(5, 0, 18) and is_completed(20, 0, 18), "a duration of 0 is an unknown one"
 
 
 def test_a_late_watch_is_sorted_in():
