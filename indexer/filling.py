@@ -15,6 +15,7 @@ import structlog
 from indexer.collection import Index, is_indexable
 from indexer.patience import Patience
 from indexer.rows import Row, Rows
+from indexer.sphere import longest_of
 from models.bundle import Bundle
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,8 @@ def fill(index: Index, bundle: Bundle, rows: Rows, *, batch: int, patiently: Pat
     Rows are upserted, so that a batch whose acknowledgement was lost can be sent again.
     """
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
-    patiently(lambda: _create(index, version, bundle.manifest.dim))
+    longest = longest_of(bundle.model.item_vectors())
+    patiently(lambda: _create(index, version, bundle.manifest.dim, longest))
     refused = 0
     for start in range(0, len(item_ids), batch):
         places = np.arange(start, min(start + batch, len(item_ids)))
@@ -78,7 +80,7 @@ def verify(index: Index, bundle: Bundle, rows: Rows, *, expired: set[str], patie
     wanted = [place for place, item_id in enumerate(item_ids) if _is_wanted(item_id, rows)]
     certain = [place for place in wanted if item_ids[place] not in expired]  # those may have gone before or after
     count = patiently(lambda: index.count(version))
-    if False:
+    if not len(certain) <= count <= len(wanted):
         raise BuildFailed(f"collection of {version} holds {count} rows, its bundle has {len(wanted)} to show")
     sample = np.unique(np.linspace(0, max(0, len(certain) - 1), min(_SAMPLE, len(certain)), dtype=np.int64))
     places = np.array([certain[i] for i in sample], dtype=np.int64)
@@ -89,11 +91,11 @@ def verify(index: Index, bundle: Bundle, rows: Rows, *, expired: set[str], patie
     return count
 
 
-def _create(index: Index, version: str, dim: int) -> None:
+def _create(index: Index, version: str, dim: int, longest: float) -> None:
     """An attempt may have left half a collection behind."""
     if version in index.versions():
         index.drop(version)
-    index.create(version, dim)
+    index.create(version, dim, longest=longest)
 
 
 def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, patiently: Patience) -> None:

@@ -25,6 +25,7 @@ from infra.health import Health
 from infra.kafka_clients import faust_options
 from infra.settings import Settings
 from streams.intake import Raw, raw_of
+from streams.recovery import OrderedTables
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +84,7 @@ def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
         stream_wait_empty=True,  # a partition is given up only when the batch in hand is done
         stream_buffer_maxsize=4096,
         table_standby_replicas=0,
+        TableManager=OrderedTables,
         web_enabled=False,
         worker_redirect_stdouts=False,
         **options,

@@ -31,7 +31,7 @@ def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka, tmp_p
     first = Lease(kafka, tmp_path)
     assert first.acquire(PATIENCE_S)
     second = Lease(kafka, tmp_path if where == "on the same host" else tmp_path / "elsewhere")
-    assert not second.acquire(4.0)
+    assert not second.acquire(2.0)
     first.check()
     first.close()
     assert second.acquire(PATIENCE_S)

@@ -176,6 +176,11 @@ def site(settings: Settings, trained: Trained) -> Iterator[Site]:
     site.close()
 
 
+def first_number(bundle: Bundle, item_id: str) -> float:
+    """Of the item's vector in the bundle."""
+    return float(bundle.model.item_vectors()[bundle.model.item_ids.index(item_id), 0])
+
+
 def assert_same(index: Index, bundle: Bundle, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
     found = index.vectors(bundle.manifest.version, bundle.model.item_ids)
     for item_id, vector in zip(bundle.model.item_ids, bundle.model.item_vectors(), strict=True):
@@ -245,8 +250,7 @@ def test_an_item_that_was_down_before_a_release_is_not_in_it_until_it_returns(si
     assert ready.items == bundle.manifest.items - 1
     assert site.value_of(bundle, "item-3") is None
     site.bring_back("item-3")
-    row = bundle.model.item_ids.index("item-3")
-    site.wait_for(bundle, item_3=float(bundle.model.item_vectors()[row, 0]))
+    site.wait_for(bundle, item_3=first_number(bundle, "item-3"))
 
 
 def test_a_restart_goes_on_where_it_was_and_knows_what_is_down(site: Site) -> None:
@@ -257,17 +261,16 @@ def test_a_restart_goes_on_where_it_was_and_knows_what_is_down(site: Site) -> No
     site.touch(bundle, "item-4", value=4, step=1)
     site.wait_for(bundle, item_3=3.0, item_4=4.0)
     site.take_down("item-3")
-    site.wait_for(bundle, item_3=None)
+    site.take_down("item-6")
+    site.wait_for(bundle, item_3=None, item_6=None)
     site.stop()
     site.take_down("item-5")
     site.touch(bundle, "item-4", value=44, step=2)
     site.start()
     site.wait_for(bundle, item_3=None, item_4=44.0, item_5=None)
-    site.bring_back("item-3")
-    site.bring_back("item-5")
-    site.wait_for(bundle, item_3=3.0)
-    row = bundle.model.item_ids.index("item-5")
-    site.wait_for(bundle, item_5=float(bundle.model.item_vectors()[row, 0]))
+    for item_id in ("item-3", "item-5", "item-6"):
+        site.bring_back(item_id)
+    site.wait_for(bundle, item_3=3.0, item_5=first_number(bundle, "item-5"), item_6=first_number(bundle, "item-6"))
     assert len(site.announcements()) == 1
 
 
@@ -451,18 +454,20 @@ def test_a_killed_indexer_loses_no_row(site: Site) -> None:
     assert [site.value_of(bundle, item_id) for item_id in items] == list(range(60))
 
 
-@pytest.mark.parametrize("fault", ["a row is lost", "a vector is another"])
+@pytest.mark.parametrize("fault", ["a row is lost", "a row is foreign", "a vector is another"])
 def test_a_collection_that_does_not_hold_its_bundle_is_never_announced(
     site: Site, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    original, faulty = Index.upsert, 2
+    original, faulty, bundle = Index.upsert, 2, site.publish(1)
 
     def upsert(self: Index, version: str, item_ids: list[str], vectors: np.ndarray, steps: list[int]) -> None:
         nonlocal faulty
-        if faulty and item_ids[0] == "item-0":
+        if faulty and item_ids[0] == bundle.model.item_ids[0]:
             faulty -= 1
             if fault == "a row is lost":
                 item_ids, vectors, steps = item_ids[1:], vectors[1:], steps[1:]
+            elif fault == "a row is foreign":
+                item_ids, vectors, steps = [*item_ids, "foreign"], vectors[[*range(len(vectors)), 0]], [*steps, 0]
             else:
                 vectors = vectors + 1
         original(self, version, item_ids, vectors, steps)
@@ -470,7 +475,6 @@ def test_a_collection_that_does_not_hold_its_bundle_is_never_announced(
     monkeypatch.setattr(Index, "upsert", upsert)
     monkeypatch.setattr("indexer.releasing.RETRY_S", 0.2)
     site.start()
-    bundle = site.publish(1)
     site.wait_for_announcement(bundle)
     assert faulty == 0
     assert len(site.announcements()) == 1

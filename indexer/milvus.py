@@ -1,0 +1,72 @@
+"""One connection to Milvus, and what its failures mean: pymilvus' and gRPC's exceptions become indexer/errors.py's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from pymilvus import MilvusClient
+from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
+
+from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from infra.settings import Milvus
+
+_NOT_FOUND, _NOT_LOADED = 100, 101
+_INPUT_ERRORS = range(1100, 1200)
+_NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
+
+# It logs each failed call with a traceback; ours say the same once, where they are handled.
+logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+
+# pymilvus pings every 10 s; a gRPC server with default settings, as Milvus Lite's, hangs up on whoever pings more often
+# than every five minutes. Calls have their time-out, so a dead connection is found by the next one.
+_GRPC = {"grpc.keepalive_time_ms": 330_000, "grpc.keepalive_permit_without_calls": 0}
+
+
+def connect(milvus: Milvus) -> tuple[MilvusClient, bool]:
+    """A client, and whether it speaks to Milvus Lite. Raises IndexUnavailable, IndexRefused."""
+    with translated(f"connect to {milvus.uri}"):
+        client = MilvusClient(**_options(milvus))
+        version = client.get_server_version(timeout=milvus.timeout_s)
+    return client, "lite" in version.lower()
+
+
+def is_not_loaded(error: MilvusException) -> bool:
+    """Whether a collection must be loaded first, as after a restart of Milvus."""
+    return bool(error.code == _NOT_LOADED)
+
+
+@contextmanager
+def translated(call: str, version: str = "") -> Iterator[None]:
+    try:
+        yield
+    except MilvusException as error:
+        text = f"Milvus: {call}{f' of version {version}' if version else ''}: {error.message}"
+        raise _kind_of(error)(text) from error
+    except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+        reason = error.details() if isinstance(error, grpc.Call) else "no answer in time"
+        raise IndexUnavailable(f"Milvus: {call}{f' of version {version}' if version else ''}: {reason}") from error
+
+
+def _kind_of(error: MilvusException) -> type[IndexFailure]:
+    """What is unknown is retried: it is better to wait in sight than to drop a row."""
+    if error.code == _NOT_FOUND:
+        return IndexMissing
+    refused = (
+        error.code in _INPUT_ERRORS or error.code in _NO_ACCESS or isinstance(error, ParamError | DataNotMatchException)
+    )
+    return IndexRefused if refused else IndexUnavailable
+
+
+def _options(milvus: Milvus) -> dict[str, Any]:
+    options: dict[str, Any] = {"uri": milvus.uri, "timeout": milvus.timeout_s, "grpc_options": _GRPC}
+    if token := milvus.token.get_secret_value():
+        options["token"] = token
+    if milvus.uri.startswith("https"):
+        options["secure"] = True
+        if milvus.ca_file:
+            options["server_pem_path"] = str(milvus.ca_file)
+    return options
