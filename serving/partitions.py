@@ -26,6 +26,7 @@ from streams import topics
 log = structlog.get_logger(__name__)
 
 POLL_MS = 50
+JOIN_MS = 1000  # a join that a short poll cuts short begins anew, as a new member that the others then wait for
 FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
 BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
 PACE_S = 0.01
@@ -42,21 +43,29 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._read_to_end: frozenset[int] = frozenset()
         self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
+        self._is_joining = True
         self._is_paced = False
         self.consumer = create_consumer(kafka, group)
+        # Right after a topic was made a group may assign it to nobody, and leave it at that: know it before joining.
+        numbers = self.consumer.partitions_for_topic(self._topic) or ()
+        self.consumer.end_offsets([TopicPartition(self._topic, number) for number in numbers])
         self.consumer.subscribe([self._topic], listener=self)
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Nothing yet: most come back with the next assignment."""
+        """Most come back with the next assignment."""
+        self._is_joining = True
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self.consumer.pause(*assigned)
         self._assigned.append(frozenset(tp.partition for tp in assigned))
+        self._is_joining = False
 
     def poll(self, most: int) -> list[Any]:
         """Up to `most` requests that have arrived; empty when there are none for a moment."""
-        batches = self.consumer.poll(0 if self._is_paced else POLL_MS, max_records=most)
-        if self._is_paced and not batches:
+        is_paced = self._is_paced and not self._is_joining
+        wait_ms = JOIN_MS if self._is_joining else POLL_MS
+        batches = self.consumer.poll(0 if is_paced else wait_ms, max_records=most)
+        if is_paced and not batches:
             time.sleep(PACE_S)
         return [record for batch in batches.values() for record in batch]
 

@@ -25,7 +25,7 @@ from infra.health import Health
 from infra.kafka_clients import faust_options
 from infra.settings import Settings
 from streams.intake import Raw, raw_of
-from streams.recovery import OrderedTables
+from streams.recovery import OrderedTables, fetch_from_flowing_only
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +61,7 @@ def _pace_empty_fetches() -> None:
 def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
     """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own."""
     _pace_empty_fetches()
+    fetch_from_flowing_only()
     kafka = settings.kafka
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
     datadir.parent.mkdir(parents=True, exist_ok=True)
