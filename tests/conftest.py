@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from infra.broker import Broker, start_broker
 from infra.milvus_server import MilvusServer, start_milvus
@@ -29,6 +30,13 @@ def only_our_settings() -> None:
     """The tests build their settings themselves; nothing comes from the shell that they were started in."""
     for variable in [name for name in os.environ if name.startswith(ENV_PREFIX) or name == CONFIG_VARIABLE]:
         del os.environ[variable]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that ran inside a test has set logging up for a stderr that is gone with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 def milvus_answers(uri: str) -> bool:

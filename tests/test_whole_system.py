@@ -112,6 +112,18 @@ def channel_of(item: str) -> str:
     return item.partition("-")[0]
 
 
+def until_trending(client: RecommendClient, viewer: str) -> RecommendReply:
+    """The first reply after what is trending has been published (once a second)."""
+    replies: list[RecommendReply] = []
+
+    def is_trending() -> bool:
+        replies[:] = [client.recommend(viewer, timeout_s=WAIT_S)]
+        return {item.source for item in replies[0].items} == {"trending"}
+
+    wait_until(is_trending, "an answer of trending items", WAIT_S)
+    return replies[0]
+
+
 @pytest.fixture(scope="module")
 def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that began without any log and got its first release from what its topics held."""
@@ -142,7 +154,7 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
         vectors = Reader(settings.kafka, ITEM_VECTORS)
         for each in (client, traffic, histories, vectors):
             stack.callback(each.close)
-        before = client.recommend(viewer, timeout_s=WAIT_S)
+        before = until_trending(client, viewer)
         first = json.loads(run_cli(settings, "train", "--from-topics", "--wait-s", "60", "--json", timeout_s=180))
         wait_for_health(settings, *children.values())
         yield System(settings, children, stack, client, traffic, histories, vectors, before, first)
