@@ -21,6 +21,7 @@ from infra.broker import Broker, start_broker
 from infra.milvus_server import MilvusServer, start_milvus
 from infra.run_files import fill_in
 from infra.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
+from infra.stack import milvus_answers
 
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
 
@@ -37,20 +38,6 @@ def logging_as_it_was() -> Iterator[None]:
     """A command that ran inside a test has set logging up for a stderr that is gone with the test."""
     yield
     structlog.reset_defaults()
-
-
-def milvus_answers(uri: str) -> bool:
-    """The probe that `start_milvus` wants."""
-    from pymilvus import MilvusClient
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        client = MilvusClient(uri=uri, timeout=3)
-        client.list_collections()
-        client.close()
-    except MilvusException:
-        return False
-    return True
 
 
 def environ_for(kind: str) -> dict[str, str]:
