@@ -219,10 +219,8 @@ def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None
         (event,) = stage.audience.watch(viewer, catalogue[-number])
         wait_for(partial(_reply_knows, stage.client, event), 5, every_s=0.01)
         delays_s.append(time.monotonic() - began)
-    p50_s, worst_s = sorted(delays_s)[len(delays_s) // 2], max(delays_s)
-    console.print(
-        f"watch sent to a reply that knows it: p50 {p50_s:.2f} s, worst {worst_s:.2f} s ({len(delays_s)} probes)"
-    )
+    p50_s, p95_s = sorted(delays_s)[len(delays_s) // 2], sorted(delays_s)[round(0.95 * len(delays_s)) - 1]
+    console.print(f"watch sent to a reply that knows it: p50 {p50_s:.2f} s, p95 {p95_s:.2f} s ({len(delays_s)} probes)")
     for process, name, what in (
         ("history", "event_to_history", "its user's history"),
         ("indexer", "event_to_vector", "its item's new vector searchable"),
@@ -230,7 +228,7 @@ def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None
         delay = delay_of(since(stage.samples(process), before[process]), f"nextwatch_{name}_seconds")
         if delay is not None:
             console.print(f"watch sent to {what}: p50 within {delay.p50_s:g} s, p99 within {delay.p99_s:g} s")
-    claims.check(worst_s < 1.0, "a reply knows a watch within a second")
+    claims.check(p95_s < 1.0, "a reply knows a watch within a second, 19 times out of 20")
 
 
 def _recall(stage: Stage, before: Samples, claims: Claims) -> None:
