@@ -1,0 +1,36 @@
+"""What `nextwatch status` makes of several processes' pages: every process serves all names."""
+
+from __future__ import annotations
+
+from infra.status import Delay, Samples, add_up, delay_of
+
+DELAY = "nextwatch_event_to_history_seconds"
+
+
+def page(counts: dict[float, float], requests: float = 0.0, rows: float = 0.0) -> Samples:
+    """A page with one histogram (cumulative counts by upper bound), a counter and a gauge."""
+    buckets: Samples = {(f"{DELAY}_bucket", (("le", str(upper)),)): count for upper, count in counts.items()}
+    return buckets | {("nextwatch_requests_total", (("outcome", "ok"),)): requests, ("nextwatch_index_rows", ()): rows}
+
+
+def merged(*pages: Samples) -> Samples:
+    total: Samples = {}
+    for each in pages:
+        add_up(total, each)
+    return total
+
+
+def test_zeros_of_the_processes_that_do_other_work_hide_nothing():
+    busy, idle = page({0.1: 3, 1.0: 4, float("inf"): 4}), page({0.1: 0, 1.0: 0, float("inf"): 0})
+    assert delay_of(merged(busy, idle), DELAY) == delay_of(merged(idle, busy), DELAY) == Delay(0.1, 1.0, 4)
+
+
+def test_counts_of_two_workers_are_added_and_gauges_are_not():
+    total = merged(page({0.1: 1, float("inf"): 1}, 3, 10), page({0.1: 0, float("inf"): 1}, 4, 10))
+    assert total["nextwatch_requests_total", (("outcome", "ok"),)] == 7
+    assert total["nextwatch_index_rows", ()] == 10
+    assert delay_of(total, DELAY) == Delay(0.1, float("inf"), 2)
+
+
+def test_a_delay_that_nothing_was_measured_of_is_none():
+    assert delay_of(page({0.1: 0, float("inf"): 0}), DELAY) is None and delay_of({}, DELAY) is None
