@@ -1,0 +1,190 @@
+"""Numbers with their errors, and differences that were measured on the same cases.
+
+Two recommenders judged on the same cases share most of their luck, so a difference is taken case by case. Cases of one
+user are not independent: where a user has several (the live walk), errors are those of users, not of cases
+(cluster-robust). Intervals are 95 %, by Student's t with users minus one degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+Rows = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` cases and its standard error (0 cases: both NaN)."""
+
+    value: float
+    se: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{short(self.value)} ({short(self.se)})"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of `ours` minus `theirs` in recall@k, over the same cases. `won` and `lost` count the cases that only one of the
+    two hit; `z` is McNemar's (won - lost) / sqrt(won + lost) where each case is its own cluster, and the difference
+    over its cluster-robust error in general."""
+
+    ours: str
+    theirs: str
+    k: int
+    value: float
+    se: float
+    low: float
+    high: float
+    z: float
+    n: int
+    clusters: int
+    won: int
+    lost: int
+
+    @property
+    def is_significant(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
+
+
+def mean(values: npt.ArrayLike, clusters: Rows | None = None) -> Estimate:
+    """Mean and its standard error; `clusters` int64 [n] says which values belong together."""
+    sample = np.asarray(values, np.float64)
+    if not len(sample):
+        return Estimate(np.nan, np.nan, 0)
+    return Estimate(float(sample.mean()), _error(sample, clusters)[0], len(sample))
+
+
+def hits(ranks: Rows, k: int) -> Values:
+    """float64 [n]: 1 where the rank (from 0, negative for a miss) is among the first k."""
+    return ((ranks >= 0) & (ranks < k)).astype(np.float64)
+
+
+def recall(ranks: Rows, k: int, clusters: Rows | None = None) -> Estimate:
+    return mean(hits(ranks, k), clusters)
+
+
+def reciprocal_rank(ranks: Rows, clusters: Rows | None = None) -> Estimate:
+    """Mean of 1 / rank from 1, 0 for a miss."""
+    return mean(np.where(ranks >= 0, 1 / (np.maximum(ranks, 0) + 1.0), 0.0), clusters)
+
+
+def log_rank(ranks: Rows, clusters: Rows | None = None) -> Estimate:
+    """Mean of log2 of the rank from 1, over the items that could be ranked. Every case counts, not only those near
+    some k."""
+    known = ranks >= 0
+    return mean(np.log2(ranks[known] + 1.0), None if clusters is None else clusters[known])
+
+
+def paired(ours: tuple[str, Rows], theirs: tuple[str, Rows], k: int, clusters: Rows | None = None) -> Difference:
+    """The difference of two (name, ranks) in recall@k. Raises ValueError when they are not of the same cases."""
+    (our_name, our_ranks), (their_name, their_ranks) = ours, theirs
+    if len(our_ranks) != len(their_ranks):
+        raise ValueError(f"{our_name} has {len(our_ranks)} cases and {their_name} {len(their_ranks)}")
+    each = hits(our_ranks, k) - hits(their_ranks, k)
+    won, lost = int((each > 0).sum()), int((each < 0).sum())
+    estimate = mean(each, clusters)
+    groups = _error(each, clusters)[1] if len(each) else 0
+    reach = float(stdtrit(groups - 1, (1 + CONFIDENCE) / 2)) * estimate.se if groups > 1 else np.nan
+    z = (won - lost) / (won + lost) ** 0.5 if clusters is None and won + lost else _ratio(estimate)
+    return Difference(
+        our_name,
+        their_name,
+        k,
+        estimate.value,
+        estimate.se,
+        estimate.value - reach,
+        estimate.value + reach,
+        z,
+        n=len(each),
+        clusters=groups,
+        won=won,
+        lost=lost,
+    )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One point of a curve: the cases with low <= value < high."""
+
+    low: float
+    high: float
+    estimate: Estimate
+
+
+def recall_within(
+    ranks: Rows, k: int, by: npt.ArrayLike, edges: Sequence[float], clusters: Rows | None = None
+) -> list[Slice]:
+    """recall@k in each bin of `by` [n] between neighbouring edges (the last bin includes its end); empty ones are left
+    out."""
+    places = bins(np.asarray(by, np.float64), edges)
+    points = []
+    for place in range(len(edges) - 1):
+        mine = places == place
+        if mine.any():
+            part = None if clusters is None else clusters[mine]
+            points.append(Slice(edges[place], edges[place + 1], recall(ranks[mine], k, part)))
+    return points
+
+
+def bins(values: Values, edges: Sequence[float]) -> Rows:
+    """int64 [n]: the bin of each value, -1 for those outside or NaN."""
+    if len(edges) < 2:
+        return np.full(len(values), -1)
+    places = np.searchsorted(edges, values, side="right") - 1
+    places = np.where(values == edges[-1], len(edges) - 2, places)
+    return np.where(np.isnan(values) | (places > len(edges) - 2), -1, places)
+
+
+def even_edges(values: Values, most: int) -> list[float]:
+    """At most `most` bins with about as many values in each; fewer where values are equal or there are none."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return []
+    edges = np.unique(np.quantile(finite, np.linspace(0, 1, most + 1), method="nearest"))
+    return edges.tolist() if len(edges) > 1 else [float(edges[0]), float(np.nextafter(edges[0], np.inf))]
+
+
+def short(value: float) -> str:
+    """.106 for 0.106, as tables of shares are read."""
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def signed(value: float) -> str:
+    return short(value) if value < 0 else f"+{short(value)}"
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns in line, the first to the left, the others to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    justified = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in justified)
+
+
+def _error(sample: Values, clusters: Rows | None) -> tuple[float, int]:
+    """Standard error of the mean and the number of clusters; NaN where one cluster is all there is."""
+    away = sample - sample.mean()
+    if clusters is not None:
+        away = np.bincount(np.unique(clusters, return_inverse=True)[1], away)  # [G] sums
+    groups = len(away)
+    if groups < 2:
+        return float("nan"), groups
+    return float(np.sqrt(np.square(away).sum() * groups / (groups - 1)) / len(sample)), groups
+
+
+def _ratio(estimate: Estimate) -> float:
+    return estimate.value / estimate.se if estimate.se > 0 else 0.0

@@ -1,0 +1,201 @@
+"""A hand-made world of four users: 0 and 1 are warm at the cut, 2 becomes warm after it, 3 only repeats."""
+
+import numpy as np
+import pytest
+
+from models.backtest import MISS, Cases, History, Stream, judge, top_items, walk_frozen, walk_live
+from models.cases import HISTORY, Past, first_of_pair
+
+CUT = 6
+#                     0  1  2  3  4  5 | 6  7  8  9 10 11 12
+USERS = np.array([0, 1, 0, 3, 1, 0, 2, 0, 3, 2, 1, 0, 1])
+ITEMS = np.array([0, 1, 2, 0, 2, 3, 1, 2, 0, 3, 4, 1, 3])
+STREAM = Stream(USERS, ITEMS, 1000 + 10 * np.arange(13))
+CATALOGUE = 4  # item 4 is first seen after the cut
+
+
+class Recorder:
+    """Scores items by fixed numbers; remembers what it was asked and told."""
+
+    def __init__(self, name="recorder", values=(4.0, 3.0, 2.0, 1.0)):
+        self.name = name
+        self.values = np.array(values, np.float32)
+        self.cases: list[Cases] = []
+        self.events: list[object] = []
+
+    def scores(self, cases):
+        self.cases.append(cases)
+        self.events.append(cases.rows.tolist())
+        return np.tile(self.values, (len(cases), 1))
+
+    def learn(self, rows):
+        self.events.append((rows.start, rows.stop))
+
+
+@pytest.fixture
+def history():
+    return History(STREAM)
+
+
+def walked(cases, place):
+    return [item for item in cases.histories[place].tolist() if item >= 0]
+
+
+def seen(cases, place):
+    return sorted(cases.seen_item[cases.seen_case == place].tolist())
+
+
+def test_frozen_asks_each_warm_user_once_for_the_next_unseen_watch(history):
+    asked = history.next_unseen(CUT)
+    # user 0 repeats 2 first, then watches 1; user 1 watches 4; user 2 is new; user 3 only repeats.
+    assert asked.users.tolist() == [0, 1]
+    assert asked.watched.tolist() == [11, 10]
+    assert asked.before.tolist() == [CUT, CUT]
+
+
+def test_a_frozen_history_ends_at_the_cut_and_not_at_the_watch(history):
+    cases = history.cases(history.next_unseen(CUT))
+    assert [walked(cases, place) for place in (0, 1)] == [[0, 2, 3], [1, 2]]
+    assert [seen(cases, place) for place in (0, 1)] == [[0, 2, 3], [1, 2]]
+    assert cases.targets.tolist() == [1, 4]
+    assert cases.event_ms.tolist() == [1060, 1060]
+
+
+def test_frozen_ranks_and_never_learns(history):
+    recorder = Recorder()
+    walk = walk_frozen([recorder], history, cut=CUT, catalogue=CATALOGUE)
+    # user 0 has only item 1 left: rank 0. user 1's item 4 is unknown at the cut.
+    assert walk.ranks["recorder"].tolist() == [0, MISS]
+    assert all(isinstance(event, list) for event in recorder.events)
+
+
+def test_live_asks_for_every_unseen_watch_of_a_user_who_is_warm_at_that_moment(history):
+    asked = history.unseen_since(CUT)
+    # row 6 is user 2's first watch, 7 and 8 are repeats
+    assert asked.watched.tolist() == [9, 10, 11, 12]
+    assert asked.before.tolist() == [9, 10, 11, 12]
+
+
+def test_a_live_history_holds_everything_before_the_row_itself(history):
+    cases = history.cases(history.unseen_since(CUT))
+    assert walked(cases, 0) == [1]  # user 2, in the same block
+    assert walked(cases, 2) == [0, 2, 3, 2]  # repeats included
+    assert seen(cases, 2) == [0, 2, 3]  # each once
+    assert walked(cases, 3) == [1, 2, 4]  # with an item that was unknown at the cut
+    assert seen(cases, 3) == [1, 2, 4]
+
+
+def test_live_learns_a_block_only_after_all_of_it_was_ranked(history):
+    recorder = Recorder()
+    walk = walk_live([recorder], history, cut=CUT, catalogue=CATALOGUE, block=4)
+    assert recorder.events == [[9], (6, 10), [10, 11, 12], (10, 13)]
+    # 3 behind 0, 2 (1 is seen); 4 unknown; 1 is all that is left; 3 behind 0.
+    assert walk.ranks["recorder"].tolist() == [2, MISS, 0, 1]
+
+
+def test_blocks_cover_the_test_part_once_and_in_order(history):
+    recorder = Recorder()
+    walk_live([recorder], history, cut=CUT, catalogue=CATALOGUE, block=3)
+    learnt = [event for event in recorder.events if isinstance(event, tuple)]
+    assert learnt == [(6, 9), (9, 12), (12, 13)]
+
+
+def test_the_same_cases_for_every_recommender(history):
+    recorders = [Recorder("a"), Recorder("b")]
+    walk_live(recorders, history, cut=CUT, catalogue=CATALOGUE, block=2)
+    assert recorders[0].events == recorders[1].events
+
+
+def test_what_follows_the_moment_changes_no_case(history):
+    """The future may say anything: what a recommender is shown stays what it was."""
+    rng = np.random.default_rng(1)
+    users, items = rng.integers(0, 9, 300), rng.integers(0, 20, 300)
+    changed = np.r_[items[:200], rng.permutation(items[200:])]
+    one, other = (History(Stream(users, rows, np.arange(300))) for rows in (items, changed))
+    before, after = one.cases(one.next_unseen(200)), other.cases(other.next_unseen(200))
+    both = np.intersect1d(before.users, after.users)
+    assert len(both) > 5
+    for user in both:
+        mine, theirs = np.flatnonzero(before.users == user)[0], np.flatnonzero(after.users == user)[0]
+        np.testing.assert_array_equal(before.histories[mine], after.histories[theirs])
+        assert seen(before, mine) == seen(after, theirs)
+
+
+def test_lists_leave_out_what_was_watched_and_include_users_who_only_repeat(history):
+    lists = {}
+
+    def keep(cases, items, scores):
+        for place, user in enumerate(cases.users.tolist()):
+            lists[user] = items[place].tolist(), scores[place].tolist()
+
+    walk = walk_frozen([Recorder(), Recorder("second")], history, cut=CUT, catalogue=CATALOGUE, lists=keep)
+    assert {user: items for user, (items, _) in lists.items()} == {
+        0: [1, -1, -1, -1],
+        1: [0, 3, -1, -1],
+        3: [1, 2, 3, -1],
+    }
+    assert lists[1][1][:2] == [4.0, 1.0]
+    assert len(walk) == 2, "a user who only repeats is no case"
+
+
+def test_equal_scores_share_the_middle(history):
+    cases = history.cases(history.next_unseen(0))
+    scores = np.full((len(cases), 9), 7.0, np.float32)
+    assert judge(scores, cases).tolist() == []
+    cases = history.cases(history.next_unseen(CUT))
+    assert judge(np.full((2, 6), 7.0, np.float32), cases).tolist() == [1, 1]  # three, four are left
+
+
+def test_scores_that_are_not_finite_or_of_another_shape_are_refused(history):
+    for values, message in (((1, np.nan, 0, 0), "broken: scores that are not finite"), ((1, 2), "broken: scores of")):
+        with pytest.raises(ValueError, match=message):
+            walk_frozen([Recorder("broken", values)], history, cut=CUT, catalogue=CATALOGUE)
+
+
+def test_many_users_are_asked_in_batches_of_bounded_size(history, monkeypatch):
+    monkeypatch.setattr("models.backtest.CELLS", 4)
+    recorder = Recorder()
+    walk = walk_frozen([recorder], history, cut=CUT, catalogue=CATALOGUE)
+    assert [len(cases) for cases in recorder.cases] == [1, 1]
+    assert walk.ranks["recorder"].tolist() == [0, MISS]
+
+
+def test_top_items_are_in_order_and_end_where_nothing_is_left():
+    scores = np.array([[1, 5, -np.inf, 3], [2, 4, 2, 9]], np.float32)
+    items, values = top_items(scores, 2)
+    assert items.tolist() == [[1, 3], [3, 1]]
+    assert values.tolist() == [[5, 3], [9, 4]]
+    assert top_items(scores, 500)[0].tolist() == [[1, 3, 0, -1], [3, 1, 0, 2]]  # equal ones by row
+
+
+def test_a_history_is_the_newest_fifty():
+    users, items = np.zeros(120, np.int64), np.arange(120)
+    cases = (history := History(Stream(users, items, items))).cases(history.unseen_since(100))
+    assert cases.histories[0].tolist() == list(range(50, 100))
+    assert cases.histories.shape == (20, HISTORY)
+    assert (cases.seen_case == 19).sum() == 119
+
+
+def test_past_agrees_with_looking_at_every_row():
+    rng = np.random.default_rng(2)
+    users = rng.integers(0, 7, 200)
+    rows = np.flatnonzero(rng.random(200) < 0.6)
+    past = Past(users, rows)
+    asked, before = rng.integers(0, 8, 50), rng.integers(0, 201, 50)
+    case, found = past.all(asked, before)
+    newest = past.newest(asked, before, 5)
+    for place in range(50):
+        mine = [row for row in rows if users[row] == asked[place] and row < before[place]]
+        assert found[case == place].tolist() == mine
+        assert past.count(asked, before)[place] == len(mine)
+        assert newest[place].tolist() == [-1] * (5 - len(mine[-5:])) + mine[-5:]
+
+
+def test_a_pair_is_new_once():
+    assert first_of_pair(np.array([0, 0, 1, 0]), np.array([5, 5, 5, 6])).tolist() == [True, False, True, True]
+
+
+def test_no_cases_are_an_empty_walk(history):
+    end = len(STREAM)
+    assert len(walk_frozen([Recorder()], history, cut=end, catalogue=5)) == 0
+    assert len(walk_live([Recorder()], history, cut=end, catalogue=5)) == 0
