@@ -1,4 +1,10 @@
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.timeline import Timeline, first_of_pair
 
@@ -25,3 +31,37 @@ def test_no_window_reaches_its_own_row_or_later():
 def test_the_first_of_each_pair_is_no_repeat():
     first = first_of_pair(np.array([1, 1, 2, 1, 2]), np.array([5, 6, 5, 5, 5]))
     assert first.tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5) | st.integers(0, 10**12), st.integers(0, 6)), max_size=80),
+    st.integers(1, 9),
+    st.integers(1, 6),
+)
+def test_small_chunks_and_files_do_not_change_a_window(
+    on_disk: bool, pairs: list[tuple[int, int]], chunk: int, length: int
+) -> None:
+    users, items = (np.array([pair[n] for pair in pairs], np.int64) for n in (0, 1))
+    with TemporaryDirectory() as place:
+        directory = Path(place) if on_disk else None
+        timeline = Timeline(users, directory, chunk=chunk)
+        windows = timeline.before(np.arange(len(users)), length)
+        for row, window in enumerate(windows.tolist()):
+            mine = [earlier for earlier in range(row) if users[earlier] == users[row]][-length:]
+            assert window == [-1] * (length - len(mine)) + mine
+        expected = [pair not in pairs[:row] for row, pair in enumerate(pairs)]
+        assert first_of_pair(users, items).tolist() == expected
+        assert first_of_pair(users, items, timeline=timeline, directory=directory).tolist() == expected
+        visited = [rows.tolist() for rows in timeline.by_user()]
+        assert sorted(row for rows in visited for row in rows) == list(range(len(users)))
+        assert all(len(rows) <= chunk or len(set(users[rows].tolist())) == 1 for rows in visited)
+
+
+def test_columns_of_32_bits_and_maps_are_taken_as_they_are(tmp_path: Path) -> None:
+    users, items = np.full(3, 2**31 - 1, np.int32), np.full(3, 2**31 - 1, np.int32)
+    np.save(tmp_path / "users.npy", users)
+    mapped = np.load(tmp_path / "users.npy", mmap_mode="r")
+    assert first_of_pair(mapped, items).tolist() == [True, False, False]
+    assert Timeline(mapped, tmp_path).before(np.array([2]), 2).tolist() == [[0, 1]]
