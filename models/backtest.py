@@ -63,6 +63,7 @@ def walk_frozen(
     cut: int,
     catalogue: int,
     lists: Lists | None = None,
+    exposure: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Walk:
     """Each warm user's next unseen watch after the first `cut` rows, from what was known at the cut; `learn` is never
@@ -70,26 +71,22 @@ def walk_frozen(
 
     The first `catalogue` items are ranked. `lists(cases, items, scores)` receives the first recommender's candidates
     (int64 and float32 [B, K], -1 and -inf where there are fewer) of these users and of those who only repeat
-    themselves after the cut, who are no cases.
+    themselves after the cut, who are no cases. `exposure` says whether to look at what is shown at all.
     """
     asked = history.next_unseen(cut)
-    shares = history.log_shares(cut, catalogue)
-    exposure = {recommender.name: Exposure(shares) for recommender in recommenders}
+    shown = {r.name: Exposure(history.log_shares(cut, catalogue)) for r in recommenders if exposure}
     blocks = [np.empty((len(recommenders), 0), np.int64)]
     for cases in _batches(history, asked, catalogue):
         ranks = np.empty((len(recommenders), len(cases)), np.int64)
         for place, recommender in enumerate(recommenders):
             scores = score(recommender, cases, catalogue)
             ranks[place] = judge(scores, cases)  # strikes out what was seen
-            items, values = top_items(scores, LISTED)
-            exposure[recommender.name].add(items)
-            if place == 0 and lists is not None:
-                lists(cases, items, values)
+            _show(scores, cases, shown.get(recommender.name), lists if place == 0 else None)
         blocks.append(ranks)
         progress(sum(block.shape[1] for block in blocks), len(asked))
     if lists is not None:
         _list_the_others(recommenders[0], history, cut=cut, catalogue=catalogue, lists=lists)
-    return Walk(asked, _by_name(recommenders, blocks), exposure)
+    return Walk(asked, _by_name(recommenders, blocks), shown)
 
 
 def walk_live(
@@ -158,11 +155,21 @@ def _all_items(scores: Floats) -> Rows:
     return np.tile(np.arange(scores.shape[1]), (len(scores), 1))
 
 
+def _show(scores: Floats, cases: Cases, exposure: Exposure | None, lists: Lists | None) -> None:
+    if exposure is None and lists is None:
+        return
+    items, values = top_items(scores, LISTED)
+    if exposure is not None:
+        exposure.add(items)
+    if lists is not None:
+        lists(cases, items, values)
+
+
 def _list_the_others(recommender: Recommender, history: History, *, cut: int, catalogue: int, lists: Lists) -> None:
     for cases in _batches(history, history.only_repeating(cut), catalogue):
         scores = score(recommender, cases, catalogue)
         judge(scores, cases)
-        lists(cases, *top_items(scores, LISTED))
+        _show(scores, cases, None, lists)
 
 
 def _batches(history: History, asked: Asked, catalogue: int) -> Iterator[Cases]:
