@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from kafka.errors import KafkaError
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
-from models.log import Log, items_from_frame, log_from_frame, read_items, read_log
-from streams.messages import Item, WatchEvent, encode
+from models.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
+from streams.messages import Context, Item, WatchEvent, encode
 from streams.topics import ITEMS, WATCH_EVENTS, check_topics
 
 REPORT_S = 0.25  # how often progress is called
@@ -93,17 +94,28 @@ def watch_messages(log: Log) -> Iterator[tuple[str, WatchEvent]]:
     length that completes it."""
     columns = ("event_id", "user_id", "item_id", "event_ms", "watch_s", "duration_s")
     least = pl.min_horizontal(pl.col("duration_s"), pl.lit(log.completed_s))
-    frame = _with_ids(log.frame).with_columns(pl.col("watch_s").fill_null(least)).select(columns)
-    for event_id, user_id, item_id, event_ms, watch_s, duration_s in frame.iter_rows():
-        yield user_id, WatchEvent(event_id, user_id, item_id, event_ms, watch_s, duration_s)
+    frame = _with_ids(log.frame).with_columns(pl.col("watch_s").fill_null(least))
+    contexts = _contexts(frame)
+    for event_id, user_id, item_id, event_ms, watch_s, duration_s in frame.select(columns).iter_rows():
+        yield user_id, WatchEvent(event_id, user_id, item_id, event_ms, watch_s, duration_s, context=next(contexts))
 
 
 def item_messages(items: pl.DataFrame) -> Iterator[tuple[str, Item]]:
-    columns = ("item_id", "title", "channel", "topics", "duration_s", "published_ms")
-    if "title" not in items.columns:
-        items = items.with_columns(title=pl.lit(""))
-    for item_id, title, channel, topics, duration_s, published_ms in items.select(columns).iter_rows():
-        yield item_id, Item(item_id, title or "", channel, tuple(topics), duration_s, published_ms)
+    """Key and message of each row of a checked catalogue."""
+    for row in items.iter_rows(named=True):
+        ids = {name: tuple(values) for name, values in (row.get("ids") or {}).items() if values}
+        yield (
+            row["item_id"],
+            Item(
+                item_id=row["item_id"],
+                title=row.get("title") or "",
+                channel=row["channel"],
+                topics=tuple(row["topics"]),
+                duration_s=row["duration_s"],
+                published_ms=row["published_ms"],
+                ids=ids,
+            ),
+        )
 
 
 def event_id(user_id: str, item_id: str, event_ms: int) -> str:
@@ -140,6 +152,18 @@ class Pace:
                 return True
             time.sleep(min(left_s, 0.2))
         return False
+
+
+def _contexts(frame: pl.DataFrame) -> Iterator[Context | None]:
+    """What each row says of where and on what it was watched; None for a row that says nothing."""
+    there = frame.select(name for name in CONTEXT_COLUMNS if name in frame.columns)
+    if not there.width:
+        yield from repeat(None)
+    if "signed_in" in there.columns:
+        there = there.with_columns(pl.col("signed_in") >= 0.5)
+    for row in there.iter_rows(named=True):
+        known = {name: value for name, value in row.items() if value is not None}
+        yield Context(**known) if known else None
 
 
 def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:

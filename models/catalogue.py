@@ -1,4 +1,4 @@
-"""What is known of each item, in columns: channel, topics, duration, publishing time, availability.
+"""What is known of each item, in columns: channel, topics, further ids, duration, publishing time, availability.
 
 Features and side embeddings read whole arrays by row number, never one item at a time. An item that nothing is known
 of is not an error: streams are not ordered between topics, so a watch may arrive before its catalogue entry.
@@ -6,31 +6,36 @@ of is not an error: streams are not ordered between topics, so a watch may arriv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.columns import Columns
+from models.id_lists import IdLists
 
 Rows = npt.NDArray[np.int64]
 
 
+CHANNEL, TOPICS = "channel", "topics"
+MOST_ID_NAMES = 16  # beside channel and topics
+NO_IDS: Mapping[str, Sequence[str] | None] = MappingProxyType({})
+
+
 class Catalogue:
-    """Item facts by row. Codes of channels and topics start at 1; 0 means unknown, -1 as a row means unknown item."""
+    """Item facts by row; -1 as a row means unknown item.
+
+    Channel, topics and every further id column are lists of codes under their name (`id_names`), all alike; codes start
+    at 1, 0 means none.
+    """
 
     def __init__(self) -> None:
         self.item_ids: list[str] = []
-        self.channels: list[str] = [""]
-        self.topics: list[str] = [""]
         self._row_of: dict[str, int] = {}
-        self._channel_of: dict[str, int] = {}
-        self._topic_of: dict[str, int] = {}
-        self._topic_codes: list[tuple[int, ...]] = []
+        self._ids = {CHANNEL: IdLists(), TOPICS: IdLists()}
         self._columns = Columns(
-            channel=np.empty(0, np.int32),
-            topic=np.empty(0, np.int32),
             duration_s=np.empty(0, np.float32),
             published_ms=np.empty(0, np.float64),
             available=np.empty(0, np.bool_),
@@ -48,12 +53,14 @@ class Catalogue:
         duration_s: float | None = None,
         published_ms: int | None = None,
         available: bool = True,
+        ids: Mapping[str, Sequence[str] | None] = NO_IDS,
     ) -> int:
-        """Set what is known of an item, replacing what was; its row. A duration of 0 is an unknown one."""
-        codes = tuple(dict.fromkeys(_code(topic, self._topic_of, self.topics) for topic in topics if topic))
+        """Set what is known of an item, replacing what was; its row. A duration of 0 is an unknown one.
+
+        `ids`: by column the item's ids there, for example {"music": ["77"]}. Columns after the first MOST_ID_NAMES are
+        passed over, and so are channel and topics, which have their own arguments.
+        """
         facts = {
-            "channel": _code(channel, self._channel_of, self.channels) if channel else 0,
-            "topic": codes[0] if codes else 0,
             "duration_s": duration_s or np.nan,
             "published_ms": np.nan if published_ms is None else published_ms,
             "available": available,
@@ -63,11 +70,10 @@ class Catalogue:
             row = self._columns.append(**facts)
             self._row_of[item_id] = row
             self.item_ids.append(item_id)
-            self._topic_codes.append(codes)
-            return row
-        for name, value in facts.items():
-            self._columns[name][row] = value
-        self._topic_codes[row] = codes
+        else:
+            for name, value in facts.items():
+                self._columns[name][row] = value
+        self._set_ids(row, {**ids, CHANNEL: [channel or ""], TOPICS: topics})
         return row
 
     def remove(self, item_id: str) -> None:
@@ -90,13 +96,44 @@ class Catalogue:
         """bool [N]; unknown items are available."""
         return self._at("available", rows, True)
 
+    @property
+    def id_names(self) -> tuple[str, ...]:
+        """channel, topics, then the further id columns in the order in which they came."""
+        return tuple(self._ids)
+
+    def id_values(self, name: str) -> list[str]:
+        """The id of each code of a column; that of 0 is empty."""
+        return self._ids[name].names
+
+    def id_table(self, name: str, most: int) -> Rows:
+        """int64 [N, T]: the codes of each item's first `most` ids in a column, 0 where there are fewer; T is at least
+        1."""
+        return self._ids[name].table(len(self), most)
+
+    def codes_of(self, name: str, row: int) -> tuple[int, ...]:
+        """The codes of one item in a column."""
+        return self._ids[name].codes(row)
+
+    def ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
+        """The ids of one item beside channel and topics, as `upsert` takes them."""
+        further = {name: ids.names_of(row) for name, ids in self._ids.items() if name not in (CHANNEL, TOPICS)}
+        return {name: values for name, values in further.items() if values}
+
+    @property
+    def channels(self) -> list[str]:
+        return self.id_values(CHANNEL)
+
+    @property
+    def topics(self) -> list[str]:
+        return self.id_values(TOPICS)
+
     def channel_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
         """int32 [N], 0 for unknown."""
-        return self._at("channel", rows, 0)
+        return self._ids[CHANNEL].first(rows)
 
     def topic_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
         """int32 [N]: each item's first topic, 0 for unknown."""
-        return self._at("topic", rows, 0)
+        return self._ids[TOPICS].first(rows)
 
     def duration_s(self, rows: Rows) -> npt.NDArray[np.float32]:
         """float32 [N], NaN for unknown."""
@@ -107,29 +144,24 @@ class Catalogue:
         return self._at("published_ms", rows, np.nan)
 
     def channel_of(self, row: int) -> str | None:
-        return self.channels[self._columns["channel"][row]] or None
+        return next(iter(self._ids[CHANNEL].names_of(row)), None)
 
     def topics_of(self, row: int) -> tuple[str, ...]:
-        return tuple(self.topics[code] for code in self._topic_codes[row])
+        return self._ids[TOPICS].names_of(row)
 
     def topic_table(self, most: int) -> Rows:
-        """int64 [N, T]: the codes of each item's first `most` topics, 0 where there are fewer; T is at least 1."""
-        width = max(1, min(most, max(map(len, self._topic_codes), default=1)))
-        table = np.zeros((len(self), width), np.int64)  # [N, T]
-        for row, codes in enumerate(self._topic_codes):
-            table[row, : len(codes[:width])] = codes[:width]
-        return table
+        """int64 [N, T]: the codes of each item's first `most` topics, as id_table gives them."""
+        return self.id_table(TOPICS, most)
+
+    def _set_ids(self, row: int, ids: Mapping[str, Sequence[str] | None]) -> None:
+        for name in ids:
+            if name not in self._ids and ids[name] and len(self._ids) < MOST_ID_NAMES + 2:
+                self._ids[name] = IdLists()
+        for name, lists in self._ids.items():
+            lists.set(row, ids.get(name) or ())
 
     def _at(self, name: str, rows: Rows, unknown: object) -> npt.NDArray[Any]:
         column = self._columns[name]
         if not len(column):
             return np.full(np.shape(rows), unknown, column.dtype)
         return np.where(rows >= 0, column[rows], np.asarray(unknown, column.dtype))
-
-
-def _code(name: str, code_of: dict[str, int], names: list[str]) -> int:
-    code = code_of.get(name)
-    if code is None:
-        code = code_of[name] = len(names)
-        names.append(name)
-    return code

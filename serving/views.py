@@ -99,6 +99,7 @@ class CatalogueView:
             topics=item.topics,
             duration_s=item.duration_s,
             published_ms=item.published_ms,
+            ids=item.ids,
         )
 
     def describe_all(self, catalogue: Catalogue) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from infra.settings import Settings
+from models.log import MOST_ID_COLUMNS
 from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import Item, Refused, WatchEvent, decode
@@ -84,8 +85,8 @@ def _read_items(settings: Settings, progress: Progress) -> pl.DataFrame:
 
 
 def item_frame(items: list[Item]) -> pl.DataFrame:
-    """A catalogue as training takes it."""
-    return pl.DataFrame(
+    """A catalogue as training takes it; `ids` only when an item has some."""
+    frame = pl.DataFrame(
         {
             "item_id": [item.item_id for item in items],
             "channel": [item.channel for item in items],
@@ -101,3 +102,8 @@ def item_frame(items: list[Item]) -> pl.DataFrame:
             "published_ms": pl.Int64,
         },
     )
+    names = list(dict.fromkeys(name for item in items for name in item.ids))[:MOST_ID_COLUMNS]
+    if not names:
+        return frame
+    ids = {name: [list(item.ids.get(name, ())) for item in items] for name in names}
+    return frame.with_columns(pl.DataFrame(ids, schema=dict.fromkeys(names, pl.List(pl.String))).to_struct("ids"))

@@ -64,7 +64,10 @@ class SearchEvent(Struct, frozen=True, omit_defaults=True):
 
 
 class Item(Struct, frozen=True, omit_defaults=True):
-    """An entry of the catalogue. A tombstone (null value) or `available: false` takes the item down everywhere."""
+    """An entry of the catalogue. A tombstone (null value) or `available: false` takes the item down everywhere.
+
+    `ids`: what else groups items, by the name of the grouping, for example {"music": ["77"]}.
+    """
 
     item_id: Id
     title: str = ""
@@ -74,6 +77,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
     published_ms: Millis | None = None
     available: bool = True
     language: str | None = None
+    ids: Annotated[dict[str, tuple[Id, ...]], Meta(max_length=16)] = {}
 
 
 # --- histories and examples ------------------------------------------------------------------------------------------

@@ -62,4 +62,5 @@ def _catalogue(directory: Path) -> pl.DataFrame:
         topics=pl.when(pl.col("tag") != "unknown").then(pl.col("tag")),
         duration_s=pl.col("video_duration") / 1000,
         published_ms=pl.col("upload_dt").str.to_datetime().dt.epoch("ms"),
+        music=pl.col("music_id").cast(pl.String),
     )

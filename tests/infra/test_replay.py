@@ -14,7 +14,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.replay import Pace, ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
 from infra.settings import Kafka, Settings
 from models.log import LogError, items_from_frame, log_from_frame
-from streams.messages import Item, WatchEvent, decode, encode
+from streams.messages import Context, Item, WatchEvent, decode, encode
 from streams.topics import ITEMS, WATCH_EVENTS, create_topics, partition_of
 
 ROWS = {
@@ -69,6 +69,21 @@ def test_a_speed_of_nothing_is_refused() -> None:
 def test_catalogue_rows_become_items() -> None:
     frame = pl.DataFrame({"item_id": ["x"], "channel": ["c"], "topics": ["one|two"], "duration_s": [3.0]})
     assert list(item_messages(items_from_frame(frame))) == [("x", Item("x", "", "c", ("one", "two"), 3.0))]
+
+
+def test_the_further_ids_of_a_catalogue_travel_with_its_items() -> None:
+    frame = pl.DataFrame({"item_id": ["x", "y"], "music": [77, None], "cast": [["a", "b"], []]})
+    items = dict(item_messages(items_from_frame(frame)))
+    assert items["x"].ids == {"music": ("77",), "cast": ("a", "b")}
+    assert items["y"].ids == {} and b"ids" not in encode(items["y"])
+
+
+def test_the_context_of_a_row_travels_with_its_watch() -> None:
+    context = {"region": ["de", None], "signed_in": [True, None], "age": [0.25, None]}
+    frame = pl.DataFrame({"user_id": ["u", "v"], "item_id": ["i", "i"], "event_ms": [1, 2]} | context)
+    first, second = [event for _, event in watch_messages(log_from_frame(frame, 18.0))]
+    assert first.context == Context(region="de", signed_in=True, age=0.25)
+    assert second.context is None
 
 
 def test_a_bad_row_is_named_before_anything_is_sent(tmp_path: Path) -> None:

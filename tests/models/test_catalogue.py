@@ -44,3 +44,33 @@ def test_a_takedown_holds_also_for_an_item_not_known_yet():
 def test_an_empty_catalogue_answers():
     rows = Catalogue().rows(["x"])
     assert Catalogue().is_available(rows).tolist() == [True]
+
+
+def test_any_id_column_is_a_table_of_its_own_as_channel_and_topics_are():
+    catalogue = Catalogue()
+    catalogue.upsert("x", channel="c", topics=("t", "s"), ids={"music": ["77"], "cast": ["ann", "bob", "ann"]})
+    catalogue.upsert("y", ids={"music": ["78"], "cast": None})
+    catalogue.upsert("z", ids={"cast": ["bob"]})
+    assert catalogue.id_names == ("channel", "topics", "music", "cast")
+    assert catalogue.id_table("music", 8).tolist() == [[1], [2], [0]]
+    assert catalogue.id_table("cast", 8).tolist() == [[1, 2], [0, 0], [2, 0]]
+    assert catalogue.id_table("cast", 1).tolist() == [[1], [0], [2]]
+    assert catalogue.id_table("channel", 1).tolist() == [[1], [0], [0]]
+    assert catalogue.id_table("topics", 8).tolist() == catalogue.topic_table(8).tolist()
+    assert (catalogue.codes_of("cast", 0), catalogue.id_values("cast")) == ((1, 2), ["", "ann", "bob"])
+    assert catalogue.ids_of(0) == {"music": ("77",), "cast": ("ann", "bob")}
+
+
+def test_an_upsert_replaces_the_ids_that_it_does_not_name():
+    catalogue = Catalogue()
+    catalogue.upsert("x", ids={"music": ["77"]})
+    catalogue.upsert("x", ids={"cast": ["ann"]})
+    assert catalogue.ids_of(0) == {"cast": ("ann",)}
+    assert catalogue.id_table("music", 3).tolist() == [[0]]
+
+
+def test_id_columns_without_end_and_our_own_names_are_passed_over():
+    catalogue = Catalogue()
+    catalogue.upsert("x", channel="c", ids={f"n{n}": ["1"] for n in range(50)} | {"channel": ["other"]})
+    assert len(catalogue.id_names) == 18
+    assert catalogue.channel_of(0) == "c"

@@ -146,3 +146,62 @@ def test_the_last_row_of_an_item_wins():
 def test_a_catalogue_with_a_bad_duration_is_refused():
     with pytest.raises(LogError, match="row 2, column duration_s"):
         items_from_frame(pl.DataFrame({"item_id": ["x", "y"], "duration_s": [1.0, float("nan")]}))
+
+
+def test_further_columns_of_a_catalogue_are_ids_and_measures_dates_and_flags_are_not(tmp_path: Path):
+    frame = pl.DataFrame(
+        {
+            "item_id": ["x", "y"],
+            "title": ["X", "Y"],
+            "language": ["en", "de"],
+            "available": [True, False],
+            "music": [77, None],
+            "cast": [["ann", "", None], None],
+            "label": ["", "l1"],
+            "score": [0.5, 1.0],
+            "day": [datetime(2020, 1, 1, tzinfo=UTC)] * 2,
+            "flag": [True, False],
+        }
+    )
+    items = items_from_frame(frame)
+    assert items["ids"].to_list() == [
+        {"music": ["77"], "cast": ["ann"], "label": []},
+        {"music": [], "cast": [], "label": ["l1"]},
+    ]
+    assert items_from_frame(items).equals(items), "a checked catalogue is taken as it is"
+    frame.drop("cast").write_csv(tmp_path / "items.csv")
+    from_csv = read_items(tmp_path / "items.csv")["ids"].struct.unnest()
+    assert from_csv.columns[:2] == ["music", "label"] and "score" not in from_csv.columns
+
+
+def test_a_catalogue_without_further_columns_has_no_ids():
+    assert "ids" not in items_from_frame(pl.DataFrame({"item_id": ["x"]})).columns
+    assert items_from_frame(pl.DataFrame({"item_id": [], "music": []}, strict=False)).height == 0
+
+
+def test_too_many_id_columns_and_too_long_ids_are_refused():
+    with pytest.raises(LogError, match="at most 16 further columns can be ids, it has c0, c1"):
+        items_from_frame(pl.DataFrame({"item_id": ["x"]} | {f"c{n}": ["1"] for n in range(17)}))
+    with pytest.raises(LogError, match="row 2, column music: an id has at most 256 characters"):
+        items_from_frame(pl.DataFrame({"item_id": ["x", "y"], "music": ["1", "2" * 300]}))
+
+
+def test_an_id_column_may_have_another_name_than_the_file_gives_to_one_of_ours(tmp_path: Path):
+    (tmp_path / "items.csv").write_text("video,channel,author\nx,c,a\n")
+    items = read_items(tmp_path / "items.csv", mapping={"item_id": "video", "channel": "author"})
+    assert items.row(0, named=True)["channel"] == "a" and "ids" not in items.columns
+
+
+def test_a_time_that_is_missing_among_dates_is_refused():
+    with pytest.raises(LogError, match="row 2, column event_ms: a time is needed"):
+        log_from_frame(frame(event_ms=[datetime(2020, 1, 1, tzinfo=UTC), None, None]), 18.0)
+
+
+def test_a_context_is_kept_and_checked():
+    log = log_from_frame(frame(region=["de", "", None], signed_in=["true", "0", None], age=[0.25, None, 1]), 18.0)
+    assert log.frame["region"].to_list() == ["de", None, None]
+    assert log.frame["signed_in"].to_list() == [1.0, 0.0, None]
+    with pytest.raises(LogError, match="row 2, column gender: must be a number from 0 to 1, got 'female'"):
+        log_from_frame(frame(gender=["0", "female", "1"]), 18.0)
+    with pytest.raises(LogError, match="row 1, column region: a name has at most 256 characters"):
+        log_from_frame(frame(region=["d" * 257, "", ""]), 18.0)

@@ -71,12 +71,16 @@ def test_a_broken_item_leaves_what_was_known() -> None:
 
 def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
     view, catalogue = CatalogueView(), Catalogue()
-    view.apply(b"a", encode(Item("a", channel="cats", topics=("pets",), duration_s=30.0, published_ms=5)))
+    view.apply(
+        b"a",
+        encode(Item("a", channel="cats", topics=("pets",), duration_s=30.0, published_ms=5, ids={"music": ("7",)})),
+    )
     view.apply(b"b", None)
     view.describe_all(catalogue)
     [a, b] = catalogue.rows(["a", "b"])
     assert catalogue.channel_of(a) == "cats"
     assert catalogue.topics_of(a) == ("pets",)
+    assert catalogue.ids_of(a) == {"music": ("7",)}
     assert catalogue.is_available(catalogue.rows(["a", "b"])).tolist() == [True, False]
     assert b >= 0
 

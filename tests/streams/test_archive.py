@@ -10,7 +10,8 @@ from kafka import KafkaProducer
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Settings
-from models.log import LogError, log_from_frame
+from models.catalogue import Catalogue
+from models.log import LogError, items_from_frame, log_from_frame
 from models.training import build_catalogue
 from streams.archive import Archive, item_frame, read_archive
 from streams.messages import Item, WatchEvent, encode
@@ -21,6 +22,14 @@ def test_the_catalogue_of_no_items_has_its_columns_all_the_same():
     frame = item_frame([])
     assert frame.height == 0 and frame.columns == ["item_id", "channel", "topics", "duration_s", "published_ms"]
     assert item_frame([Item("i", topics=("a", "b"))])["topics"].to_list() == [["a", "b"]]
+
+
+def test_the_ids_of_items_are_id_columns_of_the_catalogue():
+    frame = items_from_frame(item_frame([Item("i", ids={"music": ("1", "2")}), Item("j", ids={"cast": ("a",)})]))
+    catalogue = Catalogue()
+    for facts in frame.iter_rows(named=True):
+        catalogue.upsert(**facts)
+    assert [catalogue.ids_of(row) for row in (0, 1)] == [{"music": ("1", "2")}, {"cast": ("a",)}]
 
 
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None) -> bytes:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from streams.messages import (
     BundlePublished,
     IndexReady,
+    Item,
     ItemVector,
     RecommendRequest,
     Refused,
@@ -68,6 +69,15 @@ def test_a_message_over_the_limit_and_an_empty_one_are_refused():
 
 def test_unknown_fields_are_read_over_so_that_messages_can_grow():
     assert decode(WatchEvent, json.dumps(GOOD | {"new_field": [1]}).encode()).item_id == "i"
+
+
+def test_the_ids_of_an_item_are_bounded_and_left_out_when_there_are_none():
+    item = Item("i", ids={"music": ("77",)})
+    assert decode(Item, encode(item)) == item and decode(Item, b'{"item_id":"i"}').ids == {}
+    assert encode(Item("i")) == b'{"item_id":"i"}'
+    for ids in ({f"n{n}": ["1"] for n in range(17)}, {"music": [""]}, {"music": ["x" * 257]}, {"music": [7]}):
+        with pytest.raises(Refused, match=r"\$.ids"):
+            decode(Item, json.dumps({"item_id": "i", "ids": ids}).encode())
 
 
 def test_deep_nesting_is_refused_not_a_crash():
