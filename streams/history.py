@@ -2,15 +2,20 @@
 
 Pure: a history and an event go in, a history and perhaps an example come out; nothing here knows of Kafka or the time.
 
+Of the watches the newest `keep` stay, of whatever length, and the newest `keep` completed ones: the ranker looks at the
+first, the user tower at the second, and whoever skips much has few that are both.
+
 An event is applied once. A source offset at or below the history's is a replay after a crash (its effects were
 acknowledged before the history was: see streams.history_app), an event id that is already in the history is a
-producer's duplicate. An event older than everything in a full history has no history "before" it left, and is passed
-over: this also makes the event-id check complete, since a duplicate is either in the window or older than it.
+producer's duplicate. An event that would not stay is passed over as too old. The event-id check is complete by this: a
+watch that was let go had `keep` others at its time or later, and still has them when its duplicate comes. So it must be
+"at its time or later", both for what is let go and for what is too old.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -45,7 +50,8 @@ def is_completed(watch_s: float, duration_s: float | None, completed_s: float) -
 
 
 def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep: int, completed_s: float) -> Applied:
-    """Sort a watch in by event time, keep the newest `keep`, and make its example if it was completed.
+    """Sort a watch in by event time, keep the newest `keep` and the newest `keep` completed ones, and make its example
+    if it was completed.
 
     The example holds the history from before the watch's own time, also for a watch that comes late
     (paper section 3.3: predict the next watch, never a held-out one from the middle).
@@ -56,17 +62,18 @@ def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep
     if any(watch.event_id == event.event_id for watch in watches):
         return Applied(_seen(history, source), Outcome.DUPLICATE)
     completed = is_completed(event.watch_s, event.duration_s, completed_s)
+    # A watch at the very same time is not "before".
+    first = bisect_left(watches, event.event_ms, key=_event_ms)
+    before, later = watches[:first], watches[first:]
+    if len(later) >= keep and not (completed and _completed(later) < keep):
+        return Applied(_seen(history, source), Outcome.TOO_OLD)
     watch = Watch(
         event.item_id, event.event_ms, event.watch_s, event.duration_s, completed, event.event_id, source.offset
     )
     place = bisect_right(watches, event.event_ms, key=_event_ms)
-    if place == 0 and len(watches) >= keep:
-        return Applied(_seen(history, source), Outcome.TOO_OLD)
-    # A watch at the very same time is not "before".
-    before = watches[: bisect_left(watches, event.event_ms, key=_event_ms)]
     newer = UserHistory(
         user_id=history.user_id,
-        watches=(*watches[:place], watch, *watches[place:])[-keep:],
+        watches=_newest((*watches[:place], watch, *watches[place:]), keep),
         searches=history.searches,
         context=event.context or history.context,
         watch_offset=source.offset,
@@ -85,10 +92,10 @@ def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, ke
     outcome = Outcome.KEPT
     if any(search.event_id == event.event_id for search in searches):
         outcome = Outcome.DUPLICATE
+    elif len(searches) - bisect_left(searches, event.event_ms, key=_event_ms) >= keep:
+        outcome = Outcome.TOO_OLD
     else:
         place = bisect_right(searches, event.event_ms, key=_event_ms)
-        if place == 0 and len(searches) >= keep:
-            outcome = Outcome.TOO_OLD
         search = Search(event.query, event.event_ms, event.event_id, source.offset)
         searches = (*searches[:place], search, *searches[place:])[-keep:]
     newer = UserHistory(
@@ -101,6 +108,18 @@ def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, ke
         produced_ms=max(history.produced_ms, source.produced_ms),
     )
     return Applied(newer, outcome)
+
+
+def _newest(watches: tuple[Watch, ...], keep: int) -> tuple[Watch, ...]:
+    """The last `keep`, and in front of them as many older completed ones as `keep` completed ones need."""
+    recent = watches[-keep:]
+    missing = keep - _completed(recent)
+    older = [watch for watch in watches[:-keep] if watch.completed]
+    return (*older[-missing:], *recent) if older and missing else recent
+
+
+def _completed(watches: Sequence[Watch]) -> int:
+    return sum(watch.completed for watch in watches)
 
 
 def _event_ms(entry: Watch | Search) -> int:

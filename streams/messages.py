@@ -84,7 +84,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
 
 
 class Watch(Struct, frozen=True, array_like=True):
-    """One entry of a history; an array on the wire, since fifty of them travel with every event."""
+    """One entry of a history; an array on the wire, since up to a hundred of them travel with every event."""
 
     item_id: str
     event_ms: int
@@ -103,7 +103,8 @@ class Search(Struct, frozen=True, array_like=True):
 
 
 class UserHistory(Struct, frozen=True, omit_defaults=True):
-    """The newest watches and searches of a user, oldest first by event time, and what the stream has shown us so far.
+    """The newest watches of a user (of any length, and completed ones: see streams.history) and the newest searches,
+    oldest first by event time, and what the stream has shown us so far.
 
     `watch_offset` and `search_offset` are the newest source offsets that are in here: an event at or below is a replay.
     """

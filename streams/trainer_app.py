@@ -51,7 +51,7 @@ from streams.outbox import Outbox, create_producer
 log = structlog.get_logger(__name__)
 
 RETRY_S = 5.0
-_MOST_BYTES = 8_000_000  # of an example: it holds a hundred history entries, each within its own limits
+_MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each within its own limits
 
 
 def create_trainer_app(settings: Settings, health: Health) -> faust.App:

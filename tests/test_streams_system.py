@@ -264,22 +264,25 @@ class Load:
 
 
 def replayed(settings: Settings) -> tuple[dict[str, list[tuple[str, int]]], set[tuple[int, int]]]:
-    """What the histories must be, from watch-events alone: the newest KEEP of (event id, offset) by event time; and the
-    places of the watches that must have made an example."""
+    """What the histories must be, from watch-events alone: (event id, offset) of the newest KEEP by event time and of
+    the newest KEEP completed; and the places of the watches that must have made an example."""
     reader = Reader(settings.kafka, WATCH_EVENTS)
-    windows: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    windows: dict[str, list[tuple[int, int, str, bool]]] = defaultdict(list)
     examples = set()
     for record in sorted(reader.to_the_end(), key=lambda record: (record.partition, record.offset)):
         event = decode(WatchEvent, record.value)
-        window = windows[event.user_id]
-        if any(event.event_id == event_id for _, _, event_id in window):
+        window, long = windows[event.user_id], event.watch_s >= 18
+        later = [entry for entry in window if entry[0] >= event.event_ms]
+        too_old = len(later) >= KEEP and not (long and sum(entry[3] for entry in later) < KEEP)
+        if too_old or any(event.event_id == entry[2] for entry in window):
             continue
-        entry = (event.event_ms, record.offset, event.event_id)
-        window[:] = sorted([*window, entry])[-KEEP:]
-        if entry in window and event.watch_s >= 18:
+        entries = sorted([*window, (event.event_ms, record.offset, event.event_id, long)])
+        stay = {*entries[-KEEP:], *[entry for entry in entries if entry[3]][-KEEP:]}
+        window[:] = [entry for entry in entries if entry in stay]
+        if long:
             examples.add((record.partition, record.offset))
     reader.close()
-    ids = {user: [(event_id, offset) for _, offset, event_id in window] for user, window in windows.items()}
+    ids = {user: [(entry[2], entry[1]) for entry in window] for user, window in windows.items()}
     return ids, examples
 
 

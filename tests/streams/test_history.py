@@ -90,6 +90,67 @@ def test_searches_are_kept_beside_watches_and_reach_the_example():
     assert example is not None and [search.query for search in example.searches] == ["cats"]
 
 
+def test_a_skipper_keeps_the_newest_completed_watches_too():
+    history, _ = fold([watch(t, watch_s=30 if t % 4 == 0 else 1) for t in range(40)])
+    assert times(history) == [20, 24, 28, 32, 35, 36, 37, 38, 39]
+    assert [entry.event_ms for entry in history.watches if entry.completed] == [20, 24, 28, 32, 36]
+
+
+def test_a_late_completed_watch_is_kept_where_a_skipped_one_is_too_old():
+    history, _ = fold([watch(t, watch_s=1) for t in (10, 20, 30, 40, 50)])
+    for watch_s, outcome in ((1, Outcome.TOO_OLD), (30, Outcome.KEPT)):
+        applied = apply_watch(history, watch(5, watch_s=watch_s), Source(0, 9, 0), keep=KEEP, completed_s=18)
+        assert applied.outcome is outcome and (applied.example is not None) == (outcome is Outcome.KEPT)
+    assert times(applied.history) == [5, 10, 20, 30, 40, 50]
+
+
+def test_a_duplicate_at_the_time_of_the_oldest_watch_does_not_come_back():
+    """The window begins at the time of a watch that was let go: its duplicate would fit in behind the first."""
+    history, examples = fold([watch(10, "a"), watch(10, "b"), *(watch(t) for t in (20, 30, 40, 50)), watch(10, "a")])
+    assert [entry.event_id for entry in history.watches] == ["b", "e20", "e30", "e40", "e50"]
+    assert len(examples) == 6
+    for event_id in ("s1", "s2", "s1"):
+        history = apply_search(history, SearchEvent(event_id, "u", "q", 7), Source(0, 10, 0), keep=1).history
+        history = UserHistory("u", searches=history.searches)
+    assert [search.event_id for search in history.searches] == ["s1"]
+
+
+arrivals = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 2)), max_size=40)
+
+
+def simple_history(events: list[WatchEvent], keep: int) -> tuple[list[str], list[str]]:
+    """The event ids that stay, and those that make an example, from everything that ever came."""
+    seen: set[str] = set()
+    kept: list[WatchEvent] = []  # all that were ever kept
+    examples = []
+    for event in events:
+        long = event.watch_s >= 18
+        later = [other for other in kept if other.event_ms >= event.event_ms]
+        many = sum(other.watch_s >= 18 for other in later)
+        if event.event_id in seen or (len(later) >= keep and not (long and many < keep)):
+            continue
+        seen.add(event.event_id)
+        kept.append(event)
+        examples += [event.event_id] if long else []
+    ordered = sorted(kept, key=lambda event: event.event_ms)  # stable
+    stay = {event.event_id for event in ordered[-keep:]}
+    stay |= {event.event_id for event in [event for event in ordered if event.watch_s >= 18][-keep:]}
+    return [event.event_id for event in ordered if event.event_id in stay], examples
+
+
+@settings(max_examples=400, deadline=None)
+@given(arrivals, st.integers(1, 6))
+def test_what_stays_is_the_newest_of_all_and_the_newest_completed_and_each_counts_once(drawn, keep):
+    """Late watches, equal times, duplicates at any distance: the model remembers all of them, the history does not."""
+    events = [watch(t, f"{t}-{long}-{n}", watch_s=30 if long else 1) for t, long, n in drawn]
+    history, examples = fold(events, keep=keep)
+    stay, made = simple_history(events, keep)
+    assert [entry.event_id for entry in history.watches] == stay
+    assert [example.offset for example in examples] == sorted({example.offset for example in examples})
+    assert [events[example.offset].event_id for example in examples] == made
+    assert len(made) == len(set(made)), "no watch makes two examples"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=25), st.randoms())
 def test_arrival_order_does_not_change_the_history(event_times, random):
@@ -102,10 +163,10 @@ def test_arrival_order_does_not_change_the_history(event_times, random):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=25), st.data())
-def test_a_crash_anywhere_replays_to_the_same_bytes(event_times, data):
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=25), st.data())
+def test_a_crash_anywhere_replays_to_the_same_bytes(drawn, data):
     """State up to a crash survives (the changelog), then events are read again from any earlier offset."""
-    events = [watch(t, f"e{n}") for n, t in enumerate(event_times)]
+    events = [watch(t, f"e{n}", watch_s=30 if long else 1) for n, (t, long) in enumerate(drawn)]
     crash = data.draw(st.integers(0, len(events)))
     back_to = data.draw(st.integers(0, crash))
     history, examples = fold(events[:crash])
