@@ -109,10 +109,13 @@ def test_a_duplicate_at_the_time_of_the_oldest_watch_does_not_come_back():
     history, examples = fold([watch(10, "a"), watch(10, "b"), *(watch(t) for t in (20, 30, 40, 50)), watch(10, "a")])
     assert [entry.event_id for entry in history.watches] == ["b", "e20", "e30", "e40", "e50"]
     assert len(examples) == 6
-    for event_id in ("s1", "s2", "s1"):
-        history = apply_search(history, SearchEvent(event_id, "u", "q", 7), Source(0, 10, 0), keep=1).history
-        history = UserHistory("u", searches=history.searches)
-    assert [search.event_id for search in history.searches] == ["s1"]
+
+
+def test_a_search_at_the_time_of_the_oldest_in_a_full_history_is_too_old():
+    history = apply_search(UserHistory("u"), SearchEvent("s1", "u", "q", 7), Source(0, 0, 0), keep=1).history
+    applied = apply_search(history, SearchEvent("s2", "u", "q", 7), Source(0, 1, 0), keep=1)
+    assert applied.outcome is Outcome.TOO_OLD and applied.history.searches == history.searches
+    assert applied.history.search_offset == 1
 
 
 arrivals = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 2)), max_size=40)
