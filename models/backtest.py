@@ -8,16 +8,17 @@ whole catalogue is ranked (sampled metrics mislead, Krichene and Rendle 2020), w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from models.cases import Asked, Cases, History, Stream
+from models.comparison import Estimate
 from models.exposure import Exposure
 
-__all__ = ["Asked", "Cases", "History", "Recommender", "Stream", "Walk", "judge", "walk_frozen", "walk_live"]
+__all__ = ["Asked", "Cases", "Entrant", "History", "Recommender", "Stream", "Walk", "judge", "walk_frozen", "walk_live"]
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -41,6 +42,21 @@ class Recommender(Protocol):
 
     def learn(self, rows: slice) -> None:
         """These rows of the stream are known now: called in order, after they were ranked."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A recommender as of the test's cut, its settings, what validation said of the settings tried (mean log2 rank),
+    and what a reader should know."""
+
+    recommender: Recommender
+    settings: dict[str, Any] = field(default_factory=dict)
+    tried: list[tuple[dict[str, Any], Estimate]] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.recommender.name
 
 
 @dataclass(frozen=True)
@@ -129,11 +145,17 @@ def judge(scores: Floats, cases: Cases) -> Rows:
     """int64 [B]: rank of each target from 0 among all items but those seen before; equal scores share the middle, MISS
     for unknown targets. scores float32 [B, C] is overwritten with -inf where seen."""
     catalogue = scores.shape[1]
-    known = (cases.targets >= 0) & (cases.targets < catalogue)
-    own = scores[np.arange(len(cases)), np.where(known, cases.targets, 0)][:, None]  # [B, 1]
-    own[~known] = np.inf
+    targets = np.where(cases.targets < catalogue, cases.targets, MISS)
     inside = cases.seen_item < catalogue
-    scores[cases.seen_case[inside], cases.seen_item[inside]] = -np.inf
+    return target_ranks(scores, targets, cases.seen_case[inside], cases.seen_item[inside])
+
+
+def target_ranks(scores: Floats, targets: Rows, seen_case: Rows, seen_item: Rows) -> Rows:
+    """int64 [B]: rank of each target from 0 among all items but the seen ones, MISS for a negative target; equal scores
+    share the middle. scores float32 [B, N] (overwritten where seen); targets int64 [B]; seen_case, seen_item [K]."""
+    known = targets >= 0
+    own = scores[np.arange(len(targets)), np.where(known, targets, 0)][:, None]  # [B, 1], before it is struck out
+    scores[seen_case, seen_item] = -np.inf
     above = (scores > own).sum(axis=1)
     equal = (scores == own).sum(axis=1)
     return np.where(known, above + np.maximum(equal - 1, 0) // 2, MISS)
@@ -173,9 +195,14 @@ def _list_the_others(recommender: Recommender, history: History, *, cut: int, ca
 
 
 def _batches(history: History, asked: Asked, catalogue: int) -> Iterator[Cases]:
-    size = max(1, min(1024, CELLS // max(1, catalogue)))
+    size = rows_at_once(catalogue)
     for start in range(0, len(asked), size):
         yield history.cases(asked[start : start + size])
+
+
+def rows_at_once(catalogue: int) -> int:
+    """How many users can be scored against all items together, in bounded memory."""
+    return max(1, min(1024, CELLS // max(1, catalogue)))
 
 
 def _by_name(recommenders: Sequence[Recommender], blocks: list[Rows]) -> dict[str, Rows]:

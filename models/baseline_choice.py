@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.als import Als, als_is_installed
-from models.backtest import BLOCK, Recommender, walk_frozen, walk_live
+from models.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
 from models.cases import Stream
 from models.comparison import Estimate
@@ -28,17 +28,6 @@ KNN = [{"neighbours": n, "shrink": s} for n, s in product((50, 200, 800), (0.0, 
 EASE = [{"l2": l2} for l2 in (50.0, 200.0, 800.0, 3200.0)]
 RECENCY = {"exponent": (0.4, 0.7, 1.0), "half_life": (1000, 4000, 16_000, 64_000), "floor": (0.01, 0.1, 1.0)}
 ALS = [{"factors": d, "regularization": r, "alpha": a} for d, r, a in product((16, 64), (0.1, 10.0), (1.0, 10.0))]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A recommender as of the test's cut, its settings, what validation said of the settings tried (mean log2 rank),
-    and what a reader should know."""
-
-    recommender: Recommender
-    settings: Setting
-    tried: list[tuple[Setting, Estimate]] = field(default_factory=list)
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,33 +64,33 @@ class Baselines:
         self._live, self._block, self._seed, self._ease_items = live, block, seed, ease_items
         self.left_out: dict[str, str] = {}
 
-    def fit(self, progress: Progress = lambda stage, done, total: None) -> list[Baseline]:
-        steps: list[Callable[[], list[Baseline]]] = [self._popular, self._decayed, self._knn, self._ease, self._als]
-        found: list[Baseline] = []
+    def fit(self, progress: Progress = lambda stage, done, total: None) -> list[Entrant]:
+        steps: list[Callable[[], list[Entrant]]] = [self._popular, self._decayed, self._knn, self._ease, self._als]
+        found: list[Entrant] = []
         for done, step in enumerate(steps):
             progress("baselines", done, len(steps))
             found += step()
         progress("baselines", len(steps), len(steps))
         return found
 
-    def _popular(self) -> list[Baseline]:
+    def _popular(self) -> list[Entrant]:
         window = max(1, round(WINDOW_SHARE * self._test.cut))
         names = {f"popular, last {WINDOW_SHARE:.0%}": window, "popular, all time": None}
         return [
-            Baseline(self._test.build(Popular, window=events, name=name), {"window_events": events})
+            Entrant(self._test.build(Popular, window=events, name=name), {"window_events": events})
             for name, events in names.items()
         ]
 
-    def _decayed(self) -> list[Baseline]:
+    def _decayed(self) -> list[Entrant]:
         choice = choose(partial(self._validation.build, DecayedPopular), self._half_lives(HALF_LIVES), self._ranks)
-        return [Baseline(self._test.build(DecayedPopular, **choice.setting), choice.setting, choice.tried)]
+        return [Entrant(self._test.build(DecayedPopular, **choice.setting), choice.setting, choice.tried)]
 
-    def _knn(self) -> list[Baseline]:
+    def _knn(self) -> list[Entrant]:
         choice = choose(partial(self._validation.build, ItemKnn), KNN, self._ranks)
         settings = choice.setting | {"refit_events": REFIT_EVENTS if self._live else None}
-        return [Baseline(self._test.build(ItemKnn, **settings), settings, choice.tried)]
+        return [Entrant(self._test.build(ItemKnn, **settings), settings, choice.tried)]
 
-    def _ease(self) -> list[Baseline]:
+    def _ease(self) -> list[Entrant]:
         build = partial(self._validation.build, Ease, most_items=self._ease_items)
         choice = choose(build, EASE, self._ranks)
         recency, tried = self._recency(build(**choice.setting))
@@ -114,8 +103,8 @@ class Baselines:
             note = f"{limit}; {note}" if note else limit
         recent = self._times_recency(self._test, ease, recency)
         return [
-            Baseline(recent, choice.setting | recency, tried, note),
-            Baseline(ease, choice.setting, choice.tried, note),
+            Entrant(recent, choice.setting | recency, tried, note),
+            Entrant(ease, choice.setting, choice.tried, note),
         ]
 
     def _recency(self, source: Recommender) -> tuple[Setting, list[tuple[Setting, Estimate]]]:
@@ -137,13 +126,13 @@ class Baselines:
             source, popularity, exponent=setting["exponent"], floor=setting["floor"], name="EASE x recency"
         )
 
-    def _als(self) -> list[Baseline]:
+    def _als(self) -> list[Entrant]:
         if not als_is_installed():
             self.left_out["ALS"] = "`implicit` is not installed (pip install 'nextwatch[bench]')"
             return []
         choice = choose(partial(self._validation.build, Als, seed=self._seed), ALS, self._ranks)
         note = "item factors as of the cut, users' from their live histories" if self._live else ""
-        return [Baseline(self._test.build(Als, **choice.setting, seed=self._seed), choice.setting, choice.tried, note)]
+        return [Entrant(self._test.build(Als, **choice.setting, seed=self._seed), choice.setting, choice.tried, note)]
 
     def _half_lives(self, values: Iterable[float]) -> list[Setting]:
         """Those that the stream is long enough to tell apart; at least one."""

@@ -49,9 +49,16 @@ def cut_fraction(stream: Stream, fraction: float, option: str) -> int:
     return cut_at(stream, int(stream.event_ms[place]), option)
 
 
-def split(stream: Stream, cut: int, *, live: bool, validation_share: float | None = None) -> Split:
+def split(history: History, cut: int, *, live: bool, validation_share: float | None = None) -> Split:
     """The validation part is as long as the test, but no longer than VALIDATION_SHARE of what is before the cut (and,
-    live, than LIVE_VALIDATION), or exactly `validation_share` of it. Raises BacktestError when it is empty."""
+    live, than LIVE_VALIDATION), or exactly `validation_share` of it. Raises BacktestError when in one of the two
+    parts there is nobody to be asked."""
+    stream = history.stream
+    if not len(history.next_unseen(cut)):
+        raise BacktestError(
+            f"no user has positives before the cut ({iso(int(stream.event_ms[cut]))}) and something new after it, so "
+            "there is nobody to be asked: move --test-from or --test-fraction"
+        )
     if validation_share is None:
         size = min(len(stream) - cut, int(cut * VALIDATION_SHARE), *([LIVE_VALIDATION] if live else []))
     else:
@@ -59,10 +66,10 @@ def split(stream: Stream, cut: int, *, live: bool, validation_share: float | Non
     start = min(cut - size, cut - 1)
     validation = int(np.searchsorted(stream.event_ms[:cut], stream.event_ms[start], side="left"))
     parts = Split(validation, cut, len(stream))
-    if size == 0 or validation == 0 or not len(validation_history(stream, parts).next_unseen(validation)):
+    if not 0 < size < cut or validation == 0 or not len(validation_history(stream, parts).next_unseen(validation)):
         raise BacktestError(
             f"no user has watched something new in the validation part, the {max(size, 0):,} positives before the test "
-            f"({cut:,} are before it): move --test-from or --test-fraction, or set --validation-fraction (above 0)"
+            f"({cut:,} are before it): move --test-from or --test-fraction, or set --validation-fraction to more"
         )
     return parts
 

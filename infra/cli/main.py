@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli import ask, cluster, learn, processes, up
+from infra.cli import ask, backtest, cluster, learn, processes, up
 from infra.cli.session import Session
 
 MENDABLE = (
@@ -23,6 +23,7 @@ MENDABLE = (
     ("infra.child", "ServiceError"),
     ("models.bundle", "BundleError"),
     ("models.log", "LogError"),
+    ("models.split", "BacktestError"),
     ("streams.follow", "TopicMissing"),
     ("indexer.errors", "IndexFailure"),
     ("serving.client", "RequestFailed"),
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="nextwatch: a streaming, real-time video recommender. Watch events in Kafka, recommendations that follow.",
 )
-for module in (up, processes, learn, ask, cluster):
+for module in (up, processes, learn, backtest, ask, cluster):
     module.register(app)
 
 
