@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import polars as pl
 import pytest
 from kafka import KafkaProducer
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Settings
 from models.catalogue import Catalogue
-from models.log import LogError, items_from_frame, log_from_frame
-from models.training import build_catalogue
-from streams.archive import Archive, item_frame, read_archive
-from streams.messages import Item, WatchEvent, encode
-from streams.topics import FORWARDED, ITEMS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
+from models.log import LogError, items_from_frame
+from models.searches import tokens_of
+from streams.archive import Archive, item_frame, store_archive
+from streams.messages import Context, Item, SearchEvent, WatchEvent, encode
+from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
 
 
 def test_the_catalogue_of_no_items_has_its_columns_all_the_same():
@@ -32,8 +31,9 @@ def test_the_ids_of_items_are_id_columns_of_the_catalogue():
     assert [catalogue.ids_of(row) for row in (0, 1)] == [{"music": ("1", "2")}, {"cast": ("a",)}]
 
 
-def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None) -> bytes:
-    return encode(WatchEvent(event_id, "u", item_id, event_ms, 30.0, duration_s))
+def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:
+    where = Context(**context) if context else None
+    return encode(WatchEvent(event_id, "u", item_id, event_ms, 30.0, duration_s, context=where))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,17 @@ def filled(with_topics: Settings) -> Settings:
     send(WATCH_EVENTS, b"u", watch("e2", "b", 3000), partition=0, headers=[(FORWARDED, b"watch-events/1/0")])
     send(WATCH_EVENTS, b"u", b"junk", partition=1)
     send(WATCH_EVENTS, b"u", None, partition=1)
-    send(WATCH_EVENTS, b"u", watch("e3", "a", 2000), partition=1)
+    send(WATCH_EVENTS, b"u", watch("e3", "a", 2000, region="de", device="d" * 300, signed_in=True), partition=1)
+    send(WATCH_EVENTS, b"u", watch("e4", "a", 10**15), partition=1)
+    for event_id, user_id, query in (
+        ("s2", "u", "red cars"),
+        ("s1", "u", "cats"),
+        ("s1", "u", "cats"),
+        ("s3", "v", "x"),
+    ):
+        event_ms = 2500 if event_id == "s2" else 1500
+        send(SEARCH_EVENTS, user_id.encode(), encode(SearchEvent(event_id, user_id, query, event_ms)), partition=0)
+    send(SEARCH_EVENTS, b"u", b"junk", partition=0)
     send(ITEMS, b"a", encode(Item("a", "A", "old channel")), partition=0)
     send(ITEMS, b"a", encode(Item("a", "A", "channel", ("t",), 60.0, 500)), partition=0)
     send(ITEMS, b"b", encode(Item("b", "B")), partition=1)
@@ -61,15 +71,31 @@ def filled(with_topics: Settings) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def archive(filled: Settings) -> Archive:
-    return read_archive(filled)
+def archive(filled: Settings, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    return store_archive(filled, tmp_path_factory.mktemp("archive"))
 
 
 @pytest.mark.system
 def test_every_watch_is_there_once_and_the_unusable_are_counted(archive):
-    watches = archive.watches.sort("event_ms")
+    watches = archive.log.frame()
     assert watches["item_id"].to_list() == ["a", "a", "b"] and watches["event_ms"].to_list() == [1000, 2000, 3000]
-    assert watches["duration_s"].to_list() == [60.0, None, None] and archive.refused == 2
+    assert watches["duration_s"].to_list() == [60.0, None, None] and watches["completed"].all()
+    assert archive.log.duplicates == 1
+    assert archive.refused == 4, "junk twice, a null, a time beyond 2100"
+
+
+@pytest.mark.system
+def test_the_context_of_a_watch_is_there_as_far_as_it_is_known(archive):
+    assert archive.log.contexts.keys() == {"region", "signed_in"}
+    assert archive.log.frame()["region"].to_list() == [None, "de", None]
+    assert archive.log.frame()["signed_in"].to_list() == [None, 1.0, None]
+
+
+@pytest.mark.system
+def test_the_searches_of_those_who_watched_are_there_once(archive, filled):
+    searches, buckets = archive.searches, filled.model.search_tokens
+    assert searches.event_ms.tolist() == [1500, 2500] and (searches.duplicates, searches.strangers) == (1, 1)
+    assert searches.tokens.tolist() == tokens_of("cats", buckets) + tokens_of("red cars", buckets)
 
 
 @pytest.mark.system
@@ -85,24 +111,15 @@ def test_the_offsets_say_where_the_trainer_goes_on(archive):
 
 
 @pytest.mark.system
-def test_training_takes_it_as_it_is(archive):
-    log = log_from_frame(archive.watches, 18.0, source="watch-events")
-    assert log.frame.height == 3 and log.frame["completed"].all()
-    assert list(build_catalogue(log, archive.items).item_ids) == ["a", "b"]
-
-
-@pytest.mark.system
-def test_progress_is_told_up_to_the_end(filled):
+def test_progress_is_told_up_to_the_end(filled, tmp_path):
     told: list[tuple[str, int, int]] = []
-    read_archive(filled, lambda *step: told.append(step))
-    assert ("watch-events", 6, 6) in told and ("items", 4, 4) in told
+    store_archive(filled, tmp_path, lambda *step: told.append(step))
+    for step in (("watch-events", 7, 7), ("sorting", 4, 4), ("search-events", 5, 5), ("items", 4, 4)):
+        assert step in told
 
 
 @pytest.mark.system
-def test_empty_topics_are_an_archive_of_nothing_and_training_says_so(kafka_settings):
+def test_topics_without_watches_are_refused_as_a_log_without_rows_is(kafka_settings, tmp_path):
     create_topics(kafka_settings.kafka)
-    archive = read_archive(kafka_settings)
-    assert archive.watches.height == 0 and archive.items.height == 0 and archive.refused == 0
-    assert archive.watches.schema["user_id"] == pl.String
     with pytest.raises(LogError, match="watch-events: has no rows"):
-        log_from_frame(archive.watches, 18.0, source="watch-events")
+        store_archive(kafka_settings, tmp_path)
