@@ -3,8 +3,10 @@
 Seeded, and the clock is an argument: the same seed and the same calls give the same events. Choices come in two kinds:
 self-chosen watches (`past`, `step`), where a person picks one of all videos by popularity times taste, and answers to
 what a recommender shows (`respond`), where they look down a list and start what they like. How long they then watch is
-drawn around a known mean, so the world can tell the true expected seconds that a ranker only estimates. Live time is
-denser than life: a watch is reported the moment it happens, whatever its length.
+drawn around a known mean, so the world can tell the true expected seconds that a ranker only estimates. Some
+self-chosen watches were searched for: the person asked for the video's channel or topic just before, so a search tells
+something of the next watch. Live time is denser than life: a watch is reported the moment it happens, whatever its
+length.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ BLOCK = 256  # sessions drawn together
 TINY = np.float32(1e-30)
 LEAVE_S = (1.0, 8.0)  # who leaves at once does so within this
 CONCENTRATION = 6.0  # of the watched share around its mean
-SEARCH_CHANCE = 0.06  # searches per self-chosen watch, live
+SEARCH_CHANCE = 0.06  # that a self-chosen watch was searched for
+SEARCHED_S = (2.0, 25.0)  # before the watch began
+QUERIES = ("{}", "best {}", "{} today", "{} new videos")
 LOOK_ON = 0.9  # chance to look at the next position of a list
 MOST_ANSWERS = 3  # watches out of one list
 
@@ -82,11 +86,13 @@ class World:
         self.events_per_s = events_per_s
         self.user_ids = [f"u{row:05d}" for row in range(users)]
         self._rng = np.random.default_rng([seed, 2])
+        self._search_rng = np.random.default_rng([seed, 3])  # its own: a log is the same whether searches are asked for
         published = start_ms - np.sort(self._rng.random(items) * catalogue_days * 24 * HOUR_MS)[::-1]
         self.videos = make_videos(self.population, self._rng, published.astype(np.int64))
         self._item_every_ms = round(item_every_s * 1000)
         self._seen: list[list[int]] = [[] for _ in range(users)]
         self._events = 0
+        self._searched = 0
         self._born = 0  # videos published since `start_ms`, `publish` apart
         self._start_ms = self._now_ms = start_ms
 
@@ -153,6 +159,14 @@ class World:
         drawn = _paced(self._self_chosen(users, at_ms, lengths))
         return self._log(drawn.filter(pl.col("event_ms") < end_ms).sort("event_ms"))
 
+    def past_searches(self, log: pl.DataFrame, chance: float = SEARCH_CHANCE) -> pl.DataFrame:
+        """Simulated searches to a log of `past_log`, in order of time: event_id, user_id, query, event_ms.
+
+        Each watch was searched for with this `chance`, after the watch before it in its session had ended."""
+        started_ms = log["event_ms"] - (1000 * log["watch_s"]).cast(pl.Int64)
+        rows = log["item_id"].str.slice(1).cast(pl.Int64)
+        return self._searches(log["user_id"], rows.to_numpy(), started_ms.to_numpy(), chance)
+
     def past(self, start_ms: int, end_ms: int, events: int) -> Iterator[WatchEvent]:
         """The same as messages."""
         return self.messages(self.past_log(start_ms, end_ms, events))
@@ -166,13 +180,12 @@ class World:
             return Happened(items, [], [])
         at_ms = np.sort(self._rng.integers(since_ms + 1, self._now_ms + 1, count))
         users = self._draw_users(count)
-        searches = [
-            self._search(user, at)
-            for user, at in zip(users.tolist(), at_ms.tolist(), strict=True)
-            if self._rng.random() < SEARCH_CHANCE
-        ]
         drawn = self._self_chosen(users, at_ms, np.ones(count, np.int64))
-        return Happened(items, list(self.messages(self._log(drawn))), searches)
+        log = self._log(drawn)
+        asked = self._searches(log["user_id"], drawn["row"].to_numpy(), drawn["event_ms"].to_numpy(), SEARCH_CHANCE)
+        asked = asked.with_columns(pl.col("event_ms").clip(since_ms + 1))
+        searches = [SearchEvent(*row) for row in asked.iter_rows()]
+        return Happened(items, list(self.messages(log)), searches)
 
     def idle_until(self, now_ms: int) -> None:
         """Nobody does anything until then; items that are due by then come with the next step."""
@@ -270,14 +283,30 @@ class World:
         self.videos = self.videos.join(new)
         return [self._item(row) for row in range(len(self.videos) - len(due), len(self.videos))]
 
-    def _search(self, user: int, at_ms: int) -> SearchEvent:
-        users, moment = np.array([user]), np.array([at_ms])
-        loved = int(favourites(self.population, users, moment)[0, self._rng.integers(4)])
-        topic = TOPICS[int(self.population.channel_topics[loved].argmax())]
-        query = self.population.channel_names[loved] if self._rng.random() < 0.5 else topic.lower()
-        self._events += 1
-        event_id = f"sim-s-{at_ms}-{self._events}"
-        return SearchEvent(event_id=event_id, user_id=self.user_ids[user], query=query, event_ms=at_ms)
+    def _searches(self, user_ids: pl.Series, rows: Rows, started_ms: Rows, chance: float) -> pl.DataFrame:
+        """What was searched for before some of E watches: the name of the video's channel, or its topic."""
+        rng = self._search_rng
+        chosen = np.flatnonzero(rng.random(len(rows)) < chance)
+        channels = self.videos.channel[rows[chosen]]
+        topics = self.population.channel_topics[channels].argmax(axis=1)
+        by_name = rng.random(len(chosen)) < 0.5
+        phrases = rng.integers(0, len(QUERIES), len(chosen))
+        before_ms = (1000 * rng.uniform(*SEARCHED_S, len(chosen))).astype(np.int64)
+        at_ms = started_ms[chosen] - before_ms
+        words = [
+            self.population.channel_names[channel] if named else TOPICS[topic].lower()
+            for channel, topic, named in zip(channels, topics, by_name, strict=True)
+        ]
+        first, self._searched = self._searched + 1, self._searched + len(chosen)
+        return pl.DataFrame(
+            {
+                "event_id": [f"sim-s-{at}-{n}" for n, at in enumerate(at_ms.tolist(), first)],
+                "user_id": user_ids.gather(chosen),
+                "query": [QUERIES[phrase].format(word) for phrase, word in zip(phrases, words, strict=True)],
+                "event_ms": at_ms,
+            },
+            schema={"event_id": pl.String, "user_id": pl.String, "query": pl.String, "event_ms": pl.Int64},
+        ).sort("event_ms", maintain_order=True)
 
     def _log(self, drawn: pl.DataFrame) -> pl.DataFrame:
         users, rows, at_ms = (drawn[name].to_numpy() for name in ("user", "row", "event_ms"))

@@ -60,6 +60,44 @@ def test_messages_of_the_past_say_the_same_as_its_log() -> None:
     assert [e.watch_s for e in events] == log["watch_s"].to_list()
 
 
+def test_a_past_search_tells_something_of_the_next_watch(lived: tuple[World, pl.DataFrame]) -> None:
+    world, log = lived
+    searches = world.past_searches(log, chance=0.2)
+    assert searches["event_ms"].is_sorted() and searches["event_id"].is_unique().all()
+    assert 0.18 < len(searches) / len(log) < 0.22
+    watches = log.select("user_id", "item_id", watched_ms="event_ms").sort("watched_ms")
+    after = searches.join_asof(
+        watches, left_on="event_ms", right_on="watched_ms", by="user_id", strategy="forward", check_sortedness=False
+    )
+    items = {item.item_id: (item.channel or "", item.topics[0]) for item in world.catalogue(START_MS)}
+    found = [any(word in query for word in items[item]) for query, item in after.select("query", "item_id").iter_rows()]
+    other = [
+        any(word in query for word in items[item]) for query, item in zip(after["query"], log["item_id"], strict=False)
+    ]
+    assert np.mean(found) > 0.9
+    assert np.mean(other) < 0.2
+
+
+def test_the_past_is_the_same_whether_its_searches_are_asked_for_or_not() -> None:
+    one, two = small_world(), small_world()
+    first = one.past_log(START_MS - DAY_MS, START_MS, 500)
+    searches = one.past_searches(first)
+    assert first.equals(two.past_log(START_MS - DAY_MS, START_MS, 500))
+    assert searches.equals(two.past_searches(first))
+    assert one.step(START_MS + 5000).watches == two.step(START_MS + 5000).watches
+
+
+def test_a_live_search_is_for_what_is_watched_next() -> None:
+    world = small_world()
+    items = {item.item_id: (item.channel or "", item.topics[0]) for item in world.catalogue(START_MS)}
+    happened = world.step(START_MS + 60_000)
+    watched = {search.user_id: set() for search in happened.searches}
+    for watch in happened.watches:
+        watched.get(watch.user_id, set()).update(items.get(watch.item_id, ()))
+    assert len(happened.searches) > 100
+    assert all(any(word in search.query for word in watched[search.user_id]) for search in happened.searches)
+
+
 def test_a_step_publishes_an_item_every_minute_and_happens_in_its_own_time() -> None:
     world = small_world()
     happened = [world.step(START_MS + 1000 * second) for second in range(10, 190, 10)]
