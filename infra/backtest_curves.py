@@ -19,6 +19,7 @@ LOOK: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "nextwatch", "fo
 LOOK |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
 UNDATED = {"Date": None, "Creator": None, "Format": None, "Type": None}
 SIZE = (10.0, 3.6)
+CROWDED = 7  # more labels than this are slanted, and n is left to report.json
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -91,8 +92,9 @@ def _by_slice(axes: Axes, *, by_name: Json, k: str, label: Callable[[Json], str]
         parts = at_k[k]
         values, errors = [part["value"] for part in parts], [part["se"] or 0.0 for part in parts]
         axes.errorbar(range(len(parts)), values, errors, label=name, **_line(place))
-    axes.set_xticks(range(len(parts)), [f"{label(part)}\nn {part['n']:,}" for part in parts], fontsize=7)
-    axes.tick_params(axis="x", rotation=45 if len(parts) > 6 else 0)
+    crowded = len(parts) > CROWDED
+    labels = [label(part) if crowded else f"{label(part)}\nn {part['n']:,}" for part in parts]
+    axes.set_xticks(range(len(parts)), labels, fontsize=7, rotation=45 if crowded else 0)
 
 
 def _shown(axes: Axes, *, shown: Json, metric: str) -> None:
