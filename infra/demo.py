@@ -110,20 +110,22 @@ def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) 
 def _train(past: pl.DataFrame, items: pl.DataFrame, settings: Settings, step: Step) -> Manifest:
     import torch
 
-    from models.log import log_from_frame
+    from models.stored_log import store_frame
     from models.training import train_bundle
 
     torch.set_num_threads(settings.model.threads)
-    return train_bundle(
-        log_from_frame(past, settings.history.completed_s, source="the world's past"),
-        items,
-        settings=settings.model,
-        bundles_dir=settings.bundles_dir,
-        created_ms=now_ms(),
-        offsets={},
-        progress=step,
-        measure=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="nextwatch-") as scratch:
+        completed_s = settings.history.completed_s
+        return train_bundle(
+            store_frame(past, Path(scratch), completed_s=completed_s, source="the world's past"),
+            items,
+            settings=settings.model,
+            bundles_dir=settings.bundles_dir,
+            created_ms=now_ms(),
+            offsets={},
+            progress=step,
+            measure=False,
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ DEFAULT_FILE = Path("nextwatch.toml")
 
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -62,7 +64,9 @@ class Milvus(Section):
 
 
 class History(Section):
-    watches: Count = Field(50, description="newest watches kept per user (paper section 3.3)")
+    watches: Count = Field(
+        50, description="newest watches kept per user, and newest completed ones beside them (paper section 3.3)"
+    )
     searches: Count = Field(50, description="newest searches kept per user (paper section 3.3)")
     completed_s: Annotated[float, Field(gt=0)] = Field(
         18.0, description="a watch is completed (positive) when it lasted min(duration, this)"
@@ -80,10 +84,25 @@ class Trending(Section):
 
 class Model(Section):
     dim: Count = Field(64, description="width of item and user embeddings")
-    hidden: tuple[Count, ...] = Field((256,), description="widths of the user tower's ReLU layers")
-    negatives: Count = Field(2048, description="shared negatives per step, half in-batch, half uniform")
+    hidden: tuple[Count, ...] = Field((256,), description="widths of the user tower's ReLU layers; empty: linear")
+    encoder: Literal["average", "attention"] = Field("average", description="how a history becomes a vector")
+    dropout: Share = Field(0.0, description="of the tower's layers, in training")
+    sides: bool = Field(True, description="embed the catalogue's id columns (channel, topics, ...) into the items")
+    searches: bool = Field(True, description="learn from searches, where a log has them")
+    context: bool = Field(True, description="learn from region, device, ..., where a log has them")
+    search_tokens: Count = Field(65_536, description="rows of the hashed words of searches")
+    search_dim: Count = 32
+    example_age: bool = Field(False, description="the paper's example age; live popularity does its work better")
+    age_window_h: Annotated[float, Field(gt=0)] = Field(24 * 21.0, description="training window of example age")
+    negatives: Count = Field(2048, description="shared negatives per step")
+    in_batch: Share = Field(0.5, description="share of the negatives that comes from the batch, the rest is uniform")
     batch: Count = 2048
-    epochs: Count = 5
+    epochs: Count = Field(5, description="most epochs; fewer when the validation days say so")
+    table_rate: Rate = Field(0.05, description="row-wise Adagrad on embedding rows")
+    tower_rate: Rate = Field(2e-3, description="Adam on the tower")
+    examples_per_user: Annotated[int, Field(ge=0)] = Field(0, description="most per user and window; 0: all")
+    example_window_h: Annotated[float, Field(gt=0)] = Field(24.0, description="window of examples_per_user")
+    equal_users: bool = Field(False, description="weigh an example 1/n of its user's n (the paper's equal weight)")
     half_life_events: Annotated[float, Field(gt=0)] = Field(8000.0, description="of the popularity coordinate")
     ranker_hidden: tuple[Count, ...] = Field((64, 32), description="widths of the ranker's ReLU layers")
     ranker_epochs: Count = 3
@@ -94,12 +113,15 @@ class Model(Section):
 class Trainer(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="row-wise Adagrad on item rows")
     negatives: Count = Field(2048, description="shared uniform negatives of a live step")
-    replay: Annotated[int, Field(ge=0)] = Field(0, description="recent examples learnt again with each batch")
+    pull: Share = Field(0.0, description="share of its way from the release that a touched row is drawn back each step")
+    learns: Literal["history", "popularity", "output_rows", "input_rows"] = Field(
+        "output_rows", description="what moves between releases; each also moves what stands before it"
+    )
     batch: Count = Field(256, description="most examples per step")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
     threads: Count = Field(1, description="of torch in the trainer worker")
-    evaluate_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0, description="share of examples that are ranked against the whole table before they are learnt"
+    evaluate_scores: Annotated[int, Field(ge=0)] = Field(
+        2_000_000, description="scores per batch spent on ranking examples before they are learnt"
     )
 
 

@@ -1,7 +1,9 @@
 """A release on disk: an immutable directory of weights, catalogue and manifest, named by its version.
 
-It is written beside its place, synced and renamed, so that a directory with a version's name is always whole; the
-manifest carries a checksum of every other file, so that a damaged one is refused by name before anything is served.
+Every table is a file of its own that is memory-mapped when it is read, so that ten million rows take memory once at
+most. A bundle is written beside its place, synced and renamed, so that a directory with a version's name is always
+whole; the manifest carries a checksum of every other file, so that a damaged one is refused by name before anything is
+served.
 """
 
 from __future__ import annotations
@@ -20,18 +22,26 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import safetensors.numpy
+import torch
 from safetensors import SafetensorError
 
-from models.candidates import CandidateModel
+from models.array_file import mapped
+from models.candidates import CandidateModel, Reader
 from models.catalogue import Catalogue
+from models.context import ContextVocabulary
 from models.features import SCHEMA_HASH
+from models.popularity import Popularity
 from models.ranker import Ranker
+from models.table import write_table
+from models.tower import TowerShape, UserTower
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-CANDIDATES = "candidates.safetensors"
+TOWER = "tower.safetensors"
 RANKER = "ranker.safetensors"
 CATALOGUE = "catalogue.parquet"
+TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
+FILES = (TOWER, RANKER, CATALOGUE, *(f"{name}.npy" for name in TABLES))
 
 
 class BundleError(ValueError):
@@ -50,7 +60,8 @@ class Manifest(msgspec.Struct, frozen=True):
     schema_hash: str
     completed_s: float
     ranker: bool  # False: the log had no watch times, retrieval order is kept
-    hidden: tuple[int, ...]
+    tower: TowerShape
+    contexts: ContextVocabulary
     ranker_hidden: tuple[int, ...]
     half_life_events: float
     watches: int  # completed ones that it has counted: the clock of the popularity coordinate
@@ -79,7 +90,6 @@ def write_bundle(
     catalogue: Catalogue,
     created_ms: int,
     completed_s: float,
-    hidden: tuple[int, ...],
     ranker_hidden: tuple[int, ...],
     seed: int,
     metrics: dict[str, float],
@@ -91,10 +101,13 @@ def write_bundle(
     bundles_dir.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=bundles_dir))
     try:
-        safetensors.numpy.save_file(_contiguous(model.to_arrays()), staging / CANDIDATES)
+        for name, table in _tables(model).items():
+            write_table(staging / f"{name}.npy", table)
+        tower = {name: tensor.numpy() for name, tensor in model.reader.tower.state_dict().items()}
+        safetensors.numpy.save_file(_contiguous(tower), staging / TOWER)
         safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
         _catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
-        files = {name: _checksum(staging / name) for name in (CANDIDATES, RANKER, CATALOGUE)}
+        files = {name: _checksum(staging / name) for name in FILES}
         manifest = Manifest(
             format=FORMAT,
             version=version_of(created_ms, files),
@@ -104,7 +117,8 @@ def write_bundle(
             schema_hash=SCHEMA_HASH,
             completed_s=completed_s,
             ranker=ranker.trained,
-            hidden=hidden,
+            tower=model.reader.tower.shape,
+            contexts=model.reader.contexts,
             ranker_hidden=ranker_hidden,
             half_life_events=model.popularity.half_life_events,
             watches=model.popularity.clock,
@@ -118,6 +132,14 @@ def write_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def newest_version(bundles_dir: Path) -> str:
+    """Raises BundleError when there is none."""
+    versions = sorted(path.parent.name for path in bundles_dir.glob(f"*/{MANIFEST}") if path.parent.name[0] != ".")
+    if not versions:
+        raise BundleError(f"{bundles_dir}: holds no release; train one with `nextwatch train`")
+    return versions[-1]
 
 
 def version_of(created_ms: int, files: dict[str, str]) -> str:
@@ -148,20 +170,10 @@ def read_manifest(directory: Path) -> Manifest:
 def read_bundle(directory: Path) -> Bundle:
     """Load and check a bundle. Raises BundleError naming the file."""
     manifest = read_manifest(directory)
-    for name in (CANDIDATES, RANKER, CATALOGUE):
+    for name in FILES:
         _check_file(directory / name, manifest.files.get(name))
     catalogue = _read_catalogue(directory / CATALOGUE)
-    try:
-        model = CandidateModel.from_arrays(
-            list(catalogue.item_ids),
-            _read_arrays(directory / CANDIDATES),
-            hidden=manifest.hidden,
-            half_life_events=manifest.half_life_events,
-            clock=manifest.watches,
-        )
-        _check_shape(model, manifest)
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise BundleError(f"{directory / CANDIDATES}: does not fit its manifest: {error}") from None
+    model = _read_model(directory, manifest, list(catalogue.item_ids))
     try:
         ranker = Ranker.from_arrays(_read_arrays(directory / RANKER), catalogue, hidden=manifest.ranker_hidden)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -169,11 +181,42 @@ def read_bundle(directory: Path) -> Bundle:
     return Bundle(manifest, model, ranker, catalogue)
 
 
-def _check_shape(model: CandidateModel, manifest: Manifest) -> None:
-    items = manifest.items
-    lengths = {len(model.item_ids), len(model.vectors), len(model.bias), len(model.popularity)}
-    if lengths != {items} or model.dim != manifest.dim:
-        raise ValueError(f"expected {items} items of dimension {manifest.dim}, found {lengths} of {model.dim}")
+def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
+    rows = {"vectors": model.vectors, "bias": model.bias, "query_rows": model.query_rows, "words": model.reader.words}
+    return rows | model.popularity.arrays()
+
+
+def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> CandidateModel:
+    tables = {name: _read_table(directory / f"{name}.npy") for name in TABLES}
+    try:
+        tower = UserTower(manifest.tower)
+        weights = _read_arrays(directory / TOWER)
+        tower.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except (KeyError, RuntimeError) as error:
+        raise BundleError(f"{directory / TOWER}: does not fit its manifest: {error}") from None
+    counts = (np.array(tables[name]) for name in ("count", "total", "touched"))
+    model = CandidateModel(
+        item_ids,
+        Reader(tower, tables["words"], manifest.contexts),
+        vectors=tables["vectors"],
+        bias=tables["bias"],
+        query_rows=tables["query_rows"],
+        popularity=Popularity(manifest.half_life_events, *counts, clock=manifest.watches),
+    )
+    for name in TABLES:
+        if name != "words" and len(tables[name]) != manifest.items:
+            found = f"{len(tables[name]):,} rows, the manifest says {manifest.items:,}"
+            raise BundleError(f"{directory / name}.npy: does not fit its manifest: {found}")
+    if model.dim != manifest.dim or tables["query_rows"].shape[1] != manifest.dim - 1:
+        raise BundleError(f"{directory / 'vectors.npy'}: does not fit its manifest: {model.dim} is not {manifest.dim}")
+    return model
+
+
+def _read_table(path: Path) -> npt.NDArray[Any]:
+    try:
+        return mapped(path)
+    except (ValueError, OSError, EOFError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
 
 
 def _check_file(path: Path, checksum: str | None) -> None:
@@ -195,6 +238,9 @@ def _catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
     rows = np.arange(len(catalogue))
     channels = [catalogue.channel_of(row) for row in rows.tolist()]
     topics = [list(catalogue.topics_of(row)) for row in rows.tolist()]
+    names = catalogue.id_names[2:]  # beside channel and topics
+    further = [{name: list(catalogue.ids_of(row).get(name, ())) for name in names} for row in rows.tolist()]
+    ids = {"ids": pl.Series(further, dtype=pl.Struct({name: pl.List(pl.String) for name in names}))} if names else {}
     return pl.DataFrame(
         {
             "item_id": catalogue.item_ids,
@@ -204,6 +250,7 @@ def _catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
             "published_ms": pl.Series(catalogue.published_ms(rows)).fill_nan(None).cast(pl.Int64),
             "available": catalogue.is_available(rows),
         }
+        | ids
     )
 
 

@@ -2,158 +2,217 @@
 
 Popularity enters as a fixed offset, read from a snapshot that is older than the example; the embeddings learn what is
 left. That one coordinate, kept fresh when serving, is most of what being live is worth.
+
+Every random choice is drawn from (seed, epoch, step), so a training that was interrupted goes on to the same result.
+Several processes (torchrun) hold the same tables, take a share of each batch, and add up their gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from infra.settings import Model
-from models.batches import batch_size, shuffled_batches
-from models.candidates import CandidateModel
-from models.catalogue import Catalogue
-from models.cold_start import ColdStart
-from models.evaluation import Positives
-from models.losses import sampled_softmax
-from models.popularity import Popularity, popularity_snapshots
-from models.timeline import Timeline, first_of_pair
-from models.tower import HISTORY, TOPICS, ItemTable, UserTower, bag_histories
+from models.batches import batch_size, epoch_batches
+from models.dataset import Dataset
+from models.examples import Queries
+from models.losses import Extra
+from models.net import CandidateNet, Touched
+from models.popularity import Snapshots
+from models.sampling import Negatives, draw_negatives, find_hits
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
-TABLE_RATE = 5e-3
-TOWER_RATE = 2e-3
+AfterStep = Callable[["Fit"], None]
+
 LEAST_STEPS = 50  # per epoch
-SNAPSHOT_EVENTS = 1000  # watches between two snapshots of popularity
-SNAPSHOT_CELLS = 50_000_000  # at most so many numbers in all snapshots: with more items they are further apart
 
 
-class CandidateNet(nn.Module):
-    """All that is learnt: both item tables, the bias, the tower."""
+@dataclass(frozen=True)
+class Ablation:
+    """What a switch of the paper's is worth is shown by turning it; nothing but the ablations does.
 
-    def __init__(self, catalogue: Catalogue, dim: int, hidden: tuple[int, ...]) -> None:
-        super().__init__()
-        channels = catalogue.channel_codes(np.arange(len(catalogue))).astype(np.int64)
-        topics = catalogue.topic_table(TOPICS)
-        self.queries = ItemTable(channels, topics, dim)
-        self.outputs = ItemTable(channels, topics, dim)
-        self.bias = nn.Parameter(torch.zeros(len(catalogue)))
-        self.tower = UserTower(dim, hidden)
+    `log_q`: subtract is right. `popularity`: False leaves the offset out. `leak`: histories from around the watch
+    instead of from before it. `tied`, `normalised`: see CandidateNet. `full`: all items as negatives."""
 
-    def forward(self, histories: Rows) -> Tensor:
-        """int64 [B, H] -> user vectors [B, D]"""
-        distinct, index, starts = bag_histories(histories)
-        encoded: Tensor = self.tower(self.queries(distinct), index, starts)
-        return encoded
+    log_q: Literal["subtract", "off", "add"] = "subtract"
+    popularity: bool = True
+    leak: bool = False
+    tied: bool = False
+    normalised: float = 0.0
+    full: bool = False
 
 
-class Sampler:
-    """Shared negatives of a step, half from the batch, half uniform over the catalogue, and how often each is expected
-    in such a sample: both halves count, since an item can come from either (Yang et al., WWW 2020)."""
-
-    def __init__(self, items: Rows, size: int, negatives: int, rng: np.random.Generator) -> None:
-        self._in_batch = negatives // 2
-        self._uniform = negatives - self._in_batch
-        self._share = np.bincount(items, minlength=size) / len(items)  # [N] of all training targets
-        self._rng = rng
-
-    def draw(self, targets: Rows) -> tuple[Rows, Floats]:
-        """Rows int64 [S] and the log of their expected counts float32 [S], for a shuffled batch of targets [B]."""
-        size = len(self._share)
-        uniform = self._rng.integers(0, size, self._uniform)
-        in_batch = targets[: self._in_batch]
-        rows = np.concatenate([in_batch, uniform])
-        expected = len(in_batch) * self._share[rows] + self._uniform / size
-        return rows, np.log(expected).astype(np.float32)
+NOTHING = Ablation()
 
 
-def train_candidates(
-    positives: Positives, catalogue: Catalogue, settings: Model, progress: Progress = lambda done, total: None
-) -> CandidateModel:
-    """Train on `positives`, whose items are rows of `catalogue`. The same seed gives the same model.
+class Fit:
+    """A training under way: the net, the tower's optimiser, and how far it is."""
 
-    `progress(done, total)` counts steps.
-    """
-    every = max(SNAPSHOT_EVENTS, len(positives) * len(catalogue) // SNAPSHOT_CELLS)
-    snapshots, popularity = popularity_snapshots(positives.items, len(catalogue), settings.half_life_events, every)
-    examples = np.flatnonzero(first_of_pair(positives.users, positives.items))  # repeats are dropped, as serving does
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = CandidateNet(catalogue, settings.dim, settings.hidden)
-    rng = np.random.default_rng(settings.seed)
-    sampler = Sampler(positives.items[examples], len(catalogue), settings.negatives, rng)
-    timeline = Timeline(positives.users)
-    size = batch_size(len(examples), largest=settings.batch, least_steps=LEAST_STEPS)
-    batches = shuffled_batches(examples, size, settings.epochs, rng)
-    optimizer = _optimizer(net)
-    for step, chosen in enumerate(batches):
-        windows = timeline.before(chosen, HISTORY)
-        histories = np.where(windows >= 0, positives.items[windows], -1)
-        _decay_rates(optimizer, 1 - step / len(batches))
-        loss = step_loss(
-            net,
-            histories,
-            positives.items[chosen],
-            snapshots=snapshots,
-            snapshot=chosen // every,
-            sampler=sampler,
+    def __init__(
+        self, net: CandidateNet, dataset: Dataset, until: int, settings: Model, *, ablation: Ablation = NOTHING
+    ) -> None:
+        """Examples are the rows of `dataset` before `until`."""
+        self.net, self.settings, self.ablation = net, settings, ablation
+        self.epoch = self.step = 0
+        self.optimizer = torch.optim.Adam(net.tower.parameters(), lr=settings.tower_rate)
+        self.until = until
+        self._dataset = dataset
+        self._rows = choose_examples(dataset, until, settings)
+        self._weights = example_weights(dataset.users[self._rows], settings)
+        self._snapshots = Snapshots(dataset.items[:until], net.items, settings.half_life_events)
+        counts = np.bincount(dataset.items[self._rows], minlength=net.items)
+        self._share = counts / max(counts.sum(), 1)  # [N] of all targets
+        self.batch = batch_size(len(self._rows), largest=settings.batch, least_steps=LEAST_STEPS)
+
+    @property
+    def items_before(self) -> npt.NDArray[np.integer]:
+        """What was watched before `until`, in time: examples and what is not learnt from alike."""
+        return self._dataset.items[: self.until]
+
+    @property
+    def steps(self) -> int:
+        """Of one epoch."""
+        return -(-len(self._rows) // self.batch)
+
+    def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
+        """The rest of the present epoch, the learning rate falling linearly to 0 over `epochs`. Mean loss."""
+        self.net.tower.train()
+        batches = epoch_batches(len(self._rows), self.batch, np.random.default_rng([self.settings.seed, 1, self.epoch]))
+        total, count = 0.0, 0
+        for number, chosen in enumerate(batches):
+            if number < self.step:
+                continue
+            done = self.epoch * self.steps + number
+            total += self.learn(chosen, 1 - done / (epochs * self.steps))
+            count += 1
+            self.step += 1
+            if after_step is not None:
+                after_step(self)
+            progress(done + 1, epochs * self.steps)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.net.tower.eval()
+        return total / max(count, 1)
+
+    def learn(self, chosen: Rows, rate: float) -> float:
+        """One step on the examples numbered `chosen`, at this share of the learning rates. The mean loss."""
+        rows = self._rows[chosen]
+        rng = np.random.default_rng([self.settings.seed, 2, self.epoch, self.step])
+        targets = self._dataset.items[rows].astype(np.int64)
+        negatives = self._draw(targets, rng)
+        distinct, places = self.net.distinct(np.concatenate([targets, negatives.rows]))
+        part = my_part(len(rows))
+        losses, touched = self.net.losses(
+            self._queries(rows),
+            distinct,
+            places[: len(rows)],
+            places[len(rows) :],
+            self._extra(rows, targets, negatives),
+            part=part,
         )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        progress(step + 1, len(batches))
-    return _freeze(net, catalogue, popularity)
+        weighted = (losses * torch.from_numpy(self._weights[chosen[part]])).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        weighted.backward()  # type: ignore[no-untyped-call]
+        total = add_up(weighted.detach(), touched, self.net, size=len(rows))
+        move(touched, self.settings.table_rate * rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.tower_rate * rate
+        self.optimizer.step()
+        return total
+
+    def _queries(self, rows: Rows) -> Queries:
+        shape = self.net.shape
+        window_ms = self.settings.age_window_h * 3_600_000 if shape.example_age else None
+        return self._dataset.queries(rows, age_window_ms=window_ms, until=self.until, leak=self.ablation.leak)
+
+    def _draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
+        settings, items = self.settings, self.net.items
+        if self.ablation.full:
+            return Negatives(np.arange(items), np.zeros(items, np.float32))
+        in_batch = round(settings.negatives * settings.in_batch)
+        drawn = draw_negatives(
+            targets, self._share.take, items=items, in_batch=in_batch, uniform=settings.negatives - in_batch, rng=rng
+        )
+        sign = {"subtract": 1.0, "off": 0.0, "add": -1.0}[self.ablation.log_q]
+        return Negatives(drawn.rows, (sign * drawn.log_expected).astype(np.float32))
+
+    def _extra(self, rows: Rows, targets: Rows, negatives: Negatives) -> Extra:
+        hits = torch.from_numpy(find_hits(targets, negatives.rows))
+        log_expected = torch.from_numpy(negatives.log_expected)
+        if not self.ablation.popularity:
+            return Extra(torch.zeros(len(rows)), -log_expected, hits)
+        own, others = self._snapshots.offsets(rows, targets, negatives.rows)
+        return Extra(torch.from_numpy(own), torch.from_numpy(others) - log_expected, hits)
 
 
-def step_loss(
-    net: CandidateNet, histories: Rows, targets: Rows, *, snapshots: Floats, snapshot: Rows, sampler: Sampler
-) -> Tensor:
-    """Mean loss of a batch. histories int64 [B, H]; targets int64 [B]; snapshots float32 [K, N] of popularity, and
-    which of them is each example's: snapshot int64 [B]."""
-    negatives, log_expected = sampler.draw(targets)
-    users = net(histories)  # [B, D]
-    rows = torch.from_numpy(np.concatenate([targets, negatives]))
-    vectors, bias = net.outputs(rows), net.bias[rows]  # [B + S, D], [B + S]
-    size = len(targets)
-    offsets = torch.from_numpy(snapshots[:, negatives])[torch.from_numpy(snapshot)]  # [B, S]
-    own_offset = torch.from_numpy(snapshots[snapshot, targets])  # [B]
-    positive = (users * vectors[:size]).sum(dim=1) + bias[:size] + own_offset
-    others = torch.addmm(offsets, users, vectors[size:].T) + bias[size:]  # [B, S]
-    hits = torch.from_numpy(targets)[:, None] == torch.from_numpy(negatives)  # [B, S]
-    return sampled_softmax(positive, others, torch.from_numpy(log_expected), hits).mean()
+def choose_examples(dataset: Dataset, until: int, settings: Model) -> Rows:
+    """Rows to learn from: first watches of an item, and of each user and window at most so many, drawn at random
+    (paper section 3.3, "a fixed number of training examples per user")."""
+    rows = dataset.new_rows(until)
+    if settings.examples_per_user:
+        window_ms = round(settings.example_window_h * 3_600_000)
+        window = dataset.event_ms[rows] // window_ms
+        rng = np.random.default_rng([settings.seed, 3])
+        rows = rows[reservoir(dataset.users[rows].astype(np.int64), window, settings.examples_per_user, rng)]
+    return rows
 
 
-def _optimizer(net: CandidateNet) -> torch.optim.Optimizer:
-    tables = [*net.queries.parameters(), *net.outputs.parameters(), net.bias]
-    groups = [
-        {"params": tables, "lr": TABLE_RATE, "first_lr": TABLE_RATE},
-        {"params": list(net.tower.parameters()), "lr": TOWER_RATE, "first_lr": TOWER_RATE},
-    ]
-    return torch.optim.Adam(groups, fused=True)
+def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """bool [N]: at most `most` rows of each user and window, each with the same chance."""
+    order = np.lexsort((rng.random(len(users)), windows, users))
+    user, window = users[order], windows[order]
+    is_first = np.r_[True, (user[1:] != user[:-1]) | (window[1:] != window[:-1])][: len(users)]
+    starts = np.flatnonzero(is_first)
+    rank = np.arange(len(users)) - np.repeat(starts, np.diff(np.r_[starts, len(users)]))
+    keep = np.zeros(len(users), np.bool_)
+    keep[order] = rank < most
+    return keep
 
 
-def _decay_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["first_lr"] * share
+def example_weights(users: npt.NDArray[np.integer], settings: Model) -> Floats:
+    """float32 [N], mean 1: all alike, or 1/n of a user with n examples."""
+    if not settings.equal_users or not len(users):
+        return np.ones(len(users), np.float32)
+    _, inverse, counts = np.unique(users, return_inverse=True, return_counts=True)
+    weights: Floats = (1 / counts[inverse]).astype(np.float32)
+    return weights / np.float32(weights.mean(dtype=np.float64))
 
 
-def _freeze(net: CandidateNet, catalogue: Catalogue, popularity: Popularity) -> CandidateModel:
-    """Add the side embeddings into the rows; items that nobody has watched start where a new item would."""
-    everything = torch.arange(len(catalogue))
-    with torch.no_grad():
-        vectors, queries = net.outputs(everything).numpy(), net.queries(everything).numpy()
-        bias = net.bias.detach().numpy().copy()
-    learnt = popularity.totals() > 0
-    start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
-    for row in np.flatnonzero(~learnt).tolist():
-        vectors[row], bias[row], queries[row] = start.place(catalogue.channel_of(row), catalogue.topics_of(row))
-    return CandidateModel(
-        list(catalogue.item_ids), net.tower, vectors=vectors, bias=bias, query_rows=queries, popularity=popularity
-    )
+def move(touched: list[Touched], rate: float) -> None:
+    for table, rows, leaf in touched:
+        if leaf.grad is not None:
+            table.move(rows, leaf.grad, rate)
+
+
+def my_part(size: int) -> slice:
+    """The share of a batch that this process computes."""
+    if not dist.is_initialized():
+        return slice(0, size)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return slice(size * rank // world, size * (rank + 1) // world)
+
+
+def add_up(loss: Tensor, touched: list[Touched], net: CandidateNet, *, size: int) -> float:
+    """Sum gradients and loss over all processes; the mean loss."""
+    if dist.is_initialized():
+        for tensor in _gradients(touched, net):
+            dist.all_reduce(tensor)
+        dist.all_reduce(loss)
+    return float(loss) / size
+
+
+def _gradients(touched: list[Touched], net: CandidateNet) -> Iterator[Tensor]:
+    """In the same order in every process, zeros where this one's part touched nothing."""
+    for leaf in [*(leaf for _, _, leaf in touched), *net.tower.parameters()]:
+        if leaf.grad is None:
+            leaf.grad = torch.zeros_like(leaf)
+        yield leaf.grad

@@ -6,20 +6,78 @@ side is 1 there, so that the logit is one inner product and the index needs to k
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from models.columns import Columns
+from models.context import ContextVocabulary
+from models.encoders import HISTORY
+from models.examples import Queries
 from models.popularity import Popularity
-from models.tower import HISTORY, UserTower, bag_histories
+from models.searches import MOST_HISTORY, history_tokens
+from models.table import Table
+from models.tower import Inputs, UserTower
 from models.viewer import Viewer
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a user is read: the tower, the words' table [W, E] (read-only, may be a mapped file), the contexts known."""
+
+    tower: UserTower
+    words: Floats
+    contexts: ContextVocabulary
+
+    def __post_init__(self) -> None:
+        self.tower.eval().requires_grad_(False)
+
+    def queries(self, viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Queries:
+        """What the tower reads of each viewer; `row_of` numbers the items."""
+        size = len(viewers)
+        codes, traits = self.contexts.read([viewer.context for viewer in viewers])
+        tokens = np.empty((size, 0), np.int64)
+        if self.tower.shape.words:
+            tokens = search_tokens(viewers, len(self.words))
+        return Queries(history_rows(viewers, row_of), tokens, codes, traits, np.zeros(size, np.float32))
+
+    def queries_of(self, histories: Rows) -> Queries:
+        """Of watches alone, where nothing else is known."""
+        codes, traits = self.contexts.read([None] * len(histories))
+        return Queries(
+            histories, np.empty((len(histories), 0), np.int64), codes, traits, np.zeros(len(histories), np.float32)
+        )
+
+    def encode(self, queries: Queries, query_rows: Floats) -> Floats:
+        """query_rows float32 [N, D] -> user vectors float32 [B, D]"""
+        items, watch_places = distinct_places(queries.histories)
+        with torch.inference_mode():
+            watched = torch.from_numpy(np.asarray(query_rows[items]))
+            return np.asarray(self.tower(self.inputs(queries, watched, watch_places)).numpy())
+
+    def inputs(self, queries: Queries, watched: Tensor, watch_places: Rows) -> Inputs:
+        """watched [U, D]: rows of the distinct items; watch_places [B, H]: where each history's items are in it."""
+        words, word_places = distinct_places(queries.tokens)
+        return Inputs(
+            watched,
+            torch.from_numpy(watch_places),
+            torch.from_numpy(np.asarray(self.words[words])),
+            torch.from_numpy(word_places),
+            torch.from_numpy(queries.context),
+            torch.from_numpy(queries.traits),
+            torch.from_numpy(queries.age),
+        )
+
+    def copy(self) -> Reader:
+        """One whose tower may learn."""
+        return Reader(copy.deepcopy(self.tower), self.words, self.contexts)
 
 
 class CandidateModel:
@@ -28,20 +86,21 @@ class CandidateModel:
     def __init__(
         self,
         item_ids: list[str],
-        tower: UserTower,
+        reader: Reader,
         *,
         vectors: Floats,
         bias: Floats,
         query_rows: Floats,
         popularity: Popularity,
     ) -> None:
-        """vectors and query_rows float32 [N, D], bias float32 [N]."""
+        """vectors and query_rows float32 [N, D], bias float32 [N]; they may be mapped files and are not written to."""
         self.item_ids = item_ids
-        self.tower = tower.eval().requires_grad_(False)
+        self.reader = reader
         self.vectors = vectors
         self.bias = bias
         self.popularity = popularity
-        self._query = Columns(row=query_rows)
+        self.query_rows = query_rows
+        self._query: Table | None = None  # a copy to write to, from the first change on
         self._row_of = {item_id: row for row, item_id in enumerate(item_ids)}
 
     @property
@@ -54,69 +113,40 @@ class CandidateModel:
         return self._row_of.get(item_id, -1)
 
     def user_vectors(self, viewers: Sequence[Viewer], now_ms: int) -> Floats:
-        """float32 [B, dim], finite also for an empty history. `now_ms` is the time of the request.
+        """float32 [B, dim], finite also for an empty history. `now_ms` is the time of the request: the example age of a
+        request is 0 (paper section 3.3), so the vector does not depend on it.
 
         Items without a query row are passed over."""
-        return with_one(self.encode(history_rows(viewers, self._row_of)))
+        return with_one(self.encode(self.reader.queries(viewers, self._row_of)))
 
-    def encode(self, rows: Rows) -> Floats:
-        """int64 [B, H] query rows, -1 for none -> float32 [B, D]"""
-        return encode(self.tower, self._query["row"], rows)
+    def encode(self, queries: Queries) -> Floats:
+        """-> float32 [B, D]"""
+        return self.reader.encode(queries, self._query_values())
 
     def item_vectors(self, rows: Rows | slice = slice(None)) -> Floats:
         """float32 [N, dim]: what goes into the index. The inner product with a user vector is the logit."""
         coordinate = self.bias[rows] + self.popularity.log_share(rows)
         return np.concatenate([self.vectors[rows], coordinate[:, None]], axis=1)
 
-    def query_rows(self) -> Floats:
-        """float32 [N, D]: the embeddings on the user's side of the items it was trained with."""
-        return np.asarray(self._query["row"][: len(self.item_ids)])
-
     def query_row(self, item_id: str) -> Floats | None:
         """float32 [D]: the item's embedding on the user's side; None when it has none."""
         row = self.row(item_id)
-        return None if row < 0 else np.array(self._query["row"][row])
+        return None if row < 0 else np.array(self._query_values()[row])
 
     def apply_query_row(self, item_id: str, row: Floats) -> None:
         """Set the embedding that a history averages for this item, as the trainer published it: float32 [D]."""
         if row.shape != (self.dim - 1,) or not np.isfinite(row).all():
             raise ValueError(f"query row must be {self.dim - 1} finite numbers, got shape {row.shape}")
+        if self._query is None:
+            self._query = Table.of(self.query_rows)
         known = self._row_of.get(item_id)
         if known is None:
-            self._row_of[item_id] = self._query.append(row=row)
+            self._row_of[item_id] = self._query.append(row)
         else:
-            self._query["row"][known] = row
+            self._query.values.numpy()[known] = row
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything that was learnt, by name; query rows of later items are not part of it."""
-        tower = {f"tower.{name}": tensor.numpy() for name, tensor in self.tower.state_dict().items()}
-        popularity = {f"popularity.{name}": array for name, array in self.popularity.arrays().items()}
-        rows = {"vectors": self.vectors, "bias": self.bias, "query_rows": self.query_rows()}
-        return rows | tower | popularity
-
-    @classmethod
-    def from_arrays(
-        cls,
-        item_ids: list[str],
-        arrays: Mapping[str, npt.NDArray[Any]],
-        *,
-        hidden: Sequence[int],
-        half_life_events: float,
-        clock: int,
-    ) -> CandidateModel:
-        """The reverse of `to_arrays`. Raises KeyError or RuntimeError (torch) when a name or shape does not fit."""
-        tower = UserTower(arrays["vectors"].shape[1], hidden)
-        weights = {n.removeprefix("tower."): torch.from_numpy(a) for n, a in arrays.items() if n.startswith("tower.")}
-        tower.load_state_dict(weights)
-        count, total, touched = (arrays[f"popularity.{name}"] for name in ("count", "total", "touched"))
-        return cls(
-            item_ids,
-            tower,
-            vectors=arrays["vectors"],
-            bias=arrays["bias"],
-            query_rows=arrays["query_rows"],
-            popularity=Popularity(half_life_events, count, total, touched, clock=clock),
-        )
+    def _query_values(self) -> Floats:
+        return self.query_rows if self._query is None else self._query.values.numpy()
 
 
 def history_rows(viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Rows:
@@ -129,11 +159,22 @@ def history_rows(viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Rows:
     return rows
 
 
-def encode(tower: UserTower, query_rows: Floats, rows: Rows) -> Floats:
-    """query_rows float32 [N, D], rows int64 [B, H] -> user vectors float32 [B, D]"""
-    distinct, index, starts = bag_histories(rows)
-    with torch.inference_mode():
-        return np.asarray(tower(torch.from_numpy(query_rows[distinct.numpy()]), index, starts).numpy())
+def search_tokens(viewers: Sequence[Viewer], buckets: int) -> Rows:
+    """int64 [B, Q]: words of the newest searches, -1 behind; unordered (paper section 3.3)."""
+    tokens = [history_tokens([search.query for search in viewer.searches], buckets) for viewer in viewers]
+    rows = np.full((len(viewers), MOST_HISTORY), -1, np.int64)
+    for at, mine in enumerate(tokens):
+        rows[at, : len(mine)] = mine
+    return rows
+
+
+def distinct_places(rows: Rows) -> tuple[Rows, Rows]:
+    """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
+    there = rows >= 0
+    distinct, inverse = np.unique(rows[there], return_inverse=True)
+    places = np.full(rows.shape, -1, np.int64)
+    places[there] = inverse
+    return distinct, places
 
 
 def with_one(vectors: Floats) -> Floats:

@@ -78,6 +78,10 @@ class History:
         """int64 [n]: how many watches, repeats included."""
         return self._watches.count(users, before)
 
+    def newest(self, users: Rows, before: Rows) -> Rows:
+        """int64 [n]: the row of each user's newest watch, -1 for none."""
+        return self._watches.newest(users, before, 1)[:, 0]
+
     def next_unseen(self, cut: int) -> Asked:
         """Of each user who has watched before the cut: the first unseen item after it, asked for at the cut."""
         later = np.flatnonzero(self._new[cut:]) + cut

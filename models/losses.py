@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LEAST = -1e30  # a logit that weighs nothing; minus infinity has no gradient where all negatives are hits
 
@@ -14,11 +17,71 @@ def sampled_softmax(positive: Tensor, negatives: Tensor, log_expected: Tensor, h
 
     positive [B]: logit of the watched item, not corrected. negatives [B, S]: logits of the sample.
     log_expected [S]: log of how often each is expected in the sample; it is *subtracted*, so that the sum over the
-    sample is an unbiased estimate of the sum over all other items. hits [B, S]: negatives that are the positive itself,
-    left out. Returns [B].
+    sample is an unbiased estimate of the sum over all other items. hits bool [B, S]: negatives that are the positive
+    itself, left out. Returns [B].
     """
     corrected = (negatives - log_expected).masked_fill_(hits, LEAST)  # [B, S]
-    return F.softplus(torch.logsumexp(corrected, dim=1) - positive)
+    loss: Tensor = F.softplus(torch.logsumexp(corrected, dim=1) - positive)
+    return loss
+
+
+class SharedSoftmax(torch.autograd.Function):
+    """`sampled_softmax` of dot products with negatives that the batch shares, its gradient worked out by hand.
+
+    Autograd would keep and walk through several [B, S] arrays; here one is filled once, and the gradients are two
+    matrix products of it. A product that no one asks for (the users', where the tower is frozen) is left out.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, users: Tensor, own: Tensor, own_bias: Tensor, others: Tensor, bias: Tensor, extra: Extra
+    ) -> Tensor:
+        """users [B, D]; own [B, D] and own_bias [B]: vectors and biases of the positives; others [S, D] and bias [S]:
+        of the negatives; `extra`: what is added without being learnt. -> [B]"""
+        if extra.others.dim() == 1:
+            logits = torch.addmm(bias + extra.others, users, others.T)  # [B, S]
+        else:
+            logits = torch.addmm(extra.others, users, others.T).add_(bias)
+        logits[extra.hits[0], extra.hits[1]] = LEAST
+        positive = torch.linalg.vecdot(users, own) + own_bias + extra.own  # [B]
+        top = torch.maximum(logits.amax(dim=1), positive)  # [B]
+        weights = logits.sub_(top[:, None]).exp_()  # [B, S]
+        weight = (positive - top).exp()  # [B]
+        total = weights.sum(dim=1) + weight
+        context.save_for_backward(users, own, others, weights, total, weight / total)
+        return total.log() + top - positive
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        users, own, others, weights, total, share = context.saved_tensors
+        scale = (gradient / total)[:, None]  # [B, 1]
+        missing = (gradient * (share - 1))[:, None]  # [B, 1]: the positive's part
+        needed = context.needs_input_grad
+        return (
+            (weights @ others) * scale + missing * own if needed[0] else None,
+            missing * users if needed[1] else None,
+            missing[:, 0] if needed[2] else None,
+            weights.T @ (users * scale) if needed[3] else None,
+            weights.T @ scale[:, 0] if needed[4] else None,
+            None,
+        )
+
+
+class Extra(NamedTuple):
+    """What is added to the logits without being learnt. own [B]: popularity of the positives. others [S] or [B, S]:
+    popularity of the negatives minus the log of their expected counts. hits int64 [2, K]: which example and which
+    negative are the same item."""
+
+    own: Tensor
+    others: Tensor
+    hits: Tensor
+
+
+def shared_softmax(users: Tensor, own: Tensor, own_bias: Tensor, others: Tensor, bias: Tensor, extra: Extra) -> Tensor:
+    """See SharedSoftmax. -> [B]"""
+    losses: Tensor = SharedSoftmax.apply(users, own, own_bias, others, bias, extra)  # type: ignore[no-untyped-call]
+    return losses
 
 
 def watch_time_logistic(logit: Tensor, watch_s: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from models.columns import Columns
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+SNAPSHOT_EVENTS = 1000  # watches between two snapshots
+SNAPSHOT_CELLS = 50_000_000  # most numbers in all snapshots together
+AT_ONCE = 100_000
 PRIOR = 200.0  # m: watches' worth of the all-time share
 
 
@@ -55,7 +58,7 @@ class Popularity:
         """float64 [N]: all watches ever."""
         return np.asarray(self._columns["total"])
 
-    def touched(self, rows: Rows) -> Rows:
+    def touched(self, rows: Rows | slice) -> Rows:
         """int64 [N]: the clock at each row's last watch."""
         return np.asarray(self._columns["touched"][rows])
 
@@ -106,14 +109,33 @@ def decayed_sum(events: int, half_life_events: float) -> float:
     return float((1 - keep**events) / (1 - keep))
 
 
-def popularity_snapshots(items: Rows, size: int, half_life_events: float, every: int) -> tuple[Floats, Popularity]:
-    """log q of all items after 0, `every`, 2 `every`... watches (float32 [K, size]), and the state after the last one.
+class Snapshots:
+    """log q of all items after 0, `every`, 2 `every`... watches: what an example's popularity was before it.
 
-    Row k // every is older than watch k: an example never sees its own watch in its offset.
-    """
+    Row k // every is older than watch k: an example never sees its own watch in its offset. Where there are many items
+    snapshots are further apart, so that they fit into a bounded memory."""
+
+    def __init__(
+        self, items: npt.NDArray[np.integer], size: int, half_life_events: float, *, every: int = SNAPSHOT_EVENTS
+    ) -> None:
+        """`items` [N]: rows watched, in order of time."""
+        self.every = max(every, -(-len(items) * size // SNAPSHOT_CELLS))
+        state = Popularity.empty(size, half_life_events)
+        self._table = np.empty((-(-len(items) // self.every), size), np.float32)  # [K, items]
+        for number, start in enumerate(range(0, len(items), self.every)):
+            self._table[number] = state.log_share()
+            state.add(items[start : start + self.every].astype(np.int64))
+
+    def offsets(self, rows: Rows, targets: Rows, others: Rows) -> tuple[Floats, Floats]:
+        """rows int64 [B]: places in the order of time; targets [B] and others [S]: items. -> log q of the targets [B]
+        and of the others [B, S], before each row."""
+        which = rows // self.every
+        return self._table[which, targets], self._table[:, others][which]
+
+
+def popularity_of(items: npt.NDArray[np.integer], size: int, half_life_events: float) -> Popularity:
+    """The counts after all of `items`, without keeping what was before."""
     state = Popularity.empty(size, half_life_events)
-    snapshots = []
-    for start in range(0, len(items), every):
-        snapshots.append(state.log_share())
-        state.add(items[start : start + every])
-    return np.stack(snapshots), state
+    for start in range(0, len(items), AT_ONCE):
+        state.add(items[start : start + AT_ONCE].astype(np.int64))
+    return state

@@ -15,15 +15,16 @@ import numpy.typing as npt
 import torch
 
 from infra.settings import Model
+from models.backtest import rows_at_once
 from models.batches import batch_size, shuffled_batches
 from models.candidates import CandidateModel, with_one
 from models.catalogue import Catalogue
-from models.evaluation import rows_at_once
 from models.features import HISTORY, Histories, Statistics, compute_features
-from models.log import Log
 from models.losses import watch_time_logistic
 from models.quantiles import fit_quantiles
 from models.ranker import CAP_S, ItemStatistics, Ranker, RankerNet, serve_seconds
+from models.source import Source
+from models.stored_log import StoredLog
 from models.timeline import Timeline
 
 Rows = npt.NDArray[np.int64]
@@ -57,13 +58,15 @@ class Exposures:
         return np.minimum(self.watch_s, np.float32(CAP_S))
 
 
-def exposures_of(log: Log, users: Rows, rows: Rows, catalogue: Catalogue) -> Exposures:
-    """users int64 [N] and rows int64 [N]: each log row's user number and catalogue row."""
-    seconds = log.frame["watch_s"].to_numpy().astype(np.float32)
-    least = np.fmin(catalogue.duration_s(rows), log.completed_s)
+def exposures_of(log: StoredLog, source: Source) -> Exposures:
+    """All rows of the log that `source` was prepared from."""
+    rows = source.rows[log.items]
+    seconds = np.asarray(log.watch_s)
     timed = np.isfinite(seconds)
+    least = np.fmin(source.catalogue.duration_s(rows), log.completed_s)
     watch_s = np.where(timed, seconds, least).astype(np.float32)
-    return Exposures(users, rows, log.frame["event_ms"].to_numpy(), watch_s, log.frame["completed"].to_numpy(), timed)
+    users = np.asarray(log.users, np.int64)
+    return Exposures(users, rows, np.asarray(log.event_ms), watch_s, np.asarray(log.completed), timed)
 
 
 def train_ranker(
@@ -140,7 +143,7 @@ def unseen_gaps(model: CandidateModel, exposures: Exposures, chosen: Rows, since
         windows = timeline.before(chosen[at], HISTORY)
         completed = (windows >= 0) & exposures.completed[windows]
         histories = np.where(completed, exposures.rows[windows], -1)  # [B, H]
-        scores = with_one(model.encode(histories)) @ vectors.T  # [B, N]
+        scores = with_one(model.encode(model.reader.queries_of(histories))) @ vectors.T  # [B, N]
         own = scores[np.arange(len(at)), exposures.rows[chosen[at]]]
         case, place = np.nonzero(completed)
         scores[case, histories[case, place]] = -np.inf

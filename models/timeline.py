@@ -42,6 +42,17 @@ class Timeline:
         windows: Rows = np.where(inside, self._order[np.where(inside, places, 0)], -1)
         return windows
 
+    def around(self, rows: Rows, length: int) -> Rows:
+        """int64 [B, H]: rows of the same user on both sides of each of `rows`, itself left out: half of them lie in its
+        future. Only the ablation that shows why this is wrong asks for it."""
+        half = length // 2
+        away = np.r_[np.arange(-half, 0), np.arange(1, length - half + 1)]
+        places = self._place[rows][:, None] + away  # [B, H]
+        users = self._users[rows]
+        inside = (places >= self._starts[users][:, None]) & (places < self._starts[users + 1][:, None])
+        windows: Rows = np.where(inside, self._order[np.where(inside, places, 0)], -1)
+        return windows
+
     def by_user(self) -> Iterator[Rows]:
         """All rows, user by user and each user's in time: whole users, about a chunk of rows together."""
         start = 0

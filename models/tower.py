@@ -1,75 +1,83 @@
-"""The networks of candidate generation: item tables with side embeddings, and the user tower over a history's mean.
+"""The user tower (paper section 3.3): what is known of a user, side by side, through ReLU layers to an item's width.
 
-The nets know nothing of the loss, of time, or of how rows are numbered outside.
+The net knows nothing of the loss, of time, or of how rows are numbered outside. Blocks of input that a log does not
+have (searches, context) are not part of its tower, so nothing is learnt from constants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-HISTORY = 50  # completed watches averaged (paper section 3.3)
-TOPICS = 8  # most topics averaged per item
-INITIAL = 0.05  # standard deviation of an item's own embedding at the start
+from models.encoders import EncoderName, make_encoder, mean_of
+
+CONTEXT_DIM = 8
 
 
-class ItemTable(nn.Module):
-    """Embeddings of items: an own row, plus the channel's, plus the mean of the topics'.
+class TowerShape(msgspec.Struct, frozen=True):
+    """What a tower is built from, as it stands in a bundle's manifest.
 
-    The side embeddings start at zero; code 0 (unknown) stays there. An item is placed before its first watch.
+    `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
+    `traits`: reals such as age and gender.
     """
 
-    channels: Tensor
-    topics: Tensor
+    dim: int
+    hidden: tuple[int, ...] = (256,)
+    encoder: EncoderName = "average"
+    words: int = 0
+    contexts: tuple[int, ...] = ()
+    traits: int = 0
+    example_age: bool = False
+    dropout: float = 0.0
 
-    def __init__(self, channels: npt.NDArray[np.int64], topics: npt.NDArray[np.int64], dim: int) -> None:
-        """channels int64 [N] and topics int64 [N, T]: codes from the catalogue."""
-        super().__init__()
-        self.register_buffer("channels", torch.from_numpy(channels.astype(np.int64)))
-        self.register_buffer("topics", torch.from_numpy(topics.astype(np.int64)))
-        self.own = nn.Parameter(torch.randn(len(channels), dim) * INITIAL)
-        self.channel = nn.Parameter(torch.zeros(int(channels.max(initial=0)) + 1, dim))
-        self.topic = nn.Parameter(torch.zeros(int(topics.max(initial=0)) + 1, dim))
+    @property
+    def width(self) -> int:
+        """Of what goes into the first layer."""
+        return self.dim + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """rows [N] -> [N, D]"""
-        channel = F.embedding(self.channels[rows], self.channel, padding_idx=0)  # [N, D]
-        topic = F.embedding_bag(self.topics[rows], self.topic, mode="mean", padding_idx=0)  # [N, D]
-        return self.own[rows] + channel + topic
+
+class Inputs(NamedTuple):
+    """What a tower reads of a batch: embeddings of the distinct items [U, D] and words [W, E], and per user the places
+    of the watched items [B, H] and of the searched words [B, Q] among them (-1 for none), context codes [B, K], traits
+    [B, M] (NaN unknown), example age [B]."""
+
+    watched: Tensor
+    watch_places: Tensor
+    words: Tensor
+    word_places: Tensor
+    context: Tensor
+    traits: Tensor
+    age: Tensor
 
 
 class UserTower(nn.Module):
-    """Mean of the history's embeddings, ReLU layers, and a linear layer to the width of the item vectors."""
-
-    def __init__(self, dim: int, hidden: Sequence[int]) -> None:
+    def __init__(self, shape: TowerShape) -> None:
         super().__init__()
-        widths = [dim, *hidden]
+        self.shape = shape
+        self.encoder = make_encoder(shape.encoder, shape.dim, shape.dropout)
+        self.contexts = nn.ModuleList(nn.Embedding(size, CONTEXT_DIM, padding_idx=0) for size in shape.contexts)
+        widths = [shape.width, *shape.hidden]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
-            layers += [nn.Linear(width, following), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
+            layers += [nn.Linear(width, following), nn.ReLU(), *([nn.Dropout(shape.dropout)] if shape.dropout else [])]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], shape.dim))
 
-    def forward(self, vectors: Tensor, index: Tensor, starts: Tensor) -> Tensor:
-        """vectors [U, D]: embeddings of the distinct items; index [K]: which of them each history holds, history after
-        history; starts [B]: where each begins. An empty history is the zero vector. -> [B, D]"""
-        mean = F.embedding_bag(index, vectors, starts, mode="mean")  # [B, D]
-        encoded: Tensor = self.layers(mean)
+    def forward(self, inputs: Inputs) -> Tensor:
+        """-> user vectors [B, D], finite also where nothing is known"""
+        shape = self.shape
+        parts = [self.encoder(inputs.watched, inputs.watch_places)]
+        if shape.words:
+            parts.append(mean_of(inputs.words, inputs.word_places))
+        for field, embedding in enumerate(self.contexts):
+            parts.append(embedding(inputs.context[:, field]))
+        if shape.traits:
+            known = ~inputs.traits.isnan()
+            parts += [inputs.traits.nan_to_num(0.0), known.float()]
+        if shape.example_age:
+            parts.append(torch.stack([inputs.age, inputs.age.sqrt()], dim=1))
+        encoded: Tensor = self.layers(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
         return encoded
-
-
-def bag_histories(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-    """From padded histories (int64 [B, H], -1 where there is none) to distinct rows [U], index [K], starts [B].
-
-    Training and serving both come through here, so that a user's vector is the same in both.
-    """
-    there = rows >= 0
-    lengths = there.sum(axis=1)
-    distinct, index = np.unique(rows[there], return_inverse=True)
-    starts = np.cumsum(lengths) - lengths
-    return torch.from_numpy(distinct), torch.from_numpy(index), torch.from_numpy(starts)

@@ -1,8 +1,8 @@
-"""From a log to a release: candidate generator, ranker and catalogue, measured on the log's end, written as a bundle.
+"""From a stored log to a release: candidate generator, ranker and catalogue, written as a bundle.
 
-The model is trained twice. Once on the first nine tenths, to be measured on what came after and to give the ranker
-retrieval scores that do not know the answer; then anew on everything, because the newest tenth is what a live system
-needs most. The figures in the manifest are those of the first.
+Candidates are learnt twice: on what is before the validation days, which say how long and how much to personalise, and
+whose model gives the ranker retrieval scores that do not know the answer; then anew on everything, because the newest
+days are what a live system needs most. The figures in the manifest are those of the first.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import polars as pl
 
 from infra.settings import Model
 from models.bundle import Manifest, write_bundle
-from models.candidate_training import train_candidates
+from models.candidate_learning import Learned, learn_candidates
 from models.candidates import CandidateModel
 from models.catalogue import Catalogue
-from models.evaluation import Positives, measure_recall, next_watch_cases
+from models.checkpoint import Checkpoints
 from models.features import FEATURES
-from models.log import Log, LogError, items_from_frame
 from models.ranker import Ranker
 from models.ranker_training import (
     Exposures,
@@ -32,81 +31,112 @@ from models.ranker_training import (
     train_ranker,
     unseen_gaps,
 )
+from models.source import Source, prepare
+from models.stored_log import StoredLog
+from models.stored_searches import StoredSearches
 
 Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
-HELD_OUT = 0.1  # share of the positives, newest last, that the measured model does not see
-LEAST_POSITIVES = 20
-LEAST_ITEMS = 2
+HELD_OUT = 0.1  # share of the positives, newest last, that are the validation days
 GAP = FEATURES.index("retrieval_gap")
 
 
 def train_bundle(
-    log: Log,
+    log: StoredLog,
     items: pl.DataFrame | None,
     *,
     settings: Model,
     bundles_dir: Path,
     created_ms: int,
     offsets: dict[str, int],
+    searches: StoredSearches | None = None,
+    warm: CandidateModel | None = None,
+    checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
 ) -> Manifest:
     """Train everything from a log (and a catalogue, where there is one) and write the bundle; its manifest.
 
-    `progress(stage, done, total)` is called for the stages `measuring`, `candidates`, `features` and `ranker`.
-    `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
-    ranker. Raises LogError when the log has too few completed watches.
+    `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
+    `warm` is an earlier release's model to begin from. `measure=False` leaves out the first of the two trainings: half
+    the time, no metrics, no retrieval score in the ranker. Raises LogError when the log has too few completed watches.
     """
-    catalogue = build_catalogue(log, items)
-    users = (log.frame["user_id"].rank("dense").to_numpy() - 1).astype(np.int64)
-    rows = catalogue.rows(log.frame["item_id"])
-    completed = log.frame["completed"].to_numpy()
-    positives = Positives(users[completed], rows[completed])
-    _check_size(positives, catalogue)
-
-    cut = int(len(positives) * (1 - HELD_OUT))
-    metrics: dict[str, float] = {}
-    earlier: CandidateModel | None = None
-    if measure:
-        earlier = train_candidates(positives.before(cut), catalogue, settings, _staged(progress, "measuring"))
-        metrics = measure_recall(earlier, next_watch_cases(positives, cut))
-    model = train_candidates(positives, catalogue, settings, _staged(progress, "candidates"))
-
-    exposures = exposures_of(log, users, rows, catalogue)
-    since = int(np.flatnonzero(completed)[cut])  # the log's row of the first positive that `earlier` has not seen
-    ranker, ranker_metrics = _fit_ranker(
-        exposures, catalogue, earlier=earlier, since=since, settings=settings, progress=progress
+    source, learned, cut = _learn(
+        log,
+        items,
+        settings=settings,
+        searches=searches,
+        warm=warm,
+        checkpoints=checkpoints,
+        progress=progress,
+        measure=measure,
     )
-    return write_bundle(
+    ranker, ranker_metrics = _fit_ranker(
+        exposures_of(log, source),
+        source.catalogue,
+        earlier=learned.earlier,
+        since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
+        settings=settings,
+        progress=progress,
+    )
+    manifest = write_bundle(
         bundles_dir,
-        model=model,
+        model=learned.model,
         ranker=ranker,
-        catalogue=catalogue,
+        catalogue=source.catalogue,
         created_ms=created_ms,
         completed_s=log.completed_s,
-        hidden=settings.hidden,
         ranker_hidden=settings.ranker_hidden,
         seed=settings.seed,
-        metrics=metrics | ranker_metrics,
+        metrics=learned.choice.metrics | ranker_metrics,
         offsets=offsets,
     )
+    if checkpoints is not None:
+        checkpoints.clear()
+    return manifest
 
 
-def build_catalogue(log: Log, items: pl.DataFrame | None) -> Catalogue:
-    """All items of the catalogue frame, then those that only the log knows; durations from the log where needed."""
-    catalogue = Catalogue()
-    durations = log.frame.group_by("item_id", maintain_order=True).agg(pl.col("duration_s").drop_nulls().last())
-    duration_of = dict(durations.iter_rows())
-    if items is not None:
-        for facts in items_from_frame(items).iter_rows(named=True):
-            known = facts["duration_s"] or duration_of.get(facts["item_id"])
-            catalogue.upsert(**{**facts, "duration_s": known})
-    for item_id, duration_s in duration_of.items():
-        if catalogue.row(item_id) < 0:
-            catalogue.upsert(item_id, duration_s=duration_s)
-    return catalogue
+def help_training(
+    log: StoredLog,
+    items: pl.DataFrame | None,
+    *,
+    settings: Model,
+    searches: StoredSearches | None = None,
+    warm: CandidateModel | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> None:
+    """What the other processes of a distributed training do: their share of the candidates' batches, from the same
+    arguments. The first process calls train_bundle."""
+    _learn(log, items, settings=settings, searches=searches, warm=warm, checkpoints=checkpoints)
+
+
+def _learn(
+    log: StoredLog,
+    items: pl.DataFrame | None,
+    *,
+    settings: Model,
+    searches: StoredSearches | None,
+    warm: CandidateModel | None,
+    checkpoints: Checkpoints | None,
+    progress: Progress = lambda stage, done, total: None,
+    measure: bool = True,
+) -> tuple[Source, Learned, int]:
+    """What was learnt from, what was learnt, and the row of the data set where the validation days begin."""
+    source = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
+    until = len(source.dataset)
+    cut = int(until * (1 - HELD_OUT))
+    learned = learn_candidates(
+        source,
+        settings,
+        until=until,
+        valid_from=cut if measure else None,
+        items=len(source.catalogue),
+        warm=warm,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    return source, learned, cut
 
 
 def _fit_ranker(
@@ -136,10 +166,3 @@ def _fit_ranker(
 
 def _staged(progress: Progress, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(stage, done, total)
-
-
-def _check_size(positives: Positives, catalogue: Catalogue) -> None:
-    if len(positives) < LEAST_POSITIVES or len(np.unique(positives.items)) < LEAST_ITEMS:
-        has = f"{len(positives)} completed watches of {len(np.unique(positives.items))} items"
-        needs = f"at least {LEAST_POSITIVES} of {LEAST_ITEMS} are needed"
-        raise LogError(f"log: has {has}, {needs}; is completed_s right, and watch_s in seconds?")

@@ -13,12 +13,17 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import structlog
 
 from infra import metrics
 from infra.settings import Trainer
 from models.bundle import Bundle
+from models.examples import Examples
 from models.incremental import IncrementalTrainer
+from models.prequential import Budget, rank_before
 from streams.messages import Item, ItemVector, TrainingExample
+
+log = structlog.get_logger(__name__)
 
 PROGRESS_KEY = b""  # in item-vectors; no item has an empty id
 RECALL_AT = (10, 100)
@@ -47,16 +52,18 @@ class Learner:
         self.is_new = True  # no row of this release has been published yet
         self._items = items
         self._settings = settings
-        self._seed = seed
         self._step = 0
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
         self._trainer = IncrementalTrainer(
             bundle,
             learning_rate=settings.learning_rate,
             negatives=settings.negatives,
-            replay=settings.replay,
+            pull=settings.pull,
+            learns=settings.learns,
             seed=seed,
         )
+        self._released = bundle.model
+        self._budget = Budget(settings.evaluate_scores)
 
     def restore(self, key: bytes, row: ItemVector) -> None:
         """Take back one published row of this release."""
@@ -77,10 +84,15 @@ class Learner:
             return Learnt([], len(batch))
         for example in fresh:
             self._place(example.item_id)
+        examples = self._trainer.read(fresh)
         if evaluate:
-            self._evaluate(self._sample(fresh))
-        result = self._trainer.learn(fresh)
+            self._evaluate(examples.take(slice(self._budget.grant(len(examples), len(self._trainer)))))
+        result = self._trainer.learn(examples)
         self._step += 1
+        if result.dropped:
+            log.error(
+                "a step was dropped: its loss was not finite or had exploded", version=self.version, step=self._step
+            )
         metrics.STEPS_DROPPED.inc(result.dropped)
         metrics.STEPS.inc(not result.dropped)
         metrics.LOSS.set(result.loss)
@@ -115,18 +127,11 @@ class Learner:
         else:
             self._trainer.add_item(item_id, channel=item.channel, topics=item.topics)
 
-    def _sample(self, examples: Sequence[TrainingExample]) -> Sequence[TrainingExample]:
-        share = self._settings.evaluate_share
-        if share >= 1:
-            return examples
-        chosen = np.random.default_rng((self._seed, self._step)).random(len(examples)) < share
-        return [example for example, keep in zip(examples, chosen, strict=True) if keep]
-
-    def _evaluate(self, examples: Sequence[TrainingExample]) -> None:
+    def _evaluate(self, examples: Examples) -> None:
         """Prequential recall: count the examples whose item each model has in its top k before learning it."""
-        if not examples:
+        if not len(examples):
             return
-        ranks = self._trainer.rank(examples)
+        ranks = rank_before(self._trainer, self._released, examples)
         hits = np.stack(
             [(model >= 0) & (model < k) for model in (ranks.live, ranks.frozen, ranks.popular) for k in RECALL_AT]
         )[:, ranks.counted]  # [3 models x 2 k, B]

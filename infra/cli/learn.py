@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +24,18 @@ Step = Callable[[str, int, int], None]
 Mapping = Annotated[
     list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
 ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained from: files, or the topics where `log` is None."""
+
+    log: Path | None
+    items: Path | None
+    searches: Path | None
+    mapping: list[str]
+    warm_start: str | None
+    checkpoints: Path | None
 
 
 def register(app: typer.Typer) -> None:
@@ -39,17 +54,32 @@ def train(
     items: Annotated[
         Path | None, typer.Option(help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
     ] = None,
+    searches: Annotated[Path | None, typer.Option(help="Searches: user_id,query,event_ms")] = None,
     mapping: Mapping = None,
+    warm_start: Annotated[
+        str | None, typer.Option(help="Begin from this release instead of from noise: a version, or newest")
+    ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Write checkpoints there, and go on from the one that is there to the same result"),
+    ] = None,
     announce: Annotated[bool, typer.Option(help="Announce the bundle on `releases`, so that it goes live")] = True,
     wait_s: Annotated[float, typer.Option(help="Wait this long for a server to answer from the new release")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
 ) -> None:
-    """Train a release: user tower, item tables and ranker, written as an immutable bundle."""
+    """Train a release: user tower, item tables and ranker, written as an immutable bundle.
+
+    On several processes: torchrun --standalone --nproc-per-node 2 -m infra.cli train LOG
+    """
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
     settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
-    with progress_bars(quiet=as_json) as step:
-        manifest = _train(settings, log, items, mapping or [], step)
+    job = Job(log, items, searches, mapping or [], warm_start, checkpoints)
+    helping = os.environ.get("RANK", "0") != "0"
+    with progress_bars(quiet=as_json or helping) as step:
+        manifest = _train(settings, job, step)
+    if manifest is None:  # one of several processes: the first announces and reports
+        return
     if announce:
         _announce(settings, manifest)
     served = _wait_until_served(settings, manifest.version, wait_s) if announce and wait_s else None
@@ -126,33 +156,70 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Step]:
             bars.stop()
 
 
-def _train(settings: Settings, log: Path | None, items: Path | None, mapping: list[str], step: Step) -> Any:
+def _train(settings: Settings, job: Job, step: Step) -> Any:
+    """The manifest of the bundle; None in a process that only helped."""
     import torch
 
-    from models.log import log_from_frame, parse_mapping, read_items, read_log
-    from models.training import train_bundle
-    from streams.archive import read_archive
+    from models.distributed import process_group
+    from models.log import parse_mapping, read_items
+    from models.stored_log import store_log
+    from models.stored_searches import store_searches
+    from models.training import help_training, train_bundle
+    from streams.archive import store_archive
 
     torch.set_num_threads(settings.model.threads)
-    offsets: dict[str, int] = {}
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     completed_s = settings.history.completed_s
-    if log is not None:
-        rows = read_log(log, mapping=parse_mapping(mapping), completed_s=completed_s)
-        catalogue = read_items(items) if items is not None else None
-    else:
-        archive = read_archive(settings, step)
-        rows = log_from_frame(archive.watches, completed_s, source="watch-events")
-        catalogue = read_items(items) if items is not None else archive.items
-        offsets = archive.offsets
-    return train_bundle(
-        rows,
-        catalogue,
-        settings=settings.model,
-        bundles_dir=settings.bundles_dir,
-        created_ms=time.time_ns() // 1_000_000,
-        offsets=offsets,
-        progress=step,
-    )
+    buckets = settings.model.search_tokens
+    with process_group() as rank, TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
+        offsets: dict[str, int] = {}
+        searches = None
+        catalogue = read_items(job.items) if job.items is not None else None
+        if job.log is not None:
+            mapping = parse_mapping(job.mapping)
+            log = store_log(job.log, Path(scratch), mapping=mapping, completed_s=completed_s, progress=step)
+            if job.searches is not None:
+                searches = store_searches(job.searches, log, buckets=buckets)
+        else:
+            archive = store_archive(settings, Path(scratch), step)
+            log, searches, offsets = archive.log, archive.searches, archive.offsets
+            catalogue = archive.items if catalogue is None else catalogue
+        warm, checkpoints = _warm_model(settings, job.warm_start), _checkpoints(settings, job, log)
+        if rank:
+            help_training(
+                log, catalogue, settings=settings.model, searches=searches, warm=warm, checkpoints=checkpoints
+            )
+            return None
+        return train_bundle(
+            log,
+            catalogue,
+            settings=settings.model,
+            bundles_dir=settings.bundles_dir,
+            created_ms=time.time_ns() // 1_000_000,
+            offsets=offsets,
+            searches=searches,
+            warm=warm,
+            checkpoints=checkpoints,
+            progress=step,
+        )
+
+
+def _warm_model(settings: Settings, version: str | None) -> Any:
+    from models.bundle import newest_version, read_bundle
+
+    if version is None:
+        return None
+    if version == "newest":
+        version = newest_version(settings.bundles_dir)
+    return read_bundle(settings.bundles_dir / version).model
+
+
+def _checkpoints(settings: Settings, job: Job, log: Any) -> Any:
+    from models.checkpoint import Checkpoints, identity_of
+
+    if job.checkpoints is None:
+        return None
+    return Checkpoints(job.checkpoints, identity_of(log, settings.model, job.warm_start))
 
 
 def _announce(settings: Settings, manifest: Any) -> None:

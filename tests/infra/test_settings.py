@@ -68,7 +68,7 @@ def test_an_unknown_name_among_the_options_is_refused() -> None:
         ("kafka.security_protocol", "TLS"),
         ("metrics.port", "70000"),
         ("embedded.kafka_heap", "lots"),
-        ("trainer.evaluate_share", "1.5"),
+        ("trainer.pull", "1.5"),
     ],
 )
 def test_a_wrong_value_names_its_setting_and_its_variable(

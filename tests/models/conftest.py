@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.bundle import Bundle, read_bundle
-from models.log import log_from_frame
+from models.stored_log import store_frame
 from models.training import train_bundle
 from tests.models.samples import SETTINGS, START_MS, small_items, small_log
 
@@ -24,7 +24,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a bundle; copy it before damaging it."""
     bundles_dir = tmp_path_factory.mktemp("bundles")
     manifest = train_bundle(
-        log_from_frame(small_log(), 18.0),
+        store_frame(small_log(), tmp_path_factory.mktemp("log"), completed_s=18.0),
         small_items(),
         settings=SETTINGS,
         bundles_dir=bundles_dir,

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import polars as pl
 
 from infra.settings import Model
+from models.catalogue import Catalogue
+from models.ranker_training import Exposures, exposures_of
+from models.source import Source, prepare
+from models.stored_log import StoredLog, store_frame
 
 SETTINGS = Model(dim=8, hidden=(16,), negatives=64, batch=128, epochs=12, half_life_events=500, ranker_hidden=(8,))
 START_MS = 1_700_000_000_000
@@ -73,6 +79,26 @@ def small_items(items: int = 60) -> pl.DataFrame:
             "channel": [f"c{n % CHANNELS}" for n in range(items)],
             "topics": [[f"t{n % 3}", f"t{n % 5 + 3}"] for n in range(items)],
             "duration_s": [60.0 + n for n in range(items)],
-            "published_ms": [START_MS - 3_600_000 * n for n in range(items)],
+            "published_ms": [START_MS - 3_600_000 * (items - n) for n in range(items)],
         }
     )
+
+
+_SCRATCH = TemporaryDirectory(prefix="nextwatch-tests-")
+
+
+def stored(frame: pl.DataFrame | None = None) -> StoredLog:
+    """A log as training takes it; its files go with the test run."""
+    directory = Path(mkdtemp(dir=_SCRATCH.name))
+    return store_frame(small_log() if frame is None else frame, directory, completed_s=18.0)
+
+
+def small_source(frame: pl.DataFrame | None = None, items: pl.DataFrame | None = None) -> Source:
+    return prepare(stored(frame), small_items() if items is None else items)
+
+
+def small_exposures(frame: pl.DataFrame, items: pl.DataFrame | None = None) -> tuple[Exposures, Catalogue]:
+    """A log's rows over the catalogue that the small release has, or over `items`."""
+    log, source = stored(frame), small_source(items=items)
+    source = replace(source, rows=source.catalogue.rows(log.item_ids))
+    return exposures_of(log, source), source.catalogue

@@ -1,109 +1,226 @@
+"""One step and one training of the candidate generator: what it converges to, what it leaves alone."""
+
 import numpy as np
 import pytest
 import torch
 
-from models.candidate_training import CandidateNet, Sampler, step_loss, train_candidates
-from models.candidates import CandidateModel, encode
-from models.catalogue import Catalogue
-from models.evaluation import Positives
-from models.log import log_from_frame
-from models.training import build_catalogue
-from tests.models.samples import SETTINGS, small_items, small_log
+from infra.settings import Model
+from models.batches import epoch_batches
+from models.candidate_learning import learn_candidates, new_net
+from models.candidate_training import Ablation, Fit, choose_examples, example_weights, reservoir
+from models.candidates import CandidateModel, Reader
+from models.context import ContextVocabulary
+from models.dataset import Dataset
+from models.examples import queries_of
+from models.losses import Extra
+from models.net import CandidateNet
+from models.sampling import Negatives, find_hits
+from models.source import Source
+from models.tower import TowerShape
+from tests.models.samples import SETTINGS, small_items, small_log, small_source
+
+ENCODERS = ("average", "attention")
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> Catalogue:
-    return build_catalogue(log_from_frame(small_log(), 18.0), small_items(70))  # ten items that nobody watches
+def source() -> Source:
+    return small_source(items=small_items(70))  # ten items that nobody watches
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def settings(request: pytest.FixtureRequest) -> Model:
+    return SETTINGS.model_copy(update={"encoder": request.param, "epochs": 4})
+
+
+def learn(source: Source, settings: Model, ablation: Ablation = Ablation()) -> CandidateModel:
+    return learn_candidates(
+        source, settings, until=len(source.dataset), valid_from=None, items=len(source.catalogue), ablation=ablation
+    ).model
 
 
 @pytest.fixture(scope="module")
-def positives(catalogue: Catalogue) -> Positives:
-    log = log_from_frame(small_log(), 18.0).frame.filter("completed")
-    users = log["user_id"].rank("dense").to_numpy().astype(np.int64)
-    return Positives(users, catalogue.rows(log["item_id"]))
+def model(source: Source, settings: Model) -> CandidateModel:
+    return learn(source, settings)
 
 
-@pytest.fixture(scope="module")
-def model(positives: Positives, catalogue: Catalogue) -> CandidateModel:
-    return train_candidates(positives, catalogue, SETTINGS)
+def test_the_same_seed_gives_the_same_model(source: Source, settings: Model, model: CandidateModel):
+    again = learn(source, settings)
+    np.testing.assert_array_equal(again.item_vectors(), model.item_vectors())
+    np.testing.assert_array_equal(again.query_rows, model.query_rows)
+    for name, weight in model.reader.tower.state_dict().items():
+        np.testing.assert_array_equal(again.reader.tower.state_dict()[name], weight, err_msg=name)
 
 
-def test_the_same_seed_gives_the_same_model(positives: Positives, catalogue: Catalogue, model: CandidateModel):
-    again = train_candidates(positives, catalogue, SETTINGS)
-    for name, array in model.to_arrays().items():
-        np.testing.assert_array_equal(again.to_arrays()[name], array, err_msg=name)
-
-
-def test_another_seed_gives_another_model(positives: Positives, catalogue: Catalogue, model: CandidateModel):
-    other = train_candidates(positives, catalogue, SETTINGS.model_copy(update={"seed": 2}))
+def test_another_seed_gives_another_model(source: Source, settings: Model, model: CandidateModel):
+    other = learn(source, settings.model_copy(update={"seed": 2}))
     assert (other.vectors != model.vectors).any()
 
 
-def test_training_leaves_the_callers_random_numbers_alone(positives: Positives, catalogue: Catalogue):
+def test_training_leaves_the_callers_random_numbers_alone(source: Source):
     torch.manual_seed(4)
-    train_candidates(positives.before(100), catalogue, SETTINGS)
+    learn(source, SETTINGS.model_copy(update={"epochs": 1}))
     after = torch.rand(1)
     torch.manual_seed(4)
     assert after == torch.rand(1)
 
 
-def test_the_served_user_vector_is_the_trained_one(positives: Positives, catalogue: Catalogue):
-    net = CandidateNet(catalogue, 8, (16,))
-    histories = np.array([[-1, 3, 4], [5, 6, 5], [-1, -1, -1]])
+def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: Source, settings: Model):
+    net = new_net(source, settings, items=len(source.catalogue))
+    for side in net.queries.sides.values():
+        side.table.values.normal_()
+    net.tower.eval()
+    queries = source.dataset.queries(np.arange(200, 260))
     with torch.no_grad():
-        table = net.queries(torch.arange(len(catalogue))).numpy()
-        np.testing.assert_array_equal(encode(net.tower, table, histories), net(histories).numpy())
+        trained = net.users(queries, []).numpy()
+    reader = Reader(net.tower, net.words.values.numpy(), ContextVocabulary())
+    np.testing.assert_array_equal(reader.encode(queries, net.queries.everything()), trained)
 
 
-def test_items_that_nobody_watched_start_at_their_channel_and_topics(model: CandidateModel, catalogue: Catalogue):
+def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: Source):
+    model, catalogue = learn(source, SETTINGS), source.catalogue
     unwatched = catalogue.row("i65")
-    same = [row for row in range(60) if catalogue.channel_of(row) == catalogue.channel_of(unwatched)]
-    other = [row for row in range(60) if row not in same]
+    rows = catalogue.rows([f"i{n}" for n in range(60)])
+    same = [row for row in rows.tolist() if catalogue.channel_of(row) == catalogue.channel_of(unwatched)]
+    other = [row for row in rows.tolist() if row not in same]
     near = (model.vectors[same] @ model.vectors[unwatched]).mean()
     assert near > (model.vectors[other] @ model.vectors[unwatched]).mean() + 0.1
     assert np.isfinite(model.item_vectors()).all()
 
 
-def test_the_expected_count_is_the_mean_of_the_drawn_one():
-    targets = np.repeat(np.arange(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 55])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_it_does_not(sign: int):
+    """Net, offsets and sample together, loss and gradients, against cross entropy over all items."""
+    net = CandidateNet(TowerShape(8, (16,)), {}, 70, seed=1)
     rng = np.random.default_rng(1)
-    sampler = Sampler(targets, 20, 40, rng)
-    counts, draws = np.zeros(20), 2000
-    expected = np.full(20, np.nan)
-    for _ in range(draws):
-        rows, log_expected = sampler.draw(rng.permutation(targets)[:50])
-        counts += np.bincount(rows, minlength=20)
-        expected[rows] = np.exp(log_expected)
-    np.testing.assert_allclose(counts / draws, expected, rtol=0.1)
+    net.bias.values.copy_(torch.from_numpy(rng.normal(size=(70, 1)).astype(np.float32)))
+    targets = rng.integers(0, 70, 64)
+    queries = queries_of(np.where(rng.random((64, 5)) < 0.8, rng.integers(0, 70, (64, 5)), -1))
+    popularity = rng.normal(size=(64, 70)).astype(np.float32)
+    share = rng.dirichlet(np.ones(70))
+    drawn = rng.choice(70, 200_000, p=share)
+    negatives = Negatives(drawn, (sign * np.log(len(drawn) * share[drawn])).astype(np.float32))
 
+    def loss_of(negatives: Negatives) -> tuple[float, np.ndarray]:
+        rows, places = net.distinct(np.concatenate([targets, negatives.rows]))
+        extra = Extra(
+            torch.from_numpy(popularity[np.arange(64), targets]),
+            torch.from_numpy(popularity[:, negatives.rows] - negatives.log_expected),
+            torch.from_numpy(find_hits(targets, negatives.rows)),
+        )
+        losses, touched = net.losses(queries, rows, places[:64], places[64:], extra)
+        losses.mean().backward()
+        gradient = np.zeros((70, 8), np.float32)
+        for table, at, leaf in touched:
+            if table is net.outputs.own:
+                gradient[at.numpy()] = leaf.grad.numpy()
+        return float(losses.detach().mean()), gradient
 
-def test_the_step_converges_to_the_full_softmax(positives: Positives, catalogue: Catalogue):
-    """The whole step, offsets and sampler included, against the cross entropy over all items."""
-    net = CandidateNet(catalogue, 8, (16,))
-    torch.nn.init.normal_(net.bias, generator=torch.Generator().manual_seed(2))
-    rng = np.random.default_rng(1)
-    snapshots = rng.normal(size=(3, len(catalogue))).astype(np.float32)
-    targets, snapshot = positives.items[:64], np.arange(64) % 3
-    histories = np.where(rng.random((64, 5)) < 0.8, rng.integers(0, 60, (64, 5)), -1)
-    sampler = Sampler(positives.items, len(catalogue), 200_000, rng)
+    sampled, sampled_gradient = loss_of(negatives)
+    full, full_gradient = loss_of(Negatives(np.arange(70), np.zeros(70, np.float32)))
     with torch.no_grad():
-        loss = step_loss(net, histories, targets, snapshots=snapshots, snapshot=snapshot, sampler=sampler)
-        items = net.outputs(torch.arange(len(catalogue)))
-        logits = net(histories) @ items.T + net.bias + torch.from_numpy(snapshots)[torch.from_numpy(snapshot)]
-        full = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets))
-    # 64 in-batch negatives among 100,000 uniform ones: what is left is sampling noise
-    np.testing.assert_allclose(loss, full, rtol=0.01)
+        logits = net.users(queries, []) @ torch.from_numpy(net.output_vectors()).T + net.bias.values[:, 0]
+        expected = torch.nn.functional.cross_entropy(logits + torch.from_numpy(popularity), torch.from_numpy(targets))
+    np.testing.assert_allclose(full, expected, rtol=1e-5)
+    error = np.linalg.norm(sampled_gradient - full_gradient) / np.linalg.norm(full_gradient)
+    if sign > 0:
+        np.testing.assert_allclose(sampled, full, rtol=0.01)
+        assert error < 0.05
+    else:
+        assert abs(sampled / full - 1) > 0.1
+        assert error > 0.3
 
 
-def test_a_repeat_is_no_example(catalogue: Catalogue):
-    repeated = Positives(np.repeat(np.arange(10), 100), np.tile(np.repeat(np.arange(4), 25), 10))
-    steps: list[int] = []
-    train_candidates(repeated, catalogue, SETTINGS, lambda done, total: steps.append(total))
-    assert steps == [SETTINGS.epochs] * SETTINGS.epochs  # 40 pairs: one batch of at least 64 per epoch
+def test_a_repeat_is_no_example():
+    users, items = np.repeat(np.arange(10), 100), np.tile(np.repeat(np.arange(4), 25), 10)
+    dataset = Dataset(users, items, np.arange(1000))
+    assert choose_examples(dataset, 1000, SETTINGS).tolist() == list(range(0, 1000, 25))
 
 
-def test_progress_counts_every_step(positives: Positives, catalogue: Catalogue):
+def test_a_user_gives_so_many_examples_of_a_window_and_each_with_the_same_chance():
+    users = np.repeat([0, 1, 2], [100, 3, 40])
+    windows = np.r_[np.zeros(100), np.zeros(3), np.repeat([0, 1], 20)].astype(np.int64)
+    kept = np.stack([reservoir(users, windows, 5, np.random.default_rng(seed)) for seed in range(300)])
+    assert (kept[:, :100].sum(axis=1) == 5).all()
+    assert kept[:, 100:103].all()
+    assert (kept[:, 103:123].sum(axis=1) == 5).all()
+    assert (kept[:, 123:].sum(axis=1) == 5).all()
+    assert kept[:, :100].mean(axis=0).min() > 0
+    assert kept[:, :100].mean(axis=0).max() < 0.15
+
+
+def test_the_alternative_weighs_a_user_alike_whatever_their_number_of_examples():
+    users = np.repeat([3, 8], [30, 2])
+    weights = example_weights(users, SETTINGS.model_copy(update={"equal_users": True}))
+    np.testing.assert_allclose([weights[:30].sum(), weights[30:].sum()], [16, 16], rtol=1e-6)
+    assert (example_weights(users, SETTINGS) == 1).all()
+
+
+def test_an_epoch_has_every_example_once_in_another_order():
+    for examples, batch in ((1, 64), (1000, 64), (10_000, 256)):
+        first, second = (
+            np.concatenate(list(epoch_batches(examples, batch, np.random.default_rng(seed)))) for seed in (1, 2)
+        )
+        assert sorted(first.tolist()) == list(range(examples))
+        assert examples == 1 or (first != second).any()
+
+
+def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.batches.CHUNK", 10)
+    monkeypatch.setattr("models.batches.POOL", 4)
+    batches = list(epoch_batches(205, 32, np.random.default_rng(1)))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(205))
+    assert {len(batch) for batch in batches[:-1]} == {32}
+
+
+def test_progress_counts_every_step(source: Source):
     steps: list[tuple[int, int]] = []
-    train_candidates(positives.before(200), catalogue, SETTINGS, lambda done, total: steps.append((done, total)))
+    fit = Fit(new_net(source, SETTINGS, items=70), source.dataset, 400, SETTINGS)
+    for _ in range(2):
+        fit.run_epoch(2, lambda done, total: steps.append((done, total)))
     assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
     assert {total for _, total in steps} == {len(steps)}
+
+
+def test_the_papers_example_age_is_learnt_from_and_zero_when_serving(source: Source):
+    settings = SETTINGS.model_copy(update={"example_age": True, "age_window_h": 0.5})
+    dataset = source.dataset
+    ages = dataset.queries(np.array([0, 700]), age_window_ms=1_800_000, until=701).age
+    assert ages[1] == 0
+    np.testing.assert_allclose(ages[0], min(1, (dataset.event_ms[700] - dataset.event_ms[0]) / 1_800_000), rtol=1e-6)
+    model = learn(source, settings)
+    assert model.reader.tower.shape.example_age
+    assert (model.reader.queries_of(np.array([[1]])).age == 0).all()
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        Ablation(log_q="off"),
+        Ablation(log_q="add"),
+        Ablation(popularity=False),
+        Ablation(leak=True),
+        Ablation(tied=True),
+        Ablation(normalised=8.0),
+        Ablation(full=True),
+    ],
+)
+def test_every_ablation_changes_the_model_and_keeps_it_finite(source: Source, ablation: Ablation):
+    settings = SETTINGS.model_copy(update={"negatives": 16, "epochs": 2})
+    plain, changed = learn(source, settings), learn(source, settings, ablation)
+    assert np.isfinite(changed.item_vectors()).all()
+    assert (changed.vectors != plain.vectors).any()
+
+
+def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not(source: Source):
+    dataset = source.dataset
+    rows = dataset.new_rows(len(dataset))[100:200]
+    for leak, leaks in ((False, False), (True, True)):
+        windows = dataset.timeline.around(rows, 50) if leak else dataset.timeline.before(rows, 50)
+        assert bool((windows > rows[:, None]).any()) is leaks
+        assert not (windows == rows[:, None]).any()
+
+
+def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
+    log = small_source(small_log(600))
+    fit = Fit(new_net(log, SETTINGS, items=60), log.dataset, len(log.dataset), Model())
+    assert fit.batch == 64

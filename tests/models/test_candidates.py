@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from models.bundle import Bundle
-from models.candidates import CandidateModel
-from models.tower import HISTORY
+from models.encoders import HISTORY
 from tests.models.samples import START_MS, Viewer, Watch, watched
 
 
@@ -67,17 +66,3 @@ def test_a_query_row_of_a_known_item_is_replaced(bundle: Bundle):
 def test_a_query_row_that_cannot_be_is_refused(bundle: Bundle, row: np.ndarray):
     with pytest.raises(ValueError, match="8 finite numbers"):
         bundle.model.apply_query_row("new", row)
-
-
-def test_saved_and_loaded_arrays_give_the_same_model(bundle: Bundle):
-    model = bundle.model
-    again = CandidateModel.from_arrays(
-        model.item_ids,
-        model.to_arrays(),
-        hidden=bundle.manifest.hidden,
-        half_life_events=model.popularity.half_life_events,
-        clock=model.popularity.clock,
-    )
-    viewers = [watched("i1", "i2"), Viewer()]
-    np.testing.assert_array_equal(again.user_vectors(viewers, 0), model.user_vectors(viewers, 0))
-    np.testing.assert_array_equal(again.item_vectors(), model.item_vectors())

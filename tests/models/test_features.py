@@ -5,9 +5,8 @@ import pytest
 from models.catalogue import Catalogue
 from models.features import FEATURES, Statistics, compute_features, read_histories, retrieval_gap
 from models.log import log_from_frame
-from models.ranker_training import exposure_features, exposures_of
-from models.training import build_catalogue
-from tests.models.samples import START_MS, Viewer, Watch, small_items, small_log
+from models.ranker_training import exposure_features
+from tests.models.samples import START_MS, Viewer, Watch, small_exposures, small_log, small_source
 
 NOTHING = np.full(1, np.nan, np.float32)
 
@@ -84,11 +83,8 @@ def test_the_gap_is_measured_from_the_best_score_of_the_request():
 
 
 def features_of_log(frame: pl.DataFrame) -> np.ndarray:
-    log = log_from_frame(frame, 18.0)
-    facts = build_catalogue(log_from_frame(small_log(400), 18.0), small_items())
-    users = (log.frame["user_id"].rank("dense").to_numpy() - 1).astype(np.int64)
-    exposures = exposures_of(log, users, facts.rows(log.frame["item_id"]), facts)
-    return exposure_features(exposures, np.arange(len(users)), facts)
+    exposures, facts = small_exposures(frame)
+    return exposure_features(exposures, np.arange(frame.height), facts)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +110,7 @@ def test_no_feature_sees_its_own_outcome_or_the_future(at_rest: np.ndarray, cut:
 def test_training_and_serving_compute_the_same_features(at_rest: np.ndarray):
     """The last row of the log, once from the log's columns and once from a viewer as serving has it."""
     log = log_from_frame(small_log(400), 18.0)
-    facts = build_catalogue(log, small_items())
+    facts = small_source().catalogue
     row = log.frame.row(399, named=True)
     past = log.frame.head(399)
     mine = past.filter(pl.col("user_id") == row["user_id"]).tail(50)

@@ -1,9 +1,11 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from models.losses import sampled_softmax, watch_time_logistic
+from models.losses import Extra, sampled_softmax, shared_softmax, watch_time_logistic
+from models.sampling import find_hits
 
 
 def no_hits(logits: torch.Tensor) -> torch.Tensor:
@@ -61,6 +63,42 @@ def test_with_the_sign_of_the_correction_turned_round_it_does_not_converge():
     loss_error, gradient_error = sampled_against_full(100_000, sign=-1)
     assert loss_error > 0.1
     assert gradient_error > 0.1
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_shared_softmax_is_the_sampled_one_with_the_same_gradients(wide: bool):
+    """Against autograd on the plain definition, hits and per-example offsets included."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"users": (6, 4), "own": (6, 4), "own_bias": (6,), "others": (9, 4), "bias": (9,)}
+    leaves = {name: torch.randn(size, generator=generator).requires_grad_() for name, size in sizes.items()}
+    targets, negatives = np.array([0, 1, 2, 3, 4, 5]), np.array([7, 1, 8, 1, 5, 9, 3, 10, 11])
+    hits = torch.from_numpy(targets)[:, None] == torch.from_numpy(negatives)
+    own_extra = torch.randn(6, generator=generator)
+    extra = torch.randn((6, 9) if wide else (9,), generator=generator)
+    weights = torch.rand(6, generator=generator)
+
+    positive = (leaves["users"] * leaves["own"]).sum(dim=1) + leaves["own_bias"] + own_extra
+    logits = leaves["users"] @ leaves["others"].T + leaves["bias"]
+    plain = sampled_softmax(positive, logits + extra, torch.zeros(9), hits)
+    expected = torch.autograd.grad((plain * weights).sum(), list(leaves.values()))
+
+    together = Extra(own_extra, extra, torch.from_numpy(find_hits(targets, negatives)))
+    fast = shared_softmax(*leaves.values(), together)
+    found = torch.autograd.grad((fast * weights).sum(), list(leaves.values()))
+    np.testing.assert_allclose(fast.detach(), plain.detach(), rtol=1e-5)
+    for name, one, other in zip(sizes, found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_shared_softmax_is_finite_when_all_negatives_are_hits_or_logits_are_large():
+    users = torch.full((2, 1), 100.0, requires_grad=True)
+    items = torch.full((1, 1), 100.0)
+    nothing = torch.zeros(1)
+    hits = torch.tensor([[0], [0]])
+    losses = shared_softmax(users, items.expand(2, 1), torch.zeros(2), items, nothing, Extra(nothing, nothing, hits))
+    losses.sum().backward()
+    np.testing.assert_allclose(losses.detach(), [0, math.log(2)], rtol=1e-3)
+    assert users.grad.isfinite().all()
 
 
 def test_odds_of_the_watch_time_loss_are_the_mean_watch_time():

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from models.popularity import PRIOR, Popularity, decayed_sum, popularity_snapshots
+from models.popularity import PRIOR, Popularity, Snapshots, decayed_sum, popularity_of
 
 
 def by_hand(events: list[int], item: int, half_life: float, items: int) -> float:
@@ -37,22 +38,28 @@ def test_counting_in_one_call_or_in_many_is_the_same():
     np.testing.assert_allclose(once.counts().sum(), decayed_sum(100, 10.0), rtol=1e-9)
 
 
-def test_a_snapshot_is_older_than_its_examples():
-    events = np.random.default_rng(1).integers(0, 5, 25)
-    snapshots, _ = popularity_snapshots(events, 5, 10.0, every=10)
+def test_an_examples_offset_knows_nothing_of_its_own_watch_or_a_later_one():
+    events = np.random.default_rng(1).integers(0, 5, 40)
+    rows, items = np.arange(40), np.arange(5)
+    own, others = Snapshots(events, 5, 10.0, every=10).offsets(rows, events, items)
     changed = events.copy()
     changed[20:] = 0  # what comes after the third snapshot was taken
-    np.testing.assert_array_equal(popularity_snapshots(changed, 5, 10.0, every=10)[0], snapshots)
+    again = Snapshots(changed, 5, 10.0, every=10).offsets(rows, events, items)
+    np.testing.assert_array_equal(again[1][:30], others[:30])
+    np.testing.assert_array_equal(again[0][:30], own[:30])
     changed[19] = (changed[19] + 1) % 5
-    assert (popularity_snapshots(changed, 5, 10.0, every=10)[0][2] != snapshots[2]).any()
+    assert (Snapshots(changed, 5, 10.0, every=10).offsets(rows, events, items)[1][20:30] != others[20:30]).any()
 
 
-def test_the_state_after_the_snapshots_is_that_of_all_events():
+def test_a_snapshot_is_the_popularity_of_then():
     events = np.random.default_rng(1).integers(0, 5, 25)
-    state = popularity_snapshots(events, 5, 10.0, every=10)[1]
-    whole = Popularity.empty(5, 10.0)
-    whole.add(events)
-    np.testing.assert_allclose(state.log_share(), whole.log_share(), rtol=1e-6)
+    _, others = Snapshots(events, 5, 10.0, every=10).offsets(np.array([24]), events[24:], np.arange(5))
+    np.testing.assert_allclose(others[0], popularity_of(events[:20], 5, 10.0).log_share(), rtol=1e-6)
+
+
+def test_snapshots_of_many_items_are_further_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.popularity.SNAPSHOT_CELLS", 1000)
+    assert Snapshots(np.zeros(50, np.int64), 100, 10.0, every=1).every == 5
 
 
 def test_a_restored_row_counts_as_before():

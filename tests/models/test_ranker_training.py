@@ -6,33 +6,27 @@ import torch
 from infra.settings import Model
 from models.bundle import Bundle
 from models.features import FEATURES
-from models.log import log_from_frame
 from models.ranker import CAP_S, Ranker
 from models.ranker_training import (
     LEAST_ROWS,
     Exposures,
     exposure_features,
-    exposures_of,
     running_statistics,
     train_ranker,
     unseen_gaps,
 )
-from models.training import build_catalogue
-from tests.models.samples import SETTINGS, small_items, small_log
+from tests.models.samples import SETTINGS, small_exposures, small_log, small_source
 
 
-def small_exposures(rows: int = 3000) -> Exposures:
-    log = log_from_frame(small_log(rows), 18.0)
-    users = (log.frame["user_id"].rank("dense").to_numpy() - 1).astype(np.int64)
-    catalogue = build_catalogue(log_from_frame(small_log(), 18.0), small_items())
-    return exposures_of(log, users, catalogue.rows(log.frame["item_id"]), catalogue)
+def exposures_of_small(rows: int = 3000) -> Exposures:
+    return small_exposures(small_log(rows))[0]
 
 
 def fit(features: np.ndarray, watch_s: np.ndarray, settings: Model) -> Ranker:
     size = len(watch_s)
     everyone = np.zeros(size, np.int64)
     exposures = Exposures(everyone, everyone, everyone, watch_s.astype(np.float32), watch_s > 18, watch_s >= 0)
-    catalogue = build_catalogue(log_from_frame(small_log(100), 18.0), None)
+    catalogue = small_source().catalogue
     return train_ranker(features, exposures, np.arange(size), catalogue=catalogue, settings=settings)
 
 
@@ -63,7 +57,7 @@ def test_it_starts_at_the_mean_watch_time():
 
 
 def test_the_same_seed_gives_the_same_ranker():
-    exposures = small_exposures(600)
+    exposures = exposures_of_small(600)
     features = np.random.default_rng(1).normal(size=(600, len(FEATURES))).astype(np.float32)
     one, other = (fit(features, exposures.watch_s, SETTINGS).to_arrays() for _ in range(2))
     for name, array in one.items():
@@ -76,7 +70,7 @@ def test_too_few_rows_train_nothing():
 
 
 def test_statistics_before_a_row_are_those_computed_by_hand():
-    exposures = small_exposures(200)
+    exposures = exposures_of_small(200)
     running = running_statistics(exposures)
     for row in (0, 17, 199):
         before = np.flatnonzero(exposures.rows[:row] == exposures.rows[row])
@@ -92,11 +86,7 @@ def test_statistics_before_a_row_are_those_computed_by_hand():
 
 
 def test_a_row_of_unknown_length_is_history_but_no_statistic():
-    frame = small_log(300).with_columns(watch_s=None)
-    log = log_from_frame(frame, 18.0)
-    catalogue = build_catalogue(log, small_items())
-    users = (log.frame["user_id"].rank("dense").to_numpy() - 1).astype(np.int64)
-    exposures = exposures_of(log, users, catalogue.rows(log.frame["item_id"]), catalogue)
+    exposures, catalogue = small_exposures(small_log(300).with_columns(watch_s=None))
     assert (exposures.watch_s == 18).all()
     assert not exposures.timed.any()
     assert all((column == 0).all() for column in running_statistics(exposures))
@@ -105,9 +95,7 @@ def test_a_row_of_unknown_length_is_history_but_no_statistic():
 
 
 def test_a_very_long_watch_is_capped_as_a_target_and_whole_in_a_history():
-    log = log_from_frame(small_log(300).with_columns(watch_s=5000.0, user_id=pl.lit("only")), 18.0)
-    catalogue = build_catalogue(log, None)
-    exposures = exposures_of(log, np.zeros(300, np.int64), catalogue.rows(log.frame["item_id"]), catalogue)
+    exposures, catalogue = small_exposures(small_log(300).with_columns(watch_s=5000.0, user_id=pl.lit("only")))
     features = exposure_features(exposures, np.arange(300), catalogue)
     assert features[-1, FEATURES.index("history_mean_s")] == 5000
     assert features[-1, FEATURES.index("item_mean_s")] == CAP_S
@@ -115,7 +103,7 @@ def test_a_very_long_watch_is_capped_as_a_target_and_whole_in_a_history():
 
 
 def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle):
-    exposures = small_exposures()
+    exposures = exposures_of_small()
     chosen = np.arange(1000, 3000)
     gap = unseen_gaps(bundle.model, exposures, chosen, since=2700)
     assert np.isnan(gap[:1700]).all()

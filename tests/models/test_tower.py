@@ -1,46 +1,134 @@
 import numpy as np
+import pytest
 import torch
 
-from models.tower import ItemTable, UserTower, bag_histories
+from models.encoders import HISTORY, AttentionEncoder, mean_of
+from models.tower import Inputs, TowerShape, UserTower
+
+ENCODERS = ("average", "attention")
 
 
-def encode(tower: UserTower, vectors: torch.Tensor, rows: list[list[int]]) -> np.ndarray:
-    distinct, index, starts = bag_histories(np.array(rows))
-    return tower(vectors[distinct], index, starts).detach().numpy()
-
-
-def test_the_tower_reads_the_mean_of_the_history():
-    tower, vectors = UserTower(3, ()), torch.randn(5, 3)
-    expected = tower.layers(vectors[[4, 1, 1]].mean(dim=0, keepdim=True)).detach()
-    np.testing.assert_allclose(encode(tower, vectors, [[-1, 4, 1, 1]]), expected, rtol=1e-6)
-
-
-def test_an_empty_history_is_the_zero_vector_and_not_the_next_ones():
-    tower, vectors = UserTower(3, (4,)), torch.randn(5, 3)
-    encoded = encode(tower, vectors, [[-1, -1], [2, 3], [-1, -1]])
-    np.testing.assert_allclose(
-        encoded[[0, 2]], tower(vectors[:1], torch.empty(0, dtype=torch.long), torch.tensor([0, 0])).detach()
+def inputs(vectors: torch.Tensor, places: list[list[int]], **changes: torch.Tensor) -> Inputs:
+    size = len(places)
+    nothing = Inputs(
+        vectors,
+        torch.tensor(places).reshape(size, -1),
+        torch.empty(0, 0),
+        torch.empty(size, 0, dtype=torch.long),
+        torch.empty(size, 0, dtype=torch.long),
+        torch.empty(size, 0),
+        torch.zeros(size),
     )
-    np.testing.assert_allclose(encoded[[1]], encode(tower, vectors, [[2, 3]]), rtol=1e-6)
+    return nothing._replace(**changes)
 
 
-def test_a_history_without_any_items_at_all_is_encoded():
-    assert np.isfinite(encode(UserTower(3, (4,)), torch.randn(5, 3), [[-1], [-1]])).all()
+def tower_of(**shape: object) -> UserTower:
+    torch.manual_seed(1)
+    return UserTower(TowerShape(dim=4, **shape)).eval()  # type: ignore[arg-type]
 
 
-def test_an_item_is_its_own_row_plus_its_channel_plus_the_mean_of_its_topics():
-    table = ItemTable(np.array([1, 0]), np.array([[1, 2], [0, 0]]), 3)
-    with torch.no_grad():
-        table.channel += torch.tensor([9.0])  # also row 0, which stands for "unknown"; it is never learnt
-        table.topic += torch.tensor([[7.0], [2.0], [4.0]])
-        table.channel[0] = 0
-    items = table(torch.tensor([0, 1])).detach()
-    np.testing.assert_allclose(items, (table.own + torch.tensor([[9.0 + 3.0], [0.0]])).detach(), rtol=1e-6)
+def test_the_average_reads_the_mean_of_the_history():
+    tower, vectors = tower_of(hidden=()), torch.randn(5, 4)
+    expected = tower.layers(vectors[[4, 1, 1]].mean(dim=0, keepdim=True)).detach()
+    np.testing.assert_allclose(tower(inputs(vectors, [[-1, 4, 1, 1]])).detach(), expected, rtol=1e-5)
 
 
-def test_unknown_channels_and_topics_are_never_learnt():
-    table = ItemTable(np.array([1, 0]), np.array([[1, 0], [0, 0]]), 3)
-    table(torch.tensor([0, 1, 1])).sum().backward()
-    assert (table.channel.grad[0] == 0).all()
-    assert (table.topic.grad[0] == 0).all()
-    assert (table.channel.grad[1] != 0).all()
+def test_a_mean_of_nothing_is_zero_and_not_the_next_ones():
+    vectors = torch.randn(5, 4)
+    means = mean_of(vectors, torch.tensor([[-1, -1], [2, 3], [-1, -1]]))
+    assert (means[[0, 2]] == 0).all()
+    np.testing.assert_allclose(means[1], vectors[2:4].mean(dim=0), rtol=1e-6)
+    assert mean_of(torch.empty(0, 4), torch.tensor([[-1]])).tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_a_tower_has_as_many_hidden_layers_as_widths(depth: int):
+    tower = tower_of(hidden=(8,) * depth)
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in tower.layers) == depth + 1
+    assert tower(inputs(torch.randn(2, 4), [[0, 1]])).shape == (1, 4)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_empty_histories_have_one_finite_vector(encoder: str):
+    tower = tower_of(encoder=encoder)
+    users = tower(inputs(torch.randn(3, 4), [[-1, -1], [0, 1], [-1, -1]]))
+    assert users.isfinite().all()
+    assert (users[0] == users[2]).all()
+    assert tower(inputs(torch.empty(0, 4), [[-1]])).isfinite().all()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_padding_does_not_matter(encoder: str):
+    tower, vectors = tower_of(encoder=encoder), torch.randn(3, 4)
+    short = tower(inputs(vectors, [[0, 2]]))
+    np.testing.assert_allclose(tower(inputs(vectors, [[-1] * 9 + [0, 2]])).detach(), short.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_batch_composition_does_not_matter(encoder: str):
+    tower, vectors = tower_of(encoder=encoder), torch.randn(6, 4)
+    places = [[0, 1, 2], [-1, -1, 5], [-1, 3, 3], [-1, -1, -1]]
+    together = tower(inputs(vectors, places)).detach()
+    for row, place in enumerate(places):
+        np.testing.assert_allclose(tower(inputs(vectors, [place])).detach()[0], together[row], atol=1e-6)
+
+
+def test_the_average_forgets_order_and_attention_keeps_it():
+    vectors = torch.randn(3, 4)
+    for encoder, keeps in (("average", False), ("attention", True)):
+        tower = tower_of(encoder=encoder)
+        if keeps:
+            with torch.no_grad():
+                tower.encoder.positions.normal_()
+        one, other = tower(inputs(vectors, [[0, 1, 2], [2, 1, 0]])).detach()
+        assert (not torch.allclose(one, other, atol=1e-5)) is keeps
+
+
+def test_attention_looks_back_and_never_forward():
+    """What the second watch has gathered does not depend on the third."""
+    torch.manual_seed(2)
+    encoder = AttentionEncoder(4).eval()
+    seen: list[torch.Tensor] = []
+    encoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    encoder.blocks[-1].register_forward_hook(lambda _, args, out: seen.append(out))
+    vectors = torch.randn(4, 4)
+    encoder(vectors, torch.tensor([[0, 1, 2]]))
+    encoder(vectors, torch.tensor([[0, 1, 3]]))
+    blocks = [tensor for tensor in seen if tensor.dim() == 3]
+    np.testing.assert_allclose(blocks[0][0, :2].detach(), blocks[1][0, :2].detach(), atol=1e-6)
+    assert not torch.allclose(blocks[0][0, 2], blocks[1][0, 2])
+
+
+def test_searches_context_traits_and_age_each_change_the_user():
+    tower = tower_of(words=3, contexts=(4, 2), traits=2, example_age=True)
+    words = torch.randn(2, 3)
+    plain = inputs(
+        torch.randn(2, 4),
+        [[0, 1]],
+        words=words,
+        word_places=torch.tensor([[-1]]),
+        context=torch.tensor([[0, 0]]),
+        traits=torch.tensor([[torch.nan, torch.nan]]),
+    )
+    user = tower(plain)
+    for change in (
+        {"word_places": torch.tensor([[1]])},
+        {"context": torch.tensor([[3, 0]])},
+        {"context": torch.tensor([[0, 1]])},
+        {"traits": torch.tensor([[0.0, torch.nan]])},  # a known 0 is not an unknown one
+        {"age": torch.tensor([0.5])},
+    ):
+        assert (tower(plain._replace(**change)) != user).any(), change
+
+
+def test_unknown_context_is_never_learnt():
+    tower = tower_of(contexts=(3,))
+    users = tower(inputs(torch.randn(1, 4), [[0], [0]], context=torch.tensor([[0], [2]])))
+    users.sum().backward()
+    gradient = tower.contexts[0].weight.grad
+    assert (gradient[0] == 0).all()
+    assert (gradient[2] != 0).any()
+
+
+def test_a_history_is_as_long_as_the_papers():
+    assert HISTORY == 50

@@ -6,9 +6,11 @@ import pytest
 
 from models.bundle import Manifest, read_bundle
 from models.features import FEATURES
-from models.log import LogError, log_from_frame
+from models.log import LogError
 from models.ranker import RankingQuery
-from models.training import build_catalogue, train_bundle
+from models.source import prepare
+from models.stored_log import store_frame
+from models.training import train_bundle
 from tests import kuairand
 from tests.models.samples import SETTINGS, START_MS, Viewer, small_items, small_log
 
@@ -17,7 +19,7 @@ QUICK = SETTINGS.model_copy(update={"epochs": 1, "ranker_epochs": 1})
 
 def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = None, **options: bool) -> Manifest:
     return train_bundle(
-        log_from_frame(frame, 18.0),
+        store_frame(frame, bundles_dir / "log", completed_s=18.0),
         items,
         settings=QUICK,
         bundles_dir=bundles_dir,
@@ -69,10 +71,10 @@ def test_items_of_the_catalogue_and_of_the_log_are_all_in_the_bundle(tmp_path: P
     assert [catalogue.channel_of(row) for row in rows.tolist()] == [None, "c3"]
 
 
-def test_the_catalogues_duration_wins_over_the_logs():
+def test_the_catalogues_duration_wins_over_the_logs(tmp_path: Path):
     items = small_items(2).with_columns(duration_s=pl.Series([1.0, None]))
-    catalogue = build_catalogue(log_from_frame(small_log(600), 18.0), items)
-    assert catalogue.duration_s(np.array([0, 1])).tolist() == [1, 61]
+    catalogue = prepare(store_frame(small_log(600), tmp_path, completed_s=18.0), items).catalogue
+    assert catalogue.duration_s(catalogue.rows(["i0", "i1"])).tolist() == [1, 61]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_fewer_items_than_negatives_and_one_user_of_everything_are_trained(tmp_p
 def test_progress_goes_through_every_stage(tmp_path: Path):
     calls: list[tuple[str, int, int]] = []
     train_bundle(
-        log_from_frame(small_log(600), 18.0),
+        store_frame(small_log(600), tmp_path / "log", completed_s=18.0),
         None,
         settings=QUICK,
         bundles_dir=tmp_path,
@@ -106,7 +108,7 @@ def test_progress_goes_through_every_stage(tmp_path: Path):
         progress=lambda *call: calls.append(call),
     )
     stages = dict.fromkeys(stage for stage, _, _ in calls)
-    assert list(stages) == ["measuring", "candidates", "features", "ranker"]
+    assert list(stages) == ["validation", "candidates", "features", "ranker"]
     for stage in stages:
         done, total = [(done, total) for name, done, total in calls if name == stage][-1]
         assert done == total

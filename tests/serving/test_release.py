@@ -136,7 +136,7 @@ def test_a_bundle_that_cannot_be_read_is_refused(
     version = bundles[0].version
     if damage == "corrupt":
         shutil.copytree(bundles_dir / version, tmp_path / version)
-        file = tmp_path / version / "candidates.safetensors"
+        file = tmp_path / version / "vectors.npy"
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ReleaseError) as caught:
         load_release(tmp_path, version, index)

@@ -7,6 +7,7 @@ the pipeline must do with an answer.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ import polars as pl
 from indexer.errors import IndexMissing, IndexUnavailable
 from infra.settings import Model
 from models.bundle import Bundle, Manifest, read_bundle
-from models.log import log_from_frame
+from models.stored_log import store_frame
 from models.training import train_bundle
 from streams.messages import UserHistory, Watch
 
@@ -35,15 +36,16 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
         }
     )
     settings = Model(dim=8, hidden=(16,), negatives=64, batch=256, epochs=1, ranker_hidden=(8,), ranker_epochs=1)
-    return train_bundle(
-        log_from_frame(frame, 18.0),
-        None,
-        settings=settings,
-        bundles_dir=bundles_dir,
-        created_ms=CREATED_MS + 1000 * seed,
-        offsets={},
-        measure=False,
-    )
+    with TemporaryDirectory() as scratch:
+        return train_bundle(
+            store_frame(frame, Path(scratch), completed_s=18.0),
+            None,
+            settings=settings,
+            bundles_dir=bundles_dir,
+            created_ms=CREATED_MS + 1000 * seed,
+            offsets={},
+            measure=False,
+        )
 
 
 def history(user_id: str, *item_ids: str, event_ms: int = CREATED_MS) -> UserHistory:

@@ -14,7 +14,7 @@ from streams.learner import PROGRESS_KEY, Learner, batches
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
 from tests.serving.worlds import CREATED_MS
 
-SETTINGS = Trainer(replay=0)  # and more negatives than items: steps are the same in every run
+SETTINGS = Trainer()  # more negatives than items: steps are the same in every run
 
 
 def learner(bundle: Bundle, items: dict[str, Item] | None = None, settings: Trainer = SETTINGS) -> Learner:
@@ -141,14 +141,14 @@ def test_examples_are_ranked_before_they_are_learnt(bundle):
     assert found == {"live": 50, "frozen": 0, "popular": 50}
 
 
-def test_only_the_asked_share_is_evaluated_and_catching_up_is_not(bundle):
+def test_so_many_are_evaluated_as_the_budget_pays_for_and_none_when_catching_up(bundle):
     def evaluated() -> float:
         return REGISTRY.get_sample_value("nextwatch_prequential_examples_total") or 0.0
 
-    trainer = learner(bundle, settings=Trainer(replay=0, evaluate_share=0.25))
+    trainer = learner(bundle, settings=Trainer(evaluate_scores=100 * bundle.manifest.items))
     before = evaluated()
     trainer.learn(numbered(*(example("item-1", offset) for offset in range(400))))
-    assert 60 < evaluated() - before < 140
+    assert evaluated() - before == 100
     before = evaluated()
     trainer.learn(numbered(*(example("item-1", 400 + at) for at in range(10)), start=400), evaluate=False)
     assert evaluated() == before

@@ -1,0 +1,146 @@
+"""A training that was interrupted goes on where it was, to the same result bit for bit.
+
+What a step depends on is written: tables with their accumulators, the tower and its optimiser, the epoch and the step.
+Random choices are not, since they are drawn from (seed, epoch, step). A checkpoint is written beside the last one and
+then takes its place, so that a crash while writing costs nothing but the time since the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors.torch
+import torch
+
+from infra.settings import Model
+from models.candidate_training import Fit
+from models.stored_log import StoredLog
+from models.table import read_table, write_table
+
+STATE = "state.json"
+WEIGHTS = "tower.safetensors"
+EVERY_S = 120.0
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the text names the directory and the way out."""
+
+
+def identity_of(log: StoredLog, settings: Model, warm_start: str | None) -> str:
+    """Which training this is: of which data, how."""
+    ends = (len(log), len(log.user_ids), len(log.item_ids), int(log.event_ms[0]), int(log.event_ms[-1]))
+    content = repr((ends, log.completed_s, settings.model_dump(), warm_start)).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What the validation days say: epochs to train, the weight of the personal part, how good that is, and its
+    figures: `recall@k`, `popular_recall@k`, `cases`."""
+
+    epochs: int
+    weight: float = 1.0
+    quality: float = -1.0
+    metrics: dict[str, float] = {}
+
+
+class State(msgspec.Struct, frozen=True):
+    """Where a training is. `identity` says which one: a checkpoint of another is refused."""
+
+    identity: str
+    epoch: int
+    step: int
+    choice: Choice
+
+
+class Checkpoints:
+    """The checkpoints of one training under `directory`, one for each of its stages, written every `every_s` s."""
+
+    def __init__(
+        self, directory: Path, identity: str, *, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.directory, self.identity = directory, identity
+        self._every_s, self._clock = every_s, clock
+        self._written_s = clock()
+
+    def restore(self, fit: Fit, stage: str) -> Choice | None:
+        """Put a fresh fit back to where its stage was and return what was chosen until then; None when there is no
+        checkpoint. Raises CheckpointError when it is damaged or of another training."""
+        directory = self.directory / stage
+        found = self._read_state(directory / STATE)
+        if found is None:
+            return None
+        weights = safetensors.torch.load_file(directory / WEIGHTS)
+        fit.net.tower.load_state_dict(
+            {name.removeprefix("tower."): w for name, w in weights.items() if name.startswith("tower.")}
+        )
+        fit.optimizer.load_state_dict(_optimizer_state(fit, weights))
+        for name, table in fit.net.tables():
+            table.values.numpy()[...] = read_table(directory / f"{name}.npy")
+            table.squares.numpy()[...] = read_table(directory / f"{name}.squares.npy")
+        fit.epoch, fit.step = found.epoch, found.step
+        return found.choice
+
+    def saver(self, stage: str, choice: Choice) -> Callable[[Fit], None]:
+        """What a fit calls after each step."""
+
+        def save(fit: Fit) -> None:
+            if self._clock() - self._written_s >= self._every_s:
+                self.save(fit, stage, choice)
+
+        return save
+
+    def save(self, fit: Fit, stage: str, choice: Choice) -> None:
+        place = self.directory / stage
+        staging, old = place.with_name(f"{stage}.writing"), place.with_name(f"{stage}.old")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        for name, table in fit.net.tables():
+            write_table(staging / f"{name}.npy", table.values.numpy())
+            write_table(staging / f"{name}.squares.npy", table.squares.numpy())
+        weights = {f"tower.{name}": tensor for name, tensor in fit.net.tower.state_dict().items()}
+        for number, state in fit.optimizer.state_dict()["state"].items():
+            weights |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        safetensors.torch.save_file(weights, staging / WEIGHTS)
+        state = State(self.identity, fit.epoch, fit.step, choice)
+        (staging / STATE).write_bytes(msgspec.json.encode(state))
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            place.rename(old)
+        staging.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+        self._written_s = self._clock()
+
+    def clear(self) -> None:
+        """The training is over."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _read_state(self, path: Path) -> State | None:
+        if not path.exists():
+            return None
+        try:
+            state = msgspec.json.decode(path.read_bytes(), type=State)
+        except (OSError, msgspec.DecodeError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); remove {self.directory} to start anew") from None
+        if state.identity != self.identity:
+            raise CheckpointError(
+                f"{self.directory}: is of another training (other log, settings or version); "
+                "remove it to start anew, or name another directory"
+            )
+        return state
+
+
+def _optimizer_state(fit: Fit, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Adam's state as its load_state_dict takes it; the groups are those of the fresh optimiser."""
+    fresh: dict[str, Any] = fit.optimizer.state_dict()
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in weights.items():
+        if name.startswith("adam."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = value
+    return {**fresh, "state": state}

@@ -1,0 +1,88 @@
+"""How a history becomes one vector: the paper's average, or causal self-attention in the manner of SASRec.
+
+Both read the embeddings of the distinct items of a batch and, per user, which of them the history holds. The average
+forgets order, as the paper does on purpose (section 3.3); attention keeps it, at many times the cost.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HISTORY = 50  # completed watches that an encoder reads (paper section 3.3)
+HEADS = 2
+BLOCKS = 1
+
+EncoderName = Literal["average", "attention"]
+
+
+class AverageEncoder(nn.Module):
+    """The mean of the history's embeddings; zero for an empty one."""
+
+    def forward(self, vectors: Tensor, places: Tensor) -> Tensor:
+        """vectors [U, D]: embeddings of the distinct items; places int64 [B, H]: which of them, -1 for none.
+        -> [B, D]"""
+        return mean_of(vectors, places)
+
+
+class AttentionEncoder(nn.Module):
+    """Blocks of causal self-attention over the newest watches; what the newest one has gathered is the user
+    (Kang and McAuley, ICDM 2018)."""
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(HISTORY, dim))
+        self.blocks = nn.ModuleList(AttentionBlock(dim, dropout) for _ in range(BLOCKS))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, vectors: Tensor, places: Tensor) -> Tensor:
+        """As AverageEncoder."""
+        there = places >= 0  # [B, H]
+        if not len(vectors):
+            vectors = vectors.new_zeros(1, vectors.shape[1])
+        x = F.embedding(places.clamp_min(0), vectors) * there[:, :, None]  # [B, H, D]
+        x = x + self.positions[-places.shape[1] :] * there[:, :, None]
+        steps = places.shape[1]
+        causal = torch.ones(steps, steps, dtype=torch.bool).tril()
+        itself = torch.eye(steps, dtype=torch.bool)  # padding looks at itself, so that no row of the mask is empty
+        mask = (causal & there[:, None, :]) | itself  # [B, H, H]
+        for block in self.blocks:
+            x = block(x, mask[:, None])
+        encoded: Tensor = self.norm(x[:, -1]) * there[:, -1:]
+        return encoded
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.before_attention, self.before_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, H, D]; mask bool [B, 1, H, H]: what may be looked at."""
+        batch, steps, dim = x.shape
+        qkv = self.qkv(self.before_attention(x)).view(batch, steps, 3, HEADS, dim // HEADS)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, H, D / heads] each
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, steps, dim)
+        x = x + self.dropout(self.out(attended))
+        changed: Tensor = x + self.dropout(self.mlp(self.before_mlp(x)))
+        return changed
+
+
+def make_encoder(name: EncoderName, dim: int, dropout: float) -> nn.Module:
+    return AverageEncoder() if name == "average" else AttentionEncoder(dim, dropout)
+
+
+def mean_of(vectors: Tensor, places: Tensor) -> Tensor:
+    """vectors [U, D]; places int64 [B, H], -1 for none -> the mean of each row's vectors [B, D], zero of none."""
+    there = places >= 0
+    lengths = there.sum(dim=1)
+    starts = lengths.cumsum(0) - lengths
+    if not len(vectors):
+        return vectors.new_zeros(len(places), vectors.shape[1])
+    return F.embedding_bag(places[there], vectors, starts, mode="mean")

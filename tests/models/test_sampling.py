@@ -1,0 +1,60 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.sampling import Frequency, draw_negatives, find_hits
+
+ROWS = st.lists(st.integers(0, 6), max_size=12)
+
+
+def test_the_expected_count_is_the_mean_of_the_drawn_one():
+    targets = np.repeat(np.arange(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 55])
+    share = np.bincount(targets, minlength=60) / len(targets)
+    rng = np.random.default_rng(1)
+    counts, draws = np.zeros(60), 3000
+    expected = np.full(60, np.nan)
+    for _ in range(draws):
+        batch = rng.permutation(targets)[:50]
+        rows, log_expected = draw_negatives(batch, share.take, items=60, in_batch=20, uniform=20, rng=rng)
+        counts += np.bincount(rows, minlength=60)
+        expected[rows] = np.exp(log_expected)
+    np.testing.assert_allclose(counts / draws, expected, rtol=0.15)
+
+
+def test_all_items_are_negatives_where_there_are_fewer_than_asked_for():
+    rows, log_expected = draw_negatives(
+        np.array([1, 1]), np.ones(9).take, items=9, in_batch=5, uniform=5, rng=np.random.default_rng(1)
+    )
+    assert rows.tolist() == list(range(9))
+    assert (log_expected == 0).all()
+
+
+@given(ROWS, ROWS)
+def test_hits_are_all_pairs_of_the_same_item(targets: list[int], negatives: list[int]):
+    found = find_hits(np.array(targets, np.int64), np.array(negatives, np.int64))
+    expected = [(b, s) for b, target in enumerate(targets) for s, item in enumerate(negatives) if item == target]
+    assert sorted(zip(*found.tolist(), strict=True)) == expected
+
+
+def test_the_share_is_learnt_from_the_gaps_between_occurrences():
+    """Items of 20 %, 2 % and .2 % of a stream, started from nothing known."""
+    rng = np.random.default_rng(2)
+    share = np.array([0.2, 0.02, 0.002, 0.778])
+    frequency = Frequency(np.zeros(4))
+    for _ in range(3000):
+        frequency.add(rng.choice(4, 64, p=share))
+    np.testing.assert_allclose(frequency.shares(np.arange(4)), share, rtol=0.6)
+
+
+def test_a_share_that_changes_is_followed():
+    frequency = Frequency(np.array([0.5, 0.5]))
+    rng = np.random.default_rng(3)
+    for _ in range(500):
+        frequency.add((rng.random(64) < 0.05).astype(np.int64))
+    np.testing.assert_allclose(frequency.shares(np.array([1])), [0.05], rtol=0.6)
+
+
+def test_an_item_that_was_never_a_target_is_rare():
+    frequency = Frequency(np.array([0.5, 0.5]))
+    row = frequency.append()
+    assert frequency.shares(np.array([row]))[0] < 0.1
