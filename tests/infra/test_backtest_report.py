@@ -14,6 +14,7 @@ from infra.backtest_page import render_page
 from infra.backtest_report import CUTOFFS, Grounds, Protocol, build_report, finite
 from models.backtest import Entrant, History, Stream, walk_frozen, walk_live
 from models.baselines import DecayedPopular, Popular
+from models.comparison import recall
 from models.split import BacktestError
 
 CUT, CATALOGUE, ROWS = 200, 20, 300
@@ -56,6 +57,11 @@ def report(walked):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def page(report):
+    return render_page(report)
+
+
 def estimates(value):
     """Every number of the document that is a mean."""
     if isinstance(value, dict):
@@ -82,6 +88,7 @@ def test_recall_is_that_of_the_ranks(report, walked):
                 found = part["recall"][name][str(k)]
                 assert found["value"] == pytest.approx(((ranks >= 0) & (ranks < k)).mean())
                 assert found["n"] == len(walk) == part["cases"]
+                assert found["se"] == recall(ranks, k, walk.asked.users).se
 
 
 def test_unknown_items_are_misses_and_are_counted(report, walked):
@@ -95,8 +102,10 @@ def test_unknown_items_are_misses_and_are_counted(report, walked):
 def test_differences_are_paired_and_clustered_by_user(report):
     live = [each for each in report["live"]["differences"] if each["k"] == 10]
     assert [(each["ours"], each["theirs"]) for each in live] == [("ours", "popular, decayed")]
-    recall = report["live"]["recall"]
-    assert live[0]["value"] == pytest.approx(recall["ours"]["10"]["value"] - recall["popular, decayed"]["10"]["value"])
+    reached = report["live"]["recall"]
+    assert live[0]["value"] == pytest.approx(
+        reached["ours"]["10"]["value"] - reached["popular, decayed"]["10"]["value"]
+    )
     assert live[0]["clusters"] == report["live"]["users"] < report["live"]["cases"]
     assert live[0]["significant"] == (live[0]["low"] > 0 or live[0]["high"] < 0)
 
@@ -120,29 +129,26 @@ def test_a_number_that_is_none_is_null_and_never_nan():
     assert finite({"a": [float("nan"), 1.5, (float("inf"),)], "b": "NaN"}) == {"a": [None, 1.5, [None]], "b": "NaN"}
 
 
-def test_the_page_is_one_file_that_fetches_nothing_and_runs_nothing(report):
-    page = render_page(report)
+def test_the_page_is_one_file_that_fetches_nothing_and_runs_nothing(page):
     assert not re.search(r"<script|<link|<img|<iframe|@import|src=|javascript:|onload", page, re.IGNORECASE)
     addresses = set(re.findall(r"https?://[^\s'\"<>)]+", page))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}, "names of XML, not addresses"
     assert not re.search(r"url\((?!#)", page) and not re.search(r"href=[\"'](?!#)", page)
 
 
-def test_the_page_says_how_it_was_measured(report):
-    page = render_page(report)
+def test_the_page_says_how_it_was_measured(report, page):
     for fact in ("1970-01-01T03:20:00.000Z", "20 of 25", "counts as a miss", "200 of 15 users", "left out"):
         assert fact in page, fact
     assert f"{report['frozen']['cases']:,} cases" in page and f"{report['live']['cases']:,} cases" in page
 
 
-def test_what_a_log_says_is_text_on_the_page(report):
-    page = render_page(report)
+def test_what_a_log_says_is_text_on_the_page(page):
     assert "<b>log</b>" not in page and "&lt;b&gt;log&lt;/b&gt;.parquet" in page
     assert "a &lt;note&gt;" in page and "not &lt;installed&gt;" in page
 
 
-def test_the_same_document_gives_the_same_page(report):
-    assert render_page(report) == render_page(json.loads(json.dumps(report)))
+def test_the_same_document_gives_the_same_page(report, page):
+    assert page == render_page(json.loads(json.dumps(report)))
 
 
 def test_every_curve_is_svg(report):
@@ -252,6 +258,14 @@ def test_a_directory_with_anything_else_in_it_is_refused_and_left_alone(tmp_path
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     with pytest.raises(BacktestError, match="is not a directory"):
         check_out(tmp_path / "thesis.txt")
+
+
+def test_what_was_put_into_the_directory_meanwhile_is_not_lost(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(BacktestError, match="is not empty"), new_directory(out):
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    assert (out / "thesis.txt").read_text() == "mine"
 
 
 def test_an_empty_or_absent_directory_may_be_used(tmp_path):
