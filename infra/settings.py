@@ -112,7 +112,8 @@ class Model(Section):
 
 class Trainer(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="row-wise Adagrad on item rows")
-    negatives: Count = Field(2048, description="shared uniform negatives of a live step")
+    negatives: Count = Field(2048, description="shared negatives of a live step")
+    in_batch: Share = Field(0.1, description="most of the negatives that come from the batch, as a share of all")
     pull: Share = Field(0.0, description="share of its way from the release that a touched row is drawn back each step")
     learns: Literal["history", "popularity", "output_rows", "input_rows"] = Field(
         "output_rows", description="what moves between releases; each also moves what stands before it"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -73,10 +73,10 @@ class ArrayFile:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def mapped(path: Path) -> Array:
+def mapped(path: Path, mode: Literal["r", "c"] = "r") -> Array:
     """The file's rows, memory-mapped and read-only. An empty file cannot be mapped and is read."""
     try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except ValueError:
         array = np.load(path, allow_pickle=False)
         if len(array):

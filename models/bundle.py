@@ -214,7 +214,7 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
 
 def _read_table(path: Path) -> npt.NDArray[Any]:
     try:
-        return mapped(path)
+        return mapped(path, "c")  # copy on write: torch reads no array that it may not write to
     except (ValueError, OSError, EOFError) as error:
         raise BundleError(f"{path}: cannot be read: {error}") from None
 

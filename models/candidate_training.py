@@ -116,7 +116,7 @@ class Fit:
             distinct,
             places[: len(rows)],
             places[len(rows) :],
-            self._extra(rows, targets, negatives),
+            self._extra(rows, targets, negatives, find_hits(places[: len(rows)], places[len(rows) :], len(distinct))),
             part=part,
         )
         weighted = (losses * torch.from_numpy(self._weights[chosen[part]])).sum()
@@ -145,13 +145,12 @@ class Fit:
         sign = {"subtract": 1.0, "off": 0.0, "add": -1.0}[self.ablation.log_q]
         return Negatives(drawn.rows, (sign * drawn.log_expected).astype(np.float32))
 
-    def _extra(self, rows: Rows, targets: Rows, negatives: Negatives) -> Extra:
-        hits = torch.from_numpy(find_hits(targets, negatives.rows))
+    def _extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
         log_expected = torch.from_numpy(negatives.log_expected)
         if not self.ablation.popularity:
-            return Extra(torch.zeros(len(rows)), -log_expected, hits)
+            return Extra(torch.zeros(len(rows)), -log_expected, torch.from_numpy(hits))
         own, others = self._snapshots.offsets(rows, targets, negatives.rows)
-        return Extra(torch.from_numpy(own), torch.from_numpy(others) - log_expected, hits)
+        return Extra(torch.from_numpy(own), torch.from_numpy(others) - log_expected, torch.from_numpy(hits))
 
 
 def choose_examples(dataset: Dataset, until: int, settings: Model) -> Rows:

@@ -57,19 +57,17 @@ class Reader:
 
     def encode(self, queries: Queries, query_rows: Floats) -> Floats:
         """query_rows float32 [N, D] -> user vectors float32 [B, D]"""
-        items, watch_places = distinct_places(queries.histories)
         with torch.inference_mode():
-            watched = torch.from_numpy(np.asarray(query_rows[items]))
-            return np.asarray(self.tower(self.inputs(queries, watched, watch_places)).numpy())
+            inputs = self.inputs(queries, torch.from_numpy(query_rows), queries.histories)
+            return np.asarray(self.tower(inputs).numpy())
 
     def inputs(self, queries: Queries, watched: Tensor, watch_places: Rows) -> Inputs:
-        """watched [U, D]: rows of the distinct items; watch_places [B, H]: where each history's items are in it."""
-        words, word_places = distinct_places(queries.tokens)
+        """watched [U, D]: rows of items, all or some; watch_places [B, H]: where each history's items are in it."""
         return Inputs(
             watched,
             torch.from_numpy(watch_places),
-            torch.from_numpy(np.asarray(self.words[words])),
-            torch.from_numpy(word_places),
+            torch.from_numpy(self.words),
+            torch.from_numpy(queries.tokens),
             torch.from_numpy(queries.context),
             torch.from_numpy(queries.traits),
             torch.from_numpy(queries.age),
@@ -166,15 +164,6 @@ def search_tokens(viewers: Sequence[Viewer], buckets: int) -> Rows:
     for at, mine in enumerate(tokens):
         rows[at, : len(mine)] = mine
     return rows
-
-
-def distinct_places(rows: Rows) -> tuple[Rows, Rows]:
-    """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
-    there = rows >= 0
-    distinct, inverse = np.unique(rows[there], return_inverse=True)
-    places = np.full(rows.shape, -1, np.int64)
-    places[there] = inverse
-    return distinct, places
 
 
 def with_one(vectors: Floats) -> Floats:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.bundle import Bundle
-from models.candidates import Reader, distinct_places, with_one
+from models.candidates import CandidateModel, Reader, with_one
+from models.catalogue import Catalogue
 from models.cold_start import ColdStart
 from models.columns import Columns
 from models.examples import Examples, Queries
@@ -58,7 +58,8 @@ class IncrementalTrainer:
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: CandidateModel,
+        catalogue: Catalogue,
         *,
         learning_rate: float,
         negatives: int,
@@ -67,8 +68,8 @@ class IncrementalTrainer:
         learns: Learns = "output_rows",
         seed: int,
     ) -> None:
-        """`pull`: share of its way from the release by which a touched row is drawn back at each step."""
-        model = bundle.model
+        """`catalogue` describes the model's items, in the same rows; those behind them are not looked at. `pull`: share
+        of its way from the release by which a touched row is drawn back at each step."""
         self.item_ids = list(model.item_ids)
         self.popularity: Popularity = model.popularity.copy()
         self.reader: Reader = model.reader
@@ -85,7 +86,7 @@ class IncrementalTrainer:
             model.vectors,
             model.bias,
             model.query_rows,
-            catalogue=bundle.catalogue,
+            catalogue=catalogue,
             learnt=model.popularity.totals() > 0,
         )
         self._rate, self._pull, self._level = learning_rate, pull, LEVELS.index(learns)
@@ -218,7 +219,7 @@ class IncrementalTrainer:
         vectors = self._vectors.gather(moving)  # [T, D]
         users, read = self._users(examples.queries)
         offsets = torch.from_numpy(self._items["bias"][rows] + self.popularity.log_share(rows))  # [T]
-        hits = torch.from_numpy(find_hits(targets, negatives.rows))
+        hits = torch.from_numpy(find_hits(own.numpy(), others.numpy(), len(rows)))
         extra = Extra(offsets[own], offsets[others] - torch.from_numpy(negatives.log_expected), hits)
         nothing = vectors.new_zeros(1)
         losses = shared_softmax(users, F.embedding(own, vectors), nothing, F.embedding(others, vectors), nothing, extra)
@@ -228,7 +229,7 @@ class IncrementalTrainer:
         if read is not None:
             queried, leaf = read
             changes.append((self._queries, queried, *self._queries.change(queried, _gradient(leaf), self._rate)))
-        if not all(change[2].isfinite().all() for change in changes) or self._diverged(loss):
+        if not all(squares.isfinite().all() for *_, squares in changes) or self._diverged(loss):
             return None
         for table, which, change, squares in changes:
             table.apply(which, change, squares)
@@ -244,7 +245,11 @@ class IncrementalTrainer:
         """User vectors [B, D]; and, where they are learnt, the query rows that took part and their leaf."""
         if not self._learns("input_rows"):
             return torch.from_numpy(self.reader.encode(queries, self._queries.values.numpy())), None
-        items, watch_places = distinct_places(queries.histories)
+        histories = queries.histories
+        there = histories >= 0
+        items, inverse = self._distinct(histories[there])
+        watch_places = np.full(histories.shape, -1, np.int64)
+        watch_places[there] = inverse
         rows = torch.from_numpy(items)
         leaf = self._queries.gather(rows)
         return self.reader.tower(self.reader.inputs(queries, leaf, watch_places)), (rows, leaf)

@@ -49,7 +49,8 @@ class SharedSoftmax(torch.autograd.Function):
         weight = (positive - top).exp()  # [B]
         total = weights.sum(dim=1) + weight
         context.save_for_backward(users, own, others, weights, total, weight / total)
-        return total.log() + top - positive
+        losses: Tensor = total.log() + top - positive
+        return losses
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

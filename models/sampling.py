@@ -45,13 +45,15 @@ def draw_negatives(
     return Negatives(rows, np.log(expected).astype(np.float32))
 
 
-def find_hits(targets: Rows, negatives: Rows) -> Rows:
-    """int64 [2, K]: all pairs of an example and a negative that are the same item. O((B + S) log B + K)."""
+def find_hits(targets: Rows, negatives: Rows, distinct: int) -> Rows:
+    """int64 [2, K]: all pairs of an example and a negative that are the same item, from the places of targets [B] and
+    negatives [S] among `distinct` items. O(B log B + S + distinct + K)."""
     order = np.argsort(targets, kind="stable")
-    by_item = targets[order]
-    first = np.searchsorted(by_item, negatives, "left")
-    counts = np.searchsorted(by_item, negatives, "right") - first  # [S] examples that have each negative
-    which = np.repeat(np.arange(len(negatives)), counts)
+    having = np.bincount(targets, minlength=distinct)  # [distinct] examples of each item
+    counts = having[negatives]  # [S]
+    hit = np.flatnonzero(counts)
+    first, counts = (np.cumsum(having) - having)[negatives[hit]], counts[hit]
+    which = np.repeat(hit, counts)
     within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.stack([order[np.repeat(first, counts) + within], which])
 

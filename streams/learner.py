@@ -55,9 +55,11 @@ class Learner:
         self._step = 0
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
         self._trainer = IncrementalTrainer(
-            bundle,
+            bundle.model,
+            bundle.catalogue,
             learning_rate=settings.learning_rate,
             negatives=settings.negatives,
+            in_batch=settings.in_batch,
             pull=settings.pull,
             learns=settings.learns,
             seed=seed,

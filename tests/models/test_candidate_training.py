@@ -105,7 +105,7 @@ def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_i
         extra = Extra(
             torch.from_numpy(popularity[np.arange(64), targets]),
             torch.from_numpy(popularity[:, negatives.rows] - negatives.log_expected),
-            torch.from_numpy(find_hits(targets, negatives.rows)),
+            torch.from_numpy(find_hits(targets, negatives.rows, 70)),
         )
         losses, touched = net.losses(queries, rows, places[:64], places[64:], extra)
         losses.mean().backward()

@@ -13,7 +13,15 @@ ALL = np.arange(60)
 def trainer_of(
     bundle: Bundle, *, negatives: int = 20, pull: float = 0.0, learns: Learns = "output_rows", seed: int = 1
 ) -> IncrementalTrainer:
-    return IncrementalTrainer(bundle, learning_rate=0.05, negatives=negatives, pull=pull, learns=learns, seed=seed)
+    return IncrementalTrainer(
+        bundle.model,
+        bundle.catalogue,
+        learning_rate=0.05,
+        negatives=negatives,
+        pull=pull,
+        learns=learns,
+        seed=seed,
+    )
 
 
 def learn(trainer: IncrementalTrainer, examples: list[Example]) -> StepResult:

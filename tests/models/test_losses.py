@@ -82,7 +82,7 @@ def test_the_shared_softmax_is_the_sampled_one_with_the_same_gradients(wide: boo
     plain = sampled_softmax(positive, logits + extra, torch.zeros(9), hits)
     expected = torch.autograd.grad((plain * weights).sum(), list(leaves.values()))
 
-    together = Extra(own_extra, extra, torch.from_numpy(find_hits(targets, negatives)))
+    together = Extra(own_extra, extra, torch.from_numpy(find_hits(targets, negatives, 12)))
     fast = shared_softmax(*leaves.values(), together)
     found = torch.autograd.grad((fast * weights).sum(), list(leaves.values()))
     np.testing.assert_allclose(fast.detach(), plain.detach(), rtol=1e-5)

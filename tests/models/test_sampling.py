@@ -31,7 +31,7 @@ def test_all_items_are_negatives_where_there_are_fewer_than_asked_for():
 
 @given(ROWS, ROWS)
 def test_hits_are_all_pairs_of_the_same_item(targets: list[int], negatives: list[int]):
-    found = find_hits(np.array(targets, np.int64), np.array(negatives, np.int64))
+    found = find_hits(np.array(targets, np.int64), np.array(negatives, np.int64), 7)
     expected = [(b, s) for b, target in enumerate(targets) for s, item in enumerate(negatives) if item == target]
     assert sorted(zip(*found.tolist(), strict=True)) == expected
 

@@ -1,0 +1,145 @@
+"""The cost of a training step by the size of the catalogue: B 512, S 5,000, D 64, histories of 50, one thread.
+
+Beside each, in the same run, a hand-tuned loop over raw tensors that does only the gathers and the three matrix products
+of the step (logits, their gradient to the users, their gradient to the items): no softmax, no update, nothing checked.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from models.candidates import CandidateModel, Reader
+from models.catalogue import Catalogue
+from models.context import ContextVocabulary
+from models.examples import Examples, queries_of
+from models.incremental import IncrementalTrainer, Learns
+from models.popularity import Popularity
+from models.table import Table
+from models.tower import TowerShape, UserTower
+from tests.benchmarks.report import Report, main
+
+BATCH, NEGATIVES, DIM, HISTORY = 512, 5000, 64, 50
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+QUICK_SIZES = (10_000, 100_000)
+STEPS = 60
+LEVELS: tuple[Learns, ...] = ("output_rows", "input_rows")
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Median of the bare step at 10 thousand to 10 million items, against a hand-tuned loop; and its memory."""
+    torch.set_num_threads(1)
+    report.title = f"step: B {BATCH}, S {NEGATIVES}, D {DIM}, histories of {HISTORY}, one thread, median of {STEPS}"
+    sizes = QUICK_SIZES if quick else SIZES
+    found: dict[tuple[str, int], float] = {}
+    for size in sizes:
+        Console(stderr=True).print(f"{size:,} items")
+        found |= _at(size, report)
+    largest, base = sizes[-1], 100_000
+    for level in LEVELS:
+        growth = found[level, largest] / found[level, base]
+        report.bar(f"{level}: step at {largest:,} over step at {base:,}", growth, at_most=1.35)
+        report.bar(f"{level}: of the hand-tuned loop at {base:,}", found["hand", base] / found[level, base], at_least=0.7)
+
+
+def _at(size: int, report: Report) -> dict[tuple[str, int], float]:
+    rng = np.random.default_rng(1)
+    batches = [_examples(size, rng) for _ in range(8)]
+    found = {("hand", size): _median(_hand_loop(size, rng), batches)}
+    for level in LEVELS:
+        gc.collect()
+        before = _anonymous_bytes()
+        trainer = _trainer(size, level, rng)
+        found[level, size] = _median(trainer.learn, batches)
+        tables = 2 * size * (DIM + 1) * 4
+        memory = (_anonymous_bytes() - before) / tables
+        del trainer
+        milliseconds = found[level, size]
+        report.add(
+            items=f"{size:,}",
+            learns=level,
+            step_ms=milliseconds,
+            examples_per_s=1000 * BATCH / milliseconds,
+            hand_ms=found["hand", size],
+            of_hand=found["hand", size] / milliseconds,
+            memory_over_tables=memory,
+        )
+        if size >= 10_000_000:
+            report.bar(f"{level}: memory over tables and accumulators at {size:,} items", memory, at_most=1.3)
+    return found
+
+
+def _trainer(size: int, level: Learns, rng: np.random.Generator) -> IncrementalTrainer:
+    """Over `size` items that have no catalogue entries; rows are small noise."""
+    torch.manual_seed(1)
+    reader = Reader(UserTower(TowerShape(DIM)), np.empty((0, 0), np.float32), ContextVocabulary())
+    rows = _noise(size, rng)  # mapped files in a release: not counted as ours below
+    model = CandidateModel(
+        [f"{item:08d}" for item in range(size)],
+        reader,
+        vectors=rows,
+        bias=np.zeros(size, np.float32),
+        query_rows=rows,
+        popularity=Popularity.empty(size, 8000),
+    )
+    return IncrementalTrainer(
+        model, Catalogue(), learning_rate=0.02, negatives=NEGATIVES, in_batch=0.1, learns=level, seed=1
+    )
+
+
+def _noise(size: int, rng: np.random.Generator) -> np.ndarray:
+    table = Table(DIM, room=size)
+    for start in range(0, size, 100_000):
+        table.extend(0.05 * rng.standard_normal((min(100_000, size - start), DIM), dtype=np.float32))
+    return table.values.numpy()
+
+
+def _examples(size: int, rng: np.random.Generator) -> Examples:
+    return Examples(queries_of(rng.integers(0, size, (BATCH, HISTORY))), rng.integers(0, size, BATCH))
+
+
+def _hand_loop(size: int, rng: np.random.Generator) -> Callable[[Examples], None]:
+    queries, outputs = torch.from_numpy(_noise(size, rng)), torch.from_numpy(_noise(size, rng))
+    starts = torch.arange(0, BATCH * HISTORY, HISTORY)
+    logits = torch.empty(BATCH, NEGATIVES)
+    d_users, d_others = torch.empty(BATCH, DIM), torch.empty(NEGATIVES, DIM)
+
+    def step(examples: Examples) -> None:
+        histories = torch.from_numpy(examples.queries.histories).reshape(-1)
+        users = F.embedding_bag(histories, queries, starts, mode="mean")
+        outputs.index_select(0, torch.from_numpy(examples.targets))
+        others = outputs.index_select(0, torch.randint(size, (NEGATIVES,)))
+        torch.mm(users, others.T, out=logits)
+        torch.mm(logits, others, out=d_users)
+        torch.mm(logits.T, users, out=d_others)
+
+    return step
+
+
+def _median(step: Callable[[Examples], object], batches: list[Examples]) -> float:
+    """Milliseconds."""
+    times = []
+    for number in range(STEPS + 10):
+        began = time.perf_counter()
+        step(batches[number % len(batches)])
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[10:]) * 1000)
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process that is no mapped file."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+if __name__ == "__main__":
+    main("step", measure)
