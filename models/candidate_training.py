@@ -110,13 +110,14 @@ class Fit:
         targets = self._dataset.items[rows].astype(np.int64)
         negatives = self._draw(targets, rng)
         distinct, places = self.net.distinct(np.concatenate([targets, negatives.rows]))
+        own, others = places[: len(rows)], places[len(rows) :]
         part = my_part(len(rows))
         losses, touched = self.net.losses(
             self._queries(rows),
             distinct,
-            places[: len(rows)],
-            places[len(rows) :],
-            self._extra(rows, targets, negatives, find_hits(places[: len(rows)], places[len(rows) :], len(distinct))),
+            own,
+            others,
+            self._extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
             part=part,
         )
         weighted = (losses * torch.from_numpy(self._weights[chosen[part]])).sum()

@@ -59,6 +59,7 @@ def train(
     warm_start: Annotated[
         str | None, typer.Option(help="Begin from this release instead of from noise: a version, or newest")
     ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Share each batch among so many processes of this machine")] = 1,
     checkpoints: Annotated[
         Path | None,
         typer.Option(help="Write checkpoints there, and go on from the one that is there to the same result"),
@@ -69,14 +70,16 @@ def train(
 ) -> None:
     """Train a release: user tower, item tables and ranker, written as an immutable bundle.
 
-    On several processes: torchrun --standalone --nproc-per-node 2 -m infra.cli train LOG
+    On several machines: torchrun --nnodes ... -m infra.cli train LOG, with the same files on each.
     """
+    from models.distributed import helpers
+
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
     settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
     job = Job(log, items, searches, mapping or [], warm_start, checkpoints)
     helping = os.environ.get("RANK", "0") != "0"
-    with progress_bars(quiet=as_json or helping) as step:
+    with helpers(processes), progress_bars(quiet=as_json or helping) as step:
         manifest = _train(settings, job, step)
     if manifest is None:  # one of several processes: the first announces and reports
         return

@@ -46,7 +46,9 @@ def measure(report: Report, quick: bool) -> None:
     for level in LEVELS:
         growth = found[level, largest] / found[level, base]
         report.bar(f"{level}: step at {largest:,} over step at {base:,}", growth, at_most=1.35)
-        report.bar(f"{level}: of the hand-tuned loop at {base:,}", found["hand", base] / found[level, base], at_least=0.7)
+        report.bar(
+            f"{level}: of the hand-tuned loop at {base:,}", found["hand", base] / found[level, base], at_least=0.7
+        )
 
 
 def _at(size: int, report: Report) -> dict[tuple[str, int], float]:

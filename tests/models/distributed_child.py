@@ -1,0 +1,27 @@
+"""One of several training processes: trains on the small log and writes its losses and some of its rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from models.candidate_learning import new_net
+from models.candidate_training import Fit
+from models.distributed import process_group
+from tests.models.samples import SETTINGS, small_source
+
+
+def losses_and_rows(epochs: int = 3) -> tuple[list[float], list[list[float]]]:
+    source = small_source()
+    fit = Fit(new_net(source, SETTINGS, items=len(source.catalogue)), source.dataset, len(source.dataset), SETTINGS)
+    losses = [fit.run_epoch(epochs, lambda done, total: None) for _ in range(epochs)]
+    return losses, fit.net.output_vectors()[:10].tolist()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with process_group() as rank:
+        Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(losses_and_rows()), encoding="utf-8")
