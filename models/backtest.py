@@ -78,6 +78,7 @@ def walk_frozen(
     *,
     cut: int,
     catalogue: int,
+    asked: Asked | None = None,
     lists: Lists | None = None,
     exposure: bool = True,
     progress: Progress = lambda done, total: None,
@@ -87,9 +88,10 @@ def walk_frozen(
 
     The first `catalogue` items are ranked. `lists(cases, items, scores)` receives the first recommender's candidates
     (int64 and float32 [B, K], -1 and -inf where there are fewer) of these users and of those who only repeat
-    themselves after the cut, who are no cases. `exposure` says whether to look at what is shown at all.
+    themselves after the cut, who are no cases. `exposure` says whether to look at what is shown at all; `asked` is who
+    is asked, where that is not everyone.
     """
-    asked = history.next_unseen(cut)
+    asked = history.next_unseen(cut) if asked is None else asked
     shown = {r.name: Exposure(history.log_shares(cut, catalogue)) for r in recommenders if exposure}
     blocks = [np.empty((len(recommenders), 0), np.int64)]
     for cases in _batches(history, asked, catalogue):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from models.als import Als, als_is_installed
 from models.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
-from models.cases import Stream
+from models.cases import Asked, Stream
 from models.comparison import Estimate
 from models.item_to_item import EASE_ITEMS, Ease, ItemKnn
 from models.split import Split, validation_history
@@ -22,7 +22,8 @@ Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 WINDOW_SHARE = 0.02
-REFIT_EVENTS = 5000  # of item-kNN in a live walk
+REFIT_EVENTS, REFIT_SHARE = 5000, 0.02  # of item-kNN in a live walk: the larger, so that refits stay few
+VALIDATION_USERS = 5000  # at most, evenly from all: every setting is tried on them
 HALF_LIVES = (250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
 KNN = [{"neighbours": n, "shrink": s} for n, s in product((50, 200, 800), (0.0, 100.0))]
 EASE = [{"l2": l2} for l2 in (50.0, 200.0, 800.0, 3200.0)]
@@ -61,6 +62,7 @@ class Baselines:
         self._test = Moment(stream, parts.cut, catalogue)
         self._history = validation_history(stream, parts)
         self._validation = Moment(self._history.stream, parts.validation, validation_catalogue)
+        self._asked = _evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
         self._live, self._block, self._seed, self._ease_items = live, block, seed, ease_items
         self.left_out: dict[str, str] = {}
 
@@ -87,7 +89,9 @@ class Baselines:
 
     def _knn(self) -> list[Entrant]:
         choice = choose(partial(self._validation.build, ItemKnn), KNN, self._ranks)
-        settings = choice.setting | {"refit_events": REFIT_EVENTS if self._live else None}
+        settings = choice.setting | {
+            "refit_events": max(REFIT_EVENTS, int(REFIT_SHARE * self._test.cut)) if self._live else None
+        }
         return [Entrant(self._test.build(ItemKnn, **settings), settings, choice.tried)]
 
     def _ease(self) -> list[Entrant]:
@@ -144,5 +148,12 @@ class Baselines:
         if self._live:
             walk = walk_live([recommender], self._history, cut=cut, catalogue=catalogue, block=self._block)
         else:
-            walk = walk_frozen([recommender], self._history, cut=cut, catalogue=catalogue, exposure=False)
+            walk = walk_frozen(
+                [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, exposure=False
+            )
         return walk.ranks[recommender.name]
+
+
+def _evenly(asked: Asked, most: int) -> Asked:
+    """All, or `most` of them with about equal gaps."""
+    return asked if len(asked) <= most else asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]

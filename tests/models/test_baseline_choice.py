@@ -80,3 +80,15 @@ def test_progress_ends_at_its_total():
     steps = []
     baselines_of(stream_of(7), live=False).fit(lambda *step: steps.append(step))
     assert steps[0] == ("baselines", 0, 5) and steps[-1] == ("baselines", 5, 5)
+
+
+def test_settings_are_tried_on_a_bounded_number_of_users(monkeypatch):
+    monkeypatch.setattr(choice, "VALIDATION_USERS", 5)
+    tried = baselines_of(stream_of(7), live=False).fit()[2].tried
+    assert {estimate.n for _, estimate in tried} <= {4, 5}  # one item may be unknown
+
+
+def test_refits_become_rarer_as_the_log_grows(monkeypatch):
+    monkeypatch.setattr(choice, "REFIT_EVENTS", 10)
+    frozen, live = (baselines_of(stream_of(7), live=mode).fit()[3].settings for mode in (False, True))
+    assert (frozen["refit_events"], live["refit_events"]) == (None, 16)  # 2 % of 800
