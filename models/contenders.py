@@ -1,4 +1,4 @@
-"""Our candidate generator as a backtest judges it: as it was released, or kept up by the very trainer that runs live."""
+"""Our candidate generator as a backtest judges it: as released, or kept up by the very trainer that runs live."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The cost of a training step by the size of the catalogue: B 512, S 5,000, D 64, histories of 50, one thread.
 
-Beside each, in the same run, a hand-tuned loop over raw tensors that does only the gathers and the three matrix products
-of the step (logits, their gradient to the users, their gradient to the items): no softmax, no update, nothing checked.
+Beside each, in the same run, a hand-tuned loop over raw tensors that does only the gathers and the three matrix
+products of the step (logits, their gradient to the users, their gradient to the items): no softmax, no update.
 """
 
 from __future__ import annotations

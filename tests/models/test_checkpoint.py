@@ -46,7 +46,7 @@ def learn(source: Source, directory: Path | None, *, stop_after: int | None = No
     )
 
 
-@pytest.mark.parametrize("stop_after", [1, 17, 40, 48, 53])
+@pytest.mark.parametrize("stop_after", [1, 17, 40, 48])
 def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(source: Source, tmp_path: Path, stop_after: int):
     whole = learn(source, None)
     with pytest.raises(Interrupted):
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_training_is_refused(source: Source, tmp_path: P
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
     fit = object()
-    with pytest.raises(CheckpointError, match="is of another training.*remove it"):
+    with pytest.raises(CheckpointError, match=r"is of another training.*remove it"):
         Checkpoints(tmp_path / "c", "another").restore(fit, "validation")
 
 

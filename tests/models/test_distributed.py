@@ -50,7 +50,8 @@ def test_a_helper_that_fails_is_no_success(tmp_path: Path):
 
 
 def test_a_helper_is_told_its_rank_and_where_to_meet(tmp_path: Path):
-    script = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(os.environ['{MEETING_FILE}'])"
+    write = f"Path({str(tmp_path)!r}, os.environ['RANK']).write_text(os.environ['{MEETING_FILE}'])"
+    script = f"import os; from pathlib import Path; {write}"
     with helpers(3, ["-c", script]):
         meeting = os.environ[MEETING_FILE]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"1": meeting, "2": meeting}
