@@ -7,22 +7,30 @@ from dataclasses import dataclass
 from dataclasses import field as default
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from infra.backtest_files import CandidateLists, new_directory, write_live, write_report
 from infra.backtest_report import Grounds, Protocol, build_report
+from infra.settings import Settings
 from models.backtest import BLOCK, Entrant, Walk, walk_frozen, walk_live
 from models.backtest_log import Reading, read_stream
 from models.baseline_choice import Baselines
+from models.candidate_learning import learn_candidates
 from models.cases import History
-from models.log import read_items, read_log
+from models.contenders import Live, Released
+from models.frozen import Frozen
+from models.log import read_items
 from models.split import Split, cut_at, cut_fraction, iso, split
+from models.stored_log import store_log
+from models.stored_searches import store_searches
 
 Step = Callable[[str, int, int], None]
 
 TEST_FRACTION = 0.1
+RANKER_SETTINGS = {"ranker_hidden", "ranker_epochs", "threads"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Request:
     out: Path
     completed_s: float
     items: Path | None = None
+    searches: Path | None = None
+    search_tokens: int = 65_536
     mapping: Mapping[str, str] = default(default_factory=dict)
     test_from_ms: int | None = None
     test_fraction: float = TEST_FRACTION
@@ -57,6 +67,53 @@ class Field:
 Enter = Callable[[Reading, Split, Request, Step], Field]
 
 
+def enter_with(settings: Settings) -> Enter:
+    """Our model, trained with these settings, and the baselines."""
+
+    def enter(reading: Reading, parts: Split, request: Request, step: Step) -> Field:
+        ours, live = _train(settings, reading, parts, request, step)
+        field = enter_baselines(reading, parts, request, step)
+        names = [entrant.name for entrant in (*ours, *(live if request.live else []))]
+        return Field([*ours, *field.entrants], [*live, *field.live], field.left_out, names)
+
+    return enter
+
+
+def _train(
+    settings: Settings, reading: Reading, parts: Split, request: Request, step: Step
+) -> tuple[list[Entrant], list[Entrant]]:
+    """Our entrants of the frozen and of the live walk, from one training."""
+    source = reading.source
+    model_settings = settings.model.model_copy(update={"seed": request.seed})
+    learned = learn_candidates(
+        source,
+        model_settings,
+        until=parts.cut,
+        valid_from=parts.validation,
+        items=reading.known_at(parts.cut),
+        progress=step,
+    )
+    choice, history = learned.choice, History(reading.stream)
+    chosen = {"epochs": choice.epochs, "weight": choice.weight, "linear_weight": choice.linear}
+    released = Released(learned.model, source, history)
+    as_trained = Entrant(released, settings=model_settings.model_dump(exclude=RANKER_SETTINGS) | chosen)
+    if not request.live:
+        return [as_trained], []
+    live = Live(
+        learned.model,
+        source,
+        history,
+        settings=settings.trainer,
+        seed=request.seed,
+        learns=settings.trainer.learns,
+        name="tower, live",
+    )
+    follows = Released(learned.model, source, history, name="tower, live histories only")
+    at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
+    trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch", "pull"})
+    return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
+
+
 def enter_baselines(reading: Reading, parts: Split, request: Request, step: Step) -> Field:
     """The baselines alone."""
     baselines = Baselines(
@@ -78,8 +135,8 @@ def run_backtest(request: Request, enter: Enter, step: Step = lambda stage, done
     `enter` builds who takes part from what is before the cut; `step(stage, done, total)` is called for progress.
     Raises LogError and BacktestError.
     """
-    with new_directory(request.out) as directory:
-        reading = _read(request)
+    with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
+        reading = _read(request, Path(scratch), step)
         history = History(reading.stream)
         parts = _split(history, request)
         field = enter(reading, parts, request, step)
@@ -127,9 +184,13 @@ def _walk_live(directory: Path, reading: Reading, grounds: Grounds, field: Field
     return walk
 
 
-def _read(request: Request) -> Reading:
-    log = read_log(request.log, mapping=request.mapping, completed_s=request.completed_s)
-    return read_stream(log, read_items(request.items) if request.items is not None else None)
+def _read(request: Request, scratch: Path, step: Step) -> Reading:
+    log = store_log(request.log, scratch, mapping=request.mapping, completed_s=request.completed_s, progress=step)
+    items = read_items(request.items) if request.items is not None else None
+    searches = None
+    if request.searches is not None:
+        searches = store_searches(request.searches, log, buckets=request.search_tokens)
+    return read_stream(log, items, searches=searches)
 
 
 def _split(history: History, request: Request) -> Split:

@@ -33,7 +33,7 @@ from models.features import SCHEMA_HASH
 from models.popularity import Popularity
 from models.ranker import Ranker
 from models.table import write_table
-from models.tower import TowerShape, UserTower
+from models.tower import TowerShape, UserTowers
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -189,7 +189,7 @@ def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
 def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> CandidateModel:
     tables = {name: _read_table(directory / f"{name}.npy") for name in TABLES}
     try:
-        tower = UserTower(manifest.tower)
+        tower = UserTowers(manifest.tower)
         weights = _read_arrays(directory / TOWER)
         tower.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except (KeyError, RuntimeError) as error:

@@ -1,45 +1,50 @@
-"""From a data set to a candidate generator: how long to train and how much to personalise is asked of validation days.
+"""From a data set to a candidate generator: how long to train and how to weigh its parts is asked of validation days.
 
-The last days before the end are held out of a first training. After each of its epochs the whole catalogue is ranked
-for what came next, with the personal part of the score at several weights; weight 0 is decayed popularity alone, so the
-model contains that baseline and does not lose to it. Epochs and weight of the best then hold for a training on
-everything, since the newest days are what a live system needs most.
+The last days before the end are held out of a first training. After each of its epochs the catalogue is ranked for what
+came next, with the parts of the score at several weights: the towers', the linear part's, beside popularity at 1. Both
+at 0 is decayed popularity alone, so the model contains that baseline and does not lose to it where recency is all.
+Epochs and weights of the best then hold for a training on everything, since the newest days are what a live system
+needs most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from infra.settings import Model
-from models.backtest import walk_frozen
+from models.backtest import judge, rows_at_once
 from models.candidate_training import NOTHING, Ablation, Fit
 from models.candidates import CandidateModel, Reader
-from models.cases import Cases, History, Stream
+from models.cases import Asked, Cases, History, Stream
 from models.catalogue import Catalogue
 from models.checkpoint import Checkpoints, Choice
 from models.cold_start import ColdStart
 from models.dataset import Dataset
 from models.examples import Queries
+from models.linear import item_factors
 from models.net import CandidateNet
-from models.popularity import Popularity, popularity_of
+from models.popularity import popularity_of
 from models.source import Source
-from models.tower import TowerShape
+from models.tower import TowerShape, UserTowers
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 CUTOFFS = (10, 50, 100, 500)
-WEIGHTS = (1.0, 0.75, 0.5, 1.25, 0.0)  # of the personal part beside popularity; the first wins a tie
+WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.0)  # of the towers beside popularity; the first wins a tie
+LINEAR_WEIGHTS = (0.0, 6.0, 12.0, 18.0, 27.0)  # of the linear part
 PATIENCE = 1  # epochs without a better one
-VALIDATION, FINAL = "validation", "candidates"  # stages
+MOST_CASES = 4000  # users who are asked about; drawn when there are more
+MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
 SIDE_IDS = 8  # most ids of one item in one column
+VALIDATION, FINAL = "validation", "candidates"  # stages
 
 
 class Learned(NamedTuple):
@@ -68,77 +73,171 @@ def learn_candidates(
     to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
     """
 
-    def begin(end: int) -> Fit:
-        net = new_net(source, settings, items=items, ablation=ablation)
-        if warm is not None:
-            warm_start(net, warm, source.catalogue)
-        return Fit(net, source.dataset, end, settings, ablation=ablation)
+    def begin(end: int) -> Training:
+        return Training(source, settings, until=end, items=items, warm=warm, ablation=ablation)
 
     choice, earlier = Choice(settings.epochs), None
     if valid_from is not None:
-        fit = begin(valid_from)
-        choice = choose(fit, source, until=until, checkpoints=checkpoints, progress=progress)
-        earlier = freeze(fit.net, source, popularity_at(fit), weight=choice.weight)
-    fit = begin(until)
+        training = begin(valid_from)
+        choice = choose(training, until=until, checkpoints=checkpoints, progress=progress)
+        earlier = training.freeze(choice)
+    training = begin(until)
     if checkpoints is not None:
-        checkpoints.restore(fit, FINAL)
-    save = checkpoints.saver(FINAL, choice) if checkpoints is not None else None
-    while fit.epoch < choice.epochs:
-        fit.run_epoch(choice.epochs, _staged(progress, FINAL), save)
-    return Learned(freeze(fit.net, source, popularity_at(fit), weight=choice.weight), choice, earlier)
+        checkpoints.restore(training.fits, FINAL)
+    while training.epoch < choice.epochs:
+        training.run_epoch(choice, FINAL, choice.epochs, checkpoints, progress)
+    return Learned(training.freeze(choice), choice, earlier)
 
 
-def choose(
-    fit: Fit, source: Source, *, until: int, checkpoints: Checkpoints | None = None, progress: Progress
-) -> Choice:
-    """Train on what is before the validation days until they get no better; the epochs and weight that did best."""
-    dataset, epochs = source.dataset, fit.settings.epochs
+class Training:
+    """The members of one model under training, and its linear part."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Model,
+        *,
+        until: int,
+        items: int,
+        warm: CandidateModel | None = None,
+        ablation: Ablation = NOTHING,
+    ) -> None:
+        self.source, self.settings, self.until, self.items = source, settings, until, items
+        self.fits = []
+        for member in range(settings.members):
+            own = settings.model_copy(update={"seed": settings.seed + 1000 * member})
+            net = new_net(source, own, items=items, ablation=ablation)
+            if warm is not None:
+                warm_start(net, warm, source.catalogue, member)
+            self.fits.append(Fit(net, source.dataset, until, own, ablation=ablation))
+        dataset, rows = source.dataset, self.fits[0].new_rows
+        self.linear = item_factors(
+            dataset.users[rows].astype(np.int64),
+            dataset.items[rows].astype(np.int64),
+            size=items,
+            dim=settings.linear_dim,
+            seed=settings.seed,
+        )
+        self.popularity = popularity_of(dataset.items[:until], items, settings.half_life_events)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that all members have done."""
+        return min(fit.epoch for fit in self.fits)
+
+    def run_epoch(
+        self, choice: Choice, stage: str, epochs: int, checkpoints: Checkpoints | None, progress: Progress
+    ) -> None:
+        """The next epoch of every member that has not done it; `choice` is what a checkpoint is to remember."""
+        target = self.epoch + 1
+        save = checkpoints.saver(self.fits, stage, choice) if checkpoints is not None else None
+        for number, fit in enumerate(self.fits):
+
+            def report(done: int, total: int, number: int = number, per_epoch: int = fit.steps) -> None:
+                before = (target - 1) * per_epoch  # of this member
+                progress(stage, before * len(self.fits) + number * per_epoch + done - before, total * len(self.fits))
+
+            while fit.epoch < target:
+                fit.run_epoch(epochs, report, save)
+
+    def users(self, queries: Queries) -> Floats:
+        """float32 [B, members * dim]: by the towers as they are."""
+        with torch.inference_mode():
+            return np.concatenate([fit.net.users(queries, []).numpy() for fit in self.fits], axis=1)
+
+    def output_vectors(self) -> Floats:
+        """float32 [N, members * dim]: of the towers; their logits are averaged."""
+        vectors: Floats = np.concatenate([fit.net.output_vectors() for fit in self.fits], axis=1)
+        return vectors / np.float32(len(self.fits))
+
+    def bias(self) -> Floats:
+        biases = np.stack([fit.net.bias.values.numpy()[:, 0] for fit in self.fits])
+        return np.asarray(biases.mean(axis=0, dtype=np.float32))
+
+    def freeze(self, choice: Choice) -> CandidateModel:
+        """The model as it is served: side embeddings are added into the rows, the weights are multiplied into the
+        output side, and items that nobody has watched start where a new item would."""
+        nets, catalogue = [fit.net for fit in self.fits], self.source.catalogue
+        queries = np.concatenate([*(net.queries.everything() for net in nets), self.linear[0]], axis=1)
+        weighted = np.float32(choice.weight) * self.output_vectors(), np.float32(choice.linear) * self.linear[1]
+        vectors = np.concatenate(weighted, axis=1)
+        bias = np.float32(choice.weight) * self.bias()
+        learnt = self.popularity.totals() > 0
+        start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
+        for row in np.flatnonzero(~learnt).tolist():
+            vectors[row], bias[row], queries[row] = start.place(catalogue.channel_of(row), catalogue.topics_of(row))
+        words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
+        return CandidateModel(
+            catalogue.item_ids[: self.items],
+            Reader(self._towers(), words, self.source.contexts),
+            vectors=vectors,
+            bias=bias,
+            query_rows=queries,
+            popularity=self.popularity,
+        )
+
+    def _towers(self) -> UserTowers:
+        shape = self.fits[0].net.shape
+        whole = msgspec.structs.replace(shape, members=len(self.fits), linear=self.linear[0].shape[1])
+        with torch.random.fork_rng(devices=[]):  # weights are drawn and then replaced
+            towers = UserTowers(whole)
+        for member, fit in zip(towers.members, self.fits, strict=True):
+            member.load_state_dict(fit.net.tower.state_dict())
+        return towers
+
+
+def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, progress: Progress) -> Choice:
+    """Train on what is before the validation days until they get no better; the epochs and weights that did best."""
+    dataset, epochs = training.source.dataset, training.settings.epochs
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
-    popular = popularity_at(fit).log_share()
-    best = (checkpoints and checkpoints.restore(fit, VALIDATION)) or Choice(epochs)
-    while fit.epoch < epochs and (best.quality < 0 or fit.epoch - best.epochs <= PATIENCE):
-        save = checkpoints.saver(VALIDATION, best) if checkpoints is not None else None
-        fit.run_epoch(epochs, _staged(progress, VALIDATION), save)
-        found = judged(fit, dataset, history, popular=popular)
-        best = max([best, *found], key=lambda choice: choice.quality)
+    asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed)
+    best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or Choice(epochs)
+    while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
+        training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
+        best = max([best, *judged(training, history, asked)], key=lambda choice: choice.quality)
     if checkpoints is not None:
-        checkpoints.save(fit, VALIDATION, best)
+        checkpoints.save(training.fits, VALIDATION, best)
     return best
 
 
-def popularity_at(fit: Fit) -> Popularity:
-    """After the last row that the fit learns from."""
-    return popularity_of(fit.items_before, fit.net.items, fit.settings.half_life_events)
+def drawn(asked: Asked, items: int, seed: int) -> Asked:
+    """At most so many of those who could be asked that ranking the catalogue for them stays affordable."""
+    most = max(1, min(MOST_CASES, MOST_SCORES // items))
+    if len(asked) <= most:
+        return asked
+    return asked[np.sort(np.random.default_rng([seed, 4]).choice(len(asked), most, replace=False))]
 
 
-def judged(fit: Fit, dataset: Dataset, history: History, *, popular: Floats) -> list[Choice]:
-    """The present state as a choice, once with each weight."""
-    found = validate(fit, dataset, history, cut=fit.until, popular=popular)
-    beside = {f"popular_{name}": value for name, value in found[0.0].items() if name != "cases"}
+def judged(training: Training, history: History, asked: Asked) -> list[Choice]:
+    """The present state as a choice, once with each pair of weights."""
+    pairs = [(weight, linear) for linear in LINEAR_WEIGHTS for weight in WEIGHTS]
+    if not training.settings.linear_dim:
+        pairs = [(weight, 0.0) for weight in WEIGHTS]
+    ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
+    vectors, bias = training.output_vectors(), training.bias()
+    popular = training.popularity.log_share()
+    for start in range(0, len(asked), rows_at_once(training.items)):
+        cases = history.cases(asked[start : start + rows_at_once(training.items)])
+        personal = training.users(case_queries(training.source.dataset, history, cases)) @ vectors.T + bias
+        linear = linear_scores(training.linear, cases)
+        for weight, linear_weight in pairs:
+            scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
+            ranks[weight, linear_weight].append(judge(scores, cases))
+    found = {pair: recall_of(np.concatenate(blocks)) for pair, blocks in ranks.items()}
+    beside = {f"popular_{name}": value for name, value in found[0.0, 0.0].items() if name != "cases"}
     return [
-        Choice(fit.epoch, weight, float(np.mean([figures[f"recall@{k}"] for k in CUTOFFS])), figures | beside)
-        for weight, figures in found.items()
+        Choice(training.epoch, weight, linear, float(np.mean([at[f"recall@{k}"] for k in CUTOFFS])), at | beside)
+        for (weight, linear), at in found.items()
     ]
 
 
-def validate(
-    fit: Fit, dataset: Dataset, history: History, *, cut: int, popular: Floats
-) -> dict[float, dict[str, float]]:
-    """By weight of the personal part: recall@k on each warm user's next watch after the cut, and `cases`."""
-    net = fit.net
-    vectors, bias = net.output_vectors(), net.bias.values.numpy()[:, 0]
-
-    def personal(cases: Cases) -> Floats:
-        with torch.inference_mode():
-            users = net.users(case_queries(dataset, history, cases), []).numpy()
-        return np.asarray(users @ vectors.T + bias)
-
-    net.tower.eval()
-    once = _Remembered(personal)
-    asked = [_Weighted(once, weight, popular) for weight in WEIGHTS]
-    ranks = walk_frozen(asked, history, cut=cut, catalogue=net.items).ranks
-    return {one.weight: recall_of(ranks[one.name]) for one in asked}
+def linear_scores(factors: tuple[Floats, Floats], cases: Cases) -> Floats:
+    """float32 [B, N]: what the linear part says of every item, at weight 1."""
+    there = cases.histories >= 0
+    rows = factors[0][np.where(there, cases.histories, 0)] * there[:, :, None]  # [B, H, L]
+    root = np.sqrt(np.maximum(there.sum(axis=1), 1)).astype(np.float32)
+    return np.asarray((rows.sum(axis=1) / root[:, None]) @ factors[1].T)
 
 
 def recall_of(ranks: Rows) -> dict[str, float]:
@@ -149,40 +248,8 @@ def recall_of(ranks: Rows) -> dict[str, float]:
 
 def case_queries(dataset: Dataset, history: History, cases: Cases) -> Queries:
     """The users of a walk's cases as serving would see them: searches up to then, the context of their newest watch."""
-    return dataset.queries_at(cases.histories, cases.users, cases.event_ms, history.newest(cases.users, cases.rows))
-
-
-@dataclass
-class _Remembered:
-    """The personal scores of the last batch, which every weight asks for."""
-
-    compute: Callable[[Cases], Floats]
-    cases: Cases | None = None
-    scores: Floats | None = None
-
-    def __call__(self, cases: Cases) -> Floats:
-        if self.scores is None or self.cases is not cases:
-            self.cases, self.scores = cases, self.compute(cases)
-        return self.scores
-
-
-@dataclass(frozen=True)
-class _Weighted:
-    """Popularity and so much of the personal part, as a recommender of a walk."""
-
-    personal: Callable[[Cases], Floats]
-    weight: float
-    popular: Floats
-
-    @property
-    def name(self) -> str:
-        return f"{self.weight:g}"
-
-    def scores(self, cases: Cases) -> Floats:
-        return np.asarray(np.float32(self.weight) * self.personal(cases) + self.popular)
-
-    def learn(self, rows: slice) -> None:
-        raise NotImplementedError("validation is frozen")
+    newest = history.newest(cases.users, cases.rows)
+    return dataset.queries_at(cases.histories, cases.users, cases.event_ms, newest)
 
 
 def new_net(source: Source, settings: Model, *, items: int, ablation: Ablation = NOTHING) -> CandidateNet:
@@ -192,6 +259,7 @@ def new_net(source: Source, settings: Model, *, items: int, ablation: Ablation =
         settings.dim,
         settings.hidden,
         settings.encoder,
+        residual=settings.residual,
         words=settings.search_dim if dataset.searches is not None else 0,
         contexts=contexts.sizes,
         traits=len(contexts.traits),
@@ -210,41 +278,23 @@ def new_net(source: Source, settings: Model, *, items: int, ablation: Ablation =
     )
 
 
-def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue) -> None:
+def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, member: int) -> None:
     """Begin from an earlier model's rows and, where its tower has the same shape, from its tower. Items that it does
-    not know begin at small noise, as in a cold start. Raises ValueError when the widths differ."""
-    if warm.dim - 1 != net.shape.dim:
-        raise ValueError(f"the release to start from has item vectors of {warm.dim - 1}, model.dim is {net.shape.dim}")
+    not know begin at small noise, as in a cold start. Raises ValueError when the shapes differ."""
+    theirs = warm.reader.tower.shape
+    if theirs.dim != net.shape.dim or member >= theirs.members:
+        has = f"{theirs.members} towers of {theirs.dim}"
+        raise ValueError(f"the release to start from has {has}; set model.members and model.dim to that")
+    part = slice(member * theirs.dim, (member + 1) * theirs.dim)
     rows = np.array([warm.row(item_id) for item_id in catalogue.item_ids[: net.items]])
     known = np.flatnonzero((rows >= 0) & (rows < len(warm.vectors)))
-    net.outputs.own.values.numpy()[known] = warm.vectors[rows[known]]
-    net.queries.own.values.numpy()[known] = warm.query_rows[rows[known]]
+    net.outputs.own.values.numpy()[known] = warm.vectors[rows[known], part] * theirs.members
+    net.queries.own.values.numpy()[known] = warm.query_rows[rows[known], part]
     net.bias.values.numpy()[known, 0] = warm.bias[rows[known]]
-    if warm.reader.tower.shape == net.shape:
-        net.tower.load_state_dict(warm.reader.tower.state_dict())
-    if warm.reader.words.shape == tuple(net.words.values.shape):
-        net.words.values.numpy()[...] = warm.reader.words
-
-
-def freeze(net: CandidateNet, source: Source, popularity: Popularity, *, weight: float) -> CandidateModel:
-    """The model as it is served: side embeddings are added into the rows, the weight is multiplied into the output
-    side, and items that nobody has watched start where a new item would."""
-    catalogue = source.catalogue
-    vectors, queries = net.output_vectors() * np.float32(weight), net.queries.everything()
-    bias = net.bias.values.numpy()[:, 0] * np.float32(weight)
-    learnt = popularity.totals() > 0
-    start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
-    for row in np.flatnonzero(~learnt).tolist():
-        vectors[row], bias[row], queries[row] = start.place(catalogue.channel_of(row), catalogue.topics_of(row))
-    return CandidateModel(
-        catalogue.item_ids[: net.items],
-        Reader(net.tower, net.words.values.numpy(), source.contexts),
-        vectors=vectors,
-        bias=bias,
-        query_rows=queries,
-        popularity=popularity,
-    )
-
-
-def _staged(progress: Progress, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total)
+    state = warm.reader.tower.members[member].state_dict()
+    ours = net.tower.state_dict()
+    if {name: weight.shape for name, weight in state.items()} == {name: weight.shape for name, weight in ours.items()}:
+        net.tower.load_state_dict(state)
+    words = warm.reader.words[:, member * theirs.words : (member + 1) * theirs.words]
+    if words.shape == tuple(net.words.values.shape):
+        net.words.values.numpy()[...] = words

@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
-AfterStep = Callable[["Fit"], None]
+AfterStep = Callable[[], None]
 
 LEAST_STEPS = 50  # per epoch
 
@@ -67,7 +67,8 @@ class Fit:
         self.optimizer = torch.optim.Adam(net.tower.parameters(), lr=settings.tower_rate)
         self.until = until
         self._dataset = dataset
-        self._rows = choose_examples(dataset, until, settings)
+        self.new_rows = dataset.new_rows(until)
+        self._rows = choose_examples(dataset, self.new_rows, settings)
         self._weights = example_weights(dataset.users[self._rows], settings)
         self._snapshots = Snapshots(dataset.items[:until], net.items, settings.half_life_events)
         counts = np.bincount(dataset.items[self._rows], minlength=net.items)
@@ -97,7 +98,7 @@ class Fit:
             count += 1
             self.step += 1
             if after_step is not None:
-                after_step(self)
+                after_step()
             progress(done + 1, epochs * self.steps)
         self.epoch, self.step = self.epoch + 1, 0
         self.net.tower.eval()
@@ -112,14 +113,16 @@ class Fit:
         distinct, places = self.net.distinct(np.concatenate([targets, negatives.rows]))
         own, others = places[: len(rows)], places[len(rows) :]
         part = my_part(len(rows))
-        losses, touched = self.net.losses(
-            self._queries(rows),
-            distinct,
-            own,
-            others,
-            self._extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
-            part=part,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)) + part.start)  # of the tower's dropout
+            losses, touched = self.net.losses(
+                self._queries(rows, rng),
+                distinct,
+                own,
+                others,
+                self._extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
+                part=part,
+            )
         weighted = (losses * torch.from_numpy(self._weights[chosen[part]])).sum()
         self.optimizer.zero_grad(set_to_none=True)
         weighted.backward()  # type: ignore[no-untyped-call]
@@ -130,10 +133,15 @@ class Fit:
         self.optimizer.step()
         return total
 
-    def _queries(self, rows: Rows) -> Queries:
-        shape = self.net.shape
-        window_ms = self.settings.age_window_h * 3_600_000 if shape.example_age else None
-        return self._dataset.queries(rows, age_window_ms=window_ms, until=self.until, leak=self.ablation.leak)
+    def _queries(self, rows: Rows, rng: np.random.Generator) -> Queries:
+        """As serving would see them, but for some watches that are left out at random: what a user is must not hang on
+        any single one."""
+        window_ms = self.settings.age_window_h * 3_600_000 if self.net.shape.example_age else None
+        queries = self._dataset.queries(rows, age_window_ms=window_ms, until=self.until, leak=self.ablation.leak)
+        if not self.settings.history_dropout:
+            return queries
+        left_out = rng.random(queries.histories.shape) < self.settings.history_dropout
+        return queries.with_histories(np.where(left_out, -1, queries.histories))
 
     def _draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
         settings, items = self.settings, self.net.items
@@ -154,10 +162,9 @@ class Fit:
         return Extra(torch.from_numpy(own), torch.from_numpy(others) - log_expected, torch.from_numpy(hits))
 
 
-def choose_examples(dataset: Dataset, until: int, settings: Model) -> Rows:
-    """Rows to learn from: first watches of an item, and of each user and window at most so many, drawn at random
-    (paper section 3.3, "a fixed number of training examples per user")."""
-    rows = dataset.new_rows(until)
+def choose_examples(dataset: Dataset, rows: Rows, settings: Model) -> Rows:
+    """Those of `rows` to learn from: of each user and window at most so many, drawn at random (paper section 3.3, "a
+    fixed number of training examples per user")."""
     if settings.examples_per_user:
         window_ms = round(settings.example_window_h * 3_600_000)
         window = dataset.event_ms[rows] // window_ms

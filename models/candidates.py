@@ -21,7 +21,7 @@ from models.examples import Queries
 from models.popularity import Popularity
 from models.searches import MOST_HISTORY, history_tokens
 from models.table import Table
-from models.tower import Inputs, UserTower
+from models.tower import Inputs, UserTowers
 from models.viewer import Viewer
 
 Rows = npt.NDArray[np.int64]
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 class Reader:
     """How a user is read: the tower, the words' table [W, E] (read-only, may be a mapped file), the contexts known."""
 
-    tower: UserTower
+    tower: UserTowers
     words: Floats
     contexts: ContextVocabulary
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import safetensors.torch
 import torch
 
 from infra.settings import Model
+from models.array_file import mapped
 from models.candidate_training import Fit
 from models.stored_log import StoredLog
-from models.table import read_table, write_table
+from models.table import write_table
 
 STATE = "state.json"
 WEIGHTS = "tower.safetensors"
@@ -40,11 +41,12 @@ def identity_of(log: StoredLog, settings: Model, warm_start: str | None) -> str:
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What the validation days say: epochs to train, the weight of the personal part, how good that is, and its
-    figures: `recall@k`, `popular_recall@k`, `cases`."""
+    """What the validation days say: epochs to train, weights of the towers and of the linear part beside popularity,
+    how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`."""
 
     epochs: int
     weight: float = 1.0
+    linear: float = 12.0
     quality: float = -1.0
     metrics: dict[str, float] = {}
 
@@ -53,8 +55,7 @@ class State(msgspec.Struct, frozen=True):
     """Where a training is. `identity` says which one: a checkpoint of another is refused."""
 
     identity: str
-    epoch: int
-    step: int
+    places: tuple[tuple[int, int], ...]  # epoch and step of each member
     choice: Choice
 
 
@@ -68,46 +69,34 @@ class Checkpoints:
         self._every_s, self._clock = every_s, clock
         self._written_s = clock()
 
-    def restore(self, fit: Fit, stage: str) -> Choice | None:
-        """Put a fresh fit back to where its stage was and return what was chosen until then; None when there is no
+    def restore(self, fits: Sequence[Fit], stage: str) -> Choice | None:
+        """Put fresh fits back to where their stage was and return what was chosen until then; None when there is no
         checkpoint. Raises CheckpointError when it is damaged or of another training."""
         directory = self.directory / stage
         found = self._read_state(directory / STATE)
         if found is None:
             return None
-        weights = safetensors.torch.load_file(directory / WEIGHTS)
-        fit.net.tower.load_state_dict(
-            {name.removeprefix("tower."): w for name, w in weights.items() if name.startswith("tower.")}
-        )
-        fit.optimizer.load_state_dict(_optimizer_state(fit, weights))
-        for name, table in fit.net.tables():
-            table.values.numpy()[...] = read_table(directory / f"{name}.npy")
-            table.squares.numpy()[...] = read_table(directory / f"{name}.squares.npy")
-        fit.epoch, fit.step = found.epoch, found.step
+        for number, (fit, place) in enumerate(zip(fits, found.places, strict=True)):
+            _read_fit(fit, directory / f"{number}")
+            fit.epoch, fit.step = place
         return found.choice
 
-    def saver(self, stage: str, choice: Choice) -> Callable[[Fit], None]:
-        """What a fit calls after each step."""
+    def saver(self, fits: Sequence[Fit], stage: str, choice: Choice) -> Callable[[], None]:
+        """What is called after each step."""
 
-        def save(fit: Fit) -> None:
+        def save() -> None:
             if self._clock() - self._written_s >= self._every_s:
-                self.save(fit, stage, choice)
+                self.save(fits, stage, choice)
 
         return save
 
-    def save(self, fit: Fit, stage: str, choice: Choice) -> None:
+    def save(self, fits: Sequence[Fit], stage: str, choice: Choice) -> None:
         place = self.directory / stage
         staging, old = place.with_name(f"{stage}.writing"), place.with_name(f"{stage}.old")
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name, table in fit.net.tables():
-            write_table(staging / f"{name}.npy", table.values.numpy())
-            write_table(staging / f"{name}.squares.npy", table.squares.numpy())
-        weights = {f"tower.{name}": tensor for name, tensor in fit.net.tower.state_dict().items()}
-        for number, state in fit.optimizer.state_dict()["state"].items():
-            weights |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        safetensors.torch.save_file(weights, staging / WEIGHTS)
-        state = State(self.identity, fit.epoch, fit.step, choice)
+        for number, fit in enumerate(fits):
+            _write_fit(fit, staging / f"{number}")
+        state = State(self.identity, tuple((fit.epoch, fit.step) for fit in fits), choice)
         (staging / STATE).write_bytes(msgspec.json.encode(state))
         shutil.rmtree(old, ignore_errors=True)
         if place.exists():
@@ -133,6 +122,27 @@ class Checkpoints:
                 "remove it to start anew, or name another directory"
             )
         return state
+
+
+def _write_fit(fit: Fit, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    for name, table in fit.net.tables():
+        write_table(directory / f"{name}.npy", table.values.numpy())
+        write_table(directory / f"{name}.squares.npy", table.squares.numpy())
+    weights = {f"tower.{name}": tensor for name, tensor in fit.net.tower.state_dict().items()}
+    for number, state in fit.optimizer.state_dict()["state"].items():
+        weights |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    safetensors.torch.save_file(weights, directory / WEIGHTS)
+
+
+def _read_fit(fit: Fit, directory: Path) -> None:
+    weights = safetensors.torch.load_file(directory / WEIGHTS)
+    tower = {name.removeprefix("tower."): w for name, w in weights.items() if name.startswith("tower.")}
+    fit.net.tower.load_state_dict(tower)
+    fit.optimizer.load_state_dict(_optimizer_state(fit, weights))
+    for name, table in fit.net.tables():
+        table.values.numpy()[...] = mapped(directory / f"{name}.npy")
+        table.squares.numpy()[...] = mapped(directory / f"{name}.squares.npy")
 
 
 def _optimizer_state(fit: Fit, weights: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 SNAPSHOT_EVENTS = 1000  # watches between two snapshots
 SNAPSHOT_CELLS = 50_000_000  # most numbers in all snapshots together
 AT_ONCE = 100_000
-PRIOR = 200.0  # m: watches' worth of the all-time share
+PRIOR = 1000.0  # m: watches' worth of the all-time share
 
 
 class Popularity:

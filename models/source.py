@@ -17,15 +17,13 @@ from models.array_file import ArrayFile, mapped
 from models.catalogue import Catalogue
 from models.context import FIELDS, TRAITS, ContextVocabulary
 from models.dataset import Dataset
-from models.log import LogError, items_from_frame
+from models.log import items_from_frame
 from models.stored_log import BUFFER_ROWS, StoredLog
 from models.stored_searches import SearchTimeline, StoredSearches
 
 Rows = npt.NDArray[np.int64]
 
 ALWAYS_MS = -1  # when an item became known that the catalogue has without a date
-LEAST_POSITIVES = 20
-LEAST_ITEMS = 2
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,7 @@ def prepare(
     searches: StoredSearches | None = None,
     context: bool = True,
 ) -> Source:
-    """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped.
-
-    Raises LogError when there is too little to learn from."""
+    """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped."""
     facts = _item_facts(log, items)
     catalogue = Catalogue()
     for known in facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids").iter_rows(
@@ -65,7 +61,6 @@ def prepare(
         catalogue.upsert(**{**known, "ids": known["ids"] or {}})
     rows = catalogue.rows(log.item_ids)
     completed, columns = _positives(log, rows, context=context)
-    _check_size(columns["items"], log)
     vocabulary = ContextVocabulary()
     if context:
         vocabulary = ContextVocabulary(
@@ -151,11 +146,3 @@ def _positives(log: StoredLog, rows: Rows, *, context: bool) -> tuple[Rows, dict
         file.close()
     columns = {name: mapped(file.path) for name, file in files.items()}
     return columns.pop("completed"), columns
-
-
-def _check_size(items: npt.NDArray[Any], log: StoredLog) -> None:
-    distinct = len(np.unique(items[:BUFFER_ROWS]))
-    if len(items) < LEAST_POSITIVES or distinct < LEAST_ITEMS:
-        has = f"{len(items)} completed watches of {distinct} items"
-        needs = f"at least {LEAST_POSITIVES} of {LEAST_ITEMS} are needed"
-        raise LogError(f"log: has {has}, {needs}; is completed_s right, and watch_s in seconds?")

@@ -19,7 +19,7 @@ from torch import Tensor
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-FIRST_SQUARE = 0.1  # Adagrad's accumulator of a row that has not moved yet
+FIRST_SQUARE = 1e-12  # Adagrad's accumulator of a row that has not moved yet: its first step is a whole one
 ROOM = 1 << 20  # rows reserved at least where a table may grow; addresses, not memory
 GROWTH = 4
 _NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
@@ -134,9 +134,3 @@ def write_table(path: Path, values: npt.NDArray[Any]) -> None:
     """One array in one file that can be memory-mapped."""
     with path.open("wb") as file:
         np.save(file, values, allow_pickle=False)
-
-
-def read_table(path: Path) -> npt.NDArray[Any]:
-    """The array of a file, read-only and mapped: pages are read when they are used. Raises ValueError, OSError."""
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array

@@ -22,22 +22,31 @@ class TowerShape(msgspec.Struct, frozen=True):
     """What a tower is built from, as it stands in a bundle's manifest.
 
     `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
-    `traits`: reals such as age and gender.
+    `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
+    own slice of the embeddings. `linear`: width of the item-to-item part (models.linear) behind them.
     """
 
     dim: int
     hidden: tuple[int, ...] = (256,)
     encoder: EncoderName = "average"
+    residual: bool = True
     words: int = 0
     contexts: tuple[int, ...] = ()
     traits: int = 0
     example_age: bool = False
     dropout: float = 0.0
+    members: int = 1
+    linear: int = 0
 
     @property
     def width(self) -> int:
         """Of what goes into the first layer."""
         return self.dim + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
+
+    @property
+    def item_dim(self) -> int:
+        """Of an item's embedding on either side."""
+        return self.members * self.dim + self.linear
 
 
 class Inputs(NamedTuple):
@@ -69,7 +78,8 @@ class UserTower(nn.Module):
     def forward(self, inputs: Inputs) -> Tensor:
         """-> user vectors [B, D], finite also where nothing is known"""
         shape = self.shape
-        parts = [self.encoder(inputs.watched, inputs.watch_places)]
+        watched = self.encoder(inputs.watched, inputs.watch_places)  # [B, D]
+        parts = [watched]
         if shape.words:
             parts.append(mean_of(inputs.words, inputs.word_places))
         for field, embedding in enumerate(self.contexts):
@@ -79,5 +89,27 @@ class UserTower(nn.Module):
             parts += [inputs.traits.nan_to_num(0.0), known.float()]
         if shape.example_age:
             parts.append(torch.stack([inputs.age, inputs.age.sqrt()], dim=1))
-        encoded: Tensor = self.layers(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
-        return encoded
+        encoded: Tensor = self.layers(torch.cat(parts, dim=1) if len(parts) > 1 else watched)
+        return encoded + watched if shape.residual else encoded
+
+
+class UserTowers(nn.Module):
+    """What serving asks: every member's tower on its slice of the embeddings, and the linear part: the sum of the
+    history's rows over the root of their number, so that a long history weighs more, but not in proportion."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.members = nn.ModuleList(UserTower(shape) for _ in range(shape.members))
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Inputs as of one tower, but watched [U, item_dim] and words [W, members * words]. -> [B, item_dim]"""
+        shape, parts = self.shape, []
+        for number, member in enumerate(self.members):
+            watched = inputs.watched[:, number * shape.dim : (number + 1) * shape.dim]
+            words = inputs.words[:, number * shape.words : (number + 1) * shape.words]
+            parts.append(member(inputs._replace(watched=watched, words=words)))
+        if shape.linear:
+            mean = mean_of(inputs.watched[:, -shape.linear :], inputs.watch_places)
+            parts.append(mean * (inputs.watch_places >= 0).sum(dim=1, keepdim=True).sqrt())
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -20,7 +20,9 @@ from models.candidate_learning import Learned, learn_candidates
 from models.candidates import CandidateModel
 from models.catalogue import Catalogue
 from models.checkpoint import Checkpoints
+from models.dataset import Dataset
 from models.features import FEATURES
+from models.log import LogError
 from models.ranker import Ranker
 from models.ranker_training import (
     Exposures,
@@ -32,13 +34,15 @@ from models.ranker_training import (
     unseen_gaps,
 )
 from models.source import Source, prepare
-from models.stored_log import StoredLog
+from models.stored_log import BUFFER_ROWS, StoredLog
 from models.stored_searches import StoredSearches
 
 Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 HELD_OUT = 0.1  # share of the positives, newest last, that are the validation days
+LEAST_POSITIVES = 20
+LEAST_ITEMS = 2
 GAP = FEATURES.index("retrieval_gap")
 
 
@@ -124,6 +128,7 @@ def _learn(
 ) -> tuple[Source, Learned, int]:
     """What was learnt from, what was learnt, and the row of the data set where the validation days begin."""
     source = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
+    check_size(source.dataset)
     until = len(source.dataset)
     cut = int(until * (1 - HELD_OUT))
     learned = learn_candidates(
@@ -137,6 +142,15 @@ def _learn(
         progress=progress,
     )
     return source, learned, cut
+
+
+def check_size(dataset: Dataset) -> None:
+    """Raises LogError when there is too little to learn from."""
+    distinct = len(np.unique(dataset.items[:BUFFER_ROWS]))
+    if len(dataset) < LEAST_POSITIVES or distinct < LEAST_ITEMS:
+        has = f"{len(dataset)} completed watches of {distinct} items"
+        needs = f"at least {LEAST_POSITIVES} of {LEAST_ITEMS} are needed"
+        raise LogError(f"log: has {has}, {needs}; is completed_s right, and watch_s in seconds?")
 
 
 def _fit_ranker(

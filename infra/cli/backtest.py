@@ -31,6 +31,7 @@ def backtest(
     items: Annotated[
         Path | None, typer.Option(help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
     ] = None,
+    searches: Annotated[Path | None, typer.Option(help="Searches: user_id,query,event_ms")] = None,
     mapping: Mapping = None,
     test_from: Annotated[
         str | None, typer.Option(metavar="TIME", help="The test begins here: ISO 8601 (UTC if it names no zone) or ms")
@@ -55,7 +56,9 @@ def backtest(
     if test_from is not None and test_fraction is not None:
         raise typer.BadParameter("give --test-from or --test-fraction, and not both")
     settings = context.obj.settings
-    from infra.backtest import Request, enter_baselines, run_backtest
+    import torch
+
+    from infra.backtest import Request, enter_with, run_backtest
     from models.log import parse_mapping
 
     request = Request(
@@ -63,6 +66,8 @@ def backtest(
         out=out,
         completed_s=settings.history.completed_s,
         items=items,
+        searches=searches,
+        search_tokens=settings.model.search_tokens,
         mapping=parse_mapping(mapping or []),
         test_from_ms=None if test_from is None else read_time(test_from),
         test_fraction=read_share("--test-fraction", test_fraction) or FRACTION,
@@ -71,8 +76,9 @@ def backtest(
         block=block,
         seed=settings.model.seed if seed is None else seed,
     )
+    torch.set_num_threads(settings.model.threads)
     with progress_bars(quiet=as_json) as step:
-        report = run_backtest(request, enter_baselines, step)
+        report = run_backtest(request, enter_with(settings), step)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:

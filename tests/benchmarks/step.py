@@ -23,7 +23,7 @@ from models.examples import Examples, queries_of
 from models.incremental import IncrementalTrainer, Learns
 from models.popularity import Popularity
 from models.table import Table
-from models.tower import TowerShape, UserTower
+from models.tower import TowerShape, UserTowers
 from tests.benchmarks.report import Report, main
 
 BATCH, NEGATIVES, DIM, HISTORY = 512, 5000, 64, 50
@@ -81,7 +81,7 @@ def _at(size: int, report: Report) -> dict[tuple[str, int], float]:
 def _trainer(size: int, level: Learns, rng: np.random.Generator) -> IncrementalTrainer:
     """Over `size` items that have no catalogue entries; rows are small noise."""
     torch.manual_seed(1)
-    reader = Reader(UserTower(TowerShape(DIM)), np.empty((0, 0), np.float32), ContextVocabulary())
+    reader = Reader(UserTowers(TowerShape(DIM)), np.empty((0, 0), np.float32), ContextVocabulary())
     rows = _noise(size, rng)  # mapped files in a release: not counted as ours below
     model = CandidateModel(
         [f"{item:08d}" for item in range(size)],

@@ -16,7 +16,19 @@ from models.ranker_training import Exposures, exposures_of
 from models.source import Source, prepare
 from models.stored_log import StoredLog, store_frame
 
-SETTINGS = Model(dim=8, hidden=(16,), negatives=64, batch=128, epochs=12, half_life_events=500, ranker_hidden=(8,))
+SETTINGS = Model(
+    dim=8,
+    hidden=(16,),
+    members=1,
+    linear_dim=0,
+    dropout=0.0,
+    history_dropout=0.0,
+    negatives=64,
+    batch=128,
+    epochs=12,
+    half_life_events=500,
+    ranker_hidden=(8,),
+)
 START_MS = 1_700_000_000_000
 CHANNELS = 4
 

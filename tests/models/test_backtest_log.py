@@ -2,11 +2,12 @@ import polars as pl
 import pytest
 
 from models.backtest_log import read_stream
-from models.log import items_from_frame, log_from_frame
+from models.log import items_from_frame
+from models.stored_log import store_frame
 
 
 @pytest.fixture
-def log():
+def log(tmp_path):
     rows = [  # user, item, time, seconds
         ("ann", "a", 1000, 30.0),
         ("bob", "b", 1010, 2.0),  # no positive, but the item is known from here
@@ -14,7 +15,8 @@ def log():
         ("bob", "b", 1030, 30.0),
         ("cem", "d", 1040, 30.0),
     ]
-    return log_from_frame(pl.DataFrame(rows, ["user_id", "item_id", "event_ms", "watch_s"], orient="row"), 18.0)
+    frame = pl.DataFrame(rows, ["user_id", "item_id", "event_ms", "watch_s"], orient="row")
+    return store_frame(frame, tmp_path, completed_s=18.0)
 
 
 def items_of(*rows: tuple[str, int | None]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from models.losses import Extra
 from models.net import CandidateNet
 from models.sampling import Negatives, find_hits
 from models.source import Source
-from models.tower import TowerShape
+from models.tower import TowerShape, UserTowers
 from tests.models.samples import SETTINGS, small_items, small_log, small_source
 
 ENCODERS = ("average", "attention")
@@ -72,7 +72,9 @@ def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: Source, s
     queries = source.dataset.queries(np.arange(200, 260))
     with torch.no_grad():
         trained = net.users(queries, []).numpy()
-    reader = Reader(net.tower, net.words.values.numpy(), ContextVocabulary())
+    towers = UserTowers(net.shape)
+    towers.members[0].load_state_dict(net.tower.state_dict())
+    reader = Reader(towers, net.words.values.numpy(), ContextVocabulary())
     np.testing.assert_array_equal(reader.encode(queries, net.queries.everything()), trained)
 
 
@@ -133,7 +135,7 @@ def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_i
 def test_a_repeat_is_no_example():
     users, items = np.repeat(np.arange(10), 100), np.tile(np.repeat(np.arange(4), 25), 10)
     dataset = Dataset(users, items, np.arange(1000))
-    assert choose_examples(dataset, 1000, SETTINGS).tolist() == list(range(0, 1000, 25))
+    assert choose_examples(dataset, dataset.new_rows(1000), SETTINGS).tolist() == list(range(0, 1000, 25))
 
 
 def test_a_user_gives_so_many_examples_of_a_window_and_each_with_the_same_chance():

@@ -74,9 +74,8 @@ def test_what_was_done_is_not_done_again(source: Source, tmp_path: Path, monkeyp
 def test_a_checkpoint_of_another_training_is_refused(source: Source, tmp_path: Path):
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
-    fit = object()
     with pytest.raises(CheckpointError, match=r"is of another training.*remove it"):
-        Checkpoints(tmp_path / "c", "another").restore(fit, "validation")
+        Checkpoints(tmp_path / "c", "another").restore([], "validation")
 
 
 def test_a_damaged_checkpoint_names_its_file_and_the_way_out(source: Source, tmp_path: Path):

@@ -263,14 +263,14 @@ def test_each_level_learns_what_it_says_and_no_more(bundle: Bundle):
     for level in ("history", "popularity", "output_rows", "input_rows", "everything"):
         trainer = trainer_of(bundle, learns=level)
         before = published(trainer)
-        weight = trainer.reader.tower.layers[0].weight.detach().clone()
+        weight = trainer.reader.tower.members[0].layers[0].weight.detach().clone()
         learn(trainer, [example("i1", "i2")])
         after = published(trainer)
         changed[level] = (
             trainer.popularity.clock > bundle.model.popularity.clock,
             before["i1"][0][:-4] != after["i1"][0][:-4],
             before["i2"][1] != after["i2"][1],
-            bool((trainer.reader.tower.layers[0].weight.detach() != weight).any()),
+            bool((trainer.reader.tower.members[0].layers[0].weight.detach() != weight).any()),
         )
     assert list(changed.values()) == [
         (False, False, False, False),
@@ -279,7 +279,7 @@ def test_each_level_learns_what_it_says_and_no_more(bundle: Bundle):
         (True, True, True, False),
         (True, True, True, True),
     ]
-    assert not bundle.model.reader.tower.layers[0].weight.requires_grad
+    assert not bundle.model.reader.tower.members[0].layers[0].weight.requires_grad
 
 
 def test_a_step_whose_loss_explodes_changes_nothing(bundle: Bundle):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models.encoders import HISTORY, AttentionEncoder, mean_of
-from models.tower import Inputs, TowerShape, UserTower
+from models.tower import Inputs, TowerShape, UserTower, UserTowers
 
 ENCODERS = ("average", "attention")
 
@@ -28,9 +28,25 @@ def tower_of(**shape: object) -> UserTower:
 
 
 def test_the_average_reads_the_mean_of_the_history():
-    tower, vectors = tower_of(hidden=()), torch.randn(5, 4)
-    expected = tower.layers(vectors[[4, 1, 1]].mean(dim=0, keepdim=True)).detach()
+    tower, vectors = tower_of(hidden=(), residual=False), torch.randn(5, 4)
+    mean = vectors[[4, 1, 1]].mean(dim=0, keepdim=True)
+    expected = tower.layers(mean).detach()
     np.testing.assert_allclose(tower(inputs(vectors, [[-1, 4, 1, 1]])).detach(), expected, rtol=1e-5)
+    with_mean = tower_of(hidden=(), residual=True)(inputs(vectors, [[-1, 4, 1, 1]])).detach()
+    np.testing.assert_allclose(with_mean, expected + mean, rtol=1e-5)
+
+
+def test_towers_side_by_side_read_their_own_slices_and_the_linear_part_grows_with_the_root():
+    torch.manual_seed(1)
+    towers = UserTowers(TowerShape(dim=4, members=2, linear=3)).eval()
+    vectors = torch.randn(5, 11)
+    users = towers(inputs(vectors, [[0, 2, 4, 4]])).detach()
+    assert users.shape == (1, 11)
+    for member in range(2):
+        own = towers.members[member](inputs(vectors[:, 4 * member : 4 * member + 4], [[0, 2, 4, 4]])).detach()
+        np.testing.assert_allclose(users[:, 4 * member : 4 * member + 4], own, rtol=1e-6)
+    np.testing.assert_allclose(users[0, 8:], vectors[[0, 2, 4, 4], 8:].sum(dim=0) / 2, rtol=1e-5)
+    assert (towers(inputs(vectors, [[-1]]))[0, 8:] == 0).all()
 
 
 def test_a_mean_of_nothing_is_zero_and_not_the_next_ones():
