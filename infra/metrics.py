@@ -33,7 +33,11 @@ WATCHES = Counter("nextwatch_watches_total", "Watches by what became of them", [
 
 # trainer
 STEPS = Counter("nextwatch_training_steps_total", "Incremental training steps")
-STEPS_DROPPED = Counter("nextwatch_training_steps_dropped_total", "Steps with a non-finite loss, not applied")
+STEPS_DROPPED = Counter(
+    "nextwatch_training_steps_dropped_total", "Steps whose loss was not finite or had exploded, not applied"
+)
+NOT_ADMITTED = Counter("nextwatch_training_not_admitted_total", "Examples of new items that have no row yet")
+EXPIRED = Counter("nextwatch_trainer_expired_total", "Items that left the trainer's table, idle for too long")
 LOSS = Gauge("nextwatch_training_loss", "Sampled-softmax loss of the last step")
 TRAINER_ROWS = Gauge("nextwatch_trainer_rows", "Items in the trainer's table")
 PREQUENTIAL_EXAMPLES = Counter("nextwatch_prequential_examples_total", "Examples ranked before they were learnt")

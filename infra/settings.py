@@ -107,7 +107,9 @@ class Model(Section):
     examples_per_user: Annotated[int, Field(ge=0)] = Field(0, description="most per user and window; 0: all")
     example_window_h: Annotated[float, Field(gt=0)] = Field(24.0, description="window of examples_per_user")
     equal_users: bool = Field(False, description="weigh an example 1/n of its user's n (the paper's equal weight)")
-    half_life_events: Annotated[float, Field(gt=0)] = Field(8000.0, description="of the popularity coordinate")
+    half_life_events: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="of the popularity coordinate, in watches; 0: what the validation days say"
+    )
     ranker_hidden: tuple[Count, ...] = Field((64, 32), description="widths of the ranker's ReLU layers")
     ranker_epochs: Count = 3
     threads: Count = Field(1, description="of torch in `nextwatch train`; more only help on idle cores")
@@ -116,11 +118,16 @@ class Model(Section):
 
 class Trainer(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="row-wise Adagrad on item rows")
+    query_rate: Rate = Field(1e-3, description="the same on the rows that histories average, with learns = input_rows")
     negatives: Count = Field(2048, description="shared negatives of a live step")
     in_batch: Share = Field(0.1, description="most of the negatives that come from the batch, as a share of all")
     pull: Share = Field(0.0, description="share of its way from the release that a touched row is drawn back each step")
     learns: Literal["history", "popularity", "output_rows", "input_rows"] = Field(
         "output_rows", description="what moves between releases; each also moves what stands before it"
+    )
+    admit_after: Count = Field(1, description="a new item gets a row with this many watches")
+    expire_h: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="an item that was not watched for this long leaves trainer, topic and index; 0: never"
     )
     batch: Count = Field(256, description="most examples per step")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")

@@ -9,7 +9,7 @@ needs most.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -29,7 +29,7 @@ from models.dataset import Dataset
 from models.examples import Queries
 from models.linear import item_factors
 from models.net import CandidateNet
-from models.popularity import popularity_of
+from models.popularity import HALF_LIFE, choose_half_life, popularity_of
 from models.source import Source
 from models.tower import TowerShape, UserTowers
 
@@ -72,6 +72,11 @@ def learn_candidates(
     Rows from `valid_from` on are validation first; None takes settings.epochs as they are. `warm` is an earlier model
     to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
     """
+
+    if not settings.half_life_events:
+        walked = source.dataset.items[:until]
+        half_life = HALF_LIFE if valid_from is None else choose_half_life(walked, items, since=valid_from)
+        settings = settings.model_copy(update={"half_life_events": half_life})
 
     def begin(end: int) -> Training:
         return Training(source, settings, until=end, items=items, warm=warm, ablation=ablation)
@@ -165,20 +170,26 @@ class Training:
         learnt = self.popularity.totals() > 0
         start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
         for row in np.flatnonzero(~learnt).tolist():
-            vectors[row], bias[row], queries[row] = start.place(catalogue.channel_of(row), catalogue.topics_of(row))
+            vectors[row], bias[row], queries[row] = start.place(catalogue.all_ids_of(row))
         words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
         return CandidateModel(
             catalogue.item_ids[: self.items],
-            Reader(self._towers(), words, self.source.contexts),
+            Reader(self._towers(choice), words, self.source.contexts),
             vectors=vectors,
             bias=bias,
             query_rows=queries,
             popularity=self.popularity,
         )
 
-    def _towers(self) -> UserTowers:
+    def _towers(self, choice: Choice) -> UserTowers:
         shape = self.fits[0].net.shape
-        whole = msgspec.structs.replace(shape, members=len(self.fits), linear=self.linear[0].shape[1])
+        whole = msgspec.structs.replace(
+            shape,
+            members=len(self.fits),
+            linear=self.linear[0].shape[1],
+            muted_towers=not choice.weight,
+            muted_linear=not choice.linear,
+        )
         with torch.random.fork_rng(devices=[]):  # weights are drawn and then replaced
             towers = UserTowers(whole)
         for member, fit in zip(towers.members, self.fits, strict=True):
@@ -198,7 +209,7 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
         best = max([best, *judged(training, history, asked)], key=lambda choice: choice.quality)
     if checkpoints is not None:
         checkpoints.save(training.fits, VALIDATION, best)
-    return best
+    return best if is_worth_it(best) else Choice(best.epochs, 0.0, 0.0, best.quality, popular_alone(best.metrics))
 
 
 def drawn(asked: Asked, items: int, seed: int) -> Asked:
@@ -207,6 +218,18 @@ def drawn(asked: Asked, items: int, seed: int) -> Asked:
     if len(asked) <= most:
         return asked
     return asked[np.sort(np.random.default_rng([seed, 4]).choice(len(asked), most, replace=False))]
+
+
+def is_worth_it(choice: Choice) -> bool:
+    """Whether it beats popularity alone by more than the standard error of what was measured."""
+    ours, popular = choice.metrics.get("recall@50", 1.0), choice.metrics.get("popular_recall@50", 0.0)
+    return ours - popular > np.sqrt(popular * (1 - popular) / max(choice.metrics.get("cases", 1.0), 1.0))
+
+
+def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures of popularity as those of the choice."""
+    own = {name.removeprefix("popular_"): value for name, value in metrics.items() if name.startswith("popular_")}
+    return {**metrics, **own}
 
 
 def judged(training: Training, history: History, asked: Asked) -> list[Choice]:
@@ -227,9 +250,14 @@ def judged(training: Training, history: History, asked: Asked) -> list[Choice]:
     found = {pair: recall_of(np.concatenate(blocks)) for pair, blocks in ranks.items()}
     beside = {f"popular_{name}": value for name, value in found[0.0, 0.0].items() if name != "cases"}
     return [
-        Choice(training.epoch, weight, linear, float(np.mean([at[f"recall@{k}"] for k in CUTOFFS])), at | beside)
-        for (weight, linear), at in found.items()
+        Choice(training.epoch, weight, linear, quality_of(at), at | beside) for (weight, linear), at in found.items()
     ]
+
+
+def quality_of(found: Mapping[str, float]) -> float:
+    """The geometric mean of the recalls: a tenth more of the top 10 is worth a tenth more of the top 500."""
+    recalls = np.array([found[f"recall@{k}"] for k in CUTOFFS])
+    return float(np.exp(np.log(np.maximum(recalls, 1e-9)).mean()))
 
 
 def linear_scores(factors: tuple[Floats, Floats], cases: Cases) -> Floats:

@@ -21,7 +21,7 @@ Rows = npt.NDArray[np.int64]
 
 CHANNEL, TOPICS = "channel", "topics"
 MOST_ID_NAMES = 16  # beside channel and topics
-NO_IDS: Mapping[str, Sequence[str] | None] = MappingProxyType({})
+NO_IDS: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class Catalogue:
@@ -113,6 +113,10 @@ class Catalogue:
     def codes_of(self, name: str, row: int) -> tuple[int, ...]:
         """The codes of one item in a column."""
         return self._ids[name].codes(row)
+
+    def all_ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
+        """The ids of one item in every column, channel and topics included."""
+        return {name: values for name, ids in self._ids.items() if (values := ids.names_of(row))}
 
     def ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
         """The ids of one item beside channel and topics, as `upsert` takes them."""

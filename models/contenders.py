@@ -74,9 +74,7 @@ class Live:
         items = dataset.items[at].astype(np.int64)
         for item in np.unique(items[self._row_of[items] < 0]).tolist():
             catalogue = self._source.catalogue
-            self._row_of[item] = self._trainer.add_item(
-                catalogue.item_ids[item], channel=catalogue.channel_of(item), topics=catalogue.topics_of(item)
-            )
+            self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item))
         self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items]))
         now_ms = int(dataset.event_ms[rows.stop - 1])
         if now_ms - self._refreshed_ms >= self._refresh_ms:
@@ -95,6 +93,7 @@ def trainer_of(
         model,
         source.catalogue,
         learning_rate=settings.learning_rate,
+        query_rate=settings.query_rate,
         negatives=settings.negatives,
         in_batch=settings.in_batch,
         pull=settings.pull,

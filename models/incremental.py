@@ -8,7 +8,7 @@ trainer back after a crash.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.candidates import CandidateModel, Reader, with_one
-from models.catalogue import Catalogue
+from models.catalogue import NO_IDS, Catalogue
 from models.cold_start import ColdStart
 from models.columns import Columns
 from models.examples import Examples, Queries
@@ -42,6 +42,8 @@ STATE = struct.Struct("<ddqffff")  # count, total, clock of the last watch; bias
 EXPLODED = 3.0  # a loss so many times the running mean is no accident
 WARM_UP = 20  # steps before a mean is trusted
 MEAN_RATE = 0.02
+NOWHERE = -1e4  # the bias of a row that is free: it is never retrieved, and weighs nothing as a negative
+SWEPT = 256  # rows looked at for idle ones in one call
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class IncrementalTrainer:
         catalogue: Catalogue,
         *,
         learning_rate: float,
+        query_rate: float = 1e-3,
         negatives: int,
         in_batch: float = 0.5,
         pull: float = 0.0,
@@ -76,7 +79,14 @@ class IncrementalTrainer:
         self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
         self._vectors = Table.of(model.vectors, first_square=FIRST_SQUARE)
         self._queries = Table.of(model.query_rows, first_square=FIRST_SQUARE)
-        self._items = Columns(bias=np.array(model.bias), moved=np.zeros(len(self.item_ids), np.float32))
+        size = len(self.item_ids)
+        self._items = Columns(
+            bias=np.array(model.bias),
+            moved=np.zeros(size, np.float32),
+            seen_ms=np.zeros(size, np.int64),  # when last watched; 0: not since the release
+        )
+        self._free: list[int] = []
+        self._swept = 0
         self._released = model.vectors
         everyone, clock = slice(None), model.popularity.clock
         self._frequency = Frequency(
@@ -89,7 +99,8 @@ class IncrementalTrainer:
             catalogue=catalogue,
             learnt=model.popularity.totals() > 0,
         )
-        self._rate, self._pull, self._level = learning_rate, pull, LEVELS.index(learns)
+        self._rate, self._query_rate = learning_rate, query_rate
+        self._pull, self._level = pull, LEVELS.index(learns)
         self._in_batch = round(negatives * in_batch)
         self._uniform = negatives - self._in_batch
         self._rng = np.random.default_rng(seed)
@@ -118,20 +129,55 @@ class IncrementalTrainer:
         targets = np.array([self.row(example.item_id) for example in examples], np.int64)
         return Examples(self.reader.queries(examples, self._row_of), targets)
 
-    def add_item(self, item_id: str, *, channel: str | None = None, topics: Sequence[str] = ()) -> int:
-        """The row of an item, made at first sight at the mean of its channel and topics. O(1) amortised."""
+    def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS) -> int:
+        """The row of an item, made at first sight at the mean of its `ids` (by column of the catalogue). O(1)."""
         known = self._row_of.get(item_id)
         if known is not None:
             return known
-        start = self._start.place(channel, topics)
-        row = self._vectors.append(start.vector)
-        self._queries.append(start.query_row)
-        self._items.append(bias=start.bias, moved=0.0)
-        self.popularity.append()
-        self._frequency.append()
-        self.item_ids.append(item_id)
+        start = self._start.place(ids)
+        if self._free:
+            row = self._free.pop()
+            self._vectors.reset(np.array([row]), start.vector[None])
+            self._queries.reset(np.array([row]), start.query_row[None])
+            self._items["bias"][row] = start.bias
+            self.item_ids[row] = item_id
+        else:
+            row = self._vectors.append(start.vector)
+            self._queries.append(start.query_row)
+            self._items.append(bias=start.bias, moved=0.0, seen_ms=0)
+            self.popularity.append()
+            self._frequency.append()
+            self.item_ids.append(item_id)
         self._row_of[item_id] = row
         return row
+
+    def remove_item(self, item_id: str) -> None:
+        """Forget an item; its row is free for another. Nothing happens when there is no such item."""
+        row = self._row_of.pop(item_id, None)
+        if row is None:
+            return
+        everything = np.array([row])
+        self._vectors.reset(everything, np.zeros((1, self._vectors.dim), np.float32))
+        self._queries.reset(everything, np.zeros((1, self._queries.dim), np.float32))
+        self._items["bias"][row], self._items["moved"][row], self._items["seen_ms"][row] = NOWHERE, 0, 0
+        self.popularity.restore(row, 0.0, 0.0, self.popularity.clock)
+        self._frequency.forget(row)
+        self.item_ids[row] = ""
+        self._free.append(row)
+
+    def expire(self, now_ms: int, idle_ms: int) -> list[str]:
+        """Remove items that have not been watched for `idle_ms`; their ids. Each call looks at the next few rows, so
+        that it costs the same at any size; a row that was never watched since the release begins to idle when it is
+        first looked at."""
+        rows = np.arange(self._swept, min(self._swept + SWEPT, len(self)))
+        self._swept = int(rows[-1]) + 1 if len(rows) and rows[-1] + 1 < len(self) else 0
+        seen_ms = self._items["seen_ms"]
+        seen_ms[rows[seen_ms[rows] == 0]] = now_ms
+        idle = [self.item_ids[row] for row in rows[seen_ms[rows] < now_ms - idle_ms].tolist()]
+        expired = [item_id for item_id in idle if item_id]
+        for item_id in expired:
+            self.remove_item(item_id)
+        return expired
 
     def restore(self, item_id: str, vector: bytes, query_row: bytes, state: bytes) -> None:
         """Put back a row as `rows` published it. Raises ValueError naming the item when the bytes do not fit or hold
@@ -173,9 +219,9 @@ class IncrementalTrainer:
         coordinates = self._items["bias"][rows] + self.popularity.log_share(rows)
         return np.concatenate([self._vectors.values.numpy()[rows], coordinates[:, None]], axis=1)
 
-    def learn(self, examples: Examples) -> StepResult:
-        """One step. Popularity counts every example, repeats included, but a repeat is not learnt from, since serving
-        would not have shown it. Every target must have a row.
+    def learn(self, examples: Examples, now_ms: int = 0) -> StepResult:
+        """One step; `now_ms` is the time of the newest example. Popularity counts every example, repeats included, but
+        a repeat is not learnt from, since serving would not have shown it. Every target must have a row.
 
         The cost does not depend on the catalogue's size. A step that is not finite, or whose loss has exploded, is
         dropped as a whole."""
@@ -192,6 +238,7 @@ class IncrementalTrainer:
             self._refreshes.watched(targets)
             moved = np.union1d(targets, moved)
         self._frequency.add(targets)
+        self._items["seen_ms"][targets] = now_ms
         return StepResult(loss, moved, False)
 
     def due_refreshes(self, limit: int) -> Rows:
@@ -228,7 +275,10 @@ class IncrementalTrainer:
         changes = [(self._vectors, moving, *self._vectors.change(moving, _gradient(vectors), self._rate))]
         if read is not None:
             queried, leaf = read
-            changes.append((self._queries, queried, *self._queries.change(queried, _gradient(leaf), self._rate)))
+            gradient = _gradient(leaf)
+            if linear := self.reader.tower.shape.linear:
+                gradient[:, -linear:] = 0  # the linear part is a count of what was watched together, no gradient's
+            changes.append((self._queries, queried, *self._queries.change(queried, gradient, self._query_rate)))
         if not all(squares.isfinite().all() for *_, squares in changes) or self._diverged(loss):
             return None
         for table, which, change, squares in changes:

@@ -87,6 +87,10 @@ class Frequency:
         self._columns["gap"][row], self._columns["last"][row] = gap, last
         self._clock = max(self._clock, last)
 
+    def forget(self, row: int) -> None:
+        """The row is another item's from now on, which was never a target."""
+        self.restore(row, self._never, self._clock)
+
     def gap(self, row: int) -> float:
         return float(self._columns["gap"][row])
 

@@ -23,7 +23,8 @@ class TowerShape(msgspec.Struct, frozen=True):
 
     `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
     `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
-    own slice of the embeddings. `linear`: width of the item-to-item part (models.linear) behind them.
+    own slice of the embeddings. `linear`: width of the item-to-item part (models.linear) behind them. What validation
+    gave the weight 0 is muted: zero for every user, so that nothing is learnt live through it either.
     """
 
     dim: int
@@ -37,6 +38,8 @@ class TowerShape(msgspec.Struct, frozen=True):
     dropout: float = 0.0
     members: int = 1
     linear: int = 0
+    muted_towers: bool = False
+    muted_linear: bool = False
 
     @property
     def width(self) -> int:
@@ -112,4 +115,9 @@ class UserTowers(nn.Module):
         if shape.linear:
             mean = mean_of(inputs.watched[:, -shape.linear :], inputs.watch_places)
             parts.append(mean * (inputs.watch_places >= 0).sum(dim=1, keepdim=True).sqrt())
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        users = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if shape.muted_towers:
+            users[:, : shape.members * shape.dim] = 0
+        if shape.muted_linear:
+            users[:, shape.members * shape.dim :] = 0
+        return users

@@ -17,7 +17,9 @@ import structlog
 
 from infra import metrics
 from infra.settings import Trainer
+from models.admission import Admission
 from models.bundle import Bundle
+from models.catalogue import CHANNEL, TOPICS
 from models.examples import Examples
 from models.incremental import IncrementalTrainer
 from models.prequential import Budget, rank_before
@@ -39,7 +41,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Learnt(NamedTuple):
-    rows: list[tuple[bytes, ItemVector]]  # key, row: what `item-vectors` must carry before offsets are committed
+    rows: list[tuple[bytes, ItemVector | None]]  # key, row or tombstone: what `item-vectors` must carry before offsets
     duplicates: int
 
 
@@ -58,6 +60,7 @@ class Learner:
             bundle.model,
             bundle.catalogue,
             learning_rate=settings.learning_rate,
+            query_rate=settings.query_rate,
             negatives=settings.negatives,
             in_batch=settings.in_batch,
             pull=settings.pull,
@@ -65,10 +68,15 @@ class Learner:
             seed=seed,
         )
         self._released = bundle.model
+        self._admission = Admission(settings.admit_after)
+        self._idle_ms = round(settings.expire_h * 3_600_000)
         self._budget = Budget(settings.evaluate_scores)
 
-    def restore(self, key: bytes, row: ItemVector) -> None:
-        """Take back one published row of this release."""
+    def restore(self, key: bytes, row: ItemVector | None) -> None:
+        """Take back one published row of this release, or the tombstone of one that expired."""
+        if row is None:
+            self._trainer.remove_item(key.decode())  # it had expired
+            return
         if row.version != self.version:
             return
         self._step = max(self._step, row.step)
@@ -84,12 +92,13 @@ class Learner:
         fresh = self._unseen(batch)
         if not fresh:
             return Learnt([], len(batch))
-        for example in fresh:
-            self._place(example.item_id)
-        examples = self._trainer.read(fresh)
+        admitted = [example for example in fresh if self._place(example.item_id)]
+        metrics.NOT_ADMITTED.inc(len(fresh) - len(admitted))
+        examples = self._trainer.read(admitted)
+        now_ms = max((example.event_ms for example in admitted), default=0)
         if evaluate:
             self._evaluate(examples.take(slice(self._budget.grant(len(examples), len(self._trainer)))))
-        result = self._trainer.learn(examples)
+        result = self._trainer.learn(examples, now_ms)
         self._step += 1
         if result.dropped:
             log.error(
@@ -102,7 +111,12 @@ class Learner:
         stale = self._trainer.due_refreshes(limit=len(fresh) + 64)
         touched = np.union1d(result.touched, stale)
         oldest_ms = {example.item_id: example.produced_ms for example in reversed(fresh)}
-        return Learnt(list(self._rows(touched, oldest_ms)), len(batch) - len(fresh))
+        rows: list[tuple[bytes, ItemVector | None]] = list(self._rows(touched, oldest_ms))
+        if self._idle_ms and now_ms:
+            expired = self._trainer.expire(now_ms, self._idle_ms)
+            metrics.EXPIRED.inc(len(expired))
+            rows += [(item_id.encode(), None) for item_id in expired]
+        return Learnt(rows, len(batch) - len(fresh))
 
     def progress_row(self) -> tuple[bytes, ItemVector]:
         """The record that says how far the rows that were published before it have learnt."""
@@ -122,12 +136,15 @@ class Learner:
         self.progress = Progress(next_offset, watched)
         return fresh
 
-    def _place(self, item_id: str) -> None:
+    def _place(self, item_id: str) -> bool:
+        """See that an item has a row; whether it has one."""
+        if self._trainer.row(item_id) >= 0:
+            return True
+        if not self._admission.admits(item_id):
+            return False
         item = self._items.get(item_id)
-        if item is None:
-            self._trainer.add_item(item_id)
-        else:
-            self._trainer.add_item(item_id, channel=item.channel, topics=item.topics)
+        self._trainer.add_item(item_id, ids_of(item) if item is not None else {})
+        return True
 
     def _evaluate(self, examples: Examples) -> None:
         """Prequential recall: count the examples whose item each model has in its top k before learning it."""
@@ -151,6 +168,11 @@ class Learner:
         for item_id, vector, query_row, state in self._trainer.rows(touched):
             produced_ms = oldest_ms.get(item_id, 0)
             yield item_id.encode(), ItemVector(self.version, self._step, vector, query_row, produced_ms, state)
+
+
+def ids_of(item: Item) -> dict[str, tuple[str, ...]]:
+    """An item's ids by column, as models.catalogue names them."""
+    return {CHANNEL: (item.channel,) if item.channel else (), TOPICS: item.topics, **item.ids}
 
 
 def batches(examples: Iterable[tuple[int, TrainingExample]], size: int) -> Iterator[list[tuple[int, TrainingExample]]]:

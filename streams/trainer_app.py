@@ -212,8 +212,7 @@ class TrainerWorker:
         with TopicFollower(self._settings.kafka, topics.ITEM_VECTORS) as follower:
             while not follower.caught_up:
                 for record in follower.poll(0.5):
-                    if record.value is not None:
-                        learner.restore(record.key, decode(ItemVector, record.value))
+                    learner.restore(record.key, None if record.value is None else decode(ItemVector, record.value))
         return learner, bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0") if learner.is_new else None
 
     async def _catch_up(self, learner: Learner, start: int) -> None:
@@ -238,11 +237,11 @@ class TrainerWorker:
         await self._publish(learnt.rows)
         await self._publish([learner.progress_row()])
 
-    async def _publish(self, rows: Iterable[tuple[bytes, ItemVector]]) -> None:
+    async def _publish(self, rows: Iterable[tuple[bytes, ItemVector | None]]) -> None:
         outbox = self._outbox()
         for key, row in rows:
             place = topics.partition_of(key.decode(), self._settings.kafka.partitions)
-            outbox.add(topics.ITEM_VECTORS, place, key, encode(row))
+            outbox.add(topics.ITEM_VECTORS, place, key, None if row is None else encode(row))
         await outbox.flush()
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox) -> Iterator[tuple[int, TrainingExample]]:

@@ -224,5 +224,5 @@ def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not
 
 def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
     log = small_source(small_log(600))
-    fit = Fit(new_net(log, SETTINGS, items=60), log.dataset, len(log.dataset), Model())
+    fit = Fit(new_net(log, SETTINGS, items=60), log.dataset, len(log.dataset), Model(half_life_events=500))
     assert fit.batch == 64

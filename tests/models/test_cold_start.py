@@ -16,16 +16,35 @@ def cold_start() -> ColdStart:
 def test_a_new_item_starts_at_the_mean_of_its_channel_and_its_topics():
     overall = 4.0
     channel, topic = (1 + 3 + SHRINK * overall) / (2 + SHRINK), (1 + 8 + SHRINK * overall) / (2 + SHRINK)
-    start = cold_start().place("c", ["t", "unheard"])
+    start = cold_start().place({"channel": ["c"], "topics": ["t", "unheard"]})
     np.testing.assert_allclose(start.vector, [(channel + topic) / 2], rtol=1e-6)
     np.testing.assert_allclose(start.bias, (channel + topic) / 2, rtol=1e-6)
     np.testing.assert_allclose(start.query_row, [-(channel + topic) / 2], rtol=1e-6)
 
 
 def test_an_item_of_which_nothing_is_known_starts_at_the_mean_of_all():
-    np.testing.assert_allclose(cold_start().place(None, ()).vector, [4.0])
-    np.testing.assert_allclose(cold_start().place("unheard", ["unheard"]).vector, [4.0])
+    np.testing.assert_allclose(cold_start().place({}).vector, [4.0])
+    np.testing.assert_allclose(
+        cold_start().place({"channel": ["unheard"], "topics": ["unheard"], "music": ["1"]}).vector, [4.0]
+    )
 
 
 def test_items_that_have_learnt_nothing_do_not_count():
-    np.testing.assert_allclose(cold_start().place("f", ["r"]).vector, [4.0])
+    np.testing.assert_allclose(cold_start().place({"channel": ["f"], "topics": ["r"]}).vector, [4.0])
+
+
+def test_every_column_that_says_something_counts_alike():
+    catalogue = Catalogue()
+    catalogue.upsert("a", channel="c", ids={"music": ["m"]})
+    catalogue.upsert("b", channel="d", ids={"music": ["n"]})
+    vectors = np.array([[0.0], [4.0]], np.float32)
+    start = ColdStart(vectors, vectors[:, 0], vectors, catalogue=catalogue, learnt=np.array([True, True]))
+    channel, music = (0 + SHRINK * 2) / (1 + SHRINK), (4 + SHRINK * 2) / (1 + SHRINK)
+    placed = start.place({"channel": ["c"], "topics": (), "music": ["n"]})
+    np.testing.assert_allclose(placed.vector, [(channel + music) / 2], rtol=1e-6)
+
+
+def test_means_of_many_rows_are_those_of_one_block(monkeypatch):
+    whole = cold_start().place({"channel": ["c"], "topics": ["t"]})
+    monkeypatch.setattr("models.cold_start.AT_ONCE", 1)
+    np.testing.assert_allclose(cold_start().place({"channel": ["c"], "topics": ["t"]}).vector, whole.vector)

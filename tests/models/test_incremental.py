@@ -1,5 +1,7 @@
+import msgspec
 import numpy as np
 import pytest
+import torch
 
 from models.bundle import Bundle
 from models.encoders import HISTORY
@@ -158,8 +160,8 @@ def test_an_unknown_item_is_a_miss_for_those_who_do_not_know_it(bundle: Bundle):
 
 def test_a_new_item_starts_near_its_channel_and_counts_in_a_history_at_once(bundle: Bundle):
     trainer = trainer_of(bundle)
-    row = trainer.add_item("new", channel="c1", topics=["t1"])
-    assert trainer.add_item("new", channel="c2") == row == 60
+    row = trainer.add_item("new", {"channel": ["c1"], "topics": ["t1"]})
+    assert trainer.add_item("new", {"channel": ["c2"]}) == row == 60
     new = vectors(trainer, np.array([row]))[0, :-1]
     same, other = bundle.model.vectors[1::4].mean(axis=0), bundle.model.vectors[2::4].mean(axis=0)
     assert np.linalg.norm(new - same) < np.linalg.norm(new - other)
@@ -352,3 +354,53 @@ def test_ranks_do_not_depend_on_how_many_are_ranked_together(bundle: Bundle, mon
 
 def test_viewers_without_watches_have_a_rank(bundle: Bundle):
     assert rank(trainer_of(bundle), bundle, [Example(Viewer().watches, item_id="i1")]).live[0] >= 0
+
+
+def test_an_idle_item_expires_and_comes_back_as_a_new_one(bundle: Bundle):
+    hour_ms = 3_600_000
+    trainer = trainer_of(bundle)
+    for hour in range(5):
+        trainer.learn(trainer.read([example("i1", "i2")]), START_MS + hour * hour_ms)
+        expired = trainer.expire(START_MS + hour * hour_ms, 2 * hour_ms)
+        assert len(expired) == (59 if hour == 3 else 0)  # all that nobody has watched since the first look at them
+    assert (trainer.row("i1"), trainer.row("i7")) == (1, -1)
+    assert rank(trainer, bundle, [example("i7", "i1")]).live[0] == -1
+    row = trainer.add_item("i7", {"channel": ["c3"]})
+    assert len(trainer) == 60  # a free row is taken
+    assert np.isfinite(vectors(trainer, np.array([row]))).all()
+    result = learn(trainer, [example("i7", "i1")])
+    assert row in result.touched
+    assert rank(trainer, bundle, [example("i7", "i1")]).live[0] >= 0
+
+
+def test_a_free_row_is_never_ranked_high_and_never_learnt_from(bundle: Bundle):
+    trainer = trainer_of(bundle, negatives=1000)
+    trainer.remove_item("i3")
+    trainer.remove_item("i3")
+    before = trainer.vectors(np.array([3]))
+    assert np.isfinite(learn(trainer, [example("i1", "i2")]).loss)
+    scores = trainer.user_vectors(trainer.read([example("i1", "i2")]).queries) @ trainer.vectors().T
+    assert scores[0].argmin() == 3
+    np.testing.assert_array_equal(trainer.vectors(np.array([3]))[0, :-1], before[0, :-1])
+
+
+def test_expiry_looks_at_a_bounded_number_of_rows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.incremental.SWEPT", 7)
+    trainer = trainer_of(bundle)
+    gone = [trainer.expire(START_MS, 10) for _ in range(9)] + [trainer.expire(START_MS + 100, 10) for _ in range(9)]
+    assert [len(some) for some in gone[:9]] == [0] * 9
+    assert sum(map(len, gone)) == 60
+    assert max(map(len, gone)) == 7
+
+
+def test_the_linear_part_of_a_query_row_is_no_gradients_business(bundle: Bundle):
+    trainer = trainer_of(bundle, learns="input_rows")
+    trainer.reader.tower.shape = msgspec.structs.replace(trainer.reader.tower.shape, dim=5, linear=3)
+    members = trainer.reader.tower.members
+    members[0].shape = trainer.reader.tower.shape
+    members[0].layers = torch.nn.Linear(5, 5)
+    before = published(trainer)["i2"][1]
+    learn(trainer, [example("i1", "i2")])
+    moved = np.frombuffer(published(trainer)["i2"][1], "<f4") != np.frombuffer(before, "<f4")
+    assert moved[:5].all()
+    assert not moved[5:].any()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.popularity import PRIOR, Popularity, Snapshots, decayed_sum, popularity_of
+from models.popularity import PRIOR, Popularity, Snapshots, choose_half_life, decayed_sum, popularity_of
 
 
 def by_hand(events: list[int], item: int, half_life: float, items: int) -> float:
@@ -77,3 +77,12 @@ def test_a_new_item_is_finite_and_below_all_watched_ones():
     row = popularity.append()
     assert np.isfinite(popularity.log_share()[row])
     assert popularity.log_share().argmin() == row
+
+
+def test_the_half_life_is_the_one_that_foresees_the_stream():
+    """What is watched changes every 2,000 watches, or never."""
+    rng = np.random.default_rng(1)
+    changing = np.concatenate([rng.choice(rng.permutation(300)[:30], 2000) for _ in range(15)])
+    still = rng.choice(300, 30_000, p=rng.dirichlet(np.full(300, 0.3)))
+    assert choose_half_life(changing, 300, since=22_000) <= 1000
+    assert choose_half_life(still, 300, since=22_000) >= 16_000

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
 from infra.settings import Trainer
 from models.bundle import Bundle
-from streams.learner import PROGRESS_KEY, Learner, batches
+from streams.learner import PROGRESS_KEY, Learner, batches, ids_of
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
 from tests.serving.worlds import CREATED_MS
 
@@ -157,3 +158,35 @@ def test_so_many_are_evaluated_as_the_budget_pays_for_and_none_when_catching_up(
 def test_batches_are_full_but_for_the_last():
     sizes = [len(chunk) for chunk in batches(numbered(*(example("item-1", at) for at in range(7))), 3)]
     assert sizes == [3, 3, 1] and list(batches([], 3)) == []
+
+
+def test_a_new_item_gets_a_row_with_the_watch_that_admits_it(bundle):
+    trainer = learner(bundle, settings=Trainer(admit_after=3))
+    for offset in range(2):
+        assert b"fresh" not in dict(trainer.learn(numbered(example("fresh", offset), start=offset)).rows)
+    assert b"fresh" in dict(trainer.learn(numbered(example("fresh", 2), start=2)).rows)
+
+
+def test_an_idle_item_is_published_as_a_tombstone_and_a_restart_knows_it(bundle):
+    settings = Trainer(expire_h=1)
+    trainer, hour_ms = learner(bundle, settings=settings), 3_600_000
+
+    def watch(offset: int, hours: int):
+        watched = msgspec.structs.replace(example("item-1", offset), event_ms=CREATED_MS + hours * hour_ms)
+        return trainer.learn(numbered(watched, start=offset)).rows
+
+    watch(0, 0)
+    gone = [key for key, row in watch(1, 5) if row is None]
+    assert len(gone) == 39 and b"item-1" not in gone
+    restarted = learner(bundle, settings=settings)
+    for key in gone:
+        restarted.restore(key, None)
+    assert len(restarted._trainer._row_of) == 1
+    returned = dict(restarted.learn(numbered(example("item-2", 2), start=2)).rows)
+    assert returned[b"item-2"] is not None
+
+
+def test_ids_of_every_column_place_a_new_item(bundle):
+    item = Item("x", channel="c", topics=("t",), ids={"music": ("m",)})
+    assert ids_of(item) == {"channel": ("c",), "topics": ("t",), "music": ("m",)}
+    assert ids_of(Item("y")) == {"channel": (), "topics": ()}
