@@ -1,8 +1,9 @@
-"""What the history worker is compared with, each as a process: `python -m tests.benchmarks.baselines noop|plain`.
+"""What our workers are compared with, each as a process: `python -m tests.benchmarks.baselines noop|plain|take`.
 
-`noop` is the least that a Faust agent on raw bytes can do. `plain` is the history agent as Faust's documentation would
-have it written, one table write and one `send` per event. It does the same work on the same messages, with our own
-decoder and our own pure function, so that the difference is the way of writing alone.
+`noop` is the least that a Faust agent on raw bytes can do, `take` the same on training examples in batches. `plain` is
+the history agent as Faust's documentation would have it written, one table write and one `send` per event. It does the
+same work on the same messages, with our own decoder and our own pure function, so that the difference is the way of
+writing alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,20 @@ def create_noop_app(settings: Settings, health: Health) -> faust.App:
     return app
 
 
+def create_take_app(settings: Settings, health: Health) -> faust.App:
+    app = create_app(settings, "take")
+    follow_readiness(app, health)
+
+    @app.agent(raw_topic(app, settings, TRAINING_EXAMPLES))  # type: ignore[untyped-decorator]
+    async def take(stream: Any) -> None:
+        events = 0
+        async for batch in stream.take(settings.trainer.batch, within=settings.trainer.wait_s):
+            events += len(batch)
+            health.detail["events"], health.detail["last_s"] = events, time.time()
+
+    return app
+
+
 def create_plain_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "plain")
     follow_readiness(app, health)
@@ -62,7 +77,7 @@ def create_plain_app(settings: Settings, health: Health) -> faust.App:
 def main(name: str) -> None:
     settings = load_settings()
     health = Health(name)
-    app = {"noop": create_noop_app, "plain": create_plain_app}[name](settings, health)
+    app = {"noop": create_noop_app, "plain": create_plain_app, "take": create_take_app}[name](settings, health)
     with serve_health(health, settings, started_ms=now_ms()):
         run(app, settings)
 

@@ -142,7 +142,7 @@ def wait_for_end(settings: Settings, lane: Lane, events: int, cluster: Cluster) 
     if lane.group == "noop":
         return wait_for_count(settings, events)
     wait_until(lambda: cluster.total(TRAINING_EXAMPLES) >= events, f"{lane.name}: {events} examples", PATIENCE_S)
-    _until_still(lambda: cluster.total(USER_HISTORIES))
+    until_still(lambda: cluster.total(USER_HISTORIES))
     if (examples := cluster.total(TRAINING_EXAMPLES)) != events:
         raise RuntimeError(f"{lane.name}: {examples} examples of {events} events")
     places = cluster.ends(TRAINING_EXAMPLES) | cluster.ends(USER_HISTORIES)
@@ -182,7 +182,7 @@ def broker_name(broker: Broker) -> str:
     return "Apache Kafka" if broker.kind == "kafka" else "noida (KAFKA_HOME is not set)"
 
 
-def _until_still(count: Callable[[], int], still_s: float = 0.5) -> None:
+def until_still(count: Callable[[], int], still_s: float = 0.5) -> None:
     """Return when a number has not changed for a while: the writes that follow the last example are done."""
     last, since = count(), time.monotonic()
     while time.monotonic() - since < still_s:
