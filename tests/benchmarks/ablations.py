@@ -19,7 +19,7 @@ from infra.settings import Model
 from infra.world import World
 from models.backtest import walk_frozen
 from models.candidate_learning import learn_candidates
-from models.candidate_training import Ablation
+from models.candidate_training import NOTHING, Ablation
 from models.contenders import Released
 from models.popularity import Popularity
 from tests import kuairand
@@ -38,7 +38,7 @@ class Variant:
     name: str
     paper: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    ablation: Ablation = Ablation()
+    ablation: Ablation = NOTHING
 
 
 VARIANTS = (
@@ -108,7 +108,7 @@ def _compare(report: Report, ground: Ground, cut: int, variants: list[Variant], 
     report.note(f"{len(base_ranks):,} users, {ground.source.known_at(cut):,} items; * the 95 % interval leaves 0 out")
 
 
-def ranks_of(ground: Ground, cut: int, settings: Model, ablation: Ablation = Ablation()) -> np.ndarray:
+def ranks_of(ground: Ground, cut: int, settings: Model, ablation: Ablation = NOTHING) -> np.ndarray:
     """int64 [n]: the rank of what each user watched next, by a model of these settings."""
     catalogue = ground.source.known_at(cut)
     learned = learn_candidates(ground.source, settings, until=cut, valid_from=None, items=catalogue, ablation=ablation)

@@ -1,18 +1,23 @@
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
 
+from infra.settings import Model
 from models.bundle import Manifest, read_bundle
+from models.candidates import CandidateModel
 from models.features import FEATURES
 from models.log import LogError
 from models.ranker import RankingQuery
 from models.source import prepare
 from models.stored_log import store_frame
+from models.stored_searches import store_searches
 from models.training import train_bundle
 from tests import kuairand
-from tests.models.samples import SETTINGS, START_MS, Viewer, small_items, small_log
+from tests.models.samples import SETTINGS, START_MS, Viewer, small_items, small_log, watched
 
 QUICK = SETTINGS.model_copy(update={"epochs": 1, "ranker_epochs": 1})
 
@@ -121,3 +126,114 @@ def test_kuairand_is_read_with_its_invented_times_before_the_real_ones():
     past = log.filter(pl.col("watch_s").is_null())
     assert past["event_ms"].min() >= kuairand.FIRST_MS
     assert kuairand.read_kuairand(history=False)[0].height == 180_129
+
+
+@dataclass(frozen=True)
+class Search:
+    query: str
+
+
+@dataclass(frozen=True)
+class Context:
+    region: str | None = None
+    age: float | None = None
+
+
+def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_serving(tmp_path: Path):
+    """Half of the users search "comedy shorts" and live in one region before they watch."""
+    frame = small_log(900)
+    even = pl.col("user_id").str.slice(1).cast(pl.Int64) % 2 == 0
+    frame = frame.with_columns(
+        region=pl.when(even).then(pl.lit("de")).otherwise(pl.lit("fr")), age=pl.when(even).then(0.2).otherwise(None)
+    )
+    searches = frame.filter(even).select("user_id", pl.lit("comedy shorts").alias("query"), pl.col("event_ms") - 1)
+    log = store_frame(frame, tmp_path / "log", completed_s=18.0)
+    words = store_searches(searches, log, buckets=500)
+    settings = SETTINGS.model_copy(update={"search_tokens": 500, "search_dim": 4, "members": 2, "epochs": 2})
+    manifest = train_bundle(
+        log,
+        small_items(),
+        settings=settings,
+        bundles_dir=tmp_path,
+        created_ms=START_MS,
+        offsets={},
+        searches=words,
+    )
+    model = read_bundle(tmp_path / manifest.version).model
+    shape = model.reader.tower.shape
+    assert (shape.words, shape.contexts, shape.traits, shape.members) == (4, (3,), 1, 2)
+    assert model.reader.words.shape == (500, 8)
+    assert sorted(model.reader.contexts.fields["region"]) == ["de", "fr"]
+    model.reader.tower.shape = msgspec.structs.replace(shape, muted_towers=False)  # whatever validation said
+    nobody = Viewer()
+    viewers = [
+        nobody,
+        Viewer(searches=(Search("Comedy"),)),
+        Viewer(context=Context("de")),
+        Viewer(context=Context(age=0)),
+    ]
+    users = model.user_vectors(viewers, START_MS)
+    assert np.isfinite(users).all()
+    for viewer in users[1:]:
+        assert (viewer != users[0]).any()
+    np.testing.assert_allclose(users[:1], model.user_vectors([Viewer(context=Context("it"))], START_MS), atol=1e-6)
+
+
+def test_an_encoder_of_each_kind_is_saved_and_read_back_the_same(tmp_path: Path):
+    for encoder in ("average", "attention"):
+        settings = QUICK.model_copy(update={"encoder": encoder, "linear_dim": 4})
+        log = store_frame(small_log(600), tmp_path / encoder / "log", completed_s=18.0)
+        manifest = train_bundle(
+            log, small_items(), settings=settings, bundles_dir=tmp_path, created_ms=START_MS, offsets={}, measure=False
+        )
+        one, other = (read_bundle(tmp_path / manifest.version).model for _ in range(2))
+        viewers = [watched("i1", "i2"), Viewer(), watched(*[f"i{n % 60}" for n in range(70)])]
+        users = one.user_vectors(viewers, START_MS)
+        assert users.shape == (3, 13) and np.isfinite(users).all()
+        np.testing.assert_array_equal(users, other.user_vectors(viewers, START_MS))
+        assert (users[0] != users[1]).any()
+
+
+def test_a_warm_start_begins_where_the_earlier_release_ended(tmp_path: Path):
+    """One epoch from noise is worse than one epoch from a model that was trained for long."""
+    log = store_frame(small_log(), tmp_path / "log", completed_s=18.0)
+
+    def train_on(settings: Model, warm: CandidateModel | None = None) -> Manifest:
+        return train_bundle(
+            log, small_items(), settings=settings, bundles_dir=tmp_path, created_ms=START_MS, offsets={}, warm=warm
+        )
+
+    long = train_on(SETTINGS)
+    warm = read_bundle(tmp_path / long.version).model
+    once = SETTINGS.model_copy(update={"epochs": 1, "table_rate": 1e-3, "tower_rate": 1e-4})
+    cold, warmed = train_on(once), train_on(once, warm)
+    assert warmed.metrics["log_rank_gain"] > cold.metrics["log_rank_gain"]
+    with pytest.raises(ValueError, match=r"set model\.members and model\.dim"):
+        train_on(once.model_copy(update={"dim": 16}), warm)
+
+
+def test_an_item_of_nine_tenths_of_all_watches_and_a_user_of_most_are_trained(tmp_path: Path):
+    frame = small_log(2000)
+    rng = np.random.default_rng(1)
+    frame = frame.with_columns(
+        item_id=pl.when(pl.Series(rng.random(2000) < 0.9)).then(pl.lit("i0")).otherwise("item_id"),
+        user_id=pl.when(pl.Series(rng.random(2000) < 0.5)).then(pl.lit("u0")).otherwise("user_id"),
+        watch_s=pl.lit(40.0),
+    )
+    model = read_bundle(tmp_path / train(frame, tmp_path).version).model
+    assert np.isfinite(model.item_vectors()).all()
+    assert model.popularity.log_share().argmax() == model.row("i0")
+
+
+def test_validation_days_without_anybody_to_ask_are_no_error(tmp_path: Path):
+    """Every user watches once: nobody comes back in the newest tenth."""
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in range(300)],
+            "item_id": [f"i{n % 7}" for n in range(300)],
+            "event_ms": START_MS + np.arange(300),
+        }
+    )
+    manifest = train(frame, tmp_path)
+    assert manifest.metrics["cases"] == 0
+    assert np.isfinite(read_bundle(tmp_path / manifest.version).model.item_vectors()).all()
