@@ -203,6 +203,8 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
     asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed)
+    if not len(asked):  # nobody comes back in the validation days: they decide nothing
+        return Choice(epochs, metrics={"cases": 0.0})
     best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or Choice(epochs)
     while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
         training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
