@@ -87,7 +87,7 @@ class Model(Section):
     hidden: tuple[Count, ...] = Field((256,), description="widths of the user tower's ReLU layers; empty: linear")
     encoder: Literal["average", "attention"] = Field("average", description="how a history becomes a vector")
     residual: bool = Field(True, description="add the encoded history to what the layers make of it")
-    members: Count = Field(2, description="towers trained apart that answer together, each with `dim` numbers")
+    members: Count = Field(3, description="towers trained apart that answer together, each with `dim` numbers")
     linear_dim: Annotated[int, Field(ge=0)] = Field(64, description="width of the item-to-item part; 0: none")
     dropout: Share = Field(0.2, description="of the tower's layers, in training")
     history_dropout: Share = Field(0.3, description="of the watches in a history, in training")

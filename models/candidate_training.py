@@ -155,11 +155,10 @@ class Fit:
         return Negatives(drawn.rows, (sign * drawn.log_expected).astype(np.float32))
 
     def _extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
-        log_expected = torch.from_numpy(negatives.log_expected)
         if not self.ablation.popularity:
-            return Extra(torch.zeros(len(rows)), -log_expected, torch.from_numpy(hits))
-        own, others = self._snapshots.offsets(rows, targets, negatives.rows)
-        return Extra(torch.from_numpy(own), torch.from_numpy(others) - log_expected, torch.from_numpy(hits))
+            return Extra(torch.zeros(len(rows)), -torch.from_numpy(negatives.log_expected), torch.from_numpy(hits))
+        own, others = self._snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
+        return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
 
 
 def choose_examples(dataset: Dataset, rows: Rows, settings: Model) -> Rows:

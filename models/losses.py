@@ -41,7 +41,7 @@ class SharedSoftmax(torch.autograd.Function):
         if extra.others.dim() == 1:
             logits = torch.addmm(bias + extra.others, users, others.T)  # [B, S]
         else:
-            logits = torch.addmm(extra.others, users, others.T).add_(bias)
+            logits = extra.others.addmm_(users, others.T).add_(bias)
         logits[extra.hits[0], extra.hits[1]] = LEAST
         positive = torch.linalg.vecdot(users, own) + own_bias + extra.own  # [B]
         top = torch.maximum(logits.amax(dim=1), positive)  # [B]
@@ -71,7 +71,7 @@ class SharedSoftmax(torch.autograd.Function):
 
 class Extra(NamedTuple):
     """What is added to the logits without being learnt. own [B]: popularity of the positives. others [S] or [B, S]:
-    popularity of the negatives minus the log of their expected counts. hits int64 [2, K]: which example and which
+    popularity of the negatives minus the log of their expected counts; [B, S] is overwritten. hits int64 [2, K]: which example and which
     negative are the same item."""
 
     own: Tensor

@@ -131,11 +131,11 @@ class Snapshots:
             self._table[number] = state.log_share()
             state.add(items[start : start + self.every].astype(np.int64))
 
-    def offsets(self, rows: Rows, targets: Rows, others: Rows) -> tuple[Floats, Floats]:
+    def offsets(self, rows: Rows, targets: Rows, others: Rows, minus: Floats | float = 0.0) -> tuple[Floats, Floats]:
         """rows int64 [B]: places in the order of time; targets [B] and others [S]: items. -> log q of the targets [B]
-        and of the others [B, S], before each row."""
+        and of the others less `minus` [S], [B, S], before each row."""
         which = rows // self.every
-        return self._table[which, targets], self._table[:, others][which]
+        return self._table[which, targets], (self._table[:, others] - minus)[which]
 
 
 def popularity_of(items: npt.NDArray[np.integer], size: int, half_life_events: float) -> Popularity:
