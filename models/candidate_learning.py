@@ -19,7 +19,7 @@ import torch
 
 from infra.settings import Model
 from models.backtest import judge, rows_at_once
-from models.candidate_training import NOTHING, Ablation, Fit
+from models.candidate_training import NOTHING, Ablation, Fit, Lessons
 from models.candidates import CandidateModel, Reader
 from models.cases import Asked, Cases, History, Stream
 from models.catalogue import Catalogue
@@ -108,14 +108,15 @@ class Training:
         ablation: Ablation = NOTHING,
     ) -> None:
         self.source, self.settings, self.until, self.items = source, settings, until, items
-        self.fits = []
+        dataset, self.fits = source.dataset, []
+        lessons = Lessons(dataset, until, items, settings)
         for member in range(settings.members):
             own = settings.model_copy(update={"seed": settings.seed + 1000 * member})
             net = new_net(source, own, items=items, ablation=ablation)
             if warm is not None:
                 warm_start(net, warm, source.catalogue, member)
-            self.fits.append(Fit(net, source.dataset, until, own, ablation=ablation))
-        dataset, rows = source.dataset, self.fits[0].new_rows
+            self.fits.append(Fit(net, lessons, own, ablation=ablation))
+        rows = lessons.new_rows
         self.linear = item_factors(
             dataset.users[rows].astype(np.int64),
             dataset.items[rows].astype(np.int64),

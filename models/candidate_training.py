@@ -55,40 +55,42 @@ class Ablation:
 NOTHING = Ablation()
 
 
+class Lessons:
+    """What the members of one model learn from: the data set's rows before `until`.
+
+    new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
+    [E]; share float [N] of each of the `items` among the targets; snapshots of popularity before each row."""
+
+    def __init__(self, dataset: Dataset, until: int, items: int, settings: Model) -> None:
+        self.dataset, self.until = dataset, until
+        self.new_rows = dataset.new_rows(until)
+        self.rows = choose_examples(dataset, self.new_rows, settings)
+        self.weights = example_weights(dataset.users[self.rows], settings)
+        self.snapshots = Snapshots(dataset.items[:until], items, settings.half_life_events)
+        counts = np.bincount(dataset.items[self.rows], minlength=items)
+        self.share = counts / max(counts.sum(), 1)
+
+
 class Fit:
     """A training under way: the net, the tower's optimiser, and how far it is."""
 
-    def __init__(
-        self, net: CandidateNet, dataset: Dataset, until: int, settings: Model, *, ablation: Ablation = NOTHING
-    ) -> None:
-        """Examples are the rows of `dataset` before `until`."""
+    def __init__(self, net: CandidateNet, lessons: Lessons, settings: Model, *, ablation: Ablation = NOTHING) -> None:
         self.net, self.settings, self.ablation = net, settings, ablation
         self.epoch = self.step = 0
         self.optimizer = torch.optim.Adam(net.tower.parameters(), lr=settings.tower_rate)
-        self.until = until
-        self._dataset = dataset
-        self.new_rows = dataset.new_rows(until)
-        self._rows = choose_examples(dataset, self.new_rows, settings)
-        self._weights = example_weights(dataset.users[self._rows], settings)
-        self._snapshots = Snapshots(dataset.items[:until], net.items, settings.half_life_events)
-        counts = np.bincount(dataset.items[self._rows], minlength=net.items)
-        self._share = counts / max(counts.sum(), 1)  # [N] of all targets
-        self.batch = batch_size(len(self._rows), largest=settings.batch, least_steps=LEAST_STEPS)
-
-    @property
-    def items_before(self) -> npt.NDArray[np.integer]:
-        """What was watched before `until`, in time: examples and what is not learnt from alike."""
-        return self._dataset.items[: self.until]
+        self.batch = batch_size(len(lessons.rows), largest=settings.batch, least_steps=LEAST_STEPS)
+        self._lessons = lessons
 
     @property
     def steps(self) -> int:
         """Of one epoch."""
-        return -(-len(self._rows) // self.batch)
+        return -(-len(self._lessons.rows) // self.batch)
 
     def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
         """The rest of the present epoch, the learning rate falling linearly to 0 over `epochs`. Mean loss."""
         self.net.tower.train()
-        batches = epoch_batches(len(self._rows), self.batch, np.random.default_rng([self.settings.seed, 1, self.epoch]))
+        rng = np.random.default_rng([self.settings.seed, 1, self.epoch])
+        batches = epoch_batches(len(self._lessons.rows), self.batch, rng)
         total, count = 0.0, 0
         for number, chosen in enumerate(batches):
             if number < self.step:
@@ -106,9 +108,9 @@ class Fit:
 
     def learn(self, chosen: Rows, rate: float) -> float:
         """One step on the examples numbered `chosen`, at this share of the learning rates. The mean loss."""
-        rows = self._rows[chosen]
+        rows = self._lessons.rows[chosen]
         rng = np.random.default_rng([self.settings.seed, 2, self.epoch, self.step])
-        targets = self._dataset.items[rows].astype(np.int64)
+        targets = self._lessons.dataset.items[rows].astype(np.int64)
         negatives = self._draw(targets, rng)
         distinct, places = self.net.distinct(np.concatenate([targets, negatives.rows]))
         own, others = places[: len(rows)], places[len(rows) :]
@@ -123,7 +125,7 @@ class Fit:
                 self._extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
                 part=part,
             )
-        weighted = (losses * torch.from_numpy(self._weights[chosen[part]])).sum()
+        weighted = (losses * torch.from_numpy(self._lessons.weights[chosen[part]])).sum()
         self.optimizer.zero_grad(set_to_none=True)
         weighted.backward()  # type: ignore[no-untyped-call]
         total = add_up(weighted.detach(), touched, self.net, size=len(rows))
@@ -137,7 +139,8 @@ class Fit:
         """As serving would see them, but for some watches that are left out at random: what a user is must not hang on
         any single one."""
         window_ms = self.settings.age_window_h * 3_600_000 if self.net.shape.example_age else None
-        queries = self._dataset.queries(rows, age_window_ms=window_ms, until=self.until, leak=self.ablation.leak)
+        lessons = self._lessons
+        queries = lessons.dataset.queries(rows, age_window_ms=window_ms, until=lessons.until, leak=self.ablation.leak)
         if not self.settings.history_dropout:
             return queries
         left_out = rng.random(queries.histories.shape) < self.settings.history_dropout
@@ -149,7 +152,12 @@ class Fit:
             return Negatives(np.arange(items), np.zeros(items, np.float32))
         in_batch = round(settings.negatives * settings.in_batch)
         drawn = draw_negatives(
-            targets, self._share.take, items=items, in_batch=in_batch, uniform=settings.negatives - in_batch, rng=rng
+            targets,
+            self._lessons.share.take,
+            items=items,
+            in_batch=in_batch,
+            uniform=settings.negatives - in_batch,
+            rng=rng,
         )
         sign = {"subtract": 1.0, "off": 0.0, "add": -1.0}[self.ablation.log_q]
         return Negatives(drawn.rows, (sign * drawn.log_expected).astype(np.float32))
@@ -157,7 +165,7 @@ class Fit:
     def _extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
         if not self.ablation.popularity:
             return Extra(torch.zeros(len(rows)), -torch.from_numpy(negatives.log_expected), torch.from_numpy(hits))
-        own, others = self._snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
+        own, others = self._lessons.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
         return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
 
 

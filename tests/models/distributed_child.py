@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 
 from models.candidate_learning import new_net
-from models.candidate_training import Fit
+from models.candidate_training import Fit, Lessons
 from models.distributed import process_group
 from tests.models.samples import SETTINGS, small_source
 
 
 def losses_and_rows(epochs: int = 3) -> tuple[list[float], list[list[float]]]:
     source = small_source()
-    fit = Fit(new_net(source, SETTINGS, items=len(source.catalogue)), source.dataset, len(source.dataset), SETTINGS)
+    items = len(source.catalogue)
+    lessons = Lessons(source.dataset, len(source.dataset), items, SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=items), lessons, SETTINGS)
     losses = [fit.run_epoch(epochs, lambda done, total: None) for _ in range(epochs)]
     return losses, fit.net.output_vectors()[:10].tolist()
 

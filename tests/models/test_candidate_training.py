@@ -7,7 +7,7 @@ import torch
 from infra.settings import Model
 from models.batches import epoch_batches
 from models.candidate_learning import learn_candidates, new_net
-from models.candidate_training import Ablation, Fit, choose_examples, example_weights, reservoir
+from models.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir
 from models.candidates import CandidateModel, Reader
 from models.context import ContextVocabulary
 from models.dataset import Dataset
@@ -176,7 +176,7 @@ def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPa
 
 def test_progress_counts_every_step(source: Source):
     steps: list[tuple[int, int]] = []
-    fit = Fit(new_net(source, SETTINGS, items=70), source.dataset, 400, SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=70), Lessons(source.dataset, 400, 70, SETTINGS), SETTINGS)
     for _ in range(2):
         fit.run_epoch(2, lambda done, total: steps.append((done, total)))
     assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
@@ -224,5 +224,6 @@ def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not
 
 def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
     log = small_source(small_log(600))
-    fit = Fit(new_net(log, SETTINGS, items=60), log.dataset, len(log.dataset), Model(half_life_events=500))
+    settings = Model(half_life_events=500)
+    fit = Fit(new_net(log, SETTINGS, items=60), Lessons(log.dataset, len(log.dataset), 60, settings), settings)
     assert fit.batch == 64
