@@ -22,6 +22,7 @@ HOUR_MS = 3_600_000
 REFRESHES = {"each batch": 0, "10 min": HOUR_MS // 6, "1 h": HOUR_MS, "never": 1 << 60}
 BARS = {"R@10": 0.116, "R@50": 0.343, "R@100": 0.487, "R@500": 0.83}
 BLOCK = 250
+OFTEN = 25  # positives per block where intervals of minutes are compared: about 6 minutes of this log
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -67,7 +68,7 @@ def measure(report: Report, quick: bool) -> None:
     refreshed: list[Recommender] = [
         live("output_rows", f"output rows, refreshed {name}", refresh_ms) for name, refresh_ms in REFRESHES.items()
     ]
-    walk = walk_live([*levels, *refreshed], ground.history, cut=cut, catalogue=catalogue, block=BLOCK)
+    walk = walk_live(levels, ground.history, cut=cut, catalogue=catalogue, block=BLOCK)
     users = walk.asked.users
     report.note(f"{len(walk):,} cases of {len(set(users.tolist())):,} users; * the interval leaves 0 out")
     before = None
@@ -78,14 +79,21 @@ def measure(report: Report, quick: bool) -> None:
             row |= {"against": before, **differences(recommender.name, ranks, before, walk.ranks[before], users)}
         report.add(**row)
         before = recommender.name
+    default, everything = walk.ranks["+ output rows"], walk.ranks[levels[-1].name]
+    report.add(
+        model="default: + output rows",
+        **recalls(default, users),
+        against="everything",
+        **differences("default", default, "everything", everything, users),
+    )
     base = refreshed[0].name
+    often = walk_live(refreshed, ground.history, cut=cut, catalogue=catalogue, block=OFTEN)
     for recommender in refreshed:
-        ranks = walk.ranks[recommender.name]
+        ranks = often.ranks[recommender.name]
         row = {"model": recommender.name, **recalls(ranks, users)}
         if recommender.name != base:
-            row |= {"against": "each batch", **differences(recommender.name, ranks, base, walk.ranks[base], users)}
+            row |= {"against": "each batch", **differences(recommender.name, ranks, base, often.ranks[base], users)}
         report.add(**row)
-    default = walk.ranks["+ output rows"]
     for name, bar in BARS.items():
         report.bar(f"default (output rows), {name}", recalls(default)[name], at_least=bar)
     against = differences("live", default, "frozen", walk.ranks["frozen"], users)
