@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +100,11 @@ class CandidateModel:
         self.popularity = popularity
         self.query_rows = query_rows
         self._query: Table | None = None  # a copy to write to, from the first change on
-        self._row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        """Made at first use: the trainer has one of its own, and ten million items make it large."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @property
     def dim(self) -> int:

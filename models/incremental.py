@@ -83,15 +83,12 @@ class IncrementalTrainer:
         self._items = Columns(
             bias=np.array(model.bias),
             moved=np.zeros(size, np.float32),
-            seen_ms=np.zeros(size, np.int64),  # when last watched; 0: not since the release
+            seen_s=np.zeros(size, np.uint32),  # when last watched; 0: not since the release
         )
         self._free: list[int] = []
         self._swept = 0
         self._released = model.vectors
-        everyone, clock = slice(None), model.popularity.clock
-        self._frequency = Frequency(
-            model.popularity.totals() / max(clock, 1), model.popularity.touched(everyone), clock=clock
-        )
+        self._frequency = Frequency(model.popularity.totals() / max(model.popularity.clock, 1))
         self._start = ColdStart(
             model.vectors,
             model.bias,
@@ -144,7 +141,7 @@ class IncrementalTrainer:
         else:
             row = self._vectors.append(start.vector)
             self._queries.append(start.query_row)
-            self._items.append(bias=start.bias, moved=0.0, seen_ms=0)
+            self._items.append(bias=start.bias, moved=0.0, seen_s=0)
             self.popularity.append()
             self._frequency.append()
             self.item_ids.append(item_id)
@@ -159,7 +156,7 @@ class IncrementalTrainer:
         everything = np.array([row])
         self._vectors.reset(everything, np.zeros((1, self._vectors.dim), np.float32))
         self._queries.reset(everything, np.zeros((1, self._queries.dim), np.float32))
-        self._items["bias"][row], self._items["moved"][row], self._items["seen_ms"][row] = NOWHERE, 0, 0
+        self._items["bias"][row], self._items["moved"][row], self._items["seen_s"][row] = NOWHERE, 0, 0
         self.popularity.restore(row, 0.0, 0.0, self.popularity.clock)
         self._frequency.forget(row)
         self.item_ids[row] = ""
@@ -171,9 +168,9 @@ class IncrementalTrainer:
         first looked at."""
         rows = np.arange(self._swept, min(self._swept + SWEPT, len(self)))
         self._swept = int(rows[-1]) + 1 if len(rows) and rows[-1] + 1 < len(self) else 0
-        seen_ms = self._items["seen_ms"]
-        seen_ms[rows[seen_ms[rows] == 0]] = now_ms
-        idle = [self.item_ids[row] for row in rows[seen_ms[rows] < now_ms - idle_ms].tolist()]
+        seen_s = self._items["seen_s"]
+        seen_s[rows[seen_s[rows] == 0]] = now_ms // 1000
+        idle = [self.item_ids[row] for row in rows[seen_s[rows] < (now_ms - idle_ms) // 1000].tolist()]
         expired = [item_id for item_id in idle if item_id]
         for item_id in expired:
             self.remove_item(item_id)
@@ -192,7 +189,7 @@ class IncrementalTrainer:
             raise ValueError(f"row of item {item_id} holds a number that is not finite")
         row = self.add_item(item_id)
         self._items["bias"][row], self._vectors.squares[row], self._queries.squares[row], gap = numbers
-        self._frequency.restore(row, gap, touched)
+        self._frequency.restore(row, gap)
         self._vectors.values.numpy()[row] = parameters[:-1]
         self._queries.values.numpy()[row] = query
         self.popularity.restore(row, count, total, touched)
@@ -234,11 +231,13 @@ class IncrementalTrainer:
                 return StepResult(np.nan, moved, True)
             loss, moved = step
         if self._learns("popularity"):
+            rows, counts = np.unique(targets, return_counts=True)
+            since = self.popularity.clock + len(targets) - self.popularity.touched(rows)
+            self._frequency.add(rows, counts, since)
             self.popularity.add(targets)
             self._refreshes.watched(targets)
             moved = np.union1d(targets, moved)
-        self._frequency.add(targets)
-        self._items["seen_ms"][targets] = now_ms
+        self._items["seen_s"][targets] = now_ms // 1000
         return StepResult(loss, moved, False)
 
     def due_refreshes(self, limit: int) -> Rows:

@@ -59,37 +59,33 @@ def find_hits(targets: Rows, negatives: Rows, distinct: int) -> Rows:
 
 
 class Frequency:
-    """The share of targets that each item is, from the gaps between its occurrences on the stream, in targets."""
+    """The share of targets that each item is, from the gaps between its occurrences on the stream, in targets.
 
-    def __init__(self, shares: npt.NDArray[np.floating], last: Rows | None = None, *, clock: int = 0) -> None:
-        """`shares` [N]: what is known at the start, 0 for an item that was never a target; `last` int64 [N]: the clock,
-        in targets, when each last was one."""
-        self._clock = clock
+    When an item was last a target is not kept here: who counts watches knows it (models.popularity)."""
+
+    def __init__(self, shares: npt.NDArray[np.floating]) -> None:
+        """`shares` [N]: what is known at the start, 0 for an item that was never a target."""
         self._never = float(max(len(shares), 1)) * 10
         gaps = 1 / np.maximum(shares, 1 / self._never)
-        last = np.full(len(shares), clock, np.int64) if last is None else np.array(last, np.int64)
-        self._columns = Columns(gap=gaps.astype(np.float32), last=last)
+        self._columns = Columns(gap=gaps.astype(np.float32))
 
     def append(self) -> int:
         """An item that was never a target."""
-        return self._columns.append(gap=self._never, last=self._clock)
+        return self._columns.append(gap=self._never)
 
-    def add(self, targets: Rows) -> None:
-        """Take note of a batch of targets [B], in any order."""
-        self._clock += len(targets)
-        rows, counts = np.unique(targets, return_counts=True)
-        newest = np.maximum(self._clock - self._columns["last"][rows], 1) / counts
-        self._columns["gap"][rows] += GAP_RATE * (newest - self._columns["gap"][rows])
-        self._columns["last"][rows] = self._clock
+    def add(self, rows: Rows, counts: Rows, since: Rows) -> None:
+        """Take note of a batch: distinct rows [R], how often each was a target in it, and how many targets ago each was
+        one before, the batch included."""
+        gap = self._columns["gap"]
+        gap[rows] += GAP_RATE * (np.maximum(since, 1) / counts - gap[rows]).astype(np.float32)
 
-    def restore(self, row: int, gap: float, last: int) -> None:
-        """Put back what `gap` gave, and when the item was last a target."""
-        self._columns["gap"][row], self._columns["last"][row] = gap, last
-        self._clock = max(self._clock, last)
+    def restore(self, row: int, gap: float) -> None:
+        """Put back what `gap` gave."""
+        self._columns["gap"][row] = gap
 
     def forget(self, row: int) -> None:
         """The row is another item's from now on, which was never a target."""
-        self.restore(row, self._never, self._clock)
+        self.restore(row, self._never)
 
     def gap(self, row: int) -> float:
         return float(self._columns["gap"][row])

@@ -387,7 +387,9 @@ def test_a_free_row_is_never_ranked_high_and_never_learnt_from(bundle: Bundle):
 def test_expiry_looks_at_a_bounded_number_of_rows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.incremental.SWEPT", 7)
     trainer = trainer_of(bundle)
-    gone = [trainer.expire(START_MS, 10) for _ in range(9)] + [trainer.expire(START_MS + 100, 10) for _ in range(9)]
+    gone = [trainer.expire(START_MS, 10_000) for _ in range(9)] + [
+        trainer.expire(START_MS + 100_000, 10_000) for _ in range(9)
+    ]
     assert [len(some) for some in gone[:9]] == [0] * 9
     assert sum(map(len, gone)) == 60
     assert max(map(len, gone)) == 7

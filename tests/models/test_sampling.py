@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,21 +38,28 @@ def test_hits_are_all_pairs_of_the_same_item(targets: list[int], negatives: list
     assert sorted(zip(*found.tolist(), strict=True)) == expected
 
 
+def follow(frequency: Frequency, batches: Iterable[np.ndarray], items: int) -> None:
+    clock, last = 0, np.zeros(items, np.int64)
+    for batch in batches:
+        rows, counts = np.unique(batch, return_counts=True)
+        clock += len(batch)
+        frequency.add(rows, counts, clock - last[rows])
+        last[rows] = clock
+
+
 def test_the_share_is_learnt_from_the_gaps_between_occurrences():
     """Items of 20 %, 2 % and .2 % of a stream, started from nothing known."""
     rng = np.random.default_rng(2)
     share = np.array([0.2, 0.02, 0.002, 0.778])
     frequency = Frequency(np.zeros(4))
-    for _ in range(3000):
-        frequency.add(rng.choice(4, 64, p=share))
+    follow(frequency, (rng.choice(4, 64, p=share) for _ in range(3000)), 4)
     np.testing.assert_allclose(frequency.shares(np.arange(4)), share, rtol=0.6)
 
 
 def test_a_share_that_changes_is_followed():
     frequency = Frequency(np.array([0.5, 0.5]))
     rng = np.random.default_rng(3)
-    for _ in range(500):
-        frequency.add((rng.random(64) < 0.05).astype(np.int64))
+    follow(frequency, ((rng.random(64) < 0.05).astype(np.int64) for _ in range(500)), 2)
     np.testing.assert_allclose(frequency.shares(np.array([1])), [0.05], rtol=0.6)
 
 
