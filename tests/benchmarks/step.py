@@ -32,7 +32,8 @@ BATCH, NEGATIVES, DIM, HISTORY = 512, 5000, 64, 50
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 QUICK_SIZES = (10_000, 100_000)
 STEPS = 60
-LEVELS: tuple[Learns, ...] = ("output_rows", "input_rows")
+DEFAULT: Learns = "output_rows"
+LEVELS: tuple[Learns, ...] = (DEFAULT, "input_rows")
 
 
 def measure(report: Report, quick: bool) -> None:
