@@ -133,7 +133,7 @@ class Trainer(Section):
     wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
     threads: Count = Field(1, description="of torch in the trainer worker")
     evaluate_scores: Annotated[int, Field(ge=0)] = Field(
-        2_000_000, description="scores per batch spent on ranking examples before they are learnt"
+        500_000, description="scores per batch spent on ranking examples before they are learnt"
     )
 
 

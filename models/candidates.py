@@ -155,8 +155,9 @@ class CandidateModel:
 def history_rows(viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Rows:
     """int64 [B, HISTORY]: rows of the newest completed watches, oldest first, -1 in front and for unknown items."""
     rows = np.full((len(viewers), HISTORY), -1, np.int64)
+    row = row_of.get
     for at, viewer in enumerate(viewers):
-        newest = [row_of.get(watch.item_id, -1) for watch in viewer.watches if watch.completed][-HISTORY:]
+        newest = [row(watch.item_id, -1) for watch in viewer.watches if watch.completed][-HISTORY:]
         if newest:
             rows[at, -len(newest) :] = newest
     return rows

@@ -7,10 +7,9 @@ trainer back after a crash.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,17 @@ LEVELS: tuple[Learns, ...] = get_args(Learns)  # each learns what those before i
 FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
 PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
 TOWER_RATE = 1e-4  # of "everything"
-STATE = struct.Struct("<ddqffff")  # count, total, clock of the last watch; bias, both accumulators, gap
+STATE_COLUMNS = np.dtype(  # of a published row; packed, little-endian
+    [
+        ("count", "<f8"),
+        ("total", "<f8"),
+        ("touched", "<i8"),  # clock of the last watch
+        ("bias", "<f4"),
+        ("square", "<f4"),
+        ("query_square", "<f4"),
+        ("gap", "<f4"),
+    ]
+)
 EXPLODED = 3.0  # a loss so many times the running mean is no accident
 WARM_UP = 20  # steps before a mean is trusted
 MEAN_RATE = 0.02
@@ -179,11 +188,11 @@ class IncrementalTrainer:
     def restore(self, item_id: str, vector: bytes, query_row: bytes, state: bytes) -> None:
         """Put back a row as `rows` published it. Raises ValueError naming the item when the bytes do not fit or hold
         a number that is not finite."""
-        expected = 4 * self.dim, 4 * (self.dim - 1), STATE.size
+        expected = 4 * self.dim, 4 * (self.dim - 1), STATE_COLUMNS.itemsize
         if (len(vector), len(query_row), len(state)) != expected:
             sizes = f"{len(vector)}, {len(query_row)}, {len(state)} bytes, expected {expected}"
             raise ValueError(f"row of item {item_id} does not fit this release: vector, query row and state of {sizes}")
-        count, total, touched, *numbers = STATE.unpack(state)
+        count, total, touched, *numbers = np.frombuffer(state, STATE_COLUMNS)[0].item()
         parameters, query = np.frombuffer(vector, "<f4"), np.frombuffer(query_row, "<f4")
         if not (np.isfinite(parameters).all() and np.isfinite(query).all() and np.isfinite([count, *numbers]).all()):
             raise ValueError(f"row of item {item_id} holds a number that is not finite")
@@ -197,15 +206,17 @@ class IncrementalTrainer:
 
     def rows(self, touched: Rows) -> Iterator[tuple[str, bytes, bytes, bytes]]:
         """item id, index vector, query row (little-endian float32) and state of each row: what is published."""
-        vectors = self.vectors(touched).astype("<f4")
-        queries = self._queries.values.numpy()[touched].astype("<f4")
-        squares = self._vectors.squares.numpy()[touched], self._queries.squares.numpy()[touched]
         self._items["moved"][touched] = 0
-        biases = self._items["bias"][touched]
-        for at, row in enumerate(touched.tolist()):
-            numbers = biases[at], squares[0][at], squares[1][at], self._frequency.gap(row)
-            state = STATE.pack(*self.popularity.stored(row), *numbers)
-            yield self.item_ids[row], vectors[at].tobytes(), queries[at].tobytes(), state
+        states = np.zeros(len(touched), STATE_COLUMNS)
+        states["count"], states["total"], states["touched"] = self.popularity.stored_columns(touched)
+        states["bias"] = self._items["bias"][touched]
+        states["square"] = self._vectors.squares.numpy()[touched]
+        states["query_square"] = self._queries.squares.numpy()[touched]
+        states["gap"] = self._frequency.gaps(touched)
+        vectors = _pieces(self.vectors(touched).astype("<f4"))
+        queries = _pieces(self._queries.values.numpy()[touched].astype("<f4"))
+        ids = (self.item_ids[row] for row in touched.tolist())
+        yield from zip(ids, vectors, queries, _pieces(states), strict=True)
 
     def user_vectors(self, queries: Queries) -> Floats:
         """float32 [B, D + 1]: of users as they are now."""
@@ -317,6 +328,12 @@ class IncrementalTrainer:
         self._mean_loss += rate * (loss - self._mean_loss)
         self._steps += 1
         return False
+
+
+def _pieces(rows: npt.NDArray[Any]) -> Iterator[bytes]:
+    """The bytes of each row."""
+    whole, size = rows.tobytes(), rows.nbytes // max(len(rows), 1)
+    return (whole[at : at + size] for at in range(0, len(whole), size)) if size else iter(())
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -90,6 +90,10 @@ class Popularity:
         columns = self._columns
         return float(columns["count"][row]), float(columns["total"][row]), int(columns["touched"][row])
 
+    def stored_columns(self, rows: Rows) -> tuple[npt.NDArray[Any], ...]:
+        """count, total, touched of each row [R]."""
+        return tuple(self._columns[name][rows] for name in ("count", "total", "touched"))
+
     def counts(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:
         """float64 [N]: decayed to the clock."""
         columns = self._columns

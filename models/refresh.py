@@ -1,7 +1,7 @@
 """When a row that nobody watches must be published again, because its popularity has decayed since it last was.
 
 A published vector carries its popularity as a number; the number ages while the item rests. Each row is due at ages of
-1/16, 1/8, 1/4 ... of a half-life after its last watch, until the decayed count no longer matters beside the prior. So a
+1/4, 1/2, 1 ... of a half-life after its last watch, until the decayed count no longer matters beside the prior. So a
 watch causes a handful of refreshes at most, however large the catalogue.
 """
 
@@ -16,7 +16,7 @@ from models.popularity import Popularity
 
 Rows = npt.NDArray[np.int64]
 
-FIRST_SHARE = 1 / 16  # of a half-life
+FIRST_SHARE = 1 / 4  # of a half-life
 NEGLIGIBLE = 0.01  # a decayed count below this share of the prior is at rest
 
 
@@ -45,16 +45,20 @@ class RefreshSchedule:
             self._heap = []
             self._scheduled.clear()
             self._push(self._mattering(np.arange(len(self._popularity))), self._heap)
-        due: list[int] = []
-        while self._heap and self._heap[0][0] <= self._popularity.clock and len(due) < limit:
-            _, row = heapq.heappop(self._heap)
-            self._scheduled.discard(row)
-            rows = np.array([row])
-            if self._popularity.clock >= self._popularity.touched(rows)[0] + self._first:  # else watched meanwhile
-                due.append(row)
-                rows = self._mattering(rows)
-            self._push(rows, self._heap)
-        return np.array(due, np.int64)
+        due = np.empty(0, np.int64)
+        while len(due) < limit and (rows := self._pop(self._heap, limit - len(due))).size:
+            resting = self._popularity.clock >= self._popularity.touched(rows) + self._first  # else watched meanwhile
+            due = np.concatenate([due, rows[resting]])
+            self._push(np.concatenate([rows[~resting], self._mattering(rows[resting])]), self._heap)
+        return due
+
+    def _pop(self, heap: list[tuple[int, int]], most: int) -> Rows:
+        """int64 [R]: up to `most` rows that are due by the schedule."""
+        rows: list[int] = []
+        while heap and heap[0][0] <= self._popularity.clock and len(rows) < most:
+            rows.append(heapq.heappop(heap)[1])
+        self._scheduled.difference_update(rows)
+        return np.array(rows, np.int64)
 
     def _mattering(self, rows: Rows) -> Rows:
         return rows[self._popularity.counts(rows) > NEGLIGIBLE * self._popularity.prior(rows)]

@@ -80,15 +80,16 @@ class Frequency:
         gap[rows] += GAP_RATE * (np.maximum(since, 1) / counts - gap[rows]).astype(np.float32)
 
     def restore(self, row: int, gap: float) -> None:
-        """Put back what `gap` gave."""
+        """Put back what `gaps` gave."""
         self._columns["gap"][row] = gap
 
     def forget(self, row: int) -> None:
         """The row is another item's from now on, which was never a target."""
         self.restore(row, self._never)
 
-    def gap(self, row: int) -> float:
-        return float(self._columns["gap"][row])
+    def gaps(self, rows: Rows) -> Floats:
+        """float32 [R]"""
+        return np.asarray(self._columns["gap"][rows])
 
     def shares(self, rows: Rows) -> npt.NDArray[np.floating]:
         """float32 [R]"""

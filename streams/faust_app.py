@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 LAG_EVERY_S = 2.0
+BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
 AT_ONCE_S = 0.02
 REST_S = 0.02
 
@@ -83,7 +84,7 @@ def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
         broker_commit_interval=1.0,
         broker_max_poll_interval=300.0,
         stream_wait_empty=True,  # a partition is given up only when the batch in hand is done
-        stream_buffer_maxsize=4096,
+        stream_buffer_maxsize=BUFFER,
         table_standby_replicas=0,
         TableManager=OrderedTables,
         web_enabled=False,

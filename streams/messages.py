@@ -4,6 +4,9 @@ JSON on the wire, binary (MessagePack) only where vectors travel. A reader accep
 only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type,
 a missing field, a negative or non-finite number, an empty id, a time in the far future, a message over the size limit)
 with a reason that a person can act on and a short code that a metric can carry.
+
+What a history is made of is not tracked by the garbage collector: it cannot point back at itself, and looking through
+its many entries took longer than reading them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Refused(ValueError):
         self.code = code
 
 
-class Context(Struct, frozen=True, omit_defaults=True):
+class Context(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where and on what a person watches (paper section 3.3, "priors for new users")."""
 
     region: str | None = None
@@ -83,7 +86,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
 # --- histories and examples ------------------------------------------------------------------------------------------
 
 
-class Watch(Struct, frozen=True, array_like=True):
+class Watch(Struct, frozen=True, array_like=True, gc=False):
     """One entry of a history; an array on the wire, since up to a hundred of them travel with every event."""
 
     item_id: str
@@ -95,14 +98,14 @@ class Watch(Struct, frozen=True, array_like=True):
     offset: int  # in watch-events, on the user's own partition
 
 
-class Search(Struct, frozen=True, array_like=True):
+class Search(Struct, frozen=True, array_like=True, gc=False):
     query: str
     event_ms: int
     event_id: str
     offset: int
 
 
-class UserHistory(Struct, frozen=True, omit_defaults=True):
+class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     """The newest watches of a user (of any length, and completed ones: see streams.history) and the newest searches,
     oldest first by event time, and what the stream has shown us so far.
 
@@ -118,7 +121,7 @@ class UserHistory(Struct, frozen=True, omit_defaults=True):
     produced_ms: Millis = 0  # when the newest event in here was sent to Kafka
 
 
-class TrainingExample(Struct, frozen=True, omit_defaults=True):
+class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
     """A completed watch and the history as it was before it: all that a training step needs."""
 
     user_id: Id

@@ -4,19 +4,20 @@
 adopts the newest release: it loads the bundle, takes back the rows of that release from `item-vectors`, and, when the
 release is new, first learns what came into `training-examples` after the bundle's own data ended.
 
-The order of effects of a batch, each step acknowledged by the brokers before the next:
+The order of effects of a batch, each of 2 and 3 acknowledged by the brokers before the next:
 
 1. rank the examples (before learning: prequential recall), one training step, in an executor;
-2. the touched rows, to `item-vectors`;
-3. how far these rows have learnt (`Progress`), to `item-vectors`;
-4. the offsets (Faust, when the agent asks for the next batch).
+2. the touched rows, to `item-vectors`, while the next batch is learnt;
+3. how far these rows have learnt (`Progress`), to `item-vectors`.
 
-A crash between 2 and 3 learns at most the batches in between again; a crash after 3 passes over them; none is skipped.
+`Progress` alone says where to go on: a trainer that starts learns from there, whether or not Faust has committed more
+by then. So a crash between 2 and 3 learns at most two batches again; a crash after 3 passes over them; none is skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,12 @@ from typing import Any
 
 import faust
 import structlog
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 
 from infra import metrics
 from infra.health import Health
+from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
 from models.bundle import BundleError, read_bundle
 from streams import topics
@@ -94,9 +97,22 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
             )
         finally:
             known.stop()
+            await worker.published()
             await producer.stop()
 
     return app
+
+
+def committed_examples(kafka: Kafka) -> int:
+    """The offset of `training-examples` that the trainers' group has committed, 0 when it has none."""
+    group = f"{kafka.topic_prefix}nextwatch-trainer"
+    place = TopicPartition(kafka.topic_prefix + topics.TRAINING_EXAMPLES, 0)
+    admin = KafkaAdminClient(**kafka_python_options(kafka))
+    try:
+        found = admin.list_group_offsets({group: [place]})[group].get(place)
+    finally:
+        admin.close()
+    return max(0, found.offset) if found is not None else 0
 
 
 class Known:
@@ -155,6 +171,7 @@ class TrainerWorker:
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._retry_at = 0.0
+        self._publishing: asyncio.Task[None] | None = None  # of the batch before
 
     @property
     def is_current(self) -> bool:
@@ -197,45 +214,68 @@ class TrainerWorker:
                 log.error("cannot adopt the release, keeping the old one", version=newest.version, error=str(error))
                 self._retry_at = loop.time() + RETRY_S
                 return
-            if start is not None:
-                await self._catch_up(learner, start)
+            await self._catch_up(learner, *start)
+            await self.published()
             self.learner = learner
             metrics.MODEL_INFO.clear()
             metrics.MODEL_INFO.labels(learner.version).set(1)
             metrics.MODEL_CREATED.set(newest.created_ms / 1000)
             log.info("release adopted", version=learner.version)
 
-    def _load(self, version: str) -> tuple[Learner, int | None]:
-        """The learner of a release with its published rows, and where its catching up starts (None: nowhere)."""
+    def _load(self, version: str) -> tuple[Learner, tuple[int, int]]:
+        """The learner of a release with its published rows, and from where to where it catches up.
+
+        A new release has what came after its own data to learn, to the end of the topic. Another one goes on from its
+        progress; what lies between that and the committed offset is not delivered again, so it is fetched."""
         bundle = read_bundle(self._settings.bundles_dir / version)
         learner = Learner(bundle, self._known.items, self._settings.trainer, self._settings.model.seed)
         with TopicFollower(self._settings.kafka, topics.ITEM_VECTORS) as follower:
             while not follower.caught_up:
                 for record in follower.poll(0.5):
                     learner.restore(record.key, None if record.value is None else decode(ItemVector, record.value))
-        return learner, bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0") if learner.is_new else None
+        if not learner.is_new:
+            return learner, (learner.progress.next_offset, committed_examples(self._settings.kafka))
+        start = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
+        return learner, (0, 0) if start is None else (start, sys.maxsize)
 
-    async def _catch_up(self, learner: Learner, start: int) -> None:
-        """Learn what came after the release's own data ended; examples that Faust has yet to hand out included."""
+    async def _catch_up(self, learner: Learner, start: int, stop: int) -> None:
+        """Learn the examples of these offsets that are there; those that Faust has yet to hand out included."""
         loop = asyncio.get_running_loop()
-        chunks = batches(self._since(start), self._settings.trainer.batch)
+        chunks = batches(self._between(start, stop), self._settings.trainer.batch)
         while chunk := await loop.run_in_executor(self._executor, next, chunks, None):
             await self._learn(learner, chunk, evaluate=False)
 
-    def _since(self, start: int) -> Iterator[tuple[int, TrainingExample]]:
+    def _between(self, start: int, stop: int) -> Iterator[tuple[int, TrainingExample]]:
+        if start >= stop:
+            return
         with TopicFollower(self._settings.kafka, topics.TRAINING_EXAMPLES) as follower:
             follower.seek(0, start)
             while not follower.caught_up:
                 for record in follower.poll(0.5):
+                    if record.offset >= stop:
+                        return
                     with suppress(Refused):  # reported when it first came
                         yield record.offset, decode(TrainingExample, record.value, max_bytes=_MOST_BYTES)
 
     async def _learn(self, learner: Learner, examples: list[tuple[int, TrainingExample]], *, evaluate: bool) -> None:
+        """Learn one batch while the one before it is on its way, then send this one's rows."""
         loop = asyncio.get_running_loop()
         learnt = await loop.run_in_executor(self._executor, lambda: learner.learn(examples, evaluate=evaluate))
         metrics.DUPLICATES.labels(topics.TRAINING_EXAMPLES).inc(learnt.duplicates)
-        await self._publish(learnt.rows)
-        await self._publish([learner.progress_row()])
+        await self.published()
+        self._publishing = asyncio.create_task(self._publish_all(learnt.rows, learner.progress_row()))
+
+    async def published(self) -> None:
+        """Wait until what was learnt is acknowledged, progress included."""
+        publishing, self._publishing = self._publishing, None
+        if publishing is not None:
+            await publishing
+
+    async def _publish_all(
+        self, rows: Iterable[tuple[bytes, ItemVector | None]], progress: tuple[bytes, ItemVector]
+    ) -> None:
+        await self._publish(rows)
+        await self._publish([progress])
 
     async def _publish(self, rows: Iterable[tuple[bytes, ItemVector | None]]) -> None:
         outbox = self._outbox()
@@ -245,8 +285,8 @@ class TrainerWorker:
         await outbox.flush()
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox) -> Iterator[tuple[int, TrainingExample]]:
+        metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))
         for raw in batch:
-            metrics.RECEIVED.labels(raw.topic).inc()
             try:
                 yield raw.offset, decode(TrainingExample, raw.value, max_bytes=_MOST_BYTES)
             except Refused as refused:

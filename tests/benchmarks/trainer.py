@@ -47,7 +47,7 @@ BASELINES = [sys.executable, "-m", "tests.benchmarks.baselines"]
 def measure(report: Report, quick: bool) -> None:
     """Examples/s of the trainer worker, of the bare step, and of a Faust agent that does nothing."""
     torch.set_num_threads(1)
-    examples, rounds = (6_000, 1) if quick else (20_000, 3)
+    examples, rounds = (6_000, 1) if quick else (40_000, 3)
     report.title = f"trainer: {examples:,} examples, B {BATCH}, S {NEGATIVES}, D {DIM}, histories of {HISTORY}"
     made = make_examples(examples, round(time.time() * 1000))
     trainer = {"batch": BATCH, "negatives": NEGATIVES}
