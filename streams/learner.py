@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 PROGRESS_KEY = b""  # in item-vectors; no item has an empty id
 RECALL_AT = (10, 100)
 WINDOW = 2000  # examples that the recall gauges speak of
-LEAST_REFRESHES = 64  # per batch; a quarter as many as examples more
+LEAST_REFRESHES = 64  # per batch; an eighth as many as examples more
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
@@ -109,7 +109,7 @@ class Learner:
         metrics.STEPS.inc(not result.dropped)
         metrics.LOSS.set(result.loss)
         metrics.TRAINER_ROWS.set(len(self._trainer))
-        stale = self._trainer.due_refreshes(limit=len(fresh) // 4 + LEAST_REFRESHES)
+        stale = self._trainer.due_refreshes(limit=len(fresh) // 8 + LEAST_REFRESHES)
         touched = np.union1d(result.touched, stale)
         oldest_ms = {example.item_id: example.produced_ms for example in reversed(fresh)}
         rows: list[tuple[bytes, ItemVector | None]] = list(self._rows(touched, oldest_ms))

@@ -47,7 +47,6 @@ VARIANTS = (
     Variant("depth 2: 512-256", "better than depth 1", {"hidden": (512, 256)}),
     Variant("depth 3: 1024-512-256", "better than depth 2", {"hidden": (1024, 512, 256)}),
     Variant("depth 4: 2048-1024-512-256", "best", {"hidden": (2048, 1024, 512, 256)}),
-    Variant("self-attention instead of the average", "", {"encoder": "attention"}),
     Variant("no residual", "", {"residual": False}),
     Variant("no dropout (tower and history)", "", {"dropout": 0.0, "history_dropout": 0.0}),
     Variant("d 32", "", {"dim": 32}),
@@ -77,6 +76,8 @@ VARIANTS = (
     ),
     Variant("side features off", "", {"sides": False}),
     Variant("random hold-out (history from both sides)", "next watch is much better", ablation=Ablation(leak=True)),
+    Variant("the base for one epoch", "", {"epochs": 1}),
+    Variant("self-attention for one epoch (40 times the time of a step)", "", {"encoder": "attention", "epochs": 1}),
 )
 QUICK = ("base: 256 ReLU", "depth 0 (linear)", "log q off")
 

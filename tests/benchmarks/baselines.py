@@ -45,6 +45,7 @@ def create_take_app(settings: Settings, health: Health) -> faust.App:
         events = 0
         async for batch in stream.take(settings.trainer.batch, within=settings.trainer.wait_s):
             events += len(batch)
+            health.detail.setdefault("first_s", time.time())
             health.detail["events"], health.detail["last_s"] = events, time.time()
 
     return app
