@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
+from models.encoders import HISTORY
 
-HISTORY = 50
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

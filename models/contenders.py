@@ -56,7 +56,7 @@ class Live:
         self.name = name
         self._source, self._history = source, history
         self._catalogue = len(model.vectors)
-        self._trainer = trainer_of(model, source, settings, seed=seed, learns=learns)
+        self._trainer = IncrementalTrainer.by_settings(model, source.catalogue, settings, seed=seed, learns=learns)
         self._row_of = np.full(len(source.catalogue), -1, np.int64)  # [I] the trainer's row of each item
         self._row_of[: self._catalogue] = np.arange(self._catalogue)
         self._refresh_ms, self._refreshed_ms = refresh_ms, int(source.dataset.event_ms[0])
@@ -84,19 +84,3 @@ class Live:
         """With the trainer's rows; items that it has not met are unknown to it."""
         there = queries.histories >= 0
         return replace(queries, histories=np.where(there, self._row_of[np.where(there, queries.histories, 0)], -1))
-
-
-def trainer_of(
-    model: CandidateModel, source: Source, settings: Trainer, *, seed: int, learns: Learns
-) -> IncrementalTrainer:
-    return IncrementalTrainer(
-        model,
-        source.catalogue,
-        learning_rate=settings.learning_rate,
-        query_rate=settings.query_rate,
-        negatives=settings.negatives,
-        in_batch=settings.in_batch,
-        pull=settings.pull,
-        learns=learns,
-        seed=seed,
-    )

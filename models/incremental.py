@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infra.settings import Trainer
 from models.candidates import CandidateModel, Reader, with_one
 from models.catalogue import NO_IDS, Catalogue
 from models.cold_start import ColdStart
@@ -118,6 +119,23 @@ class IncrementalTrainer:
             self.reader = self.reader.copy()
             self.reader.tower.requires_grad_(True)
             self._optimizer = torch.optim.Adam(self.reader.tower.parameters(), lr=TOWER_RATE)
+
+    @classmethod
+    def by_settings(
+        cls, model: CandidateModel, catalogue: Catalogue, settings: Trainer, *, seed: int, learns: Learns | None = None
+    ) -> IncrementalTrainer:
+        """As the trainer worker has it; `learns` in place of the settings' own."""
+        return cls(
+            model,
+            catalogue,
+            learning_rate=settings.learning_rate,
+            query_rate=settings.query_rate,
+            negatives=settings.negatives,
+            in_batch=settings.in_batch,
+            pull=settings.pull,
+            learns=learns or settings.learns,
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         return len(self.item_ids)

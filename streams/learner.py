@@ -57,17 +57,7 @@ class Learner:
         self._settings = settings
         self._step = 0
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
-        self._trainer = IncrementalTrainer(
-            bundle.model,
-            bundle.catalogue,
-            learning_rate=settings.learning_rate,
-            query_rate=settings.query_rate,
-            negatives=settings.negatives,
-            in_batch=settings.in_batch,
-            pull=settings.pull,
-            learns=settings.learns,
-            seed=seed,
-        )
+        self._trainer = IncrementalTrainer.by_settings(bundle.model, bundle.catalogue, settings, seed=seed)
         self._released = bundle.model
         self._admission = Admission(settings.admit_after)
         self._idle_ms = round(settings.expire_h * 3_600_000)

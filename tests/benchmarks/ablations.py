@@ -114,12 +114,12 @@ def ranks_of(ground: Ground, cut: int, settings: Model, ablation: Ablation = NOT
     catalogue = ground.source.known_at(cut)
     learned = learn_candidates(ground.source, settings, until=cut, valid_from=None, items=catalogue, ablation=ablation)
     if not ablation.popularity:
-        learned.model.popularity = _flat(learned.model.popularity)
+        learned.model.popularity = flat(learned.model.popularity)
     released = Released(learned.model, ground.source, ground.history)
     return walk_frozen([released], ground.history, cut=cut, catalogue=catalogue, exposure=False).ranks["tower"]
 
 
-def _flat(popularity: Popularity) -> Popularity:
+def flat(popularity: Popularity) -> Popularity:
     """The same for every item: the coordinate says nothing."""
     return Popularity.empty(len(popularity), popularity.half_life_events)
 
