@@ -88,7 +88,7 @@ def _first_release(world: World, settings: Settings, console: Console) -> None:
     items = world.items_frame(now)
     with progress_bars() as step:
         _remember(world, past, settings, step)
-        manifest = _train(past, items, settings, step)
+        manifest = _train(past, items, world.past_searches(past), settings, step)
     announce(settings.kafka, published(manifest))
     if not wait_until_served(settings.kafka, manifest.version, 60):
         raise TimeoutError(f"no server answers from release {manifest.version} after 60 s")
@@ -107,18 +107,24 @@ def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) 
     sender.close()
 
 
-def _train(past: pl.DataFrame, items: pl.DataFrame, settings: Settings, step: Step) -> Manifest:
+def _train(past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, settings: Settings, step: Step) -> Manifest:
     import torch
 
     from models.stored_log import store_frame
+    from models.stored_searches import store_searches
     from models.training import train_bundle
 
     torch.set_num_threads(settings.model.threads)
     with tempfile.TemporaryDirectory(prefix="nextwatch-") as scratch:
         completed_s = settings.history.completed_s
+        log = store_frame(past, Path(scratch), completed_s=completed_s, source="the world's past")
+        words = store_searches(
+            searches.select("user_id", "query", "event_ms"), log, buckets=settings.model.search_tokens
+        )
         return train_bundle(
-            store_frame(past, Path(scratch), completed_s=completed_s, source="the world's past"),
+            log,
             items,
+            searches=words,
             settings=settings.model,
             bundles_dir=settings.bundles_dir,
             created_ms=now_ms(),
