@@ -73,12 +73,13 @@ def learn_candidates(
     to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
     """
 
-    if not settings.half_life_events:
+    chosen = not settings.half_life_events
+    if chosen:
         walked = source.dataset.items[:until]
         half_life = HALF_LIFE if valid_from is None else choose_half_life(walked, items, since=valid_from)
         settings = settings.model_copy(update={"half_life_events": half_life})
 
-    def begin(end: int) -> Training:
+    def begin(end: int, settings: Model = settings) -> Training:
         return Training(source, settings, until=end, items=items, warm=warm, ablation=ablation)
 
     choice, earlier = Choice(settings.epochs), None
@@ -86,7 +87,11 @@ def learn_candidates(
         training = begin(valid_from)
         choice = choose(training, until=until, checkpoints=checkpoints, progress=progress)
         earlier = training.freeze(choice)
-    training = begin(until)
+    if not (choice.weight or choice.linear):  # popularity alone: at its best, and nothing to train
+        choice = msgspec.structs.replace(choice, epochs=0)
+        best = choose_half_life(source.dataset.items[:until], items, since=valid_from or 0, tolerance=0.0)
+        settings = settings.model_copy(update={"half_life_events": best} if chosen else {})
+    training = begin(until, settings)
     if checkpoints is not None:
         checkpoints.restore(training.fits, FINAL)
     while training.epoch < choice.epochs:
@@ -226,8 +231,9 @@ def drawn(asked: Asked, items: int, seed: int) -> Asked:
 
 
 def is_worth_it(metrics: Mapping[str, float]) -> bool:
-    """Whether the choice ranks what was watched better than popularity alone, by more than the standard error."""
-    return metrics.get("log_rank_gain", 1.0) > metrics.get("log_rank_gain_se", 0.0)
+    """Whether the choice ranks what was watched better than popularity alone, by more than two standard errors: it is
+    the best of many, and luck alone would be worth one."""
+    return metrics.get("log_rank_gain", 1.0) > 2 * metrics.get("log_rank_gain_se", 0.0)
 
 
 def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:

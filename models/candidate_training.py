@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ Progress = Callable[[int, int], None]
 AfterStep = Callable[[], None]
 
 LEAST_STEPS = 50  # per epoch
+EPOCH_EXAMPLES = 2_000_000  # most examples of an epoch: validation is asked after so many of a long log
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ class Fit:
 
     @property
     def steps(self) -> int:
-        """Of one epoch."""
-        return -(-len(self._lessons.rows) // self.batch)
+        """Of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
+        return -(-min(len(self._lessons.rows), EPOCH_EXAMPLES) // self.batch)
 
     def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
         """The rest of the present epoch, the learning rate falling linearly to 0 over `epochs`. Mean loss."""
         self.net.tower.train()
         rng = np.random.default_rng([self.settings.seed, 1, self.epoch])
-        batches = epoch_batches(len(self._lessons.rows), self.batch, rng)
+        batches = islice(epoch_batches(len(self._lessons.rows), self.batch, rng), self.steps)
         total, count = 0.0, 0
         for number, chosen in enumerate(batches):
             if number < self.step:

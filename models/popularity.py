@@ -25,7 +25,7 @@ HALF_LIFE = 8000.0  # where there are no validation days
 MOST_WALKED = 10_000  # watches of the validation days that are walked through, the newest
 WALK_BLOCK = 500
 NEAR_BEST = 0.01  # of a mean log rank: one place in a hundred
-PRIOR = 1000.0  # m: watches' worth of the all-time share
+PRIOR_SHARE = 1 / 8  # m in half-lives: a twelfth of what all decayed counts add up to
 
 
 class Popularity:
@@ -52,6 +52,11 @@ class Popularity:
     def copy(self) -> Popularity:
         count, total, touched = (self._columns[name].copy() for name in ("count", "total", "touched"))
         return Popularity(self.half_life_events, count, total, touched, clock=self.clock)
+
+    @property
+    def prior_watches(self) -> float:
+        """m: watches' worth of the all-time share."""
+        return PRIOR_SHARE * self.half_life_events
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -101,11 +106,11 @@ class Popularity:
 
     def prior(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:
         """float64 [N]: m p, with one watch granted to each item so that the logarithm is finite."""
-        return np.asarray(PRIOR * (self._columns["total"][rows] + 1) / (self.clock + len(self)))
+        return np.asarray(self.prior_watches * (self._columns["total"][rows] + 1) / (self.clock + len(self)))
 
     def log_share(self, rows: Rows | slice = slice(None)) -> Floats:
         """float32 [N]: log q."""
-        everything = decayed_sum(self.clock, self.half_life_events) + PRIOR
+        everything = decayed_sum(self.clock, self.half_life_events) + self.prior_watches
         return np.log((self.counts(rows) + self.prior(rows)) / everything).astype(np.float32)
 
     def _decay(self, events: Rows) -> npt.NDArray[np.float64]:
@@ -150,9 +155,9 @@ def popularity_of(items: npt.NDArray[np.integer], size: int, half_life_events: f
     return state
 
 
-def choose_half_life(items: npt.NDArray[np.integer], size: int, *, since: int) -> float:
+def choose_half_life(items: npt.NDArray[np.integer], size: int, *, since: int, tolerance: float = NEAR_BEST) -> float:
     """The slowest half-life whose popularity foresees the watches from `since` on about as well as the best one does,
-    walked through as a live system would: its mean log rank may be NEAR_BEST worse. Beside a personal part the slower
+    walked through as a live system would: its mean log rank may be `tolerance` worse. Beside a personal part the slower
     finds more in depth. `items` [N]: rows watched, in order of time."""
     walked = items[max(since, len(items) - MOST_WALKED) :].astype(np.int64)
     first = len(items) - len(walked)
@@ -166,4 +171,4 @@ def choose_half_life(items: npt.NDArray[np.integer], size: int, *, since: int) -
             state.add(block)
         found[half_life_events] = float(np.concatenate(log_ranks).mean()) if log_ranks else 0.0
     best = min(found.values())
-    return max(half_life_events for half_life_events, mean in found.items() if mean <= best + NEAR_BEST)
+    return max(half_life_events for half_life_events, mean in found.items() if mean <= best + tolerance)

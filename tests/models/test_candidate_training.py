@@ -1,14 +1,20 @@
 """One step and one training of the candidate generator: what it converges to, what it leaves alone."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from infra.settings import Model
+from infra.settings import Model, Trainer
+from models.backtest import walk_live
+from models.baselines import DecayedPopular
 from models.batches import epoch_batches
 from models.candidate_learning import learn_candidates, new_net
 from models.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir
 from models.candidates import CandidateModel, Reader
+from models.cases import History, Stream
+from models.comparison import paired
+from models.contenders import Live
 from models.context import ContextVocabulary
 from models.dataset import Dataset
 from models.examples import queries_of
@@ -227,3 +233,47 @@ def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
     settings = Model(half_life_events=500)
     fit = Fit(new_net(log, SETTINGS, items=60), Lessons(log.dataset, len(log.dataset), 60, settings), settings)
     assert fit.batch == 64
+
+
+def test_an_epoch_of_a_long_log_is_a_part_of_it(source: Source, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.candidate_training.EPOCH_EXAMPLES", 300)
+    lessons = Lessons(source.dataset, len(source.dataset), 70, SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=70), lessons, SETTINGS)
+    assert len(lessons.rows) > 600
+    assert fit.steps == -(-300 // fit.batch)
+    learnt: list[np.ndarray] = []
+    monkeypatch.setattr(fit, "learn", lambda chosen, rate: learnt.append(chosen) or 0.0)
+    for _ in range(2):
+        fit.run_epoch(2, lambda done, total: None)
+    one, other = (np.concatenate(learnt[at : at + fit.steps]) for at in (0, fit.steps))
+    assert len(set(one.tolist())) == len(one) <= 300 + fit.batch
+    assert set(one.tolist()) != set(other.tolist())
+
+
+def test_where_nobody_has_a_taste_the_model_is_popularity_alone_and_not_worse_than_it():
+    """Everybody watches by the same popularity: whatever a tower learns beside it is noise."""
+    rng = np.random.default_rng(1)
+    rows, items = 8000, 150
+    watched = (items * rng.random(rows) ** 2).astype(int)
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in rng.integers(0, 600, rows)],
+            "item_id": [f"i{n}" for n in watched],
+            "event_ms": 1_700_000_000_000 + 1000 * np.arange(rows),
+        }
+    )
+    source = small_source(frame, small_items(items))
+    dataset = source.dataset
+    cut = int(0.9 * rows)
+    settings = SETTINGS.model_copy(update={"epochs": 2, "linear_dim": 4, "half_life_events": 0.0})
+    learned = learn_candidates(source, settings, until=cut, valid_from=int(0.8 * rows), items=items)
+    assert (learned.choice.weight, learned.choice.linear, learned.choice.epochs) == (0, 0, 0)
+    queries = dataset.queries(np.arange(cut, rows))
+    users = learned.model.encode(queries)
+    assert (users == 0).all()
+    np.testing.assert_allclose(learned.model.item_vectors()[:, -1], learned.model.popularity.log_share())
+    history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
+    ours = Live(learned.model, source, history, settings=Trainer(), seed=1, learns="output_rows")
+    theirs = DecayedPopular(history.stream, cut, items, half_life=learned.model.popularity.half_life_events)
+    walk = walk_live([ours, theirs], history, cut=cut, catalogue=items, block=50)
+    assert paired(("ours", walk.ranks[ours.name]), ("theirs", walk.ranks[theirs.name]), 10).value > -0.02

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.popularity import PRIOR, Popularity, Snapshots, choose_half_life, decayed_sum, popularity_of
+from models.popularity import PRIOR_SHARE, Popularity, Snapshots, choose_half_life, decayed_sum, popularity_of
 
 
 def by_hand(events: list[int], item: int, half_life: float, items: int) -> float:
@@ -9,7 +9,8 @@ def by_hand(events: list[int], item: int, half_life: float, items: int) -> float
     weights = [0.5 ** ((len(events) - 1 - n) / half_life) for n in range(len(events))]
     count = sum(weight for weight, event in zip(weights, events, strict=True) if event == item)
     share = (events.count(item) + 1) / (len(events) + items)
-    return float(np.log((count + PRIOR * share) / (sum(weights) + PRIOR)))
+    prior = PRIOR_SHARE * half_life
+    return float(np.log((count + prior * share) / (sum(weights) + prior)))
 
 
 def test_log_share_is_the_number_computed_by_hand():
