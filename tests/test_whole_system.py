@@ -29,7 +29,7 @@ from infra.run_files import fill_in, read_run_files
 from infra.settings import Indexer, Model, Serving, Settings
 from infra.settings import Kafka as KafkaSettings
 from infra.stack import COMMANDS
-from models.incremental import STATE
+from models.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams.learner import PROGRESS_KEY, Progress
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
@@ -407,8 +407,7 @@ def progress_of(system: System) -> Progress:
 
 def watched(row: ItemVector) -> float:
     """All watches that this row has ever counted."""
-    _, total, *_ = STATE.unpack(row.state)
-    return float(total)
+    return float(np.frombuffer(row.state, STATE_COLUMNS)["total"][0])
 
 
 def vector(row: ItemVector) -> np.ndarray:

@@ -77,7 +77,7 @@ VARIANTS = (
     Variant("side features off", "", {"sides": False}),
     Variant("random hold-out (history from both sides)", "next watch is much better", ablation=Ablation(leak=True)),
     Variant("the base for one epoch", "", {"epochs": 1}),
-    Variant("self-attention for one epoch (40 times the time of a step)", "", {"encoder": "attention", "epochs": 1}),
+    Variant("self-attention for one epoch (15 times the time)", "", {"encoder": "attention", "epochs": 1}),
 )
 QUICK = ("base: 256 ReLU", "depth 0 (linear)", "log q off")
 
