@@ -91,6 +91,7 @@ def learn_candidates(
         choice = msgspec.structs.replace(choice, epochs=0)
         best = choose_half_life(source.dataset.items[:until], items, since=valid_from or 0, tolerance=0.0)
         settings = settings.model_copy(update={"half_life_events": best} if chosen else {})
+        progress(FINAL, 1, 1)
     training = begin(until, settings)
     if checkpoints is not None:
         checkpoints.restore(training.fits, FINAL)
