@@ -47,6 +47,10 @@ SIDE_IDS = 8  # most ids of one item in one column
 VALIDATION, FINAL = "validation", "candidates"  # stages
 
 
+class WarmStartError(ValueError):
+    """An earlier release is no start for a model of these settings; the text says which."""
+
+
 class Learned(NamedTuple):
     """The model of everything, what was chosen, and the model that has not seen the validation days (None: no such)."""
 
@@ -332,11 +336,11 @@ def new_net(source: Source, settings: Model, *, items: int, ablation: Ablation =
 
 def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, member: int) -> None:
     """Begin from an earlier model's rows and, where its tower has the same shape, from its tower. Items that it does
-    not know begin at small noise, as in a cold start. Raises ValueError when the shapes differ."""
+    not know begin at small noise, as in a cold start. Raises WarmStartError when the shapes differ."""
     theirs = warm.reader.tower.shape
     if theirs.dim != net.shape.dim or member >= theirs.members:
         has = f"{theirs.members} towers of {theirs.dim}"
-        raise ValueError(f"the release to start from has {has}; set model.members and model.dim to that")
+        raise WarmStartError(f"the release to start from has {has}; set model.members and model.dim to that")
     part = slice(member * theirs.dim, (member + 1) * theirs.dim)
     rows = np.array([warm.row(item_id) for item_id in catalogue.item_ids[: net.items]])
     known = np.flatnonzero((rows >= 0) & (rows < len(warm.vectors)))

@@ -20,6 +20,10 @@ import torch.distributed as dist
 MEETING_FILE = "MEETING_FILE"  # in the environment of the processes of one machine
 
 
+class HelperFailed(RuntimeError):
+    """Not all processes of a training came to its end."""
+
+
 @contextmanager
 def process_group(environ: Mapping[str, str] = os.environ) -> Iterator[int]:
     """Join the others, over gloo; the rank of this one, 0 when it is alone."""
@@ -43,7 +47,7 @@ def process_group(environ: Mapping[str, str] = os.environ) -> Iterator[int]:
 def helpers(processes: int, arguments: Sequence[str] = tuple(sys.argv)) -> Iterator[None]:
     """Start this very command `processes` - 1 times more, to help in this one's training; wait for them in the end.
 
-    Raises RuntimeError when one of them failed."""
+    Raises HelperFailed when one of them failed."""
     if processes <= 1 or "RANK" in os.environ:
         yield
         return
@@ -67,4 +71,4 @@ def helpers(processes: int, arguments: Sequence[str] = tuple(sys.argv)) -> Itera
             for other in others:
                 other.kill()
         if failed:
-            raise RuntimeError(f"{len(failed)} of the helping processes failed; their errors stand above")
+            raise HelperFailed(f"{len(failed)} of the helping processes failed; their errors stand above")

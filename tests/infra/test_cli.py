@@ -14,9 +14,10 @@ import pytest
 from infra.cli import main as command_line
 from infra.kafka_clients import kafka_python_options
 from streams.topics import TOPICS
+from tests.models.samples import small_log
 
 COMMANDS = ["up", "demo", "worker", "indexer", "serve", "train", "replay", "recommend", "watch", "history", "topics"]
-COMMANDS += ["config", "status"]
+COMMANDS += ["config", "status", "backtest"]
 
 
 class Done(NamedTuple):
@@ -226,3 +227,24 @@ def test_a_bug_is_a_trace_and_exit_code_70(nextwatch, monkeypatch):
     monkeypatch.setattr("infra.cli.cluster.dump_settings", broken)
     done = nextwatch("config")
     assert done.code == 70 and "ZeroDivisionError: a bug" in done.err
+
+
+def test_training_on_from_what_does_not_fit_is_one_line(nextwatch, tmp_path):
+    """A release of other shape, no release at all, a checkpoint of another training."""
+    frame = small_log(600)
+    frame.write_parquet(tmp_path / "log.parquet")
+    quick = {"NEXTWATCH_MODEL__MEMBERS": "1", "NEXTWATCH_MODEL__EPOCHS": "1", "NEXTWATCH_MODEL__DIM": "8"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in quick.items():
+            patch.setenv(name, value)
+        none = nextwatch("train", "log.parquet", "--no-announce", "--json", "--warm-start", "newest")
+        assert none.code == 2 and is_one_line(none.err) and "holds no release" in none.err
+        assert nextwatch("train", "log.parquet", "--no-announce", "--json").code == 0
+        patch.setenv("NEXTWATCH_MODEL__DIM", "4")
+        other = nextwatch("train", "log.parquet", "--no-announce", "--json", "--warm-start", "newest")
+        assert other.code == 2 and is_one_line(other.err) and "set model.members and model.dim" in other.err
+        (tmp_path / "c" / "validation").mkdir(parents=True)
+        state = {"identity": "another", "places": [[0, 1]], "choice": {"epochs": 1}}
+        (tmp_path / "c" / "validation" / "state.json").write_text(json.dumps(state))
+        foreign = nextwatch("train", "log.parquet", "--no-announce", "--json", "--checkpoints", "c")
+        assert foreign.code == 2 and is_one_line(foreign.err) and "is of another training" in foreign.err
