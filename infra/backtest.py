@@ -43,6 +43,7 @@ class Request:
     items: Path | None = None
     searches: Path | None = None
     search_tokens: int = 65_536
+    context: bool = True
     mapping: Mapping[str, str] = default(default_factory=dict)
     test_from_ms: int | None = None
     test_fraction: float = TEST_FRACTION
@@ -190,7 +191,7 @@ def _read(request: Request, scratch: Path, step: Step) -> Reading:
     searches = None
     if request.searches is not None:
         searches = store_searches(request.searches, log, buckets=request.search_tokens)
-    return read_stream(log, items, searches=searches)
+    return read_stream(log, items, searches=searches, context=request.context)
 
 
 def _split(history: History, request: Request) -> Split:

@@ -41,9 +41,11 @@ class Reading:
         return self.source.known_at(cut)
 
 
-def read_stream(log: StoredLog, items: pl.DataFrame | None, *, searches: StoredSearches | None = None) -> Reading:
+def read_stream(
+    log: StoredLog, items: pl.DataFrame | None, *, searches: StoredSearches | None = None, context: bool = True
+) -> Reading:
     """`items` is a catalogue as `models.log.read_items` gives it."""
-    source = prepare(log, items, searches=searches)
+    source = prepare(log, items, searches=searches, context=context)
     dataset = source.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     user_ids = pl.Series("user_id", log.user_ids, pl.String)

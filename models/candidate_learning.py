@@ -26,6 +26,7 @@ from models.catalogue import Catalogue
 from models.checkpoint import Checkpoints, Choice
 from models.cold_start import ColdStart
 from models.dataset import Dataset
+from models.encoders import root_sum_of
 from models.examples import Queries
 from models.linear import item_factors
 from models.net import CandidateNet
@@ -147,13 +148,12 @@ class Training:
         """The next epoch of every member that has not done it; `choice` is what a checkpoint is to remember."""
         target = self.epoch + 1
         save = checkpoints.saver(self.fits, stage, choice) if checkpoints is not None else None
-        for number, fit in enumerate(self.fits):
 
-            def report(done: int, total: int, number: int = number, per_epoch: int = fit.steps) -> None:
-                before = (target - 1) * per_epoch  # of this member
-                progress(stage, before * len(self.fits) + number * per_epoch + done - before, total * len(self.fits))
+        def report(_: int, total: int) -> None:
+            progress(stage, sum(fit.epoch * fit.steps + fit.step for fit in self.fits), total * len(self.fits))
 
-            while fit.epoch < target:
+        for fit in self.fits:
+            if fit.epoch < target:
                 fit.run_epoch(epochs, report, save)
 
     def users(self, queries: Queries) -> Floats:
@@ -222,9 +222,9 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
         best = max([best, *judged(training, history, asked)], key=lambda choice: choice.quality)
     if checkpoints is not None:
         checkpoints.save(training.fits, VALIDATION, best)
-    return (
-        best if is_worth_it(best.metrics) else Choice(best.epochs, 0.0, 0.0, best.quality, popular_alone(best.metrics))
-    )
+    if is_worth_it(best.metrics):
+        return best
+    return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
 
 
 def drawn(asked: Asked, items: int, seed: int) -> Asked:
@@ -290,10 +290,8 @@ def quality_of(found: Mapping[str, float]) -> float:
 
 def linear_scores(factors: tuple[Floats, Floats], cases: Cases) -> Floats:
     """float32 [B, N]: what the linear part says of every item, at weight 1."""
-    there = cases.histories >= 0
-    rows = factors[0][np.where(there, cases.histories, 0)] * there[:, :, None]  # [B, H, L]
-    root = np.sqrt(np.maximum(there.sum(axis=1), 1)).astype(np.float32)
-    return np.asarray((rows.sum(axis=1) / root[:, None]) @ factors[1].T)
+    users = root_sum_of(torch.from_numpy(factors[0]), torch.from_numpy(cases.histories))  # [B, L]
+    return np.asarray(users.numpy() @ factors[1].T)
 
 
 def recall_of(ranks: Rows) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.encoders import HISTORY
+from models.timeline import first_of_pair
 
 Rows = npt.NDArray[np.int64]
 
@@ -156,11 +157,3 @@ class Past:
         keys = np.stack([users * self._span, users * self._span + before])
         first, end = np.searchsorted(self._keys, keys)
         return first, end
-
-
-def first_of_pair(users: Rows, items: Rows) -> npt.NDArray[np.bool_]:
-    """bool [N]: whether a row is the first of its user and item."""
-    first = np.zeros(len(users), np.bool_)
-    pairs = users * (int(items.max(initial=0)) + 1) + items
-    first[np.unique(pairs, return_index=True)[1]] = True
-    return first

@@ -63,10 +63,17 @@ class Checkpoints:
     """The checkpoints of one training under `directory`, one for each of its stages, written every `every_s` s."""
 
     def __init__(
-        self, directory: Path, identity: str, *, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
+        self,
+        directory: Path,
+        identity: str,
+        *,
+        every_s: float = EVERY_S,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without `writes` they are only read: of several processes the first writes for all."""
         self.directory, self.identity = directory, identity
-        self._every_s, self._clock = every_s, clock
+        self._every_s, self._writes, self._clock = every_s, writes, clock
         self._written_s = clock()
 
     def restore(self, fits: Sequence[Fit], stage: str) -> Choice | None:
@@ -91,6 +98,8 @@ class Checkpoints:
         return save
 
     def save(self, fits: Sequence[Fit], stage: str, choice: Choice) -> None:
+        if not self._writes:
+            return
         place = self.directory / stage
         staging, old = place.with_name(f"{stage}.writing"), place.with_name(f"{stage}.old")
         shutil.rmtree(staging, ignore_errors=True)

@@ -44,8 +44,9 @@ def process_group(environ: Mapping[str, str] = os.environ) -> Iterator[int]:
 
 
 @contextmanager
-def helpers(processes: int, arguments: Sequence[str] = tuple(sys.argv)) -> Iterator[None]:
-    """Start this very command `processes` - 1 times more, to help in this one's training; wait for them in the end.
+def helpers(processes: int, arguments: Sequence[str]) -> Iterator[None]:
+    """Start Python with these arguments (this very command's) `processes` - 1 times more, to help in this one's
+    training; wait for them in the end.
 
     Raises HelperFailed when one of them failed."""
     if processes <= 1 or "RANK" in os.environ:

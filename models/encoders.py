@@ -86,3 +86,8 @@ def mean_of(vectors: Tensor, places: Tensor) -> Tensor:
     if not len(vectors):
         return vectors.new_zeros(len(places), vectors.shape[1])
     return F.embedding_bag(places[there], vectors, starts, mode="mean")
+
+
+def root_sum_of(vectors: Tensor, places: Tensor) -> Tensor:
+    """As mean_of, but the sum over the root of the number: a long history weighs more, though not in proportion."""
+    return mean_of(vectors, places) * (places >= 0).sum(dim=1, keepdim=True).sqrt()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.columns import Columns
+from models.vocabulary import Vocabulary
 
 Rows = npt.NDArray[np.int64]
 
@@ -20,14 +21,17 @@ class IdLists:
     """`names[code]` is the name of a code; codes start at 1, 0 means none."""
 
     def __init__(self) -> None:
-        self.names: list[str] = [""]
-        self._code_of: dict[str, int] = {}
+        self._vocabulary = Vocabulary([""])
         self._rows = Columns(start=np.empty(0, np.int64), count=np.empty(0, np.int32))
         self._flat = Columns(code=np.empty(0, np.int32))
 
+    @property
+    def names(self) -> list[str]:
+        return self._vocabulary.names
+
     def set(self, row: int, names: Iterable[str]) -> None:
         """Give a row these names (distinct ones, empty ones passed over) in place of those it had."""
-        codes = tuple(dict.fromkeys(self._code(name) for name in names if name))
+        codes = tuple(dict.fromkeys(self._vocabulary.code(name) for name in names if name))
         if not codes and row >= len(self._rows):
             return
         while len(self._rows) <= row:
@@ -68,10 +72,3 @@ class IdLists:
             there = np.flatnonzero(counts > column)
             table[there, column] = self._flat["code"][starts[there] + column]
         return table
-
-    def _code(self, name: str) -> int:
-        code = self._code_of.get(name)
-        if code is None:
-            code = self._code_of[name] = len(self.names)
-            self.names.append(name)
-        return code

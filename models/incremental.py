@@ -94,6 +94,7 @@ class IncrementalTrainer:
             bias=np.array(model.bias),
             moved=np.zeros(size, np.float32),
             seen_s=np.zeros(size, np.uint32),  # when last watched; 0: not since the release
+            released=np.ones(size, np.bool_),  # whether the row is still the release's item of that number
         )
         self._free: list[int] = []
         self._swept = 0
@@ -168,7 +169,7 @@ class IncrementalTrainer:
         else:
             row = self._vectors.append(start.vector)
             self._queries.append(start.query_row)
-            self._items.append(bias=start.bias, moved=0.0, seen_s=0)
+            self._items.append(bias=start.bias, moved=0.0, seen_s=0, released=False)
             self.popularity.append()
             self._frequency.append()
             self.item_ids.append(item_id)
@@ -180,10 +181,10 @@ class IncrementalTrainer:
         row = self._row_of.pop(item_id, None)
         if row is None:
             return
-        everything = np.array([row])
-        self._vectors.reset(everything, np.zeros((1, self._vectors.dim), np.float32))
-        self._queries.reset(everything, np.zeros((1, self._queries.dim), np.float32))
-        self._items["bias"][row], self._items["moved"][row], self._items["seen_s"][row] = NOWHERE, 0, 0
+        self._vectors.reset(np.array([row]), np.zeros((1, self._vectors.dim), np.float32))
+        self._queries.reset(np.array([row]), np.zeros((1, self._queries.dim), np.float32))
+        for name, value in (("bias", NOWHERE), ("moved", 0), ("seen_s", 0), ("released", False)):
+            self._items[name][row] = value
         self.popularity.restore(row, 0.0, 0.0, self.popularity.clock)
         self._frequency.forget(row)
         self.item_ids[row] = ""
@@ -226,7 +227,7 @@ class IncrementalTrainer:
         """item id, index vector, query row (little-endian float32) and state of each row: what is published."""
         self._items["moved"][touched] = 0
         states = np.zeros(len(touched), STATE_COLUMNS)
-        states["count"], states["total"], states["touched"] = self.popularity.stored_columns(touched)
+        states["count"], states["total"], states["touched"] = self.popularity.stored(touched)
         states["bias"] = self._items["bias"][touched]
         states["square"] = self._vectors.squares.numpy()[touched]
         states["query_square"] = self._queries.squares.numpy()[touched]
@@ -270,8 +271,14 @@ class IncrementalTrainer:
         return StepResult(loss, moved, False)
 
     def due_refreshes(self, limit: int) -> Rows:
-        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since (models.refresh)."""
-        return self._refreshes.due(limit)
+        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since (models.refresh).
+        Rows that were freed meanwhile are no one's."""
+        due = self._refreshes.due(limit)
+        return due[[bool(self.item_ids[row]) for row in due.tolist()]] if self._free else due
+
+    def in_release(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """bool [R]: whether each row is an item that the release has in that very row."""
+        return np.asarray(self._items["released"][rows])
 
     def _learns(self, what: Learns) -> bool:
         return self._level >= LEVELS.index(what)
@@ -299,6 +306,8 @@ class IncrementalTrainer:
         nothing = vectors.new_zeros(1)
         losses = shared_softmax(users, F.embedding(own, vectors), nothing, F.embedding(others, vectors), nothing, extra)
         loss = float(losses.detach().mean())
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         changes = [(self._vectors, moving, *self._vectors.change(moving, _gradient(vectors), self._rate))]
         if read is not None:
@@ -315,7 +324,6 @@ class IncrementalTrainer:
         self._draw_back(rows)
         if self._optimizer is not None:
             self._optimizer.step()
-            self._optimizer.zero_grad()
         candidates = rows if read is None else np.union1d(rows, read[0].numpy())
         return loss, candidates[self._items["moved"][candidates] > PUBLISH_MOVE]
 
@@ -323,29 +331,27 @@ class IncrementalTrainer:
         """User vectors [B, D]; and, where they are learnt, the query rows that took part and their leaf."""
         if not self._learns("input_rows"):
             return torch.from_numpy(self.reader.encode(queries, self._queries.values.numpy())), None
-        histories = queries.histories
-        there = histories >= 0
-        items, inverse = self._distinct(histories[there])
-        watch_places = np.full(histories.shape, -1, np.int64)
-        watch_places[there] = inverse
+        items, watch_places = self._distinct.places(queries.histories)
         rows = torch.from_numpy(items)
         leaf = self._queries.gather(rows)
         return self.reader.tower(self.reader.inputs(queries, leaf, watch_places)), (rows, leaf)
 
     def _draw_back(self, rows: Rows) -> None:
         if self._pull:
-            old = rows[rows < len(self._released)]
+            old = rows[self.in_release(rows)]
             values = self._vectors.values.numpy()
             values[old] += self._pull * (self._released[old] - values[old])
 
     def _diverged(self, loss: float) -> bool:
-        """Whether a step's loss is no number or far above those before it; else it joins their mean."""
-        if not np.isfinite(loss) or (self._steps >= WARM_UP and loss > EXPLODED * self._mean_loss):
+        """Whether a step's loss is no number or far above the mean of those before it. It joins the mean in either
+        case: a stream whose losses rise for good is learnt from again after some dropped steps."""
+        if not np.isfinite(loss):
             return True
+        exploded = self._steps >= WARM_UP and loss > EXPLODED * self._mean_loss
         rate = max(MEAN_RATE, 1 / (self._steps + 1))
         self._mean_loss += rate * (loss - self._mean_loss)
         self._steps += 1
-        return False
+        return exploded
 
 
 def _pieces(rows: npt.NDArray[Any]) -> Iterator[bytes]:

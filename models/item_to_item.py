@@ -12,7 +12,8 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.cases import Cases, Stream, first_of_pair
+from models.cases import Cases, Stream
+from models.timeline import first_of_pair
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

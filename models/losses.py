@@ -19,6 +19,8 @@ def sampled_softmax(positive: Tensor, negatives: Tensor, log_expected: Tensor, h
     log_expected [S]: log of how often each is expected in the sample; it is *subtracted*, so that the sum over the
     sample is an unbiased estimate of the sum over all other items. hits bool [B, S]: negatives that are the positive
     itself, left out. Returns [B].
+
+    This is the definition. What trains is `shared_softmax`, which tests hold against it.
     """
     corrected = (negatives - log_expected).masked_fill_(hits, LEAST)  # [B, S]
     loss: Tensor = F.softplus(torch.logsumexp(corrected, dim=1) - positive)

@@ -104,7 +104,7 @@ class CandidateNet:
         self.words = random_table(words, shape.words, rng)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.tower = UserTower(shape)
+            self.tower = UserTower(shape).eval()  # a fit sets it to training for as long as its epoch lasts
         self._distinct_items, self._distinct_words = Distinct(items), Distinct(words)
 
     @property
@@ -113,13 +113,13 @@ class CandidateNet:
 
     def users(self, queries: Queries, touched: list[Touched], part: slice = ALL) -> Tensor:
         """-> user vectors [B, D] of a part of the batch; rows of the whole batch take part"""
-        items, places = self._places(queries.histories, self._distinct_items)
-        words, word_places = self._places(queries.tokens, self._distinct_words)
+        items, places = self._distinct_items.places(queries.histories)
+        words, word_places = self._distinct_words.places(queries.tokens)
         inputs = Inputs(
             self.queries.embed(items, touched),
-            places[part],
+            torch.from_numpy(places[part]),
             gathered(self.words, words, touched),
-            word_places[part],
+            torch.from_numpy(word_places[part]),
             torch.from_numpy(queries.context[part]),
             torch.from_numpy(queries.traits[part]),
             torch.from_numpy(queries.age[part]),
@@ -169,13 +169,6 @@ class CandidateNet:
                 yield from ((f"{side}.{name}", table) for name, table in item_table.tables())
         yield "bias", self.bias
         yield "words", self.words
-
-    def _places(self, rows: Rows, distinct: Distinct) -> tuple[Rows, Tensor]:
-        there = rows >= 0
-        found, inverse = distinct(rows[there])
-        places = np.full(rows.shape, -1, np.int64)
-        places[there] = inverse
-        return found, torch.from_numpy(places)
 
 
 def random_table(rows: int, dim: int, rng: np.random.Generator) -> Table:

@@ -90,13 +90,8 @@ class Popularity:
         self._columns["touched"][row] = touched
         self.clock = max(self.clock, touched)
 
-    def stored(self, row: int) -> tuple[float, float, int]:
-        """count, total, touched: what `restore` takes."""
-        columns = self._columns
-        return float(columns["count"][row]), float(columns["total"][row]), int(columns["touched"][row])
-
-    def stored_columns(self, rows: Rows) -> tuple[npt.NDArray[Any], ...]:
-        """count, total, touched of each row [R]."""
+    def stored(self, rows: Rows) -> tuple[npt.NDArray[Any], ...]:
+        """count, total, touched of each row [R]: what `restore` takes."""
         return tuple(self._columns[name][rows] for name in ("count", "total", "touched"))
 
     def counts(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:

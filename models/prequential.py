@@ -61,15 +61,19 @@ def rank_before(trainer: IncrementalTrainer, released: CandidateModel, examples:
         histories = block.queries.histories
         case, place = np.nonzero(histories >= 0)
         item = histories[case, place]
-        old = item < len(frozen)
-        past = np.where(histories < len(frozen), histories, -1)
-        users = with_one(released.encode(block.queries.with_histories(past)))
+        old = trainer.in_release(item)
+        users = with_one(released.encode(block.queries.with_histories(_released(trainer, histories))))
         targets = block.targets
         ranks = (
             target_ranks(trainer.user_vectors(block.queries) @ vectors.T, targets, case, item),
-            target_ranks(users @ frozen.T, np.where(targets < len(frozen), targets, -1), case[old], item[old]),
+            target_ranks(users @ frozen.T, _released(trainer, targets), case[old], item[old]),
             target_ranks(np.tile(popular, (len(block), 1)), targets, case, item),
         )
         repeated = block.repeated()
         blocks.append((*(np.where(repeated, -1, one) for one in ranks), ~repeated))
     return Ranks._make(np.concatenate(columns) for columns in zip(*blocks, strict=True))
+
+
+def _released(trainer: IncrementalTrainer, rows: Rows) -> Rows:
+    """The rows that the release has, -1 for those that it has not."""
+    return np.where((rows >= 0) & trainer.in_release(np.maximum(rows, 0)), rows, -1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +31,7 @@ from models.log import (
 )
 from models.row_batches import BATCH_ROWS, Wanted, count_rows, read_batches
 from models.time_order import blocks_in_time
+from models.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -269,37 +270,6 @@ class LogWriter:
         vocabularies = {name: self._names[name].names for name in contexts if name in CONTEXT_NAMES}
         facts = _Facts(self._completed_s, duplicates, watch_times, vocabularies, contexts)
         (self._directory / FACTS).write_bytes(msgspec.json.encode(facts))
-
-
-@dataclass
-class Vocabulary:
-    """Names numbered in the order in which they come."""
-
-    names: list[str] = field(default_factory=list)
-    _code_of: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._code_of = {name: code for code, name in enumerate(self.names)}
-
-    def codes(self, column: pl.Series) -> npt.NDArray[np.int32]:
-        """int32 [B]; new names get the next numbers."""
-        distinct = column.unique(maintain_order=True)
-        codes = [self._code(name) for name in distinct]
-        coded = column.replace_strict(distinct, pl.Series(codes, dtype=pl.Int32), return_dtype=pl.Int32)
-        return coded.to_numpy()
-
-    def known_codes(self, column: pl.Series) -> npt.NDArray[np.int32]:
-        """int32 [B]; -1 for a name that is not there."""
-        distinct = column.unique()
-        codes = pl.Series([self._code_of.get(name, -1) for name in distinct], dtype=pl.Int32)
-        return column.replace_strict(distinct, codes, return_dtype=pl.Int32).to_numpy()
-
-    def _code(self, name: str) -> int:
-        code = self._code_of.get(name)
-        if code is None:
-            code = self._code_of[name] = len(self.names)
-            self.names.append(name)
-        return code
 
 
 def is_repeat(event_ms: Array, *keys: Array) -> npt.NDArray[np.bool_]:

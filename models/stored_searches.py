@@ -22,8 +22,9 @@ from models.array_file import ArrayFile, mapped
 from models.log import SEARCH_COLUMNS, Place, checked_searches, require
 from models.row_batches import BATCH_ROWS, Wanted, read_batches
 from models.searches import MOST_HISTORY, MOST_SEARCHES, MOST_TOKENS, tokens_of
-from models.stored_log import BUFFER_ROWS, StoredLog, Vocabulary, is_repeat
+from models.stored_log import BUFFER_ROWS, StoredLog, is_repeat
 from models.time_order import blocks_in_time
+from models.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
 COLUMNS: dict[str, Any] = {"users": np.int32, "event_ms": np.int64, "query": np.int64, "tokens": np.int32}

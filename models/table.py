@@ -129,6 +129,14 @@ class Distinct:
         is_last = last == places
         return rows[is_last], (np.cumsum(is_last) - 1)[last]
 
+    def places(self, rows: Rows) -> tuple[Rows, Rows]:
+        """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
+        there = rows >= 0
+        found, inverse = self(rows[there])
+        places = np.full(rows.shape, -1, np.int64)
+        places[there] = inverse
+        return found, places
+
 
 def write_table(path: Path, values: npt.NDArray[Any]) -> None:
     """One array in one file that can be memory-mapped."""

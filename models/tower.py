@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.encoders import EncoderName, make_encoder, mean_of
+from models.encoders import EncoderName, make_encoder, mean_of, root_sum_of
 
 CONTEXT_DIM = 8
 
@@ -97,8 +97,7 @@ class UserTower(nn.Module):
 
 
 class UserTowers(nn.Module):
-    """What serving asks: every member's tower on its slice of the embeddings, and the linear part: the sum of the
-    history's rows over the root of their number, so that a long history weighs more, but not in proportion."""
+    """What serving asks: every member's tower on its slice of the embeddings, and behind them the linear part."""
 
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
@@ -113,8 +112,7 @@ class UserTowers(nn.Module):
             words = inputs.words[:, number * shape.words : (number + 1) * shape.words]
             parts.append(member(inputs._replace(watched=watched, words=words)))
         if shape.linear:
-            mean = mean_of(inputs.watched[:, -shape.linear :], inputs.watch_places)
-            parts.append(mean * (inputs.watch_places >= 0).sum(dim=1, keepdim=True).sqrt())
+            parts.append(root_sum_of(inputs.watched[:, -shape.linear :], inputs.watch_places))
         users = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         if shape.muted_towers:
             users[:, : shape.members * shape.dim] = 0

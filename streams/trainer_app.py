@@ -38,7 +38,7 @@ from streams import topics
 from streams.faust_app import create_app, follow_readiness, handle_batches, now_ms, raw_topic, report_lag
 from streams.follow import TopicFollower
 from streams.intake import Raw, reject
-from streams.learner import Learner, batches
+from streams.learner import Learner, Learnt, batches
 from streams.messages import (
     BundlePublished,
     Item,
@@ -188,16 +188,20 @@ class TrainerWorker:
         examples = list(self._read(batch, outbox))
         await self.adopt_newest()
         async with self._lock:
-            try:
-                if self.learner is not None and examples:
-                    await self._learn(self.learner, examples, evaluate=True)
-                await outbox.flush()
-            except Exception as bug:  # the batch is set aside whole, then the process stops loudly
-                for raw in batch:
-                    reject(raw, Refused("bug", repr(bug)), self._settings, outbox, now_ms=now_ms())
-                await outbox.flush()
-                return bug
-        return None
+            bug = None
+            if self.learner is not None and examples:
+                try:
+                    learnt = await self._learn(self.learner, examples, evaluate=True)
+                except Exception as error:  # the batch is set aside whole, then the process stops loudly
+                    bug, learnt = error, Learnt([], 0)
+                    for raw in batch:
+                        reject(raw, Refused("bug", repr(bug)), self._settings, outbox, now_ms=now_ms())
+            await outbox.flush()
+            if self.learner is not None and examples:  # its progress passes over a batch that was set aside
+                await self._send(self.learner, learnt)
+            if bug is not None:
+                await self.published()
+        return bug
 
     async def adopt_newest(self) -> None:
         """Change to the newest release if there is a newer one than ours, and catch up with the stream."""
@@ -243,7 +247,7 @@ class TrainerWorker:
         loop = asyncio.get_running_loop()
         chunks = batches(self._between(start, stop), self._settings.trainer.batch)
         while chunk := await loop.run_in_executor(self._executor, next, chunks, None):
-            await self._learn(learner, chunk, evaluate=False)
+            await self._send(learner, await self._learn(learner, chunk, evaluate=False))
 
     def _between(self, start: int, stop: int) -> Iterator[tuple[int, TrainingExample]]:
         if start >= stop:
@@ -257,10 +261,13 @@ class TrainerWorker:
                     with suppress(Refused):  # reported when it first came
                         yield record.offset, decode(TrainingExample, record.value, max_bytes=_MOST_BYTES)
 
-    async def _learn(self, learner: Learner, examples: list[tuple[int, TrainingExample]], *, evaluate: bool) -> None:
-        """Learn one batch while the one before it is on its way, then send this one's rows."""
+    async def _learn(self, learner: Learner, examples: list[tuple[int, TrainingExample]], *, evaluate: bool) -> Learnt:
+        """Learn one batch, while the one before it is on its way."""
         loop = asyncio.get_running_loop()
-        learnt = await loop.run_in_executor(self._executor, lambda: learner.learn(examples, evaluate=evaluate))
+        return await loop.run_in_executor(self._executor, lambda: learner.learn(examples, evaluate=evaluate))
+
+    async def _send(self, learner: Learner, learnt: Learnt) -> None:
+        """Send what a batch has changed, once the one before it is acknowledged. Raises what sending that one met."""
         metrics.DUPLICATES.labels(topics.TRAINING_EXAMPLES).inc(learnt.duplicates)
         await self.published()
         self._publishing = asyncio.create_task(self._publish_all(learnt.rows, learner.progress_row()))

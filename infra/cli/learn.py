@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def train(
     settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
     job = Job(log, items, searches, mapping or [], warm_start, checkpoints)
     helping = os.environ.get("RANK", "0") != "0"
-    with helpers(processes), progress_bars(quiet=as_json or helping) as step:
+    with helpers(processes, sys.argv), progress_bars(quiet=as_json or helping) as step:
         manifest = _train(settings, job, step)
     if manifest is None:  # one of several processes: the first announces and reports
         return
@@ -187,7 +188,8 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
             archive = store_archive(settings, Path(scratch), step)
             log, searches, offsets = archive.log, archive.searches, archive.offsets
             catalogue = archive.items if catalogue is None else catalogue
-        warm, checkpoints = _warm_model(settings, job.warm_start), _checkpoints(settings, job, log)
+        warm = _warm_model(settings, job.warm_start)
+        checkpoints = _checkpoints(settings, job, log, writes=not rank)
         if rank:
             help_training(
                 log, catalogue, settings=settings.model, searches=searches, warm=warm, checkpoints=checkpoints
@@ -217,12 +219,12 @@ def _warm_model(settings: Settings, version: str | None) -> Any:
     return read_bundle(settings.bundles_dir / version).model
 
 
-def _checkpoints(settings: Settings, job: Job, log: Any) -> Any:
+def _checkpoints(settings: Settings, job: Job, log: Any, *, writes: bool) -> Any:
     from models.checkpoint import Checkpoints, identity_of
 
     if job.checkpoints is None:
         return None
-    return Checkpoints(job.checkpoints, identity_of(log, settings.model, job.warm_start))
+    return Checkpoints(job.checkpoints, identity_of(log, settings.model, job.warm_start), writes=writes)
 
 
 def _announce(settings: Settings, manifest: Any) -> None:

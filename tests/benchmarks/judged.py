@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ Rows = npt.NDArray[np.int64]
 
 CUTOFFS = (10, 50, 100, 500)
 COMPLETED_S = 18.0
+_SCRATCH = TemporaryDirectory(prefix="nextwatch-")  # goes with the process
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def kuairand_ground() -> Ground:
 
 
 def ground_of(log: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame | None = None) -> Ground:
-    stored: StoredLog = store_frame(log, Path(mkdtemp(prefix="nextwatch-")), completed_s=COMPLETED_S)
+    stored: StoredLog = store_frame(log, Path(mkdtemp(dir=_SCRATCH.name)), completed_s=COMPLETED_S)
     words: StoredSearches | None = None
     if searches is not None:
         words = store_searches(searches.select("user_id", "query", "event_ms"), stored, buckets=65_536)

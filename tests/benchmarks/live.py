@@ -14,6 +14,7 @@ from models.backtest import Recommender, walk_live
 from models.candidate_learning import learn_candidates
 from models.contenders import Live, Released
 from models.frozen import Frozen
+from models.incremental import Learns
 from tests import kuairand
 from tests.benchmarks.judged import differences, kuairand_ground, recalls
 from tests.benchmarks.report import Report, main
@@ -42,14 +43,14 @@ def measure(report: Report, quick: bool) -> None:
         f"linear part x {learned.choice.linear:g}, half-life {learned.model.popularity.half_life_events:g} watches"
     )
 
-    def live(learns: str, name: str, refresh_ms: int = 0) -> Live:
+    def live(learns: Learns, name: str, refresh_ms: int = 0) -> Live:
         return Live(
             learned.model,
             ground.source,
             ground.history,
             settings=Trainer(),
             seed=1,
-            learns=learns,  # type: ignore[arg-type]
+            learns=learns,
             refresh_ms=refresh_ms,
             name=name,
         )

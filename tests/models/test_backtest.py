@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from models.backtest import MISS, Cases, History, Stream, judge, top_items, walk_frozen, walk_live
-from models.cases import HISTORY, Past, first_of_pair
+from models.cases import Past
+from models.encoders import HISTORY
+from models.timeline import first_of_pair
 
 CUT = 6
 #                     0  1  2  3  4  5 | 6  7  8  9 10 11 12

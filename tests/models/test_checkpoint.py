@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from infra.settings import Model
-from models.candidate_learning import Learned, learn_candidates
-from models.candidate_training import Fit
-from models.checkpoint import STATE, CheckpointError, Checkpoints, identity_of
+from models.candidate_learning import Learned, learn_candidates, new_net
+from models.candidate_training import Fit, Lessons
+from models.checkpoint import STATE, CheckpointError, Checkpoints, Choice, identity_of
 from models.source import Source
 from tests.models.samples import SETTINGS, small_log, small_source, stored
 
-QUICK = SETTINGS.model_copy(update={"epochs": 3})
+QUICK = SETTINGS.model_copy(update={"epochs": 3, "members": 2, "linear_dim": 4, "dropout": 0.1, "history_dropout": 0.2})
 
 
 class Interrupted(Exception):
@@ -46,7 +46,7 @@ def learn(source: Source, directory: Path | None, *, stop_after: int | None = No
     )
 
 
-@pytest.mark.parametrize("stop_after", [1, 17, 40, 48])
+@pytest.mark.parametrize("stop_after", [1, 17, 40, 48, 70])
 def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(source: Source, tmp_path: Path, stop_after: int):
     whole = learn(source, None)
     with pytest.raises(Interrupted):
@@ -96,3 +96,17 @@ def test_the_identity_tells_log_settings_and_start(tmp_path: Path):
     }
     assert len(identities) == 4
     assert identity_of(stored(), QUICK, None) in identities
+
+
+def test_of_several_processes_the_first_writes_and_all_read(source: Source, tmp_path: Path):
+    with pytest.raises(Interrupted):
+        learn(source, tmp_path / "c", stop_after=5)
+    before = (tmp_path / "c" / "validation" / STATE).read_bytes()
+    net = new_net(source, QUICK, items=len(source.catalogue))
+    fit = Fit(net, Lessons(source.dataset, 400, len(source.catalogue), QUICK), QUICK)
+    reader = Checkpoints(tmp_path / "c", "this", every_s=0, writes=False)
+    assert reader.restore([fit, fit], "validation") is not None
+    reader.saver([fit], "validation", Choice(1))()
+    reader.save([fit], "candidates", Choice(1))
+    assert (tmp_path / "c" / "validation" / STATE).read_bytes() == before
+    assert not (tmp_path / "c" / "candidates").exists()

@@ -406,3 +406,53 @@ def test_the_linear_part_of_a_query_row_is_no_gradients_business(bundle: Bundle)
     moved = np.frombuffer(published(trainer)["i2"][1], "<f4") != np.frombuffer(before, "<f4")
     assert moved[:5].all()
     assert not moved[5:].any()
+
+
+def test_a_row_that_was_freed_is_never_published(bundle: Bundle):
+    """Its refresh may still be due; an empty id would be read as the trainer's progress."""
+    trainer = trainer_of(bundle, negatives=2)
+    trainer.due_refreshes(1000)
+    learn(trainer, [example("i1", "i2")])
+    trainer.remove_item("i1")
+    published_ids: set[str] = set()
+    for _ in range(200):
+        touched = learn(trainer, [example("i5", "i2")]).touched
+        due = trainer.due_refreshes(1000)
+        published_ids |= {item_id for item_id, *_ in trainer.rows(np.union1d(touched, due))}
+    assert "" not in published_ids
+    assert "i5" in published_ids
+
+
+def test_a_row_that_another_item_has_taken_over_is_not_the_releases(bundle: Bundle):
+    trainer = trainer_of(bundle, pull=1.0)
+    trainer.remove_item("i3")
+    row = trainer.add_item("new")
+    assert row == 3
+    assert trainer.in_release(np.array([2, 3])).tolist() == [True, False]
+    learn(trainer, [example("new", "i2")])
+    assert not np.array_equal(vectors(trainer, np.array([3]))[0, :-1], bundle.model.vectors[3])
+    assert rank(trainer, bundle, [example("new", "i2")]).frozen[0] == -1
+
+
+def test_losses_that_rise_for_good_are_learnt_from_again(bundle: Bundle):
+    trainer = trainer_of(bundle)
+    for _ in range(WARM_UP):
+        assert not trainer._diverged(1.0)
+    dropped = [trainer._diverged(4.0) for _ in range(200)]
+    assert dropped[0]
+    assert not dropped[-1]
+    assert not any(dropped[dropped.index(False) :])
+    assert trainer._diverged(float("nan"))
+
+
+def test_a_dropped_step_leaves_no_gradient_behind_in_the_tower(bundle: Bundle):
+    trainer, other = (trainer_of(bundle, learns="everything") for _ in range(2))
+    vector, query, state = published(trainer)["i2"]
+    trainer.restore("i2", vector, np.full(len(query) // 4, 3e38, "<f4").tobytes(), state)
+    assert learn(trainer, [example("i1", "i2")]).dropped
+    trainer.restore("i2", vector, query, state)
+    trainer._rng, other._rng = np.random.default_rng(3), np.random.default_rng(3)
+    for one in (trainer, other):
+        assert not learn(one, [example("i5", "i7")]).dropped
+    for ours, theirs in zip(trainer.reader.tower.parameters(), other.reader.tower.parameters(), strict=True):
+        np.testing.assert_array_equal(ours.detach(), theirs.detach())

@@ -68,7 +68,7 @@ def test_a_restored_row_counts_as_before():
     popularity, restored = Popularity.empty(5, 10.0), Popularity.empty(5, 10.0)
     popularity.add(events)
     for row in range(5):
-        restored.restore(row, *popularity.stored(row))
+        restored.restore(row, *(column[0] for column in popularity.stored(np.array([row]))))
     np.testing.assert_array_equal(restored.log_share(), popularity.log_share())
 
 

@@ -1,0 +1,113 @@
+"""What the trainer worker does with a batch: what is sent before what, and what becomes of a bug."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from infra.settings import Settings
+from models.bundle import Bundle
+from streams import topics
+from streams.intake import Raw
+from streams.learner import PROGRESS_KEY, Learner, Progress
+from streams.messages import ItemVector, decode, encode
+from streams.trainer_app import Known, TrainerWorker
+from tests.streams.test_learner import example
+
+
+class Sent:
+    """Stands where the outbox is and keeps what would be sent, flush by flush."""
+
+    def __init__(self) -> None:
+        self.flushes: list[list[tuple[str, bytes | None, bytes | None]]] = []
+        self.fails = False
+        self._waiting: list[tuple[str, bytes | None, bytes | None]] = []
+
+    def add(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = ()) -> None:
+        self._waiting.append((topic, key, value))
+
+    async def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if self.fails and any(topic == topics.ITEM_VECTORS for topic, *_ in waiting):
+            raise OSError("the row is too large")
+        if waiting:
+            self.flushes.append(waiting)
+
+    def of(self, topic: str) -> list[list[bytes | None]]:
+        """The keys of each flush that went to a topic."""
+        flushes = [[key for name, key, _ in flush if name == topic] for flush in self.flushes]
+        return [keys for keys in flushes if keys]
+
+    def progress(self) -> Progress:
+        values = [value for flush in self.flushes for _, key, value in flush if key == PROGRESS_KEY]
+        return msgspec.msgpack.decode(decode(ItemVector, values[-1]).state, type=Progress)
+
+
+@pytest.fixture
+def sent() -> Sent:
+    return Sent()
+
+
+@pytest.fixture
+def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
+    settings = Settings()
+    known = Known(settings.kafka)
+    known.caught_up.set()  # and no newer release: the learner stays
+    worker = TrainerWorker(settings, known)
+    worker.learner = Learner(bundle, {}, settings.trainer, seed=1)
+    worker.outbox = sent  # type: ignore[assignment]
+    yield worker
+    worker._executor.shutdown()
+
+
+def batch(*item_ids: str, start: int = 0) -> list[Raw]:
+    return [
+        Raw(topics.TRAINING_EXAMPLES, 0, offset, 0, b"u", encode(example(item_id, offset)), ())
+        for offset, item_id in enumerate(item_ids, start)
+    ]
+
+
+def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWorker, sent: Sent):
+    async def two_batches() -> None:
+        assert await worker.handle(batch("item-1", "item-2")) is None
+        assert await worker.handle(batch("item-3", start=2)) is None
+        await worker.published()
+
+    asyncio.run(two_batches())
+    first, progress, second, last = sent.of(topics.ITEM_VECTORS)
+    assert {b"item-1", b"item-2"} <= set(first) and b"item-3" in second
+    assert progress == last == [PROGRESS_KEY]
+    assert sent.progress().next_offset == 3
+
+
+def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a trainer that starts again would fetch it and die of it for ever."""
+
+    async def a_good_one_and_a_bad_one() -> BaseException | None:
+        assert await worker.handle(batch("item-1")) is None
+        assert worker.learner is not None
+        monkeypatch.setattr(worker.learner._trainer, "learn", lambda *_: 1 / 0)
+        return await worker.handle(batch("item-2", "item-3", start=1))
+
+    assert isinstance(asyncio.run(a_good_one_and_a_bad_one()), ZeroDivisionError)
+    assert len(sent.of(topics.DEAD_LETTERS)[0]) == 2
+    assert b"item-1" in sent.of(topics.ITEM_VECTORS)[0]
+    assert sent.progress().next_offset == 3
+
+
+def test_rows_that_cannot_be_sent_stop_the_process_and_are_no_bug_of_the_next_batch(worker: TrainerWorker, sent: Sent):
+    async def a_lost_one_and_the_next() -> None:
+        assert await worker.handle(batch("item-1")) is None
+        sent.fails = True
+        await asyncio.sleep(0)
+        await worker.handle(batch("item-2", start=1))
+
+    with pytest.raises(OSError, match="too large"):
+        asyncio.run(a_lost_one_and_the_next())
+    assert not sent.of(topics.DEAD_LETTERS)
