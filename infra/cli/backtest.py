@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.learn import Mapping, progress_bars
+from infra.cli.learn import LOG, ItemsFile, Mapping, SearchesFile, progress_bars
 
 CUTOFFS = ("10", "50", "100", "500")
 FRACTION = 0.1
@@ -24,14 +24,10 @@ def register(app: typer.Typer) -> None:
 
 def backtest(
     context: typer.Context,
-    log: Annotated[
-        Path, typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
-    ],
+    log: Annotated[Path, LOG],
     out: Annotated[Path, typer.Option(help="Directory to make; an earlier backtest there is replaced")],
-    items: Annotated[
-        Path | None, typer.Option(help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
-    ] = None,
-    searches: Annotated[Path | None, typer.Option(help="Searches: user_id,query,event_ms")] = None,
+    items: ItemsFile = None,
+    searches: SearchesFile = None,
     mapping: Mapping = None,
     test_from: Annotated[
         str | None, typer.Option(metavar="TIME", help="The test begins here: ISO 8601 (UTC if it names no zone) or ms")

@@ -22,6 +22,11 @@ from infra.settings import Settings
 
 Step = Callable[[str, int, int], None]
 
+LOG = typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
+ItemsFile = Annotated[
+    Path | None, typer.Option("--items", help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
+]
+SearchesFile = Annotated[Path | None, typer.Option("--searches", help="Searches: user_id,query,event_ms")]
 Mapping = Annotated[
     list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
 ]
@@ -46,16 +51,12 @@ def register(app: typer.Typer) -> None:
 
 def train(
     context: typer.Context,
-    log: Annotated[
-        Path | None, typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
-    ] = None,
+    log: Annotated[Path | None, LOG] = None,
     from_topics: Annotated[
         bool, typer.Option("--from-topics", help="Train from what watch-events and items hold, instead of a log")
     ] = False,
-    items: Annotated[
-        Path | None, typer.Option(help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
-    ] = None,
-    searches: Annotated[Path | None, typer.Option(help="Searches: user_id,query,event_ms")] = None,
+    items: ItemsFile = None,
+    searches: SearchesFile = None,
     mapping: Mapping = None,
     warm_start: Annotated[
         str | None, typer.Option(help="Begin from this release instead of from noise: a version, or newest")
@@ -93,9 +94,7 @@ def train(
 
 def replay(
     context: typer.Context,
-    log: Annotated[
-        Path, typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
-    ],
+    log: Annotated[Path, LOG],
     speed: Annotated[str, typer.Option(help="N times as fast as it happened, or max")] = "max",
     items: Annotated[Path | None, typer.Option(help="Catalogue, sent to `items` first")] = None,
     mapping: Mapping = None,
