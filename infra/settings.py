@@ -71,9 +71,25 @@ class History(Section):
     completed_s: Annotated[float, Field(gt=0)] = Field(
         18.0, description="a watch is completed (positive) when it lasted min(duration, this)"
     )
+    impressions: Count = Field(
+        100, description="newest shown items kept per user: what was shown and not watched sinks (paper section 4.1)"
+    )
     future_s: Seconds = Field(300.0, description="an event stamped further ahead than this is refused")
     batch: Count = Field(1000, description="most events handled together")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.02, description="longest wait for a batch to fill")
+
+
+class Join(Section):
+    window_s: Annotated[float, Field(gt=0)] = Field(
+        1800.0, description="an impression waits so long for its watches, in event time; then the rest is not watched"
+    )
+    grace_s: Seconds = Field(1800.0, description="a later watch still corrects the example for this long")
+    early_s: Seconds = Field(60.0, description="a watch waits so long for an impression that is not read yet")
+    open_impressions: Count = Field(50, description="most impressions of one user that wait; the oldest is closed first")
+    half_life_h: Annotated[float, Field(gt=0)] = Field(48.0, description="of item statistics, in event time")
+    publish_s: Annotated[float, Field(gt=0)] = Field(1.0, description="how often changed statistics are published")
+    batch: Count = Field(1000, description="most messages handled together")
+    wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
 
 
 class Trending(Section):
@@ -179,6 +195,7 @@ class Settings(BaseSettings):
     kafka: Kafka = Kafka()
     milvus: Milvus = Milvus()
     history: History = History()
+    join: Join = Join()
     trending: Trending = Trending()
     model: Model = Model()
     trainer: Trainer = Trainer()

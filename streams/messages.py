@@ -12,7 +12,7 @@ its many entries took longer than reading them.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -105,11 +105,20 @@ class Search(Struct, frozen=True, array_like=True, gc=False):
     offset: int
 
 
-class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
-    """The newest watches of a user (of any length, and completed ones: see streams.history) and the newest searches,
-    oldest first by event time, and what the stream has shown us so far.
+class ShownList(Struct, frozen=True, array_like=True, gc=False):
+    """One impression in a history: which items were shown together."""
 
-    `watch_offset` and `search_offset` are the newest source offsets that are in here: an event at or below is a replay.
+    request_id: str
+    at_ms: int
+    item_ids: tuple[str, ...]  # top first
+
+
+class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
+    """The newest watches of a user (of any length, and completed ones: see streams.history), the newest searches and
+    the newest impressions, oldest first by event time, and what the stream has shown us so far.
+
+    `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
+    or below is a replay.
     """
 
     user_id: Id
@@ -119,6 +128,8 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     watch_offset: Offset = -1
     search_offset: Offset = -1
     produced_ms: Millis = 0  # when the newest event in here was sent to Kafka
+    impressions: tuple[ShownList, ...] = ()
+    impression_offset: Offset = -1
 
 
 class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -217,15 +228,29 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
 
 
 class Shown(Struct, frozen=True, omit_defaults=True):
+    """One item of an impression. What the ranker was fed of it, as it was fed: `ids` by feature name, `values` the
+    continuous features of scope impression, float32 little-endian (NaN: missing) in the order of the schema; both empty
+    where nothing was ranked, and from external reporters."""
+
     item_id: Id
     position: int  # 1 is the top of the list
     source: str
     score: float | None = None
     expected_watch_s: float | None = None
-    features: dict[str, float] = {}
+    retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
+    ids: dict[str, tuple[str, ...]] = {}
+    values: bytes = b""
 
 
 class Impression(Struct, frozen=True, omit_defaults=True):
+    """A list that was shown. `ids` and `values` are the ranker's features of scope query, as those of Shown are of
+    scope impression, by the schema `schema_hash`.
+
+    `factor` is the calibration that `expected_watch_s` holds: what the network said times it. `best_score` is the best
+    retrieval score of all candidates, shown or not. `marks`: by topic the next offset of each partition that serving
+    had not read yet, so that the features can be computed again from the topics.
+    """
+
     request_id: Id
     user_id: Id
     at_ms: Millis
@@ -233,19 +258,87 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     version: str
     items: tuple[Shown, ...]
     context: Context | None = None
+    schema_hash: str = ""
+    ids: dict[str, tuple[str, ...]] = {}
+    values: bytes = b""
+    factor: Annotated[float, Meta(gt=0)] = 1.0
+    best_score: float | None = None
+    marks: dict[str, tuple[int, ...]] = {}
+
+
+class Outcome(Struct, frozen=True, array_like=True):
+    """What became of one shown item: seconds watched, 0 for not at all."""
+
+    item_id: str
+    watched_s: float
+    completed: bool
 
 
 class RankingExample(Struct, frozen=True, omit_defaults=True):
-    """An impression of one item joined to its outcome."""
+    """An impression joined to its outcomes, one per item and in the same order.
 
-    request_id: Id
+    `partition` and `offset` of the impression in `impressions` are its identity. A late watch makes another example of
+    the same identity with the next `revision`; the highest one holds.
+    """
+
+    impression: Impression
+    outcomes: tuple[Outcome, ...]
+    partition: int
+    offset: Offset
+    closed_ms: Millis  # the window's end, event time
+    revision: Annotated[int, Meta(ge=0)] = 0
+
+
+class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
+    """A watch on its way into an example."""
+
+    item_id: str
+    event_ms: int
+    watch_s: float
+    completed: bool
+    event_id: str
+    request_id: str | None
+    offset: int
+
+
+class OpenImpression(Struct, frozen=True, gc=False):
+    """An impression whose outcome may still change. `revision` of the last example made of it, -1: none yet."""
+
+    impression: Impression
+    offset: int
+    closes_ms: int
+    watches: tuple[JoinedWatch, ...] = ()
+    revision: int = -1
+
+
+class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
+    below the offsets is a replay."""
+
     user_id: Id
-    item_id: Id
-    position: int
-    shown_ms: Millis
-    watched_s: Seconds
-    version: str
-    features: dict[str, float] = {}
+    impressions: tuple[OpenImpression, ...] = ()
+    early: tuple[JoinedWatch, ...] = ()
+    watch_offset: Offset = -1
+    impression_offset: Offset = -1
+
+
+class StatisticsRow(Struct, frozen=True, array_like=True):
+    """Decayed sums over the closed impressions of one partition, as of `as_of_ms`; readers add the partitions up.
+
+    `scope` and `id`: `item`, `channel` or `topic` and its id; `all` and an empty id; `calibration` and a version, where
+    only impressions that the ranker has scored count. `expected_s` is what the ranker had said, without the factor.
+    """
+
+    scope: Literal["item", "channel", "topic", "all", "calibration"]
+    id: str
+    partition: int
+    as_of_ms: int
+    impressions: float
+    watches: float
+    seconds: float
+    completions: float
+    expected_s: float
+    mark: tuple[int, int]  # closed_ms and offset of the newest impression that is counted
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ ITEM_VECTORS = "item-vectors"
 RELEASES = "releases"
 IMPRESSIONS = "impressions"
 RANKING_EXAMPLES = "ranking-examples"
+ITEM_STATISTICS = "item-statistics"
+JOIN_STATE = "join-state"
 TRENDING = "trending"
 RECOMMEND_REQUESTS = "recommend-requests"
 RECOMMEND_REPLIES = "recommend-replies"
@@ -56,6 +58,8 @@ TOPICS = (
     Topic(RELEASES, "kind", "compact", messages.Release, single=True),
     Topic(IMPRESSIONS, "user", "delete", messages.Impression),
     Topic(RANKING_EXAMPLES, "user", "delete", messages.RankingExample),
+    Topic(JOIN_STATE, "user", "compact", messages.JoinState),
+    Topic(ITEM_STATISTICS, "scope", "compact", messages.StatisticsRow, single=True),
     Topic(TRENDING, "scope", "compact", messages.Trending, single=True),
     Topic(RECOMMEND_REQUESTS, "user", "delete", messages.RecommendRequest),
     Topic(RECOMMEND_REPLIES, "request", "delete", messages.RecommendReply),
