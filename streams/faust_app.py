@@ -25,6 +25,7 @@ from infra.health import Health
 from infra.kafka_clients import faust_options
 from infra.settings import Settings
 from streams.intake import Raw, raw_of
+from streams.outbox import Outbox, create_producer
 from streams.recovery import OrderedTables, fetch_from_flowing_only
 
 log = structlog.get_logger(__name__)
@@ -107,6 +108,43 @@ def owned(app: faust.App, events: Iterable[Any], topic_prefix: str) -> list[Raw]
     ]
 
 
+def declare_agent(
+    app: faust.App,
+    settings: Settings,
+    stage: str,
+    names: Iterable[str],
+    handle: Callable[[list[Raw], Outbox], Coroutine[Any, Any, BaseException | None]],
+    *,
+    max_: int,
+    within: float,
+) -> None:
+    """The agent of a worker: it reads the topics `names` together and gives their batches to `handle`, with an outbox
+    of its own; beside it the worker reports its lag."""
+    prefix = settings.kafka.topic_prefix
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def lag() -> None:
+        await report_lag(app, prefix)
+
+    @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
+    async def agent(stream: Any) -> None:
+        producer = create_producer(settings.kafka, f"nextwatch-{stage}")
+        await producer.start()
+        outbox = Outbox(producer, prefix)
+        try:
+            await handle_batches(
+                app,
+                stream,
+                lambda batch: handle(batch, outbox),
+                settings=settings,
+                stage=stage,
+                max_=max_,
+                within=within,
+            )
+        finally:
+            await producer.stop()
+
+
 async def handle_batches(
     app: faust.App, stream: Any, handle: Handler, *, settings: Settings, stage: str, **take: Any
 ) -> None:
@@ -118,13 +156,14 @@ async def handle_batches(
         batch = owned(app, events, settings.kafka.topic_prefix)
         metrics.BATCH_SIZE.labels(stage).observe(len(batch))
         with metrics.BATCH_TIME.labels(stage).time():
-            bug = await _to_the_end(handle(batch))
+            bug = await to_the_end(handle(batch))
         if bug is not None:
             app.add_future(_stop_after(app, bug))
 
 
-async def _to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseException | None:
-    """Finish the batch also when we are cancelled, and leave the process at once when it fails.
+async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseException | None:
+    """Finish a batch, or another piece of work that has effects, also when we are cancelled, and leave the process at
+    once when it fails.
 
     In both cases Faust would acknowledge the batch's events as if they had been handled.
     """

@@ -1,15 +1,18 @@
-"""A user's history, event by event: the newest watches and searches, and the example that a completed watch makes.
+"""A user's history, event by event: the newest watches, searches and impressions, and the example that a completed
+watch makes.
 
 Pure: a history and an event go in, a history and perhaps an example come out; nothing here knows of Kafka or the time.
 
 Of the watches the newest `keep` stay, of whatever length, and the newest `keep` completed ones: the ranker looks at the
-first, the user tower at the second, and whoever skips much has few that are both.
+first, the user tower at the second, and whoever skips much has few that are both. Of the impressions the newest `keep`
+shown items stay, list by list; the oldest list is cut to what still fits.
 
 An event is applied once. A source offset at or below the history's is a replay after a crash (its effects were
 acknowledged before the history was: see streams.history_app), an event id that is already in the history is a
 producer's duplicate. An event that would not stay is passed over as too old. The event-id check is complete by this: a
 watch that was let go had `keep` others at its time or later, and still has them when its duplicate comes. So it must be
-"at its time or later", both for what is let go and for what is too old.
+"at its time or later", both for what is let go and for what is too old. The request ids of impressions are checked by
+the same reasoning, counted in shown items; that is why a list is cut, not left out, where it does not fit whole.
 """
 
 from __future__ import annotations
@@ -19,7 +22,16 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from streams.messages import Search, SearchEvent, TrainingExample, UserHistory, Watch, WatchEvent
+from streams.messages import (
+    Impression,
+    Search,
+    SearchEvent,
+    ShownList,
+    TrainingExample,
+    UserHistory,
+    Watch,
+    WatchEvent,
+)
 
 
 class Outcome(StrEnum):
@@ -79,6 +91,8 @@ def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep
         watch_offset=source.offset,
         search_offset=history.search_offset,
         produced_ms=max(history.produced_ms, source.produced_ms),
+        impressions=history.impressions,
+        impression_offset=history.impression_offset,
     )
     example = _example(event, newer.context, before, history.searches, source) if completed else None
     return Applied(newer, Outcome.KEPT, example)
@@ -106,6 +120,36 @@ def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, ke
         watch_offset=history.watch_offset,
         search_offset=source.offset,
         produced_ms=max(history.produced_ms, source.produced_ms),
+        impressions=history.impressions,
+        impression_offset=history.impression_offset,
+    )
+    return Applied(newer, outcome)
+
+
+def apply_impression(history: UserHistory, event: Impression, source: Source, *, keep: int) -> Applied:
+    """Sort the list that was shown in by its time and keep the newest `keep` shown items."""
+    if source.offset <= history.impression_offset:
+        return Applied(history, Outcome.REPLAYED)
+    lists = history.impressions
+    outcome = Outcome.KEPT
+    if any(shown.request_id == event.request_id for shown in lists):
+        outcome = Outcome.DUPLICATE
+    elif sum(len(shown.item_ids) for shown in lists[bisect_left(lists, event.at_ms, key=_at_ms) :]) >= keep:
+        outcome = Outcome.TOO_OLD
+    elif event.items:
+        place = bisect_right(lists, event.at_ms, key=_at_ms)
+        shown = ShownList(event.request_id, event.at_ms, tuple(item.item_id for item in event.items))
+        lists = _newest_shown((*lists[:place], shown, *lists[place:]), keep)
+    newer = UserHistory(
+        user_id=history.user_id,
+        watches=history.watches,
+        searches=history.searches,
+        context=history.context,
+        watch_offset=history.watch_offset,
+        search_offset=history.search_offset,
+        produced_ms=max(history.produced_ms, source.produced_ms),
+        impressions=lists,
+        impression_offset=source.offset,
     )
     return Applied(newer, outcome)
 
@@ -118,12 +162,27 @@ def _newest(watches: tuple[Watch, ...], keep: int) -> tuple[Watch, ...]:
     return (*older[-missing:], *recent) if older and missing else recent
 
 
+def _newest_shown(lists: Sequence[ShownList], keep: int) -> tuple[ShownList, ...]:
+    """The newest lists with `keep` items in all; the oldest of them is cut to what fits."""
+    newest: list[ShownList] = []
+    for shown in reversed(lists):
+        newest.append(ShownList(shown.request_id, shown.at_ms, shown.item_ids[:keep]))
+        keep -= len(shown.item_ids)
+        if keep <= 0:
+            break
+    return tuple(reversed(newest))
+
+
 def _completed(watches: Sequence[Watch]) -> int:
     return sum(watch.completed for watch in watches)
 
 
 def _event_ms(entry: Watch | Search) -> int:
     return entry.event_ms
+
+
+def _at_ms(shown: ShownList) -> int:
+    return shown.at_ms
 
 
 def _seen(history: UserHistory, source: Source) -> UserHistory:
@@ -136,6 +195,8 @@ def _seen(history: UserHistory, source: Source) -> UserHistory:
         watch_offset=source.offset,
         search_offset=history.search_offset,
         produced_ms=history.produced_ms,
+        impressions=history.impressions,
+        impression_offset=history.impression_offset,
     )
 
 

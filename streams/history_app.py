@@ -1,4 +1,7 @@
-"""The history worker: watch and search events in, user histories and training examples out.
+"""The history worker: watch and search events and impressions in, user histories and training examples out.
+
+What is wrong with an impression is the join worker's to report and to forward (see streams.join_app); here it is passed
+over.
 
 The order of effects of one batch, each step acknowledged by the brokers before the next:
 
@@ -13,84 +16,39 @@ lost, and nothing counts twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faust
-import structlog
 
 from infra import metrics
 from infra.health import Health
 from infra.settings import Settings
 from streams import topics
-from streams.faust_app import create_app, follow_readiness, handle_batches, now_ms, raw_topic, report_lag
-from streams.history import Applied, Outcome, apply_search, apply_watch
+from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms
+from streams.history import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.intake import Raw, read, reject
-from streams.messages import Refused, SearchEvent, UserHistory, WatchEvent, decode, encode
-from streams.outbox import Outbox, create_producer
-
-log = structlog.get_logger(__name__)
+from streams.messages import Impression, Refused, SearchEvent, UserHistory, WatchEvent, encode
+from streams.outbox import Outbox
+from streams.tables import EncodedTable, create_table, load, put
 
 KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent}
-
-
-class HistoryTable(faust.Table):
-    """A Faust table whose changelog the agent writes itself, in batches.
-
-    Faust would send one message for each key that is set, which is the larger part of an event's cost. Recovery and
-    rebalancing are Faust's own. The table holds what travels: str keys and encoded histories.
-    """
-
-    def on_key_set(self, key: Any, value: Any) -> None:
-        """Nothing to send: see `handle`."""
-
-    def on_key_del(self, key: Any) -> None:
-        """Nothing to send: see `handle`."""
+SHOWN = {topics.IMPRESSIONS: Impression}
 
 
 def create_history_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "history", Table=HistoryTable)
-    prefix = settings.kafka.topic_prefix
-    histories = app.Table(
-        "histories",
-        partitions=settings.kafka.partitions,
-        use_partitioner=True,
-        changelog_topic=app.topic(
-            prefix + topics.USER_HISTORIES,
-            key_type=str,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-            compacting=True,
-            partitions=settings.kafka.partitions,
-            internal=True,
-            allow_empty=True,
-        ),
-    )
+    app = create_app(settings, "history", Table=EncodedTable)
+    histories = create_table(app, settings, "histories", topics.USER_HISTORIES)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
-
-    @app.task  # type: ignore[untyped-decorator]
-    async def lag() -> None:
-        await report_lag(app, prefix)
-
-    @app.agent(raw_topic(app, settings, *KINDS), name="history")  # type: ignore[untyped-decorator]
-    async def history(stream: Any) -> None:
-        producer = create_producer(settings.kafka, "nextwatch-history")
-        await producer.start()
-        outbox = Outbox(producer, prefix)
-        try:
-            await handle_batches(
-                app,
-                stream,
-                lambda batch: handle(batch, histories, outbox, settings),
-                settings=settings,
-                stage="history",
-                max_=settings.history.batch,
-                within=settings.history.wait_s,
-            )
-        finally:
-            await producer.stop()
-
+    declare_agent(
+        app,
+        settings,
+        "history",
+        (*KINDS, *SHOWN),
+        lambda batch, outbox: handle(batch, histories, outbox, settings),
+        max_=settings.history.batch,
+        within=settings.history.wait_s,
+    )
     return app
 
 
@@ -99,9 +57,7 @@ async def handle(batch: Sequence[Raw], histories: Any, outbox: Outbox, settings:
     changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms())
     await outbox.flush()
     for user_id, newer in changed.items():
-        histories[user_id] = encoded = encode(newer)
-        place = topics.partition_of(user_id, settings.kafka.partitions)
-        outbox.add(topics.USER_HISTORIES, place, user_id.encode(), encoded)
+        put(histories, topics.USER_HISTORIES, user_id, newer, outbox, settings.kafka.partitions)
     await outbox.flush()
     acknowledged_ms = now_ms()
     for produced_ms in sent_ms:
@@ -120,9 +76,9 @@ def apply(
     sent_ms: list[int] = []
     bug: BaseException | None = None
     outcomes = dict.fromkeys(Outcome, 0)
-    for raw, event in read(batch, KINDS, settings, outbox, now_ms=now_ms):
+    for raw, event in _read(batch, settings, outbox, now_ms=now_ms):
         try:
-            before = changed.get(event.user_id) or _load(histories, event.user_id)
+            before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
             applied = _apply(before, event, raw, settings)
         except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
             bug = bug or error
@@ -142,20 +98,18 @@ def apply(
     return changed, sent_ms, bug
 
 
-def _apply(before: UserHistory, event: WatchEvent | SearchEvent, raw: Raw, settings: Settings) -> Applied:
+def _read(
+    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int
+) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
+    """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
+    yield from read((raw for raw in batch if raw.topic in KINDS), KINDS, settings, outbox, now_ms=now_ms)
+    yield from read((raw for raw in batch if raw.topic in SHOWN), SHOWN, settings, None, now_ms=now_ms)
+
+
+def _apply(before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings) -> Applied:
     if isinstance(event, WatchEvent):
         keep, completed_s = settings.history.watches, settings.history.completed_s
         return apply_watch(before, event, raw.source, keep=keep, completed_s=completed_s)
+    if isinstance(event, Impression):
+        return apply_impression(before, event, raw.source, keep=settings.history.impressions)
     return apply_search(before, event, raw.source, keep=settings.history.searches)
-
-
-def _load(histories: Any, user_id: str) -> UserHistory:
-    encoded = histories.get(user_id)
-    if encoded is None:
-        return UserHistory(user_id)
-    try:
-        return decode(UserHistory, encoded, max_bytes=len(encoded))
-    except Refused as refused:
-        # Somebody else wrote to the changelog. The user starts anew, which the next watch makes true on the topic too.
-        log.error("unreadable history in user-histories, starting it anew", reason=str(refused))
-        return UserHistory(user_id)

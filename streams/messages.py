@@ -302,13 +302,17 @@ class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
 
 
 class OpenImpression(Struct, frozen=True, gc=False):
-    """An impression whose outcome may still change. `revision` of the last example made of it, -1: none yet."""
+    """An impression whose outcome may still change. `revision` of the last example made of it, -1: none yet.
+
+    `counted`: of its closing, the items that were watched, as the statistics hold them.
+    """
 
     impression: Impression
     offset: int
     closes_ms: int
     watches: tuple[JoinedWatch, ...] = ()
     revision: int = -1
+    counted: tuple[Outcome, ...] = ()
 
 
 class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -338,7 +342,7 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
     seconds: float
     completions: float
     expected_s: float
-    mark: tuple[int, int]  # closed_ms and offset of the newest impression that is counted
+    mark: tuple[int, int]  # what is counted: the windows closed by this watermark, the offset that last pushed one out
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------
@@ -383,7 +387,8 @@ def encode(message: Struct) -> bytes:
 
 
 def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, latest_ms: int | None = None) -> M:
-    """Read one message of type `kind`. `latest_ms` is the latest `event_ms` that can be true (now plus clock skew).
+    """Read one message of type `kind`. `latest_ms` is the latest `event_ms` or `at_ms` that can be true (now plus
+    clock skew).
 
     Raises Refused with code `empty`, `too_large`, `malformed`, `invalid` or `future`.
     """
@@ -397,8 +402,14 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
         raise Refused("invalid", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"not {'MessagePack' if kind in _BINARY else 'JSON'}: {error}") from None
-    event_ms = getattr(message, "event_ms", None)
-    if latest_ms is not None and event_ms is not None and event_ms > latest_ms:
-        ahead_s = (event_ms - latest_ms) / 1000
-        raise Refused("future", f"event_ms {event_ms} lies {ahead_s:.0f} s beyond what a clock's skew allows")
+    if latest_ms is not None:
+        _refuse_future(message, latest_ms)
     return message
+
+
+def _refuse_future(message: Any, latest_ms: int) -> None:
+    name = "event_ms" if hasattr(message, "event_ms") else "at_ms"
+    time_ms = getattr(message, name, None)
+    if time_ms is not None and time_ms > latest_ms:
+        ahead_s = (time_ms - latest_ms) / 1000
+        raise Refused("future", f"{name} {time_ms} lies {ahead_s:.0f} s beyond what a clock's skew allows")

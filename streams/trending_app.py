@@ -17,12 +17,12 @@ import faust
 from infra.health import Health
 from infra.settings import Kafka, Settings
 from streams import topics
-from streams.faust_app import create_app, follow_readiness, handle_batches, now_ms, raw_topic, report_lag
+from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms
 from streams.follow import TopicFollower
 from streams.history import is_completed
 from streams.intake import Raw, read, reject
 from streams.messages import Refused, Trending, WatchEvent, decode, encode
-from streams.outbox import Outbox, create_producer
+from streams.outbox import Outbox
 from streams.trending import DecayedCounts
 
 SCOPE = "global"
@@ -32,7 +32,6 @@ MOST_EVENTS = 5000  # handled together
 
 def create_trending_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trending")
-    prefix = settings.kafka.topic_prefix
     counts: dict[int, DecayedCounts] = {}
     follow_readiness(app, health)
 
@@ -41,28 +40,15 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
         for tp in revoked:
             counts.pop(tp.partition, None)
 
-    @app.task  # type: ignore[untyped-decorator]
-    async def lag() -> None:
-        await report_lag(app, prefix)
-
-    @app.agent(raw_topic(app, settings, topics.WATCH_EVENTS), name="trending")  # type: ignore[untyped-decorator]
-    async def trending(stream: Any) -> None:
-        producer = create_producer(settings.kafka, "nextwatch-trending")
-        await producer.start()
-        outbox = Outbox(producer, prefix)
-        try:
-            await handle_batches(
-                app,
-                stream,
-                lambda batch: handle(batch, counts, outbox, settings),
-                settings=settings,
-                stage="trending",
-                max_=MOST_EVENTS,
-                within=settings.trending.publish_s,
-            )
-        finally:
-            await producer.stop()
-
+    declare_agent(
+        app,
+        settings,
+        "trending",
+        KINDS,
+        lambda batch, outbox: handle(batch, counts, outbox, settings),
+        max_=MOST_EVENTS,
+        within=settings.trending.publish_s,
+    )
     return app
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.history import Outcome, Source, apply_search, apply_watch, is_completed
-from streams.messages import SearchEvent, UserHistory, WatchEvent, encode
+from streams.history import Outcome, Source, apply_impression, apply_search, apply_watch, is_completed
+from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, UserHistory, WatchEvent, encode
 
 KEEP = 5
 
@@ -116,6 +116,74 @@ def test_a_search_at_the_time_of_the_oldest_in_a_full_history_is_too_old():
     applied = apply_search(history, SearchEvent("s2", "u", "q", 7), Source(0, 1, 0), keep=1)
     assert applied.outcome is Outcome.TOO_OLD and applied.history.searches == history.searches
     assert applied.history.search_offset == 1
+
+
+def impression(at_ms: int, items: int, request_id: str | None = None) -> Impression:
+    shown = tuple(Shown(f"i{number}", number, "retrieval") for number in range(1, items + 1))
+    return Impression(request_id or f"r{at_ms}", "u", at_ms, "server", "v1", shown, context=Context(region="de"))
+
+
+def fold_shown(impressions: list[Impression], keep: int) -> tuple[UserHistory, list[Outcome]]:
+    history, outcomes = UserHistory("u"), []
+    for offset, each in enumerate(impressions):
+        applied = apply_impression(history, each, Source(0, offset, 0), keep=keep)
+        history = applied.history
+        outcomes.append(applied.outcome)
+    return history, outcomes
+
+
+def shown_lists(history: UserHistory) -> list[tuple[int, int]]:
+    return [(shown.at_ms, len(shown.item_ids)) for shown in history.impressions]
+
+
+def test_the_newest_lists_are_kept_oldest_first_and_the_oldest_is_cut_to_what_fits():
+    history, _ = fold_shown([impression(10, 4), impression(30, 3), impression(20, 4)], keep=9)
+    assert shown_lists(history) == [(10, 2), (20, 4), (30, 3)]
+    assert history.impressions[0] == ShownList("r10", 10, ("i1", "i2")), "the top of the list is what stays"
+    assert shown_lists(fold_shown([impression(10, 4), impression(20, 99)], keep=9)[0]) == [(20, 9)]
+
+
+def test_a_list_that_was_shown_twice_counts_once_and_an_older_one_than_all_kept_is_too_old():
+    kept, duplicate, too_old = Outcome.KEPT, Outcome.DUPLICATE, Outcome.TOO_OLD
+    lists = [impression(10, 2, "a"), impression(10, 2, "a"), impression(20, 5, "b"), impression(10, 2, "a")]
+    history, outcomes = fold_shown(lists, keep=5)
+    assert outcomes == [kept, duplicate, kept, too_old] and shown_lists(history) == [(20, 5)]
+    assert history.impression_offset == 3, "the offset of a passed-over impression is remembered"
+    replayed = apply_impression(history, impression(99, 1), Source(0, 3, 0), keep=5)
+    assert replayed.outcome is Outcome.REPLAYED and replayed.history is history
+
+
+def test_an_impression_without_items_leaves_nothing_in_the_history():
+    assert shown_lists(fold_shown([impression(t, 0) for t in range(9)], keep=5)[0]) == []
+
+
+def test_lists_stay_when_watches_and_searches_come_and_their_context_is_not_the_viewers():
+    history, _ = fold_shown([impression(10, 2)], keep=5)
+    history = apply_watch(history, watch(20, "w"), Source(0, 0, 0), keep=KEEP, completed_s=18).history
+    history = apply_watch(history, watch(20, "w"), Source(0, 1, 0), keep=KEEP, completed_s=18).history
+    history = apply_search(history, SearchEvent("s", "u", "q", 30), Source(0, 0, 0), keep=2).history
+    history = apply_impression(history, impression(40, 1), Source(0, 1, 0), keep=5).history
+    assert shown_lists(history) == [(10, 2), (40, 1)] and history.context is None
+    assert (history.watch_offset, history.search_offset, history.impression_offset) == (1, 0, 1)
+    assert times(history) == [20] and len(history.searches) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=30), st.integers(1, 8))
+def test_shown_items_are_the_newest_of_all_lists_and_no_list_counts_twice(drawn, keep):
+    """Late lists, equal times, duplicates at any distance: the model remembers all of them, the history does not."""
+    lists = [impression(at_ms, 1 + at_ms % 4, f"{at_ms}/{name}") for at_ms, name in drawn]
+    history, _ = fold_shown(lists, keep)
+    first = {each.request_id: each for each in reversed(lists)}
+    ordered = sorted(first.values(), key=lambda each: (each.at_ms, lists.index(each)))
+    expected: list[str] = []
+    for each in reversed(ordered):
+        expected += [f"{each.request_id} {item.item_id}" for item in each.items][: keep - len(expected)]
+    kept = [f"{shown.request_id} {item}" for shown in reversed(history.impressions) for item in shown.item_ids]
+    assert len(kept) == min(keep, sum(len(each.items) for each in ordered))
+    assert len({shown.request_id for shown in history.impressions}) == len(history.impressions)
+    if len({each.at_ms for each in ordered}) == len(ordered):
+        assert kept == expected, "without equal times it does not matter in which order they came"
 
 
 arrivals = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 2)), max_size=40)

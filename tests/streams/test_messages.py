@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from streams.messages import (
     BundlePublished,
+    Impression,
     IndexReady,
     Item,
     ItemVector,
@@ -50,6 +51,14 @@ def refused(**change: object) -> Refused:
 def test_what_cannot_be_true_is_refused_with_its_reason(change, code, says):
     error = refused(**change)
     assert error.code == code and says in str(error)
+
+
+def test_an_impression_from_the_far_future_is_refused_too():
+    shown = b'{"request_id":"r","user_id":"u","at_ms":10001,"served_by":"","version":"","items":[]}'
+    assert decode(Impression, shown, latest_ms=10_001).at_ms == 10_001
+    with pytest.raises(Refused, match="at_ms 10001") as caught:
+        decode(Impression, shown, latest_ms=10_000)
+    assert caught.value.code == "future"
 
 
 def test_an_overflowing_number_is_refused():
