@@ -1,12 +1,12 @@
 """A SIMULATED world of people who watch videos: it feeds the demo, the tests and the benchmarks, and is not real data.
 
 Seeded, and the clock is an argument: the same seed and the same calls give the same events. Choices come in two kinds:
-self-chosen watches (`past`, `step`), where a person picks one of all videos by popularity times taste, and answers to
-what a recommender shows (`respond`), where they look down a list and start what they like. How long they then watch is
-drawn around a known mean, so the world can tell the true expected seconds that a ranker only estimates. Some
-self-chosen watches were searched for: the person asked for the video's channel or topic just before, so a search tells
-something of the next watch. Live time is denser than life: a watch is reported the moment it happens, whatever its
-length.
+self-chosen watches (`past_log`, `step`), where a person picks one of all videos by popularity times taste, and answers
+to what a recommender shows (`past_exposures`, `respond`), where they look down a list and start what they like (see
+infra.exposures). How long they then watch is drawn around a known mean, so the world can tell the true expected seconds
+that a ranker only estimates. Some self-chosen watches were searched for: the person asked for the video's channel or
+topic just before, so a search tells something of the next watch. Live time is denser than life: a watch is reported the
+moment it happens, whatever its length.
 """
 
 from __future__ import annotations
@@ -16,28 +16,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from infra.exposures import TINY, Memory, first_of, look_down, show_lists, without_repeats
 from infra.population import (
     DEVICES,
     HOUR_MS,
-    LATENT,
-    LATENT_WEIGHT,
     REGIONS,
     SURFACES,
     TOPICS,
-    Floats,
+    Doubles,
     Rows,
     affinity,
     channel_affinity,
     devices,
+    draw_watch_s,
     favourites,
     log_popularity,
     make_population,
     make_videos,
-    stay_chance,
+    mean_watch_s,
+    start_chance,
     surfaces,
-    watched_share,
 )
 from streams.messages import Context, Item, SearchEvent, WatchEvent
 
@@ -47,14 +46,9 @@ SESSION_CHANCE = 0.25  # that a past session ends with a watch
 MOST_WATCHES = 12
 SESSION_WATCHES = (1 - (1 - SESSION_CHANCE) ** MOST_WATCHES) / SESSION_CHANCE  # its mean
 BLOCK = 256  # sessions drawn together
-TINY = np.float32(1e-30)
-LEAVE_S = (1.0, 8.0)  # who leaves at once does so within this
-CONCENTRATION = 6.0  # of the watched share around its mean
 SEARCH_CHANCE = 0.06  # that a self-chosen watch was searched for
 SEARCHED_S = (2.0, 25.0)  # before the watch began
 QUERIES = ("{}", "best {}", "{} today", "{} new videos")
-LOOK_ON = 0.9  # chance to look at the next position of a list
-MOST_ANSWERS = 3  # watches out of one list
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Happened:
 
 class World:
     """`start_ms` is where the past ends and `step` begins; the catalogue of `items` was published over `catalogue_days`
-    before it, and one more appears every `item_every_s` after it. Memory: what each user has watched, once."""
+    before it, and one more appears every `item_every_s` after it. Memory: what each user has watched or passed over."""
 
     def __init__(
         self,
@@ -87,12 +81,14 @@ class World:
         self.user_ids = [f"u{row:05d}" for row in range(users)]
         self._rng = np.random.default_rng([seed, 2])
         self._search_rng = np.random.default_rng([seed, 3])  # its own: a log is the same whether searches are asked for
+        self._shown_rng = np.random.default_rng([seed, 4])  # and whether exposures are
         published = start_ms - np.sort(self._rng.random(items) * catalogue_days * 24 * HOUR_MS)[::-1]
         self.videos = make_videos(self.population, self._rng, published.astype(np.int64))
         self._item_every_ms = round(item_every_s * 1000)
-        self._seen: list[list[int]] = [[] for _ in range(users)]
+        self._memory = Memory(users)
         self._events = 0
         self._searched = 0
+        self._shown = 0  # lists, in the past
         self._born = 0  # videos published since `start_ms`, `publish` apart
         self._start_ms = self._now_ms = start_ms
 
@@ -117,20 +113,22 @@ class World:
 
     # --- what is true ----------------------------------------------------------------------------------------------
 
-    def expected_watch_s(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> NDArray[np.float64]:
+    def expected_watch_s(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> Doubles:
         """The true mean of the seconds that this person watches each video once it is started. float64 [N]
 
         Raises ValueError for a user or item that the world does not have.
         """
-        rows = self._rows(item_ids)
-        users = np.full(len(rows), self._user(user_id))
-        stay, share = self._inclination(users, rows, np.full(len(rows), now_ms))
-        return stay * share * self.videos.duration_s[rows] + (1 - stay) * np.mean(LEAVE_S)
+        return mean_watch_s(self.population, self.videos, *self._pairs(user_id, item_ids, now_ms))
 
-    def start_chance(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> NDArray[np.float64]:
-        """The true chance that this person starts each video when they look at it. float64 [N]"""
-        rows, user = self._rows(item_ids), self._user(user_id)
-        return self._start_chance(np.full(len(rows), user), rows, np.full(len(rows), now_ms))
+    def start_chance(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> Doubles:
+        """The true chance that this person starts each video when they look at it, as of now: what they have watched
+        they do not start again, and what they have passed over they are less likely to. float64 [N]"""
+        return self._start_chance(*self._pairs(user_id, item_ids, now_ms))
+
+    def expected_seconds(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> Doubles:
+        """The true mean of the seconds that showing each video brings, where this person looks at it. float64 [N]"""
+        started = self.start_chance(user_id, item_ids, now_ms)
+        return started * self.expected_watch_s(user_id, item_ids, now_ms)
 
     def favourites(self, user_id: str, now_ms: int) -> list[str]:
         """The channels this person loves now, without repetition."""
@@ -167,6 +165,17 @@ class World:
         rows = log["item_id"].str.slice(1).cast(pl.Int64)
         return self._searches(log["user_id"], rows.to_numpy(), started_ms.to_numpy(), chance)
 
+    def past_exposures(self, start_ms: int, end_ms: int, lists: int, length: int = 20) -> pl.DataFrame:
+        """What was shown in that time and what became of it, in order of time and position: user_id, item_id, event_ms
+        (of being shown), watch_s (0: not started), duration_s, region, language, device, surface, request_id, position,
+        and true_s, which no log has: the expected seconds at that moment, if looked at.
+
+        Nobody is shown what they have watched already, so ask for times in their order: `past_log` of the days before.
+        """
+        at_ms = np.sort(self._shown_rng.integers(start_ms, end_ms, lists))
+        users = self._draw_users(lists, self._shown_rng)
+        return pl.concat([self._expose(users[block], at_ms[block], length) for block in without_repeats(users, BLOCK)])
+
     def past(self, start_ms: int, end_ms: int, events: int) -> Iterator[WatchEvent]:
         """The same as messages."""
         return self.messages(self.past_log(start_ms, end_ms, events))
@@ -197,12 +206,15 @@ class World:
         """What a person watches out of a list shown to them, top first: at most three, each a second after the other.
         Items that the world does not have, or that they have watched before, are passed over."""
         user = self._user(user_id)
-        looked = np.cumprod(self._rng.random(len(item_ids)) < LOOK_ON, dtype=np.int64) == 1
-        known = [self._known(item_id) for item_id, look in zip(item_ids, looked, strict=True) if look]
-        rows = np.array([row for row in known if row >= 0 and row not in self._seen[user]], np.int64)
+        rows = np.array([self._known(item_id) for item_id in item_ids], np.int64)
         users = np.full(len(rows), user)
-        starts = self._rng.random(len(rows)) < self._start_chance(users, rows, np.full(len(rows), now_ms))
-        chosen = rows[starts][:MOST_ANSWERS]
+        open_ = (rows >= 0) & ~self._memory.has_watched(users, rows)
+        chance = np.zeros(len(rows))
+        chance[open_] = self._start_chance(users[open_], rows[open_], np.full(int(open_.sum()), now_ms))
+        looked, started = (flags[0] for flags in look_down(self._rng, chance[None, :]))
+        passed = rows[open_ & looked & ~started]
+        self._memory.pass_over(users[: len(passed)], passed)
+        chosen = rows[started]
         drawn = self._watch(users[: len(chosen)], chosen, now_ms + 1000 * np.arange(len(chosen)))
         return list(self.messages(self._log(drawn), request_id))
 
@@ -231,48 +243,31 @@ class World:
         weight += log_popularity(self.population, self.videos, int(at_ms[-1]))
         weight[self.videos.published_ms[None, :] > at_ms[:, None]] = -np.inf
         for session, user in enumerate(users.tolist()):
-            weight[session, self._seen[user]] = -np.inf
+            weight[session, self._memory.watched(user)] = -np.inf
         with np.errstate(over="ignore"):
             race = (self._rng.standard_exponential(weight.shape, np.float32) + TINY) * np.exp(-weight)  # [B, N]
         most = min(int(counts.max()), race.shape[1] - 1)
-        first = np.argpartition(race, most - 1, axis=1)[:, :most]
-        order = np.argsort(np.take_along_axis(race, first, 1), axis=1, kind="stable")
-        first = np.take_along_axis(first, order, 1)  # [B, most]
+        first = first_of(race, most)  # [B, most]
         taken = (np.arange(most) < counts[:, None]) & np.isfinite(np.take_along_axis(race, first, 1))
         drawn = np.repeat(np.arange(len(users)), taken.sum(1))
         return users[drawn], first[taken], at_ms[drawn]
 
     def _watch(self, users: Rows, rows: Rows, at_ms: Rows) -> pl.DataFrame:
         """How long each choice is watched; who had watched a video before does not watch it again."""
-        stay, share = self._inclination(users, rows, at_ms)
-        stays = self._rng.random(len(rows)) < stay
-        watched = self._rng.beta(CONCENTRATION * share, CONCENTRATION * (1 - share)) * self.videos.duration_s[rows]
-        leave_s = self._rng.uniform(*LEAVE_S, len(rows))
-        self._remember(users, rows)
+        watch_s = draw_watch_s(self.population, self.videos, self._rng, users, rows, at_ms)
+        self._memory.watch(users, rows)
         return pl.DataFrame(
             {
                 "user": users,
                 "row": rows,
                 "event_ms": at_ms.astype(np.int64),
-                "watch_s": np.where(stays, watched, leave_s).round(2),
+                "watch_s": watch_s.round(2),
             }
         ).unique(["user", "row"], keep="first", maintain_order=True)
 
-    def _inclination(self, users: Rows, rows: Rows, at_ms: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Chance to stay, and expected share watched by who stays, of E (user, video, moment). float64 [E], [E]"""
-        liking, quality = self._liking(users, rows, at_ms), self.videos.quality[rows]
-        device = devices(self.population, users, at_ms)
-        share = watched_share(liking, quality, self.videos.duration_s[rows], device)
-        return stay_chance(liking, quality).astype(np.float64), np.clip(share.astype(np.float64), 0.01, 0.99)
-
-    def _liking(self, users: Rows, rows: Rows, at_ms: Rows) -> Floats:
-        channels = channel_affinity(self.population, users, at_ms)[np.arange(len(users)), self.videos.channel[rows]]
-        latent = (self.population.user_latent[users] * self.videos.latent[rows]).sum(1)
-        return np.asarray(channels + (LATENT_WEIGHT / LATENT**0.5) * latent, np.float32)
-
-    def _start_chance(self, users: Rows, rows: Rows, at_ms: Rows) -> NDArray[np.float64]:
-        logit = self._liking(users, rows, at_ms) + 0.5 * self.videos.quality[rows] - 3.0
-        return 1 / (1 + np.exp(-logit.astype(np.float64)))
+    def _start_chance(self, users: Rows, rows: Rows, at_ms: Rows) -> Doubles:
+        passed, watched = self._memory.times_passed(users, rows), self._memory.has_watched(users, rows)
+        return np.where(watched, 0.0, start_chance(self.population, self.videos, users, rows, at_ms, passed))
 
     def _publish_due(self) -> list[Item]:
         due = np.arange(self._born, (self._now_ms - self._start_ms) // self._item_every_ms) + 1
@@ -324,6 +319,29 @@ class World:
             }
         )
 
+    def _expose(self, users: Rows, at_ms: Rows, length: int) -> pl.DataFrame:
+        shown = show_lists(self.population, self.videos, self._memory, self._shown_rng, users, at_ms, length)
+        first, self._shown = self._shown + 1, self._shown + len(users)
+        rows, regions = shown["row"].to_numpy(), np.array(REGIONS)[shown["user"].to_numpy() % len(REGIONS)]
+        lists = shown["list"].to_numpy()
+        device, surface = devices(self.population, users, at_ms)[lists], surfaces(self.population, users, at_ms)[lists]
+        return pl.DataFrame(
+            {
+                "user_id": [self.user_ids[user] for user in shown["user"]],
+                "item_id": [_item_id(row) for row in rows],
+                "event_ms": shown["event_ms"],
+                "watch_s": shown["watch_s"],
+                "duration_s": self.videos.duration_s[rows].astype(np.float64).round(1),
+                "region": regions[:, 0],
+                "language": regions[:, 1],
+                "device": np.array(DEVICES)[device],
+                "surface": np.array(SURFACES)[surface],
+                "request_id": [f"sim-r-{first + at}" for at in lists.tolist()],
+                "position": shown["position"],
+                "true_s": shown["true_s"],
+            }
+        )
+
     def messages(self, log: pl.DataFrame, request_id: str | None = None) -> Iterator[WatchEvent]:
         for event_id, user_id, item_id, event_ms, watch_s, duration_s, device, surface in log.iter_rows():
             region, language = REGIONS[int(user_id[1:]) % len(REGIONS)]
@@ -343,12 +361,13 @@ class World:
             published_ms=int(self.videos.published_ms[row]),
         )
 
-    def _remember(self, users: Rows, rows: Rows) -> None:
-        for user, row in zip(users.tolist(), rows.tolist(), strict=True):
-            self._seen[user].append(row)
+    def _draw_users(self, count: int, rng: np.random.Generator | None = None) -> Rows:
+        return (rng or self._rng).choice(len(self.user_ids), count, p=self.population.user_activity)
 
-    def _draw_users(self, count: int) -> Rows:
-        return self._rng.choice(len(self.user_ids), count, p=self.population.user_activity)
+    def _pairs(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> tuple[Rows, Rows, Rows]:
+        """One person, each video, one moment. [N], [N], [N]"""
+        rows = self._rows(item_ids)
+        return np.full(len(rows), self._user(user_id)), rows, np.full(len(rows), now_ms)
 
     def _user(self, user_id: str) -> int:
         row = int(user_id[1:]) if user_id[1:].isdecimal() else -1
