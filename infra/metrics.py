@@ -31,6 +31,20 @@ EVENT_TO_HISTORY = Histogram(
 )
 WATCHES = Counter("nextwatch_watches_total", "Watches by what became of them", ["outcome"])
 
+# join
+JOINED = Counter("nextwatch_join_watches_total", "Watches by what became of them in the join", ["outcome"])
+CLOSED = Counter("nextwatch_impressions_closed_total", "Impressions whose first example was made", ["how"])
+OPEN_IMPRESSIONS = Gauge("nextwatch_open_impressions", "Impressions that wait for their watches", ["partition"])
+WATERMARK_LAG = Gauge("nextwatch_watermark_lag_seconds", "How far event time is behind the clock", ["partition"])
+STATISTICS_ROWS = Gauge("nextwatch_item_statistics_rows", "Rows of item statistics", ["partition"])
+RANKING_PAIRS = Counter(
+    "nextwatch_ranking_pair_seconds_total", "Watched seconds over pairs of a watched and an unwatched item", ["what"]
+)
+RANKING_EXPECTED = Counter("nextwatch_ranking_expected_seconds_total", "Watch time expected of ranked items, as served")
+RANKING_WATCHED = Counter("nextwatch_ranking_watched_seconds_total", "Watch time of ranked items")
+RANKING_LOSS = Gauge("nextwatch_ranking_weighted_loss", "Share of recent pair seconds in the wrong order")
+RANKING_CALIBRATION = Gauge("nextwatch_ranking_calibration", "Expected over watched seconds, of recent impressions")
+
 # trainer
 STEPS = Counter("nextwatch_training_steps_total", "Incremental training steps")
 STEPS_DROPPED = Counter(

@@ -278,7 +278,7 @@ class RankingExample(Struct, frozen=True, omit_defaults=True):
     """An impression joined to its outcomes, one per item and in the same order.
 
     `partition` and `offset` of the impression in `impressions` are its identity. A late watch makes another example of
-    the same identity with the next `revision`; the highest one holds.
+    the same identity with a higher `revision`. The highest one holds, of equal ones (after a crash) the last.
     """
 
     impression: Impression
