@@ -20,7 +20,13 @@ from infra.run_files import announce_services, fill_in, read_run_files
 from infra.settings import ENV_PREFIX, Settings, to_environ
 from infra.supervisor import Part, Supervisor
 
-STOP_ORDER = {"serving": 1, "history": 2, "trending": 2, "trainer": 2, "indexer": 3, "milvus": 8, "broker": 9}
+STOP_ORDER = {
+    "serving": 1,
+    **dict.fromkeys(("history", "join", "trending", "trainer"), 2),
+    "indexer": 3,
+    "milvus": 8,
+    "broker": 9,
+}
 PROGRAM = (sys.executable, "-m", "infra.cli")
 STOP_S = 20.0  # commits, leaves its groups, flushes
 

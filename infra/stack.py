@@ -11,6 +11,7 @@ from infra.supervisor import Report, Supervisor
 
 COMMANDS = {
     "history": ("worker", "history"),
+    "join": ("worker", "join"),
     "trending": ("worker", "trending"),
     "trainer": ("worker", "trainer"),
     "indexer": ("indexer",),

@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, NoReturn
 
 import faust
@@ -128,10 +128,7 @@ def declare_agent(
 
     @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:
-        producer = create_producer(settings.kafka, f"nextwatch-{stage}")
-        await producer.start()
-        outbox = Outbox(producer, prefix)
-        try:
+        async with open_outbox(settings, f"nextwatch-{stage}") as outbox:
             await handle_batches(
                 app,
                 stream,
@@ -141,8 +138,17 @@ def declare_agent(
                 max_=max_,
                 within=within,
             )
-        finally:
-            await producer.stop()
+
+
+@contextlib.asynccontextmanager
+async def open_outbox(settings: Settings, client_id: str) -> AsyncIterator[Outbox]:
+    """An outbox with a producer of its own."""
+    producer = create_producer(settings.kafka, client_id)
+    await producer.start()
+    try:
+        yield Outbox(producer, settings.kafka.topic_prefix)
+    finally:
+        await producer.stop()
 
 
 async def handle_batches(

@@ -24,7 +24,7 @@ class Watermark:
 
     def observe(self, topic: str, event_ms: int, now_ms: int) -> None:
         self._seen_ms[topic] = max(event_ms, self._seen_ms.get(topic, 0))
-        self._latest_ms = max(event_ms, self._latest_ms)
+        self._latest_ms = max(event_ms, self._latest_ms, self.value_ms)  # an old event does not take time back
         self._read_at_ms[topic] = now_ms
 
     def know(self, event_ms: int) -> None:

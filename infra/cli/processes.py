@@ -14,6 +14,7 @@ from infra.settings import Settings
 
 class WorkerName(StrEnum):
     HISTORY = "history"
+    JOIN = "join"
     TRENDING = "trending"
     TRAINER = "trainer"
 
@@ -27,7 +28,8 @@ def register(app: typer.Typer) -> None:
 def worker(
     context: typer.Context, name: Annotated[WorkerName, typer.Argument(help="Which of the stream workers")]
 ) -> None:
-    """Run a stream worker (Faust): user histories, trending items, or the incremental trainer."""
+    """Run a stream worker (Faust): user histories, what became of impressions, trending items, or the incremental
+    trainer."""
     from infra.health import Health, serve_health
     from streams.faust_app import now_ms, run
     from streams.follow import require_topics
@@ -67,6 +69,10 @@ def _app_of(name: WorkerName, settings: Settings, health: Any) -> Any:
         from streams.history_app import create_history_app
 
         return create_history_app(settings, health)
+    if name is WorkerName.JOIN:
+        from streams.join_app import create_join_app
+
+        return create_join_app(settings, health)
     if name is WorkerName.TRENDING:
         from streams.trending_app import create_trending_app
 

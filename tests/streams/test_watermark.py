@@ -56,6 +56,14 @@ def test_when_all_is_silent_time_goes_on_as_the_clock_does():
     assert watermark.advance((), NOW_MS + 9000) == 14_000
 
 
+def test_an_old_event_does_not_take_back_the_time_that_went_on_in_silence():
+    watermark = seen(5000, 3000)
+    silent_ms = NOW_MS + 60_000
+    assert watermark.advance((), silent_ms) == 65_000
+    watermark.observe("watched", 4000, silent_ms)
+    assert watermark.advance((), silent_ms + 10_000) == 75_000
+
+
 def test_it_is_never_ahead_of_the_clock():
     watermark = seen(NOW_MS + 200, NOW_MS + 300)
     assert watermark.advance((), NOW_MS) == NOW_MS
