@@ -73,7 +73,7 @@ class Audience:
         self.watched = self.asked = self.answered = self.failed = 0
         self._world, self._client = world, client
         self._sender = Sender(kafka)
-        self._requests_per_s = requests_per_s
+        self.requests_per_s = requests_per_s  # may be changed while it plays
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # the world is one thread's at a time
         self._waiting: list[tuple[str, Future[RecommendReply]]] = []
@@ -111,7 +111,7 @@ class Audience:
             try:
                 with self._lock:
                     self._live()
-                    due += self._requests_per_s * STEP_S
+                    due += self.requests_per_s * STEP_S
                     self._open_app(int(due))
                     due -= int(due)
                     self._answer()

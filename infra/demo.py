@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.audience import Audience, Sender, now_ms, wait_for
-from infra.cli.learn import Step, progress_bars, published
+from infra.cli.learn import Step, progress_bars
+from infra.demo_ranking import CANDIDATES, WINDOW_S
 from infra.settings import Settings
 from infra.stack import running_stack
-from infra.stage import Claims, Stage
+from infra.stage import Claims, Stage, go_live
 from infra.status import Samples, delay_of, read_status, since
 from infra.world import NOTICE, World
 from models.bundle import Manifest
 from serving.client import RecommendClient
 from streams.messages import RecommendReply, WatchEvent
-from streams.releases import announce, wait_until_served
 
 DAY_MS = 24 * 3600 * 1000
 PAST_DAYS = 10
@@ -45,7 +45,7 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
     """Run the demo; whether all its claims held. Embedded services whatever the settings say of brokers."""
     began = time.monotonic()
     with _place(data_dir) as place:
-        settings = _embedded(settings, place)
+        settings = _demo_settings(settings, place)
         console.rule("nextwatch demo")
         console.print(f"[dim]{NOTICE}; everything else is real: broker, Milvus, workers, models.[/]")
         console.print("starting broker, Milvus, history, trending, trainer, indexer, serving ...")
@@ -80,9 +80,7 @@ def _first_release(world: World, settings: Settings, console: Console) -> Counte
     with progress_bars() as step:
         _remember(world, past, settings, step)
         manifest = _train(past, items, world.past_searches(past), settings, step)
-    announce(settings.kafka, published(manifest))
-    if not wait_until_served(settings.kafka, manifest.version, 60):
-        raise TimeoutError(f"no server answers from release {manifest.version} after 60 s")
+    go_live(settings, manifest)
     console.print(f"release {manifest.version} is live: {past.height:,} past watches of {items.height:,} videos")
     return Counter(past["item_id"].to_list())
 
@@ -102,6 +100,7 @@ def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) 
 def _train(past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, settings: Settings, step: Step) -> Manifest:
     import torch
 
+    from infra.retraining import delays_of
     from models.stored_log import store_frame
     from models.stored_searches import store_searches
     from models.training import train_bundle
@@ -118,6 +117,8 @@ def _train(past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, sett
             items,
             searches=words,
             settings=settings.model,
+            ranker=settings.ranker,
+            delays=delays_of(settings),
             bundles_dir=settings.bundles_dir,
             created_ms=now_ms(),
             offsets={},
@@ -139,7 +140,7 @@ def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
     console, channel_of = claims.console, stage.channels()
     viewer, channel = _viewer_and_channel(stage, channel_of)
     console.rule(f"1. a watch changes the next recommendation (viewer {viewer})", align="left")
-    first = stage.client.recommend(viewer, k=WIDE)
+    first = stage.ask(viewer, WIDE)
     shown = {item.item_id for item in first.items}
     videos = [item_id for item_id, of in channel_of.items() if of == channel and item_id not in shown][:3]
     *_, last = stage.audience.watch(viewer, *videos)
@@ -147,7 +148,7 @@ def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
         f"the viewer watches three videos of channel [bold]{channel}[/]: {', '.join(videos)}; a second later:"
     )
     time.sleep(1.0)
-    second = stage.client.recommend(viewer, k=WIDE)
+    second = stage.ask(viewer, WIDE)
     console.print(_moved(first, second, channel_of, channel))
     had, has = (_count(reply, channel_of, channel) for reply in (first, second))
     watches = f"{first.history_watches} -> {second.history_watches} watches in the history"
@@ -163,7 +164,7 @@ def _viewer_and_channel(stage: Stage, channel_of: dict[str, str | None]) -> tupl
     """
     known = watched_channels(channel_of, stage.past_watches)
     for viewer in stage.world.visitors(60):
-        reply = stage.client.recommend(viewer, k=WIDE)
+        reply = stage.ask(viewer, WIDE)
         if not 3 <= reply.history_watches <= 12 or not reply.version:
             continue
         for channel in stage.world.favourites(viewer, now_ms()):
@@ -193,7 +194,7 @@ def _a_new_video_is_found(stage: Stage, claims: Claims) -> None:
         stage.audience.watch(fan, item.item_id)
 
     def places() -> list[int]:
-        lists = (stage.client.recommend(other, k=WIDE).items for other in fans[WATCHERS:])
+        lists = (stage.ask(other, WIDE).items for other in fans[WATCHERS:])
         return [place for shown in lists for place, each in enumerate(shown, 1) if each.item_id == item.item_id]
 
     found = wait_for(places, 15, every_s=0.2)
@@ -211,7 +212,7 @@ def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None
     for number, viewer in enumerate(stage.world.visitors(20), start=1):
         began = time.monotonic()
         (event,) = stage.audience.watch(viewer, catalogue[-number])
-        wait_for(partial(_reply_knows, stage.client, event), 5, every_s=0.01)
+        wait_for(partial(_reply_knows, stage, event), 5, every_s=0.01)
         delays_s.append(time.monotonic() - began)
     p50_s, p95_s = sorted(delays_s)[len(delays_s) // 2], sorted(delays_s)[round(0.95 * len(delays_s)) - 1]
     console.print(f"watch sent to a reply that knows it: p50 {p50_s:.2f} s, p95 {p95_s:.2f} s ({len(delays_s)} probes)")
@@ -278,14 +279,18 @@ def _knows(reply: RecommendReply, event_ms: int) -> bool:
     return reply.history_event_ms is not None and reply.history_event_ms >= event_ms
 
 
-def _reply_knows(client: RecommendClient, event: WatchEvent) -> bool:
-    return _knows(client.recommend(event.user_id, k=1), event.event_ms)
+def _reply_knows(stage: Stage, event: WatchEvent) -> bool:
+    return _knows(stage.ask(event.user_id, 1), event.event_ms)
 
 
-def _embedded(settings: Settings, place: Path) -> Settings:
+def _demo_settings(settings: Settings, place: Path) -> Settings:
+    """Everything embedded, and what the scene about ranking needs: see infra.demo_ranking."""
     kafka = settings.kafka.model_copy(update={"bootstrap": "", "topic_prefix": ""})
     milvus = settings.milvus.model_copy(update={"uri": ""})
-    return settings.model_copy(update={"data_dir": place, "kafka": kafka, "milvus": milvus})
+    join = settings.join.model_copy(update={"window_s": WINDOW_S})
+    serving = settings.serving.model_copy(update={"candidates": CANDIDATES, "max_k": CANDIDATES})
+    sections = {"kafka": kafka, "milvus": milvus, "join": join, "serving": serving}
+    return settings.model_copy(update={"data_dir": place} | sections)
 
 
 @contextmanager
