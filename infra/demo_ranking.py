@@ -34,8 +34,8 @@ CANDIDATES = 500  # asked for, so that both orders are exact
 SHOWN = 20  # of these people are shown so many
 BUSY_PER_S = 20.0  # requests while lists are collected
 CHOSEN_PER_S = 20.0  # self-chosen watches in this scene: two cores have enough to do
-ENOUGH_LISTS, LISTS_WITHIN_S = 800, 60.0
-VIEWERS = 150  # that the rankers are measured on
+ENOUGH_LISTS, LISTS_WITHIN_S = 600, 60.0
+VIEWERS = 120  # that the rankers are measured on
 TOGETHER = 10  # requests under way while measuring
 RESAMPLES = 2000
 
