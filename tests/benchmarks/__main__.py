@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks.report import run
 
-NAMES = ("history", "freshness", "request", "kuairand", "step", "trainer", "ablations", "figure4", "live")
+NAMES = ("history", "join", "freshness", "request", "kuairand", "step", "trainer", "ablations", "figure4", "live")
 
 
 def main() -> None:
