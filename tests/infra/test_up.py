@@ -53,7 +53,9 @@ class Up:
 
     def wait_until_started(self) -> None:
         """Our own processes are there, none is ready yet."""
-        self._wait(lambda: sum("infra.cli" in command for command in self.relatives().values()) >= len(COMMANDS), "started")
+        self._wait(
+            lambda: sum("infra.cli" in command for command in self.relatives().values()) >= len(COMMANDS), "started"
+        )
 
     def wait_until_gone(self) -> None:
         self.process.wait(GONE_S)
