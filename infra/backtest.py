@@ -30,7 +30,7 @@ from models.stored_searches import store_searches
 Step = Callable[[str, int, int], None]
 
 TEST_FRACTION = 0.1
-RANKER_SETTINGS = {"ranker_hidden", "ranker_epochs", "threads"}
+ASIDE = {"threads"}  # of the settings: they change nothing of what is learnt
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _train(
     choice, history = learned.choice, History(reading.stream)
     chosen = {"epochs": choice.epochs, "weight": choice.weight, "linear_weight": choice.linear}
     released = Released(learned.model, source, history)
-    as_trained = Entrant(released, settings=model_settings.model_dump(exclude=RANKER_SETTINGS) | chosen)
+    as_trained = Entrant(released, settings=model_settings.model_dump(exclude=ASIDE) | chosen)
     if not request.live:
         return [as_trained], []
     live = Live(

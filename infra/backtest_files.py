@@ -94,8 +94,12 @@ def write_live(path: Path, walk: Walk, name: str, stream: Stream, ids: tuple[pl.
     ).write_parquet(path)
 
 
-def write_report(directory: Path, report: dict[str, Any]) -> None:
+def write_json(directory: Path, report: dict[str, Any]) -> None:
     (directory / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_report(directory: Path, report: dict[str, Any]) -> None:
+    write_json(directory, report)
     (directory / "report.html").write_text(render_page(report), encoding="utf-8")
 
 

@@ -126,9 +126,32 @@ class Model(Section):
     half_life_events: Annotated[float, Field(ge=0)] = Field(
         0.0, description="of the popularity coordinate, in watches; 0: what the validation days say"
     )
-    ranker_hidden: tuple[Count, ...] = Field((64, 32), description="widths of the ranker's ReLU layers")
-    ranker_epochs: Count = 3
     threads: Count = Field(1, description="of torch in `nextwatch train`; more only help on idle cores")
+    seed: int = 1
+
+
+class Ranker(Section):
+    hidden: tuple[Count, ...] | None = Field(
+        None, description="widths of the ReLU layers; unset: 1024-512-256 (the paper's) or less where examples are few"
+    )
+    objective: Literal["unbiased", "paper", "equal"] = Field(
+        "unbiased", description="watch-time weights so that odds are E[T]; as in the paper; or clicks, for comparison"
+    )
+    target: Literal["seconds", "d2q"] = Field(
+        "seconds", description="what is learnt: watched seconds, or their quantile among videos of like duration"
+    )
+    position: bool = Field(False, description="learn what a place on the page adds; serving leaves it out")
+    completion: bool = Field(False, description="a second head that learns P(completed) beside the seconds")
+    powers: bool = Field(True, description="feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")
+    without: tuple[str, ...] = Field((), description="features that are left out, by name")
+    members: Count = Field(3, description="networks trained apart whose logits are averaged")
+    epochs: Count = 3
+    batch: Count = 1024
+    rate: Rate = Field(1e-3, description="AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    dropout: Share = Field(0.3, description="of the hidden layers, in training")
+    ids: Count = Field(100_000, description="most ids of one space: the most frequent in clicked impressions")
+    least_count: Count = Field(5, description="an id in fewer clicked impressions has the zero embedding")
     seed: int = 1
 
 
@@ -198,6 +221,7 @@ class Settings(BaseSettings):
     join: Join = Join()
     trending: Trending = Trending()
     model: Model = Model()
+    ranker: Ranker = Ranker()
     trainer: Trainer = Trainer()
     bundles: Bundles = Bundles()
     indexer: Indexer = Indexer()

@@ -30,18 +30,25 @@ from models.candidates import CandidateModel, Reader
 from models.catalogue import Catalogue
 from models.context import ContextVocabulary
 from models.features import SCHEMA_HASH
+from models.item_statistics import ItemStatistics
 from models.popularity import Popularity
 from models.ranker import Ranker
+from models.ranker_net import RankerShape
 from models.table import write_table
 from models.tower import TowerShape, UserTowers
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 TOWER = "tower.safetensors"
 RANKER = "ranker.safetensors"
+RANKER_IDS = "ranker_ids.parquet"
+STATISTICS = "statistics.parquet"
 CATALOGUE = "catalogue.parquet"
 TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
-FILES = (TOWER, RANKER, CATALOGUE, *(f"{name}.npy" for name in TABLES))
+FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
+
+
+HOUR_MS = 3_600_000
 
 
 class BundleError(ValueError):
@@ -59,10 +66,10 @@ class Manifest(msgspec.Struct, frozen=True):
     items: int
     schema_hash: str
     completed_s: float
-    ranker: bool  # False: the log had no watch times, retrieval order is kept
+    ranker: RankerShape | None  # None: too little to learn one from, retrieval order is kept
     tower: TowerShape
     contexts: ContextVocabulary
-    ranker_hidden: tuple[int, ...]
+    half_life_h: float  # of the item statistics
     half_life_events: float
     watches: int  # completed ones that it has counted: the clock of the popularity coordinate
     seed: int
@@ -74,12 +81,14 @@ class Manifest(msgspec.Struct, frozen=True):
 @dataclass(frozen=True)
 class Bundle:
     """A release in memory. `catalogue` holds the facts at training time, one row per item of the model and in the same
-    order; the ranker reads it, so what is upserted there is what it sees."""
+    order; the ranker reads it, so what is upserted there is what it sees. `statistics`: of the log's impressions, to
+    which those of the stream are added."""
 
     manifest: Manifest
     model: CandidateModel
     ranker: Ranker
     catalogue: Catalogue
+    statistics: ItemStatistics
 
 
 def write_bundle(
@@ -90,7 +99,7 @@ def write_bundle(
     catalogue: Catalogue,
     created_ms: int,
     completed_s: float,
-    ranker_hidden: tuple[int, ...],
+    statistics: ItemStatistics,
     seed: int,
     metrics: dict[str, float],
     offsets: dict[str, int],
@@ -106,6 +115,8 @@ def write_bundle(
         tower = {name: tensor.numpy() for name, tensor in model.reader.tower.state_dict().items()}
         safetensors.numpy.save_file(_contiguous(tower), staging / TOWER)
         safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
+        _names_frame(ranker).write_parquet(staging / RANKER_IDS)
+        _statistics_frame(statistics).write_parquet(staging / STATISTICS)
         _catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
         files = {name: _checksum(staging / name) for name in FILES}
         manifest = Manifest(
@@ -116,10 +127,10 @@ def write_bundle(
             items=len(model.item_ids),
             schema_hash=SCHEMA_HASH,
             completed_s=completed_s,
-            ranker=ranker.trained,
+            ranker=ranker.shape,
             tower=model.reader.tower.shape,
             contexts=model.reader.contexts,
-            ranker_hidden=ranker_hidden,
+            half_life_h=statistics.half_life_ms / HOUR_MS,
             half_life_events=model.popularity.half_life_events,
             watches=model.popularity.clock,
             seed=seed,
@@ -175,10 +186,12 @@ def read_bundle(directory: Path) -> Bundle:
     catalogue = _read_catalogue(directory / CATALOGUE)
     model = _read_model(directory, manifest, list(catalogue.item_ids))
     try:
-        ranker = Ranker.from_arrays(_read_arrays(directory / RANKER), catalogue, hidden=manifest.ranker_hidden)
+        names = _read_names(directory / RANKER_IDS)
+        ranker = Ranker.from_arrays(_read_arrays(directory / RANKER), manifest.ranker, names)
     except (KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"{directory / RANKER}: does not fit its manifest: {error}") from None
-    return Bundle(manifest, model, ranker, catalogue)
+    statistics = _read_statistics(directory / STATISTICS, manifest.half_life_h * HOUR_MS)
+    return Bundle(manifest, model, ranker, catalogue, statistics)
 
 
 def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
@@ -262,6 +275,38 @@ def _read_catalogue(path: Path) -> Catalogue:
     except (pl.exceptions.PolarsError, OSError, TypeError) as error:
         raise BundleError(f"{path}: cannot be read as a catalogue: {error}") from None
     return catalogue
+
+
+def _names_frame(ranker: Ranker) -> pl.DataFrame:
+    """The ids that the ranker knows, in the order of their codes."""
+    pairs = [(space, name) for space, names in ranker.spaces.names.items() for name in names]
+    return pl.DataFrame(pairs, schema={"space": pl.String, "id": pl.String}, orient="row")
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    try:
+        frame = pl.read_parquet(path)
+        grouped = frame.group_by("space", maintain_order=True).agg("id")
+        return dict(grouped.iter_rows())
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+
+
+def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
+    schema: dict[str, Any] = {"scope": pl.String, "id": pl.String, "as_of_ms": pl.Int64}
+    sums = dict.fromkeys(("impressions", "watches", "seconds", "completions"), pl.Float64)
+    rows = ((scope, name, as_of_ms, *values) for scope, name, _, as_of_ms, values in statistics.rows())
+    return pl.DataFrame(rows, schema=schema | sums, orient="row")
+
+
+def _read_statistics(path: Path, half_life_ms: float) -> ItemStatistics:
+    statistics = ItemStatistics(half_life_ms)
+    try:
+        for scope, name, as_of_ms, *sums in pl.read_parquet(path).iter_rows():
+            statistics.set(scope, name, 0, as_of_ms, sums)
+    except (pl.exceptions.PolarsError, OSError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as statistics: {error}") from None
+    return statistics
 
 
 def _contiguous(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -139,6 +139,10 @@ class Catalogue:
         """int32 [N]: each item's first topic, 0 for unknown."""
         return self._ids[TOPICS].first(rows)
 
+    def topics_at(self, rows: Rows, most: int) -> npt.NDArray[np.int32]:
+        """int32, in the shape of `rows` and [T] behind it: the first `most` topics of each, 0 for none."""
+        return self._ids[TOPICS].first_of(rows, most)
+
     def duration_s(self, rows: Rows) -> npt.NDArray[np.float32]:
         """float32 [N], NaN for unknown."""
         return self._at("duration_s", rows, np.nan)

@@ -56,12 +56,22 @@ class IdLists:
 
     def first(self, rows: Rows) -> npt.NDArray[np.int32]:
         """int32, in the shape of `rows`: the first code of each, 0 for none; rows below 0 have none."""
-        known = (rows >= 0) & (rows < len(self._rows))
+        return self.first_of(rows, 1)[..., 0]
+
+    def first_of(self, rows: Rows, most: int) -> npt.NDArray[np.int32]:
+        """int32, in the shape of `rows` and [T] behind it: the first `most` codes of each, 0 where there are fewer."""
+        codes = np.zeros((*np.shape(rows), most), np.int32)
         if not len(self._flat):
-            return np.zeros(np.shape(rows), np.int32)
+            return codes
+        known = (rows >= 0) & (rows < len(self._rows))
         safe = np.where(known, rows, 0)
-        known &= self._rows["count"][safe] > 0
-        return np.where(known, self._flat["code"][np.where(known, self._rows["start"][safe], 0)], np.int32(0))
+        starts, counts = self._rows["start"][safe], np.where(known, self._rows["count"][safe], 0)
+        for column in range(most):
+            there = counts > column
+            if not there.any():
+                break
+            codes[..., column] = np.where(there, self._flat["code"][np.where(there, starts + column, 0)], 0)
+        return codes
 
     def table(self, rows: int, most: int) -> Rows:
         """int64 [N, T]: the first `most` codes of rows 0 to `rows` - 1, 0 where there are fewer; T is at least 1."""

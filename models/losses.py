@@ -92,3 +92,10 @@ def watch_time_logistic(logit: Tensor, watch_s: Tensor) -> Tensor:
     as a negative of weight 1, so that the odds exp(logit) are E[T] in seconds whatever the share of watched ones.
     [B], [B] -> [B]."""
     return watch_s * F.softplus(-logit) + F.softplus(logit)
+
+
+def paper_logistic(logit: Tensor, watch_s: Tensor, watched: Tensor) -> Tensor:
+    """The same as in the paper (section 4.2): a watched impression is a positive of weight T, another one a negative of
+    weight 1. The odds are E[T] / (1 - P), P the watched share, which is about E[T] only where P is small.
+    [B], [B], bool [B] -> [B]."""
+    return torch.where(watched, watch_s * F.softplus(-logit), F.softplus(logit))

@@ -1,7 +1,7 @@
 """Continuous features to [0, 1) by the training data's quantiles (paper section 4.1), the table frozen into the bundle.
 
 Between two points of the table the value is interpolated, equal values share the middle of their ranks, and what is
-missing says so by a flag of its own instead of passing for a small number.
+missing stays missing (NaN) instead of passing for a small number: the network has an input of its own for it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-POINTS = 256
-INPUTS = 4  # x, x^2, sqrt(x), and the missing flag
+POINTS = 1000
 
 
 class Quantiles:
@@ -24,20 +23,16 @@ class Quantiles:
     def __init__(self, points: Floats, ranks: Floats) -> None:
         self.points = points
         self.ranks = ranks
-
-    @property
-    def width(self) -> int:
-        """How many inputs `encode` makes."""
-        return INPUTS * len(self.points)
+        self._tables = [_distinct(*pair) for pair in zip(points, ranks, strict=True)]
 
     def encode(self, features: Floats) -> Floats:
-        """float32 [N, F], NaN for missing -> float32 [N, 4 F]: x, x^2, sqrt(x) and 1 for missing (then all three 0)."""
-        missing = ~np.isfinite(features) | np.isnan(self.points[:, 0])  # [N, F]
-        x = np.zeros(features.shape, np.float32)  # [N, F]
-        for f in range(features.shape[1]):
-            there = ~missing[:, f]
-            x[there, f] = np.interp(features[there, f], self.points[f], self.ranks[f])
-        return np.concatenate([x, x * x, np.sqrt(x), missing.astype(np.float32)], axis=1)
+        """float32 [N, F] -> the same in [0, 1), NaN where the feature is missing (NaN or infinite)."""
+        x = np.empty(features.shape, np.float32)
+        for f, (points, ranks) in enumerate(self._tables):
+            column = features[:, f]
+            x[:, f] = np.interp(column, points, ranks) if len(points) else np.nan
+        x[~np.isfinite(features)] = np.nan
+        return x
 
 
 def fit_quantiles(features: Floats, points: int = POINTS) -> Quantiles:
@@ -58,3 +53,10 @@ def _fit_one(values: Floats, points: int) -> tuple[Floats, Floats]:
     short = points - len(distinct)
     padded = np.pad(distinct, (0, short), mode="edge"), np.pad(ranks, (0, short), mode="edge")
     return padded[0].astype(np.float32), padded[1].astype(np.float32)
+
+
+def _distinct(points: Floats, ranks: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The table without its padding, as np.interp wants it."""
+    keep = ~np.isnan(points)
+    keep[1:] &= points[1:] != points[:-1]
+    return points[keep].astype(np.float64), ranks[keep].astype(np.float64)

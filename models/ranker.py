@@ -1,148 +1,146 @@
 """The ranker: expected watch seconds of each candidate, by weighted logistic regression (paper section 4.2).
 
 The odds of a logistic regression in which each impression weighs its watch time as a positive and one as a negative are
-E[T]; so exp(logit) is served as seconds. Item statistics and the quantile table are frozen into the bundle.
+E[T]; so exp(logit) is served as seconds. Quantile table, ids and schema are frozen into the bundle with the network.
+Nothing here loops over candidates: features, codes and network take all candidates of all requests at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.catalogue import Catalogue
-from models.features import Rows, Statistics, compute_features, read_histories, retrieval_gap
+from models.features import Scope, compute_ids, compute_numbers, ids_of
+from models.id_spaces import IdSpaces
+from models.moment import Moment, Names
 from models.quantiles import Quantiles
-from models.viewer import Viewer
+from models.ranker_net import RankerNet, RankerShape
+from models.ranking_examples import CAP_S, SCOPES
+from models.watch_quantiles import WatchQuantiles
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
-CAP_S = 600.0  # watch time beyond this neither trains nor is promised
 LEAST_LOGIT = -10.0
 
 
 @dataclass(frozen=True)
-class RankingQuery:
-    """One request to be ranked. `scores` float32 [C] are the retrieval scores, NaN where a source gives none."""
+class Ranked:
+    """expected_s float32 [N], finite, within [0, CAP_S]; the features by scope, as they were fed; `completion` float32
+    [N]: P(completed), where that head exists."""
 
-    viewer: Viewer
-    now_ms: int
-    item_ids: Sequence[str]
-    scores: Floats
-
-
-@dataclass(frozen=True)
-class ItemStatistics:
-    """Impressions, watched seconds and completions of each item at training time: float64 [N], catalogue rows."""
-
-    impressions: npt.NDArray[np.float64]
-    seconds: npt.NDArray[np.float64]
-    completions: npt.NDArray[np.float64]
-
-    @property
-    def mean_s(self) -> float:
-        return float(self.seconds.sum() / max(self.impressions.sum(), 1))
-
-    def at(self, rows: Rows) -> Statistics:
-        """Of catalogue rows [N]; rows that came after training have no impressions yet."""
-        known = (rows >= 0) & (rows < len(self.impressions))
-        columns = (self.impressions, self.seconds, self.completions)
-        own = [np.where(known, column[np.where(known, rows, 0)], 0.0) for column in columns]
-        return Statistics(*own, *(np.full(len(rows), column.sum()) for column in columns))
-
-
-class RankerNet(nn.Module):
-    """ReLU layers to one logit; without hidden layers it is the plain logistic regression."""
-
-    def __init__(self, inputs: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        widths = [inputs, *hidden]
-        layers: list[nn.Module] = []
-        for width, following in pairwise(widths):
-            layers += [nn.Linear(width, following), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.last = nn.Linear(widths[-1], 1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """[N, 4 F] -> [N]"""
-        logit: Tensor = self.last(self.layers(inputs)).squeeze(1)
-        return logit
+    expected_s: Floats
+    numbers: dict[Scope, Floats]
+    ids: dict[str, Names]
+    completion: Floats | None = None
 
 
 class Ranker:
-    """Ranks by a trained network. A log without watch times trains none: then `trained` is False, every expectation is
-    0, and a stable sort keeps the retrieval order."""
+    """Ranks by trained networks. Without enough examples there is none: then `trained` is False."""
 
     def __init__(
-        self, net: RankerNet | None, quantiles: Quantiles | None, statistics: ItemStatistics, catalogue: Catalogue
+        self,
+        shape: RankerShape | None = None,
+        nets: Sequence[RankerNet] = (),
+        quantiles: Mapping[Scope, Quantiles] | None = None,
+        spaces: IdSpaces | None = None,
+        watch_quantiles: WatchQuantiles | None = None,
     ) -> None:
-        """`statistics` are by row of `catalogue`, which may grow and change afterwards."""
-        self.net = None if net is None else net.eval().requires_grad_(False)
-        self.quantiles = quantiles
-        self.statistics = statistics
-        self.catalogue = catalogue
+        self.shape, self.nets = shape, [net.eval().requires_grad_(False) for net in nets]
+        self.quantiles = dict(quantiles or {})
+        self.spaces = spaces or IdSpaces({})
+        self.watch_quantiles = watch_quantiles
 
     @property
     def trained(self) -> bool:
-        return self.net is not None
+        return bool(self.nets)
 
-    def expected_watch_s(self, batch: Sequence[RankingQuery]) -> list[Floats]:
-        """Expected watch seconds of each query's candidates, float32 [C_i] each, finite, within [0, CAP_S].
+    def rank(self, moment: Moment) -> Ranked:
+        """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
+        numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
+        ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
+        logits = self.logits(numbers, ids, moment.request)
+        expected_s = self.seconds(logits[:, 0], moment.catalogue.duration_s(moment.candidates.rows))
+        completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
+        return Ranked(expected_s, numbers, ids, completion)
 
-        One pass of features and network for all queries together."""
-        sizes = [len(query.item_ids) for query in batch]
-        if self.net is None or self.quantiles is None or not sum(sizes):
-            return [np.zeros(size, np.float32) for size in sizes]
-        inputs = self.quantiles.encode(self.features(batch))
+    def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> Floats:
+        """float32 [N, 1 + completion], the members' mean. numbers [B, F] and [N, F]; request int64 [N]."""
+        if not self.nets or self.shape is None:
+            raise RuntimeError("this ranker is not trained")
+        inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
         with torch.inference_mode():
-            logit = self.net(torch.from_numpy(inputs)).numpy()  # [sum C]
-        return np.split(serve_seconds(logit), np.cumsum(sizes)[:-1])
+            total: Tensor | None = None
+            for net in self.nets:
+                query = net.query_part(*inputs["query"])
+                query = query if len(query) == 1 else query[torch.from_numpy(request)]
+                logits = net(query, *inputs["impression"])
+                total = logits if total is None else total + logits
+            assert total is not None
+            mean: Floats = (total / len(self.nets)).numpy()
+        return mean
 
-    def features(self, batch: Sequence[RankingQuery]) -> Floats:
-        """float32 [sum C, F], as `models.features.FEATURES` names them."""
-        sizes = [len(query.item_ids) for query in batch]
-        rows = self.catalogue.rows(item_id for query in batch for item_id in query.item_ids)
-        return compute_features(
-            self.catalogue,
-            read_histories([query.viewer for query in batch], self.catalogue),
-            now_ms=np.array([query.now_ms for query in batch], np.int64),
-            request=np.repeat(np.arange(len(batch)), sizes),
-            rows=rows,
-            statistics=self.statistics.at(rows),
-            gap=np.concatenate([retrieval_gap(query.scores) for query in batch]),
-        )
+    def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Names]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a network reads of a scope: quantiles and codes."""
+        assert self.shape is not None
+        _, columns, used = self.shape.used(scope)
+        x = torch.from_numpy(self.quantiles[scope].encode(numbers[:, columns]))
+        codes = {f.name: torch.from_numpy(self.spaces.codes(str(f.space), ids[f.name])) for f in used}
+        return x, codes
+
+    def seconds(self, logit: Floats, duration_s: Floats) -> Floats:
+        """Logits [N] as expected seconds."""
+        if self.watch_quantiles is None:
+            return serve_seconds(logit)
+        odds = torch.from_numpy(np.nan_to_num(logit)).sigmoid().numpy()
+        return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(CAP_S))
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything that was learnt, by name; the catalogue is not part of it."""
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "impressions": self.statistics.impressions,
-            "seconds": self.statistics.seconds,
-            "completions": self.statistics.completions,
-        }
-        if self.net is not None and self.quantiles is not None:
-            arrays |= {"points": self.quantiles.points, "ranks": self.quantiles.ranks}
-            arrays |= {f"net.{name}": tensor.numpy() for name, tensor in self.net.state_dict().items()}
+        """Everything that was learnt but the ids' names, by name."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for scope, table in self.quantiles.items():
+            arrays |= {f"{scope}.points": table.points, f"{scope}.ranks": table.ranks}
+        if self.watch_quantiles is not None:
+            arrays |= {"watch.edges": self.watch_quantiles.edges, "watch.table": self.watch_quantiles.table}
+        for number, net in enumerate(self.nets):
+            arrays |= {f"net.{number}.{name}": tensor.numpy() for name, tensor in net.state_dict().items()}
         return arrays
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], catalogue: Catalogue, *, hidden: Sequence[int]
+        cls, arrays: Mapping[str, npt.NDArray[Any]], shape: RankerShape | None, names: Mapping[str, Sequence[str]]
     ) -> Ranker:
         """The reverse of `to_arrays`. Raises KeyError or RuntimeError (torch) when a name or shape does not fit."""
-        statistics = ItemStatistics(*(arrays[name] for name in ("impressions", "seconds", "completions")))
-        if "points" not in arrays:
-            return cls(None, None, statistics, catalogue)
-        quantiles = Quantiles(arrays["points"], arrays["ranks"])
-        net = RankerNet(quantiles.width, hidden)
-        weights = {n.removeprefix("net."): torch.from_numpy(a) for n, a in arrays.items() if n.startswith("net.")}
-        net.load_state_dict(weights)
-        return cls(net, quantiles, statistics, catalogue)
+        if shape is None:
+            return cls()
+        nets = []
+        for number in range(shape.members):
+            net, start = RankerNet(shape), f"net.{number}."
+            net.load_state_dict(
+                {n.removeprefix(start): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(start)}
+            )
+            nets.append(net)
+        quantiles = {scope: Quantiles(arrays[f"{scope}.points"], arrays[f"{scope}.ranks"]) for scope in SCOPES}
+        watch = WatchQuantiles(arrays["watch.edges"], arrays["watch.table"]) if "watch.edges" in arrays else None
+        return cls(shape, nets, quantiles, IdSpaces(names), watch)
+
+
+def id_strings(ids: Mapping[str, Names], scope: Scope, row: int) -> dict[str, tuple[str, ...]]:
+    """The ids of one query or impression by feature, as they are put on record; features without any are left out."""
+    found = {}
+    for feature in ids_of(scope):
+        named = ids[feature.name]
+        codes = np.atleast_1d(named.codes[row]).tolist()
+        known = tuple(named.names[code - named.first] for code in codes if code > 0)
+        if known:
+            found[feature.name] = known
+    return found
 
 
 def serve_seconds(logit: Floats) -> Floats:

@@ -1,213 +1,265 @@
-"""Trains the ranker on every row of a log that tells how long it was watched, features as they stood at that time.
+"""Trains the ranker from ranking examples on disk, in shuffled batches, to expected watch time (paper section 4.2).
 
-Rows go in time order, and what a feature reads comes from earlier rows only: the viewer's window and the item's
-running statistics. The retrieval score comes from a model that has not seen the row, so it exists for the last rows
-only and is missing before; a score of the final model would know the answer.
+First one pass that fits what is frozen (ids, quantiles) and writes quantiles beside the examples, then the epochs. The
+network begins at the mean: the odds of an untouched one are about the mean watch time. The same seed gives the same
+ranker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from infra.settings import Model
-from models.backtest import rows_at_once
-from models.batches import batch_size, shuffled_batches
-from models.candidates import CandidateModel, with_one
-from models.catalogue import Catalogue
-from models.features import HISTORY, Histories, Statistics, compute_features
-from models.losses import watch_time_logistic
-from models.quantiles import fit_quantiles
-from models.ranker import CAP_S, ItemStatistics, Ranker, RankerNet, serve_seconds
-from models.source import Source
-from models.stored_log import StoredLog
-from models.timeline import Timeline
+from infra.settings import Ranker as Settings
+from models.array_file import ArrayFile, mapped
+from models.batches import batch_size, epoch_batches
+from models.features import FEATURES, Scope, ids_of
+from models.id_spaces import IdSpaces, most_frequent, width_of
+from models.losses import paper_logistic, watch_time_logistic
+from models.moment import Names
+from models.quantiles import Quantiles, fit_quantiles
+from models.ranker import Ranker
+from models.ranker_net import RankerNet, RankerShape
+from models.ranking_examples import SCOPES, RankingExamples
+from models.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
-RATE = 3e-3
-WEIGHT_DECAY = 0.01
-BATCH = 1024
-LEAST_STEPS = 300  # per epoch
-BLOCK = 8192  # rows whose features are computed together
 LEAST_ROWS = 200  # with fewer, retrieval order is better than a fit
-SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
+LEAST_STEPS = 300  # per epoch
+SAMPLE = 400_000  # examples that quantiles are fitted on
+BLOCK = 65_536
+COMPLETION_WEIGHT = 1.0  # of the second head's loss
+# The paper's widths need the paper's data: below so many examples a smaller network is as good (see docs/ranking.md).
+SIZES = ((2_000_000, (1024, 512, 256)), (50_000, (512, 256)), (0, (64, 32)))
+
+
+def default_hidden(examples: int) -> tuple[int, ...]:
+    """Widths for so many examples."""
+    return next(hidden for least, hidden in SIZES if examples >= least)
 
 
 @dataclass(frozen=True)
-class Exposures:
-    """A log as arrays [N], in time: `timed` marks the rows whose watch_s is known; others are history only, and count
-    with the seconds that made them completed."""
+class Prepared:
+    """Examples as a network reads them. rows int64 [R]: those that it learns from. x: quantiles by scope, files;
+    targets float32 [N], what the loss is given."""
 
-    users: Rows
+    examples: RankingExamples
     rows: Rows
-    event_ms: Rows
-    watch_s: Floats
-    completed: npt.NDArray[np.bool_]
-    timed: npt.NDArray[np.bool_]
+    x: Mapping[Scope, Floats]
+    spaces: IdSpaces
+    shape: RankerShape
+    targets: Floats
 
-    @property
-    def target_s(self) -> Floats:
-        """What the ranker learns and what item statistics count; a history keeps the whole time, as in serving."""
-        return np.minimum(self.watch_s, np.float32(CAP_S))
+    def batch(self, rows: Rows) -> tuple[dict[Scope, Tensor], dict[Scope, dict[str, Tensor]]]:
+        """Quantiles and codes of examples, the query's repeated for each."""
+        at = {"query": np.asarray(self.examples.request[rows]), "impression": rows}
+        x = {scope: torch.from_numpy(self.x[scope][at[scope]]) for scope in SCOPES}
+        codes = {scope: self._codes(scope, at[scope]) for scope in SCOPES}
+        return x, codes
 
-
-def exposures_of(log: StoredLog, source: Source) -> Exposures:
-    """All rows of the log that `source` was prepared from."""
-    rows = source.rows[log.items]
-    seconds = np.asarray(log.watch_s)
-    timed = np.isfinite(seconds)
-    least = np.fmin(source.catalogue.duration_s(rows), log.completed_s)
-    watch_s = np.where(timed, seconds, least).astype(np.float32)
-    users = np.asarray(log.users, np.int64)
-    return Exposures(users, rows, np.asarray(log.event_ms), watch_s, np.asarray(log.completed), timed)
+    def _codes(self, scope: Scope, rows: Rows) -> dict[str, Tensor]:
+        found = {}
+        for feature in self.shape.used(scope)[2]:
+            named = self.examples.ids[feature.name]
+            codes = self.spaces.codes(str(feature.space), Names(named.codes[rows], named.names, named.first))
+            found[feature.name] = torch.from_numpy(codes)
+        return found
 
 
 def train_ranker(
-    features: Floats,
-    exposures: Exposures,
-    chosen: Rows,
+    examples: RankingExamples,
+    directory: Path,
     *,
-    catalogue: Catalogue,
-    settings: Model,
+    settings: Settings,
+    rows: Rows | None = None,
+    warm: Ranker | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Ranker:
-    """Fit on the rows `chosen` (int64, of `exposures`), whose features are float32 [len(chosen), F].
+    """Fit on the examples `rows` (int64; all, where not given); files that it needs are made in `directory`.
 
-    With fewer than LEAST_ROWS rows the ranker stays untrained. The same seed gives the same ranker."""
-    statistics = item_statistics(exposures, chosen, len(catalogue))
-    if len(chosen) < LEAST_ROWS:
-        return Ranker(None, None, statistics, catalogue)
-    quantiles = fit_quantiles(features)
-    watch_s = exposures.target_s[chosen]
-    mean_s = float(max(watch_s.mean(), 1e-3))
-    net = _new_net(quantiles.width, mean_s, settings)
-    rng = np.random.default_rng(settings.seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    size = batch_size(len(chosen), largest=BATCH, least_steps=LEAST_STEPS)
-    batches = shuffled_batches(np.arange(len(chosen)), size, settings.ranker_epochs, rng)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
-    for step, at in enumerate(batches):
-        inputs = torch.from_numpy(quantiles.encode(features[at]))
-        loss = watch_time_logistic(net(inputs), torch.from_numpy(watch_s[at])).mean() / (1 + mean_s)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        progress(step + 1, len(batches))
-    return Ranker(net, quantiles, statistics, catalogue)
+    With fewer than LEAST_ROWS the ranker stays untrained, or is `warm` as it was. `warm`: begin from its networks and
+    keep its ids and quantiles, where its shape is the wanted one."""
+    rows = np.arange(len(examples)) if rows is None else rows
+    if len(rows) < LEAST_ROWS:
+        return warm if warm is not None and warm.trained else Ranker()
+    warm = warm if warm is not None and warm.trained and _fits(warm, len(rows), settings) else None
+    spaces = warm.spaces if warm else fit_spaces(examples, rows, settings)
+    shape = shape_of(spaces, len(rows), settings)
+    quantiles = warm.quantiles if warm else _fit_quantiles(examples, rows, shape)
+    watch_quantiles = _watch_quantiles(examples, rows, settings)
+    prepared = prepare(examples, rows, directory, spaces, shape, quantiles, watch_quantiles)
+    total = settings.members * settings.epochs * len(rows)
+    nets = []
+    for member in range(settings.members):
+        net = _new_net(prepared, settings, member, warm)
+        before = member * settings.epochs * len(rows)
+        for done in fit(net, prepared, settings, seed=settings.seed + member):
+            progress(before + done, total)
+        nets.append(net)
+    return Ranker(shape, nets, quantiles, spaces, watch_quantiles)
 
 
-def exposure_features(
-    exposures: Exposures,
-    chosen: Rows,
-    catalogue: Catalogue,
-    progress: Progress = lambda done, total: None,
-) -> Floats:
-    """Features of the rows `chosen` as they stood before each: float32 [len(chosen), F], the retrieval gap missing."""
-    timeline = Timeline(exposures.users)
-    running = running_statistics(exposures)
-    blocks = []
-    for start in range(0, len(chosen), BLOCK):
-        block = chosen[start : start + BLOCK]
-        blocks.append(
-            compute_features(
-                catalogue,
-                _histories(exposures, timeline.before(block, HISTORY)),
-                now_ms=exposures.event_ms[block],
-                request=np.arange(len(block)),
-                rows=exposures.rows[block],
-                statistics=Statistics(*(values[block] for values in running)),
-                gap=np.full(len(block), np.nan, np.float32),
-            )
-        )
-        progress(min(start + BLOCK, len(chosen)), len(chosen))
-    return np.concatenate(blocks)
+def fit(net: RankerNet, prepared: Prepared, settings: Settings, *, seed: int) -> Iterator[int]:
+    """Train one member; yields how many examples it has seen, after each step."""
+    rng = np.random.default_rng(seed)
+    n = len(prepared.rows)
+    size = batch_size(n, largest=settings.batch, least_steps=LEAST_STEPS)
+    steps = settings.epochs * -(-n // size)
+    mean = float(max(prepared.targets[prepared.rows[-SAMPLE:]].mean(), 1e-3))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    net.train()
+    done = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(settings.epochs):
+            for numbers in epoch_batches(n, size, rng):
+                rows = prepared.rows[numbers]
+                x, codes = prepared.batch(rows)
+                logits = net(net.query_part(x["query"], codes["query"]), x["impression"], codes["impression"])
+                loss = _loss(net, logits, prepared, rows, settings) / (1 + mean)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                done += len(rows)
+                yield done
 
 
-def unseen_gaps(model: CandidateModel, exposures: Exposures, chosen: Rows, since: int) -> Floats:
-    """`retrieval_gap` of the rows `chosen` by a model trained on the log's first `since` rows: float32 [len(chosen)],
-    NaN for rows that the model has seen. The best score is that of the best item not yet in the viewer's history."""
-    gap = np.full(len(chosen), np.nan, np.float32)
-    scored = np.flatnonzero(chosen >= since)[-SCORED_ROWS:]
-    timeline, vectors = Timeline(exposures.users), model.item_vectors()
-    size = rows_at_once(len(vectors))
-    for start in range(0, len(scored), size):
-        at = scored[start : start + size]
-        windows = timeline.before(chosen[at], HISTORY)
-        completed = (windows >= 0) & exposures.completed[windows]
-        histories = np.where(completed, exposures.rows[windows], -1)  # [B, H]
-        scores = with_one(model.encode(model.reader.queries_of(histories))) @ vectors.T  # [B, N]
-        own = scores[np.arange(len(at)), exposures.rows[chosen[at]]]
-        case, place = np.nonzero(completed)
-        scores[case, histories[case, place]] = -np.inf
-        gap[at] = np.minimum(own - scores.max(axis=1), 0)
-    return gap
+def _loss(net: RankerNet, logits: Tensor, prepared: Prepared, rows: Rows, settings: Settings) -> Tensor:
+    logit = logits[:, 0]
+    examples = prepared.examples
+    if settings.position:
+        logit = logit + net.position_part(torch.from_numpy(examples.position[rows].astype(np.int64)))
+    target = torch.from_numpy(prepared.targets[rows])
+    watched = torch.from_numpy(np.asarray(examples.completed[rows]))
+    if settings.target == "d2q":
+        losses = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    elif settings.objective == "equal":
+        losses = F.binary_cross_entropy_with_logits(logit, watched.float(), reduction="none")
+    elif settings.objective == "paper":
+        losses = paper_logistic(logit, target, watched)
+    else:
+        losses = watch_time_logistic(logit, target)
+    loss = losses.mean()
+    if settings.completion:
+        second = F.binary_cross_entropy_with_logits(logits[:, 1], watched.float())
+        loss = loss + COMPLETION_WEIGHT * second
+    return loss
 
 
-def item_statistics(exposures: Exposures, chosen: Rows, items: int) -> ItemStatistics:
-    """Sums over the rows `chosen`, by item."""
-    rows = exposures.rows[chosen]
-    return ItemStatistics(
-        np.bincount(rows, minlength=items).astype(np.float64),
-        np.bincount(rows, exposures.target_s[chosen], minlength=items).astype(np.float64),
-        np.bincount(rows, exposures.completed[chosen], minlength=items).astype(np.float64),
+def fit_spaces(examples: RankingExamples, rows: Rows, settings: Settings) -> IdSpaces:
+    """The ids of each space by how often they stand in clicked impressions."""
+    names: dict[str, list[str]] = {}
+    for space in dict.fromkeys(str(f.space) for f in FEATURES if not f.is_number):
+        scope: Scope = "impression" if any(f.space == space for f in ids_of("impression")) else "query"
+        counts, known = np.zeros(0, np.int64), [""]
+        for feature in (f for f in ids_of(scope) if f.space == space):
+            named = examples.ids[feature.name]
+            known = ["", *named.names] if named.first else named.names
+            counts = _clicked_counts(examples, rows, named, scope, len(known))
+        names[space] = most_frequent(counts, known, most=settings.ids, least=settings.least_count)
+    return IdSpaces(names)
+
+
+def _clicked_counts(examples: RankingExamples, rows: Rows, named: Names, scope: Scope, size: int) -> Rows:
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        clicked = block[examples.completed[block]]
+        at = clicked if scope == "impression" else np.asarray(examples.request[clicked])
+        counts += np.bincount(np.asarray(named.codes[at]).ravel(), minlength=size)
+    return counts
+
+
+def shape_of(spaces: IdSpaces, examples: int, settings: Settings) -> RankerShape:
+    used = tuple(feature.name for feature in FEATURES if feature.name not in settings.without)
+    in_use = {str(feature.space) for feature in FEATURES if feature.name in used and not feature.is_number}
+    sizes = {space: size for space, size in spaces.sizes.items() if space in in_use}
+    return RankerShape(
+        hidden=default_hidden(examples) if settings.hidden is None else settings.hidden,
+        features=used,
+        sizes=sizes,
+        widths={space: width_of(size) for space, size in sizes.items()},
+        powers=settings.powers,
+        position=settings.position,
+        completion=settings.completion,
+        members=settings.members,
+        dropout=settings.dropout,
     )
 
 
-def running_statistics(exposures: Exposures) -> tuple[npt.NDArray[np.float64], ...]:
-    """The fields of `Statistics` before each row of the log: float64 [N] each. Only timed rows count."""
-    counted = exposures.timed.astype(np.float64)
-    columns = (counted, counted * exposures.target_s, counted * exposures.completed)
-    order = np.argsort(exposures.rows, kind="stable")
-    sizes = np.bincount(exposures.rows)
-    own = [_sums_before(column[order], sizes)[np.argsort(order, kind="stable")] for column in columns]
-    return (*own, *(np.cumsum(column) - column for column in columns))
-
-
-def measure_ranker(ranker: Ranker, features: Floats, watch_s: Floats) -> dict[str, float]:
-    """On rows it has not seen: mean absolute error in seconds, that of the overall mean, predicted over watched."""
-    if ranker.net is None or ranker.quantiles is None or not len(watch_s):
-        return {}
-    with torch.inference_mode():
-        predicted = serve_seconds(ranker.net(torch.from_numpy(ranker.quantiles.encode(features))).numpy())
+def _fit_quantiles(examples: RankingExamples, rows: Rows, shape: RankerShape) -> dict[Scope, Quantiles]:
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64))]
+    at = {"query": np.unique(examples.request[some]), "impression": some}
     return {
-        "ranker_rows": float(len(watch_s)),
-        "ranker_mae_s": float(np.abs(predicted - watch_s).mean()),
-        "mean_mae_s": float(np.abs(ranker.statistics.mean_s - watch_s).mean()),
-        "ranker_predicted_over_watched": float(predicted.sum() / max(watch_s.sum(), 1e-9)),
+        scope: fit_quantiles(np.asarray(examples.numbers[scope][at[scope]])[:, shape.used(scope)[1]])
+        for scope in SCOPES
     }
 
 
-def _new_net(inputs: int, mean_s: float, settings: Model) -> RankerNet:
-    """Starts at the mean: the odds of an untouched network are close to the mean watch time."""
+def prepare(
+    examples: RankingExamples,
+    rows: Rows,
+    directory: Path,
+    spaces: IdSpaces,
+    shape: RankerShape,
+    quantiles: Mapping[Scope, Quantiles],
+    watch_quantiles: WatchQuantiles | None,
+) -> Prepared:
+    """Write the quantiles of all examples to `directory`, in pieces."""
+    directory.mkdir(parents=True, exist_ok=True)
+    x: dict[Scope, Floats] = {}
+    for scope in SCOPES:
+        _, columns, _ = shape.used(scope)
+        file = ArrayFile(directory / f"x_{scope}.npy", np.float32, (len(columns),))
+        numbers = examples.numbers[scope]
+        for start in range(0, len(numbers), BLOCK):
+            file.append(quantiles[scope].encode(np.asarray(numbers[start : start + BLOCK])[:, columns]))
+        file.close()
+        x[scope] = mapped(file.path)
+    targets = np.asarray(examples.target_s)
+    if watch_quantiles is not None:
+        targets = watch_quantiles.quantile(targets, np.asarray(examples.duration_s))
+    return Prepared(examples, rows, x, spaces, shape, targets)
+
+
+def _watch_quantiles(examples: RankingExamples, rows: Rows, settings: Settings) -> WatchQuantiles | None:
+    if settings.target == "seconds":
+        return None
+    newest = rows[-SAMPLE:]
+    return fit_watch_quantiles(np.asarray(examples.target_s[newest]), np.asarray(examples.duration_s[newest]))
+
+
+def _new_net(prepared: Prepared, settings: Settings, member: int, warm: Ranker | None) -> RankerNet:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = RankerNet(inputs, settings.ranker_hidden)
+        torch.manual_seed(settings.seed + member)
+        net = RankerNet(prepared.shape)
+    if warm is not None:
+        net.load_state_dict(warm.nets[member].state_dict())
+        return net
+    newest = prepared.rows[-SAMPLE:]
+    mean, share = float(prepared.targets[newest].mean()), float(prepared.examples.completed[newest].mean())
+    if settings.target == "d2q" or settings.objective == "equal":
+        mean = np.clip(share if settings.objective == "equal" else mean, 0.01, 0.99)
+        mean = mean / (1 - mean)
     with torch.no_grad():
-        net.last.bias.fill_(np.log(mean_s))
+        bias = net.bias if net.last is None else net.last.bias
+        bias[0] = float(np.log(max(mean, 1e-3)))
     return net
 
 
-def _histories(exposures: Exposures, windows: Rows) -> Histories:
-    """windows int64 [B, H]: rows of the log, -1 for none."""
-    there = windows >= 0
-    return Histories(
-        np.where(there, exposures.rows[windows], -1),
-        np.where(there, exposures.event_ms[windows], 0),
-        np.where(there, exposures.watch_s[windows], 0).astype(np.float32),
-        there,
-    )
-
-
-def _sums_before(values: npt.NDArray[np.float64], sizes: Rows) -> npt.NDArray[np.float64]:
-    """Of values grouped in runs of `sizes`: the sum of the earlier ones in the run."""
-    running = np.cumsum(values) - values
-    starts = np.cumsum(sizes) - sizes
-    return np.asarray(running - np.repeat(running[starts[sizes > 0]], sizes[sizes > 0]))
+def _fits(warm: Ranker, examples: int, settings: Settings) -> bool:
+    """Whether a ranker is of the shape that these settings want, so that one may go on from it."""
+    assert warm.shape is not None
+    return warm.shape == shape_of(warm.spaces, examples, settings) and settings.target == "seconds"

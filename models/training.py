@@ -15,24 +15,17 @@ import numpy.typing as npt
 import polars as pl
 
 from infra.settings import Model
+from infra.settings import Ranker as RankerSettings
 from models.bundle import Manifest, write_bundle
 from models.candidate_learning import Learned, learn_candidates
 from models.candidates import CandidateModel
-from models.catalogue import Catalogue
 from models.checkpoint import Checkpoints
 from models.dataset import Dataset
-from models.features import FEATURES
+from models.exposures import Delays
 from models.log import LogError
 from models.ranker import Ranker
-from models.ranker_training import (
-    Exposures,
-    exposure_features,
-    exposures_of,
-    item_statistics,
-    measure_ranker,
-    train_ranker,
-    unseen_gaps,
-)
+from models.ranker_release import learn_ranker
+from models.ranking_examples import RankingExamples
 from models.source import Source, prepare
 from models.stored_log import BUFFER_ROWS, StoredLog
 from models.stored_searches import StoredSearches
@@ -43,7 +36,6 @@ Progress = Callable[[str, int, int], None]
 HELD_OUT = 0.1  # share of the positives, newest last, that are the validation days
 LEAST_POSITIVES = 20
 LEAST_ITEMS = 2
-GAP = FEATURES.index("retrieval_gap")
 
 
 def train_bundle(
@@ -51,11 +43,15 @@ def train_bundle(
     items: pl.DataFrame | None,
     *,
     settings: Model,
+    ranker: RankerSettings,
     bundles_dir: Path,
     created_ms: int,
     offsets: dict[str, int],
+    delays: Delays = Delays(),
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
+    warm_ranker: Ranker | None = None,
+    examples: RankingExamples | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
@@ -63,7 +59,8 @@ def train_bundle(
     """Train everything from a log (and a catalogue, where there is one) and write the bundle; its manifest.
 
     `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
-    `warm` is an earlier release's model to begin from. `measure=False` leaves out the first of the two trainings: half
+    `warm` and `warm_ranker` are an earlier release's, to begin from. `examples`: what the ranker learns from instead of
+    the log's own rows, features as they were served. `measure=False` leaves out the first of the two trainings: half
     the time, no metrics, no retrieval score in the ranker. Raises LogError when the log has too few completed watches.
     """
     source, learned, cut = _learn(
@@ -76,24 +73,27 @@ def train_bundle(
         progress=progress,
         measure=measure,
     )
-    ranker, ranker_metrics = _fit_ranker(
-        exposures_of(log, source),
-        source.catalogue,
+    trained = learn_ranker(
+        log,
+        source,
+        settings=ranker,
+        delays=delays,
         earlier=learned.earlier,
         since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
-        settings=settings,
+        warm=warm_ranker,
+        served=examples,
         progress=progress,
     )
     manifest = write_bundle(
         bundles_dir,
         model=learned.model,
-        ranker=ranker,
+        ranker=trained.ranker,
         catalogue=source.catalogue,
+        statistics=trained.statistics,
         created_ms=created_ms,
         completed_s=log.completed_s,
-        ranker_hidden=settings.ranker_hidden,
         seed=settings.seed,
-        metrics=learned.choice.metrics | ranker_metrics,
+        metrics=learned.choice.metrics | trained.metrics,
         offsets=offsets,
     )
     if checkpoints is not None:
@@ -151,32 +151,3 @@ def check_size(dataset: Dataset) -> None:
         has = f"{len(dataset)} completed watches of {distinct} items"
         needs = f"at least {LEAST_POSITIVES} of {LEAST_ITEMS} are needed"
         raise LogError(f"log: has {has}, {needs}; is completed_s right, and watch_s in seconds?")
-
-
-def _fit_ranker(
-    exposures: Exposures,
-    catalogue: Catalogue,
-    *,
-    earlier: CandidateModel | None,
-    since: int,
-    settings: Model,
-    progress: Progress,
-) -> tuple[Ranker, dict[str, float]]:
-    """The ranker of all timed rows, and the figures of one that saw only those before the log's row `since`."""
-    chosen = np.flatnonzero(exposures.timed)
-    if not len(chosen):
-        return Ranker(None, None, item_statistics(exposures, chosen, len(catalogue)), catalogue), {}
-    features = exposure_features(exposures, chosen, catalogue, progress=_staged(progress, "features"))
-    metrics: dict[str, float] = {}
-    if earlier is not None:
-        old = chosen < since
-        measured = train_ranker(features[old], exposures, chosen[old], catalogue=catalogue, settings=settings)
-        metrics = measure_ranker(measured, features[~old], exposures.target_s[chosen[~old]])
-        features[:, GAP] = unseen_gaps(earlier, exposures, chosen, since)
-    step = _staged(progress, "ranker")
-    ranker = train_ranker(features, exposures, chosen, catalogue=catalogue, settings=settings, progress=step)
-    return ranker, metrics
-
-
-def _staged(progress: Progress, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total)

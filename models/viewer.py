@@ -21,8 +21,17 @@ class Watched(Protocol):
     def completed(self) -> bool: ...
 
 
+class ShownList(Protocol):
+    """Items that were shown together, top first."""
+
+    @property
+    def at_ms(self) -> int: ...
+    @property
+    def item_ids(self) -> Sequence[str]: ...
+
+
 class Viewer(Protocol):
-    """A user as a request sees them. `watches` is oldest first."""
+    """A user as the user tower sees them. `watches` is oldest first."""
 
     @property
     def watches(self) -> Sequence[Watched]: ...
@@ -30,6 +39,13 @@ class Viewer(Protocol):
     def searches(self) -> Sequence[Any]: ...
     @property
     def context(self) -> Any: ...
+
+
+class RankedViewer(Viewer, Protocol):
+    """A user as the ranker sees them: also what they were shown, oldest first."""
+
+    @property
+    def impressions(self) -> Sequence[ShownList]: ...
 
 
 class Example(Viewer, Protocol):

@@ -20,6 +20,7 @@ from infra import metrics
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from serving.feed import Chunk, Feed
+from serving.marks import Marks
 from serving.views import HistoryView
 from streams import topics
 
@@ -35,11 +36,11 @@ PACE_S = 0.01
 class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
     """The owned partitions and the view of their histories. Listener methods run in the consumer's own thread."""
 
-    def __init__(self, kafka: Kafka, group: str, feed: Feed, histories: HistoryView) -> None:
+    def __init__(self, kafka: Kafka, group: str, feed: Feed, histories: HistoryView, marks: Marks) -> None:
         self.owned: frozenset[int] = frozenset()
         self.open: frozenset[int] = frozenset()  # of the owned ones: those that are answered
         self._topic = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
-        self._feed, self._histories = feed, histories
+        self._feed, self._histories, self._marks = feed, histories, marks
         self._read_to_end: frozenset[int] = frozenset()
         self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
@@ -93,6 +94,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         for record in chunk.records:
             if record.partition in self.owned:
                 self._histories.apply(record.partition, record.key, record.value)
+                self._marks.read(topics.USER_HISTORIES, record.partition, record.offset)
         if chunk.generation == self._feed.generation:
             self._read_to_end = chunk.caught_up
 

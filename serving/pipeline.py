@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from indexer.errors import IndexFailure
 from infra import metrics
 from infra.settings import Serving
-from models.ranker import RankingQuery
 from serving.breaker import Breaker
+from serving.marks import Marks
+from serving.ranking import Fed, Pace, record_query, record_shown, score_candidates
 from serving.release import LiveRelease
-from serving.views import GLOBAL, CatalogueView, HistoryView, TrendingView
+from serving.views import GLOBAL, CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, Shown, UserHistory
 
 log = structlog.get_logger(__name__)
@@ -60,6 +61,8 @@ class Views:
     histories: HistoryView
     catalogue: CatalogueView
     trending: TrendingView
+    statistics: StatisticsView
+    marks: Marks = field(default_factory=Marks)
 
 
 @dataclass
@@ -73,7 +76,8 @@ class Draft:
     degraded: list[str] = field(default_factory=list)
     item_ids: list[str] = field(default_factory=list)  # candidates, best first by inner product
     scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))  # [C]
-    expected_s: Floats | None = None  # [C]
+    expected_s: Floats | None = None  # [C], calibrated
+    fed: Fed | None = None  # what the ranker was fed
     items: list[Recommended] = field(default_factory=list)
 
     def fall(self, step: str, reason: str) -> None:
@@ -87,6 +91,12 @@ class Stages:
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @property
+    def spent_s(self) -> float:
+        """Since the batch was begun."""
+        return time.perf_counter() - self._began
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -104,12 +114,14 @@ def answer(
     live: LiveRelease | None,
     views: Views,
     breaker: Breaker,
+    pace: Pace,
     *,
     now_ms: int,
     settings: Serving,
     served_by: str,
 ) -> list[Answered]:
-    """Answer every request of a batch, in its order, from one release (None: there is none yet)."""
+    """Answer every request of a batch, in its order, from one release (None: there is none yet). `breaker` and `pace`
+    remember how the index and the ranker have done."""
     stages = Stages()
     with stages("hydrate"):
         drafts = [hydrate(asked, views.histories, settings) for asked in batch]
@@ -123,11 +135,13 @@ def answer(
             for draft in personal:
                 drop_unwanted(draft, views.catalogue.unavailable, settings.candidates)
         with stages("rank"):
-            rank(personal, live, now_ms)
+            in_time = drop_late(personal, stages.spent_s, pace, settings)
+            rank(in_time, live, views.statistics, pace, now_ms)
     with stages("select"):
         for draft in drafts:
             select(draft, views, live)
-    return reply(drafts, stages, version="" if live is None else live.version, now_ms=now_ms, served_by=served_by)
+    version = "" if live is None else live.version
+    return reply(drafts, stages, views.marks, version=version, now_ms=now_ms, served_by=served_by)
 
 
 def hydrate(asked: Asked, histories: HistoryView, settings: Serving) -> Draft:
@@ -195,22 +209,40 @@ def drop_unwanted(draft: Draft, unavailable: set[str], candidates: int) -> None:
     metrics.CANDIDATES.observe(len(kept))
 
 
-def rank(drafts: list[Draft], live: LiveRelease, now_ms: int) -> None:
+def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving) -> list[Draft]:
+    """The drafts whose clients still wait when the ranker is done, as far as it has lately kept its time."""
+    in_time = []
+    for draft in drafts:
+        if draft.asked.left_s(settings.deadline_s) - spent_s >= pace.expected_s:
+            in_time.append(draft)
+        elif draft.item_ids:
+            draft.fall("unranked", "no time is left for the ranker")
+    if len(in_time) < len(drafts):
+        pace.skipped()
+    return in_time
+
+
+def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pace: Pace, now_ms: int) -> None:
     """Expected watch seconds of all candidates, in one forward pass (paper section 4)."""
     drafts = [draft for draft in drafts if draft.item_ids]
     if not drafts or not live.ranker.trained:
         return
-    queries = [RankingQuery(draft.history, now_ms, draft.item_ids, draft.scores) for draft in drafts]
     try:
-        answers = live.ranker.expected_watch_s(queries)
+        with pace:
+            ranked = score_candidates(
+                [(draft.history, draft.item_ids, draft.scores) for draft in drafts],
+                live,
+                statistics.statistics,
+                now_ms=now_ms,
+            )
     except Exception as error:  # whatever a ranker dies of, the retrieval order is still a good answer
         log.exception("the ranker failed", version=live.version)
         for draft in drafts:
             draft.fall("unranked", f"the ranker failed: {type(error).__name__}")
         return
-    for draft, expected_s in zip(drafts, answers, strict=True):
+    for draft, (expected_s, fed) in zip(drafts, ranked, strict=True):
         if np.isfinite(expected_s).all():
-            draft.expected_s = expected_s
+            draft.expected_s, draft.fed = expected_s, fed
         else:
             draft.fall("unranked", "the ranker gave a value that is not finite")
 
@@ -248,25 +280,36 @@ def spares(views: Views, live: LiveRelease | None) -> Iterator[tuple[str, str, f
         yield item_id, CATALOGUE, None
 
 
-def reply(drafts: Sequence[Draft], stages: Stages, *, version: str, now_ms: int, served_by: str) -> list[Answered]:
+def reply(
+    drafts: Sequence[Draft], stages: Stages, marks: Marks, *, version: str, now_ms: int, served_by: str
+) -> list[Answered]:
     with stages("reply"):
         items = [tuple(draft.items) for draft in drafts]
-        impressions = [impress(draft, version, now_ms, served_by) if draft.items else None for draft in drafts]
+        impressions = [impress(draft, marks, version, now_ms, served_by) if is_shown(draft) else None for draft in drafts]
     return [
         Answered(_reply_of(draft, shown, stages.ms, version, served_by), impression)
         for draft, shown, impression in zip(drafts, items, impressions, strict=True)
     ]
 
 
-def impress(draft: Draft, version: str, now_ms: int, served_by: str) -> Impression:
-    """The record of what was shown."""
+def is_shown(draft: Draft) -> bool:
+    return bool(draft.items) and draft.asked.request.record
+
+
+def impress(draft: Draft, marks: Marks, version: str, now_ms: int, served_by: str) -> Impression:
+    """The record of what was shown, and of what the ranker was fed."""
     request = draft.asked.request
     shown = tuple(
         Shown(item.item_id, item.rank, item.source, item.score, item.expected_watch_s) for item in draft.items
     )
-    return Impression(
+    plain = Impression(
         request.request_id, request.user_id, now_ms, served_by, version, shown, context=draft.history.context
     )
+    if draft.fed is None:
+        return plain
+    row_of = {item_id: row for row, item_id in enumerate(draft.item_ids)}
+    fed = tuple(record_shown(each, draft.fed, row_of.get(each.item_id)) for each in shown)
+    return record_query(plain, fed, draft.fed, marks.as_dict())
 
 
 def _reply_of(

@@ -23,7 +23,10 @@ from indexer.handover import is_whole
 from infra import metrics
 from models.bundle import BundleError, read_bundle
 from models.candidates import CandidateModel
-from models.ranker import Ranker, RankingQuery
+from models.catalogue import Catalogue
+from models.item_statistics import ItemStatistics
+from models.ranker import Ranker
+from models.ranking_request import RankingQuery, moment_of
 from serving.views import CatalogueView, read
 from streams import topics
 from streams.messages import IndexReady, ItemVector, Release, UserHistory
@@ -63,6 +66,8 @@ class LiveRelease:
     model: CandidateModel
     ranker: Ranker
     index: Index
+    catalogue: Catalogue
+    statistics: ItemStatistics
 
     def search(self, vectors: Floats, limit: int, timeout_s: float | None = None) -> list[tuple[list[str], Floats]]:
         """Per row of float32 [B, D]: item ids and inner products, best first, from the collection of this version.
@@ -153,7 +158,7 @@ class Releases:
 
     def _write(self, topic: str, item_id: str, release: LiveRelease) -> None:
         if topic == topics.ITEMS:
-            self._catalogue.describe(item_id, release.ranker.catalogue)
+            self._catalogue.describe(item_id, release.catalogue)
         elif item_id in self._query_rows:
             write_query_row(item_id, *self._query_rows[item_id], release)
 
@@ -192,7 +197,7 @@ class Releases:
 
     def _load(self, version: str) -> LiveRelease:
         release = load_release(self._bundles_dir, version, self._index)
-        self._catalogue.describe_all(release.ranker.catalogue)
+        self._catalogue.describe_all(release.catalogue)
         for item_id, (row_version, row) in list(self._query_rows.items()):
             write_query_row(item_id, row_version, row, release)
         warm_up(release)
@@ -213,7 +218,9 @@ def load_release(bundles_dir: Path, version: str, index: Index) -> LiveRelease:
         check_collection(version, bundle.model.dim, index)
     except IndexFailure as error:
         raise ReleaseError("collection", str(error)) from error
-    return LiveRelease(version, bundle.manifest.created_ms, bundle.model, bundle.ranker, index)
+    return LiveRelease(
+        version, bundle.manifest.created_ms, bundle.model, bundle.ranker, index, bundle.catalogue, bundle.statistics
+    )
 
 
 def check_collection(version: str, dim: int, index: Index) -> None:
@@ -234,7 +241,9 @@ def warm_up(release: LiveRelease) -> None:
         [(item_ids, scores)] = release.search(vectors, 10)
     except IndexFailure as error:
         raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
-    release.ranker.expected_watch_s([RankingQuery(nobody, release.created_ms, item_ids, scores)])
+    if release.ranker.trained and item_ids:
+        query = RankingQuery(nobody, release.created_ms, item_ids, scores)
+        release.ranker.rank(moment_of([query], release.catalogue, [release.statistics]))
 
 
 def write_query_row(item_id: str, version: str, row: bytes, release: LiveRelease) -> None:

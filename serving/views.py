@@ -14,8 +14,9 @@ import structlog
 
 from infra import metrics
 from models.catalogue import Catalogue
+from models.item_statistics import ItemStatistics
 from streams import topics
-from streams.messages import Item, Refused, Trending, UserHistory, decode
+from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +113,33 @@ class CatalogueView:
         self.unavailable.add(item_id)
         self._encoded.pop(item_id, None)
         return item_id
+
+
+class StatisticsView:
+    """Decayed sums over closed impressions of all partitions, as `item-statistics` tells them."""
+
+    def __init__(self, kafka_partitions: int, half_life_h: float) -> None:
+        self.statistics = ItemStatistics(half_life_h * 3_600_000, parts=kafka_partitions)
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Take over one record of `item-statistics`; a tombstone leaves nothing of the row."""
+        if value is None:
+            if key is not None:
+                self._forget(key.decode(errors="replace"))
+        elif (row := read(topics.ITEM_STATISTICS, StatisticsRow, value)) is not None:
+            last = row.expected_s if row.scope == "calibration" else row.completions
+            self._set(row.scope, row.id, row.partition, row.as_of_ms, (row.impressions, row.watches, row.seconds, last))
+
+    def _forget(self, key: str) -> None:
+        scope, _, rest = key.partition("/")
+        partition, _, name = rest.partition("/")
+        self._set(scope, name, int(partition) if partition.isdecimal() else -1, 0, (0.0, 0.0, 0.0, 0.0))
+
+    def _set(self, scope: str, name: str, partition: int, as_of_ms: int, sums: tuple[float, ...]) -> None:
+        try:
+            self.statistics.set(scope, name, partition, as_of_ms, sums)
+        except ValueError as error:
+            _refuse(topics.ITEM_STATISTICS, Refused("invalid", str(error)))
 
 
 class TrendingView:

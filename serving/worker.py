@@ -35,16 +35,18 @@ from serving.feed import Feed
 from serving.outbox import Outbox
 from serving.partitions import Partitions
 from serving.pipeline import Views, answer
+from serving.ranking import Pace
 from serving.release import Releases
 from serving.reply_topics import ReplyTopics
-from serving.views import CatalogueView, HistoryView, TrendingView
+from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams import topics
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)
 
 GROUP = "serving"
-SHARED = (topics.ITEMS, topics.TRENDING, topics.RELEASES, topics.ITEM_VECTORS)
+SHARED = (topics.ITEMS, topics.TRENDING, topics.RELEASES, topics.ITEM_VECTORS, topics.ITEM_STATISTICS)
+RECORDED = (topics.ITEMS, topics.ITEM_STATISTICS)  # of them an impression says how far they had been read
 MOST_APPLIED = 5000  # records applied to the views between two batches
 COMMIT_EVERY_S = 0.1
 REPORT_EVERY_S = 1.0
@@ -75,14 +77,15 @@ class Worker:
         kafka = settings.kafka
         self.server_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._settings, self._health = settings, health
-        self._views = Views(HistoryView(), CatalogueView(), TrendingView())
+        statistics = StatisticsView(kafka.partitions, settings.join.half_life_h)
+        self._views = Views(HistoryView(), CatalogueView(), TrendingView(), statistics)
         self._index = Index(settings.milvus)
         self._releases = Releases(settings.bundles_dir, self._index, self._views.catalogue)
-        self._breaker = Breaker()
+        self._breaker, self._pace = Breaker(), Pace()
         self._shared = Feed(kafka, *SHARED)
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
-        self._partitions = Partitions(kafka, GROUP, self._histories, self._views.histories)
+        self._partitions = Partitions(kafka, GROUP, self._histories, self._views.histories, self._views.marks)
         self._consumer = self._partitions.consumer
         self._desk = Desk(settings, self._outbox, ReplyTopics(self._consumer), self.server_id)
         self._is_primed = False  # everything shared was read to the end once
@@ -143,12 +146,16 @@ class Worker:
     def _apply_shared(self, record: Any) -> None:
         topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
         metrics.RECEIVED.labels(topic).inc()
+        if topic in RECORDED:
+            self._views.marks.read(topic, record.partition, record.offset)
         if topic == topics.ITEMS:
             item_id = self._views.catalogue.apply(record.key, record.value)
             if item_id is not None:
                 self._releases.apply_item(item_id)
         elif topic == topics.TRENDING:
             self._views.trending.apply(record.key, record.value)
+        elif topic == topics.ITEM_STATISTICS:
+            self._views.statistics.apply(record.key, record.value)
         elif topic == topics.ITEM_VECTORS:
             self._releases.apply_vector(record.key, record.value)
         else:
@@ -179,6 +186,7 @@ class Worker:
             live=self._releases.live,
             views=self._views,
             breaker=self._breaker,
+            pace=self._pace,
             now_ms=now_ms,
             settings=self._settings.serving,
             served_by=self.server_id,

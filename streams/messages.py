@@ -203,6 +203,7 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     filter: str | None = None
     exclude: tuple[Id, ...] = ()
     deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None  # how long the client waits, from the send
+    record: bool = True  # false: the answer is shown to nobody, so it leaves no impression
 
 
 class Recommended(Struct, frozen=True, omit_defaults=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,11 @@ CUTOFFS = ("10", "50", "100", "500")
 FRACTION = 0.1
 
 
+class BacktestStage(StrEnum):
+    RETRIEVAL = "retrieval"
+    RANKING = "ranking"
+
+
 def register(app: typer.Typer) -> None:
     app.command()(backtest)
 
@@ -29,11 +35,15 @@ def backtest(
     items: ItemsFile = None,
     searches: SearchesFile = None,
     mapping: Mapping = None,
+    stage: Annotated[
+        BacktestStage, typer.Option(help="What is judged: retrieval, or the ranker on an exposure log")
+    ] = BacktestStage.RETRIEVAL,
     test_from: Annotated[
         str | None, typer.Option(metavar="TIME", help="The test begins here: ISO 8601 (UTC if it names no zone) or ms")
     ] = None,
     test_fraction: Annotated[
-        float | None, typer.Option(help=f"Or: share of the positives, newest last [default: {FRACTION}]")
+        float | None,
+        typer.Option(help=f"Or: share of positives (ranking: exposures), newest last [default: {FRACTION}]"),
     ] = None,
     validation_fraction: Annotated[
         float | None, typer.Option(help="Share of the positives before the test [default: as long as it, at most .1]")
@@ -45,15 +55,23 @@ def backtest(
     seed: Annotated[int | None, typer.Option(help="[default: model.seed of the settings]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, for scripts")] = False,
 ) -> None:
-    """Judge retrieval on a log: train before a cut, recommend after it, beside baselines on the same cases.
+    """Judge on a log: train before a cut, recommend or rank after it, beside baselines on the same cases.
 
-    Makes candidates.parquet, report.json, report.html and, with --live, live.parquet in --out.
+    Retrieval makes candidates.parquet, report.json, report.html and, with --live, live.parquet in --out. Ranking takes
+    a log of exposures (watch_s 0: shown and not watched) and makes report.json and ranking.parquet.
     """
     if test_from is not None and test_fraction is not None:
         raise typer.BadParameter("give --test-from or --test-fraction, and not both")
     settings = context.obj.settings
     import torch
 
+    torch.set_num_threads(settings.model.threads)
+    if stage is BacktestStage.RANKING:
+        if live or searches is not None or validation_fraction is not None:
+            raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
+        cut = read_cut(test_from, test_fraction)
+        _rank(settings, log, out, items, mapping or [], cut, seed, as_json=as_json)
+        return
     from infra.backtest import Request, enter_with, run_backtest
     from models.log import parse_mapping
 
@@ -66,20 +84,25 @@ def backtest(
         context=settings.model.context,
         search_tokens=settings.model.search_tokens,
         mapping=parse_mapping(mapping or []),
-        test_from_ms=None if test_from is None else read_time(test_from),
-        test_fraction=read_share("--test-fraction", test_fraction) or FRACTION,
+        test_from_ms=read_cut(test_from, test_fraction)[0],
+        test_fraction=read_cut(test_from, test_fraction)[1],
         validation_fraction=read_share("--validation-fraction", validation_fraction),
         live=live,
         block=block,
         seed=settings.model.seed if seed is None else seed,
     )
-    torch.set_num_threads(settings.model.threads)
     with progress_bars(quiet=as_json) as step:
         report = run_backtest(request, enter_with(settings), step)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _show(report, out)
+
+
+def read_cut(test_from: str | None, test_fraction: float | None) -> tuple[int | None, float]:
+    """Where the test begins: a time, or else a share."""
+    fraction = read_share("--test-fraction", test_fraction) or FRACTION
+    return None if test_from is None else read_time(test_from), fraction
 
 
 def read_time(text: str) -> int:
@@ -99,6 +122,56 @@ def read_share(option: str, share: float | None) -> float | None:
     if share is not None and not 0 < share < 1:
         raise typer.BadParameter(f"{option} lies between 0 and 1, both excluded, and is not {share:g}")
     return share
+
+
+def _rank(
+    settings: Any,
+    log: Path,
+    out: Path,
+    items: Path | None,
+    mapping: list[str],
+    cut: tuple[int | None, float],
+    seed: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    from infra.backtest_ranking import RankingRequest, run_ranking_backtest
+    from infra.retraining import delays_of
+    from models.log import parse_mapping
+
+    ranker = settings.ranker if seed is None else settings.ranker.model_copy(update={"seed": seed})
+    request = RankingRequest(
+        log,
+        out,
+        settings.history.completed_s,
+        ranker,
+        delays_of(settings),
+        items=items,
+        mapping=parse_mapping(mapping),
+        test_from_ms=cut[0],
+        test_fraction=cut[1],
+    )
+    with progress_bars(quiet=as_json) as step:
+        report = run_ranking_backtest(request, step)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _show_ranking(report, out)
+
+
+def _show_ranking(report: dict[str, Any], out: Path) -> None:
+    console, protocol = Console(), report["protocol"]
+    n = f"{protocol['exposures']:,} exposures of {protocol['users']:,} users from {protocol['cut']} on"
+    names = list(report["rankers"])
+    table = Table("metric", "favours", *map(escape, names), box=None, pad_edge=False, caption=n, caption_justify="left")
+    for metric, about in report["metrics"].items():
+        cells = [_number(report["rankers"][name][metric]) for name in names]
+        table.add_row(metric, about["favours"], *cells)
+    console.print(table)
+    deciles = report["calibration_by_decile"]["ranker, calibrated"]
+    ratios = ", ".join("-" if each["ratio"] is None else f"{each['ratio']:.2f}" for each in deciles)
+    console.print(f"predicted / watched by decile of the prediction: {ratios}")
+    console.print(f"{out}: report.json, ranking.parquet")
 
 
 def _show(report: dict[str, Any], out: Path) -> None:

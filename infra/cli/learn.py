@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -22,7 +23,10 @@ from infra.settings import Settings
 
 Step = Callable[[str, int, int], None]
 
-LOG = typer.Argument(help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]")
+LOG = typer.Argument(
+    help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]; for the ranker every exposure, "
+    "watch_s 0 where it was not watched"
+)
 ItemsFile = Annotated[
     Path | None, typer.Option("--items", help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
 ]
@@ -30,6 +34,11 @@ SearchesFile = Annotated[Path | None, typer.Option("--searches", help="Searches:
 Mapping = Annotated[
     list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
 ]
+
+
+class TrainStage(StrEnum):
+    ALL = "all"
+    RANKING = "ranking"
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Job:
     mapping: list[str]
     warm_start: str | None
     checkpoints: Path | None
+    stage: TrainStage = TrainStage.ALL
 
 
 def register(app: typer.Typer) -> None:
@@ -66,11 +76,17 @@ def train(
         Path | None,
         typer.Option(help="Write checkpoints there, and go on from the one that is there to the same result"),
     ] = None,
+    stage: Annotated[
+        TrainStage, typer.Option(help="ranking: the newest release's towers and items stay, the ranker is learnt anew")
+    ] = TrainStage.ALL,
     announce: Annotated[bool, typer.Option(help="Announce the bundle on `releases`, so that it goes live")] = True,
     wait_s: Annotated[float, typer.Option(help="Wait this long for a server to answer from the new release")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
 ) -> None:
     """Train a release: user tower, item tables and ranker, written as an immutable bundle.
+
+    From the topics the ranker learns from ranking-examples: what was shown, with the features as they were served, and
+    what became of it. From a log it learns from every row, features as they stood at that time.
 
     On several machines: torchrun --nnodes ... -m infra.cli train LOG, with the same files on each.
     """
@@ -79,7 +95,7 @@ def train(
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
     settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
-    job = Job(log, items, searches, mapping or [], warm_start, checkpoints)
+    job = Job(log, items, searches, mapping or [], warm_start, checkpoints, stage)
     helping = os.environ.get("RANK", "0") != "0"
     with helpers(processes, sys.argv), progress_bars(quiet=as_json or helping) as step:
         manifest = _train(settings, job, step)
@@ -163,6 +179,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
     """The manifest of the bundle; None in a process that only helped."""
     import torch
 
+    from infra.retraining import delays_of, enough, served_examples
     from models.distributed import process_group
     from models.log import parse_mapping, read_items
     from models.stored_log import store_log
@@ -172,11 +189,13 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
 
     torch.set_num_threads(settings.model.threads)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if job.stage is TrainStage.RANKING:
+        return _train_ranker(settings, job, step)
     completed_s = settings.history.completed_s
     buckets = settings.model.search_tokens
     with process_group() as rank, TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
         offsets: dict[str, int] = {}
-        searches = None
+        searches = examples = None
         catalogue = read_items(job.items) if job.items is not None else None
         if job.log is not None:
             mapping = parse_mapping(job.mapping)
@@ -187,7 +206,9 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
             archive = store_archive(settings, Path(scratch), step)
             log, searches, offsets = archive.log, archive.searches, archive.offsets
             catalogue = archive.items if catalogue is None else catalogue
-        warm = _warm_model(settings, job.warm_start)
+            examples = enough(served_examples(settings, Path(scratch), catalogue, step))
+        base = _base(settings, job.warm_start)
+        warm = None if base is None else base.model
         checkpoints = _checkpoints(settings, job, log, writes=not rank)
         if rank:
             help_training(
@@ -198,9 +219,13 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
             log,
             catalogue,
             settings=settings.model,
+            ranker=settings.ranker,
+            delays=delays_of(settings),
             bundles_dir=settings.bundles_dir,
             created_ms=time.time_ns() // 1_000_000,
             offsets=offsets,
+            examples=examples,
+            warm_ranker=None if base is None else base.ranker,
             searches=searches,
             warm=warm,
             checkpoints=checkpoints,
@@ -208,14 +233,33 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
         )
 
 
-def _warm_model(settings: Settings, version: str | None) -> Any:
+def _train_ranker(settings: Settings, job: Job, step: Step) -> Any:
+    """A release with the newest one's candidates and another ranker."""
+    from infra.retraining import retrain_from_log, retrain_from_topic
+    from models.log import parse_mapping
+
+    base = _base(settings, job.warm_start or "newest")
+    warm = base.ranker if job.warm_start is not None else None
+    if job.log is None:
+        return retrain_from_topic(settings, base, warm, step)
+    return retrain_from_log(settings, base, warm, job.log, parse_mapping(job.mapping), step)
+
+
+def retrain_ranker(settings: Settings, step: Step) -> Any:
+    """The newest release with a ranker of what `ranking-examples` holds; its manifest. Raises LogError."""
+    job = Job(None, None, None, [], None, None, TrainStage.RANKING)
+    return _train_ranker(settings, job, step)
+
+
+def _base(settings: Settings, version: str | None) -> Any:
+    """The release to begin from; None when there is to be none."""
     from models.bundle import newest_version, read_bundle
 
     if version is None:
         return None
     if version == "newest":
         version = newest_version(settings.bundles_dir)
-    return read_bundle(settings.bundles_dir / version).model
+    return read_bundle(settings.bundles_dir / version)
 
 
 def _checkpoints(settings: Settings, job: Job, log: Any, *, writes: bool) -> Any:

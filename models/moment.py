@@ -1,0 +1,216 @@
+"""What is known at the moment of a request: the columns that features are computed from, for many requests at once.
+
+B requests with N candidates in all. Everything a feature may look at is here and was true at `now_ms`, so that whoever
+fills a Moment, serving from its views or training from a log, decides what a feature can know. What several features
+need is worked out once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalogue import CHANNEL, TOPICS, Catalogue
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+HISTORY = 50  # watches of any length that are looked at
+SHOWN = 100  # shown items that are looked at
+MOST_TOPICS = 3  # of an item
+DAY_MS = 24 * 3_600_000
+
+# Columns of the statistics: decayed sums over closed impressions.
+IMPRESSIONS, WATCHES, SECONDS, COMPLETIONS = range(4)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Codes that mean names: `codes` [B] or [B, M], 0 for none or unknown; `names[code - first]` is the name of one."""
+
+    codes: Rows
+    names: list[str]
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Requests:
+    """B requests. Entries of one user are oldest first and padded in front with row -1.
+
+    now_ms int64 [B]. The newest watches: watch_rows int64 [B, H] catalogue rows (-1 also for items it does not know),
+    watch_ms int64, watch_s float32, completed bool, `there` bool [B, H]. The newest shown items: shown_rows and
+    shown_ms int64 [B, S]. contexts: by field the value of each request, [B].
+    """
+
+    now_ms: Rows
+    watch_rows: Rows
+    watch_ms: Rows
+    watch_s: Floats
+    completed: Flags
+    there: Flags
+    shown_rows: Rows
+    shown_ms: Rows
+    contexts: dict[str, Names] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """N candidates. request int64 [N]: which request each belongs to; rows int64 [N]: its catalogue row, -1 unknown.
+
+    score float32 [N]: retrieval score, the inner product of user and item vector, NaN where a source gives none;
+    rank float32 [N]: its place among the candidates by that score, from 1; best float32 [B]: the best score of each
+    request; source [N]. Statistics float64 [N, 4] of item, channel and first topic, and [B, 4] of everything.
+    """
+
+    request: Rows
+    rows: Rows
+    score: Floats
+    rank: Floats
+    best: Floats
+    source: Names
+    item: Doubles
+    channel: Doubles
+    topic: Doubles
+    everything: Doubles
+
+
+@dataclass(frozen=True)
+class Moment:
+    catalogue: Catalogue
+    requests: Requests
+    candidates: Candidates
+
+    # --- of the requests -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def entries(self) -> Rows:
+        """[B]: how many watches of each viewer are known."""
+        return np.asarray(np.count_nonzero(self.requests.there, axis=1), np.int64)
+
+    @cached_property
+    def watched_ago_s(self) -> Floats:
+        """[B, H]"""
+        return _ago_s(self.requests.now_ms, self.requests.watch_ms)
+
+    @cached_property
+    def shown_ago_s(self) -> Floats:
+        """[B, S]"""
+        return _ago_s(self.requests.now_ms, self.requests.shown_ms)
+
+    @cached_property
+    def watched_durations_s(self) -> Floats:
+        """[B, H], NaN where it is not known."""
+        return self.catalogue.duration_s(self.requests.watch_rows)
+
+    @cached_property
+    def watched_share(self) -> Floats:
+        """[B, H]: of each watched video, at most all of it; NaN where its duration is not known."""
+        share: Floats = np.minimum(self.requests.watch_s / self.watched_durations_s, np.float32(1))
+        return share
+
+    # --- of the candidates -----------------------------------------------------------------------------------------
+
+    @property
+    def request(self) -> Rows:
+        return self.candidates.request
+
+    @cached_property
+    def now_ms(self) -> Rows:
+        """[N]"""
+        return self.requests.now_ms[self.request]
+
+    @cached_property
+    def channels(self) -> npt.NDArray[np.int32]:
+        """[N], 0 for none."""
+        return self.catalogue.channel_codes(self.candidates.rows)
+
+    @cached_property
+    def topics(self) -> npt.NDArray[np.int32]:
+        """[N, T], 0 for none."""
+        return self.catalogue.topics_at(self.candidates.rows, MOST_TOPICS)
+
+    # Which of the viewer's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
+
+    @cached_property
+    def of_item(self) -> Flags:
+        return self._among(self.requests.watch_rows, self.candidates.rows, none=-1)
+
+    @cached_property
+    def of_channel(self) -> Flags:
+        return self._among(self.catalogue.channel_codes(self.requests.watch_rows), self.channels, none=0)
+
+    @cached_property
+    def of_topic(self) -> Flags:
+        return self._among(self._watched_topics[:, :, 0], self.topics[:, 0], none=0)
+
+    @cached_property
+    def of_any_topic(self) -> Flags:
+        shared = np.zeros((len(self.request), self.requests.watch_rows.shape[1]), np.bool_)
+        for mine in self.topics.T:
+            for theirs in np.moveaxis(self._watched_topics, 2, 0):
+                shared |= self._among(theirs, mine, none=0)
+        return shared
+
+    @cached_property
+    def of_like_duration(self) -> Flags:
+        """Watches of videos between two thirds and one and a half times as long."""
+        ratio = self.watched_durations_s[self.request] / self.catalogue.duration_s(self.candidates.rows)[:, None]
+        return np.asarray((ratio > 1 / 1.5) & (ratio < 1.5))
+
+    @cached_property
+    def shown_item(self) -> Flags:
+        """[N, S]"""
+        return self._among(self.requests.shown_rows, self.candidates.rows, none=-1)
+
+    @cached_property
+    def shown_channel(self) -> Flags:
+        """[N, S]"""
+        return self._among(self.catalogue.channel_codes(self.requests.shown_rows), self.channels, none=0)
+
+    def watched_s(self, entries: Flags) -> Floats:
+        """[N, H] -> [N]: seconds of these entries."""
+        return _sum(entries, self.requests.watch_s[self.request])
+
+    def since_watched_s(self, entries: Flags) -> Floats:
+        """[N, H] -> [N]: since the newest of them, NaN for none."""
+        return newest(self.watched_ago_s[self.request], entries)
+
+    def since_shown_s(self, entries: Flags) -> Floats:
+        """[N, S] -> [N]"""
+        return newest(self.shown_ago_s[self.request], entries)
+
+    @cached_property
+    def _watched_topics(self) -> npt.NDArray[np.int32]:
+        """[B, H, T]"""
+        return self.catalogue.topics_at(self.requests.watch_rows, MOST_TOPICS)
+
+    def _among(self, theirs: npt.NDArray[np.integer], mine: npt.NDArray[np.integer], none: int) -> Flags:
+        """theirs [B, H], mine [N] -> bool [N, H]"""
+        each = theirs if len(theirs) == 1 else theirs[self.request]
+        return np.asarray((each == mine[:, None]) & (mine != none)[:, None])
+
+
+def newest(ago_s: Floats, chosen: Flags) -> Floats:
+    """The smallest of the chosen entries of each row, at least 0; NaN where none is chosen."""
+    smallest = np.where(chosen, ago_s, np.float32(np.inf)).min(axis=1, initial=np.float32(np.inf))
+    return np.where(np.isinf(smallest), np.float32(np.nan), np.maximum(smallest, 0)).astype(np.float32)
+
+
+def id_names(catalogue: Catalogue, space: str) -> list[str]:
+    """The names of the codes of a space that the catalogue numbers, code 0 first."""
+    return catalogue.id_values({"channel": CHANNEL, "topic": TOPICS}[space])
+
+
+def _ago_s(now_ms: Rows, at_ms: Rows) -> Floats:
+    return ((now_ms[:, None] - at_ms) / 1000).astype(np.float32)
+
+
+def _sum(chosen: Flags, values: Floats) -> Floats:
+    """[N, H] -> [N]. Row by row in one order, so that it is the same to the bit among however many candidates."""
+    total: Floats = np.where(chosen, values, np.float32(0)).sum(axis=1, dtype=np.float32)
+    return total

@@ -1,0 +1,18 @@
+"""How far the views had read when an answer was made: with it the answer's features can be computed again."""
+
+from __future__ import annotations
+
+
+class Marks:
+    """How far the views have read: by topic the next offset of each partition."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, list[int]] = {}
+
+    def read(self, topic: str, partition: int, offset: int) -> None:
+        places = self._next.setdefault(topic, [])
+        places += [0] * (partition + 1 - len(places))
+        places[partition] = offset + 1
+
+    def as_dict(self) -> dict[str, tuple[int, ...]]:
+        return {topic: tuple(places) for topic, places in self._next.items()}

@@ -1,0 +1,112 @@
+"""Ranks the candidates of a batch, and puts on record what the ranker was fed: features as served train the next one.
+
+Nothing here loops over candidates: queries, features, codes and network take all candidates of all requests at once.
+Only what is shown, a few items of each request, is written down item by item.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.features import SCHEMA_HASH
+from models.item_statistics import ItemStatistics
+from models.ranker import Ranked, id_strings
+from models.ranking_examples import CAP_S
+from models.ranking_request import RankingQuery, moment_of
+from serving.release import LiveRelease
+from streams.messages import Impression, Shown, UserHistory
+
+Floats = NDArray[np.float32]
+
+FORGET = 0.8  # of the time that the ranker took before
+RECOVER = 0.7  # of what is expected of it, each time that it was not asked: it is tried again
+
+
+class Pace:
+    """How long the ranker takes for a batch, from what it took lately; a context manager around its work."""
+
+    def __init__(self) -> None:
+        self.expected_s = 0.0
+        self._began = 0.0
+
+    def skipped(self) -> None:
+        """It was thought to be too slow and not asked."""
+        self.expected_s *= RECOVER
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        took_s = time.perf_counter() - self._began
+        self.expected_s = took_s if took_s > self.expected_s else FORGET * self.expected_s + (1 - FORGET) * took_s
+
+
+class Fed(NamedTuple):
+    """What the ranker was fed of one request: its row among the queries, its first candidate's row, scores [C]."""
+
+    ranked: Ranked
+    query: int
+    first: int
+    ranks: Floats
+    best: float
+    factor: float
+
+
+def score_candidates(
+    asked: Sequence[tuple[UserHistory, Sequence[str], Floats]],
+    live: LiveRelease,
+    statistics: ItemStatistics,
+    *,
+    now_ms: int,
+) -> list[tuple[Floats, Fed]]:
+    """Of each history with its candidates and their retrieval scores [C]: expected watch seconds float32 [C], by the
+    rolling calibration of this version, and what the ranker was fed."""
+    queries = [RankingQuery(history, now_ms, item_ids, scores) for history, item_ids, scores in asked]
+    moment = moment_of(queries, live.catalogue, [live.statistics, statistics])
+    ranked = live.ranker.rank(moment)
+    factor = statistics.factor(live.version, now_ms)
+    expected_s = np.minimum(ranked.expected_s * np.float32(factor), np.float32(CAP_S))
+    found, first = [], 0
+    for query, (_, item_ids, _) in enumerate(asked):
+        rows = slice(first, first + len(item_ids))
+        best = float(moment.candidates.best[query])
+        found.append((expected_s[rows], Fed(ranked, query, first, moment.candidates.rank[rows], best, factor)))
+        first += len(item_ids)
+    return found
+
+
+def record_shown(shown: Shown, fed: Fed, row: int | None) -> Shown:
+    """`row`: the item's place among its request's candidates; None for one that was not ranked."""
+    if row is None:
+        return shown
+    at = fed.first + row
+    rank = fed.ranks[row]
+    return msgspec.structs.replace(
+        shown,
+        retrieval_rank=None if np.isnan(rank) else int(rank),
+        ids=id_strings(fed.ranked.ids, "impression", at),
+        values=to_bytes(fed.ranked.numbers["impression"][at]),
+    )
+
+
+def record_query(impression: Impression, shown: tuple[Shown, ...], fed: Fed, marks: dict[str, Any]) -> Impression:
+    return msgspec.structs.replace(
+        impression,
+        items=shown,
+        schema_hash=SCHEMA_HASH,
+        ids=id_strings(fed.ranked.ids, "query", fed.query),
+        values=to_bytes(fed.ranked.numbers["query"][fed.query]),
+        factor=fed.factor,
+        best_score=fed.best if np.isfinite(fed.best) else None,
+        marks=marks,
+    )
+
+
+def to_bytes(values: Floats) -> bytes:
+    return values.astype("<f4").tobytes()
