@@ -3,8 +3,7 @@
 Pure: a user's state, an event and the watermark (how far event time has come, see streams.watermark) go in; a state and
 what happened come out.
 
-A watch belongs to the impression that its request id names, if that shows the item; else to the newest one that shows
-it, whose window holds the watch's time. That depends on the two alone, not on which was read first: an impression that
+Which impression a watch belongs to (streams.attribution) does not depend on which of the two was read first: one that
 is read later draws the watches that belong to it, from those that wait (`early`) and from older impressions.
 
 An impression makes its example when its window has passed (what nobody watched is 0 s) and is kept for the grace; what
@@ -21,13 +20,12 @@ never ends at or before the watermark at which the impression came: closings go 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from infra.settings import Settings
+from streams.attribution import Rules, home_of
 from streams.history import is_completed
 from streams.messages import (
     Impression,
@@ -53,28 +51,6 @@ class Fate(StrEnum):
     NO_IMPRESSION = "no_impression"  # it named one that we do not know, or no longer
     SELF_CHOSEN = "self_chosen"
     TOO_MANY = "too_many"
-
-
-@dataclass(frozen=True)
-class Rules:
-    window_ms: int
-    grace_ms: int
-    early_ms: int
-    keep: int
-    most_bytes: int  # of a user's impressions, as soon as there are three
-    completed_s: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> Rules:
-        join = settings.join
-        return cls(
-            window_ms=round(1000 * join.window_s),
-            grace_ms=round(1000 * join.grace_s),
-            early_ms=round(1000 * join.early_s),
-            keep=join.open_impressions,
-            most_bytes=3 * settings.kafka.max_message_bytes,
-            completed_s=settings.history.completed_s,
-        )
 
 
 class Tally(NamedTuple):
@@ -164,21 +140,6 @@ def due_ms(state: JoinState, rules: Rules) -> int | None:
     """The watermark at which `advance` has something to do, None when nothing is left to do."""
     closings = (each.closes_ms + (rules.grace_ms if each.revision >= 0 else 0) for each in state.impressions)
     return min((*closings, *(watch.event_ms + rules.early_ms for watch in state.early)), default=None)
-
-
-def home_of(watch: JoinedWatch, impressions: Sequence[OpenImpression], rules: Rules) -> OpenImpression | None:
-    """The impression that a watch belongs to, of those that are kept (oldest first)."""
-    newest = None
-    for each in impressions:
-        after_ms = watch.event_ms - each.impression.at_ms
-        if not any(item.item_id == watch.item_id for item in each.impression.items):
-            continue
-        # A clock that is behind does not matter where the request id says it; a session that lasted does.
-        if watch.request_id == each.impression.request_id and after_ms <= rules.window_ms + rules.grace_ms:
-            return each
-        if 0 <= after_ms <= rules.window_ms:
-            newest = each
-    return newest
 
 
 def outcomes_of(each: OpenImpression) -> tuple[Outcome, ...]:

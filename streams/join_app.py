@@ -18,7 +18,8 @@ from infra.settings import Kafka, Settings
 from streams import topics
 from streams.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
 from streams.follow import TopicFollower
-from streams.join_worker import TOPICS, JoinWorker
+from streams.join_partition import TOPICS
+from streams.join_worker import JoinWorker
 from streams.messages import Refused, StatisticsRow, decode
 from streams.tables import EncodedTable, create_table
 
@@ -54,13 +55,16 @@ class Reading:
     def assigned(self) -> set[int]:
         """The partitions that are ours and whose states are recovered."""
         app = self._app
-        if not app.rebalancing_count or app.rebalancing or not app.tables.actives_ready:
+        if app.should_stop or not app.rebalancing_count or app.rebalancing or not app.tables.actives_ready:
             return set()
         return {tp.partition for tp in app.consumer.assignment() if tp.topic == self._prefix + topics.IMPRESSIONS}
 
     def end(self, topic: str, partition: int) -> int | None:
         """The offset after the newest record, None while it is not known."""
-        end: int | None = self._app.consumer.highwater(TP(self._prefix + topic, partition))
+        try:
+            end: int | None = self._app.consumer.highwater(TP(self._prefix + topic, partition))
+        except AssertionError:  # aiokafka: it is not assigned to us any more
+            return None
         return end
 
     def committed(self, topic: str, partition: int) -> int:

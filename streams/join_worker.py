@@ -21,26 +21,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 from infra import metrics
 from infra.settings import Kafka, Settings
 from streams import topics
+from streams.attribution import Rules
 from streams.faust_app import now_ms
 from streams.intake import Raw, read, reject
-from streams.item_statistics import ItemStatistics
-from streams.join import Rules, Step, advance, apply_impression, apply_watch, due_ms, open_count
+from streams.join import Step, advance, apply_impression, apply_watch, due_ms, open_count
 from streams.join_metrics import RankingQuality
+from streams.join_partition import TOPICS, Partition
 from streams.messages import Impression, JoinState, Refused, StatisticsRow, WatchEvent, encode
 from streams.outbox import Outbox
-from streams.schedule import Schedule
 from streams.tables import load, put
-from streams.watermark import Watermark
 
 SHOWN = {topics.IMPRESSIONS: Impression}
 WATCHED = {topics.WATCH_EVENTS: WatchEvent}
-TOPICS = (*SHOWN, *WATCHED)
 MOST_AT_ONCE = 1000  # users whose states are in hand together
 SWEEP_ROWS = 500  # looked at in each round
 AGAIN_MS = 5000  # a state that could not be deleted yet is looked at again after this
@@ -57,34 +54,6 @@ class Progress(Protocol):
 
     def committed(self, topic: str, partition: int) -> int:
         """The offset that would be read first after a crash."""
-
-
-class Partition:
-    """What the worker knows of one partition beside the states of its users."""
-
-    def __init__(self, number: int, settings: Settings, rows: Iterable[StatisticsRow]) -> None:
-        self.number = number
-        self.schedule = Schedule()
-        self.statistics = ItemStatistics(number, settings.join.half_life_h)
-        for row in rows:
-            self.statistics.restore(row)
-        self.closed_ms = self.statistics.closed_ms
-        self.watermark = Watermark(TOPICS, now_ms(), floor_ms=self.closed_ms)
-        self.handled: dict[str, int] = {}  # offset after the newest that was handled, by topic
-        self.open = 0
-        self.pushed_by = -1
-
-    def show(self) -> None:
-        label = str(self.number)
-        metrics.OPEN_IMPRESSIONS.labels(label).set(self.open)
-        metrics.STATISTICS_ROWS.labels(label).set(len(self.statistics))
-        if self.watermark.value_ms:
-            metrics.WATERMARK_LAG.labels(label).set((now_ms() - self.watermark.value_ms) / 1000)
-
-    def hide(self) -> None:
-        for gauge in (metrics.OPEN_IMPRESSIONS, metrics.STATISTICS_ROWS, metrics.WATERMARK_LAG):
-            with suppress(KeyError):  # it was never shown
-                gauge.remove(str(self.number))
 
 
 class JoinWorker:
@@ -129,7 +98,7 @@ class JoinWorker:
                 partition = self.partitions[number]
                 await self._advance(partition, partition.watermark.advance(self._behind(partition), now_ms()), outbox)
                 self._sweep(partition, outbox)
-                partition.show()
+                partition.show(now_ms())
             await outbox.flush()
         return None
 
@@ -144,7 +113,9 @@ class JoinWorker:
         if not (missing := numbers - self.partitions.keys()):
             return
         rows = await asyncio.get_running_loop().run_in_executor(None, self._read_rows, self._settings.kafka)
-        self.partitions |= {number: Partition(number, self._settings, rows.get(number, ())) for number in missing}
+        self.partitions |= {
+            number: Partition(number, self._settings, rows.get(number, ()), now_ms()) for number in missing
+        }
         for user_id in list(self._states):
             partition = self.partitions.get(self._place_of(user_id))
             if partition is not None and partition.number in missing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -308,6 +310,11 @@ def test_closings_that_a_crash_cut_off_are_finished_before_anything_new_is_read(
     world.pass_s(100)
     assert world.rows()[b"item/0/b"].seconds == world.rows()[b"all/0/"].seconds == 20
     assert world.rows()[b"all/0/"].impressions == 2
+
+
+def test_the_worker_needs_no_torch():
+    code = "import sys, streams.join_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- a crash is an element of the input -------------------------------------------------------------------------------
