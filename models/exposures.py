@@ -45,7 +45,7 @@ class Delays:
     """As the live system has them: how long an outcome is not known, and how fast statistics forget."""
 
     window_ms: int = 1_800_000
-    half_life_ms: float = 48 * 3_600_000.0
+    half_life_ms: float = 168 * 3_600_000.0
 
 
 class Exposures:
@@ -112,8 +112,10 @@ class Exposures:
         stop = len(self) if stop is None else stop
         writer = ExampleWriter(self._directory / name)
         statistics = _Statistics(self)
-        first_ms = self.log.event_ms if frozen is None or not len(frozen) else self.log.event_ms[frozen]
-        lookback_ms = PAGE_MS if frozen is None else int(np.max(self.log.event_ms[start:stop] - first_ms, initial=0))
+        lookback_ms = PAGE_MS
+        if frozen is not None:
+            waited_ms = self.log.event_ms[start:stop] - self.log.event_ms[frozen]
+            lookback_ms = int(np.max(waited_ms, initial=0))
         for at in range(start, stop, CHUNK):
             rows = at + np.flatnonzero(self.timed(slice(at, min(at + CHUNK, stop))))
             asked = np.asarray(self.pages[rows]) if frozen is None else frozen[rows - start]

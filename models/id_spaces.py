@@ -64,7 +64,8 @@ def width_of(size: int) -> int:
 
 
 def most_frequent(counts: Codes, names: Iterable[str], *, most: int, least: int) -> list[str]:
-    """The `most` names that occur most, none less than `least` times; ties in their order. counts int64 [N]."""
+    """The `most` names that occur most, none less than `least` times; ties in their order, and no empty one. counts
+    int64 [N]."""
     known = list(names)
-    order = np.argsort(-counts, kind="stable")[:most]
-    return [known[code] for code in order.tolist() if counts[code] >= least and known[code]]
+    order = [code for code in np.argsort(-counts, kind="stable").tolist() if known[code]][:most]
+    return [known[code] for code in order if counts[code] >= least]

@@ -37,8 +37,10 @@ class Quantiles:
 
 def fit_quantiles(features: Floats, points: int = POINTS) -> Quantiles:
     """The table of training features float32 [N, F], NaN for missing."""
-    table = [_fit_one(column[np.isfinite(column)], points) for column in features.T]
-    return Quantiles(np.stack([values for values, _ in table]), np.stack([ranks for _, ranks in table]))
+    table = np.zeros((2, features.shape[1], points), np.float32)
+    for f, column in enumerate(features.T):
+        table[:, f] = _fit_one(column[np.isfinite(column)], points)
+    return Quantiles(table[0], table[1])
 
 
 def _fit_one(values: Floats, points: int) -> tuple[Floats, Floats]:

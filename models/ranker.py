@@ -128,7 +128,8 @@ class Ranker:
             nets.append(net)
         quantiles = {scope: Quantiles(arrays[f"{scope}.points"], arrays[f"{scope}.ranks"]) for scope in SCOPES}
         watch = WatchQuantiles(arrays["watch.edges"], arrays["watch.table"]) if "watch.edges" in arrays else None
-        return cls(shape, nets, quantiles, IdSpaces(names), watch)
+        known = {space: names.get(space, ()) for space in shape.sizes} | dict(names)  # a space may be without names
+        return cls(shape, nets, quantiles, IdSpaces(known), watch)
 
 
 def id_strings(ids: Mapping[str, Names], scope: Scope, row: int) -> dict[str, tuple[str, ...]]:

@@ -84,7 +84,7 @@ class RankerNet(nn.Module):
         self.tables = nn.ModuleDict({s: _table(shape.sizes[s], shape.widths[s]) for s in shape.sizes})
         self.query = Inputs(shape, "query", self.tables)
         self.impression = Inputs(shape, "impression", self.tables)
-        first = shape.hidden[0] if shape.hidden else 1
+        first = shape.hidden[0] if shape.hidden else 1 + shape.completion
         both = nn.Linear(self.query.width + self.impression.width, first)
         self.bias = nn.Parameter(both.bias.detach().clone())
         self.of_query = nn.Parameter(both.weight[:, : self.query.width].detach().clone())

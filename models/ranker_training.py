@@ -163,11 +163,9 @@ def fit_spaces(examples: RankingExamples, rows: Rows, settings: Settings) -> IdS
     names: dict[str, list[str]] = {}
     for space in dict.fromkeys(str(f.space) for f in FEATURES if not f.is_number):
         scope: Scope = "impression" if any(f.space == space for f in ids_of("impression")) else "query"
-        counts, known = np.zeros(0, np.int64), [""]
-        for feature in (f for f in ids_of(scope) if f.space == space):
-            named = examples.ids[feature.name]
-            known = ["", *named.names] if named.first else named.names
-            counts = _clicked_counts(examples, rows, named, scope, len(known))
+        named = [examples.ids[feature.name] for feature in ids_of(scope) if feature.space == space]
+        known = ["", *named[0].names] if named[0].first else named[0].names  # one list for all features of a space
+        counts = np.sum([_clicked_counts(examples, rows, each, scope, len(known)) for each in named], axis=0)
         names[space] = most_frequent(counts, known, most=settings.ids, least=settings.least_count)
     return IdSpaces(names)
 
@@ -262,4 +260,5 @@ def _new_net(prepared: Prepared, settings: Settings, member: int, warm: Ranker |
 def _fits(warm: Ranker, examples: int, settings: Settings) -> bool:
     """Whether a ranker is of the shape that these settings want, so that one may go on from it."""
     assert warm.shape is not None
-    return warm.shape == shape_of(warm.spaces, examples, settings) and settings.target == "seconds"
+    learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None
+    return learns_seconds and warm.shape == shape_of(warm.spaces, examples, settings)

@@ -86,7 +86,8 @@ class _Writer:
         self._waiting: list[RankingExample] = []
         self._durations: dict[str, float] = {}
         if items is not None:
-            self._durations = dict(items.select("item_id", "duration_s").drop_nulls().iter_rows())
+            known = items.select("item_id", "duration_s").filter(pl.col("duration_s") > 0)  # 0 is an unknown one
+            self._durations = dict(known.iter_rows())
 
     def add(self, example: RankingExample) -> None:
         if not is_usable(example):

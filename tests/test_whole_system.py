@@ -26,7 +26,7 @@ from infra import metrics
 from infra.child import Child
 from infra.kafka_clients import kafka_python_options
 from infra.run_files import fill_in, read_run_files
-from infra.settings import Indexer, Model, Serving, Settings
+from infra.settings import Indexer, Model, Ranker, Serving, Settings
 from infra.settings import Kafka as KafkaSettings
 from infra.stack import COMMANDS
 from models.incremental import STATE_COLUMNS
@@ -49,7 +49,8 @@ pytestmark = pytest.mark.system
 
 PARTITIONS = 2
 EVERYTHING = CHANNELS * PER_CHANNEL + 50  # more than there are items
-MODEL = Model(dim=16, hidden=(32,), negatives=256, batch=128, epochs=10, ranker_hidden=(8,), ranker_epochs=1)
+MODEL = Model(dim=16, hidden=(32,), negatives=256, batch=128, epochs=10)
+RANKER = Ranker(hidden=(8,), members=1, epochs=1)
 
 
 @dataclass
@@ -132,6 +133,7 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
             data_dir=tmp_path_factory.mktemp("system"),
             kafka=KafkaSettings(topic_prefix=f"w{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS),
             model=MODEL,
+            ranker=RANKER,
             indexer=Indexer(window_s=0.1),
             serving=Serving(max_k=EVERYTHING, candidates=EVERYTHING, heartbeat_s=0.5, deadline_s=WAIT_S),
         ),

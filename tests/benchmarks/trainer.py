@@ -22,7 +22,7 @@ from infra.broker import Broker
 from infra.health import fetch_health
 from infra.kafka_clients import kafka_python_options
 from infra.run_files import fill_in, read_run_files
-from infra.settings import Model, Settings
+from infra.settings import Model, Ranker, Settings
 from models.bundle import Manifest, read_bundle
 from models.incremental import IncrementalTrainer
 from models.stored_log import store_frame
@@ -105,7 +105,8 @@ def small_release(settings: Settings) -> Manifest:
         return train_bundle(
             store_frame(frame, Path(scratch), completed_s=18.0),
             None,
-            settings=Model(dim=DIM, members=1, linear_dim=0, epochs=1, ranker_epochs=1),
+            settings=Model(dim=DIM, members=1, linear_dim=0, epochs=1),
+            ranker=Ranker(hidden=(8,), members=1, epochs=1),
             bundles_dir=settings.bundles_dir,
             created_ms=round(time.time() * 1000),
             offsets={},

@@ -10,7 +10,7 @@ import torch
 from models.bundle import Bundle, read_bundle
 from models.stored_log import store_frame
 from models.training import train_bundle
-from tests.models.samples import SETTINGS, START_MS, small_items, small_log
+from tests.models.samples import RANKER, SETTINGS, START_MS, small_items, small_log
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +27,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store_frame(small_log(), tmp_path_factory.mktemp("log"), completed_s=18.0),
         small_items(),
         settings=SETTINGS,
+        ranker=RANKER,
         bundles_dir=bundles_dir,
         created_ms=START_MS,
         offsets={"training-examples/0": 17},

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import polars as pl
 
-from infra.settings import Model
-from models.catalogue import Catalogue
-from models.ranker_training import Exposures, exposures_of
+from infra.settings import Model, Ranker
+from models.exposures import Delays, Exposures
 from models.source import Source, prepare
 from models.stored_log import StoredLog, store_frame
 
@@ -27,8 +26,8 @@ SETTINGS = Model(
     batch=128,
     epochs=12,
     half_life_events=500,
-    ranker_hidden=(8,),
 )
+RANKER = Ranker(hidden=(16,), members=1, epochs=6, rate=3e-3, dropout=0.0)
 START_MS = 1_700_000_000_000
 CHANNELS = 4
 
@@ -43,10 +42,17 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class ShownList:
+    at_ms: int
+    item_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Viewer:
     watches: Sequence[Watch] = ()
     searches: tuple[object, ...] = ()
     context: object = None
+    impressions: Sequence[ShownList] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,15 @@ def small_source(frame: pl.DataFrame | None = None, items: pl.DataFrame | None =
     return prepare(stored(frame), small_items() if items is None else items)
 
 
-def small_exposures(frame: pl.DataFrame, items: pl.DataFrame | None = None) -> tuple[Exposures, Catalogue]:
-    """A log's rows over the catalogue that the small release has, or over `items`."""
-    log, source = stored(frame), small_source(items=items)
-    source = replace(source, rows=source.catalogue.rows(log.item_ids))
-    return exposures_of(log, source), source.catalogue
+def small_exposures(
+    frame: pl.DataFrame, items: pl.DataFrame | None = None, delays: Delays = Delays(), completed_s: float = 18.0
+) -> Exposures:
+    """A log as the ranker learns from it, over the small catalogue or over `items`."""
+    directory = Path(mkdtemp(dir=_SCRATCH.name))
+    log = store_frame(frame, directory, completed_s=completed_s)
+    return Exposures(log, prepare(log, small_items() if items is None else items), directory / "exposures", delays)
+
+
+def scratch() -> Path:
+    """A directory that goes with the test run."""
+    return Path(mkdtemp(dir=_SCRATCH.name))

@@ -1,129 +1,264 @@
+"""Every feature by hand, on one small moment. A number that moves here is a feature that is computed differently: then
+REVISION is to be raised, so that bundles and impressions of the old one are refused."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
-import polars as pl
 import pytest
 
 from models.catalogue import Catalogue
-from models.features import FEATURES, Statistics, compute_features, read_histories, retrieval_gap
-from models.log import log_from_frame
-from models.ranker_training import exposure_features
-from tests.models.samples import START_MS, Viewer, Watch, small_exposures, small_log, small_source
+from models.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
+from models.item_statistics import ItemStatistics
+from models.moment import DAY_MS, HISTORY, SHOWN, Moment
+from models.ranker import id_strings
+from models.ranking_request import RankingQuery, moment_of
+from tests.models.samples import START_MS, ShownList, Viewer, Watch
 
-NOTHING = np.full(1, np.nan, np.float32)
+NOW_MS = START_MS  # a Tuesday, 22:13:20 UTC
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Context:
+    region: str | None = None
+    language: str | None = None
+    device: str | None = None
 
 
 def catalogue() -> Catalogue:
     facts = Catalogue()
-    facts.upsert("x", channel="c", topics=["t"], duration_s=40.0, published_ms=START_MS - 7_200_000)
-    facts.upsert("y", channel="c", topics=["s"])
-    facts.upsert("z", channel="d", topics=["t"])
+    facts.upsert("x", channel="c", topics=["t", "s"], duration_s=40.0, published_ms=NOW_MS - 7_200_000)
+    facts.upsert("y", channel="c", topics=["s"], duration_s=50.0)
+    facts.upsert("z", channel="d", topics=["t"], duration_s=100.0, published_ms=NOW_MS - 9 * DAY_MS)
     facts.upsert("bare")
     return facts
 
 
-def features_of(item_id: str, viewer: Viewer, now_ms: int = START_MS) -> dict[str, float]:
-    facts = catalogue()
-    known = Statistics(*(np.array([value]) for value in (10.0, 200.0, 5.0, 100.0, 1000.0, 20.0)))
-    histories = read_histories([viewer], facts)
-    zero = np.zeros(1, np.int64)
-    rows = facts.rows([item_id])
-    values = compute_features(
-        facts, histories, now_ms=zero + now_ms, request=zero, rows=rows, statistics=known, gap=NOTHING
-    )
-    return dict(zip(FEATURES, values[0].tolist(), strict=True))
+def ago(seconds: float) -> int:
+    return NOW_MS - round(1000 * seconds)
 
 
-def test_the_past_with_a_channel_and_a_topic_is_counted():
-    before = Viewer(
-        [
-            Watch("x", START_MS - 50_000, 30.0),
-            Watch("y", START_MS - 20_000, 5.0, completed=False),
-            Watch("z", START_MS - 8_000, 7.0),
-        ]
-    )
-    seen = features_of("x", before)
-    assert (seen["channel_watches"], seen["channel_watch_s"], seen["channel_since_s"]) == (2, 35, 20)
-    assert (seen["topic_watches"], seen["topic_watch_s"]) == (2, 37)
-    assert (seen["item_watches"], seen["since_last_s"], seen["history_watches"]) == (1, 8, 3)
-    assert seen["history_mean_s"] == 14
+def ann() -> Viewer:
+    """Twelve watches, among them a replay (50 s of 40 s) and an item that the catalogue does not know."""
+    watches = [Watch("bare", ago(10_000 - n), 1.0, None, completed=False) for n in range(8)]
+    watches += [
+        Watch("x", ago(500), 50.0, 40.0),
+        Watch("y", ago(200), 5.0, 50.0, completed=False),
+        Watch("z", ago(80), 7.0, 100.0, completed=False),
+        Watch("unheard", ago(60), 100.0, None),
+    ]
+    shown = [ShownList(ago(7200), ["x", "z"]), ShownList(ago(600), ["y", "unheard", "x"])]
+    return Viewer(watches, context=Context("de", device="tv"), impressions=shown)
 
 
-def test_item_statistics_are_smoothed_towards_the_mean():
-    seen = features_of("x", Viewer())
-    np.testing.assert_allclose(seen["item_mean_s"], (200 + 20 * 10) / 30, rtol=1e-6)
-    np.testing.assert_allclose(seen["item_completion"], (5 + 20 * 0.2) / 30, rtol=1e-6)
-    np.testing.assert_allclose(seen["item_log_share"], np.log(11 / 105), rtol=1e-6)
-    assert (seen["item_duration_s"], seen["item_age_h"]) == (40, 2)
-
-
-def test_what_is_not_known_is_missing_and_not_zero():
-    seen = features_of("nobody-knows", Viewer())
-    missing = {name for name, value in seen.items() if np.isnan(value)}
-    expected = {"item_duration_s", "item_age_h", "channel_since_s", "since_last_s", "history_mean_s", "retrieval_gap"}
-    assert missing == expected
-
-
-def test_items_without_a_channel_share_no_channel():
-    seen = features_of("bare", Viewer([Watch("bare", START_MS - 1000), Watch("unheard", START_MS - 1000)]))
-    assert (seen["channel_watches"], seen["topic_watches"], seen["item_watches"]) == (0, 0, 1)
-
-
-def test_two_unknown_items_are_not_the_same_item():
-    assert features_of("unheard-1", Viewer([Watch("unheard-2")]))["item_watches"] == 0
-
-
-def test_times_ahead_of_now_count_as_now():
-    seen = features_of("x", Viewer([Watch("x", START_MS + 5000)]), now_ms=START_MS)
-    assert (seen["channel_since_s"], seen["since_last_s"]) == (0, 0)
-
-
-def test_the_gap_is_measured_from_the_best_score_of_the_request():
-    gap = retrieval_gap(np.array([1.0, 3.0, np.nan, 2.5], np.float32))
-    np.testing.assert_array_equal(gap, [-2, 0, np.nan, -0.5])
-    assert np.isnan(retrieval_gap(np.full(3, np.nan, np.float32))).all()
-
-
-def features_of_log(frame: pl.DataFrame) -> np.ndarray:
-    exposures, facts = small_exposures(frame)
-    return exposure_features(exposures, np.arange(frame.height), facts)
+def known() -> ItemStatistics:
+    """The item's sums are as of one half-life ago, so half of them are left."""
+    statistics = ItemStatistics(half_life_ms=DAY_MS)
+    statistics.set("item", "x", 0, NOW_MS - DAY_MS, [20, 16, 400, 10])
+    statistics.set("channel", "c", 0, NOW_MS, [30, 20, 450, 10])
+    statistics.set("topic", "t", 0, NOW_MS, [40, 30, 900, 20])
+    statistics.set("all", "", 0, NOW_MS, [100, 60, 1000, 20])
+    return statistics
 
 
 @pytest.fixture(scope="module")
-def at_rest() -> np.ndarray:
-    return features_of_log(small_log(400))
+def moment() -> Moment:
+    """Ann with four candidates, and a stranger with one."""
+    facts = catalogue()
+    scores = np.array([1.5, np.nan, 2.0, np.inf], np.float32)
+    batch = [
+        RankingQuery(ann(), NOW_MS, ["x", "bare", "z", "unheard-2"], scores),
+        RankingQuery(Viewer(), NOW_MS + 3 * DAY_MS, ["y"], np.zeros(1, np.float32), source="trending"),
+    ]
+    return moment_of(batch, facts, [known()])
 
 
-@pytest.mark.parametrize("cut", [1, 57, 200, 399])
-def test_no_feature_sees_its_own_outcome_or_the_future(at_rest: np.ndarray, cut: int):
-    """Shuffle all outcomes from the cut on, and everything after it: features up to and at the cut stay."""
-    frame, rng = small_log(400), np.random.default_rng(cut)
-    outcome, after = cut + rng.permutation(400 - cut), cut + 1 + rng.permutation(400 - cut - 1)
-    columns = {name: frame[name].to_numpy().copy() for name in frame.columns}
-    columns["watch_s"][cut:] = columns["watch_s"][outcome]
-    for name in ("user_id", "item_id"):
-        columns[name][cut + 1 :] = columns[name][after]
-    shuffled = features_of_log(pl.DataFrame(columns))
-    np.testing.assert_array_equal(shuffled[: cut + 1], at_rest[: cut + 1])
-    if cut == 57:
-        assert (np.nan_to_num(shuffled[cut + 1 :]) != np.nan_to_num(at_rest[cut + 1 :])).any()
+def numbers(moment: Moment, scope: Scope, row: int) -> dict[str, float]:
+    values = compute_numbers(moment, scope)
+    assert values.dtype == np.float32
+    return dict(zip([feature.name for feature in numbers_of(scope)], values[row].tolist(), strict=True))
 
 
-def test_training_and_serving_compute_the_same_features(at_rest: np.ndarray):
-    """The last row of the log, once from the log's columns and once from a viewer as serving has it."""
-    log = log_from_frame(small_log(400), 18.0)
-    facts = small_source().catalogue
-    row = log.frame.row(399, named=True)
-    past = log.frame.head(399)
-    mine = past.filter(pl.col("user_id") == row["user_id"]).tail(50)
-    same = past.filter(pl.col("item_id") == row["item_id"])
-    totals = [(frame.height, frame["watch_s"].sum(), frame["completed"].sum()) for frame in (same, past)]
-    viewer = Viewer([Watch(w["item_id"], w["event_ms"], w["watch_s"]) for w in mine.iter_rows(named=True)])
-    served = compute_features(
-        facts,
-        read_histories([viewer], facts),
-        now_ms=np.array([row["event_ms"]]),
-        request=np.array([0]),
-        rows=facts.rows([row["item_id"]]),
-        statistics=Statistics(*(np.array([float(value)]) for value in (*totals[0], *totals[1]))),
-        gap=NOTHING,
+def check(found: dict[str, float], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys(), "every feature has its number here"
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6, nan_ok=True), name
+
+
+def test_what_is_known_of_a_viewer_by_hand(moment: Moment):
+    expected = {
+        "since_last_watch_s": 60,
+        "history_entries": 12,
+        "history_mean_s": (8 * 1 + 50 + 5 + 7 + 100) / 12,
+        "history_completion": 2 / 12,
+        "recent_mean_s": (6 * 1 + 162) / 10,
+        "recent_completion": 2 / 10,
+        "history_share": (1 + 5 / 50 + 7 / 100) / 3,  # a replay is one whole video
+        "last_watch_s": 100,
+        "shown_last_hour": 2,
+        "hour": 22 + 13 / 60 + 20 / 3600,
+        "weekday": 1,
+    }
+    check(numbers(moment, "query", 0), expected)
+
+
+def test_a_stranger_has_missing_values_and_a_friday(moment: Moment):
+    stranger = numbers(moment, "query", 1)
+    missing = {name for name, value in stranger.items() if np.isnan(value)}
+    assert missing == set(stranger) - {"history_entries", "shown_last_hour", "hour", "weekday"}
+    assert (stranger["history_entries"], stranger["shown_last_hour"], stranger["weekday"]) == (0, 0, 4)
+
+
+def test_an_impression_by_hand(moment: Moment):
+    expected = {
+        "channel_watches": 2,
+        "channel_watched_s": 55,
+        "since_channel_s": 200,
+        "topic_watches": 2,
+        "topic_watched_s": 57,
+        "since_topic_s": 80,
+        "any_topic_watches": 3,
+        "any_topic_watched_s": 62,
+        "since_any_topic_s": 80,
+        "topic_mean_watched_s": 57 / 2,
+        "like_duration_share": (1 + 0.1) / 2,  # y is 1.25 times as long, z 2.5 times
+        "item_watches": 1,
+        "item_shown": 2,
+        "since_item_shown_s": 600,
+        "channel_shown": 3,
+        "since_channel_shown_s": 600,
+        "duration_s": 40,
+        "age_h": 2,
+        "item_impression_share": np.log(10 / 100 + 1e-6),
+        "item_watch_share": np.log(8 / 60 + 1e-6),
+        "item_watch_ratio": (8 + 20 * 0.6) / (10 + 20),
+        "item_completion": (5 + 20 * 0.2) / (10 + 20),
+        "item_mean_s": (200 + 20 * 10) / (10 + 20),
+        "channel_mean_s": (450 + 20 * 10) / (30 + 20),
+        "topic_mean_s": (900 + 20 * 10) / (40 + 20),
+        "retrieval_score": 1.5,
+        "retrieval_gap": 1.5 - 2.0,
+        "retrieval_rank": 2,
+    }
+    check(numbers(moment, "impression", 0), expected)
+
+
+def of_nothing(**known: float) -> dict[str, float]:
+    """An impression that nothing is known of."""
+    counts = dict.fromkeys([f.name for f in numbers_of("impression")], NAN)
+    counts |= {name: 0 for name in counts if name.endswith(("watches", "_shown", "watched_s"))}
+    counts |= {"topic_mean_watched_s": NAN}
+    means = {"item_watch_ratio": 0.6, "item_completion": 0.2, "item_mean_s": 10, "channel_mean_s": 10}
+    shares = {"item_impression_share": np.log(1e-6), "item_watch_share": np.log(1e-6), "topic_mean_s": 10}
+    return counts | means | shares | known
+
+
+@pytest.mark.parametrize(("row", "watches"), [(1, 8), (3, 0)])
+def test_an_item_without_facts_shares_nothing_with_others_and_stands_at_the_means(
+    moment: Moment, row: int, watches: int
+):
+    """`bare` has no channel, as an unheard one has none; two unheard items are not the same item. A score that is not
+    finite is none."""
+    check(numbers(moment, "impression", row), of_nothing(item_watches=watches))
+
+
+def test_an_age_ends_at_a_week_and_the_best_of_a_request_has_no_gap(moment: Moment):
+    seen = numbers(moment, "impression", 2)
+    assert (seen["age_h"], seen["retrieval_gap"], seen["retrieval_rank"]) == (24 * 7, 0, 1)
+
+
+def test_ids_by_hand(moment: Moment):
+    ids = {name: each for scope in ("query", "impression") for name, each in compute_ids(moment, scope).items()}
+    last = ("bare",) * 8 + ("x", "y", "z")
+    assert id_strings(ids, "query", 0) == {"last_watched": last, "region": ("de",), "device": ("tv",)}
+    assert id_strings(ids, "query", 1) == {}
+    of_x = {"candidate": ("x",), "channel": ("c",), "topics": ("t", "s"), "source": ("two_tower",)}
+    assert id_strings(ids, "impression", 0) == of_x
+    assert id_strings(ids, "impression", 1) == {"candidate": ("bare",), "source": ("two_tower",)}
+    assert id_strings(ids, "impression", 3) == {"source": ("two_tower",)}
+    of_y = {"candidate": ("y",), "channel": ("c",), "topics": ("s",), "source": ("trending",)}
+    assert id_strings(ids, "impression", 4) == of_y
+
+
+def test_the_schema_is_the_one_that_bundles_in_use_were_made_for():
+    """Changed on purpose? Then put the new hash here. Not on purpose? Then every bundle out there would be refused."""
+    assert SCHEMA_HASH == "5e3a064b97d454ba"
+
+
+def test_every_feature_is_declared_once_and_says_why():
+    assert max(Counter(feature.name for feature in FEATURES).values()) == 1
+    assert {feature.kind for feature in FEATURES} == {"continuous", "univalent id", "multivalent id"}
+    assert {feature.scope for feature in FEATURES} == {"query", "impression"}
+    assert all(len(feature.reason) > 20 for feature in FEATURES)
+    assert [f.space for f in FEATURES if f.name in ("last_watched", "candidate")] == ["item", "item"], "one embedding"
+
+
+def test_query_features_are_computed_once_per_request(moment: Moment):
+    assert compute_numbers(moment, "query").shape == (2, len(numbers_of("query")))
+    assert compute_numbers(moment, "impression").shape == (5, len(numbers_of("impression")))
+    codes = {name: named.codes.shape for name, named in compute_ids(moment, "query").items()}
+    assert codes == {f.name: (2, HISTORY if f.many else 1) for f in ids_of("query")}
+
+
+def test_before_anything_was_ever_shown_the_means_are_missing():
+    query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
+    seen = numbers(moment_of([query], catalogue(), []), "impression", 0)
+    means = ("item_watch_ratio", "item_completion", "item_mean_s", "channel_mean_s", "topic_mean_s")
+    assert all(np.isnan(seen[name]) for name in means)
+    assert seen["item_impression_share"] == pytest.approx(np.log(1e-6))
+
+
+def test_times_ahead_of_now_count_as_now():
+    viewer = Viewer([Watch("x", NOW_MS + 5000)], impressions=[ShownList(NOW_MS + 9000, ["x"])])
+    ahead = moment_of([RankingQuery(viewer, NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [known()])
+    assert numbers(ahead, "query", 0)["since_last_watch_s"] == 0
+    seen = numbers(ahead, "impression", 0)
+    assert (seen["since_channel_s"], seen["since_item_shown_s"]) == (0, 0)
+    unborn = moment_of([RankingQuery(viewer, NOW_MS - DAY_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [])
+    assert numbers(unborn, "impression", 0)["age_h"] == 0
+
+
+def test_only_the_newest_watches_and_shown_items_are_looked_at():
+    watches = [Watch("x", ago(1000)), *[Watch("z", ago(900 - n)) for n in range(HISTORY)]]
+    shown = [ShownList(ago(900), ["x"]), ShownList(ago(800), ["z"] * (SHOWN - 1)), ShownList(ago(700), ["y"])]
+    full = moment_of(
+        [RankingQuery(Viewer(watches, impressions=shown), NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), []
     )
-    np.testing.assert_allclose(served[0], at_rest[399], rtol=1e-5)
+    seen = numbers(full, "impression", 0)
+    assert (seen["item_watches"], seen["item_shown"], seen["channel_shown"]) == (0, 0, 1)
+    assert numbers(full, "query", 0)["history_entries"] == HISTORY
+
+
+def test_statistics_of_a_release_and_of_the_stream_are_added_up():
+    query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
+    both = numbers(moment_of([query], catalogue(), [known(), known()]), "impression", 0)
+    assert both["item_mean_s"] == pytest.approx((2 * 200 + 20 * 10) / (2 * 10 + 20))
+    assert both["topic_mean_s"] == pytest.approx((2 * 900 + 20 * 10) / (2 * 40 + 20))
+
+
+def test_what_else_is_in_the_batch_and_the_order_of_candidates_do_not_matter_to_the_bit(moment: Moment):
+    turned = RankingQuery(
+        ann(), NOW_MS, ["unheard-2", "z", "bare", "x"], np.array([np.nan, 2, np.nan, 1.5], np.float32)
+    )
+    alone = moment_of([turned], catalogue(), [known()])
+    np.testing.assert_array_equal(compute_numbers(alone, "query"), compute_numbers(moment, "query")[:1])
+    ours, theirs = compute_numbers(alone, "impression")[::-1], compute_numbers(moment, "impression")[:4]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_ranks_and_best_are_those_on_record_where_they_are_given():
+    """A list that is computed again from its impression holds what was shown, not all candidates."""
+    scores = np.array([1.5, 1.0], np.float32)
+    query = RankingQuery(ann(), NOW_MS, ["x", "z"], scores, np.array([4, 9], np.float32), best=3.5)
+    again = moment_of([query], catalogue(), [known()])
+    seen = [numbers(again, "impression", row) for row in (0, 1)]
+    assert [(each["retrieval_rank"], each["retrieval_gap"]) for each in seen] == [(4, -2), (9, -2.5)]
+    assert again.candidates.source.names == ["", "two_tower"]
+
+
+def test_a_request_without_candidates_has_features_of_the_query_only():
+    none = moment_of([RankingQuery(ann(), NOW_MS, [], np.zeros(0, np.float32))], catalogue(), [known()])
+    assert compute_numbers(none, "query").shape[0] == 1
+    assert compute_numbers(none, "impression").shape == (0, len(numbers_of("impression")))

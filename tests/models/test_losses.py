@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import Extra, sampled_softmax, shared_softmax, watch_time_logistic
+from models.losses import Extra, paper_logistic, sampled_softmax, shared_softmax, watch_time_logistic
 from models.sampling import find_hits
 
 
@@ -113,3 +113,18 @@ def test_watch_time_loss_is_the_number_computed_by_hand():
     # odds 3: -(5 log 3/4 + log 1/4)
     loss = watch_time_logistic(torch.tensor([math.log(3)]), torch.tensor([5.0]))
     np.testing.assert_allclose(loss, [-(5 * math.log(0.75) + math.log(0.25))], rtol=1e-6)
+
+
+def test_odds_of_the_papers_loss_are_the_mean_watch_time_over_the_unwatched_share():
+    # Two of four impressions are watched: E[T] = 9 s, P = 1/2, so the odds are 9 / (1 - 1/2).
+    watch_s = torch.tensor([30.0, 0, 6, 0])
+    logit = torch.tensor([math.log(18)], requires_grad=True)
+    paper_logistic(logit.expand(4), watch_s, watch_s > 0).sum().backward()
+    np.testing.assert_allclose(logit.grad, [0], atol=1e-5)
+
+
+def test_the_papers_loss_is_the_number_computed_by_hand():
+    # odds 3: a watched one is a positive of weight 5, another one a negative of weight 1, whatever was watched of it
+    logits, watch_s = torch.full((2,), math.log(3)), torch.tensor([5.0, 2.0])
+    loss = paper_logistic(logits, watch_s, torch.tensor([True, False]))
+    np.testing.assert_allclose(loss, [-5 * math.log(0.75), -math.log(0.25)], rtol=1e-6)
