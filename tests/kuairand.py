@@ -15,12 +15,14 @@ def is_there() -> bool:
     return DIRECTORY.is_dir()
 
 
-def read_kuairand(*, history: bool = True, directory: Path = DIRECTORY) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_kuairand(
+    *, history: bool = True, surface: bool = False, directory: Path = DIRECTORY
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The log (user_id, item_id, event_ms, watch_s, duration_s) and the catalogue, as `log_from_frame` takes them.
 
     The long watches of before 25 April come first: their order is real, their times are invented (linear from 8 April
-    to each user's last stamp) and their seconds are not known (null). `history=False` leaves them out. Raises
-    FileNotFoundError when the data is absent.
+    to each user's last stamp) and their seconds are not known (null). `history=False` leaves them out. `surface=True`
+    adds the column of that name, the app's tab. Raises FileNotFoundError when the data is absent.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"the KuaiRand data is not at {directory}")
@@ -30,8 +32,11 @@ def read_kuairand(*, history: bool = True, directory: Path = DIRECTORY) -> tuple
         event_ms=pl.col("time_ms"),
         watch_s=pl.col("play_time_ms") / 1000,
         duration_s=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms") / 1000),
+        **({"surface": pl.concat_str(pl.lit("tab-"), pl.col("tab"))} if surface else {}),
     )
-    log = pl.concat([_past_watches(directory, exposures), exposures]) if history else exposures
+    log = exposures
+    if history:
+        log = pl.concat([_past_watches(directory, exposures), exposures], how="diagonal")
     return log, _catalogue(directory)
 
 
