@@ -22,7 +22,7 @@ from rich.table import Table
 
 from infra.audience import Audience, Sender, now_ms, wait_for
 from infra.cli.learn import Step, progress_bars
-from infra.demo_ranking import CANDIDATES, WINDOW_S
+from infra.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranker
 from infra.settings import Settings
 from infra.stack import running_stack
 from infra.stage import Claims, Stage, go_live
@@ -133,6 +133,7 @@ def _show(stage: Stage, claims: Claims) -> None:
     _a_new_video_is_found(stage, claims)
     _freshness(stage, before, claims)
     _recall(stage, before["trainer"], claims)
+    impressions_teach_the_ranker(stage, claims)
 
 
 def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:

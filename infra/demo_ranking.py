@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.audience import now_ms, wait_for
-from infra.cli.learn import Step, progress_bars
+from infra.cli.learn import Step, progress_bars, retrain_ranker
 from infra.settings import Kafka
 from infra.stage import Claims, Stage, go_live
 from streams import topics
@@ -71,8 +71,6 @@ class Gain:
 
 def impressions_teach_the_ranker(stage: Stage, claims: Claims) -> None:
     """Collect impressions, train a ranker on them, swap it in, and measure both against retrieval order."""
-    from infra.cli.learn import retrain_ranker  # type: ignore[attr-defined]
-
     console = claims.console
     console.rule("5. what was shown and not watched teaches the ranker", align="left")
     viewers = list(dict.fromkeys(stage.world.visitors(10 * VIEWERS)))[:VIEWERS]

@@ -86,7 +86,7 @@ class Join(Section):
     grace_s: Seconds = Field(1800.0, description="a later watch still corrects the example for this long")
     early_s: Seconds = Field(60.0, description="a watch waits so long for an impression that is not read yet")
     open_impressions: Count = Field(50, description="most impressions of a user that are kept; the oldest goes first")
-    half_life_h: Annotated[float, Field(gt=0)] = Field(48.0, description="of item statistics, in event time")
+    half_life_h: Annotated[float, Field(gt=0)] = Field(168.0, description="of item statistics, in event time")
     publish_s: Annotated[float, Field(gt=0)] = Field(1.0, description="how often changed statistics are published")
     batch: Count = Field(1000, description="most messages handled together")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")

@@ -61,7 +61,9 @@ class Stage:
     def ask_many(self, viewers: Iterable[str], k: int) -> list[RecommendReply]:
         """The lists that these people would be shown, in their order."""
         deadline_ms = round(1000 * ASKED_WITHIN_S)
-        requests = [RecommendRequest(uuid.uuid4().hex, viewer, k, deadline_ms=deadline_ms) for viewer in viewers]
+        requests = [
+            RecommendRequest(uuid.uuid4().hex, viewer, k, deadline_ms=deadline_ms, record=False) for viewer in viewers
+        ]
         return self.client.recommend_many(requests, timeout_s=ASKED_WITHIN_S)
 
     def samples(self, process: str) -> Samples:

@@ -43,8 +43,7 @@ def pair_loss(groups: Rows, score: Values, seconds: Values, watched: Flags) -> P
     the watched one, misordered when the unwatched one has the greater score; a tie is half. [N] each; the work grows
     with the pairs of a group, and groups are pages."""
     order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0]) if len(order) else np.zeros(0, np.int64)
-    stops = np.r_[starts[1:], len(order)]
+    starts, stops = _runs(groups[order])
     found, weights, wrong = [], [], []
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         rows = order[start:stop]
@@ -115,9 +114,9 @@ def gauc(users: Rows, score: Values, completed: Flags) -> float:
 def user_auc(users: Rows, score: Values, completed: Flags) -> tuple[Rows, Doubles, Rows]:
     """Users that have completed some and not others, the AUC of each (ties half), and how many rows each has."""
     order = np.lexsort((score, users))
-    starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0]) if len(order) else np.zeros(0, np.int64)
+    starts, stops = _runs(users[order])
     found = []
-    for start, stop in zip(starts.tolist(), np.r_[starts[1:], len(order)].tolist(), strict=True):
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         rows = order[start:stop]
         good = int(completed[rows].sum())
         if 0 < good < len(rows):
@@ -132,8 +131,7 @@ def user_auc(users: Rows, score: Values, completed: Flags) -> tuple[Rows, Double
 def top_seconds(groups: Rows, score: Values, seconds: Values) -> tuple[Rows, Doubles]:
     """Groups of two rows or more, and the seconds of the row that each would have put first; ties share."""
     order = np.lexsort((-score, groups))
-    starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0]) if len(order) else np.zeros(0, np.int64)
-    stops = np.r_[starts[1:], len(order)]
+    starts, stops = _runs(groups[order])
     kept = stops - starts > 1
     first = [
         float(seconds[rows][score[rows] == score[rows[0]]].mean())
@@ -147,3 +145,10 @@ def calibration(predicted: Values, watched_s: Values, deciles: int = 10) -> list
     parts = np.array_split(np.argsort(predicted, kind="stable"), deciles)
     means = [(float(predicted[part].mean()), float(watched_s[part].mean())) for part in parts if len(part)]
     return [(p, w, p / w if w else float("nan")) for p, w in means]
+
+
+def _runs(ordered: Rows) -> tuple[Rows, Rows]:
+    """Where each run of equal numbers begins and ends."""
+    edges = np.flatnonzero(np.diff(ordered)) + 1
+    bounds = np.r_[0, edges, len(ordered)] if len(ordered) else np.zeros(1, np.int64)
+    return bounds[:-1], bounds[1:]

@@ -285,7 +285,9 @@ def reply(
 ) -> list[Answered]:
     with stages("reply"):
         items = [tuple(draft.items) for draft in drafts]
-        impressions = [impress(draft, marks, version, now_ms, served_by) if is_shown(draft) else None for draft in drafts]
+        impressions = [
+            impress(draft, marks, version, now_ms, served_by) if is_shown(draft) else None for draft in drafts
+        ]
     return [
         Answered(_reply_of(draft, shown, stages.ms, version, served_by), impression)
         for draft, shown, impression in zip(drafts, items, impressions, strict=True)

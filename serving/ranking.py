@@ -71,7 +71,8 @@ def score_candidates(
     moment = moment_of(queries, live.catalogue, [live.statistics, statistics])
     ranked = live.ranker.rank(moment)
     factor = statistics.factor(live.version, now_ms)
-    expected_s = np.minimum(ranked.expected_s * np.float32(factor), np.float32(CAP_S))
+    raw = ranked.expected_s
+    expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(CAP_S)), raw)
     found, first = [], 0
     for query, (_, item_ids, _) in enumerate(asked):
         rows = slice(first, first + len(item_ids))

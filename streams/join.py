@@ -80,9 +80,8 @@ def apply_watch(
     if any(watch.event_id == event.event_id for watch in _all_watches(state)):
         return Step(state, (Fate.DUPLICATE,))
     completed = is_completed(event.watch_s, event.duration_s, rules.completed_s)
-    watch = JoinedWatch(
-        event.item_id, event.event_ms, event.watch_s, completed, event.event_id, event.request_id, offset
-    )
+    watched_s = min(event.watch_s, event.duration_s or event.watch_s)  # a replay is no longer video
+    watch = JoinedWatch(event.item_id, event.event_ms, watched_s, completed, event.event_id, event.request_id, offset)
     home = home_of(watch, state.impressions, rules)
     if home is None:
         return _wait(state, watch, watermark_ms, rules)
@@ -143,12 +142,12 @@ def due_ms(state: JoinState, rules: Rules) -> int | None:
 
 
 def outcomes_of(each: OpenImpression) -> tuple[Outcome, ...]:
-    """What became of each shown item, in the order in which they were shown."""
+    """What became of each shown item, in the order in which they were shown; of one that was listed twice the first."""
     watched: dict[str, tuple[float, bool]] = {}
     for watch in sorted(each.watches, key=lambda watch: watch.offset):  # a sum of floats has an order
         watched_s, completed = watched.get(watch.item_id, (0.0, False))
         watched[watch.item_id] = watched_s + watch.watch_s, completed or watch.completed
-    return tuple(Outcome(item.item_id, *watched.get(item.item_id, (0.0, False))) for item in each.impression.items)
+    return tuple(Outcome(item.item_id, *watched.pop(item.item_id, (0.0, False))) for item in each.impression.items)
 
 
 def open_count(state: JoinState) -> int:

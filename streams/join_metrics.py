@@ -1,31 +1,36 @@
 """How well the ranker ordered what was shown, measured on the live stream before anything is learnt from it.
 
-The weighted per-user loss of the paper (section 4.3), within one impression: of every pair of a watched and an
-unwatched item, the watched one's seconds are lost when the unwatched one was expected to hold longer. And calibration:
-the seconds that were expected, as served, over those that were watched.
+The weighted per-user loss of the paper (section 4.3) within each impression, as models.ranking_metrics defines it, and
+calibration: the seconds that were expected, as served, over those that were watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from infra import metrics
+from models.ranking_metrics import pair_loss
 from streams.item_statistics import CAP_S
 from streams.messages import RankingExample
 
 RECENT = 1000  # impressions after which one weighs 1/e in the gauges
 
 
-def pair_seconds(expected_s: Sequence[float], watched_s: Sequence[float]) -> tuple[float, float]:
-    """Watched seconds over all pairs (watched, unwatched), and over those in the wrong order (ties half)."""
-    expected, watched = np.asarray(expected_s, dtype=float), np.asarray(watched_s, dtype=float)
-    is_watched = watched > 0
-    above = expected[is_watched][:, None] - expected[~is_watched][None, :]  # [watched, unwatched]
-    wrong = (above < 0) + 0.5 * (above == 0)
-    seconds = watched[is_watched]
-    return float(seconds.sum() * (~is_watched).sum()), float(seconds @ wrong.sum(axis=1))
+def pair_seconds(example: RankingExample) -> tuple[float, float]:
+    """Seconds that were watched of items with an unwatched one beside them, and how many of them were misordered."""
+    ranked = _ranked(example)
+    expected_s, watched_s, completed = (np.array(column) for column in zip(*ranked, strict=True))
+    loss = pair_loss(np.zeros(len(ranked), np.int64), expected_s, watched_s, completed)
+    return float(loss.weight.sum()), float(loss.misordered.sum())
+
+
+def _ranked(example: RankingExample) -> list[tuple[float, float, bool]]:
+    """Expected and watched seconds of what was ranked, and whether it was completed."""
+    return [
+        (shown.expected_watch_s, min(outcome.watched_s, CAP_S), outcome.completed)
+        for shown, outcome in zip(example.impression.items, example.outcomes, strict=True)
+        if shown.expected_watch_s is not None
+    ]
 
 
 class RankingQuality:
@@ -36,15 +41,11 @@ class RankingQuality:
 
     def observe(self, example: RankingExample) -> None:
         """Count an impression, as far as its items were ranked."""
-        ranked = [
-            (shown.expected_watch_s, min(outcome.watched_s, CAP_S))
-            for shown, outcome in zip(example.impression.items, example.outcomes, strict=True)
-            if shown.expected_watch_s is not None
-        ]
+        ranked = _ranked(example)
         if not ranked:
             return
-        expected_s, watched_s = zip(*ranked, strict=True)
-        all_s, misordered_s = pair_seconds(expected_s, watched_s)
+        expected_s, watched_s, _ = (list(column) for column in zip(*ranked, strict=True))
+        all_s, misordered_s = pair_seconds(example)
         metrics.RANKING_PAIRS.labels("all").inc(all_s)
         metrics.RANKING_PAIRS.labels("misordered").inc(misordered_s)
         metrics.RANKING_EXPECTED.inc(max(0.0, sum(expected_s)))

@@ -3,8 +3,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,12 +14,16 @@ from hypothesis import strategies as st
 
 from infra.settings import Serving
 from models.bundle import Manifest
+from models.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
+from models.moment import Moment
+from models.ranker import Ranked, id_strings
+from models.ranking_request import RankingQuery, moment_of
 from serving.breaker import Breaker
 from serving.pipeline import Answered, Asked, Views, answer
+from serving.ranking import Pace
 from serving.release import LiveRelease, load_release
-from serving.views import CatalogueView, HistoryView, TrendingView
-from streams.messages import Context, Item, RecommendRequest, Trending, encode
-from tests.serving.worlds import CREATED_MS, ITEMS, ExactIndex, history, load, unavailable
+from streams.messages import Context, Item, RecommendRequest, StatisticsRow, Trending, encode
+from tests.serving.worlds import CREATED_MS, ITEMS, ExactIndex, history, load, no_views, unavailable
 
 NOW_MS = CREATED_MS + 60_000
 
@@ -39,7 +44,7 @@ def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> L
 @pytest.fixture
 def views() -> Views:
     """One user with a history, a catalogue, and a trending list that starts with the least known items."""
-    views = Views(HistoryView(), CatalogueView(), TrendingView())
+    views = no_views()
     views.histories.apply(0, b"ann", encode(history("ann", "item-1", "item-2", "item-3")))
     for item_id in ITEMS:
         views.catalogue.apply(item_id.encode(), encode(Item(item_id, duration_s=60.0)))
@@ -54,6 +59,7 @@ def ask(views: Views, live: LiveRelease | None, *batch: Asked | RecommendRequest
         live,
         views,
         changes.pop("breaker", Breaker()),
+        changes.pop("pace", Pace()),
         now_ms=NOW_MS,
         settings=Serving(**changes),
         served_by="test",
@@ -174,10 +180,10 @@ class BrokenRanker:
     def __init__(self, value: float | None) -> None:
         self.value = value
 
-    def expected_watch_s(self, batch: Sequence[Any]) -> list[np.ndarray]:
+    def rank(self, moment: Moment) -> Ranked:
         if self.value is None:
             raise RuntimeError("no memory")
-        return [np.full(len(query.item_ids), self.value, np.float32) for query in batch]
+        return Ranked(np.full(len(moment.request), self.value, np.float32), {}, {})
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -240,8 +246,100 @@ def test_the_impression_records_what_was_shown(views: Views, live: LiveRelease) 
     assert (impression.at_ms, impression.served_by, impression.context) == (NOW_MS, "test", context)
 
 
+def test_the_impression_holds_the_features_that_the_ranker_was_fed(views: Views, live: LiveRelease) -> None:
+    """Computed again from the history, the record's scores and ranks, and what was known then: equal to the bit."""
+    views.statistics.apply(b"item/0/item-7", encode(statistics_row("item", "item-7")))
+    views.statistics.apply(b"all/0/", encode(statistics_row("all", "")))
+    views.marks.read("items", 1, 41)
+    [answered] = ask(views, live, of_ann(context=Context(region="de")))
+    impression = answered.impression
+    assert impression is not None
+    shown = impression.items
+    assert impression.schema_hash == SCHEMA_HASH
+    assert impression.marks == {"items": (0, 42)}
+    stored = views.histories.get("ann", 0)
+    assert stored is not None
+    query = RankingQuery(
+        msgspec.structs.replace(stored, context=impression.context),
+        impression.at_ms,
+        [each.item_id for each in shown],
+        np.array([each.score for each in shown], np.float32),
+        np.array([each.retrieval_rank for each in shown], np.float32),
+        impression.best_score,
+    )
+    moment = moment_of([query], live.catalogue, [live.statistics, views.statistics.statistics])
+    values = compute_numbers(moment, "impression")
+    assert [each.values for each in shown] == [row.astype("<f4").tobytes() for row in values]
+    assert impression.values == compute_numbers(moment, "query")[0].astype("<f4").tobytes()
+    ids = compute_ids(moment, "query") | compute_ids(moment, "impression")
+    assert impression.ids == id_strings(ids, "query", 0)
+    assert impression.ids["last_watched"] == ("item-1", "item-2", "item-3")
+    assert impression.ids["region"] == ("de",)
+    assert shown[0].ids == id_strings(ids, "impression", 0)
+    column = [feature.name for feature in numbers_of("impression")].index("item_mean_s")
+    seconds = {each.item_id: np.frombuffer(each.values, "<f4")[column] for each in shown}
+    assert len(set(seconds.values())) > 1 or "item-7" not in seconds
+
+
+def statistics_row(scope: Literal["item", "all"], name: str) -> StatisticsRow:
+    return StatisticsRow(scope, name, 0, NOW_MS, 10.0, 5.0, 100.0, 4.0, 0.0, (NOW_MS, 3))
+
+
+def test_items_that_were_not_ranked_have_no_features_on_record(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, RecommendRequest("r1", "nobody", k=3))
+    assert answered.impression is not None
+    assert answered.impression.schema_hash == ""
+    assert {each.values for each in answered.impression.items} == {b""}
+
+
+def test_a_request_that_is_not_to_be_recorded_leaves_no_impression(views: Views, live: LiveRelease) -> None:
+    recorded, unrecorded = ask(views, live, of_ann(), of_ann(record=False))
+    assert recorded.impression is not None
+    assert unrecorded.impression is None
+    assert items_of(recorded) == items_of(unrecorded)
+
+
+def test_expectations_follow_what_was_watched_of_this_version(views: Views, live: LiveRelease) -> None:
+    """Twice as much was watched as the ranker had said: the seconds double, the order stays."""
+    [before] = ask(views, live, of_ann())
+    row = StatisticsRow("calibration", live.version, 0, NOW_MS, 1e6, 1e6, 2e7, 0.0, 1e7, (NOW_MS, 3))
+    views.statistics.apply(b"calibration/0/" + live.version.encode(), encode(row))
+    [after] = ask(views, live, of_ann())
+    assert items_of(before) == items_of(after)
+    ratio = [
+        b.expected_watch_s / a.expected_watch_s for a, b in zip(before.reply.items, after.reply.items, strict=True)
+    ]  # type: ignore[operator]
+    assert ratio == pytest.approx([2.0] * 10, rel=1e-3)
+    assert after.impression is not None
+    assert after.impression.factor == pytest.approx(2.0, rel=1e-3)
+
+
+def test_a_slow_ranker_is_left_out_where_its_answer_would_come_too_late(views: Views, live: LiveRelease) -> None:
+    """It took a second for the last batch: who waits for half a second gets retrieval order and is told; in time it is
+    tried again."""
+    pace = Pace()
+    pace.expected_s = 1.0
+    hurried = of_ann(deadline_ms=500)
+    [answered] = ask(views, live, hurried, pace=pace)
+    assert answered.reply.degraded == ("unranked: no time is left for the ranker",)
+    assert all(item.expected_watch_s is None for item in answered.reply.items)
+    [patient] = ask(views, live, of_ann(deadline_ms=5000), pace=pace)
+    assert patient.reply.degraded == ()
+    for _ in range(10):
+        [answered] = ask(views, live, hurried, pace=pace)
+    assert answered.reply.degraded == ()
+
+
+def test_a_score_that_is_no_number_leaves_a_finite_answer(views: Views, live: LiveRelease, index: ExactIndex) -> None:
+    item_ids, rows = index.collections[live.version]
+    index.collections[live.version] = (item_ids, np.where(np.arange(len(rows))[:, None] == 7, np.nan, rows))
+    [answered] = ask(views, live, of_ann(k=40))
+    assert all(np.isfinite(item.expected_watch_s) for item in answered.reply.items if item.expected_watch_s is not None)
+    assert len(items_of(answered)) == 37
+
+
 def test_an_empty_world_gives_an_empty_reply_and_no_impression() -> None:
-    empty = Views(HistoryView(), CatalogueView(), TrendingView())
+    empty = no_views()
     [answered] = ask(empty, None, of_ann())
     assert answered.reply.items == ()
     assert answered.impression is None
@@ -257,7 +355,7 @@ def test_an_empty_world_gives_an_empty_reply_and_no_impression() -> None:
 def test_k_distinct_allowed_items_come_back_whenever_they_exist(
     world: LiveRelease, exclude: set[str], down: set[str], watched: list[str], k: int
 ) -> None:
-    views = Views(HistoryView(), CatalogueView(), TrendingView())
+    views = no_views()
     views.histories.apply(0, b"ann", encode(history("ann", *watched)))
     for item_id in ITEMS:
         views.catalogue.apply(item_id.encode(), encode(Item(item_id, available=item_id not in down)))

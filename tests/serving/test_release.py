@@ -17,11 +17,12 @@ from infra.settings import Serving
 from models.bundle import Manifest
 from serving import release as release_module
 from serving.breaker import Breaker
-from serving.pipeline import Asked, Views, answer
+from serving.pipeline import Asked, answer
+from serving.ranking import Pace
 from serving.release import LiveRelease, ReleaseError, Releases, load_release
-from serving.views import CatalogueView, HistoryView, TrendingView
+from serving.views import CatalogueView
 from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
-from tests.serving.worlds import CREATED_MS, ExactIndex, history, load, unavailable
+from tests.serving.worlds import CREATED_MS, ExactIndex, history, load, no_views, unavailable
 
 WAIT_S = 10.0
 
@@ -229,7 +230,7 @@ def test_what_arrives_while_a_release_is_loaded_is_in_it(
     index.search = slow  # type: ignore[method-assign,assignment]
     live = swap_to(releases, version)
     assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.75))  # type: ignore[arg-type]
-    known = live.ranker.catalogue
+    known = live.catalogue
     assert known.channel_of(known.row("item-2")) == "late"
 
 
@@ -239,7 +240,7 @@ def test_catalogue_changes_reach_the_live_ranker(
     live = swap_to(releases, bundles[0].version)
     catalogue.apply(b"new", encode(Item("new", channel="cats")))
     releases.apply_item("new")
-    known = live.ranker.catalogue
+    known = live.catalogue
     assert known.channel_of(known.row("new")) == "cats"
 
 
@@ -257,13 +258,15 @@ def test_a_batch_never_mixes_versions_whenever_the_swap_comes(
     both: list[LiveRelease], plan: list[tuple[int, str]]
 ) -> None:
     """Each step answers a batch and swaps in its midst; tower, collection, ranker and reply must be of one release."""
-    views = Views(HistoryView(), CatalogueView(), TrendingView())
+    views = no_views()
     views.histories.apply(0, b"ann", encode(history("ann", "item-1")))
     holder = Holder(both)
     for target, moment in plan:
         holder.swap_at(moment, target)
         asked = [Asked(RecommendRequest(f"r{at}", "ann"), 0) for at in range(2)]
-        answers = answer(asked, holder.live, views, Breaker(), now_ms=CREATED_MS, settings=Serving(), served_by="test")
+        answers = answer(
+            asked, holder.live, views, Breaker(), Pace(), now_ms=CREATED_MS, settings=Serving(), served_by="test"
+        )
         used = holder.take_used()
         assert len(used) == 1
         assert {answered.reply.version for answered in answers} == used
@@ -298,7 +301,7 @@ class Holder:
 class _Part:
     """A tower, collection or ranker that reports its use."""
 
-    MOMENTS: ClassVar = {"user_vectors": "embed", "search": "search", "expected_watch_s": "rank"}
+    MOMENTS: ClassVar = {"user_vectors": "embed", "search": "search", "rank": "rank"}
 
     def __init__(self, holder: Holder, release: LiveRelease, name: str) -> None:
         self._holder, self._version, self._real = holder, release.version, getattr(release, name)

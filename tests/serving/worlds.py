@@ -13,10 +13,12 @@ import numpy as np
 import polars as pl
 
 from indexer.errors import IndexMissing, IndexUnavailable
-from infra.settings import Model
+from infra.settings import Model, Ranker
 from models.bundle import Bundle, Manifest, read_bundle
 from models.stored_log import store_frame
 from models.training import train_bundle
+from serving.pipeline import Views
+from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams.messages import UserHistory, Watch
 
 CREATED_MS = 1_700_000_000_000
@@ -43,14 +45,13 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
         negatives=64,
         batch=256,
         epochs=1,
-        ranker_hidden=(8,),
-        ranker_epochs=1,
     )
     with TemporaryDirectory() as scratch:
         return train_bundle(
             store_frame(frame, Path(scratch), completed_s=18.0),
             None,
             settings=settings,
+            ranker=Ranker(hidden=(8,), members=1, epochs=1),
             bundles_dir=bundles_dir,
             created_ms=CREATED_MS + 1000 * seed,
             offsets={},
@@ -68,6 +69,11 @@ def history(user_id: str, *item_ids: str, event_ms: int = CREATED_MS) -> UserHis
             for at, item_id in enumerate(item_ids)
         ),
     )
+
+
+def no_views() -> Views:
+    """Views that have read nothing yet."""
+    return Views(HistoryView(), CatalogueView(), TrendingView(), StatisticsView(1, half_life_h=24.0))
 
 
 class ExactIndex:

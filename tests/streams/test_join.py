@@ -91,6 +91,22 @@ def test_watches_of_one_item_add_up():
     assert stream.outcomes() == [("a", 26.0, True)]
 
 
+def test_a_replay_is_no_longer_video():
+    stream = Stream()
+    stream.show("r", 1000, "a")
+    stream.watch(watch("a", 1010, "r", watch_s=500.0))
+    stream.until(1100)
+    assert stream.outcomes() == [("a", 60.0, True)]
+
+
+def test_an_item_that_was_listed_twice_is_watched_once():
+    stream = Stream()
+    stream.show("r", 1000, "aba")
+    stream.watch(watch("a", 1010, "r"))
+    stream.until(1100)
+    assert stream.outcomes() == [("a", 20.0, True), ("b", 0.0, False), ("a", 0.0, False)]
+
+
 def test_a_request_id_decides_also_where_the_players_clock_is_behind_or_the_window_over():
     stream = Stream()
     stream.show("old", 1000, "a")
