@@ -39,7 +39,7 @@ class ArrayFile:
         os.truncate(self._file.fileno(), self._first + rows * self._row_bytes)
 
     def write(self, start: int, values: Array) -> None:
-        left = np.ascontiguousarray(values, self.dtype).data.cast("B") if len(values) else memoryview(b"")
+        left = np.ascontiguousarray(values, self.dtype).data.cast("B") if values.size else memoryview(b"")
         at = self._first + start * self._row_bytes
         while left:  # one call writes 2 GiB at most
             done = os.pwrite(self._file.fileno(), left, at)
@@ -48,7 +48,7 @@ class ArrayFile:
     def read(self, start: int, stop: int) -> Array:
         stop = min(stop, self._rows)
         values = np.empty((max(0, stop - start), *self.shape), self.dtype)
-        left = values.data.cast("B") if len(values) else memoryview(b"")
+        left = values.data.cast("B") if values.size else memoryview(b"")
         at = self._first + start * self._row_bytes
         while left:
             done = os.preadv(self._file.fileno(), [left], at)
@@ -79,6 +79,6 @@ def mapped(path: Path, mode: Literal["r", "c"] = "r") -> Array:
         array: Array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except ValueError:
         array = np.load(path, allow_pickle=False)
-        if len(array):
+        if array.size:
             raise
     return array

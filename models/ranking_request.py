@@ -132,11 +132,10 @@ class _Known:
 
 
 def _ranks(scores: Floats) -> Floats:
-    """[C]: places from 1 by descending score, NaN where there is none."""
-    order = np.argsort(-scores, kind="stable")  # NaN sorts last
-    ranks = np.empty(len(scores), np.float32)
-    ranks[order] = np.arange(1, len(scores) + 1)
-    return np.where(np.isnan(scores), np.float32(np.nan), ranks)
+    """[C]: places from 1 by descending score, equal ones share theirs, NaN where there is none."""
+    best_first = np.sort(-scores[~np.isnan(scores)])
+    ranks = np.searchsorted(best_first, -scores, "left") + 1
+    return np.where(np.isnan(scores), np.nan, ranks).astype(np.float32)
 
 
 def _best(scores: Floats) -> float:

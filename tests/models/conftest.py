@@ -24,7 +24,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a bundle; copy it before damaging it."""
     bundles_dir = tmp_path_factory.mktemp("bundles")
     manifest = train_bundle(
-        store_frame(small_log(), tmp_path_factory.mktemp("log"), completed_s=18.0),
+        store_frame(small_log(step_ms=60_000), tmp_path_factory.mktemp("log"), completed_s=18.0),
         small_items(),
         settings=SETTINGS,
         ranker=RANKER,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from infra.settings import Model, Ranker
 from models.exposures import Delays, Exposures
+from models.features import ids_of, numbers_of
+from models.moment import Names
+from models.ranking_examples import SCOPES, WIDTHS, RankingExamples
 from models.source import Source, prepare
 from models.stored_log import StoredLog, store_frame
 
@@ -30,6 +35,7 @@ SETTINGS = Model(
 RANKER = Ranker(hidden=(16,), members=1, epochs=6, rate=3e-3, dropout=0.0)
 START_MS = 1_700_000_000_000
 CHANNELS = 4
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def example(item_id: str, *before: str) -> Example:
     return Example(watched(*before).watches, item_id=item_id)
 
 
-def small_log(rows: int = 3000, users: int = 80, items: int = 60, seed: int = 3) -> pl.DataFrame:
+def small_log(rows: int = 3000, users: int = 80, items: int = 60, seed: int = 3, step_ms: int = 1000) -> pl.DataFrame:
     """Each user likes one channel: its items are watched for 40 s, others mostly skipped after 3 s."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users, rows)
@@ -83,7 +89,7 @@ def small_log(rows: int = 3000, users: int = 80, items: int = 60, seed: int = 3)
         {
             "user_id": [f"u{n}" for n in user],
             "item_id": [f"i{n}" for n in item],
-            "event_ms": START_MS + 1000 * np.arange(rows),
+            "event_ms": START_MS + step_ms * np.arange(rows),
             "watch_s": watch_s,
             "duration_s": 60.0 + item,
         }
@@ -127,3 +133,40 @@ def small_exposures(
 def scratch() -> Path:
     """A directory that goes with the test run."""
     return Path(mkdtemp(dir=_SCRATCH.name))
+
+
+def made_examples(
+    target_s: Sequence[float] | np.ndarray,
+    completed: Sequence[bool] | np.ndarray,
+    *,
+    ids: Mapping[str, Sequence[Sequence[str]]] = NOTHING,
+    numbers: Mapping[str, Sequence[float] | np.ndarray] = NOTHING,
+    position: Sequence[int] | np.ndarray | None = None,
+    duration_s: float = np.nan,
+) -> RankingExamples:
+    """Examples with these ids and numbers by feature and nothing else; each is a request of its own."""
+    size = len(target_s)
+    vocabularies: dict[str, list[str]] = {}
+    of_scope = {}
+    named = {}
+    for scope in SCOPES:
+        columns = [numbers.get(f.name, np.full(size, np.nan)) for f in numbers_of(scope)]
+        of_scope[scope] = np.stack(columns, axis=1).astype(np.float32)
+        for feature in ids_of(scope):
+            names = vocabularies.setdefault(str(feature.space), [""])
+            codes = np.zeros((size, WIDTHS.get(feature.name, 1)), np.int32)
+            for row, known in enumerate(ids.get(feature.name, ())):
+                names += [name for name in known if name not in names]
+                codes[row, : len(known)] = [names.index(name) for name in known]
+            named[feature.name] = Names(codes, names)
+    return RankingExamples(
+        of_scope,
+        named,
+        request=np.arange(size),
+        target_s=np.asarray(target_s, np.float32),
+        duration_s=np.full(size, duration_s, np.float32),
+        completed=np.asarray(completed, np.bool_),
+        position=np.zeros(size, np.int32) if position is None else np.asarray(position, np.int32),
+        user=np.arange(size) % 10,
+        at_ms=START_MS + 1000 * np.arange(size),
+    )

@@ -6,8 +6,24 @@ import numpy as np
 import pytest
 
 from models import bundle as bundles
-from models.bundle import CATALOGUE, FILES, MANIFEST, RANKER, TOWER, Bundle, BundleError, read_bundle, write_bundle
+from models.bundle import (
+    CATALOGUE,
+    FILES,
+    MANIFEST,
+    RANKER,
+    RANKER_IDS,
+    STATISTICS,
+    TOWER,
+    Bundle,
+    BundleError,
+    read_bundle,
+    write_bundle,
+)
+from models.exposures import Delays
+from models.features import SCHEMA_HASH
 from tests.models.samples import START_MS
+
+OTHER = {"hidden": [5], "features": ["age_h"], "sizes": {}, "widths": {}}
 
 
 @pytest.fixture
@@ -29,7 +45,7 @@ def write_again(bundle: Bundle, bundles_dir: Path, created_ms: int = START_MS) -
         catalogue=bundle.catalogue,
         created_ms=created_ms,
         completed_s=18.0,
-        ranker_hidden=bundle.manifest.ranker_hidden,
+        statistics=bundle.statistics,
         seed=1,
         metrics={},
         offsets={},
@@ -49,6 +65,11 @@ def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
     assert again.model.item_ids == bundle.model.item_ids
     for name, array in bundle.ranker.to_arrays().items():
         np.testing.assert_array_equal(again.ranker.to_arrays()[name], array)
+    assert (again.ranker.shape, again.ranker.spaces.names) == (bundle.ranker.shape, bundle.ranker.spaces.names)
+    assert again.manifest.schema_hash == SCHEMA_HASH
+    assert list(again.statistics.rows()) == list(bundle.statistics.rows())
+    assert again.statistics.half_life_ms == bundle.statistics.half_life_ms == Delays().half_life_ms
+    assert {scope for scope, *_ in bundle.statistics.rows()} == {"item", "channel", "topic", "all"}
     row = again.catalogue.row("i1")
     assert (again.catalogue.channel_of(row), again.catalogue.topics_of(row)) == ("other", ("a", "b"))
     assert not again.catalogue.is_available(np.array([row]))[0]
@@ -85,7 +106,7 @@ def test_a_damaged_file_is_named(damaged: Path, name: str):
         read_bundle(damaged)
 
 
-@pytest.mark.parametrize("name", [TOWER, RANKER, CATALOGUE, "vectors.npy"])
+@pytest.mark.parametrize("name", [TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, "vectors.npy"])
 def test_a_missing_file_is_named(damaged: Path, name: str):
     (damaged / name).unlink()
     with pytest.raises(BundleError, match=rf"{name}: is missing"):
@@ -112,7 +133,7 @@ def test_a_manifest_that_is_none_is_named(damaged: Path, content: bytes):
         ({"items": 7}, r"vectors\.npy: does not fit its manifest: 60 rows, the manifest says 7"),
         ({"dim": 3}, r"vectors\.npy: does not fit its manifest: 9 is not 3"),
         ({"tower": {"dim": 8, "hidden": [5]}}, r"tower\.safetensors: does not fit"),
-        ({"ranker_hidden": [5]}, r"ranker\.safetensors: does not fit"),
+        ({"ranker": OTHER}, r"ranker\.safetensors: does not fit"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(damaged: Path, changes: dict[str, object], why: str):

@@ -248,6 +248,12 @@ def test_what_else_is_in_the_batch_and_the_order_of_candidates_do_not_matter_to_
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_equal_scores_share_their_place_so_the_order_of_candidates_does_not_matter():
+    scores = np.array([1.0, 2.0, 1.0, np.nan, 0.5], np.float32)
+    tied = moment_of([RankingQuery(ann(), NOW_MS, ["x", "y", "z", "bare", "x"], scores)], catalogue(), [])
+    np.testing.assert_array_equal(tied.candidates.rank, [2, 1, 2, np.nan, 4])
+
+
 def test_ranks_and_best_are_those_on_record_where_they_are_given():
     """A list that is computed again from its impression holds what was shown, not all candidates."""
     scores = np.array([1.5, 1.0], np.float32)

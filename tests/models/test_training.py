@@ -9,17 +9,17 @@ import pytest
 from infra.settings import Model
 from models.bundle import Manifest, read_bundle
 from models.candidates import CandidateModel
-from models.features import FEATURES
+from models.features import numbers_of
 from models.log import LogError
-from models.ranker import RankingQuery
 from models.source import prepare
 from models.stored_log import store_frame
 from models.stored_searches import store_searches
 from models.training import train_bundle
 from tests import kuairand
-from tests.models.samples import SETTINGS, START_MS, Viewer, small_items, small_log, watched
+from tests.models.samples import RANKER, SETTINGS, START_MS, Viewer, small_items, small_log, watched
 
-QUICK = SETTINGS.model_copy(update={"epochs": 1, "ranker_epochs": 1})
+QUICK = SETTINGS.model_copy(update={"epochs": 1})
+QUICK_RANKER = RANKER.model_copy(update={"epochs": 1})
 
 
 def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = None, **options: bool) -> Manifest:
@@ -27,6 +27,7 @@ def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = N
         store_frame(frame, bundles_dir / "log", completed_s=18.0),
         items,
         settings=QUICK,
+        ranker=QUICK_RANKER,
         bundles_dir=bundles_dir,
         created_ms=START_MS,
         offsets={},
@@ -42,10 +43,10 @@ def test_the_same_log_gives_the_same_bundle_in_whatever_order_its_rows_come(tmp_
 
 def test_a_log_without_watch_times_trains_no_ranker_and_says_so(tmp_path: Path):
     manifest = train(small_log(600).drop("watch_s", "duration_s"), tmp_path)
-    assert not manifest.ranker
+    assert manifest.ranker is None
     bundle = read_bundle(tmp_path / manifest.version)
-    scores = np.zeros(2, np.float32)
-    assert bundle.ranker.expected_watch_s([RankingQuery(Viewer(), 0, ["i1", "i2"], scores)])[0].tolist() == [0, 0]
+    assert not bundle.ranker.trained
+    assert list(bundle.statistics.rows()) == []
 
 
 def test_without_measuring_there_are_no_metrics_but_a_ranker(tmp_path: Path):
@@ -56,15 +57,17 @@ def test_without_measuring_there_are_no_metrics_but_a_ranker(tmp_path: Path):
 
 
 def test_the_ranker_has_learnt_from_retrieval_scores_of_a_model_that_had_not_seen_them(tmp_path: Path):
-    points = gap_points(tmp_path / train(small_log(600), tmp_path).version)
+    """Retrieval scores are there of the newest rows, and of none where no such model was trained."""
+    manifest = train(small_log(600), tmp_path)
+    points = gap_points(tmp_path / manifest.version)
     assert -20 < points[0] < points[-1] <= 0
+    assert manifest.metrics["ranker_rows"] < 100
 
 
 def gap_points(directory: Path) -> np.ndarray:
     """The quantile table of the retrieval gap."""
     quantiles = read_bundle(directory).ranker.quantiles
-    assert quantiles is not None
-    return quantiles.points[FEATURES.index("retrieval_gap")]
+    return quantiles["impression"].points[[f.name for f in numbers_of("impression")].index("retrieval_gap")]
 
 
 def test_items_of_the_catalogue_and_of_the_log_are_all_in_the_bundle(tmp_path: Path):
@@ -107,6 +110,7 @@ def test_progress_goes_through_every_stage(tmp_path: Path):
         store_frame(small_log(600), tmp_path / "log", completed_s=18.0),
         None,
         settings=QUICK,
+        ranker=QUICK_RANKER,
         bundles_dir=tmp_path,
         created_ms=START_MS,
         offsets={},
@@ -154,6 +158,7 @@ def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_ser
         log,
         small_items(),
         settings=settings,
+        ranker=QUICK_RANKER,
         bundles_dir=tmp_path,
         created_ms=START_MS,
         offsets={},
@@ -184,7 +189,14 @@ def test_an_encoder_of_each_kind_is_saved_and_read_back_the_same(tmp_path: Path)
         settings = QUICK.model_copy(update={"encoder": encoder, "linear_dim": 4})
         log = store_frame(small_log(600), tmp_path / encoder / "log", completed_s=18.0)
         manifest = train_bundle(
-            log, small_items(), settings=settings, bundles_dir=tmp_path, created_ms=START_MS, offsets={}, measure=False
+            log,
+            small_items(),
+            settings=settings,
+            ranker=QUICK_RANKER,
+            bundles_dir=tmp_path,
+            created_ms=START_MS,
+            offsets={},
+            measure=False,
         )
         one, other = (read_bundle(tmp_path / manifest.version).model for _ in range(2))
         viewers = [watched("i1", "i2"), Viewer(), watched(*[f"i{n % 60}" for n in range(70)])]
@@ -200,7 +212,14 @@ def test_a_warm_start_begins_where_the_earlier_release_ended(tmp_path: Path):
 
     def train_on(settings: Model, warm: CandidateModel | None = None) -> Manifest:
         return train_bundle(
-            log, small_items(), settings=settings, bundles_dir=tmp_path, created_ms=START_MS, offsets={}, warm=warm
+            log,
+            small_items(),
+            settings=settings,
+            ranker=QUICK_RANKER,
+            bundles_dir=tmp_path,
+            created_ms=START_MS,
+            offsets={},
+            warm=warm,
         )
 
     long = train_on(SETTINGS)
