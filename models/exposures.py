@@ -51,7 +51,7 @@ class Delays:
 class Exposures:
     """A stored log as exposures. `directory` takes the tables that windows are cut from.
 
-    Rows whose watch_s is unknown are history only, and count there with the seconds that made them completed.
+    Rows whose watch_s is unknown are history only: completed, for how long nobody knows.
     """
 
     def __init__(self, log: StoredLog, source: Source, directory: Path, delays: Delays) -> None:
@@ -160,7 +160,7 @@ class Exposures:
             now_ms=np.asarray(self.log.event_ms[asked]),
             watch_rows=np.where(there, self.items(np.maximum(watched, 0)), -1),
             watch_ms=np.where(there, self.log.event_ms[np.maximum(watched, 0)], 0),
-            watch_s=np.where(there, self._watched_s(np.maximum(watched, 0)), 0).astype(np.float32),
+            watch_s=np.where(there, self.log.watch_s[np.maximum(watched, 0)], 0).astype(np.float32),
             completed=there & self.log.completed[np.maximum(watched, 0)],
             there=there,
             shown_rows=np.where(was_shown, self.items(np.maximum(shown, 0)), -1),
@@ -197,11 +197,6 @@ class Exposures:
         """The row's own, else the catalogue's."""
         own = np.asarray(self.log.duration_s[rows])
         return np.where(np.isnan(own), self.catalogue.duration_s(self.items(rows)), own).astype(np.float32)
-
-    def _watched_s(self, rows: Rows) -> Floats:
-        seconds = np.asarray(self.log.watch_s[rows])
-        least = np.fmin(self._duration_s(rows), np.float32(self.log.completed_s))
-        return np.where(np.isnan(seconds), least, seconds).astype(np.float32)
 
     def _names(self) -> dict[str, tuple[list[str], int]]:
         names = {space: (id_names(self.catalogue, space), 0) for space in ("channel", "topic")}

@@ -39,6 +39,7 @@ Scope = Literal["query", "impression"]
 REVISION = 1  # to be raised when a feature is computed differently; tests/models/test_features.py holds golden values
 SMOOTHING = 20.0  # impressions' worth of the overall mean in what is known of an item, a channel, a topic
 OLDEST_H = 24.0 * 7  # an item is not told to be older: an age that grows for ever is a date, and dates do not recur
+FEW = 8.0  # watches' worth of everybody's mean in a viewer's own
 RECENT = 10  # newest watches of a session, about
 RAREST = 1e-6  # share of the impressions
 
@@ -169,30 +170,25 @@ def history_entries(moment: Moment) -> Floats:
 @number("query")
 def history_mean_s(moment: Moment) -> Floats:
     """How long this viewer watches: the level of every expectation."""
-    seconds = moment.requests.watch_s.sum(axis=1, dtype=np.float32)
-    return _where(moment.entries > 0, seconds / np.maximum(moment.entries, 1))
+    return _level(moment, moment.requests.watch_s, HISTORY, SECONDS)
 
 
 @number("query")
 def history_completion(moment: Moment) -> Floats:
     """Share of the watches that were completed: who skips much skips the next one too."""
-    completed = np.count_nonzero(moment.requests.completed, axis=1)
-    return _where(moment.entries > 0, completed / np.maximum(moment.entries, 1))
+    return _level(moment, moment.requests.completed, HISTORY, COMPLETIONS)
 
 
 @number("query")
 def recent_mean_s(moment: Moment) -> Floats:
     """Seconds of the newest few watches: how this session goes ("up to the second" history, section 4.1)."""
-    there = moment.requests.there[:, -RECENT:]
-    count = there.sum(axis=1)
-    return _where(count > 0, moment.requests.watch_s[:, -RECENT:].sum(axis=1, dtype=np.float32) / np.maximum(count, 1))
+    return _level(moment, moment.requests.watch_s, RECENT, SECONDS)
 
 
 @number("query")
 def recent_completion(moment: Moment) -> Floats:
     """Share of the newest few watches that were completed."""
-    count = moment.requests.there[:, -RECENT:].sum(axis=1)
-    return _where(count > 0, moment.requests.completed[:, -RECENT:].sum(axis=1) / np.maximum(count, 1))
+    return _level(moment, moment.requests.completed, RECENT, COMPLETIONS)
 
 
 @number("query")
@@ -204,7 +200,7 @@ def history_share(moment: Moment) -> Floats:
 @number("query")
 def last_watch_s(moment: Moment) -> Floats:
     """Seconds of the newest watch: how this session goes ("up to the second" history, section 4.1)."""
-    return _where(moment.entries > 0, moment.requests.watch_s[:, -1])
+    return _where(moment.timed[:, -1], moment.requests.watch_s[:, -1])
 
 
 @number("query")
@@ -286,13 +282,13 @@ def since_any_topic_s(moment: Moment) -> Floats:
 @number("impression")
 def topic_mean_watched_s(moment: Moment) -> Floats:
     """Seconds per watch of its first topic: a viewer who begins many videos and leaves is not one who stays."""
-    return _mean(moment.requests.watch_s[moment.request], moment.of_topic)
+    return _mean(moment.requests.watch_s[moment.request], moment.of_topic & moment.timed[moment.request])
 
 
 @number("impression")
 def like_duration_share(moment: Moment) -> Floats:
     """How much this viewer watches of videos about as long: patience is for a length."""
-    return _mean(moment.watched_share[moment.request], moment.of_like_duration)
+    return _mean(moment.watched_share[moment.request], moment.of_like_duration & moment.timed[moment.request])
 
 
 @number("impression")
@@ -459,7 +455,20 @@ def _where(known: npt.NDArray[np.bool_], values: npt.NDArray[np.floating]) -> Fl
     return np.where(known, values, np.nan).astype(np.float32)
 
 
-def _mean(values: Floats, chosen: npt.NDArray[np.bool_]) -> Floats:
+def _level(moment: Moment, values: npt.NDArray[Any], newest_ones: int, column: int) -> Floats:
+    """[B]: mean over the newest entries with FEW entries' worth of everybody's mean per watch (none of it while nothing
+    is known of anybody); NaN for who has none: a level out of three watches is mostly luck."""
+    chosen = moment.timed[:, -newest_ones:]
+    count = chosen.sum(axis=1)
+    total = np.where(chosen, values[:, -newest_ones:], np.float32(0)).sum(axis=1, dtype=np.float32)
+    everything = moment.candidates.everything
+    with np.errstate(divide="ignore", invalid="ignore"):
+        usual = everything[:, column] / everything[:, WATCHES]
+    few = np.where(np.isfinite(usual), FEW, 0.0)
+    return _where(count > 0, (total + few * np.nan_to_num(usual)) / np.maximum(count + few, 1))
+
+
+def _mean(values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> Floats:
     """[B, H], [B, H] -> [B]: of the chosen entries, NaN for none."""
     count = chosen.sum(axis=1)
     total = np.where(chosen, values, np.float32(0)).sum(axis=1, dtype=np.float32)

@@ -42,9 +42,9 @@ class Names:
 class Requests:
     """B requests. Entries of one user are oldest first and padded in front with row -1.
 
-    now_ms int64 [B]. The newest watches: watch_rows int64 [B, H] catalogue rows (-1 also for items it does not know),
-    watch_ms int64, watch_s float32, completed bool, `there` bool [B, H]. The newest shown items: shown_rows and
-    shown_ms int64 [B, S]. contexts: by field the value of each request, [B].
+    now_ms int64 [B]. The newest watches, [B, H]: watch_rows int64 catalogue rows (-1 also for items it does not know),
+    watch_ms int64, watch_s float32 (NaN: for how long is not known; 0 where there is no entry), completed and `there`
+    bool. The newest shown items, [B, S]: shown_rows and shown_ms int64. contexts: by field the value of each request.
     """
 
     now_ms: Rows
@@ -91,6 +91,11 @@ class Moment:
     def entries(self) -> Rows:
         """[B]: how many watches of each viewer are known."""
         return np.asarray(np.count_nonzero(self.requests.there, axis=1), np.int64)
+
+    @cached_property
+    def timed(self) -> Flags:
+        """[B, H]: entries that say for how long."""
+        return np.asarray(self.requests.there & ~np.isnan(self.requests.watch_s))
 
     @cached_property
     def watched_ago_s(self) -> Floats:
@@ -173,8 +178,8 @@ class Moment:
         return self._among(self.catalogue.channel_codes(self.requests.shown_rows), self.channels, none=0)
 
     def watched_s(self, entries: Flags) -> Floats:
-        """[N, H] -> [N]: seconds of these entries."""
-        return _sum(entries, self.requests.watch_s[self.request])
+        """[N, H] -> [N]: seconds of these entries, as far as they are known."""
+        return _sum(entries & self.timed[self.request], self.requests.watch_s[self.request])
 
     def since_watched_s(self, entries: Flags) -> Floats:
         """[N, H] -> [N]: since the newest of them, NaN for none."""

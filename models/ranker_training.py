@@ -40,7 +40,7 @@ SAMPLE = 400_000  # examples that quantiles are fitted on
 BLOCK = 65_536
 COMPLETION_WEIGHT = 1.0  # of the second head's loss
 # The paper's widths need the paper's data: below so many examples a smaller network is as good (see docs/ranking.md).
-SIZES = ((2_000_000, (1024, 512, 256)), (50_000, (512, 256)), (0, (64, 32)))
+SIZES = ((2_000_000, (1024, 512, 256)), (50_000, (256, 128)), (0, (64, 32)))
 
 
 def default_hidden(examples: int) -> tuple[int, ...]:
