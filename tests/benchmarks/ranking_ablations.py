@@ -17,6 +17,7 @@ import torch
 from infra.settings import Ranker, Settings
 from infra.world import NOTICE
 from models.features import FEATURES, ids_of
+from models.ranker_training import default_hidden
 from tests import kuairand
 from tests.benchmarks.ranking_ground import (
     LISTS,
@@ -31,7 +32,7 @@ from tests.benchmarks.ranking_judged import Judged, differences_row, judged, pre
 from tests.benchmarks.report import Report, main
 
 QUICK_USERS = 0.2
-VALUES = ("loss/page %", "loss/user %")
+VALUES = ("loss/page %", "loss/user %", "XAUC")
 DIFFERENCES = ("loss/page %", "loss/user %", "top-1 s", "XAUC", "GAUC", "true top-5 s")
 QUERY_CONTEXT = ("language", "region", "device", "surface")
 IDS = tuple(f.name for f in FEATURES if not f.is_number and f.name not in QUERY_CONTEXT)
@@ -61,12 +62,13 @@ def without(*names: str) -> dict[str, Any]:
     return {"without": names}
 
 
-BASE = Variant("base: the default", "")
+BASE = Variant("base: the defaults, one network", "")
 VARIANTS = (
     BASE,
     Variant("base, another seed (noise)", "", {"seed": 2}),
     Variant("no hidden layer", "41.6 %", {"hidden": ()}),
     Variant("256", "36.9 %", {"hidden": (256,)}),
+    Variant("256-128", "", {"hidden": (256, 128)}),
     Variant("512-256", "35.2 %", {"hidden": (512, 256)}),
     Variant("1024-512-256", "34.6 %", {"hidden": (1024, 512, 256)}),
     Variant("without powers", "+0.2", {"powers": False}),
@@ -77,7 +79,8 @@ VARIANTS = (
     Variant("without item, channel, topic statistics", "", without(*STATISTICS)),
     Variant("equal weights", "+4.1", {"objective": "equal"}),
     Variant("the paper's watch-time weights", "", {"objective": "paper"}),
-    Variant("completion head", "", {"completion": True}),
+    Variant("without the completion head", "", {"completion": False}),
+    Variant("with the completion head", "", {"completion": True}),
     Variant("quantiles of watch time (D2Q)", "", {"target": "d2q"}),
 )
 POSITION = Variant("position as a side input", "", {"position": True})
@@ -94,12 +97,12 @@ def measure(report: Report, quick: bool) -> None:
     cut = ground.at(0.8)
     part = ground.part(cut, ground.at(0.9))
     report.title = f"ranking ablations: KuaiRand, validation of {len(part):,} exposures, trained on {cut:,}"
-    base = compare(report, ground, cut, part, _chosen(VARIANTS, quick), _settings(quick))
+    base = compare(report, ground, cut, part, _chosen(VARIANTS, quick), _settings(quick, cut))
     report.note("position: KuaiRand does not tell where a video stood; retrieval features: nor what retrieved it")
     if quick:
         return
     short = kuairand_ground(history=False)
-    found = judged(part, predicted(trained(short, short.at(0.8), _settings(quick)), part_of(short)))
+    found = judged(part, predicted(trained(short, short.at(0.8), _settings(quick, cut)), part_of(short)))
     report.add(**row_of(Variant("without the long watches of before 25 April", ""), found, base))
 
 
@@ -115,7 +118,7 @@ def measure_world(report: Report, quick: bool) -> None:
     part = ground.part(cut, len(ground))
     report.title = f"ranking world: SIMULATED, judged on {len(part):,} exposures, trained on {cut:,}"
     report.note(f"{NOTICE}; true top-5 s: the true expected seconds, if looked at, of the first five of each list")
-    compare(report, ground, cut, part, _chosen((*VARIANTS, POSITION), quick), _settings(quick))
+    compare(report, ground, cut, part, _chosen((*VARIANTS, POSITION), quick), _settings(quick, cut))
 
 
 def compare(
@@ -124,12 +127,16 @@ def compare(
     """Add a row of each variant; what is found of the first, the base."""
     base: Judged = {}
     for variant in variants:
+        if variant is not BASE and all(getattr(settings, name) == value for name, value in variant.settings.items()):
+            continue  # what the base is
         say(variant.name)
         ranker = trained(ground, cut, settings.model_copy(update=variant.settings))
         found = judged(part, predicted(ranker, part))
         base = base or found
         report.add(**row_of(variant, found, base))
     report.note("d: paired difference to the base [95 %], a bootstrap over users; * where 0 lies outside")
+    widths = "-".join(map(str, settings.hidden or ()))
+    report.note(f"base: {widths}, {settings.epochs} epochs, completion head {'on' if settings.completion else 'off'}")
     report.note(f"ids left out: {', '.join(IDS)}; {len(ids_of('query')) + len(ids_of('impression'))} are there")
     return base
 
@@ -141,9 +148,11 @@ def row_of(variant: Variant, found: Judged, base: Judged) -> dict[str, str]:
     return row
 
 
-def _settings(quick: bool) -> Ranker:
-    one = {"members": 1} | ({"epochs": 1} if quick else {})
-    return Settings.model_construct().ranker.model_copy(update=one)
+def _settings(quick: bool, examples: int) -> Ranker:
+    """The defaults with the widths that so many examples get, and one network."""
+    settings = Settings.model_construct().ranker
+    one: dict[str, Any] = {"members": 1, "hidden": settings.hidden or default_hidden(examples)}
+    return settings.model_copy(update=one | ({"epochs": 1} if quick else {}))
 
 
 def _chosen(variants: Sequence[Variant], quick: bool) -> list[Variant]:

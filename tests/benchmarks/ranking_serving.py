@@ -1,4 +1,4 @@
-"""What ranking 500 candidates costs a server, beside the bare forward pass of the same networks on ready tensors.
+"""What ranking 500 candidates costs a server, beside the bare pass of the same networks on ready tensors.
 
 The whole is what serving does with a batch (serving.ranking.score_candidates): arrays of histories, statistics of
 candidates, features, codes, quantiles, networks, calibration. Whole, bare pass and stages are measured in turns.
@@ -29,9 +29,9 @@ from streams.messages import Context, ShownList, UserHistory, Watch
 from tests.benchmarks.ranking_ground import NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
 from tests.benchmarks.report import Report, main, quantile
 
-SIZES = ((512, 256), (1024, 512, 256))
+SIZES = ((256, 128), (512, 256), (1024, 512, 256))
 CANDIDATES, HISTORY, LISTS, LENGTH = 500, 50, 5, 20
-TURNS, QUICK_TURNS = 300, 40
+TURNS, QUICK_TURNS = {1: 300, 8: 60}, {1: 40, 8: 10}  # by requests together
 TRAINED_ON = 5_000  # enough for a network of its shape, tables of full length and ids
 PARTS = 4
 
@@ -44,33 +44,33 @@ def measure(report: Report, quick: bool) -> None:
     torch.set_num_threads(1)
     turns = QUICK_TURNS if quick else TURNS
     settings = Settings.model_construct().ranker
-    report.title = (
-        f"ranking serving: {CANDIDATES} candidates, histories of {HISTORY}, {LISTS} lists shown before, "
-        f"{settings.members} networks, one thread, {turns} turns"
+    report.title = f"ranking serving: {CANDIDATES} candidates, one thread, in turns"
+    report.note(
+        f"histories of {HISTORY} watches, {LISTS} lists shown before; {turns[1]} turns, {turns[8]} of 8 requests"
     )
     report.note(f"{NOTICE}; the catalogue has 2,000 videos")
     ground = world_ground(QUICK_LISTS)
     statistics = ground.exposures.statistics()
     live_statistics = repeated(statistics)
-    for hidden in SIZES:
-        name = "-".join(map(str, hidden))
+    for hidden, members in ((hidden, members) for members in (1, settings.members) for hidden in SIZES):
+        name = "-".join(map(str, hidden)) + (f" x {members}" if members > 1 else "")
         say(name)
-        wanted = settings.model_copy(update={"hidden": hidden, "epochs": 1})
+        wanted = settings.model_copy(update={"hidden": hidden, "members": members, "epochs": 1})
         ranker = train_ranker(ground.examples, scratch(), settings=wanted, rows=np.arange(TRAINED_ON))
         release = live_release(ground, ranker, statistics)
         for requests in (1, 8):
-            found = in_turns(release, live_statistics, requests, ground, turns)
+            found = in_turns(release, live_statistics, requests, ground, turns[requests])
             add_rows(report, name, requests, found)
 
 
 def add_rows(report: Report, name: str, requests: int, found: Measured) -> None:
-    bare = quantile(found["bare forward pass"], 0.5)
+    bare = quantile(found["bare pass"], 0.5)
     for part, times in found.items():
-        row = {"hidden": name, "requests": requests, "part": part, "p50 ms": quantile(times, 0.5)}
-        report.add(**row, **{"p99 ms": quantile(times, 0.99), "of the bare pass": quantile(times, 0.5) / bare})
+        row = {"networks": name, "requests": requests, "part": part, "p50 ms": quantile(times, 0.5)}
+        report.add(**row, **{"p99 ms": quantile(times, 0.99), "of bare": quantile(times, 0.5) / bare})
     ratio = quantile(found["whole"], 0.5) / bare
     report.bar(f"{name}, {requests} at once: whole over the bare pass, p50", ratio, at_most=2.5)
-    late = quantile(found["whole"], 0.99) / quantile(found["bare forward pass"], 0.99)
+    late = quantile(found["whole"], 0.99) / quantile(found["bare pass"], 0.99)
     report.bar(f"{name}, {requests} at once: whole over the bare pass, p99", late, at_most=2.5)
 
 
@@ -91,7 +91,7 @@ def in_turns(release: LiveRelease, live: ItemStatistics, requests: int, ground: 
         queries = [RankingQuery(history, NOW_MS, ids, scores) for history, ids, scores in asked]
         ready = tensors_of(ranker, moment_of(queries, release.catalogue, known))
         timed("whole", lambda asked=asked: score_candidates(asked, release, live, now_ms=NOW_MS))
-        timed("bare forward pass", lambda ready=ready: forward(ranker, *ready))
+        timed("bare pass", lambda ready=ready: forward(ranker, *ready))
         _stages(timed, ranker, queries, release, known)
     return {part: times[5:] for part, times in found.items()}
 
