@@ -91,10 +91,10 @@ def test_what_is_known_of_a_viewer_by_hand(moment: Moment):
     expected = {
         "since_last_watch_s": 60,
         "history_entries": 12,
-        "history_mean_s": (8 * 1 + 50 + 5 + 7 + 100) / 12,
-        "history_completion": 2 / 12,
-        "recent_mean_s": (6 * 1 + 162) / 10,
-        "recent_completion": 2 / 10,
+        "history_mean_s": (8 * 1 + 50 + 5 + 7 + 100 + 8 * 1000 / 60) / (12 + 8),
+        "history_completion": (2 + 8 * 20 / 60) / (12 + 8),
+        "recent_mean_s": (6 * 1 + 162 + 8 * 1000 / 60) / (10 + 8),
+        "recent_completion": (2 + 8 * 20 / 60) / (10 + 8),
         "history_share": (1 + 5 / 50 + 7 / 100) / 3,  # a replay is one whole video
         "last_watch_s": 100,
         "shown_last_hour": 2,
@@ -208,6 +208,18 @@ def test_before_anything_was_ever_shown_the_means_are_missing():
     means = ("item_watch_ratio", "item_completion", "item_mean_s", "channel_mean_s", "topic_mean_s")
     assert all(np.isnan(seen[name]) for name in means)
     assert seen["item_impression_share"] == pytest.approx(np.log(1e-6))
+
+
+def test_a_watch_of_unknown_length_is_an_entry_and_says_nothing_of_seconds():
+    watches = [Watch("x", ago(90), 20.0, completed=False), Watch("x", ago(50), NAN)]
+    query = RankingQuery(Viewer(watches), NOW_MS, ["x"], np.zeros(1, np.float32))
+    untimed = moment_of([query], catalogue(), [])
+    of_query, seen = numbers(untimed, "query", 0), numbers(untimed, "impression", 0)
+    assert (of_query["history_entries"], of_query["since_last_watch_s"]) == (2, 50)
+    assert (of_query["history_mean_s"], of_query["history_completion"], of_query["history_share"]) == (20, 0, 0.5)
+    assert np.isnan(of_query["last_watch_s"])
+    assert (seen["channel_watches"], seen["channel_watched_s"], seen["topic_mean_watched_s"]) == (2, 20, 20)
+    assert seen["like_duration_share"] == 0.5
 
 
 def test_times_ahead_of_now_count_as_now():
