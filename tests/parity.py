@@ -144,7 +144,7 @@ def _differs(
     scope: Scope, told: Impression | Shown, numbers: Any, ids: dict[str, Any], impression: Impression, found: Parity
 ) -> bool:
     """Whether anything of a query or an item differs; what does is counted."""
-    wrong = [
+    wrong: list[tuple[str, Any, Any]] = [
         (name, told.ids.get(name), ids.get(name)) for name in {*told.ids, *ids} if told.ids.get(name) != ids.get(name)
     ]
     if numbers.tobytes() != told.values:

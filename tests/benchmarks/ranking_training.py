@@ -82,7 +82,7 @@ def bare_loop(prepared: Prepared, settings: Ranker) -> Callable[[], object]:
         logits = net(net.query_part(x["query"], codes["query"]), x["impression"], codes["impression"])
         loss = watch_time_logistic(logits[:, 0], target).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
