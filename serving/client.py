@@ -27,7 +27,7 @@ from streams.messages import Context, RecommendReply, RecommendRequest, Refused,
 
 log = structlog.get_logger(__name__)
 
-POLL_MS = 50  # while a reply is awaited
+PACE_S = 0.001  # between two polls while a reply is awaited
 IDLE_S = 0.5  # between two polls while none is: other clients' replies are passed over
 
 
@@ -175,12 +175,11 @@ class RecommendClient:
         """The reader's thread: every reply to the future that waits for it."""
         try:
             while not self._closed.is_set():
-                batches = self._consumer.poll(POLL_MS if self._waiting else 0)
+                batches = self._consumer.poll(0)
                 for record in (record for batch in batches.values() for record in batch):
                     self._deliver(record)
-                if not batches and not self._waiting:
-                    self._sent.wait(IDLE_S)
-                self._sent.clear()
+                if not batches:
+                    self._pause()
         except Exception as error:  # outermost: whoever waits must learn that nobody reads any more
             log.exception("reading replies failed")
             self._closed.set()
@@ -188,6 +187,15 @@ class RecommendClient:
                 _fail(future, error)
         finally:
             self._consumer.close()
+
+    def _pause(self) -> None:
+        """Between two empty looks. kafka-python's own waiting keeps a core busy where a broker answers empty fetches at
+        once instead of holding them, as noida does."""
+        if self._waiting:
+            time.sleep(PACE_S)
+        else:
+            self._sent.wait(IDLE_S)
+        self._sent.clear()
 
     def _deliver(self, record: Any) -> None:
         correlation = next((value for name, value in record.headers if name == "correlation_id"), b"")
