@@ -32,7 +32,7 @@ SETTINGS = Model(
     epochs=12,
     half_life_events=500,
 )
-RANKER = Ranker(hidden=(16,), members=1, epochs=6, rate=3e-3, dropout=0.0)
+RANKER = Ranker(hidden=(16,), members=1, epochs=6, rate=3e-3, dropout=0.0, completion=False)
 START_MS = 1_700_000_000_000
 CHANNELS = 4
 NOTHING: Mapping[str, Any] = MappingProxyType({})

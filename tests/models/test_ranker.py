@@ -34,7 +34,7 @@ def test_each_candidate_of_each_request_gets_its_seconds_in_one_pass(bundle: Bun
     assert found.expected_s.dtype == np.float32
     assert found.expected_s.shape == (3,)
     assert [len(found.numbers[scope]) for scope in ("query", "impression")] == [3, 3]
-    assert found.completion is None
+    assert found.completion is None, "no head for it"
 
 
 def test_what_else_is_in_the_batch_and_the_order_of_candidates_do_not_matter(bundle: Bundle):

@@ -12,14 +12,14 @@ from infra.settings import Ranker as Settings
 from models.features import FEATURES, numbers_of
 from models.moment import Names
 from models.ranker import Ranker
-from models.ranker_training import LEAST_ROWS, default_hidden, fit_spaces, shape_of, train_ranker
+from models.ranker_training import LEAST_ROWS, SIZES, default_hidden, fit_spaces, shape_of, train_ranker
 from models.ranking_evaluation import predict
 from models.ranking_examples import SCOPES, RankingExamples
 from tests.models.samples import RANKER, made_examples
 
 SIZE = 800
-QUICK = Settings(hidden=(8,), members=1, epochs=1, dropout=0.0)
-LONG = Settings(hidden=(8,), members=1, epochs=25, rate=0.02, dropout=0.0, weight_decay=0.0)
+QUICK = Settings(hidden=(8,), members=1, epochs=1, rate=1e-3, dropout=0.0, completion=False, least_count=5)
+LONG = QUICK.model_copy(update={"epochs": 25, "rate": 0.02, "weight_decay": 0.0})
 
 
 def of_only(*features: str, **changes: object) -> Settings:
@@ -253,15 +253,15 @@ def test_clicks_of_the_query_are_counted_at_the_examples_requests(mixed: Ranking
 
 
 def test_the_shape_follows_examples_and_settings():
-    assert [default_hidden(n) for n in (0, 49_999, 50_000, 2_000_000)] == [
-        (64, 32),
-        (64, 32),
-        (512, 256),
-        (1024, 512, 256),
-    ]
+    least = sorted(least for least, _ in SIZES)
+    assert [len(default_hidden(n)) for n in (0, 10**9)] == [2, 3]
+    assert default_hidden(10**9) == (1024, 512, 256), "the paper's, where there is the data for it"
+    widest = [default_hidden(n)[0] for n in least]
+    assert widest == sorted(widest)
+    assert default_hidden(least[1] - 1) == default_hidden(0) != default_hidden(least[1])
     spaces = fit_spaces(made_examples([1.0], [True], ids={"candidate": [["a"]]}), np.arange(1), Settings(least_count=1))
     shape = shape_of(spaces, 300, Settings(without=("channel", "age_h")))
-    assert shape.hidden == (64, 32)
+    assert shape.hidden == default_hidden(300)
     assert "channel" not in shape.sizes
     assert (shape.sizes["item"], shape.sizes["topic"], shape.widths["topic"]) == (2, 1, 2)
     assert set(shape.features) == {f.name for f in FEATURES} - {"channel", "age_h"}
