@@ -20,7 +20,18 @@ from models.context import FIELDS
 from models.decayed_past import DecayedPast
 from models.features import compute_ids, compute_numbers
 from models.item_statistics import ItemStatistics
-from models.moment import HISTORY, MOST_TOPICS, SHOWN, Candidates, Moment, Names, Requests, id_names
+from models.moment import (
+    HISTORY,
+    LENGTHS,
+    MOST_TOPICS,
+    SHOWN,
+    Candidates,
+    Moment,
+    Names,
+    Requests,
+    id_names,
+    length_codes,
+)
 from models.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
 from models.source import Source
 from models.stored_log import StoredLog
@@ -186,6 +197,7 @@ class Exposures:
             item=statistics.of_items(items, now_ms),
             channel=statistics.of_channels(self.catalogue.channel_codes(items), now_ms),
             topic=statistics.of_topics(self.catalogue.topic_codes(items), now_ms),
+            length=statistics.of_lengths(length_codes(self.catalogue.duration_s(items)), now_ms),
             everything=statistics.of_all(np.asarray(self.log.event_ms[firsts])),
         )
 
@@ -199,7 +211,7 @@ class Exposures:
         return np.where(np.isnan(own), self.catalogue.duration_s(self.items(rows)), own).astype(np.float32)
 
     def _names(self) -> dict[str, tuple[list[str], int]]:
-        names = {space: (id_names(self.catalogue, space), 0) for space in ("channel", "topic")}
+        names = {space: (id_names(self.catalogue, space), 0) for space in ("channel", "topic", "length")}
         names |= {name: (self.log.vocabularies[name], 0) for name in FIELDS if name in self.log.contexts}
         return names | {"item": (self.catalogue.item_ids, 1), "source": (["", "two_tower"], 0)}
 
@@ -227,6 +239,7 @@ class _Statistics:
             "item": DecayedPast(len(catalogue), COLUMNS, half_life_ms),
             "channel": DecayedPast(len(catalogue.channels), COLUMNS, half_life_ms),
             "topic": DecayedPast(len(catalogue.topics), COLUMNS, half_life_ms),
+            "length": DecayedPast(len(LENGTHS), COLUMNS, half_life_ms),
             "all": DecayedPast(1, COLUMNS, half_life_ms),
         }
 
@@ -246,7 +259,8 @@ class _Statistics:
     def summed_up(self, now_ms: int) -> ItemStatistics:
         """All that was ever shown, as of a moment at or before which nothing is missing."""
         catalogue = self._exposures.catalogue
-        names = {"item": catalogue.item_ids, "channel": catalogue.channels, "topic": catalogue.topics, "all": [""]}
+        spaces = {space: id_names(catalogue, space) for space in ("channel", "topic", "length")}
+        names = spaces | {"item": catalogue.item_ids, "all": [""]}
         found = ItemStatistics(self._exposures.delays.half_life_ms)
         for scope, past in self._past.items():
             codes = np.arange(len(names[scope]))
@@ -264,6 +278,9 @@ class _Statistics:
 
     def of_topics(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
         return self._at("topic", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
+
+    def of_lengths(self, codes: Rows, now_ms: Rows) -> Doubles:
+        return self._at("length", codes, now_ms) * (codes > 0)[:, None]
 
     def of_all(self, now_ms: Rows) -> Doubles:
         return self._at("all", np.zeros(len(now_ms), np.int64), now_ms)
@@ -285,4 +302,5 @@ class _Statistics:
         yield "item", (items, at_ms, values)
         yield "channel", (exposures.catalogue.channel_codes(items).astype(np.int64), at_ms, values)
         yield "topic", (topics[event, place], at_ms[event], values[event])
+        yield "length", (length_codes(exposures.catalogue.duration_s(items)), at_ms, values)
         yield "all", (np.zeros(len(rows), np.int64), at_ms, values)

@@ -22,6 +22,7 @@ from models.moment import (
     DAY_MS,
     HISTORY,
     IMPRESSIONS,
+    LENGTHS,
     MOST_TOPICS,
     SECONDS,
     SHOWN,
@@ -34,6 +35,7 @@ from models.moment import (
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 Scope = Literal["query", "impression"]
 
 REVISION = 1  # to be raised when a feature is computed differently; tests/models/test_features.py holds golden values
@@ -144,6 +146,12 @@ def channel(moment: Moment) -> Names:
 def topics(moment: Moment) -> Names:
     """What it is about: section 4.1 describes a video by its topic."""
     return Names(moment.topics.astype(np.int64), id_names(moment.catalogue, "topic"))
+
+
+@ids("impression", "length")
+def length(moment: Moment) -> Names:
+    """Videos about as long: watch time is compared within them (duration-based quantiles, D2Q, KDD 2022)."""
+    return Names(moment.lengths, LENGTHS)
 
 
 @ids("impression", "source")
@@ -330,7 +338,7 @@ def since_channel_shown_s(moment: Moment) -> Floats:
 @number("impression")
 def duration_s(moment: Moment) -> Floats:
     """How long it lasts: no watch is expected to be longer."""
-    return moment.catalogue.duration_s(moment.candidates.rows)
+    return moment.durations_s
 
 
 @number("impression")
@@ -355,31 +363,44 @@ def item_watch_share(moment: Moment) -> Floats:
 @number("impression")
 def item_watch_ratio(moment: Moment) -> Floats:
     """Share of its recent impressions that were watched, smoothed: the pull of its thumbnail."""
-    return _ratio(moment, moment.candidates.item, WATCHES)
+    return _ratio(moment, moment.candidates.item, WATCHES, _of_length(moment, WATCHES))
 
 
 @number("impression")
 def item_completion(moment: Moment) -> Floats:
     """Share of its recent impressions that were watched to completion, smoothed."""
-    return _ratio(moment, moment.candidates.item, COMPLETIONS)
+    return _ratio(moment, moment.candidates.item, COMPLETIONS, _of_length(moment, COMPLETIONS))
 
 
 @number("impression")
 def item_mean_s(moment: Moment) -> Floats:
     """Seconds per recent impression, smoothed: what is expected of anybody."""
-    return _ratio(moment, moment.candidates.item, SECONDS)
+    return _ratio(moment, moment.candidates.item, SECONDS, _of_length(moment, SECONDS))
+
+
+@number("impression")
+def item_lift(moment: Moment) -> Floats:
+    """Log of that over the same of all videos about as long: how good it is for its length (D2Q, KDD 2022)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(item_mean_s(moment) / length_mean_s(moment)), np.float32)
+
+
+@number("impression")
+def length_mean_s(moment: Moment) -> Floats:
+    """Seconds per recent impression of videos about as long, smoothed: what stands in for a new item."""
+    return _of_length(moment, SECONDS).astype(np.float32)
 
 
 @number("impression")
 def channel_mean_s(moment: Moment) -> Floats:
-    """Seconds per recent impression of its channel, smoothed: what stands in for a new item."""
-    return _ratio(moment, moment.candidates.channel, SECONDS)
+    """Seconds per recent impression of its channel, smoothed: whose videos hold people."""
+    return _ratio(moment, moment.candidates.channel, SECONDS, _usual(moment, SECONDS))
 
 
 @number("impression")
 def topic_mean_s(moment: Moment) -> Floats:
     """Seconds per recent impression of its first topic, smoothed: what stands in for a new channel."""
-    return _ratio(moment, moment.candidates.topic, SECONDS)
+    return _ratio(moment, moment.candidates.topic, SECONDS, _usual(moment, SECONDS))
 
 
 # --- numbers of the impression: what retrieval says ------------------------------------------------------------------
@@ -480,9 +501,20 @@ def _log_share(moment: Moment, column: int) -> Floats:
     return np.log(moment.candidates.item[:, column] / total + RAREST).astype(np.float32)
 
 
-def _ratio(moment: Moment, known: npt.NDArray[np.float64], column: int) -> Floats:
-    """Per impression, with SMOOTHING impressions of the overall mean; NaN while nothing was ever shown."""
+def _ratio(moment: Moment, known: Doubles, column: int, prior: Doubles) -> Floats:
+    """[N]: per impression, with SMOOTHING impressions of `prior` [N]; NaN while nothing was ever shown."""
+    return ((known[:, column] + SMOOTHING * prior) / (known[:, IMPRESSIONS] + SMOOTHING)).astype(np.float32)
+
+
+def _usual(moment: Moment, column: int) -> Doubles:
+    """[N]: per impression of anything; NaN while nothing was ever shown."""
     total = moment.candidates.everything  # [B, 4]
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (total[:, column] / total[:, IMPRESSIONS])[moment.request]
-    return ((known[:, column] + SMOOTHING * mean) / (known[:, IMPRESSIONS] + SMOOTHING)).astype(np.float32)
+        return np.asarray((total[:, column] / total[:, IMPRESSIONS])[moment.request])
+
+
+def _of_length(moment: Moment, column: int) -> Doubles:
+    """[N]: per impression of what is about as long: with it the statistics of an item begin, since nothing tells more
+    of an unknown one's seconds than how long it lasts."""
+    known, usual = moment.candidates.length, _usual(moment, column)
+    return np.asarray((known[:, column] + SMOOTHING * usual) / (known[:, IMPRESSIONS] + SMOOTHING))

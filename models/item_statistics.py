@@ -19,7 +19,7 @@ Doubles = npt.NDArray[np.float64]
 
 COLUMNS = 4  # impressions, watches, seconds, completions (models.moment); expected seconds instead of the last where
 # the scope is `calibration`
-SCOPES = ("item", "channel", "topic", "all", "calibration")
+SCOPES = ("item", "channel", "topic", "length", "all", "calibration")
 MOST_FACTOR = 4.0  # a calibration beyond it is no calibration
 PRIOR_S = 2000.0  # seconds, expected and watched, that a version begins with
 

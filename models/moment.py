@@ -25,6 +25,10 @@ SHOWN = 100  # shown items that are looked at
 MOST_TOPICS = 3  # of an item
 DAY_MS = 24 * 3_600_000
 
+# Videos about as long as each other, a third of an octave: the name of each code, 0 for an unknown duration.
+_EDGES_S = np.exp2(np.arange(3, 37) / 3)  # 2 s to 68 min
+LENGTHS = ["", "shorter", *(f"{edge:.1f} s" for edge in _EDGES_S)]
+
 # Columns of the statistics: decayed sums over closed impressions.
 IMPRESSIONS, WATCHES, SECONDS, COMPLETIONS = range(4)
 
@@ -64,7 +68,7 @@ class Candidates:
 
     score float32 [N]: retrieval score, the inner product of user and item vector, NaN where a source gives none;
     rank float32 [N]: its place among the candidates by that score, from 1; best float32 [B]: the best score of each
-    request; source [N]. Statistics float64 [N, 4] of item, channel and first topic, and [B, 4] of everything.
+    request; source [N]. Statistics float64 [N, 4] of item, channel, first topic and length, [B, 4] of everything.
     """
 
     request: Rows
@@ -76,6 +80,7 @@ class Candidates:
     item: Doubles
     channel: Doubles
     topic: Doubles
+    length: Doubles
     everything: Doubles
 
 
@@ -139,6 +144,16 @@ class Moment:
         """[N, T], 0 for none."""
         return self.catalogue.topics_at(self.candidates.rows, MOST_TOPICS)
 
+    @cached_property
+    def durations_s(self) -> Floats:
+        """[N], NaN where it is not known."""
+        return self.catalogue.duration_s(self.candidates.rows)
+
+    @cached_property
+    def lengths(self) -> Rows:
+        """[N]: codes of LENGTHS."""
+        return length_codes(self.durations_s)
+
     # Which of the viewer's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
 
     @cached_property
@@ -164,7 +179,7 @@ class Moment:
     @cached_property
     def of_like_duration(self) -> Flags:
         """Watches of videos between two thirds and one and a half times as long."""
-        ratio = self.watched_durations_s[self.request] / self.catalogue.duration_s(self.candidates.rows)[:, None]
+        ratio = self.watched_durations_s[self.request] / self.durations_s[:, None]
         return np.asarray((ratio > 1 / 1.5) & (ratio < 1.5))
 
     @cached_property
@@ -206,9 +221,15 @@ def newest(ago_s: Floats, chosen: Flags) -> Floats:
     return np.where(np.isinf(smallest), np.float32(np.nan), np.maximum(smallest, 0)).astype(np.float32)
 
 
+def length_codes(duration_s: Floats) -> Rows:
+    """int64, in the shape of `duration_s`: codes of LENGTHS."""
+    codes = np.searchsorted(_EDGES_S, duration_s, side="right") + 1
+    return np.where(np.isnan(duration_s), 0, codes).astype(np.int64)
+
+
 def id_names(catalogue: Catalogue, space: str) -> list[str]:
-    """The names of the codes of a space that the catalogue numbers, code 0 first."""
-    return catalogue.id_values({"channel": CHANNEL, "topic": TOPICS}[space])
+    """The names of the codes of channel, topic and length, code 0 first."""
+    return LENGTHS if space == "length" else catalogue.id_values({"channel": CHANNEL, "topic": TOPICS}[space])
 
 
 def _ago_s(now_ms: Rows, at_ms: Rows) -> Floats:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from models.catalogue import Catalogue
 from models.context import FIELDS
 from models.item_statistics import ItemStatistics
-from models.moment import HISTORY, SHOWN, Candidates, Moment, Names, Requests, id_names
+from models.moment import HISTORY, SHOWN, Candidates, Moment, Names, Requests, id_names, length_codes
 from models.viewer import RankedViewer
 
 Rows = npt.NDArray[np.int64]
@@ -61,6 +61,7 @@ def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: S
         item=known.of_names("item", item_ids),
         channel=known.of_codes("channel", catalogue.channel_codes(rows), catalogue),
         topic=known.of_codes("topic", catalogue.topic_codes(rows), catalogue),
+        length=known.of_codes("length", length_codes(catalogue.duration_s(rows)), catalogue),
         everything=_Known(statistics, now_ms).of_names("all", [""] * len(batch)),
     )
     return Moment(catalogue, read_requests([query.viewer for query in batch], now_ms, catalogue), candidates)
@@ -116,7 +117,7 @@ class _Known:
     def of_names(self, scope: str, names: Sequence[str]) -> Doubles:
         return self._sum(scope, names, self._now_ms)
 
-    def of_codes(self, scope: str, codes: npt.NDArray[np.int32], catalogue: Catalogue) -> Doubles:
+    def of_codes(self, scope: str, codes: npt.NDArray[np.integer], catalogue: Catalogue) -> Doubles:
         """By the catalogue's codes: each distinct one is looked up once per moment."""
         keys, inverse = np.unique(np.stack([codes, self._now_ms]), axis=1, return_inverse=True)
         names = id_names(catalogue, scope)

@@ -136,6 +136,7 @@ def _keys_of(shown: Shown) -> Iterator[Key]:
     yield ALL
     yield "item", shown.item_id
     yield from (("channel", channel) for channel in shown.ids.get("channel", ()))
+    yield from (("length", length) for length in shown.ids.get("length", ()))
     yield from (("topic", topic) for topic in shown.ids.get("topics", ()))
 
 

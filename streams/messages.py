@@ -330,11 +330,12 @@ class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
 class StatisticsRow(Struct, frozen=True, array_like=True):
     """Decayed sums over the closed impressions of one partition, as of `as_of_ms`; readers add the partitions up.
 
-    `scope` and `id`: `item`, `channel` or `topic` and its id; `all` and an empty id; `calibration` and a version, where
-    only impressions that the ranker has scored count. `expected_s` is what the ranker had said, without the factor.
+    `scope` and `id`: `item`, `channel`, `topic` or `length` (videos about as long) and its id; `all` and an empty id;
+    `calibration` and a version, where only impressions that the ranker has scored count. `expected_s` is what the
+    ranker had said, without the factor.
     """
 
-    scope: Literal["item", "channel", "topic", "all", "calibration"]
+    scope: Literal["item", "channel", "topic", "length", "all", "calibration"]
     id: str
     partition: int
     as_of_ms: int

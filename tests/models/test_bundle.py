@@ -69,7 +69,7 @@ def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
     assert again.manifest.schema_hash == SCHEMA_HASH
     assert list(again.statistics.rows()) == list(bundle.statistics.rows())
     assert again.statistics.half_life_ms == bundle.statistics.half_life_ms == Delays().half_life_ms
-    assert {scope for scope, *_ in bundle.statistics.rows()} == {"item", "channel", "topic", "all"}
+    assert {scope for scope, *_ in bundle.statistics.rows()} == {"item", "channel", "topic", "length", "all"}
     row = again.catalogue.row("i1")
     assert (again.catalogue.channel_of(row), again.catalogue.topics_of(row)) == ("other", ("a", "b"))
     assert not again.catalogue.is_available(np.array([row]))[0]

@@ -15,7 +15,7 @@ from models import user_windows
 from models.exposures import PAGE_MS, Delays, Exposures
 from models.features import FEATURES, Scope, compute_ids, compute_numbers, numbers_of
 from models.item_statistics import ItemStatistics
-from models.moment import HISTORY, MOST_TOPICS
+from models.moment import HISTORY, LENGTHS, MOST_TOPICS, length_codes
 from models.ranker import id_strings
 from models.ranking_examples import CAP_S, QUERY_IDS, SCOPES, RankingExamples
 from models.ranking_request import RankingQuery, moment_of
@@ -127,6 +127,8 @@ class Naive:
             scopes += [("topic", topic) for topic in catalogue.topics_of(place)[:MOST_TOPICS]]
             channel = catalogue.channel_of(place)
             scopes += [("channel", channel)] if channel else []
+            length = LENGTHS[length_codes(catalogue.duration_s(np.array([place])))[0]]
+            scopes += [("length", length)] if length else []
             for scope in scopes:
                 sums[scope] = sums.get(scope, 0) + values
         found = ItemStatistics(DELAYS.half_life_ms)

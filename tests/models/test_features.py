@@ -11,7 +11,7 @@ import pytest
 from models.catalogue import Catalogue
 from models.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
 from models.item_statistics import ItemStatistics
-from models.moment import DAY_MS, HISTORY, SHOWN, Moment
+from models.moment import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes
 from models.ranker import id_strings
 from models.ranking_request import RankingQuery, moment_of
 from tests.models.samples import START_MS, ShownList, Viewer, Watch
@@ -59,6 +59,7 @@ def known() -> ItemStatistics:
     statistics.set("item", "x", 0, NOW_MS - DAY_MS, [20, 16, 400, 10])
     statistics.set("channel", "c", 0, NOW_MS, [30, 20, 450, 10])
     statistics.set("topic", "t", 0, NOW_MS, [40, 30, 900, 20])
+    statistics.set("length", "32.0 s", 0, NOW_MS, [50, 40, 800, 20])  # up to 40.3 s
     statistics.set("all", "", 0, NOW_MS, [100, 60, 1000, 20])
     return statistics
 
@@ -112,6 +113,8 @@ def test_a_stranger_has_missing_values_and_a_friday(moment: Moment):
 
 
 def test_an_impression_by_hand(moment: Moment):
+    """The item's statistics lean on those of videos about as long, and these on those of all."""
+    watched, completed, seconds = (40 + 20 * 0.6) / 70, (20 + 20 * 0.2) / 70, (800 + 20 * 10) / 70
     expected = {
         "channel_watches": 2,
         "channel_watched_s": 55,
@@ -133,9 +136,11 @@ def test_an_impression_by_hand(moment: Moment):
         "age_h": 2,
         "item_impression_share": np.log(10 / 100 + 1e-6),
         "item_watch_share": np.log(8 / 60 + 1e-6),
-        "item_watch_ratio": (8 + 20 * 0.6) / (10 + 20),
-        "item_completion": (5 + 20 * 0.2) / (10 + 20),
-        "item_mean_s": (200 + 20 * 10) / (10 + 20),
+        "item_watch_ratio": (8 + 20 * watched) / (10 + 20),
+        "item_completion": (5 + 20 * completed) / (10 + 20),
+        "item_mean_s": (200 + 20 * seconds) / (10 + 20),
+        "item_lift": np.log((200 + 20 * seconds) / (10 + 20) / seconds),
+        "length_mean_s": seconds,
         "channel_mean_s": (450 + 20 * 10) / (30 + 20),
         "topic_mean_s": (900 + 20 * 10) / (40 + 20),
         "retrieval_score": 1.5,
@@ -151,6 +156,7 @@ def of_nothing(**known: float) -> dict[str, float]:
     counts |= {name: 0 for name in counts if name.endswith(("watches", "_shown", "watched_s"))}
     counts |= {"topic_mean_watched_s": NAN}
     means = {"item_watch_ratio": 0.6, "item_completion": 0.2, "item_mean_s": 10, "channel_mean_s": 10}
+    means |= {"length_mean_s": 10, "item_lift": 0}
     shares = {"item_impression_share": np.log(1e-6), "item_watch_share": np.log(1e-6), "topic_mean_s": 10}
     return counts | means | shares | known
 
@@ -174,17 +180,19 @@ def test_ids_by_hand(moment: Moment):
     last = ("bare",) * 8 + ("x", "y", "z")
     assert id_strings(ids, "query", 0) == {"last_watched": last, "region": ("de",), "device": ("tv",)}
     assert id_strings(ids, "query", 1) == {}
-    of_x = {"candidate": ("x",), "channel": ("c",), "topics": ("t", "s"), "source": ("two_tower",)}
+    of_x = {"candidate": ("x",), "channel": ("c",), "topics": ("t", "s"), "source": ("two_tower",)} | {
+        "length": ("32.0 s",)
+    }
     assert id_strings(ids, "impression", 0) == of_x
     assert id_strings(ids, "impression", 1) == {"candidate": ("bare",), "source": ("two_tower",)}
     assert id_strings(ids, "impression", 3) == {"source": ("two_tower",)}
-    of_y = {"candidate": ("y",), "channel": ("c",), "topics": ("s",), "source": ("trending",)}
+    of_y = {"candidate": ("y",), "channel": ("c",), "topics": ("s",), "source": ("trending",)} | {"length": ("40.3 s",)}
     assert id_strings(ids, "impression", 4) == of_y
 
 
 def test_the_schema_is_the_one_that_bundles_in_use_were_made_for():
     """Changed on purpose? Then put the new hash here. Not on purpose? Then every bundle out there would be refused."""
-    assert SCHEMA_HASH == "5e3a064b97d454ba"
+    assert SCHEMA_HASH == "dcb17479a1ddbf70"
 
 
 def test_every_feature_is_declared_once_and_says_why():
@@ -205,7 +213,8 @@ def test_query_features_are_computed_once_per_request(moment: Moment):
 def test_before_anything_was_ever_shown_the_means_are_missing():
     query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
     seen = numbers(moment_of([query], catalogue(), []), "impression", 0)
-    means = ("item_watch_ratio", "item_completion", "item_mean_s", "channel_mean_s", "topic_mean_s")
+    means = ("item_watch_ratio", "item_completion", "item_mean_s", "item_lift")
+    means += ("channel_mean_s", "topic_mean_s", "length_mean_s")
     assert all(np.isnan(seen[name]) for name in means)
     assert seen["item_impression_share"] == pytest.approx(np.log(1e-6))
 
@@ -232,6 +241,12 @@ def test_times_ahead_of_now_count_as_now():
     assert numbers(unborn, "impression", 0)["age_h"] == 0
 
 
+def test_lengths_are_a_third_of_an_octave_and_an_unknown_one_is_none():
+    durations = np.array([np.nan, 1.9, 2.0, 39.9, 40.4, 4096.0, 1e9], np.float32)
+    names = [LENGTHS[code] for code in length_codes(durations).tolist()]
+    assert names == ["", "shorter", "2.0 s", "32.0 s", "40.3 s", "4096.0 s", "4096.0 s"]
+
+
 def test_only_the_newest_watches_and_shown_items_are_looked_at():
     watches = [Watch("x", ago(1000)), *[Watch("z", ago(900 - n)) for n in range(HISTORY)]]
     shown = [ShownList(ago(900), ["x"]), ShownList(ago(800), ["z"] * (SHOWN - 1)), ShownList(ago(700), ["y"])]
@@ -246,7 +261,7 @@ def test_only_the_newest_watches_and_shown_items_are_looked_at():
 def test_statistics_of_a_release_and_of_the_stream_are_added_up():
     query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
     both = numbers(moment_of([query], catalogue(), [known(), known()]), "impression", 0)
-    assert both["item_mean_s"] == pytest.approx((2 * 200 + 20 * 10) / (2 * 10 + 20))
+    assert both["item_mean_s"] == pytest.approx((2 * 200 + 20 * (2 * 800 + 20 * 10) / (2 * 50 + 20)) / (2 * 10 + 20))
     assert both["topic_mean_s"] == pytest.approx((2 * 900 + 20 * 10) / (2 * 40 + 20))
 
 
