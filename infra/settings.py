@@ -145,13 +145,13 @@ class Ranker(Section):
     powers: bool = Field(True, description="feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")
     without: tuple[str, ...] = Field((), description="features that are left out, by name")
     members: Count = Field(3, description="networks trained apart whose logits are averaged")
-    epochs: Count = 4
+    epochs: Count = 3
     batch: Count = 1024
     rate: Rate = Field(1e-3, description="AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    dropout: Share = Field(0.2, description="of the hidden layers, in training")
+    dropout: Share = Field(0.3, description="of the hidden layers, in training")
     ids: Count = Field(100_000, description="most ids of one space: the most frequent in clicked impressions")
-    least_count: Count = Field(2, description="an id in fewer clicked impressions has the zero embedding")
+    least_count: Count = Field(5, description="an id in fewer clicked impressions has the zero embedding")
     seed: int = 1
 
 

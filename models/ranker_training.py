@@ -22,6 +22,7 @@ from models.array_file import ArrayFile, mapped
 from models.batches import batch_size, epoch_batches
 from models.features import FEATURES, Scope, ids_of
 from models.id_spaces import IdSpaces, most_frequent, width_of
+from models.log import LogError
 from models.losses import paper_logistic, watch_time_logistic
 from models.moment import Names
 from models.quantiles import Quantiles, fit_quantiles
@@ -181,6 +182,11 @@ def _clicked_counts(examples: RankingExamples, rows: Rows, named: Names, scope: 
 
 
 def shape_of(spaces: IdSpaces, examples: int, settings: Settings) -> RankerShape:
+    """What is to be trained. Raises LogError when a feature is to be left out that there is not."""
+    unknown = sorted(set(settings.without) - {feature.name for feature in FEATURES})
+    if unknown:
+        has = ", ".join(feature.name for feature in FEATURES)
+        raise LogError(f"ranker.without: there is no feature {', '.join(unknown)}; there are {has}")
     used = tuple(feature.name for feature in FEATURES if feature.name not in settings.without)
     in_use = {str(feature.space) for feature in FEATURES if feature.name in used and not feature.is_number}
     sizes = {space: size for space, size in spaces.sizes.items() if space in in_use}
