@@ -30,6 +30,8 @@ from infra.status import Samples, delay_of, read_status, since
 from infra.world import NOTICE, World
 from models.bundle import Manifest
 from serving.client import RecommendClient
+from streams import topics
+from streams.follow import TopicFollower
 from streams.messages import Recommended, RecommendReply, WatchEvent
 
 DAY_MS = 24 * 3600 * 1000
@@ -80,7 +82,8 @@ def _first_release(world: World, settings: Settings, console: Console) -> Counte
     items = world.items_frame(now)
     with progress_bars() as step:
         _remember(world, past, settings, step)
-        manifest = _train(past, items, world.past_searches(past), settings, step)
+        learnt = _examples_of(past, settings)
+        manifest = _train(past, items, world.past_searches(past), settings, learnt, step)
     go_live(settings, manifest)
     console.print(f"release {manifest.version} is live: {past.height:,} past watches of {items.height:,} videos")
     return Counter(past["item_id"].to_list())
@@ -98,7 +101,21 @@ def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) 
     sender.close()
 
 
-def _train(past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, settings: Settings, step: Step) -> Manifest:
+def _examples_of(past: pl.DataFrame, settings: Settings) -> int:
+    """Where `training-examples` ends when the history worker has made those of the past: what comes from there on, no
+    release has learnt from. Raises TimeoutError."""
+    least_s = pl.min_horizontal(pl.col("duration_s"), pl.lit(settings.history.completed_s))
+    completed = past.filter(pl.col("watch_s") >= least_s).height
+    with TopicFollower(settings.kafka, topics.TRAINING_EXAMPLES) as follower:
+        end = wait_for(lambda: (found := sum(follower.ends().values())) >= completed and found, 60, every_s=0.5)
+    if not end:
+        raise TimeoutError(f"the history worker has not made {completed:,} examples in 60 s: is it running?")
+    return int(end)
+
+
+def _train(
+    past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, settings: Settings, learnt: int, step: Step
+) -> Manifest:
     import torch
 
     from infra.retraining import delays_of
@@ -122,7 +139,7 @@ def _train(past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, sett
             delays=delays_of(settings),
             bundles_dir=settings.bundles_dir,
             created_ms=now_ms(),
-            offsets={},
+            offsets={f"{topics.TRAINING_EXAMPLES}/0": learnt},
             progress=step,
             measure=False,
         )
@@ -142,31 +159,31 @@ def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
     console, channel_of = claims.console, stage.channels()
     viewer, channel = _viewer_and_channel(stage, channel_of)
     console.rule(f"1. a watch changes the next recommendation (viewer {viewer})", align="left")
-    first = stage.ask(viewer, WIDE)
-    shown = {item.item_id for item in first.items}
+    first = stage.ask(viewer, CANDIDATES)
+    shown = {item.item_id for item in nearest(first)}
     videos = [item_id for item_id, of in channel_of.items() if of == channel and item_id not in shown][:3]
     *_, last = stage.audience.watch(viewer, *videos)
     console.print(
         f"the viewer watches three videos of channel [bold]{channel}[/]: {', '.join(videos)}; a second later:"
     )
     time.sleep(1.0)
-    second = stage.ask(viewer, WIDE)
+    second = stage.ask(viewer, CANDIDATES)
     console.print(_moved(first, second, channel_of, channel))
     had, has = (_count(reply, channel_of, channel) for reply in (first, second))
     watches = f"{first.history_watches} -> {second.history_watches} watches in the history"
     claims.check(_knows(second, last.event_ms), f"the reply knows the three watches ({watches})")
-    claims.check(has > had, f"more of the top {WIDE} are from channel {channel} than before ({had} -> {has})")
+    claims.check(has > had, f"more of the {WIDE} best retrieved are from channel {channel} ({had} -> {has})")
 
 
 def _viewer_and_channel(stage: Stage, channel_of: dict[str, str | None]) -> tuple[str, str]:
-    """Somebody whose list has next to nothing of one of their favourite channels: there the change is plain to see.
+    """Somebody for whom next to nothing of one of their favourite channels is retrieved: there the change is plain.
 
     Only of a channel that people watch: where a channel's videos have hardly been watched by anybody, no model can know
     that three of them are alike.
     """
     known = watched_channels(channel_of, stage.past_watches)
     for viewer in stage.world.visitors(60):
-        reply = stage.ask(viewer, WIDE)
+        reply = stage.ask(viewer, CANDIDATES)
         if not 3 <= reply.history_watches <= 12 or not reply.version:
             continue
         for channel in stage.world.favourites(viewer, now_ms()):
@@ -284,7 +301,13 @@ def _moved(first: RecommendReply, second: RecommendReply, channel_of: dict[str, 
 
 
 def _count(reply: RecommendReply, channel_of: dict[str, str | None], channel: str) -> int:
-    return sum(channel_of.get(item.item_id) == channel for item in reply.items)
+    return sum(channel_of.get(item.item_id) == channel for item in nearest(reply))
+
+
+def nearest(reply: RecommendReply) -> list[Recommended]:
+    """The WIDE best of the retrieved items by their scores, whatever the ranker makes of them."""
+    retrieved = [item for item in reply.items if item.expected_watch_s is not None]
+    return sorted(retrieved, key=lambda item: -(item.score or 0.0))[:WIDE]
 
 
 def _knows(reply: RecommendReply, event_ms: int) -> bool:
