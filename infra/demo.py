@@ -1,4 +1,4 @@
-"""`nextwatch demo`: the main job, shown to a person in about a minute, on embedded services and a SIMULATED world.
+"""`nextwatch demo`: the main job, shown to a person in about three minutes, on embedded services and a SIMULATED world.
 
 It starts everything, trains a first release on the world's past, lets the world live, and then makes its claims, each
 measured while you look: a watch changes the next recommendation; a video that did not exist a moment ago becomes

@@ -54,7 +54,7 @@ def demo(
         Path | None, typer.Option(help="Keep the demo's data here [default: a directory that goes]")
     ] = None,
 ) -> None:
-    """Show the point in about a minute, on embedded services and a simulated world. Exit 1 if a claim does not hold."""
+    """Show the point in three minutes, on embedded services and a simulated world. Exit 1 if a claim does not hold."""
     from infra.demo import run_demo
 
     with interrupted_by_signals():
