@@ -138,7 +138,7 @@ class Ranker(Section):
         "unbiased", description="watch-time weights so that odds are E[T]; as in the paper; or clicks, for comparison"
     )
     target: Literal["seconds", "d2q"] = Field(
-        "seconds", description="what is learnt: watched seconds, or their quantile among videos of like duration"
+        "seconds", description="learnt: watched seconds, or (where all that is shown plays) their quantile by duration"
     )
     position: bool = Field(False, description="learn what a place on the page adds; serving leaves it out")
     completion: bool = Field(True, description="a second head that learns P(completed) beside the seconds")

@@ -332,6 +332,7 @@ def test_every_process_serves_metrics_that_parse_under_the_names_of_the_one_page
     own = {
         "history": "nextwatch_event_to_history_seconds",
         "trending": "nextwatch_batch_seconds",
+        "join": "nextwatch_batch_seconds",
         "trainer": "nextwatch_training_steps",
         "indexer": "nextwatch_event_to_vector_seconds",
         "serving": "nextwatch_requests",
