@@ -72,7 +72,7 @@ def retrain_from_topic(settings: Settings, base: Bundle, warm: Ranker | None, st
             served.examples,
             Path(scratch) / "ranking",
             settings=settings.ranker,
-            half_life_ms=delays_of(settings).half_life_ms,
+            statistics=base.statistics,
             warm=warm,
             progress=step,
         )
@@ -98,6 +98,7 @@ def retrain_from_log(
             since=len(stored),
             warm=warm,
             served=None,
+            carried=None,
             progress=step,
         )
     return _write(settings, base, trained)

@@ -84,7 +84,7 @@ class Join(Section):
         1800.0, description="an impression waits so long for its watches, in event time; then the rest is not watched"
     )
     grace_s: Seconds = Field(1800.0, description="a later watch still corrects the example for this long")
-    early_s: Seconds = Field(60.0, description="a watch waits so long for an impression that is not read yet")
+    early_s: Seconds = Field(1800.0, description="a watch waits so long for an impression that is not read yet")
     open_impressions: Count = Field(50, description="most impressions of a user that are kept; the oldest goes first")
     half_life_h: Annotated[float, Field(gt=0)] = Field(168.0, description="of item statistics, in event time")
     publish_s: Annotated[float, Field(gt=0)] = Field(1.0, description="how often changed statistics are published")

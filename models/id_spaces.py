@@ -51,10 +51,12 @@ class _Translation:
             new = self.names[self._looked_up :]
             codes = np.fromiter((self._code_of.get(name, 0) for name in new), np.int64, len(new))
             start = self._first + self._looked_up
-            grown = np.zeros(max(len(self._table), 2 * (start + len(new))), np.int64)
-            grown[:start] = self._table[:start]
-            grown[start : start + len(new)] = codes
-            self._table, self._looked_up = grown, self._looked_up + len(new)
+            if start + len(new) > len(self._table):
+                grown = np.zeros(2 * (start + len(new)), np.int64)
+                grown[:start] = self._table[:start]
+                self._table = grown
+            self._table[start : start + len(new)] = codes
+            self._looked_up += len(new)
         return self._table
 
 

@@ -30,6 +30,7 @@ class ItemStatistics:
     def __init__(self, half_life_ms: float, parts: int = 1) -> None:
         self.half_life_ms, self._parts = half_life_ms, parts
         self._row_of: dict[str, dict[str, int]] = {scope: {} for scope in SCOPES}
+        self._free: dict[str, list[int]] = {scope: [] for scope in SCOPES}
         self._rows = {
             scope: Columns(sums=np.zeros((0, parts, COLUMNS)), as_of_ms=np.zeros((0, parts), np.int64))
             for scope in SCOPES
@@ -42,10 +43,20 @@ class ItemStatistics:
         rows = self._rows[scope]
         row = self._row_of[scope].get(name)
         if row is None:
-            nothing = np.zeros((self._parts, COLUMNS)), np.zeros(self._parts, np.int64)
-            row = self._row_of[scope][name] = rows.append(sums=nothing[0], as_of_ms=nothing[1])
+            row = self._row_of[scope][name] = self._free[scope].pop() if self._free[scope] else self._append(rows)
         rows["sums"][row, part] = sums
         rows["as_of_ms"][row, part] = as_of_ms
+
+    def remove(self, scope: str, name: str, part: int) -> None:
+        """Forget a row; an id of which nothing is left takes no room. What is not known is passed over."""
+        row = self._row_of.get(scope, {}).get(name)
+        if row is None or not 0 <= part < self._parts:
+            return
+        rows = self._rows[scope]
+        rows["sums"][row, part], rows["as_of_ms"][row, part] = 0.0, 0
+        if not rows["as_of_ms"][row].any():
+            del self._row_of[scope][name]
+            self._free[scope].append(row)
 
     def rows(self) -> Iterator[tuple[str, str, int, int, list[float]]]:
         """Scope, name, part, time and sums of all that was set."""
@@ -76,3 +87,6 @@ class ItemStatistics:
         _, _, watched_s, expected_s = self.at("calibration", [version], np.array([now_ms]))[0].tolist()
         factor = (watched_s + PRIOR_S) / (expected_s + PRIOR_S)
         return float(min(max(factor, 1 / MOST_FACTOR), MOST_FACTOR))
+
+    def _append(self, rows: Columns) -> int:
+        return rows.append(sums=np.zeros((self._parts, COLUMNS)), as_of_ms=np.zeros(self._parts, np.int64))

@@ -52,18 +52,18 @@ def learn_ranker(
     since: int,
     warm: Ranker | None,
     served: RankingExamples | None,
+    carried: ItemStatistics | None,
     progress: Progress,
 ) -> RankerRelease:
     """The ranker of all rows with a watch time, or of `served`, where given: then the log's impressions are among those
-    of the stream, whose statistics are live, and none are taken from it.
+    of the stream, whose statistics are live, and the release carries on those that were live beside them, `carried`.
 
     `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
     retrieval scores, and a ranker of those before is measured on them."""
     directory = log.directory / "ranking"
     if served is not None:
-        return learn_from_served(
-            served, directory, settings=settings, warm=warm, half_life_ms=delays.half_life_ms, progress=progress
-        )
+        known = ItemStatistics(delays.half_life_ms) if carried is None else carried
+        return learn_from_served(served, directory, settings=settings, warm=warm, statistics=known, progress=progress)
     exposures = Exposures(log, source, directory, delays)
     statistics = exposures.statistics()
     if not log.watch_times:
@@ -83,16 +83,19 @@ def learn_from_served(
     directory: Path,
     *,
     settings: Settings,
-    half_life_ms: float,
+    statistics: ItemStatistics,
     warm: Ranker | None = None,
     progress: Progress,
 ) -> RankerRelease:
-    """The ranker of impressions as they were served; the newest tenth measures a fit of the rest."""
+    """The ranker of impressions as they were served; the newest tenth measures a fit of the rest.
+
+    `statistics`: those of the release that served them, which the next one carries on: a ranker must be fed what it has
+    learnt from."""
     cut_ms = int(np.quantile(np.asarray(examples.at_ms), 1 - HELD_OUT)) if len(examples) else 0
     metrics = _measure(examples, cut_ms, directory, settings)
     step = _staged(progress, "ranker")
     ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
-    return RankerRelease(ranker, metrics, ItemStatistics(half_life_ms))
+    return RankerRelease(ranker, metrics, statistics)
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:

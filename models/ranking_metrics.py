@@ -50,10 +50,11 @@ def pair_loss(groups: Rows, score: Values, seconds: Values, watched: Flags) -> P
         good, bad = rows[watched[rows]], rows[~watched[rows]]
         if not len(good) or not len(bad):
             continue
-        above = (score[bad][None, :] > score[good][:, None]) + 0.5 * (score[bad][None, :] == score[good][:, None])
+        others = np.sort(score[bad])
+        above = len(others) - (np.searchsorted(others, score[good]) + np.searchsorted(others, score[good], "right")) / 2
         found.append(groups[rows[0]])
         weights.append(float(seconds[good].sum()))
-        wrong.append(float((seconds[good] * above.mean(axis=1)).sum()))
+        wrong.append(float((seconds[good] * above / len(others)).sum()))
     return PairLoss(np.array(found, np.int64), np.array(weights), np.array(wrong))
 
 

@@ -22,6 +22,7 @@ from models.candidates import CandidateModel
 from models.checkpoint import Checkpoints
 from models.dataset import Dataset
 from models.exposures import Delays
+from models.item_statistics import ItemStatistics
 from models.log import LogError
 from models.ranker import Ranker
 from models.ranker_release import learn_ranker
@@ -52,6 +53,7 @@ def train_bundle(
     warm: CandidateModel | None = None,
     warm_ranker: Ranker | None = None,
     examples: RankingExamples | None = None,
+    carried: ItemStatistics | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
@@ -60,8 +62,9 @@ def train_bundle(
 
     `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
     `warm` and `warm_ranker` are an earlier release's, to begin from. `examples`: what the ranker learns from instead of
-    the log's own rows, features as they were served. `measure=False` leaves out the first of the two trainings: half
-    the time, no metrics, no retrieval score in the ranker. Raises LogError when the log has too few completed watches.
+    the log's own rows, features as they were served; `carried`: item statistics of the release that served them.
+    `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
+    ranker. Raises LogError when the log has too few completed watches.
     """
     source, learned, cut = _learn(
         log,
@@ -82,6 +85,7 @@ def train_bundle(
         since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
         warm=warm_ranker,
         served=examples,
+        carried=carried,
         progress=progress,
     )
     manifest = write_bundle(

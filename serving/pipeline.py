@@ -213,11 +213,11 @@ def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving
     """The drafts whose clients still wait when the ranker is done, as far as it has lately kept its time."""
     in_time = []
     for draft in drafts:
-        if draft.asked.left_s(settings.deadline_s) - spent_s >= pace.expected_s:
+        if draft.asked.left_s(settings.deadline_s) - spent_s >= len(drafts) * pace.expected_s:
             in_time.append(draft)
         elif draft.item_ids:
             draft.fall("unranked", "no time is left for the ranker")
-    if len(in_time) < len(drafts):
+    if drafts and not in_time:
         pace.skipped()
     return in_time
 
@@ -228,7 +228,7 @@ def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pac
     if not drafts or not live.ranker.trained:
         return
     try:
-        with pace:
+        with pace.of(len(drafts)):
             ranked = score_candidates(
                 [(draft.history, draft.item_ids, draft.scores) for draft in drafts],
                 live,

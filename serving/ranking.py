@@ -29,11 +29,16 @@ RECOVER = 0.7  # of what is expected of it, each time that it was not asked: it 
 
 
 class Pace:
-    """How long the ranker takes for a batch, from what it took lately; a context manager around its work."""
+    """How long the ranker takes for a request, from what it took lately; `of(n)` is a context manager around its work
+    for n requests."""
 
     def __init__(self) -> None:
-        self.expected_s = 0.0
-        self._began = 0.0
+        self.expected_s = 0.0  # per request
+        self._began, self._requests = 0.0, 1
+
+    def of(self, requests: int) -> Pace:
+        self._requests = requests
+        return self
 
     def skipped(self) -> None:
         """It was thought to be too slow and not asked."""
@@ -43,7 +48,7 @@ class Pace:
         self._began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        took_s = time.perf_counter() - self._began
+        took_s = (time.perf_counter() - self._began) / self._requests
         self.expected_s = took_s if took_s > self.expected_s else FORGET * self.expected_s + (1 - FORGET) * took_s
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from models.features import SCHEMA_HASH
 from streams.join import Tally
 from streams.messages import Outcome, Shown, StatisticsRow
 
@@ -116,7 +117,7 @@ def contributions(tally: Tally) -> dict[Key, Sums]:
         new = _difference(outcome, before.get(outcome.item_id), first)
         for key in _keys_of(shown):
             _add(sums[key], new, 0.0)
-        if shown.expected_watch_s is not None and tally.impression.schema_hash:
+        if shown.expected_watch_s is not None and tally.impression.schema_hash == SCHEMA_HASH:
             promised_s = shown.expected_watch_s / tally.impression.factor if first else 0.0
             _add(sums["calibration", tally.impression.version], new, promised_s)
     return sums

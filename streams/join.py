@@ -8,7 +8,8 @@ is read later draws the watches that belong to it, from those that wait (`early`
 
 An impression makes its example when its window has passed (what nobody watched is 0 s) and is kept for the grace; what
 changes it meanwhile makes a higher `revision`. Revisions are not counted but made of the offsets that the state has
-seen: a counter would start again from an older state after a crash, and a late watch could come below what was sent.
+seen, that of the first example too: a counter would start again from an older state after a crash, and what is made
+then could come below what was sent before it.
 Request ids and event ids are known as long as the impression is kept. A user's state is bounded: beyond `keep`
 impressions the oldest makes its example at once and is forgotten.
 
@@ -113,7 +114,7 @@ def apply_impression(
     impressions[everything.index(new)] = replace(new, watches=tuple(drawn))
     early = tuple(watch for watch in state.early if watch not in drawn)
     fates = (Fate.JOINED,) * (len(state.early) - len(early))
-    impressions, closings, tallies = _push_out(impressions, offset, partition, rules)
+    impressions, closings, tallies = _push_out(impressions, offset, partition, rules, _seen(state))
     state = replace(state, impressions=tuple(impressions), early=early)
     return Step(state, fates, (*examples, *closings), tallies)
 
@@ -123,7 +124,7 @@ def advance(state: JoinState, *, watermark_ms: int, partition: int, rules: Rules
     kept, examples, tallies = [], [], []
     for each in state.impressions:
         if each.revision < 0 and each.closes_ms <= watermark_ms:
-            each, example, tally = _close(each, partition)  # noqa: PLW2901
+            each, example, tally = _close(each, partition, _seen(state))  # noqa: PLW2901
             examples.append(example)
             tallies.append(tally)
         if each.closes_ms + rules.grace_ms > watermark_ms:
@@ -178,7 +179,7 @@ def _changed(
     """An impression with other watches; when its example is out, the one that corrects it."""
     if each.revision < 0:
         return replace(each, watches=watches), ()
-    each = replace(each, watches=watches, revision=state.watch_offset + state.impression_offset + 3)
+    each = replace(each, watches=watches, revision=_seen(state) + 1)
     return each, (_example(each, partition),)
 
 
@@ -199,7 +200,7 @@ def _without(
 
 
 def _push_out(
-    impressions: list[OpenImpression], offset: int, partition: int, rules: Rules
+    impressions: list[OpenImpression], offset: int, partition: int, rules: Rules, revision: int
 ) -> tuple[list[OpenImpression], tuple[RankingExample, ...], tuple[Tally, ...]]:
     """Close and forget the oldest until what is left is within bounds."""
     examples: list[RankingExample] = []
@@ -208,7 +209,7 @@ def _push_out(
         oldest = min(impressions, key=lambda each: (each.closes_ms, each.offset))
         impressions = [each for each in impressions if each is not oldest]
         if oldest.revision < 0:
-            _, example, tally = _close(oldest, partition)
+            _, example, tally = _close(oldest, partition, revision)
             examples.append(example)
             tallies.append(tally._replace(pushed_by=offset))
         else:
@@ -220,10 +221,15 @@ def _size(impressions: Iterable[OpenImpression]) -> int:
     return sum(len(encode(each)) for each in impressions)
 
 
-def _close(each: OpenImpression, partition: int) -> tuple[OpenImpression, RankingExample, Tally]:
+def _seen(state: JoinState) -> int:
+    """How much of its events a state has read: what a revision is made of."""
+    return state.watch_offset + state.impression_offset + 2
+
+
+def _close(each: OpenImpression, partition: int, revision: int) -> tuple[OpenImpression, RankingExample, Tally]:
     outcomes = outcomes_of(each)
     watched = tuple(outcome for outcome in outcomes if outcome.watched_s > 0)
-    closed = replace(each, revision=0, counted=watched)
+    closed = replace(each, revision=revision, counted=watched)
     return closed, _example(closed, partition), Tally(each.impression, outcomes, None, each.closes_ms)
 
 

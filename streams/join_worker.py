@@ -198,9 +198,10 @@ class JoinWorker:
         partition.open += open_count(step.state) - open_count(before)
         for fate in step.fates:
             metrics.JOINED.labels(fate).inc()
+        closed = [tally.impression for tally in step.tallies if tally.counted is None]
         for example in step.examples:
             outbox.add(topics.RANKING_EXAMPLES, partition.number, before.user_id.encode(), encode(example))
-            if example.revision == 0:
+            if any(example.impression is impression for impression in closed):
                 self._quality.observe(example)
         for tally in step.tallies:
             partition.statistics.count(tally)

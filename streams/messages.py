@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=2000)]
 Millis = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Offset = Annotated[int, Meta(ge=-1)]
 
 
@@ -234,10 +234,10 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     where nothing was ranked, and from external reporters."""
 
     item_id: Id
-    position: int  # 1 is the top of the list
+    position: Annotated[int, Meta(ge=0, le=1_000_000)]  # 1 is the top of the list
     source: str
     score: float | None = None
-    expected_watch_s: float | None = None
+    expected_watch_s: Annotated[float, Meta(ge=0, le=600)] | None = None
     retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
@@ -262,7 +262,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     schema_hash: str = ""
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
-    factor: Annotated[float, Meta(gt=0)] = 1.0
+    factor: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
     best_score: float | None = None
     marks: dict[str, tuple[int, ...]] = {}
 
@@ -287,7 +287,7 @@ class RankingExample(Struct, frozen=True, omit_defaults=True):
     partition: int
     offset: Offset
     closed_ms: Millis  # the window's end, event time
-    revision: Annotated[int, Meta(ge=0)] = 0
+    revision: Annotated[int, Meta(ge=0)] = 0  # grows with what was read of the user's events
 
 
 class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):

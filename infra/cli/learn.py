@@ -225,6 +225,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
             created_ms=time.time_ns() // 1_000_000,
             offsets=offsets,
             examples=examples,
+            carried=_carried(settings) if examples is not None else None,
             warm_ranker=None if base is None else base.ranker,
             searches=searches,
             warm=warm,
@@ -249,6 +250,16 @@ def retrain_ranker(settings: Settings, step: Step) -> Any:
     """The newest release with a ranker of what `ranking-examples` holds; its manifest. Raises LogError."""
     job = Job(None, None, None, [], None, None, TrainStage.RANKING)
     return _train_ranker(settings, job, step)
+
+
+def _carried(settings: Settings) -> Any:
+    """The item statistics of the newest release, which served what is learnt from; None without any."""
+    from models.bundle import BundleError, newest_version, read_bundle
+
+    try:
+        return read_bundle(settings.bundles_dir / newest_version(settings.bundles_dir)).statistics
+    except BundleError:
+        return None
 
 
 def _base(settings: Settings, version: str | None) -> Any:

@@ -6,6 +6,7 @@ import pytest
 from models.bundle import Bundle
 from models.exposures import Exposures
 from models.features import numbers_of
+from models.item_statistics import ItemStatistics
 from models.moment import HISTORY
 from models.ranker import Ranker
 from models.ranker_release import LEAST_JUDGED, UnseenScores, learn_from_served, report_metrics
@@ -74,20 +75,24 @@ def test_there_is_no_report_of_an_untrained_ranker_or_of_too_few_rows(bundle: Bu
 
 def test_what_was_served_is_learnt_whole_and_measured_on_its_newest_tenth(examples: RankingExamples):
     told: list[tuple[str, int, int]] = []
-    settings = RANKER.model_copy(update={"epochs": 2})
+    settings, known = RANKER.model_copy(update={"epochs": 2}), ItemStatistics(5.0)
     trained = learn_from_served(
-        examples, scratch(), settings=settings, half_life_ms=5.0, progress=lambda *step: told.append(step)
+        examples, scratch(), settings=settings, statistics=known, progress=lambda *step: told.append(step)
     )
     assert trained.ranker.trained
     assert trained.metrics["ranker_rows"] == pytest.approx(ROWS / 10, abs=1)
-    assert list(trained.statistics.rows()) == [], "those of the stream are live"
+    assert trained.statistics is known, "what its examples were fed with goes on being fed"
     assert told[-1] == ("ranker", 2 * ROWS, 2 * ROWS)
 
 
 def test_served_examples_that_are_too_few_train_nothing_and_no_examples_are_no_error(examples: RankingExamples):
     for few in (0, 60):
         trained = learn_from_served(
-            examples.take(np.arange(few)), scratch(), settings=RANKER, half_life_ms=5.0, progress=lambda *step: None
+            examples.take(np.arange(few)),
+            scratch(),
+            settings=RANKER,
+            statistics=ItemStatistics(5.0),
+            progress=lambda *step: None,
         )
         assert not trained.ranker.trained
         assert trained.metrics == {}

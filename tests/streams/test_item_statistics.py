@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from models.features import SCHEMA_HASH
 from streams.item_statistics import ItemStatistics
 from streams.join import Tally
 from streams.messages import Impression, Outcome, Shown, StatisticsRow
@@ -73,7 +74,7 @@ def test_no_video_counts_for_more_than_the_cap():
 
 def test_calibration_is_by_version_of_what_was_ranked_without_the_factor():
     statistics = fresh()
-    ranked = impression(0, shown("a", 30.0), shown("b", 10.0), shown("c"), schema_hash="h", factor=2.0)
+    ranked = impression(0, shown("a", 30.0), shown("b", 10.0), shown("c"), schema_hash=SCHEMA_HASH, factor=2.0)
     statistics.count(closing(ranked, 20.0, 0.0, 50.0))
     statistics.count(closing(impression(0, shown("a", 30.0)), 20.0))  # somebody else's ranker
     assert sums(published(statistics)["calibration", "v1"]) == (2, 1, 20, 1, 20.0)
@@ -81,7 +82,7 @@ def test_calibration_is_by_version_of_what_was_ranked_without_the_factor():
 
 def test_a_correction_adds_the_difference_without_another_impression():
     statistics = fresh()
-    each = impression(0, shown("a", 5.0), shown("b", 5.0), schema_hash="h")
+    each = impression(0, shown("a", 5.0), shown("b", 5.0), schema_hash=SCHEMA_HASH)
     statistics.count(closing(each, 20.0, 0.0))
     outcomes = (Outcome("a", 3.0, False), Outcome("b", 700.0, True))
     statistics.count(Tally(each, outcomes, (Outcome("a", 20.0, True),), 200))
@@ -141,3 +142,9 @@ def test_the_order_of_impressions_does_not_matter(order):
         statistics.count(closing(impression(at_h[n], shown("a")), watched_s[n]))
     naive = sum(s * 2 ** -((7 - h) / HALF_LIFE_H) for h, s in zip(at_h, watched_s, strict=True))
     assert published(statistics)["item", "a"].seconds == pytest.approx(naive)
+
+
+def test_what_a_reporter_of_other_features_expected_calibrates_nothing():
+    statistics = fresh()
+    statistics.count(closing(impression(0, shown("a", 600.0), schema_hash="theirs"), 20.0))
+    assert ("calibration", "v1") not in published(statistics)

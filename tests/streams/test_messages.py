@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +125,18 @@ def test_partitions_are_those_of_the_java_client():
     known = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536}
     for key, hashed in known.items():
         assert partition_of(key, 1000) == (hashed & 0x7FFFFFFF) % 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"factor": 1e-308}, {"factor": 5}, {"items": [{"expected_watch_s": 1e12}]}, {"items": [{"position": 2**40}]}],
+    ids=["no factor", "too large a factor", "seconds beyond the cap", "position"],
+)
+def test_an_impression_with_numbers_that_cannot_be_true_is_refused(change: dict[str, object]):
+    item = {"item_id": "i", "position": 1, "source": "s"}
+    items = [item | each for each in change.pop("items", [{}])]  # type: ignore[attr-defined]
+    plain = {"request_id": "r", "user_id": "u", "at_ms": 1, "served_by": "x", "version": "v", "items": [item]}
+    assert decode(Impression, msgspec.json.encode(plain)).items[0].position == 1
+    with pytest.raises(Refused) as refused:
+        decode(Impression, msgspec.json.encode(plain | {"items": items} | change))
+    assert refused.value.code == "invalid"
