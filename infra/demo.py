@@ -177,8 +177,8 @@ def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
 def _viewer_and_channel(stage: Stage, channel_of: dict[str, str | None]) -> tuple[str, str]:
     """Somebody for whom some of a favourite channel is retrieved, but at most a third: there is room for more.
 
-    Only of a channel that people watch: where a channel's videos have hardly been watched by anybody, or not lately (none
-    of them is retrieved), no model can know that three of them are alike.
+    Only of a channel that people watch: where its videos have hardly been watched by anybody, or not lately (none of
+    them is retrieved), no model can know that three of them are alike.
     """
     known = watched_channels(channel_of, stage.past_watches)
     for viewer in stage.world.visitors(60):
