@@ -129,7 +129,7 @@ def _judge(exposures: Exposures, cut: int, request: RankingRequest, scratch: Pat
         page,
         user,
         {
-            "ranker, calibrated": calibrated(raw, page, request.delays.window_ms),
+            "ranker, calibrated": calibrated(raw, page, request.delays),
             "ranker": raw,
             "item's mean seconds": Predictions(item_means(page), item_means(user)),
         },
@@ -144,9 +144,9 @@ def frozen(exposures: Exposures, cut: int, step: Step) -> tuple[RankingExamples,
     return page, user
 
 
-def calibrated(raw: Predictions, page: RankingExamples, window_ms: int) -> Predictions:
+def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predictions:
     """With the rolling factor as of the first impression of each page, so that it reorders nothing within one."""
-    factors, pages = rolling_factors(raw.page, page, window_ms), pages_of(page)
+    factors, pages = rolling_factors(raw.page, page, delays), pages_of(page)
     first = np.full(int(pages.max(initial=-1)) + 1, len(pages))
     np.minimum.at(first, pages, np.arange(len(pages)))
     return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)

@@ -11,19 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import structlog
 
 from infra.settings import Settings
-from models.bundle import Bundle, Manifest, write_bundle
+from models.bundle import Bundle, Manifest, catalogue_frame, write_bundle
 from models.exposures import Delays
 from models.log import LogError
 from models.ranker import Ranker
-from models.ranker_release import RankerRelease, learn_from_served, learn_ranker
+from models.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
 from models.ranker_training import LEAST_ROWS
-from models.ranking_examples import RankingExamples
 from models.source import prepare
 from models.stored_log import store_log
 from streams.ranking_archive import ServedExamples, store_served
@@ -50,29 +47,25 @@ def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | N
     return served
 
 
-def enough(served: ServedExamples) -> RankingExamples | None:
-    """The examples, where they are enough for a ranker."""
-    return served.examples if len(served.examples) >= LEAST_ROWS else None
+def enough(served: ServedExamples) -> bool:
+    """Whether they are enough for a ranker."""
+    return len(served.examples) >= LEAST_ROWS
 
 
 def retrain_from_topic(settings: Settings, base: Bundle, warm: Ranker | None, step: Step) -> Manifest:
     """Raises LogError when `ranking-examples` holds too little, TopicMissing when it is not there."""
-    items = pl.DataFrame(
-        {"item_id": base.catalogue.item_ids, "duration_s": base.catalogue.duration_s(_all_rows(base))}
-    ).with_columns(pl.col("duration_s").fill_nan(None))
     with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
-        served = served_examples(settings, Path(scratch), items, step)
-        if enough(served) is None:
+        served = served_examples(settings, Path(scratch), catalogue_frame(base.catalogue), step)
+        if not enough(served):
             raise LogError(
                 f"ranking-examples: holds {len(served.examples)} shown items with features of this version, "
                 f"{LEAST_ROWS} are needed; {served.passed_over} impressions had none. "
                 "Examples come when join.window_s has passed after an impression"
             )
         trained = learn_from_served(
-            served.examples,
+            Served(served.examples, base.statistics),
             Path(scratch) / "ranking",
             settings=settings.ranker,
-            statistics=base.statistics,
             warm=warm,
             progress=step,
         )
@@ -91,14 +84,12 @@ def retrain_from_log(
             raise LogError(f"{path}: the ranker learns from watch_s, which no row has")
         trained = learn_ranker(
             stored,
-            prepare(stored, _facts(base), context=settings.model.context),
+            prepare(stored, catalogue_frame(base.catalogue), context=settings.model.context),
             settings=settings.ranker,
             delays=delays_of(settings),
             earlier=None,
             since=len(stored),
             warm=warm,
-            served=None,
-            carried=None,
             progress=step,
         )
     return _write(settings, base, trained)
@@ -117,22 +108,3 @@ def _write(settings: Settings, base: Bundle, trained: RankerRelease) -> Manifest
         metrics=trained.metrics,
         offsets=base.manifest.offsets,
     )
-
-
-def _facts(base: Bundle) -> pl.DataFrame:
-    """The release's catalogue as training takes one."""
-    catalogue = base.catalogue
-    rows = _all_rows(base)
-    return pl.DataFrame(
-        {
-            "item_id": catalogue.item_ids,
-            "channel": pl.Series([catalogue.channel_of(row) for row in rows.tolist()], dtype=pl.String),
-            "topics": pl.Series([list(catalogue.topics_of(row)) for row in rows.tolist()], dtype=pl.List(pl.String)),
-            "duration_s": pl.Series(catalogue.duration_s(rows)).fill_nan(None).cast(pl.Float64),
-            "published_ms": pl.Series(catalogue.published_ms(rows)).fill_nan(None).cast(pl.Int64),
-        }
-    )
-
-
-def _all_rows(base: Bundle) -> npt.NDArray[np.int64]:
-    return np.arange(len(base.catalogue))

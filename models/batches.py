@@ -37,12 +37,3 @@ def epoch_batches(examples: int, batch: int, rng: np.random.Generator) -> Iterat
         for at in range(0, whole, batch):
             yield mixed[at : at + batch]
         left = mixed[whole:]
-
-
-def shuffled_batches(examples: Rows, batch: int, epochs: int, rng: np.random.Generator) -> list[Rows]:
-    """Every example once per epoch, in batches of `batch` (the last of an epoch may be smaller)."""
-    batches: list[Rows] = []
-    for _ in range(epochs):
-        shuffled = rng.permutation(examples)
-        batches += [shuffled[start : start + batch] for start in range(0, len(shuffled), batch)]
-    return batches

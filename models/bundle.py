@@ -117,7 +117,7 @@ def write_bundle(
         safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
         _names_frame(ranker).write_parquet(staging / RANKER_IDS)
         _statistics_frame(statistics).write_parquet(staging / STATISTICS)
-        _catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
+        catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
         files = {name: _checksum(staging / name) for name in FILES}
         manifest = Manifest(
             format=FORMAT,
@@ -145,12 +145,21 @@ def write_bundle(
     return manifest
 
 
+def has_release(bundles_dir: Path) -> bool:
+    return bool(_versions(bundles_dir))
+
+
 def newest_version(bundles_dir: Path) -> str:
     """Raises BundleError when there is none."""
-    versions = sorted(path.parent.name for path in bundles_dir.glob(f"*/{MANIFEST}") if path.parent.name[0] != ".")
+    versions = _versions(bundles_dir)
     if not versions:
         raise BundleError(f"{bundles_dir}: holds no release; train one with `nextwatch train`")
     return versions[-1]
+
+
+def _versions(bundles_dir: Path) -> list[str]:
+    """Oldest first."""
+    return sorted(path.parent.name for path in bundles_dir.glob(f"*/{MANIFEST}") if path.parent.name[0] != ".")
 
 
 def version_of(created_ms: int, files: dict[str, str]) -> str:
@@ -247,7 +256,8 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
+def catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
+    """A catalogue as a table, as Catalogue.upsert and models.log.items_from_frame take its rows."""
     rows = np.arange(len(catalogue))
     channels = [catalogue.channel_of(row) for row in rows.tolist()]
     topics = [list(catalogue.topics_of(row)) for row in rows.tolist()]

@@ -21,10 +21,12 @@ from models.decayed_past import DecayedPast
 from models.features import compute_ids, compute_numbers
 from models.item_statistics import ItemStatistics
 from models.moment import (
+    COLUMNS,
     HISTORY,
     LENGTHS,
     MOST_TOPICS,
     SHOWN,
+    SOURCES,
     Candidates,
     Moment,
     Names,
@@ -48,7 +50,6 @@ PAGE_MS = 3_600_000
 CHUNK = 16_384
 LEAST_IMPRESSIONS = 0.01  # decayed; with fewer nothing is known of an item
 SETTLED = 500_000  # rows counted together
-COLUMNS = 4  # impressions, watches, seconds, completions
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Exposures:
             score=score,
             rank=rank,
             best=best_of,
-            source=Names(np.where(np.isnan(score), 0, 1), ["", "two_tower"]),
+            source=Names(np.where(np.isnan(score), 0, 1), SOURCES),
             item=statistics.of_items(items, now_ms),
             channel=statistics.of_channels(self.catalogue.channel_codes(items), now_ms),
             topic=statistics.of_topics(self.catalogue.topic_codes(items), now_ms),
@@ -213,7 +214,7 @@ class Exposures:
     def _names(self) -> dict[str, tuple[list[str], int]]:
         names = {space: (id_names(self.catalogue, space), 0) for space in ("channel", "topic", "length")}
         names |= {name: (self.log.vocabularies[name], 0) for name in FIELDS if name in self.log.contexts}
-        return names | {"item": (self.catalogue.item_ids, 1), "source": (["", "two_tower"], 0)}
+        return names | {"item": (self.catalogue.item_ids, 1), "source": (SOURCES, 0)}
 
     def _first_of_page(self, path: Path) -> Rows:
         """int64 [N] on disk: the first row of each row's user and hour."""
@@ -229,7 +230,7 @@ class Exposures:
 
 
 class _Statistics:
-    """Impressions, watches, seconds and completions by item, channel, topic and all, known as late as live."""
+    """Impressions, watches, seconds and completions by each scope, known as late as live."""
 
     def __init__(self, exposures: Exposures) -> None:
         catalogue, half_life_ms = exposures.catalogue, exposures.delays.half_life_ms

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.columns import Columns
+from models.moment import COLUMNS
 
 Rows = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
-COLUMNS = 4  # impressions, watches, seconds, completions (models.moment); expected seconds instead of the last where
-# the scope is `calibration`
+# In `calibration` the last column holds expected seconds instead of completions.
 SCOPES = ("item", "channel", "topic", "length", "all", "calibration")
 MOST_FACTOR = 4.0  # a calibration beyond it is no calibration
 PRIOR_S = 2000.0  # seconds, expected and watched, that a version begins with

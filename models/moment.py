@@ -31,6 +31,10 @@ LENGTHS = ["", "shorter", *(f"{edge:.1f} s" for edge in _EDGES_S)]
 
 # Columns of the statistics: decayed sums over closed impressions.
 IMPRESSIONS, WATCHES, SECONDS, COMPLETIONS = range(4)
+COLUMNS = 4
+
+TWO_TOWER = "two_tower"  # the source whose candidates are ranked
+SOURCES = ["", TWO_TOWER]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,13 @@ LEAST_JUDGED = 50
 HELD_OUT = 0.1  # share of the served impressions, newest last, that a measured fit does not see
 
 
+class Served(NamedTuple):
+    """Impressions with their features as they were served, and the item statistics of the release that served them."""
+
+    examples: RankingExamples
+    statistics: ItemStatistics
+
+
 class RankerRelease(NamedTuple):
     ranker: Ranker
     metrics: dict[str, float]
@@ -51,19 +58,13 @@ def learn_ranker(
     earlier: CandidateModel | None,
     since: int,
     warm: Ranker | None,
-    served: RankingExamples | None,
-    carried: ItemStatistics | None,
     progress: Progress,
 ) -> RankerRelease:
-    """The ranker of all rows with a watch time, or of `served`, where given: then the log's impressions are among those
-    of the stream, whose statistics are live, and the release carries on those that were live beside them, `carried`.
+    """The ranker of all rows with a watch time.
 
     `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
     retrieval scores, and a ranker of those before is measured on them."""
     directory = log.directory / "ranking"
-    if served is not None:
-        known = ItemStatistics(delays.half_life_ms) if carried is None else carried
-        return learn_from_served(served, directory, settings=settings, warm=warm, statistics=known, progress=progress)
     exposures = Exposures(log, source, directory, delays)
     statistics = exposures.statistics()
     if not log.watch_times:
@@ -79,23 +80,17 @@ def learn_ranker(
 
 
 def learn_from_served(
-    examples: RankingExamples,
-    directory: Path,
-    *,
-    settings: Settings,
-    statistics: ItemStatistics,
-    warm: Ranker | None = None,
-    progress: Progress,
+    served: Served, directory: Path, *, settings: Settings, warm: Ranker | None = None, progress: Progress
 ) -> RankerRelease:
     """The ranker of impressions as they were served; the newest tenth measures a fit of the rest.
 
-    `statistics`: those of the release that served them, which the next one carries on: a ranker must be fed what it has
-    learnt from."""
+    The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
+    examples = served.examples
     cut_ms = int(np.quantile(np.asarray(examples.at_ms), 1 - HELD_OUT)) if len(examples) else 0
     metrics = _measure(examples, cut_ms, directory, settings)
     step = _staged(progress, "ranker")
     ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
-    return RankerRelease(ranker, metrics, statistics)
+    return RankerRelease(ranker, metrics, served.statistics)
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.decayed_past import DecayedPast
-from models.exposures import Delays
+from models.exposures import PAGE_MS, Delays
 from models.features import numbers_of
 from models.item_statistics import MOST_FACTOR, PRIOR_S
 from models.moment import Names
@@ -27,8 +27,6 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 BLOCK = 16_384
-PAGE_MS = 3_600_000
-HALF_LIFE_MS = Delays().half_life_ms
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,15 @@ def pages_of(examples: RankingExamples) -> Rows:
     return np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def rolling_factors(
-    predicted_s: Doubles, examples: RankingExamples, window_ms: int, half_life_ms: float = HALF_LIFE_MS
-) -> Doubles:
+def rolling_factors(predicted_s: Doubles, examples: RankingExamples, delays: Delays) -> Doubles:
     """float64 [N]: what a server would multiply each expectation by (models.item_statistics), learnt from the
     impressions before it whose window had closed. `examples` in order of time."""
     at_ms = np.asarray(examples.at_ms, np.int64)
-    past, codes = DecayedPast(1, 2, half_life_ms), np.zeros(len(at_ms), np.int64)
+    past, codes = DecayedPast(1, 2, delays.half_life_ms), np.zeros(len(at_ms), np.int64)
     values = np.stack([predicted_s, np.asarray(examples.target_s, np.float64)], axis=1)
     past.settle(codes[:0], at_ms[:0], values[:0], int(at_ms[0]) if len(at_ms) else 0)
     past.open(codes, at_ms, values)
-    expected, watched = past.at(codes, at_ms - window_ms, at_ms).T
+    expected, watched = past.at(codes, at_ms - delays.window_ms, at_ms).T
     return np.asarray(np.clip((watched + PRIOR_S) / (expected + PRIOR_S), 1 / MOST_FACTOR, MOST_FACTOR))
 
 

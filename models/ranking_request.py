@@ -14,14 +14,12 @@ import numpy.typing as npt
 from models.catalogue import Catalogue
 from models.context import FIELDS
 from models.item_statistics import ItemStatistics
-from models.moment import HISTORY, SHOWN, Candidates, Moment, Names, Requests, id_names, length_codes
+from models.moment import HISTORY, SHOWN, TWO_TOWER, Candidates, Moment, Names, Requests, id_names, length_codes
 from models.viewer import RankedViewer
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-
-TWO_TOWER = "two_tower"
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,9 @@ from models.candidates import CandidateModel
 from models.checkpoint import Checkpoints
 from models.dataset import Dataset
 from models.exposures import Delays
-from models.item_statistics import ItemStatistics
 from models.log import LogError
 from models.ranker import Ranker
-from models.ranker_release import learn_ranker
-from models.ranking_examples import RankingExamples
+from models.ranker_release import Served, learn_from_served, learn_ranker
 from models.source import Source, prepare
 from models.stored_log import BUFFER_ROWS, StoredLog
 from models.stored_searches import StoredSearches
@@ -52,8 +50,7 @@ def train_bundle(
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
     warm_ranker: Ranker | None = None,
-    examples: RankingExamples | None = None,
-    carried: ItemStatistics | None = None,
+    served: Served | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
@@ -61,8 +58,8 @@ def train_bundle(
     """Train everything from a log (and a catalogue, where there is one) and write the bundle; its manifest.
 
     `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
-    `warm` and `warm_ranker` are an earlier release's, to begin from. `examples`: what the ranker learns from instead of
-    the log's own rows, features as they were served; `carried`: item statistics of the release that served them.
+    `warm` and `warm_ranker` are an earlier release's, to begin from. `served`: what the ranker learns from instead of
+    the log's own rows.
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
@@ -76,18 +73,21 @@ def train_bundle(
         progress=progress,
         measure=measure,
     )
-    trained = learn_ranker(
-        log,
-        source,
-        settings=ranker,
-        delays=delays,
-        earlier=learned.earlier,
-        since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
-        warm=warm_ranker,
-        served=examples,
-        carried=carried,
-        progress=progress,
-    )
+    if served is None:
+        trained = learn_ranker(
+            log,
+            source,
+            settings=ranker,
+            delays=delays,
+            earlier=learned.earlier,
+            since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
+            warm=warm_ranker,
+            progress=progress,
+        )
+    else:
+        trained = learn_from_served(
+            served, log.directory / "ranking", settings=ranker, warm=warm_ranker, progress=progress
+        )
     manifest = write_bundle(
         bundles_dir,
         model=learned.model,

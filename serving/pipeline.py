@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexFailure
 from infra import metrics
 from infra.settings import Serving
+from models.moment import TWO_TOWER
 from serving.breaker import Breaker
 from serving.marks import Marks
 from serving.ranking import Fed, Pace, record_query, record_shown, score_candidates
@@ -33,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 Floats = NDArray[np.float32]
 
-TWO_TOWER, TRENDING, CATALOGUE = "two_tower", "trending", "catalogue"
+TRENDING, CATALOGUE = "trending", "catalogue"
 MOST_RESULTS = 16384  # what a Milvus server returns at most
 SEARCH_SHARE = 0.8  # of the time that is left until the deadline
 LEAST_SEARCH_S = 0.05
@@ -228,7 +229,7 @@ def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pac
     if not drafts or not live.ranker.trained:
         return
     try:
-        with pace.of(len(drafts)):
+        with pace.watch(len(drafts)):
             ranked = score_candidates(
                 [(draft.history, draft.item_ids, draft.scores) for draft in drafts],
                 live,

@@ -7,7 +7,8 @@ Only what is shown, a few items of each request, is written down item by item.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,27 +30,24 @@ RECOVER = 0.7  # of what is expected of it, each time that it was not asked: it 
 
 
 class Pace:
-    """How long the ranker takes for a request, from what it took lately; `of(n)` is a context manager around its work
-    for n requests."""
+    """How long the ranker takes for a request, from what it took lately."""
 
     def __init__(self) -> None:
-        self.expected_s = 0.0  # per request
-        self._began, self._requests = 0.0, 1
-
-    def of(self, requests: int) -> Pace:
-        self._requests = requests
-        return self
+        self.expected_s = 0.0
 
     def skipped(self) -> None:
         """It was thought to be too slow and not asked."""
         self.expected_s *= RECOVER
 
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        took_s = (time.perf_counter() - self._began) / self._requests
-        self.expected_s = took_s if took_s > self.expected_s else FORGET * self.expected_s + (1 - FORGET) * took_s
+    @contextmanager
+    def watch(self, requests: int) -> Iterator[None]:
+        """Its work for so many requests together."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took_s = (time.perf_counter() - began) / requests
+            self.expected_s = max(took_s, FORGET * self.expected_s + (1 - FORGET) * took_s)
 
 
 class Fed(NamedTuple):

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from streams.messages import (
     Impression,
     Search,
@@ -83,16 +85,12 @@ def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep
         event.item_id, event.event_ms, event.watch_s, event.duration_s, completed, event.event_id, source.offset
     )
     place = bisect_right(watches, event.event_ms, key=_event_ms)
-    newer = UserHistory(
-        user_id=history.user_id,
+    newer = replace(
+        history,
         watches=_newest((*watches[:place], watch, *watches[place:]), keep),
-        searches=history.searches,
         context=event.context or history.context,
         watch_offset=source.offset,
-        search_offset=history.search_offset,
         produced_ms=max(history.produced_ms, source.produced_ms),
-        impressions=history.impressions,
-        impression_offset=history.impression_offset,
     )
     example = _example(event, newer.context, before, history.searches, source) if completed else None
     return Applied(newer, Outcome.KEPT, example)
@@ -112,16 +110,12 @@ def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, ke
         place = bisect_right(searches, event.event_ms, key=_event_ms)
         search = Search(event.query, event.event_ms, event.event_id, source.offset)
         searches = (*searches[:place], search, *searches[place:])[-keep:]
-    newer = UserHistory(
-        user_id=history.user_id,
-        watches=history.watches,
+    newer = replace(
+        history,
         searches=searches,
         context=event.context or history.context,
-        watch_offset=history.watch_offset,
         search_offset=source.offset,
         produced_ms=max(history.produced_ms, source.produced_ms),
-        impressions=history.impressions,
-        impression_offset=history.impression_offset,
     )
     return Applied(newer, outcome)
 
@@ -140,16 +134,11 @@ def apply_impression(history: UserHistory, event: Impression, source: Source, *,
         place = bisect_right(lists, event.at_ms, key=_at_ms)
         shown = ShownList(event.request_id, event.at_ms, tuple(item.item_id for item in event.items))
         lists = _newest_shown((*lists[:place], shown, *lists[place:]), keep)
-    newer = UserHistory(
-        user_id=history.user_id,
-        watches=history.watches,
-        searches=history.searches,
-        context=history.context,
-        watch_offset=history.watch_offset,
-        search_offset=history.search_offset,
-        produced_ms=max(history.produced_ms, source.produced_ms),
+    newer = replace(
+        history,
         impressions=lists,
         impression_offset=source.offset,
+        produced_ms=max(history.produced_ms, source.produced_ms),
     )
     return Applied(newer, outcome)
 
@@ -187,17 +176,7 @@ def _at_ms(shown: ShownList) -> int:
 
 def _seen(history: UserHistory, source: Source) -> UserHistory:
     """The same history, knowing that the stream has been read up to here."""
-    return UserHistory(
-        user_id=history.user_id,
-        watches=history.watches,
-        searches=history.searches,
-        context=history.context,
-        watch_offset=source.offset,
-        search_offset=history.search_offset,
-        produced_ms=history.produced_ms,
-        impressions=history.impressions,
-        impression_offset=history.impression_offset,
-    )
+    return replace(history, watch_offset=source.offset)
 
 
 def _example(

@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from models.features import SCHEMA_HASH
+from models.ranking_examples import CAP_S
 from streams.join import Tally
 from streams.messages import Outcome, Shown, StatisticsRow
 
-CAP_S = 600.0  # of one video, as of the ranker's target (models.ranker)
 LEAST_IMPRESSIONS = 0.01  # a row that decayed below is dropped
 
 Key = tuple[str, str]  # scope and id

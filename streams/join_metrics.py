@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from infra import metrics
+from models.ranking_examples import CAP_S
 from models.ranking_metrics import pair_loss
-from streams.item_statistics import CAP_S
 from streams.messages import RankingExample
 
 RECENT = 1000  # impressions after which one weighs 1/e in the gauges

@@ -66,10 +66,10 @@ def backtest(
     import torch
 
     torch.set_num_threads(settings.model.threads)
+    cut = read_cut(test_from, test_fraction)
     if stage is BacktestStage.RANKING:
         if live or searches is not None or validation_fraction is not None:
             raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
-        cut = read_cut(test_from, test_fraction)
         _rank(settings, log, out, items, mapping or [], cut, seed, as_json=as_json)
         return
     from infra.backtest import Request, enter_with, run_backtest
@@ -84,8 +84,8 @@ def backtest(
         context=settings.model.context,
         search_tokens=settings.model.search_tokens,
         mapping=parse_mapping(mapping or []),
-        test_from_ms=read_cut(test_from, test_fraction)[0],
-        test_fraction=read_cut(test_from, test_fraction)[1],
+        test_from_ms=cut[0],
+        test_fraction=cut[1],
         validation_fraction=read_share("--validation-fraction", validation_fraction),
         live=live,
         block=block,

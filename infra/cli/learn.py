@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,12 +45,12 @@ class TrainStage(StrEnum):
 class Job:
     """What is trained from: files, or the topics where `log` is None."""
 
-    log: Path | None
-    items: Path | None
-    searches: Path | None
-    mapping: list[str]
-    warm_start: str | None
-    checkpoints: Path | None
+    log: Path | None = None
+    items: Path | None = None
+    searches: Path | None = None
+    mapping: Sequence[str] = ()
+    warm_start: str | None = None
+    checkpoints: Path | None = None
     stage: TrainStage = TrainStage.ALL
 
 
@@ -179,7 +179,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
     """The manifest of the bundle; None in a process that only helped."""
     import torch
 
-    from infra.retraining import delays_of, enough, served_examples
+    from infra.retraining import delays_of, served_examples
     from models.distributed import process_group
     from models.log import parse_mapping, read_items
     from models.stored_log import store_log
@@ -195,7 +195,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
     buckets = settings.model.search_tokens
     with process_group() as rank, TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
         offsets: dict[str, int] = {}
-        searches = examples = None
+        searches = served = None
         catalogue = read_items(job.items) if job.items is not None else None
         if job.log is not None:
             mapping = parse_mapping(job.mapping)
@@ -206,7 +206,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
             archive = store_archive(settings, Path(scratch), step)
             log, searches, offsets = archive.log, archive.searches, archive.offsets
             catalogue = archive.items if catalogue is None else catalogue
-            examples = enough(served_examples(settings, Path(scratch), catalogue, step))
+            served = _served(settings, served_examples(settings, Path(scratch), catalogue, step))
         base = _base(settings, job.warm_start)
         warm = None if base is None else base.model
         checkpoints = _checkpoints(settings, job, log, writes=not rank)
@@ -224,8 +224,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
             bundles_dir=settings.bundles_dir,
             created_ms=time.time_ns() // 1_000_000,
             offsets=offsets,
-            examples=examples,
-            carried=_carried(settings) if examples is not None else None,
+            served=served,
             warm_ranker=None if base is None else base.ranker,
             searches=searches,
             warm=warm,
@@ -248,18 +247,21 @@ def _train_ranker(settings: Settings, job: Job, step: Step) -> Any:
 
 def retrain_ranker(settings: Settings, step: Step) -> Any:
     """The newest release with a ranker of what `ranking-examples` holds; its manifest. Raises LogError."""
-    job = Job(None, None, None, [], None, None, TrainStage.RANKING)
-    return _train_ranker(settings, job, step)
+    return _train_ranker(settings, Job(stage=TrainStage.RANKING), step)
 
 
-def _carried(settings: Settings) -> Any:
-    """The item statistics of the newest release, which served what is learnt from; None without any."""
-    from models.bundle import BundleError, newest_version, read_bundle
+def _served(settings: Settings, found: Any) -> Any:
+    """What was served, beside the item statistics of the newest release, which served it; None where it is too little
+    for a ranker. Where no bundle is left here, what it knew from a log is lost."""
+    from infra.retraining import delays_of, enough
+    from models.bundle import has_release
+    from models.item_statistics import ItemStatistics
+    from models.ranker_release import Served
 
-    try:
-        return read_bundle(settings.bundles_dir / newest_version(settings.bundles_dir)).statistics
-    except BundleError:
+    if not enough(found):
         return None
+    base = _base(settings, "newest") if has_release(settings.bundles_dir) else None
+    return Served(found.examples, ItemStatistics(delays_of(settings).half_life_ms) if base is None else base.statistics)
 
 
 def _base(settings: Settings, version: str | None) -> Any:

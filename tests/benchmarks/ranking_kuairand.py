@@ -67,16 +67,16 @@ def measure(report: Report, quick: bool) -> None:
 def predictions_of(
     report: Report, ground: Ground, validated: int, tested: int, test: Part, settings: Ranker, quick: bool
 ) -> dict[str, Predictions]:
-    window_ms = ground.exposures.delays.window_ms
+    delays = ground.exposures.delays
     say("ranker")
     raw = predicted(trained(ground, tested, settings), test)
     found = {MEAN: Predictions(item_means(test.page), item_means(test.user)), RAW: raw}
-    found[OURS] = calibrated(raw, test.page, window_ms)
+    found[OURS] = calibrated(raw, test.page, delays)
     for name, objective in ((PAPER, "paper"), (EQUAL, "equal")):
         say(name)
         other = trained(ground, tested, settings.model_copy(update={"objective": objective}))
         found[name] = predicted(other, test)
-    found[PAPER] = calibrated(found[PAPER], test.page, window_ms)
+    found[PAPER] = calibrated(found[PAPER], test.page, delays)
     if not ranking_trees.is_there():
         report.note("left out: LightGBM is not installed (pip install -e .[bench])")
         return found

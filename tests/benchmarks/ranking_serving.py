@@ -30,7 +30,7 @@ from streams.messages import Context, ShownList, UserHistory, Watch
 from tests.benchmarks.ranking_ground import NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
 from tests.benchmarks.report import Report, main, quantile
 
-SIZES = ((256, 128), (512, 256), (1024, 512, 256))
+SIZES = ((64, 32), (256, 128), (512, 256), (1024, 512, 256))
 CANDIDATES, HISTORY, LISTS, LENGTH = 500, 50, 5, 20
 TURNS, QUICK_TURNS = {1: 300, 8: 60}, {1: 40, 8: 10}  # by requests together
 TRAINED_ON = 5_000  # enough for a network of its shape, tables of full length and ids

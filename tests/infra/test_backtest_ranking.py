@@ -157,13 +157,13 @@ def test_a_log_without_watch_times_is_refused(tmp_path):
 def test_a_calibration_reorders_nothing_within_a_page_and_is_capped():
     examples = made_examples([60.0] * 6, [True] * 6)  # six users' pages: each is a page of its own
     raw = Predictions(np.array([1.0, 2, 3, 4, 5, 599]), np.ones(6))
-    found = calibrated(raw, examples, window_ms=0)
+    found = calibrated(raw, examples, Delays(window_ms=0))
     assert found.user is raw.user
     assert found.page[0] == 1
     assert (np.diff(found.page[1:5] / raw.page[1:5]) > 0).all(), "more was watched than was expected"
     assert found.page[5] == CAP_S
     together = made_examples([60.0] * 30, [True] * 30)
-    one_page = calibrated(Predictions(np.arange(1.0, 31), np.ones(30)), together, window_ms=0)
+    one_page = calibrated(Predictions(np.arange(1.0, 31), np.ones(30)), together, Delays(window_ms=0))
     factors = one_page.page / np.arange(1.0, 31)
     of_user = [factors[user::10] for user in range(10)]
     assert all(np.allclose(each, each[0]) for each in of_user), "ten users, a page each"

@@ -9,7 +9,7 @@ from models.features import numbers_of
 from models.item_statistics import ItemStatistics
 from models.moment import HISTORY
 from models.ranker import Ranker
-from models.ranker_release import LEAST_JUDGED, UnseenScores, learn_from_served, report_metrics
+from models.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
 from models.ranking_examples import RankingExamples
 from tests.models.samples import RANKER, scratch, small_exposures, small_log
 
@@ -77,7 +77,7 @@ def test_what_was_served_is_learnt_whole_and_measured_on_its_newest_tenth(exampl
     told: list[tuple[str, int, int]] = []
     settings, known = RANKER.model_copy(update={"epochs": 2}), ItemStatistics(5.0)
     trained = learn_from_served(
-        examples, scratch(), settings=settings, statistics=known, progress=lambda *step: told.append(step)
+        Served(examples, known), scratch(), settings=settings, progress=lambda *step: told.append(step)
     )
     assert trained.ranker.trained
     assert trained.metrics["ranker_rows"] == pytest.approx(ROWS / 10, abs=1)
@@ -88,10 +88,9 @@ def test_what_was_served_is_learnt_whole_and_measured_on_its_newest_tenth(exampl
 def test_served_examples_that_are_too_few_train_nothing_and_no_examples_are_no_error(examples: RankingExamples):
     for few in (0, 60):
         trained = learn_from_served(
-            examples.take(np.arange(few)),
+            Served(examples.take(np.arange(few)), ItemStatistics(5.0)),
             scratch(),
             settings=RANKER,
-            statistics=ItemStatistics(5.0),
             progress=lambda *step: None,
         )
         assert not trained.ranker.trained

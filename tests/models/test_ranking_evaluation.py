@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.bundle import Bundle
-from models.exposures import PAGE_MS
+from models.exposures import PAGE_MS, Delays
 from models.item_statistics import MOST_FACTOR, PRIOR_S
 from models.ranking_evaluation import (
     Predictions,
@@ -53,15 +53,15 @@ def test_metrics_are_of_pages_and_of_users_by_hand():
 def test_a_rolling_factor_knows_only_closed_impressions_by_hand():
     """A day's half-life; the window is one hour."""
     examples = shown([1, 1, 1, 1], [0, 0.5, 1.0, 24.0], [100, 600, 0, 0], [True] * 4)
-    factors = rolling_factors(np.array([50.0, 50, 50, 50]), examples, HOUR_MS, half_life_ms=24 * HOUR_MS)
+    factors = rolling_factors(np.array([50.0, 50, 50, 50]), examples, Delays(HOUR_MS, 24 * HOUR_MS))
     assert factors[:3].tolist() == [1, 1, 1], "the first one closes at the third one's time, and not before it"
     age_h = np.array([24, 23.5, 23])
     weights = 2.0 ** -(age_h / 24)
     expected = (weights @ [100, 600, 0] + PRIOR_S) / (50 * weights.sum() + PRIOR_S)
     assert factors[3] == pytest.approx(expected)
-    wild = rolling_factors(np.array([1e6, 50.0, 50, 50]), examples, HOUR_MS)
+    wild = rolling_factors(np.array([1e6, 50.0, 50, 50]), examples, Delays(HOUR_MS))
     assert wild[3] == 1 / MOST_FACTOR, "within the bounds of what is served"
-    assert len(rolling_factors(np.zeros(0), shown([], [], [], []), HOUR_MS)) == 0
+    assert len(rolling_factors(np.zeros(0), shown([], [], [], []), Delays(HOUR_MS))) == 0
 
 
 def test_the_baseline_is_the_items_mean_and_zero_where_there_is_none():

@@ -219,8 +219,8 @@ def test_a_user_vector_that_is_not_finite_degrades_only_its_request(
 def test_a_request_past_its_deadline_is_answered_from_the_cheap_end(
     views: Views, live: LiveRelease, index: ExactIndex
 ) -> None:
-    late = Asked(of_ann(deadline_ms=50), 0, wait_ms=51.0)
-    in_time = Asked(of_ann(deadline_ms=50), 0, wait_ms=49.0)
+    late = Asked(of_ann(deadline_ms=30_000), 0, wait_ms=30_001.0)
+    in_time = Asked(of_ann(deadline_ms=30_000), 0, wait_ms=20_000.0)  # whatever else this machine is doing
     default = Asked(of_ann(), 0, wait_ms=2001.0)
     answers = ask(views, live, late, in_time, default, deadline_s=2.0)
     assert [bool(answered.reply.degraded) for answered in answers] == [True, False, True]
