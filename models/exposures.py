@@ -124,15 +124,14 @@ class Exposures:
         stop = len(self) if stop is None else stop
         writer = ExampleWriter(self._directory / name)
         statistics = _Statistics(self)
-        lookback_ms = PAGE_MS
-        if frozen is not None:
-            waited_ms = self.log.event_ms[start:stop] - self.log.event_ms[frozen]
-            lookback_ms = int(np.max(waited_ms, initial=0))
+        if frozen is not None and len(frozen):  # of any moment: what they look back on is sorted once
+            statistics.move_to(int(self.log.event_ms[frozen].min()), int(self.log.event_ms[frozen].max()))
         for at in range(start, stop, CHUNK):
             rows = at + np.flatnonzero(self.timed(slice(at, min(at + CHUNK, stop))))
             asked = np.asarray(self.pages[rows]) if frozen is None else frozen[rows - start]
             if len(rows):
-                statistics.move_to(int(self.log.event_ms[rows[0]]) - lookback_ms, int(self.log.event_ms[asked].max()))
+                if frozen is None:
+                    statistics.move_to(int(self.log.event_ms[rows[0]]) - PAGE_MS, int(self.log.event_ms[asked].max()))
                 self._add(writer, rows, asked, statistics, scorer)
             progress(min(at + CHUNK, stop) - start, stop - start)
         return writer.finish(self._names())
