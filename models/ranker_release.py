@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
-LEAST_JUDGED = 50
+LEAST_JUDGED, MOST_JUDGED = 50, 200_000  # impressions that a report is of: they are taken into memory
 HELD_OUT = 0.1  # share of the served impressions, newest last, that a measured fit does not see
 
 
@@ -119,7 +119,7 @@ def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: 
     """Figures of a fit of what was before a moment, on what came after it."""
     is_old = np.asarray(examples.at_ms) < cut_ms
     measured = train_ranker(examples, directory / "measured", settings=settings, rows=np.flatnonzero(is_old))
-    return report_metrics(measured, examples.take(np.flatnonzero(~is_old)))
+    return report_metrics(measured, examples.take(np.flatnonzero(~is_old)[-MOST_JUDGED:]))
 
 
 class UnseenScores:

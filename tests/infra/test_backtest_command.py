@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from infra.cli import main as command_line
 from infra.cli.backtest import read_time
 from models.baseline_choice import Baselines
+from tests.infra.command import commands
 
 START_MS = 1_700_000_000_000
 ROWS = 1500
@@ -33,19 +33,10 @@ def small_log(rows: int = ROWS) -> pl.DataFrame:
 @pytest.fixture
 def nextwatch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
     for name in ("HALF_LIVES", "KNN", "EASE"):
         monkeypatch.setattr(f"models.baseline_choice.{name}", getattr(sys.modules["models.baseline_choice"], name)[:2])
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nextwatch", "backtest", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
+    return commands(monkeypatch, capsys, "backtest")
 
 
 @pytest.fixture

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import polars as pl
 import pytest
 
 from infra.backtest_ranking import RankingRequest, calibrated, run_ranking_backtest
-from infra.cli import main as command_line
 from infra.settings import Ranker
 from models.exposures import Delays
 from models.ranking_evaluation import Predictions
 from models.ranking_examples import CAP_S
 from models.split import BacktestError
+from tests.infra.command import commands
 from tests.models.samples import START_MS, made_examples
 
 ROWS = 1500
@@ -42,20 +41,11 @@ def exposure_log(rows: int = ROWS) -> pl.DataFrame:
 @pytest.fixture
 def nextwatch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr("models.ranking_comparison.RESAMPLES", 100)
     for name, value in QUICK.items():
         monkeypatch.setenv(f"NEXTWATCH_RANKER__{name}", value)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nextwatch", "backtest", *arguments, "--stage", "ranking"])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
+    return commands(monkeypatch, capsys, "backtest", "--stage", "ranking")
 
 
 @pytest.fixture

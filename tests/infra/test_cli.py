@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pytest
 
-from infra.cli import main as command_line
 from infra.kafka_clients import kafka_python_options
 from streams.topics import TOPICS
+from tests.infra.command import Done, commands
 from tests.models.samples import small_log
 
 COMMANDS = ["up", "demo", "worker", "indexer", "serve", "train", "replay", "recommend", "watch", "history", "topics"]
 COMMANDS += ["config", "status", "backtest"]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -32,17 +25,7 @@ def nextwatch(
 ) -> Callable[..., Done]:
     """Runs the command line in an empty directory, in this process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["nextwatch", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        said = capsys.readouterr()
-        return Done(int(ended.value.code or 0), said.out, said.err)
-
-    return run
+    return commands(monkeypatch, capsys)
 
 
 def is_one_line(text: str) -> bool:

@@ -1,18 +1,17 @@
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
 
-from infra.settings import Model
 from models.bundle import Manifest, read_bundle
-from models.candidates import CandidateModel
 from models.features import numbers_of
 from models.log import LogError
 from models.source import prepare
-from models.stored_log import store_frame
+from models.stored_log import StoredLog, store_frame
 from models.stored_searches import store_searches
 from models.training import train_bundle
 from tests import kuairand
@@ -22,17 +21,13 @@ QUICK = SETTINGS.model_copy(update={"epochs": 1})
 QUICK_RANKER = RANKER.model_copy(update={"epochs": 1})
 
 
-def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = None, **options: bool) -> Manifest:
-    return train_bundle(
-        store_frame(frame, bundles_dir / "log", completed_s=18.0),
-        items,
-        settings=QUICK,
-        ranker=QUICK_RANKER,
-        bundles_dir=bundles_dir,
-        created_ms=START_MS,
-        offsets={},
-        **options,
-    )
+def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = None, **options: Any) -> Manifest:
+    return train_on(store_frame(frame, bundles_dir / "log", completed_s=18.0), bundles_dir, items, **options)
+
+
+def train_on(log: StoredLog, bundles_dir: Path, items: pl.DataFrame | None, **options: Any) -> Manifest:
+    usual = {"settings": QUICK, "ranker": QUICK_RANKER, "created_ms": START_MS, "offsets": {}}
+    return train_bundle(log, items, bundles_dir=bundles_dir, **(usual | options))
 
 
 def test_the_same_log_gives_the_same_bundle_in_whatever_order_its_rows_come(tmp_path: Path):
@@ -106,16 +101,7 @@ def test_fewer_items_than_negatives_and_one_user_of_everything_are_trained(tmp_p
 
 def test_progress_goes_through_every_stage(tmp_path: Path):
     calls: list[tuple[str, int, int]] = []
-    train_bundle(
-        store_frame(small_log(600), tmp_path / "log", completed_s=18.0),
-        None,
-        settings=QUICK,
-        ranker=QUICK_RANKER,
-        bundles_dir=tmp_path,
-        created_ms=START_MS,
-        offsets={},
-        progress=lambda *call: calls.append(call),
-    )
+    train(small_log(600), tmp_path, progress=lambda *call: calls.append(call))
     stages = dict.fromkeys(stage for stage, _, _ in calls)
     assert list(stages) == ["validation", "candidates", "features", "ranker"]
     for stage in stages:
@@ -154,16 +140,7 @@ def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_ser
     log = store_frame(frame, tmp_path / "log", completed_s=18.0)
     words = store_searches(searches, log, buckets=500)
     settings = SETTINGS.model_copy(update={"search_tokens": 500, "search_dim": 4, "members": 2, "epochs": 2})
-    manifest = train_bundle(
-        log,
-        small_items(),
-        settings=settings,
-        ranker=QUICK_RANKER,
-        bundles_dir=tmp_path,
-        created_ms=START_MS,
-        offsets={},
-        searches=words,
-    )
+    manifest = train_on(log, tmp_path, small_items(), settings=settings, searches=words)
     model = read_bundle(tmp_path / manifest.version).model
     shape = model.reader.tower.shape
     assert (shape.words, shape.contexts, shape.traits, shape.members) == (4, (3,), 1, 2)
@@ -188,16 +165,7 @@ def test_an_encoder_of_each_kind_is_saved_and_read_back_the_same(tmp_path: Path)
     for encoder in ("average", "attention"):
         settings = QUICK.model_copy(update={"encoder": encoder, "linear_dim": 4})
         log = store_frame(small_log(600), tmp_path / encoder / "log", completed_s=18.0)
-        manifest = train_bundle(
-            log,
-            small_items(),
-            settings=settings,
-            ranker=QUICK_RANKER,
-            bundles_dir=tmp_path,
-            created_ms=START_MS,
-            offsets={},
-            measure=False,
-        )
+        manifest = train_on(log, tmp_path, small_items(), settings=settings, measure=False)
         one, other = (read_bundle(tmp_path / manifest.version).model for _ in range(2))
         viewers = [watched("i1", "i2"), Viewer(), watched(*[f"i{n % 60}" for n in range(70)])]
         users = one.user_vectors(viewers, START_MS)
@@ -209,26 +177,13 @@ def test_an_encoder_of_each_kind_is_saved_and_read_back_the_same(tmp_path: Path)
 def test_a_warm_start_begins_where_the_earlier_release_ended(tmp_path: Path):
     """One epoch from noise is worse than one epoch from a model that was trained for long."""
     log = store_frame(small_log(), tmp_path / "log", completed_s=18.0)
-
-    def train_on(settings: Model, warm: CandidateModel | None = None) -> Manifest:
-        return train_bundle(
-            log,
-            small_items(),
-            settings=settings,
-            ranker=QUICK_RANKER,
-            bundles_dir=tmp_path,
-            created_ms=START_MS,
-            offsets={},
-            warm=warm,
-        )
-
-    long = train_on(SETTINGS)
+    long = train_on(log, tmp_path, small_items(), settings=SETTINGS)
     warm = read_bundle(tmp_path / long.version).model
     once = SETTINGS.model_copy(update={"epochs": 1, "table_rate": 1e-3, "tower_rate": 1e-4})
-    cold, warmed = train_on(once), train_on(once, warm)
+    cold, warmed = (train_on(log, tmp_path, small_items(), settings=once, warm=each) for each in (None, warm))
     assert warmed.metrics["log_rank_gain"] > cold.metrics["log_rank_gain"]
     with pytest.raises(ValueError, match=r"set model\.members and model\.dim"):
-        train_on(once.model_copy(update={"dim": 16}), warm)
+        train_on(log, tmp_path, small_items(), settings=once.model_copy(update={"dim": 16}), warm=warm)
 
 
 def test_an_item_of_nine_tenths_of_all_watches_and_a_user_of_most_are_trained(tmp_path: Path):

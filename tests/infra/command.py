@@ -1,0 +1,32 @@
+"""The command line, run in this process as a person would run it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from infra.cli import main as command_line
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str) -> Callable[..., Done]:
+    """Run `nextwatch <command> <arguments>` on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["nextwatch", *command, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        said = capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
+
+    return run
