@@ -39,7 +39,7 @@ OUTCOMES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class RankingExamples:
-    """N examples of B queries, read-only maps, oldest first.
+    """N examples of B queries, read-only maps, in the order in which they were written (of a log: oldest first).
 
     numbers: "query" float32 [B, F], "impression" float32 [N, F]. ids: by feature Names with codes int32 [B or N, M].
     request int64 [N]; target_s float32 [N] seconds watched, capped; duration_s float32 [N], NaN unknown; completed
