@@ -39,8 +39,9 @@ class WatchQuantiles:
         low = np.floor(at).astype(np.int64)
         high = np.minimum(low + 1, self.table.shape[1] - 1)
         group = self._group(duration_s)
-        part = (at - low).astype(np.float32)
-        return np.asarray(self.table[group, low] * (1 - part) + self.table[group, high] * part, np.float32)
+        below, above = self.table[group, low], self.table[group, high]
+        # so that rounding leads neither beyond the neighbours nor out of order
+        return np.asarray(np.minimum(below + (above - below) * (at - low).astype(np.float32), above), np.float32)
 
     def _group(self, duration_s: Floats) -> npt.NDArray[np.int64]:
         group = np.searchsorted(self.edges, duration_s)

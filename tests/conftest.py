@@ -16,12 +16,18 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import settings as hypothesis_settings
 
 from infra.broker import Broker, start_broker
 from infra.milvus_server import MilvusServer, start_milvus
 from infra.run_files import fill_in
 from infra.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
 from infra.stack import milvus_answers
+
+# the same examples in every run, so that a failure is of the change and not of the day;
+# `pytest --hypothesis-profile=default` draws new ones
+hypothesis_settings.register_profile("same-examples", derandomize=True)
+hypothesis_settings.load_profile("same-examples")
 
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
 

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.watch_quantiles import WatchQuantiles, fit_watch_quantiles
@@ -34,6 +34,7 @@ pairs = st.lists(st.tuples(st.sampled_from([0.0, 3.0, 20.0, 600.0]), st.sampled_
 
 
 @settings(max_examples=100, deadline=None)
+@example([(3.0, 10.0)], 0.0, float(np.float32(1e-09)))  # between equal seconds
 @given(pairs.filter(bool), st.floats(0, 1, width=32), st.floats(0, 1, width=32))
 def test_there_and_back_order_is_kept_and_everything_is_finite(
     found: list[tuple[float, float]], one: float, other: float
