@@ -196,6 +196,25 @@ class Serving(Section):
     threads: Count = Field(1, description="of torch in one serving worker; small batches gain nothing from more")
 
 
+class Selection(Section):
+    channel_cap: Annotated[int, Field(ge=0)] = Field(
+        0, description="most items of one channel in a list, as long as there are others; 0: any number"
+    )
+    explore: Share = Field(0.0, description="share of a list's places that is drawn (docs/selection.md); 0: none")
+    explore_by: Literal["little_shown", "uncertainty"] = Field(
+        "little_shown", description="who is drawn more: the seldom shown, or those of which the ranker is unsure"
+    )
+    explore_from: Count = Field(1, description="first place that may be drawn; 1 is the top")
+    explore_pool: Count = Field(100, description="drawn from the best so many that are not in the list anyway")
+    diversity: Literal["none", "mmr", "dpp"] = Field(
+        "none", description="keep alike items apart: greedily by the most alike chosen one, or by all of them"
+    )
+    diversity_weight: Share = Field(0.3, description="of being unlike what is chosen; the rest is the score's")
+    diversity_pool: Count = Field(100, description="chosen among the best so many")
+    pinned: tuple[str, ...] = Field((), description="items on top of every list, after those that a request pins")
+    seed: int = 1
+
+
 class Metrics(Section):
     host: str = Field("127.0.0.1", description="where /metrics and /health listen")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one, written to <data_dir>/run")
@@ -226,6 +245,7 @@ class Settings(BaseSettings):
     bundles: Bundles = Bundles()
     indexer: Indexer = Indexer()
     serving: Serving = Serving()
+    selection: Selection = Selection()
     metrics: Metrics = Metrics()
     embedded: Embedded = Embedded()
 

@@ -204,6 +204,7 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     exclude: tuple[Id, ...] = ()
     deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None  # how long the client waits, from the send
     record: bool = True  # false: the answer is shown to nobody, so it leaves no impression
+    pinned: tuple[Id, ...] = ()  # on top of the list in this order, where they may be shown
 
 
 class Recommended(Struct, frozen=True, omit_defaults=True):
@@ -212,6 +213,7 @@ class Recommended(Struct, frozen=True, omit_defaults=True):
     source: str
     score: float | None = None
     expected_watch_s: float | None = None
+    probability: float | None = None  # that this item stands in this place; None: it was not drawn
 
 
 class RecommendReply(Struct, frozen=True, omit_defaults=True):
@@ -241,6 +243,7 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
+    probability: Annotated[float, Meta(ge=0, le=1)] | None = None  # that it stood in this place; None: not drawn
 
 
 class Impression(Struct, frozen=True, omit_defaults=True):
