@@ -1,0 +1,85 @@
+"""The facts of an item beside its vector in Milvus, for filters: channel, topics, language, duration, time, available.
+
+They say what models.catalogue says, so that a filter finds the same items on both sides (models/item_filter.py):
+durations are float32, a duration of 0 is an unknown one, an item has its first 32 distinct topics. What a filter cannot
+name (a channel of 10,000 characters) is one fixed name here that no filter can name either: it is not missing, and
+it is not equal to anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from pymilvus import DataType
+
+from models.item_filter import (
+    CHANNEL,
+    DURATION,
+    LANGUAGE,
+    LATEST_MS,
+    LONGEST_NAME,
+    MOST_TOPICS,
+    PUBLISHED,
+    TOPICS,
+    can_be_named,
+)
+from streams.messages import Item
+
+AVAILABLE = "available"
+SCALARS = (CHANNEL, TOPICS, LANGUAGE, DURATION, PUBLISHED, AVAILABLE)  # as the fields of Scalars are called
+
+_BYTES = 4 * LONGEST_NAME  # Milvus counts the bytes of UTF-8
+_UNNAMED = "\x01"
+
+
+class Scalars(NamedTuple):
+    """ "" and () for none, -1 for unknown."""
+
+    channel: str = ""
+    topics: tuple[str, ...] = ()
+    language: str = ""
+    duration_s: float = -1.0
+    published_ms: int = -1
+    available: bool = True
+
+
+UNKNOWN = Scalars()  # an item that the catalogue does not know is not taken down
+
+
+def add_fields(schema: Any) -> None:
+    """Add the fields of Scalars to a pymilvus schema."""
+    schema.add_field(CHANNEL, DataType.VARCHAR, max_length=_BYTES)
+    schema.add_field(TOPICS, DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MOST_TOPICS, max_length=_BYTES)
+    schema.add_field(LANGUAGE, DataType.VARCHAR, max_length=_BYTES)
+    schema.add_field(DURATION, DataType.FLOAT)
+    schema.add_field(PUBLISHED, DataType.INT64)
+    schema.add_field(AVAILABLE, DataType.BOOL)
+
+
+def scalars_of(item: Item) -> Scalars:
+    """What Milvus holds of a catalogue entry."""
+    published_ms = -1 if item.published_ms is None or item.published_ms > LATEST_MS else item.published_ms
+    return Scalars(
+        _name(item.channel or ""),
+        _topics(item.topics),
+        _name(item.language or ""),
+        float(np.float32(item.duration_s or -1.0)),
+        published_ms,
+        item.available,
+    )
+
+
+def as_row(scalars: Scalars) -> dict[str, Any]:
+    """A row's part for pymilvus, by field."""
+    return scalars._asdict() | {TOPICS: list(scalars.topics)}
+
+
+def _topics(topics: Iterable[str]) -> tuple[str, ...]:
+    first = tuple(dict.fromkeys(topic for topic in topics if topic))[:MOST_TOPICS]
+    return tuple(dict.fromkeys(_name(topic) for topic in first))
+
+
+def _name(name: str) -> str:
+    return name if not name or can_be_named(name) else _UNNAMED
