@@ -33,6 +33,7 @@ from models.moment import (
     Requests,
     id_names,
     length_codes,
+    nominated,
 )
 from models.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
 from models.source import Source
@@ -193,7 +194,9 @@ class Exposures:
             score=score,
             rank=rank,
             best=best_of,
-            source=Names(np.where(np.isnan(score), 0, 1), SOURCES),
+            sources=Names(nominated([~np.isnan(score)]), SOURCES),
+            trending=nothing,
+            similar=nothing,
             item=statistics.of_items(items, now_ms),
             channel=statistics.of_channels(self.catalogue.channel_codes(items), now_ms),
             topic=statistics.of_topics(self.catalogue.topic_codes(items), now_ms),

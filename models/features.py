@@ -154,10 +154,10 @@ def length(moment: Moment) -> Names:
     return Names(moment.lengths, LENGTHS)
 
 
-@ids("impression", "source")
-def source(moment: Moment) -> Names:
-    """Which source has nominated it: section 4.1, "which sources nominated this video candidate?"."""
-    return moment.candidates.source
+@ids("impression", "source", many=True)
+def sources(moment: Moment) -> Names:
+    """Which sources have nominated it: section 4.1, "which sources nominated this video candidate?"."""
+    return moment.candidates.sources
 
 
 # --- numbers of the query --------------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def topic_mean_s(moment: Moment) -> Floats:
 
 @number("impression")
 def retrieval_score(moment: Moment) -> Floats:
-    """Inner product of user and item vector: the score of the source that nominated it (section 4.1)."""
+    """Inner product of user and item vector: the score that the two towers gave it (section 4.1)."""
     return moment.candidates.score
 
 
@@ -422,6 +422,18 @@ def retrieval_gap(moment: Moment) -> Floats:
 def retrieval_rank(moment: Moment) -> Floats:
     """Place among the request's candidates by that score, from 1."""
     return moment.candidates.rank
+
+
+@number("impression")
+def trending_watches(moment: Moment) -> Floats:
+    """Decayed watches in the trending list that nominated it: section 4.1, "what scores did they assign?"."""
+    return moment.candidates.trending
+
+
+@number("impression")
+def similar_score(moment: Moment) -> Floats:
+    """Likeness to a video watched last, where that nominated it: section 4.1, "what scores did they assign?"."""
+    return moment.candidates.similar
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------

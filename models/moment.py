@@ -7,6 +7,7 @@ need is worked out once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,8 +34,9 @@ LENGTHS = ["", "shorter", *(f"{edge:.1f} s" for edge in _EDGES_S)]
 IMPRESSIONS, WATCHES, SECONDS, COMPLETIONS = range(4)
 COLUMNS = 4
 
-TWO_TOWER = "two_tower"  # the source whose candidates are ranked
-SOURCES = ["", TWO_TOWER]
+# What nominates candidates; the codes of the feature `sources`, 0 for none.
+TWO_TOWER, TRENDING, SIMILAR, FRESH = "two_tower", "trending", "similar", "fresh"
+SOURCES = ["", TWO_TOWER, TRENDING, SIMILAR, FRESH]
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Requests:
 class Candidates:
     """N candidates. request int64 [N]: which request each belongs to; rows int64 [N]: its catalogue row, -1 unknown.
 
-    score float32 [N]: retrieval score, the inner product of user and item vector, NaN where a source gives none;
-    rank float32 [N]: its place among the candidates by that score, from 1; best float32 [B]: the best score of each
-    request; source [N]. Statistics float64 [N, 4] of item, channel, first topic and length, [B, 4] of everything.
+    score float32 [N]: retrieval score, the inner product of user and item vector, NaN where there is none; rank float32
+    [N]: its place among the candidates by that score, from 1; best float32 [B]: the best score of each request.
+    sources: codes of SOURCES [N, M]; trending and similar float32 [N]: these sources' own scores, NaN where they have
+    not nominated it. Statistics float64 [N, 4] of item, channel, first topic and length, [B, 4] of everything.
     """
 
     request: Rows
@@ -80,7 +83,9 @@ class Candidates:
     score: Floats
     rank: Floats
     best: Floats
-    source: Names
+    sources: Names
+    trending: Floats
+    similar: Floats
     item: Doubles
     channel: Doubles
     topic: Doubles
@@ -229,6 +234,14 @@ def length_codes(duration_s: Floats) -> Rows:
     """int64, in the shape of `duration_s`: codes of LENGTHS."""
     codes = np.searchsorted(_EDGES_S, duration_s, side="right") + 1
     return np.where(np.isnan(duration_s), 0, codes).astype(np.int64)
+
+
+def nominated(by: Sequence[Flags]) -> Rows:
+    """Which sources have nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
+    sources = np.zeros((len(by[0]), len(SOURCES) - 1), np.int64)
+    for code, mine in enumerate(by, 1):
+        sources[:, code - 1] = np.where(mine, code, 0)
+    return sources
 
 
 def id_names(catalogue: Catalogue, space: str) -> list[str]:

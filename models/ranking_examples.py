@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.array_file import ArrayFile, mapped
 from models.features import Scope, ids_of, numbers_of
-from models.moment import HISTORY, MOST_TOPICS, Names
+from models.moment import HISTORY, MOST_TOPICS, SOURCES, Names
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 SCOPES: tuple[Scope, Scope] = ("query", "impression")
 CAP_S = 600.0  # watch time beyond this neither trains nor is promised
-WIDTHS = {"last_watched": HISTORY, "topics": MOST_TOPICS}  # ids of a feature; 1 for all others
+WIDTHS = {"last_watched": HISTORY, "topics": MOST_TOPICS, "sources": len(SOURCES) - 1}  # ids of a feature; others: 1
 QUERY_IDS = frozenset(feature.name for feature in ids_of("query"))
 OUTCOMES: dict[str, Any] = {
     "request": np.int64,  # row of the queries

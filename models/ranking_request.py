@@ -14,7 +14,18 @@ import numpy.typing as npt
 from models.catalogue import Catalogue
 from models.context import FIELDS
 from models.item_statistics import ItemStatistics
-from models.moment import HISTORY, SHOWN, TWO_TOWER, Candidates, Moment, Names, Requests, id_names, length_codes
+from models.moment import (
+    HISTORY,
+    SHOWN,
+    SOURCES,
+    Candidates,
+    Moment,
+    Names,
+    Requests,
+    id_names,
+    length_codes,
+    nominated,
+)
 from models.viewer import RankedViewer
 
 Rows = npt.NDArray[np.int64]
@@ -23,9 +34,20 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Nominations:
+    """Who nominated C candidates. sources int64 [C, M]: codes of SOURCES, 0 behind; trending and similar float32 [C]: the
+    scores that these sources gave, NaN where they did not nominate."""
+
+    sources: Rows
+    trending: Floats
+    similar: Floats
+
+
+@dataclass(frozen=True)
 class RankingQuery:
-    """One request to be ranked. `scores` float32 [C] are retrieval scores, NaN where a source gives none; `ranks`
-    float32 [C] their places from 1 and `best` the best score, worked out from `scores` where they are not given."""
+    """One request to be ranked. `scores` float32 [C] are retrieval scores, NaN where there is none; `ranks` float32 [C]
+    their places from 1 and `best` the best score, worked out from `scores` where they are not given. Without
+    `nominations` all are the two towers'."""
 
     viewer: RankedViewer
     now_ms: int
@@ -33,7 +55,7 @@ class RankingQuery:
     scores: Floats
     ranks: Floats | None = None
     best: float | None = None
-    source: str = TWO_TOWER
+    nominations: Nominations | None = None
 
 
 def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: Sequence[ItemStatistics]) -> Moment:
@@ -47,15 +69,16 @@ def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: S
     scores = [np.where(np.isfinite(query.scores), query.scores, np.nan).astype(np.float32) for query in batch]
     ranks = [_ranks(own) if q.ranks is None else q.ranks for q, own in zip(batch, scores, strict=True)]
     best = [_best(own) if q.best is None else q.best for q, own in zip(batch, scores, strict=True)]
-    names = ["", *dict.fromkeys(query.source for query in batch)]
-    sources = np.array([names.index(query.source) for query in batch], np.int64)
+    nominations = [query.nominations or by_two_towers(size) for query, size in zip(batch, sizes, strict=True)]
     candidates = Candidates(
         request=request,
         rows=rows,
         score=np.concatenate(scores),
         rank=np.concatenate(ranks).astype(np.float32),
         best=np.array(best, np.float32),
-        source=Names(sources[request], names),
+        sources=Names(np.concatenate([each.sources for each in nominations]), SOURCES),
+        trending=np.concatenate([each.trending for each in nominations]),
+        similar=np.concatenate([each.similar for each in nominations]),
         item=known.of_names("item", item_ids),
         channel=known.of_codes("channel", catalogue.channel_codes(rows), catalogue),
         topic=known.of_codes("topic", catalogue.topic_codes(rows), catalogue),
@@ -63,6 +86,12 @@ def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: S
         everything=_Known(statistics, now_ms).of_names("all", [""] * len(batch)),
     )
     return Moment(catalogue, read_requests([query.viewer for query in batch], now_ms, catalogue), candidates)
+
+
+def by_two_towers(size: int) -> Nominations:
+    """So many candidates that the two towers alone have nominated."""
+    nothing = np.full(size, np.nan, np.float32)
+    return Nominations(nominated([np.ones(size, np.bool_)]), nothing, nothing)
 
 
 def read_requests(viewers: Sequence[RankedViewer], now_ms: Rows, catalogue: Catalogue) -> Requests:

@@ -118,7 +118,7 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     the newest impressions, oldest first by event time, and what the stream has shown us so far.
 
     `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
-    or below is a replay.
+    or below is a replay. `seen`: the items of older watches, hashed, with their days (see streams.seen).
     """
 
     user_id: Id
@@ -130,6 +130,7 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     produced_ms: Millis = 0  # when the newest event in here was sent to Kafka
     impressions: tuple[ShownList, ...] = ()
     impression_offset: Offset = -1
+    seen: bytes = b""
 
 
 class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -233,7 +234,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
 class Shown(Struct, frozen=True, omit_defaults=True):
     """One item of an impression. What the ranker was fed of it, as it was fed: `ids` by feature name, `values` the
     continuous features of scope impression, float32 little-endian (NaN: missing) in the order of the schema; both empty
-    where nothing was ranked, and from external reporters."""
+    where nothing was ranked, and from external reporters. `sources`: all that nominated it, with their scores."""
 
     item_id: Id
     position: Annotated[int, Meta(ge=0, le=1_000_000)]  # 1 is the top of the list
@@ -241,6 +242,7 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     score: float | None = None
     expected_watch_s: Annotated[float, Meta(ge=0, le=600)] | None = None
     retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
+    sources: dict[str, float | None] = {}
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
     probability: Annotated[float, Meta(ge=0, le=1)] | None = None  # that it stood in this place; None: not drawn
@@ -354,14 +356,17 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
 
 
 class Trending(Struct, frozen=True, omit_defaults=True):
-    """Decayed counts of completed watches of one partition; readers add the partitions up."""
+    """Decayed counts of completed watches of one partition; readers add the partitions up. Key `<scope>/<partition>`.
+
+    `scope`: `global`, or what streams.trending.region_scope makes of a context's region.
+    """
 
     scope: Id
     partition: int
     as_of_ms: Millis
     half_life_s: Seconds
     items: tuple[tuple[str, float], ...]
-    offset: Offset = -1  # newest watch-events offset counted
+    offset: Offset = -1  # newest watch-events offset counted in this scope
 
 
 class DeadLetter(Struct, frozen=True, omit_defaults=True):

@@ -23,8 +23,9 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from models.bundle import Bundle, read_bundle
 from models.features import Scope, compute_ids, compute_numbers, numbers_of
+from models.moment import SIMILAR, SOURCES, TRENDING, nominated
 from models.ranker import id_strings
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking_request import Nominations, RankingQuery, moment_of
 from serving.views import CatalogueView, StatisticsView
 from streams import topics
 from streams.messages import Impression, Shown, UserHistory, decode
@@ -123,6 +124,7 @@ def _compare(impression: Impression, history: UserHistory, bundle: Bundle, serve
         np.array([np.nan if item.score is None else item.score for item in ranked], np.float32),
         np.array([item.retrieval_rank or np.nan for item in ranked], np.float32),
         np.nan if impression.best_score is None else impression.best_score,
+        _nominations(ranked),
     )
     moment = moment_of([query], bundle.catalogue, [bundle.statistics, served.statistics.statistics])
     told: list[tuple[Scope, Sequence[Impression | Shown]]] = [("query", [impression]), ("impression", ranked)]
@@ -138,6 +140,16 @@ def _compare(impression: Impression, history: UserHistory, bundle: Bundle, serve
         else:
             found.items += len(ranked)
             found.differing_items += differing
+
+
+def _nominations(ranked: Sequence[Shown]) -> Nominations:
+    """Who nominated each item, and with what score, as recorded."""
+    by = [np.array([source in item.sources for item in ranked], np.bool_) for source in SOURCES[1:]]
+    scores = {
+        source: np.array([item.sources.get(source, np.nan) for item in ranked], np.float32)
+        for source in (TRENDING, SIMILAR)
+    }
+    return Nominations(nominated(by), scores[TRENDING], scores[SIMILAR])
 
 
 def _differs(

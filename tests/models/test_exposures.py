@@ -145,7 +145,7 @@ class Naive:
         numbers = {scope: compute_numbers(moment, scope)[0] for scope in SCOPES}
         ids = {name: each for scope in SCOPES for name, each in compute_ids(moment, scope).items()}
         found = id_strings(ids, "query", 0) | id_strings(ids, "impression", 0)
-        del found["source"]  # a log does not say which source nominated a row
+        del found["sources"]  # a log does not say which source nominated a row
         return numbers, found
 
 
@@ -394,7 +394,7 @@ def test_a_scorer_is_asked_for_rows_and_when_they_were_asked(at_rest: tuple[Expo
     np.testing.assert_array_equal(column(examples, "retrieval_score"), np.where(rows % 2 == 0, rows, np.nan))
     gap = np.where(rows % 2 == 0, rows - (np.array(pages[200:]) + 1000), np.nan)
     np.testing.assert_array_equal(column(examples, "retrieval_gap"), gap)
-    assert [ids_at(examples, n).get("source") for n in (0, 1)] == [("two_tower",), None]
+    assert [ids_at(examples, n).get("sources") for n in (0, 1)] == [("two_tower",), None]
 
 
 def test_progress_is_told_up_to_the_end(at_rest: tuple[Exposures, RankingExamples]):

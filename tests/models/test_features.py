@@ -11,9 +11,9 @@ import pytest
 from models.catalogue import Catalogue
 from models.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
 from models.item_statistics import ItemStatistics
-from models.moment import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes
+from models.moment import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes, nominated
 from models.ranker import id_strings
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking_request import Nominations, RankingQuery, moment_of
 from tests.models.samples import START_MS, ShownList, Viewer, Watch
 
 NOW_MS = START_MS  # a Tuesday, 22:13:20 UTC
@@ -53,6 +53,12 @@ def ann() -> Viewer:
     return Viewer(watches, context=Context("de", device="tv"), impressions=shown)
 
 
+YES, NO = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+TRENDING_AND_SIMILAR = Nominations(
+    nominated([NO, YES, YES]), np.array([12.5], np.float32), np.array([0.75], np.float32)
+)
+
+
 def known() -> ItemStatistics:
     """The item's sums are as of one half-life ago, so half of them are left."""
     statistics = ItemStatistics(half_life_ms=DAY_MS)
@@ -71,7 +77,7 @@ def moment() -> Moment:
     scores = np.array([1.5, np.nan, 2.0, np.inf], np.float32)
     batch = [
         RankingQuery(ann(), NOW_MS, ["x", "bare", "z", "unheard-2"], scores),
-        RankingQuery(Viewer(), NOW_MS + 3 * DAY_MS, ["y"], np.zeros(1, np.float32), source="trending"),
+        RankingQuery(Viewer(), NOW_MS + 3 * DAY_MS, ["y"], np.zeros(1, np.float32), nominations=TRENDING_AND_SIMILAR),
     ]
     return moment_of(batch, facts, [known()])
 
@@ -146,6 +152,8 @@ def test_an_impression_by_hand(moment: Moment):
         "retrieval_score": 1.5,
         "retrieval_gap": 1.5 - 2.0,
         "retrieval_rank": 2,
+        "trending_watches": NAN,
+        "similar_score": NAN,
     }
     check(numbers(moment, "impression", 0), expected)
 
@@ -154,7 +162,7 @@ def of_nothing(**known: float) -> dict[str, float]:
     """An impression that nothing is known of."""
     counts = dict.fromkeys([f.name for f in numbers_of("impression")], NAN)
     counts |= {name: 0 for name in counts if name.endswith(("watches", "_shown", "watched_s"))}
-    counts |= {"topic_mean_watched_s": NAN}
+    counts |= {"topic_mean_watched_s": NAN, "trending_watches": NAN}
     means = {"item_watch_ratio": 0.6, "item_completion": 0.2, "item_mean_s": 10, "channel_mean_s": 10}
     means |= {"length_mean_s": 10, "item_lift": 0}
     shares = {"item_impression_share": np.log(1e-6), "item_watch_share": np.log(1e-6), "topic_mean_s": 10}
@@ -180,19 +188,20 @@ def test_ids_by_hand(moment: Moment):
     last = ("bare",) * 8 + ("x", "y", "z")
     assert id_strings(ids, "query", 0) == {"last_watched": last, "region": ("de",), "device": ("tv",)}
     assert id_strings(ids, "query", 1) == {}
-    of_x = {"candidate": ("x",), "channel": ("c",), "topics": ("t", "s"), "source": ("two_tower",)} | {
+    of_x = {"candidate": ("x",), "channel": ("c",), "topics": ("t", "s"), "sources": ("two_tower",)} | {
         "length": ("32.0 s",)
     }
     assert id_strings(ids, "impression", 0) == of_x
-    assert id_strings(ids, "impression", 1) == {"candidate": ("bare",), "source": ("two_tower",)}
-    assert id_strings(ids, "impression", 3) == {"source": ("two_tower",)}
-    of_y = {"candidate": ("y",), "channel": ("c",), "topics": ("s",), "source": ("trending",)} | {"length": ("40.3 s",)}
+    assert id_strings(ids, "impression", 1) == {"candidate": ("bare",), "sources": ("two_tower",)}
+    assert id_strings(ids, "impression", 3) == {"sources": ("two_tower",)}
+    of_y = {"candidate": ("y",), "channel": ("c",), "topics": ("s",), "sources": ("trending", "similar")}
+    of_y |= {"length": ("40.3 s",)}
     assert id_strings(ids, "impression", 4) == of_y
 
 
 def test_the_schema_is_the_one_that_bundles_in_use_were_made_for():
     """Changed on purpose? Then put the new hash here. Not on purpose? Then every bundle out there would be refused."""
-    assert SCHEMA_HASH == "dcb17479a1ddbf70"
+    assert SCHEMA_HASH == "00ddc403937aefe0"
 
 
 def test_every_feature_is_declared_once_and_says_why():
@@ -288,7 +297,12 @@ def test_ranks_and_best_are_those_on_record_where_they_are_given():
     again = moment_of([query], catalogue(), [known()])
     seen = [numbers(again, "impression", row) for row in (0, 1)]
     assert [(each["retrieval_rank"], each["retrieval_gap"]) for each in seen] == [(4, -2), (9, -2.5)]
-    assert again.candidates.source.names == ["", "two_tower"]
+    assert again.candidates.sources.codes.tolist() == [[1, 0, 0, 0]] * 2
+
+
+def test_the_scores_of_the_sources_that_nominated_it_are_features(moment: Moment):
+    y = numbers(moment, "impression", 4)
+    assert (y["trending_watches"], y["similar_score"]) == (12.5, 0.75)
 
 
 def test_a_request_without_candidates_has_features_of_the_query_only():

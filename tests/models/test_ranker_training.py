@@ -228,11 +228,11 @@ def test_an_id_that_is_rare_among_clicked_impressions_is_as_good_as_unknown(tmp_
 
 def test_the_ids_of_a_space_are_counted_in_all_its_features_of_a_scope(monkeypatch: pytest.MonkeyPatch):
     """No two features of one scope share a space today; if one is declared, its ids count too."""
-    ids = {"channel": [["a"]] * 2, "source": [["b"], ["a"]]}
+    ids = {"channel": [["a"]] * 2, "sources": [["b"], ["a"]]}
     examples = made_examples([20.0, 20.0], [True, True], ids=ids)
     names = ["", "a", "b"]
-    shared = {"channel": Names(np.array([[1], [1]]), names), "source": Names(np.array([[2], [1]]), names)}
-    features = [dataclasses.replace(f, space="channel") if f.name == "source" else f for f in FEATURES]
+    shared = {"channel": Names(np.array([[1], [1]]), names), "sources": Names(np.array([[2], [1]]), names)}
+    features = [dataclasses.replace(f, space="channel") if f.name == "sources" else f for f in FEATURES]
     monkeypatch.setattr("models.features.FEATURES", features)
     monkeypatch.setattr("models.ranker_training.FEATURES", features)
     examples = dataclasses.replace(examples, ids=examples.ids | shared)
