@@ -74,6 +74,10 @@ class History(Section):
     impressions: Count = Field(
         100, description="newest shown items kept per user: what was shown and not watched sinks (paper section 4.1)"
     )
+    seen: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        500, description="items remembered per user beyond the watches that are kept, six bytes each; 0: none"
+    )
+    seen_days: Count = Field(90, description="a watched item may be recommended again after so many days")
     future_s: Seconds = Field(300.0, description="an event stamped further ahead than this is refused")
     batch: Count = Field(1000, description="most events handled together")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.02, description="longest wait for a batch to fill")
@@ -95,6 +99,10 @@ class Join(Section):
 class Trending(Section):
     half_life_s: Annotated[float, Field(gt=0)] = Field(6 * 3600.0, description="of a watch's weight, in event time")
     items: Count = Field(500, description="most items published per partition")
+    regions: Annotated[int, Field(ge=0)] = Field(
+        50, description="context regions counted apart, per partition: the most watched ones; 0: none"
+    )
+    region_items: Count = Field(100, description="most items published per region and partition")
     publish_s: Annotated[float, Field(gt=0)] = 1.0
 
 

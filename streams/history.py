@@ -5,7 +5,8 @@ Pure: a history and an event go in, a history and perhaps an example come out; n
 
 Of the watches the newest `keep` stay, of whatever length, and the newest `keep` completed ones: the ranker looks at the
 first, the user tower at the second, and whoever skips much has few that are both. Of the impressions the newest `keep`
-shown items stay, list by list; the oldest list is cut to what still fits.
+shown items stay, list by list; the oldest list is cut to what still fits. Of a watch that is let go, or is too old to
+be kept, the item is remembered in `seen` (see streams.seen).
 
 An event is applied once. A source offset at or below the history's is a replay after a crash (its effects were
 acknowledged before the history was: see streams.history_app), an event id that is already in the history is a
@@ -34,6 +35,7 @@ from streams.messages import (
     Watch,
     WatchEvent,
 )
+from streams.seen import remember
 
 
 class Outcome(StrEnum):
@@ -63,9 +65,18 @@ def is_completed(watch_s: float, duration_s: float | None, completed_s: float) -
     return watch_s >= enough_s
 
 
-def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep: int, completed_s: float) -> Applied:
+def apply_watch(
+    history: UserHistory,
+    event: WatchEvent,
+    source: Source,
+    *,
+    keep: int,
+    completed_s: float,
+    seen: int = 0,
+    seen_days: int = 0,
+) -> Applied:
     """Sort a watch in by event time, keep the newest `keep` and the newest `keep` completed ones, and make its example
-    if it was completed.
+    if it was completed. Of the items that are not kept, the newest `seen` of the last `seen_days` are remembered.
 
     The example holds the history from before the watch's own time, also for a watch that comes late
     (paper section 3.3: predict the next watch, never a held-out one from the middle).
@@ -74,20 +85,25 @@ def apply_watch(history: UserHistory, event: WatchEvent, source: Source, *, keep
         return Applied(history, Outcome.REPLAYED)
     watches = history.watches
     if any(watch.event_id == event.event_id for watch in watches):
-        return Applied(_seen(history, source), Outcome.DUPLICATE)
+        return Applied(_passed_over(history, source), Outcome.DUPLICATE)
     completed = is_completed(event.watch_s, event.duration_s, completed_s)
     # A watch at the very same time is not "before".
     first = bisect_left(watches, event.event_ms, key=_event_ms)
     before, later = watches[:first], watches[first:]
     if len(later) >= keep and not (completed and _completed(later) < keep):
-        return Applied(_seen(history, source), Outcome.TOO_OLD)
+        remembered = remember(history.seen, [event], newest_ms=watches[-1].event_ms, keep=seen, days=seen_days)
+        return Applied(replace(_passed_over(history, source), seen=remembered), Outcome.TOO_OLD)
     watch = Watch(
         event.item_id, event.event_ms, event.watch_s, event.duration_s, completed, event.event_id, source.offset
     )
     place = bisect_right(watches, event.event_ms, key=_event_ms)
+    kept, gone = _newest((*watches[:place], watch, *watches[place:]), keep)
     newer = replace(
         history,
-        watches=_newest((*watches[:place], watch, *watches[place:]), keep),
+        watches=kept,
+        seen=remember(history.seen, gone, newest_ms=kept[-1].event_ms, keep=seen, days=seen_days)
+        if gone
+        else history.seen,
         context=event.context or history.context,
         watch_offset=source.offset,
         produced_ms=max(history.produced_ms, source.produced_ms),
@@ -143,12 +159,14 @@ def apply_impression(history: UserHistory, event: Impression, source: Source, *,
     return Applied(newer, outcome)
 
 
-def _newest(watches: tuple[Watch, ...], keep: int) -> tuple[Watch, ...]:
-    """The last `keep`, and in front of them as many older completed ones as `keep` completed ones need."""
-    recent = watches[-keep:]
-    missing = keep - _completed(recent)
-    older = [watch for watch in watches[:-keep] if watch.completed]
-    return (*older[-missing:], *recent) if older and missing else recent
+def _newest(watches: tuple[Watch, ...], keep: int) -> tuple[tuple[Watch, ...], list[Watch]]:
+    """The last `keep`, and in front of them as many older completed ones as `keep` completed ones need; and the rest,
+    which is let go."""
+    recent, older = watches[-keep:], watches[:-keep]
+    completed = [watch for watch in older if watch.completed]
+    first = max(0, len(completed) + _completed(recent) - keep)  # of the older completed ones, that stays
+    gone = [watch for watch in older if not watch.completed] + completed[:first]
+    return (*completed[first:], *recent), gone
 
 
 def _newest_shown(lists: Sequence[ShownList], keep: int) -> tuple[ShownList, ...]:
@@ -174,7 +192,7 @@ def _at_ms(shown: ShownList) -> int:
     return shown.at_ms
 
 
-def _seen(history: UserHistory, source: Source) -> UserHistory:
+def _passed_over(history: UserHistory, source: Source) -> UserHistory:
     """The same history, knowing that the stream has been read up to here."""
     return replace(history, watch_offset=source.offset)
 

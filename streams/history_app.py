@@ -108,8 +108,16 @@ def _read(
 
 def _apply(before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings) -> Applied:
     if isinstance(event, WatchEvent):
-        keep, completed_s = settings.history.watches, settings.history.completed_s
-        return apply_watch(before, event, raw.source, keep=keep, completed_s=completed_s)
+        history = settings.history
+        return apply_watch(
+            before,
+            event,
+            raw.source,
+            keep=history.watches,
+            completed_s=history.completed_s,
+            seen=history.seen,
+            seen_days=history.seen_days,
+        )
     if isinstance(event, Impression):
         return apply_impression(before, event, raw.source, keep=settings.history.impressions)
     return apply_search(before, event, raw.source, keep=settings.history.searches)

@@ -1,0 +1,90 @@
+"""What a user has watched beyond the watches that the history keeps: a few bytes for each item, so that nothing is
+recommended twice to those who watch much.
+
+An entry is a hash of the item's id and the day of its newest watch that left the history, or that came too late for
+it: six bytes, oldest day first, each item once. The newest `keep` stay; of one day, the last to be remembered. What
+lies `days` before the user's newest watch is dropped when something is remembered, and what lies as far behind the
+present is not counted when it is read, so that an item may come back. All of it follows from the events and their own
+times: the same events give the same bytes.
+
+The hash may err in one direction only: an item that was watched is always found, one that was not is taken for watched
+with probability 1 - (1 - 2^-32)^n for n entries: 500 of them hide 1 of 8.6 million candidates, or one candidate in one
+of 17,000 requests of 500. CRC-32 is no defence against ids that were made to collide; all they win is that one hides
+the other from those who have watched it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from struct import Struct
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.messages import Watch, WatchEvent
+
+DAY_MS = 86_400_000
+_ENTRY = np.dtype([("code", "<u4"), ("day", "<u2")])
+_PACKED = Struct("<IH")  # the same
+_SIZE = _PACKED.size
+_LAST_DAY = 0xFFFF  # in the year 2149
+
+
+def remember(seen: bytes, gone: Iterable[Watch | WatchEvent], *, newest_ms: int, keep: int, days: int) -> bytes:
+    """`seen` and the watches that are `gone` from the history of a user whose newest watch is at `newest_ms`."""
+    for watch in gone:
+        seen = _add(seen, crc32(watch.item_id.encode()), _day_of(watch.event_ms))
+    too_old = bisect_right(range(_count(seen)), _day_of(newest_ms) - days - 1, key=lambda at: _day_at(seen, at))
+    return seen[max(too_old, _count(seen) - keep) * _SIZE :]
+
+
+def codes_of(item_ids: Sequence[str]) -> NDArray[np.uint32]:
+    """What `seen_mask` knows items by: [C]. Always the same for an id, so they can be kept beside it."""
+    return np.array([crc32(item_id.encode()) for item_id in item_ids], np.uint32)
+
+
+def seen_mask(seen: bytes, codes: NDArray[np.uint32], *, now_ms: int, days: int) -> NDArray[np.bool_]:
+    """Which of the items with these codes [C] were watched within `days`, of those that have left the history: [C].
+
+    An item's day is that of its watch: what is counted for a moment longer than `days` is less than a day.
+    """
+    entries = np.frombuffer(seen, _ENTRY, count=_count(seen))  # [keep]
+    known = np.sort(entries["code"][np.searchsorted(entries["day"], _day_of(now_ms) - days) :])
+    if not len(known):
+        return np.zeros(len(codes), np.bool_)
+    found: NDArray[np.bool_] = known[np.searchsorted(known, codes) % len(known)] == codes
+    return found
+
+
+def _add(seen: bytes, code: int, day: int) -> bytes:
+    """An item at its newest day, behind the others of that day."""
+    at = _find(seen, code)
+    if at >= 0:
+        if _day_at(seen, at) >= day:
+            return seen
+        seen = seen[: at * _SIZE] + seen[(at + 1) * _SIZE :]
+    place = bisect_right(range(_count(seen)), day, key=lambda at: _day_at(seen, at)) * _SIZE
+    return seen[:place] + _PACKED.pack(code, day) + seen[place:]
+
+
+def _find(seen: bytes, code: int) -> int:
+    """The entry of a code; -1 when there is none."""
+    needle = code.to_bytes(4, "little")
+    at = seen.find(needle)
+    while at >= 0 and at % _SIZE:
+        at = seen.find(needle, at + 1)  # it was found astride two entries
+    return at // _SIZE if at >= 0 else -1
+
+
+def _day_at(seen: bytes, at: int) -> int:
+    return int.from_bytes(seen[(at + 1) * _SIZE - 2 : (at + 1) * _SIZE], "little")
+
+
+def _day_of(time_ms: int) -> int:
+    return min(time_ms // DAY_MS, _LAST_DAY)
+
+
+def _count(seen: bytes) -> int:
+    return len(seen) // _SIZE
