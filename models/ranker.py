@@ -28,17 +28,20 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 LEAST_LOGIT = -10.0
+LEAST_S = np.exp(np.float32(LEAST_LOGIT))
 
 
 @dataclass(frozen=True)
 class Ranked:
     """expected_s float32 [N], finite, within [0, CAP_S]; the features by scope, as they were fed; `completion` float32
-    [N]: P(completed), where that head exists."""
+    [N]: P(completed), where that head exists; `spread` float32 [N]: standard deviation of the log seconds that the
+    members predict, how far they disagree; zeros of a single one."""
 
     expected_s: Floats
     numbers: dict[Scope, Floats]
     ids: dict[str, Names]
     completion: Floats | None = None
+    spread: Floats | None = None
 
 
 class Ranker:
@@ -65,26 +68,29 @@ class Ranker:
         """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
         numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
         ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
-        logits = self.logits(numbers, ids, moment.request)
-        expected_s = self.seconds(logits[:, 0], moment.catalogue.duration_s(moment.candidates.rows))
+        members = self._member_logits(numbers, ids, moment.request)
+        logits = _mean(members)
+        duration_s = moment.catalogue.duration_s(moment.candidates.rows)
+        expected_s = self.seconds(logits[:, 0], duration_s)
         completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
-        return Ranked(expected_s, numbers, ids, completion)
+        return Ranked(expected_s, numbers, ids, completion, self._spread(members, duration_s))
 
     def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> Floats:
         """float32 [N, 1 + completion], the members' mean. numbers [B, F] and [N, F]; request int64 [N]."""
+        return _mean(self._member_logits(numbers, ids, request))
+
+    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> list[Floats]:
+        """Of each member float32 [N, 1 + completion]."""
         if not self.nets or self.shape is None:
             raise RuntimeError("this ranker is not trained")
         inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
+        members = []
         with torch.inference_mode():
-            total: Tensor | None = None
             for net in self.nets:
                 query = net.query_part(*inputs["query"])
                 query = query if len(query) == 1 else query[torch.from_numpy(request)]
-                logits = net(query, *inputs["impression"])
-                total = logits if total is None else total + logits
-            assert total is not None
-            mean: Floats = (total / len(self.nets)).numpy()
-        return mean
+                members.append(net(query, *inputs["impression"]).numpy())
+        return members
 
     def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Names]) -> tuple[Tensor, dict[str, Tensor]]:
         """What a network reads of a scope: quantiles and codes."""
@@ -100,6 +106,13 @@ class Ranker:
             return serve_seconds(logit)
         odds = torch.from_numpy(np.nan_to_num(logit)).sigmoid().numpy()
         return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(CAP_S))
+
+    def _spread(self, members: Sequence[Floats], duration_s: Floats) -> Floats:
+        """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
+        if len(members) == 1:
+            return np.zeros(len(duration_s), np.float32)
+        seconds = np.stack([self.seconds(each[:, 0], duration_s) for each in members])  # [M, N]
+        return np.asarray(np.log(np.maximum(seconds, LEAST_S)).std(axis=0), np.float32)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything that was learnt but the ids' names, by name."""
@@ -142,6 +155,14 @@ def id_strings(ids: Mapping[str, Names], scope: Scope, row: int) -> dict[str, tu
         if known:
             found[feature.name] = known
     return found
+
+
+def _mean(members: Sequence[Floats]) -> Floats:
+    """Of the members' logits."""
+    total = members[0]
+    for logits in members[1:]:
+        total = total + logits
+    return np.asarray(total / np.float32(len(members)), np.float32)
 
 
 def serve_seconds(logit: Floats) -> Floats:

@@ -1,7 +1,10 @@
 """What a served ranker promises, whatever it was trained on and whatever it is asked."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,6 +123,44 @@ def test_saved_and_loaded_arrays_give_the_same_ranker(bundle: Bundle):
     again = Ranker.from_arrays(bundle.ranker.to_arrays(), bundle.ranker.shape, bundle.ranker.spaces.names)
     asked = moment(bundle, query(watched("i1", "i5"), *[f"i{n}" for n in range(60)], "unheard"))
     np.testing.assert_array_equal(again.rank(asked).expected_s, bundle.ranker.rank(asked).expected_s)
+
+
+def with_members(bundle: Bundle, *shifts: float) -> Ranker:
+    """The same network several times; each adds so much to every logit."""
+    nets = []
+    for shift in shifts:
+        net = copy.deepcopy(bundle.ranker.nets[0])
+        with torch.no_grad():
+            (net.bias if net.last is None else net.last.bias)[0] += shift
+        nets.append(net)
+    return Ranker(bundle.ranker.shape, nets, bundle.ranker.quantiles, bundle.ranker.spaces)
+
+
+def test_the_spread_is_how_far_the_members_log_seconds_lie_apart(bundle: Bundle):
+    asked = moment(bundle, query(watched("i1"), "i9", "i2"))
+    one, three = with_members(bundle, 0.5).rank(asked), with_members(bundle, -1.0, 0.5, 2.0).rank(asked)
+    np.testing.assert_allclose(three.expected_s, one.expected_s, rtol=1e-5)
+    assert three.spread is not None and three.spread.dtype == np.float32
+    np.testing.assert_allclose(three.spread, np.std([-1.0, 0.5, 2.0]), rtol=1e-5)
+
+
+def test_one_member_agrees_with_itself(bundle: Bundle):
+    spread = with_members(bundle, 0.0).rank(moment(bundle, query(watched("i1"), "i9", "i2"))).spread
+    np.testing.assert_array_equal(spread, np.zeros(2, np.float32))
+
+
+def test_the_seconds_are_those_of_the_members_mean_to_the_bit(bundle: Bundle):
+    asked, three = moment(bundle, query(watched("i1"), "i9", "i2")), with_members(bundle, 0.1, 0.2, 0.7)
+    ranked = three.rank(asked)
+    logits = [with_members(bundle, s).logits(ranked.numbers, ranked.ids, asked.request) for s in (0.1, 0.2, 0.7)]
+    mean = (logits[0] + logits[1] + logits[2]) / np.float32(3)
+    np.testing.assert_array_equal(ranked.expected_s, serve_seconds(mean[:, 0]))
+
+
+def test_the_spread_is_finite_whatever_a_member_says(bundle: Bundle):
+    for shifts in ((np.nan, 0.0), (np.inf, -np.inf), (99.0, -99.0)):
+        spread = with_members(bundle, *shifts).rank(moment(bundle, query(watched("i1"), "i9"))).spread
+        assert spread is not None and np.isfinite(spread).all()
 
 
 def test_ranking_leaves_no_trace(bundle: Bundle):
