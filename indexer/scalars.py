@@ -4,6 +4,9 @@ They say what models.catalogue says, so that a filter finds the same items on bo
 durations are float32, a duration of 0 is an unknown one, an item has its first 32 distinct topics. What a filter cannot
 name (a channel of 10,000 characters) is one fixed name here that no filter can name either: it is not missing, and
 it is not equal to anything.
+
+The topics are one text, "|news|sport|", searched with LIKE. Milvus Lite looks through an ARRAY row by row in Python: a
+top-500 search among 10,000 items took 26 ms without a filter, 20 with LIKE, 166 with array_contains.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ SCALARS = (CHANNEL, TOPICS, LANGUAGE, DURATION, PUBLISHED, AVAILABLE)  # as the 
 
 _BYTES = 4 * LONGEST_NAME  # Milvus counts the bytes of UTF-8
 _UNNAMED = "\x01"
+_ESCAPED = str.maketrans({"!": "!!", "|": "!i", "%": "!p", "_": "!u", "\\": "!b"})
 
 
 class Scalars(NamedTuple):
@@ -51,7 +55,7 @@ UNKNOWN = Scalars()  # an item that the catalogue does not know is not taken dow
 def add_fields(schema: Any) -> None:
     """Add the fields of Scalars to a pymilvus schema."""
     schema.add_field(CHANNEL, DataType.VARCHAR, max_length=_BYTES)
-    schema.add_field(TOPICS, DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MOST_TOPICS, max_length=_BYTES)
+    schema.add_field(TOPICS, DataType.VARCHAR, max_length=1 + MOST_TOPICS * (_BYTES + 1))
     schema.add_field(LANGUAGE, DataType.VARCHAR, max_length=_BYTES)
     schema.add_field(DURATION, DataType.FLOAT)
     schema.add_field(PUBLISHED, DataType.INT64)
@@ -73,7 +77,12 @@ def scalars_of(item: Item) -> Scalars:
 
 def as_row(scalars: Scalars) -> dict[str, Any]:
     """A row's part for pymilvus, by field."""
-    return scalars._asdict() | {TOPICS: list(scalars.topics)}
+    return scalars._asdict() | {TOPICS: "".join(map(topic_mark, scalars.topics)).replace("||", "|")}
+
+
+def topic_mark(topic: str) -> str:
+    """What stands in the text of an item's topics if this is one of them; without what LIKE gives a meaning to."""
+    return f"|{topic.translate(_ESCAPED)}|"
 
 
 def _topics(topics: Iterable[str]) -> tuple[str, ...]:

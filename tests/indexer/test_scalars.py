@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from indexer.scalars import SCALARS, UNKNOWN, Scalars, as_row, scalars_of
+from indexer.scalars import SCALARS, UNKNOWN, Scalars, as_row, scalars_of, topic_mark
 from streams.messages import Item
 
 
@@ -18,7 +18,8 @@ def test_all_that_is_known_stands_in_the_row() -> None:
     assert scalars_of(item) == Scalars("c", ("t", "s"), "de", 30.5, 7, False)
     row = as_row(scalars_of(item))
     assert tuple(row) == SCALARS
-    assert row["topics"] == ["t", "s"]
+    assert row["topics"] == "|t|s|"
+    assert as_row(UNKNOWN)["topics"] == ""
 
 
 def test_a_duration_is_a_float32_and_0_is_an_unknown_one() -> None:
@@ -42,3 +43,12 @@ def test_a_name_that_no_filter_can_name_is_neither_missing_nor_cut() -> None:
         assert scalars == Scalars("\x01", ("\x01", "a"), "\x01")
     widest = "\U0001f600" * 256  # 1,024 bytes
     assert scalars_of(Item("x", channel=widest)).channel == widest
+
+
+def test_a_topic_is_found_in_the_text_as_a_whole_and_no_other() -> None:
+    topics = ("a", "b", "a|b", "a!ib", "a!b", "a%b", "a_b", "a\\b", "a!pb", "||", "!")
+    for number, topic in enumerate(topics):
+        others = topics[:number] + topics[number + 1 :]
+        assert topic_mark(topic) in as_row(Scalars(topics=topics))["topics"]
+        assert topic_mark(topic) not in as_row(Scalars(topics=others))["topics"]
+        assert not set(topic_mark(topic)) & set("%_\\")
