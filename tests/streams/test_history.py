@@ -1,10 +1,12 @@
 """The pure core of histories: order, duplicates, replays, and what an example may know."""
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.history import Outcome, Source, apply_impression, apply_search, apply_watch, is_completed
 from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, UserHistory, WatchEvent, encode
+from streams.seen import DAY_MS, codes_of, seen_mask
 
 KEEP = 5
 
@@ -13,11 +15,11 @@ def watch(event_ms: int, event_id: str | None = None, item: str = "i", watch_s: 
     return WatchEvent(event_id or f"e{event_ms}", "u", item, event_ms, watch_s, 60.0)
 
 
-def fold(events: list[WatchEvent], start: UserHistory | None = None, keep: int = KEEP):
+def fold(events: list[WatchEvent], start: UserHistory | None = None, keep: int = KEEP, seen: int = 3):
     """Histories and examples of events at offsets 0, 1, 2, ..."""
     history, examples = start or UserHistory("u"), []
     for offset, event in enumerate(events):
-        applied = apply_watch(history, event, Source(0, offset, 0), keep=keep, completed_s=18)
+        applied = apply_watch(history, event, Source(0, offset, 0), keep=keep, completed_s=18, seen=seen, seen_days=90)
         history = applied.history
         if applied.example:
             examples.append(applied.example)
@@ -77,6 +79,29 @@ def test_a_watch_older_than_a_full_history_is_passed_over_and_said_so():
     history, _ = fold([watch(t) for t in (10, 20, 30, 40, 50)])
     applied = apply_watch(history, watch(5), Source(0, 9, 0), keep=KEEP, completed_s=18)
     assert applied.outcome is Outcome.TOO_OLD and times(applied.history) == times(history)
+
+
+def seen_of(history: UserHistory, *item_ids: str, today: int = 0) -> list[str]:
+    mask = seen_mask(history.seen, codes_of(item_ids), now_ms=today * DAY_MS, days=90)
+    return [item_ids[at] for at in np.flatnonzero(mask)]
+
+
+def test_the_items_of_watches_that_are_let_go_or_too_old_are_remembered():
+    history, _ = fold([watch(t, item=f"i{t}") for t in (10, 20, 30, 40, 50, 60, 70, 5)], keep=5)
+    assert times(history) == [30, 40, 50, 60, 70]
+    assert seen_of(history, *(f"i{t}" for t in (5, 10, 20, 30, 70))) == ["i5", "i10", "i20"]
+    again, _ = fold([watch(10, item="i10")], UserHistory("u", history.watches, seen=history.seen))
+    assert again.seen == history.seen, "a duplicate of a watch that was let go changes nothing"
+
+
+def test_a_skipped_watch_that_makes_way_for_completed_ones_is_remembered():
+    history, _ = fold([watch(t, item=f"i{t}", watch_s=1 if t < 20 else 30) for t in range(10, 60, 10)], keep=2)
+    assert times(history) == [40, 50] and seen_of(history, "i10", "i20", "i30") == ["i10", "i20", "i30"]
+
+
+def test_what_is_remembered_is_as_old_as_the_newest_watch_lets_it_be():
+    history, _ = fold([watch(t * DAY_MS, item=f"i{t}") for t in (1, 2, 91, 92, 93)], keep=2, seen=9)
+    assert seen_of(history, "i1", "i2", "i91", today=91) == ["i91"], "day 3 is 90 days before the newest watch"
 
 
 def test_searches_are_kept_beside_watches_and_reach_the_example():
@@ -223,6 +248,17 @@ def test_what_stays_is_the_newest_of_all_and_the_newest_completed_and_each_count
 
 
 @settings(max_examples=200, deadline=None)
+@given(arrivals, st.integers(1, 6))
+def test_whatever_was_watched_is_in_the_history_or_remembered(drawn, keep):
+    events = [watch(t, f"{t}-{long}-{n}", f"i{number}", 30 if long else 1) for number, (t, long, n) in enumerate(drawn)]
+    history, _ = fold(events, keep=keep, seen=100)
+    kept = {entry.event_id for entry in history.watches}
+    first_of = {event.event_id: event.item_id for event in reversed(events)}
+    gone = [item_id for event_id, item_id in first_of.items() if event_id not in kept]
+    assert sorted(seen_of(history, *gone)) == sorted(gone)
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=25), st.randoms())
 def test_arrival_order_does_not_change_the_history(event_times, random):
     """Whatever the order of arrival, the newest distinct events are there, sorted by time."""
@@ -242,7 +278,7 @@ def test_a_crash_anywhere_replays_to_the_same_bytes(drawn, data):
     back_to = data.draw(st.integers(0, crash))
     history, examples = fold(events[:crash])
     for offset, event in enumerate(events[back_to:], start=back_to):
-        applied = apply_watch(history, event, Source(0, offset, 0), keep=KEEP, completed_s=18)
+        applied = apply_watch(history, event, Source(0, offset, 0), keep=KEEP, completed_s=18, seen=3, seen_days=90)
         history = applied.history
         examples += [applied.example] if applied.example else []
     smooth, smooth_examples = fold(events)

@@ -8,6 +8,7 @@ from infra.settings import Settings
 from streams.history_app import apply
 from streams.intake import Raw
 from streams.messages import Impression, Shown, WatchEvent, encode
+from streams.seen import DAY_MS, codes_of, seen_mask
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
 from tests.streams.test_intake import Waiting
 
@@ -48,3 +49,13 @@ def test_an_impression_that_cannot_be_used_is_the_join_workers_to_report_and_a_w
     outbox = Waiting()
     changed, _, bug = apply(batch, {}, outbox, SETTINGS, now_ms=NOW_MS)  # type: ignore[arg-type]
     assert changed == {} and bug is None and [topic for topic, *_ in outbox] == [DEAD_LETTERS]
+
+
+def test_a_watch_beyond_what_the_settings_keep_is_remembered():
+    small = Settings.model_validate({"history": {"watches": 1, "seen": 2, "seen_days": 7}})
+    ages_d = {"a": 9, "b": 6, "c": 5, "d": 4, "e": 0}
+    watches = [WatchEvent(f"e-{item}", "u", item, NOW_MS - age * DAY_MS, 30.0, 60.0) for item, age in ages_d.items()]
+    batch = [raw(WATCH_EVENTS, watch, offset) for offset, watch in enumerate(watches)]
+    changed, _, bug = apply(batch, {}, Waiting(), small, now_ms=NOW_MS)  # type: ignore[arg-type]
+    mask = seen_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=7)
+    assert mask.tolist() == [False, False, True, True, False] and bug is None
