@@ -1,4 +1,4 @@
-"""What is known of each item, in columns: channel, topics, further ids, duration, publishing time, availability.
+"""What is known of each item, in columns: channel, topics, further ids, language, duration, time, availability.
 
 Features and side embeddings read whole arrays by row number, never one item at a time. An item that nothing is known
 of is not an error: streams are not ordered between topics, so a watch may arrive before its catalogue entry.
@@ -28,13 +28,14 @@ class Catalogue:
     """Item facts by row; -1 as a row means unknown item.
 
     Channel, topics and every further id column are lists of codes under their name (`id_names`), all alike; codes start
-    at 1, 0 means none.
+    at 1, 0 means none. The language is no such column: requests filter by it, nothing is learnt from it.
     """
 
     def __init__(self) -> None:
         self.item_ids: list[str] = []
         self._row_of: dict[str, int] = {}
         self._ids = {CHANNEL: IdLists(), TOPICS: IdLists()}
+        self._languages = IdLists()
         self._columns = Columns(
             duration_s=np.empty(0, np.float32),
             published_ms=np.empty(0, np.float64),
@@ -53,6 +54,7 @@ class Catalogue:
         duration_s: float | None = None,
         published_ms: int | None = None,
         available: bool = True,
+        language: str | None = None,
         ids: Mapping[str, Sequence[str] | None] = NO_IDS,
     ) -> int:
         """Set what is known of an item, replacing what was; its row. A duration of 0 is an unknown one.
@@ -74,6 +76,7 @@ class Catalogue:
             for name, value in facts.items():
                 self._columns[name][row] = value
         self._set_ids(row, {**ids, CHANNEL: [channel or ""], TOPICS: topics})
+        self._languages.set(row, [language or ""])
         return row
 
     def remove(self, item_id: str) -> None:
@@ -131,6 +134,19 @@ class Catalogue:
     def topics(self) -> list[str]:
         return self.id_values(TOPICS)
 
+    @property
+    def languages(self) -> list[str]:
+        """The language of each code; that of 0 is empty."""
+        return self._languages.names
+
+    def code_of_id(self, name: str, value: str) -> int:
+        """The code of an id in a column, 0 when no item has had it."""
+        return self._ids[name].code_of(value)
+
+    def code_of_language(self, language: str) -> int:
+        """The code of a language, 0 when no item has had it."""
+        return self._languages.code_of(language)
+
     def channel_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
         """int32 [N], 0 for unknown."""
         return self._ids[CHANNEL].first(rows)
@@ -138,6 +154,10 @@ class Catalogue:
     def topic_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
         """int32 [N]: each item's first topic, 0 for unknown."""
         return self._ids[TOPICS].first(rows)
+
+    def language_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """int32 [N], 0 for unknown."""
+        return self._languages.first(rows)
 
     def topics_at(self, rows: Rows, most: int) -> npt.NDArray[np.int32]:
         """int32, in the shape of `rows` and [T] behind it: the first `most` topics of each, 0 for none."""
@@ -153,6 +173,9 @@ class Catalogue:
 
     def channel_of(self, row: int) -> str | None:
         return next(iter(self._ids[CHANNEL].names_of(row)), None)
+
+    def language_of(self, row: int) -> str | None:
+        return next(iter(self._languages.names_of(row)), None)
 
     def topics_of(self, row: int) -> tuple[str, ...]:
         return self._ids[TOPICS].names_of(row)

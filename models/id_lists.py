@@ -29,6 +29,10 @@ class IdLists:
     def names(self) -> list[str]:
         return self._vocabulary.names
 
+    def code_of(self, name: str) -> int:
+        """0 for a name that no row has had."""
+        return max(0, self._vocabulary.known_code(name))
+
     def set(self, row: int, names: Iterable[str]) -> None:
         """Give a row these names (distinct ones, empty ones passed over) in place of those it had."""
         codes = tuple(dict.fromkeys(self._vocabulary.code(name) for name in names if name))

@@ -39,3 +39,7 @@ class Vocabulary:
             code = self._code_of[name] = len(self.names)
             self.names.append(name)
         return code
+
+    def known_code(self, name: str) -> int:
+        """-1 for a name that is not there."""
+        return self._code_of.get(name, -1)

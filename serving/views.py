@@ -100,6 +100,7 @@ class CatalogueView:
             topics=item.topics,
             duration_s=item.duration_s,
             published_ms=item.published_ms,
+            language=item.language,
             ids=item.ids,
         )
 

@@ -74,3 +74,25 @@ def test_id_columns_without_end_and_our_own_names_are_passed_over():
     catalogue.upsert("x", channel="c", ids={f"n{n}": ["1"] for n in range(50)} | {"channel": ["other"]})
     assert len(catalogue.id_names) == 18
     assert catalogue.channel_of(0) == "c"
+
+
+def test_a_language_is_known_by_row_and_is_no_id_column():
+    catalogue = Catalogue()
+    catalogue.upsert("x", language="de")
+    catalogue.upsert("y", ids={"language": ["other"]})
+    catalogue.upsert("z", language="en")
+    rows = catalogue.rows(["z", "y", "x", "nobody"])
+    assert catalogue.language_codes(rows).tolist() == [2, 0, 1, 0]
+    assert [catalogue.language_of(row) for row in range(3)] == ["de", None, "en"]
+    assert catalogue.languages == ["", "de", "en"]
+    assert catalogue.id_names == ("channel", "topics", "language")  # that of y, from a grouping of the same name
+    catalogue.upsert("x")
+    assert catalogue.language_of(0) is None
+
+
+def test_the_code_of_a_name_that_no_item_has_is_0_and_asking_does_not_add_it():
+    catalogue = Catalogue()
+    catalogue.upsert("x", channel="c", language="de")
+    assert (catalogue.code_of_id("channel", "c"), catalogue.code_of_language("de")) == (1, 1)
+    assert (catalogue.code_of_id("channel", "d"), catalogue.code_of_language("d")) == (0, 0)
+    assert (catalogue.channels, catalogue.languages) == (["", "c"], ["", "de"])

@@ -73,7 +73,7 @@ def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
     view, catalogue = CatalogueView(), Catalogue()
     view.apply(
         b"a",
-        encode(Item("a", channel="cats", topics=("pets",), duration_s=30.0, published_ms=5, ids={"music": ("7",)})),
+        encode(Item("a", "", "cats", ("pets",), duration_s=30.0, published_ms=5, language="de", ids={"music": ("7",)})),
     )
     view.apply(b"b", None)
     view.describe_all(catalogue)
@@ -81,6 +81,7 @@ def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
     assert catalogue.channel_of(a) == "cats"
     assert catalogue.topics_of(a) == ("pets",)
     assert catalogue.ids_of(a) == {"music": ("7",)}
+    assert catalogue.language_of(a) == "de"
     assert catalogue.is_available(catalogue.rows(["a", "b"])).tolist() == [True, False]
     assert b >= 0
 
