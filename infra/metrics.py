@@ -69,6 +69,17 @@ EVENT_TO_VECTOR = Histogram(
 UPSERTED = Counter("nextwatch_index_rows_upserted_total", "Rows written to the index")
 DELETED = Counter("nextwatch_index_rows_deleted_total", "Rows deleted from the index")
 INDEX_ROWS = Gauge("nextwatch_index_rows", "Rows in the live collection")
+INDEX_LAG = Histogram(
+    "nextwatch_index_lag_seconds", "Vector written to Kafka until it is searchable, the oldest of a row", buckets=_DELAY
+)
+INDEX_REWRITTEN = Counter("nextwatch_index_rows_rewritten_total", "Rows written again since the catalogue changed")
+INDEX_WAITING = Gauge("nextwatch_index_changes_waiting", "Changes read and not yet written to the index")
+INDEX_WAITED = Counter(
+    "nextwatch_index_standstill_seconds_total",
+    "Time in which nothing was read since a call was not answered yet, waits between tries included",
+    ["dependency"],
+)
+INDEX_RECALL = Gauge("nextwatch_index_probe_recall", "Recall against an exact search, of the newest collection")
 INDEX_RETRIES = Counter(
     "nextwatch_index_retries_total", "Calls of the indexer that failed and are tried again", ["dependency"]
 )
