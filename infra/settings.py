@@ -227,7 +227,25 @@ class Serving(Section):
     candidates: Annotated[int, Field(ge=1, le=16384)] = Field(500, description="retrieved per request")
     k: Count = Field(20, description="items in a reply when the request does not say")
     max_k: Count = 200
-    batch: Count = Field(32, description="most requests answered together")
+    first: Literal["index", "mirror"] = Field("index", description="who is asked first; the other is the fallback")
+    mirror_items: Annotated[int, Field(ge=0)] = Field(
+        200_000, description="most items whose vectors are held in memory as well; 0: no mirror"
+    )
+    search_s: Annotated[float, Field(gt=0)] = Field(0.5, description="longest wait for the index; then the mirror")
+    audit_share: Share = Field(0.01, description="share of the index's answers compared with an exact search")
+    audit_recall: Share = Field(0.9, description="with a lower mean recall the index is left out; 0: never")
+    trending: Annotated[int, Field(ge=0)] = Field(25, description="candidates from what is trending; 0: none")
+    similar: Annotated[int, Field(ge=0)] = Field(50, description="candidates like the last completed watch; 0: none")
+    fresh: Annotated[int, Field(ge=0)] = Field(25, description="candidates among the newest items; 0: none")
+    fresh_h: Annotated[float, Field(gt=0)] = Field(72.0, description="an item is fresh for so long after its publishing")
+    source_s: Annotated[float, Field(gt=0)] = Field(0.1, description="a source that takes longer in a batch is left out")
+    shown_most: Annotated[int, Field(ge=0)] = Field(
+        0, description="an item shown so often without a watch since is not a candidate; 0: it stays one"
+    )
+    queue: Count = Field(1000, description="most requests read and not yet answered")
+    repeat_s: Seconds = Field(60.0, description="a repeated request id gets the same reply for so long")
+    repeats: Count = Field(5000, description="most replies kept for that")
+    batch: Count = Field(16, description="most requests answered together")
     deadline_s: Annotated[float, Field(gt=0)] = Field(2.0, description="when the request does not say")
     heartbeat_s: Annotated[float, Field(gt=0)] = Field(5.0, description="how often a server says what it serves")
     threads: Count = Field(1, description="of torch in one serving worker; small batches gain nothing from more")

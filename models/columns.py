@@ -44,6 +44,12 @@ class Columns:
             self._arrays[name][row] = value
         return row
 
+    def remove(self, row: int) -> None:
+        """Let go of a row: the last one takes its place."""
+        self._rows -= 1
+        for array in self._arrays.values():
+            array[row] = array[self._rows]
+
     @property
     def capacity(self) -> int:
         return len(next(iter(self._arrays.values())))

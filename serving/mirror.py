@@ -1,0 +1,169 @@
+"""The exact mirror: the vectors of the live collection in memory, searched by comparing a query with all of them.
+
+It is fed by the same records as the index. It answers when Milvus does not, it says how good Milvus' answers are
+(serving/audit.py), and it knows the vector of any item. A search costs in proportion to the items, which is why there is
+a limit to them (`serving.mirror_items`): a hundred thousand take a few milliseconds.
+
+An item that is down keeps its row, so that it can come back at once. It is taken out of every answer by its last
+coordinate, the popularity, whose counterpart in every user vector is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.columns import Columns
+from models.table import GROWTH, ROOM, reserve
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+DOWN = np.float32(-1e30)  # the last coordinate of an item that may not be shown
+LEAST_SCORE = np.float32(-1e29)  # below it are items that are down
+
+
+class Mirror:
+    """`item_ids` with vectors float32 [N, D]. One writer; a search runs in the writer's thread."""
+
+    def __init__(self, item_ids: Sequence[str], vectors: Floats) -> None:
+        self.item_ids = list(item_ids)
+        self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self._room = _reserve(max(ROOM, GROWTH * len(vectors)), vectors.shape[1])
+        self._room[: len(vectors)] = vectors
+        self._columns = Columns(
+            popularity=np.array(vectors[:, -1], np.float32),  # as it is when the item is not down
+            down=np.zeros(len(vectors), np.bool_),
+            catalogue_row=np.full(len(vectors), -1, np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def dim(self) -> int:
+        return int(self._room.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """What its vectors take."""
+        return int(self._vectors.nbytes)
+
+    @property
+    def catalogue_rows(self) -> Rows:
+        """int64 [N]: each item's row in the catalogue, -1 for one that it does not know."""
+        return self._columns["catalogue_row"]
+
+    def put(self, item_id: str, vector: Floats, *, down: bool = False) -> None:
+        """Set an item's vector, float32 [D]. Raises ValueError for one of another length or with non-finite numbers."""
+        if vector.shape != (self.dim,) or not np.isfinite(vector).all():
+            raise ValueError(f"vector must be {self.dim} finite numbers, got shape {vector.shape}")
+        row = self._row_of.get(item_id)
+        if row is None:
+            row = self._append(item_id)
+        self._room[row] = vector
+        self._columns["popularity"][row] = vector[-1]
+        self._columns["down"][row] = down
+        self._hide(row)
+
+    def set_catalogue_row(self, item_id: str, catalogue_row: int) -> None:
+        """Where the item's facts are; one that is not here is passed over."""
+        if (row := self._row_of.get(item_id)) is not None:
+            self._columns["catalogue_row"][row] = catalogue_row
+
+    def take_down(self, item_id: str) -> None:
+        """No search finds it until it is brought back."""
+        self._set_down(item_id, True)
+
+    def bring_back(self, item_id: str) -> None:
+        self._set_down(item_id, False)
+
+    def remove(self, item_id: str) -> None:
+        """Let go of an item that has expired; the last row takes its place."""
+        row = self._row_of.pop(item_id, None)
+        if row is None:
+            return
+        last = self.item_ids.pop()
+        if last != item_id:
+            self.item_ids[row] = last
+            self._row_of[last] = row
+        self._room[row] = self._room[len(self.item_ids)]
+        self._columns.remove(row)
+
+    def rows(self, item_ids: Iterable[str]) -> Rows:
+        """int64 [N], -1 for items that are not here."""
+        row_of = self._row_of
+        return np.array([row_of.get(item_id, -1) for item_id in item_ids], np.int64)
+
+    def vectors(self, rows: Rows) -> Floats:
+        """A copy, [N] -> [N, D], with the popularity as it is, also of items that are down."""
+        vectors = self._room[rows]
+        vectors[:, -1] = self._columns["popularity"][rows]
+        return np.asarray(vectors)
+
+    def scores(self, vectors: Floats, item_ids: Sequence[Sequence[str]]) -> list[Floats]:
+        """Inner products of each query [B, D] with its own items; NaN for those that are not here."""
+        found = []
+        for query, own in zip(vectors, item_ids, strict=True):
+            rows = self.rows(own)
+            found.append(np.where(rows < 0, np.float32(np.nan), self.vectors(rows) @ query).astype(np.float32))
+        return found
+
+    def search(
+        self, vectors: Floats, limit: int, allowed: Sequence[Flags | None] | None = None
+    ) -> list[tuple[list[str], Floats]]:
+        """The `limit` items with the largest inner product for each of vectors float32 [B, D], best first, ties in the
+        order of rows. `allowed` bool [N] of a query: only these rows."""
+        if not len(self) or not len(vectors) or limit < 1:
+            return [([], np.zeros(0, np.float32))] * len(vectors)
+        products = vectors @ self._vectors.T  # [B, N]
+        return [
+            self._best(scores, limit, None if allowed is None else allowed[at]) for at, scores in enumerate(products)
+        ]
+
+    def _best(self, scores: Floats, limit: int, allowed: Flags | None) -> tuple[list[str], Floats]:
+        """[N] -> the best of those that may be shown."""
+        if allowed is not None:
+            scores = np.where(allowed, scores, DOWN)
+        if limit < len(scores):
+            # the limit-th best value, then all that reach it: equal ones are told apart by their rows, not by chance
+            least = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+            rows = np.flatnonzero(scores >= max(least, LEAST_SCORE))
+        else:
+            rows = np.flatnonzero(scores >= LEAST_SCORE)
+        rows = rows[np.argsort(-scores[rows], kind="stable")][:limit]
+        ids = self.item_ids
+        return [ids[row] for row in rows.tolist()], scores[rows]
+
+    @property
+    def _vectors(self) -> Floats:
+        """[N, D]: the rows in use."""
+        return self._room[: len(self)]
+
+    def _append(self, item_id: str) -> int:
+        if len(self) == len(self._room):
+            grown = _reserve(GROWTH * len(self), self.dim)
+            grown[: len(self)] = self._room
+            self._room = grown
+        row = self._row_of[item_id] = self._columns.append(popularity=0.0, down=False, catalogue_row=-1)
+        self.item_ids.append(item_id)
+        return row
+
+    def _set_down(self, item_id: str, down: bool) -> None:
+        row = self._row_of.get(item_id)
+        if row is not None and self._columns["down"][row] != down:
+            self._columns["down"][row] = down
+            self._hide(row)
+
+    def _hide(self, row: int) -> None:
+        """Write the last coordinate as it must be now."""
+        down = self._columns["down"][row]
+        self._room[row, -1] = DOWN if down else self._columns["popularity"][row]
+
+
+def _reserve(rows: int, dim: int) -> Floats:
+    """[rows, dim] of zeros that take memory only where they are written."""
+    return np.asarray(reserve(rows * dim).view(rows, dim).numpy())
