@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from infra.settings import Settings
 from streams.history_app import apply
 from streams.intake import Raw
@@ -51,11 +53,12 @@ def test_an_impression_that_cannot_be_used_is_the_join_workers_to_report_and_a_w
     assert changed == {} and bug is None and [topic for topic, *_ in outbox] == [DEAD_LETTERS]
 
 
-def test_a_watch_beyond_what_the_settings_keep_is_remembered():
-    small = Settings.model_validate({"history": {"watches": 1, "seen": 2, "seen_days": 7}})
+@pytest.mark.parametrize(("seen", "found"), [(9, ["b", "c", "d"]), (2, ["c", "d"]), (0, [])])
+def test_a_watch_beyond_what_the_settings_keep_is_remembered(seen: int, found: list[str]):
+    small = Settings.model_validate({"history": {"watches": 1, "seen": seen, "seen_days": 7}})
     ages_d = {"a": 9, "b": 6, "c": 5, "d": 4, "e": 0}
     watches = [WatchEvent(f"e-{item}", "u", item, NOW_MS - age * DAY_MS, 30.0, 60.0) for item, age in ages_d.items()]
     batch = [raw(WATCH_EVENTS, watch, offset) for offset, watch in enumerate(watches)]
     changed, _, bug = apply(batch, {}, Waiting(), small, now_ms=NOW_MS)  # type: ignore[arg-type]
-    mask = seen_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=7)
-    assert mask.tolist() == [False, False, True, True, False] and bug is None
+    mask = seen_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=90)
+    assert [item for item, is_seen in zip(ages_d, mask, strict=True) if is_seen] == found and bug is None
