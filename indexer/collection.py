@@ -10,9 +10,10 @@ every few thousand rows; a server makes a segment of each flush, so it is flushe
 strong consistency: what was upserted is found by the next search. After a restart collections are not loaded; a call
 that fails for it (code 101) loads and tries once more.
 
-A FLAT collection holds vectors as they are (metric IP), an HNSW one holds them on a sphere (metric L2, see
-indexer/sphere.py). Callers do not notice: they give vectors and get inner products. Which it is stands in the
-collection's own properties, so that a changed setting leaves existing collections readable.
+Beside its vector a row has the item's facts, for filters (indexer/scalars.py). Rows are always written whole: Milvus
+Lite's upsert keeps what an old row has and the new one does not name, a server's does not.
+
+How the vectors are held (indexer/forms.py) is no matter of callers: they give vectors and get inner products.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.forms import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
 from indexer.milvus import connect, is_not_loaded, translated
-from indexer.sphere import inner_products, lift, lift_queries, radius_for
+from indexer.scalars import UNKNOWN, Scalars, add_fields, as_row
+from indexer.sphere import inner_products, lift, lift_queries
 from infra.settings import Milvus
 
 __all__ = [
@@ -47,12 +50,10 @@ Floats = NDArray[np.float32]
 
 PREFIX = "items_"
 MOST_HITS = 16384  # Milvus' own bound on a search's limit
-_MARK, _RADIUS = "nextwatch.mark", "nextwatch.radius"  # collection properties: see Index.mark, Index.create
+_MARK = "nextwatch.mark"  # a collection's property, see Index.mark
 _ID_BYTES = 1024
 _LITE_MEMTABLE_ROWS = 2000  # costs about 10 ms per search; a flush costs about 80 ms
 _SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
-_HNSW = {"M": 32, "efConstruction": 400}
-_EF_PER_HIT, _MOST_EF = 4, 32768  # recall@500 of 20,000 vectors was .94, .98, .997 with ef of 1, 2, 4 times 500
 
 
 def collection_name(version: str) -> str:
@@ -78,7 +79,7 @@ class Index:
         self._lock = threading.Lock()
         self._is_lite = False
         self._unflushed: Counter[str] = Counter()
-        self._radius: dict[str, float] = {}  # by version, as far as known; 0: vectors are stored as they are
+        self._forms: dict[str, Form] = {}  # by version, as far as known
 
     # --- collections -------------------------------------------------------------------------------------------------
 
@@ -88,38 +89,36 @@ class Index:
             names = self._client().list_collections(timeout=self._milvus.timeout_s)
         return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
 
-    def create(self, version: str, dim: int, *, longest: float = 16.0) -> None:
-        """An empty, loaded collection of vectors of length `dim`, the longest of which has the norm `longest`.
+    def create(self, version: str, dim: int, *, longest: float = 16.0, rows: int = 0) -> None:
+        """An empty, loaded collection of vectors of length `dim`, the longest of which has the norm `longest`, for
+        about `rows` of them.
 
-        Only HNSW uses `longest`; vectors of more than twice that are found a little too far.
+        Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
-        kind = self._milvus.index_type
-        radius = radius_for(longest) if kind == "HNSW" else 0.0
+        form = form_for(self._milvus, longest=longest, rows=rows)
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("item_id", DataType.VARCHAR, max_length=_ID_BYTES, is_primary=True)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim + bool(radius))
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim + bool(form.radius))
         schema.add_field("step", DataType.INT64)
-        index = MilvusClient.prepare_index_params()
-        metric, parameters = ("L2", _HNSW) if radius else ("IP", {})
-        index.add_index("vector", index_type=kind, metric_type=metric, params=parameters)
+        add_fields(schema)
         with translated("create", version):
             self._client().create_collection(
                 collection_name(version),
                 schema=schema,
-                index_params=index,
+                index_params=index_of(form, self._milvus),
                 consistency_level="Strong",
-                properties={_RADIUS: repr(radius)},
+                properties=properties_of(form),
                 timeout=_SLOW_S,
             )
         self._unflushed.pop(version, None)
-        self._radius[version] = radius
+        self._forms[version] = form
 
     def drop(self, version: str) -> None:
         """Remove a collection; nothing happens when there is none."""
         with translated("drop", version):
             self._client().drop_collection(collection_name(version), timeout=_SLOW_S)
         self._unflushed.pop(version, None)
-        self._radius.pop(version, None)
+        self._forms.pop(version, None)
 
     def mark(self, version: str, mark: str) -> None:
         """Write a word on the collection that outlives us: how far its making has come (see indexer/handover.py)."""
@@ -131,10 +130,14 @@ class Index:
         """The collection's mark, empty when it has none."""
         return self._describe(version)[0].get(_MARK, "")
 
+    def is_of_today(self, version: str) -> bool:
+        """Whether it has the fields that we write; one that an older version of nextwatch made has not."""
+        return form_from(self._describe(version)[0]).format == FORMAT
+
     def dim(self, version: str) -> int:
         """The length of the vectors that it takes."""
         properties, dim = self._describe(version)
-        return dim - bool(float(properties.get(_RADIUS, 0)))
+        return dim - bool(form_from(properties).radius)
 
     def load(self, version: str) -> None:
         """Make it searchable; needed after a restart of Milvus, harmless when it is."""
@@ -153,12 +156,21 @@ class Index:
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
-    def upsert(self, version: str, item_ids: Sequence[str], vectors: Floats, steps: Sequence[int]) -> None:
-        """Write or replace rows; vectors float32 [N, dim]. Raises ValueError for a non-finite vector.
+    def upsert(
+        self,
+        version: str,
+        item_ids: Sequence[str],
+        vectors: Floats,
+        steps: Sequence[int],
+        scalars: Sequence[Scalars] | None = None,
+    ) -> None:
+        """Write or replace rows; vectors float32 [N, dim], `scalars` the items' facts (none: nothing is known of them).
+        Raises ValueError for a non-finite vector.
 
         When it returns, the next search finds them.
         """
-        rows = _rows(item_ids, self._stored(version, vectors), steps)
+        facts = [UNKNOWN] * len(item_ids) if scalars is None else scalars
+        rows = _rows(item_ids, self._stored(version, vectors), steps, facts)
         with translated("upsert", version):
             self._client().upsert(collection_name(version), rows, timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(rows))
@@ -172,7 +184,7 @@ class Index:
     def vectors(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[int, Floats]]:
         """Step and vector float32 [dim] of those of these items that are there."""
         found = self._query(version, _is_one_of(item_ids), ["item_id", "vector", "step"])
-        lifted = bool(self._radius_of(version))
+        lifted = bool(self._form_of(version).radius)
         vectors = [np.asarray(row["vector"], np.float32) for row in found]
         return {
             row["item_id"]: (int(row["step"]), vector[:-1] if lifted else vector)
@@ -180,25 +192,27 @@ class Index:
         }
 
     def search(
-        self, version: str, vectors: Floats, limit: int, *, timeout_s: float | None = None
+        self, version: str, vectors: Floats, limit: int, *, expression: str = "", timeout_s: float | None = None
     ) -> list[tuple[list[str], Floats]]:
-        """The `limit` (at most 16384) items with the largest inner product for each of vectors float32 [B, dim].
+        """The `limit` (at most 16384) items with the largest inner product for each of vectors float32 [B, dim], among
+        those that a Milvus filter `expression` is true of.
 
         Per query: ids and inner products float32 [up to limit], best first.
         """
         if not np.isfinite(vectors).all():
             raise ValueError("query vectors must be finite")
-        limit, radius, client = min(limit, MOST_HITS), self._radius_of(version), self._client()
-        ef = min(max(64, _EF_PER_HIT * limit), _MOST_EF)
-        queries = lift_queries(vectors) if radius else vectors
+        limit, form, client = min(limit, MOST_HITS), self._form_of(version), self._client()
+        parameters = search_parameters(form, self._milvus, limit, filtered=bool(expression))
+        queries = lift_queries(vectors) if form.radius else vectors
 
         def run() -> Any:
             return client.search(
                 collection_name(version),
                 data=list(np.ascontiguousarray(queries, np.float32)),
                 anns_field="vector",
+                filter=expression,
                 limit=limit,
-                search_params={"metric_type": "L2" if radius else "IP", "params": {"ef": ef} if radius else {}},
+                search_params={"metric_type": metric_of(form), "params": parameters},
                 # Lite answers "no fields" with all of them, vectors too.
                 output_fields=["item_id"] if self._is_lite else [],
                 consistency_level="Strong",
@@ -207,9 +221,10 @@ class Index:
 
         # The columns behind the hits: one list each, where hit by hit would be a dictionary for every candidate.
         found = [(list(hits.ids), np.array(hits.distances, np.float32)) for hits in self._reading(version, run)]
-        if not radius:
+        if not form.radius:
             return found
-        return [(ids, inner_products(far, query, radius)) for (ids, far), query in zip(found, vectors, strict=True)]
+        pairs = zip(found, vectors, strict=True)
+        return [(ids, inner_products(far, query, form.radius)) for (ids, far), query in pairs]
 
     # --- connection --------------------------------------------------------------------------------------------------
 
@@ -244,13 +259,13 @@ class Index:
         dim = next(int(field["params"]["dim"]) for field in about["fields"] if field["name"] == "vector")
         return {str(name): str(value) for name, value in dict(about.get("properties") or {}).items()}, dim
 
-    def _radius_of(self, version: str) -> float:
-        if version not in self._radius:
-            self._radius[version] = float(self._describe(version)[0].get(_RADIUS, 0))
-        return self._radius[version]
+    def _form_of(self, version: str) -> Form:
+        if version not in self._forms:
+            self._forms[version] = form_from(self._describe(version)[0])
+        return self._forms[version]
 
     def _stored(self, version: str, vectors: Floats) -> Floats:
-        radius = self._radius_of(version)
+        radius = self._form_of(version).radius
         return lift(vectors, radius) if radius else vectors
 
     def _query(self, version: str, expression: str, fields: list[str]) -> list[dict[str, Any]]:
@@ -286,14 +301,16 @@ class Index:
             self.flush(version)
 
 
-def _rows(item_ids: Sequence[str], vectors: Floats, steps: Sequence[int]) -> list[dict[str, Any]]:
+def _rows(
+    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], scalars: Sequence[Scalars]
+) -> list[dict[str, Any]]:
     """pymilvus' rows. Milvus would take a NaN without a word and rank it anywhere."""
     if not np.isfinite(vectors).all():
         bad = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
         raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
     return [
-        {"item_id": item_id, "vector": vector, "step": int(step)}
-        for item_id, vector, step in zip(item_ids, vectors, steps, strict=True)
+        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(facts)
+        for item_id, vector, step, facts in zip(item_ids, vectors, steps, scalars, strict=True)
     ]
 
 
