@@ -27,6 +27,12 @@ def recommend(
     context: typer.Context,
     user: UserId,
     k: Annotated[int | None, typer.Option("-k", min=1, help="How many items [default: serving.k]")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="ITEM", help="Leave this item out (may be given more than once)")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--filter", metavar="EXPRESSION", help="Only such items: 'duration_s < 600'")
+    ] = None,
     timeout_s: Annotated[float, typer.Option(help="How long to wait for the reply")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +42,7 @@ def recommend(
     from serving.client import RecommendClient
 
     with RecommendClient(context.obj.connected.kafka) as client:
-        reply = client.recommend(user, k=k, timeout_s=timeout_s)
+        reply = client.recommend(user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(reply)).decode())
     else:
