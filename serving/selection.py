@@ -1,0 +1,179 @@
+"""Which of a request's candidates are shown, and in which places: pins on top, then the best, some places drawn.
+
+Pure, of one request. Off, which is the default, it is the k best in order. The best list is made first, with its cap
+per channel and its diversity; then some of its places are given to candidates that are not in it (serving.exploration).
+So what can be drawn never stands in a list for its score, and the probability on record is the whole one.
+
+Whenever there are k candidates there are k items: a cap is relaxed when too few others are there, and a step that
+cannot be taken is skipped and named. Equal scores keep the order in which the candidates came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.settings import Selection
+from serving.diversity import pick_apart
+from serving.exploration import NOTHING, Draws, draw
+
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Numbers = NDArray[Any]  # real numbers of any width
+
+PINNED, BEST, DRAWN = "pinned", "best", "drawn"
+MOST_SPREAD = 10.0  # in log seconds; beyond what the ranker can promise
+
+
+class Options(NamedTuple):
+    """The C candidates of one request, in any order. A score that is not finite sinks."""
+
+    scores: Floats  # [C]: expected seconds, or retrieval scores where nothing was ranked
+    channels: NDArray[np.integer[Any]]  # [C]: codes; 0: not known, and never capped
+    shown: Numbers  # [C]: decayed impressions of each
+    spread: Floats  # [C]: how unsure the ranker is (models.ranker.Ranked.spread); zeros where nothing was ranked
+    vectors: Floats | None = None  # [C, D + 1]: as in the index, popularity last; None: there are none
+    pinned: Sequence[int] = ()  # candidates that go on top, in this order
+
+
+class Chosen(NamedTuple):
+    """`probability`: that this candidate stands in this place, over all seeds; None for what was not drawn."""
+
+    row: int  # among the candidates
+    probability: float | None
+    reason: str
+
+
+class Choice(NamedTuple):
+    """`skipped` names the steps that were asked for and not taken, with the reason."""
+
+    items: list[Chosen]
+    skipped: tuple[str, ...] = ()
+
+
+def seed_of(request_id: str, seed: int) -> int:
+    """The same request draws the same list on every machine, as long as what is known of its candidates is the same."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{request_id}".encode(), digest_size=8).digest(), "little")
+
+
+def pins_of(item_ids: Sequence[str], *pinned: Sequence[str]) -> list[int]:
+    """Which candidates are pinned, in the order of the pins; pins that are no candidates are passed over."""
+    wanted = dict.fromkeys(item_id for pins in pinned for item_id in pins)
+    if not wanted:
+        return []
+    place = {item_id: index for index, item_id in enumerate(item_ids) if item_id in wanted}
+    return [place[item_id] for item_id in wanted if item_id in place]
+
+
+def choose(options: Options, k: int, settings: Selection, seed: int) -> Choice:
+    """Up to k candidates, top first."""
+    pins = _usable(options.pinned, len(options.scores), k)
+    order = _best_first(options.scores, pins)  # [C - P]
+    apart, skipped = _apart(order, pins, k - len(pins), options, settings)
+    best = under_cap(apart, pins, options.channels, settings.channel_cap)[: k - len(pins)]
+    drawn = _draw(order, best, pins, k, options, settings, seed) if settings.explore else NOTHING
+    return Choice(_merged(pins, best, drawn, options.channels, settings.channel_cap), skipped)
+
+
+def under_cap(order: Rows, pins: Rows, channels: NDArray[np.integer[Any]], cap: int) -> Rows:
+    """The order with what is one too many of its channel put behind all others; pins count. 0: no cap."""
+    if not cap:
+        return order
+    of_channel = channels[order]
+    over = (_nth_of_equals(np.concatenate([channels[pins], of_channel]))[len(pins) :] >= cap) & (of_channel > 0)
+    return np.concatenate([order[~over], order[over]])
+
+
+def _usable(pinned: Sequence[int], candidates: int, k: int) -> Rows:
+    """The first k that there are, each once."""
+    return np.array([at for at in dict.fromkeys(pinned) if 0 <= at < candidates][:k], np.int64)
+
+
+def _best_first(scores: Floats, pins: Rows) -> Rows:
+    order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
+    return order[~np.isin(order, pins)] if len(pins) else order
+
+
+def _nth_of_equals(codes: NDArray[np.integer[Any]]) -> Rows:
+    """How many of the same code stand before each. [N]"""
+    by_code = np.argsort(codes, kind="stable")
+    ordered = codes[by_code]
+    nth = np.empty(len(codes), np.int64)
+    nth[by_code] = np.arange(len(codes)) - np.searchsorted(ordered, ordered)
+    return nth
+
+
+def _apart(order: Rows, pins: Rows, most: int, options: Options, settings: Selection) -> tuple[Rows, tuple[str, ...]]:
+    """The order with the picks of MMR or DPP in front, and what was skipped."""
+    if settings.diversity == "none" or not most:
+        return order, ()
+    if options.vectors is None:
+        return order, (f"{settings.diversity}: the candidates have no vectors",)
+    pool = order[: max(settings.diversity_pool, most)]
+    pool = pool[np.isfinite(options.scores[pool])]
+    among = np.concatenate([pins, pool])
+    picks = pick_apart(
+        options.scores[pool],
+        options.vectors[among, :-1],
+        options.channels[among],
+        most=most,
+        cap=settings.channel_cap,
+        kind=settings.diversity,
+        weight=settings.diversity_weight,
+    )
+    first = pool[picks]
+    return np.concatenate([first, order[~np.isin(order, first)]]), ()
+
+
+def _draw(order: Rows, best: Rows, pins: Rows, k: int, options: Options, settings: Selection, seed: int) -> Draws:
+    """Drawn among the best that are not in the list anyway, and not of a channel that pins have filled."""
+    others = order[~np.isin(order, best)]
+    if settings.channel_cap and len(pins):
+        codes, counts = np.unique(options.channels[pins], return_counts=True)
+        others = others[~np.isin(options.channels[others], codes[(counts >= settings.channel_cap) & (codes > 0)])]
+    pool = others[: settings.explore_pool]
+    first = max(len(pins), settings.explore_from - 1)
+    return draw(
+        pool,
+        options.channels[pool] if settings.channel_cap else np.zeros(len(pool), np.int64),
+        _weights(options, pool, settings),
+        places=np.arange(first, k),
+        expected=settings.explore * k,
+        seed=seed,
+    )
+
+
+def _weights(options: Options, pool: Rows, settings: Selection) -> Numbers:
+    """How much each of the pool is to be drawn. [Q]"""
+    if settings.explore_by == "little_shown":
+        return np.asarray(1 / (1 + np.maximum(np.nan_to_num(options.shown[pool]), 0)))
+    scores = options.scores[pool].astype(np.float64)
+    worth = np.maximum(np.where(np.isfinite(scores), scores, 0), 0)
+    spread = np.clip(np.nan_to_num(options.spread[pool].astype(np.float64)), 0, MOST_SPREAD)
+    return np.asarray(worth * np.expm1(spread))  # seconds more, were it one spread better
+
+
+def _merged(pins: Rows, best: Rows, drawn: Draws, channels: NDArray[np.integer[Any]], cap: int) -> list[Chosen]:
+    """The list: the drawn in their places, the others in their order around them."""
+    kept = _make_room(best, pins, drawn.rows, channels, cap)
+    others = [*(Chosen(at, None, PINNED) for at in pins.tolist()), *(Chosen(at, None, BEST) for at in kept)]
+    taken = sorted(zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.probabilities.tolist(), strict=True))
+    for place, row, probability in taken:
+        others.insert(place, Chosen(row, probability, DRAWN))
+    return others
+
+
+def _make_room(best: Rows, pins: Rows, drawn: Rows, channels: NDArray[np.integer[Any]], cap: int) -> list[int]:
+    """The best list without as many as were drawn: the last of a channel that would be over its cap, else the last."""
+    kept: list[int] = best.tolist()
+    spare = len(drawn)
+    for channel in channels[drawn].tolist() if cap else ():
+        own = [at for at in kept if channels[at] == channel]
+        if channel > 0 and own and len(own) + np.count_nonzero(channels[pins] == channel) >= cap:
+            kept.remove(own[-1])
+            spare -= 1
+    return kept[: len(kept) - spare]
