@@ -144,28 +144,47 @@ class StatisticsView:
 
 
 class TrendingView:
-    """Decayed counts of all partitions, added up."""
+    """Decayed counts of all partitions, added up by scope: `global`, and a region's (streams.trending.region_scope).
+
+    What one scope costs does not depend on how many others there are.
+    """
 
     def __init__(self) -> None:
-        self._parts: dict[bytes, Trending] = {}
-        self._top: dict[str, list[tuple[str, float]]] = {}  # by scope; emptied by every change
+        self._parts: dict[str, dict[bytes, Trending]] = {}  # by scope, by key: one for each partition
+        self._top: dict[str, list[tuple[str, float]]] = {}  # by scope; a change of the scope takes it out
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take over one record of `trending`."""
+        """Take over one record of `trending`; a tombstone takes a partition out of its scope."""
         if key is None:
             _refuse(topics.TRENDING, Refused("invalid", "trending list without a key"))
         elif value is None:
-            if self._parts.pop(key, None) is not None:
-                self._top.clear()
+            self._forget(key)
         elif (part := read(topics.TRENDING, Trending, value)) is not None:
-            self._parts[key] = part
-            self._top.clear()
+            scope = _scope_of(key)
+            self._parts.setdefault(scope, {})[key] = part
+            self._top.pop(scope, None)
 
     def top(self, scope: str) -> list[tuple[str, float]]:
-        """(item, decayed watches), most first; ties by item id. Computed again only after a change."""
+        """(item, decayed watches), most first; ties by item id. Empty for a scope that nothing is known of. Computed
+        again only after a change of the scope."""
+        if scope not in self._parts:
+            return []
         if scope not in self._top:
-            self._top[scope] = add_up([part for part in self._parts.values() if part.scope == scope])
+            self._top[scope] = add_up(self._parts[scope].values())
         return self._top[scope]
+
+    def _forget(self, key: bytes) -> None:
+        scope = _scope_of(key)
+        parts = self._parts.get(scope, {})
+        if parts.pop(key, None) is not None:
+            self._top.pop(scope, None)
+            if not parts:
+                del self._parts[scope]
+
+
+def _scope_of(key: bytes) -> str:
+    """The scope of a key `<scope>/<partition>`."""
+    return key.rpartition(b"/")[0].decode(errors="replace")
 
 
 def add_up(parts: Iterable[Trending]) -> list[tuple[str, float]]:

@@ -102,8 +102,45 @@ def test_a_partitions_newer_trending_list_replaces_its_older_one() -> None:
     assert view.top(GLOBAL) == []
 
 
+def trending(scope: str, partition: int, *items: tuple[str, float]) -> tuple[bytes, bytes]:
+    return f"{scope}/{partition}".encode(), encode(Trending(scope, partition, 0, 10.0, items))
+
+
 def test_scopes_are_kept_apart() -> None:
     view = TrendingView()
-    view.apply(b"global/0", encode(Trending(GLOBAL, 0, 0, 10.0, (("a", 8.0),))))
-    view.apply(b"region:de/0", encode(Trending("region:de", 0, 0, 10.0, (("b", 8.0),))))
+    view.apply(*trending(GLOBAL, 0, ("a", 8.0)))
+    view.apply(*trending("region/de", 0, ("b", 8.0)))
+    view.apply(*trending("region/de", 1, ("b", 1.0), ("c", 9.5)))
     assert view.top(GLOBAL) == [("a", 8.0)]
+    assert view.top("region/de") == [("c", 9.5), ("b", 9.0)]
+
+
+def test_a_region_that_has_lost_its_place_on_a_partition_counts_on_the_others() -> None:
+    view = TrendingView()
+    view.apply(*trending("region/de", 0, ("b", 8.0)))
+    view.apply(*trending("region/de", 1, ("c", 9.0)))
+    assert len(view.top("region/de")) == 2
+    view.apply(b"region/de/1", None)
+    assert view.top("region/de") == [("b", 8.0)]
+    view.apply(b"region/de/0", None)
+    view.apply(b"region/fr/0", None)
+    assert view.top("region/de") == view.top("region/fr") == []
+
+
+def test_what_is_asked_for_and_unknown_is_not_remembered() -> None:
+    view = TrendingView()
+    for number in range(100):
+        assert view.top(f"region/{number}") == []
+    assert not view._top and not view._parts
+
+
+def test_a_change_of_one_scope_leaves_the_lists_of_the_others_as_they_are() -> None:
+    """With a thousand regions that change each second, a list is added up again only when it has changed itself."""
+    view = TrendingView()
+    view.apply(*trending(GLOBAL, 0, ("a", 8.0)))
+    view.apply(*trending("region/de", 0, ("b", 8.0)))
+    before = view.top(GLOBAL)
+    view.apply(*trending("region/de", 0, ("c", 8.0)))
+    view.apply(b"region/fr/0", None)
+    assert view.top(GLOBAL) is before
+    assert view.top("region/de") == [("c", 8.0)]
