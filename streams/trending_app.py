@@ -1,9 +1,12 @@
-"""The trending worker: completed watches in, the most watched items out, one message per partition of `watch-events`.
+"""The trending worker: completed watches in, the most watched items out, of everybody and of each of the most watched
+context regions (`watch.context.region`), one message per scope and partition of `watch-events`.
 
-Each partition's counts are published under the key `global/<partition>` and carry the newest offset that they contain;
-readers add the partitions up. The order of effects of a batch: publish and wait for the acknowledgement, then let Faust
-commit the offsets. A restart takes up the counts that it finds on the topic and passes over what they contain already,
-so each watch counts once.
+A scope's counts of a partition are published under the key `<scope>/<partition>` and carry the newest offset that they
+contain; readers add the partitions up. Only what a batch has changed is published, and a region that has lost its place
+gets a tombstone (see streams.trending). The order of effects of a batch: publish and wait for the acknowledgement, then
+let Faust commit the offsets. A restart takes up the counts that it finds on the topic and passes over what each scope
+contains already, so each watch counts once in it, also when a batch was published in part: what was not published lies
+behind the committed offset and is read again, since every batch publishes all the listed scopes that it changes.
 """
 
 from __future__ import annotations
@@ -23,16 +26,15 @@ from streams.history import is_completed
 from streams.intake import Raw, read, reject
 from streams.messages import Refused, Trending, WatchEvent, decode, encode
 from streams.outbox import Outbox
-from streams.trending import DecayedCounts
+from streams.trending import GLOBAL, REGION, PartitionCounts
 
-SCOPE = "global"
 KINDS = {topics.WATCH_EVENTS: WatchEvent}
 MOST_EVENTS = 5000  # handled together
 
 
 def create_trending_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trending")
-    counts: dict[int, DecayedCounts] = {}
+    counts: dict[int, PartitionCounts] = {}
     follow_readiness(app, health)
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
@@ -53,54 +55,74 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
 
 
 async def handle(
-    batch: Sequence[Raw], counts: dict[int, DecayedCounts], outbox: Outbox, settings: Settings
+    batch: Sequence[Raw], counts: dict[int, PartitionCounts], outbox: Outbox, settings: Settings
 ) -> BaseException | None:
-    """Count a batch and publish the partitions that it touched. Returns the first bug that an event has shown."""
+    """Count a batch and publish the scopes that it changed. Returns the first bug that an event has shown."""
     touched = sorted({raw.partition for raw in batch})
     missing = [partition for partition in touched if partition not in counts]
     if missing:
         published = await asyncio.get_running_loop().run_in_executor(None, read_published, settings.kafka)
-        counts |= {partition: _start(partition, published, settings) for partition in missing}
+        counts |= {partition: start(partition, published, settings) for partition in missing}
     bug = count(batch, counts, outbox, settings, now_ms=now_ms())
     for partition in touched:
-        message = counts[partition].message(SCOPE, partition, settings.trending.items)
-        outbox.add(topics.TRENDING, 0, f"{SCOPE}/{partition}".encode(), encode(message))
+        publish(partition, counts[partition], outbox)
     await outbox.flush()
     return bug
 
 
+def publish(partition: int, counts: PartitionCounts, outbox: Outbox) -> None:
+    for scope, message in counts.changes(partition).items():
+        key = f"{scope}/{partition}".encode()
+        outbox.add(topics.TRENDING, 0, key, None if message is None else encode(message))
+
+
 def count(
-    batch: Sequence[Raw], counts: dict[int, DecayedCounts], outbox: Outbox, settings: Settings, *, now_ms: int
+    batch: Sequence[Raw], counts: dict[int, PartitionCounts], outbox: Outbox, settings: Settings, *, now_ms: int
 ) -> BaseException | None:
     """Add the batch's completed watches. What cannot be counted here is the history worker's to report and forward."""
     bug: BaseException | None = None
     for raw, event in read(batch, KINDS, settings, None, now_ms=now_ms):
         try:
             if is_completed(event.watch_s, event.duration_s, settings.history.completed_s):
-                counts[raw.partition].add(event.item_id, event.event_ms, raw.offset)
+                region = event.context.region if event.context is not None else None
+                counts[raw.partition].add(event.item_id, region, event.event_ms, raw.offset)
         except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
             bug = bug or error
             reject(raw, Refused("bug", repr(error)), settings, outbox, now_ms=now_ms)
     return bug
 
 
-def read_published(kafka: Kafka) -> dict[int, Trending]:
-    """The newest published counts by partition, read from the topic."""
-    newest: dict[int, Trending] = {}
+def read_published(kafka: Kafka) -> list[Trending]:
+    """The newest published counts of every scope and partition, read from the topic."""
+    newest: dict[bytes, Trending] = {}
     with TopicFollower(kafka, topics.TRENDING) as follower:
         while not follower.caught_up:
             for record in follower.poll(0.5):
-                try:
-                    message = decode(Trending, record.value, max_bytes=4 * kafka.max_message_bytes)
-                except Refused:
-                    continue
-                if message.scope == SCOPE:
-                    newest[message.partition] = message
-    return newest
+                take_over(newest, record.key, record.value, max_bytes=4 * kafka.max_message_bytes)
+    return list(newest.values())
 
 
-def _start(partition: int, published: dict[int, Trending], settings: Settings) -> DecayedCounts:
-    counts = DecayedCounts(settings.trending.half_life_s, room=10 * settings.trending.items)
-    if partition in published:
-        counts.restore(published[partition])
+def take_over(newest: dict[bytes, Trending], key: bytes, value: bytes | None, *, max_bytes: int) -> None:
+    """Take one record of the topic into what is known by key; a tombstone leaves nothing, and what cannot be read, or
+    is of no scope of ours, changes nothing."""
+    if value is None:
+        newest.pop(key, None)
+        return
+    try:
+        message = decode(Trending, value, max_bytes=max_bytes)
+    except Refused:
+        return
+    if message.scope == GLOBAL or message.scope.startswith(REGION):
+        newest[key] = message
+
+
+def start(partition: int, published: Iterable[Trending], settings: Settings) -> PartitionCounts:
+    """The counts of a partition, as they were published."""
+    trending = settings.trending
+    counts = PartitionCounts(
+        trending.half_life_s, items=trending.items, regions=trending.regions, region_items=trending.region_items
+    )
+    for message in published:
+        if message.partition == partition:
+            counts.restore(message)
     return counts

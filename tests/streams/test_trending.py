@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from streams.intake import Raw
 from streams.messages import Trending, WatchEvent, encode
 from streams.topics import WATCH_EVENTS, partition_of
 from streams.trending import DecayedCounts
-from streams.trending_app import count
+from streams.trending_app import count, start
 
 HALF_LIFE_S = 10.0
 START_MS = 1_700_000_000_000
@@ -67,6 +69,26 @@ def test_the_message_says_of_when_and_of_what_it_is():
     assert message == Trending("global", 3, START_MS + 10_000, HALF_LIFE_S, (("c", 1.0), ("b", 1.0)), 2)
 
 
+def test_levels_compare_counts_of_different_times():
+    level = {name: counted(*watches).level for name, watches in {
+        "one early": [("a", 0)],
+        "four early": [("a", 0), ("a", 0), ("b", 0), ("c", 0)],
+        "one two half-lives later": [("a", 20)],
+        "one and a much earlier one": [("a", 20), ("b", -501 * HALF_LIFE_S)],
+    }.items()}  # fmt: skip
+    assert level["one early"] + 2 == pytest.approx(level["four early"])
+    assert level["four early"] == pytest.approx(level["one two half-lives later"])
+    assert level["four early"] == pytest.approx(level["one and a much earlier one"])
+    assert DecayedCounts(HALF_LIFE_S, 10).level == -math.inf
+
+
+def test_the_level_counts_items_that_have_made_way_and_stays_when_the_scale_is_moved():
+    watches = [(f"i{n}", 0.0) for n in range(8)]
+    small, far = counted(*watches, room=2), counted(*watches, ("a", 501 * HALF_LIFE_S))
+    assert small.level == pytest.approx(counted(*watches).level)
+    assert far.level == pytest.approx(counted(("a", 501 * HALF_LIFE_S)).level)
+
+
 def test_the_least_watched_make_way_when_there_is_no_room():
     watches = [("a", 0.0), ("a", 0.0), ("b", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0), ("e", 0.0)]
     assert dict(counted(*watches, room=2).top(5)) == {"a": 2.0, "b": 2.0}
@@ -100,7 +122,8 @@ def test_only_completed_watches_on_their_own_partition_are_counted():
     batch[2] = batch[2]._replace(value=encode(WatchEvent("e2", "u", "whole", 1000, 5.0, 5.0)))
     astray = batch[0]._replace(partition=(home + 1) % partitions)
     unreadable = batch[0]._replace(value=b"{", offset=9)
-    counts = {number: DecayedCounts(HALF_LIFE_S, 10) for number in range(partitions)}
+    counts = {number: start(number, [], Settings()) for number in range(partitions)}
     assert count([*batch, astray, unreadable], counts, None, Settings(), now_ms=START_MS) is None  # type: ignore[arg-type]
-    assert dict(counts[home].top(5)) == {"long": 1.0, "whole": 1.0}
-    assert counts[astray.partition].top(5) == []
+    published = counts[home].changes(home)["global"]
+    assert published is not None and dict(published.items) == {"long": 1.0, "whole": 1.0}
+    assert counts[astray.partition].changes(astray.partition) == {}
