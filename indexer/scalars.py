@@ -17,15 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pymilvus import DataType
 
+from models.catalogue import CHANNEL, TOPICS
 from models.item_filter import (
-    CHANNEL,
     DURATION,
     LANGUAGE,
     LATEST_MS,
     LONGEST_NAME,
     MOST_TOPICS,
     PUBLISHED,
-    TOPICS,
     can_be_named,
 )
 from streams.messages import Item
