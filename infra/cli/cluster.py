@@ -1,23 +1,25 @@
-"""Commands that look at and prepare what is around us: topics, config, status."""
+"""Commands that look at and prepare what is around us: topics, config, status, releases."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from infra.cli.session import Session
-from infra.settings import dump_settings
+from infra.settings import Settings, dump_settings
 
 
 def register(app: typer.Typer) -> None:
     app.command()(topics)
     app.command()(config)
     app.command()(status)
+    app.command()(releases)
 
 
 def topics(
@@ -67,6 +69,52 @@ def status(
     else:
         print_status(report, Console())
     raise typer.Exit(0 if report.ready else 1)
+
+
+def releases(
+    context: typer.Context,
+    back: Annotated[bool, typer.Option("--rollback", help="Make the spare live, and wait for the servers")] = False,
+    wait_s: Annotated[float, typer.Option(min=0, help="With --rollback: how long to wait for them; 0: not")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
+) -> None:
+    """Bundles, collections, and which server answers from which release; which is live, and which the spare.
+
+    Exit 2 when Kafka or Milvus does not answer (the rest is listed) or when there is nothing to roll back to, 1 when a
+    living server does not answer from the spare in time.
+    """
+    if back:
+        _roll_back(context.obj.with_milvus, wait_s, as_json=as_json)
+    from infra.releases import print_releases, read_releases
+
+    report = read_releases(context.obj.connected)
+    if as_json:
+        typer.echo(json.dumps(report.to_builtins(), indent=2))
+    else:
+        print_releases(report, Console())
+    raise typer.Exit(2 if report.problems else 0)
+
+
+def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:
+    from infra.roll_back import roll_back
+
+    say = Console(stderr=True, highlight=False)
+    done = roll_back(settings, wait_s, lambda what: say.print(escape(what)))
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(done), indent=2))
+    else:
+        _print_roll_back(done, waited=wait_s > 0)
+    raise typer.Exit(0 if done.is_served or not wait_s else 1)
+
+
+def _print_roll_back(done: Any, *, waited: bool) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"rolled back from {escape(done.before)} to {escape(done.version)} in {done.spent_s:.1f} s")
+    if done.waiting_for:
+        console.print(f"[red]not served yet[/] by {escape(', '.join(done.waiting_for))}")
+    elif waited and not done.served_by:
+        console.print("[red]no server[/] has been heard")
+    if done.coming:
+        console.print(f"[yellow]note[/]: {escape(done.coming)} goes live when its index is ready")
 
 
 def _topic_rows(session: Session) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ def test_a_client_that_is_not_open_says_so(topics: Kafka):
             await client.recommend("ann")
         async with client:
             pass
-        with pytest.raises(RequestFailed, match="closed"):
+        with pytest.raises(RequestFailed, match="the client is closed"):
             await client.recommend("ann")
 
     asyncio.run(ask())
