@@ -69,24 +69,23 @@ def test_the_message_says_of_when_and_of_what_it_is():
     assert message == Trending("global", 3, START_MS + 10_000, HALF_LIFE_S, (("c", 1.0), ("b", 1.0)), 2)
 
 
+def level(*watches: tuple[str, float], room: int = 100) -> float:
+    """Beside that of one watch at the start."""
+    return counted(*watches, room=room).level - counted(("a", 0)).level
+
+
 def test_levels_compare_counts_of_different_times():
-    level = {name: counted(*watches).level for name, watches in {
-        "one early": [("a", 0)],
-        "four early": [("a", 0), ("a", 0), ("b", 0), ("c", 0)],
-        "one two half-lives later": [("a", 20)],
-        "one and a much earlier one": [("a", 20), ("b", -501 * HALF_LIFE_S)],
-    }.items()}  # fmt: skip
-    assert level["one early"] + 2 == pytest.approx(level["four early"])
-    assert level["four early"] == pytest.approx(level["one two half-lives later"])
-    assert level["four early"] == pytest.approx(level["one and a much earlier one"])
+    four = [("a", 0.0), ("a", 0.0), ("b", 0.0), ("c", 0.0)]
+    assert level(*four) == pytest.approx(2, abs=1e-6)
+    assert level(("a", 2 * HALF_LIFE_S)) == pytest.approx(2, abs=1e-6)
+    assert level(("a", 2 * HALF_LIFE_S), ("b", -501 * HALF_LIFE_S)) == pytest.approx(2, abs=1e-6)
     assert DecayedCounts(HALF_LIFE_S, 10).level == -math.inf
 
 
-def test_the_level_counts_items_that_have_made_way_and_stays_when_the_scale_is_moved():
-    watches = [(f"i{n}", 0.0) for n in range(8)]
-    small, far = counted(*watches, room=2), counted(*watches, ("a", 501 * HALF_LIFE_S))
-    assert small.level == pytest.approx(counted(*watches).level)
-    assert far.level == pytest.approx(counted(("a", 501 * HALF_LIFE_S)).level)
+def test_a_level_counts_items_that_have_made_way_and_stays_when_the_scale_is_moved():
+    eight = [(f"i{n}", 0.0) for n in range(8)]
+    assert level(*eight, room=2) == pytest.approx(3, abs=1e-6)
+    assert level(*eight, ("a", 501 * HALF_LIFE_S)) == pytest.approx(501, abs=1e-6)
 
 
 def test_the_least_watched_make_way_when_there_is_no_room():
