@@ -1,4 +1,4 @@
-"""From a bundle to a new collection: filled in batches, so that the live one is kept fresh in between, and verified.
+"""From a bundle to a new collection: filled in batches, so that the live one is kept fresh in between.
 
 Items that are down are parked instead of written. Whatever goes wrong, the collection has no mark yet, so nobody takes
 it for whole, and it is dropped and made again.
@@ -13,14 +13,13 @@ import numpy as np
 import structlog
 
 from indexer.collection import Index, is_indexable
+from indexer.facts import Facts
 from indexer.patience import Patience
 from indexer.rows import Row, Rows
 from indexer.sphere import longest_of
 from models.bundle import Bundle
 
 log = structlog.get_logger(__name__)
-
-_SAMPLE = 64
 
 
 class BuildFailed(RuntimeError):
@@ -37,23 +36,23 @@ class Build:
     expired: set[str] = field(default_factory=set)  # let go of by the trainer meanwhile
 
 
-def fill(index: Index, bundle: Bundle, rows: Rows, *, batch: int, patiently: Patience) -> Iterator[int]:
+def fill(index: Index, bundle: Bundle, rows: Rows, facts: Facts, *, batch: int, patiently: Patience) -> Iterator[int]:
     """Make the collection of a bundle; yields the rows handled so far after each batch.
 
     Rows are upserted, so that a batch whose acknowledgement was lost can be sent again.
     """
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     longest = longest_of(bundle.model.item_vectors())
-    patiently(lambda: _create(index, version, bundle.manifest.dim, longest))
+    patiently(lambda: _create(index, version, bundle.manifest.dim, longest, len(item_ids)))
     refused = 0
     for start in range(0, len(item_ids), batch):
         places = np.arange(start, min(start + batch, len(item_ids)))
         vectors = bundle.model.item_vectors(places)
-        wanted = [i for i, place in enumerate(places) if _is_wanted(item_ids[place], rows)]
+        wanted = [i for i, place in enumerate(places) if is_wanted(item_ids[place], rows)]
         park_down(bundle, rows, places)
         ids = [item_ids[places[i]] for i in wanted]
         if ids:
-            _upsert(index, version, ids, vectors[wanted], patiently)
+            _upsert(index, version, ids, vectors[wanted], facts, patiently)
         refused += sum(not is_indexable(item_ids[place]) for place in places)
         yield int(places[-1]) + 1
     if refused:
@@ -71,39 +70,21 @@ def park_down(bundle: Bundle, rows: Rows, places: np.ndarray | None = None) -> N
         rows.park(bundle.manifest.version, item_ids[place], Row(0, vector.astype("<f4").tobytes()))
 
 
-def verify(index: Index, bundle: Bundle, rows: Rows, *, expired: set[str], patiently: Patience) -> int:
-    """The number of rows in a collection that was just filled (nothing must be waiting in `rows`).
-
-    Raises BuildFailed when its count or a sample of its vectors is not the bundle's.
-    """
-    version, item_ids = bundle.manifest.version, bundle.model.item_ids
-    wanted = [place for place, item_id in enumerate(item_ids) if _is_wanted(item_id, rows)]
-    certain = [place for place in wanted if item_ids[place] not in expired]  # those may have gone before or after
-    count = patiently(lambda: index.count(version))
-    if not len(certain) <= count <= len(wanted):
-        raise BuildFailed(f"collection of {version} holds {count} rows, its bundle has {len(wanted)} to show")
-    sample = np.unique(np.linspace(0, max(0, len(certain) - 1), min(_SAMPLE, len(certain)), dtype=np.int64))
-    places = np.array([certain[i] for i in sample], dtype=np.int64)
-    found = patiently(lambda: index.vectors(version, [item_ids[place] for place in places]))
-    for place, vector in zip(places, bundle.model.item_vectors(places), strict=True):
-        if item_ids[place] not in found or not np.array_equal(found[item_ids[place]][1], vector):
-            raise BuildFailed(f"collection of {version} holds another vector than its bundle in row {place}")
-    return count
+def is_wanted(item_id: str, rows: Rows) -> bool:
+    """Whether a row of this item shall be in a new collection."""
+    return item_id not in rows.down and is_indexable(item_id)
 
 
-def _create(index: Index, version: str, dim: int, longest: float) -> None:
+def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> None:
     """An attempt may have left half a collection behind."""
     if version in index.versions():
         index.drop(version)
-    index.create(version, dim, longest=longest)
+    index.create(version, dim, longest=longest, rows=rows)
 
 
-def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, patiently: Patience) -> None:
+def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, facts: Facts, patiently: Patience) -> None:
+    scalars = [facts.of(item_id) for item_id in ids]
     try:
-        patiently(lambda: index.upsert(version, ids, vectors, [0] * len(ids)))
+        patiently(lambda: index.upsert(version, ids, vectors, [0] * len(ids), scalars))
     except ValueError as error:
         raise BuildFailed(f"bundle {version}: {error}") from None
-
-
-def _is_wanted(item_id: str, rows: Rows) -> bool:
-    return item_id not in rows.down and is_indexable(item_id)

@@ -11,33 +11,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from indexer.collection import is_indexable
+from indexer.facts import Facts
 from indexer.rows import Row, Rows, problem_of
+from indexer.scalars import scalars_of
 from streams.messages import Item, ItemVector, Refused, decode
 
 
 @dataclass
 class Intake:
-    """Turns records into changes of `rows`. `dims`: vector length of each collection that takes rows; `catching_up`:
-    the one among them that has not yet seen all of `item-vectors`."""
+    """Turns records into changes of `rows` and `facts`. `dims`: vector length of each collection that takes rows;
+    `catching_up`: the one among them that has not yet seen all of `item-vectors`."""
 
     rows: Rows
+    facts: Facts
     max_bytes: int
     dims: dict[str, int] = field(default_factory=dict)
     catching_up: str = ""
 
-    def hear_item(self, key: bytes | None, value: bytes | None, now_ms: int) -> None:
-        """A catalogue entry: what is unavailable is taken down. Raises Refused."""
+    def hear_item(self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int) -> None:
+        """A catalogue entry: what is unavailable is taken down, what it says otherwise goes to the item's rows.
+
+        Raises Refused.
+        """
         if value is None:
-            self.rows.take_down(_id_of(key), now_ms)
+            self._take_down(_id_of(key), now_ms)
             return
         item = decode(Item, value, max_bytes=self.max_bytes)
-        if item.available:
-            self.rows.bring_back(item.item_id, now_ms)
-        else:
-            self.rows.take_down(item.item_id, now_ms)
+        if not item.available:
+            self._take_down(item.item_id, now_ms)
+            return
+        was_down = item.item_id in self.rows.down
+        is_new = self.facts.set(item.item_id, scalars_of(item))
+        self.rows.bring_back(item.item_id, now_ms)
+        if (is_new or was_down) and not is_written and is_indexable(item.item_id):
+            self.rows.rewrite(item.item_id, now_ms)
 
-    def hear_vector(self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int) -> str | None:
+    def hear_vector(
+        self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int, published_ms: int = 0
+    ) -> str | None:
         """A touched row, or the tombstone of an item that the trainer has let go of; the item's id in that case.
+        `published_ms`: the record's own time.
 
         Raises Refused.
         """
@@ -53,16 +66,21 @@ class Intake:
             return None
         message = decode(ItemVector, value, max_bytes=self.max_bytes)
         if message.version in self.dims:
-            self._take(item_id, message, is_written=is_written, now_ms=now_ms)
+            self._take(item_id, message, is_written=is_written, now_ms=now_ms, published_ms=published_ms)
         return None
 
-    def _take(self, item_id: str, message: ItemVector, *, is_written: bool, now_ms: int) -> None:
+    def _take_down(self, item_id: str, now_ms: int) -> None:
+        self.facts.forget(item_id)
+        self.rows.take_down(item_id, now_ms)
+
+    def _take(self, item_id: str, message: ItemVector, *, is_written: bool, now_ms: int, published_ms: int) -> None:
         if problem := problem_of(message.vector, self.dims[message.version]):
             raise Refused("invalid", f"item {item_id}, version {message.version}: {problem}")
         if not is_indexable(item_id):
             raise Refused("invalid", "item id has control characters or is longer than 1024 bytes")
         if not is_written:
-            self.rows.put(message.version, item_id, Row(message.step, message.vector, message.produced_ms), now_ms)
+            row = Row(message.step, message.vector, message.produced_ms, published_ms)
+            self.rows.put(message.version, item_id, row, now_ms)
         elif message.version == self.catching_up:
             self.rows.put(message.version, item_id, Row(message.step, message.vector), now_ms)
         else:

@@ -8,7 +8,9 @@ waiting for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import structlog
@@ -29,8 +31,19 @@ class Stopped(Exception):
     """We were asked to stop while waiting."""
 
 
+@contextmanager
+def _counted(dependency: str) -> Iterator[None]:
+    """One try and the wait after it, so that a long absence is seen while it lasts."""
+    began_s = time.monotonic()
+    try:
+        yield
+    finally:
+        metrics.INDEX_WAITED.labels(dependency).inc(time.monotonic() - began_s)
+
+
 class Patience:
-    """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one.
+    """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
+    counted: in this time nothing is read.
 
     `meanwhile` runs before each try. Raises what it raises, Stopped when `stop` is set after a failed try, and whatever
     of `call` is not an absence of the other side.
@@ -41,20 +54,21 @@ class Patience:
         self._health = health
         self.meanwhile = meanwhile
 
-    def __call__(self, call: Callable[[], T]) -> T:
+    def __call__(self, call: Callable[[], T], *, of: str = "milvus") -> T:
         wait_s = FIRST_WAIT_S
         was_ready, was_waiting_for = self._health.ready, self._health.waiting_for
         while True:
             self.meanwhile()
-            try:
-                answer = call()
-            except (IndexUnavailable, KafkaError) as error:
-                self._report(error, wait_s)
-            else:
-                self._health.ready, self._health.waiting_for = was_ready, was_waiting_for
-                return answer
-            if self._stop.wait(wait_s):
-                raise Stopped
+            with _counted(of):
+                try:
+                    answer = call()
+                except (IndexUnavailable, KafkaError) as error:
+                    self._report(error, wait_s)
+                else:
+                    self._health.ready, self._health.waiting_for = was_ready, was_waiting_for
+                    return answer
+                if self._stop.wait(wait_s):
+                    raise Stopped
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def check(self) -> None:

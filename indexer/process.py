@@ -24,6 +24,7 @@ from kafka.errors import KafkaError
 from indexer import handover
 from indexer.collection import Index
 from indexer.errors import IndexMissing
+from indexer.facts import Facts
 from indexer.handover import Releases
 from indexer.intake import Intake, is_written
 from indexer.lease import Lease, LeaseLost, Offsets
@@ -114,7 +115,8 @@ class Keeper:
         self._control, self._vectors, self._offsets, self._producer = control, vectors, offsets, producer
         self._releases = Releases()
         self._rows = Rows()
-        self._intake = Intake(self._rows, settings.kafka.max_message_bytes)
+        self._facts = Facts()
+        self._intake = Intake(self._rows, self._facts, settings.kafka.max_message_bytes)
         self._collections = Collections(
             index, self._intake, self, settings.indexer, settings.bundles_dir, patiently=patiently
         )
@@ -161,11 +163,12 @@ class Keeper:
     def write(self) -> None:
         """Write all that was read, then commit it."""
         batch = self._settings.indexer.batch
-        lost = write_all(self._index, self._rows, self._collections.marks, batch=batch, patiently=self._patiently)
+        to, patiently = self._collections.marks, self._patiently
+        lost = write_all(self._index, self._rows, self._facts, to, batch=batch, patiently=patiently)
         if lost:
             self._look_again()
         if self._letters:
-            self._patiently(lambda: self._send(topics.DEAD_LETTERS, self._letters))
+            self._patiently(lambda: self._send(topics.DEAD_LETTERS, self._letters), of="kafka")
             self._letters.clear()
         changed = {place: offset for place, offset in self._read.items() if offset > self._written.get(place, 0)}
         if changed:
@@ -174,7 +177,7 @@ class Keeper:
 
     def announce(self, ready: IndexReady) -> None:
         """Tell servers that an index is ready; returns when it is acknowledged."""
-        self._patiently(lambda: self._send(topics.RELEASES, [(b"index", encode(ready))]))
+        self._patiently(lambda: self._send(topics.RELEASES, [(b"index", encode(ready))]), of="kafka")
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -187,19 +190,21 @@ class Keeper:
         metrics.RECEIVED.labels(topic).inc()
         known = is_written(self._written, topic, record.partition, record.offset)
         try:
-            self._apply(topic, record.key, record.value, known)
+            self._apply(topic, record, known)
         except Refused as refused:
             self._refuse(topic, record, refused, known)
         place = topic, record.partition
         self._read[place] = max(self._read.get(place, 0), record.offset + 1)
 
-    def _apply(self, topic: str, key: bytes | None, value: bytes | None, known: bool) -> None:
-        now_ms = _now_ms()
+    def _apply(self, topic: str, record: ConsumerRecord, known: bool) -> None:
+        key, value, now_ms = record.key, record.value, _now_ms()
         if topic == topics.ITEMS:
-            self._intake.hear_item(key, value, now_ms)
+            self._intake.hear_item(key, value, is_written=known, now_ms=now_ms)
         elif topic == topics.RELEASES:
             self._hear_release(key, value, now_ms)
-        elif gone := self._intake.hear_vector(key, value, is_written=known, now_ms=now_ms):
+        elif gone := self._intake.hear_vector(
+            key, value, is_written=known, now_ms=now_ms, published_ms=max(0, record.timestamp)
+        ):
             self._collections.let_go(gone)
 
     def _hear_release(self, key: bytes | None, value: bytes | None, now_ms: int) -> None:
@@ -226,6 +231,7 @@ class Keeper:
 
     def _do_what_is_due(self) -> None:
         now_ms, now_s = _now_ms(), time.monotonic()
+        metrics.INDEX_WAITING.set(len(self._rows))
         is_late = self._rows.is_due(now_ms, self._settings.indexer.window_s * 1000, self._settings.indexer.batch)
         if is_late or self._letters:
             self.write()

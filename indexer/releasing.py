@@ -15,10 +15,11 @@ import structlog
 from indexer import handover
 from indexer.collection import Index, collection_name
 from indexer.errors import IndexMissing
-from indexer.filling import Build, BuildFailed, fill, park_down, verify
+from indexer.filling import Build, BuildFailed, fill, park_down
 from indexer.handover import WHOLE, Action, Announce, Drop, Releases, announced
 from indexer.intake import Intake
 from indexer.patience import Patience
+from indexer.verifying import verify
 from infra.settings import Indexer
 from models.bundle import BundleError, read_bundle
 from streams.messages import IndexReady
@@ -45,7 +46,7 @@ class Collections:
         self, index: Index, intake: Intake, stream: Stream, settings: Indexer, bundles_dir: Path, patiently: Patience
     ) -> None:
         self.marks: dict[str, str] = {}
-        self._index, self._intake, self._rows = index, intake, intake.rows
+        self._index, self._intake, self._rows, self._facts = index, intake, intake.rows, intake.facts
         self._stream = stream
         self._settings, self._bundles_dir = settings, bundles_dir
         self._patiently = patiently
@@ -131,18 +132,20 @@ class Collections:
             return
         self._rows.follow(version)
         self.marks[version] = ""
-        steps = fill(self._index, bundle, self._rows, batch=self._settings.batch, patiently=self._patiently)
+        batch = self._settings.batch
+        steps = fill(self._index, bundle, self._rows, self._facts, batch=batch, patiently=self._patiently)
         self._build = Build(version, bundle, steps)
 
     def _catch_up(self, build: Build) -> None:
         """The collection is filled: verify it, then have all of `item-vectors` read again for it."""
         assert build.bundle is not None
         self._stream.write()
-        verify(self._index, build.bundle, self._rows, expired=build.expired, patiently=self._patiently)
+        least, expired = self._settings.least_recall, build.expired
+        verify(self._index, build.bundle, self._rows, expired=expired, least_recall=least, patiently=self._patiently)
         self._intake.dims[build.version] = build.bundle.manifest.dim
         self._intake.catching_up = build.version
         build.bundle = build.steps = None
-        self._patiently(self._stream.rewind)
+        self._patiently(self._stream.rewind, of="kafka")
 
     def _finish_if_caught_up(self, build: Build) -> bool:
         if not self._stream.caught_up:
@@ -179,7 +182,14 @@ class Collections:
         self._rows.follow(version)
 
     def _read_marks(self) -> dict[str, str]:
-        return self._patiently(lambda: {version: self._index.mark_of(version) for version in self._index.versions()})
+        return self._patiently(lambda: {version: self._mark_of(version) for version in self._index.versions()})
+
+    def _mark_of(self, version: str) -> str:
+        """A collection that an older version of nextwatch made lacks fields: it is not whole, and is made anew."""
+        if self._index.is_of_today(version):
+            return self._index.mark_of(version)
+        log.warning("collection was made by another version of nextwatch, it is made anew", version=version)
+        return ""
 
     def _forget(self, version: str) -> None:
         self.marks.pop(version, None)

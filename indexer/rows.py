@@ -1,4 +1,5 @@
-"""What is still to be written to the index: touched rows, coalesced per item, and the items that must not be in it.
+"""What is still to be written to the index: touched rows, coalesced per item, the items that must not be in it, and
+those of which the catalogue says something new, so that their rows are written again.
 
 An item that is taken down is remembered as down, and the newest row that is known of it is parked: a vector that
 arrives late cannot bring it back, and the item's return can. Deletions are written before rows, and whatever deletes an
@@ -8,6 +9,7 @@ item also discards the rows of it that were waiting, so that the index ends as i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 
 class Row(NamedTuple):
     """An item's vector (little-endian float32) after `step`; `produced_ms` of the oldest watch in it that no search
-    has seen yet, 0 for none."""
+    has seen yet, and `published_ms` when the oldest such row came into the topic; 0 for none."""
 
     step: int
     vector: bytes
     produced_ms: int = 0
+    published_ms: int = 0
 
 
 class Rows:
@@ -31,10 +34,11 @@ class Rows:
         self._waiting: dict[str, dict[str, Row]] = {}  # by version, by item
         self._parked: dict[str, dict[str, Row]] = {}
         self._deleted: dict[str, bool] = {}  # by item: whether its row is parked, not lost
+        self._changed: dict[str, None] = {}  # items whose facts have changed, in order
         self._since_ms: int | None = None
 
     def __len__(self) -> int:
-        return len(self._deleted) + sum(len(rows) for rows in self._waiting.values())
+        return len(self._deleted) + len(self._changed) + sum(len(rows) for rows in self._waiting.values())
 
     @property
     def followed(self) -> set[str]:
@@ -85,7 +89,7 @@ class Rows:
             del self._deleted[item_id]  # it was not written yet: the row is still there
         for version, parked in self._parked.items():
             if (row := parked.pop(item_id, None)) is not None:
-                self.put(version, item_id, row._replace(produced_ms=0), now_ms)
+                self.put(version, item_id, row._replace(produced_ms=0, published_ms=0), now_ms)
 
     def expire(self, item_id: str, now_ms: int) -> None:
         """The trainer has let go of the item; its next row brings it back."""
@@ -95,6 +99,11 @@ class Rows:
             self._deleted[item_id] = False
             self._note_change(now_ms)
 
+    def rewrite(self, item_id: str, now_ms: int) -> None:
+        """The item's facts have changed: the rows of it that are in the index say so from the next writing on."""
+        self._changed[item_id] = None
+        self._note_change(now_ms)
+
     def is_due(self, now_ms: int, window_ms: float, batch: int) -> bool:
         """Whether to write now: the oldest change has waited for the window, or a batch is full."""
         return self._since_ms is not None and (now_ms - self._since_ms >= window_ms or len(self) >= batch)
@@ -102,13 +111,24 @@ class Rows:
     def take_deleted(self, most: int) -> dict[str, bool]:
         """Items to delete from every collection, and whether their rows are to be parked; empty when none are left.
         They come before rows."""
-        return {item_id: self._deleted.pop(item_id) for item_id in list(self._deleted)[:most]}
+        return {item_id: self._deleted.pop(item_id) for item_id in list(islice(self._deleted, most))}
+
+    def take_changed(self, most: int) -> list[str]:
+        """Items whose facts have changed; empty when none are left. They come after deletions and before rows."""
+        taken = list(islice(self._changed, most))
+        for item_id in taken:
+            del self._changed[item_id]
+        return taken
+
+    def is_waiting(self, version: str, item_id: str) -> bool:
+        """Whether a row of this item is about to be written, or must not be."""
+        return item_id in self.down or item_id in self._waiting.get(version, ())
 
     def take_rows(self, most: int) -> tuple[str, dict[str, Row]] | None:
         """(version, rows by item) to write; None when nothing is left."""
         for version, waiting in self._waiting.items():
             if waiting:
-                return version, {item_id: waiting.pop(item_id) for item_id in list(waiting)[:most]}
+                return version, {item_id: waiting.pop(item_id) for item_id in list(islice(waiting, most))}
         self._since_ms = None
         return None
 
@@ -132,11 +152,17 @@ def problem_of(vector: bytes, dim: int) -> str | None:
 
 
 def _keep_newest(rows: dict[str, Row], item_id: str, row: Row) -> None:
-    """The newest step wins; the oldest unseen watch stays, since the delay is counted from it."""
+    """The newest step wins; the oldest times stay, since the delays are counted from them."""
     known = rows.get(item_id)
     if known is None:
         rows[item_id] = row
         return
     newest = known if known.step > row.step else row
-    unseen = [r.produced_ms for r in (known, row) if r.produced_ms]
-    rows[item_id] = newest._replace(produced_ms=min(unseen, default=0))
+    rows[item_id] = newest._replace(
+        produced_ms=_oldest(known.produced_ms, row.produced_ms),
+        published_ms=_oldest(known.published_ms, row.published_ms),
+    )
+
+
+def _oldest(one_ms: int, other_ms: int) -> int:
+    return min(one_ms, other_ms) if one_ms and other_ms else one_ms or other_ms

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from indexer.facts import Facts
 from indexer.intake import Intake, is_written
 from indexer.rows import Rows
+from indexer.scalars import UNKNOWN, Scalars
 from streams.messages import Item, ItemVector, Refused, encode
 
 
@@ -18,7 +20,7 @@ def intake(*versions: str) -> Intake:
     rows = Rows()
     for version in versions:
         rows.follow(version)
-    return Intake(rows, 1_000_000, dims=dict.fromkeys(versions, 2))
+    return Intake(rows, Facts(), 1_000_000, dims=dict.fromkeys(versions, 2))
 
 
 def hear(to: Intake, value: bytes | None, key: bytes | None = b"a", *, written: bool = False) -> str | None:
@@ -27,8 +29,8 @@ def hear(to: Intake, value: bytes | None, key: bytes | None = b"a", *, written: 
 
 def test_a_touched_row_waits_to_be_written() -> None:
     to = intake("v")
-    hear(to, vector(7, produced_ms=5))
-    assert to.rows.take_rows(9) == ("v", {"a": (7, np.array([1, 2], "<f4").tobytes(), 5)})
+    to.hear_vector(b"a", vector(7, produced_ms=5), is_written=False, now_ms=0, published_ms=6)
+    assert to.rows.take_rows(9) == ("v", {"a": (7, np.array([1, 2], "<f4").tobytes(), 5, 6)})
 
 
 def test_a_row_of_another_version_is_passed_over() -> None:
@@ -44,23 +46,23 @@ def test_a_row_that_was_written_is_read_again_only_for_the_collection_that_catch
     hear(to, vector(version="v"), b"b", written=True)
     assert len(to.rows) == 0
     hear(to, vector(3, version="w", produced_ms=5), written=True)
-    assert to.rows.take_rows(9) == ("w", {"a": (3, np.array([1, 2], "<f4").tobytes(), 0)})
+    assert to.rows.take_rows(9) == ("w", {"a": (3, np.array([1, 2], "<f4").tobytes(), 0, 0)})
 
 
 def test_the_row_of_an_item_that_is_down_is_known_again_after_a_restart() -> None:
     to = intake("v")
-    to.hear_item(b"a", None, now_ms=0)
+    to.hear_item(b"a", None, is_written=False, now_ms=0)
     hear(to, vector(4), written=True)
-    to.hear_item(b"a", encode(Item("a")), now_ms=0)
-    assert to.rows.take_rows(9) == ("v", {"a": (4, np.array([1, 2], "<f4").tobytes(), 0)})
+    to.hear_item(b"a", encode(Item("a")), is_written=False, now_ms=0)
+    assert to.rows.take_rows(9) == ("v", {"a": (4, np.array([1, 2], "<f4").tobytes(), 0, 0)})
 
 
 def test_unavailable_and_tombstone_both_take_an_item_down() -> None:
     to = intake("v")
-    to.hear_item(b"a", encode(Item("a", available=False)), now_ms=0)
-    to.hear_item(b"b", None, now_ms=0)
+    to.hear_item(b"a", encode(Item("a", available=False)), is_written=False, now_ms=0)
+    to.hear_item(b"b", None, is_written=False, now_ms=0)
     assert to.rows.down == {"a", "b"}
-    to.hear_item(b"a", encode(Item("a")), now_ms=0)
+    to.hear_item(b"a", encode(Item("a")), is_written=False, now_ms=0)
     assert to.rows.down == {"b"}
 
 
@@ -100,8 +102,37 @@ def test_a_bad_row_is_refused_with_its_reason(key: bytes | None, value: bytes, r
 def test_a_bad_catalogue_entry_is_refused_and_changes_nothing() -> None:
     to = intake("v")
     with pytest.raises(Refused):
-        to.hear_item(b"a", b'{"item_id": ""}', now_ms=0)
+        to.hear_item(b"a", b'{"item_id": ""}', is_written=False, now_ms=0)
     assert not to.rows.down
+
+
+def test_a_catalogue_entry_is_kept_as_facts_and_only_news_writes_rows_again() -> None:
+    to, entry = intake("v"), encode(Item("a", channel="music", duration_s=30.0))
+    to.hear_item(b"a", entry, is_written=False, now_ms=0)
+    assert to.facts.of("a") == Scalars("music", duration_s=30.0)
+    assert to.rows.take_changed(9) == ["a"]
+    to.hear_item(b"a", entry, is_written=False, now_ms=0)
+    to.hear_item(b"b", encode(Item("b")), is_written=False, now_ms=0)
+    assert to.rows.take_changed(9) == []
+    to.hear_item(b"a", encode(Item("a", title="other", channel="sport")), is_written=False, now_ms=0)
+    assert to.rows.take_changed(9) == ["a"]
+
+
+def test_an_entry_that_was_written_before_a_restart_is_known_and_not_written_again() -> None:
+    to = intake("v")
+    to.hear_item(b"a", encode(Item("a", channel="music")), is_written=True, now_ms=0)
+    assert to.facts.of("a") == Scalars("music")
+    assert len(to.rows) == 0
+
+
+def test_an_item_that_returns_with_other_facts_before_it_was_deleted_is_written_again() -> None:
+    to = intake("v")
+    to.hear_item(b"a", encode(Item("a", channel="music")), is_written=True, now_ms=0)
+    to.hear_item(b"a", None, is_written=False, now_ms=0)
+    assert to.facts.of("a") == UNKNOWN
+    to.hear_item(b"a", encode(Item("a")), is_written=False, now_ms=0)
+    assert to.rows.take_deleted(9) == {}
+    assert to.rows.take_changed(9) == ["a"]
 
 
 def test_offsets_below_the_committed_one_are_written() -> None:

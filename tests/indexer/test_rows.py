@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import IndexMissing
+from indexer.facts import Facts
+from indexer.intake import Intake
 from indexer.rows import Row, Rows, problem_of, stack
+from indexer.scalars import UNKNOWN, Scalars
 from indexer.writing import write_all
+from streams.messages import Item, encode
 
 
-def row(step: int, value: float = 0.0, produced_ms: int = 0) -> Row:
-    return Row(step, np.array([value, step], "<f4").tobytes(), produced_ms)
+def row(step: int, value: float = 0.0, produced_ms: int = 0, published_ms: int = 0) -> Row:
+    return Row(step, np.array([value, step], "<f4").tobytes(), produced_ms, published_ms)
 
 
 class Shelf:
@@ -21,13 +27,17 @@ class Shelf:
 
     def __init__(self, *versions: str) -> None:
         self.rows: dict[str, dict[str, tuple[int, np.ndarray]]] = {version: {} for version in versions}
+        self.facts: dict[str, dict[str, Scalars]] = {version: {} for version in versions}
         self.calls: list[int] = []
 
-    def upsert(self, version: str, item_ids: list[str], vectors: np.ndarray, steps: list[int]) -> None:
+    def upsert(
+        self, version: str, item_ids: list[str], vectors: np.ndarray, steps: list[int], scalars: Sequence[Scalars]
+    ) -> None:
         self.calls.append(len(item_ids))
         if version not in self.rows:
             raise IndexMissing(version)
         self.rows[version].update({i: (s, v) for i, s, v in zip(item_ids, steps, vectors, strict=True)})
+        self.facts[version].update(zip(item_ids, scalars, strict=True))
 
     def delete(self, version: str, item_ids: list[str]) -> None:
         for item_id in item_ids:
@@ -41,9 +51,13 @@ class Shelf:
     def steps(self, version: str) -> dict[str, int]:
         return {item_id: step for item_id, (step, _) in self.rows[version].items()}
 
+    def channels(self, version: str) -> dict[str, str]:
+        return {item_id: self.facts[version][item_id].channel for item_id in self.rows[version]}
 
-def write(shelf: Shelf, rows: Rows, batch: int = 100) -> set[str]:
-    return write_all(shelf, rows, shelf.rows, batch=batch, patiently=lambda call: call())  # type: ignore[arg-type]
+
+def write(shelf: Shelf, rows: Rows, batch: int = 100, facts: Facts | None = None) -> set[str]:
+    facts = facts or Facts()
+    return write_all(shelf, rows, facts, shelf.rows, batch=batch, patiently=lambda call: call())  # type: ignore[arg-type]
 
 
 def following(*versions: str) -> Rows:
@@ -68,6 +82,66 @@ def test_the_delay_is_counted_from_the_oldest_watch_that_no_search_has_seen() ->
     for step, produced_ms in ((1, 0), (2, 700), (3, 900), (4, 0)):
         rows.put("v", "a", row(step, produced_ms=produced_ms), now_ms=0)
     assert rows.take_rows(1) == ("v", {"a": row(4, produced_ms=700)})
+
+
+def test_the_lag_is_counted_from_the_oldest_row_that_is_not_written_yet() -> None:
+    rows = following("v")
+    for step, published_ms in ((1, 700), (3, 900), (2, 800)):
+        rows.put("v", "a", row(step, published_ms=published_ms), now_ms=0)
+    assert rows.take_rows(1) == ("v", {"a": row(3, published_ms=700)})
+
+
+def test_a_touched_row_is_written_with_its_items_facts() -> None:
+    rows, facts, shelf = following("v"), Facts(), Shelf("v")
+    facts.set("a", Scalars("music"))
+    rows.put("v", "a", row(1), now_ms=0)
+    rows.put("v", "b", row(1), now_ms=0)
+    write(shelf, rows, facts=facts)
+    assert shelf.facts["v"] == {"a": Scalars("music"), "b": UNKNOWN}
+
+
+def test_changed_facts_write_the_rows_that_are_there_again_and_make_none() -> None:
+    rows, facts, shelf = following("v", "w"), Facts(), Shelf("v", "w")
+    rows.put("v", "a", row(3, value=5.0), now_ms=0)
+    write(shelf, rows, facts=facts)
+    facts.set("a", Scalars("music"))
+    rows.rewrite("a", now_ms=1000)
+    rows.rewrite("a", now_ms=1200)
+    assert not rows.is_due(1499, 500, 9)
+    assert rows.is_due(1500, 500, 9)
+    shelf.calls.clear()
+    write(shelf, rows, facts=facts)
+    assert shelf.facts == {"v": {"a": Scalars("music")}, "w": {}}
+    assert shelf.steps("v") == {"a": 3}
+    assert shelf.rows["v"]["a"][1].tolist() == [5.0, 3.0]
+    assert shelf.calls == [1]
+
+
+def test_an_item_whose_row_waits_is_not_written_twice_for_its_facts() -> None:
+    rows, facts, shelf = following("v"), Facts(), Shelf("v")
+    rows.put("v", "a", row(1), now_ms=0)
+    write(shelf, rows, facts=facts)
+    facts.set("a", Scalars("music"))
+    rows.rewrite("a", now_ms=0)
+    rows.put("v", "a", row(2), now_ms=0)
+    shelf.calls.clear()
+    write(shelf, rows, facts=facts)
+    assert (shelf.calls, shelf.channels("v"), shelf.steps("v")) == ([1], {"a": "music"}, {"a": 2})
+
+
+def test_rewriting_is_bounded_by_the_batch() -> None:
+    rows, facts, shelf = following("v"), Facts(), Shelf("v")
+    for number in range(25):
+        rows.put("v", f"i{number}", row(1), now_ms=0)
+    write(shelf, rows, facts=facts)
+    shelf.calls.clear()
+    for number in range(25):
+        facts.set(f"i{number}", Scalars("music"))
+        rows.rewrite(f"i{number}", now_ms=0)
+    assert len(rows) == 25
+    write(shelf, rows, batch=10, facts=facts)
+    assert shelf.calls == [10, 10, 5]
+    assert set(shelf.channels("v").values()) == {"music"}
 
 
 def test_rows_of_a_version_that_is_not_followed_are_passed_over() -> None:
@@ -154,7 +228,22 @@ def test_a_collection_that_is_gone_is_reported_and_the_others_are_written() -> N
     assert rows.followed == {"v"}
 
 
-CHANGES = st.tuples(st.sampled_from(["put v", "put w", "down", "up", "expire", "write"]), st.sampled_from("ab"))
+CHANGES = st.tuples(st.sampled_from(["put v", "put w", "down", "entry", "expire", "write"]), st.sampled_from("ab"))
+
+
+def hear(rows: Rows, facts: Facts, what: str, item_id: str, step: int) -> None:
+    """One change; a catalogue entry says another channel each time."""
+    catalogue = Intake(rows, facts, 10_000)
+    match what.split():
+        case ["put", version]:
+            rows.put(version, item_id, row(step), now_ms=0)
+        case ["down"]:
+            catalogue.hear_item(item_id.encode(), None, is_written=False, now_ms=0)
+        case ["entry"]:
+            entry = Item(item_id, channel=f"c{step}" if step % 3 else None)
+            catalogue.hear_item(item_id.encode(), encode(entry), is_written=False, now_ms=0)
+        case ["expire"]:
+            rows.expire(item_id, now_ms=0)
 
 
 @settings(max_examples=500)
@@ -162,25 +251,19 @@ CHANGES = st.tuples(st.sampled_from(["put v", "put w", "down", "up", "expire", "
 def test_coalesced_writing_ends_as_if_each_change_had_been_written_at_once(
     changes: list[tuple[str, str]], batch: int
 ) -> None:
-    late, late_shelf = following("v", "w"), Shelf("v", "w")
-    prompt, prompt_shelf = following("v", "w"), Shelf("v", "w")
+    late, late_facts, late_shelf = following("v", "w"), Facts(), Shelf("v", "w")
+    prompt, prompt_facts, prompt_shelf = following("v", "w"), Facts(), Shelf("v", "w")
     for step, (what, item_id) in enumerate(changes, start=1):
-        for rows in (late, prompt):
-            match what.split():
-                case ["put", version]:
-                    rows.put(version, item_id, row(step), now_ms=0)
-                case ["down"]:
-                    rows.take_down(item_id, now_ms=0)
-                case ["up"]:
-                    rows.bring_back(item_id, now_ms=0)
-                case ["expire"]:
-                    rows.expire(item_id, now_ms=0)
+        hear(late, late_facts, what, item_id, step)
+        hear(prompt, prompt_facts, what, item_id, step)
         if what == "write":
-            write(late_shelf, late, batch)
-        write(prompt_shelf, prompt)
-    write(late_shelf, late, batch)
+            write(late_shelf, late, batch, late_facts)
+        write(prompt_shelf, prompt, facts=prompt_facts)
+    write(late_shelf, late, batch, late_facts)
     for version in ("v", "w"):
         assert late_shelf.steps(version) == prompt_shelf.steps(version)
+        assert late_shelf.channels(version) == prompt_shelf.channels(version)
+        assert late_shelf.channels(version) == {i: late_facts.of(i).channel for i in late_shelf.rows[version]}
         assert not late.down & set(late_shelf.steps(version))
 
 
