@@ -36,8 +36,10 @@ def remember(seen: bytes, gone: Iterable[Watch | WatchEvent], *, newest_ms: int,
     """`seen` and the watches that are `gone` from the history of a user whose newest watch is at `newest_ms`."""
     for watch in gone:
         seen = _add(seen, crc32(watch.item_id.encode()), _day_of(watch.event_ms))
-    too_old = bisect_right(range(_count(seen)), _day_of(newest_ms) - days - 1, key=lambda at: _day_at(seen, at))
-    return seen[max(too_old, _count(seen) - keep) * _SIZE :]
+    first, oldest_day = max(0, _count(seen) - keep), _day_of(newest_ms) - days
+    while first < _count(seen) and _day_at(seen, first) < oldest_day:
+        first += 1
+    return seen[first * _SIZE :] if first else seen
 
 
 def codes_of(item_ids: Sequence[str]) -> NDArray[np.uint32]:
@@ -65,8 +67,11 @@ def _add(seen: bytes, code: int, day: int) -> bytes:
         if _day_at(seen, at) >= day:
             return seen
         seen = seen[: at * _SIZE] + seen[(at + 1) * _SIZE :]
+    entry = _PACKED.pack(code, day)
+    if not seen or _day_at(seen, _count(seen) - 1) <= day:  # as it nearly always is
+        return seen + entry
     place = bisect_right(range(_count(seen)), day, key=lambda at: _day_at(seen, at)) * _SIZE
-    return seen[:place] + _PACKED.pack(code, day) + seen[place:]
+    return seen[:place] + entry + seen[place:]
 
 
 def _find(seen: bytes, code: int) -> int:
@@ -79,7 +84,7 @@ def _find(seen: bytes, code: int) -> int:
 
 
 def _day_at(seen: bytes, at: int) -> int:
-    return int.from_bytes(seen[(at + 1) * _SIZE - 2 : (at + 1) * _SIZE], "little")
+    return seen[at * _SIZE + 4] | seen[at * _SIZE + 5] << 8
 
 
 def _day_of(time_ms: int) -> int:
