@@ -15,6 +15,16 @@ class Breaker:
         self._until_ms = 0.0
         self._reason = ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last try has failed."""
+        return self._pause_ms > 0
+
+    @property
+    def last_reason(self) -> str:
+        """Of the last failure."""
+        return self._reason
+
     def reason(self, now_ms: int) -> str | None:
         """Why not to try now; None: try."""
         return self._reason if now_ms < self._until_ms else None

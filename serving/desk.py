@@ -1,49 +1,103 @@
 """What a batch of request records causes: replies, impressions, dead letters and forwarded requests, put on their way.
 
-A request on another partition than its user's is forwarded there once, with its headers and its time. A request that
-cannot be understood gets an error reply wherever an address can be told. A bug that a request shows does not harm the
-others of its batch: it goes to the dead letters with the request, and is handed back to be raised.
+A request on another partition than its user's is forwarded there once, with its headers and its time. One that repeats
+another's id gets that one's reply. A request that cannot be understood gets an error reply wherever an address can be
+told. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
+and is handed back to be raised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import structlog
 
 from infra import metrics
 from infra.settings import Settings
-from serving.intake import Letter, PartitionsOf, Unsupported, open_letter
+from serving.draft import Answered, Asked
+from serving.intake import Address, Letter, PartitionsOf, Unsupported, open_letter
 from serving.outbox import Outbox
-from serving.pipeline import Answered, Asked
+from serving.repeats import Key, Repeats
 from streams import topics
 from streams.dead_letters import dead_letter
 from streams.messages import Impression, RecommendReply, Refused, encode
 
 log = structlog.get_logger(__name__)
 
-Answer = Callable[[Sequence[Asked]], list[Answered]]
+
+class Cook(NamedTuple):
+    """The pipeline with everything but the batch filled in, in its two halves."""
+
+    begin: Callable[[Sequence[Asked]], Any]
+    finish: Callable[[Any], list[Answered]]
+
+
+@dataclass
+class Work:
+    """A batch that is being answered. `begun` is what the first half gave; None where it showed a bug."""
+
+    mine: list[tuple[Letter, Asked]]
+    cook: Cook
+    begun: Any
+    now_ms: int
 
 
 class Desk:
-    """`answer` is the pipeline with everything but the batch filled in."""
+    """What is under way is known to `repeats`, so that a request that comes twice is answered once."""
 
-    def __init__(self, settings: Settings, outbox: Outbox, partitions_of: PartitionsOf, served_by: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        partitions_of: PartitionsOf,
+        served_by: str,
+        repeats: Repeats[Letter],
+    ) -> None:
         self._settings, self._outbox = settings, outbox
         self._partitions_of, self._served_by = partitions_of, served_by
+        self._repeats = repeats
 
-    def handle(self, records: Sequence[Any], answer: Answer, now_ms: int) -> Exception | None:
-        """Answer, refuse or forward every record; the first bug that one of them has shown."""
+    def begin(self, records: Sequence[Any], cook: Cook, now_ms: int) -> Work:
+        """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest."""
         metrics.RECEIVED.labels(topics.RECOMMEND_REQUESTS).inc(len(records))
-        letters = [open_letter(record, self._settings, self._partitions_of) for record in records]
         mine: list[tuple[Letter, Asked]] = []
-        for letter in letters:
+        for record in records:
+            letter = open_letter(record, self._settings, self._partitions_of)
             if letter.refused is not None:
                 self._refuse(letter, letter.refused, now_ms)
-            elif (asked := self._ask(letter, now_ms)) is not None:
+            elif (asked := self._ask(letter, now_ms)) is not None and not self._repeat(letter, now_ms):
+                self._repeats.begin(_key(letter))
                 mine.append((letter, asked))
-        return self._answer(mine, answer, now_ms) if mine else None
+        return Work(mine, cook, self._begun(mine, cook), now_ms)
+
+    def finish(self, work: Work) -> Exception | None:
+        """Answer the rest; the first bug that one of them has shown."""
+        if not work.mine:
+            return None
+        try:
+            begun = work.cook.begin([asked for _, asked in work.mine]) if work.begun is None else work.begun
+            answers = work.cook.finish(begun)
+        except Exception as error:  # a bug of ours: the others of the batch are not harmed
+            if len(work.mine) > 1:
+                bugs = [self.finish(Work([one], work.cook, None, work.now_ms)) for one in work.mine]
+                return next((bug for bug in bugs if bug is not None), None)
+            log.exception("a request showed a bug")
+            self._give_up(work.mine[0][0], Refused("bug", f"internal error: {type(error).__name__}"), work.now_ms)
+            return error
+        for (letter, asked), answered in zip(work.mine, answers, strict=True):
+            if answered.impression is not None:  # before its reply: whoever has the list finds it on record
+                self._record(answered.impression, asked.partition)
+            self._answer(letter, answered.reply, work.now_ms)
+        return None
+
+    @staticmethod
+    def _begun(mine: Sequence[tuple[Letter, Asked]], cook: Cook) -> Any:
+        try:
+            return cook.begin([asked for _, asked in mine]) if mine else None
+        except Exception:  # a bug: `finish` looks for whose it is
+            return None
 
     def _ask(self, letter: Letter, now_ms: int) -> Asked | None:
         """The letter as the pipeline wants it; None when it was forwarded."""
@@ -55,39 +109,38 @@ class Desk:
                 self._forward(record, request.user_id, home)
                 return None
             log.warning("forwarded request on a foreign partition; does kafka.partitions match recommend-requests?")
-        return Asked(request, record.partition, max(0.0, now_ms - record.timestamp))
+        return Asked(request, record.partition, max(0.0, now_ms - record.timestamp), letter.filter)
 
-    def _answer(self, mine: list[tuple[Letter, Asked]], answer: Answer, now_ms: int) -> Exception | None:
-        try:
-            answers = answer([asked for _, asked in mine])
-        except Exception as error:  # a bug of ours: the others of the batch are not harmed
-            if len(mine) > 1:
-                bugs = [self._answer([one], answer, now_ms) for one in mine]
-                return next((bug for bug in bugs if bug is not None), None)
-            log.exception("a request showed a bug")
-            self._refuse(mine[0][0], Refused("bug", f"internal error: {type(error).__name__}"), now_ms)
-            return error
-        for (letter, asked), answered in zip(mine, answers, strict=True):
-            self._reply(letter, answered.reply)
-            if answered.impression is not None:
-                self._record(answered.impression, asked.partition)
-            metrics.REQUESTS.labels("degraded" if answered.reply.degraded else "answered").inc()
-        return None
+    def _repeat(self, letter: Letter, now_ms: int) -> bool:
+        """Whether the request was answered before, or is being answered: then it needs no answer of its own."""
+        key = _key(letter)
+        if (reply := self._repeats.reply_to(key, now_ms)) is not None:
+            self._reply(letter.address, letter.request_id, reply)
+        elif not self._repeats.join(key, letter):
+            return False
+        metrics.REPEATED.inc()
+        return True
 
-    def _reply(self, letter: Letter, reply: RecommendReply) -> None:
-        address = letter.address
+    def _answer(self, letter: Letter, reply: RecommendReply, now_ms: int) -> None:
+        raw = encode(reply)
+        for each in (letter, *self._repeats.end(_key(letter), raw, now_ms)):
+            self._reply(each.address, each.request_id, raw)
+        metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
+
+    def _give_up(self, letter: Letter, refused: Refused, now_ms: int) -> None:
+        """A request that shows a bug, and whoever waits for the same."""
+        for each in (letter, *self._repeats.end(_key(letter), None, now_ms)):
+            self._refuse(each, refused, now_ms)
+
+    def _reply(self, address: Address | None, request_id: str, reply: bytes) -> None:
         if address is None:
             return
-        how = {
-            "key": reply.request_id.encode() or None,
-            "headers": list(address.headers),
-            "partition": address.partition,
-        }
+        how = {"key": request_id.encode() or None, "headers": list(address.headers), "partition": address.partition}
         ours = self._settings.kafka.topic_prefix + topics.RECOMMEND_REPLIES
         if address.topic == ours:
-            self._outbox.send(topics.RECOMMEND_REPLIES, encode(reply), **how)
+            self._outbox.send(topics.RECOMMEND_REPLIES, reply, **how)
         else:
-            self._outbox.send_outside(address.topic, encode(reply), **how)
+            self._outbox.send_outside(address.topic, reply, **how)
 
     def _record(self, impression: Impression, partition: int) -> None:
         self._outbox.send(topics.IMPRESSIONS, encode(impression), key=impression.user_id.encode(), partition=partition)
@@ -97,7 +150,8 @@ class Desk:
         record = letter.record
         metrics.REQUESTS.labels("refused").inc()
         metrics.REJECTED.labels(topics.RECOMMEND_REQUESTS, refused.code).inc()
-        self._reply(letter, RecommendReply(letter.request_id, served_by=self._served_by, error=str(refused)))
+        error = RecommendReply(letter.request_id, served_by=self._served_by, error=str(refused))
+        self._reply(letter.address, letter.request_id, encode(error))
         if isinstance(refused, Unsupported):
             return
         source = (topics.RECOMMEND_REQUESTS, record.partition, record.offset, record.key, record.value)
@@ -116,3 +170,8 @@ class Desk:
             headers=[*((name, value or b"") for name, value in record.headers or ()), (topics.FORWARDED, origin)],
             timestamp_ms=record.timestamp,
         )
+
+
+def _key(letter: Letter) -> Key:
+    assert letter.request is not None
+    return Key(letter.request.user_id, letter.request.request_id)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from infra.settings import Settings
+from models.filter_syntax import FilterError, parse_filter
+from models.item_filter import ItemFilter
 from streams import topics
 from streams.messages import RecommendRequest, Refused, decode
 
@@ -46,6 +48,7 @@ class Letter(NamedTuple):
     request_id: str
     request: RecommendRequest | None = None
     refused: Refused | None = None
+    filter: ItemFilter | None = None
 
 
 def open_letter(record: Any, settings: Settings, partitions_of: PartitionsOf) -> Letter:
@@ -55,17 +58,19 @@ def open_letter(record: Any, settings: Settings, partitions_of: PartitionsOf) ->
     address = Address(prefix + topics.RECOMMEND_REPLIES, None, correlation(headers))
     refused: Refused | None = None
     request: RecommendRequest | None = None
+    item_filter: ItemFilter | None = None
     try:
         address = read_address(headers, address, prefix, partitions_of)
     except Refused as error:
         refused = error
     try:
         request = read_request(record.value, settings)
+        item_filter = read_filter(request)
     except Refused as error:
         refused = error
     request_id = request.request_id if request else request_id_in(record.value)
     can_tell = bool(request_id or address.headers)
-    return Letter(record, address if can_tell else None, request_id, request, refused)
+    return Letter(record, address if can_tell else None, request_id, request, refused, item_filter)
 
 
 def read_request(value: bytes | None, settings: Settings) -> RecommendRequest:
@@ -73,9 +78,17 @@ def read_request(value: bytes | None, settings: Settings) -> RecommendRequest:
     request = decode(RecommendRequest, value, max_bytes=settings.kafka.max_message_bytes)
     if request.k is not None and request.k > settings.serving.max_k:
         raise Unsupported("k", f"k is {request.k}, this server gives at most {settings.serving.max_k} (serving.max_k)")
-    if request.filter is not None:
-        raise Unsupported("filter", "filters are not supported by this version: send the request without `filter`")
     return request
+
+
+def read_filter(request: RecommendRequest) -> ItemFilter | None:
+    """The request's own filter. Raises Unsupported for one that is none."""
+    if request.filter is None:
+        return None
+    try:
+        return parse_filter(request.filter)
+    except FilterError as error:
+        raise Unsupported("filter", f"filter: {error}") from None
 
 
 def read_address(

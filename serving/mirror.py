@@ -1,8 +1,8 @@
 """The exact mirror: the vectors of the live collection in memory, searched by comparing a query with all of them.
 
 It is fed by the same records as the index. It answers when Milvus does not, it says how good Milvus' answers are
-(serving/audit.py), and it knows the vector of any item. A search costs in proportion to the items, which is why there is
-a limit to them (`serving.mirror_items`): a hundred thousand take a few milliseconds.
+(serving/audit.py), and it knows the vector of any item. A search costs in proportion to the items, which is why there
+is a limit to them (`serving.mirror_items`): a hundred thousand take a few milliseconds.
 
 An item that is down keeps its row, so that it can come back at once. It is taken out of every answer by its last
 coordinate, the popularity, whose counterpart in every user vector is 1.
@@ -74,12 +74,12 @@ class Mirror:
         if (row := self._row_of.get(item_id)) is not None:
             self._columns["catalogue_row"][row] = catalogue_row
 
-    def take_down(self, item_id: str) -> None:
-        """No search finds it until it is brought back."""
-        self._set_down(item_id, True)
-
-    def bring_back(self, item_id: str) -> None:
-        self._set_down(item_id, False)
+    def set_down(self, item_id: str, down: bool) -> None:
+        """Whether the item is down: then no search finds it. One that is not here is passed over."""
+        row = self._row_of.get(item_id)
+        if row is not None and self._columns["down"][row] != down:
+            self._columns["down"][row] = down
+            self._hide(row)
 
     def remove(self, item_id: str) -> None:
         """Let go of an item that has expired; the last row takes its place."""
@@ -99,7 +99,9 @@ class Mirror:
         return np.array([row_of.get(item_id, -1) for item_id in item_ids], np.int64)
 
     def vectors(self, rows: Rows) -> Floats:
-        """A copy, [N] -> [N, D], with the popularity as it is, also of items that are down."""
+        """A copy, [N] -> [N, D], with the popularity as it is, also of items that are down; anything for -1."""
+        if not len(self):
+            return np.zeros((len(rows), self.dim), np.float32)
         vectors = self._room[rows]
         vectors[:, -1] = self._columns["popularity"][rows]
         return np.asarray(vectors)
@@ -151,12 +153,6 @@ class Mirror:
         row = self._row_of[item_id] = self._columns.append(popularity=0.0, down=False, catalogue_row=-1)
         self.item_ids.append(item_id)
         return row
-
-    def _set_down(self, item_id: str, down: bool) -> None:
-        row = self._row_of.get(item_id)
-        if row is not None and self._columns["down"][row] != down:
-            self._columns["down"][row] = down
-            self._hide(row)
 
     def _hide(self, row: int) -> None:
         """Write the last coordinate as it must be now."""

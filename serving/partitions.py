@@ -1,25 +1,31 @@
 """Which users this worker answers for: the partitions of `recommend-requests` that it owns, and their histories.
 
 Histories are co-partitioned with requests. A partition that has been assigned is paused until the histories of the same
-number have been read to the end, so that no request is answered from half a view; after a rebalance the partitions that
-are kept keep their users, and those that are lost are forgotten.
+number have been read to the end, so that no request is answered from half a view, and until the replies that another
+worker gave a moment ago are known; after a rebalance the partitions that are kept keep their users, and those that are
+lost are forgotten. Before partitions are given up everything under way is answered and committed (`settle`), so that
+no other worker answers it again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.net.selector import KernelEvent
 
 from infra import metrics
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from serving.feed import Chunk, Feed
+from serving.handed_over import HandedOver
 from serving.marks import Marks
 from serving.views import HistoryView
 from streams import topics
@@ -31,16 +37,31 @@ JOIN_MS = 1000  # a join that a short poll cuts short begins anew, as a new memb
 FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
 BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
 PACE_S = 0.01
+SETTLE_S = 8.0  # what is under way is left to the next owner after this
 
 
-class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
-    """The owned partitions and the view of their histories. Listener methods run in the consumer's own thread."""
+class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """The owned partitions and the view of their histories.
 
-    def __init__(self, kafka: Kafka, group: str, feed: Feed, histories: HistoryView, marks: Marks) -> None:
+    Listener methods run in the consumer's own thread while the answering thread waits in `poll`; so `settle` may use
+    what is the answering thread's, in a third thread, while the consumer's goes on with its heartbeats.
+    """
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        group: str,
+        feed: Feed,
+        histories: HistoryView,
+        marks: Marks,
+        handed_over: HandedOver,
+        settle: Callable[[], None],
+    ) -> None:
         self.owned: frozenset[int] = frozenset()
         self.open: frozenset[int] = frozenset()  # of the owned ones: those that are answered
         self._topic = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
         self._feed, self._histories, self._marks = feed, histories, marks
+        self._handed_over, self._settle = handed_over, settle
         self._read_to_end: frozenset[int] = frozenset()
         self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
@@ -52,21 +73,30 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self.consumer.end_offsets([TopicPartition(self._topic, number) for number in numbers])
         self.consumer.subscribe([self._topic], listener=self)
 
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Most come back with the next assignment."""
         self._is_joining = True
+        settled = threading.Thread(target=self._settle, name="settle", daemon=True)
+        settled.start()
+        give_up_s = time.monotonic() + SETTLE_S
+        while settled.is_alive() and time.monotonic() < give_up_s:
+            await KernelEvent("_sleep", PACE_S)
 
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+    async def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        """They are another's already: nothing can be committed any more."""
+        self._is_joining = True
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self.consumer.pause(*assigned)
         self._assigned.append(frozenset(tp.partition for tp in assigned))
         self._is_joining = False
 
-    def poll(self, most: int) -> list[Any]:
-        """Up to `most` requests that have arrived; empty when there are none for a moment."""
-        is_paced = self._is_paced and not self._is_joining
+    def poll(self, most: int, *, wait: bool = True) -> list[Any]:
+        """Up to `most` requests that have arrived; empty when there are none for a moment (at once without `wait`)."""
+        is_paced = (self._is_paced or not wait) and not self._is_joining
         wait_ms = JOIN_MS if self._is_joining else POLL_MS
         batches = self.consumer.poll(0 if is_paced else wait_ms, max_records=most)
-        if is_paced and not batches:
+        if self._is_paced and wait and not batches:
             time.sleep(PACE_S)
         return [record for batch in batches.values() for record in batch]
 
@@ -76,7 +106,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         about = self.consumer.metrics()["consumer-fetch-manager-metrics"]
         self._is_paced = about["fetch-rate"] > BUSY_FETCHES_S + 4 * about["records-consumed-rate"]
 
-    def take_over(self) -> bool:
+    def take_over(self, now_ms: int) -> bool:
         """Take over a new assignment, if there is one; whether there was."""
         if not self._assigned:
             return False
@@ -86,6 +116,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._read_to_end = frozenset()
         self._histories.keep(assigned)
         self._feed.follow(assigned)
+        self._handed_over.begin(assigned, now_ms)
         return True
 
     def apply(self, chunk: Chunk) -> None:
@@ -100,7 +131,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def resume(self) -> None:
         """Answer the partitions whose histories are there."""
-        whole = (self.owned & self._read_to_end) - self.open
+        whole = (self.owned & self._read_to_end & self._handed_over.read) - self.open
         # A rebalance may take one away in this very moment; the next assignment says what holds.
         with contextlib.suppress(KeyError):
             if whole:

@@ -1,60 +1,48 @@
-"""One batch of requests' way to its answers: hydrate, embed, retrieve, filter, rank, select, reply.
+"""One batch of requests' way to its answers: hydrate, embed, retrieve, filter, nominate, rank, select, reply.
 
-What has arrived together is embedded, searched and ranked together. A stage that fails sends its requests one step down
-the ladder (two-tower and ranked; retrieval order; trending; anything that may be shown), names the step and the reason
-in the reply, and never makes an error of a good request. The release is an argument, read once per batch by the caller:
-no reply can mix two versions.
+What has arrived together is embedded, searched and ranked together, in two halves: `begin` ends where the search of the
+index is under way, `finish` takes up its answer. Between them the answering thread finishes the batch before. A stage
+that fails sends its requests one step down the ladder (index; exact mirror; retrieval order; trending; anything that
+may be shown), names the step and the reason in the reply, and never makes an error of a good request. The release is
+read once per batch and belongs to it from begin to finish: no reply can mix two versions.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 
 import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from indexer.errors import IndexFailure
 from infra import metrics
-from infra.settings import Serving
-from models.moment import TWO_TOWER
-from serving.breaker import Breaker
+from infra.settings import Selection, Serving
+from models.moment import FRESH, SIMILAR, TRENDING
+from serving.draft import Answered, Asked, Draft, Found, Stages
+from serving.filtering import banned_by, wanted
+from serving.fresh import FreshView
 from serving.marks import Marks
-from serving.ranking import Fed, Pace, record_query, record_shown, score_candidates
+from serving.ranking import Pace, score_candidates
+from serving.recording import compose
 from serving.release import LiveRelease
-from serving.views import GLOBAL, CatalogueView, HistoryView, StatisticsView, TrendingView
-from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, Shown, UserHistory
+from serving.retrieval import MOST_RESULTS, Ids, Query, Retrieval, Search
+from serving.selecting import add_pins, fill, select
+from serving.selection import seed_of
+from serving.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for, unite
+from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from streams.messages import UserHistory
 
 log = structlog.get_logger(__name__)
 
 Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 
-TRENDING, CATALOGUE = "trending", "catalogue"
-MOST_RESULTS = 16384  # what a Milvus server returns at most
 SEARCH_SHARE = 0.8  # of the time that is left until the deadline
-LEAST_SEARCH_S = 0.05
-
-
-class Asked(NamedTuple):
-    """A request that was understood. `partition` is its user's; `wait_ms` what it has waited before it was read."""
-
-    request: RecommendRequest
-    partition: int
-    wait_ms: float = 0.0
-
-    def left_s(self, deadline_s: float) -> float:
-        """How much longer its client waits; negative when it has given up. `deadline_s` when the request says none."""
-        return ((self.request.deadline_ms or deadline_s * 1000) - self.wait_ms) / 1000
-
-
-class Answered(NamedTuple):
-    reply: RecommendReply
-    impression: Impression | None
+MORE = 4  # times as many candidates when filters have left too few
 
 
 @dataclass(frozen=True)
@@ -66,83 +54,70 @@ class Views:
     marks: Marks = field(default_factory=Marks)
 
 
+@dataclass(frozen=True)
+class Kitchen:
+    """What answers are made with and does not change from batch to batch. `seen_days`: of what was watched long ago."""
+
+    views: Views
+    retrieval: Retrieval
+    pace: Pace
+    settings: Serving
+    selection: Selection
+    served_by: str
+    seen_days: int = 90
+
+
 @dataclass
-class Draft:
-    """What is known of one answer so far."""
+class Begun:
+    """A batch whose search is under way. `personal` are the drafts that the towers are asked for, vectors [B, D]."""
 
-    asked: Asked
-    k: int
-    history: UserHistory
-    banned: set[str]  # seen by the user or excluded by the request
-    degraded: list[str] = field(default_factory=list)
-    item_ids: list[str] = field(default_factory=list)  # candidates, best first by inner product
-    scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))  # [C]
-    expected_s: Floats | None = None  # [C], calibrated
-    fed: Fed | None = None  # what the ranker was fed
-    items: list[Recommended] = field(default_factory=list)
-
-    def fall(self, step: str, reason: str) -> None:
-        """Go down the ladder to `step`; a request that lies lower already stays there."""
-        metrics.FALLBACKS.labels(step).inc()
-        self.degraded.append(f"{step}: {reason}")
+    drafts: list[Draft]
+    personal: list[Draft]
+    vectors: Floats
+    live: LiveRelease | None
+    search: Search | None
+    stages: Stages
+    now_ms: int
+    searched_at: float
 
 
-class Stages:
-    """The time of each stage of a batch."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-        self._began = time.perf_counter()
-
-    @property
-    def spent_s(self) -> float:
-        """Since the batch was begun."""
-        return time.perf_counter() - self._began
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent_s = time.perf_counter() - start
-            self.ms[stage] = round(spent_s * 1000, 3)
-            metrics.STAGE_TIME.labels(stage).observe(spent_s)
-
-
-def answer(
-    batch: Sequence[Asked],
-    live: LiveRelease | None,
-    views: Views,
-    breaker: Breaker,
-    pace: Pace,
-    *,
-    now_ms: int,
-    settings: Serving,
-    served_by: str,
-) -> list[Answered]:
-    """Answer every request of a batch, in its order, from one release (None: there is none yet). `breaker` and `pace`
-    remember how the index and the ranker have done."""
-    stages = Stages()
+def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *, now_ms: int) -> Begun:
+    """Everything before the answer of the index is needed. `live`: None while there is no release yet."""
+    stages, settings = Stages(), kitchen.settings
     with stages("hydrate"):
-        drafts = [hydrate(asked, views.histories, settings) for asked in batch]
+        drafts = [hydrate(asked, kitchen.views.histories, settings) for asked in batch]
         personal = [draft for draft in drafts if is_personal(draft, live, settings)]
+    vectors, search = np.zeros((0, 0), np.float32), None
     if live is not None and personal:
         with stages("embed"):
             personal, vectors = embed(personal, live, now_ms)
-        with stages("retrieve"):
-            personal = retrieve(personal, vectors, live, breaker, settings=settings, now_ms=now_ms)
-        with stages("filter"):
-            for draft in personal:
-                drop_unwanted(draft, views.catalogue.unavailable, settings.candidates)
+        if personal:
+            left_s = max(draft.asked.left_s(settings.deadline_s) for draft in personal)
+            queries = queries_of(personal, vectors, live, settings)
+            search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=SEARCH_SHARE * left_s)
+    return Begun(drafts, personal, vectors, live, search, stages, now_ms, time.perf_counter())
+
+
+def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
+    """Answer every request of the batch, in its order."""
+    stages, live, now_ms = begun.stages, begun.live, begun.now_ms
+    may_be_shown = partial(_wanted, begun, kitchen)
+    if live is not None and begun.search is not None:
+        personal, similar = retrieve(begun, kitchen, may_be_shown)
+        with stages("sources"):
+            nominate(personal, similar, begun, kitchen, may_be_shown)
         with stages("rank"):
-            in_time = drop_late(personal, stages.spent_s, pace, settings)
-            rank(in_time, live, views.statistics, pace, now_ms)
+            in_time = drop_late(personal, stages.spent_s, kitchen.pace, kitchen.settings)
+            rank(in_time, live, kitchen.views.statistics, kitchen.pace, now_ms)
     with stages("select"):
-        for draft in drafts:
-            select(draft, views, live)
+        for draft in begun.drafts:
+            add_pins(draft, kitchen.selection, may_be_shown)
+            select(draft, live, kitchen.selection)
+            fill(draft, kitchen.views.trending, kitchen.views.catalogue, live, may_be_shown)
     version = "" if live is None else live.version
-    return reply(drafts, stages, views.marks, version=version, now_ms=now_ms, served_by=served_by)
+    return compose(
+        begun.drafts, stages, kitchen.views.marks, version=version, now_ms=now_ms, served_by=kitchen.served_by
+    )
 
 
 def hydrate(asked: Asked, histories: HistoryView, settings: Serving) -> Draft:
@@ -150,7 +125,7 @@ def hydrate(asked: Asked, histories: HistoryView, settings: Serving) -> Draft:
     history = histories.get(request.user_id, asked.partition) or UserHistory(request.user_id)
     if request.context is not None:
         history = msgspec.structs.replace(history, context=request.context)
-    banned = {watch.item_id for watch in history.watches}
+    banned = banned_by(history, settings.shown_most)
     banned.update(request.exclude)
     return Draft(asked, request.k or settings.k, history, banned)
 
@@ -158,6 +133,7 @@ def hydrate(asked: Asked, histories: HistoryView, settings: Serving) -> Draft:
 def is_personal(draft: Draft, live: LiveRelease | None, settings: Serving) -> bool:
     """Whether the towers are asked; a user without a watch gets what is trending, which is no degradation."""
     if draft.asked.left_s(settings.deadline_s) < 0:
+        metrics.SHED.inc()
         draft.fall("trending", "the deadline had passed before the request was read")
     elif live is None:
         draft.fall("trending", "no release is live yet")
@@ -175,39 +151,107 @@ def embed(drafts: list[Draft], live: LiveRelease, now_ms: int) -> tuple[list[Dra
     return [drafts[at] for at in finite], vectors[finite]
 
 
-def retrieve(
-    drafts: list[Draft], vectors: Floats, live: LiveRelease, breaker: Breaker, *, settings: Serving, now_ms: int
-) -> list[Draft]:
-    """Search the index for all drafts at once; those that have candidates. What will be filtered is fetched on top."""
-    if not drafts:
-        return drafts
-    limit = min(MOST_RESULTS, settings.candidates + max(len(draft.banned) for draft in drafts))
-    left_s = max(draft.asked.left_s(settings.deadline_s) for draft in drafts)
-    reason = breaker.reason(now_ms)
-    if reason is None:
-        try:
-            found = live.search(vectors, limit, timeout_s=max(LEAST_SEARCH_S, SEARCH_SHARE * left_s))
-        except IndexFailure as error:
-            reason = f"the index did not answer: {error}"
-            breaker.failed(now_ms, reason)
-        else:
-            breaker.succeeded()
-            for draft, (item_ids, scores) in zip(drafts, found, strict=True):
-                draft.item_ids, draft.scores = item_ids, scores
-            return drafts
-    for draft in drafts:
-        draft.fall("trending", reason)
-    return []
+def queries_of(drafts: list[Draft], vectors: Floats, live: LiveRelease, settings: Serving) -> list[Query]:
+    """What is asked of the index: candidates, and what will be filtered on top; without a mirror similar ones too."""
+    queries = [
+        Query(vector, settings.candidates + len(draft.banned), draft.asked.filter)
+        for draft, vector in zip(drafts, vectors, strict=True)
+    ]
+    if live.mirror is None and settings.similar:
+        queries += similar_queries(drafts, live, settings)
+    return queries
 
 
-def drop_unwanted(draft: Draft, unavailable: set[str], candidates: int) -> None:
-    """Drop what was seen, excluded or taken down, and keep the best of the rest."""
-    banned = draft.banned
-    kept = [i for i, item in enumerate(draft.item_ids) if item not in banned and item not in unavailable][:candidates]
-    if len(kept) < len(draft.item_ids):
-        draft.item_ids = [draft.item_ids[i] for i in kept]
-        draft.scores = draft.scores[kept]
-    metrics.CANDIDATES.observe(len(kept))
+def similar_queries(drafts: Sequence[Draft], live: LiveRelease, settings: Serving) -> list[Query]:
+    """One for each draft: what somebody is recommended who has watched only its last completed item."""
+    last = [next((w.item_id for w in reversed(draft.history.watches) if w.completed), "") for draft in drafts]
+    return [
+        Query(vector, settings.similar + len(draft.banned), draft.asked.filter)
+        for draft, vector in zip(drafts, live.model.vectors_after(last), strict=True)
+    ]
+
+
+def retrieve(begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> tuple[list[Draft], list[Ids]]:
+    """The drafts with candidates, filtered, and what is similar to the last watch of each (empty: not known)."""
+    assert begun.search is not None and begun.live is not None
+    answer = kitchen.retrieval.finish(begun.search, now_ms=begun.now_ms)
+    begun.stages.add("retrieve", time.perf_counter() - begun.searched_at)
+    if answer.fell_to:
+        for draft in begun.personal:
+            draft.fall(answer.fell_to, answer.reason)
+    if answer.found is None:
+        return [], []
+    size = len(begun.personal)
+    with begun.stages("filter"):
+        for draft, vector, found in zip(begun.personal, begun.vectors, answer.found[:size], strict=True):
+            keep_wanted(draft, vector, found, begun, kitchen, may_be_shown)
+    return begun.personal, list(answer.found[size:])
+
+
+def keep_wanted(draft: Draft, vector: Floats, found: Ids, begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> None:
+    """Drop what may not be shown; where that leaves less than k although there are more, search again for more."""
+    most, live = kitchen.settings.candidates, begun.live
+    assert live is not None
+    limit = most + len(draft.banned)
+    while True:
+        item_ids, scores = found
+        rows = np.flatnonzero(may_be_shown(draft, item_ids))[:most]
+        if len(rows) >= draft.k or len(item_ids) < limit or limit >= MOST_RESULTS:
+            break
+        limit = min(MOST_RESULTS, MORE * limit)
+        metrics.SEARCHED_AGAIN.inc()
+        query = Query(vector, limit, draft.asked.filter)
+        again = kitchen.retrieval.search_again(query, live, now_ms=begun.now_ms)
+        if again is None:
+            break
+        found = again
+    draft.found = unite(([item_ids[row] for row in rows.tolist()], scores[rows]), {}, most)
+
+
+def nominate(
+    drafts: Sequence[Draft], similar: Sequence[Ids], begun: Begun, kitchen: Kitchen, may_be_shown: Wanted
+) -> None:
+    """Add the other sources' candidates, and the two-tower scores of all of them."""
+    nominees = ask_sources(drafts, similar, begun, kitchen, may_be_shown)
+    live = begun.live
+    assert live is not None
+    for at, draft in enumerate(drafts):
+        others = {source: found[at] for source, found in nominees.items()}
+        for source, each in others.items():
+            metrics.NOMINATED.labels(source).inc(len(each.item_ids))
+        towers = draft.found.item_ids, draft.found.scores
+        metrics.NOMINATED.labels("two_tower").inc(len(towers[0]))
+        draft.found = unite(towers, others, kitchen.settings.candidates)
+        add_pins(draft, kitchen.selection, may_be_shown)
+        draft.found = with_scores(draft.found, begun.vectors[at], live)
+        metrics.CANDIDATES.observe(len(draft.found.item_ids))
+
+
+def ask_sources(
+    drafts: Sequence[Draft], similar: Sequence[Ids], begun: Begun, kitchen: Kitchen, may_be_shown: Wanted
+) -> dict[str, list[Nominees]]:
+    """By source: what it nominates for each draft."""
+    settings, views, now_ms = kitchen.settings, kitchen.views, begun.now_ms
+    found: dict[str, list[Nominees]] = {}
+    if settings.trending:
+        by_trend = partial(_trending, views.trending, settings.trending, may_be_shown)
+        found[TRENDING] = ask(TRENDING, drafts, by_trend, settings.source_s)
+    if settings.similar:
+        found[SIMILAR] = _similar(drafts, similar, begun, kitchen, may_be_shown)
+    if settings.fresh and len(views.catalogue.fresh):
+        by_age = partial(_fresh, views.catalogue.fresh, settings.fresh, may_be_shown, now_ms)
+        found[FRESH] = ask(FRESH, drafts, by_age, settings.source_s)
+    return found
+
+
+def with_scores(found: Found, vector: Floats, live: LiveRelease) -> Found:
+    """Inner products also for what the towers have not found themselves, as far as its vectors are known."""
+    missing = np.flatnonzero(np.isnan(found.scores))
+    if live.mirror is None or not len(missing):
+        return found
+    [scores] = live.mirror.scores(vector[None], [[found.item_ids[at] for at in missing.tolist()]])
+    found.scores[missing] = scores
+    return found
 
 
 def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving) -> list[Draft]:
@@ -216,7 +260,7 @@ def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving
     for draft in drafts:
         if draft.asked.left_s(settings.deadline_s) - spent_s >= len(drafts) * pace.expected_s:
             in_time.append(draft)
-        elif draft.item_ids:
+        elif draft.found.item_ids:
             draft.fall("unranked", "no time is left for the ranker")
     if drafts and not in_time:
         pace.skipped()
@@ -225,17 +269,13 @@ def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving
 
 def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pace: Pace, now_ms: int) -> None:
     """Expected watch seconds of all candidates, in one forward pass (paper section 4)."""
-    drafts = [draft for draft in drafts if draft.item_ids]
+    drafts = [draft for draft in drafts if draft.found.item_ids]
     if not drafts or not live.ranker.trained:
         return
     try:
         with pace.watch(len(drafts)):
-            ranked = score_candidates(
-                [(draft.history, draft.item_ids, draft.scores) for draft in drafts],
-                live,
-                statistics.statistics,
-                now_ms=now_ms,
-            )
+            asked = [(draft.history, *draft.found) for draft in drafts]
+            ranked = score_candidates(asked, live, statistics.statistics, now_ms=now_ms)
     except Exception as error:  # whatever a ranker dies of, the retrieval order is still a good answer
         log.exception("the ranker failed", version=live.version)
         for draft in drafts:
@@ -248,84 +288,39 @@ def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pac
             draft.fall("unranked", "the ranker gave a value that is not finite")
 
 
-def select(draft: Draft, views: Views, live: LiveRelease | None) -> None:
-    """The k best candidates, filled up with what is trending and then with anything that may be shown."""
-    order = draft.scores if draft.expected_s is None else draft.expected_s
-    for i in np.argsort(-order, kind="stable")[: draft.k].tolist():
-        expected_s = None if draft.expected_s is None else float(draft.expected_s[i])
-        draft.items.append(
-            Recommended(draft.item_ids[i], len(draft.items) + 1, TWO_TOWER, float(draft.scores[i]), expected_s)
-        )
-    if len(draft.items) < draft.k:
-        fill(draft, views, live)
+def _wanted(begun: Begun, kitchen: Kitchen, draft: Draft, item_ids: Sequence[str]) -> Flags:
+    catalogue = None if begun.live is None else begun.live.catalogue
+    view = kitchen.views.catalogue
+    return wanted(draft, item_ids, catalogue, view, now_ms=begun.now_ms, seen_days=kitchen.seen_days)
 
 
-def fill(draft: Draft, views: Views, live: LiveRelease | None) -> None:
-    """Add items until there are k of them, or none are left."""
-    taken = draft.banned | {item.item_id for item in draft.items}
-    for item_id, source, score in spares(views, live):
-        if len(draft.items) >= draft.k:
-            return
-        if item_id not in taken and item_id not in views.catalogue.unavailable:
-            taken.add(item_id)
-            draft.items.append(Recommended(item_id, len(draft.items) + 1, source, score))
+def _trending(trending: TrendingView, most: int, may_be_shown: Wanted, draft: Draft) -> Nominees:
+    return trending_for(draft, trending, most, may_be_shown)
 
 
-def spares(views: Views, live: LiveRelease | None) -> Iterator[tuple[str, str, float | None]]:
-    """Item, source and score of what can fill an answer up, best first."""
-    for item_id, count in views.trending.top(GLOBAL):
-        yield item_id, TRENDING, count
-    for item_id in views.catalogue:
-        yield item_id, CATALOGUE, None
-    for item_id in () if live is None else live.model.item_ids:
-        yield item_id, CATALOGUE, None
+def _fresh(fresh: FreshView, most: int, may_be_shown: Wanted, now_ms: int, draft: Draft) -> Nominees:
+    seed = seed_of(draft.asked.request.request_id, 0)
+    return fresh_for(draft, fresh, most, may_be_shown, now_ms=now_ms, seed=seed)
 
 
-def reply(
-    drafts: Sequence[Draft], stages: Stages, marks: Marks, *, version: str, now_ms: int, served_by: str
-) -> list[Answered]:
-    with stages("reply"):
-        items = [tuple(draft.items) for draft in drafts]
-        impressions = [
-            impress(draft, marks, version, now_ms, served_by) if is_shown(draft) else None for draft in drafts
-        ]
-    return [
-        Answered(_reply_of(draft, shown, stages.ms, version, served_by), impression)
-        for draft, shown, impression in zip(drafts, items, impressions, strict=True)
-    ]
-
-
-def is_shown(draft: Draft) -> bool:
-    return bool(draft.items) and draft.asked.request.record
-
-
-def impress(draft: Draft, marks: Marks, version: str, now_ms: int, served_by: str) -> Impression:
-    """The record of what was shown, and of what the ranker was fed."""
-    request = draft.asked.request
-    shown = tuple(
-        Shown(item.item_id, item.rank, item.source, item.score, item.expected_watch_s) for item in draft.items
+def _similar(
+    drafts: Sequence[Draft], found: Sequence[Ids], begun: Begun, kitchen: Kitchen, may_be_shown: Wanted
+) -> list[Nominees]:
+    """From the mirror where there is one, else from the search that the index has answered."""
+    live, settings = begun.live, kitchen.settings
+    assert live is not None
+    began = time.perf_counter()
+    if live.mirror is not None:
+        found = kitchen.retrieval.search_mirror(similar_queries(drafts, live, settings), live) or []
+    spent_s = time.perf_counter() - began
+    if len(found) != len(drafts):
+        return [NOBODY] * len(drafts)
+    by_place = iter(found)
+    nominated = ask(
+        SIMILAR,
+        drafts,
+        lambda draft: similar_of(draft, next(by_place), settings.similar, may_be_shown),
+        settings.source_s,
     )
-    plain = Impression(
-        request.request_id, request.user_id, now_ms, served_by, version, shown, context=draft.history.context
-    )
-    if draft.fed is None:
-        return plain
-    row_of = {item_id: row for row, item_id in enumerate(draft.item_ids)}
-    fed = tuple(record_shown(each, draft.fed, row_of.get(each.item_id)) for each in shown)
-    return record_query(plain, fed, draft.fed, marks.as_dict())
-
-
-def _reply_of(
-    draft: Draft, items: tuple[Recommended, ...], stages_ms: dict[str, float], version: str, served_by: str
-) -> RecommendReply:
-    watches = draft.history.watches
-    return RecommendReply(
-        request_id=draft.asked.request.request_id,
-        items=items,
-        version=version,
-        served_by=served_by,
-        stages_ms={"wait": round(draft.asked.wait_ms, 3), **stages_ms},
-        degraded=tuple(draft.degraded),
-        history_watches=len(watches),
-        history_event_ms=watches[-1].event_ms if watches else None,
-    )
+    metrics.SOURCE_TIME.labels(SIMILAR).observe(spent_s)
+    return nominated

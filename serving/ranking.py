@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from models.features import SCHEMA_HASH
 from models.item_statistics import ItemStatistics
+from models.moment import IMPRESSIONS
 from models.ranker import Ranked, id_strings
 from models.ranking_examples import CAP_S
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking_request import Nominations, RankingQuery, moment_of
 from serving.release import LiveRelease
 from streams.messages import Impression, Shown, UserHistory
 
@@ -51,7 +52,8 @@ class Pace:
 
 
 class Fed(NamedTuple):
-    """What the ranker was fed of one request: its row among the queries, its first candidate's row, scores [C]."""
+    """What the ranker was fed of one request: its row among the queries, its first candidate's row; ranks [C] by
+    retrieval score; `shown` [C] decayed impressions of each candidate and `spread` [C] of what the members say."""
 
     ranked: Ranked
     query: int
@@ -59,36 +61,42 @@ class Fed(NamedTuple):
     ranks: Floats
     best: float
     factor: float
+    shown: NDArray[np.float64]
+    spread: Floats | None
 
 
 def score_candidates(
-    asked: Sequence[tuple[UserHistory, Sequence[str], Floats]],
+    asked: Sequence[tuple[UserHistory, Sequence[str], Floats, Nominations | None]],
     live: LiveRelease,
     statistics: ItemStatistics,
     *,
     now_ms: int,
 ) -> list[tuple[Floats, Fed]]:
-    """Of each history with its candidates and their retrieval scores [C]: expected watch seconds float32 [C], by the
-    rolling calibration of this version, and what the ranker was fed."""
-    queries = [RankingQuery(history, now_ms, item_ids, scores) for history, item_ids, scores in asked]
+    """Of each history with its candidates, their retrieval scores [C] and who nominated them: expected watch seconds
+    float32 [C], by the rolling calibration of this version, and what the ranker was fed."""
+    queries = [
+        RankingQuery(history, now_ms, item_ids, scores, nominations=nominations)
+        for history, item_ids, scores, nominations in asked
+    ]
     moment = moment_of(queries, live.catalogue, [live.statistics, statistics])
     ranked = live.ranker.rank(moment)
     factor = statistics.factor(live.version, now_ms)
     raw = ranked.expected_s
     expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(CAP_S)), raw)
     found, first = [], 0
-    for query, (_, item_ids, _) in enumerate(asked):
+    for query, (_, item_ids, _, _) in enumerate(asked):
         rows = slice(first, first + len(item_ids))
         best = float(moment.candidates.best[query])
-        found.append((expected_s[rows], Fed(ranked, query, first, moment.candidates.rank[rows], best, factor)))
+        spread = None if ranked.spread is None else ranked.spread[rows]
+        shown = moment.candidates.item[rows, IMPRESSIONS]
+        fed = Fed(ranked, query, first, moment.candidates.rank[rows], best, factor, shown, spread)
+        found.append((expected_s[rows], fed))
         first += len(item_ids)
     return found
 
 
-def record_shown(shown: Shown, fed: Fed, row: int | None) -> Shown:
-    """`row`: the item's place among its request's candidates; None for one that was not ranked."""
-    if row is None:
-        return shown
+def record_shown(shown: Shown, fed: Fed, row: int) -> Shown:
+    """`row`: the item's place among its request's candidates."""
     at = fed.first + row
     rank = fed.ranks[row]
     return msgspec.structs.replace(
@@ -99,10 +107,9 @@ def record_shown(shown: Shown, fed: Fed, row: int | None) -> Shown:
     )
 
 
-def record_query(impression: Impression, shown: tuple[Shown, ...], fed: Fed, marks: dict[str, Any]) -> Impression:
+def record_query(impression: Impression, fed: Fed, marks: dict[str, Any]) -> Impression:
     return msgspec.structs.replace(
         impression,
-        items=shown,
         schema_hash=SCHEMA_HASH,
         ids=id_strings(fed.ranked.ids, "query", fed.query),
         values=to_bytes(fed.ranked.numbers["query"][fed.query]),

@@ -27,6 +27,7 @@ from models.catalogue import Catalogue
 from models.item_statistics import ItemStatistics
 from models.ranker import Ranker
 from models.ranking_request import RankingQuery, moment_of
+from serving.mirror import Mirror
 from serving.views import CatalogueView, read
 from streams import topics
 from streams.messages import IndexReady, ItemVector, Release, UserHistory
@@ -47,7 +48,7 @@ class Index(Protocol):
     def dim(self, version: str) -> int: ...
     def load(self, version: str) -> None: ...
     def search(
-        self, version: str, vectors: Floats, limit: int, *, timeout_s: float | None = None
+        self, version: str, vectors: Floats, limit: int, *, timeout_s: float | None = None, expression: str = ""
     ) -> list[tuple[list[str], Floats]]: ...
 
 
@@ -68,12 +69,15 @@ class LiveRelease:
     index: Index
     catalogue: Catalogue
     statistics: ItemStatistics
+    mirror: Mirror | None = None  # None: there are too many items
 
-    def search(self, vectors: Floats, limit: int, timeout_s: float | None = None) -> list[tuple[list[str], Floats]]:
+    def search(
+        self, vectors: Floats, limit: int, *, timeout_s: float | None = None, expression: str = ""
+    ) -> list[tuple[list[str], Floats]]:
         """Per row of float32 [B, D]: item ids and inner products, best first, from the collection of this version.
 
         Raises IndexFailure."""
-        return self.index.search(self.version, vectors, limit, timeout_s=timeout_s)
+        return self.index.search(self.version, vectors, limit, timeout_s=timeout_s, expression=expression)
 
 
 class Releases:
@@ -82,10 +86,12 @@ class Releases:
     What arrives while a release is being loaded is written into it when it is taken over, so that it misses nothing.
     """
 
-    def __init__(self, bundles_dir: Path, index: Index, catalogue: CatalogueView) -> None:
+    def __init__(self, bundles_dir: Path, index: Index, catalogue: CatalogueView, *, mirror_items: int = 0) -> None:
         self.live: LiveRelease | None = None
         self._bundles_dir, self._index, self._catalogue = bundles_dir, index, catalogue
-        self._query_rows: dict[str, tuple[str, bytes]] = {}  # by item: version and its newest row
+        self._mirror_items = mirror_items
+        self._rows: dict[str, ItemVector] = {}  # the newest row of an item, of versions that are not live
+        self._gone: dict[str, int] = {}  # items that the trainer has let go of, and when (ms)
         self._news: dict[tuple[str, str], None] = {}  # (topic, item) that arrived while a release is loaded
         self._wanted = ""
         self._tried = ""  # the version that the loader has come to an end with
@@ -114,20 +120,31 @@ class Releases:
             self._loaded = None
             self._changed.notify()
 
-    def apply_vector(self, key: bytes | None, value: bytes | None) -> None:
-        """Take over a record of `item-vectors`: the item's embedding on the user's side."""
-        if key is None:
-            return
+    def apply_vector(self, key: bytes | None, value: bytes | None, at_ms: int) -> None:
+        """Take over a record of `item-vectors`: an item's embedding on the user's side, and its vector for the mirror.
+        A tombstone lets go of it."""
+        if not key:
+            return  # the trainer's own bookkeeping
         item_id = key.decode(errors="replace")
         if value is None:
-            self._query_rows.pop(item_id, None)
+            self._rows.pop(item_id, None)
+            self._gone[item_id] = at_ms
+            if self.live is not None:
+                let_go(item_id, at_ms, self.live)
         elif (row := read(topics.ITEM_VECTORS, ItemVector, value)) is not None:
-            self._query_rows[item_id] = row.version, row.query_row
-            self._tell(topics.ITEM_VECTORS, item_id)
+            self._gone.pop(item_id, None)
+            if self.live is not None and row.version == self.live.version:
+                self._rows.pop(item_id, None)
+                write_row(item_id, row, self.live, self._catalogue)
+            else:
+                self._rows[item_id] = row
+                self._note(topics.ITEM_VECTORS, item_id)
 
     def apply_item(self, item_id: str) -> None:
         """An item of the catalogue view has changed."""
-        self._tell(topics.ITEMS, item_id)
+        if self.live is not None:
+            describe(item_id, self.live, self._catalogue)
+        self._note(topics.ITEMS, item_id)
 
     def refresh(self) -> None:
         """Take over a release that has been loaded, if there is one; to be called between two batches."""
@@ -137,7 +154,10 @@ class Releases:
             return
         for topic, item_id in self._news:
             self._write(topic, item_id, loaded)
+        for item_id, at_ms in self._gone.items():
+            let_go(item_id, at_ms, loaded)
         self._news.clear()
+        self._rows = {item_id: row for item_id, row in self._rows.items() if row.version != loaded.version}
         log.info("release is live", version=loaded.version, before=self.live.version if self.live else None)
         self.live = loaded
         metrics.MODEL_INFO.clear()
@@ -150,17 +170,16 @@ class Releases:
             self._changed.notify()
         self._loader.join(timeout=10)
 
-    def _tell(self, topic: str, item_id: str) -> None:
-        if self.live is not None:
-            self._write(topic, item_id, self.live)
+    def _note(self, topic: str, item_id: str) -> None:
+        """For the release that is being loaded."""
         if self._is_due() or self._loaded is not None:
             self._news[topic, item_id] = None
 
     def _write(self, topic: str, item_id: str, release: LiveRelease) -> None:
         if topic == topics.ITEMS:
-            self._catalogue.describe(item_id, release.catalogue)
-        elif item_id in self._query_rows:
-            write_query_row(item_id, *self._query_rows[item_id], release)
+            describe(item_id, release, self._catalogue)
+        elif (row := self._rows.get(item_id)) is not None:
+            write_row(item_id, row, release, self._catalogue)
 
     def _load_forever(self) -> None:
         """The loader's thread: the newest announcement, and again after a pause for as long as it cannot be served."""
@@ -196,16 +215,17 @@ class Releases:
         return None
 
     def _load(self, version: str) -> LiveRelease:
-        release = load_release(self._bundles_dir, version, self._index)
+        release = load_release(self._bundles_dir, version, self._index, mirror_items=self._mirror_items)
         self._catalogue.describe_all(release.catalogue)
-        for item_id, (row_version, row) in list(self._query_rows.items()):
-            write_query_row(item_id, row_version, row, release)
+        match_mirror(release, self._catalogue)
+        for item_id, row in list(self._rows.items()):
+            write_row(item_id, row, release, self._catalogue)
         warm_up(release)
         return release
 
 
-def load_release(bundles_dir: Path, version: str, index: Index) -> LiveRelease:
-    """Read and check the bundle and its collection. Raises ReleaseError."""
+def load_release(bundles_dir: Path, version: str, index: Index, *, mirror_items: int = 0) -> LiveRelease:
+    """Read and check the bundle and its collection; of at most `mirror_items` the vectors too. Raises ReleaseError."""
     if not VERSION.fullmatch(version):
         raise ReleaseError("version", f"{version!r} is not a version (letters, digits and underscores)")
     try:
@@ -218,8 +238,10 @@ def load_release(bundles_dir: Path, version: str, index: Index) -> LiveRelease:
         check_collection(version, bundle.model.dim, index)
     except IndexFailure as error:
         raise ReleaseError("collection", str(error)) from error
+    model = bundle.model
+    mirror = Mirror(model.item_ids, model.item_vectors()) if 0 < len(model.item_ids) <= mirror_items else None
     return LiveRelease(
-        version, bundle.manifest.created_ms, bundle.model, bundle.ranker, index, bundle.catalogue, bundle.statistics
+        version, bundle.manifest.created_ms, model, bundle.ranker, index, bundle.catalogue, bundle.statistics, mirror
     )
 
 
@@ -246,12 +268,39 @@ def warm_up(release: LiveRelease) -> None:
         release.ranker.rank(moment_of([query], release.catalogue, [release.statistics]))
 
 
-def write_query_row(item_id: str, version: str, row: bytes, release: LiveRelease) -> None:
+def write_row(item_id: str, row: ItemVector, release: LiveRelease, view: CatalogueView) -> None:
     """Give the release a row of its own version; rows of others are not its business."""
-    if version != release.version:
+    if row.version != release.version:
         return
     try:
-        release.model.apply_query_row(item_id, np.frombuffer(row, "<f4"))
+        release.model.apply_query_row(item_id, np.frombuffer(row.query_row, "<f4"))
+        if release.mirror is not None:
+            down = item_id in view.unavailable
+            release.mirror.put(item_id, np.frombuffer(row.vector, "<f4"), down=down)
+            release.mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))
     except ValueError as error:
         metrics.REJECTED.labels(topics.ITEM_VECTORS, "invalid").inc()
         log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))
+
+
+def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:
+    """Write into a release what the catalogue says of an item now."""
+    view.describe(item_id, release.catalogue)
+    if (mirror := release.mirror) is not None:
+        mirror.set_down(item_id, item_id in view.unavailable)
+        mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))
+
+
+def let_go(item_id: str, at_ms: int, release: LiveRelease) -> None:
+    """The trainer has let go of an item: nothing retrieves it until a row of it comes again. A release that was made
+    since may have the item again."""
+    if release.mirror is not None and at_ms >= release.created_ms:
+        release.mirror.remove(item_id)
+
+
+def match_mirror(release: LiveRelease, view: CatalogueView) -> None:
+    """Bring a new mirror to what the catalogue says of its items."""
+    if (mirror := release.mirror) is not None:
+        mirror.catalogue_rows[:] = release.catalogue.rows(mirror.item_ids)
+        for item_id in list(view.unavailable):
+            mirror.set_down(item_id, True)

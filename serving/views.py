@@ -15,6 +15,7 @@ import structlog
 from infra import metrics
 from models.catalogue import Catalogue
 from models.item_statistics import ItemStatistics
+from serving.fresh import FreshView
 from streams import topics
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
@@ -62,8 +63,9 @@ class CatalogueView:
     What was taken down is remembered, not only forgotten: the index may still hold it for a while.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fresh_ms: float = 0.0) -> None:
         self.unavailable: set[str] = set()
+        self.fresh = FreshView(fresh_ms)
         self._encoded: dict[str, bytes] = {}  # available items, in the order in which they came
 
     def __len__(self) -> int:
@@ -73,9 +75,9 @@ class CatalogueView:
         """The items that may be shown, oldest entry first."""
         return iter(self._encoded)
 
-    def apply(self, key: bytes | None, value: bytes | None) -> str | None:
+    def apply(self, key: bytes | None, value: bytes | None, now_ms: int | None = None) -> str | None:
         """Take over one record of `items`; the id of the item that changed. A tombstone or `available: false` takes it
-        down."""
+        down. What is fresh is only kept where `now_ms` is given."""
         if value is None:
             return None if key is None else self._take_down(key.decode(errors="replace"))
         item: Item | None = read(topics.ITEMS, Item, value)
@@ -85,6 +87,8 @@ class CatalogueView:
             return self._take_down(item.item_id)
         self.unavailable.discard(item.item_id)
         self._encoded[item.item_id] = value
+        if now_ms is not None:
+            self.fresh.put(item.item_id, item.published_ms, now_ms)
         return item.item_id
 
     def describe(self, item_id: str, catalogue: Catalogue) -> None:

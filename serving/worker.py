@@ -1,10 +1,14 @@
 """The serving process: requests in, replies and impressions out, for the users of the partitions that it owns.
 
 One thread answers. It applies what the feeds have read (histories, catalogue, trending, releases, item vectors), takes
-over a release that has been loaded, and answers what has arrived, together. Nothing is answered before all that every
-partition shares has been read to the end, so that no item that was taken down comes back with a restart.
+over a release that has been loaded, and answers what has arrived, together. While the index searches for one batch, the
+one before is ranked and sent. Nothing is answered before all that every partition shares has been read to the end, so
+that no item that was taken down comes back with a restart.
 
-The order of effects of a batch: replies, impressions and dead letters are sent; when all of them are acknowledged, the
+What arrives waits in a bounded queue, oldest first; beyond it in Kafka. A request whose deadline has passed is answered
+from the ladder's bottom, which costs little, so a burst is worked off and nobody is left without a reply.
+
+The order of effects of a batch: impressions, replies and dead letters are sent; when all of them are acknowledged, the
 offsets are committed (see serving.ledger). A bug that a request shows goes with it to the dead letters, its client is
 told, and then the process stops loudly.
 """
@@ -16,9 +20,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections import deque
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import torch
@@ -29,15 +33,18 @@ from indexer.collection import Index
 from infra import metrics
 from infra.health import Health, serve_health
 from infra.settings import Settings
-from serving.breaker import Breaker
-from serving.desk import Desk
+from serving.desk import Cook, Desk, Work
 from serving.feed import Feed
+from serving.handed_over import HandedOver
+from serving.intake import Letter
 from serving.outbox import Outbox
 from serving.partitions import Partitions
-from serving.pipeline import Views, answer
+from serving.pipeline import Kitchen, Views, begin, finish
 from serving.ranking import Pace
 from serving.release import Releases
+from serving.repeats import Repeats
 from serving.reply_topics import ReplyTopics
+from serving.retrieval import Retrieval
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams import topics
 from streams.messages import ServerState, encode
@@ -70,45 +77,76 @@ def run_serving(settings: Settings, stop: threading.Event) -> None:
             worker.close()
 
 
+class Batch(NamedTuple):
+    """A batch under way, the offsets to commit when it is done, and when its requests were read."""
+
+    work: Work
+    next_offsets: dict[TopicPartition, int]
+    read_s: list[float]
+
+
 class Worker:
     """The answering thread's state; `step` is one round of its loop."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
-        kafka = settings.kafka
+        kafka, serving = settings.kafka, settings.serving
         self.server_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._settings, self._health = settings, health
         statistics = StatisticsView(kafka.partitions, settings.join.half_life_h)
-        self._views = Views(HistoryView(), CatalogueView(), TrendingView(), statistics)
+        catalogue = CatalogueView(serving.fresh_h * 3_600_000)
+        self._views = Views(HistoryView(), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
-        self._releases = Releases(settings.bundles_dir, self._index, self._views.catalogue)
-        self._breaker, self._pace = Breaker(), Pace()
+        self._releases = Releases(settings.bundles_dir, self._index, catalogue, mirror_items=serving.mirror_items)
+        self._retrieval = Retrieval(serving, seed=os.getpid())
+        self._kitchen = Kitchen(
+            self._views,
+            self._retrieval,
+            Pace(),
+            serving,
+            settings.selection,
+            self.server_id,
+            settings.history.seen_days,
+        )
         self._shared = Feed(kafka, *SHARED)
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
-        self._partitions = Partitions(kafka, GROUP, self._histories, self._views.histories, self._views.marks)
+        self._handed_over = HandedOver(kafka, serving.repeat_s)
+        self._repeats: Repeats[Letter] = Repeats(serving.repeat_s * 1000, serving.repeats)
+        self._partitions = Partitions(
+            kafka,
+            GROUP,
+            self._histories,
+            self._views.histories,
+            self._views.marks,
+            self._handed_over,
+            self._settle,
+        )
         self._consumer = self._partitions.consumer
-        self._desk = Desk(settings, self._outbox, ReplyTopics(self._consumer), self.server_id)
+        self._desk = Desk(settings, self._outbox, ReplyTopics(self._consumer), self.server_id, self._repeats)
         self._is_primed = False  # everything shared was read to the end once
-        self._answered: dict[TopicPartition, int] = {}  # the offset after the last request that was handled
+        self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
+        self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued
+        self._under_way: Batch | None = None
+        self._bug: Exception | None = None
+        self._is_closing = False
         self._due: dict[TopicPartition, int] = {}  # acknowledged, not yet committed
         self._commit_at = self._report_at = self._heartbeat_at = 0.0
         self._told: str | None = None  # the version of the last heartbeat
 
     def step(self) -> None:
-        """Apply, take over, answer, commit, report."""
-        if self._partitions.take_over():
+        """Apply, take over, read, begin a batch, finish the one before, commit, report."""
+        if self._partitions.take_over(_now_ms()):
             self._forget_lost()
         self._apply()
-        try:
-            records = self._partitions.poll(self._settings.serving.batch)
-        except RetriableError as error:
-            log.warning("broker unavailable, trying again", error=str(error))
-            time.sleep(0.5)
+        if not self._read_requests():
             return
-        if records:
-            started = time.perf_counter()
-            self._apply()
-            self._handle(records, started)
+        self._apply()
+        begun = self._begin()
+        self._finish()
+        self._under_way = begun
+        if self._bug is not None:
+            self.leave()
+            raise self._bug
         self._commit()
         self._report()
 
@@ -117,15 +155,14 @@ class Worker:
         try:
             self._outbox.send(topics.RELEASES, None, key=self._heartbeat_key)
             self._outbox.seal({})
-            self._outbox.flush(CLOSE_S)
-            self._due |= self._outbox.ledger.acknowledged()
-            if self._due:
-                self._consumer.commit(_commits(self._due), timeout_ms=int(CLOSE_S * 1000))
+            self._settle()
         except KafkaError as error:  # brokers that are gone before us must not keep us from ending
             log.warning("left without a goodbye: the newest requests may be answered again", error=str(error))
+        self._is_closing = True
 
     def close(self) -> None:
-        self._health.ready = False
+        self._health.ready, self._is_closing = False, True
+        self._retrieval.close()
         for part in (self._shared, self._histories, self._releases, self._outbox):
             part.close()
         self._consumer.close(autocommit=False, timeout_ms=int(CLOSE_S * 1000))
@@ -139,6 +176,8 @@ class Worker:
             self._is_primed |= chunk.complete
         for chunk in self._histories.take(MOST_APPLIED):
             self._partitions.apply(chunk)
+        for recent in self._handed_over.take():
+            self._repeats.remember(recent.key, recent.reply, recent.at_ms)
         self._releases.refresh()
         if self._is_primed and self._releases.settled:
             self._partitions.resume()
@@ -149,7 +188,7 @@ class Worker:
         if topic in RECORDED:
             self._views.marks.read(topic, record.partition, record.offset)
         if topic == topics.ITEMS:
-            item_id = self._views.catalogue.apply(record.key, record.value)
+            item_id = self._views.catalogue.apply(record.key, record.value, _now_ms())
             if item_id is not None:
                 self._releases.apply_item(item_id)
         elif topic == topics.TRENDING:
@@ -157,45 +196,75 @@ class Worker:
         elif topic == topics.ITEM_STATISTICS:
             self._views.statistics.apply(record.key, record.value)
         elif topic == topics.ITEM_VECTORS:
-            self._releases.apply_vector(record.key, record.value)
+            self._releases.apply_vector(record.key, record.value, record.timestamp)
         else:
             self._releases.apply_release(record.value)
 
-    def _handle(self, records: Sequence[Any], started: float) -> None:
-        """One batch: everything it causes is sent, then its offsets wait for the acknowledgements."""
-        new = [record for record in records if record.offset >= self._answered.get(_place(record), 0)]
-        if not new:
-            return
-        now_ms = _now_ms()
-        metrics.BATCH_SIZE.labels("serving").observe(len(new))
-        with metrics.BATCH_TIME.labels("serving").time():
-            bug = self._desk.handle(new, self._answer(now_ms), now_ms)
-        next_offsets = {_place(record): record.offset + 1 for record in new}
-        self._answered |= next_offsets
-        self._outbox.seal(next_offsets)
-        for _ in new:
-            metrics.REQUEST_TIME.observe(time.perf_counter() - started)
-        if bug is not None:
-            self.leave()
-            raise bug
+    def _read_requests(self) -> bool:
+        """Fill the queue with what has arrived; False while no broker answers."""
+        room = self._settings.serving.queue - len(self._queue)
+        if room <= 0:
+            return True
+        is_idle = not self._queue and self._under_way is None
+        try:
+            records = self._partitions.poll(room, wait=is_idle)
+        except RetriableError as error:
+            log.warning("broker unavailable, trying again", error=str(error))
+            self._finish()
+            time.sleep(0.5)
+            return False
+        read_s = time.perf_counter()
+        for record in records:
+            if record.offset >= self._read.get(_place(record), 0):
+                self._queue.append((record, read_s))
+                self._read[_place(record)] = record.offset + 1
+        return True
 
-    def _answer(self, now_ms: int) -> Any:
-        """The pipeline for one batch. The live release is read here, once."""
-        return partial(
-            answer,
-            live=self._releases.live,
-            views=self._views,
-            breaker=self._breaker,
-            pace=self._pace,
-            now_ms=now_ms,
-            settings=self._settings.serving,
-            served_by=self.server_id,
+    def _begin(self) -> Batch | None:
+        """The first half of the next batch. The live release is read here, once."""
+        size = min(len(self._queue), self._settings.serving.batch)
+        if not size:
+            return None
+        taken = [self._queue.popleft() for _ in range(size)]
+        now_ms = _now_ms()
+        metrics.BATCH_SIZE.labels("serving").observe(size)
+        cook = Cook(
+            partial(begin, live=self._releases.live, kitchen=self._kitchen, now_ms=now_ms),
+            partial(finish, kitchen=self._kitchen),
         )
+        with metrics.BATCH_TIME.labels("serving_begin").time():
+            work = self._desk.begin([record for record, _ in taken], cook, now_ms)
+        next_offsets = {_place(record): record.offset + 1 for record, _ in taken}
+        return Batch(work, next_offsets, [read_s for _, read_s in taken])
+
+    def _finish(self) -> None:
+        """The second half of the batch under way: everything it causes is sent, then its offsets wait for the
+        acknowledgements."""
+        batch, self._under_way = self._under_way, None
+        if batch is None:
+            return
+        with metrics.BATCH_TIME.labels("serving").time():
+            self._bug = self._desk.finish(batch.work) or self._bug
+        self._outbox.seal(batch.next_offsets)
+        for read_s in batch.read_s:
+            metrics.REQUEST_TIME.observe(time.perf_counter() - read_s)
+
+    def _settle(self) -> None:
+        """Answer and commit what is under way, and give back what only was read: partitions may be another's next."""
+        if self._is_closing:
+            return
+        self._finish()
+        self._queue.clear()
+        self._read.clear()
+        self._outbox.flush(CLOSE_S)
+        self._due |= self._outbox.ledger.acknowledged()
+        due, self._due = self._due, {}
+        if due:
+            self._consumer.commit(_commits(due), timeout_ms=int(CLOSE_S * 1000))
 
     def _forget_lost(self) -> None:
         owned = self._partitions.owned
         self._outbox.ledger.forget(owned)
-        self._answered = {tp: offset for tp, offset in self._answered.items() if tp.partition in owned}
         self._due = {tp: offset for tp, offset in self._due.items() if tp.partition in owned}
 
     def _commit(self) -> None:
@@ -224,6 +293,8 @@ class Worker:
         live, views = self._releases.live, self._views
         metrics.HISTORIES.set(len(views.histories))
         metrics.CATALOGUE.set(len(views.catalogue))
+        metrics.QUEUED.set(len(self._queue))
+        metrics.MIRROR_ITEMS.set(0 if live is None or live.mirror is None else len(live.mirror))
         if live is not None:
             metrics.MODEL_AGE.set(max(0, _now_ms() - live.created_ms) / 1000)
         for partition, lag in self._partitions.lags().items():

@@ -86,6 +86,18 @@ class TopicFollower:
                 if self._ends.get(place, 0) <= offset:
                     self._ends.pop(place, None)
 
+    def go_to(self, at_ms: int) -> None:
+        """Start again at the first record of each partition that was written at `at_ms` or later."""
+        places = list(self._consumer.assignment())
+        found = self._consumer.offsets_for_times(dict.fromkeys(places, at_ms))
+        ends = self._consumer.end_offsets(places)
+        for place in places:
+            start = ends[place] if found.get(place) is None else found[place].offset
+            self._consumer.seek(place, start)
+            self._ends.pop(place, None)
+            if start < ends[place]:
+                self._ends[place] = ends[place]
+
     def poll(self, timeout_s: float) -> list[ConsumerRecord]:
         """The next records, in order within a partition; empty when there are none for `timeout_s`."""
         deadline = time.monotonic() + timeout_s

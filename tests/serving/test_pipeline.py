@@ -18,12 +18,23 @@ from models.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_o
 from models.moment import Moment
 from models.ranker import Ranked, id_strings
 from models.ranking_request import RankingQuery, moment_of
-from serving.breaker import Breaker
-from serving.pipeline import Answered, Asked, Views, answer
+from serving.draft import Answered, Asked
+from serving.pipeline import Views
 from serving.ranking import Pace
 from serving.release import LiveRelease, load_release
+from serving.retrieval import Retrieval
 from streams.messages import Context, Item, RecommendRequest, StatisticsRow, Trending, encode
-from tests.serving.worlds import CREATED_MS, ITEMS, ExactIndex, history, load, no_views, unavailable
+from tests.serving.worlds import (
+    CREATED_MS,
+    ITEMS,
+    ExactIndex,
+    answer,
+    history,
+    kitchen_of,
+    load,
+    no_views,
+    unavailable,
+)
 
 NOW_MS = CREATED_MS + 60_000
 
@@ -54,16 +65,11 @@ def views() -> Views:
 
 
 def ask(views: Views, live: LiveRelease | None, *batch: Asked | RecommendRequest, **changes: Any) -> list[Answered]:
-    return answer(
-        [asked if isinstance(asked, Asked) else Asked(asked, 0) for asked in batch],
-        live,
-        views,
-        changes.pop("breaker", Breaker()),
-        changes.pop("pace", Pace()),
-        now_ms=NOW_MS,
-        settings=Serving(**changes),
-        served_by="test",
-    )
+    """Answers of the two towers alone unless other sources are given in `changes` of the settings."""
+    pace, retrieval, selection = changes.pop("pace", None), changes.pop("retrieval", None), changes.pop("selection", {})
+    settings = Serving(**({"trending": 0, "similar": 0, "fresh": 0} | changes))
+    asked = [each if isinstance(each, Asked) else Asked(each, 0) for each in batch]
+    return answer(asked, live, kitchen_of(views, settings, retrieval, pace, **selection), now_ms=NOW_MS)
 
 
 def of_ann(**changes: Any) -> RecommendRequest:
@@ -94,7 +100,7 @@ def test_a_known_user_gets_ranked_items_of_the_live_version(views: Views, live: 
 
 def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> None:
     [answered] = ask(views, live, Asked(of_ann(), 0, wait_ms=3.0))
-    stages = ["wait", "hydrate", "embed", "retrieve", "filter", "rank", "select", "reply"]
+    stages = ["wait", "hydrate", "embed", "retrieve", "filter", "sources", "rank", "select", "reply"]
     assert list(answered.reply.stages_ms) == stages
     assert answered.reply.stages_ms["wait"] == 3.0
 
@@ -162,15 +168,16 @@ def test_a_failing_index_degrades_to_trending_and_says_why(views: Views, live: L
 
 
 def test_a_failed_index_is_left_alone_and_taken_up_again(views: Views, live: LiveRelease, index: ExactIndex) -> None:
-    breaker = Breaker(wait_s=5.0)
+    """The pause of the breaker is half a second."""
+    retrieval = Retrieval(Serving(), seed=1)
+    kitchen = kitchen_of(views, Serving(), retrieval)
     index.failure = unavailable()
-    ask(views, live, of_ann(), breaker=breaker)
+    answer([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
     index.failure = None
-    [answered] = ask(views, live, of_ann(), breaker=breaker)
+    [answered] = answer([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 499)
     assert answered.reply.degraded
     assert index.searched == []
-    breaker.succeeded()
-    [answered] = ask(views, live, of_ann(), breaker=breaker)
+    [answered] = answer([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 501)
     assert answered.reply.degraded == ()
 
 

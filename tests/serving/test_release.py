@@ -16,13 +16,20 @@ from hypothesis import strategies as st
 from infra.settings import Serving
 from models.bundle import Manifest
 from serving import release as release_module
-from serving.breaker import Breaker
-from serving.pipeline import Asked, answer
-from serving.ranking import Pace
+from serving.draft import Asked
 from serving.release import LiveRelease, ReleaseError, Releases, load_release
 from serving.views import CatalogueView
 from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
-from tests.serving.worlds import CREATED_MS, ExactIndex, history, load, no_views, unavailable
+from tests.serving.worlds import (
+    CREATED_MS,
+    ExactIndex,
+    answer,
+    history,
+    kitchen_of,
+    load,
+    no_views,
+    unavailable,
+)
 
 WAIT_S = 10.0
 
@@ -75,7 +82,8 @@ def query_row(releases: Releases, item_id: str) -> np.ndarray | None:
 
 
 def vector(version: str, value: float, dim: int = 8) -> bytes:
-    return encode(ItemVector(version, 1, b"", np.full(dim, value, "<f4").tobytes(), 0))
+    index_vector = np.full(dim + 1, value, "<f4").tobytes()
+    return encode(ItemVector(version, 1, index_vector, np.full(dim, value, "<f4").tobytes(), 0))
 
 
 def test_nothing_is_live_before_an_announcement_and_that_is_settled(releases: Releases) -> None:
@@ -189,8 +197,8 @@ def test_query_rows_of_the_live_version_are_followed_also_for_new_items(
     releases: Releases, bundles: Sequence[Manifest]
 ) -> None:
     version = swap_to(releases, bundles[0].version).version
-    releases.apply_vector(b"item-1", vector(version, 0.5))
-    releases.apply_vector(b"brand-new", vector(version, 0.25))
+    releases.apply_vector(b"item-1", vector(version, 0.5), CREATED_MS)
+    releases.apply_vector(b"brand-new", vector(version, 0.25), CREATED_MS)
     assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.5))  # type: ignore[arg-type]
     assert np.array_equal(query_row(releases, "brand-new"), np.full(8, 0.25))  # type: ignore[arg-type]
 
@@ -198,7 +206,7 @@ def test_query_rows_of_the_live_version_are_followed_also_for_new_items(
 def test_query_rows_of_another_version_wait_for_it(releases: Releases, bundles: Sequence[Manifest]) -> None:
     swap_to(releases, bundles[0].version)
     before = query_row(releases, "item-1")
-    releases.apply_vector(b"item-1", vector(bundles[1].version, 0.5))
+    releases.apply_vector(b"item-1", vector(bundles[1].version, 0.5), CREATED_MS)
     assert np.array_equal(query_row(releases, "item-1"), before)  # type: ignore[arg-type]
     swap_to(releases, bundles[1].version)
     assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.5))  # type: ignore[arg-type]
@@ -210,7 +218,7 @@ def test_query_rows_of_another_version_wait_for_it(releases: Releases, bundles: 
 def test_a_wrong_query_row_is_passed_over(releases: Releases, bundles: Sequence[Manifest], row: bytes) -> None:
     version = swap_to(releases, bundles[0].version).version
     before = query_row(releases, "item-1")
-    releases.apply_vector(b"item-1", row.replace(b"\xa1?", b"\xb6" + version.encode()))
+    releases.apply_vector(b"item-1", row.replace(b"\xa1?", b"\xb6" + version.encode()), CREATED_MS)
     assert np.array_equal(query_row(releases, "item-1"), before)  # type: ignore[arg-type]
 
 
@@ -224,7 +232,7 @@ def test_what_arrives_while_a_release_is_loaded_is_in_it(
     def slow(*args: object, **kwargs: object) -> object:
         catalogue.apply(b"item-2", encode(Item("item-2", channel="late")))
         releases.apply_item("item-2")
-        releases.apply_vector(b"item-1", vector(version, 0.75))
+        releases.apply_vector(b"item-1", vector(version, 0.75), CREATED_MS)
         return search(*args, **kwargs)  # type: ignore[arg-type]
 
     index.search = slow  # type: ignore[method-assign,assignment]
@@ -264,9 +272,7 @@ def test_a_batch_never_mixes_versions_whenever_the_swap_comes(
     for target, moment in plan:
         holder.swap_at(moment, target)
         asked = [Asked(RecommendRequest(f"r{at}", "ann"), 0) for at in range(2)]
-        answers = answer(
-            asked, holder.live, views, Breaker(), Pace(), now_ms=CREATED_MS, settings=Serving(), served_by="test"
-        )
+        answers = answer(asked, holder.live, kitchen_of(views, Serving()), now_ms=CREATED_MS)
         used = holder.take_used()
         assert len(used) == 1
         assert {answered.reply.version for answered in answers} == used

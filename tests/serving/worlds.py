@@ -6,18 +6,24 @@ the pipeline must do with an answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from indexer.errors import IndexMissing, IndexUnavailable
-from infra.settings import Model, Ranker
+from infra.settings import Model, Ranker, Selection, Serving
 from models.bundle import Bundle, Manifest, read_bundle
 from models.stored_log import store_frame
 from models.training import train_bundle
-from serving.pipeline import Views
+from serving.draft import Answered, Asked
+from serving.pipeline import Kitchen, Views, begin, finish
+from serving.ranking import Pace
+from serving.release import LiveRelease
+from serving.retrieval import Retrieval
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams.messages import UserHistory, Watch
 
@@ -73,7 +79,21 @@ def history(user_id: str, *item_ids: str, event_ms: int = CREATED_MS) -> UserHis
 
 def no_views() -> Views:
     """Views that have read nothing yet."""
-    return Views(HistoryView(), CatalogueView(), TrendingView(), StatisticsView(1, half_life_h=24.0))
+    catalogue = CatalogueView(fresh_ms=72 * 3_600_000)
+    return Views(HistoryView(), catalogue, TrendingView(), StatisticsView(1, half_life_h=24.0))
+
+
+def kitchen_of(
+    views: Views, settings: Serving, retrieval: Retrieval | None = None, pace: Pace | None = None, **selection: Any
+) -> Kitchen:
+    """What a worker answers with; the index and the ranker are not known to have done badly."""
+    retrieval = retrieval or Retrieval(settings, seed=1)
+    return Kitchen(views, retrieval, pace or Pace(), settings, Selection(**selection), "test")
+
+
+def answer(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *, now_ms: int) -> list[Answered]:
+    """Both halves of the pipeline, one after the other."""
+    return finish(begin(batch, live, kitchen, now_ms=now_ms), kitchen)
 
 
 class ExactIndex:
@@ -84,6 +104,7 @@ class ExactIndex:
         self.marks: dict[str, str] = {}
         self.failure: Exception | None = None
         self.searched: list[str] = []  # versions, one entry per call
+        self.expressions: list[str] = []  # the filters of these calls; they are not applied here
 
     def fill(self, bundle: Bundle, mark: str = "whole") -> None:
         version = bundle.manifest.version
@@ -102,12 +123,13 @@ class ExactIndex:
         self._check(version)
 
     def search(
-        self, version: str, vectors: np.ndarray, limit: int, *, timeout_s: float | None = None
+        self, version: str, vectors: np.ndarray, limit: int, *, timeout_s: float | None = None, expression: str = ""
     ) -> list[tuple[list[str], np.ndarray]]:
         if self.failure is not None:
             raise self.failure
         self._check(version)
         self.searched.append(version)
+        self.expressions.append(expression)
         item_ids, rows = self.collections[version]
         answers = []
         for scores in vectors @ rows.T:

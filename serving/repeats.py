@@ -1,0 +1,66 @@
+"""The replies of the last moments: a request id that comes again gets the same reply, for a while.
+
+A client sends a request again when it has heard nothing in time; whichever of the two is answered first, the other is
+answered alike, leaves no second impression, and costs next to nothing. Known by user and request id, so that nobody can
+ask for another's reply.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Key(NamedTuple):
+    user_id: str
+    request_id: str
+
+
+class Repeats(Generic[T]):
+    """Encoded replies of the last `window_ms`, at most `most`; and who else waits for those under way."""
+
+    def __init__(self, window_ms: float, most: int) -> None:
+        self._window_ms, self._most = window_ms, most
+        self._sent: OrderedDict[Key, tuple[float, bytes]] = OrderedDict()  # oldest first
+        self._under_way: dict[Key, list[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def reply_to(self, key: Key, now_ms: float) -> bytes | None:
+        """What was answered to this request lately."""
+        found = self._sent.get(key)
+        return found[1] if found is not None and now_ms - found[0] < self._window_ms else None
+
+    def begin(self, key: Key) -> None:
+        """It is being answered now."""
+        self._under_way.setdefault(key, [])
+
+    def join(self, key: Key, also: T) -> bool:
+        """Wait for the reply to a request that is under way; False when it is not."""
+        waiting = self._under_way.get(key)
+        if waiting is None:
+            return False
+        waiting.append(also)
+        return True
+
+    def end(self, key: Key, reply: bytes | None, now_ms: float) -> list[T]:
+        """It was answered (None: it could not be); those who wait for the same."""
+        if reply is not None:
+            self.remember(key, reply, now_ms)
+        return self._under_way.pop(key, [])
+
+    def remember(self, key: Key, reply: bytes, now_ms: float) -> None:
+        """Answer with this from now on."""
+        if self._window_ms <= 0:
+            return
+        self._sent.pop(key, None)
+        self._sent[key] = now_ms, reply
+        while self._sent and (len(self._sent) > self._most or now_ms - self._oldest_ms >= self._window_ms):
+            self._sent.popitem(last=False)
+
+    @property
+    def _oldest_ms(self) -> float:
+        return next(iter(self._sent.values()))[0]

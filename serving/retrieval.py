@@ -1,0 +1,204 @@
+"""How the candidates of a batch are searched: the index first, the exact mirror behind it, and which of them to trust.
+
+A search of the index runs in a thread of its own, so that the answering thread ranks another batch meanwhile. One that
+fails, or is not back within its time, is answered by the mirror, and the index is then left alone for a while
+(serving/breaker.py): no second request waits for a dead Milvus. While there is a mirror no request is ever used to find
+out whether it is back; a copy of a query is sent in the shadow. A share of the answers is audited (serving/audit.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from indexer.errors import IndexFailure
+from indexer.expression import to_milvus
+from infra import metrics
+from infra.settings import Serving
+from models.item_filter import ItemFilter
+from serving.audit import Audit
+from serving.breaker import Breaker
+from serving.release import LiveRelease
+
+log = structlog.get_logger(__name__)
+
+Floats = NDArray[np.float32]
+Ids = tuple[list[str], Floats]  # items and inner products, best first
+
+MOST_RESULTS = 16384  # what a Milvus server returns at most
+LEAST_SEARCH_S = 0.05
+NO_MIRROR = "the vectors are not held in memory (serving.mirror_items)"
+
+
+class Query(NamedTuple):
+    """One vector float32 [D] to be searched: how many items, and which may be among them."""
+
+    vector: Floats
+    limit: int
+    filter: ItemFilter | None = None
+
+
+@dataclass
+class Search:
+    """A search under way. `pending` is None where the index is not asked; then `reason` says why (empty: by choice)."""
+
+    queries: Sequence[Query]
+    release: LiveRelease
+    pending: Future[list[Ids]] | None
+    deadline_s: float  # by the monotonic clock: so long is waited for the index
+    reason: str = ""
+
+
+class Answer(NamedTuple):
+    """`found` per query, None where nobody could answer; `fell_to` names the step of the ladder, `reason` says why."""
+
+    found: list[Ids] | None
+    fell_to: str = ""
+    reason: str = ""
+
+
+class Retrieval:
+    """Remembers how the index has done. One answering thread; `seed` decides which answers are audited."""
+
+    def __init__(self, settings: Serving, seed: int) -> None:
+        self._settings = settings
+        self._breaker, self._audit = Breaker(), Audit(settings.audit_recall)
+        self._rng = np.random.default_rng(seed)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+        self._probe: tuple[Future[list[Ids]], Query, LiveRelease] | None = None
+
+    def start(self, queries: Sequence[Query], release: LiveRelease, *, now_ms: int, left_s: float) -> Search:
+        """Begin to search; `left_s` is the longest that this may take."""
+        timeout_s = max(LEAST_SEARCH_S, min(left_s, self._settings.search_s))
+        deadline_s = time.monotonic() + timeout_s
+        reason = self._reason(queries, release, now_ms)
+        if reason is not None:
+            return Search(queries, release, None, deadline_s, reason)
+        pending = self._threads.submit(ask_index, release, queries, timeout_s)
+        return Search(queries, release, pending, deadline_s)
+
+    def finish(self, search: Search, *, now_ms: int) -> Answer:
+        """Wait for the index, and ask the mirror if it has not answered."""
+        if search.pending is None:
+            return self._ask_mirror(search, search.reason)
+        try:
+            found = search.pending.result(max(0.0, search.deadline_s - time.monotonic()))
+        except (IndexFailure, NotInTime) as error:
+            return self._ask_mirror(search, self._failed(error, now_ms))
+        self._breaker.succeeded()
+        metrics.INDEX_IN_USE.set(1)
+        self._look_closely(search, found, now_ms)
+        return Answer(found)
+
+    def search_mirror(self, queries: Sequence[Query], release: LiveRelease) -> list[Ids] | None:
+        """Exact answers; None where there is no mirror."""
+        mirror = release.mirror
+        if mirror is None:
+            return None
+        allowed = [
+            None if query.filter is None else query.filter.mask(release.catalogue, mirror.catalogue_rows)
+            for query in queries
+        ]
+        found = mirror.search(np.stack([query.vector for query in queries]), max(q.limit for q in queries), allowed)
+        return [
+            (ids[: query.limit], scores[: query.limit]) for query, (ids, scores) in zip(queries, found, strict=True)
+        ]
+
+    def search_again(self, query: Query, release: LiveRelease, *, now_ms: int) -> Ids | None:
+        """One query at once, the mirror first; None when nobody can answer."""
+        found = self.search_mirror([query], release)
+        if found is None and self._breaker.reason(now_ms) is None:
+            try:
+                found = ask_index(release, [query], self._settings.search_s)
+            except IndexFailure as error:
+                self._failed(error, now_ms)
+        return None if found is None else found[0]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _reason(self, queries: Sequence[Query], release: LiveRelease, now_ms: int) -> str | None:
+        """Why the index is not asked now, empty for by choice; None: it is."""
+        if self._settings.first == "mirror" and release.mirror is not None:
+            return ""
+        if release.mirror is None or not self._breaker.is_open:
+            return self._breaker.reason(now_ms)
+        self._take_probe(now_ms)
+        if self._breaker.is_open and self._probe is None and self._breaker.reason(now_ms) is None:
+            probe = queries[0]
+            pending = self._threads.submit(ask_index, release, [probe], self._settings.search_s)
+            self._probe = pending, probe, release
+        return self._breaker.last_reason if self._breaker.is_open else None
+
+    def _take_probe(self, now_ms: int) -> None:
+        """Look at the shadow's answer, if it is there: the index is used again when it is a good one."""
+        if self._probe is None or not self._probe[0].done():
+            return
+        pending, query, release = self._probe
+        self._probe = None
+        try:
+            [found] = pending.result()
+        except IndexFailure as error:
+            self._failed(error, now_ms)
+            return
+        [exact] = self.search_mirror([query], release) or [found]
+        if self._audit.is_good(recall := self._audit.add(found, exact)):
+            log.info("the index is used again", recall=recall)
+            self._audit.forget()
+            self._breaker.succeeded()
+        else:
+            self._failed(IndexFailure(f"recall of a sample is {recall:.3f}"), now_ms)
+
+    def _ask_mirror(self, search: Search, reason: str) -> Answer:
+        found = self.search_mirror(search.queries, search.release)
+        if found is None:
+            return Answer(None, "trending", f"{reason or 'the index is not asked'}; {NO_MIRROR}")
+        return Answer(found, "mirror", reason) if reason else Answer(found)
+
+    def _failed(self, error: Exception, now_ms: int) -> str:
+        said = f"no answer within {self._settings.search_s:.2f} s" if isinstance(error, NotInTime) else str(error)
+        reason = f"the index did not answer: {said}"
+        if not self._breaker.is_open:
+            log.warning("the index is left alone", reason=reason)
+        self._breaker.failed(now_ms, reason)
+        metrics.INDEX_IN_USE.set(0)
+        return reason
+
+    def _look_closely(self, search: Search, found: Sequence[Ids], now_ms: int) -> None:
+        """Compare a share of the answers with exact ones."""
+        if search.release.mirror is None or not self._settings.audit_share:
+            return
+        for at in np.flatnonzero(self._rng.random(len(found)) < self._settings.audit_share).tolist():
+            [exact] = self.search_mirror([search.queries[at]], search.release) or [found[at]]
+            self._audit.add(found[at], exact)
+        if (alarm := self._audit.alarm()) is not None:
+            self._audit.forget()
+            self._failed(IndexFailure(alarm), now_ms)
+
+
+def ask_index(release: LiveRelease, queries: Sequence[Query], timeout_s: float) -> list[Ids]:
+    """One call for all queries that share a filter. Raises IndexFailure."""
+    deadline_s = time.monotonic() + timeout_s
+    groups: dict[ItemFilter | None, list[int]] = {}
+    for at, query in enumerate(queries):
+        groups.setdefault(query.filter, []).append(at)
+    found: list[Ids] = [([], np.zeros(0, np.float32))] * len(queries)
+    for item_filter, members in groups.items():
+        limit = min(MOST_RESULTS, max(queries[at].limit for at in members))
+        answers = release.search(
+            np.stack([queries[at].vector for at in members]),
+            limit,
+            timeout_s=max(LEAST_SEARCH_S, deadline_s - time.monotonic()),
+            expression="" if item_filter is None else to_milvus(item_filter),
+        )
+        for at, (item_ids, scores) in zip(members, answers, strict=True):
+            found[at] = item_ids[: queries[at].limit], scores[: queries[at].limit]
+    return found
