@@ -67,6 +67,7 @@ def site(milvus_uri: str) -> Iterator[Site]:
     add_fields(schema)
     index = MilvusClient.prepare_index_params()
     index.add_index("vector", index_type="FLAT", metric_type="IP")
+    client.drop_collection(COLLECTION)  # of a run that was broken off
     client.create_collection(COLLECTION, schema=schema, index_params=index, consistency_level="Strong")
     rows = []
     for number, item in enumerate(some_items(seed=1)):
@@ -180,6 +181,8 @@ def test_an_expression_says_what_is_unknown() -> None:
     for text, expression in [
         ("duration_s < 600", "(duration_s >= 0 and duration_s < 600.0)"),
         ("published_ms > 5e3", "(published_ms >= 0 and published_ms > 5000)"),
+        (f"published_ms > {-(2**63)}", "(published_ms >= 0 and published_ms > -1)"),
+        (f"published_ms < {2**63 - 1}", f"(published_ms >= 0 and published_ms < {2**53})"),
         ('channel in ["a", \'b"\']', 'channel in ["a", "b\\""]'),
         ('language != "de"', '(language != "" and not (language in ["de"]))'),
         ('"a_b" in topics', '(topics like "%|a!ub|%")'),

@@ -132,7 +132,7 @@ def test_texts_made_to_hurt_are_refused_at_once_also_on_a_threads_small_stack() 
         ),
         *(opening * 1300 + "duration_s < 5" for opening in ("(", "-", "+", "not")),
         "(" * 199 + "duration_s < 5" + ")" * 199,
-        "-" * 900 + "1 < duration_s",
+        "-" * 3900 + "1 < duration_s",
         "lambda:" * 500 + "1",
         "1 if " * 300 + "1" + " else 1" * 300,
         "duration_s < " + "9" * 3900,

@@ -94,6 +94,9 @@ def test_a_time_that_is_no_exact_float64_is_unknown() -> None:
     catalogue.upsert("beyond", published_ms=LATEST_MS + 1)
     rows = catalogue.rows(["last", "beyond"])
     assert parse_filter("published_ms > 0").mask(catalogue, rows).tolist() == [True, False]
+    for beyond in (2**53, 2**60, 2**63 - 1):
+        assert parse_filter(f"published_ms < {beyond}").mask(catalogue, rows).tolist() == [True, False]
+        assert parse_filter(f"published_ms >= {beyond}").mask(catalogue, rows).tolist() == [False, False]
 
 
 def test_the_first_32_topics_of_an_item_count() -> None:
