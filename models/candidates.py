@@ -122,13 +122,6 @@ class CandidateModel:
         Items without a query row are passed over."""
         return with_one(self.encode(self.reader.queries(viewers, self._row_of)))
 
-    def vectors_after(self, item_ids: Sequence[str]) -> Floats:
-        """float32 [B, dim]: of somebody who has watched this one item and of whom nothing else is known; what it finds
-        is like the item in the towers' eyes."""
-        rows = np.full((len(item_ids), HISTORY), -1, np.int64)
-        rows[:, -1] = [self.row(item_id) for item_id in item_ids]
-        return with_one(self.encode(self.reader.queries_of(rows)))
-
     def encode(self, queries: Queries) -> Floats:
         """-> float32 [B, D]"""
         return self.reader.encode(queries, self._query_values())

@@ -69,11 +69,13 @@ class Kitchen:
 
 @dataclass
 class Begun:
-    """A batch whose search is under way. `personal` are the drafts that the towers are asked for, vectors [B, D]."""
+    """A batch whose search is under way. `personal` are the drafts that the towers are asked for; vectors [B, D] of
+    their users, and `after` [B, D] of somebody who has watched nothing but the last item that each has completed."""
 
     drafts: list[Draft]
     personal: list[Draft]
     vectors: Floats
+    after: Floats
     live: LiveRelease | None
     search: Search | None
     stages: Stages
@@ -88,14 +90,17 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
         drafts = [hydrate(asked, kitchen.views.histories, settings) for asked in batch]
         personal = [draft for draft in drafts if is_personal(draft, live, settings)]
     vectors, search = np.zeros((0, 0), np.float32), None
+    after = vectors
     if live is not None and personal:
         with stages("embed"):
-            personal, vectors = embed(personal, live, now_ms)
+            personal, vectors, after = embed(personal, live, settings, now_ms)
         if personal:
             left_s = max(draft.asked.left_s(settings.deadline_s) for draft in personal)
-            queries = queries_of(personal, vectors, live, settings)
+            queries = queries_of(personal, vectors, settings.candidates)
+            if live.mirror is None and settings.similar:
+                queries += queries_of(personal, after, settings.similar)
             search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=SEARCH_SHARE * left_s)
-    return Begun(drafts, personal, vectors, live, search, stages, now_ms, time.perf_counter())
+    return Begun(drafts, personal, vectors, after, live, search, stages, now_ms, time.perf_counter())
 
 
 def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
@@ -142,32 +147,32 @@ def is_personal(draft: Draft, live: LiveRelease | None, settings: Serving) -> bo
     return False
 
 
-def embed(drafts: list[Draft], live: LiveRelease, now_ms: int) -> tuple[list[Draft], Floats]:
-    """The drafts that have a usable user vector, and the vectors [B, D]."""
-    vectors = live.model.user_vectors([draft.history for draft in drafts], now_ms)  # [B, D]
+def embed(drafts: list[Draft], live: LiveRelease, settings: Serving, now_ms: int) -> tuple[list[Draft], Floats, Floats]:
+    """The drafts that have a usable user vector, these vectors [B, D], and those after their last watches alone [B, D]
+    (all in one pass; the latter only where similar items are wanted)."""
+    viewers = [draft.history for draft in drafts]
+    if settings.similar:
+        viewers += [last_alone(draft.history) for draft in drafts]
+    vectors = live.model.user_vectors(viewers, now_ms)  # [B or 2 B, D]
+    vectors, after = vectors[: len(drafts)], vectors[len(drafts) :]
     finite = np.flatnonzero(np.isfinite(vectors).all(axis=1)).tolist()  # rows of usable vectors
     for at in set(range(len(drafts))).difference(finite):
         drafts[at].fall("trending", "the user vector is not finite")
-    return [drafts[at] for at in finite], vectors[finite]
+    usable = [drafts[at] for at in finite]
+    return usable, vectors[finite], np.nan_to_num(after[finite]) if settings.similar else after
 
 
-def queries_of(drafts: list[Draft], vectors: Floats, live: LiveRelease, settings: Serving) -> list[Query]:
-    """What is asked of the index: candidates, and what will be filtered on top; without a mirror similar ones too."""
-    queries = [
-        Query(vector, settings.candidates + len(draft.banned), draft.asked.filter)
-        for draft, vector in zip(drafts, vectors, strict=True)
-    ]
-    if live.mirror is None and settings.similar:
-        queries += similar_queries(drafts, live, settings)
-    return queries
+def last_alone(history: UserHistory) -> UserHistory:
+    """Somebody of whom nothing is known but the last completed watch; what the towers find for him is like it."""
+    last = next((watch for watch in reversed(history.watches) if watch.completed), None)
+    return UserHistory(history.user_id, () if last is None else (last,))
 
 
-def similar_queries(drafts: Sequence[Draft], live: LiveRelease, settings: Serving) -> list[Query]:
-    """One for each draft: what somebody is recommended who has watched only its last completed item."""
-    last = [next((w.item_id for w in reversed(draft.history.watches) if w.completed), "") for draft in drafts]
+def queries_of(drafts: Sequence[Draft], vectors: Floats, most: int) -> list[Query]:
+    """What is searched for each draft: `most` items, and on top what will be filtered."""
     return [
-        Query(vector, settings.similar + len(draft.banned), draft.asked.filter)
-        for draft, vector in zip(drafts, live.model.vectors_after(last), strict=True)
+        Query(vector, most + len(draft.banned), draft.asked.filter)
+        for draft, vector in zip(drafts, vectors, strict=True)
     ]
 
 
@@ -311,7 +316,8 @@ def _similar(
     assert live is not None
     began = time.perf_counter()
     if live.mirror is not None:
-        found = kitchen.retrieval.search_mirror(similar_queries(drafts, live, settings), live) or []
+        queries = queries_of(drafts, begun.after, settings.similar)
+        found = kitchen.retrieval.search_mirror(queries, live) or []
     spent_s = time.perf_counter() - began
     if len(found) != len(drafts):
         return [NOBODY] * len(drafts)

@@ -444,19 +444,21 @@ class SlowFeed(Feed):
         return super().take(most) if time.monotonic() > self._from else []
 
 
-def test_without_milvus_everybody_is_answered_and_with_it_the_towers_come_back_by_themselves(
-    system: System, tmp_path: Path, bundles_dir: Path
+@pytest.mark.parametrize(("mirror_items", "source"), [(0, "trending"), (1000, "two_tower")])
+def test_without_milvus_everybody_is_answered_and_with_it_the_index_is_used_again_by_itself(
+    system: System, tmp_path: Path, bundles_dir: Path, mirror_items: int, source: str
 ) -> None:
     milvus = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
     try:
-        with beside(system, milvus.uri) as other, serving(other.settings):
+        with beside(system, milvus.uri, mirror_items=mirror_items) as other, serving(other.settings):
             fill(other.index, load(bundles_dir, system.bundles[0]))
             furnish(other)
             other.tell(history("ann", "item-3"))
             milvus.child.stop()
             reply = other.client.recommend("ann", k=5, timeout_s=WAIT_S)
-            assert {item.source for item in reply.items} == {"trending"}
-            assert reply.degraded[0].startswith("trending: the index did not answer")
+            step = "mirror" if mirror_items else "trending"
+            assert {item.source for item in reply.items} == {source}
+            assert reply.degraded[0].startswith(f"{step}: the index did not answer")
             milvus.restart()
             other.until(lambda: other.client.recommend("ann", k=5, timeout_s=WAIT_S).degraded == ())
     finally:
@@ -464,11 +466,12 @@ def test_without_milvus_everybody_is_answered_and_with_it_the_towers_come_back_b
 
 
 @contextlib.contextmanager
-def beside(system: System, milvus_uri: str) -> Iterator[System]:
+def beside(system: System, milvus_uri: str, **serving: Any) -> Iterator[System]:
     """The same brokers and bundles with topics of their own, and no worker yet."""
     kafka = system.settings.kafka.model_copy(update={"topic_prefix": f"s{uuid.uuid4().hex[:8]}-"})
     milvus = system.settings.milvus.model_copy(update={"uri": milvus_uri})
-    settings = system.settings.model_copy(update={"kafka": kafka, "milvus": milvus})
+    ours = system.settings.serving.model_copy(update=serving)
+    settings = system.settings.model_copy(update={"kafka": kafka, "milvus": milvus, "serving": ours})
     topics.create_topics(kafka)
     index = Index(milvus)
     with RecommendClient(kafka) as client:
