@@ -10,8 +10,8 @@ read once per batch and belongs to it from begin to finish: no reply can mix two
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -21,19 +21,17 @@ from numpy.typing import NDArray
 
 from infra import metrics
 from infra.settings import Selection, Serving
-from models.moment import FRESH, SIMILAR, TRENDING
+from models.moment import TWO_TOWER
 from serving.draft import Answered, Asked, Draft, Found, Stages
 from serving.filtering import banned_by, wanted
-from serving.fresh import FreshView
-from serving.marks import Marks
+from serving.nominating import Sources, queries_of
 from serving.ranking import Pace, score_candidates
 from serving.recording import compose
 from serving.release import LiveRelease
 from serving.retrieval import MOST_RESULTS, Ids, Query, Retrieval, Search
 from serving.selecting import add_pins, fill, select
-from serving.selection import seed_of
-from serving.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for, unite
-from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from serving.sources import Nominees, Wanted, unite
+from serving.views import HistoryView, StatisticsView, Views
 from streams.messages import UserHistory
 
 log = structlog.get_logger(__name__)
@@ -43,15 +41,6 @@ Flags = NDArray[np.bool_]
 
 SEARCH_SHARE = 0.8  # of the time that is left until the deadline
 MORE = 4  # times as many candidates when filters have left too few
-
-
-@dataclass(frozen=True)
-class Views:
-    histories: HistoryView
-    catalogue: CatalogueView
-    trending: TrendingView
-    statistics: StatisticsView
-    marks: Marks = field(default_factory=Marks)
 
 
 @dataclass(frozen=True)
@@ -110,7 +99,9 @@ def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
     if live is not None and begun.search is not None:
         personal, similar = retrieve(begun, kitchen, may_be_shown)
         with stages("sources"):
-            nominate(personal, similar, begun, kitchen, may_be_shown)
+            sources = Sources(kitchen.views, kitchen.retrieval, kitchen.settings, may_be_shown, now_ms)
+            nominees = sources.ask(personal, live, begun.after, similar)
+            unite_all(personal, nominees, begun, kitchen, may_be_shown)
         with stages("rank"):
             in_time = drop_late(personal, stages.spent_s, kitchen.pace, kitchen.settings)
             rank(in_time, live, kitchen.views.statistics, kitchen.pace, now_ms)
@@ -168,14 +159,6 @@ def last_alone(history: UserHistory) -> UserHistory:
     return UserHistory(history.user_id, () if last is None else (last,))
 
 
-def queries_of(drafts: Sequence[Draft], vectors: Floats, most: int) -> list[Query]:
-    """What is searched for each draft: `most` items, and on top what will be filtered."""
-    return [
-        Query(vector, most + len(draft.banned), draft.asked.filter)
-        for draft, vector in zip(drafts, vectors, strict=True)
-    ]
-
-
 def retrieve(begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> tuple[list[Draft], list[Ids]]:
     """The drafts with candidates, filtered, and what is similar to the last watch of each (empty: not known)."""
     assert begun.search is not None and begun.live is not None
@@ -213,40 +196,25 @@ def keep_wanted(draft: Draft, vector: Floats, found: Ids, begun: Begun, kitchen:
     draft.found = unite(([item_ids[row] for row in rows.tolist()], scores[rows]), {}, most)
 
 
-def nominate(
-    drafts: Sequence[Draft], similar: Sequence[Ids], begun: Begun, kitchen: Kitchen, may_be_shown: Wanted
+def unite_all(
+    drafts: Sequence[Draft],
+    nominees: Mapping[str, Sequence[Nominees]],
+    begun: Begun,
+    kitchen: Kitchen,
+    may_be_shown: Wanted,
 ) -> None:
-    """Add the other sources' candidates, and the two-tower scores of all of them."""
-    nominees = ask_sources(drafts, similar, begun, kitchen, may_be_shown)
+    """Add what the other sources have nominated, and the two-tower scores of all of it."""
     live = begun.live
     assert live is not None
     for at, draft in enumerate(drafts):
         others = {source: found[at] for source, found in nominees.items()}
         for source, each in others.items():
             metrics.NOMINATED.labels(source).inc(len(each.item_ids))
-        towers = draft.found.item_ids, draft.found.scores
-        metrics.NOMINATED.labels("two_tower").inc(len(towers[0]))
-        draft.found = unite(towers, others, kitchen.settings.candidates)
+        metrics.NOMINATED.labels(TWO_TOWER).inc(len(draft.found.item_ids))
+        draft.found = unite((draft.found.item_ids, draft.found.scores), others, kitchen.settings.candidates)
         add_pins(draft, kitchen.selection, may_be_shown)
         draft.found = with_scores(draft.found, begun.vectors[at], live)
         metrics.CANDIDATES.observe(len(draft.found.item_ids))
-
-
-def ask_sources(
-    drafts: Sequence[Draft], similar: Sequence[Ids], begun: Begun, kitchen: Kitchen, may_be_shown: Wanted
-) -> dict[str, list[Nominees]]:
-    """By source: what it nominates for each draft."""
-    settings, views, now_ms = kitchen.settings, kitchen.views, begun.now_ms
-    found: dict[str, list[Nominees]] = {}
-    if settings.trending:
-        by_trend = partial(_trending, views.trending, settings.trending, may_be_shown)
-        found[TRENDING] = ask(TRENDING, drafts, by_trend, settings.source_s)
-    if settings.similar:
-        found[SIMILAR] = _similar(drafts, similar, begun, kitchen, may_be_shown)
-    if settings.fresh and len(views.catalogue.fresh):
-        by_age = partial(_fresh, views.catalogue.fresh, settings.fresh, may_be_shown, now_ms)
-        found[FRESH] = ask(FRESH, drafts, by_age, settings.source_s)
-    return found
 
 
 def with_scores(found: Found, vector: Floats, live: LiveRelease) -> Found:
@@ -297,36 +265,3 @@ def _wanted(begun: Begun, kitchen: Kitchen, draft: Draft, item_ids: Sequence[str
     catalogue = None if begun.live is None else begun.live.catalogue
     view = kitchen.views.catalogue
     return wanted(draft, item_ids, catalogue, view, now_ms=begun.now_ms, seen_days=kitchen.seen_days)
-
-
-def _trending(trending: TrendingView, most: int, may_be_shown: Wanted, draft: Draft) -> Nominees:
-    return trending_for(draft, trending, most, may_be_shown)
-
-
-def _fresh(fresh: FreshView, most: int, may_be_shown: Wanted, now_ms: int, draft: Draft) -> Nominees:
-    seed = seed_of(draft.asked.request.request_id, 0)
-    return fresh_for(draft, fresh, most, may_be_shown, now_ms=now_ms, seed=seed)
-
-
-def _similar(
-    drafts: Sequence[Draft], found: Sequence[Ids], begun: Begun, kitchen: Kitchen, may_be_shown: Wanted
-) -> list[Nominees]:
-    """From the mirror where there is one, else from the search that the index has answered."""
-    live, settings = begun.live, kitchen.settings
-    assert live is not None
-    began = time.perf_counter()
-    if live.mirror is not None:
-        queries = queries_of(drafts, begun.after, settings.similar)
-        found = kitchen.retrieval.search_mirror(queries, live) or []
-    spent_s = time.perf_counter() - began
-    if len(found) != len(drafts):
-        return [NOBODY] * len(drafts)
-    by_place = iter(found)
-    nominated = ask(
-        SIMILAR,
-        drafts,
-        lambda draft: similar_of(draft, next(by_place), settings.similar, may_be_shown),
-        settings.source_s,
-    )
-    metrics.SOURCE_TIME.labels(SIMILAR).observe(spent_s)
-    return nominated

@@ -8,6 +8,7 @@ do while they are held, and bytes take a fifth of the memory of the objects they
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -16,6 +17,7 @@ from infra import metrics
 from models.catalogue import Catalogue
 from models.item_statistics import ItemStatistics
 from serving.fresh import FreshView
+from serving.marks import Marks
 from streams import topics
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
@@ -189,6 +191,17 @@ class TrendingView:
 def _scope_of(key: bytes) -> str:
     """The scope of a key `<scope>/<partition>`."""
     return key.rpartition(b"/")[0].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Views:
+    """All of them, and how far they had been read."""
+
+    histories: HistoryView
+    catalogue: CatalogueView
+    trending: TrendingView
+    statistics: StatisticsView
+    marks: Marks = field(default_factory=Marks)
 
 
 def add_up(parts: Iterable[Trending]) -> list[tuple[str, float]]:

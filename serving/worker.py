@@ -39,13 +39,13 @@ from serving.handed_over import HandedOver
 from serving.intake import Letter
 from serving.outbox import Outbox
 from serving.partitions import Partitions
-from serving.pipeline import Kitchen, Views, begin, finish
+from serving.pipeline import Kitchen, begin, finish
 from serving.ranking import Pace
 from serving.release import Releases
 from serving.repeats import Repeats
 from serving.reply_topics import ReplyTopics
 from serving.retrieval import Retrieval
-from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams import topics
 from streams.messages import ServerState, encode
 

@@ -19,10 +19,10 @@ from models.moment import Moment
 from models.ranker import Ranked, id_strings
 from models.ranking_request import RankingQuery, moment_of
 from serving.draft import Answered, Asked
-from serving.pipeline import Views
 from serving.ranking import Pace
 from serving.release import LiveRelease, load_release
 from serving.retrieval import Retrieval
+from serving.views import Views
 from streams.messages import Context, Item, RecommendRequest, StatisticsRow, Trending, encode
 from tests.serving.worlds import (
     CREATED_MS,

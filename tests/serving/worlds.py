@@ -20,11 +20,11 @@ from models.bundle import Bundle, Manifest, read_bundle
 from models.stored_log import store_frame
 from models.training import train_bundle
 from serving.draft import Answered, Asked
-from serving.pipeline import Kitchen, Views, begin, finish
+from serving.pipeline import Kitchen, begin, finish
 from serving.ranking import Pace
 from serving.release import LiveRelease
 from serving.retrieval import Retrieval
-from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams.messages import UserHistory, Watch
 
 CREATED_MS = 1_700_000_000_000

@@ -1,0 +1,83 @@
+"""Asks the sources beside the two towers what they nominate for the drafts of a batch, each within its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra import metrics
+from infra.settings import Serving
+from models.moment import FRESH, SIMILAR, TRENDING
+from serving.draft import Draft
+from serving.release import LiveRelease
+from serving.retrieval import Ids, Query, Retrieval
+from serving.selection import seed_of
+from serving.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
+from serving.views import Views
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is needed to ask them at one moment."""
+
+    views: Views
+    retrieval: Retrieval
+    settings: Serving
+    may_be_shown: Wanted
+    now_ms: int
+
+    def ask(
+        self, drafts: Sequence[Draft], live: LiveRelease, after: Floats, similar: Sequence[Ids]
+    ) -> dict[str, list[Nominees]]:
+        """By source: what it nominates for each draft. `after` [B, D] are the vectors after the last watches; `similar`
+        what the index has found for them, empty where it was not asked."""
+        settings = self.settings
+        found: dict[str, list[Nominees]] = {}
+        if settings.trending:
+            found[TRENDING] = ask(TRENDING, drafts, self._trending, settings.source_s)
+        if settings.similar:
+            found[SIMILAR] = self._similar(drafts, live, after, similar)
+        if settings.fresh and len(self.views.catalogue.fresh):
+            found[FRESH] = ask(FRESH, drafts, self._fresh, settings.source_s)
+        return found
+
+    def _trending(self, draft: Draft) -> Nominees:
+        return trending_for(draft, self.views.trending, self.settings.trending, self.may_be_shown)
+
+    def _fresh(self, draft: Draft) -> Nominees:
+        seed = seed_of(draft.asked.request.request_id, 0)
+        most = self.settings.fresh
+        return fresh_for(draft, self.views.catalogue.fresh, most, self.may_be_shown, now_ms=self.now_ms, seed=seed)
+
+    def _similar(
+        self, drafts: Sequence[Draft], live: LiveRelease, after: Floats, similar: Sequence[Ids]
+    ) -> list[Nominees]:
+        """From the mirror where there is one, else from what the index has found."""
+        began = time.perf_counter()
+        if live.mirror is not None:
+            similar = self.retrieval.search_mirror(queries_of(drafts, after, self.settings.similar), live) or []
+            metrics.SOURCE_TIME.labels(SIMILAR).observe(time.perf_counter() - began)
+        if len(similar) != len(drafts):
+            return [NOBODY] * len(drafts)
+        found = iter(similar)
+
+        def nominate(draft: Draft) -> Nominees:
+            mine = next(found)
+            has_completed = any(watch.completed for watch in draft.history.watches)
+            return similar_of(draft, mine, self.settings.similar, self.may_be_shown) if has_completed else NOBODY
+
+        return ask(SIMILAR, drafts, nominate, self.settings.source_s)
+
+
+def queries_of(drafts: Sequence[Draft], vectors: Floats, most: int) -> list[Query]:
+    """What is searched for each draft: `most` items, and on top what will be filtered."""
+    return [
+        Query(vector, most + len(draft.banned), draft.asked.filter)
+        for draft, vector in zip(drafts, vectors, strict=True)
+    ]
