@@ -11,7 +11,7 @@ from serving.desk import Cook, Desk
 from serving.draft import Answered, Asked
 from serving.repeats import Repeats
 from streams import topics
-from streams.messages import DeadLetter, Recommended, RecommendReply, RecommendRequest, decode, encode
+from streams.messages import DeadLetter, Impression, Recommended, RecommendReply, RecommendRequest, decode, encode
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-", partitions=4))
 NOW_MS = 1_700_000_000_000
@@ -58,6 +58,10 @@ def sent() -> Sent:
 @pytest.fixture
 def desk(sent: Sent) -> Desk:
     return Desk(SETTINGS, sent, lambda topic: 4, "test", Repeats(60_000, 100))  # type: ignore[arg-type]
+
+
+def cook_of(finish: Callable[[Any], list[Answered]]) -> Cook:
+    return Cook(list, finish)
 
 
 def handle(
@@ -117,3 +121,72 @@ def test_what_is_not_supported_is_told_and_is_no_dead_letter(desk: Desk, sent: S
     handle(desk, [asked], answer)
     assert "filter: " in (replies(sent)["r-ann"].error or "")
     assert sent.to("dead-letters") == []
+
+
+def headers(correlation: bytes) -> list[tuple[str, bytes]]:
+    return [("correlation_id", correlation)]
+
+
+def correlations(sent: Sent) -> list[tuple[bytes, bytes]]:
+    """The correlation id and the content of every reply, in their order."""
+    return [
+        (dict(how["headers"])["correlation_id"], value) for topic, value, how in sent if topic == "recommend-replies"
+    ]
+
+
+def test_a_repeated_request_is_answered_once_and_replied_to_each_time(desk: Desk, sent: Sent) -> None:
+    """In one batch, in the next one while the first is under way, and afterwards; each with its own correlation id."""
+    asked: list[str] = []
+
+    def note(batch: Sequence[Asked]) -> list[Answered]:
+        asked.extend(each.request.request_id for each in batch)
+        return answer(batch)
+
+    first = desk.begin(
+        [record("ann", headers=headers(b"1")), record("ann", headers=headers(b"2"))], cook_of(note), NOW_MS
+    )
+    second = desk.begin(
+        [record("ann", headers=headers(b"3")), record("bob", headers=headers(b"b"))], cook_of(note), NOW_MS
+    )
+    desk.finish(first)
+    desk.finish(second)
+    handle(desk, [record("ann", headers=headers(b"4"))], note)
+    assert asked == ["r-ann", "r-bob"]
+    found = correlations(sent)
+    assert [correlation for correlation, _ in found] == [b"1", b"2", b"3", b"b", b"4"]
+    assert len({reply for correlation, reply in found if correlation != b"b"}) == 1
+
+
+def test_a_request_is_answered_anew_when_its_reply_is_forgotten(desk: Desk, sent: Sent) -> None:
+    handle(desk, [record("ann", headers=headers(b"1"))])
+    handle(desk, [record("ann", age_ms=-60_000, headers=headers(b"2"))], answer, NOW_MS + 60_000)
+    assert len(correlations(sent)) == 2
+    assert len({encode(reply) for reply in replies(sent).values()}) == 1
+
+
+def test_who_waits_for_a_request_that_shows_a_bug_is_told_as_well(desk: Desk, sent: Sent) -> None:
+    batch = [record("mallory", headers=headers(b"1")), record("mallory", headers=headers(b"2"))]
+    assert isinstance(handle(desk, batch), ZeroDivisionError)
+    assert [correlation for correlation, _ in correlations(sent)] == [b"1", b"2"]
+    assert all(b"internal error" in reply for _, reply in correlations(sent))
+
+
+def test_a_bug_in_the_first_half_harms_only_the_request_that_shows_it(desk: Desk, sent: Sent) -> None:
+    def begin(batch: Sequence[Asked]) -> list[Asked]:
+        if any(asked.request.user_id == "eve" for asked in batch):
+            raise KeyError("a bug")
+        return list(batch)
+
+    work = desk.begin([record("ann"), record("eve"), record("bob")], Cook(begin, answer), NOW_MS)
+    assert isinstance(desk.finish(work), KeyError)
+    found = replies(sent)
+    assert [found[f"r-{user}"].error for user in ("ann", "bob")] == [None, None]
+    assert "internal error" in (found["r-eve"].error or "")
+
+
+def test_an_impression_is_sent_before_its_reply(desk: Desk, sent: Sent) -> None:
+    def shown(batch: Sequence[Asked]) -> list[Answered]:
+        return [Answered(each.reply, Impression("r-ann", "ann", NOW_MS, "test", "v", ())) for each in answer(batch)]
+
+    handle(desk, [record("ann")], shown)
+    assert [topic for topic, _, _ in sent] == ["impressions", "recommend-replies"]

@@ -252,6 +252,114 @@ def test_catalogue_changes_reach_the_live_ranker(
     assert known.channel_of(known.row("new")) == "cats"
 
 
+@pytest.fixture
+def mirrored(
+    bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Releases]:
+    monkeypatch.setattr(release_module, "RETRY_S", 0.05)
+    releases = Releases(bundles_dir, index, catalogue, mirror_items=1000)
+    yield releases
+    releases.close()
+
+
+def found_by(live: LiveRelease) -> dict[str, np.ndarray]:
+    """What a search of the mirror finds, with the vectors."""
+    assert live.mirror is not None
+    [(item_ids, _)] = live.mirror.search(np.ones((1, live.model.dim), np.float32), 1000)
+    return dict(zip(item_ids, live.mirror.vectors(live.mirror.rows(item_ids)), strict=True))
+
+
+def test_the_mirror_has_the_releases_vectors_and_follows_its_rows(
+    mirrored: Releases, bundles: Sequence[Manifest]
+) -> None:
+    live = swap_to(mirrored, bundles[0].version)
+    vectors = dict(zip(live.model.item_ids, live.model.item_vectors(), strict=True))
+    assert found_by(live).keys() == vectors.keys()
+    assert all(np.array_equal(found_by(live)[item_id], row) for item_id, row in vectors.items())
+    mirrored.apply_vector(b"item-1", vector(live.version, 0.5), CREATED_MS)
+    mirrored.apply_vector(b"new", vector(live.version, 0.25), CREATED_MS)
+    mirrored.apply_vector(b"item-2", vector(bundles[1].version, 0.75), CREATED_MS)
+    assert np.array_equal(found_by(live)["item-1"], np.full(9, 0.5))
+    assert np.array_equal(found_by(live)["new"], np.full(9, 0.25))
+    assert np.array_equal(found_by(live)["item-2"], vectors["item-2"])
+    live = swap_to(mirrored, bundles[1].version)
+    assert np.array_equal(found_by(live)["item-2"], np.full(9, 0.75)), "it has waited for its version"
+
+
+def test_rows_that_a_live_release_holds_are_not_kept_twice(mirrored: Releases, bundles: Sequence[Manifest]) -> None:
+    for at in range(10):
+        mirrored.apply_vector(f"item-{at}".encode(), vector(bundles[0].version, 0.5), CREATED_MS)
+    assert len(mirrored._rows) == 10
+    live = swap_to(mirrored, bundles[0].version)
+    mirrored.apply_vector(b"item-20", vector(live.version, 0.5), CREATED_MS)
+    assert mirrored._rows == {}
+    assert np.array_equal(found_by(live)["item-5"], np.full(9, 0.5))
+
+
+@pytest.mark.parametrize("when", ["before", "while live"])
+def test_a_takedown_holds_in_the_mirror_whenever_it_comes_and_whatever_row_comes_after_it(
+    mirrored: Releases, catalogue: CatalogueView, bundles: Sequence[Manifest], when: str
+) -> None:
+    def take_down() -> None:
+        catalogue.apply(b"item-1", None)
+        mirrored.apply_item("item-1")
+
+    if when == "before":
+        take_down()
+    live = swap_to(mirrored, bundles[0].version)
+    if when == "while live":
+        assert "item-1" in found_by(live)
+        take_down()
+    assert "item-1" not in found_by(live)
+    mirrored.apply_vector(b"item-1", vector(live.version, 0.5), CREATED_MS)
+    assert "item-1" not in found_by(live)
+    live = swap_to(mirrored, bundles[1].version)
+    assert "item-1" not in found_by(live)
+    catalogue.apply(b"item-1", encode(Item("item-1")))
+    mirrored.apply_item("item-1")
+    assert "item-1" in found_by(live)
+
+
+@pytest.mark.parametrize("when", ["before", "while live"])
+def test_an_expired_item_leaves_the_mirror_and_its_next_row_brings_it_back(
+    mirrored: Releases, bundles: Sequence[Manifest], when: str
+) -> None:
+    after_ms = bundles[0].created_ms + 1
+    if when == "before":
+        mirrored.apply_vector(b"item-1", None, after_ms)
+    live = swap_to(mirrored, bundles[0].version)
+    if when == "while live":
+        mirrored.apply_vector(b"item-1", None, after_ms)
+    assert "item-1" not in found_by(live)
+    mirrored.apply_vector(b"item-1", vector(live.version, 0.5), after_ms + 1)
+    assert np.array_equal(found_by(live)["item-1"], np.full(9, 0.5))
+
+
+def test_a_release_made_since_may_have_an_expired_item_again(mirrored: Releases, bundles: Sequence[Manifest]) -> None:
+    mirrored.apply_vector(b"item-1", None, bundles[0].created_ms - 1)
+    assert "item-1" in found_by(swap_to(mirrored, bundles[0].version))
+
+
+def test_of_more_items_than_may_be_held_there_is_no_mirror(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
+) -> None:
+    for most, there in ((0, False), (39, False), (40, True)):
+        live = load_release(bundles_dir, bundles[0].version, index, mirror_items=most)
+        assert (live.mirror is not None) == there
+
+
+def test_a_catalogue_entry_that_comes_later_is_where_filters_look(
+    mirrored: Releases, catalogue: CatalogueView, bundles: Sequence[Manifest]
+) -> None:
+    live = swap_to(mirrored, bundles[0].version)
+    mirrored.apply_vector(b"new", vector(live.version, 0.5), CREATED_MS)
+    catalogue.apply(b"new", encode(Item("new", duration_s=30.0)))
+    mirrored.apply_item("new")
+    assert live.mirror is not None
+    facts = live.catalogue.duration_s(live.mirror.catalogue_rows)
+    assert facts[live.mirror.rows(["new"])].tolist() == [30.0]
+
+
 @pytest.fixture(scope="module")
 def both(bundles_dir: Path, bundles: Sequence[Manifest]) -> list[LiveRelease]:
     index = ExactIndex()
