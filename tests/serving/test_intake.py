@@ -111,9 +111,7 @@ def test_a_request_over_the_size_limit_is_refused() -> None:
     assert letter.refused.code == "too_large"
 
 
-@pytest.mark.parametrize(
-    ("change", "says"), [({"k": 51}, "at most 50"), ({"filter": "duration < 60"}, "duration_s")]
-)
+@pytest.mark.parametrize(("change", "says"), [({"k": 51}, "at most 50"), ({"filter": "duration < 60"}, "duration_s")])
 def test_what_this_server_does_not_do_is_refused_without_being_broken(change: dict[str, Any], says: str) -> None:
     letter = opened(encode(RecommendRequest("r1", "ann", **change)))
     assert isinstance(letter.refused, Unsupported)
