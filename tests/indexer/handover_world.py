@@ -290,6 +290,8 @@ class Server:
     def read(self, most: int | None = None) -> None:
         for _, message in self.reader.read(self.world.topic, most):
             if isinstance(message, IndexReady) and message.version != self.wanted:
+                if self.loaded:
+                    self.tried = ""  # what is thrown away has to be loaded again when it is wanted again
                 self.wanted, self.loaded = message.version, ""
 
     def load(self) -> None:
