@@ -6,9 +6,9 @@
     └── IndexRefused       Milvus will never accept this call: a wrong token, a wrong parameter
 
 Milvus Lite and a Milvus server want opposite things. Lite searches its memtable row by row in Python, so it is flushed
-every few thousand rows; a server makes a segment of each flush, so it is flushed only after a fill. Both are read with
-strong consistency: what was upserted is found by the next search. After a restart collections are not loaded; a call
-that fails for it (code 101) loads and tries once more.
+every few thousand rows, a new collection at the end of its fill; a server makes a segment of each flush, so only the
+end of a fill flushes it. Both are read with strong consistency: what was upserted is found by the next search. After a
+restart collections are not loaded; a call that fails for it (code 101) loads and tries once more.
 
 Beside its vector a row has the item's facts, for filters (indexer/scalars.py). Rows are always written whole: Milvus
 Lite's upsert keeps what an old row has and the new one does not name, a server's does not.
@@ -52,7 +52,7 @@ PREFIX = "items_"
 MOST_HITS = 16384  # Milvus' own bound on a search's limit
 _MARK = "nextwatch.mark"  # a collection's property, see Index.mark
 _ID_BYTES = 1024
-_LITE_MEMTABLE_ROWS = 2000  # costs about 10 ms per search; a flush costs about 80 ms
+LITE_MEMTABLE_ROWS = 2000  # a search pays about 15 ms per thousand of them, the writer 100 to 400 ms per flush
 _SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
 
 
@@ -79,6 +79,7 @@ class Index:
         self._lock = threading.Lock()
         self._is_lite = False
         self._unflushed: Counter[str] = Counter()
+        self._filling: set[str] = set()  # versions that were made here and are not searched yet
         self._forms: dict[str, Form] = {}  # by version, as far as known
 
     # --- collections -------------------------------------------------------------------------------------------------
@@ -111,6 +112,7 @@ class Index:
                 timeout=_SLOW_S,
             )
         self._unflushed.pop(version, None)
+        self._filling.add(version)
         self._forms[version] = form
 
     def drop(self, version: str) -> None:
@@ -118,6 +120,7 @@ class Index:
         with translated("drop", version):
             self._client().drop_collection(collection_name(version), timeout=_SLOW_S)
         self._unflushed.pop(version, None)
+        self._filling.discard(version)
         self._forms.pop(version, None)
 
     def mark(self, version: str, mark: str) -> None:
@@ -149,6 +152,7 @@ class Index:
         with translated("flush", version):
             self._client().flush(collection_name(version), timeout=_SLOW_S)
         self._unflushed.pop(version, None)
+        self._filling.discard(version)
 
     def count(self, version: str) -> int:
         """Rows in the collection, exactly."""
@@ -171,8 +175,11 @@ class Index:
         """
         facts = [UNKNOWN] * len(item_ids) if scalars is None else scalars
         rows = _rows(item_ids, self._stored(version, vectors), steps, facts)
+        client = self._client()
+        # On Milvus Lite an insert replaces a row too; its upsert reads the old one first, to keep what is not named.
+        write = client.insert if self._is_lite else client.upsert
         with translated("upsert", version):
-            self._client().upsert(collection_name(version), rows, timeout=self._milvus.timeout_s)
+            write(collection_name(version), rows, timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(rows))
 
     def delete(self, version: str, item_ids: Sequence[str]) -> None:
@@ -294,10 +301,10 @@ class Index:
             return run()
 
     def _keep_memtable_small(self, version: str, rows: int) -> None:
-        if not self._is_lite:
+        if not self._is_lite or version in self._filling:
             return
         self._unflushed[version] += rows
-        if self._unflushed[version] >= _LITE_MEMTABLE_ROWS:
+        if self._unflushed[version] >= LITE_MEMTABLE_ROWS:
             self.flush(version)
 
 

@@ -60,7 +60,8 @@ class Intake:
         if value is None:
             if is_written:
                 return None  # a release made since may have the item again
-            self.rows.expire(item_id, now_ms)
+            if is_indexable(item_id):
+                self.rows.expire(item_id, now_ms)
             return item_id
         if is_written and not self.catching_up and item_id not in self.rows.down:
             return None
@@ -71,7 +72,8 @@ class Intake:
 
     def _take_down(self, item_id: str, now_ms: int) -> None:
         self.facts.forget(item_id)
-        self.rows.take_down(item_id, now_ms)
+        if is_indexable(item_id):  # what Milvus cannot hold it cannot be asked to delete either
+            self.rows.take_down(item_id, now_ms)
 
     def _take(self, item_id: str, message: ItemVector, *, is_written: bool, now_ms: int, published_ms: int) -> None:
         if problem := problem_of(message.vector, self.dims[message.version]):

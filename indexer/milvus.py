@@ -15,6 +15,7 @@ from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavai
 from infra.settings import Milvus
 
 _NOT_FOUND, _NOT_LOADED = 100, 101
+_LITE_INPUT_ERROR = 6
 _INPUT_ERRORS = range(1100, 1200)
 _NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
 
@@ -55,9 +56,8 @@ def _kind_of(error: MilvusException) -> type[IndexFailure]:
     """What is unknown is retried: it is better to wait in sight than to drop a row."""
     if error.code == _NOT_FOUND:
         return IndexMissing
-    refused = (
-        error.code in _INPUT_ERRORS or error.code in _NO_ACCESS or isinstance(error, ParamError | DataNotMatchException)
-    )
+    codes = {*_INPUT_ERRORS, *_NO_ACCESS, _LITE_INPUT_ERROR}
+    refused = error.code in codes or isinstance(error, ParamError | DataNotMatchException)
     return IndexRefused if refused else IndexUnavailable
 
 

@@ -15,6 +15,7 @@ NAMES = (
     "join",
     "freshness",
     "request",
+    "index",
     "kuairand",
     "step",
     "trainer",
@@ -22,6 +23,8 @@ NAMES = (
     "figure4",
     "live",
     "ranking",
+    "serving",
+    "selection",
 )
 
 

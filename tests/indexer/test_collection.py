@@ -12,6 +12,7 @@ import pytest
 
 from indexer.collection import Index, collection_name, is_indexable
 from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
+from indexer.scalars import Scalars
 from indexer.sphere import longest_of
 from infra.milvus_server import start_milvus
 from infra.settings import Milvus, Settings
@@ -75,6 +76,80 @@ def test_hnsw_finds_nearly_all_of_the_top_k_also_with_a_popularity_coordinate(mi
         np.testing.assert_allclose(inner, [expected[int(i.split()[1])] for i in item_ids], atol=1e-3)
     assert np.mean(recalls) >= 0.99
     np.testing.assert_array_equal(index.vectors("a", ["item 7"])["item 7"][1], rows[7])
+
+
+def test_ivf_finds_nearly_all_of_the_top_k_also_of_few_rows_and_after_upserts(milvus_uri: str, index: Index) -> None:
+    index = Index(Milvus(uri=milvus_uri, index_type="IVF_FLAT"))
+    for version, count in (("few", 300), ("many", 6000)):
+        rows, queries = popular(count, seed=0), users(5)
+        index.create(version, 65, longest=longest_of(rows), rows=count)
+        index.upsert(version, ids(count), rows, [0] * count)
+        index.flush(version)
+        index.load(version)
+        time.sleep(2.0)  # Milvus Lite searches exactly until a segment's index is built
+        assert recall(index, version, rows, queries) >= 0.99
+        touched = np.random.default_rng(2).choice(count, count // 5, replace=False)
+        rows[touched] += popular(len(touched), seed=3) * [[0.3] * 64 + [0]]
+        index.upsert(version, [f"item {row}" for row in touched], rows[touched], [1] * len(touched))
+        index.flush(version)
+        time.sleep(2.0)
+        assert recall(index, version, rows, queries) >= 0.99
+
+
+@pytest.mark.parametrize("kind", ["FLAT", "HNSW", "IVF_FLAT"])
+def test_a_filtered_search_finds_the_best_of_what_the_filter_leaves(milvus_uri: str, index: Index, kind: str) -> None:
+    index = Index(Milvus(uri=milvus_uri, index_type=kind))
+    rows, queries, channels = popular(4000, seed=0), users(5), [f"c{number % 40}" for number in range(4000)]
+    index.create("a", 65, longest=longest_of(rows), rows=4000)
+    index.upsert("a", ids(4000), rows, [0] * 4000, [Scalars(channel) for channel in channels])
+    index.flush("a")
+    index.load("a")
+    time.sleep(2.0)
+    for expression, wanted in (('channel == "c7"', {"c7"}), ('channel != "c7"', set(channels) - {"c7"})):
+        left = np.array([row for row, channel in enumerate(channels) if channel in wanted])
+        found, shares = index.search("a", queries, 90, expression=expression), []
+        for (item_ids, _), query in zip(found, queries, strict=True):
+            best = left[np.argsort(-(rows[left] @ query))[:90]]
+            assert {channels[int(item_id.split()[1])] for item_id in item_ids} <= wanted
+            shares.append(len({f"item {row}" for row in best} & set(item_ids)) / 90)
+        assert np.mean(shares) >= 0.98
+    assert index.search("a", queries[:1], 90, expression='channel == "none"')[0][0] == []
+
+
+def test_an_expression_that_milvus_does_not_understand_is_refused(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(3), vectors(3), [0] * 3)
+    with pytest.raises(IndexRefused):
+        index.search("a", vectors(1), 3, expression="channel ==")
+
+
+def test_a_row_is_written_whole(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ["x"], vectors(1), [1], [Scalars("music", ("t",), "en", 30.0, 5)])
+    index.flush("a")
+    index.upsert("a", ["x"], vectors(1), [2])
+    [row] = index._query("a", "", ["channel", "language", "duration_s", "published_ms", "step"])
+    assert row == {"item_id": "x", "channel": "", "language": "", "duration_s": -1.0, "published_ms": -1, "step": 2}
+
+
+def popular(count: int, seed: int) -> np.ndarray:
+    """Vectors [N, 65] with a popularity coordinate as the product's have it."""
+    rng = np.random.default_rng(seed)
+    parts = 0.3 * rng.normal(size=(count, 64)), rng.normal(-8, 1.5, size=(count, 1))
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def users(count: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return np.concatenate([0.8 * rng.normal(size=(count, 64)), np.ones((count, 1))], axis=1).astype(np.float32)
+
+
+def recall(index: Index, version: str, rows: np.ndarray, queries: np.ndarray) -> float:
+    """Mean recall of the 500 best, or of all where there are fewer."""
+    most = min(500, len(rows))
+    best = [{f"item {row}" for row in np.argsort(-(rows @ query))[:most]} for query in queries]
+    found = index.search(version, queries, most)
+    return float(np.mean([len(one & set(item_ids)) / most for one, (item_ids, _) in zip(best, found, strict=True)]))
 
 
 def test_a_changed_index_type_leaves_existing_collections_readable(milvus_uri: str, index: Index) -> None:
@@ -186,17 +261,25 @@ def test_a_missing_collection_is_named(index: Index) -> None:
             call()
 
 
-def test_the_memtable_of_milvus_lite_stays_small(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[str] = []
-    monkeypatch.setattr(index, "flush", flushed.append)
+@pytest.mark.parametrize("lite", [True, False], ids=["Milvus Lite", "a server"])
+def test_the_memtable_of_milvus_lite_stays_small_and_a_server_is_not_flushed_per_batch(
+    index: Index, monkeypatch: pytest.MonkeyPatch, lite: bool
+) -> None:
+    flushed: list[int] = []
+    client = index._client()
+    original = client.flush
+    monkeypatch.setattr(index, "_is_lite", lite)
+    monkeypatch.setattr(client, "flush", lambda *a, **more: (flushed.append(index.count("a")), original(*a, **more)))
     index.create("a", DIM)
     for _ in range(5):
-        index._keep_memtable_small("a", 1000)
-        index._unflushed["a"] %= 2000
-    assert flushed == ["a", "a"]
-    index._is_lite = False
-    index._keep_memtable_small("a", 10_000)
-    assert flushed == ["a", "a"], "a server must not be flushed per batch"
+        index.upsert("a", ids(1000), vectors(1000), [0] * 1000)
+    assert flushed == [], "nobody searches a collection that is being filled"
+    index.flush("a")
+    index.load("a")
+    for step in range(5):
+        index.upsert("a", ids(1000), vectors(1000, seed=step), [step] * 1000)
+    index.delete("a", ids(1000))
+    assert flushed == ([1000, 1000, 1000, 0] if lite else [1000])
 
 
 def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def hear(rows: Rows, facts: Facts, what: str, item_id: str, step: int) -> None:
             rows.expire(item_id, now_ms=0)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(CHANGES, min_size=10, max_size=30), st.integers(1, 3))
 def test_coalesced_writing_ends_as_if_each_change_had_been_written_at_once(
     changes: list[tuple[str, str]], batch: int

@@ -65,6 +65,17 @@ def test_a_restart_goes_on_where_it_was_and_knows_what_is_down(site: Site) -> No
     assert len(site.announcements()) == 1
 
 
+def test_an_id_that_milvus_cannot_hold_stops_nothing_when_it_is_taken_down(site: Site) -> None:
+    site.start()
+    bundle = site.publish(1)
+    site.wait_for_announcement(bundle)
+    for item_id in ("bell \x07", "x" * 1025):
+        site.send(topics.ITEMS, item_id, None)
+        site.send(topics.ITEM_VECTORS, item_id, None)
+    site.take_down("item-4")
+    site.wait_for(bundle, item_4=None)
+
+
 GONE_WITHIN_S = 2.0  # of a take-down; the window of the tests is far shorter
 
 
