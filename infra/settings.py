@@ -77,7 +77,7 @@ class Milvus(Section):
     hnsw_ef_per_hit: Count = Field(4, description="HNSW: looked at per wanted item; recall@500 is .94 with 1")
     ivf_nlist: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="IVF_FLAT: lists (of each segment)")
     ivf_nprobe: Count = Field(
-        48, description="IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
+        56, description="IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
     )
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
 
