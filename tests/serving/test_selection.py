@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from infra.settings import Selection
-from serving.exploration import chances_of
+from serving.exploration import chances_of, comb
 from serving.selection import BEST, DRAWN, PINNED, Chosen, Options, choose, pins_of, seed_of
 
 OFF = Selection()
@@ -76,7 +77,7 @@ any_settings = st.builds(
 )
 
 
-@examples(max_examples=400, deadline=None)
+@examples(max_examples=100, deadline=None)
 @given(any_options(), st.integers(1, 20), any_settings, st.integers(0, 2**64 - 1))
 def test_k_items_come_back_whenever_k_exist_none_twice_pins_on_top(given, k, settings, seed):
     found = choose(given, k, settings, seed).items
@@ -92,7 +93,7 @@ def test_k_items_come_back_whenever_k_exist_none_twice_pins_on_top(given, k, set
             assert place >= settings.explore_from - 1
 
 
-@examples(max_examples=400, deadline=None)
+@examples(max_examples=100, deadline=None)
 @given(any_options(), st.integers(1, 20), any_settings, st.integers(0, 1000))
 def test_no_channel_is_over_its_cap_as_long_as_there_are_others(given, k, settings, seed):
     found = rows(choose(given, k, settings, seed).items)
@@ -111,7 +112,7 @@ def test_the_same_seed_gives_the_same_list(given, k, settings, seed):
     assert choose(given, k, settings, seed) == choose(given, k, settings, seed)
 
 
-@examples(max_examples=200, deadline=None)
+@examples(max_examples=100, deadline=None)
 @given(any_options(), st.integers(1, 20), st.integers(0, 1000))
 def test_off_it_is_the_order_by_score_and_equal_ones_stay_as_they_came(given, k, seed):
     plain = given._replace(pinned=())
@@ -203,7 +204,7 @@ def test_the_probability_on_record_is_how_often_the_item_stands_in_that_place(na
         vectors=rng.normal(size=(14, 4)).astype(np.float32),
         pinned=pinned,
     )
-    seeds, k = 6000, 5
+    seeds, k = 4000, 5
     seen, told = shares(given, k, seeds, **settings)
     assert all(len(values) == 1 for values in told.values()), "whatever else is drawn, it is one number"
     for key, values in told.items():
@@ -212,6 +213,11 @@ def test_the_probability_on_record_is_how_often_the_item_stands_in_that_place(na
         assert abs(seen[key] - probability) < 4.5 * error + 1e-9, (key, seen[key], probability)
     everything = sum(next(iter(values)) for values in told.values())
     assert everything == pytest.approx(sum(seen.values()), abs=0.03), "and nothing was drawn that has none"
+
+
+def test_any_two_may_be_drawn_together():
+    met = [frozenset(comb(np.full(4, 0.5), np.arange(4), np.random.default_rng(seed)).tolist()) for seed in range(300)]
+    assert set(met) == {frozenset(pair) for pair in itertools.combinations(range(4), 2)}
 
 
 def test_as_many_are_drawn_as_the_share_says_on_average_and_never_one_more():
@@ -270,6 +276,13 @@ def test_what_is_like_the_first_waits_for_what_is_not(kind):
     assert listed(given, 4, diversity=kind, diversity_weight=0.0) == [0, 1, 2, 3], "no weight, no change"
 
 
+@pytest.mark.parametrize("kind", ["mmr", "dpp"])
+def test_a_channel_that_is_full_takes_no_pick_from_the_others(kind):
+    vectors = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]], np.float32)
+    given = options([10, 9.9, 9.8, 9.7], [1, 1, 2, 3], vectors=vectors)
+    assert listed(given, 2, diversity=kind, diversity_weight=0.9, channel_cap=1) == [0, 3]
+
+
 def test_mmr_by_hand():
     """Scores 1, .9, .5, 0 of the range; cosines to the first 0, .8, -1."""
     vectors = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 1, 0], [-1, 0, 0]], np.float32)
@@ -278,18 +291,17 @@ def test_mmr_by_hand():
     assert listed(given, 4, diversity="mmr", diversity_weight=0.3) == [0, 1, 3, 2]
 
 
-def test_dpp_picks_the_largest_determinant():
+@pytest.mark.parametrize("seed", range(8))
+def test_dpp_picks_the_largest_determinant(seed):
     """Greedy: each step's candidate makes the Gram matrix of those picked largest, where scores say nothing."""
-    rng = np.random.default_rng(3)
-    vectors = rng.normal(size=(12, 5)).astype(np.float32)
+    vectors = np.random.default_rng(seed).random((30, 7)).astype(np.float32)  # all of them alike
     unit = vectors[:, :-1] / np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
-    found = listed(options([1.0] * 12, vectors=vectors), 4, diversity="dpp", diversity_weight=1.0)
-    for step in range(1, 4):
-        before = found[:step]
-        volumes = [
-            np.linalg.det(unit[[*before, at]] @ unit[[*before, at]].T) if at not in before else 0 for at in range(12)
-        ]
-        assert found[step] == int(np.argmax(volumes))
+    gram = (unit @ unit.T).astype(np.float64)
+    found = listed(options([1.0] * 30, vectors=vectors), 5, diversity="dpp", diversity_weight=1.0)
+    for step in range(1, 5):
+        picked = [[*found[:step], at] for at in range(30) if at not in found[:step]]
+        best = max(picked, key=lambda rows: np.linalg.det(gram[np.ix_(rows, rows)]))
+        assert found[step] == best[-1]
 
 
 def test_a_pin_counts_as_picked():
