@@ -14,5 +14,8 @@ class Marks:
         places += [0] * (partition + 1 - len(places))
         places[partition] = offset + 1
 
+    def of(self, topic: str) -> tuple[int, ...]:
+        return tuple(self._next.get(topic, ()))
+
     def as_dict(self) -> dict[str, tuple[int, ...]]:
         return {topic: tuple(places) for topic, places in self._next.items()}

@@ -33,6 +33,7 @@ from serving.selecting import add_pins, fill, select
 from serving.sources import Nominees, Wanted, unite
 from serving.views import HistoryView, StatisticsView, Views
 from streams.messages import UserHistory
+from streams.topics import USER_HISTORIES
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +71,7 @@ class Begun:
     stages: Stages
     now_ms: int
     searched_at: float
+    histories_read: tuple[int, ...]  # as `marks` have it: histories are of the first half, all else of the second
 
 
 def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *, now_ms: int) -> Begun:
@@ -89,7 +91,8 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
             if live.mirror is None and settings.similar:
                 queries += queries_of(personal, after, settings.similar)
             search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=SEARCH_SHARE * left_s)
-    return Begun(drafts, personal, vectors, after, live, search, stages, now_ms, time.perf_counter())
+    searched_at, read = time.perf_counter(), kitchen.views.marks.of(USER_HISTORIES)
+    return Begun(drafts, personal, vectors, after, live, search, stages, now_ms, searched_at, read)
 
 
 def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
@@ -111,9 +114,10 @@ def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
             select(draft, live, kitchen.selection)
             fill(draft, kitchen.views.trending, kitchen.views.catalogue, live, may_be_shown)
     version = "" if live is None else live.version
-    return compose(
-        begun.drafts, stages, kitchen.views.marks, version=version, now_ms=now_ms, served_by=kitchen.served_by
-    )
+    marks = kitchen.views.marks.as_dict()
+    if begun.histories_read:
+        marks[USER_HISTORIES] = begun.histories_read
+    return compose(begun.drafts, stages, marks, version=version, now_ms=now_ms, served_by=kitchen.served_by)
 
 
 def hydrate(asked: Asked, histories: HistoryView, settings: Serving) -> Draft:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serving.draft import Answered, Draft, Stages
-from serving.marks import Marks
 from serving.ranking import record_query, record_shown
 from serving.sources import scores_by_source
 from streams.messages import Impression, Recommended, RecommendReply, Shown
 
+MarksTold = dict[str, tuple[int, ...]]  # by topic the next offset of each partition that had not been read
+
 
 def compose(
-    drafts: Sequence[Draft], stages: Stages, marks: Marks, *, version: str, now_ms: int, served_by: str
+    drafts: Sequence[Draft], stages: Stages, marks: MarksTold, *, version: str, now_ms: int, served_by: str
 ) -> list[Answered]:
     """A reply for each draft, and an impression where something is shown."""
     with stages("reply"):
@@ -30,7 +31,7 @@ def is_shown(draft: Draft) -> bool:
     return bool(draft.items) and draft.asked.request.record
 
 
-def impress(draft: Draft, marks: Marks, version: str, now_ms: int, served_by: str) -> Impression:
+def impress(draft: Draft, marks: MarksTold, version: str, now_ms: int, served_by: str) -> Impression:
     """The record of what was shown, and of what the ranker was fed."""
     request = draft.asked.request
     row_of = {item_id: row for row, item_id in enumerate(draft.found.item_ids)}
@@ -38,7 +39,7 @@ def impress(draft: Draft, marks: Marks, version: str, now_ms: int, served_by: st
     plain = Impression(
         request.request_id, request.user_id, now_ms, served_by, version, shown, context=draft.history.context
     )
-    return plain if draft.fed is None else record_query(plain, draft.fed, marks.as_dict())
+    return plain if draft.fed is None else record_query(plain, draft.fed, marks)
 
 
 def _shown(item: Recommended, draft: Draft, row: int | None) -> Shown:

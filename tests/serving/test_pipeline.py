@@ -19,6 +19,7 @@ from models.moment import Moment
 from models.ranker import Ranked, id_strings
 from models.ranking_request import RankingQuery, moment_of
 from serving.draft import Answered, Asked
+from serving.pipeline import begin, finish
 from serving.ranking import Pace
 from serving.release import LiveRelease, load_release
 from serving.retrieval import Retrieval
@@ -377,3 +378,16 @@ def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
     index = ExactIndex()
     index.fill(load(bundles_dir, bundles[0]))
     return load_release(bundles_dir, bundles[0].version, index)
+
+
+def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveRelease) -> None:
+    """Histories are read in the first half of a batch, the catalogue's facts in the second."""
+    kitchen = kitchen_of(views, Serving())
+    views.marks.read("user-histories", 0, 4)
+    views.marks.read("items", 0, 4)
+    begun = begin([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
+    views.marks.read("user-histories", 0, 9)
+    views.marks.read("items", 0, 9)
+    [answered] = finish(begun, kitchen)
+    assert answered.impression is not None
+    assert answered.impression.marks == {"user-histories": (5,), "items": (10,)}
