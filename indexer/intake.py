@@ -20,13 +20,14 @@ from streams.messages import Item, ItemVector, Refused, decode
 @dataclass
 class Intake:
     """Turns records into changes of `rows` and `facts`. `dims`: vector length of each collection that takes rows;
-    `catching_up`: the one among them that has not yet seen all of `item-vectors`."""
+    `catching_up`: the one among them that has not yet seen all of `item-vectors`, made from a bundle of `made_ms`."""
 
     rows: Rows
     facts: Facts
     max_bytes: int
     dims: dict[str, int] = field(default_factory=dict)
     catching_up: str = ""
+    made_ms: int = 0
 
     def hear_item(self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int) -> None:
         """A catalogue entry: what is unavailable is taken down, what it says otherwise goes to the item's rows.
@@ -58,11 +59,13 @@ class Intake:
             return None  # the trainer's own bookkeeping
         item_id = _id_of(key)
         if value is None:
-            if is_written:
-                return None  # a release made since may have the item again
-            if is_indexable(item_id):
-                self.rows.expire(item_id, now_ms)
-            return item_id
+            if not is_written:
+                if is_indexable(item_id):
+                    self.rows.expire(item_id, now_ms)
+                return item_id
+            if published_ms > self.made_ms and is_indexable(item_id):  # else the release may have the item again
+                self.rows.expire_in(self.catching_up, item_id, now_ms)
+            return None
         if is_written and not self.catching_up and item_id not in self.rows.down:
             return None
         message = decode(ItemVector, value, max_bytes=self.max_bytes)

@@ -143,7 +143,7 @@ class Collections:
         least, expired = self._settings.least_recall, build.expired
         verify(self._index, build.bundle, self._rows, expired=expired, least_recall=least, patiently=self._patiently)
         self._intake.dims[build.version] = build.bundle.manifest.dim
-        self._intake.catching_up = build.version
+        self._intake.catching_up, self._intake.made_ms = build.version, build.bundle.manifest.created_ms
         build.bundle = build.steps = None
         self._patiently(self._stream.rewind, of="kafka")
 

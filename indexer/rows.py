@@ -34,11 +34,13 @@ class Rows:
         self._waiting: dict[str, dict[str, Row]] = {}  # by version, by item
         self._parked: dict[str, dict[str, Row]] = {}
         self._deleted: dict[str, bool] = {}  # by item: whether its row is parked, not lost
+        self._expired: dict[str, dict[str, None]] = {}  # by version: items to delete from this collection alone
         self._changed: dict[str, None] = {}  # items whose facts have changed, in order
         self._since_ms: int | None = None
 
     def __len__(self) -> int:
-        return len(self._deleted) + len(self._changed) + sum(len(rows) for rows in self._waiting.values())
+        alone = len(self._deleted) + len(self._changed) + sum(len(items) for items in self._expired.values())
+        return alone + sum(len(rows) for rows in self._waiting.values())
 
     @property
     def followed(self) -> set[str]:
@@ -53,6 +55,7 @@ class Rows:
         """Its collection is gone, and with it all that was waiting for it."""
         self._waiting.pop(version, None)
         self._parked.pop(version, None)
+        self._expired.pop(version, None)
 
     def put(self, version: str, item_id: str, row: Row, now_ms: int) -> None:
         """A row was touched; one of a version that is not followed is passed over."""
@@ -99,6 +102,14 @@ class Rows:
             self._deleted[item_id] = False
             self._note_change(now_ms)
 
+    def expire_in(self, version: str, item_id: str, now_ms: int) -> None:
+        """The same in one collection, for a word of the trainer that the others have heard before."""
+        if version in self._waiting:
+            self._waiting[version].pop(item_id, None)
+            self._parked[version].pop(item_id, None)
+            self._expired.setdefault(version, {})[item_id] = None
+            self._note_change(now_ms)
+
     def rewrite(self, item_id: str, now_ms: int) -> None:
         """The item's facts have changed: the rows of it that are in the index say so from the next writing on."""
         self._changed[item_id] = None
@@ -112,6 +123,16 @@ class Rows:
         """Items to delete from every collection, and whether their rows are to be parked; empty when none are left.
         They come before rows."""
         return {item_id: self._deleted.pop(item_id) for item_id in list(islice(self._deleted, most))}
+
+    def take_expired(self, most: int) -> tuple[str, list[str]] | None:
+        """(version, items to delete from its collection); None when none are left. They come before rows."""
+        for version, expired in self._expired.items():
+            if expired:
+                taken = list(islice(expired, most))
+                for item_id in taken:
+                    del expired[item_id]
+                return version, taken
+        return None
 
     def take_changed(self, most: int) -> list[str]:
         """Items whose facts have changed; empty when none are left. They come after deletions and before rows."""

@@ -48,6 +48,12 @@ def write_all(
                 _delete(index, rows, version, deleted, patiently)
             except IndexMissing:
                 lost.add(version)
+    while expired := rows.take_expired(batch):
+        version, item_ids = expired
+        try:
+            _delete(index, rows, version, dict.fromkeys(item_ids, False), patiently)
+        except IndexMissing:
+            lost.add(version)
     while changed := rows.take_changed(batch):
         for version in collections:
             try:

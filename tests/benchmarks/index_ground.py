@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -14,6 +15,8 @@ from indexer.scalars import scalars_of
 from infra.settings import Model, Ranker
 from infra.world import World
 from models.bundle import Bundle, read_bundle
+from models.candidates import CandidateModel
+from models.popularity import Popularity
 from models.stored_log import store_frame
 from models.training import train_bundle
 from streams.messages import Item, UserHistory, Watch
@@ -57,6 +60,24 @@ class Ground:
         columns = newest.select("item_id", "event_ms", "watch_s", "duration_s").iter_rows()
         watches = tuple(Watch(*each, completed=each[2] >= COMPLETED_S, event_id="e", offset=0) for each in columns)
         return UserHistory(user_id, watches)
+
+
+def many(ground: Ground, times: int) -> Ground:
+    """Each item `times` times, its copies half of the vectors' spread apart. What users have watched are the first."""
+    model, rng = ground.bundle.model, np.random.default_rng(1)
+    spread = 0.5 * model.vectors.std(axis=0)
+    copies = [model.vectors + rng.normal(size=model.vectors.shape) * spread for _ in range(times - 1)]
+    columns = [np.tile(column, times) for column in model.popularity.arrays().values()]
+    larger = CandidateModel(
+        model.item_ids + [f"{item_id}-{copy}" for copy in range(1, times) for item_id in model.item_ids],
+        model.reader,
+        vectors=np.concatenate([model.vectors, *copies]).astype(np.float32),
+        bias=np.tile(model.bias, times),
+        query_rows=np.tile(model.query_rows, (times, 1)),
+        popularity=Popularity(model.popularity.half_life_events, *columns, clock=model.popularity.clock),
+    )
+    manifest = msgspec.structs.replace(ground.bundle.manifest, items=len(larger.item_ids))
+    return replace(ground, bundle=replace(ground.bundle, model=larger, manifest=manifest))
 
 
 def world_ground(items: int, bundles_dir: Path | None = None) -> Ground:

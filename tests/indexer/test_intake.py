@@ -74,6 +74,19 @@ def test_the_trainers_tombstone_expires_the_item_but_not_when_it_is_read_again()
     assert to.rows.take_deleted(9) == {"a": False}
 
 
+def test_a_tombstone_that_is_younger_than_the_release_is_heard_by_the_collection_that_catches_up() -> None:
+    to = intake("v", "w")
+    to.catching_up, to.made_ms = "w", 100
+    for published_ms in (99, 100):
+        to.hear_vector(b"a", None, is_written=True, now_ms=0, published_ms=published_ms)
+    assert to.rows.take_expired(9) is None
+    to.hear_vector(b"a", vector(3, version="w"), is_written=True, now_ms=0, published_ms=101)
+    to.hear_vector(b"a", None, is_written=True, now_ms=0, published_ms=102)
+    assert to.rows.take_rows(9) is None
+    assert to.rows.take_expired(9) == ("w", ["a"])
+    assert to.rows.take_deleted(9) == {}
+
+
 def test_the_trainers_own_record_is_no_row() -> None:
     to = intake("v")
     hear(to, vector(), b"")

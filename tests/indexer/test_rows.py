@@ -219,6 +219,22 @@ def test_an_expired_item_is_deleted_and_its_next_row_brings_it_back() -> None:
     assert shelf.steps("v") == {"a": 9}
 
 
+def test_an_item_that_expired_in_one_collection_stays_in_the_others_and_its_next_row_brings_it_back() -> None:
+    rows, shelf = following("v", "w"), Shelf("v", "w")
+    for version in ("v", "w"):
+        rows.put(version, "a", row(1), now_ms=0)
+    write(shelf, rows)
+    rows.put("w", "a", row(2), now_ms=0)
+    rows.expire_in("w", "a", now_ms=0)
+    assert len(rows) == 1
+    write(shelf, rows)
+    assert (shelf.steps("v"), shelf.steps("w")) == ({"a": 1}, {})
+    rows.expire_in("w", "a", now_ms=0)
+    rows.put("w", "a", row(3), now_ms=0)
+    write(shelf, rows)
+    assert shelf.steps("w") == {"a": 3}
+
+
 def test_a_collection_that_is_gone_is_reported_and_the_others_are_written() -> None:
     rows, shelf = following("gone", "v"), Shelf("v")
     rows.put("gone", "a", row(1), now_ms=0)

@@ -117,7 +117,7 @@ def test_a_take_down_holds_over_stale_vectors_restarts_and_a_new_milvus(
         own.child.stop()
 
 
-def test_what_the_trainer_lets_go_of_is_gone_also_after_a_restart_and_its_next_row_brings_it_back(site: Site) -> None:
+def test_what_the_trainer_lets_go_of_stays_away_over_a_restart_and_a_rebuild_until_its_next_row(site: Site) -> None:
     site.start()
     bundle = site.publish(1)
     site.wait_for_announcement(bundle)
@@ -128,6 +128,11 @@ def test_what_the_trainer_lets_go_of_is_gone_also_after_a_restart_and_its_next_r
     site.stop()
     site.start()
     site.touch(bundle, "item-5", value=5, step=4)
+    site.wait_for(bundle, item_5=5.0, item_3=None)
+    site.stop()
+    site.index.drop(bundle.manifest.version)  # as a Milvus that was set up anew
+    site.start()
+    site.wait(lambda: len(site.announcements()) == 2, "the rebuilt collection is announced")
     site.wait_for(bundle, item_5=5.0, item_3=None)
     site.touch(bundle, "item-3", value=9, step=9)
     site.wait_for(bundle, item_3=9.0)
