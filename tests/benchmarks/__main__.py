@@ -25,6 +25,7 @@ NAMES = (
     "ranking",
     "serving",
     "selection",
+    "soak",
 )
 
 
