@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from msgspec.structs import replace
 
-from infra.exposures import LOOK_ON, MOST_ANSWERS
-from infra.settings import Model, Selection
-from infra.settings import Ranker as RankerSettings
-from infra.world import World
-from models.bundle import Bundle, read_bundle
+from infra.exposures import LOOK_ON, MOST_ANSWERS, without_repeats
+from infra.settings import Selection
 from models.features import ids_of
 from models.item_statistics import ItemStatistics
 from models.moment import SOURCES, Names, id_names, length_codes
@@ -30,33 +26,19 @@ from models.ranker import Ranked, Ranker
 from models.ranker_training import train_ranker
 from models.ranking_examples import SCOPES, ExampleWriter
 from models.ranking_request import RankingQuery, moment_of
-from models.stored_log import store_frame
-from models.training import train_bundle
 from serving.selection import Choice, Options, choose, seed_of
-from streams.history import is_completed
-from streams.messages import ShownList, UserHistory, Watch
+from streams.messages import ShownList
+from tests.benchmarks.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-NOW_MS = 1_700_000_000_000
-HOUR_MS = 3_600_000
-USERS, ITEMS, WATCHES, DAYS = 800, 2000, 30_000, 10
 K, CANDIDATES, TOGETHER = 20, 300, 32
-COMPLETED_S, HALF_LIFE_H = 18.0, 168.0
-TOWERS = Model(dim=32, members=1, linear_dim=32, negatives=512, batch=512, epochs=3, context=False, searches=False)
-RANKER = RankerSettings(hidden=(64, 32), members=3, epochs=1)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Where all services of a seed begin: the world, a release learnt from self-chosen watches, what people watched."""
-
-    world: World
-    bundle: Bundle
-    vectors: Floats  # [N, D + 1]
-    histories: dict[str, UserHistory]
+HALF_LIFE_H = 168.0
+ROUND_MS = 3 * HOUR_MS
+SELDOM = 3  # an item that was shown less often is little known
+OFF = Selection()
 
 
 class Shown(NamedTuple):
@@ -74,35 +56,6 @@ class Served(NamedTuple):
     numbers: dict[str, Floats]
     codes: dict[str, Rows]
     outcomes: dict[str, npt.NDArray[Any]]
-
-
-def make_scene(seed: int, directory: Path) -> Scene:
-    world = World(seed=seed, start_ms=NOW_MS, users=USERS, items=ITEMS, catalogue_days=2.0 * DAYS)
-    log = world.past_log(NOW_MS - DAYS * 24 * HOUR_MS, NOW_MS, WATCHES)
-    manifest = train_bundle(
-        store_frame(log.drop("event_id", "device", "surface"), directory / "log", completed_s=COMPLETED_S),
-        world.items_frame(NOW_MS),
-        settings=TOWERS.model_copy(update={"seed": seed}),
-        ranker=RANKER.model_copy(update={"seed": seed}),
-        bundles_dir=directory / "bundles",
-        created_ms=NOW_MS,
-        offsets={},
-        measure=False,
-    )
-    bundle = read_bundle(directory / "bundles" / manifest.version)
-    return Scene(world, bundle, bundle.model.item_vectors(), _histories(world, log))
-
-
-def _histories(world: World, log: pl.DataFrame) -> dict[str, UserHistory]:
-    watches: dict[str, list[Watch]] = {user: [] for user in world.user_ids}
-    for user, *event in log.select("user_id", "item_id", "event_ms", "watch_s", "duration_s", "event_id").iter_rows():
-        watches[user].append(_watch(*event))
-    return {user: UserHistory(user, tuple(mine)) for user, mine in watches.items()}
-
-
-def _watch(item_id: str, event_ms: int, watch_s: float, duration_s: float, event_id: str) -> Watch:
-    completed = is_completed(watch_s, duration_s, COMPLETED_S)
-    return Watch(item_id, event_ms, watch_s, duration_s, completed, event_id, 0)
 
 
 class Service:
@@ -202,7 +155,7 @@ class Service:
         item_ids = [self.scene.bundle.catalogue.item_ids[row] for row in rows.tolist()]
         events = self.world.respond(user, item_ids, now_ms)
         history, watched_s = self.histories[user], {event.item_id: event.watch_s for event in events}
-        new = [_watch(e.item_id, e.event_ms, e.watch_s, e.duration_s or 0.0, e.event_id) for e in events]
+        new = [watch_of(e.item_id, e.event_ms, e.watch_s, e.duration_s or 0.0, e.event_id) for e in events]
         shown = ShownList(f"r{request}", now_ms, tuple(item_ids))
         self.histories[user] = replace(
             history, watches=(*history.watches, *new), impressions=(*history.impressions, shown)[-5:]
@@ -246,6 +199,28 @@ class Service:
             touched.update(keys)
         for scope, name in touched:
             self.statistics.set(scope, name, 0, now_ms, self._sums[scope, name].tolist())
+
+
+def serve_round(service: Service, number: int, lists: int) -> list[Shown]:
+    """Some hours in which so many lists are shown, to people drawn by how active they are."""
+    rng = np.random.default_rng([number, 7])
+    users = rng.choice(len(service.world.user_ids), lists, p=service.world.population.user_activity)
+    found: list[Shown] = []
+    for block in without_repeats(users, TOGETHER):
+        now_ms = NOW_MS + number * ROUND_MS + block.start * ROUND_MS // lists
+        found += service.serve([service.world.user_ids[user] for user in users[block]], now_ms)
+    return found
+
+
+def most_active(service: Service, viewers: int) -> list[str]:
+    """The most active people: those who would ask."""
+    active = np.argsort(-service.world.population.user_activity, kind="stable")[:viewers]
+    return [service.world.user_ids[user] for user in active]
+
+
+def together(users: list[str]) -> list[list[str]]:
+    rest = iter(users)
+    return list(iter(lambda: list(islice(rest, TOGETHER)), []))
 
 
 def value_of(chance: Doubles, watch_s: Doubles) -> float:

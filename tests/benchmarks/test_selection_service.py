@@ -10,7 +10,8 @@ import pytest
 from infra.exposures import look_down
 from infra.settings import Selection
 from serving.selection import DRAWN
-from tests.benchmarks.selection_service import NOW_MS, K, Service, make_scene, value_of
+from tests.benchmarks.selection_scene import NOW_MS, make_scene
+from tests.benchmarks.selection_service import K, Service, value_of
 
 
 def test_the_worth_of_a_list_is_what_is_watched_out_of_it_on_average() -> None:
@@ -24,9 +25,9 @@ def test_the_worth_of_a_list_is_what_is_watched_out_of_it_on_average() -> None:
 def test_what_was_served_is_learnt_from_and_never_shown_to_who_has_watched_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = "tests.benchmarks.selection_service"
-    for name, value in (("USERS", 40), ("ITEMS", 300), ("WATCHES", 1500), ("CANDIDATES", 60)):
-        monkeypatch.setattr(f"{module}.{name}", value)
+    for name, value in (("USERS", 40), ("ITEMS", 300), ("WATCHES", 1500)):
+        monkeypatch.setattr(f"tests.benchmarks.selection_scene.{name}", value)
+    monkeypatch.setattr("tests.benchmarks.selection_service.CANDIDATES", 60)
     service = Service(make_scene(1, tmp_path), Selection(explore=0.1))
     users, first = service.world.user_ids[:20], service.ranker
     for minute in range(2):

@@ -16,6 +16,7 @@ from streams.messages import (
     RecommendRequest,
     Refused,
     Release,
+    Shown,
     WatchEvent,
     decode,
     encode,
@@ -120,6 +121,20 @@ def test_a_request_says_how_many_and_by_when():
         decode(RecommendRequest, b'{"request_id":"r","user_id":"u","k":0}')
 
 
+def test_a_request_may_pin_items_and_they_have_names():
+    pinned = decode(RecommendRequest, b'{"request_id":"r","user_id":"u","pinned":["b","a"]}').pinned
+    assert pinned == ("b", "a")
+    with pytest.raises(Refused, match="pinned"):
+        decode(RecommendRequest, b'{"request_id":"r","user_id":"u","pinned":[""]}')
+
+
+def test_with_which_probability_an_item_was_drawn_stays_on_record():
+    drawn, plain = Shown("a", 1, "s", probability=0.125), Shown("b", 2, "s")
+    shown = Impression("r", "u", 1, "x", "v", (drawn, plain))
+    assert decode(Impression, encode(shown)) == shown
+    assert encode(shown).count(b"probability") == 1, "what was not drawn says nothing"
+
+
 def test_partitions_are_those_of_the_java_client():
     # Values of org.apache.kafka.common.utils.Utils.murmur2 for these keys, as Kafka's own UtilsTest lists them.
     known = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536}
@@ -129,8 +144,14 @@ def test_partitions_are_those_of_the_java_client():
 
 @pytest.mark.parametrize(
     "change",
-    [{"factor": 1e-308}, {"factor": 5}, {"items": [{"expected_watch_s": 1e12}]}, {"items": [{"position": 2**40}]}],
-    ids=["no factor", "too large a factor", "seconds beyond the cap", "position"],
+    [
+        {"factor": 1e-308},
+        {"factor": 5},
+        {"items": [{"expected_watch_s": 1e12}]},
+        {"items": [{"position": 2**40}]},
+        {"items": [{"probability": 1.5}]},
+    ],
+    ids=["no factor", "too large a factor", "seconds beyond the cap", "position", "probability"],
 )
 def test_an_impression_with_numbers_that_cannot_be_true_is_refused(change: dict[str, object]):
     item = {"item_id": "i", "position": 1, "source": "s"}
