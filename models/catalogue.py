@@ -7,6 +7,7 @@ of is not an error: streams are not ordered between topics, so a watch may arriv
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any
 
@@ -92,8 +93,7 @@ class Catalogue:
 
     def rows(self, item_ids: Iterable[str]) -> Rows:
         """int64 [N], -1 for unknown items."""
-        row_of = self._row_of
-        return np.array([row_of.get(item_id, -1) for item_id in item_ids], np.int64)
+        return np.fromiter(map(self._row_of.get, item_ids, repeat(-1)), np.int64)
 
     def is_available(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """bool [N]; unknown items are available."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -448,13 +449,15 @@ SCHEMA_HASH = hashlib.sha256(
 ).hexdigest()[:16]
 
 
-def numbers_of(scope: Scope) -> list[Feature]:
+@cache
+def numbers_of(scope: Scope) -> tuple[Feature, ...]:
     """In the order in which their values travel."""
-    return [feature for feature in FEATURES if feature.is_number and feature.scope == scope]
+    return tuple(feature for feature in FEATURES if feature.is_number and feature.scope == scope)
 
 
-def ids_of(scope: Scope) -> list[Feature]:
-    return [feature for feature in FEATURES if not feature.is_number and feature.scope == scope]
+@cache
+def ids_of(scope: Scope) -> tuple[Feature, ...]:
+    return tuple(feature for feature in FEATURES if not feature.is_number and feature.scope == scope)
 
 
 def compute_numbers(moment: Moment, scope: Scope) -> Floats:

@@ -8,6 +8,7 @@ same numbers to the bit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -71,9 +72,9 @@ class ItemStatistics:
 
         now_ms int64 [N]."""
         row_of, rows = self._row_of[scope], self._rows[scope]
-        at = np.fromiter((row_of.get(name, -1) for name in names), np.int64, len(now_ms))
         if not len(rows):
             return np.zeros((len(now_ms), COLUMNS))
+        at = np.fromiter(map(row_of.get, names, repeat(-1)), np.int64, len(now_ms))
         sums, as_of_ms = rows["sums"][at], rows["as_of_ms"][at]  # [N, P, 4], [N, P]
         decay = np.exp2(-(now_ms[:, None] - as_of_ms) / self.half_life_ms)
         total = np.zeros((len(now_ms), COLUMNS))

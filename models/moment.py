@@ -237,7 +237,7 @@ def length_codes(duration_s: Floats) -> Rows:
 
 
 def nominated(by: Sequence[Flags]) -> Rows:
-    """Which sources have nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
+    """Who has nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
     sources = np.zeros((len(by[0]), len(SOURCES) - 1), np.int64)
     for code, mine in enumerate(by, 1):
         sources[:, code - 1] = np.where(mine, code, 0)

@@ -145,15 +145,15 @@ class Ranker:
         return cls(shape, nets, quantiles, IdSpaces(known), watch)
 
 
-def id_strings(ids: Mapping[str, Names], scope: Scope, row: int) -> dict[str, tuple[str, ...]]:
-    """The ids of one query or impression by feature, as they are put on record; features without any are left out."""
-    found = {}
+def id_strings(ids: Mapping[str, Names], scope: Scope, rows: Sequence[int]) -> list[dict[str, tuple[str, ...]]]:
+    """The ids of some queries or impressions by feature, as they are put on record; features without any are left
+    out."""
+    found: list[dict[str, tuple[str, ...]]] = [{} for _ in rows]
     for feature in ids_of(scope):
-        named = ids[feature.name]
-        codes = np.atleast_1d(named.codes[row]).tolist()
-        known = tuple(named.names[code - named.first] for code in codes if code > 0)
-        if known:
-            found[feature.name] = known
+        name, named = feature.name, ids[feature.name]
+        for mine, codes in zip(found, named.codes[list(rows)].tolist(), strict=True):
+            if known := tuple([named.names[code - named.first] for code in codes if code > 0]):
+                mine[name] = known
     return found
 
 

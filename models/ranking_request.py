@@ -35,8 +35,8 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Nominations:
-    """Who nominated C candidates. sources int64 [C, M]: codes of SOURCES, 0 behind; trending and similar float32 [C]: the
-    scores that these sources gave, NaN where they did not nominate."""
+    """Who nominated C candidates. sources int64 [C, M]: codes of SOURCES, 0 for none; trending and similar float32 [C]:
+    the scores that these sources gave, NaN where they did not nominate."""
 
     sources: Rows
     trending: Floats

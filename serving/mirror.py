@@ -11,6 +11,7 @@ coordinate, the popularity, whose counterpart in every user vector is 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +96,7 @@ class Mirror:
 
     def rows(self, item_ids: Iterable[str]) -> Rows:
         """int64 [N], -1 for items that are not here."""
-        row_of = self._row_of
-        return np.array([row_of.get(item_id, -1) for item_id in item_ids], np.int64)
+        return np.fromiter(map(self._row_of.get, item_ids, repeat(-1)), np.int64)
 
     def vectors(self, rows: Rows) -> Floats:
         """A copy, [N] -> [N, D], with the popularity as it is, also of items that are down; anything for -1."""

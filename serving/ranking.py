@@ -95,23 +95,31 @@ def score_candidates(
     return found
 
 
-def record_shown(shown: Shown, fed: Fed, row: int) -> Shown:
-    """`row`: the item's place among its request's candidates."""
-    at = fed.first + row
+def record_shown(shown: Sequence[Shown], fed: Fed, rows: Sequence[int | None]) -> tuple[Shown, ...]:
+    """`rows`: each item's place among its request's candidates; None for one that was none."""
+    there = [row for row in rows if row is not None]
+    ids = iter(id_strings(fed.ranked.ids, "impression", [fed.first + row for row in there]))
+    return tuple(
+        each if row is None else _record_one(each, fed, row, next(ids)) for each, row in zip(shown, rows, strict=True)
+    )
+
+
+def _record_one(shown: Shown, fed: Fed, row: int, ids: dict[str, tuple[str, ...]]) -> Shown:
     rank = fed.ranks[row]
     return msgspec.structs.replace(
         shown,
         retrieval_rank=None if np.isnan(rank) else int(rank),
-        ids=id_strings(fed.ranked.ids, "impression", at),
-        values=to_bytes(fed.ranked.numbers["impression"][at]),
+        ids=ids,
+        values=to_bytes(fed.ranked.numbers["impression"][fed.first + row]),
     )
 
 
 def record_query(impression: Impression, fed: Fed, marks: dict[str, Any]) -> Impression:
+    [ids] = id_strings(fed.ranked.ids, "query", [fed.query])
     return msgspec.structs.replace(
         impression,
         schema_hash=SCHEMA_HASH,
-        ids=id_strings(fed.ranked.ids, "query", fed.query),
+        ids=ids,
         values=to_bytes(fed.ranked.numbers["query"][fed.query]),
         factor=fed.factor,
         best_score=fed.best if np.isfinite(fed.best) else None,

@@ -35,7 +35,10 @@ def impress(draft: Draft, marks: MarksTold, version: str, now_ms: int, served_by
     """The record of what was shown, and of what the ranker was fed."""
     request = draft.asked.request
     row_of = {item_id: row for row, item_id in enumerate(draft.found.item_ids)}
-    shown = tuple(_shown(item, draft, row_of.get(item.item_id)) for item in draft.items)
+    rows = [row_of.get(item.item_id) for item in draft.items]
+    shown = tuple(_shown(item, draft, row) for item, row in zip(draft.items, rows, strict=True))
+    if draft.fed is not None:
+        shown = record_shown(shown, draft.fed, rows)
     plain = Impression(
         request.request_id, request.user_id, now_ms, served_by, version, shown, context=draft.history.context
     )
@@ -44,7 +47,7 @@ def impress(draft: Draft, marks: MarksTold, version: str, now_ms: int, served_by
 
 def _shown(item: Recommended, draft: Draft, row: int | None) -> Shown:
     """`row`: the item's place among the candidates; None for one that was none."""
-    shown = Shown(
+    return Shown(
         item.item_id,
         item.rank,
         item.source,
@@ -53,7 +56,6 @@ def _shown(item: Recommended, draft: Draft, row: int | None) -> Shown:
         sources={} if row is None else scores_by_source(draft.found, row),
         probability=item.probability,
     )
-    return shown if draft.fed is None or row is None else record_shown(shown, draft.fed, row)
 
 
 def _reply_of(

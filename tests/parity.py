@@ -131,9 +131,10 @@ def _compare(impression: Impression, history: UserHistory, bundle: Bundle, serve
     for scope, recorded in told:
         numbers, ids = compute_numbers(moment, scope).astype("<f4"), compute_ids(moment, scope)
         differing = 0
+        strings = id_strings(ids, scope, range(len(recorded)))
         for row, each in enumerate(recorded):
             found.values += numbers.shape[1]
-            differing += _differs(scope, each, numbers[row], id_strings(ids, scope, row), impression, found)
+            differing += _differs(scope, each, numbers[row], strings[row], impression, found)
         if scope == "query":
             found.lists += 1
             found.differing_lists += differing

@@ -144,7 +144,7 @@ class Naive:
         moment = moment_of([query], self.exposures.catalogue, [self.statistics(now_ms)])
         numbers = {scope: compute_numbers(moment, scope)[0] for scope in SCOPES}
         ids = {name: each for scope in SCOPES for name, each in compute_ids(moment, scope).items()}
-        found = id_strings(ids, "query", 0) | id_strings(ids, "impression", 0)
+        found = id_strings(ids, "query", [0])[0] | id_strings(ids, "impression", [0])[0]
         del found["sources"]  # a log does not say which source nominated a row
         return numbers, found
 

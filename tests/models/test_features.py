@@ -186,17 +186,17 @@ def test_an_age_ends_at_a_week_and_the_best_of_a_request_has_no_gap(moment: Mome
 def test_ids_by_hand(moment: Moment):
     ids = {name: each for scope in ("query", "impression") for name, each in compute_ids(moment, scope).items()}
     last = ("bare",) * 8 + ("x", "y", "z")
-    assert id_strings(ids, "query", 0) == {"last_watched": last, "region": ("de",), "device": ("tv",)}
-    assert id_strings(ids, "query", 1) == {}
+    assert id_strings(ids, "query", [0])[0] == {"last_watched": last, "region": ("de",), "device": ("tv",)}
+    assert id_strings(ids, "query", [1])[0] == {}
     of_x = {"candidate": ("x",), "channel": ("c",), "topics": ("t", "s"), "sources": ("two_tower",)} | {
         "length": ("32.0 s",)
     }
-    assert id_strings(ids, "impression", 0) == of_x
-    assert id_strings(ids, "impression", 1) == {"candidate": ("bare",), "sources": ("two_tower",)}
-    assert id_strings(ids, "impression", 3) == {"sources": ("two_tower",)}
+    assert id_strings(ids, "impression", [0])[0] == of_x
+    assert id_strings(ids, "impression", [1])[0] == {"candidate": ("bare",), "sources": ("two_tower",)}
+    assert id_strings(ids, "impression", [3])[0] == {"sources": ("two_tower",)}
     of_y = {"candidate": ("y",), "channel": ("c",), "topics": ("s",), "sources": ("trending", "similar")}
     of_y |= {"length": ("40.3 s",)}
-    assert id_strings(ids, "impression", 4) == of_y
+    assert id_strings(ids, "impression", [4])[0] == of_y
 
 
 def test_the_schema_is_the_one_that_bundles_in_use_were_made_for():

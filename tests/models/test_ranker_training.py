@@ -233,8 +233,12 @@ def test_the_ids_of_a_space_are_counted_in_all_its_features_of_a_scope(monkeypat
     names = ["", "a", "b"]
     shared = {"channel": Names(np.array([[1], [1]]), names), "sources": Names(np.array([[2], [1]]), names)}
     features = [dataclasses.replace(f, space="channel") if f.name == "sources" else f for f in FEATURES]
-    monkeypatch.setattr("models.features.FEATURES", features)
     monkeypatch.setattr("models.ranker_training.FEATURES", features)
+    monkeypatch.setattr(
+        "models.ranker_training.ids_of",
+        lambda scope: tuple(f for f in features if not f.is_number and f.scope == scope),
+        raising=False,
+    )
     examples = dataclasses.replace(examples, ids=examples.ids | shared)
     found = fit_spaces(examples, np.arange(2), QUICK.model_copy(update={"least_count": 3}))
     assert found.names["channel"] == ["a"], "two of its clicks are a channel's, one is a source's"

@@ -280,10 +280,10 @@ def test_the_impression_holds_the_features_that_the_ranker_was_fed(views: Views,
     assert [each.values for each in shown] == [row.astype("<f4").tobytes() for row in values]
     assert impression.values == compute_numbers(moment, "query")[0].astype("<f4").tobytes()
     ids = compute_ids(moment, "query") | compute_ids(moment, "impression")
-    assert impression.ids == id_strings(ids, "query", 0)
+    assert impression.ids == id_strings(ids, "query", [0])[0]
     assert impression.ids["last_watched"] == ("item-1", "item-2", "item-3")
     assert impression.ids["region"] == ("de",)
-    assert shown[0].ids == id_strings(ids, "impression", 0)
+    assert shown[0].ids == id_strings(ids, "impression", [0])[0]
     column = [feature.name for feature in numbers_of("impression")].index("item_mean_s")
     seconds = {each.item_id: np.frombuffer(each.values, "<f4")[column] for each in shown}
     assert len(set(seconds.values())) > 1 or "item-7" not in seconds
