@@ -8,11 +8,12 @@ and is handed back to be raised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import structlog
+from msgspec.structs import replace
 
 from infra import metrics
 from infra.settings import Settings
@@ -22,7 +23,7 @@ from serving.outbox import Outbox
 from serving.repeats import Key, Repeats
 from streams import topics
 from streams.dead_letters import dead_letter
-from streams.messages import Impression, RecommendReply, Refused, encode
+from streams.messages import Impression, RecommendReply, Refused, decode, encode
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +55,11 @@ class Desk:
         partitions_of: PartitionsOf,
         served_by: str,
         repeats: Repeats[Letter],
+        unavailable: Set[str],
     ) -> None:
         self._settings, self._outbox = settings, outbox
         self._partitions_of, self._served_by = partitions_of, served_by
-        self._repeats = repeats
+        self._repeats, self._unavailable = repeats, unavailable
 
     def begin(self, records: Sequence[Any], cook: Cook, now_ms: int) -> Work:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest."""
@@ -115,7 +117,7 @@ class Desk:
         """Whether the request was answered before, or is being answered: then it needs no answer of its own."""
         key = _key(letter)
         if (reply := self._repeats.reply_to(key, now_ms)) is not None:
-            self._reply(letter.address, letter.request_id, reply)
+            self._reply(letter.address, letter.request_id, without(reply, self._unavailable))
         elif not self._repeats.join(key, letter):
             return False
         metrics.REPEATED.inc()
@@ -170,6 +172,18 @@ class Desk:
             headers=[*((name, value or b"") for name, value in record.headers or ()), (topics.FORWARDED, origin)],
             timestamp_ms=record.timestamp,
         )
+
+
+def without(reply: bytes, unavailable: Set[str]) -> bytes:
+    """A reply that was given before, less what was taken down since: a takedown goes before sameness."""
+    known = decode(RecommendReply, reply, max_bytes=len(reply))
+    left = [item for item in known.items if item.item_id not in unavailable]
+    if len(left) == len(known.items):
+        return reply
+    items = tuple(replace(item, rank=rank) for rank, item in enumerate(left, 1))
+    return encode(
+        replace(known, items=items, degraded=(*known.degraded, "repeated: without what was taken down since"))
+    )
 
 
 def _key(letter: Letter) -> Key:

@@ -122,7 +122,9 @@ class Worker:
             self._settle,
         )
         self._consumer = self._partitions.consumer
-        self._desk = Desk(settings, self._outbox, ReplyTopics(self._consumer), self.server_id, self._repeats)
+        self._desk = Desk(
+            settings, self._outbox, ReplyTopics(self._consumer), self.server_id, self._repeats, catalogue.unavailable
+        )
         self._is_primed = False  # everything shared was read to the end once
         self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
         self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued

@@ -15,6 +15,7 @@ from streams.messages import DeadLetter, Impression, Recommended, RecommendReply
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-", partitions=4))
 NOW_MS = 1_700_000_000_000
+TAKEN_DOWN: set[str] = set()
 
 
 class Sent(list[tuple[str, Any, dict[str, Any]]]):
@@ -57,7 +58,7 @@ def sent() -> Sent:
 
 @pytest.fixture
 def desk(sent: Sent) -> Desk:
-    return Desk(SETTINGS, sent, lambda topic: 4, "test", Repeats(60_000, 100))  # type: ignore[arg-type]
+    return Desk(SETTINGS, sent, lambda topic: 4, "test", Repeats(60_000, 100), TAKEN_DOWN)  # type: ignore[arg-type]
 
 
 def cook_of(finish: Callable[[Any], list[Answered]]) -> Cook:
@@ -190,3 +191,20 @@ def test_an_impression_is_sent_before_its_reply(desk: Desk, sent: Sent) -> None:
 
     handle(desk, [record("ann")], shown)
     assert [topic for topic, _, _ in sent] == ["impressions", "recommend-replies"]
+
+
+def test_a_repeated_reply_leaves_out_what_was_taken_down_since(desk: Desk, sent: Sent) -> None:
+    def two(batch: Sequence[Asked]) -> list[Answered]:
+        items = (Recommended("item-1", 1, "trending"), Recommended("item-2", 2, "trending"))
+        return [Answered(RecommendReply(asked.request.request_id, items), None) for asked in batch]
+
+    handle(desk, [record("ann")], two)
+    TAKEN_DOWN.add("item-1")
+    try:
+        handle(desk, [record("ann")], two)
+    finally:
+        TAKEN_DOWN.clear()
+    first, again = [decode(RecommendReply, value) for value in sent.to("recommend-replies")]
+    assert [item.item_id for item in first.items] == ["item-1", "item-2"]
+    assert [(item.item_id, item.rank) for item in again.items] == [("item-2", 1)]
+    assert again.degraded == ("repeated: without what was taken down since",)
