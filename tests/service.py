@@ -23,7 +23,7 @@ from infra.child import Child
 from infra.cli.learn import published
 from infra.milvus_server import MilvusServer, start_milvus
 from infra.releases import read_topic
-from infra.settings import Indexer, Kafka, Model, Ranker, Serving, Settings
+from infra.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.stack import COMMANDS, milvus_answers
 from infra.world import World
 from models.bundle import Bundle, read_bundle
@@ -38,7 +38,8 @@ from tests.traffic import Traffic
 
 DAY_MS = 86_400_000
 COMPLETED_S = 18.0
-LEARNT_S = 120.0
+SERVED_S = 180.0  # much longer than it takes, also on a machine that has too much to do
+READY_S = 180.0
 TOWERS = Model(hidden=(32,), members=1, linear_dim=0, negatives=256, batch=512, epochs=1, context=False, searches=False)
 RANKER = Ranker(hidden=(16,), members=1, epochs=1)
 
@@ -123,7 +124,7 @@ class Service:
         return self.children[name]
 
     def wait_ready(self, *names: str) -> None:
-        wait_for_health(self.settings, *(self.children[name] for name in names))
+        wait_for_health(self.settings, *(self.children[name] for name in names), timeout_s=READY_S)
 
     def publish(self, number: int) -> str:
         """Announce a bundle as `nextwatch train` does; its version."""
@@ -133,7 +134,7 @@ class Service:
 
     def wait_served(self, version: str) -> None:
         """Return when every server that was heard lately says that it answers from this version."""
-        wait_until(lambda: self.served() == {version}, f"{version} on all servers", LEARNT_S, every_s=0.2)
+        wait_until(lambda: self.served() == {version}, f"{version} on all servers", SERVED_S, every_s=0.2)
 
     def served(self) -> set[str]:
         servers = (read_topic(self.settings.kafka).servers or {}).values()
@@ -192,6 +193,7 @@ def running_service(
         kafka=Kafka(partitions=partitions, session_timeout_s=6.0),
         indexer=Indexer(window_s=0.1),
         serving=Serving(heartbeat_s=0.5, **serving),
+        embedded=Embedded(ready_timeout_s=READY_S),
     )
     trained = train_releases(settings.bundles_dir, releases, size, now_ms=time.time_ns() // 1_000_000)
     with contextlib.ExitStack() as stack:

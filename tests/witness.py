@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from tests.service import Releases
 UNSCORED = {"trending", "catalogue"}  # sources whose own score, or none, may stand where there is no inner product
 MOST_BYTES = 8_000_000
 TOLERANCE = 1e-3
+TAKEDOWN_MS = 2000  # from its acknowledgement until nobody is shown the item
 
 
 class List(NamedTuple):
@@ -40,16 +42,6 @@ class Takedown:
     item: str
     down_ms: int
     up_ms: float
-
-
-class Late(NamedTuple):
-    """An item in a reply, so long after its takedown. `repeated`: the list had been made before, and was given again to
-    somebody who asked again under the same request id."""
-
-    request: str
-    item: str
-    late_ms: int
-    repeated: bool
 
 
 class Witness:
@@ -88,36 +80,32 @@ class Witness:
     def answered_twice(self) -> list[str]:
         return [request for request, lists in self.replies.items() if len(lists) > 1]
 
-    def answered_otherwise(self) -> list[str]:
-        """Requests that were answered more than once, and not alike."""
-        return [request for request, lists in self.replies.items() if len({each[1:] for each in lists}) > 1]
+    def answered_otherwise(self, takedowns: Sequence[Takedown] = ()) -> list[str]:
+        """Requests that were answered more than once, and not alike but for what was down meanwhile."""
+        downs = by_item(takedowns)
+        return [request for request, lists in self.replies.items() if not are_alike(lists, downs)]
 
-    def recorded_otherwise(self) -> list[str]:
-        """Requests with a list of which nothing is on record, or another version, or another list."""
-        shown = {request: {each[1:] for each in lists} for request, lists in self.impressions.items()}
+    def recorded_otherwise(self, takedowns: Sequence[Takedown] = ()) -> list[str]:
+        """Requests with a list of which nothing is on record, or another version, or another list (but for what was
+        down meanwhile)."""
+        downs, shown = by_item(takedowns), self.impressions
         return [
             request
             for request, lists in self.replies.items()
-            if lists[0].items and {each[1:] for each in lists} != shown.get(request)
+            if lists[0].items and not (request in shown and are_alike([*shown[request], *lists], downs))
         ]
 
-    def shown_late(self, takedowns: list[Takedown], within_ms: int = 2000) -> list[Late]:
+    def shown_late(self, takedowns: Sequence[Takedown], within_ms: int = TAKEDOWN_MS) -> list[str]:
         """Items in replies that were made longer than `within_ms` after their takedown."""
-        downs: defaultdict[str, list[Takedown]] = defaultdict(list)
-        for each in takedowns:
-            downs[each.item].append(each)
+        downs = by_item(takedowns)
         return [
-            Late(request, item, at_ms - down.down_ms, self._is_repeat(request, down.down_ms + within_ms))
+            f"{request}: {item} {at_ms - down.down_ms} ms after its takedown"
             for request, lists in self.replies.items()
             for at_ms, _, items in lists
             for item in items
             for down in downs.get(item, ())
             if down.down_ms + within_ms < at_ms < down.up_ms
         ]
-
-    def _is_repeat(self, request: str, before_ms: int) -> bool:
-        """Whether its list had been made by then."""
-        return any(each.at_ms <= before_ms for each in self.impressions.get(request, ()))
 
     def _look_at(self, record: Any) -> None:
         reply = decode(RecommendReply, record.value, max_bytes=MOST_BYTES)
@@ -146,6 +134,28 @@ class Witness:
         if version not in self._scores:
             self._scores[version] = self._releases.scores(version)
         return self._scores[version]
+
+
+def by_item(takedowns: Sequence[Takedown]) -> dict[str, list[Takedown]]:
+    found: defaultdict[str, list[Takedown]] = defaultdict(list)
+    for each in takedowns:
+        found[each.item].append(each)
+    return dict(found)
+
+
+def are_alike(lists: Sequence[List], downs: Mapping[str, Sequence[Takedown]]) -> bool:
+    """Whether all are of one version and hold the same; a list that is given again lacks what was taken down since."""
+    if len(lists) == 1 or len({each[1:] for each in lists}) == 1:
+        return True
+    since_ms = min(each.at_ms for each in lists) - TAKEDOWN_MS
+    until_ms = max(each.at_ms for each in lists) + TAKEDOWN_MS
+    everything = {item for each in lists for item in each.items}
+    down = {item for item in everything if any(was_down(each, since_ms, until_ms) for each in downs.get(item, ()))}
+    return len({(each.version, tuple(item for item in each.items if item not in down)) for each in lists}) == 1
+
+
+def was_down(takedown: Takedown, since_ms: int, until_ms: int) -> bool:
+    return takedown.down_ms <= until_ms and since_ms <= takedown.up_ms
 
 
 def list_of(record: Any, version: str, items: Any) -> List:

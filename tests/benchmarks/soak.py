@@ -185,26 +185,25 @@ def around(samples: Sequence[tuple[float, float]], since_s: float, span_s: float
 
 
 def add_counts(report: Report, outcome: Outcome) -> None:
-    witness = outcome.witness
-    late, twice = witness.shown_late(outcome.editor.done), len(witness.answered_twice())
+    witness, downs = outcome.witness, outcome.editor.done
     versions = {each.version for lists in witness.replies.values() for each in lists}
+    for what, findings in {
+        "replies of mixed versions": witness.mixed,
+        "lists that differ from what is on record": witness.recorded_otherwise(downs),
+        "requests answered twice, not alike": witness.answered_otherwise(downs),
+        "items in replies 2 s after their takedown": witness.shown_late(downs),
+    }.items():
+        report.bar(what, len(findings), at_most=0)
+        for finding in findings[:3]:
+            report.note(f"{what}: {finding}")
     report.bar("requests without a reply", outcome.unanswered, at_most=0)
-    report.bar("replies of mixed versions", len(witness.mixed), at_most=0)
-    report.bar("lists that differ from what is on record", len(witness.recorded_otherwise()), at_most=0)
-    report.bar("requests answered twice, not alike", len(witness.answered_otherwise()), at_most=0)
-    report.bar("items in replies 2 s after their takedown", len(late), at_most=0)
-    report.note(
-        f"of those {len(late)} items {sum(each.repeated for each in late)} are in lists that were made before it"
-    )
+    twice = len(witness.answered_twice())
     report.note(
         f"{len(outcome.asked)} requests, {outcome.sent_again} sent again, {twice} answered more than once; "
-        f"{witness.compared} scores compared, {len(versions)} versions; {len(outcome.editor.done)} takedowns"
+        f"{witness.compared} scores compared, {len(versions)} versions; {len(downs)} takedowns"
     )
     for what, seconds in outcome.operator.swaps_s.items():
         report.note(f"{what}: {', '.join(f'{each:.1f}' for each in seconds)} s until all servers answered from it")
-    for findings in (witness.mixed, late, witness.answered_otherwise(), witness.recorded_otherwise()):
-        for finding in findings[:3]:
-            report.note(str(finding))
 
 
 if __name__ == "__main__":
