@@ -15,8 +15,9 @@ from serving.draft import Draft, Found
 from serving.release import LiveRelease
 from serving.selection import PINNED, Options, choose, pins_of, seed_of
 from serving.sources import Wanted
-from serving.views import GLOBAL, CatalogueView, TrendingView
+from serving.views import CatalogueView, TrendingView
 from streams.messages import Recommended
+from streams.trending import GLOBAL
 
 CATALOGUE = "catalogue"
 CHUNK, MOST_LOOKED_AT = 256, 5120  # spare items

@@ -19,7 +19,8 @@ from models.moment import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominate
 from models.ranking_request import Nominations
 from serving.draft import Draft, Found
 from serving.fresh import FreshView
-from serving.views import GLOBAL, TrendingView
+from serving.views import TrendingView
+from streams.trending import GLOBAL, region_scope
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -124,11 +125,6 @@ def scores_by_source(found: Found, row: int) -> dict[str, float | None]:
     values |= {SIMILAR: found.nominations.similar[row], FRESH: np.nan}
     names = [SOURCES[code] for code in codes.tolist() if code]
     return {name: None if np.isnan(values[name]) else float(values[name]) for name in names}
-
-
-def region_scope(region: str) -> str:
-    """The scope of `trending` that counts a region's watches."""
-    return f"region/{region}"
 
 
 def first(names: Sequence[str], keep: Flags, most: int) -> list[str]:

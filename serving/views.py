@@ -23,8 +23,6 @@ from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory
 
 log = structlog.get_logger(__name__)
 
-GLOBAL = "global"  # the scope of `trending` that counts everybody
-
 
 class HistoryView:
     """The newest history of each user of the partitions that this worker owns."""

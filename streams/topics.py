@@ -20,6 +20,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from streams import messages
 
+SEGMENT_BYTES = 64 << 20  # of compacted topics
 FORWARDED = "nextwatch-forwarded"  # header of a message that was moved to its user's partition
 
 WATCH_EVENTS = "watch-events"
@@ -85,6 +86,8 @@ def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
     else:
         # A bundle that is older than this could bring back an item whose tombstone is gone.
         config["delete.retention.ms"] = str(int(kafka.tombstone_h * 3_600_000))
+        # The segment that is being written is never compacted, and views read all of it when they start.
+        config["segment.bytes"] = str(SEGMENT_BYTES)
     return config
 
 
