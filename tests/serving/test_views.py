@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from models.catalogue import Catalogue
-from serving.views import GLOBAL, CatalogueView, HistoryView, TrendingView, add_up
+from serving.views import CatalogueView, HistoryView, TrendingView, add_up
 from streams.messages import Item, Trending, encode
+from streams.trending import GLOBAL
 from tests.serving.worlds import history
 
 
