@@ -60,6 +60,7 @@ class World:
         self.servers: dict[str, Server] = {}  # living ones, by id
         self.started = 0
         self.rolled_back = ""  # to which version, by the operator, while it must stay so
+        self.is_broken = False
         self.indexer = Indexer(self, compacted=False)
 
     # --- what everybody sees -----------------------------------------------------------------------------------------
@@ -80,6 +81,10 @@ class World:
     @property
     def newest(self) -> str:
         return next((m.version for _, m in reversed(self.topic) if isinstance(m, BundlePublished)), "")
+
+    @property
+    def marks(self) -> dict[str, str]:
+        return {version: collection.mark for version, collection in self.milvus.items()}
 
     def collection(self, version: str) -> Collection:
         if version not in self.milvus:
@@ -107,10 +112,15 @@ class World:
 
     def pass_time(self, ms: int) -> None:
         """Living servers are never silent for longer than a heartbeat, except those that nobody hears."""
-        for step_ms in [HEARTBEAT_MS] * (ms // HEARTBEAT_MS) + [ms % HEARTBEAT_MS]:
-            self.now_ms += step_ms
+        until_ms = self.now_ms + ms
+        while self.now_ms < until_ms:
+            next_ms = min(
+                until_ms, *(server.due_ms for server in self.servers.values() if not server.is_mute), until_ms
+            )
+            self.now_ms = max(self.now_ms, next_ms)
             for server in self.servers.values():
-                server.report()
+                if server.due_ms <= self.now_ms:
+                    server.report()
 
     def lose(self, version: str) -> None:
         """Milvus comes back without a collection."""
@@ -151,9 +161,8 @@ class World:
         to) and nothing is on its way: what has still to be announced goes live when it is, and so does a release that
         was said again when it was old, dropped as superfluous and made anew."""
         self.say(IndexReady(version, f"items_{version}", 1, self.now_ms))
-        marks = {other: collection.mark for other, collection in self.milvus.items()}
-        is_quiet = self.indexer.is_quiet and all(announced_ms(mark) is not None for mark in marks.values())
-        self.rolled_back = version if is_quiet and self.newest in {version, spare_of(version, marks)} else ""
+        is_quiet = self.indexer.is_quiet and all(announced_ms(mark) is not None for mark in self.marks.values())
+        self.rolled_back = version if is_quiet and self.newest in {version, spare_of(version, self.marks)} else ""
 
 
 class Indexer:
@@ -163,14 +172,16 @@ class Indexer:
         self.world = world
         self.reader = world.reader(compacted=compacted)
         self.releases = Releases()
-        self.marks = {version: collection.mark for version, collection in world.milvus.items()}
+        self.marks = world.marks
         self.building = self.announcing = ""
         self.unusable: dict[str, int] = {}
         self._turns = self._run()
         self._making: Iterator[None] = iter(())
 
     def step(self) -> None:
+        self.world.is_broken = True  # a broken promise ends the turns; whoever goes on must know
         next(self._turns)
+        self.world.is_broken = False
 
     @property
     def is_quiet(self) -> bool:
@@ -226,6 +237,7 @@ class Indexer:
                 self._drop(version)
             case Build(version):
                 assert version not in self.marks, "half a collection was built upon"
+                assert not self.building, f"{version} was begun while {self.building} is being made"
                 if version in self.world.bundles:
                     self.marks[version], self.building = "", version
                     self._making = self._make(version)
@@ -285,6 +297,7 @@ class Server:
     loaded: str = ""
     live: str = ""
     is_mute: bool = False
+    due_ms: int = 0  # of the next heartbeat: no two servers beat together
     bereft: set[str] = field(default_factory=set)
 
     def read(self, most: int | None = None) -> None:
@@ -309,6 +322,7 @@ class Server:
             self.live, self.loaded = self.loaded, ""
 
     def report(self) -> None:
+        self.due_ms = self.world.now_ms + HEARTBEAT_MS
         if not self.is_mute:
             self.world.say(ServerState(self.id, self.live, self.world.now_ms))
 
