@@ -1,5 +1,10 @@
 """What exploring costs and brings: services that explore beside one that does not, each in its own copy of the
-simulated world, their rankers trained again and again on what they served."""
+simulated world, their rankers trained again and again on what they served.
+
+A service that shows the best first has used them up sooner: people have watched or passed over what it would show next,
+and its next lists look poor beside those of a service that explored, whatever the two rankers know. So what was learnt
+is also judged where it was not used: on the people as they were before, by each service's ranker and item statistics.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +30,9 @@ NEW_MS = 48 * HOUR_MS
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "off": {},
     "drawn .1, little shown": {"explore": 0.1},
-    "drawn .1, little shown, last places": {"explore": 0.1, "explore_from": 19},
-    "drawn .3, little shown, among all": {"explore": 0.3, "explore_pool": 1000},
     "drawn .1, uncertainty": {"explore": 0.1, "explore_by": "uncertainty"},
-    "drawn .3, uncertainty, among all": {"explore": 0.3, "explore_by": "uncertainty", "explore_pool": 1000},
+    "drawn .3, little shown, among all": {"explore": 0.3, "explore_pool": 1000},
+    "drawn .1, little shown, last places": {"explore": 0.1, "explore_from": 19},
     "MMR, weight .3": {"diversity": "mmr"},
 }
 QUICK_OPTIONS = ("off", "drawn .1, little shown", "drawn .1, uncertainty")
@@ -42,7 +46,7 @@ class Size:
     viewers: int  # that are asked at the end
 
 
-FULL = Size((1, 2, 3, 4), 4, 400, 400)
+FULL = Size((1, 2, 3, 4, 5, 6), 4, 400, 400)
 QUICK = Size((1, 2), 2, 150, 60)
 
 
@@ -65,9 +69,13 @@ def measure(report: Report, quick: bool) -> None:
     report.note(
         "served: lists as they were shown, what was drawn included; those of the first round by the watches-only ranker"
     )
-    report.note(f"afterwards: lists of the last ranker, nothing drawn, to {size.viewers} viewers")
+    report.note(
+        f"next: lists of the last ranker, nothing drawn, to {size.viewers} people as this service has left them"
+    )
+    report.note(
+        "knows: the same to these people as they were before the first list; the first ranker there: over first"
+    )
     report.note("of off: mean and standard error over worlds of the paired difference")
-    report.note("over first: afterwards, against the first, watches-only ranker in the same state")
     report.note(f"new shown: of the items of the last {NEW_MS // HOUR_MS} h, the share that was shown {SELDOM} times")
     for name, parts in found.items():
         report.add(**learning_row(name, parts, found["off"]))
@@ -84,13 +92,14 @@ def live(scene: Scene, selection: Selection, size: Size, directory: Path, seed: 
         service.learn(directory / str(number), seed)
     viewers = most_active(service, size.viewers)
     now_ms = NOW_MS + size.rounds * ROUND_MS
+    before = Service(scene, OFF)
     seen = service.shown >= SELDOM
     is_new = scene.bundle.catalogue.published_ms(np.arange(len(seen))) > NOW_MS - NEW_MS
     return {
         "served": float(np.mean(served)),
-        "last": served[-1],
-        "after": worth(service, viewers, now_ms, service.ranker),
-        "after_first": worth(service, viewers, now_ms, first),
+        "next": worth(service, viewers, now_ms, service.ranker),
+        "first": worth(before, viewers, now_ms, first),
+        "knows": worth(before.told(service), viewers, now_ms, service.ranker),
         "known": float(seen.mean()),
         "new": float(seen[is_new].mean()),
         "drawn": float(np.mean(drawn)),
@@ -107,14 +116,23 @@ def learning_row(name: str, ours: list[dict[str, float]], base: list[dict[str, f
     def mean(key: str) -> float:
         return float(np.mean([each[key] for each in ours]))
 
-    row = {"option": name, "drawn": f"{mean('drawn'):.1f}", "served s/list": f"{mean('served'):.1f}"}
-    row["of off"] = "" if ours is base else _change(ours, base, "served")
-    row |= {"last round of off": "" if ours is base else _change(ours, base, "last")}
-    row |= {"afterwards s/list": f"{mean('after'):.1f}"}
-    row["afterwards of off"] = "" if ours is base else _change(ours, base, "after")
-    first = [{"after": each["after_first"]} for each in ours]
-    row["over first"] = _change(ours, first, "after")
-    return row | {"items shown": f"{mean('known'):.1%}", "new shown": f"{mean('new'):.1%}"}
+    def of_off(key: str) -> str:
+        return "" if ours is base else _change(ours, base, key)
+
+    first = [{"knows": each["first"]} for each in ours]
+    return {
+        "option": name,
+        "drawn": f"{mean('drawn'):.1f}",
+        "served s/list": f"{mean('served'):.1f}",
+        "of off": of_off("served"),
+        "next s/list": f"{mean('next'):.1f}",
+        "next of off": of_off("next"),
+        "knows s/list": f"{mean('knows'):.1f}",
+        "knows of off": of_off("knows"),
+        "knows over first": _change(ours, first, "knows"),
+        "items shown": f"{mean('known'):.1%}",
+        "new shown": f"{mean('new'):.1%}",
+    }
 
 
 def _change(ours: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]], key: str) -> str:

@@ -70,6 +70,11 @@ class Service:
         self._sums: dict[tuple[str, str], Doubles] = {}
         self._requests = 0
 
+    def told(self, other: Service) -> Service:
+        """With what another service knows of the items; the people stay as they are here."""
+        self.statistics, self.shown = other.statistics, other.shown
+        return self
+
     def make_lists(
         self, users: Sequence[str], now_ms: int, selection: Selection, ranker: Ranker
     ) -> tuple[list[Shown], list[Rows], Ranked]:
