@@ -10,15 +10,13 @@ every few thousand rows, a new collection at the end of its fill; a server makes
 end of a fill flushes it. Both are read with strong consistency: what was upserted is found by the next search. After a
 restart collections are not loaded; a call that fails for it (code 101) loads and tries once more.
 
-Beside its vector a row has the item's facts, for filters (indexer/scalars.py). Rows are always written whole: Milvus
-Lite's upsert keeps what an old row has and the new one does not name, a server's does not.
+Beside its vector a row has the item's facts, for filters (indexer/scalars.py).
 
 How the vectors are held (indexer/forms.py) is no matter of callers: they give vectors and get inner products.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -26,13 +24,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pymilvus import DataType, MilvusClient
+from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from indexer.forms import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
 from indexer.milvus import connect, is_not_loaded, translated
-from indexer.scalars import UNKNOWN, Scalars, add_fields, as_row
+from indexer.scalars import UNKNOWN, Scalars
+from indexer.schema import PREFIX, collection_name, is_indexable, is_one_of, rows_of, schema_of
 from indexer.sphere import inner_products, lift, lift_queries
 from infra.settings import Milvus
 
@@ -48,21 +47,10 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 
-PREFIX = "items_"
 MOST_HITS = 16384  # Milvus' own bound on a search's limit
 _MARK = "nextwatch.mark"  # a collection's property, see Index.mark
-_ID_BYTES = 1024
 LITE_MEMTABLE_ROWS = 2000  # a search pays about 15 ms per thousand of them, the writer 100 to 400 ms per flush
 _SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
-
-
-def collection_name(version: str) -> str:
-    return PREFIX + version
-
-
-def is_indexable(item_id: str) -> bool:
-    """Whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
-    return 0 < len(item_id.encode()) <= _ID_BYTES and "\\u" not in json.dumps(item_id, ensure_ascii=False)
 
 
 class Index:
@@ -97,15 +85,10 @@ class Index:
         Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
         form = form_for(self._milvus, longest=longest, rows=rows)
-        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("item_id", DataType.VARCHAR, max_length=_ID_BYTES, is_primary=True)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim + bool(form.radius))
-        schema.add_field("step", DataType.INT64)
-        add_fields(schema)
         with translated("create", version):
             self._client().create_collection(
                 collection_name(version),
-                schema=schema,
+                schema=schema_of(dim + bool(form.radius)),
                 index_params=index_of(form, self._milvus),
                 consistency_level="Strong",
                 properties=properties_of(form),
@@ -174,7 +157,7 @@ class Index:
         When it returns, the next search finds them.
         """
         facts = [UNKNOWN] * len(item_ids) if scalars is None else scalars
-        rows = _rows(item_ids, self._stored(version, vectors), steps, facts)
+        rows = rows_of(item_ids, self._stored(version, vectors), steps, facts)
         client = self._client()
         # On Milvus Lite an insert replaces a row too; its upsert reads the old one first, to keep what is not named.
         write = client.insert if self._is_lite else client.upsert
@@ -185,12 +168,12 @@ class Index:
     def delete(self, version: str, item_ids: Sequence[str]) -> None:
         """Remove rows; ids that are not there are passed over."""
         with translated("delete", version):
-            self._client().delete(collection_name(version), filter=_is_one_of(item_ids), timeout=self._milvus.timeout_s)
+            self._client().delete(collection_name(version), filter=is_one_of(item_ids), timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(item_ids))
 
     def vectors(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[int, Floats]]:
         """Step and vector float32 [dim] of those of these items that are there."""
-        found = self._query(version, _is_one_of(item_ids), ["item_id", "vector", "step"])
+        found = self._query(version, is_one_of(item_ids), ["item_id", "vector", "step"])
         lifted = bool(self._form_of(version).radius)
         vectors = [np.asarray(row["vector"], np.float32) for row in found]
         return {
@@ -306,21 +289,3 @@ class Index:
         self._unflushed[version] += rows
         if self._unflushed[version] >= LITE_MEMTABLE_ROWS:
             self.flush(version)
-
-
-def _rows(
-    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], scalars: Sequence[Scalars]
-) -> list[dict[str, Any]]:
-    """pymilvus' rows. Milvus would take a NaN without a word and rank it anywhere."""
-    if not np.isfinite(vectors).all():
-        bad = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
-        raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
-    return [
-        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(facts)
-        for item_id, vector, step, facts in zip(item_ids, vectors, steps, scalars, strict=True)
-    ]
-
-
-def _is_one_of(item_ids: Sequence[str]) -> str:
-    """pymilvus quotes ids as Python does, which Milvus reads otherwise (it's); JSON's strings are Milvus' own."""
-    return f"item_id in {json.dumps(list(item_ids), ensure_ascii=False)}"

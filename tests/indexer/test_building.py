@@ -141,7 +141,7 @@ def test_a_collection_without_the_items_facts_is_made_anew_and_the_reason_is_log
 ) -> None:
     bundle = site.publish(1)
     version = bundle.manifest.version
-    monkeypatch.setattr("indexer.collection.add_fields", lambda schema: None)
+    monkeypatch.setattr("indexer.schema.add_fields", lambda schema: None)
     monkeypatch.setattr("indexer.collection.properties_of", lambda form: {"nextwatch.radius": "0.0"})
     site.index.create(version, bundle.manifest.dim)
     site.index.mark(version, announced(5))

@@ -1,0 +1,59 @@
+"""What stands in Milvus: the names of collections, the fields of a row, and ids as Milvus reads them.
+
+Rows are always written whole: Milvus Lite's upsert keeps what an old row has and the new one does not name, a server's
+does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import DataType, MilvusClient
+
+from indexer.scalars import Scalars, add_fields, as_row
+
+Floats = NDArray[np.float32]
+
+PREFIX = "items_"
+_ID_BYTES = 1024
+
+
+def collection_name(version: str) -> str:
+    return PREFIX + version
+
+
+def is_indexable(item_id: str) -> bool:
+    """Whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
+    return 0 < len(item_id.encode()) <= _ID_BYTES and "\\u" not in json.dumps(item_id, ensure_ascii=False)
+
+
+def schema_of(stored_dim: int) -> Any:
+    """Of vectors that are stored with this length."""
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("item_id", DataType.VARCHAR, max_length=_ID_BYTES, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stored_dim)
+    schema.add_field("step", DataType.INT64)
+    add_fields(schema)
+    return schema
+
+
+def rows_of(
+    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], scalars: Sequence[Scalars]
+) -> list[dict[str, Any]]:
+    """pymilvus' rows. Milvus would take a NaN without a word and rank it anywhere."""
+    if not np.isfinite(vectors).all():
+        bad = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
+        raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
+    return [
+        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(facts)
+        for item_id, vector, step, facts in zip(item_ids, vectors, steps, scalars, strict=True)
+    ]
+
+
+def is_one_of(item_ids: Sequence[str]) -> str:
+    """pymilvus quotes ids as Python does, which Milvus reads otherwise (it's); JSON's strings are Milvus' own."""
+    return f"item_id in {json.dumps(list(item_ids), ensure_ascii=False)}"
