@@ -7,7 +7,6 @@ Milvus dies under it, and after that; the mirror answers, and the p99 is told be
 from __future__ import annotations
 
 import threading
-from functools import partial
 
 from infra.child import wait_until_ready
 from infra.settings import Settings
@@ -23,6 +22,7 @@ ROUNDS, QUICK_ROUNDS = 5, 2
 REQUESTS, QUICK_REQUESTS = {1: 200, 32: 640}, {1: 30, 32: 96}  # of a round
 FALLEN, QUICK_FALLEN = {1: 500, 32: 2000}, {1: 60, 32: 200}
 KILL_AFTER_S = 0.3
+ECHO = "broker round trip (echo)"
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -50,7 +50,7 @@ def by_choice(report: Report, on: Ground, settings: Settings, echo: Settings, qu
                 whole[concurrency] += ask(client, users(on, count), concurrency)
                 broker[concurrency] += ask(echo_client, users(on, count), concurrency)
     for concurrency in requests:
-        add_row(report, on, concurrency, "broker round trip (echo)", broker[concurrency])
+        add_row(report, on, concurrency, ECHO, broker[concurrency])
         add_row(report, on, concurrency, "mirror first", whole[concurrency])
         add_stages(report, on, concurrency, whole[concurrency])
     items = len(on.bundle.model.item_ids)
@@ -65,7 +65,7 @@ def when_killed(report: Report, on: Ground, settings: Settings, quick: bool) -> 
     with RecommendClient(settings.kafka) as client:
         healthy = {each: ask(client, users(on, count), each) for each, count in counts.items()}
         say("killing Milvus")
-        killer = threading.Timer(KILL_AFTER_S, partial(on.milvus.child.kill))
+        killer = threading.Timer(KILL_AFTER_S, on.milvus.child.kill)
         killer.start()
         down = {32: ask(client, users(on, counts[32]), 32, warm_up=False)}
         killer.join()
@@ -91,7 +91,7 @@ def add_row(report: Report, on: Ground, concurrency: int, what: str, load: Load)
         "requests": len(load.replies),
     }
     times = {"p50 ms": quantile(load.whole_ms, 0.5), "p99 ms": quantile(load.whole_ms, 0.99), "requests/s": load.per_s}
-    report.add(**row, **times, degraded=load.degraded)
+    report.add(**row, **times, degraded=None if what == ECHO else load.degraded)
 
 
 def add_stages(report: Report, on: Ground, concurrency: int, load: Load) -> None:

@@ -3,7 +3,7 @@
 The same trained networks on the same 500 candidates of a request: weights and activations in float32; in bfloat16;
 float32 weights under autocast to bfloat16; weights in int8, activations quantised as they come (torch.ao). The features
 are ready tensors and their embeddings and powers stay float32; what is told is the pass of all layers. The order of the
-top 50 by float32 is compared by Kendall's tau-b.
+top 50 by float32 is compared by Kendall's tau-b; how far one member alone is from all of them says what is much.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def add_rows(report: Report, name: str, ranker: Ranker, ground: Ground, turns: d
 
 def passes_of(ranker: Ranker) -> dict[str, Pass]:
     """By number format: from ready tensors to the members' mean logit [N]."""
-    layers = [Layers(net).eval().requires_grad_(False) for net in ranker.nets]
+    nets = ranker.nets
+    layers = [Layers(net).eval().requires_grad_(False) for net in nets]
     halves = [copy.deepcopy(each).bfloat16() for each in layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao is on its way to a package of its own
@@ -120,21 +121,26 @@ def passes_of(ranker: Ranker) -> dict[str, Pass]:
 
     def autocast(ready: Ready) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return run(ranker, layers, ready)
+            return run(nets, layers, ready)
 
-    return {
-        FLOAT32: lambda ready: run(ranker, layers, ready),
-        "bfloat16": lambda ready: run(ranker, halves, ready, torch.bfloat16),
+    passes: dict[str, Pass] = {
+        FLOAT32: lambda ready: run(nets, layers, ready),
+        "bfloat16": lambda ready: run(nets, halves, ready, torch.bfloat16),
         "bfloat16 by autocast": autocast,
-        "int8, dynamic": lambda ready: run(ranker, bytes_, ready),
+        "int8, dynamic": lambda ready: run(nets, bytes_, ready),
     }
+    if len(nets) > 1:
+        passes["one member alone, float32"] = lambda ready: run(nets[:1], layers[:1], ready)
+    return passes
 
 
-def run(ranker: Ranker, layers: Sequence[nn.Module], ready: Ready, dtype: torch.dtype = torch.float32) -> Tensor:
+def run(
+    nets: Sequence[RankerNet], layers: Sequence[nn.Module], ready: Ready, dtype: torch.dtype = torch.float32
+) -> Tensor:
     (query_x, query_ids), (x, ids), request = ready
     with torch.inference_mode():
         total = torch.zeros(len(request))
-        for net, each in zip(ranker.nets, layers, strict=True):
+        for net, each in zip(nets, layers, strict=True):
             query, impression = net.query(query_x, query_ids), net.impression(x, ids)
             total += each(query.to(dtype), impression.to(dtype), request).float()
         return total / len(layers)

@@ -28,8 +28,8 @@ def test_the_layers_in_float32_give_what_the_ranker_gives() -> None:
     own = [net(net.query_part(query, {})[request], x, {})[:, 0] for net in ranker.nets]
     found = {kind: run(((query, {}), (x, {}), request)) for kind, run in passes_of(ranker).items()}
     torch.testing.assert_close(found[FLOAT32], sum(own) / 2)
-    for kind, logits in found.items():
-        torch.testing.assert_close(logits, found[FLOAT32], atol=0.1, rtol=0.1, msg=kind)
+    for kind in ("bfloat16", "bfloat16 by autocast", "int8, dynamic"):
+        torch.testing.assert_close(found[kind], found[FLOAT32], atol=0.1, rtol=0.1, msg=kind)
 
 
 def test_an_equal_order_has_tau_one_and_a_reversed_one_minus_one() -> None:
