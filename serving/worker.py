@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,6 +129,7 @@ class Worker:
         self._is_primed = False  # everything shared was read to the end once
         self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
         self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued
+        self._given_back: dict[TopicPartition, int] = {}  # the first request of each partition that only was read
         self._under_way: Batch | None = None
         self._bug: Exception | None = None
         self._is_closing = False
@@ -256,6 +258,7 @@ class Worker:
         if self._is_closing:
             return
         self._finish()
+        self._given_back = first_of_each(record for record, _ in self._queue)
         self._queue.clear()
         self._read.clear()
         self._outbox.flush(CLOSE_S)
@@ -265,7 +268,13 @@ class Worker:
             self._consumer.commit(_commits(due), timeout_ms=int(CLOSE_S * 1000))
 
     def _forget_lost(self) -> None:
+        """Partitions that are owned no more are another's; on those that are kept, what was given back is read again."""
         owned = self._partitions.owned
+        self._queue = deque(entry for entry in self._queue if entry[0].partition in owned)
+        for place, offset in self._given_back.items():
+            if place.partition in owned:
+                self._consumer.seek(place, offset)
+        self._given_back = {}
         self._outbox.ledger.forget(owned)
         self._due = {tp: offset for tp, offset in self._due.items() if tp.partition in owned}
 
@@ -321,6 +330,14 @@ class Worker:
     @property
     def _heartbeat_key(self) -> bytes:
         return f"server/{self.server_id}".encode()
+
+
+def first_of_each(records: Iterable[Any]) -> dict[TopicPartition, int]:
+    """The offset of the first of these records on each partition; they are in order."""
+    first: dict[TopicPartition, int] = {}
+    for record in records:
+        first.setdefault(_place(record), record.offset)
+    return first
 
 
 def _place(record: Any) -> TopicPartition:
