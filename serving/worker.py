@@ -268,7 +268,7 @@ class Worker:
             self._consumer.commit(_commits(due), timeout_ms=int(CLOSE_S * 1000))
 
     def _forget_lost(self) -> None:
-        """Partitions that are owned no more are another's; on those that are kept, what was given back is read again."""
+        """What is owned no more is another's; on partitions that are kept, what was given back is read again."""
         owned = self._partitions.owned
         self._queue = deque(entry for entry in self._queue if entry[0].partition in owned)
         for place, offset in self._given_back.items():
