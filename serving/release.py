@@ -116,8 +116,9 @@ class Releases:
             return
         log.info("release announced", version=release.version)
         with self._changed:
+            if self._loaded is not None:  # loaded, and not wanted any more: if it is again, it is loaded again
+                self._loaded, self._tried = None, ""
             self._wanted = release.version
-            self._loaded = None
             self._changed.notify()
 
     def apply_vector(self, key: bytes | None, value: bytes | None, at_ms: int) -> None:

@@ -117,6 +117,21 @@ def test_a_release_is_loaded_beside_the_live_one_and_taken_over_only_between_bat
     assert releases.live.version == bundles[1].version
 
 
+def test_a_release_that_is_announced_again_while_it_waits_to_be_taken_over_goes_live(
+    releases: Releases, bundles: Sequence[Manifest]
+) -> None:
+    """All three are read in one go, before the answering thread looks."""
+    announce(releases, bundles[0].version)
+    deadline = time.monotonic() + WAIT_S
+    while releases._loaded is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    announce(releases, bundles[1].version)
+    announce(releases, bundles[0].version)
+    wait_for(releases, lambda: releases.live is not None and releases.live.version == bundles[0].version)
+    assert releases.settled
+
+
 def test_other_announcements_swap_nothing(releases: Releases, bundles: Sequence[Manifest]) -> None:
     releases.apply_release(encode(ServerState("other", bundles[1].version, 1)))
     releases.apply_release(None)
