@@ -38,7 +38,7 @@ from tests.benchmarks.serving_ground import items_of, tell_progress, trending_of
 from tests.system import cli, process, temporary_settings, wait_for_health, wait_until, with_section
 
 VIEWERS = 200
-FILL_S, TELL_EVERY_S = 1800.0, 3.0
+FILL_S, TELL_EVERY_S = 1800.0, 10.0
 PATIENCE_S = 30.0  # of a client, so that nothing is shed: what is late shall show as late
 MEMORY = {"anonymous": "Pss_Anon", "mapped": "Pss_File", "all": "Pss"}
 ECHO = [sys.executable, "-m", "tests.benchmarks.echo"]
