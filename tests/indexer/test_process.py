@@ -12,7 +12,7 @@ from infra.run_files import read_run_files
 from streams import topics
 from streams.messages import BundlePublished, DeadLetter, decode, encode
 from tests.indexer.site import Site, assert_same
-from tests.system import cli, process, with_section
+from tests.system import cli, process, wait_for_health, with_section
 
 pytestmark = pytest.mark.system
 
@@ -144,12 +144,14 @@ def test_a_killed_indexer_loses_no_row(site: Site) -> None:
     site.settings = with_section(site.settings, "kafka", session_timeout_s=6.0)
     bundle = site.publish(1)
     with process(site.settings, "indexer", cli("indexer")) as child:
+        wait_for_health(site.settings, child)
         site.wait_for_announcement(bundle)
         for number in range(60):
             site.touch(bundle, f"new-{number}", value=number, step=number)
             if number == 30:
                 child.kill()
     items = [f"new-{number}" for number in range(60)]
-    with process(site.settings, "indexer-again", cli("indexer")):
+    with process(site.settings, "indexer-again", cli("indexer")) as child:
+        wait_for_health(site.settings, child)
         site.wait(lambda: len(site.index.vectors(bundle.manifest.version, items)) == 60, "all rows")
     assert [site.value_of(bundle, item_id) for item_id in items] == list(range(60))
