@@ -72,6 +72,7 @@ def add_kind(report: Report, kind: str, ground: Ground, queries: Floats) -> None
     recall = recall_of(found, model, places, queries, HITS)
     row = {"vectors": len(places), "index": kind, "recall@500": recall, "fill s": filled_s}
     report.add(**row, **{"p50 ms": quantile(times_ms, 0.5), "p99 ms": quantile(times_ms, 0.99)})
+    say(f"  recall {recall:.3f}, filled in {filled_s:.0f} s")
     if kind != "IVF_FLAT":
         report.bar(f"recall@500, {kind}, {len(places):,}", recall, at_least=0.99)
 
