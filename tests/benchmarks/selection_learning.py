@@ -32,8 +32,6 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "drawn .1, little shown": {"explore": 0.1},
     "drawn .1, uncertainty": {"explore": 0.1, "explore_by": "uncertainty"},
     "drawn .3, little shown, among all": {"explore": 0.3, "explore_pool": 1000},
-    "drawn .1, little shown, last places": {"explore": 0.1, "explore_from": 19},
-    "MMR, weight .3": {"diversity": "mmr"},
 }
 QUICK_OPTIONS = ("off", "drawn .1, little shown", "drawn .1, uncertainty")
 
