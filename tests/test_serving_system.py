@@ -117,14 +117,6 @@ class Load:
         future.add_done_callback(lambda _: self.ms.update({request_id: 1000 * (time.monotonic() - sent_s)}))
 
 
-# kafka-python keeps the position of a partition that comes back to the same member, so what `Worker._settle` gives back
-# is not read again
-DROPPED = pytest.mark.xfail(
-    strict=False, reason="a rebalance drops what waits in the queue, where the partition is kept"
-)
-
-
-@DROPPED
 def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list(service, witness, capsys):
     users = list(service.releases.histories)
     with RecommendClient(service.settings.kafka) as client:
@@ -146,7 +138,6 @@ def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list
     tell(capsys, load, marks)
 
 
-@DROPPED
 def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answered(service, witness):
     """Bursts, so that the queue is never empty: a rebalance gives back what was read and not answered, also where the
     partition comes back to the same server."""
