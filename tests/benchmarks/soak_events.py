@@ -38,11 +38,13 @@ class Spans:
             self.found.append((what, began_s, time.monotonic()))
 
     def at(self, now_s: float) -> str:
-        """The shortest of what was going on then."""
+        """The shortest of what was going on then; where nothing was, of what had just been."""
         going_on = [
-            (until_s - since_s, what) for what, since_s, until_s in self.found if since_s <= now_s < until_s + SETTLED_S
+            (now_s >= until_s, until_s - since_s, what)
+            for what, since_s, until_s in self.found
+            if since_s <= now_s < until_s + SETTLED_S
         ]
-        return min(going_on, default=(0.0, HEALTHY))[1]
+        return min(going_on, default=(False, 0.0, HEALTHY))[2]
 
 
 class Operator:
