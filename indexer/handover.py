@@ -55,13 +55,21 @@ class Announce:
 
 
 @dataclass(frozen=True)
+class Renew:
+    """Write into the mark that servers were told of this version again, at this time: a roll-back."""
+
+    version: str
+    at_ms: int
+
+
+@dataclass(frozen=True)
 class Drop:
     """Remove a collection (and stop building it)."""
 
     version: str
 
 
-Action = Build | Announce | Drop
+Action = Build | Announce | Renew | Drop
 
 
 def announced(at_ms: int) -> str:
@@ -118,7 +126,7 @@ def decide(
     bundle cannot be read just now. Ask again after the actions are done: one step is decided at a time.
     """
     wanted = _wanted(releases, marks, unusable)
-    actions: list[Action] = []
+    actions: list[Action] = [*_renewed(releases, marks)]
     if building and building != wanted:
         actions.append(Drop(building))
         building = ""
@@ -133,8 +141,11 @@ def decide(
 
 def _wanted(releases: Releases, marks: Mapping[str, str], unusable: frozenset[str]) -> str:
     """The version whose collection is still to be made or announced: the newest bundle's, else the live one's if it
-    is lost (a Milvus that lost its data; after a roll-back it is not the newest)."""
+    is lost (a Milvus that lost its data; after a roll-back it is not the newest). What was rolled back from is not
+    announced again."""
     newest = releases.bundle.version if releases.bundle else ""
+    if releases.ready and newest == releases.ready.rolled_back_from:
+        newest = ""
     if is_whole(marks.get(newest, "")) and not releases.live:
         return newest  # the topic was lost, the collection was not
     for version in (newest, releases.live):
@@ -143,12 +154,29 @@ def _wanted(releases: Releases, marks: Mapping[str, str], unusable: frozenset[st
     return ""
 
 
-def _superfluous(releases: Releases, marks: Mapping[str, str], timeout_ms: int) -> set[str]:
-    """Collections that nobody needs: not live, not the spare, not served. All are kept while the live one is not there
-    to be fallen back upon."""
+def _renewed(releases: Releases, marks: Mapping[str, str]) -> list[Renew]:
+    """After a roll-back the live version is the one that servers were told of last, whatever its mark says: the next
+    release's spare is found by that."""
+    if releases.ready is None:
+        return []
+    told_ms = announced_ms(marks.get(releases.live, ""))
+    return (
+        [Renew(releases.live, releases.ready.at_ms)] if told_ms is not None and told_ms < releases.ready.at_ms else []
+    )
+
+
+def spare_of(live: str, marks: Mapping[str, str]) -> str:
+    """What a roll-back goes to: of the others that servers were told of, the one told of last; empty for none."""
     told = {version: ms for version, mark in marks.items() if (ms := announced_ms(mark)) is not None}
-    if releases.live not in told:
+    others = [version for version in told if version != live]
+    return max(others, key=lambda version: (told[version], version), default="") if live else ""
+
+
+def _superfluous(releases: Releases, marks: Mapping[str, str], timeout_ms: int) -> set[str]:
+    """Collections that nobody needs: not live, not the spare, not the newest bundle's, not served. All are kept while
+    the live one is not there to be fallen back upon."""
+    if announced_ms(marks.get(releases.live, "")) is None:
         return set()
-    others = [version for version in told if version != releases.live]
-    spare = max(others, key=lambda version: (told[version], version), default="")
-    return set(marks) - {releases.live, spare} - versions_served(releases, timeout_ms)
+    newest = releases.bundle.version if releases.bundle else ""
+    needed = {releases.live, spare_of(releases.live, marks), newest}
+    return set(marks) - needed - versions_served(releases, timeout_ms)

@@ -16,7 +16,7 @@ from indexer import handover
 from indexer.collection import Index, collection_name
 from indexer.errors import IndexMissing
 from indexer.filling import Build, BuildFailed, fill, park_down
-from indexer.handover import WHOLE, Action, Announce, Drop, Releases, announced
+from indexer.handover import WHOLE, Action, Announce, Drop, Releases, Renew, announced
 from indexer.intake import Intake
 from indexer.patience import Patience
 from indexer.verifying import verify
@@ -121,6 +121,8 @@ class Collections:
                 self._drop(version)
             case Announce(version):
                 self._announce(version, now_ms)
+            case Renew(version, at_ms):
+                self._mark(version, announced(at_ms))
             case handover.Build(version):
                 self._begin(version, now_ms)
 

@@ -7,6 +7,7 @@ does not.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ Floats = NDArray[np.float32]
 
 PREFIX = "items_"
 _ID_BYTES = 1024
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of surrogate pairs
 
 
 def collection_name(version: str) -> str:
@@ -28,7 +30,7 @@ def collection_name(version: str) -> str:
 
 def is_indexable(item_id: str) -> bool:
     """Whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
-    return 0 < len(item_id.encode()) <= _ID_BYTES and "\\u" not in json.dumps(item_id, ensure_ascii=False)
+    return bool(item_id) and _UNWRITABLE.search(item_id) is None and len(item_id.encode()) <= _ID_BYTES
 
 
 def schema_of(stored_dim: int) -> Any:

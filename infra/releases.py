@@ -7,7 +7,7 @@ collection counts is read as the indexer reads it (indexer/handover.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.table import Table
 from indexer import handover
 from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing
-from indexer.handover import announced_ms, is_whole
+from indexer.handover import announced_ms, is_whole, spare_of
 from infra.settings import Kafka, Milvus, Settings
 from streams import topics
 from streams.follow import TopicFollower, TopicMissing
@@ -108,13 +108,6 @@ def read_releases(settings: Settings) -> ReleaseReport:
         servers=servers_of(told, now_ms, settings.indexer.server_timeout_s),
         problems=problems,
     )
-
-
-def spare_of(live: str, marks: Mapping[str, str]) -> str:
-    """The version that is live after a roll-back: of the others that servers were told of, the one told of last."""
-    told = {version: ms for version, mark in marks.items() if (ms := announced_ms(mark)) is not None}
-    others = [version for version in told if version != live]
-    return max(others, key=lambda version: (told[version], version), default="") if live else ""
 
 
 def read_bundles(bundles_dir: Path) -> list[BundleFound]:

@@ -1,8 +1,8 @@
 """Going back to the spare: its collection is announced again, and every living server is waited for.
 
 The announcement is all there is to it. The indexer leaves it alone, since it announces no collection twice, and keeps
-the version that was left as the spare: rolling back twice goes forward again. What it still has to announce (a newer
-bundle, or a collection that Milvus has lost and it makes anew) goes live when it is ready; `RolledBack.coming` says so.
+the version that was left as the spare: rolling back twice goes forward again. A newer bundle that it still has to
+announce goes live when it is ready; `RolledBack.coming` says so.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import msgspec
 
 from indexer import handover
 from indexer.collection import collection_name
-from indexer.handover import WHOLE, announced_ms
+from indexer.handover import WHOLE, announced_ms, spare_of
 from infra.child import ServiceError
-from infra.releases import BundleFound, CollectionFound, hear, read_bundles, read_collections, servers_of, spare_of
+from infra.releases import BundleFound, CollectionFound, hear, read_bundles, read_collections, servers_of
 from infra.settings import Settings
 from streams import topics
 from streams.follow import TopicFollower
@@ -81,7 +81,10 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
         collections = read_collections(settings.milvus)
         spare = choose(told, collections, read_bundles(settings.bundles_dir))
         now_ms = time.time_ns() // 1_000_000
-        announce(settings.kafka, IndexReady(spare.version, collection_name(spare.version), spare.rows, now_ms))
+        ready = IndexReady(
+            spare.version, collection_name(spare.version), spare.rows, now_ms, rolled_back_from=told.live
+        )
+        announce(settings.kafka, ready)
         progress(f"{spare.version} is announced")
         audience = _Audience(spare.version, told, living(told, now_ms, settings.indexer.server_timeout_s))
         _wait(audience, follower, wait_s, progress)
@@ -125,7 +128,7 @@ def coming(told: handover.Releases, collections: Iterable[CollectionFound]) -> s
     """The newest bundle's version while its collection has still to be announced; empty otherwise."""
     newest = told.bundle.version if told.bundle else ""
     mark = {each.version: each.mark for each in collections}.get(newest, "")
-    return newest if announced_ms(mark) is None else ""
+    return newest if announced_ms(mark) is None and newest != told.live else ""
 
 
 def _wait(audience: _Audience, follower: TopicFollower, wait_s: float, progress: Callable[[str], None]) -> None:

@@ -237,8 +237,8 @@ class Serving(Section):
     trending: Annotated[int, Field(ge=0)] = Field(25, description="candidates from what is trending; 0: none")
     similar: Annotated[int, Field(ge=0)] = Field(50, description="candidates like the last completed watch; 0: none")
     fresh: Annotated[int, Field(ge=0)] = Field(25, description="candidates among the newest items; 0: none")
-    fresh_h: Annotated[float, Field(gt=0)] = Field(72.0, description="an item is fresh for so long after its publishing")
-    source_s: Annotated[float, Field(gt=0)] = Field(0.1, description="a source that takes longer in a batch is left out")
+    fresh_h: Annotated[float, Field(gt=0)] = Field(72.0, description="an item is fresh so long after its publishing")
+    source_s: Annotated[float, Field(gt=0)] = Field(0.1, description="a source slower than this in a batch is left out")
     shown_most: Annotated[int, Field(ge=0)] = Field(
         0, description="an item shown so often without a watch since is not a candidate; 0: it stays one"
     )

@@ -57,18 +57,21 @@ class Reader:
         )
 
     def encode(self, queries: Queries, query_rows: Floats) -> Floats:
-        """query_rows float32 [N, D] -> user vectors float32 [B, D]"""
+        """query_rows float32 [N, D] -> user vectors float32 [B, D]. Costs in proportion to what the users have watched,
+        not to what there is: a member reads its slice of the rows, which torch copies."""
+        rows, places = distinct(queries.histories)
         with torch.inference_mode():
-            inputs = self.inputs(queries, torch.from_numpy(query_rows), queries.histories)
+            inputs = self.inputs(queries, torch.from_numpy(query_rows[rows]), places)
             return np.asarray(self.tower(inputs).numpy())
 
     def inputs(self, queries: Queries, watched: Tensor, watch_places: Rows) -> Inputs:
         """watched [U, D]: rows of items, all or some; watch_places [B, H]: where each history's items are in it."""
+        words, word_places = distinct(queries.tokens)
         return Inputs(
             watched,
             torch.from_numpy(watch_places),
-            torch.from_numpy(self.words),
-            torch.from_numpy(queries.tokens),
+            torch.from_numpy(self.words[words]),
+            torch.from_numpy(word_places),
             torch.from_numpy(queries.context),
             torch.from_numpy(queries.traits),
             torch.from_numpy(queries.age),
@@ -77,6 +80,15 @@ class Reader:
     def copy(self) -> Reader:
         """One whose tower may learn."""
         return Reader(copy.deepcopy(self.tower), self.words, self.contexts)
+
+
+def distinct(rows: Rows) -> tuple[Rows, Rows]:
+    """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
+    there = rows >= 0
+    found, inverse = np.unique(rows[there], return_inverse=True)
+    places = np.full(rows.shape, -1, np.int64)
+    places[there] = inverse
+    return found, places
 
 
 class CandidateModel:

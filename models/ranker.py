@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.features import Scope, compute_ids, compute_numbers, ids_of
@@ -28,6 +29,7 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 LEAST_LOGIT = -10.0
+FEW_REQUESTS = 64
 LEAST_S = np.exp(np.float32(LEAST_LOGIT))
 
 
@@ -86,10 +88,11 @@ class Ranker:
         inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
         members = []
         with torch.inference_mode():
+            shared = self.nets[0].impression.numbers(inputs["impression"][0])
             for net in self.nets:
-                query = net.query_part(*inputs["query"])
-                query = query if len(query) == 1 else query[torch.from_numpy(request)]
-                members.append(net(query, *inputs["impression"]).numpy())
+                hidden = F.linear(net.impression.joined(shared, inputs["impression"][1]), net.of_impression)
+                _add_queries(hidden, net.query_part(*inputs["query"]), request)
+                members.append(net.rest(hidden).numpy())
         return members
 
     def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Names]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,6 +158,17 @@ def id_strings(ids: Mapping[str, Names], scope: Scope, rows: Sequence[int]) -> l
             if known := tuple([named.names[code - named.first] for code in codes if code > 0]):
                 mine[name] = known
     return found
+
+
+def _add_queries(hidden: Tensor, query: Tensor, request: Rows) -> None:
+    """Add to each candidate's row [N, hidden] that of its request [B, hidden]. A few requests whose candidates lie
+    together, as in serving, need no copy for every candidate."""
+    if len(query) > FEW_REQUESTS or (np.diff(request) < 0).any():
+        hidden += query[torch.from_numpy(request)]
+        return
+    starts = np.searchsorted(request, np.arange(len(query) + 1)).tolist()
+    for at, mine in enumerate(query):
+        hidden[starts[at] : starts[at + 1]] += mine
 
 
 def _mean(members: Sequence[Floats]) -> Floats:

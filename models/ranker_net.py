@@ -60,13 +60,19 @@ class Inputs(nn.Module):
 
     def forward(self, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
         """x [N, F] quantiles, NaN missing; ids int64 [N, M] by feature -> [N, width]"""
+        return self.joined(self.numbers(x), ids)
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """Powers and flags: nothing in them is learnt, so that members can share them."""
         missing = torch.isnan(x)
         x = x.nan_to_num(0.5)
         values = (x, x * x, x.sqrt())
         columns = [((v - m) / s).masked_fill(missing, 0.0) for v, (m, s) in zip(values, self.powers, strict=False)]
-        columns.append(missing.float())
-        columns += [self._embed(feature, ids[feature.name]) for feature in self.ids]
-        return torch.cat(columns, dim=1)
+        return torch.cat([*columns, missing.float()], dim=1)
+
+    def joined(self, numbers: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
+        """The numbers and this network's embeddings."""
+        return torch.cat([numbers, *(self._embed(feature, ids[feature.name]) for feature in self.ids)], dim=1)
 
     def _embed(self, feature: Feature, codes: Tensor) -> Tensor:
         weight: Tensor = self._tables[0][str(feature.space)].weight  # type: ignore[assignment]
@@ -102,7 +108,10 @@ class RankerNet(nn.Module):
 
     def forward(self, query: Tensor, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
         """query [N, hidden] or [1, hidden]: query_part of each candidate's request -> logits [N, 1 + completion]"""
-        hidden = F.linear(self.impression(x, ids), self.of_impression) + query
+        return self.rest(F.linear(self.impression(x, ids), self.of_impression) + query)
+
+    def rest(self, hidden: Tensor) -> Tensor:
+        """From what the first layer sums up, [N, hidden], to logits. Writes into it."""
         if self.last is None:
             return hidden
         hidden = self.dropout(hidden.relu_())

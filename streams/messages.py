@@ -175,12 +175,14 @@ class BundlePublished(Struct, frozen=True, tag="bundle", tag_field="kind"):
 
 
 class IndexReady(Struct, frozen=True, tag="index", tag_field="kind"):
-    """Key `index`: the collection that serving may swap to. Announcing an older version is a roll-back."""
+    """Key `index`: the collection that serving may swap to. Announcing an older version is a roll-back, and
+    `rolled_back_from` then names the version that is not to be announced again."""
 
     version: Id
     collection: str
     items: int
     at_ms: Millis
+    rolled_back_from: str = ""
 
 
 class ServerState(Struct, frozen=True, tag="server", tag_field="kind"):

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.system
 
 PER_S = 15.0
 TAKEDOWN_MS = 5000  # two seconds are promised, on a machine that does nothing else (tests/test_takedown_system.py)
-BOTH = Plan(45.0, swap_s=9.0, per_s=PER_S, away_s=3.0)
+BOTH = Plan(36.0, swap_s=9.0, per_s=PER_S, away_s=3.0)
 # noida lets no second member into a group, nor a killed one's successor
-ALONE = Plan(45.0, swap_s=9.0, per_s=PER_S, away_s=3.0, servers=("serving-1",), kills=False)
+ALONE = Plan(36.0, swap_s=9.0, per_s=PER_S, away_s=3.0, servers=("serving-1",), kills=False)
 
 
 @pytest.fixture(scope="module")

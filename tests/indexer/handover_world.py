@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from indexer import handover
 from indexer.errors import IndexMissing
-from indexer.handover import WHOLE, Announce, Build, Drop, Releases, announced, announced_ms, is_whole
-from infra.releases import BundleFound, CollectionFound, spare_of
+from indexer.handover import WHOLE, Announce, Build, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
+from infra.releases import BundleFound, CollectionFound
 from infra.roll_back import RollBackRefused, choose
 from serving.release import ReleaseError, check_collection
 from streams.messages import BundlePublished, IndexReady, Release, ServerState
@@ -79,6 +79,12 @@ class World:
         return next((m.version for _, m in reversed(self.topic) if isinstance(m, IndexReady)), "")
 
     @property
+    def left(self) -> str:
+        """What was rolled back from and is not to be announced again."""
+        ready = next((m for _, m in reversed(self.topic) if isinstance(m, IndexReady)), None)
+        return ready.rolled_back_from if ready else ""
+
+    @property
     def newest(self) -> str:
         return next((m.version for _, m in reversed(self.topic) if isinstance(m, BundlePublished)), "")
 
@@ -126,7 +132,7 @@ class World:
         """Milvus comes back without a collection."""
         self.milvus.pop(version, None)
         self.bereave(version)
-        if version == self.newest:
+        if version == self.newest != self.left:
             self.rolled_back = ""  # it is made anew, and announced as such
 
     def bereave(self, version: str) -> None:
@@ -158,9 +164,8 @@ class World:
 
     def announce_spare(self, version: str) -> None:
         """The second half, a moment later. It must stay so when the newest release is the spare now (or it is gone back
-        to) and nothing is on its way: what has still to be announced goes live when it is, and so does a release that
-        was said again when it was old, dropped as superfluous and made anew."""
-        self.say(IndexReady(version, f"items_{version}", 1, self.now_ms))
+        to) and nothing is on its way: what has still to be announced goes live when it is."""
+        self.say(IndexReady(version, f"items_{version}", 1, self.now_ms, rolled_back_from=self.live))
         is_quiet = self.indexer.is_quiet and all(announced_ms(mark) is not None for mark in self.marks.values())
         self.rolled_back = version if is_quiet and self.newest in {version, spare_of(version, self.marks)} else ""
 
@@ -245,6 +250,8 @@ class Indexer:
                     self.unusable[version] = self.world.now_ms + RETRY_MS
             case Announce(version):
                 yield from self._announce(version)
+            case Renew(version, at_ms):
+                self._mark(version, announced(at_ms))
 
     def _announce(self, version: str) -> Iterator[None]:
         self.announcing = version

@@ -127,5 +127,5 @@ def test_every_feature_is_read_once():
     for scope, inputs in zip(scopes, (whole.query, whole.impression), strict=True):
         numbers, columns, ids = shape(*EVERYTHING).used(scope)
         assert columns == list(range(len(numbers)))
-        assert ids == ids_of(scope)
+        assert tuple(ids) == ids_of(scope)
         assert inputs.width == 4 * len(numbers) + 3 * len(ids)
