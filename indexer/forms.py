@@ -74,9 +74,9 @@ def index_of(form: Form, milvus: Milvus) -> Any:
 
 def search_parameters(form: Form, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
     """How wide to look for `limit` items (HNSW with ef below it finds less than it could). What a filter leaves may lie
-    in any list."""
+    anywhere: in any list, at any node of the graph (with 1 of 40 left, 4 times as wide as usual found .58 of them)."""
     if form.kind == "HNSW":
-        wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit)
+        wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, form.rows if filtered else 0)
         return {"ef": min(wanted, _MOST_EF)}
     if form.kind == "IVF_FLAT":
         all_lists = filtered or form.rows < _ROWS_PER_HIT * limit
