@@ -5,6 +5,7 @@ Numpy reserves room in the header of a .npy file for a longer first axis, so the
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -82,3 +83,11 @@ def mapped(path: Path, mode: Literal["r", "c"] = "r") -> Array:
         if array.size:
             raise
     return array
+
+
+def forget_pages(array: Array) -> None:
+    """Let go of the memory that a mapped file's rows take; they are read again when they are needed. Nothing happens to
+    an array that is none."""
+    pages = getattr(array, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.array_file import forget_pages
 from models.context import ContextVocabulary
 from models.encoders import HISTORY
 from models.examples import Queries
@@ -154,6 +155,7 @@ class CandidateModel:
             raise ValueError(f"query row must be {self.dim - 1} finite numbers, got shape {row.shape}")
         if self._query is None:
             self._query = Table.of(self.query_rows)
+            forget_pages(self.query_rows)
         known = self._row_of.get(item_id)
         if known is None:
             self._row_of[item_id] = self._query.append(row)

@@ -44,6 +44,11 @@ class Work:
     begun: Any
     now_ms: int
 
+    @property
+    def waits(self) -> bool:
+        """Whether another batch can be begun meanwhile."""
+        return self.begun is not None and bool(getattr(self.begun, "waits", False))
+
 
 class Desk:
     """What is under way is known to `repeats`, so that a request that comes twice is answered once."""

@@ -73,6 +73,11 @@ class Begun:
     searched_at: float
     histories_read: tuple[int, ...]  # as `marks` have it: histories are of the first half, all else of the second
 
+    @property
+    def waits(self) -> bool:
+        """Whether the index has still to answer."""
+        return self.search is not None and self.search.pending is not None
+
 
 def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *, now_ms: int) -> Begun:
     """Everything before the answer of the index is needed. `live`: None while there is no release yet."""

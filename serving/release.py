@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexFailure
 from indexer.handover import is_whole
 from infra import metrics
+from models.array_file import forget_pages
 from models.bundle import BundleError, read_bundle
 from models.candidates import CandidateModel
 from models.catalogue import Catalogue
@@ -240,7 +241,10 @@ def load_release(bundles_dir: Path, version: str, index: Index, *, mirror_items:
     except IndexFailure as error:
         raise ReleaseError("collection", str(error)) from error
     model = bundle.model
-    mirror = Mirror(model.item_ids, model.item_vectors()) if 0 < len(model.item_ids) <= mirror_items else None
+    mirror = None
+    if 0 < len(model.item_ids) <= mirror_items:
+        mirror = Mirror(model.item_ids, model.item_vectors())
+        forget_pages(model.vectors)
     return LiveRelease(
         version, bundle.manifest.created_ms, model, bundle.ranker, index, bundle.catalogue, bundle.statistics, mirror
     )

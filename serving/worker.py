@@ -148,6 +148,8 @@ class Worker:
         begun = self._begin()
         self._finish()
         self._under_way = begun
+        if begun is not None and not begun.work.waits:
+            self._finish()
         if self._bug is not None:
             self.leave()
             raise self._bug
