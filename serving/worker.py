@@ -15,6 +15,7 @@ told, and then the process stops loudly.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -57,6 +58,7 @@ SHARED = (topics.ITEMS, topics.TRENDING, topics.RELEASES, topics.ITEM_VECTORS, t
 RECORDED = (topics.ITEMS, topics.ITEM_STATISTICS)  # of them an impression says how far they had been read
 MOST_APPLIED = 5000  # records applied to the views between two batches
 COMMIT_EVERY_S = 0.1
+WAIT_S = 0.02  # between two looks at the feeds before the group is joined
 REPORT_EVERY_S = 1.0
 CLOSE_S = 10.0
 
@@ -142,6 +144,10 @@ class Worker:
         if self._partitions.take_over(_now_ms()):
             self._forget_lost()
         self._apply()
+        if not self._may_join():
+            time.sleep(WAIT_S)
+            self._report()
+            return
         if not self._read_requests():
             return
         self._apply()
@@ -206,6 +212,10 @@ class Worker:
         else:
             self._releases.apply_release(record.value)
 
+    def _may_join(self) -> bool:
+        """Whether to take part in the group: whoever owns its partitions now goes on until we could answer as well."""
+        return self._partitions.has_joined or (self._is_primed and self._releases.settled)
+
     def _read_requests(self) -> bool:
         """Fill the queue with what has arrived; False while no broker answers."""
         room = self._settings.serving.queue - len(self._queue)
@@ -260,7 +270,7 @@ class Worker:
         if self._is_closing:
             return
         self._finish()
-        self._given_back = first_of_each(record for record, _ in self._queue)
+        self._given_back = first_of_each(record for record, _ in self._queue) | self._given_back
         self._queue.clear()
         self._read.clear()
         self._outbox.flush(CLOSE_S)
@@ -272,11 +282,18 @@ class Worker:
     def _forget_lost(self) -> None:
         """What is owned no more is another's; on partitions that are kept, what was given back is read again."""
         owned = self._partitions.owned
-        self._queue = deque(entry for entry in self._queue if entry[0].partition in owned)
-        for place, offset in self._given_back.items():
-            if place.partition in owned:
-                self._consumer.seek(place, offset)
-        self._given_back = {}
+        self._given_back = {place: first for place, first in self._given_back.items() if place.partition in owned}
+        self._queue = deque(
+            (record, read_s)
+            for record, read_s in self._queue
+            if record.partition in owned and record.offset < self._given_back.get(_place(record), record.offset + 1)
+        )
+        for place, first in list(self._given_back.items()):
+            # A rebalance may have taken it away in this very moment; then the next assignment says what holds.
+            with contextlib.suppress(KeyError, ValueError):
+                self._consumer.seek(place, first)
+                self._read[place] = first
+                del self._given_back[place]
         self._outbox.ledger.forget(owned)
         self._due = {tp: offset for tp, offset in self._due.items() if tp.partition in owned}
 
