@@ -248,6 +248,9 @@ class Serving(Section):
     batch: Count = Field(16, description="most requests answered together")
     deadline_s: Annotated[float, Field(gt=0)] = Field(2.0, description="when the request does not say")
     heartbeat_s: Annotated[float, Field(gt=0)] = Field(5.0, description="how often a server says what it serves")
+    ranker_format: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the ranker's weights; auto: bfloat16 where the processor computes with it"
+    )
     threads: Count = Field(1, description="of torch in one serving worker; small batches gain nothing from more")
 
 

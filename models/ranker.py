@@ -7,6 +7,7 @@ Nothing here loops over candidates: features, codes and network take all candida
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,12 @@ class Ranker:
     def trained(self) -> bool:
         return bool(self.nets)
 
+    def in_bfloat16(self) -> Ranker:
+        """The same one with weights of 16 bits: about twice as fast where the processor computes with them, and its
+        seconds differ by about a hundredth (docs/serving.md)."""
+        nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
+        return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
+
     def rank(self, moment: Moment) -> Ranked:
         """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
         numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
@@ -88,11 +95,14 @@ class Ranker:
         inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
         members = []
         with torch.inference_mode():
-            shared = self.nets[0].impression.numbers(inputs["impression"][0])
+            first, dtype = self.nets[0], self.nets[0].bias.dtype
+            of_query = first.query.numbers(inputs["query"][0]).to(dtype)
+            of_impression = first.impression.numbers(inputs["impression"][0]).to(dtype)
             for net in self.nets:
-                hidden = F.linear(net.impression.joined(shared, inputs["impression"][1]), net.of_impression)
-                _add_queries(hidden, net.query_part(*inputs["query"]), request)
-                members.append(net.rest(hidden).numpy())
+                query = F.linear(net.query.joined(of_query, inputs["query"][1]), net.of_query, net.bias)
+                hidden = F.linear(net.impression.joined(of_impression, inputs["impression"][1]), net.of_impression)
+                _add_queries(hidden, query, request)
+                members.append(net.rest(hidden).float().numpy())
         return members
 
     def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Names]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -146,10 +146,11 @@ class _Known:
 
     def of_codes(self, scope: str, codes: npt.NDArray[np.integer], catalogue: Catalogue) -> Doubles:
         """By the catalogue's codes: each distinct one is looked up once per moment."""
-        keys, inverse = np.unique(np.stack([codes, self._now_ms]), axis=1, return_inverse=True)
-        names = id_names(catalogue, scope)
-        sums = self._sum(scope, [names[code] for code in keys[0].tolist()], keys[1])
-        sums[keys[0] == 0] = 0.0
+        moments, at = np.unique(self._now_ms, return_inverse=True)
+        keys, inverse = np.unique(codes.astype(np.int64) * len(moments) + at.reshape(-1), return_inverse=True)
+        distinct, names = keys // len(moments), id_names(catalogue, scope)
+        sums = self._sum(scope, [names[code] for code in distinct.tolist()], moments[keys % len(moments)])
+        sums[distinct == 0] = 0.0
         return np.asarray(sums[inverse.reshape(-1)])
 
     def _sum(self, scope: str, names: Sequence[str], now_ms: Rows) -> Doubles:

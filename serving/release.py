@@ -87,10 +87,18 @@ class Releases:
     What arrives while a release is being loaded is written into it when it is taken over, so that it misses nothing.
     """
 
-    def __init__(self, bundles_dir: Path, index: Index, catalogue: CatalogueView, *, mirror_items: int = 0) -> None:
+    def __init__(
+        self,
+        bundles_dir: Path,
+        index: Index,
+        catalogue: CatalogueView,
+        *,
+        mirror_items: int = 0,
+        in_bfloat16: bool = False,
+    ) -> None:
         self.live: LiveRelease | None = None
         self._bundles_dir, self._index, self._catalogue = bundles_dir, index, catalogue
-        self._mirror_items = mirror_items
+        self._mirror_items, self._in_bfloat16 = mirror_items, in_bfloat16
         self._rows: dict[str, ItemVector] = {}  # the newest row of an item, of versions that are not live
         self._gone: dict[str, int] = {}  # items that the trainer has let go of, and when (ms)
         self._news: dict[tuple[str, str], None] = {}  # (topic, item) that arrived while a release is loaded
@@ -217,7 +225,13 @@ class Releases:
         return None
 
     def _load(self, version: str) -> LiveRelease:
-        release = load_release(self._bundles_dir, version, self._index, mirror_items=self._mirror_items)
+        release = load_release(
+            self._bundles_dir,
+            version,
+            self._index,
+            mirror_items=self._mirror_items,
+            in_bfloat16=self._in_bfloat16,
+        )
         self._catalogue.describe_all(release.catalogue)
         match_mirror(release, self._catalogue)
         for item_id, row in list(self._rows.items()):
@@ -226,8 +240,11 @@ class Releases:
         return release
 
 
-def load_release(bundles_dir: Path, version: str, index: Index, *, mirror_items: int = 0) -> LiveRelease:
-    """Read and check the bundle and its collection; of at most `mirror_items` the vectors too. Raises ReleaseError."""
+def load_release(
+    bundles_dir: Path, version: str, index: Index, *, mirror_items: int = 0, in_bfloat16: bool = False
+) -> LiveRelease:
+    """Read and check the bundle and its collection; of at most `mirror_items` the vectors too. `in_bfloat16`: of the
+    ranker. Raises ReleaseError."""
     if not VERSION.fullmatch(version):
         raise ReleaseError("version", f"{version!r} is not a version (letters, digits and underscores)")
     try:
@@ -245,8 +262,9 @@ def load_release(bundles_dir: Path, version: str, index: Index, *, mirror_items:
     if 0 < len(model.item_ids) <= mirror_items:
         mirror = Mirror(model.item_ids, model.item_vectors())
         forget_pages(model.vectors)
+    ranker = bundle.ranker.in_bfloat16() if in_bfloat16 else bundle.ranker
     return LiveRelease(
-        version, bundle.manifest.created_ms, model, bundle.ranker, index, bundle.catalogue, bundle.statistics, mirror
+        version, bundle.manifest.created_ms, model, ranker, index, bundle.catalogue, bundle.statistics, mirror
     )
 
 

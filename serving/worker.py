@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from kafka.errors import KafkaError, RetriableError
 from indexer.collection import Index
 from infra import metrics
 from infra.health import Health, serve_health
-from infra.settings import Settings
+from infra.settings import Serving, Settings
 from serving.desk import Cook, Desk, Work
 from serving.feed import Feed
 from serving.handed_over import HandedOver
@@ -99,7 +99,13 @@ class Worker:
         catalogue = CatalogueView(serving.fresh_h * 3_600_000)
         self._views = Views(HistoryView(), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
-        self._releases = Releases(settings.bundles_dir, self._index, catalogue, mirror_items=serving.mirror_items)
+        self._releases = Releases(
+            settings.bundles_dir,
+            self._index,
+            catalogue,
+            mirror_items=serving.mirror_items,
+            in_bfloat16=in_bfloat16(serving),
+        )
         self._retrieval = Retrieval(serving, seed=os.getpid())
         self._kitchen = Kitchen(
             self._views,
@@ -349,6 +355,14 @@ class Worker:
     @property
     def _heartbeat_key(self) -> bytes:
         return f"server/{self.server_id}".encode()
+
+
+def in_bfloat16(serving: Serving) -> bool:
+    """Whether the ranker computes in 16 bits: by default where the processor has instructions for it, since it would be
+    slower elsewhere."""
+    able: Mapping[str, Any] = torch.cpu.get_capabilities()
+    has_it = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return serving.ranker_format == "bfloat16" or (serving.ranker_format == "auto" and has_it)
 
 
 def first_of_each(records: Iterable[Any]) -> dict[TopicPartition, int]:

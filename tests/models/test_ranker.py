@@ -169,3 +169,14 @@ def test_ranking_leaves_no_trace(bundle: Bundle):
     first = seconds(bundle, asked)
     seconds(bundle, query(watched("i2"), "i3", "unheard"))
     np.testing.assert_array_equal(seconds(bundle, asked), first)
+
+
+def test_in_sixteen_bits_the_seconds_are_about_the_same_and_those_in_thirty_two_stay(bundle: Bundle):
+    asked = query(watched("i1", "i5"), *[f"i{n}" for n in range(50)]), query(Viewer(), "i3")
+    before = seconds(bundle, *asked)
+    lower = bundle.ranker.in_bfloat16()
+    found = lower.rank(moment(bundle, *asked))
+    assert found.expected_s.dtype == np.float32
+    np.testing.assert_allclose(found.expected_s, before, rtol=0.03)
+    assert not np.array_equal(found.expected_s, before), "it is another format"
+    np.testing.assert_array_equal(seconds(bundle, *asked), before)
