@@ -73,6 +73,7 @@ class Retrieval:
         self._breaker, self._audit = Breaker(), Audit(settings.audit_recall)
         self._rng = np.random.default_rng(seed)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+        metrics.INDEX_IN_USE.set(1)
         self._probe: tuple[Future[list[Ids]], Query, LiveRelease] | None = None
 
     def start(self, queries: Sequence[Query], release: LiveRelease, *, now_ms: int, left_s: float) -> Search:
