@@ -16,7 +16,7 @@ from serving.draft import Draft
 from serving.release import LiveRelease
 from serving.retrieval import Ids, Query, Retrieval
 from serving.selection import seed_of
-from serving.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
+from serving.sources import LOOK, NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
 from serving.views import Views
 
 Floats = NDArray[np.float32]
@@ -61,7 +61,7 @@ class Sources:
         """From the mirror where there is one, else from what the index has found."""
         began = time.perf_counter()
         if live.mirror is not None:
-            similar = self.retrieval.search_mirror(queries_of(drafts, after, self.settings.similar), live) or []
+            similar = self.retrieval.search_mirror(queries_of(drafts, after, LOOK * self.settings.similar), live) or []
             metrics.SOURCE_TIME.labels(SIMILAR).observe(time.perf_counter() - began)
         if len(similar) != len(drafts):
             return [NOBODY] * len(drafts)
@@ -75,9 +75,6 @@ class Sources:
         return ask(SIMILAR, drafts, nominate, self.settings.source_s)
 
 
-def queries_of(drafts: Sequence[Draft], vectors: Floats, most: int) -> list[Query]:
-    """What is searched for each draft: `most` items, and on top what will be filtered."""
-    return [
-        Query(vector, most + len(draft.banned), draft.asked.filter)
-        for draft, vector in zip(drafts, vectors, strict=True)
-    ]
+def queries_of(drafts: Sequence[Draft], vectors: Floats, limit: int) -> list[Query]:
+    """What is searched for each draft: `limit` items under the request's own filter."""
+    return [Query(vector, limit, draft.asked.filter) for draft, vector in zip(drafts, vectors, strict=True)]

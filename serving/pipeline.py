@@ -30,7 +30,7 @@ from serving.recording import compose
 from serving.release import LiveRelease
 from serving.retrieval import MOST_RESULTS, Ids, Query, Retrieval, Search
 from serving.selecting import add_pins, fill, select
-from serving.sources import Nominees, Wanted, unite
+from serving.sources import LOOK, Nominees, Wanted, unite
 from serving.views import HistoryView, StatisticsView, Views
 from streams.messages import UserHistory
 from streams.topics import USER_HISTORIES
@@ -94,7 +94,7 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
             left_s = max(draft.asked.left_s(settings.deadline_s) for draft in personal)
             queries = queries_of(personal, vectors, settings.candidates)
             if live.mirror is None and settings.similar:
-                queries += queries_of(personal, after, settings.similar)
+                queries += queries_of(personal, after, LOOK * settings.similar)
             search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=SEARCH_SHARE * left_s)
     searched_at, read = time.perf_counter(), kitchen.views.marks.of(USER_HISTORIES)
     return Begun(drafts, personal, vectors, after, live, search, stages, now_ms, searched_at, read)
@@ -186,10 +186,11 @@ def retrieve(begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> tuple[list
 
 
 def keep_wanted(draft: Draft, vector: Floats, found: Ids, begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> None:
-    """Drop what may not be shown; where that leaves less than k although there are more, search again for more."""
+    """Drop what may not be shown; where that leaves less than k although there are more, search again for more. What is
+    dropped is not fetched on top: an index takes its time by the hit, and the other sources fill up."""
     most, live = kitchen.settings.candidates, begun.live
     assert live is not None
-    limit = most + len(draft.banned)
+    limit = most
     while True:
         item_ids, scores = found
         rows = np.flatnonzero(may_be_shown(draft, item_ids))[:most]
