@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Any
+
+from kafka.errors import KafkaError
 
 from infra.settings import Kafka
 
@@ -53,3 +56,16 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext:
     if kafka.ssl_cert_file:
         context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file)
     return context
+
+
+def close_producer(producer: Any, timeout_s: float) -> None:
+    """Close a kafka-python producer, also one whose brokers are gone: its own `close` raises then and leaves its thread
+    running. Raises KafkaError for messages that could not be delivered in time; closed it is all the same."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError:
+        producer._sender.force_close()
+        producer._sender.join(timeout_s)
+        with contextlib.suppress(KafkaError):
+            producer.close(timeout=1)
+        raise

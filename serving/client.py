@@ -38,7 +38,7 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from infra.kafka_clients import kafka_python_options
+from infra.kafka_clients import close_producer, kafka_python_options
 from infra.settings import Kafka
 from serving.under_way import UnderWay, request_for, shares
 from streams import topics
@@ -161,7 +161,7 @@ class RecommendClient:
         self._sent.set()
         self._under_way.fail_all(RequestFailed(self._why_closed))
         try:
-            self._producer.close(timeout=5)
+            close_producer(self._producer, 5.0)
         except KafkaError as error:  # brokers that are gone: who waited for them has been told
             log.warning("client closed with requests that the brokers have not taken", error=str(error))
         self._reader.join(timeout=10)

@@ -30,6 +30,8 @@ hypothesis_settings.register_profile("same-examples", derandomize=True)
 hypothesis_settings.load_profile("same-examples")
 
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
+# for the longest tests: not on both brokers, but on the one that is a real one where it is there
+on_the_best_broker = pytest.mark.parametrize("broker", BROKERS[-1:], indirect=True)
 
 
 @pytest.fixture(autouse=True, scope="session")
