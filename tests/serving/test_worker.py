@@ -486,3 +486,22 @@ def test_without_a_server_the_client_times_out_with_a_clear_message(kafka_settin
             client.recommend("ann", timeout_s=0.2)
         with pytest.raises(RequestTimeout):
             client.recommend_many([RecommendRequest("r1", "ann")], timeout_s=0.1)
+
+
+def test_a_burst_beyond_the_queue_is_answered_whole_and_who_comes_too_late_from_the_bottom(
+    system: System, milvus_uri: str, bundles_dir: Path
+) -> None:
+    """Requests that wait while there is no worker: those that were given a second are late by the time it starts."""
+    with beside(system, milvus_uri, queue=20, batch=8) as other:
+        with serving(other.settings):
+            furnish(other)
+            other.tell(history("ann", "item-3"))
+        late = [RecommendRequest(f"late-{at}", "ann", k=5, deadline_ms=1000) for at in range(100)]
+        patient = [RecommendRequest(f"patient-{at}", "ann", k=5, deadline_ms=60_000) for at in range(30)]
+        waiting = [(other.client.submit(request), request) for request in (*late, *patient)]
+        time.sleep(1.1)
+        with serving(other.settings):
+            replies = [other.client.result(future, request, WAIT_S) for future, request in waiting]
+    assert all(len(reply.items) == 5 for reply in replies)
+    assert all("deadline" in reply.degraded[0] for reply in replies[:100])
+    assert all(reply.degraded == () for reply in replies[100:])
