@@ -35,6 +35,7 @@ Ids = tuple[list[str], Floats]  # items and inner products, best first
 
 MOST_RESULTS = 16384  # what a Milvus server returns at most
 LEAST_SEARCH_S = 0.05
+DID_NOT_ANSWER = "the index did not answer"
 NO_MIRROR = "the vectors are not held in memory (serving.mirror_items)"
 
 
@@ -53,7 +54,8 @@ class Search:
     queries: Sequence[Query]
     release: LiveRelease
     pending: Future[list[Ids]] | None
-    deadline_s: float  # by the monotonic clock: so long is waited for the index
+    timeout_s: float  # so long is waited for the index
+    deadline_s: float  # the same by the monotonic clock
     reason: str = ""
 
 
@@ -82,9 +84,9 @@ class Retrieval:
         deadline_s = time.monotonic() + timeout_s
         reason = self._reason(queries, release, now_ms)
         if reason is not None:
-            return Search(queries, release, None, deadline_s, reason)
+            return Search(queries, release, None, timeout_s, deadline_s, reason)
         pending = self._threads.submit(ask_index, release, queries, timeout_s)
-        return Search(queries, release, pending, deadline_s)
+        return Search(queries, release, pending, timeout_s, deadline_s)
 
     def finish(self, search: Search, *, now_ms: int) -> Answer:
         """Wait for the index, and ask the mirror if it has not answered."""
@@ -92,8 +94,11 @@ class Retrieval:
             return self._ask_mirror(search, search.reason)
         try:
             found = search.pending.result(max(0.0, search.deadline_s - time.monotonic()))
-        except (IndexFailure, NotInTime) as error:
-            return self._ask_mirror(search, self._failed(error, now_ms))
+        except NotInTime:
+            late = f"{DID_NOT_ANSWER}: no answer within {search.timeout_s:.2f} s"
+            return self._ask_mirror(search, self._failed(late, now_ms))
+        except IndexFailure as error:
+            return self._ask_mirror(search, self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms))
         self._breaker.succeeded()
         metrics.INDEX_IN_USE.set(1)
         self._look_closely(search, found, now_ms)
@@ -120,7 +125,7 @@ class Retrieval:
             try:
                 found = ask_index(release, [query], self._settings.search_s)
             except IndexFailure as error:
-                self._failed(error, now_ms)
+                self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms)
         return None if found is None else found[0]
 
     def close(self) -> None:
@@ -148,7 +153,7 @@ class Retrieval:
         try:
             [found] = pending.result()
         except IndexFailure as error:
-            self._failed(error, now_ms)
+            self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms)
             return
         [exact] = self.search_mirror([query], release) or [found]
         if self._audit.is_good(recall := self._audit.add(found, exact)):
@@ -156,7 +161,7 @@ class Retrieval:
             self._audit.forget()
             self._breaker.succeeded()
         else:
-            self._failed(IndexFailure(f"recall of a sample is {recall:.3f}"), now_ms)
+            self._failed(f"the index found {recall:.3f} of a sample's exact answer", now_ms)
 
     def _ask_mirror(self, search: Search, reason: str) -> Answer:
         found = self.search_mirror(search.queries, search.release)
@@ -164,9 +169,7 @@ class Retrieval:
             return Answer(None, "trending", f"{reason or 'the index is not asked'}; {NO_MIRROR}")
         return Answer(found, "mirror", reason) if reason else Answer(found)
 
-    def _failed(self, error: Exception, now_ms: int) -> str:
-        said = f"no answer within {self._settings.search_s:.2f} s" if isinstance(error, NotInTime) else str(error)
-        reason = f"the index did not answer: {said}"
+    def _failed(self, reason: str, now_ms: int) -> str:
         if not self._breaker.is_open:
             log.warning("the index is left alone", reason=reason)
         self._breaker.failed(now_ms, reason)
@@ -182,7 +185,7 @@ class Retrieval:
             self._audit.add(found[at], exact)
         if (alarm := self._audit.alarm()) is not None:
             self._audit.forget()
-            self._failed(IndexFailure(alarm), now_ms)
+            self._failed(alarm, now_ms)
 
 
 def ask_index(release: LiveRelease, queries: Sequence[Query], timeout_s: float) -> list[Ids]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.bundle import Manifest
-from tests.serving.worlds import train_small
+from tests.serving.worlds import ExactIndex, load, train_small
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -28,3 +28,12 @@ def bundles_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundles(bundles_dir: Path) -> Sequence[Manifest]:
     """Two releases of the same 40 items. Tests only read them."""
     return [train_small(bundles_dir, seed) for seed in (1, 2)]
+
+
+@pytest.fixture
+def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
+    """Both of them, searched exactly."""
+    index = ExactIndex()
+    for manifest in bundles:
+        index.fill(load(bundles_dir, manifest))
+    return index

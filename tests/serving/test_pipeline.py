@@ -41,14 +41,6 @@ NOW_MS = CREATED_MS + 60_000
 
 
 @pytest.fixture
-def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
-    index = ExactIndex()
-    for manifest in bundles:
-        index.fill(load(bundles_dir, manifest))
-    return index
-
-
-@pytest.fixture
 def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
     return load_release(bundles_dir, bundles[0].version, index)
 

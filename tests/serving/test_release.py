@@ -35,14 +35,6 @@ WAIT_S = 10.0
 
 
 @pytest.fixture
-def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
-    index = ExactIndex()
-    for manifest in bundles:
-        index.fill(load(bundles_dir, manifest))
-    return index
-
-
-@pytest.fixture
 def catalogue() -> CatalogueView:
     return CatalogueView()
 

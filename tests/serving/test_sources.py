@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from infra.settings import Serving
 from models.bundle import Manifest
 from models.filter_syntax import parse_filter
-from serving.draft import Answered, Asked, Draft, nothing_found
+from serving.draft import Answered, Asked, Draft
 from serving.filtering import banned_by, wanted
 from serving.fresh import FreshView
 from serving.release import LiveRelease, load_release
@@ -269,7 +269,3 @@ def test_fresh_items_grow_old_come_and_go() -> None:
     fresh.put("n3", None, NOW_MS)
     fresh.remove("unheard")
     assert [name for _, name in fresh.newest(NOW_MS + 10)] == ["n2"]
-
-
-def test_an_empty_draft_has_nothing() -> None:
-    assert nothing_found().item_ids == []
