@@ -16,7 +16,7 @@ from streams.messages import Impression, RecommendReply, Shown, decode, encode
 
 pytestmark = pytest.mark.system
 
-NOW_MS = 1_700_000_000_000
+NOW_MS = int(time.time() * 1000)  # what is older than the topic's retention, a broker may delete at any moment
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -22,10 +23,12 @@ class Writer:
         topics.create_topics(kafka)
         self._producer = KafkaProducer(**kafka_python_options(kafka))
 
-    def write(self, topic: str, count: int, partition: int = 0) -> None:
+    def write(self, topic: str, count: int, partition: int = 0, at_ms: int | None = None) -> None:
+        """`count` records, numbered; with `at_ms` the first is of then and each other one of a second later."""
         name = self.kafka.topic_prefix + topic
         for number in range(count):
-            self._producer.send(name, key=b"k", value=str(number).encode(), partition=partition)
+            then = None if at_ms is None else at_ms + 1000 * number
+            self._producer.send(name, key=b"k", value=str(number).encode(), partition=partition, timestamp_ms=then)
         self._producer.flush(10)
 
     def close(self) -> None:
@@ -99,6 +102,16 @@ def test_a_rewind_reads_everything_again(writer: Writer) -> None:
         follower.rewind()
         assert not follower.caught_up
         assert numbers(read_to_end(follower)) == [0, 1, 2, 3]
+
+
+def test_reading_begins_at_a_time(writer: Writer) -> None:
+    began_ms = int(time.time() * 1000) - 200_000
+    writer.write(topics.IMPRESSIONS, 100, partition=0, at_ms=began_ms)
+    writer.write(topics.IMPRESSIONS, 3, partition=1, at_ms=began_ms)
+    with TopicFollower(writer.kafka, topics.IMPRESSIONS) as follower:
+        for at_s, left in ((50, 50), (0, 103), (2, 98 + 1), (99.5, 0)):
+            follower.go_to(began_ms + int(at_s * 1000))
+            assert len(read_to_end(follower)) == left
 
 
 def test_a_missing_topic_is_named_with_the_command_that_makes_it(kafka_settings: Settings) -> None:
