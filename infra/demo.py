@@ -115,14 +115,14 @@ def _examples_of(past: pl.DataFrame, settings: Settings) -> int:
 def _train(
     past: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame, settings: Settings, learnt: int, step: Step
 ) -> Manifest:
-    import torch
 
     from infra.retraining import delays_of
     from models.stored_log import store_frame
     from models.stored_searches import store_searches
+    from models.threads import limit_threads
     from models.training import train_bundle
 
-    torch.set_num_threads(settings.model.threads)
+    limit_threads(settings.model.threads)
     with tempfile.TemporaryDirectory(prefix="nextwatch-") as scratch:
         completed_s = settings.history.completed_s
         log = store_frame(past, Path(scratch), completed_s=completed_s, source="the world's past")

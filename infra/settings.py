@@ -160,7 +160,7 @@ class Model(Section):
     half_life_events: Annotated[float, Field(ge=0)] = Field(
         0.0, description="of the popularity coordinate, in watches; 0: what the validation days say"
     )
-    threads: Count = Field(1, description="of torch in `nextwatch train`; more only help on idle cores")
+    threads: Count = Field(1, description="of torch and BLAS in `nextwatch train`; more only help on idle cores")
     seed: int = 1
 
 
@@ -204,7 +204,7 @@ class Trainer(Section):
     )
     batch: Count = Field(256, description="most examples per step")
     wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
-    threads: Count = Field(1, description="of torch in the trainer worker")
+    threads: Count = Field(1, description="of torch and BLAS in the trainer worker")
     evaluate_scores: Annotated[int, Field(ge=0)] = Field(
         500_000, description="scores per batch spent on ranking examples before they are learnt"
     )
@@ -251,7 +251,9 @@ class Serving(Section):
     ranker_format: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the ranker's weights; auto: bfloat16 where the processor computes with it"
     )
-    threads: Count = Field(1, description="of torch in one serving worker; small batches gain nothing from more")
+    threads: Count = Field(
+        1, description="of torch and BLAS in one serving worker; small batches gain nothing from more"
+    )
 
 
 class Selection(Section):

@@ -36,7 +36,7 @@ class Sources:
         self, drafts: Sequence[Draft], live: LiveRelease, after: Floats, similar: Sequence[Ids]
     ) -> dict[str, list[Nominees]]:
         """By source: what it nominates for each draft. `after` [B, D] are the vectors after the last watches; `similar`
-        what the index has found for them, empty where it was not asked."""
+        what was found for them along with the candidates, empty where nothing was."""
         settings = self.settings
         found: dict[str, list[Nominees]] = {}
         if settings.trending:
@@ -58,9 +58,9 @@ class Sources:
     def _similar(
         self, drafts: Sequence[Draft], live: LiveRelease, after: Floats, similar: Sequence[Ids]
     ) -> list[Nominees]:
-        """From the mirror where there is one, else from what the index has found."""
+        """From what was found along with the candidates, else from the mirror."""
         began = time.perf_counter()
-        if live.mirror is not None:
+        if not similar and live.mirror is not None:
             similar = self.retrieval.search_mirror(queries_of(drafts, after, LOOK * self.settings.similar), live) or []
             metrics.SOURCE_TIME.labels(SIMILAR).observe(time.perf_counter() - began)
         if len(similar) != len(drafts):

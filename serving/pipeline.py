@@ -93,9 +93,9 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
         if personal:
             left_s = max(draft.asked.left_s(settings.deadline_s) for draft in personal)
             queries = queries_of(personal, vectors, settings.candidates)
-            if live.mirror is None and settings.similar:
-                queries += queries_of(personal, after, LOOK * settings.similar)
-            search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=SEARCH_SHARE * left_s)
+            similar = queries_of(personal, after, LOOK * settings.similar) if settings.similar else []
+            left_s *= SEARCH_SHARE
+            search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
     searched_at, read = time.perf_counter(), kitchen.views.marks.of(USER_HISTORIES)
     return Begun(drafts, personal, vectors, after, live, search, stages, now_ms, searched_at, read)
 

@@ -78,15 +78,28 @@ class Retrieval:
         metrics.INDEX_IN_USE.set(1)
         self._probe: tuple[Future[list[Ids]], Query, LiveRelease] | None = None
 
-    def start(self, queries: Sequence[Query], release: LiveRelease, *, now_ms: int, left_s: float) -> Search:
-        """Begin to search; `left_s` is the longest that this may take."""
+    def start(
+        self,
+        queries: Sequence[Query],
+        release: LiveRelease,
+        *,
+        now_ms: int,
+        left_s: float,
+        others: Sequence[Query] = (),
+    ) -> Search:
+        """Begin to search; `left_s` is the longest that this may take.
+
+        `others` are answered behind the queries where they are cheap or nobody else can: one pass over the mirror
+        answers all, and without a mirror the index is asked. Else they are left out.
+        """
         timeout_s = max(LEAST_SEARCH_S, min(left_s, self._settings.search_s))
         deadline_s = time.monotonic() + timeout_s
         reason = self._reason(queries, release, now_ms)
         if reason is not None:
-            return Search(queries, release, None, timeout_s, deadline_s, reason)
-        pending = self._threads.submit(ask_index, release, queries, timeout_s)
-        return Search(queries, release, pending, timeout_s, deadline_s)
+            return Search([*queries, *others], release, None, timeout_s, deadline_s, reason)
+        asked = queries if release.mirror is not None else [*queries, *others]
+        pending = self._threads.submit(ask_index, release, asked, timeout_s)
+        return Search(asked, release, pending, timeout_s, deadline_s)
 
     def finish(self, search: Search, *, now_ms: int) -> Answer:
         """Wait for the index, and ask the mirror if it has not answered."""

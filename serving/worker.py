@@ -35,6 +35,7 @@ from indexer.collection import Index
 from infra import metrics
 from infra.health import Health, serve_health
 from infra.settings import Serving, Settings
+from models.threads import limit_threads
 from serving.desk import Cook, Desk, Work
 from serving.feed import Feed
 from serving.handed_over import HandedOver
@@ -68,7 +69,7 @@ def run_serving(settings: Settings, stop: threading.Event) -> None:
 
     Raises TopicMissing, ServiceError (the metrics port is taken) and KafkaError (no broker) at the start.
     """
-    torch.set_num_threads(settings.serving.threads)
+    limit_threads(settings.serving.threads)
     health = Health("serving", waiting_for="Kafka")
     with serve_health(health, settings, started_ms=_now_ms()):
         worker = Worker(settings, health)

@@ -63,9 +63,9 @@ def backtest(
     if test_from is not None and test_fraction is not None:
         raise typer.BadParameter("give --test-from or --test-fraction, and not both")
     settings = context.obj.settings
-    import torch
+    from models.threads import limit_threads
 
-    torch.set_num_threads(settings.model.threads)
+    limit_threads(settings.model.threads)
     cut = read_cut(test_from, test_fraction)
     if stage is BacktestStage.RANKING:
         if live or searches is not None or validation_fraction is not None:

@@ -177,17 +177,17 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Step]:
 
 def _train(settings: Settings, job: Job, step: Step) -> Any:
     """The manifest of the bundle; None in a process that only helped."""
-    import torch
 
     from infra.retraining import delays_of, served_examples
     from models.distributed import process_group
     from models.log import parse_mapping, read_items
     from models.stored_log import store_log
     from models.stored_searches import store_searches
+    from models.threads import limit_threads
     from models.training import help_training, train_bundle
     from streams.archive import store_archive
 
-    torch.set_num_threads(settings.model.threads)
+    limit_threads(settings.model.threads)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if job.stage is TrainStage.RANKING:
         return _train_ranker(settings, job, step)

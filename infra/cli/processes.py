@@ -77,9 +77,9 @@ def _app_of(name: WorkerName, settings: Settings, health: Any) -> Any:
         from streams.trending_app import create_trending_app
 
         return create_trending_app(settings, health)
-    import torch
 
+    from models.threads import limit_threads
     from streams.trainer_app import create_trainer_app
 
-    torch.set_num_threads(settings.trainer.threads)
+    limit_threads(settings.trainer.threads)
     return create_trainer_app(settings, health)

@@ -24,6 +24,7 @@ from models.ranker import Ranker
 from models.ranker_training import train_ranker
 from models.ranking_examples import SCOPES
 from models.ranking_request import RankingQuery, moment_of, read_requests
+from models.threads import limit_threads
 from serving.ranking import score_candidates
 from serving.release import LiveRelease
 from streams.messages import Context, ShownList, UserHistory, Watch
@@ -42,7 +43,7 @@ Measured = dict[str, list[float]]
 
 def measure(report: Report, quick: bool) -> None:
     """Milliseconds of a whole ranking and of its parts, one request and a batch of 8, one thread."""
-    torch.set_num_threads(1)
+    limit_threads(1)
     turns = QUICK_TURNS if quick else TURNS
     settings = Settings.model_construct().ranker
     report.title = f"ranking serving: {CANDIDATES} candidates, one thread, in turns"

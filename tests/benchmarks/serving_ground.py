@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from infra.settings import Model, Ranker
 from infra.world import World
 from models.bundle import Bundle, read_bundle
 from models.catalogue import Catalogue
 from models.stored_log import store_frame
+from models.threads import limit_threads
 from models.training import train_bundle
 from streams.messages import Context, Item, ShownList, Trending, UserHistory, Watch
 from tests.benchmarks.ranking_ground import DAY_MS, say, scratch
@@ -33,7 +33,7 @@ NOTE = (
 
 def small_release(quick: bool) -> Bundle:
     """What towers and ranker learn of the world, as `nextwatch train` would learn it; less well where `quick`."""
-    torch.set_num_threads(1)
+    limit_threads(1)
     say("training a release")
     now_ms = time.time_ns() // MINUTE_MS * MINUTE_MS // 1_000_000
     world = World(seed=5, start_ms=now_ms)

@@ -26,6 +26,7 @@ from models.ranker import Ranker
 from models.ranker_net import RankerNet
 from models.ranker_training import train_ranker
 from models.ranking_request import RankingQuery, moment_of
+from models.threads import limit_threads
 from tests.benchmarks.ranking_ground import LISTS, NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
 from tests.benchmarks.ranking_serving import CANDIDATES, one_request, tensors_of
 from tests.benchmarks.report import Report, quantile
@@ -66,7 +67,7 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 def measure(report: Report, quick: bool) -> None:
     """The pass of a ranker on 500 candidates of 1 and of 8 requests in each number format, one thread, in turns."""
-    torch.set_num_threads(1)
+    limit_threads(1)
     report.title = f"serving ranking: the networks' pass on {CANDIDATES} candidates, one thread, in turns"
     report.note(
         f"{NOTICE}; tau-b of the top {TOP} by float32, mean and least over requests; same: share of that top kept"
