@@ -1,8 +1,8 @@
 """What whole-system tests run against: a real broker of each kind and a real Milvus Lite server, once per test run.
 
-`kafka` runs its tests on noida, and on Apache Kafka too whenever KAFKA_HOME is set. Tests share the services and are
-kept apart by `kafka.topic_prefix`, which the `settings` fixture makes unique. A broken service is a failure; only a
-missing noida wheel on a developer's machine skips.
+`kafka` is Apache Kafka where KAFKA_HOME is set, else noida; tests that are marked with `on_both_brokers` run on both
+then. Tests share the services and are kept apart by `kafka.topic_prefix`, which the `settings` fixture makes unique. A
+broken service is a failure; only a missing noida wheel on a developer's machine skips.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ hypothesis_settings.register_profile("same-examples", derandomize=True)
 hypothesis_settings.load_profile("same-examples")
 
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
-# for the longest tests: not on both brokers, but on the one that is a real one where it is there
+# tests run on the real broker where it is there; these ones, which show how we get on with each of them, on both
+on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
 on_the_best_broker = pytest.mark.parametrize("broker", BROKERS[-1:], indirect=True)
 
 
@@ -58,7 +59,7 @@ def environ_for(kind: str) -> dict[str, str]:
     return environ
 
 
-@pytest.fixture(scope="session", params=BROKERS)
+@pytest.fixture(scope="session", params=BROKERS[-1:])
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A running broker that tests share: they must not stop it."""
     data_dir = tmp_path_factory.mktemp(f"broker-{request.param}")
@@ -69,7 +70,7 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def kafka(broker: Broker) -> str:
-    """`host:port` of a running broker; a test that uses it runs once for each kind."""
+    """`host:port` of a running broker; see `on_both_brokers`."""
     return broker.bootstrap
 
 
@@ -105,5 +106,5 @@ def kafka_settings(kafka: str, make_settings: Callable[..., Settings]) -> Settin
 
 @pytest.fixture
 def settings(kafka: str, milvus_uri: str, make_settings: Callable[..., Settings]) -> Settings:
-    """For a whole-system test: a running broker (each kind in turn) and a running Milvus."""
+    """For a whole-system test: a running broker and a running Milvus."""
     return make_settings(kafka, milvus_uri)

@@ -42,10 +42,11 @@ from streams.topics import (
     create_topics,
     partition_of,
 )
+from tests.conftest import on_both_brokers
 from tests.system import ALL, Cluster, cli, process, run_cli, wait_for_health, wait_until, with_section
 from tests.traffic import CHANNELS, PER_CHANNEL, WAIT_S, Histories, Reader, Traffic, item_id, now_ms, past, users_by_crc
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, on_both_brokers]
 
 PARTITIONS = 2
 EVERYTHING = CHANNELS * PER_CHANNEL + 50  # more than there are items

@@ -14,9 +14,10 @@ from serving.async_client import AsyncRecommendClient
 from serving.client import RequestFailed, RequestTimeout
 from streams.messages import RecommendRequest
 from streams.topics import create_topics
+from tests.conftest import on_both_brokers
 from tests.serving.responder import echo, responding
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, on_both_brokers]
 
 WAIT_S = 20.0
 

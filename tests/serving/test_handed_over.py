@@ -13,8 +13,9 @@ from serving.handed_over import HandedOver, Recent, read_recent
 from serving.repeats import Key
 from streams import topics
 from streams.messages import Impression, RecommendReply, Shown, decode, encode
+from tests.conftest import on_both_brokers
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, on_both_brokers]
 
 NOW_MS = int(time.time() * 1000)  # what is older than the topic's retention, a broker may delete at any moment
 

@@ -13,8 +13,9 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
 from streams import topics
 from streams.follow import TopicFollower, TopicMissing
+from tests.conftest import on_both_brokers
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, on_both_brokers]
 
 
 class Writer:

@@ -13,8 +13,9 @@ from infra.settings import Kafka, Settings
 from streams.follow import TopicFollower
 from streams.outbox import BATCH_BYTES, Outbox, create_producer
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, TRENDING, WATCH_EVENTS
+from tests.conftest import on_both_brokers
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, on_both_brokers]
 
 
 @pytest.fixture
