@@ -1,12 +1,9 @@
-"""The hand-over between releases: what is built, announced and dropped, whatever happens in between."""
+"""The hand-over between releases: what is built, announced and dropped. Whatever happens in between is in
+test_handover_machine.py."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from indexer.handover import (
     WHOLE,
@@ -15,7 +12,6 @@ from indexer.handover import (
     Drop,
     Releases,
     announced,
-    announced_ms,
     decide,
     forget_server,
     hear,
@@ -124,129 +120,3 @@ def test_a_topic_that_was_lost_is_told_again_of_a_collection_that_was_not() -> N
 
 def test_a_bundle_that_cannot_be_used_is_passed_over() -> None:
     assert next_actions(heard(bundle("a")), {}, unusable=frozenset({"a"})) == []
-
-
-class HandOver(RuleBasedStateMachine):
-    """The topic, Milvus, two servers and an indexer that may die between any two effects."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.topic: list[Release] = []
-        self.marks: dict[str, str] = {}  # what Milvus holds
-        self.complete: set[str] = set()  # and which of it really is
-        self.serving: dict[str, str] = {}  # living servers
-        self.now_ms = 0
-        self.start()
-
-    def start(self) -> None:
-        """A new indexer: it knows only what the topic and Milvus tell."""
-        self.releases = Releases()
-        self.position = 0
-        self.building = ""
-        self.todo: list[Any] = []
-
-    def read(self) -> None:
-        for message in self.topic[self.position :]:
-            self.releases = hear(self.releases, message, self.now_ms)
-        self.position = len(self.topic)
-
-    @rule()
-    def publish(self) -> None:
-        self.topic.append(bundle(f"v{sum(isinstance(m, BundlePublished) for m in self.topic):03}"))
-
-    @rule()
-    def crash(self) -> None:
-        self.start()
-
-    @rule()
-    def look(self) -> None:
-        if not self.todo:
-            self.read()
-            self.todo = decide(self.releases, self.marks, building=self.building, timeout_ms=TIMEOUT_MS)
-
-    @precondition(lambda self: self.todo)
-    @rule()
-    def act(self) -> None:
-        action = self.todo[0]
-        match action:
-            case Drop(version):
-                self.drop(version)
-            case Build(version):
-                assert version not in self.marks
-                self.marks[version] = ""
-                self.building = version
-            case Announce(version):
-                if not (self.topic and self.topic[-1] == ready(version, self.now_ms)):
-                    assert version in self.complete, "an incomplete collection was announced"
-                    self.topic.append(ready(version, self.now_ms))
-                    return  # acknowledged; the mark is the next step, and a crash may come between
-                self.marks[version] = announced(self.now_ms)
-        del self.todo[0]
-
-    def drop(self, version: str) -> None:
-        if version in self.complete:
-            assert version not in self.serving.values(), "a served collection was dropped"
-            assert version != self.live(), "the live collection was dropped"
-        self.marks.pop(version, None)
-        self.complete.discard(version)
-        self.building = "" if self.building == version else self.building
-
-    @precondition(lambda self: self.building)
-    @rule()
-    def fill(self) -> None:
-        if self.building not in self.complete:
-            self.complete.add(self.building)
-        else:
-            self.marks[self.building] = WHOLE
-            self.building = ""
-
-    @rule(server=st.sampled_from("st"), passed_s=st.integers(0, 20))
-    def heartbeat(self, server: str, passed_s: int) -> None:
-        """A living server takes over what is announced, and says so. Servers are never silent for a minute."""
-        self.now_ms += passed_s * 1000
-        live = self.live()
-        if live:
-            assert live in self.complete, "servers were told of a collection that is not there"
-            self.serving[server] = live
-        for name, version in {server: "", **self.serving}.items():
-            self.topic.append(ServerState(name, version, self.now_ms))
-        self.read()
-
-    @rule(server=st.sampled_from("st"))
-    def server_dies(self, server: str) -> None:
-        self.serving.pop(server, None)
-
-    @precondition(lambda self: not self.todo)
-    @rule()
-    def roll_back(self) -> None:
-        live = self.live()
-        told = {v: ms for v, mark in self.marks.items() if (ms := announced_ms(mark)) is not None and v != live}
-        if live and told:
-            self.topic.append(ready(max(told, key=lambda version: (told[version], version)), self.now_ms))
-
-    def live(self) -> str:
-        return next((m.version for m in reversed(self.topic) if isinstance(m, IndexReady)), "")
-
-    @invariant()
-    def marked_collections_are_complete(self) -> None:
-        assert {version for version, mark in self.marks.items() if mark} <= self.complete
-
-    def teardown(self) -> None:
-        """Left alone, the hand-over comes to rest with the newest bundle announced and at most one spare."""
-        rolled_back = self.live()
-        for _ in range(20):
-            self.look()
-            while self.todo:
-                self.act()
-            while self.building:
-                self.fill()
-        self.read()
-        newest = self.releases.bundle.version if self.releases.bundle else ""
-        assert self.live() in {newest, rolled_back}
-        assert not newest or announced_ms(self.marks[newest]) is not None
-        idle = set(self.marks) - {self.live()} - versions_served(self.releases, TIMEOUT_MS)
-        assert len(idle) <= 1
-
-
-HandOver.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestHandOver = HandOver.TestCase
