@@ -17,6 +17,7 @@ from indexer.facts import Facts
 from indexer.patience import Patience
 from indexer.rows import Row, Rows
 from indexer.sphere import longest_of
+from infra.fault_points import reached
 from models.bundle import Bundle
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ def fill(index: Index, bundle: Bundle, rows: Rows, facts: Facts, *, batch: int, 
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     longest = longest_of(bundle.model.item_vectors())
     patiently(lambda: _create(index, version, bundle.manifest.dim, longest, len(item_ids)))
+    reached("indexer: collection created")
     refused = 0
     for start in range(0, len(item_ids), batch):
         places = np.arange(start, min(start + batch, len(item_ids)))

@@ -33,6 +33,7 @@ from indexer.releasing import Collections
 from indexer.rows import Rows
 from indexer.writing import write_all
 from infra import metrics
+from infra.fault_points import reached
 from infra.health import Health, serve_health
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
@@ -172,7 +173,9 @@ class Keeper:
             self._letters.clear()
         changed = {place: offset for place, offset in self._read.items() if offset > self._written.get(place, 0)}
         if changed:
+            reached("indexer: rows written")
             self._offsets.commit(changed)
+            reached("indexer: offsets committed")
             self._written |= changed
 
     def announce(self, ready: IndexReady) -> None:

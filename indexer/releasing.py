@@ -20,6 +20,7 @@ from indexer.handover import WHOLE, Action, Announce, Drop, Releases, Renew, ann
 from indexer.intake import Intake
 from indexer.patience import Patience
 from indexer.verifying import verify
+from infra.fault_points import reached
 from infra.settings import Indexer
 from models.bundle import BundleError, read_bundle
 from streams.messages import IndexReady
@@ -144,6 +145,7 @@ class Collections:
         self._stream.write()
         least, expired = self._settings.least_recall, build.expired
         verify(self._index, build.bundle, self._rows, expired=expired, least_recall=least, patiently=self._patiently)
+        reached("indexer: collection filled")
         self._intake.dims[build.version] = build.bundle.manifest.dim
         self._intake.catching_up, self._intake.made_ms = build.version, build.bundle.manifest.created_ms
         build.bundle = build.steps = None
@@ -154,6 +156,7 @@ class Collections:
             return False
         self._stream.write()
         self._mark(build.version, WHOLE)
+        reached("indexer: marked whole")
         self._intake.catching_up = ""
         self._build = None
         return True
@@ -161,7 +164,9 @@ class Collections:
     def _announce(self, version: str, now_ms: int) -> None:
         items = self._patiently(lambda: self._index.count(version))
         self._stream.announce(IndexReady(version, collection_name(version), items, now_ms))
+        reached("indexer: announced")
         self._mark(version, announced(now_ms))
+        reached("indexer: marked announced")
         log.info("index ready", version=version, items=items)
 
     def _mark(self, version: str, mark: str) -> None:

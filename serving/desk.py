@@ -16,6 +16,7 @@ import structlog
 from msgspec.structs import replace
 
 from infra import metrics
+from infra.fault_points import reached
 from infra.settings import Settings
 from serving.draft import Answered, Asked
 from serving.intake import Address, Letter, PartitionsOf, Unsupported, open_letter
@@ -96,7 +97,9 @@ class Desk:
         for (letter, asked), answered in zip(work.mine, answers, strict=True):
             if answered.impression is not None:  # before its reply: whoever has the list finds it on record
                 self._record(answered.impression, asked.partition)
+                reached("serving: impression sent")
             self._answer(letter, answered.reply, work.now_ms)
+            reached("serving: reply sent")
         return None
 
     @staticmethod

@@ -33,6 +33,7 @@ from kafka.errors import KafkaError, RetriableError
 
 from indexer.collection import Index
 from infra import metrics
+from infra.fault_points import reached
 from infra.health import Health, serve_health
 from infra.settings import Serving, Settings
 from models.threads import limit_threads
@@ -283,6 +284,7 @@ class Worker:
         self._outbox.flush(CLOSE_S)
         self._due |= self._outbox.ledger.acknowledged()
         due, self._due = self._due, {}
+        reached("serving: settled")
         if due:
             self._consumer.commit(_commits(due), timeout_ms=int(CLOSE_S * 1000))
 
@@ -308,6 +310,7 @@ class Worker:
         self._due |= self._outbox.ledger.acknowledged()
         now = time.monotonic()
         if self._due and now - self._commit_at >= COMMIT_EVERY_S:
+            reached("serving: before commit")
             self._consumer.commit_async(_commits(self._due))
             self._due, self._commit_at = {}, now
 
@@ -331,6 +334,7 @@ class Worker:
         metrics.HISTORIES.set(len(views.histories))
         metrics.CATALOGUE.set(len(views.catalogue))
         metrics.QUEUED.set(len(self._queue))
+        self._kitchen.drift.show()
         metrics.MIRROR_ITEMS.set(0 if live is None or live.mirror is None else len(live.mirror))
         if live is not None:
             metrics.MODEL_AGE.set(max(0, _now_ms() - live.created_ms) / 1000)

@@ -21,6 +21,7 @@ from aiokafka.consumer.fetcher import Fetcher
 from faust.types import TP
 
 from infra import metrics
+from infra.fault_points import reached
 from infra.health import Health
 from infra.kafka_clients import faust_options
 from infra.settings import Settings
@@ -163,6 +164,7 @@ async def handle_batches(
         metrics.BATCH_SIZE.labels(stage).observe(len(batch))
         with metrics.BATCH_TIME.labels(stage).time():
             bug = await to_the_end(handle(batch))
+        reached(f"{stage}: batch done")
         if bug is not None:
             app.add_future(_stop_after(app, bug))
 

@@ -22,6 +22,7 @@ from typing import Any
 import faust
 
 from infra import metrics
+from infra.fault_points import reached
 from infra.health import Health
 from infra.settings import Settings
 from streams import topics
@@ -56,9 +57,11 @@ async def handle(batch: Sequence[Raw], histories: Any, outbox: Outbox, settings:
     """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
     changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms())
     await outbox.flush()
+    reached("history: examples sent")
     for user_id, newer in changed.items():
         put(histories, topics.USER_HISTORIES, user_id, newer, outbox, settings.kafka.partitions)
     await outbox.flush()
+    reached("history: histories sent")
     acknowledged_ms = now_ms()
     for produced_ms in sent_ms:
         metrics.EVENT_TO_HISTORY.observe(max(0, acknowledged_ms - produced_ms) / 1000)

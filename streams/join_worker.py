@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from infra import metrics
+from infra.fault_points import reached
 from infra.settings import Kafka, Settings
 from streams import topics
 from streams.attribution import Rules
@@ -84,9 +85,11 @@ class JoinWorker:
                 partition = self.partitions[number]
                 self._add_rows(partition.statistics.publish(pushed_by=partition.pushed_by), outbox)
             await outbox.flush()
+            reached("join: examples sent")
             for user_id, state in changed.items():
                 self._keep(state, self._partition_of(user_id), outbox)
             await outbox.flush()
+            reached("join: states sent")
         return bug
 
     async def advance_all(self, outbox: Outbox) -> BaseException | None:
@@ -189,9 +192,11 @@ class JoinWorker:
                 changed.append(step.state)
             self._add_rows(partition.statistics.publish(closed_ms=reached_ms), outbox)
             await outbox.flush()
+            reached("join: closings sent")
             for state in changed:
                 self._keep(state, partition, outbox)
             await outbox.flush()
+            reached("join: closed states sent")
 
     def _note(self, before: JoinState, step: Step, partition: Partition, outbox: Outbox) -> None:
         """Count what happened, and put its examples into the outbox."""

@@ -30,6 +30,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 
 from infra import metrics
+from infra.fault_points import reached
 from infra.health import Health
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
@@ -282,7 +283,9 @@ class TrainerWorker:
         self, rows: Iterable[tuple[bytes, ItemVector | None]], progress: tuple[bytes, ItemVector]
     ) -> None:
         await self._publish(rows)
+        reached("trainer: rows sent")
         await self._publish([progress])
+        reached("trainer: progress sent")
 
     async def _publish(self, rows: Iterable[tuple[bytes, ItemVector | None]]) -> None:
         outbox = self._outbox()

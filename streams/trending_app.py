@@ -17,6 +17,7 @@ from typing import Any
 
 import faust
 
+from infra.fault_points import reached
 from infra.health import Health
 from infra.settings import Kafka, Settings
 from streams import topics
@@ -67,6 +68,7 @@ async def handle(
     for partition in touched:
         publish(partition, counts[partition], outbox)
     await outbox.flush()
+    reached("trending: counts sent")
     return bug
 
 

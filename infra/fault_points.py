@@ -1,0 +1,63 @@
+"""The steps of the commit protocols at which a test can have the process die: by SIGKILL, as a crash would end it there.
+
+Off, and next to free, unless the variable TEST_NEXTWATCH_FAULT_POINTS names a directory. Only tests set it, and it is
+no setting: those begin with NEXTWATCH_, and a name that is none of them is refused. A point is armed by a file of its
+name in that directory that holds a number: the process that reaches the point for the so-manieth time puts the file
+aside and kills itself, so that whoever is started in its place does not die of it again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+VARIABLE = "TEST_NEXTWATCH_FAULT_POINTS"
+DIED = ".died"  # after the name of a point that somebody has died of
+
+POINTS = (
+    "history: examples sent",
+    "history: histories sent",
+    "history: batch done",
+    "join: examples sent",
+    "join: states sent",
+    "join: closings sent",
+    "join: closed states sent",
+    "join: batch done",
+    "trending: counts sent",
+    "trending: batch done",
+    "trainer: rows sent",
+    "trainer: progress sent",
+    "trainer: batch done",
+    "indexer: rows written",
+    "indexer: offsets committed",
+    "indexer: collection created",
+    "indexer: collection filled",
+    "indexer: marked whole",
+    "indexer: announced",
+    "indexer: marked announced",
+    "serving: impression sent",
+    "serving: reply sent",
+    "serving: before commit",
+    "serving: settled",
+)
+
+_directory = os.environ.get(VARIABLE)
+
+
+def reached(point: str) -> None:
+    """Called at a point; does not return if the point is armed and this is the time."""
+    if _directory:
+        _die_if_armed(Path(_directory) / point)
+
+
+def _die_if_armed(armed: Path) -> None:
+    try:
+        left = int(armed.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    if left > 1:
+        armed.write_text(str(left - 1), encoding="utf-8")
+        return
+    armed.rename(armed.with_name(armed.name + DIED))
+    os.kill(os.getpid(), signal.SIGKILL)
