@@ -22,6 +22,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from infra import metrics
 from infra.claims import port_error
 from infra.run_files import reachable, run_file
 from infra.settings import Settings
@@ -69,6 +70,7 @@ def serve_health(
         server = _Server((host, port), _handler(health, registry))
     except OSError as error:
         raise port_error(error, host, port, "metrics.port") from None
+    metrics.READY.set_function(lambda: float(health.live and health.ready))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="health", daemon=True)
     thread.start()
     address = f"{host}:{server.server_address[1]}"

@@ -22,6 +22,7 @@ from models.candidates import CandidateModel, Reader, with_one
 from models.catalogue import NO_IDS, Catalogue
 from models.cold_start import ColdStart
 from models.columns import Columns
+from models.drift import turned_and_grown
 from models.examples import Examples, Queries
 from models.losses import Extra, shared_softmax
 from models.popularity import Popularity
@@ -275,6 +276,12 @@ class IncrementalTrainer:
         Rows that were freed meanwhile are no one's."""
         due = self._refreshes.due(limit)
         return due[[bool(self.item_ids[row]) for row in due.tolist()]] if self._free else due
+
+    def drift(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Of those of the rows [R] that the release has too [<= R]: how far each has turned and grown since
+        (models.drift)."""
+        old = rows[self.in_release(rows)]
+        return turned_and_grown(self._vectors.values.numpy()[old], self._released[old])
 
     def in_release(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """bool [R]: whether each row is an item that the release has in that very row."""

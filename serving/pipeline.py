@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -23,6 +23,7 @@ from infra import metrics
 from infra.settings import Selection, Serving
 from models.moment import TWO_TOWER
 from serving.draft import Answered, Asked, Draft, Found, Stages
+from serving.drift import AnswerDrift
 from serving.filtering import banned_by, wanted
 from serving.nominating import Sources, queries_of
 from serving.ranking import Pace, score_candidates
@@ -55,6 +56,7 @@ class Kitchen:
     selection: Selection
     served_by: str
     seen_days: int = 90
+    drift: AnswerDrift = field(default_factory=AnswerDrift)
 
 
 @dataclass
@@ -113,6 +115,7 @@ def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
         with stages("rank"):
             in_time = drop_late(personal, stages.spent_s, kitchen.pace, kitchen.settings)
             rank(in_time, live, kitchen.views.statistics, kitchen.pace, now_ms)
+        kitchen.drift.observe(live.version, personal)
     with stages("select"):
         for draft in begun.drafts:
             add_pins(draft, kitchen.selection, may_be_shown)

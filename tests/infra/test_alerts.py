@@ -1,6 +1,13 @@
-"""The alert rules speak of metrics that exist, under the labels that they have."""
+"""The alarms: their metrics exist under the labels that they have, Prometheus can read them, and each one fires when it
+should and is silent when it should be (alerts_test.yml, by `promtool`)."""
 
+from __future__ import annotations
+
+import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,18 +15,113 @@ import yaml
 from prometheus_client import REGISTRY
 
 from infra import metrics
+from infra.metrics import LAG
 
 INFRA = Path(metrics.__file__).parent
+UNIT_TESTS = Path(__file__).with_name("alerts_test.yml")
 RULES = [rule for group in yaml.safe_load((INFRA / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+METRIC = re.compile(r"(?<![:\w])((?:nextwatch|process)_\w+)(?:\{([^}]*)\})?")
+SCRAPED = {"instance", "job", "process"}  # labels that Prometheus and its target file add
 
 
 def test_prometheus_loads_the_rules():
     assert yaml.safe_load((INFRA / "prometheus.yml").read_text())["rule_files"] == ["alerts.yml"]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
-def test_every_metric_of_a_rule_is_one_of_ours(rule: dict):
+@pytest.mark.parametrize("rule", RULES, ids=[rule.get("alert", rule.get("record")) for rule in RULES])
+def test_every_metric_of_a_rule_is_one_of_ours_under_the_labels_that_it_has(rule: dict):
+    for name, matchers in METRIC.findall(rule["expr"]):
+        assert_ours(name, set(re.findall(r"(\w+)\s*[=!]", matchers)))
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=[rule["alert"] for rule in ALERTS])
+def test_every_alarm_says_what_is_wrong_the_way_out_and_how_urgent_it_is(rule: dict):
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert rule["annotations"]["summary"] and len(rule["annotations"]["description"]) > 60
+
+
+def test_every_recorded_series_of_an_alarm_is_recorded():
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    used = {name for rule in ALERTS for name in re.findall(r"nextwatch:[\w:]+", rule["expr"])}
+    assert used == recorded
+
+
+def test_every_alarm_has_a_case_in_which_it_fires():
+    text = UNIT_TESTS.read_text()
+    assert [rule["alert"] for rule in ALERTS if f'{{alertname="{rule["alert"]}"' not in text] == []
+
+
+def panel_expressions() -> list[str]:
+    panels = json.loads((INFRA / "grafana.json").read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def test_the_panels_of_the_dashboard_show_metrics_that_exist():
+    assert len(panel_expressions()) >= 20
+    for expression in panel_expressions():
+        for name, matchers in METRIC.findall(expression):
+            assert_ours(name, set(re.findall(r"(\w+)\s*[=!]", matchers)))
+
+
+def assert_ours(name: str, labels: set[str]) -> None:
+    """A sample of this name is served, and these are labels of it."""
     families = {family.name: family for family in REGISTRY.collect()}
-    for name in re.findall(r"nextwatch_\w+", rule["expr"]):
-        assert name.removesuffix("_total") in families, name
-    assert rule["annotations"]["summary"]
+    known = families.get(re.sub(r"_(total|bucket|count|sum)$", "", name)) or families.get(name)
+    assert known is not None, f"{name} is no metric of infra/metrics.py"
+    collector = REGISTRY._names_to_collectors.get(name)
+    own = set(getattr(collector, "_labelnames", ())) | ({"le"} if name.endswith("_bucket") else set())
+    assert labels <= own | SCRAPED, f"{name} has no label {labels - own - SCRAPED}"
+
+
+def test_the_name_check_finds_a_metric_and_a_label_that_are_not_there():
+    assert_ours("nextwatch_consumer_lag_messages", {"topic", "process"})
+    with pytest.raises(AssertionError, match="no metric"):
+        assert_ours("nextwatch_consumer_lags", set())
+    with pytest.raises(AssertionError, match="no label"):
+        assert_ours(LAG._name, {"topics"})
+
+
+# --- with promtool: Debian's package of the same name, or Prometheus' own download -----------------------------------
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    found = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if not found:
+        pytest.skip("no promtool on PATH, nor in PROMTOOL: `apt-get install promtool` brings it")
+    return found
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_accepts_its_configuration_and_every_rule(promtool: str):
+    assert f"{len(RULES)} rules found" in run(promtool, "check", "config", str(INFRA / "prometheus.yml"))
+
+
+def test_every_alarm_fires_when_it_should_and_is_silent_when_it_should(promtool: str):
+    assert "SUCCESS" in run(promtool, "test", "rules", str(UNIT_TESTS))
+
+
+def test_the_panels_of_the_dashboard_can_be_computed(promtool: str, tmp_path: Path):
+    rules = [{"record": "panel:x", "expr": each.replace("$__rate_interval", "5m")} for each in panel_expressions()]
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in run(promtool, "check", "rules", "--lint=none", str(file))
+
+
+def test_a_limit_that_is_wrong_is_found(promtool: str, tmp_path: Path):
+    """The unit tests can fail: with the limit of one alarm out of reach its case does."""
+    rules = tmp_path / "alerts.yml"
+    text = (INFRA / "alerts.yml").read_text()
+    rules.write_text(text.replace("nextwatch_audit_recall < 0.95", "nextwatch_audit_recall < 0.1"))
+    cases = yaml.safe_load(UNIT_TESTS.read_text())
+    own = [case for case in cases["tests"] if "answers wrongly" in case["name"]]
+    file = tmp_path / "tests.yml"
+    file.write_text(yaml.safe_dump(cases | {"rule_files": [str(rules)], "tests": own}))
+    done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "NextwatchIndexAnswersWrongly" in done.stdout + done.stderr

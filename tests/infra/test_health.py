@@ -76,6 +76,14 @@ def test_a_process_is_listed_while_it_runs(make_settings: MakeSettings) -> None:
     assert fetch_health(record)["live"] is False
 
 
+def test_whether_it_is_ready_is_a_metric_too(make_settings: MakeSettings) -> None:
+    health = Health("x")
+    with serve_health(health, make_settings(), started_ms=1) as address:
+        assert "\nnextwatch_ready 0.0\n" in get(address, "/metrics")[2]
+        health.ready = True
+        assert "\nnextwatch_ready 1.0\n" in get(address, "/metrics")[2]
+
+
 def test_two_processes_of_one_name_are_both_listed(make_settings: MakeSettings) -> None:
     settings = make_settings()
     with (

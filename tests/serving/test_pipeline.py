@@ -19,6 +19,7 @@ from models.moment import Moment
 from models.ranker import Ranked, id_strings
 from models.ranking_request import RankingQuery, moment_of
 from serving.draft import Answered, Asked
+from serving.drift import AnswerDrift
 from serving.pipeline import begin, finish
 from serving.ranking import Pace
 from serving.release import LiveRelease, load_release
@@ -89,6 +90,13 @@ def test_a_known_user_gets_ranked_items_of_the_live_version(views: Views, live: 
     assert [item.rank for item in reply.items] == list(range(1, 11))
     assert reply.history_watches == 3
     assert reply.history_event_ms == CREATED_MS
+
+
+def test_what_was_scored_is_looked_at_for_drift(views: Views, live: LiveRelease, monkeypatch) -> None:
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(AnswerDrift, "observe", lambda _, version, drafts: seen.append((version, len(drafts))))
+    ask(views, live, RecommendRequest("r", "ann"), RecommendRequest("s", "nobody"))
+    assert seen == [(live.version, 1)], "who has no history is not scored"
 
 
 def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> None:

@@ -64,6 +64,19 @@ def test_a_watched_item_gains(bundle):
     assert viewer @ after > viewer @ before["item-7"] + 0.1
 
 
+def test_how_far_the_moved_rows_are_from_the_release_is_told(bundle):
+    """Of the rows that moved; a new item has no row in the release and is not counted."""
+    trainer = learner(bundle)
+    trainer.learn(numbered(example("item-7", 0, before=("item-3",)), example("a new item", 1)))
+    first = REGISTRY.get_sample_value("nextwatch_item_row_turn") or 0.0
+    for step in range(1, 40):
+        trainer.learn(
+            numbered(*(example("item-7", 10 * step + n, before=("item-3",)) for n in range(5)), start=10 * step)
+        )
+    assert 0 <= first < (REGISTRY.get_sample_value("nextwatch_item_row_turn") or 0.0) < 2
+    assert 0.5 < (REGISTRY.get_sample_value("nextwatch_item_row_growth") or 0.0) < 3
+
+
 def test_an_example_that_was_made_twice_is_learnt_once(bundle):
     """The history worker makes an example again after a crash: another offset, the same watch."""
     once, twice = learner(bundle), learner(bundle)
