@@ -41,6 +41,7 @@ from streams import topics
 from streams.dead_letters import dead_letter
 from streams.follow import TopicFollower, TopicMissing
 from streams.messages import IndexReady, Refused, Release, decode, encode
+from streams.requirements import require_settings
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +56,7 @@ _RELEASE: Any = Release  # a union; mypy wants a class
 def run_indexer(settings: Settings, stop: threading.Event) -> None:
     """Keep the index until `stop` is set. Waits for topics, for Kafka, for Milvus, and for another indexer to leave.
 
-    Raises ServiceError when the metrics port is taken, IndexRefused when Milvus does not let us in.
+    Raises ServiceError when the metrics port is taken, IndexRefused when Milvus does not let us in, TopicUnfit.
     """
     health = Health("indexer")
     index = Index(settings.milvus)
@@ -76,6 +77,7 @@ def run_indexer(settings: Settings, stop: threading.Event) -> None:
 def _keep_index(settings: Settings, stop: threading.Event, health: Health, index: Index) -> None:
     """From joining the group until `stop`, or until another indexer has taken over."""
     health.waiting_for = "Kafka"
+    require_settings(settings, (topics.RELEASES, topics.ITEMS, topics.ITEM_VECTORS))
     with ExitStack() as stack:
         control = stack.enter_context(TopicFollower(settings.kafka, topics.RELEASES, topics.ITEMS))
         vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))
@@ -220,6 +222,8 @@ class Keeper:
                 self._decide_s = 0.0
         elif kind == "server":
             self._releases = handover.forget_server(self._releases, server_id)
+        else:
+            raise Refused("empty", "message has no value, and its key is no server's")
 
     def _refuse(self, topic: str, record: ConsumerRecord, refused: Refused, known: bool) -> None:
         metrics.REJECTED.labels(topic, refused.code).inc()
@@ -227,8 +231,9 @@ class Keeper:
         if known:
             return  # it was reported when it was first read
         place, content = (topic, record.partition, record.offset), (record.key, record.value, record.headers)
-        letter = dead_letter(*place, *content, refused=refused, now_ms=_now_ms())
-        self._letters.append((record.key, encode(letter)))
+        limit = self._settings.kafka.max_message_bytes
+        letter = dead_letter(*place, *content, refused=refused, now_ms=_now_ms(), max_bytes=limit)
+        self._letters.append((letter.key, encode(letter)))
 
     # --- the rest of a round -----------------------------------------------------------------------------------------
 

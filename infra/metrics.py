@@ -16,6 +16,10 @@ SENT = Counter("nextwatch_messages_sent_total", "Messages written and acknowledg
 REJECTED = Counter("nextwatch_messages_rejected_total", "Messages refused, by reason code", ["topic", "code"])
 FORWARDED = Counter("nextwatch_messages_forwarded_total", "Messages moved to their user's partition", ["topic"])
 DUPLICATES = Counter("nextwatch_messages_duplicate_total", "Messages seen before and passed over", ["topic"])
+FORGOTTEN = Counter(
+    "nextwatch_messages_forgotten_total", "Messages from before their user was forgotten, passed over", ["topic"]
+)
+USERS_FORGOTTEN = Counter("nextwatch_users_forgotten_total", "Users deleted from a worker's table", ["worker"])
 LAG = Gauge("nextwatch_consumer_lag_messages", "Messages not yet read", ["topic", "partition"])
 BATCH_TIME = Histogram("nextwatch_batch_seconds", "Time to handle a batch of messages", ["stage"], buckets=_FAST)
 BATCH_SIZE = Histogram(
@@ -24,6 +28,7 @@ BATCH_SIZE = Histogram(
 MODEL_INFO = Gauge("nextwatch_model_info", "1 for the version in use", ["version"])
 MODEL_CREATED = Gauge("nextwatch_model_created_timestamp_seconds", "When the version in use was trained")
 MODEL_AGE = Gauge("nextwatch_model_age_seconds", "Age of the version in use")
+READY = Gauge("nextwatch_ready", "1 while this process says on /health that it is ready")
 
 # history
 EVENT_TO_HISTORY = Histogram(
@@ -54,6 +59,14 @@ NOT_ADMITTED = Counter("nextwatch_training_not_admitted_total", "Examples of new
 EXPIRED = Counter("nextwatch_trainer_expired_total", "Items that left the trainer's table, idle for too long")
 LOSS = Gauge("nextwatch_training_loss", "Sampled-softmax loss of the last step")
 TRAINER_ROWS = Gauge("nextwatch_trainer_rows", "Items in the trainer's table")
+TRAINER_EPOCH = Gauge("nextwatch_trainer_epoch", "Epoch of item vectors that this trainer has claimed, 0: a standby")
+STALE_ROWS = Counter(
+    "nextwatch_stale_rows_total", "Rows of a trainer that had been replaced, found in item-vectors and not counted"
+)
+ROW_TURN = Gauge(
+    "nextwatch_item_row_turn", "1 - cosine between an item's row and the release's, mean of rows that moved lately"
+)
+ROW_GROWTH = Gauge("nextwatch_item_row_growth", "Norm of an item's row over the release's, mean of the same rows")
 PREQUENTIAL_EXAMPLES = Counter("nextwatch_prequential_examples_total", "Examples ranked before they were learnt")
 PREQUENTIAL_HITS = Counter(
     "nextwatch_prequential_hits_total", "Examples whose item was in the top k before learning it", ["model", "k"]
@@ -103,6 +116,16 @@ AUDITED = Counter("nextwatch_audited_answers_total", "Answers of the index compa
 AUDIT_RECALL = Gauge("nextwatch_audit_recall", "Share of the exact answer in the index's, recent answers")
 AUDIT_SCORE_GAP = Gauge("nextwatch_audit_score_gap", "Mean score that the index's answers miss, recent answers")
 INDEX_IN_USE = Gauge("nextwatch_index_in_use", "1 while answers come from the index, 0 while it is left alone")
+SCORE_PSI = Gauge(
+    "nextwatch_score_drift_psi",
+    "Population stability index of recent candidates' scores against the first ones of the release",
+    ["score"],
+)
+SCORE_SHIFT = Gauge(
+    "nextwatch_score_shift_deviations",
+    "Mean of recent candidates' scores less that of the release's first ones, in their standard deviations",
+    ["score"],
+)
 MIRROR_ITEMS = Gauge("nextwatch_mirror_items", "Items whose vectors this server holds in memory")
 HISTORIES = Gauge("nextwatch_histories", "Users in this server's view")
 CATALOGUE = Gauge("nextwatch_catalogue_items", "Items in this server's view")

@@ -210,6 +210,14 @@ class Trainer(Section):
     )
 
 
+class Forget(Section):
+    secret: SecretStr = Field(
+        SecretStr(""),
+        description="only from NEXTWATCH_FORGET__SECRET: without it whoever has a user's id can tell from the topics "
+        "that the user was forgotten; the same for every process, for good",
+    )
+
+
 class Bundles(Section):
     keep: Count = Field(5, description="bundles kept on disk")
 
@@ -302,6 +310,7 @@ class Settings(BaseSettings):
     model: Model = Model()
     ranker: Ranker = Ranker()
     trainer: Trainer = Trainer()
+    forget: Forget = Forget()
     bundles: Bundles = Bundles()
     indexer: Indexer = Indexer()
     serving: Serving = Serving()
@@ -329,7 +338,7 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-SECRETS = (("kafka", "password"), ("milvus", "token"))
+SECRETS = (("kafka", "password"), ("milvus", "token"), ("forget", "secret"))
 
 
 def load_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -17,6 +17,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
+from streams.fetching import unpack_for
 
 _MAX_RECORDS = 5000
 # Between two looks for records. kafka-python's own waiting keeps a core busy when a broker answers empty fetches at
@@ -47,7 +48,7 @@ class TopicFollower:
     def __init__(self, kafka: Kafka, *topics: str, partitions: Iterable[int] | None = None) -> None:
         self._prefix = kafka.topic_prefix
         names = tuple(kafka.topic_prefix + topic for topic in topics)
-        self._consumer = KafkaConsumer(
+        consumer = KafkaConsumer(
             **kafka_python_options(kafka),
             client_id="nextwatch-" + "-".join(topics),
             auto_offset_reset="earliest",
@@ -57,6 +58,7 @@ class TopicFollower:
             max_partition_fetch_bytes=max(1 << 20, 4 * kafka.max_message_bytes),
             reconnect_backoff_max_ms=2000,
         )
+        self._consumer = unpack_for(consumer, kafka)
         self._ends: dict[TopicPartition, int] = {}  # of partitions that are not caught up yet
         try:
             self._all = frozenset(p for name in names for p in self._partitions_of(name))
@@ -97,6 +99,11 @@ class TopicFollower:
             self._ends.pop(place, None)
             if start < ends[place]:
                 self._ends[place] = ends[place]
+
+    def expect_present(self) -> None:
+        """`caught_up` speaks of all that lies in the partitions now, not only when reading began."""
+        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
+        self._ends |= {place: end for place, end in ends.items() if self._position(place) < end}
 
     def poll(self, timeout_s: float) -> list[ConsumerRecord]:
         """The next records, in order within a partition; empty when there are none for `timeout_s`."""

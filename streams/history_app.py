@@ -16,21 +16,26 @@ lost, and nothing counts twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import faust
+from faust.types import TP
 
 from infra import metrics
 from infra.fault_points import reached
 from infra.health import Health
 from infra.settings import Settings
 from streams import topics
-from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms
+from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms, open_outbox, to_the_end
+from streams.forgetting import EVERY_S, Forgetting
+from streams.forgotten import Forgotten
 from streams.history import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.intake import Raw, read, reject
 from streams.messages import Impression, Refused, SearchEvent, UserHistory, WatchEvent, encode
 from streams.outbox import Outbox
+from streams.reading import Reading
 from streams.tables import EncodedTable, create_table, load, put
 
 KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent}
@@ -40,26 +45,65 @@ SHOWN = {topics.IMPRESSIONS: Impression}
 def create_history_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "history", Table=EncodedTable)
     histories = create_table(app, settings, "histories", topics.USER_HISTORIES)
+    forgetting = Forgetting(
+        settings,
+        "history",
+        histories,
+        UserHistory,
+        lambda user_id, outbox: _put(histories, user_id, None, outbox, settings),
+    )
+    lock = asyncio.Lock()  # who is forgotten is so between two batches
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
+
+    async def handle_in_turn(batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
+        async with lock:
+            await forgetting.take_over({raw.partition for raw in batch}, outbox)
+            return await handle(batch, histories, outbox, settings, forgetting.users)
+
     declare_agent(
         app,
         settings,
         "history",
         (*KINDS, *SHOWN),
-        lambda batch, outbox: handle(batch, histories, outbox, settings),
+        handle_in_turn,
         max_=settings.history.batch,
         within=settings.history.wait_s,
     )
+    forget_between_batches(app, settings, forgetting, lock)
     return app
 
 
-async def handle(batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings) -> BaseException | None:
+def forget_between_batches(app: faust.App, settings: Settings, forgetting: Forgetting, lock: asyncio.Lock) -> None:
+    """Beside the agent: delete whom `forgotten` names, also when no event comes."""
+    reading = Reading(app, settings.kafka.topic_prefix)
+
+    async def forget(outbox: Outbox) -> None:
+        async with lock:
+            await forgetting.advance(reading.assigned(), outbox)
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def give_up(_: Any, revoked: Iterable[TP], **__: Any) -> None:
+        async with lock:
+            forgetting.give_up({tp.partition for tp in revoked})
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def forget_users() -> None:
+        async with open_outbox(settings, "nextwatch-history-forgetting") as outbox:
+            while not app.should_stop:
+                await asyncio.sleep(EVERY_S)
+                await to_the_end(forget(outbox))
+        forgetting.close()
+
+
+async def handle(
+    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, forgotten: Forgotten | None = None
+) -> BaseException | None:
     """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
-    changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms())
+    changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), forgotten=forgotten)
     await outbox.flush()
     reached("history: examples sent")
     for user_id, newer in changed.items():
-        put(histories, topics.USER_HISTORIES, user_id, newer, outbox, settings.kafka.partitions)
+        _put(histories, user_id, newer, outbox, settings)
     await outbox.flush()
     reached("history: histories sent")
     acknowledged_ms = now_ms()
@@ -69,7 +113,13 @@ async def handle(batch: Sequence[Raw], histories: Any, outbox: Outbox, settings:
 
 
 def apply(
-    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, *, now_ms: int
+    batch: Sequence[Raw],
+    histories: Any,
+    outbox: Outbox,
+    settings: Settings,
+    *,
+    now_ms: int,
+    forgotten: Forgotten | None = None,
 ) -> tuple[dict[str, UserHistory], list[int], BaseException | None]:
     """Apply a batch to the histories of its users: those that changed, the watches' send times, and the first bug.
 
@@ -79,9 +129,10 @@ def apply(
     sent_ms: list[int] = []
     bug: BaseException | None = None
     outcomes = dict.fromkeys(Outcome, 0)
-    for raw, event in _read(batch, settings, outbox, now_ms=now_ms):
+    for raw, event in _read(batch, settings, outbox, now_ms=now_ms, forgotten=forgotten):
         try:
             before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
+            before = before if forgotten is None else forgotten.begin(before)
             applied = _apply(before, event, raw, settings)
         except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
             bug = bug or error
@@ -102,11 +153,16 @@ def apply(
 
 
 def _read(
-    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int
+    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, forgotten: Forgotten | None
 ) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
     """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
-    yield from read((raw for raw in batch if raw.topic in KINDS), KINDS, settings, outbox, now_ms=now_ms)
-    yield from read((raw for raw in batch if raw.topic in SHOWN), SHOWN, settings, None, now_ms=now_ms)
+    events, shown = [raw for raw in batch if raw.topic in KINDS], [raw for raw in batch if raw.topic in SHOWN]
+    yield from read(events, KINDS, settings, outbox, now_ms=now_ms, forgotten=forgotten)
+    yield from read(shown, SHOWN, settings, None, now_ms=now_ms, forgotten=forgotten)
+
+
+def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outbox, settings: Settings) -> None:
+    put(histories, topics.USER_HISTORIES, user_id, history, outbox, settings.kafka.partitions)
 
 
 def _apply(before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings) -> Applied:

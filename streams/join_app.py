@@ -18,9 +18,11 @@ from infra.settings import Kafka, Settings
 from streams import topics
 from streams.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
 from streams.follow import TopicFollower
+from streams.forgetting import Forgetting
 from streams.join_partition import TOPICS
 from streams.join_worker import JoinWorker
-from streams.messages import Refused, StatisticsRow, decode
+from streams.messages import JoinState, Refused, StatisticsRow, decode
+from streams.reading import Reading
 from streams.tables import EncodedTable, create_table
 
 
@@ -28,6 +30,7 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "join", Table=EncodedTable)
     states = create_table(app, settings, "join", topics.JOIN_STATE)
     worker = JoinWorker(settings, states, Reading(app, settings.kafka.topic_prefix), read_statistics)
+    worker.forgetting = Forgetting(settings, "join", states, JoinState, worker.drop)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
     declare_agent(app, settings, "join", TOPICS, worker.handle, max_=settings.join.batch, within=settings.join.wait_s)
 
@@ -43,33 +46,6 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
                 await to_the_end(worker.advance_all(outbox))
 
     return app
-
-
-class Reading:
-    """How far Faust has come with reading and committing."""
-
-    def __init__(self, app: faust.App, topic_prefix: str) -> None:
-        self._app = app
-        self._prefix = topic_prefix
-
-    def assigned(self) -> set[int]:
-        """The partitions that are ours and whose states are recovered."""
-        app = self._app
-        if app.should_stop or not app.rebalancing_count or app.rebalancing or not app.tables.actives_ready:
-            return set()
-        return {tp.partition for tp in app.consumer.assignment() if tp.topic == self._prefix + topics.IMPRESSIONS}
-
-    def end(self, topic: str, partition: int) -> int | None:
-        """The offset after the newest record, None while it is not known."""
-        try:
-            end: int | None = self._app.consumer.highwater(TP(self._prefix + topic, partition))
-        except AssertionError:  # aiokafka: it is not assigned to us any more
-            return None
-        return end
-
-    def committed(self, topic: str, partition: int) -> int:
-        """The offset that would be read first after a crash."""
-        return self._app.consumer._committed_offset[TP(self._prefix + topic, partition)] or 0
 
 
 def read_statistics(kafka: Kafka) -> dict[int, list[StatisticsRow]]:

@@ -29,6 +29,7 @@ from infra.settings import Kafka, Settings
 from streams import topics
 from streams.attribution import Rules
 from streams.faust_app import now_ms
+from streams.forgetting import Forgetting
 from streams.intake import Raw, read, reject
 from streams.join import Step, advance, apply_impression, apply_watch, due_ms, open_count
 from streams.join_metrics import RankingQuality
@@ -68,6 +69,7 @@ class JoinWorker:
         read_rows: Callable[[Kafka], dict[int, list[StatisticsRow]]],
     ) -> None:
         self.partitions: dict[int, Partition] = {}
+        self.forgetting: Forgetting | None = None
         self._settings = settings
         self._rules = Rules.of(settings)
         self._states = states
@@ -97,6 +99,8 @@ class JoinWorker:
         async with self._lock:
             assigned = self._progress.assigned()
             await self._take_over(assigned, outbox)
+            if self.forgetting is not None:
+                await self.forgetting.advance(assigned, outbox)
             for number in sorted(assigned):
                 partition = self.partitions[number]
                 await self._advance(partition, partition.watermark.advance(self._behind(partition), now_ms()), outbox)
@@ -110,11 +114,23 @@ class JoinWorker:
             for number in revoked:
                 if number in self.partitions:
                     self.partitions.pop(number).hide()
+            if self.forgetting is not None:
+                self.forgetting.give_up(revoked)
+
+    def drop(self, user_id: str, outbox: Outbox) -> None:
+        """Delete a forgotten user's state: no example is made of what waits in it."""
+        partition = self.partitions.get(self._place_of(user_id))
+        if partition is not None:
+            partition.open -= open_count(load(self._states, JoinState, user_id))
+            partition.schedule.put(user_id, None)
+        put(self._states, topics.JOIN_STATE, user_id, None, outbox, self._settings.kafka.partitions)
 
     async def _take_over(self, numbers: set[int], outbox: Outbox) -> None:
         """Make what is known of partitions that are new to us, and finish what their last owner had begun."""
         if not (missing := numbers - self.partitions.keys()):
             return
+        if self.forgetting is not None:  # before anything is made of the states
+            await self.forgetting.take_over(missing, outbox)
         rows = await asyncio.get_running_loop().run_in_executor(None, self._read_rows, self._settings.kafka)
         self.partitions |= {
             number: Partition(number, self._settings, rows.get(number, ()), now_ms()) for number in missing
@@ -140,6 +156,7 @@ class JoinWorker:
             partition = self.partitions[raw.partition]
             try:
                 before = changed.get(event.user_id) or load(self._states, JoinState, event.user_id)
+                before = before if self.forgetting is None else self.forgetting.users.begin(before)
                 step = self._step(before, event, raw, partition)
             except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
                 bug = bug or error
@@ -160,8 +177,10 @@ class JoinWorker:
     def _read(self, batch: Sequence[Raw], outbox: Outbox, now_ms: int) -> Iterator[tuple[Raw, Impression | WatchEvent]]:
         """The good messages of a batch, impressions first: then fewer watches have to wait for theirs."""
         settings = self._settings
-        yield from read((raw for raw in batch if raw.topic in SHOWN), SHOWN, settings, outbox, now_ms=now_ms)
-        yield from read((raw for raw in batch if raw.topic in WATCHED), WATCHED, settings, None, now_ms=now_ms)
+        forgotten = None if self.forgetting is None else self.forgetting.users
+        shown, watched = [raw for raw in batch if raw.topic in SHOWN], [raw for raw in batch if raw.topic in WATCHED]
+        yield from read(shown, SHOWN, settings, outbox, now_ms=now_ms, forgotten=forgotten)
+        yield from read(watched, WATCHED, settings, None, now_ms=now_ms, forgotten=forgotten)
 
     def _step(self, before: JoinState, event: Impression | WatchEvent, raw: Raw, partition: Partition) -> Step:
         watermark_ms = partition.watermark.value_ms

@@ -19,9 +19,10 @@ from msgspec import Meta, Struct
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=2000)]
-Millis = Annotated[int, Meta(ge=0)]
+Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-Offset = Annotated[int, Meta(ge=-1)]
+Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
 
 
 class Refused(ValueError):
@@ -90,26 +91,26 @@ class Watch(Struct, frozen=True, array_like=True, gc=False):
     """One entry of a history; an array on the wire, since up to a hundred of them travel with every event."""
 
     item_id: str
-    event_ms: int
-    watch_s: float
-    duration_s: float | None
+    event_ms: Millis
+    watch_s: Seconds
+    duration_s: Seconds | None
     completed: bool
     event_id: str
-    offset: int  # in watch-events, on the user's own partition
+    offset: Offset  # in watch-events, on the user's own partition
 
 
 class Search(Struct, frozen=True, array_like=True, gc=False):
     query: str
-    event_ms: int
+    event_ms: Millis
     event_id: str
-    offset: int
+    offset: Offset
 
 
 class ShownList(Struct, frozen=True, array_like=True, gc=False):
     """One impression in a history: which items were shown together."""
 
     request_id: str
-    at_ms: int
+    at_ms: Millis
     item_ids: tuple[str, ...]  # top first
 
 
@@ -118,7 +119,8 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     the newest impressions, oldest first by event time, and what the stream has shown us so far.
 
     `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
-    or below is a replay. `seen`: the items of older watches, hashed, with their days (see streams.seen).
+    or below is a replay. `seen`: the items of older watches, hashed, with their days (see streams.seen). `since_ms`:
+    when the user was forgotten, nothing from before is in here.
     """
 
     user_id: Id
@@ -131,6 +133,7 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     impressions: tuple[ShownList, ...] = ()
     impression_offset: Offset = -1
     seen: bytes = b""
+    since_ms: Millis = 0
 
 
 class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -144,8 +147,8 @@ class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
     watches: tuple[Watch, ...]
     searches: tuple[Search, ...]
     context: Context | None
-    partition: int  # of the watch in watch-events; with `offset` it is the example's identity
-    offset: int
+    partition: Offset  # of the watch in watch-events; with `offset` it is the example's identity
+    offset: Offset
     produced_ms: Millis
 
 
@@ -154,11 +157,12 @@ class ItemVector(Struct, frozen=True, array_like=True):
     item's embedding on the user's side (what a history averages)."""
 
     version: str
-    step: int
+    step: Offset
     vector: bytes
     query_row: bytes
-    produced_ms: int  # of the oldest watch that this row has learnt from since it was last published; 0: none
+    produced_ms: Millis  # of the oldest watch that this row has learnt from since it was last published; 0: none
     state: bytes = b""  # trainer's own: popularity count and optimiser state of the row
+    epoch: Offset = 0  # of the trainer that wrote it (streams.epochs); 0: from before there were any
 
 
 # --- releases --------------------------------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ class ItemVector(Struct, frozen=True, array_like=True):
 class BundlePublished(Struct, frozen=True, tag="bundle", tag_field="kind"):
     """Key `bundle`. The bundle lies in `<data_dir>/bundles/<version>`."""
 
-    version: Id
+    version: Version
     created_ms: Millis
     dim: int
     items: int
@@ -178,7 +182,7 @@ class IndexReady(Struct, frozen=True, tag="index", tag_field="kind"):
     """Key `index`: the collection that serving may swap to. Announcing an older version is a roll-back, and
     `rolled_back_from` then names the version that is not to be announced again."""
 
-    version: Id
+    version: Version
     collection: str
     items: int
     at_ms: Millis
@@ -301,12 +305,12 @@ class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
     """A watch on its way into an example."""
 
     item_id: str
-    event_ms: int
-    watch_s: float
+    event_ms: Millis
+    watch_s: Seconds
     completed: bool
     event_id: str
     request_id: str | None
-    offset: int
+    offset: Offset
 
 
 class OpenImpression(Struct, frozen=True, gc=False):
@@ -316,8 +320,8 @@ class OpenImpression(Struct, frozen=True, gc=False):
     """
 
     impression: Impression
-    offset: int
-    closes_ms: int
+    offset: Offset
+    closes_ms: Millis
     watches: tuple[JoinedWatch, ...] = ()
     revision: int = -1
     counted: tuple[Outcome, ...] = ()
@@ -325,13 +329,14 @@ class OpenImpression(Struct, frozen=True, gc=False):
 
 class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
     """What the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
-    below the offsets is a replay."""
+    below the offsets is a replay. `since_ms`: when the user was forgotten, nothing from before is in here."""
 
     user_id: Id
     impressions: tuple[OpenImpression, ...] = ()
     early: tuple[JoinedWatch, ...] = ()
     watch_offset: Offset = -1
     impression_offset: Offset = -1
+    since_ms: Millis = 0
 
 
 class StatisticsRow(Struct, frozen=True, array_like=True):
@@ -344,8 +349,8 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
 
     scope: Literal["item", "channel", "topic", "length", "all", "calibration"]
     id: str
-    partition: int
-    as_of_ms: int
+    partition: Offset
+    as_of_ms: Millis
     impressions: float
     watches: float
     seconds: float
@@ -364,7 +369,7 @@ class Trending(Struct, frozen=True, omit_defaults=True):
     """
 
     scope: Id
-    partition: int
+    partition: Offset
     as_of_ms: Millis
     half_life_s: Seconds
     items: tuple[tuple[str, float], ...]
@@ -372,6 +377,9 @@ class Trending(Struct, frozen=True, omit_defaults=True):
 
 
 class DeadLetter(Struct, frozen=True, omit_defaults=True):
+    """A record that could not be used, or, with `mark`, what became of one: then it holds nothing of the record, and
+    the place alone says which is meant. `cut`: of what was too large to be kept whole, how many bytes it had."""
+
     topic: str
     partition: int
     offset: int
@@ -381,7 +389,27 @@ class DeadLetter(Struct, frozen=True, omit_defaults=True):
     key: bytes | None = None
     value: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+    mark: Literal["", "retried", "dropped"] = ""
+    cut: dict[str, int] = {}
 
+
+class UserForgotten(Struct, frozen=True, tag="user", tag_field="kind"):
+    """Key `user/<hash of the id>` (see streams.forgotten). What comes from before `at_ms` is not to be used again.
+    `secret`: which secret the hash was made with, without telling it."""
+
+    at_ms: Millis
+    secret: str
+
+
+class ForgettingDone(Struct, frozen=True, tag="done", tag_field="kind"):
+    """Key `done/<worker>/<partition>`: of all users that `forgotten` names below this offset, the owner of the
+    partition holds nothing from before any more."""
+
+    offset: Offset
+    at_ms: Millis
+
+
+Forgetting = UserForgotten | ForgettingDone
 
 M = TypeVar("M")
 _JSON = msgspec.json.Encoder()

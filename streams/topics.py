@@ -21,6 +21,10 @@ from infra.settings import Kafka
 from streams import messages
 
 SEGMENT_BYTES = 64 << 20  # of compacted topics
+HOUR_MS = 3_600_000
+# Of compacted topics of users: so long after it was overwritten a record may still lie in the log, and so long after
+# that its tombstone, which holds the user's id. It is enough for whoever reads the topic from its beginning.
+USER_COMPACTION_H = 24.0
 FORWARDED = "nextwatch-forwarded"  # header of a message that was moved to its user's partition
 
 WATCH_EVENTS = "watch-events"
@@ -38,6 +42,10 @@ TRENDING = "trending"
 RECOMMEND_REQUESTS = "recommend-requests"
 RECOMMEND_REPLIES = "recommend-replies"
 DEAD_LETTERS = "dead-letters"
+FORGOTTEN = "forgotten"
+
+AT_LEAST = ("retention.ms", "delete.retention.ms", "max.message.bytes")
+AT_MOST = ("max.compaction.lag.ms",)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ TOPICS = (
     Topic(RECOMMEND_REQUESTS, "user", "delete", messages.RecommendRequest),
     Topic(RECOMMEND_REPLIES, "request", "delete", messages.RecommendReply),
     Topic(DEAD_LETTERS, "as source", "delete", messages.DeadLetter),
+    Topic(FORGOTTEN, "user's hash", "compact", messages.Forgetting, single=True),
 )
 
 
@@ -82,19 +91,25 @@ def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
     # Room for headers and the batch around the largest value we accept; histories carry fifty watches.
     config = {"cleanup.policy": topic.cleanup, "max.message.bytes": str(4 * kafka.max_message_bytes)}
     if topic.cleanup == "delete":
-        config["retention.ms"] = str(int(kafka.retention_h * 3_600_000))
+        retention_ms = int(kafka.retention_h * HOUR_MS)
+        config["retention.ms"] = str(retention_ms)
+        # Only whole segments are deleted, a week of messages would else stay for another week.
+        config["segment.ms"] = str(max(HOUR_MS, retention_ms // 7))
     else:
         # A bundle that is older than this could bring back an item whose tombstone is gone.
-        config["delete.retention.ms"] = str(int(kafka.tombstone_h * 3_600_000))
+        config["delete.retention.ms"] = str(int(kafka.tombstone_h * HOUR_MS))
         # The segment that is being written is never compacted, and views read all of it when they start.
         config["segment.bytes"] = str(SEGMENT_BYTES)
+    if topic.cleanup == "compact" and topic.key == "user":
+        config["delete.retention.ms"] = str(int(min(kafka.tombstone_h, USER_COMPACTION_H) * HOUR_MS))
+        config["max.compaction.lag.ms"] = str(int(USER_COMPACTION_H * HOUR_MS))
     return config
 
 
 def create_topics(kafka: Kafka) -> list[str]:
     """Make the topics that are missing; the names made. Existing ones are left as they are (see check_topics)."""
     made: list[str] = []
-    with _admin(kafka) as admin:
+    with open_admin(kafka) as admin:
         there = set(admin.list_topics())
         missing = [topic for topic in TOPICS if kafka.topic_prefix + topic.name not in there]
         if missing:
@@ -113,13 +128,13 @@ def create_topics(kafka: Kafka) -> list[str]:
 
 def check_topics(kafka: Kafka) -> list[str]:
     """What differs between the cluster and the design, one line each; empty when all is well."""
-    with _admin(kafka) as admin:
+    with open_admin(kafka) as admin:
         there = set(admin.list_topics())
         names = {kafka.topic_prefix + topic.name: topic for topic in TOPICS}
         problems = [f"{name}: missing (nextwatch topics --create)" for name in names if name not in there]
         present = [name for name in names if name in there]
         partitions = {t["name"]: len(t["partitions"]) for t in admin.describe_topics(present)}
-        configs = _describe_configs(admin, present)
+        configs = describe_configs(admin, present)
     for name in present:
         problems += _differences(name, names[name], kafka, partitions[name], configs.get(name, {}))
     return problems
@@ -142,12 +157,26 @@ def _differences(name: str, topic: Topic, kafka: Kafka, partitions: int, config:
     if partitions != wanted:
         why = "must have one" if topic.single else "user-keyed topics are co-partitioned: set kafka.partitions"
         yield f"{name}: {partitions} partitions, expected {wanted} ({why})"
-    cleanup = config.get("cleanup.policy")
-    if cleanup is not None and cleanup != topic.cleanup:
-        yield f"{name}: cleanup.policy is {cleanup}, expected {topic.cleanup}"
+    for setting, has, expected in wrong_settings(topic, kafka, config):
+        yield f"{name}: {setting} is {has}, expected {expected} (nextwatch topics --alter)"
 
 
-def _describe_configs(admin: Any, names: Iterable[str]) -> dict[str, dict[str, str]]:
+def wrong_settings(topic: Topic, kafka: Kafka, config: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(setting, what it is, what it must be, or at least or at most be) of a topic; of what the broker does not tell
+    nothing is said."""
+    for setting, wanted in config_of(topic, kafka).items():
+        has = config.get(setting)
+        if has is None or has == wanted:
+            continue
+        if setting == "cleanup.policy":
+            yield setting, has, wanted
+        elif setting in AT_LEAST and 0 <= int(has) < int(wanted):  # -1: for ever
+            yield setting, has, f"{wanted} or more"
+        elif setting in AT_MOST and int(has) > int(wanted):
+            yield setting, has, f"{wanted} or less"
+
+
+def describe_configs(admin: Any, names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Topic-level configuration by topic; empty where the broker does not tell."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     answer = admin.describe_configs(resources, config_filter="all")
@@ -155,5 +184,5 @@ def _describe_configs(admin: Any, names: Iterable[str]) -> dict[str, dict[str, s
     return {name: {key: str(entry["value"]) for key, entry in entries.items()} for name, entries in found.items()}
 
 
-def _admin(kafka: Kafka) -> Any:
+def open_admin(kafka: Kafka) -> Any:
     return KafkaAdminClient(client_id="nextwatch-topics", **kafka_python_options(kafka))

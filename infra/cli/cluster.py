@@ -28,18 +28,24 @@ def topics(
     check: Annotated[
         bool, typer.Option("--check", help="Compare the cluster with the design; exit 1 on a difference")
     ] = False,
+    alter: Annotated[
+        bool, typer.Option("--alter", help="Set right the settings that differ (policy, retention, sizes)")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
 ) -> None:
-    """List the topics with key, partitions and cleanup policy; make or check them on the cluster."""
+    """List the topics with key, partitions and cleanup policy; make, check or alter them on the cluster."""
+    from streams.requirements import alter_topics
     from streams.topics import check_topics, create_topics
 
     session: Session = context.obj
     made = create_topics(session.connected.kafka) if create else []
-    problems = check_topics(session.connected.kafka) if check or create else []
+    altered = alter_topics(session.connected.kafka) if alter else []
+    problems = check_topics(session.connected.kafka) if check or create or alter else []
     if as_json:
-        typer.echo(json.dumps({"topics": _topic_rows(session), "created": made, "problems": problems}, indent=2))
+        report = {"topics": _topic_rows(session), "created": made, "altered": altered, "problems": problems}
+        typer.echo(json.dumps(report, indent=2))
     else:
-        _print_topics(session, made, problems, asked=create or check)
+        _print_topics(session, made, altered, problems, asked=create or check or alter)
     raise typer.Exit(1 if problems else 0)
 
 
@@ -132,7 +138,7 @@ def _topic_rows(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def _print_topics(session: Session, made: list[str], problems: list[str], *, asked: bool) -> None:
+def _print_topics(session: Session, made: list[str], altered: list[str], problems: list[str], *, asked: bool) -> None:
     console = Console()
     table = Table("topic", "key", "partitions", "cleanup", box=None, pad_edge=False)
     for row in _topic_rows(session):
@@ -140,6 +146,8 @@ def _print_topics(session: Session, made: list[str], problems: list[str], *, ask
     console.print(table)
     if made:
         console.print(f"\nmade {len(made)}: {', '.join(made)}")
+    for change in altered:
+        console.print(f"altered  {escape(change)}", highlight=False)
     for problem in problems:
         console.print(f"[red]differs[/]  {escape(problem)}", highlight=False)
     if asked and not problems:

@@ -28,6 +28,7 @@ MENDABLE = (
     ("models.candidate_learning", "WarmStartError"),
     ("models.distributed", "HelperFailed"),
     ("streams.follow", "TopicMissing"),
+    ("streams.requirements", "TopicUnfit"),
     ("indexer.errors", "IndexFailure"),
     ("serving.client", "RequestFailed"),
 )

@@ -33,10 +33,13 @@ def worker(
     from infra.health import Health, serve_health
     from streams.faust_app import now_ms, run
     from streams.follow import require_topics
+    from streams.requirements import require_settings
     from streams.topics import TOPICS
 
     settings: Settings = context.obj.connected
-    require_topics(settings.kafka, [topic.name for topic in TOPICS])
+    names = [topic.name for topic in TOPICS]
+    require_topics(settings.kafka, names)
+    require_settings(settings, names)
     health = Health(name.value)
     with serve_health(health, settings, started_ms=now_ms()):
         run(_app_of(name, settings, health), settings)
@@ -52,8 +55,12 @@ def indexer(context: typer.Context) -> None:
 def serve(context: typer.Context) -> None:
     """Run a serving worker: answers recommend-requests."""
     from serving.worker import run_serving
+    from streams.requirements import require_settings
+    from streams.topics import TOPICS
 
-    run_serving(context.obj.with_milvus, stop_on_signals())
+    settings: Settings = context.obj.with_milvus
+    require_settings(settings, [topic.name for topic in TOPICS])
+    run_serving(settings, stop_on_signals())
 
 
 def stop_on_signals() -> threading.Event:

@@ -1,0 +1,131 @@
+"""How a worker that keeps a table of users forgets: it alone writes its table's changelog, so it alone deletes from it.
+
+The order of effects, each acknowledged by the brokers before the next: the state of the forgotten user is deleted (a
+tombstone on the changelog), then `forgotten` is told that this partition is done. Both may be repeated: what is kept of
+a user who came back says that it was begun after the forgetting (see streams.forgotten). A partition that is new to us
+is done before its first event: all that `forgotten` says by then is read, and no state that was recovered from before
+is built on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from kafka.consumer.fetcher import ConsumerRecord
+from kafka.errors import KafkaError
+
+from infra import metrics
+from infra.settings import Settings
+from streams import topics
+from streams.faust_app import now_ms
+from streams.follow import TopicFollower
+from streams.forgotten import DONE, Forgotten, open_forgotten
+from streams.messages import ForgettingDone, JoinState, UserHistory, encode
+from streams.outbox import Outbox
+from streams.tables import load
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 0.2  # between two looks at `forgotten`
+LONGEST_WAIT_S = 5.0
+
+Drop = Callable[[str, Outbox], None]  # delete a user's state from the table and, by way of the outbox, its changelog
+
+
+class Forgetting:
+    """The forgotten, and what of them is still in a worker's table. Callers hold their worker's lock."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: str,
+        table: Any,
+        kind: type[UserHistory] | type[JoinState],
+        drop: Drop,
+    ) -> None:
+        self.users = Forgotten(settings.forget.secret.get_secret_value())
+        self._settings, self._worker = settings, worker
+        self._table, self._kind, self._drop = table, kind, drop
+        self._taken: dict[int, int] = {}  # by partition of ours: users below this offset of `forgotten` are gone
+        self._follower: TopicFollower | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forgotten")
+
+    async def take_over(self, partitions: Iterable[int], outbox: Outbox) -> None:
+        """Before the first event of these partitions: nothing of theirs is from before a forgetting."""
+        missing = set(partitions) - self._taken.keys()
+        if missing:
+            await self._hear()
+            self._taken |= dict.fromkeys(missing, 0)
+            await self._forget(missing, outbox)
+
+    async def advance(self, partitions: Iterable[int], outbox: Outbox) -> None:
+        """Forget whom there is to forget on these partitions, which are ours."""
+        await self._hear()
+        self._taken |= dict.fromkeys(set(partitions) - self._taken.keys(), 0)
+        await self._forget({number for number in partitions if self._taken[number] < self.users.newest}, outbox)
+
+    def give_up(self, partitions: Iterable[int]) -> None:
+        for number in partitions:
+            self._taken.pop(number, None)
+
+    def close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
+
+    async def _forget(self, partitions: set[int], outbox: Outbox) -> None:
+        if not partitions:
+            return
+        offset = self.users.newest
+        gone = [user_id for user_id in self._from_before() if self._place_of(user_id) in partitions]
+        for user_id in gone:
+            self._drop(user_id, outbox)
+        await outbox.flush()
+        metrics.USERS_FORGOTTEN.labels(self._worker).inc(len(gone))
+        for number in sorted(partitions):
+            name = f"{self._worker}/{number}"
+            if self.users.done.get(name, 0) < offset:
+                outbox.add(topics.FORGOTTEN, 0, (DONE + name).encode(), encode(ForgettingDone(offset, now_ms())))
+        await outbox.flush()
+        self._taken |= dict.fromkeys(partitions & self._taken.keys(), offset)
+        if gone:
+            log.info("users forgotten", worker=self._worker, users=len(gone))
+
+    def _from_before(self) -> list[str]:
+        """The users in the table of whom something is from before their forgetting."""
+        if not len(self.users):
+            return []
+        marked = {user_id: at_ms for user_id in list(self._table) if (at_ms := self.users.at_ms(user_id))}
+        return [
+            user_id for user_id, at_ms in marked.items() if load(self._table, self._kind, user_id).since_ms < at_ms
+        ]
+
+    async def _hear(self) -> None:
+        """Read all that lies in `forgotten` now. A broker that is away is waited for in place, like a flush."""
+        wait_s = 0.1
+        while True:
+            try:
+                records = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
+                break
+            except KafkaError as error:
+                log.warning("broker unavailable, trying again", topic=topics.FORGOTTEN, error=str(error), wait_s=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        for record in records:
+            self.users.hear(record.key, record.value, record.offset)
+
+    def _read(self) -> list[ConsumerRecord]:
+        if self._follower is None:
+            self._follower = open_forgotten(self._settings.kafka)
+        else:
+            self._follower.expect_present()
+        records: list[ConsumerRecord] = []
+        while not self._follower.caught_up:
+            records += self._follower.poll(0.5)
+        return records
+
+    def _place_of(self, user_id: str) -> int:
+        return topics.partition_of(user_id, self._settings.kafka.partitions)
