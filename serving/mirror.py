@@ -11,7 +11,8 @@ coordinate, the popularity, whose counterpart in every user vector is 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ Flags = NDArray[np.bool_]
 
 DOWN = np.float32(-1e30)  # the last coordinate of an item that may not be shown
 LEAST_SCORE = np.float32(-1e29)  # below it are items that are down
+# A large mirror is compared in so many parts at once. By threads of ours around a BLAS of one (models/threads.py): ours
+# sleep when they have nothing to do, where BLAS' own spin on a core that others need.
+PARTS, ROWS_OF_A_PART = 2, 20_000
 
 
 class Mirror:
@@ -40,6 +44,7 @@ class Mirror:
             down=np.zeros(len(vectors), np.bool_),
             catalogue_row=np.full(len(vectors), -1, np.int64),
         )
+        self._threads = ThreadPoolExecutor(PARTS, thread_name_prefix="mirror")
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -121,10 +126,24 @@ class Mirror:
         order of rows. `allowed` bool [N] of a query: only these rows."""
         if not len(self) or not len(vectors) or limit < 1:
             return [([], np.zeros(0, np.float32))] * len(vectors)
-        products = vectors @ self._vectors.T  # [B, N]
+        products = self._products(vectors)  # [B, N]
         return [
             self._best(scores, limit, None if allowed is None else allowed[at]) for at, scores in enumerate(products)
         ]
+
+    def _products(self, queries: Floats) -> Floats:
+        """[B, D] -> [B, N]. Rows times queries: the other way round BLAS copies all rows first, for a few queries."""
+        vectors, size = self._vectors, len(self)
+        products = np.empty((len(queries), size), np.float32)
+
+        def compare(part: tuple[int, int]) -> None:
+            rows = slice(*part)
+            products[:, rows] = (vectors[rows] @ queries.T).T
+
+        parts = min(PARTS, 1 + size // ROWS_OF_A_PART)
+        bounds = [size * number // parts for number in range(parts + 1)]
+        list(self._threads.map(compare, pairwise(bounds)) if parts > 1 else map(compare, pairwise(bounds)))
+        return products
 
     def _best(self, scores: Floats, limit: int, allowed: Flags | None) -> tuple[list[str], Floats]:
         """[N] -> the best of those that may be shown."""

@@ -40,6 +40,15 @@ def test_a_search_is_exact(limit: int) -> None:
         np.testing.assert_allclose(scores, mirror.vectors(mirror.rows(item_ids)) @ query, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("items", [1, 8, 9, 10, 11, 50])
+def test_a_large_one_is_searched_in_parts_with_the_same_answers(monkeypatch: pytest.MonkeyPatch, items: int) -> None:
+    whole = some(items).search(queries(4), 7)
+    monkeypatch.setattr("serving.mirror.ROWS_OF_A_PART", 10)
+    for (ids, scores), (expected, expected_scores) in zip(some(items).search(queries(4), 7), whole, strict=True):
+        assert ids == expected
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_down_is_never_found_and_comes_back_with_its_vector() -> None:
     mirror = some()
     [(before, _)] = mirror.search(queries(1), 3)
