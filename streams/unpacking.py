@@ -1,0 +1,222 @@
+"""Compressed record batches, unpacked within bounds before a client reads them.
+
+A batch of a few kilobytes can unpack to gigabytes, and the clients unpack whatever comes: one such batch would end
+every process that reads its partition, again after each restart. And they unpack gzip only, unless they find other
+libraries, while producers use lz4, snappy and zstd as well. So compressed batches are unpacked here, within a limit,
+and handed on as plain ones. One that is larger, or cannot be unpacked, becomes a single record that says so
+(`UNREADABLE`): every reader refuses it as it refuses any other junk, and the stream goes on.
+
+The names of headers are text, and clients insist; brokers do not check. A batch with names that are not UTF-8 is
+written anew with what can be read of them.
+
+Only batches of format 2 are looked at: brokers from version 3 on store no others.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cramjam
+import numpy as np
+from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
+
+from streams.messages import UNREADABLE
+
+TIMES = 32  # as large as the largest message may a batch become
+
+_HEADER = struct.Struct(">qiibIhiqqqhii")  # from the base offset to the number of records
+_LENGTH = struct.Struct(">i")
+_CRC = struct.Struct(">I")
+_LENGTH_AT, _MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 8, 16, 17, 21
+_OVERHEAD = 12  # base offset and length, which are not part of the length
+_CODEC = 0x07
+_XERIAL = b"\x82SNAPPY\x00"
+
+
+class TooLarge(ValueError):
+    """What a batch unpacks to is beyond the limit."""
+
+
+def unpacked(records: Any, most_bytes: int) -> Any:
+    """Batches as they were fetched, with none of them compressed; the same object when none was. A batch that is not
+    intact stays as it is."""
+    places = list(_batches(records))
+    if not any(_is_packed(records, start) for start, _ in places):
+        return records
+    view = memoryview(records)
+    parts = [
+        _unpack(view[start:end], most_bytes) if _is_packed(records, start) else view[start:end] for start, end in places
+    ]
+    return b"".join([*parts, view[places[-1][1] :]])  # the rest: a batch that the broker has cut off
+
+
+def readable(records: Any) -> bytes:
+    """Batches (not compressed) whose headers have names that are text."""
+    view = memoryview(records)
+    places = list(_batches(records))
+    parts = [_with_names(view[start:end]) for start, end in places]
+    return b"".join([*parts, view[places[-1][1] if places else 0 :]])
+
+
+def are_intact(records: Any) -> bool:
+    """Whether every whole batch has the checksum that it says. kafka-python computes it in Python, which takes half a
+    second for a megabyte."""
+    view = memoryview(records)
+    return all(_is_intact(view[start:end]) for start, end in _batches(records) if records[start + _MAGIC_AT] == 2)
+
+
+def _batches(records: Any) -> Iterator[tuple[int, int]]:
+    """Where each whole batch begins and ends."""
+    start = 0
+    while start + _OVERHEAD <= len(records):
+        end = start + _OVERHEAD + _LENGTH.unpack_from(records, start + _LENGTH_AT)[0]
+        if end > len(records) or end <= start + _OVERHEAD:
+            return
+        yield start, end
+        start = end
+
+
+def _is_packed(records: Any, start: int) -> bool:
+    return bool(records[start + _MAGIC_AT] == 2 and records[start + _ATTRIBUTES_AT + 1] & _CODEC)
+
+
+def _is_intact(batch: memoryview) -> bool:
+    return bool(_CRC.unpack_from(batch, _CRC_AT)[0] == calc_crc32c(batch[_ATTRIBUTES_AT:]))
+
+
+def _unpack(batch: memoryview, most_bytes: int) -> memoryview | bytes:
+    if not _is_intact(batch):
+        return batch
+    fields = _HEADER.unpack_from(batch)
+    codec = fields[5] & _CODEC
+    packed = batch[_HEADER.size :]
+    try:
+        return _batch(fields, UNPACK[codec](packed, most_bytes))
+    except TooLarge:
+        why = f"its {len(packed)} bytes become more than {most_bytes}"
+    except (KeyError, ValueError, zlib.error, struct.error, cramjam.DecompressionError, IndexError) as error:
+        why = f"it cannot be unpacked (codec {codec}): {error}"
+    return _batch((*fields[:-1], 1), _record(UNREADABLE + why.encode(errors="replace")[:500]))
+
+
+def _batch(fields: tuple[int, ...], body: bytes) -> bytes:
+    """A plain batch with the header `fields` of a packed one."""
+    base_offset, _, epoch, magic, _, attributes, *rest = fields
+    length = _HEADER.size - _OVERHEAD + len(body)
+    plain = bytearray(_HEADER.pack(base_offset, length, epoch, magic, 0, attributes & ~_CODEC, *rest) + body)
+    _CRC.pack_into(plain, _CRC_AT, calc_crc32c(plain[_ATTRIBUTES_AT:]))
+    return bytes(plain)
+
+
+def _record(value: bytes) -> bytes:
+    """The first record of a batch, with this value and nothing else."""
+    body = bytearray(b"\x00")  # attributes
+    for number in (0, 0, -1, len(value)):  # time, offset, no key, value
+        encode_varint(number, body.append)
+    body += value
+    encode_varint(0, body.append)
+    return _with_length(body)
+
+
+def _with_length(body: bytearray) -> bytes:
+    length = bytearray()
+    encode_varint(len(body), length.append)
+    return bytes(length + body)
+
+
+# --- codecs ----------------------------------------------------------------------------------------------------------
+
+
+def _gunzip(packed: memoryview, most_bytes: int) -> bytes:
+    found, left = bytearray(), bytes(packed)
+    while left:  # a stream may have several members
+        member = zlib.decompressobj(wbits=31)
+        found += member.decompress(left, most_bytes + 1 - len(found))
+        if len(found) > most_bytes:
+            raise TooLarge
+        if not member.eof:
+            raise ValueError("its gzip stream is cut off")
+        left = member.unused_data
+    return bytes(found)
+
+
+def _into(unpack: Callable[[Any, Any], int], packed: memoryview, most_bytes: int) -> bytes:
+    """What fits: memory is only touched as far as it is written."""
+    room = np.empty(most_bytes + 1, np.uint8)
+    try:
+        size = unpack(bytes(packed), room)
+    except cramjam.DecompressionError as error:
+        if "whole buffer" in str(error):
+            raise TooLarge from None
+        raise
+    if size > most_bytes:
+        raise TooLarge
+    return room[:size].tobytes()
+
+
+def _unsnappy(packed: memoryview, most_bytes: int) -> bytes:
+    """One raw block, or Java's frame around several."""
+    raw = bytes(packed)
+    if not raw.startswith(_XERIAL):
+        return _unsnappy_block(raw, most_bytes)
+    found, at = bytearray(), 16
+    while at < len(raw):
+        size = _LENGTH.unpack_from(raw, at)[0]
+        if size < 0:
+            raise ValueError("a block of its snappy frame has a negative length")
+        found += _unsnappy_block(raw[at + 4 : at + 4 + size], most_bytes - len(found))
+        at += 4 + size
+    return bytes(found)
+
+
+def _unsnappy_block(block: bytes, most_bytes: int) -> bytes:
+    if cramjam.snappy.decompress_raw_len(block) > most_bytes:
+        raise TooLarge
+    return bytes(cramjam.snappy.decompress_raw(block))
+
+
+UNPACK: dict[int, Callable[[memoryview, int], bytes]] = {
+    1: _gunzip,
+    2: _unsnappy,
+    3: lambda packed, most_bytes: _into(cramjam.lz4.decompress_into, packed, most_bytes),
+    4: lambda packed, most_bytes: _into(cramjam.zstd.decompress_into, packed, most_bytes),
+}
+
+# --- names of headers ------------------------------------------------------------------------------------------------
+
+
+def _with_names(batch: memoryview) -> bytes:
+    if batch[_MAGIC_AT] != 2 or not _is_intact(batch):
+        return bytes(batch)
+    fields = _HEADER.unpack_from(batch)
+    raw, at, body = bytearray(batch), _HEADER.size, bytearray()
+    for _ in range(fields[-1]):
+        length, start = decode_varint(raw, at)
+        at = start + length
+        body += _record_with_names(raw, start, at)
+    return _batch(fields, bytes(body))
+
+
+def _record_with_names(raw: bytearray, start: int, end: int) -> bytes:
+    at = start + 1  # attributes
+    for _ in range(2):  # time and offset
+        _, at = decode_varint(raw, at)
+    for _ in range(2):  # key and value
+        size, at = decode_varint(raw, at)
+        at += max(0, size)
+    count, at = decode_varint(raw, at)
+    body = bytearray(raw[start:at])
+    for _ in range(count):
+        size, at = decode_varint(raw, at)
+        name = raw[at : at + size].decode("utf-8", "replace").encode()
+        encode_varint(len(name), body.append)
+        body += name
+        value_at = at + size
+        size, at = decode_varint(raw, value_at)
+        at += max(0, size)
+        body += raw[value_at:at]
+    assert at == end, "the broker has checked the structure of a batch"
+    return _with_length(body)
