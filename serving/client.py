@@ -42,6 +42,7 @@ from infra.kafka_clients import close_producer, kafka_python_options
 from infra.settings import Kafka
 from serving.under_way import UnderWay, request_for, shares
 from streams import topics
+from streams.fetching import unpack_for
 from streams.follow import TopicMissing
 from streams.messages import Context, RecommendReply, RecommendRequest, Refused, decode, encode
 
@@ -242,7 +243,7 @@ class RecommendClient:
         except BaseException:
             consumer.close()
             raise
-        return consumer, place.partition, len(requests)
+        return unpack_for(consumer, self._kafka), place.partition, len(requests)
 
     def _read(self) -> None:
         """The reader's thread: every reply to the future that waits for it, and what is late is sent again."""

@@ -119,7 +119,8 @@ class Desk:
                 self._forward(record, request.user_id, home)
                 return None
             log.warning("forwarded request on a foreign partition; does kafka.partitions match recommend-requests?")
-        return Asked(request, record.partition, max(0.0, now_ms - record.timestamp), letter.filter)
+        waited_ms = max(0.0, now_ms - record.timestamp) if record.timestamp > 0 else 0.0  # else it is not known
+        return Asked(request, record.partition, waited_ms, letter.filter)
 
     def _repeat(self, letter: Letter, now_ms: int) -> bool:
         """Whether the request was answered before, or is being answered: then it needs no answer of its own."""
@@ -165,8 +166,10 @@ class Desk:
         if isinstance(refused, Unsupported):
             return
         source = (topics.RECOMMEND_REQUESTS, record.partition, record.offset, record.key, record.value)
-        note = dead_letter(*source, record.headers or (), refused, now_ms)
-        self._outbox.send(topics.DEAD_LETTERS, encode(note), key=record.key, partition=record.partition)
+        limit = self._settings.kafka.max_message_bytes
+        note = dead_letter(*source, record.headers or (), refused, now_ms, max_bytes=limit)
+        place = record.partition % self._settings.kafka.partitions
+        self._outbox.send(topics.DEAD_LETTERS, encode(note), key=note.key, partition=place)
 
     def _forward(self, record: Any, user_id: str, home: int) -> None:
         metrics.FORWARDED.labels(topics.RECOMMEND_REQUESTS).inc()
@@ -178,7 +181,7 @@ class Desk:
             key=user_id.encode(),
             partition=home,
             headers=[*((name, value or b"") for name, value in record.headers or ()), (topics.FORWARDED, origin)],
-            timestamp_ms=record.timestamp,
+            timestamp_ms=record.timestamp if record.timestamp > 0 else None,
         )
 
 

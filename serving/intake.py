@@ -17,6 +17,7 @@ from infra.settings import Settings
 from models.filter_syntax import FilterError, parse_filter
 from models.item_filter import ItemFilter
 from streams import topics
+from streams.dead_letters import check_headers
 from streams.messages import RecommendRequest, Refused, decode
 
 CORRELATION = ("correlation_id", "kafka_correlationId")
@@ -55,11 +56,13 @@ def open_letter(record: Any, settings: Settings, partitions_of: PartitionsOf) ->
     """Read a request and its reply address. Never raises Refused: what is wrong is in the letter."""
     headers = record.headers or ()
     prefix = settings.kafka.topic_prefix
-    address = Address(prefix + topics.RECOMMEND_REPLIES, None, correlation(headers))
+    address = Address(prefix + topics.RECOMMEND_REPLIES)
     refused: Refused | None = None
     request: RecommendRequest | None = None
     item_filter: ItemFilter | None = None
     try:
+        check_headers(headers, settings.kafka.max_message_bytes)
+        address = address._replace(headers=correlation(headers))
         address = read_address(headers, address, prefix, partitions_of)
     except Refused as error:
         refused = error

@@ -29,6 +29,7 @@ from serving.handed_over import HandedOver
 from serving.marks import Marks
 from serving.views import HistoryView
 from streams import topics
+from streams.fetching import unpack_for
 
 log = structlog.get_logger(__name__)
 
@@ -154,7 +155,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
 
 def create_consumer(kafka: Kafka, group: str) -> Any:
-    return KafkaConsumer(
+    consumer = KafkaConsumer(
         **kafka_python_options(kafka),
         client_id="nextwatch-serving",
         group_id=kafka.topic_prefix + group,
@@ -168,3 +169,4 @@ def create_consumer(kafka: Kafka, group: str) -> Any:
         reconnect_backoff_max_ms=2000,
         metrics_sample_window_ms=2000,  # of the fetch rate that `pace` reads
     )
+    return unpack_for(consumer, kafka)

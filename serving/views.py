@@ -138,7 +138,7 @@ class StatisticsView:
     def _forget(self, key: str) -> None:
         scope, _, rest = key.partition("/")
         partition, _, name = rest.partition("/")
-        self.statistics.remove(scope, name, int(partition) if partition.isdecimal() else -1)
+        self.statistics.remove(scope, name, int(partition) if partition.isdecimal() and len(partition) < 10 else -1)
 
     def _set(self, scope: str, name: str, partition: int, as_of_ms: int, sums: tuple[float, ...]) -> None:
         try:

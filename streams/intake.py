@@ -43,7 +43,7 @@ def raw_of(event: Any, topic_prefix: str) -> Raw:
         topic=message.topic.removeprefix(topic_prefix),
         partition=message.partition,
         offset=message.offset,
-        produced_ms=min(max(0, int((message.timestamp or 0) * 1000)), LATEST_MS),  # a producer may have written anything
+        produced_ms=min(max(0, int((message.timestamp or 0) * 1000)), LATEST_MS),  # as its producer says
         key=message.key,
         value=message.value,
         headers=tuple(headers),

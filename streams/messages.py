@@ -25,6 +25,9 @@ Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
 
 
+UNREADABLE = b"nextwatch: unreadable record batch: "  # what stands for one, and why (see streams.unpacking)
+
+
 class Refused(ValueError):
     """A message that cannot be used. `code` is one of a fixed few (a metric label), the text says what is wrong."""
 
@@ -430,10 +433,12 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     """Read one message of type `kind`. `latest_ms` is the latest `event_ms` or `at_ms` that can be true (now plus
     clock skew).
 
-    Raises Refused with code `empty`, `too_large`, `malformed`, `invalid` or `future`.
+    Raises Refused with code `empty`, `unreadable`, `too_large`, `malformed`, `invalid` or `future`.
     """
     if raw is None:
         raise Refused("empty", "message has no value")
+    if raw.startswith(UNREADABLE):
+        raise Refused("unreadable", raw.decode(errors="replace")[:500])
     if len(raw) > max_bytes:
         raise Refused("too_large", f"message of {len(raw)} bytes is over the limit of {max_bytes} bytes")
     try:
