@@ -57,8 +57,7 @@ class Broker:
 
     def restart(self) -> Child:
         """Start it again on its data and its port, after a stop or a crash; does not wait until it is ready."""
-        port = claim_port(self.port, "embedded.kafka_port")
-        self.child = _start(self.kind, self.settings, self.environ, port)
+        _, self.child = _start(self.kind, self.settings, self.environ, self.port)
         self.answered = False
         return self.child
 
@@ -83,8 +82,8 @@ def launch_broker(settings: Settings, *, environ: Mapping[str, str] = os.environ
     Raises ServiceError: no Java, no jars, no wheel, a port in use, a directory in use.
     """
     kind: Kind = "kafka" if environ.get("KAFKA_HOME") else "noida"
-    port = claim_port(settings.embedded.kafka_port, "embedded.kafka_port")
-    return Broker(kind, port, settings, environ, _start(kind, settings, environ, port))
+    port, child = _start(kind, settings, environ, settings.embedded.kafka_port)
+    return Broker(kind, port, settings, environ, child)
 
 
 def answers(bootstrap: str) -> bool:
@@ -108,12 +107,15 @@ def answers(bootstrap: str) -> bool:
     return True
 
 
-def _start(kind: Kind, settings: Settings, environ: Mapping[str, str], port: int) -> Child:
+def _start(kind: Kind, settings: Settings, environ: Mapping[str, str], port: int) -> tuple[int, Child]:
+    """The port that it listens on, and the broker. The directory first: what a killed parent left behind has the port
+    until it gives the directory up, and that is waited for."""
     command = _kafka_command if kind == "kafka" else _noida_command
     directory = settings.data_dir.absolute() / kind
     lock = claim_directory(directory)
     try:
-        return start_child(
+        port = claim_port(port, "embedded.kafka_port")
+        return port, start_child(
             "broker",
             command(directory, port, settings, environ),
             log=_log_path(settings),

@@ -47,6 +47,8 @@ class Child:
     def ask_to_stop(self) -> None:
         """Begin a graceful stop and return at once."""
         assert self.guard.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # the guard has ended, or was asked before
+            self.guard.stdin.write(b"stop\n")
         with contextlib.suppress(OSError):
             self.guard.stdin.close()
 

@@ -1,4 +1,4 @@
-"""The steps of the commit protocols at which a test can have the process die: by SIGKILL, as a crash would end it there.
+"""The steps of the commit protocols at which a test can have the process die: by SIGKILL, as a crash would end it.
 
 Off, and next to free, unless the variable TEST_NEXTWATCH_FAULT_POINTS names a directory. Only tests set it, and it is
 no setting: those begin with NEXTWATCH_, and a name that is none of them is refused. A point is armed by a file of its

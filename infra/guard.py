@@ -1,9 +1,11 @@
 """Runs one command and stops it, with all that it started, once the parent is gone: `python -I -S guard.py -- COMMAND`.
 
 A parent that is killed by SIGKILL cannot clean up, so a process of its own does. The guard's standard input is a pipe
-whose other end only the parent holds: end of file means that the parent has closed it or is dead, whichever way. Then
-the command's process group gets the graceful signal and, after the grace, SIGKILL. On Linux the guard adopts orphans,
-so a grandchild that left the group is found too; and the kernel kills the command if the guard itself is killed.
+whose other end only the parent holds: a line means that the command shall stop, end of file alone that the parent is
+dead, whichever way. Then the command's process group gets the graceful signal and, after the grace, SIGKILL. What a
+dead parent has left gets a short grace: all of it stops at once, so that a worker would wait in vain for its broker,
+while whoever is started in the parent's place waits for their directories. On Linux the guard adopts orphans, so a
+grandchild that left the group is found too; and the kernel kills the command if the guard itself is killed.
 Only the standard library, no import of ours: one guard per service must start at once and cost next to nothing.
 """
 
@@ -25,6 +27,7 @@ PR_SET_CHILD_SUBREAPER = 36
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CANNOT_RUN = 127  # as a shell says "command not found"
 DRAIN_S = 5.0
+ORPHAN_GRACE_S = 4.0  # less than what infra.claims waits for a directory
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +47,8 @@ def guard(command: list[str], graceful: signal.Signals, grace_s: float, report: 
     wake = _wake_on_signals()
     _prctl(PR_SET_CHILD_SUBREAPER)
     pid = _spawn(command, report)
-    status = _until_end(pid, wake)
+    status, is_orphan = _until_end(pid, wake)
+    grace_s = min(grace_s, ORPHAN_GRACE_S) if is_orphan else grace_s
     _signal_group(pid, graceful)  # after a normal end too: what the command left behind goes with it
     status = _until_gone(pid, status, wake, grace_s)
     _signal_group(pid, signal.SIGKILL)
@@ -107,14 +111,15 @@ def _write(descriptor: int, text: str) -> None:
         os.write(descriptor, text.encode())
 
 
-def _until_end(pid: int, wake: int) -> int | None:
-    """Wait until the command ends (its wait status), or until it is to be stopped (None)."""
+def _until_end(pid: int, wake: int) -> tuple[int | None, bool]:
+    """Wait until the command ends (its wait status) or is to be stopped (None); whether the parent is gone."""
     while True:
         ready, _, _ = select.select([0, wake], [], [])
         asked = wake in ready and _was_asked(wake)
+        told = _read_lifeline() if 0 in ready else None
         status = _reap(pid)
-        if status is not None or asked or (0 in ready and _parent_is_gone()):
-            return status
+        if status is not None or asked or told is not None:
+            return status, told == b""
 
 
 def _until_gone(pid: int, status: int | None, wake: int, grace_s: float) -> int | None:
@@ -181,11 +186,12 @@ def _was_asked(wake: int) -> bool:
     return any(number in STOPPING for number in os.read(wake, 4096))
 
 
-def _parent_is_gone() -> bool:
+def _read_lifeline() -> bytes:
+    """What the parent has written; nothing when it is gone."""
     try:
-        return os.read(0, 4096) == b""
+        return os.read(0, 4096)
     except OSError:
-        return True
+        return b""
 
 
 def _prctl(option: int, value: int = 1) -> None:

@@ -44,7 +44,7 @@ class MilvusServer:
 
     def restart(self) -> Child:
         """Start it again on its data and its port; collections have to be loaded again."""
-        self.child = _start(self.settings, claim_port(self.port, "embedded.milvus_port"))
+        _, self.child = _start(self.settings, self.port)
         self.answered = False
         return self.child
 
@@ -68,20 +68,22 @@ def launch_milvus(settings: Settings, *, probe: Probe) -> MilvusServer:
 
     Raises ServiceError: not installed, a port in use, a directory in use.
     """
-    port = claim_port(settings.embedded.milvus_port, "embedded.milvus_port")
-    return MilvusServer(port, settings, probe, _start(settings, port))
+    port, child = _start(settings, settings.embedded.milvus_port)
+    return MilvusServer(port, settings, probe, child)
 
 
-def _start(settings: Settings, port: int) -> Child:
+def _start(settings: Settings, port: int) -> tuple[int, Child]:
+    """The port that it listens on, and the server. The directory is claimed first, as for the broker."""
     if importlib.util.find_spec("milvus_lite") is None:
         raise ServiceError(
             "Milvus Lite is not installed (it has no Windows version): set milvus.uri to a Milvus server"
         )
     data_dir = settings.data_dir.absolute()
     lock = claim_directory(data_dir / "milvus")
-    address = ["--host", LOOPBACK, "--port", str(port)]  # its own default is every interface, without a password
     try:
-        return start_child(
+        port = claim_port(port, "embedded.milvus_port")
+        address = ["--host", LOOPBACK, "--port", str(port)]  # its own default is every interface, without a password
+        return port, start_child(
             "milvus",
             [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(data_dir / "milvus"), *address],
             log=data_dir / "logs" / "milvus.log",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,7 +69,15 @@ class Releases:
         return *places, vectors @ model.item_vectors().T  # type: ignore[return-value]
 
 
-def train_releases(bundles_dir: Path, count: int, size: Size, *, now_ms: int, seed: int = 7) -> Releases:
+def train_releases(
+    bundles_dir: Path,
+    count: int,
+    size: Size,
+    *,
+    now_ms: int,
+    seed: int = 7,
+    offsets: Mapping[str, int] | None = None,
+) -> Releases:
     """`count` bundles, trained on the same watches from other seeds."""
     world = World(seed=seed, start_ms=now_ms, users=size.users, items=size.items)
     log = world.past_log(now_ms - 10 * DAY_MS, now_ms, size.watches)
@@ -83,7 +91,7 @@ def train_releases(bundles_dir: Path, count: int, size: Size, *, now_ms: int, se
                 ranker=RANKER.model_copy(update={"seed": number}),
                 bundles_dir=bundles_dir,
                 created_ms=now_ms - 1000 * (count - number),
-                offsets={},
+                offsets=dict(offsets or {}),
                 measure=False,
             )
             for number in range(1, count + 1)

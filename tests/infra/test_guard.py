@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from infra.child import GUARD, ServiceError, start_child
+from infra.claims import CLAIM_WAIT_S
+from infra.guard import ORPHAN_GRACE_S
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of the guard is Linux's")
 
@@ -62,9 +64,9 @@ def python(program: str) -> list[str]:
     return [sys.executable, "-c", program]
 
 
-def start_parent(log: Path, program: str) -> tuple[subprocess.Popen[str], int, int]:
+def start_parent(log: Path, program: str, grace_s: float = 0.5) -> tuple[subprocess.Popen[str], int, int]:
     """The parent, the command's process id, the guard's."""
-    command = [*python(PARENT), str(log), *python(program)]
+    command = [*python(PARENT.replace("0.5", str(grace_s))), str(log), *python(program)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid, guard = map(int, parent.stdout.readline().split())
@@ -97,6 +99,15 @@ def test_a_command_that_ignores_the_graceful_signal_is_killed_after_the_grace(tm
     assert child.stop() == 128 + signal.SIGKILL
     assert 0.25 < time.monotonic() - started < 5
     assert not is_alive(child.pid)
+
+
+def test_whoever_a_killed_parent_has_left_is_not_waited_for_long(tmp_path: Path) -> None:
+    parent, pid, guard = start_parent(tmp_path / "log", STUBBORN, grace_s=60)
+    assert until(lambda: "deaf" in (tmp_path / "log").read_text())
+    parent.kill()
+    parent.wait()
+    assert until(lambda: not is_alive(guard) and not is_alive(pid), ORPHAN_GRACE_S + 10)
+    assert ORPHAN_GRACE_S < CLAIM_WAIT_S, "a successor that is started at once finds their directories free"
 
 
 def test_the_graceful_signal_reaches_the_command_first(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""What viewers and editors do while everything dies: watches, searches, requests, takedowns, in an order that a seed
+decides, and what the brokers have acknowledged of it.
+
+Among the watches some come twice, some late, some on another partition than their user's, and some cannot be read. Half
+are of what the viewer was just shown, and most of these say so by the request's id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import KafkaProducer
+
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka
+from serving.client import RecommendClient
+from streams.messages import Item, SearchEvent, WatchEvent, encode
+from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
+from tests.benchmarks.soak_load import Asked, ask
+from tests.traffic import DURATION_S, now_ms
+from tests.witness import Takedown
+
+AGAIN_S = tuple(float(at) for at in range(4, 300, 4))  # a request without a reply is sent again, under its own id
+DOWN_MS = 8000
+MOST_DOWN = 6
+LATE_MS = 2000
+ACKNOWLEDGE_S = 240.0
+WORDS = ("red", "cars", "cats", "how", "to", "cook", "fast")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Per second."""
+
+    watches: float = 20.0
+    requests: float = 4.0
+    searches: float = 1.0
+    takedowns: float = 0.5
+
+
+@dataclass
+class Sent:
+    """What was told to the brokers: by (topic, what it is known by) the future of its acknowledgement."""
+
+    futures: dict[tuple[str, str], Any] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    takedowns: list[Takedown] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def acknowledged(self, topic: str) -> set[str]:
+        return {name for (of, name), future in self.futures.items() if of == topic and future.succeeded()}
+
+
+class Load:
+    """One thread sends at `pace` while the block runs; `items` is the catalogue by id, all of it published first."""
+
+    def __init__(self, kafka: Kafka, seed: int, users: int, items: dict[str, Item], pace: Pace = Pace()) -> None:
+        self.sent = Sent()
+        self._kafka, self._pace, self._items = kafka, pace, items
+        self._users = [f"viewer-{number}" for number in range(users)]
+        self._rng = random.Random(seed)
+        self._numbers: Counter[str] = Counter()
+        self._shown: deque[tuple[str, str, tuple[str, ...]]] = deque(maxlen=50)  # user, request id, items
+        self._last: list[WatchEvent] = []
+        self._taken_ms: set[tuple[str, int]] = set()  # a user's watches are never at the same time
+        self._down: dict[str, list[int]] = {}  # items, and when that was acknowledged, as soon as it is
+        self._client = RecommendClient(kafka)
+        self._producer = KafkaProducer(**kafka_python_options(kafka), acks="all", delivery_timeout_ms=240_000)
+
+    def publish_catalogue(self) -> None:
+        for item in self._items.values():
+            self._send(ITEMS, item.item_id, item.item_id, encode(item))
+        self._producer.flush(timeout=ACKNOWLEDGE_S)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        stop, failures = threading.Event(), list[Exception]()
+
+        def run() -> None:
+            try:
+                self._run(stop)
+            except Exception as error:  # raised where the block ends
+                failures.append(error)
+
+        thread = threading.Thread(target=run, name="load", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def finish(self, patience_s: float) -> None:
+        """Wait until everything is acknowledged and every request has its reply, or nobody waits any more."""
+        self._producer.flush(timeout=patience_s)
+        deadline = time.monotonic() + patience_s
+        for each in self.sent.asked:
+            with contextlib.suppress(Exception):  # counted where it is looked at
+                each.future.result(max(0.0, deadline - time.monotonic()))
+        for item, acknowledged_ms in self._down.items():
+            self.sent.takedowns += [Takedown(item, down_ms, float("inf")) for down_ms in acknowledged_ms]
+
+    @property
+    def down(self) -> set[str]:
+        """The items that are taken down and were not put up again."""
+        return set(self._down)
+
+    def close(self) -> None:
+        self._client.close()
+        self._producer.close(timeout=5)
+
+    def _run(self, stop: threading.Event) -> None:
+        kinds = {"watches": self._watch, "requests": self._request, "searches": self._search, "takedowns": self._edit}
+        rates = [getattr(self._pace, kind) for kind in kinds]
+        due_s = time.monotonic()
+        while not stop.wait(max(0.0, due_s - time.monotonic())):
+            (kind,) = self._rng.choices(list(kinds), rates)
+            kinds[kind]()
+            self.sent.counts[kind] += 1
+            due_s += self._rng.expovariate(sum(rates))
+
+    # --- watches -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        chance = self._rng.random()
+        if chance < 0.03 and self._last:
+            self._tell(self._rng.choice(self._last[-50:]))
+        elif chance < 0.04:
+            user = self._rng.choice(self._users)
+            self._send(WATCH_EVENTS, self._name("bad"), user, b'{"event_id": "bad", "user_id"')
+        else:
+            event = self._next_watch()
+            self._last.append(event)
+            self._tell(event, astray=chance > 0.98)
+
+    def _next_watch(self) -> WatchEvent:
+        rng, request_id = self._rng, None
+        user, item = rng.choice(self._users), rng.choice(list(self._items))
+        if self._shown and rng.random() < 0.5:
+            user, shown_by, items = rng.choice(self._shown)
+            item = rng.choice(items)
+            request_id = shown_by if rng.random() < 0.7 else None
+        event_ms = now_ms() - (rng.randrange(LATE_MS) if rng.random() < 0.1 else 0)
+        while (user, event_ms) in self._taken_ms:
+            event_ms -= 1
+        self._taken_ms.add((user, event_ms))
+        watch_s = rng.uniform(0, DURATION_S)
+        return WatchEvent(self._name("watch"), user, item, event_ms, watch_s, DURATION_S, request_id)
+
+    def _tell(self, event: WatchEvent, *, astray: bool = False) -> None:
+        partitions = self._kafka.partitions
+        home = partition_of(event.user_id, partitions)
+        place = (home + 1) % partitions if astray else home
+        self._send(WATCH_EVENTS, event.event_id, event.user_id, encode(event), partition=place)
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def _search(self) -> None:
+        user, query = self._rng.choice(self._users), " ".join(self._rng.sample(WORDS, 2))
+        event_ms = now_ms()
+        while (user, event_ms) in self._taken_ms:
+            event_ms -= 1
+        self._taken_ms.add((user, event_ms))
+        event = SearchEvent(self._name("search"), user, query, event_ms)
+        self._send(SEARCH_EVENTS, event.event_id, user, encode(event))
+
+    def _request(self) -> None:
+        user = self._rng.choice(self._users)
+        asked = ask(self._client, f"{user}/{self._name('request')}", AGAIN_S)
+        self.sent.asked.append(asked)
+
+        def remember(_: Any) -> None:
+            if (reply := asked.reply) is not None and reply.items:
+                self._shown.append((user, reply.request_id, tuple(each.item_id for each in reply.items)))
+
+        asked.future.add_done_callback(remember)
+
+    def _edit(self) -> None:
+        """Take an item down that was just shown, or put up the one that has been down for long enough."""
+        oldest = next(iter(self._down), "")
+        if any(now_ms() - down_ms >= DOWN_MS for down_ms in self._down.get(oldest, ())):
+            self.sent.takedowns += [Takedown(oldest, down_ms, now_ms()) for down_ms in self._down.pop(oldest)]
+            self._send(ITEMS, self._name("up"), oldest, encode(self._items[oldest]))
+        elif self._shown and len(self._down) < MOST_DOWN:
+            item = self._rng.choice(self._rng.choice(self._shown)[2])
+            if item not in self._down:
+                value = None if self._rng.random() < 0.5 else encode(Item(item, available=False))
+                acknowledged_ms = self._down[item] = []
+                self._send(ITEMS, self._name("down"), item, value).add_callback(
+                    lambda _: acknowledged_ms.append(now_ms())
+                )
+
+    def _send(self, topic: str, name: str, key: str, value: bytes | None, **how: Any) -> Any:
+        future = self._producer.send(self._kafka.topic_prefix + topic, value, key=key.encode(), **how)
+        self.sent.futures[topic, name] = future
+        return future
+
+    def _name(self, kind: str) -> str:
+        self._numbers[kind] += 1
+        return f"{kind}-{self._numbers[kind]}"
