@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from pathlib import Path
 from typing import Any
 
 from kafka.errors import KafkaError
 
-from infra.settings import Kafka
+from infra.settings import Kafka, SettingsError
 
 
 def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
@@ -52,10 +53,27 @@ def faust_options(kafka: Kafka) -> dict[str, Any]:
 
 
 def ssl_context(kafka: Kafka) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None)
+    """Brokers are always checked, name included. Raises SettingsError for a file that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None)
+    except OSError as error:  # ssl.SSLError, of a file that is no PEM, is one too
+        raise SettingsError(f"kafka.ssl_ca_file {kafka.ssl_ca_file} cannot be used: {error}") from None
     if kafka.ssl_cert_file:
-        context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file)
+        load_certificate(context, kafka.ssl_cert_file, kafka.ssl_key_file, "kafka.ssl_cert_file, kafka.ssl_key_file")
     return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None, settings: str) -> None:
+    """Show this certificate to the other side. Raises SettingsError naming `settings`, also for a key that is locked
+    by a passphrase, which OpenSSL would ask the terminal for."""
+
+    def locked() -> str:
+        raise SettingsError(f"{settings}: the key is locked by a passphrase; give one that is not, readable by us only")
+
+    try:
+        context.load_cert_chain(certificate, key, password=locked)
+    except OSError as error:
+        raise SettingsError(f"{settings} ({certificate}, {key}) cannot be used: {error}") from None
 
 
 def close_producer(producer: Any, timeout_s: float) -> None:

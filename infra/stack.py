@@ -25,9 +25,11 @@ def running_stack(settings: Settings, report: Report) -> Iterator[tuple[Settings
 
     Whatever ends the block stops everything, in order. Raises ServiceError when something does not get ready.
     """
+    from infra.kafka_access import require_access
     from streams.topics import create_topics
 
     with Supervisor(report) as supervisor, embedded_services(settings, supervisor, probe=milvus_answers) as reachable:
+        require_access(reachable.kafka)
         create_topics(reachable.kafka)
         for name, arguments in COMMANDS.items():
             supervisor.add(command_part(name, arguments, reachable))

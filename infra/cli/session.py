@@ -29,8 +29,12 @@ class Session:
     @cached_property
     def connected(self) -> Settings:
         """The settings with the broker known (and Milvus, if it can be): as set, else of the `nextwatch up` that runs
-        on this data_dir. Raises ServiceError when there is no broker."""
-        return find_services(self.settings)
+        on this data_dir. Raises ServiceError when there is no broker, KafkaRefused when it does not let us in."""
+        from infra.kafka_access import require_access
+
+        settings = find_services(self.settings)
+        require_access(settings.kafka)
+        return settings
 
     @cached_property
     def with_milvus(self) -> Settings:
