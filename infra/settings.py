@@ -51,6 +51,9 @@ class Kafka(Section):
     replication: Count = 1
     max_message_bytes: Count = Field(1_000_000, description="a larger message is refused to the dead letters")
     session_timeout_s: Seconds = Field(10.0, description="a killed worker's partitions are taken over after this")
+    max_poll_s: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="a worker that lives and asks for no messages for so long is replaced; longer than any step"
+    )
     retention_h: Annotated[float, Field(gt=0)] = Field(168.0, description="of topics with cleanup policy delete")
     tombstone_h: Annotated[float, Field(gt=0)] = Field(720.0, description="how long compacted topics keep tombstones")
 
@@ -286,6 +289,11 @@ class Selection(Section):
 class Metrics(Section):
     host: str = Field("127.0.0.1", description="where /metrics and /health listen")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one, written to <data_dir>/run")
+    token: SecretStr = Field(
+        SecretStr(""), description="only from NEXTWATCH_METRICS__TOKEN: without it as bearer token /metrics is 401"
+    )
+    tls_cert_file: Path | None = Field(None, description="both pages speak TLS with this certificate, PEM")
+    tls_key_file: Path | None = Field(None, description="its key, PEM; unset: it is in the same file")
 
 
 class Embedded(Section):
@@ -338,7 +346,8 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-SECRETS = (("kafka", "password"), ("milvus", "token"), ("forget", "secret"))
+SECRETS = (("kafka", "password"), ("milvus", "token"), ("metrics", "token"), ("forget", "secret"))
+MOST_FILE_BYTES = 1_000_000
 
 
 def load_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -388,6 +397,11 @@ def to_environ(settings: Settings) -> dict[str, str]:
     return flat
 
 
+def variable_of(name: str) -> str:
+    """The environment variable of a setting (`kafka.password`)."""
+    return ENV_PREFIX + name.replace(".", "__").upper()
+
+
 def _which_file(file: Path | None) -> Path | None:
     if file is None and os.environ.get(CONFIG_VARIABLE):
         file = Path(os.environ[CONFIG_VARIABLE])
@@ -400,12 +414,18 @@ def _check_file(file: Path | None) -> None:
     if file is None:
         return
     try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_FILE_BYTES + 1)
+        if len(content) > MOST_FILE_BYTES:
+            raise SettingsError(f"{file}: more than {MOST_FILE_BYTES:,} bytes, that is no settings file")
+        tree = tomllib.loads(content.decode("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{file}: not a TOML file: {error}") from None
     for section, name in SECRETS:
         if isinstance(tree.get(section), dict) and name in tree[section]:
-            variable = f"{ENV_PREFIX}{section}__{name}".upper()
+            variable = variable_of(f"{section}.{name}")
             raise SettingsError(f"{file}: {section}.{name} is a secret: put it into the variable {variable}")
 
 
@@ -435,6 +455,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name}; `nextwatch config` lists them all")
         else:
-            variable = ENV_PREFIX + name.replace(".", "__").upper()
-            lines.append(f"setting {name} (or {variable}): {problem['msg']}, got {problem['input']!r}")
+            is_secret = any(name.startswith(f"{section}.{leaf}") for section, leaf in SECRETS)
+            found = "" if is_secret else f", got {problem['input']!r}"
+            lines.append(f"setting {name} (or {variable_of(name)}): {problem['msg']}{found}")
     return "\n".join(lines)
