@@ -1,33 +1,39 @@
 """Every process's own small web page: `/metrics` for Prometheus, `/health` for whoever must know whether it is ready.
 
 Loopback by default, on a free port by default; where each of them listens is in the run files (infra/run_files.py).
+With `metrics.token` set, `/metrics` is given to whoever shows it, and so are the details of `/health`: whether a
+process lives and is ready stays open to all, since load balancers have no token to show.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import json
 import os
-import socketserver
+import ssl
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from infra import metrics
+from infra.certificates import load_certificate
 from infra.claims import port_error
+from infra.page_server import PageServer, pages_of
 from infra.run_files import reachable, run_file
-from infra.settings import Settings
+from infra.settings import Metrics, Settings, SettingsError
 
-IDLE_S = 10.0  # a scraper that sends nothing for so long is cut off
+log = structlog.get_logger(__name__)
+
+MOST_REPLY_BYTES = 50_000_000  # of a page that we read ourselves
 
 
 @dataclass
@@ -43,13 +49,16 @@ class Health:
     waiting_for: str = "start"
     detail: dict[str, Any] = field(default_factory=dict)
 
+    def outline(self) -> dict[str, bool]:
+        """What anybody may know."""
+        return {"live": self.live, "ready": self.live and self.ready}
+
     def report(self) -> dict[str, Any]:
         """The body of `/health`."""
         reasons = [] if self.ready else [f"waiting for {self.waiting_for}"]
         return {
             "process": self.process,
-            "live": self.live,
-            "ready": self.live and self.ready,
+            **self.outline(),
             "version": _package_version(),
             "pid": os.getpid(),
             "reasons": reasons if self.live else ["not live", *reasons],
@@ -63,11 +72,15 @@ def serve_health(
 ) -> Iterator[str]:
     """Serve `health` and `registry` while the block runs; yields `host:port`.
 
-    Raises ServiceError naming `metrics.port` when that port is taken.
+    Raises ServiceError naming `metrics.port` when that port is taken, SettingsError for a certificate that cannot be
+    used.
     """
     host, port = settings.metrics.host, settings.metrics.port
+    tls = _tls_of_server(settings.metrics)
+    _warn_if_open(settings.metrics)
     try:
-        server = _Server((host, port), _handler(health, registry))
+        server = PageServer((host, port), pages_of(health, registry, settings.metrics.token.get_secret_value()))
+        server.tls = tls
     except OSError as error:
         raise port_error(error, host, port, "metrics.port") from None
     metrics.READY.set_function(lambda: float(health.live and health.ready))
@@ -75,73 +88,75 @@ def serve_health(
     thread.start()
     address = f"{host}:{server.server_address[1]}"
     try:
-        with run_file(settings.run_dir, health.process, address, started_ms):
+        with run_file(settings.run_dir, health.process, address, started_ms, tls=tls is not None):
             yield address
     finally:
         server.shutdown()
         server.server_close()
 
 
-def fetch_health(record: dict[str, Any], timeout_s: float = 1.0) -> dict[str, Any]:
-    """The `/health` of a process by its run file's record; an unreachable one is reported as neither live nor ready."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
-    url = f"http://{reachable(record['host'])}:{record['port']}/health"
+def fetch_health(record: dict[str, Any], access: Metrics | None = None, timeout_s: float = 1.0) -> dict[str, Any]:
+    """The `/health` of a process by its run file's record; an unreachable one is reported as neither live nor ready.
+
+    `access`: the settings that the process has, for its token and its certificate."""
     try:
-        with direct.open(url, timeout=timeout_s) as reply:
-            body = reply.read()
-    except urllib.error.HTTPError as error:  # 503: not ready, with the same body
-        body = error.read()
+        body = fetch_page(record, "/health", access, timeout_s)
     except OSError as error:
         return _unreachable(record, str(error))
     try:
-        return dict(json.loads(body))
-    except ValueError:
+        found = {"process": record["name"], "pid": record["pid"], "reasons": []} | dict(json.loads(body))
+    except (ValueError, TypeError, RecursionError):
         return _unreachable(record, "its answer is not JSON")
+    return found if {"live", "ready"} <= found.keys() else _unreachable(record, "its answer says nothing of health")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+def fetch_page(record: dict[str, Any], path: str, access: Metrics | None, timeout_s: float) -> bytes:
+    """A page of one of our processes, whatever its status. Raises OSError."""
+    access = access or Metrics()
+    tls = record.get("tls", False)
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),  # whatever proxy the environment names
+        urllib.request.HTTPSHandler(context=_tls_of_reader(access) if tls else None),
+    )
+    url = f"{'https' if tls else 'http'}://{reachable(record['host'])}:{record['port']}{path}"
+    token = access.token.get_secret_value()
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with opener.open(request, timeout=timeout_s) as reply:
+            return bytes(reply.read(MOST_REPLY_BYTES))
+    except urllib.error.HTTPError as error:  # 503: not ready, with the same body
+        return error.read(MOST_REPLY_BYTES)
+    except http.client.HTTPException as error:
+        raise OSError(f"its answer is not HTTP: {error!r}") from None
 
-    def server_bind(self) -> None:
-        """Without the name look-up of http.server, which takes seconds where DNS does not answer."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A scraper that hangs up is no news."""
+def _tls_of_server(access: Metrics) -> ssl.SSLContext | None:
+    if access.tls_cert_file is None:
+        if access.tls_key_file is not None:
+            raise SettingsError("metrics.tls_key_file is set, and metrics.tls_cert_file is not")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    load_certificate(context, access.tls_cert_file, access.tls_key_file, "metrics.tls_cert_file, metrics.tls_key_file")
+    return context
 
 
-def _handler(health: Health, registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = IDLE_S
+def _tls_of_reader(access: Metrics) -> ssl.SSLContext:
+    """Trusts the one certificate that our processes have, whatever name is in it: we ask by address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if access.tls_cert_file is not None:
+        context.load_verify_locations(access.tls_cert_file)
+    return context
 
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-                self._send(200, content_type, encode(registry))
-                return
-            report = health.report()
-            good = {"/health": report["ready"], "/health/ready": report["ready"], "/health/live": report["live"]}
-            if path in good:
-                self._send(200 if good[path] else 503, "application/json", json.dumps(report, default=str).encode())
-            else:
-                self._send(
-                    404, "text/plain; charset=utf-8", b"there are /metrics, /health, /health/live, /health/ready\n"
-                )
 
-        def _send(self, status: int, content_type: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """One line per scrape would drown everything else."""
-
-    return Handler
+def _warn_if_open(access: Metrics) -> None:
+    if access.host in {"127.0.0.1", "::1", "localhost"}:
+        return
+    given = {"metrics.token": access.token.get_secret_value(), "metrics.tls_cert_file": access.tls_cert_file}
+    if missing := [name for name, value in given.items() if not value]:
+        log.warning("the metrics page is open to the network", host=access.host, not_set=", ".join(missing))
 
 
 def _unreachable(record: dict[str, Any], why: str) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from pathlib import Path
 from typing import Any
 
 from kafka.errors import KafkaError
 
+from infra.certificates import load_certificate
 from infra.settings import Kafka, SettingsError
 
 
@@ -61,19 +61,6 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext:
     if kafka.ssl_cert_file:
         load_certificate(context, kafka.ssl_cert_file, kafka.ssl_key_file, "kafka.ssl_cert_file, kafka.ssl_key_file")
     return context
-
-
-def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None, settings: str) -> None:
-    """Show this certificate to the other side. Raises SettingsError naming `settings`, also for a key that is locked
-    by a passphrase, which OpenSSL would ask the terminal for."""
-
-    def locked() -> str:
-        raise SettingsError(f"{settings}: the key is locked by a passphrase; give one that is not, readable by us only")
-
-    try:
-        context.load_cert_chain(certificate, key, password=locked)
-    except OSError as error:
-        raise SettingsError(f"{settings} ({certificate}, {key}) cannot be used: {error}") from None
 
 
 def close_producer(producer: Any, timeout_s: float) -> None:

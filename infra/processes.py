@@ -84,7 +84,7 @@ def command_part(name: str, arguments: Sequence[str], settings: Settings, *, pro
     def ask(child: Child) -> dict[str, Any]:
         for record in read_run_files(settings.run_dir):
             if record["pid"] == child.pid:
-                return fetch_health(record) | {"address": f"{record['host']}:{record['port']}"}
+                return fetch_health(record, settings.metrics) | {"address": f"{record['host']}:{record['port']}"}
         return {"ready": False, "reasons": ["it does not serve /health yet"]}
 
     return Part(name, start, ask, STOP_ORDER.get(name.partition("-")[0], 0))

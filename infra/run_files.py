@@ -26,11 +26,11 @@ SERVICES = "services.json"
 
 
 @contextlib.contextmanager
-def run_file(run_dir: Path, name: str, address: str, started_ms: int) -> Iterator[Path]:
+def run_file(run_dir: Path, name: str, address: str, started_ms: int, *, tls: bool = False) -> Iterator[Path]:
     """A locked `<run_dir>/<name>.json` while the block runs (`<name>-<pid>.json` if another process has that name)."""
     run_dir.mkdir(parents=True, exist_ok=True)
     host, _, port = address.rpartition(":")
-    record = {"name": name, "pid": os.getpid(), "host": host, "port": int(port), "started_ms": started_ms}
+    record = {"name": name, "pid": os.getpid(), "host": host, "port": int(port), "started_ms": started_ms, "tls": tls}
     with _locked(run_dir):
         path = run_dir / f"{name}.json"
         if _is_held(path):
@@ -47,7 +47,7 @@ def run_file(run_dir: Path, name: str, address: str, started_ms: int) -> Iterato
 
 
 def read_run_files(run_dir: Path) -> list[dict[str, Any]]:
-    """The records {name, pid, host, port, started_ms} of the living processes, by name; drops dead ones' files."""
+    """The records {name, pid, host, port, started_ms, tls} of the living processes, by name; drops dead ones' files."""
     if not run_dir.is_dir():
         return []
     with _locked(run_dir):
@@ -141,14 +141,15 @@ def _write_locked(path: Path, record: dict[str, Any]) -> BinaryIO:
 def _write_targets(run_dir: Path) -> None:
     """What Prometheus' file_sd_configs reads: one group per living process."""
     records, _ = _read_records(run_dir)
-    groups = [
-        {"targets": [f"{reachable(each['host'])}:{each['port']}"], "labels": {"process": each["name"]}}
-        for each in records
-    ]
+    groups = [{"targets": [f"{reachable(each['host'])}:{each['port']}"], "labels": _labels(each)} for each in records]
     with tempfile.NamedTemporaryFile("w", dir=run_dir, prefix=".targets", delete=False) as file:
         json.dump(groups, file)
     Path(file.name).chmod(0o644)  # Prometheus often runs as another user
     Path(file.name).replace(run_dir / TARGETS)
+
+
+def _labels(record: dict[str, Any]) -> dict[str, str]:
+    return {"process": record["name"]} | ({"__scheme__": "https"} if record.get("tls") else {})
 
 
 @contextlib.contextmanager

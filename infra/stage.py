@@ -69,7 +69,7 @@ class Stage:
     def samples(self, process: str) -> Samples:
         """The metrics of one of our processes."""
         records = (each for each in read_run_files(self.settings.run_dir) if each["name"] == process)
-        return next(map(fetch_samples, records), {})
+        return next((fetch_samples(each, self.settings.metrics) for each in records), {})
 
 
 def go_live(settings: Settings, manifest: Manifest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,9 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from infra.health import fetch_health
+from infra.health import fetch_health, fetch_page
 from infra.run_files import reachable, read_run_files
-from infra.settings import Settings
+from infra.settings import Metrics, Settings
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -35,6 +34,7 @@ class ProcessStatus(msgspec.Struct, frozen=True):
     reasons: list[str]
     lag: int
     version: str
+    tls: bool = False
 
 
 class StatusReport(msgspec.Struct, frozen=True):
@@ -55,8 +55,8 @@ def read_status(settings: Settings) -> StatusReport:
     processes: list[ProcessStatus] = []
     merged: Samples = {}
     for record in read_run_files(settings.run_dir):
-        health = fetch_health(record)
-        samples = fetch_samples(record) if health["live"] else {}
+        health = fetch_health(record, settings.metrics)
+        samples = fetch_samples(record, settings.metrics) if health["live"] else {}
         add_up(merged, samples)
         processes.append(_status_of(record, health, samples))
     return StatusReport(
@@ -74,19 +74,17 @@ def read_status(settings: Settings) -> StatusReport:
     )
 
 
-def fetch_samples(record: dict[str, Any]) -> Samples:
-    """The page /metrics of a process; empty when it does not answer."""
-    url = f"http://{reachable(record['host'])}:{record['port']}/metrics"
+def fetch_samples(record: dict[str, Any], access: Metrics | None = None) -> Samples:
+    """The page /metrics of a process; empty when it does not answer, or does not accept our token."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            text = reply.read().decode()
-    except OSError:
+        text = fetch_page(record, "/metrics", access, timeout_s=2.0).decode()
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+    except (OSError, ValueError):
         return {}
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def add_up(merged: Samples, samples: Samples) -> None:
@@ -124,9 +122,8 @@ def render_status(report: StatusReport, notes: Iterable[str] = ()) -> Renderable
     table = Table("process", "state", "lag", "release", "metrics", "pid", box=None, pad_edge=False)
     for each in report.processes:
         state = "[green]ready[/]" if each.ready else f"[yellow]{escape('; '.join(each.reasons))}[/]"
-        table.add_row(
-            each.name, state, f"{each.lag:,}", each.version or "-", f"http://{each.address}/metrics", str(each.pid)
-        )
+        page = f"{'https' if each.tls else 'http'}://{each.address}/metrics"
+        table.add_row(each.name, state, f"{each.lag:,}", each.version or "-", page, str(each.pid))
     return Group(table, "", *_facts(report), *notes)
 
 
@@ -154,6 +151,7 @@ def _status_of(record: dict[str, Any], health: dict[str, Any], samples: Samples)
         reasons=list(health.get("reasons", [])),
         lag=int(lag),
         version=version,
+        tls=record.get("tls", False),
     )
 
 

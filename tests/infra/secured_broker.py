@@ -1,13 +1,9 @@
-"""A real Kafka that lets nobody in without credentials: SCRAM over TLS on one port, client certificates on another.
-
-The certificate authorities and certificates are made by openssl for each test run, valid for 127.0.0.1 and a day.
-"""
+"""A real Kafka that lets nobody in without credentials: SCRAM over TLS on one port, client certificates on another."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,54 +17,10 @@ from infra.broker import server_properties
 from infra.child import start_child, wait_until_ready
 from infra.claims import LOOPBACK, claim_port, is_listening
 from infra.settings import Kafka
+from tests.infra.certificates import Certificates, make_certificates
 
 USER, PASSWORD = "nextwatch", "correct-horse-battery"
 READY_S = 90.0
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files: a key and its certificate lie side by side as `<name>.key` and `<name>.pem`."""
-
-    directory: Path
-
-    def pem(self, name: str) -> Path:
-        return self.directory / f"{name}.pem"
-
-    def key(self, name: str) -> Path:
-        return self.directory / f"{name}.key"
-
-    def make_authority(self, name: str) -> None:
-        self._openssl("req", "-x509", *_NEW_KEY, self.key(name), "-out", self.pem(name), "-subj", f"/CN={name}")
-
-    def make(self, name: str, authority: str) -> None:
-        """A certificate for 127.0.0.1, good for a server and for a client."""
-        signed_by = ("-CA", self.pem(authority), "-CAkey", self.key(authority))
-        address = ("-addext", f"subjectAltName=IP:{LOOPBACK}", "-addext", "basicConstraints=critical,CA:FALSE")
-        subject = ("-subj", f"/CN={name}")
-        self._openssl("req", "-x509", *_NEW_KEY, self.key(name), "-out", self.pem(name), *subject, *address, *signed_by)
-
-    def lock(self, name: str, locked: str) -> None:
-        """The same key, under a passphrase."""
-        self._openssl("ec", "-in", self.key(name), "-out", self.key(locked), "-aes256", "-passout", "pass:secret")
-
-    def _openssl(self, *arguments: str | Path) -> None:
-        subprocess.run(["openssl", *map(str, arguments)], capture_output=True, check=True, timeout=60)
-
-
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-keyout")
-
-
-def make_certificates(directory: Path) -> Certificates:
-    """Of a server and a client by one authority; `stranger` is another authority."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed: the certificates of a secured broker cannot be made")
-    certificates = Certificates(directory)
-    for authority in ("authority", "stranger"):
-        certificates.make_authority(authority)
-    for name in ("server", "client"):
-        certificates.make(name, "authority")
-    return certificates
 
 
 @dataclass(frozen=True)
