@@ -2,7 +2,8 @@
 
 A record below `written` was handled before (by us or by who was here before us): a row in it is in every collection
 that was whole then. It is read again all the same, for the collection that is catching up and for the items that are
-down, whose rows are parked in memory only.
+down, whose rows are parked in memory only. So an item that returned while nobody wrote, or before its rows were read
+again, stays down until they are: else it would come back without a row, or with an old one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from streams.messages import Item, ItemVector, Refused, decode
 @dataclass
 class Intake:
     """Turns records into changes of `rows` and `facts`. `dims`: vector length of each collection that takes rows;
-    `catching_up`: the one among them that has not yet seen all of `item-vectors`, made from a bundle of `made_ms`."""
+    `catching_up`: the one among them that has not yet seen all of `item-vectors`, made from a bundle of `made_ms`;
+    `is_opening`: until what was there at the start has been read, and `returning` then go back into the index."""
 
     rows: Rows
     facts: Facts
@@ -28,6 +30,8 @@ class Intake:
     dims: dict[str, int] = field(default_factory=dict)
     catching_up: str = ""
     made_ms: int = 0
+    is_opening: bool = False
+    returning: set[str] = field(default_factory=set)
 
     def hear_item(self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int) -> None:
         """A catalogue entry: what is unavailable is taken down, what it says otherwise goes to the item's rows.
@@ -43,9 +47,19 @@ class Intake:
             return
         was_down = item.item_id in self.rows.down
         is_new = self.facts.set(item.item_id, scalars_of(item))
+        if was_down and self.is_opening and not is_written:
+            self.returning.add(item.item_id)
+            return
         self.rows.bring_back(item.item_id, now_ms)
         if (is_new or was_down) and not is_written and is_indexable(item.item_id):
             self.rows.rewrite(item.item_id, now_ms)
+
+    def opened(self, now_ms: int) -> None:
+        """All rows were read again since the start: who has returned goes back into the index."""
+        self.is_opening = False
+        for item_id in self.returning:
+            self.rows.bring_back(item_id, now_ms)
+        self.returning.clear()
 
     def hear_vector(
         self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int, published_ms: int = 0
@@ -56,6 +70,8 @@ class Intake:
         Raises Refused.
         """
         if key == b"":
+            if decode(ItemVector, value, max_bytes=self.max_bytes).vector:
+                raise Refused("invalid", "row of an item without an id")
             return None  # the trainer's own bookkeeping
         item_id = _id_of(key)
         if value is None:
@@ -75,12 +91,15 @@ class Intake:
 
     def _take_down(self, item_id: str, now_ms: int) -> None:
         self.facts.forget(item_id)
+        self.returning.discard(item_id)
         if is_indexable(item_id):  # what Milvus cannot hold it cannot be asked to delete either
             self.rows.take_down(item_id, now_ms)
 
     def _take(self, item_id: str, message: ItemVector, *, is_written: bool, now_ms: int, published_ms: int) -> None:
         if problem := problem_of(message.vector, self.dims[message.version]):
             raise Refused("invalid", f"item {item_id}, version {message.version}: {problem}")
+        if message.query_row and (problem := problem_of(message.query_row, self.dims[message.version] - 1)):
+            raise Refused("invalid", f"item {item_id}, version {message.version}, on the user's side: {problem}")
         if not is_indexable(item_id):
             raise Refused("invalid", "item id has control characters or is longer than 1024 bytes")
         if not is_written:

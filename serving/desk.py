@@ -154,7 +154,10 @@ class Desk:
             self._outbox.send_outside(address.topic, reply, **how)
 
     def _record(self, impression: Impression, partition: int) -> None:
-        self._outbox.send(topics.IMPRESSIONS, encode(impression), key=impression.user_id.encode(), partition=partition)
+        raw = encode(impression)
+        if len(raw) > self._settings.kafka.max_message_bytes:  # its readers would refuse it
+            raw = encode(without_features(impression))
+        self._outbox.send(topics.IMPRESSIONS, raw, key=impression.user_id.encode(), partition=partition)
 
     def _refuse(self, letter: Letter, refused: Refused, now_ms: int) -> None:
         """Tell the client what is wrong; what is broken goes to the dead letters as well."""
@@ -195,6 +198,12 @@ def without(reply: bytes, unavailable: Set[str]) -> bytes:
     return encode(
         replace(known, items=items, degraded=(*known.degraded, "repeated: without what was taken down since"))
     )
+
+
+def without_features(impression: Impression) -> Impression:
+    """What was shown, and nothing that was known of it: names in the catalogue may be of any length."""
+    items = tuple(replace(item, sources={}, ids={}, values=b"") for item in impression.items)
+    return replace(impression, items=items, context=None, schema_hash="", ids={}, values=b"")
 
 
 def _key(letter: Letter) -> Key:

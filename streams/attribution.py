@@ -20,7 +20,7 @@ class Rules:
     grace_ms: int
     early_ms: int
     keep: int
-    most_bytes: int  # of a user's impressions, as soon as there are three
+    most_bytes: int  # of a user's impressions, as soon as there are two
     completed_s: float
 
     @classmethod

@@ -11,7 +11,7 @@ changes it meanwhile makes a higher `revision`. Revisions are not counted but ma
 seen, that of the first example too: a counter would start again from an older state after a crash, and what is made
 then could come below what was sent before it.
 Request ids and event ids are known as long as the impression is kept. A user's state is bounded: beyond `keep`
-impressions the oldest makes its example at once and is forgotten.
+impressions the oldest makes its example at once and is forgotten. It must fit into one message, whatever comes.
 
 Statistics count an impression twice over (`Tally`): when it closes, and what has changed since when it is forgotten.
 Both moments are in its state, so that a repeat after a crash is known (see streams.item_statistics). A window therefore
@@ -40,6 +40,7 @@ from streams.messages import (
 )
 
 MOST_WATCHES = 200  # of one impression, and of those that wait
+WATCHES_SHARE = 30  # of what impressions may take, in characters: one of an id may become six bytes
 
 
 class Fate(StrEnum):
@@ -80,6 +81,8 @@ def apply_watch(
     state = replace(state, watch_offset=offset)
     if any(watch.event_id == event.event_id for watch in _all_watches(state)):
         return Step(state, (Fate.DUPLICATE,))
+    if sum(map(_weight, _all_watches(state))) > rules.most_bytes // WATCHES_SHARE:
+        return Step(state, (Fate.TOO_MANY,))
     completed = is_completed(event.watch_s, event.duration_s, rules.completed_s)
     watched_s = min(event.watch_s, event.duration_s or event.watch_s)  # a replay is no longer video
     watch = JoinedWatch(event.item_id, event.event_ms, watched_s, completed, event.event_id, event.request_id, offset)
@@ -161,6 +164,11 @@ def _all_watches(state: JoinState) -> Iterable[JoinedWatch]:
         yield from each.watches
 
 
+def _weight(watch: JoinedWatch) -> int:
+    """About how many characters a watch takes."""
+    return 60 + len(watch.item_id) + len(watch.event_id) + len(watch.request_id or "")
+
+
 def _wait(state: JoinState, watch: JoinedWatch, watermark_ms: int, rules: Rules) -> Step:
     if watch.event_ms + rules.early_ms <= watermark_ms:
         return Step(state, (_unmatched(watch),))
@@ -205,7 +213,7 @@ def _push_out(
     """Close and forget the oldest until what is left is within bounds."""
     examples: list[RankingExample] = []
     tallies: list[Tally] = []
-    while len(impressions) > rules.keep or (len(impressions) > 2 and _size(impressions) > rules.most_bytes):
+    while len(impressions) > rules.keep or (len(impressions) > 1 and _size(impressions) > rules.most_bytes):
         oldest = min(impressions, key=lambda each: (each.closes_ms, each.offset))
         impressions = [each for each in impressions if each is not oldest]
         if oldest.revision < 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 import faust
 import structlog
+from faust.serializers.codecs import Codec
 
 from infra.settings import Settings
 from streams import topics
@@ -17,6 +18,16 @@ from streams.messages import M, Refused, decode, encode
 from streams.outbox import Outbox
 
 log = structlog.get_logger(__name__)
+
+
+class Utf8(Codec):
+    """Keys of a changelog. One that is no text names nobody, and is nobody's reason to stop the recovery of others."""
+
+    def _loads(self, s: bytes) -> str:
+        return s.decode("utf-8", "replace")
+
+    def _dumps(self, s: Any) -> bytes:
+        return s if isinstance(s, bytes) else str(s).encode()
 
 
 class EncodedTable(faust.Table):
@@ -39,7 +50,7 @@ def create_table(app: faust.App, settings: Settings, name: str, changelog: str) 
             settings.kafka.topic_prefix + changelog,
             key_type=str,
             value_type=bytes,
-            key_serializer="raw",
+            key_serializer=Utf8(),
             value_serializer="raw",
             compacting=True,
             partitions=settings.kafka.partitions,
