@@ -132,6 +132,7 @@ class Keeper:
         """Learn what there is: offsets, collections, all releases and the whole catalogue, rows of items that are
         down."""
         self._health.waiting_for = "the catalogue to be read"
+        self._intake.is_opening = True
         self._written = self._committed()
         self._collections.open()
         while not self._control.caught_up:
@@ -146,6 +147,8 @@ class Keeper:
         self._hear(0.0)
         for record in self._vectors.poll(0.0 if self._collections.is_filling else POLL_S):
             self._handle(record)
+        if self._intake.is_opening and self._vectors.caught_up:
+            self._intake.opened(_now_ms())
         try:
             self._do_what_is_due()
         except IndexMissing as error:
@@ -173,7 +176,12 @@ class Keeper:
         if self._letters:
             self._patiently(lambda: self._send(topics.DEAD_LETTERS, self._letters), of="kafka")
             self._letters.clear()
-        changed = {place: offset for place, offset in self._read.items() if offset > self._written.get(place, 0)}
+        held = {topics.ITEMS} if self._intake.is_opening else set()  # with what they bring back
+        changed = {
+            place: offset
+            for place, offset in self._read.items()
+            if offset > self._written.get(place, 0) and place[0] not in held
+        }
         if changed:
             reached("indexer: rows written")
             self._offsets.commit(changed)

@@ -144,7 +144,11 @@ class Cluster:
 
     def behind(self, group: str, topic: str) -> int:
         """How many records of a topic the group (its name without `nextwatch-`) has not committed."""
-        ends, name = self.ends(topic), f"{self._kafka.topic_prefix}nextwatch-{group}"
+        return self.not_committed(f"nextwatch-{group}", topic)
+
+    def not_committed(self, group: str, topic: str) -> int:
+        """The same of a group by its whole name (without the prefix)."""
+        ends, name = self.ends(topic), self._kafka.topic_prefix + group
         committed = self._admin.list_group_offsets({name: list(ends)})[name]
         return sum(end - max(0, committed[place].offset if place in committed else 0) for place, end in ends.items())
 

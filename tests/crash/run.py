@@ -28,12 +28,15 @@ PATIENCE_S = 120.0
 WINDOW_S = 6.0
 LATE_S = 600.0  # nothing that any outage here delays is later
 NEVER_S = 1e9  # half-lives: counts are then plain sums
-READ_BY = {
-    "history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS),
-    "join": (topics.WATCH_EVENTS, topics.IMPRESSIONS),
-    "trending": (topics.WATCH_EVENTS,),
-    "trainer": (topics.TRAINING_EXAMPLES,),
-    "indexer": (topics.ITEM_VECTORS, topics.ITEMS, topics.RELEASES),
+READ_BY = {  # consumer groups, and what they commit
+    "nextwatch-history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS),
+    "nextwatch-join": (topics.WATCH_EVENTS, topics.IMPRESSIONS),
+    "nextwatch-trending": (topics.WATCH_EVENTS,),
+    "nextwatch-trainer": (topics.TRAINING_EXAMPLES,),
+    "indexer": (
+        topics.ITEM_VECTORS,
+        topics.ITEMS,
+    ),  # not releases: servers repeat themselves
     "serving": (topics.RECOMMEND_REQUESTS,),
 }
 
@@ -155,11 +158,9 @@ def rest(run: Run) -> None:
 
 def is_at_rest(cluster: Cluster) -> bool:
     """Whether everybody has committed all that there is, and nobody has written anything meanwhile."""
-    names = {name for names in READ_BY.values() for name in names} - {topics.RELEASES}  # servers repeat themselves
+    names = {name for names in READ_BY.values() for name in names}
     before = {name: cluster.total(name) for name in names}
-    behind = sum(
-        cluster.behind(group, name) for group, mine in READ_BY.items() for name in mine if name != topics.RELEASES
-    )
+    behind = sum(cluster.not_committed(group, name) for group, mine in READ_BY.items() for name in mine)
     return behind == 0 and before == {name: cluster.total(name) for name in names}
 
 

@@ -65,6 +65,22 @@ def test_a_restart_goes_on_where_it_was_and_knows_what_is_down(site: Site) -> No
     assert len(site.announcements()) == 1
 
 
+def test_an_item_that_returns_while_no_indexer_runs_has_its_newest_row(site: Site) -> None:
+    site.start()
+    bundle = site.publish(1)
+    site.wait_for_announcement(bundle)
+    site.touch(bundle, "item-3", value=3, step=1)
+    site.wait_for(bundle, item_3=3.0)
+    site.take_down("item-3")
+    site.take_down("item-4")
+    site.wait_for(bundle, item_3=None, item_4=None)
+    site.stop()
+    site.bring_back("item-3")
+    site.bring_back("item-4")
+    site.start()
+    site.wait_for(bundle, item_3=3.0, item_4=first_number(bundle, "item-4"))
+
+
 def test_an_id_that_milvus_cannot_hold_stops_nothing_when_it_is_taken_down(site: Site) -> None:
     site.start()
     bundle = site.publish(1)

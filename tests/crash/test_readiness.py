@@ -1,0 +1,63 @@
+"""Nobody says that it is ready before it knows what it must know: the states of all users, and the release."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from infra.cli.learn import published
+from infra.health import fetch_health
+from infra.run_files import read_run_files
+from infra.settings import Kafka, Settings
+from streams.releases import announce
+from tests.benchmarks.crash_recovery import fill
+from tests.conftest import on_the_best_broker
+from tests.service import Size, train_releases
+from tests.system import READY_S, running
+from tests.traffic import now_ms
+
+pytestmark = [pytest.mark.system, on_the_best_broker]
+
+USERS = 4000
+KNOWS = {"history": "histories", "join": "join", "serving": "histories"}  # by process: where it says how many it knows
+
+
+@pytest.fixture(scope="module")
+def settings(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    from infra.run_files import fill_in
+    from streams.topics import create_topics
+
+    own = Settings(data_dir=tmp_path_factory.mktemp("ready"), kafka=Kafka(topic_prefix=f"ready{time.time_ns()}-"))
+    settings = fill_in(own, kafka, milvus_uri)
+    create_topics(settings.kafka)
+    yield settings
+
+
+def first_when_ready(settings: Settings, names: set[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """By process its /health as soon as it says ready, and the last reason that it gave before."""
+    ready: dict[str, dict[str, Any]] = {}
+    reasons: dict[str, str] = {}
+    deadline = time.monotonic() + READY_S
+    while names - ready.keys():
+        assert time.monotonic() < deadline, (ready, reasons)
+        for record in read_run_files(settings.run_dir):
+            health = fetch_health(record)
+            if health["ready"]:
+                ready.setdefault(record["name"], health)
+            elif record["name"] not in ready:
+                reasons[record["name"]] = "; ".join(health["reasons"])
+        time.sleep(0.02)
+    return ready, reasons
+
+
+def test_a_process_is_ready_only_when_all_its_users_are_known_and_its_release_is_live(settings):
+    (bundle,) = train_releases(settings.bundles_dir, 1, Size(watches=1500), now_ms=now_ms()).bundles
+    fill(settings, USERS, bundle.model.item_ids)
+    announce(settings.kafka, published(bundle.manifest))
+    with running(settings, ["indexer", *KNOWS, "trainer"], ready=False):
+        ready, reasons = first_when_ready(settings, {*KNOWS, "trainer"})
+    assert {name: ready[name][knows] for name, knows in KNOWS.items()} == dict.fromkeys(KNOWS, USERS)
+    assert set(reasons) >= {*KNOWS}, "they were asked before, and said what they waited for"
