@@ -200,7 +200,24 @@ class ServerState(Struct, frozen=True, tag="server", tag_field="kind"):
     at_ms: Millis
 
 
-Release = BundlePublished | IndexReady | ServerState
+class RebuildAsked(Struct, frozen=True, tag="rebuild", tag_field="kind"):
+    """Key `rebuild`: the collection of this version, which is live, is to be made anew (see indexer.rebuilding)."""
+
+    version: Id
+    at_ms: Millis
+
+
+class RebuildDone(Struct, frozen=True, tag="rebuilt", tag_field="kind"):
+    """Key `rebuilt`: the answer to the request of `asked_ms`; `problem` is empty when the new collection is in use."""
+
+    version: Id
+    asked_ms: Millis
+    items: int
+    problem: str
+    spent_ms: int
+
+
+Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -384,11 +401,11 @@ class DeadLetter(Struct, frozen=True, omit_defaults=True):
     the place alone says which is meant. `cut`: of what was too large to be kept whole, how many bytes it had."""
 
     topic: str
-    partition: int
-    offset: int
+    partition: Offset
+    offset: Offset
     reason: str
     code: str
-    at_ms: int
+    at_ms: Millis
     key: bytes | None = None
     value: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
