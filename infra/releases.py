@@ -22,11 +22,11 @@ from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing
 from indexer.handover import announced_ms, is_whole, spare_of
 from infra.settings import Kafka, Milvus, Settings
+from models.manifest_file import MANIFEST, read_manifest_bytes
 from streams import topics
 from streams.follow import TopicFollower, TopicMissing
 from streams.messages import Refused, Release, decode
 
-MANIFEST = "manifest.json"
 _RELEASE: Any = Release  # a union; mypy wants a class
 
 
@@ -217,8 +217,8 @@ def _index_cell(collection: CollectionFound | None) -> str:
 def _read_bundle(directory: Path) -> BundleFound:
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     try:
-        found = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=_Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+        found = msgspec.json.decode(read_manifest_bytes(directory), type=_Manifest)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return BundleFound(directory.name, size, problem=f"{directory / MANIFEST}: {error}")
     return BundleFound(directory.name, size, found.created_ms, found.items, found.dim)
 

@@ -3,7 +3,8 @@
 Every table is a file of its own that is memory-mapped when it is read, so that ten million rows take memory once at
 most. A bundle is written beside its place, synced and renamed, so that a directory with a version's name is always
 whole; the manifest carries a checksum of every other file, so that a damaged one is refused by name before anything is
-served.
+served. The version is a checksum of the manifest, so whoever is told a version on `releases` is told what must be in
+the bundle, and one that was changed or put in its place since is refused. Nothing in it is code: arrays, tables, JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ from models.catalogue import Catalogue
 from models.context import ContextVocabulary
 from models.features import SCHEMA_HASH
 from models.item_statistics import ItemStatistics
+from models.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes
 from models.popularity import Popularity
 from models.ranker import Ranker
 from models.ranker_net import RankerShape
@@ -38,7 +40,6 @@ from models.table import write_table
 from models.tower import TowerShape, UserTowers
 
 FORMAT = 3
-MANIFEST = "manifest.json"
 TOWER = "tower.safetensors"
 RANKER = "ranker.safetensors"
 RANKER_IDS = "ranker_ids.parquet"
@@ -51,8 +52,17 @@ FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for n
 HOUR_MS = 3_600_000
 
 
+BundleCode = Literal["missing", "unreadable", "damaged", "foreign", "format", "schema", "unfit"]
+DIGITS = 16  # of the checksum in a version: that many nobody finds another bundle for
+DIGITS_BEFORE = 6  # in versions of before; they tell of the files alone
+
+
 class BundleError(ValueError):
-    """A bundle cannot be used; the text names the file and what is wrong with it."""
+    """A bundle cannot be used; the text names the file and what is wrong with it, `code` is one of a fixed few."""
+
+    def __init__(self, code: BundleCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -119,9 +129,9 @@ def write_bundle(
         _statistics_frame(statistics).write_parquet(staging / STATISTICS)
         catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
         files = {name: _checksum(staging / name) for name in FILES}
-        manifest = Manifest(
+        unnamed = Manifest(
             format=FORMAT,
-            version=version_of(created_ms, files),
+            version="",
             created_ms=created_ms,
             dim=model.dim,
             items=len(model.item_ids),
@@ -138,6 +148,7 @@ def write_bundle(
             offsets=offsets,
             files=files,
         )
+        manifest = msgspec.structs.replace(unnamed, version=version_of(unnamed))
         (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         _publish(staging, bundles_dir / manifest.version)
     finally:
@@ -153,7 +164,7 @@ def newest_version(bundles_dir: Path) -> str:
     """Raises BundleError when there is none."""
     versions = _versions(bundles_dir)
     if not versions:
-        raise BundleError(f"{bundles_dir}: holds no release; train one with `nextwatch train`")
+        raise BundleError("missing", f"{bundles_dir}: holds no release; train one with `nextwatch train`")
     return versions[-1]
 
 
@@ -162,43 +173,63 @@ def _versions(bundles_dir: Path) -> list[str]:
     return sorted(path.parent.name for path in bundles_dir.glob(f"*/{MANIFEST}") if path.parent.name[0] != ".")
 
 
-def version_of(created_ms: int, files: dict[str, str]) -> str:
-    """`YYYYMMDD_HHMMSS_<6 hex of the content>`: letters, digits and underscores, since a collection is named by it."""
-    content = hashlib.sha256(msgspec.json.encode(files, order="sorted")).hexdigest()
-    return f"{datetime.fromtimestamp(created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{content[:6]}"
+def version_of(manifest: Manifest, digits: int = DIGITS) -> str:
+    """`YYYYMMDD_HHMMSS_<hex of the content>`: letters, digits and underscores, since a collection is named by it."""
+    content: Any = manifest.files if digits == DIGITS_BEFORE else msgspec.structs.replace(manifest, version="")
+    checksum = hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+    return f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{checksum[:digits]}"
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises BundleError when it is missing, damaged, of another format, or of features that we do not compute."""
+    """Raises BundleError when it is missing, damaged, of another format, of features that we do not compute, or of
+    another bundle than the directory is named after."""
     path = directory / MANIFEST
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(read_manifest_bytes(directory), type=Manifest)
     except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be read ({error.strerror}); train a release with `nextwatch train`"
-        ) from None
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{path}: not a manifest: {error}") from None
+        text = f"{path}: cannot be read ({error.strerror}); train a release with `nextwatch train`"
+        raise BundleError("missing", text) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError("unreadable", f"{path}: not a manifest: {error}") from None
     if manifest.format != FORMAT:
-        raise BundleError(f"{path}: format {manifest.format}, this version of nextwatch reads {FORMAT}; train anew")
+        ours = f"this version of nextwatch reads {FORMAT}"
+        raise BundleError("format", f"{path}: format {manifest.format}, {ours}; train anew")
     if manifest.schema_hash != SCHEMA_HASH:
         ours = f"this version of nextwatch computes {SCHEMA_HASH}"
-        raise BundleError(f"{path}: made for features {manifest.schema_hash}, {ours}; train anew")
+        raise BundleError("schema", f"{path}: made for features {manifest.schema_hash}, {ours}; train anew")
+    _check_version(path, manifest)
     return manifest
+
+
+def _check_version(path: Path, manifest: Manifest) -> None:
+    """Raises BundleError for a manifest that is not the one which the directory's name tells of."""
+    name = path.parent.name
+    if manifest.version != name:
+        raise BundleError("foreign", f"{path}: of version {manifest.version}, but it lies in {name}; restore {name}")
+    digits = DIGITS_BEFORE if len(name.rpartition("_")[2]) == DIGITS_BEFORE else DIGITS
+    try:
+        told = version_of(manifest, digits)
+    except (ValueError, OverflowError, OSError):  # a time that is none
+        told = ""
+    if name != told:
+        text = f"{path}: is damaged (its content is not what its version tells of); restore it or train anew"
+        raise BundleError("damaged", text)
+    if manifest.files.keys() != set(FILES):
+        unlike = sorted(manifest.files.keys() ^ set(FILES))
+        raise BundleError("unfit", f"{path}: is not about the files of a bundle: {', '.join(unlike)[:200]}")
 
 
 def read_bundle(directory: Path) -> Bundle:
     """Load and check a bundle. Raises BundleError naming the file."""
     manifest = read_manifest(directory)
-    for name in FILES:
-        _check_file(directory / name, manifest.files.get(name))
+    _check_files(directory, manifest.files)
     catalogue = _read_catalogue(directory / CATALOGUE)
     model = _read_model(directory, manifest, list(catalogue.item_ids))
+    names, weights = _read_names(directory / RANKER_IDS), _read_arrays(directory / RANKER)
     try:
-        names = _read_names(directory / RANKER_IDS)
-        ranker = Ranker.from_arrays(_read_arrays(directory / RANKER), manifest.ranker, names)
+        ranker = Ranker.from_arrays(weights, manifest.ranker, names)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise BundleError(f"{directory / RANKER}: does not fit its manifest: {error}") from None
+        raise BundleError("unfit", f"{directory / RANKER}: does not fit its manifest: {error}") from None
     statistics = _read_statistics(directory / STATISTICS, manifest.half_life_h * HOUR_MS)
     return Bundle(manifest, model, ranker, catalogue, statistics)
 
@@ -210,12 +241,12 @@ def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
 
 def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> CandidateModel:
     tables = {name: _read_table(directory / f"{name}.npy") for name in TABLES}
+    weights = _read_arrays(directory / TOWER)
     try:
         tower = UserTowers(manifest.tower)
-        weights = _read_arrays(directory / TOWER)
         tower.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except (KeyError, RuntimeError) as error:
-        raise BundleError(f"{directory / TOWER}: does not fit its manifest: {error}") from None
+        raise BundleError("unfit", f"{directory / TOWER}: does not fit its manifest: {error}") from None
     counts = (np.array(tables[name]) for name in ("count", "total", "touched"))
     model = CandidateModel(
         item_ids,
@@ -228,31 +259,47 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
     for name in TABLES:
         if name != "words" and len(tables[name]) != manifest.items:
             found = f"{len(tables[name]):,} rows, the manifest says {manifest.items:,}"
-            raise BundleError(f"{directory / name}.npy: does not fit its manifest: {found}")
+            raise BundleError("unfit", f"{directory / name}.npy: does not fit its manifest: {found}")
     if model.dim != manifest.dim or tables["query_rows"].shape[1] != manifest.dim - 1:
-        raise BundleError(f"{directory / 'vectors.npy'}: does not fit its manifest: {model.dim} is not {manifest.dim}")
+        unlike = f"{model.dim} is not {manifest.dim}"
+        raise BundleError("unfit", f"{directory / 'vectors.npy'}: does not fit its manifest: {unlike}")
     return model
 
 
 def _read_table(path: Path) -> npt.NDArray[Any]:
     try:
         return mapped(path, "c")  # copy on write: torch reads no array that it may not write to
-    except (ValueError, OSError, EOFError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from None
+    except (ValueError, OSError, EOFError, MemoryError) as error:  # the last: of a size that nobody has
+        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
 
 
-def _check_file(path: Path, checksum: str | None) -> None:
-    if not path.is_file():
-        raise BundleError(f"{path}: is missing; train a new release or restore the file")
-    if _checksum(path) != checksum:
-        raise BundleError(f"{path}: is damaged (its SHA-256 differs from the manifest's); restore it or train anew")
+def _check_files(directory: Path, checksums: dict[str, str]) -> None:
+    """Raises BundleError for a file that is missing, damaged or not of this bundle. Each is read once, in pieces."""
+    found = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    if strange := sorted(found - {MANIFEST, *FILES}):
+        raise BundleError("foreign", f"{directory / strange[0]}: is not of this bundle; remove it, or train anew")
+    for name in FILES:
+        _check_file(directory / name, checksums[name])
+
+
+def _check_file(path: Path, checksum: str) -> None:
+    try:
+        check_ordinary(path)
+        found = _checksum(path)
+    except FileNotFoundError:
+        raise BundleError("missing", f"{path}: is missing; train a new release or restore the file") from None
+    except OSError as error:
+        raise BundleError("unreadable", f"{path}: cannot be read: {error.strerror}; restore the file") from None
+    if found != checksum:
+        text = f"{path}: is damaged (its SHA-256 differs from the manifest's); restore it or train anew"
+        raise BundleError("damaged", text)
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         arrays: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from None
+        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
     return arrays
 
 
@@ -283,7 +330,7 @@ def _read_catalogue(path: Path) -> Catalogue:
         for facts in pl.read_parquet(path).iter_rows(named=True):
             catalogue.upsert(**facts)
     except (pl.exceptions.PolarsError, OSError, TypeError) as error:
-        raise BundleError(f"{path}: cannot be read as a catalogue: {error}") from None
+        raise BundleError("unreadable", f"{path}: cannot be read as a catalogue: {error}") from None
     return catalogue
 
 
@@ -299,7 +346,7 @@ def _read_names(path: Path) -> dict[str, list[str]]:
         grouped = frame.group_by("space", maintain_order=True).agg("id")
         return dict(grouped.iter_rows())
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from None
+        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
 
 
 def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
@@ -315,7 +362,7 @@ def _read_statistics(path: Path, half_life_ms: float) -> ItemStatistics:
         for scope, name, as_of_ms, *sums in pl.read_parquet(path).iter_rows():
             statistics.set(scope, name, 0, as_of_ms, sums)
     except (pl.exceptions.PolarsError, OSError, TypeError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as statistics: {error}") from None
+        raise BundleError("unreadable", f"{path}: cannot be read as statistics: {error}") from None
     return statistics
 
 

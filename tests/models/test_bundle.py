@@ -1,4 +1,7 @@
+import hashlib
+import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -8,6 +11,8 @@ import pytest
 from models import bundle as bundles
 from models.bundle import (
     CATALOGUE,
+    DIGITS,
+    DIGITS_BEFORE,
     FILES,
     MANIFEST,
     RANKER,
@@ -16,11 +21,14 @@ from models.bundle import (
     TOWER,
     Bundle,
     BundleError,
+    Manifest,
     read_bundle,
+    version_of,
     write_bundle,
 )
 from models.exposures import Delays
 from models.features import SCHEMA_HASH
+from models.manifest_file import MOST_BYTES
 from tests.models.samples import START_MS
 
 OTHER = {"hidden": [5], "features": ["age_h"], "sizes": {}, "widths": {}}
@@ -35,6 +43,23 @@ def damaged(release: Path, tmp_path: Path) -> Path:
 def edit_manifest(directory: Path, **changes: object) -> None:
     manifest = msgspec.json.decode((directory / MANIFEST).read_bytes())
     (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest | changes))
+
+
+def issue_again(directory: Path, digits: int = DIGITS, **changes: object) -> Path:
+    """The bundle as somebody would have issued it who may announce versions: all checksums are right."""
+    files = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in FILES}
+    edit_manifest(directory, files=files | changes.pop("files", {}), **changes)  # type: ignore[operator]
+    manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+    version = version_of(manifest, digits)
+    edit_manifest(directory, version=version)
+    return directory.rename(directory.parent / version)
+
+
+def code_of(directory: Path) -> str:
+    """Why a bundle is refused."""
+    with pytest.raises(BundleError) as refused:
+        read_bundle(directory)
+    return refused.value.code
 
 
 def write_again(bundle: Bundle, bundles_dir: Path, created_ms: int = START_MS) -> str:
@@ -53,7 +78,7 @@ def write_again(bundle: Bundle, bundles_dir: Path, created_ms: int = START_MS) -
 
 
 def test_a_version_can_be_part_of_a_collections_name(bundle: Bundle, release: Path):
-    assert bundle.manifest.version == release.name
+    assert bundle.manifest.version == release.name and len(release.name) == len("20231114_221320_") + DIGITS
     assert bundle.manifest.version.startswith("20231114_221320_")
     assert bundle.manifest.version.replace("_", "").isalnum()
 
@@ -137,6 +162,93 @@ def test_a_manifest_that_is_none_is_named(damaged: Path, content: bytes):
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(damaged: Path, changes: dict[str, object], why: str):
-    edit_manifest(damaged, **changes)
     with pytest.raises(BundleError, match=why):
-        read_bundle(damaged)
+        read_bundle(issue_again(damaged, **changes))
+
+
+def test_a_bundle_that_is_issued_as_it_is_can_be_read(damaged: Path):
+    assert read_bundle(issue_again(damaged, seed=2)).manifest.seed == 2
+
+
+@pytest.mark.parametrize("name", [MANIFEST, *FILES])
+def test_one_bit_that_flips_anywhere_is_found(damaged: Path, name: str):
+    content = (damaged / name).read_bytes()
+    assert len(content) > 1 or name == "words.npy"
+    for at in {0, len(content) // 3, len(content) - 1}:
+        (damaged / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert code_of(damaged) in {"damaged", "foreign", "unreadable", "format", "schema"}
+    (damaged / name).write_bytes(content)
+    read_bundle(damaged)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"completed_s": 1.0}, {"offsets": {"training-examples/0": 0}}, {"seed": 9}, {"created_ms": START_MS + 1}],
+)
+def test_a_manifest_that_was_changed_is_not_what_its_version_tells_of(damaged: Path, changes: dict[str, object]):
+    edit_manifest(damaged, **changes)
+    assert code_of(damaged) == "damaged"
+
+
+def test_a_bundle_in_anothers_place_is_refused(damaged: Path):
+    announced = damaged.name
+    issued = issue_again(damaged, seed=2)
+    assert code_of(issued.rename(damaged.parent / announced)) == "foreign"
+    edit_manifest(damaged, version=announced)
+    assert code_of(damaged) == "damaged"
+
+
+def test_a_version_of_before_still_names_its_files(damaged: Path):
+    old = issue_again(damaged, DIGITS_BEFORE)
+    assert len(old.name.split("_")[2]) == DIGITS_BEFORE
+    assert read_bundle(old).manifest.version == old.name
+    edit_manifest(old, files=dict.fromkeys(FILES, "0" * 64))
+    assert code_of(old) == "damaged"
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "vectors.npy.bak", "model"])
+def test_a_file_too_many_is_refused(damaged: Path, name: str):
+    (damaged / name).mkdir() if name == "model" else (damaged / name).write_bytes(b"x")
+    assert code_of(damaged) == "foreign"
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "weights.pkl"])
+def test_a_manifest_cannot_name_other_files(damaged: Path, name: str):
+    assert code_of(issue_again(damaged, files={name: "0" * 64})) == "unfit"
+
+
+@pytest.mark.parametrize("name", [MANIFEST, TOWER, CATALOGUE, "vectors.npy"])
+def test_a_link_is_not_a_file_of_a_bundle(damaged: Path, tmp_path: Path, name: str):
+    (damaged / name).rename(tmp_path / "elsewhere")
+    (damaged / name).symlink_to(tmp_path / "elsewhere")
+    assert code_of(damaged) in {"missing", "unreadable"}
+    (damaged / name).unlink()
+    os.mkfifo(damaged / name)  # would be waited for
+    assert code_of(damaged) in {"missing", "unreadable"}
+
+
+def test_a_manifest_of_a_gigabyte_is_not_read(damaged: Path):
+    os.truncate(damaged / MANIFEST, 10**9)  # takes no room on the disk
+    tracemalloc.start()
+    assert code_of(damaged) == "missing"
+    assert tracemalloc.get_traced_memory()[1] < 4 * MOST_BYTES
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 10**8])
+@pytest.mark.parametrize("name", [TOWER, RANKER])
+def test_a_header_of_an_absurd_length_is_refused(damaged: Path, name: str, length: int):
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(length.to_bytes(8, "little") + content[8:])
+    assert code_of(issue_again(damaged)) == "unreadable"
+
+
+def test_an_array_of_an_absurd_size_or_of_objects_is_refused(damaged: Path):
+    with (damaged / "vectors.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 9)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(b"1234")
+    again = issue_again(damaged)
+    assert code_of(again) == "unreadable"
+    np.save(again / "vectors.npy", np.array([print], dtype=object), allow_pickle=True)
+    assert code_of(issue_again(again)) == "unreadable"
