@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -113,6 +114,24 @@ def test_a_port_in_use_is_an_error_that_names_the_setting(make_settings: MakeSet
             serve_health(Health("x"), settings, started_ms=1),
         ):
             pass
+
+
+@pytest.mark.parametrize("status", ["200 OK", "503 Service Unavailable"])
+def test_a_process_that_dies_in_the_middle_of_its_answer_is_not_ready(status: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_and_die() -> None:
+            connection, _ = server.accept()
+            connection.recv(4096)
+            connection.sendall(f"HTTP/1.0 {status}\r\nContent-Length: 100\r\n\r\n".encode())
+            connection.close()
+
+        thread = threading.Thread(target=answer_and_die)
+        thread.start()
+        record = {"name": "history", "pid": 1, "host": "127.0.0.1", "port": server.getsockname()[1]}
+        health = fetch_health(record, timeout_s=30)
+        thread.join()
+    assert health["ready"] is False and "no answer" in health["reasons"][0]
 
 
 def test_a_scraper_that_says_nothing_does_not_block_the_others(make_settings: MakeSettings) -> None:
