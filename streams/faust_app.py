@@ -210,10 +210,12 @@ async def report_lag(app: faust.App, topic_prefix: str) -> None:
 
 
 def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], bool] = lambda: True) -> None:
-    """Keep `health.ready` true while the app is assigned its partitions and has recovered its state."""
+    """Keep `health.ready` true while the app is assigned its partitions and has recovered its state; and say how many
+    users' states its tables hold."""
 
     async def watch() -> None:
         while not app.should_stop:
+            health.detail |= {name: len(table) for name, table in app.tables.items()}
             health.ready = bool(app.rebalancing_count) and not app.rebalancing and recovered()
             await asyncio.sleep(0.1)
 
