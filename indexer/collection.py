@@ -12,6 +12,10 @@ restart collections are not loaded; a call that fails for it (code 101) loads an
 
 Beside its vector a row has the item's facts, for filters (indexer/scalars.py).
 
+Milvus Lite writes a log before anything else, and reads it after a crash up to the first torn record. A write that
+fails (a full disk) may have torn it, and what is acknowledged behind would be gone with the next crash: so the first
+write after a failure, or of a process, is flushed, which begins a new log.
+
 How the vectors are held (indexer/forms.py) is no matter of callers: they give vectors and get inner products.
 """
 
@@ -19,7 +23,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -68,6 +73,7 @@ class Index:
         self._is_lite = False
         self._unflushed: Counter[str] = Counter()
         self._filling: set[str] = set()  # versions that were made here and are not searched yet
+        self._sound: set[str] = set()  # versions whose log is known not to be torn
         self._forms: dict[str, Form] = {}  # by version, as far as known
 
     # --- collections -------------------------------------------------------------------------------------------------
@@ -96,6 +102,7 @@ class Index:
             )
         self._unflushed.pop(version, None)
         self._filling.add(version)
+        self._sound.add(version)
         self._forms[version] = form
 
     def drop(self, version: str) -> None:
@@ -105,6 +112,20 @@ class Index:
         self._unflushed.pop(version, None)
         self._filling.discard(version)
         self._forms.pop(version, None)
+
+    def rename(self, version: str, other: str) -> None:
+        """Give a collection the name of another version, which has none; its mark goes with it."""
+        with translated("rename", version):
+            names = collection_name(version), collection_name(other)
+            self._client().rename_collection(*names, timeout=_SLOW_S)
+        for known in (self._forms, self._unflushed):
+            known.pop(version, None)
+            known.pop(other, None)
+        self._filling -= {version, other}
+
+    def is_alike(self, version: str, other: str) -> bool:
+        """Whether two collections hold vectors in the same form, so that who searches one can search the other."""
+        return form_from(self._describe(version)[0]) == form_from(self._describe(other)[0])
 
     def mark(self, version: str, mark: str) -> None:
         """Write a word on the collection that outlives us: how far its making has come (see indexer/handover.py)."""
@@ -136,6 +157,7 @@ class Index:
             self._client().flush(collection_name(version), timeout=_SLOW_S)
         self._unflushed.pop(version, None)
         self._filling.discard(version)
+        self._sound.add(version)
 
     def count(self, version: str) -> int:
         """Rows in the collection, exactly."""
@@ -161,13 +183,13 @@ class Index:
         client = self._client()
         # On Milvus Lite an insert replaces a row too; its upsert reads the old one first, to keep what is not named.
         write = client.insert if self._is_lite else client.upsert
-        with translated("upsert", version):
+        with self._writing("upsert", version):
             write(collection_name(version), rows, timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(rows))
 
     def delete(self, version: str, item_ids: Sequence[str]) -> None:
         """Remove rows; ids that are not there are passed over."""
-        with translated("delete", version):
+        with self._writing("delete", version):
             self._client().delete(collection_name(version), filter=is_one_of(item_ids), timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(item_ids))
 
@@ -283,9 +305,18 @@ class Index:
             self.load(version)
             return run()
 
+    @contextmanager
+    def _writing(self, call: str, version: str) -> Iterator[None]:
+        try:
+            with translated(call, version):
+                yield
+        except IndexFailure:
+            self._sound.discard(version)
+            raise
+
     def _keep_memtable_small(self, version: str, rows: int) -> None:
-        if not self._is_lite or version in self._filling:
+        if not self._is_lite or (version in self._filling and version in self._sound):
             return
         self._unflushed[version] += rows
-        if self._unflushed[version] >= LITE_MEMTABLE_ROWS:
+        if self._unflushed[version] >= LITE_MEMTABLE_ROWS or version not in self._sound:
             self.flush(version)

@@ -52,7 +52,11 @@ class Collections:
         self._settings, self._bundles_dir = settings, bundles_dir
         self._patiently = patiently
         self._build: Build | None = None
-        self._unusable: dict[str, int] = {}  # versions whose bundle cannot be used, until when (ms)
+        self._unusable: dict[str, int] = {}  # versions whose bundle could not be used, and when (ms)
+
+    @property
+    def is_building(self) -> bool:
+        return self._build is not None
 
     @property
     def is_filling(self) -> bool:
@@ -87,7 +91,7 @@ class Collections:
             releases,
             self.marks,
             building=self._build.version if self._build else "",
-            unusable=frozenset(version for version, until_ms in self._unusable.items() if now_ms < until_ms),
+            unusable=frozenset(v for v, since_ms in self._unusable.items() if 0 <= now_ms - since_ms < RETRY_S * 1000),
             timeout_ms=int(self._settings.server_timeout_s * 1000),
         )
         for action in actions:
@@ -181,7 +185,7 @@ class Collections:
 
     def _set_aside(self, version: str, error: Exception, now_ms: int) -> None:
         log.error("release cannot be indexed", version=version, error=str(error), again_s=RETRY_S)
-        self._unusable[version] = now_ms + int(RETRY_S * 1000)
+        self._unusable[version] = now_ms
 
     def _open(self, version: str) -> None:
         self._patiently(lambda: self._index.load(version))

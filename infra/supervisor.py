@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
 import structlog
 
 from infra.child import Child, ServiceError, log_tail
+from infra.disk import full_disk
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ class Part:
     start: Callable[[], Child]
     ask: Callable[[Child], dict[str, Any]]  # its /health, at least {"ready": bool}
     stop_order: int = 0  # the smaller ones are stopped first, equal ones together
+    disk: Path | None = None  # where it writes, if it ends when there is no room
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Watched:
     def _start(self, now_s: float) -> str | None:
         try:
             self.child = self.part.start()
-        except ServiceError as error:
+        except (ServiceError, OSError) as error:  # the latter of a full disk: it is tried again, ever more slowly
             return self._crashed(f"cannot be started: {error}", now_s)
         self.phase, self.started_s, self.ask_s = "starting", now_s, now_s
         return None
@@ -85,7 +88,11 @@ class Watched:
         self.restarts += 1
         wait_s = wait_before_restart_s(self.crashes)
         self.child, self.phase, self.retry_s, self.health = None, "waiting", now_s + wait_s, {}
-        return f"{how}; starting it again in {wait_s:g} s"
+        return f"{how}; {self._disk_is_full()}starting it again in {wait_s:g} s"
+
+    def _disk_is_full(self) -> str:
+        full = full_disk(self.part.disk) if self.part.disk else None
+        return f"{full}; " if full else ""
 
     def _ask(self, now_s: float) -> str | None:
         assert self.child is not None
@@ -99,7 +106,7 @@ class Watched:
     def why_not_ready(self) -> str:
         if self.child is None:
             return f"it crashed {self.crashes} times in a row"
-        return "; ".join(self.health.get("reasons", [])) or "it does not answer yet"
+        return self._disk_is_full() + ("; ".join(self.health.get("reasons", [])) or "it does not answer yet")
 
 
 def wait_before_restart_s(crashes: int) -> float:

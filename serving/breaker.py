@@ -26,8 +26,8 @@ class Breaker:
         return self._reason
 
     def reason(self, now_ms: int) -> str | None:
-        """Why not to try now; None: try."""
-        return self._reason if now_ms < self._until_ms else None
+        """Why not to try now; None: try. Before the pause began only a clock that went back can be: then it is over."""
+        return self._reason if self._until_ms - self._pause_ms <= now_ms < self._until_ms else None
 
     def failed(self, now_ms: int, reason: str) -> None:
         self._pause_ms = min(self._most_ms, 2 * self._pause_ms) if self._pause_ms else self._first_ms

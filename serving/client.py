@@ -51,6 +51,7 @@ log = structlog.get_logger(__name__)
 PACE_S = 0.001  # between two polls while a reply is awaited
 IDLE_S = 0.5  # between two polls while none is: other clients' replies are passed over
 START_S = 10.0  # for the brokers to answer at all
+SEND_S = 30.0  # a request that the brokers have not taken by then has failed
 
 
 class RequestFailed(RuntimeError):
@@ -176,14 +177,19 @@ class RecommendClient:
     # --- sending -----------------------------------------------------------------------------------------------------
 
     def _start_sending(self) -> Any:
-        """A producer that knows the request topic's partitions: it blocks for nothing else."""
+        """A producer that knows the request topic's partitions: it blocks for nothing else.
+
+        Not idempotent: a server knows a request by its id, and kafka-python's idempotent producer never sends again
+        after a message has expired in an outage."""
         producer = KafkaProducer(
             **kafka_python_options(self._kafka),
             client_id="nextwatch-client",
             bootstrap_timeout_ms=round(START_S * 1000),
             acks="all",
+            enable_idempotence=False,
             allow_auto_create_topics=False,
-            delivery_timeout_ms=30_000,
+            request_timeout_ms=round(SEND_S * 1000),
+            delivery_timeout_ms=round(SEND_S * 1000),
             max_block_ms=round(START_S * 1000),
             metrics_enabled=False,
         )

@@ -35,14 +35,17 @@ class Asked:
 
 
 @contextlib.contextmanager
-def steady(client: RecommendClient, users: Sequence[str], per_s: float, asked: list[Asked]) -> Iterator[None]:
-    """While the block runs, `per_s` requests a second, whether or not they are answered (an open loop)."""
+def steady(
+    client: RecommendClient, users: Sequence[str], per_s: float, asked: list[Asked], tag: str = ""
+) -> Iterator[None]:
+    """While the block runs, `per_s` requests a second, whether or not they are answered (an open loop). `tag` tells
+    the ids of one load from another's."""
     stop, numbers, rng = threading.Event(), itertools.count(), random.Random(1)
 
     def run() -> None:
         due_s = time.monotonic()
         while not stop.wait(max(0.0, due_s - time.monotonic())):
-            asked.append(ask(client, f"{rng.choice(users)}/{next(numbers)}"))
+            asked.append(ask(client, f"{rng.choice(users)}/{tag}{next(numbers)}"))
             due_s += 1 / per_s
 
     thread = threading.Thread(target=run, name="requests", daemon=True)

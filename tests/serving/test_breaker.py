@@ -27,3 +27,10 @@ def test_a_success_starts_anew() -> None:
     assert breaker.reason(0) is None
     breaker.failed(0, "down")
     assert breaker.reason(500) is None
+
+
+def test_a_clock_that_is_set_back_does_not_make_the_pause_an_hour() -> None:
+    breaker = Breaker(wait_s=0.5)
+    breaker.failed(3_600_000, "down")
+    assert breaker.reason(3_600_100) == "down"
+    assert breaker.reason(100) is None
