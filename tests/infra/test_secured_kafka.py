@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from infra.kafka_access import KafkaRefused, require_access
 from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka, Serving, Settings, SettingsError, to_environ
+from infra.settings import Kafka, Settings, SettingsError, to_environ
 from serving.client import RecommendClient
 from streams import topics
 from streams.messages import Trending, UserHistory, WatchEvent, decode, encode
@@ -113,13 +113,13 @@ def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(
     secured: Secured, milvus_uri: str, tmp_path: Path
 ) -> None:
     changes = {"topic_prefix": "in-", "partitions": 1, "session_timeout_s": 6.0}
-    by_password = Settings(data_dir=tmp_path, kafka=secured.scram(**changes), serving=Serving(heartbeat_s=0.5))
+    by_password = Settings(data_dir=tmp_path, kafka=secured.scram(**changes), log_level="debug")
     by_password = with_section(by_password, "milvus", uri=milvus_uri)
     by_certificate = by_password.model_copy(update={"kafka": secured.certificate(**changes)})
     assert "the cluster is as it must be" in run_cli(by_password, "topics", "--create")  # kafka-python's admin
     with (  # Faust, aiokafka's producer, kafka-python's consumers and producers: each by either way
-        running(by_password, ("history", "serving"), ready=False),
-        running(by_certificate, ("trending", "indexer"), ready=False),
+        running(by_password, ("history", "serving"), ready=False) as ours,
+        running(by_certificate, ("trending", "indexer"), ready=False) as others,
     ):
         watch = WatchEvent("e1", "alice", "some-video", time.time_ns() // 1_000_000, 60.0, 60.0)
         producer = KafkaProducer(**kafka_python_options(by_certificate.kafka))
@@ -129,6 +129,9 @@ def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(
         trending = first(by_password.kafka, topics.TRENDING, Trending)
         with RecommendClient(by_password.kafka) as client:
             reply = client.recommend("alice", timeout_s=SOON_S, retries=3)
+        commands_told = [Path(f"/proc/{child.pid}/cmdline").read_text() for child in (*ours.values(), *others.values())]
+    logs = [path.read_text() for path in (tmp_path / "logs").iterdir()]
+    assert len(logs) == 4 and not [text for text in (*logs, *commands_told) if PASSWORD in text]
     assert [watched.item_id for watched in history.watches] == ["some-video"]
     assert [item for item, _ in trending.items] == ["some-video"]
     assert reply.error is None and reply.degraded, "answered, by a server that has no release yet"

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from infra import settings
+from infra.health import fetch_page
 from infra.run_files import read_run_files
-from infra.settings import Settings
+from infra.settings import Metrics, Settings
 from infra.stack import COMMANDS
+from infra.status import fetch_samples
 from tests.conftest import BROKERS, environ_for
+from tests.infra.sockets import is_loopback, listening
 from tests.system import cli, run_cli, wait_until
 
 pytestmark = pytest.mark.system
@@ -24,6 +29,7 @@ pytestmark = pytest.mark.system
 READY_S = 120.0
 GONE_S = 60.0
 SERVICES = 2  # broker and Milvus
+SECRETS = {f"NEXTWATCH_{section}__{name}".upper(): f"secret-{section}-4711" for section, name in settings.SECRETS}
 
 
 @dataclass
@@ -74,7 +80,7 @@ class Up:
 @contextlib.contextmanager
 def running_up(data_dir: Path, broker: str) -> Iterator[Up]:
     """`nextwatch up` on a data directory, in a session of its own, as a terminal would start it."""
-    environ = environ_for(broker) | {"NEXTWATCH_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+    environ = environ_for(broker) | SECRETS | {"NEXTWATCH_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
     log = data_dir.with_suffix(".log")
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -92,6 +98,27 @@ def running_up(data_dir: Path, broker: str) -> Iterator[Up]:
                 os.kill(pid, signal.SIGKILL)
 
 
+def check_that_nobody_else_gets_in(pid: int, others: dict[int, str]) -> None:
+    """Every process of ours, every service and every guard listens on the loopback interface or nowhere."""
+    found = listening([pid, *others])
+    for each, addresses in found.items():
+        assert all(map(is_loopback, addresses)), f"{others.get(each, 'up')} listens on {addresses}"
+    listeners = [others[each] for each, addresses in found.items() if addresses]
+    assert len(listeners) == len(COMMANDS) + SERVICES, f"each has a page or a port: {listeners}"
+
+
+def check_that_no_secret_is_told(up: Up, others: dict[int, str]) -> None:
+    """Not to the process list, to any file that is left (logs, run files), nor to who asks /health without a token."""
+    told = [up.said(), *others.values()]
+    told += [path.read_bytes().decode("latin-1") for path in up.settings.data_dir.rglob("*") if path.is_file()]
+    records = read_run_files(up.settings.run_dir)
+    token = Metrics(token=SecretStr(SECRETS["NEXTWATCH_METRICS__TOKEN"]))
+    told += [fetch_page(record, "/health", None, 10.0).decode() for record in records]
+    told += [fetch_page(record, "/health", token, 10.0).decode() for record in records]
+    assert not [name for name, secret in SECRETS.items() if any(secret in text for text in told)]
+    assert not any(fetch_samples(record) for record in records) and all(fetch_samples(each, token) for each in records)
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_ctrl_c_stops_everything_that_up_has_started(broker, tmp_path):
     with running_up(tmp_path / "data", broker) as up:
@@ -100,6 +127,8 @@ def test_ctrl_c_stops_everything_that_up_has_started(broker, tmp_path):
         others = up.relatives()
         assert len(others) == 2 * (len(COMMANDS) + SERVICES), "each process and its guard"
         assert ("stand-in" in up.said()) == (broker == "noida"), "it says what it keeps"
+        check_that_nobody_else_gets_in(up.process.pid, others)
+        check_that_no_secret_is_told(up, others)
         assert '"ready": true' in run_cli(Settings(data_dir=up.settings.data_dir), "status", "--json")
         os.killpg(up.process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
         up.wait_until_gone()
