@@ -21,7 +21,7 @@ from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
 
-from indexer import handover
+from indexer import handover, rebuilding
 from indexer.collection import Index
 from indexer.errors import IndexMissing
 from indexer.facts import Facts
@@ -39,8 +39,9 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
 from streams import topics
 from streams.dead_letters import dead_letter
+from streams.epochs import Epochs
 from streams.follow import TopicFollower, TopicMissing
-from streams.messages import IndexReady, Refused, Release, decode, encode
+from streams.messages import IndexReady, RebuildAsked, RebuildDone, Refused, Release, decode, encode
 from streams.requirements import require_settings
 
 log = structlog.get_logger(__name__)
@@ -119,6 +120,8 @@ class Keeper:
         self._releases = Releases()
         self._rows = Rows()
         self._facts = Facts()
+        self._requests = rebuilding.Requests()
+        self._epochs = Epochs()
         self._intake = Intake(self._rows, self._facts, settings.kafka.max_message_bytes)
         self._collections = Collections(
             index, self._intake, self, settings.indexer, settings.bundles_dir, patiently=patiently
@@ -214,17 +217,23 @@ class Keeper:
         if topic == topics.ITEMS:
             self._intake.hear_item(key, value, is_written=known, now_ms=now_ms)
         elif topic == topics.RELEASES:
-            self._hear_release(key, value, now_ms)
+            self._hear_release(key, value)
+        elif not self._epochs.take(record):
+            return  # of a trainer that had been replaced, or a claim
         elif gone := self._intake.hear_vector(
             key, value, is_written=known, now_ms=now_ms, published_ms=max(0, record.timestamp)
         ):
             self._collections.let_go(gone)
 
-    def _hear_release(self, key: bytes | None, value: bytes | None, now_ms: int) -> None:
+    def _hear_release(self, key: bytes | None, value: bytes | None) -> None:
         kind, _, server_id = (key or b"").decode(errors="replace").partition("/")
         if value is not None:
             message = decode(_RELEASE, value, max_bytes=self._settings.kafka.max_message_bytes)
-            self._releases = handover.hear(self._releases, message, now_ms)
+            if isinstance(message, RebuildAsked | RebuildDone):
+                self._requests.hear(message)
+                return
+            heard_ms = time.monotonic_ns() // 1_000_000  # the wall clock may jump, and then nobody has fallen silent
+            self._releases = handover.hear(self._releases, message, heard_ms)
             if kind != "server":
                 self._collections.try_again(message.version)
                 self._decide_s = 0.0
@@ -253,6 +262,8 @@ class Keeper:
             self.write()
         if self._collections.go_on_building(now_ms):
             self._decide_s = 0.0
+        if self._requests.open is not None and self._control.caught_up and not self._collections.is_building:
+            self._rebuild(self._requests.open)
         if now_s >= self._decide_s and self._control.caught_up and not any(self._control.lags().values()):
             self._decide_s = now_s + DECIDE_S
             self._collections.decide(self._releases, now_ms)
@@ -260,6 +271,16 @@ class Keeper:
             self._report_s = now_s + REPORT_S
             self.write()
             self._report(now_ms)
+
+    def _rebuild(self, asked: RebuildAsked) -> None:
+        """Make the live collection anew; nothing is read meanwhile."""
+        self.write()
+        self._health.detail["rebuilding"] = asked.version
+        live, settings = self._releases.live, self._settings
+        done = rebuilding.answer(asked, live, self._index, self._rows, self._facts, settings, self._patiently)
+        self._patiently(lambda: self._send(topics.RELEASES, [(b"rebuilt", encode(done))]), of="kafka")
+        self._requests.hear(done)
+        self._health.detail.pop("rebuilding")
 
     def _send(self, topic: str, records: list[tuple[bytes | None, bytes]]) -> None:
         """Returns when all are acknowledged."""
@@ -299,11 +320,15 @@ class Keeper:
 
 
 def create_producer(kafka: Kafka) -> KafkaProducer:
-    """An idempotent producer that waits for all in-sync replicas."""
+    """A producer that waits for all in-sync replicas and sends one request after the other, so in order.
+
+    Not idempotent: kafka-python's idempotent producer never sends again after a message has expired in an outage."""
     return KafkaProducer(
         **kafka_python_options(kafka),
         client_id="nextwatch-indexer",
         acks="all",
+        enable_idempotence=False,
+        max_in_flight_requests_per_connection=1,
         max_request_size=8 * kafka.max_message_bytes,
         allow_auto_create_topics=False,
         reconnect_backoff_max_ms=2000,

@@ -21,6 +21,7 @@ FORGOTTEN = Counter(
 )
 USERS_FORGOTTEN = Counter("nextwatch_users_forgotten_total", "Users deleted from a worker's table", ["worker"])
 LAG = Gauge("nextwatch_consumer_lag_messages", "Messages not yet read", ["topic", "partition"])
+REBALANCES = Counter("nextwatch_rebalances_total", "Assignments of partitions that this worker was given by its group")
 BATCH_TIME = Histogram("nextwatch_batch_seconds", "Time to handle a batch of messages", ["stage"], buckets=_FAST)
 BATCH_SIZE = Histogram(
     "nextwatch_batch_messages", "Messages handled together", ["stage"], buckets=(1, 3, 10, 30, 100, 300, 1000)

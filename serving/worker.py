@@ -51,6 +51,7 @@ from serving.reply_topics import ReplyTopics
 from serving.retrieval import Retrieval
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams import topics
+from streams.epochs import Epochs
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)
@@ -108,6 +109,7 @@ class Worker:
             mirror_items=serving.mirror_items,
             in_bfloat16=in_bfloat16(serving),
         )
+        self._epochs = Epochs()
         self._retrieval = Retrieval(serving, seed=os.getpid())
         self._kitchen = Kitchen(
             self._views,
@@ -216,7 +218,8 @@ class Worker:
         elif topic == topics.ITEM_STATISTICS:
             self._views.statistics.apply(record.key, record.value)
         elif topic == topics.ITEM_VECTORS:
-            self._releases.apply_vector(record.key, record.value, record.timestamp)
+            if self._epochs.take(record):  # not a row of a trainer that had been replaced
+                self._releases.apply_vector(record.key, record.value, record.timestamp)
         else:
             self._releases.apply_release(record.value)
 

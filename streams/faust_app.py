@@ -25,6 +25,8 @@ from infra.fault_points import reached
 from infra.health import Health
 from infra.kafka_clients import faust_options
 from infra.settings import Settings
+from streams.clock import Clock
+from streams.fetching import unpack_for_faust
 from streams.intake import Raw, raw_of
 from streams.outbox import Outbox, create_producer
 from streams.recovery import OrderedTables, fetch_from_flowing_only
@@ -61,14 +63,16 @@ def _pace_empty_fetches() -> None:
     Fetcher._proc_fetch_request = fetch_and_rest
 
 
-def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
-    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own."""
+def create_app(settings: Settings, name: str, *, wait_empty: bool = True, **options: Any) -> faust.App:
+    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own. `wait_empty`: give
+    partitions up only when the batch in hand is done; then no batch may take as long as a rebalance may."""
     _pace_empty_fetches()
     fetch_from_flowing_only()
     kafka = settings.kafka
+    unpack_for_faust(kafka)
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
     datadir.parent.mkdir(parents=True, exist_ok=True)
-    return faust.App(
+    app = faust.App(
         f"{kafka.topic_prefix}nextwatch-{name}",
         **faust_options(kafka),
         autodiscover=False,
@@ -84,8 +88,8 @@ def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
         broker_heartbeat_interval=kafka.session_timeout_s / 5,
         broker_rebalance_timeout=2 * kafka.session_timeout_s,
         broker_commit_interval=1.0,
-        broker_max_poll_interval=300.0,
-        stream_wait_empty=True,  # a partition is given up only when the batch in hand is done
+        broker_max_poll_interval=kafka.max_poll_s,
+        stream_wait_empty=wait_empty,
         stream_buffer_maxsize=BUFFER,
         table_standby_replicas=0,
         TableManager=OrderedTables,
@@ -93,6 +97,12 @@ def create_app(settings: Settings, name: str, **options: Any) -> faust.App:
         worker_redirect_stdouts=False,
         **options,
     )
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
+    async def count(*_: Any, **__: Any) -> None:
+        metrics.REBALANCES.inc()
+
+    return app
 
 
 def raw_topic(app: faust.App, settings: Settings, *names: str) -> Any:
@@ -241,4 +251,14 @@ def _logging(level: str) -> dict[str, Any]:
 
 
 def now_ms() -> int:
+    """By this process's clock, which goes on when the machine's is set back: what producers stamp, whose clocks were not,
+    would else be refused as of the future."""
+    return _clock.look(wall_ms()).latest_ms
+
+
+def wall_ms() -> int:
+    """By the machine's clock, whatever it does: for what is compared with other machines' stamps and only measured."""
     return time.time_ns() // 1_000_000
+
+
+_clock = Clock(wall_ms())

@@ -20,6 +20,7 @@ from infra.settings import Trainer
 from models.admission import Admission
 from models.bundle import Bundle
 from models.catalogue import CHANNEL, TOPICS
+from models.drift import FadingMean
 from models.examples import Examples
 from models.incremental import IncrementalTrainer
 from models.prequential import Budget, rank_before
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 PROGRESS_KEY = b""  # in item-vectors; no item has an empty id
 RECALL_AT = (10, 100)
 WINDOW = 2000  # examples that the recall gauges speak of
+MOVED = 5000  # rows that the gauges of drift speak of
 LEAST_REFRESHES = 64  # per batch; an eighth as many as examples more
 
 
@@ -49,8 +51,9 @@ class Learnt(NamedTuple):
 class Learner:
     """The trainer's state for one release."""
 
-    def __init__(self, bundle: Bundle, items: Mapping[str, Item], settings: Trainer, seed: int) -> None:
+    def __init__(self, bundle: Bundle, items: Mapping[str, Item], settings: Trainer, seed: int, epoch: int = 0) -> None:
         self.version = bundle.manifest.version
+        self.epoch = epoch  # of the rows that it makes (streams.epochs)
         self.progress = Progress()
         self.is_new = True  # no row of this release has been published yet
         self._items = items
@@ -62,6 +65,7 @@ class Learner:
         self._admission = Admission(settings.admit_after)
         self._idle_ms = round(settings.expire_h * 3_600_000)
         self._budget = Budget(settings.evaluate_scores)
+        self._turned, self._grown = FadingMean(MOVED), FadingMean(MOVED)
 
     def restore(self, key: bytes, row: ItemVector | None) -> None:
         """Take back one published row of this release, or the tombstone of one that expired."""
@@ -99,6 +103,7 @@ class Learner:
         metrics.STEPS.inc(not result.dropped)
         metrics.LOSS.set(result.loss)
         metrics.TRAINER_ROWS.set(len(self._trainer))
+        self._tell_drift(result.touched)
         stale = self._trainer.due_refreshes(limit=len(fresh) // 8 + LEAST_REFRESHES)
         touched = np.union1d(result.touched, stale)
         oldest_ms = {example.item_id: example.produced_ms for example in reversed(fresh)}
@@ -112,7 +117,18 @@ class Learner:
     def progress_row(self) -> tuple[bytes, ItemVector]:
         """The record that says how far the rows that were published before it have learnt."""
         state = msgspec.msgpack.encode(self.progress)
-        return PROGRESS_KEY, ItemVector(self.version, self._step, b"", b"", 0, state)
+        return PROGRESS_KEY, ItemVector(self.version, self._step, b"", b"", 0, state, self.epoch)
+
+    def begin_at(self, offset: int) -> None:
+        """Examples below are in the release, or not to be learnt."""
+        self.progress = Progress(max(offset, self.progress.next_offset), self.progress.watched)
+
+    def rows_of(self, keys: Iterable[bytes]) -> list[tuple[bytes, ItemVector | None]]:
+        """The rows of these items as they are now; of those that have none tombstones, where items expire."""
+        places = {key: self._trainer.row(key.decode(errors="replace")) for key in keys}
+        known = np.array([place for place in places.values() if place >= 0], dtype=np.int64)
+        gone = [key for key, place in places.items() if place < 0] if self._idle_ms else []
+        return [*self._rows(known, {}), *((key, None) for key in gone)]
 
     def _unseen(self, batch: Sequence[tuple[int, TrainingExample]]) -> list[TrainingExample]:
         """The examples that were not learnt before, and the progress as it is after them."""
@@ -155,10 +171,21 @@ class Learner:
             metrics.PREQUENTIAL_HITS.labels(model, k).inc(int(found))
             metrics.PREQUENTIAL_RECALL.labels(model, k).set(share)
 
+    def _tell_drift(self, touched: np.ndarray) -> None:
+        """How far the rows that have just moved are from where the release had them."""
+        means = (self._turned, self._grown)
+        for gauge, mean, moved in zip(
+            (metrics.ROW_TURN, metrics.ROW_GROWTH), means, self._trainer.drift(touched), strict=True
+        ):
+            mean.observe(moved)
+            if mean.value is not None:
+                gauge.set(mean.value)
+
     def _rows(self, touched: np.ndarray, oldest_ms: Mapping[str, int]) -> Iterator[tuple[bytes, ItemVector]]:
         for item_id, vector, query_row, state in self._trainer.rows(touched):
             produced_ms = oldest_ms.get(item_id, 0)
-            yield item_id.encode(), ItemVector(self.version, self._step, vector, query_row, produced_ms, state)
+            row = ItemVector(self.version, self._step, vector, query_row, produced_ms, state, self.epoch)
+            yield item_id.encode(), row
 
 
 def ids_of(item: Item) -> dict[str, tuple[str, ...]]:

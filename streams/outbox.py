@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -24,6 +24,15 @@ log = structlog.get_logger(__name__)
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 BATCH_BYTES = 512_000
+
+
+class Placed(NamedTuple):
+    """Records that stand in one partition, one after the other. `offset` of the first; -1 when the broker does not
+    tell."""
+
+    partition: int
+    offset: int
+    records: int
 
 
 class Outbox:
@@ -44,17 +53,21 @@ class Outbox:
     ) -> None:
         self._waiting[topic, partition].append((key, value, list(headers)))
 
-    async def flush(self) -> None:
-        """Send what is waiting and return when all of it is acknowledged."""
+    async def flush(self) -> dict[str, list[Placed]]:
+        """Send what is waiting and return when all of it is acknowledged: where it stands, by topic."""
         waiting, self._waiting = self._waiting, defaultdict(list)
-        await asyncio.gather(*(self._deliver(*place, records) for place, records in waiting.items()))
+        delivered = await asyncio.gather(*(self._deliver(*place, records) for place, records in waiting.items()))
         sent = Counter[str]()
         for (topic, _), records in waiting.items():
             sent[topic] += len(records)
         for topic, count in sent.items():
             metrics.SENT.labels(topic).inc(count)
+        placed: dict[str, list[Placed]] = defaultdict(list)
+        for (topic, _), places in zip(waiting, delivered, strict=True):
+            placed[topic] += places
+        return placed
 
-    async def _deliver(self, topic: str, partition: int, records: list[Record]) -> None:
+    async def _deliver(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
         wait_s = 0.1
         while True:
             try:
@@ -66,16 +79,19 @@ class Outbox:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, 5.0)
 
-    async def _send(self, topic: str, partition: int, records: list[Record]) -> None:
-        acknowledged = []
+    async def _send(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
+        acknowledged, counts = [], []
         batch: Any = self._producer.create_batch()
         for key, value, headers in records:
             if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                counts.append(batch.record_count())
                 acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
                 batch = self._producer.create_batch()
                 batch.append(timestamp=None, key=key, value=value, headers=headers)
+        counts.append(batch.record_count())
         acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
-        await asyncio.gather(*acknowledged)
+        places = await asyncio.gather(*acknowledged)
+        return [Placed(partition, place.offset, count) for place, count in zip(places, counts, strict=True)]
 
 
 def create_producer(kafka: Kafka, client_id: str) -> AIOKafkaProducer:

@@ -44,8 +44,9 @@ RECOMMEND_REPLIES = "recommend-replies"
 DEAD_LETTERS = "dead-letters"
 FORGOTTEN = "forgotten"
 
-AT_LEAST = ("retention.ms", "delete.retention.ms", "max.message.bytes")
+AT_LEAST = ("retention.ms", "delete.retention.ms", "max.message.bytes", "min.compaction.lag.ms")
 AT_MOST = ("max.compaction.lag.ms",)
+MEND_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
         config["delete.retention.ms"] = str(int(kafka.tombstone_h * HOUR_MS))
         # The segment that is being written is never compacted, and views read all of it when they start.
         config["segment.bytes"] = str(SEGMENT_BYTES)
+    if topic.name == ITEM_VECTORS:
+        # Until a trainer has written over what one that was replaced has written (see tenure.py).
+        config["min.compaction.lag.ms"] = str(MEND_MS)
     if topic.cleanup == "compact" and topic.key == "user":
         config["delete.retention.ms"] = str(int(min(kafka.tombstone_h, USER_COMPACTION_H) * HOUR_MS))
         config["max.compaction.lag.ms"] = str(int(USER_COMPACTION_H * HOUR_MS))

@@ -12,10 +12,13 @@ import pytest
 from infra.settings import Settings
 from models.bundle import Bundle
 from streams import topics
+from streams.epochs import is_claim
 from streams.intake import Raw
 from streams.learner import PROGRESS_KEY, Learner, Progress
 from streams.messages import ItemVector, decode, encode
+from streams.outbox import Placed
 from streams.trainer_app import Known, TrainerWorker
+from tests.streams.memory_log import MemoryLog
 from tests.streams.test_learner import example
 
 
@@ -25,21 +28,25 @@ class Sent:
     def __init__(self) -> None:
         self.flushes: list[list[tuple[str, bytes | None, bytes | None]]] = []
         self.fails = False
+        self.log = MemoryLog(Settings().kafka.partitions)
         self._waiting: list[tuple[str, bytes | None, bytes | None]] = []
 
     def add(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = ()) -> None:
         self._waiting.append((topic, key, value))
+        if topic == topics.ITEM_VECTORS:
+            self.log.add(topic, partition, key, value, headers)
 
-    async def flush(self) -> None:
+    async def flush(self) -> dict[str, list[Placed]]:
         waiting, self._waiting = self._waiting, []
         if self.fails and any(topic == topics.ITEM_VECTORS for topic, *_ in waiting):
             raise OSError("the row is too large")
         if waiting:
             self.flushes.append(waiting)
+        return await self.log.flush()
 
     def of(self, topic: str) -> list[list[bytes | None]]:
         """The keys of each flush that went to a topic."""
-        flushes = [[key for name, key, _ in flush if name == topic] for flush in self.flushes]
+        flushes = [[key for name, key, _ in flush if name == topic and not is_claim(key)] for flush in self.flushes]
         return [keys for keys in flushes if keys]
 
     def progress(self) -> Progress:
@@ -57,9 +64,9 @@ def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
     settings = Settings()
     known = Known(settings.kafka)
     known.caught_up.set()  # and no newer release: the learner stays
-    worker = TrainerWorker(settings, known)
-    worker.learner = Learner(bundle, {}, settings.trainer, seed=1)
-    worker.outbox = sent  # type: ignore[assignment]
+    worker = TrainerWorker(settings, known, lambda: sent.log)
+    worker.writer.outbox = sent  # type: ignore[assignment]
+    worker.learner = Learner(bundle, {}, settings.trainer, seed=1, epoch=1)
     yield worker
     worker._executor.shutdown()
 
@@ -73,9 +80,10 @@ def batch(*item_ids: str, start: int = 0) -> list[Raw]:
 
 def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWorker, sent: Sent):
     async def two_batches() -> None:
+        await worker.writer.claim()
         assert await worker.handle(batch("item-1", "item-2")) is None
         assert await worker.handle(batch("item-3", start=2)) is None
-        await worker.published()
+        await worker.writer.published()
 
     asyncio.run(two_batches())
     first, progress, second, last = sent.of(topics.ITEM_VECTORS)
@@ -90,6 +98,7 @@ def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
     """Else a trainer that starts again would fetch it and die of it for ever."""
 
     async def a_good_one_and_a_bad_one() -> BaseException | None:
+        await worker.writer.claim()
         assert await worker.handle(batch("item-1")) is None
         assert worker.learner is not None
         monkeypatch.setattr(worker.learner._trainer, "learn", lambda *_: 1 / 0)
@@ -103,6 +112,7 @@ def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
 
 def test_rows_that_cannot_be_sent_stop_the_process_and_are_no_bug_of_the_next_batch(worker: TrainerWorker, sent: Sent):
     async def a_lost_one_and_the_next() -> None:
+        await worker.writer.claim()
         assert await worker.handle(batch("item-1")) is None
         sent.fails = True
         await asyncio.sleep(0)

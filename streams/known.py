@@ -1,0 +1,57 @@
+"""What the trainer follows beside its examples: the newest bundle and the catalogue, kept by a thread."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from infra.settings import Kafka
+from streams import topics
+from streams.follow import TopicFollower
+from streams.messages import BundlePublished, Item, Refused, Release, decode
+
+
+class Known:
+    """`newest` and `items` are as they are told, and whole once `caught_up` is set."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self.newest: BundlePublished | None = None
+        self.items: dict[str, Item] = {}
+        self.caught_up = threading.Event()
+        self._kafka = kafka
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="known", daemon=True)
+
+    def start(self) -> None:
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _run(self) -> None:
+        with TopicFollower(self._kafka, topics.RELEASES, topics.ITEMS) as follower:
+            while not self._stopping.is_set():
+                for record in follower.poll(0.2):
+                    self._take(record)
+                if follower.caught_up:
+                    self.caught_up.set()
+
+    def _take(self, record: Any) -> None:
+        try:
+            if record.topic.endswith(topics.ITEMS):
+                self._take_item(record)
+            elif record.value is not None:
+                limit = self._kafka.max_message_bytes
+                release: Release = decode(Release, record.value, max_bytes=limit)  # type: ignore[arg-type]
+                if isinstance(release, BundlePublished):
+                    self.newest = release
+        except Refused:
+            pass  # the indexer follows the same topics and reports
+
+    def _take_item(self, record: Any) -> None:
+        if record.value is None:
+            self.items.pop((record.key or b"").decode(errors="replace"), None)
+        else:
+            item = decode(Item, record.value, max_bytes=self._kafka.max_message_bytes)
+            self.items[item.item_id] = item

@@ -1,0 +1,102 @@
+"""A release as the live trainer left it: its bundle, the rows that `item-vectors` holds of it, and what is yet to be
+learnt. Blocks; runs in the learner's thread."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
+import structlog
+from kafka import KafkaAdminClient, TopicPartition
+
+from infra.kafka_clients import kafka_python_options
+from infra.settings import Kafka, Settings
+from models.bundle import read_bundle
+from streams import topics
+from streams.epochs import Epochs, is_claim
+from streams.follow import TopicFollower
+from streams.learner import Learner
+from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
+
+log = structlog.get_logger(__name__)
+
+MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each within its own limits
+
+
+class TakenBack(NamedTuple):
+    """A learner, the offsets of `training-examples` that it has to catch up with, and the keys in `item-vectors` whose
+    newest record does not count."""
+
+    learner: Learner
+    start: int
+    stop: int
+    shadowed: set[bytes]
+
+
+def take_back(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> TakenBack:
+    """The learner of a release with its published rows; its own rows will be of `epoch`.
+
+    A new release has what came after its own data to learn, to the end of the topic. Another one goes on from its
+    progress; what lies between that and the committed offset is not delivered again, so it is fetched. Raises
+    BundleError, KafkaError, TopicMissing.
+    """
+    bundle = read_bundle(settings.bundles_dir / version)
+    learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
+    shadowed = _restore(learner, settings.kafka)
+    if not learner.is_new:
+        return TakenBack(learner, learner.progress.next_offset, committed_examples(settings.kafka), shadowed)
+    start = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
+    learner.begin_at(start or 0)
+    return TakenBack(learner, start or 0, 0 if start is None else sys.maxsize, shadowed)
+
+
+def examples_between(kafka: Kafka, start: int, stop: int) -> Iterator[tuple[int, TrainingExample]]:
+    """The examples of these offsets that are there, each with its offset."""
+    if start >= stop:
+        return
+    with TopicFollower(kafka, topics.TRAINING_EXAMPLES) as follower:
+        follower.seek(0, start)
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                if record.offset >= stop:
+                    return
+                with suppress(Refused):  # reported when it first came
+                    yield record.offset, decode(TrainingExample, record.value, max_bytes=MOST_BYTES)
+
+
+def committed_examples(kafka: Kafka) -> int:
+    """The offset of `training-examples` that the trainers' group has committed, 0 when it has none."""
+    group = f"{kafka.topic_prefix}nextwatch-trainer"
+    place = TopicPartition(kafka.topic_prefix + topics.TRAINING_EXAMPLES, 0)
+    admin = KafkaAdminClient(**kafka_python_options(kafka))
+    try:
+        found = admin.list_group_offsets({group: [place]})[group].get(place)
+    finally:
+        admin.close()
+    return max(0, found.offset) if found is not None else 0
+
+
+def _restore(learner: Learner, kafka: Kafka) -> set[bytes]:
+    """Take back the rows that count; the keys whose newest record does not."""
+    epochs, shadowed = Epochs(), set[bytes]()
+    with TopicFollower(kafka, topics.ITEM_VECTORS) as follower:
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                key = record.key or b""
+                if epochs.take(record):
+                    _take_back_row(learner, key, record.value)
+                    shadowed.discard(key)
+                elif not is_claim(key):
+                    shadowed.add(key)
+    return shadowed
+
+
+def _take_back_row(learner: Learner, key: bytes, value: bytes | None) -> None:
+    """One record; one that cannot be read is passed over, the indexer reports it."""
+    try:
+        learner.restore(key, None if value is None else decode(ItemVector, value))
+    except (ValueError, msgspec.MsgspecError) as error:
+        log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))
