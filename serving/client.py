@@ -51,6 +51,7 @@ log = structlog.get_logger(__name__)
 PACE_S = 0.001  # between two polls while a reply is awaited
 IDLE_S = 0.5  # between two polls while none is: other clients' replies are passed over
 START_S = 10.0  # for the brokers to answer at all
+MOST_TIMES = 8  # a reply may be larger than a request
 SEND_S = 30.0  # a request that the brokers have not taken by then has failed
 
 
@@ -283,7 +284,7 @@ class RecommendClient:
         if not self._under_way.is_waiting(correlation):
             return
         try:
-            reply = decode(RecommendReply, record.value, max_bytes=len(record.value or b""))
+            reply = decode(RecommendReply, record.value, max_bytes=MOST_TIMES * self._kafka.max_message_bytes)
         except Refused as refused:
             self._fail(correlation, refused)
         else:

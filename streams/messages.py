@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
+Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=2000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
@@ -39,10 +40,10 @@ class Refused(ValueError):
 class Context(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where and on what a person watches (paper section 3.3, "priors for new users")."""
 
-    region: str | None = None
-    language: str | None = None
-    device: str | None = None
-    surface: str | None = None
+    region: Name | None = None
+    language: Name | None = None
+    device: Name | None = None
+    surface: Name | None = None
     signed_in: bool | None = None
     gender: Annotated[float, Meta(ge=0, le=1)] | None = None
     age: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -77,14 +78,14 @@ class Item(Struct, frozen=True, omit_defaults=True):
     """
 
     item_id: Id
-    title: str = ""
-    channel: str | None = None
-    topics: tuple[str, ...] = ()
+    title: Text = ""
+    channel: Name | None = None
+    topics: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
     duration_s: Seconds | None = None
     published_ms: Millis | None = None
     available: bool = True
-    language: str | None = None
-    ids: Annotated[dict[str, tuple[Id, ...]], Meta(max_length=16)] = {}
+    language: Name | None = None
+    ids: Annotated[dict[Name, Annotated[tuple[Id, ...], Meta(max_length=1000)]], Meta(max_length=16)] = {}
 
 
 # --- histories and examples ------------------------------------------------------------------------------------------
@@ -227,11 +228,13 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     user_id: Id
     k: Annotated[int, Meta(ge=1, le=1000)] | None = None
     context: Context | None = None
-    filter: str | None = None
-    exclude: tuple[Id, ...] = ()
+    filter: Annotated[str, Meta(max_length=100_000)] | None = None  # what is too long to be read is told as such
+    exclude: Annotated[tuple[Id, ...], Meta(max_length=10_000)] = ()
     deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None  # how long the client waits, from the send
     record: bool = True  # false: the answer is shown to nobody, so it leaves no impression
-    pinned: tuple[Id, ...] = ()  # on top of the list in this order, where they may be shown
+    pinned: Annotated[
+        tuple[Id, ...], Meta(max_length=1000)
+    ] = ()  # on top, in this order, where they may be shown
 
 
 class Recommended(Struct, frozen=True, omit_defaults=True):
@@ -288,7 +291,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     at_ms: Millis
     served_by: str
     version: str
-    items: tuple[Shown, ...]
+    items: Annotated[tuple[Shown, ...], Meta(max_length=1000)]
     context: Context | None = None
     schema_hash: str = ""
     ids: dict[str, tuple[str, ...]] = {}
