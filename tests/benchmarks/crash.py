@@ -37,7 +37,8 @@ HANDOVER = (
     "indexer: marked announced",
 )
 LEAVING = "serving: settled"  # reached when `up` is killed: what it guarded is asked to stop
-STEADY = tuple(point for point in POINTS if point not in (*HANDOVER, LEAVING))
+WRITING = ("indexer: rows written", "indexer: offsets committed")
+STEADY = (*(point for point in POINTS if process_of(point) != "indexer" and point != LEAVING), *WRITING)
 PAUSE_S = 3.0
 READY_S = 30.0
 USERS = 100_000

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaError
 
-from infra.kafka_clients import kafka_python_options
+from infra.kafka_clients import close_producer, kafka_python_options
 from infra.settings import Kafka
 from serving.client import RecommendClient
 from streams.messages import Item, SearchEvent, WatchEvent, encode
@@ -30,6 +31,7 @@ from tests.witness import Takedown
 AGAIN_S = tuple(float(at) for at in range(4, 300, 4))  # a request without a reply is sent again, under its own id
 DOWN_MS = 8000
 MOST_DOWN = 6
+MOST_TOGETHER = 9  # watches that come in one moment: then a batch is more than one event
 LATE_MS = 2000
 ACKNOWLEDGE_S = 240.0
 WORDS = ("red", "cars", "cats", "how", "to", "cook", "fast")
@@ -116,11 +118,13 @@ class Load:
 
     def close(self) -> None:
         self._client.close()
-        self._producer.close(timeout=5)
+        with contextlib.suppress(KafkaError):  # what was not delivered was not acknowledged either
+            close_producer(self._producer, timeout_s=5)
 
     def _run(self, stop: threading.Event) -> None:
-        kinds = {"watches": self._watch, "requests": self._request, "searches": self._search, "takedowns": self._edit}
-        rates = [getattr(self._pace, kind) for kind in kinds]
+        kinds = {"watches": self._burst, "requests": self._request, "searches": self._search, "takedowns": self._edit}
+        pace = self._pace
+        rates = [pace.watches / (1 + MOST_TOGETHER) * 2, pace.requests, pace.searches, pace.takedowns]
         due_s = time.monotonic()
         while not stop.wait(max(0.0, due_s - time.monotonic())):
             (kind,) = self._rng.choices(list(kinds), rates)
@@ -129,6 +133,10 @@ class Load:
             due_s += self._rng.expovariate(sum(rates))
 
     # --- watches -----------------------------------------------------------------------------------------------------
+
+    def _burst(self) -> None:
+        for _ in range(self._rng.randint(1, MOST_TOGETHER)):
+            self._watch()
 
     def _watch(self) -> None:
         chance = self._rng.random()

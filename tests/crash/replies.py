@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from infra.settings import Settings
 from models.bundle import Bundle
-from streams.learner import PROGRESS_KEY
-from streams.messages import Impression, ItemVector, RecommendReply, UserHistory, decode
-from streams.topics import IMPRESSIONS, ITEM_VECTORS, RECOMMEND_REPLIES, USER_HISTORIES, partition_of
+from streams.messages import Impression, RecommendReply, UserHistory, decode
+from streams.topics import IMPRESSIONS, RECOMMEND_REPLIES, USER_HISTORIES, partition_of
 from tests.crash.replay import MOST_BYTES, read_all
+from tests.crash.verdict import rows_of
 from tests.witness import TOLERANCE, UNSCORED, List, Takedown, are_alike, by_item, list_of
 
 Floats = npt.NDArray[np.float32]
@@ -98,10 +98,8 @@ class Replies:
             version: {item: [row] for item, row in zip(each.model.item_ids, each.model.item_vectors(), strict=True)}
             for version, each in by_version.items()
         }
-        for record in read_all(self._settings, ITEM_VECTORS):
-            if record.key != PROGRESS_KEY and record.value is not None:
-                row = decode(ItemVector, record.value)
-                rows[row.version].setdefault(record.key.decode(), []).append(np.frombuffer(row.vector, "<f4"))
+        for item, row in rows_of(self._settings):
+            rows[row.version].setdefault(item, []).append(np.frombuffer(row.vector, "<f4"))
         return rows
 
     def _histories(self) -> dict[str, list[tuple[int, bytes]]]:

@@ -19,6 +19,7 @@ from infra.settings import Settings
 from models.bundle import Bundle
 from models.incremental import STATE_COLUMNS
 from streams import topics
+from streams.epochs import CLAIM
 from streams.learner import PROGRESS_KEY
 from streams.messages import (
     DeadLetter,
@@ -207,13 +208,17 @@ def check_index(verdict: Verdict, settings: Settings, bundle: Bundle) -> None:
 
 def newest_rows(settings: Settings, bundle: Bundle) -> dict[str, ItemVector]:
     """The newest row of each item of a release in `item-vectors`."""
-    newest: dict[str, ItemVector] = {}
-    for record in read_all(settings, topics.ITEM_VECTORS):
-        if record.key != PROGRESS_KEY and record.value is not None:
-            row = decode(ItemVector, record.value)
-            if row.version == bundle.manifest.version:
-                newest[record.key.decode()] = row
-    return newest
+    rows = rows_of(settings)
+    return {item: row for item, row in rows if row.version == bundle.manifest.version}
+
+
+def rows_of(settings: Settings) -> list[tuple[str, ItemVector]]:
+    """Every row that a trainer has published, with its item; the trainers' own bookkeeping left out."""
+    return [
+        (record.key.decode(), decode(ItemVector, record.value))
+        for record in read_all(settings, topics.ITEM_VECTORS)
+        if record.key != PROGRESS_KEY and not record.key.startswith(CLAIM) and record.value is not None
+    ]
 
 
 def items_down(settings: Settings) -> set[str]:
