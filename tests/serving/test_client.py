@@ -17,11 +17,11 @@ from serving.client import RecommendClient, RequestFailed, RequestTimeout
 from streams.follow import TopicMissing
 from streams.messages import RecommendReply, RecommendRequest, encode
 from streams.topics import create_topics
-from tests.conftest import environ_for, on_both_brokers
+from tests.conftest import environ_for
 from tests.serving.responder import echo, responding
 from tests.system import wait_until
 
-pytestmark = [pytest.mark.system, on_both_brokers]
+pytestmark = pytest.mark.system
 
 WAIT_S = 20.0
 PARTITIONS = 2
