@@ -251,8 +251,6 @@ def load_release(
         bundle = read_bundle(bundles_dir / version)
     except BundleError as error:
         raise ReleaseError("bundle", str(error)) from error
-    if bundle.manifest.version != version:
-        raise ReleaseError("bundle", f"{bundles_dir / version} holds version {bundle.manifest.version}")
     try:
         check_collection(version, bundle.model.dim, index)
     except IndexFailure as error:

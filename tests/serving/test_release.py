@@ -163,7 +163,7 @@ def test_a_bundle_under_another_versions_name_is_refused(
     tmp_path: Path, bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
 ) -> None:
     shutil.copytree(bundles_dir / bundles[0].version, tmp_path / bundles[1].version)
-    with pytest.raises(ReleaseError, match="holds version"):
+    with pytest.raises(ReleaseError, match=f"of version {bundles[0].version}, but it lies in {bundles[1].version}"):
         load_release(tmp_path, bundles[1].version, index)
 
 
