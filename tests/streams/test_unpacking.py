@@ -6,13 +6,12 @@ import gzip
 import struct
 import time
 import tracemalloc
-from collections.abc import Sequence
 from typing import Any
 
 import aiokafka.consumer.fetcher
 import cramjam
 import pytest
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 from hypothesis import given
@@ -24,24 +23,24 @@ from infra.settings import Kafka
 from streams.fetching import unpack_for, unpack_for_faust
 from streams.messages import UNREADABLE, Refused, WatchEvent, decode
 from streams.unpacking import are_intact, readable, unpacked
+from tests.raw_batches import (
+    AT_MS,
+    CODECS,
+    GZIP,
+    HEADERS,
+    LZ4,
+    NAMED,
+    SNAPPY,
+    ZSTD,
+    batch,
+    with_bad_name,
+    with_body,
+    with_checksum,
+)
 
-PLAIN, GZIP, SNAPPY, LZ4, ZSTD = range(5)
-CODECS = {"plain": PLAIN, "gzip": GZIP, "snappy": SNAPPY, "lz4": LZ4, "zstd": ZSTD}
 MOST = 1_000_000
-AT_MS = 1_700_000_000_000
-HEADERS = [("trace", b"1"), ("empty", None)]
 PLACE = TopicPartition("t", 0)
 LIMIT = Kafka(max_message_bytes=MOST // 32)
-
-
-def batch(values: Sequence[bytes | None], codec: int = PLAIN, first: int = 0, headers: Any = HEADERS) -> bytes:
-    """A batch as brokers keep it: what one producer sent at once, at the offsets from `first` on."""
-    builder = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, 1 << 28)
-    for offset, value in enumerate(values):
-        builder.append(offset, AT_MS + offset, b"key", value, headers)
-    made = bytearray(builder.build())
-    struct.pack_into(">q", made, 0, first)
-    return bytes(made)
 
 
 def read(data: bytes) -> list[Any]:
@@ -123,13 +122,6 @@ def test_a_batch_with_a_wrong_checksum_is_left_for_the_client_to_fetch_again():
     assert are_intact(batch([b"value"]) + batch([b"value"], first=1)[:-3]), "a cut-off batch is not judged"
 
 
-NAMED = [("caf\N{LATIN SMALL LETTER E WITH ACUTE}", b"1"), ("plain", None)]
-
-
-def with_bad_name(data: bytes) -> bytes:
-    return with_checksum(bytearray(data.replace(b"caf\xc3\xa9", b"caf\xe9\xe9")))
-
-
 def test_names_of_headers_that_are_not_text_are_read_as_far_as_they_can_be():
     mended = readable(with_bad_name(batch([b"a", None], headers=NAMED)))
     assert [record[4] for record in read(mended)] == 2 * [[("caf\ufffd\ufffd", b"1"), ("plain", None)]]
@@ -191,16 +183,3 @@ def test_whatever_a_batch_holds_it_is_read_or_said_to_be_unreadable(values, code
         packed[data.draw(st.integers(61, len(packed) - 1))] = data.draw(st.integers(0, 255))
     found = MemoryRecords(unpacked(with_checksum(packed), MOST)).next_batch()
     assert isinstance(found, DefaultRecordBatch) and found.next_offset == len(values)
-
-
-def with_body(header: bytearray, body: bytes) -> bytearray:
-    made = header[:61] + body
-    struct.pack_into(">i", made, 8, len(made) - 12)
-    return made
-
-
-def with_checksum(data: bytearray) -> bytes:
-    from aiokafka.record.util import calc_crc32c
-
-    struct.pack_into(">I", data, 17, calc_crc32c(bytes(data[21:])))
-    return bytes(data)
