@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from streams.messages import BundlePublished, IndexReady, Release, ServerState
+from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
 
 WHOLE = "whole"
 _ANNOUNCED = "announced:"
@@ -97,6 +97,8 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case ServerState():
             server = Server(message.version, heard_ms)
             return replace(releases, servers={**(releases.servers or {}), message.server_id: server})
+        case RebuildAsked() | RebuildDone():
+            return releases  # no matter of the hand-over
 
 
 def forget_server(releases: Releases, server_id: str) -> Releases:

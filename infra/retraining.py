@@ -37,7 +37,7 @@ def delays_of(settings: Settings) -> Delays:
 
 def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | None, step: Step) -> ServedExamples:
     """What `ranking-examples` holds, in `directory`."""
-    served = store_served(settings.kafka, directory / "served", items, step)
+    served = store_served(settings, directory / "served", items, step)
     log.info(
         "served impressions read",
         impressions=served.impressions,

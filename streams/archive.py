@@ -1,7 +1,8 @@
 """What the topics hold, read to their end as what training takes: a team can start without any log.
 
 Watches and searches go to disk as they are read, so that topics may hold more than memory does. A repeated or forwarded
-event is the same user, item and time, which a stored log has once.
+event is the same user, item and time, which a stored log has once. What is from before its user was forgotten is left
+out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from models.stored_log import LogWriter, StoredLog
 from models.stored_searches import StoredSearches, store_search_batches
 from streams import topics
 from streams.follow import TopicFollower
+from streams.forgotten import read_forgotten
 from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +44,7 @@ NOWHERE = (None,) * len(CONTEXT_COLUMNS)
 
 class Archive(NamedTuple):
     """The log of all watches, the searches of its users (None: there are none), the catalogue, and how many watches and
-    searches were unusable.
+    searches were unusable, or of users who were forgotten since.
 
     `offsets`: by `topic/partition` the next offset of `training-examples`. They are taken before the watches are read,
     so every example below them comes from a watch that is here.
@@ -52,6 +54,7 @@ class Archive(NamedTuple):
     searches: StoredSearches | None
     items: pl.DataFrame
     refused: int
+    forgotten: int
     offsets: dict[str, int]
 
 
@@ -72,36 +75,39 @@ def store_archive(settings: Settings, directory: Path, progress: Progress = lamb
     searches = store_search_batches(
         _frames(rows, SEARCH_SCHEMA), log, buckets=settings.model.search_tokens, source=topics.SEARCH_EVENTS
     )
-    return Archive(log, searches if len(searches) else None, reader.items(), reader.refused, offsets)
+    return Archive(log, searches if len(searches) else None, reader.items(), reader.refused, reader.forgotten, offsets)
 
 
 class _Reader:
     """Reads whole topics, message by message."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        self.refused = 0
+        self.refused = self.forgotten = 0
+        self._forgotten = read_forgotten(settings)
         self._settings, self._progress = settings, progress
 
     def events(self, topic: str, kind: Any) -> Iterator[Any]:
         """What can be used, and the rest counted."""
-        for _, message in self._messages(topic, kind):
+        for _, message, produced_ms in self._messages(topic, kind):
             if message is None:
                 self.refused += 1
+            elif self._forgotten.is_from_before(message.user_id, message.event_ms, produced_ms):
+                self.forgotten += 1
             else:
                 yield message
 
     def items(self) -> pl.DataFrame:
         """The catalogue as it is now. What is unreadable counts as taken down: the indexer reports it."""
         items: dict[bytes | None, Item] = {}
-        for key, item in self._messages(topics.ITEMS, Item):
+        for key, item, _ in self._messages(topics.ITEMS, Item):
             if item is None:
                 items.pop(key, None)
             else:
                 items[key] = item
         return item_frame(list(items.values()))
 
-    def _messages(self, topic: str, kind: Any) -> Iterator[tuple[bytes | None, Any]]:
-        """Key and message of each record; None for a tombstone and for what cannot be read."""
+    def _messages(self, topic: str, kind: Any) -> Iterator[tuple[bytes | None, Any, int]]:
+        """Key, message and time of each record; no message for a tombstone and for what cannot be read."""
         kafka = self._settings.kafka
         with TopicFollower(kafka, topic) as follower:
             total, done = sum(follower.lags().values()), 0
@@ -112,7 +118,7 @@ class _Reader:
                         message = decode(kind, record.value, max_bytes=kafka.max_message_bytes, latest_ms=LATEST_MS)
                     except Refused:
                         message = None
-                    yield record.key, message
+                    yield record.key, message, record.timestamp
                 self._progress(topic, done, total)
 
 

@@ -138,6 +138,14 @@ class TopicFollower:
         ends = self._consumer.end_offsets(list(self._consumer.assignment()))
         return {(place.topic.removeprefix(self._prefix), place.partition): end for place, end in ends.items()}
 
+    def firsts_of(self, partition: int) -> dict[str, int]:
+        """Of this partition of every topic that is followed, the first offset that is still there."""
+        places = [place for place in self._consumer.assignment() if place.partition == partition]
+        return {
+            place.topic.removeprefix(self._prefix): first
+            for place, first in self._consumer.beginning_offsets(places).items()
+        }
+
     def close(self) -> None:
         self._consumer.close()
 

@@ -99,9 +99,7 @@ class Forgetting:
         if not len(self.users):
             return []
         marked = {user_id: at_ms for user_id in list(self._table) if (at_ms := self.users.at_ms(user_id))}
-        return [
-            user_id for user_id, at_ms in marked.items() if load(self._table, self._kind, user_id).since_ms < at_ms
-        ]
+        return [user_id for user_id, at_ms in marked.items() if load(self._table, self._kind, user_id).since_ms < at_ms]
 
     async def _hear(self) -> None:
         """Read all that lies in `forgotten` now. A broker that is away is waited for in place, like a flush."""

@@ -28,7 +28,7 @@ from infra.fault_points import reached
 from infra.health import Health
 from infra.settings import Settings
 from streams import topics
-from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms, open_outbox, to_the_end
+from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms, open_outbox, to_the_end, wall_ms
 from streams.forgetting import EVERY_S, Forgetting
 from streams.forgotten import Forgotten
 from streams.history import Applied, Outcome, apply_impression, apply_search, apply_watch
@@ -106,7 +106,7 @@ async def handle(
         _put(histories, user_id, newer, outbox, settings)
     await outbox.flush()
     reached("history: histories sent")
-    acknowledged_ms = now_ms()
+    acknowledged_ms = wall_ms()
     for produced_ms in sent_ms:
         metrics.EVENT_TO_HISTORY.observe(max(0, acknowledged_ms - produced_ms) / 1000)
     return bug
@@ -133,7 +133,7 @@ def apply(
         try:
             before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
             before = before if forgotten is None else forgotten.begin(before)
-            applied = _apply(before, event, raw, settings)
+            applied = apply_event(before, event, raw, settings)
         except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
             bug = bug or error
             reject(raw, Refused("bug", repr(error)), settings, outbox, now_ms=now_ms)
@@ -165,7 +165,10 @@ def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outb
     put(histories, topics.USER_HISTORIES, user_id, history, outbox, settings.kafka.partitions)
 
 
-def _apply(before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings) -> Applied:
+def apply_event(
+    before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings
+) -> Applied:
+    """One event's effect on its user's history."""
     if isinstance(event, WatchEvent):
         history = settings.history
         return apply_watch(

@@ -15,7 +15,6 @@ from streams.history import Source
 from streams.messages import Impression, Refused, decode, encode
 from streams.outbox import Outbox
 
-
 LATEST_MS = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -81,7 +80,9 @@ def read(
             elif outbox is not None:
                 _forward(raw, message.user_id, home, outbox)
         except Refused as refused:
-            if outbox is not None and not _is_from_before(forgotten, raw, None):
+            if _is_from_before(forgotten, raw, None):
+                metrics.FORGOTTEN.labels(raw.topic).inc()
+            elif outbox is not None:
                 reject(raw, refused, settings, outbox, now_ms=now_ms)
 
 

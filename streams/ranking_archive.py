@@ -2,7 +2,8 @@
 
 The topic is read twice. An example may be there again (after a crash) or corrected (a late watch); which of them holds
 is known at the end, so the first reading keeps the identities, a few numbers each, and the second writes those that
-hold to disk. Impressions that nothing was ranked for, or by other features than ours, train nothing and are counted.
+hold to disk. Impressions that nothing was ranked for, or by other features than ours, train nothing and are counted;
+so are those from before their user was forgotten.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from infra.settings import Kafka
+from infra.settings import Kafka, Settings
 from models.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from models.vocabulary import Vocabulary
 from streams import topics
 from streams.follow import TopicFollower
+from streams.forgotten import read_forgotten
 from streams.messages import RankingExample, Refused, Shown, decode
 
 Progress = Callable[[str, int, int], None]
@@ -30,24 +32,29 @@ CHUNK = 2_000  # impressions written together
 
 
 class ServedExamples(NamedTuple):
-    """`passed_over`: impressions without features of ours; `repeated`: examples that another one replaces."""
+    """`passed_over`: impressions without features of ours; `repeated`: examples that another one replaces;
+    `forgotten`: impressions from before their user was forgotten."""
 
     examples: RankingExamples
     impressions: int
     passed_over: int
     repeated: int
+    forgotten: int
 
 
 def store_served(
-    kafka: Kafka, directory: Path, items: pl.DataFrame | None, progress: Progress = lambda stage, done, total: None
+    settings: Settings, directory: Path, items: pl.DataFrame | None, progress: Progress = lambda stage, done, total: None
 ) -> ServedExamples:
     """All examples that hold, in `directory`. `items`: a catalogue, for durations. Raises TopicMissing."""
+    kafka, users, forgotten = settings.kafka, read_forgotten(settings), 0
     holding, repeated = _identities(kafka, progress)
     writer = _Writer(directory, items)
     for place, example in _examples(kafka, lambda done, total: progress("served impressions", done, total)):
-        if place in holding:
+        if place in holding and users.is_from_before(example.impression.user_id, example.impression.at_ms):
+            forgotten += 1
+        elif place in holding:
             writer.add(example)
-    return ServedExamples(writer.finish(), writer.impressions, writer.passed_over, repeated)
+    return ServedExamples(writer.finish(), writer.impressions, writer.passed_over, repeated, forgotten)
 
 
 def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]], int]:

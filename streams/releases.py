@@ -11,7 +11,17 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from streams import topics
 from streams.follow import TopicFollower
-from streams.messages import BundlePublished, IndexReady, Refused, Release, ServerState, decode, encode
+from streams.messages import (
+    BundlePublished,
+    IndexReady,
+    RebuildAsked,
+    RebuildDone,
+    Refused,
+    Release,
+    ServerState,
+    decode,
+    encode,
+)
 
 
 def announce(kafka: Kafka, release: Release) -> None:
@@ -27,6 +37,8 @@ def announce(kafka: Kafka, release: Release) -> None:
 def key_of(release: Release) -> str:
     if isinstance(release, BundlePublished):
         return "bundle"
+    if isinstance(release, RebuildAsked | RebuildDone):
+        return "rebuild" if isinstance(release, RebuildAsked) else "rebuilt"
     return "index" if isinstance(release, IndexReady) else f"server/{release.server_id}"
 
 

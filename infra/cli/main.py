@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli import ask, backtest, cluster, learn, processes, up
+from infra.cli import ask, backtest, cluster, dead_letters, forget, learn, processes, rebuild, up
 from infra.cli.session import Session
 
 MENDABLE = (
     ("infra.settings", "SettingsError"),
     ("infra.child", "ServiceError"),
+    ("infra.kafka_access", "KafkaRefused"),
     ("models.bundle", "BundleError"),
     ("models.log", "LogError"),
     ("models.split", "BacktestError"),
@@ -29,6 +30,8 @@ MENDABLE = (
     ("models.distributed", "HelperFailed"),
     ("streams.follow", "TopicMissing"),
     ("streams.requirements", "TopicUnfit"),
+    ("streams.forgotten", "ForgetSecretWrong"),
+    ("streams.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),
     ("serving.client", "RequestFailed"),
 )
@@ -39,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="nextwatch: a streaming, real-time video recommender. Watch events in Kafka, recommendations that follow.",
 )
-for module in (up, processes, learn, backtest, ask, cluster):
+for module in (up, processes, learn, backtest, ask, cluster, dead_letters, forget, rebuild):
     module.register(app)
 
 

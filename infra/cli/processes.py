@@ -33,6 +33,7 @@ def worker(
     from infra.health import Health, serve_health
     from streams.faust_app import now_ms, run
     from streams.follow import require_topics
+    from streams.forgotten import read_forgotten
     from streams.requirements import require_settings
     from streams.topics import TOPICS
 
@@ -40,6 +41,7 @@ def worker(
     names = [topic.name for topic in TOPICS]
     require_topics(settings.kafka, names)
     require_settings(settings, names)
+    read_forgotten(settings)  # with another secret than that of before nobody would stay forgotten
     health = Health(name.value)
     with serve_health(health, settings, started_ms=now_ms()):
         run(_app_of(name, settings, health), settings)

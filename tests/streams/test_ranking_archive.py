@@ -111,7 +111,7 @@ def served(
 ) -> ServedExamples:
     before, ranking_archive.CHUNK = ranking_archive.CHUNK, request.param
     try:
-        return store_served(filled.kafka, tmp_path_factory.mktemp("served"), CATALOGUE)
+        return store_served(filled, tmp_path_factory.mktemp("served"), CATALOGUE)
     finally:
         ranking_archive.CHUNK = before
 
@@ -162,7 +162,7 @@ def test_features_are_those_that_were_served_to_the_bit(served):
 
 @pytest.mark.system
 def test_without_a_catalogue_durations_are_unknown(filled, tmp_path):
-    found = store_served(filled.kafka, tmp_path, None)
+    found = store_served(filled, tmp_path, None)
     assert np.isnan(found.examples.duration_s).all()
     assert found.examples.target_s[by_time(found)].tolist() == [20, 600, 33, 12]
 
@@ -170,7 +170,7 @@ def test_without_a_catalogue_durations_are_unknown(filled, tmp_path):
 @pytest.mark.system
 def test_progress_is_told_up_to_the_end_of_both_readings(filled, tmp_path):
     told: list[tuple[str, int, int]] = []
-    store_served(filled.kafka, tmp_path, None, lambda *step: told.append(step))
+    store_served(filled, tmp_path, None, lambda *step: told.append(step))
     assert ("reading outcomes", 11, 11) in told
     assert told[-1] == ("served impressions", 11, 11)
 
@@ -178,5 +178,5 @@ def test_progress_is_told_up_to_the_end_of_both_readings(filled, tmp_path):
 @pytest.mark.system
 def test_a_topic_without_examples_gives_none(kafka_settings, tmp_path):
     create_topics(kafka_settings.kafka)
-    found = store_served(kafka_settings.kafka, tmp_path, None)
+    found = store_served(kafka_settings, tmp_path, None)
     assert (len(found.examples), found.impressions, found.repeated) == (0, 0, 0)

@@ -1,0 +1,82 @@
+"""`nextwatch rebuild`: what is derived, made again from the topics (and bundles) alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from infra.cli.learn import progress_bars
+from infra.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Make again from topics and bundles: the index, or the histories.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
+
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="rebuild")
+
+
+@app.command()
+def index(
+    context: typer.Context,
+    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for the indexer's answer")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make the live release's collection anew, from its bundle, item-vectors and items, beside the one that is there;
+    the running indexer does it, verifies it as a new release's, and puts it in the other's place.
+
+    Exit 1 when it could not (the old collection stays), or has not answered in time (the request stands).
+    """
+    from infra.rebuild_index import rebuild_index
+
+    settings: Settings = context.obj.with_milvus
+    with progress_bars(quiet=as_json) as step:
+        done = rebuild_index(settings, wait_s, step)
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(done), indent=2))
+    elif not done.answered:
+        say("[red]no answer[/] in time: is an indexer running? The request stands, it is done as soon as one is")
+    elif done.problem:
+        say(f"[red]not rebuilt[/], the old collection stays: {escape(done.problem)}")
+    else:
+        say(f"rebuilt: {escape(done.version)}, {done.items:,} items in {done.spent_s:.1f} s")
+    raise typer.Exit(0 if done.answered and not done.problem else 1)
+
+
+@app.command()
+def histories(
+    context: typer.Context,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Keep nothing of the present histories, also of what is older than topics"),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; exit 1 when there is something to write")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make all histories again from watch-events, search-events and impressions; what is older than these topics is
+    kept from the present histories. The history workers must be stopped (exit 2 when they are not)."""
+    from streams.rebuild_histories import rebuild_histories
+
+    settings: Settings = context.obj.connected
+    with progress_bars(quiet=as_json) as step:
+        found = rebuild_histories(settings, from_scratch=from_scratch, dry_run=dry_run, progress=step)
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(found), indent=2))
+    else:
+        say(
+            f"{found.users:,} histories from {found.events:,} events: {found.differ:,} differed, of which "
+            f"{found.missing:,} were missing; {found.written:,} written, {found.deleted:,} deleted"
+        )
+    raise typer.Exit(1 if dry_run and found.differ else 0)
+
+
+def say(text: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(text)
