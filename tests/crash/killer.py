@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.crash.supervised import ALL, GONE_S, OURS, READY_S, UP, Supervised
 from tests.system import wait_until
 
-LOOK_S = 0.1
+LOOK_S = 0.2
 POINT_S = 120.0  # an armed point is reached by then
 
 

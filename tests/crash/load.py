@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +22,14 @@ from kafka.errors import KafkaError
 
 from infra.kafka_clients import close_producer, kafka_python_options
 from infra.settings import Kafka
-from serving.client import RecommendClient
-from streams.messages import Item, SearchEvent, WatchEvent, encode
+from serving.client import RecommendClient, RequestFailed
+from streams.messages import Item, RecommendReply, SearchEvent, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
-from tests.benchmarks.soak_load import Asked, ask
+from tests.benchmarks.soak_load import ask
 from tests.traffic import DURATION_S, now_ms
 from tests.witness import Takedown
 
-AGAIN_S = tuple(float(at) for at in range(4, 300, 4))  # a request without a reply is sent again, under its own id
+AGAIN_S = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 192.0, 256.0)  # a request without a reply is sent again, under its own id
 DOWN_MS = 8000
 MOST_DOWN = 6
 MOST_TOGETHER = 9  # watches that come in one moment: then a batch is more than one event
@@ -48,11 +49,24 @@ class Pace:
 
 
 @dataclass
+class Known:
+    """A request and whoever waits for its reply."""
+
+    request_id: str
+    future: Future[RecommendReply]
+
+    @property
+    def reply(self) -> RecommendReply | None:
+        is_answered = self.future.done() and not self.future.cancelled() and self.future.exception() is None
+        return self.future.result() if is_answered else None
+
+
+@dataclass
 class Sent:
     """What was told to the brokers: by (topic, what it is known by) the future of its acknowledgement."""
 
     futures: dict[tuple[str, str], Any] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[Known] = field(default_factory=list)
     takedowns: list[Takedown] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -102,12 +116,20 @@ class Load:
             raise failures[0]
 
     def finish(self, patience_s: float) -> None:
-        """Wait until everything is acknowledged and every request has its reply, or nobody waits any more."""
+        """Wait until everything is acknowledged and every request has its reply, or nobody waits any more. A request
+        that the brokers did not take in time is sent anew, under its own id, as a caller would."""
         self._producer.flush(timeout=patience_s)
         deadline = time.monotonic() + patience_s
         for each in self.sent.asked:
-            with contextlib.suppress(Exception):  # counted where it is looked at
+            with contextlib.suppress(RequestFailed, TimeoutError):
                 each.future.result(max(0.0, deadline - time.monotonic()))
+        failed = [each for each in self.sent.asked if each.reply is None]
+        self.sent.counts["sent anew"] += len(failed)
+        again = [(each, ask(self._client, each.request_id, AGAIN_S)) for each in failed]
+        for each, anew in again:
+            with contextlib.suppress(RequestFailed, TimeoutError):
+                anew.future.result(max(0.0, deadline - time.monotonic()))
+            each.future = anew.future
         for item, acknowledged_ms in self._down.items():
             self.sent.takedowns += [Takedown(item, down_ms, float("inf")) for down_ms in acknowledged_ms]
 
@@ -183,7 +205,8 @@ class Load:
 
     def _request(self) -> None:
         user = self._rng.choice(self._users)
-        asked = ask(self._client, f"{user}/{self._name('request')}", AGAIN_S)
+        request_id = f"{user}/{self._name('request')}"
+        asked = Known(request_id, ask(self._client, request_id, AGAIN_S).future)
         self.sent.asked.append(asked)
 
         def remember(_: Any) -> None:

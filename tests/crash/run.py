@@ -24,9 +24,10 @@ from tests.system import Cluster, wait_until
 from tests.traffic import now_ms
 
 REST_S = 240.0
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 WINDOW_S = 6.0
 LATE_S = 600.0  # nothing that any outage here delays is later
+REPEAT_S = 300.0  # longer than any outage here: a request that was answered before it is answered alike
 NEVER_S = 1e9  # half-lives: counts are then plain sums
 READ_BY = {  # consumer groups, and what they commit
     "nextwatch-history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS),
@@ -112,7 +113,7 @@ def settings_for(data_dir: Path) -> Settings:
         join=Join(window_s=WINDOW_S, grace_s=LATE_S, early_s=LATE_S, publish_s=0.5, half_life_h=NEVER_S),
         trending=Trending(half_life_s=NEVER_S),
         indexer=Indexer(window_s=0.1),
-        serving=Serving(heartbeat_s=0.5, search_s=2.0, k=10),
+        serving=Serving(heartbeat_s=0.5, search_s=2.0, k=10, repeat_s=REPEAT_S),
     )
 
 

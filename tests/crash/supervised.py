@@ -43,6 +43,8 @@ class Supervised:
         self.faults.mkdir(parents=True)
         self._log = settings.data_dir / "up.log"
         self._up: subprocess.Popen[bytes] | None = None
+        self._services: dict[str, int] = {}  # process ids that were found, until they are gone
+        self._answered: set[int] = set()
 
     def start(self) -> None:
         """Start `up`; it is not waited for."""
@@ -83,16 +85,17 @@ class Supervised:
         if name == UP:
             return self._up.pid if self._up is not None and self._up.poll() is None else 0
         if name in SERVICES:
-            found = (pid for pid, command in self._relatives().items() if SERVICES[name] in command)
-            return next(found, 0)
+            if not Path(f"/proc/{self._services.get(name, 0)}").exists():
+                found = (pid for pid, command in self._relatives().items() if SERVICES[name] in command)
+                self._services[name] = next(found, 0)
+            return self._services[name]
         return next((each["pid"] for each in read_run_files(self.settings.run_dir) if each["name"] == name), 0)
 
     def ready(self) -> dict[str, int]:
         """The processes that say that they are ready (the services: that answer), with their process ids."""
         records = read_run_files(self.settings.run_dir)
         found = {each["name"]: each["pid"] for each in records if fetch_health(each)["ready"]}
-        services = {name: self.pid_of(name) for name in SERVICES if self._answers(name)}
-        return found | {name: pid for name, pid in services.items() if pid}
+        return found | {name: pid for name in SERVICES if (pid := self.pid_of(name)) and self._answers(name, pid)}
 
     def arm(self, point: str, times: int = 1) -> None:
         """Whoever reaches the point for the so-manieth time from now on dies there."""
@@ -111,10 +114,12 @@ class Supervised:
     def _death_at(self, point: str) -> Path:
         return self.faults / f"{point}{fault_points.DIED}"
 
-    def _answers(self, name: str) -> bool:
-        if name == "broker":
-            return answers(self.settings.kafka.bootstrap)
-        return is_listening(self.settings.milvus.uri.removeprefix("http://"))
+    def _answers(self, name: str, pid: int) -> bool:
+        """A service that has answered once is asked no more: that would cost more than all other looking."""
+        broker, milvus = self.settings.kafka.bootstrap, self.settings.milvus.uri.removeprefix("http://")
+        if pid not in self._answered and (answers(broker) if name == "broker" else is_listening(milvus)):
+            self._answered.add(pid)
+        return pid in self._answered
 
     def _relatives(self) -> dict[int, bytes]:
         """The command lines, by process id, of what `up` has started, guards left out: all carry its data directory."""
