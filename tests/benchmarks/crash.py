@@ -48,8 +48,9 @@ FULL = Scale(users=400, releases=16, size=Size(users=400, items=500, watches=600
 QUICK = Scale(users=150, releases=4)
 
 
-def long(run: Run, *, seconds: float) -> None:
-    """Deaths in an order that the seed decides, every kind again and again, until the time is over."""
+def long(run: Run, *, seconds: float, together: int) -> None:
+    """Deaths in an order that the seed decides, every kind again and again, until the time is over; so many processes
+    die together."""
     run.publish()
     run.wait_served()
     victims, points, handovers = (_shuffled(run.rng, names) for names in (ALL, STEADY, HANDOVER))
@@ -58,11 +59,11 @@ def long(run: Run, *, seconds: float) -> None:
     while time.monotonic() < until_s:
         match next(kinds):
             case "kill":
-                run.killer.round(kills=[next(victims)])
+                run.killer.round(kills=list({next(victims) for _ in range(together)}))
             case "two":
-                run.killer.round(kills=list({next(victims), next(victims)}))
+                run.killer.round(kills=list({next(victims) for _ in range(together + 1)}))
             case "point":
-                run.killer.round(points=[next(points)])
+                run.killer.round(points=[next(points) for _ in range(together)])
             case "release" if run.live + 1 < len(run.releases.bundles):
                 run.publish()
                 run.killer.round(points=[next(handovers)])
@@ -80,7 +81,7 @@ def _shuffled(rng: random.Random, names: Sequence[str]) -> Iterator[str]:
 def measure_random(report: Report, quick: bool) -> None:
     """Half an hour of deaths: what was lost, doubled, mixed or not answered, and how soon all was ready again."""
     seed = int(os.environ.get("CRASH_SEED", "1"))
-    script = partial(long, seconds=QUICK_S if quick else FULL_S)
+    script = partial(long, seconds=QUICK_S if quick else FULL_S, together=3 if quick else 1)
     with TemporaryDirectory(prefix="nextwatch-") as directory, timed(_say) as say:
         outcome = run_crashes(QUICK if quick else FULL, script, Path(directory), seed, say)
     report.title = f"crash: seed {seed}, {outcome.seconds / 60:.0f} minutes, {outcome.deaths.total} deaths"
