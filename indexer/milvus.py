@@ -23,8 +23,13 @@ _NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 
 # pymilvus pings every 10 s; a gRPC server with default settings, as Milvus Lite's, hangs up on whoever pings more often
-# than every five minutes. Calls have their time-out, so a dead connection is found by the next one.
-_GRPC = {"grpc.keepalive_time_ms": 330_000, "grpc.keepalive_permit_without_calls": 0}
+# than every five minutes. Calls have their time-out, so a dead connection is found by the next one. After an absence
+# gRPC itself waits ever longer before it connects again, two minutes in the end, and fails every call meanwhile.
+_GRPC = {
+    "grpc.keepalive_time_ms": 330_000,
+    "grpc.keepalive_permit_without_calls": 0,
+    "grpc.max_reconnect_backoff_ms": 2000,
+}
 
 
 def connect(milvus: Milvus) -> tuple[MilvusClient, bool]:

@@ -66,6 +66,7 @@ class Desk:
         self._settings, self._outbox = settings, outbox
         self._partitions_of, self._served_by = partitions_of, served_by
         self._repeats, self._unavailable = repeats, unavailable
+        self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/skew.py)
 
     def begin(self, records: Sequence[Any], cook: Cook, now_ms: int) -> Work:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest."""
@@ -119,7 +120,8 @@ class Desk:
                 self._forward(record, request.user_id, home)
                 return None
             log.warning("forwarded request on a foreign partition; does kafka.partitions match recommend-requests?")
-        waited_ms = max(0.0, now_ms - record.timestamp) if record.timestamp > 0 else 0.0  # else it is not known
+        known = record.timestamp > 0
+        waited_ms = max(0.0, now_ms - self.ahead_ms - record.timestamp) if known else 0.0
         return Asked(request, record.partition, waited_ms, letter.filter)
 
     def _repeat(self, letter: Letter, now_ms: int) -> bool:

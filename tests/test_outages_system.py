@@ -46,7 +46,7 @@ pytestmark = [
     ),
 ]
 
-AWAY_S = 8.0
+AWAY_S = 7.0  # longer than a session
 WATCHES_PER_S, REQUESTS_PER_S = 30.0, 4.0
 MOST_GROWN_MB = 150.0  # of a process, in these seconds: what it holds is bounded, its first use of everything included
 PATIENCE_S = 120.0
@@ -149,6 +149,26 @@ def test_slow_consumers_harm_nobody_else(system: System):
         assert slow.stdout.readline() == "200 answered\n", "its replies were kept for it"
     assert replies.unanswered == replies.told == 0
     check_counts(system)
+
+
+def test_clocks_that_jump_by_an_hour_lose_nothing_and_refuse_nothing(system: System):
+    """Forward, then back behind the right time, then right: those of players and brokers did not jump."""
+    clock = system.clock
+    if clock is None:
+        pytest.skip("no libfaketime, nor FAKETIME_LIB: `apt-get install libfaketime` brings it")
+
+    @contextlib.contextmanager
+    def jumping() -> Iterator[None]:
+        with clock.jumped(3600):
+            time.sleep(AWAY_S / 2)
+            clock.jump(-3600)
+            yield
+
+    replies, _ = live_through(system, jumping())
+    assert replies.unanswered == replies.told == 0
+    check_counts(system)
+    with contextlib.closing(Reader(system.settings.kafka, topics.DEAD_LETTERS)) as letters:
+        assert letters.to_the_end() == []
 
 
 # --- full disks ------------------------------------------------------------------------------------------------------

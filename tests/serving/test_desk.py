@@ -208,3 +208,16 @@ def test_a_repeated_reply_leaves_out_what_was_taken_down_since(desk: Desk, sent:
     assert [item.item_id for item in first.items] == ["item-1", "item-2"]
     assert [(item.item_id, item.rank) for item in again.items] == [("item-2", 1)]
     assert again.degraded == ("repeated: without what was taken down since",)
+
+
+def test_a_clock_that_is_ahead_makes_no_request_look_late(desk, sent):
+    """As far ahead as it is known to be, and no farther: what was waited beside that counts."""
+    waited: list[float] = []
+
+    def look(batch: Sequence[Asked]) -> list[Answered]:
+        waited.extend(asked.wait_ms for asked in batch)
+        return answer(batch)
+
+    desk.ahead_ms = 3_600_000
+    handle(desk, [record("ann", age_ms=3_600_250), record("ben", age_ms=10)], look)
+    assert sorted(waited) == [0.0, 250.0]
