@@ -63,9 +63,13 @@ def _pace_empty_fetches() -> None:
     Fetcher._proc_fetch_request = fetch_and_rest
 
 
-def create_app(settings: Settings, name: str, *, wait_empty: bool = True, **options: Any) -> faust.App:
-    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own. `wait_empty`: give
-    partitions up only when the batch in hand is done; then no batch may take as long as a rebalance may."""
+def create_app(settings: Settings, name: str, *, has_standby: bool = False, **options: Any) -> faust.App:
+    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own.
+
+    Partitions are given up only when the batch in hand is done, so no batch may take as long as a rebalance may. Not so
+    with `has_standby`, for an app that has one partition and whose batches may take minutes: who has it keeps it when
+    another one joins, and that it is another's now is found out otherwise.
+    """
     _pace_empty_fetches()
     fetch_from_flowing_only()
     kafka = settings.kafka
@@ -89,9 +93,10 @@ def create_app(settings: Settings, name: str, *, wait_empty: bool = True, **opti
         broker_rebalance_timeout=2 * kafka.session_timeout_s,
         broker_commit_interval=1.0,
         broker_max_poll_interval=kafka.max_poll_s,
-        stream_wait_empty=wait_empty,
+        stream_wait_empty=not has_standby,
         stream_buffer_maxsize=BUFFER,
-        table_standby_replicas=0,
+        # Without tables and replicas of them Faust has aiokafka deal the partitions anew each time somebody joins.
+        table_standby_replicas=int(has_standby),
         TableManager=OrderedTables,
         web_enabled=False,
         worker_redirect_stdouts=False,

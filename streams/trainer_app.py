@@ -43,11 +43,10 @@ from streams.messages import (
     BundlePublished,
     Refused,
     TrainingExample,
-    decode,
 )
 from streams.outbox import Outbox, create_producer
 from streams.row_writer import RowWriter
-from streams.taking_back import MOST_BYTES, examples_between, take_back
+from streams.taking_back import examples_between, read_example, take_back
 from streams.tenure import Fenced, RowLog
 
 log = structlog.get_logger(__name__)
@@ -56,8 +55,7 @@ RETRY_S = 5.0
 
 
 def create_trainer_app(settings: Settings, health: Health) -> faust.App:
-    # A rebalance that waited for a step or an adoption would lose the partition, and so would its next owner.
-    app = create_app(settings, "trainer", wait_empty=False)
+    app = create_app(settings, "trainer", has_standby=True)
     prefix = settings.kafka.topic_prefix
     known = Known(settings.kafka)
     worker = TrainerWorker(settings, known)
@@ -254,7 +252,7 @@ class TrainerWorker:
         metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))
         for raw in batch:
             try:
-                yield raw.offset, decode(TrainingExample, raw.value, max_bytes=MOST_BYTES)
+                yield raw.offset, read_example(raw.value)
             except Refused as refused:
                 reject(raw, refused, self._settings, outbox, now_ms=now_ms())
 

@@ -1,4 +1,4 @@
-"""Whose rows count: however two trainers' claims and rows interleave, whoever reads when, and whatever compaction takes,
+"""Whose rows count: however trainers' claims and rows interleave, whoever reads when, and whatever compaction takes,
 everybody ends with the rows of the newest owner."""
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from infra.settings import Settings
 from models.bundle import Bundle
 from streams import topics
-from streams.epochs import is_claim
+from streams.epochs import claim, is_claim, mark
 from streams.intake import Raw
 from streams.learner import PROGRESS_KEY, Learner, Progress
 from streams.messages import ItemVector, decode, encode
@@ -121,3 +121,92 @@ def test_rows_that_cannot_be_sent_stop_the_process_and_are_no_bug_of_the_next_ba
     with pytest.raises(OSError, match="too large"):
         asyncio.run(a_lost_one_and_the_next())
     assert not sent.of(topics.DEAD_LETTERS)
+
+
+def claimed(sent: Sent, epoch: int) -> None:
+    """Another trainer takes over."""
+    for partition in range(len(sent.log.partitions)):
+        sent.log.append(partition, *claim(epoch, "another"))
+
+
+def newest_row(sent: Sent, key: bytes) -> ItemVector:
+    home = topics.partition_of(key.decode(), len(sent.log.partitions))
+    return decode(ItemVector, [each.value for each in sent.log.partitions[home] if each.key == key][-1])
+
+
+def test_a_trainer_that_was_replaced_in_a_pause_writes_no_row_and_stands_by(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    async def paused() -> int:
+        worker.hear_assignment(True)
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1")) is None
+        await worker.writer.published()
+        claimed(sent, 2)
+        written = len(list(sent.log))
+        monkeypatch.setattr("streams.tenure.LOOK_EVERY_S", 0.0)  # a pause: the last look is long ago
+        assert await worker.handle(batch("item-2", start=1)) is None
+        await worker.look()
+        return len(list(sent.log)) - written
+
+    assert asyncio.run(paused()) == 0
+    assert worker.learner is None and worker.writer.epoch == 0
+
+
+def test_a_row_that_a_replaced_trainer_still_writes_is_written_over_progress_and_tombstones_too(
+    worker: TrainerWorker, sent: Sent
+):
+    async def mended() -> None:
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1", "item-2")) is None
+        await worker.writer.published()
+        for key, value in ((b"item-1", b""), (b"item-2", None), (PROGRESS_KEY, b"")):
+            home = topics.partition_of(key.decode(), len(sent.log.partitions))
+            stale = None if value is None else encode(ItemVector("v", 99, b"", b"", 0))
+            sent.log.append(home, key, stale, [mark(0)])
+        assert await worker.handle(batch("item-3", start=2)) is None
+        await worker.writer.published()
+        assert worker.learner is not None
+        await worker.writer.mend(worker.learner)
+
+    asyncio.run(mended())
+    assert [newest_row(sent, key).epoch for key in (b"item-1", b"item-2", PROGRESS_KEY)] == [1, 1, 1]
+    assert [key for key, _ in worker.learner.rows_of([b"item-1", b"unknown"])] == [b"item-1"]  # type: ignore[union-attr]
+    progress = msgspec.msgpack.decode(newest_row(sent, PROGRESS_KEY).state, type=Progress)
+    assert progress.next_offset == 3
+
+
+def test_another_assignment_ends_it_and_the_same_one_changes_nothing(worker: TrainerWorker, sent: Sent):
+    async def reassigned() -> None:
+        worker.hear_assignment(True)
+        await worker.writer.claim()
+        learner = worker.learner
+        worker.hear_assignment(True)
+        assert (worker.learner, worker.role, worker.writer.epoch) == (learner, "active", 1)
+        worker.hear_assignment(False)
+        assert (worker.learner, worker.role, worker.writer.epoch) == (None, "standby", 0)
+        assert await worker.writer.claim() == 2, "who gets it back claims again"
+
+    asyncio.run(reassigned())
+
+
+def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def between(_: Any, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+        asked.append((start, stop))
+        yield from ((offset, example("item-5", offset)) for offset in range(start, stop))
+
+    monkeypatch.setattr("streams.trainer_app.examples_between", between)
+
+    async def with_a_gap() -> None:
+        await worker.writer.claim()
+        for start in (0, 1, 5, 6):
+            assert await worker.handle(batch("item-1", start=start)) is None
+        await worker.writer.published()
+
+    asyncio.run(with_a_gap())
+    assert asked == [(2, 5)]
+    assert sent.progress() == Progress(7, {0: 6})
