@@ -50,7 +50,7 @@ class Ready(BatchBuilder):
     """A batch that an aiokafka producer (not an idempotent one) sends as it is."""
 
     def __init__(self, data: bytes, records: int = 1) -> None:
-        super().__init__(2, len(data), 0)
+        super().__init__(len(data), 0)
         self._data, self._records = data, records
         self.close()
 

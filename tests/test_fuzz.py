@@ -28,10 +28,13 @@ from serving.intake import open_letter
 from serving.release import Releases
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams import topics
+from streams.attribution import Rules
 from streams.history import apply_impression, apply_search, apply_watch
 from streams.intake import Raw, read
+from streams.join import apply_impression as apply_join_impression
+from streams.join import apply_watch as apply_join_watch
 from streams.known import Known
-from streams.messages import Impression, ItemVector, Refused, SearchEvent, WatchEvent, decode, encode
+from streams.messages import Impression, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
 from streams.trending_app import take_over
 from tests.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
 
@@ -250,3 +253,20 @@ def test_a_release_that_is_served_takes_or_passes_over_each_row(tmp_path):
         assert all(isinstance(row, ItemVector) for row in releases._rows.values())
     finally:
         releases.close()
+
+
+def test_what_the_join_keeps_of_a_user_fits_into_a_message_whatever_comes():
+    """Lists that grow when they are written again (1e15 becomes 1000000000000000.0), ids that take six bytes a
+    character, and more watches than anybody has."""
+    rules, state = Rules.of(SETTINGS), JoinState("ann")
+    sources = ",".join(f'"{at:x}":1e15' for at in range(75_000))
+    for at in range(3):
+        raw = f"""{{"request_id":"{at}","user_id":"ann","at_ms":{NOW_MS},"served_by":"","version":"",
+            "items":[{{"item_id":"a","position":1,"source":"","sources":{{{sources}}}}}]}}"""
+        shown = decode(Impression, raw.encode())
+        state = apply_join_impression(state, shown, at, watermark_ms=0, partition=0, rules=rules).state
+        for number in range(250):
+            name = f"{at}-{number}-".ljust(256, "\x01")
+            watch = WatchEvent(name, "ann", "a", NOW_MS, 31.5, None, name if number % 2 else str(at))
+            state = apply_join_watch(state, watch, 1000 * at + number, watermark_ms=0, partition=0, rules=rules).state
+        assert len(encode(state)) < 3_900_000, "config_of gives a message four times the limit of a value"

@@ -26,6 +26,7 @@ NAMES = (
     "serving",
     "selection",
     "soak",
+    "fuzz",
     "outages",
     "crash",
 )
