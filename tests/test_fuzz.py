@@ -255,18 +255,21 @@ def test_a_release_that_is_served_takes_or_passes_over_each_row(tmp_path):
         releases.close()
 
 
-def test_what_the_join_keeps_of_a_user_fits_into_a_message_whatever_comes():
+@pytest.mark.parametrize(("lists", "sources"), [(3, 75_000), (5, 20_000)])
+def test_what_the_join_keeps_of_a_user_fits_into_a_message_whatever_comes(lists, sources):
     """Lists that grow when they are written again (1e15 becomes 1000000000000000.0), ids that take six bytes a
     character, and more watches than anybody has."""
-    rules, state = Rules.of(SETTINGS), JoinState("ann")
-    sources = ",".join(f'"{at:x}":1e15' for at in range(75_000))
-    for at in range(3):
+    how: dict[str, Any] = {"watermark_ms": 0, "partition": 0, "rules": Rules.of(SETTINGS)}
+    scores = ",".join(f'"{at:x}":1e15' for at in range(sources))
+    state = JoinState("ann")
+    for at in range(lists):
         raw = f"""{{"request_id":"{at}","user_id":"ann","at_ms":{NOW_MS},"served_by":"","version":"",
-            "items":[{{"item_id":"a","position":1,"source":"","sources":{{{sources}}}}}]}}"""
-        shown = decode(Impression, raw.encode())
-        state = apply_join_impression(state, shown, at, watermark_ms=0, partition=0, rules=rules).state
-        for number in range(250):
-            name = f"{at}-{number}-".ljust(256, "\x01")
-            watch = WatchEvent(name, "ann", "a", NOW_MS, 31.5, None, name if number % 2 else str(at))
-            state = apply_join_watch(state, watch, 1000 * at + number, watermark_ms=0, partition=0, rules=rules).state
-        assert len(encode(state)) < 3_900_000, "config_of gives a message four times the limit of a value"
+            "items":[{{"item_id":"a","position":1,"source":"","sources":{{{scores}}}}}]}}"""
+        state = apply_join_impression(state, decode(Impression, raw.encode()), at, **how).state
+        assert len(encode(state)) < 3_900_000, "a message may be four times the limit of a value (streams.topics)"
+    for number in range(220 * (lists + 1)):
+        name = f"{number}".ljust(256, "\x01")
+        at, item_id = number % (lists + 1), "a" if number % (lists + 1) < lists else name
+        watch = WatchEvent(name, "ann", item_id, NOW_MS, 31.5, None, f"{at}")
+        state = apply_join_watch(state, watch, number, **how).state
+    assert len(encode(state)) < 3_900_000
