@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.cli.learn import published
+from infra.releases import read_topic
 from infra.settings import Indexer, Join, Kafka, Serving, Settings, Trending
 from streams import topics
 from streams.releases import announce
-from tests.crash.killer import Deaths, Killer
+from tests.crash.killer import Deaths, Killer, process_of
 from tests.crash.load import Load, Pace, Sent
 from tests.crash.replay import outcomes, read_events
 from tests.crash.replies import Replies
@@ -96,8 +98,6 @@ class Run:
         wait_until(lambda: self._newest_told() == version, f"{version} served", REST_S, every_s=0.5)
 
     def _newest_told(self) -> str:
-        from infra.releases import read_topic
-
         servers = (read_topic(self.system.settings.kafka).servers or {}).values()
         return max(servers, key=lambda each: each.heard_ms).version if servers else ""
 
@@ -166,8 +166,6 @@ def is_at_rest(cluster: Cluster) -> bool:
 
 
 def _all_closed(run: Run) -> bool:
-    from collections import Counter
-
     settings = run.system.settings
     return held_examples(settings, Counter()).keys() >= outcomes(read_events(settings), settings).keys()
 
@@ -197,7 +195,9 @@ def timed(say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
 def counts(outcome: Outcome) -> Sequence[str]:
     """The result in a few lines, for people."""
     verdict, deaths = outcome.verdict, outcome.deaths
-    kills = ", ".join(f"{name} {deaths.of(name)}" for name in sorted({*deaths.killed, *map(_process, deaths.died_at)}))
+    kills = ", ".join(
+        f"{name} {deaths.of(name)}" for name in sorted({*deaths.killed, *map(process_of, deaths.died_at)})
+    )
     again = ", ".join(f"{what} {count}" for what, count in verdict.again.items())
     return (
         f"seed {outcome.seed}: {deaths.total} deaths ({kills}), {deaths.died_at.total()} of them at fault points",
@@ -207,7 +207,3 @@ def counts(outcome: Outcome) -> Sequence[str]:
         f"answered twice {outcome.replied_twice}, not alike {len(outcome.otherwise)}; {outcome.versions} versions",
         f"longest recovery to ready {deaths.longest_s:.1f} s; {outcome.seconds:.0f} s in all",
     )
-
-
-def _process(point: str) -> str:
-    return point.partition(":")[0]

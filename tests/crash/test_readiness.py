@@ -10,9 +10,10 @@ import pytest
 
 from infra.cli.learn import published
 from infra.health import fetch_health
-from infra.run_files import read_run_files
+from infra.run_files import fill_in, read_run_files
 from infra.settings import Kafka, Settings
 from streams.releases import announce
+from streams.topics import create_topics
 from tests.benchmarks.crash_recovery import fill
 from tests.conftest import on_the_best_broker
 from tests.service import Size, train_releases
@@ -27,9 +28,6 @@ KNOWS = {"history": "histories", "join": "join", "serving": "histories"}  # by p
 
 @pytest.fixture(scope="module")
 def settings(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    from infra.run_files import fill_in
-    from streams.topics import create_topics
-
     own = Settings(data_dir=tmp_path_factory.mktemp("ready"), kafka=Kafka(topic_prefix=f"ready{time.time_ns()}-"))
     settings = fill_in(own, kafka, milvus_uri)
     create_topics(settings.kafka)
