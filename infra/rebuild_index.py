@@ -66,8 +66,8 @@ def _live_release(settings: Settings) -> tuple[str, int]:
     if found is None or found.problem:
         why = found.problem if found else "it is not there"
         raise ServiceError(
-            f"the index of the live release {live} cannot be rebuilt without its bundle ({settings.bundles_dir / live}: "
-            f"{why}): copy it back from a backup, or train another release (`nextwatch train`)"
+            f"the index of the live release {live} cannot be rebuilt without its bundle "
+            f"({settings.bundles_dir / live}: {why}): copy it back from a backup, or train another release (`nextwatch train`)"
         )
     return live, found.items
 

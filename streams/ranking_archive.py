@@ -43,7 +43,10 @@ class ServedExamples(NamedTuple):
 
 
 def store_served(
-    settings: Settings, directory: Path, items: pl.DataFrame | None, progress: Progress = lambda stage, done, total: None
+    settings: Settings,
+    directory: Path,
+    items: pl.DataFrame | None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> ServedExamples:
     """All examples that hold, in `directory`. `items`: a catalogue, for durations. Raises TopicMissing."""
     kafka, users, forgotten = settings.kafka, read_forgotten(settings), 0

@@ -14,6 +14,10 @@ committed. So
 
 From scratch nothing is kept, and a user of whom the topics hold nothing has no history afterwards.
 
+Histories that were restored from a copy of `user-histories` hold offsets of another cluster: an event at a lower one
+would pass for handled, and be lost. `adopt_histories` takes these offsets out. What the worker then reads for the first
+time is known by its event or request id where a history holds it, or is too old for it, so nothing is doubled.
+
 It must have the table for itself: while a history worker is in its group, nothing is done. An event that is stamped
 ahead is judged by the time at which it was sent.
 """
@@ -97,6 +101,51 @@ def rebuild_histories(
     return rebuilt
 
 
+def adopt_histories(
+    settings: Settings, progress: Progress = lambda stage, done, total: None, *, dry_run: bool = False
+) -> Rebuilt:
+    """Take the offsets of another cluster out of all histories. Raises as `rebuild_histories`; RebuildRefused too when
+    the workers' group has read here, and offsets are this cluster's own."""
+    kafka, rebuilt = settings.kafka, Rebuilt()
+    refuse_beside_workers(kafka)
+    if any(any(read_reach(kafka, number).committed.values()) for number in range(kafka.partitions)):
+        raise RebuildRefused(
+            f"the history workers (group {_group(kafka)}) have read here already: restored histories are made ready "
+            "before the first of them runs; delete the group and restore user-histories again"
+        )
+    forgotten = read_forgotten(settings)
+    producer = KafkaProducer(**kafka_python_options(kafka), client_id="nextwatch-rebuild", acks="all")
+    try:
+        for number in range(kafka.partitions):
+            before = read_histories(kafka, number)
+            found = [history for value in before.values() if (history := _readable(value)) is not None]
+            after = {each.user_id: without_offsets(each) for each in map(forgotten.begin, found) if not _is_empty(each)}
+            changes = changes_of(before, after, rebuilt)
+            if changes and not dry_run:
+                _write(producer, kafka, number, changes)
+            progress("partitions", number + 1, kafka.partitions)
+    finally:
+        producer.close(timeout=SEND_S)
+    if dry_run:
+        rebuilt.written = rebuilt.deleted = 0
+    return rebuilt
+
+
+def without_offsets(history: UserHistory) -> UserHistory:
+    return replace(
+        history,
+        watches=tuple(replace(watch, offset=-1) for watch in history.watches),
+        searches=tuple(replace(search, offset=-1) for search in history.searches),
+        watch_offset=-1,
+        search_offset=-1,
+        impression_offset=-1,
+    )
+
+
+def _is_empty(history: UserHistory) -> bool:
+    return replace(history, since_ms=0) == UserHistory(history.user_id)
+
+
 def refuse_beside_workers(kafka: Kafka) -> None:
     """Raises RebuildRefused while somebody is in the history workers' group."""
     group = _group(kafka)
@@ -152,7 +201,7 @@ def replay(
     return {
         user_id: replace(history, context=contexts.get(user_id) or history.context)
         for user_id, history in histories.items()
-        if replace(history, since_ms=0) != UserHistory(user_id)
+        if not _is_empty(history)
     }
 
 

@@ -65,8 +65,8 @@ def fatal_problems(topic: Topic, settings: Settings, config: Mapping[str, str]) 
 _WAITED_FOR = {
     topics.WATCH_EVENTS: "so long a watch can wait for its impression (join.early_s) or correct its example "
     "(join.window_s and join.grace_s)",
-    topics.IMPRESSIONS: "so long an impression can be corrected (join.window_s and join.grace_s), or a request repeated "
-    "(serving.repeat_s)",
+    topics.IMPRESSIONS: "so long an impression can be corrected (join.window_s and join.grace_s), or a request "
+    "repeated (serving.repeat_s)",
 }
 
 

@@ -2,8 +2,8 @@
 age, so whoever forgets a user must know what remains.
 
 A record is a user's when its key is the user's id, when its value holds the id as a JSON string, when it is the reply
-to a request of the user's, or when it is the dead letter of a message that holds the id anywhere, or that message. All partitions are
-read: a message that came to the wrong one was forwarded, and lies in both.
+to a request of the user's, or when it is the dead letter of a message that holds the id anywhere, or that message. All
+partitions are read: a message that came to the wrong one was forwarded, and lies in both.
 
 Brokers delete whole segments, once the newest record in one is older than the retention. So a record goes at the latest
 when as much time has passed as the segment took to be filled, and the retention (and the minutes between two looks of

@@ -33,7 +33,6 @@ from streams.messages import (
     SearchEvent,
     Shown,
     UserHistory,
-    WatchEvent,
     decode,
     encode,
 )
@@ -266,7 +265,7 @@ def check_held(held: list[dict[str, Any]]) -> None:
 
 
 def _in_tables(broker: Broker, town: Town, user: str, other: str) -> bool:
-    """Whether the tables' files still hold the id. Others live on meanwhile: logs end a segment when something comes."""
+    """Whether the tables' files still hold the id. Others live on meanwhile: a segment ends when something comes."""
     for name in (other, *(f"passer-by-{number}" for number in range(4))):
         town.traffic.watch(name, "x")
         town.show(name, now_ms())

@@ -85,8 +85,8 @@ def _print(report: dict[str, Any]) -> None:
     for name in report["waiting_for"]:
         worker, _, partition = name.partition("/")
         console.print(
-            f"[red]not confirmed[/] by worker {worker}, partition {partition}: is one running? What it keeps is deleted "
-            "before it reads on; run this again to see it"
+            f"[red]not confirmed[/] by worker {worker}, partition {partition}: is one running? What it keeps is "
+            "deleted before it reads on; run this again to see it"
         )
     if not report["held"]:
         console.print("the topics hold nothing" if report["at_ms"] is None else "")

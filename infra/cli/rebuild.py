@@ -56,6 +56,12 @@ def histories(
         bool,
         typer.Option("--from-scratch", help="Keep nothing of the present histories, also of what is older than topics"),
     ] = False,
+    restored: Annotated[
+        bool,
+        typer.Option(
+            "--restored", help="user-histories was copied from another cluster: only make it ready for the worker"
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; exit 1 when there is something to write")
     ] = False,
@@ -63,11 +69,16 @@ def histories(
 ) -> None:
     """Make all histories again from watch-events, search-events and impressions; what is older than these topics is
     kept from the present histories. The history workers must be stopped (exit 2 when they are not)."""
-    from streams.rebuild_histories import rebuild_histories
+    from streams.rebuild_histories import adopt_histories, rebuild_histories
 
+    if restored and from_scratch:
+        raise typer.BadParameter("--restored keeps all of the histories, --from-scratch nothing: give one of them")
     settings: Settings = context.obj.connected
     with progress_bars(quiet=as_json) as step:
-        found = rebuild_histories(settings, from_scratch=from_scratch, dry_run=dry_run, progress=step)
+        if restored:
+            found = adopt_histories(settings, step, dry_run=dry_run)
+        else:
+            found = rebuild_histories(settings, from_scratch=from_scratch, dry_run=dry_run, progress=step)
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(found), indent=2))
     else:

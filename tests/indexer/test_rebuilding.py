@@ -152,7 +152,7 @@ def test_without_its_bundle_it_is_refused_with_the_way_out_and_the_old_one_stays
     bundle = live_site(site)
     directory = site.settings.bundles_dir / bundle.manifest.version
     (directory / "manifest.json").rename(directory / "aside")
-    with pytest.raises(ServiceError, match="cannot be rebuilt without its bundle .* copy it back from a backup"):
+    with pytest.raises(ServiceError, match=r"cannot be rebuilt without its bundle .* copy it back from a backup"):
         rebuild_index(site.settings, 0.0)
     (directory / "aside").rename(directory / "manifest.json")
     for file in directory.glob("*.safetensors"):
