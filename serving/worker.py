@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -49,6 +50,7 @@ from serving.release import Releases
 from serving.repeats import Repeats
 from serving.reply_topics import ReplyTopics
 from serving.retrieval import Retrieval
+from serving.skew import Skew
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams import topics
 from streams.epochs import Epochs
@@ -138,6 +140,7 @@ class Worker:
         self._desk = Desk(
             settings, self._outbox, ReplyTopics(self._consumer), self.server_id, self._repeats, catalogue.unavailable
         )
+        self._skew = Skew()
         self._is_primed = False  # everything shared was read to the end once
         self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
         self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued
@@ -241,11 +244,20 @@ class Worker:
             time.sleep(0.5)
             return False
         read_s = time.perf_counter()
+        self._compare_clocks(records, read_s)
         for record in records:
             if record.offset >= self._read.get(_place(record), 0):
                 self._queue.append((record, read_s))
                 self._read[_place(record)] = record.offset + 1
         return True
+
+    def _compare_clocks(self, records: Iterable[Any], read_s: float) -> None:
+        """Look at the stamps of those that were just read and are the newest of their partitions."""
+        now_ms = _now_ms()
+        for record in records:
+            if record.timestamp > 0 and record.offset + 1 >= (self._consumer.highwater(_place(record)) or sys.maxsize):
+                self._skew.observe(now_ms - record.timestamp, read_s)
+        self._desk.ahead_ms = self._skew.ahead_ms
 
     def _begin(self) -> Batch | None:
         """The first half of the next batch. The live release is read here, once."""

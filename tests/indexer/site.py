@@ -18,6 +18,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Settings
 from models.bundle import Bundle, read_bundle
 from streams import topics
+from streams.epochs import claim
 from streams.follow import TopicFollower
 from streams.messages import BundlePublished, IndexReady, Item, ItemVector, Release, ServerState, decode, encode
 from tests.serving.worlds import train_small
@@ -86,9 +87,9 @@ class Site:
         self._producer.close()
         self.index.close()
 
-    def send(self, topic: str, key: str, value: bytes | None, *, wait: bool = True) -> None:
+    def send(self, topic: str, key: str | bytes, value: bytes | None, *, wait: bool = True, **how: Any) -> None:
         name = self.settings.kafka.topic_prefix + topic
-        sent = self._producer.send(name, key=key.encode(), value=value)
+        sent = self._producer.send(name, key=key if isinstance(key, bytes) else key.encode(), value=value, **how)
         if wait:
             sent.get(10)
 
@@ -109,11 +110,24 @@ class Site:
         return bundle
 
     def touch(
-        self, bundle: Bundle, item_id: str, value: float, step: int = 1, produced_ms: int = 0, *, wait: bool = True
+        self,
+        bundle: Bundle,
+        item_id: str,
+        value: float,
+        step: int = 1,
+        produced_ms: int = 0,
+        *,
+        epoch: int = 0,
+        wait: bool = True,
     ) -> None:
         vector = np.full(bundle.manifest.dim, value, "<f4").tobytes()
-        message = ItemVector(bundle.manifest.version, step, vector, b"", produced_ms)
+        message = ItemVector(bundle.manifest.version, step, vector, b"", produced_ms, epoch=epoch)
         self.send(topics.ITEM_VECTORS, item_id, encode(message), wait=wait)
+
+    def claim(self, epoch: int) -> None:
+        """As a trainer that takes over."""
+        for partition in range(self.settings.kafka.partitions):
+            self.send(topics.ITEM_VECTORS, *claim(epoch, f"trainer-{epoch}"), partition=partition)
 
     def take_down(self, item_id: str) -> None:
         self.send(topics.ITEMS, item_id, encode(Item(item_id, available=False)))

@@ -7,10 +7,13 @@ import time
 import numpy as np
 import pytest
 
+from indexer.handover import is_whole
 from infra import metrics
 from infra.run_files import read_run_files
 from streams import topics
+from streams.epochs import mark
 from streams.messages import BundlePublished, DeadLetter, decode, encode
+from streams.topics import partition_of
 from tests.indexer.site import Site, assert_same
 from tests.system import cli, process, wait_for_health, with_section
 
@@ -109,6 +112,28 @@ def test_bad_messages_go_to_the_dead_letters_once_and_the_others_go_on(site: Sit
     site.touch(bundle, "item-3", value=4)
     site.wait_for(bundle, item_3=4.0)
     assert len(site.read(topics.DEAD_LETTERS)) == 4
+
+
+def test_a_row_of_a_trainer_that_was_replaced_is_not_indexed_now_nor_in_an_index_that_is_made_anew(site: Site) -> None:
+    bundle = site.publish(1)
+    site.start()
+    site.wait_for_announcement(bundle)
+    home = {item: partition_of(item, site.settings.kafka.partitions) for item in bundle.model.item_ids}
+    beside = next(item for item in home if home[item] == home["item-3"] and item != "item-3")
+    site.claim(1)
+    site.touch(bundle, "item-3", value=3, epoch=1)
+    site.claim(2)
+    site.touch(bundle, "item-3", value=5, step=9, epoch=1)
+    site.send(topics.ITEM_VECTORS, "item-3", None, headers=[mark(1)])
+    site.touch(bundle, beside, value=4, epoch=2)
+    site.wait_for(bundle, **{beside.replace("-", "_"): 4.0}, item_3=3.0)
+    site.stop()
+    version = bundle.manifest.version
+    site.index.drop(version)
+    site.start()
+    site.wait(lambda: version in site.index.versions() and is_whole(site.index.mark_of(version)), "a new collection")
+    site.wait_for(bundle, **{beside.replace("-", "_"): 4.0}, item_3=3.0)
+    assert site.read(topics.DEAD_LETTERS) == [], "a claim is no bad message"
 
 
 def test_a_bundle_that_cannot_be_read_does_not_stop_the_live_one(site: Site) -> None:

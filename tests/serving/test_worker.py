@@ -26,11 +26,13 @@ from serving.client import RecommendClient, RequestTimeout
 from serving.feed import Chunk, Feed
 from serving.worker import run_serving
 from streams import topics
+from streams.epochs import claim
 from streams.messages import (
     DeadLetter,
     Impression,
     IndexReady,
     Item,
+    ItemVector,
     RecommendReply,
     RecommendRequest,
     Release,
@@ -505,3 +507,31 @@ def test_a_burst_beyond_the_queue_is_answered_whole_and_who_comes_too_late_from_
     assert all(len(reply.items) == 5 for reply in replies)
     assert all("deadline" in reply.degraded[0] for reply in replies[:100])
     assert all(reply.degraded == () for reply in replies[100:])
+
+
+def test_a_row_of_a_trainer_that_was_replaced_changes_no_answer(system: System) -> None:
+    version, dim = system.bundles[0].version, system.bundles[0].dim - 1
+    first, second = [item for item in ITEMS if system.home(item) == system.home(ITEMS[0])][:2]
+
+    def write(item_id: str, value: float, epoch: int) -> None:
+        ends = struct.pack(f"<{dim}f", *[value] * dim)
+        row = ItemVector(version, 1, ends + struct.pack("<f", 0.0), ends, 0, epoch=epoch)
+        system.send(topics.ITEM_VECTORS, encode(row), item_id)
+
+    def scores(watched: str) -> list[float | None]:
+        items = system.client.recommend(f"fan-of-{watched}", k=20).items
+        return [item.score for item in items if item.source == "two_tower"]
+
+    for item_id in (first, second):
+        system.tell(history(f"fan-of-{item_id}", item_id))
+    before = scores(first)
+    write(first, 0.5, epoch=1)
+    system.until(lambda: scores(first) != before)
+    good, other = scores(first), scores(second)
+    for partition in range(PARTITIONS):
+        key, value = claim(2, "trainer-2")
+        system.producer.send(system.name(topics.ITEM_VECTORS), value, key=key, partition=partition).get(WAIT_S)
+    write(first, -0.5, epoch=1)
+    write(second, 0.5, epoch=2)
+    system.until(lambda: scores(second) != other)
+    assert scores(first) == good
