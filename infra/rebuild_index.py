@@ -67,7 +67,8 @@ def _live_release(settings: Settings) -> tuple[str, int]:
         why = found.problem if found else "it is not there"
         raise ServiceError(
             f"the index of the live release {live} cannot be rebuilt without its bundle "
-            f"({settings.bundles_dir / live}: {why}): copy it back from a backup, or train another release (`nextwatch train`)"
+            f"({settings.bundles_dir / live}: {why}): copy it back from a backup, or train another release "
+            "(`nextwatch train`)"
         )
     return live, found.items
 

@@ -150,8 +150,10 @@ def refuse_beside_workers(kafka: Kafka) -> None:
     """Raises RebuildRefused while somebody is in the history workers' group."""
     group = _group(kafka)
     with KafkaAdminClient(**kafka_python_options(kafka), client_id="nextwatch-rebuild") as admin:
-        members = admin.describe_groups([group])[group]["members"]
-    if members:
+        found = admin.describe_groups([group])[group]
+    if found["error"] and found["group_state"] != "Dead":  # dead: nobody has ever been in it
+        raise RebuildRefused(f"whether a history worker runs (group {group}) cannot be told: {found['error']}")
+    if members := found["members"]:
         raise RebuildRefused(
             f"{len(members)} history workers run (group {group}), and two must not write histories: stop them first "
             f"(one that was killed is out after kafka.session_timeout_s, {kafka.session_timeout_s:g} s)"

@@ -110,7 +110,7 @@ def test_a_table_that_is_not_compacted_ends_the_start_with_the_command_that_mend
     make(settings.kafka, WATCH_EVENTS, 2, **{"cleanup.policy": "delete", "retention.ms": "600000"})
     create_topics(settings.kafka)
     names = [topic.name for topic in TOPICS]
-    with pytest.raises(TopicUnfit, match="user-histories: cleanup.policy is delete and must be compact") as unfit:
+    with pytest.raises(TopicUnfit, match=r"user-histories: cleanup.policy is delete and must be compact") as unfit:
         require_settings(settings, names)
     assert "watch-events: retention.ms is 600000" in str(unfit.value) and "topics --alter" in str(unfit.value)
     for name, value in to_environ(settings).items():
