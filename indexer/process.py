@@ -41,7 +41,7 @@ from streams import topics
 from streams.dead_letters import dead_letter
 from streams.epochs import Epochs
 from streams.follow import TopicFollower, TopicMissing
-from streams.messages import IndexReady, RebuildAsked, RebuildDone, Refused, Release, decode, encode
+from streams.messages import IndexReady, ItemVector, RebuildAsked, RebuildDone, Refused, Release, decode, encode
 from streams.requirements import require_settings
 
 log = structlog.get_logger(__name__)
@@ -218,8 +218,9 @@ class Keeper:
             self._intake.hear_item(key, value, is_written=known, now_ms=now_ms)
         elif topic == topics.RELEASES:
             self._hear_release(key, value)
-        elif not self._epochs.take(record):
-            return  # of a trainer that had been replaced, or a claim
+        elif not self._epochs.take(record):  # of a trainer that had been replaced, or a claim: a good one all the same
+            if value is not None:
+                decode(ItemVector, value, max_bytes=self._settings.kafka.max_message_bytes)
         elif gone := self._intake.hear_vector(
             key, value, is_written=known, now_ms=now_ms, published_ms=max(0, record.timestamp)
         ):
