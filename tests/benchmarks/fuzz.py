@@ -1,8 +1,9 @@
 """A hundred thousand messages that cannot be used in each topic of a running system: who lives, and where each is.
 
 Every process runs, on a broker of its own (KAFKA_HOME: what brokers take is only known of Apache Kafka). Requests are
-asked all the while, and each must have its reply. `set aside`: in `dead-letters`, exactly once; `answered`: by an
-error; `passed over`: in a topic that our own processes write for each other, read by the views, which are as they were.
+asked all the while, and each must have its reply. `set aside`: one dead letter (`repeated`: its record is there again,
+after a rebalance); `answered`: by an error; `passed over`: in a topic that our own processes write for each other, read
+by the views, which are as they were.
 """
 
 from __future__ import annotations
@@ -60,11 +61,18 @@ def flood(
     places = pour(service.settings.kafka, topic, count, seed)
     asked = pour_refused_requests(service.settings.kafka, ASKED) if topic == topics.RECOMMEND_REQUESTS else []
     good = ask(service, client, topic)
-    row: dict[str, Any] = {"topic": topic, "sent": len(places) + len(asked), "set aside": 0, "answered": 0}
+    row: dict[str, Any] = {
+        "topic": topic,
+        "sent": len(places) + len(asked),
+        "set aside": 0,
+        "repeated": 0,
+        "answered": 0,
+    }
     row |= {"passed over": 0, "unaccounted": 0}
     if topic in SET_ASIDE:
         account.wait_for(places, asked)
         row["set aside"] = len(places) - len(account.unaccounted(places))
+        row["repeated"] = account.repeated(places)
         row["answered"] = sum(account.errors[request] > 0 for request in asked)
     else:
         row["passed over"] = len(places) if is_read(service, topic) else 0
