@@ -59,14 +59,14 @@ def broker_part(broker: Broker) -> Part:
     def ask(child: Child) -> dict[str, Any]:
         return {"ready": broker.is_ready(), "kind": broker.kind, "address": broker.bootstrap}
 
-    return Part("broker", broker.restart, ask, STOP_ORDER["broker"])
+    return Part("broker", broker.restart, ask, STOP_ORDER["broker"], broker.settings.data_dir.absolute() / broker.kind)
 
 
 def milvus_part(server: MilvusServer) -> Part:
     def ask(child: Child) -> dict[str, Any]:
         return {"ready": server.is_ready(), "address": server.uri}
 
-    return Part("milvus", server.restart, ask, STOP_ORDER["milvus"])
+    return Part("milvus", server.restart, ask, STOP_ORDER["milvus"], server.settings.data_dir.absolute() / "milvus")
 
 
 def command_part(name: str, arguments: Sequence[str], settings: Settings, *, program: Sequence[str] = PROGRAM) -> Part:

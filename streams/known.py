@@ -5,10 +5,17 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import structlog
+from kafka.errors import KafkaError
+
 from infra.settings import Kafka
 from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import BundlePublished, Item, Refused, Release, decode
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 1.0
 
 
 class Known:
@@ -30,6 +37,15 @@ class Known:
         self._stopping.set()
 
     def _run(self) -> None:
+        """A broker that is away just when reading begins is waited for: nobody would start this thread again."""
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+            except KafkaError as error:
+                log.warning("broker unavailable, trying again", error=str(error), wait_s=RETRY_S)
+                self._stopping.wait(RETRY_S)
+
+    def _follow(self) -> None:
         with TopicFollower(self._kafka, topics.RELEASES, topics.ITEMS) as follower:
             while not self._stopping.is_set():
                 for record in follower.poll(0.2):
