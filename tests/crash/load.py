@@ -53,7 +53,7 @@ class Known:
     """A request and whoever waits for its reply."""
 
     request_id: str
-    future: Future[RecommendReply]
+    future: Future[RecommendReply] = field(default_factory=Future)
 
     @property
     def reply(self) -> RecommendReply | None:
@@ -84,6 +84,7 @@ class Load:
         self._rng = random.Random(seed)
         self._numbers: Counter[str] = Counter()
         self._shown: deque[tuple[str, str, tuple[str, ...]]] = deque(maxlen=50)  # user, request id, items
+        self._failed: deque[Known] = deque()
         self._last: list[WatchEvent] = []
         self._taken_ms: set[tuple[str, int]] = set()  # a user's watches are never at the same time
         self._down: dict[str, list[int]] = {}  # items, and when that was acknowledged, as soon as it is
@@ -116,20 +117,12 @@ class Load:
             raise failures[0]
 
     def finish(self, patience_s: float) -> None:
-        """Wait until everything is acknowledged and every request has its reply, or nobody waits any more. A request
-        that the brokers did not take in time is sent anew, under its own id, as a caller would."""
+        """Wait until everything is acknowledged and every request has its reply, or nobody waits any more."""
         self._producer.flush(timeout=patience_s)
         deadline = time.monotonic() + patience_s
-        for each in self.sent.asked:
-            with contextlib.suppress(RequestFailed, TimeoutError):
-                each.future.result(max(0.0, deadline - time.monotonic()))
-        failed = [each for each in self.sent.asked if each.reply is None]
-        self.sent.counts["sent anew"] += len(failed)
-        again = [(each, ask(self._client, each.request_id, AGAIN_S)) for each in failed]
-        for each, anew in again:
-            with contextlib.suppress(RequestFailed, TimeoutError):
-                anew.future.result(max(0.0, deadline - time.monotonic()))
-            each.future = anew.future
+        while any(each.reply is None for each in self.sent.asked) and time.monotonic() < deadline:
+            self._ask_again()
+            time.sleep(0.2)
         for item, acknowledged_ms in self._down.items():
             self.sent.takedowns += [Takedown(item, down_ms, float("inf")) for down_ms in acknowledged_ms]
 
@@ -149,6 +142,7 @@ class Load:
         rates = [pace.watches / (1 + MOST_TOGETHER) * 2, pace.requests, pace.searches, pace.takedowns]
         due_s = time.monotonic()
         while not stop.wait(max(0.0, due_s - time.monotonic())):
+            self._ask_again()
             (kind,) = self._rng.choices(list(kinds), rates)
             kinds[kind]()
             self.sent.counts[kind] += 1
@@ -205,15 +199,26 @@ class Load:
 
     def _request(self) -> None:
         user = self._rng.choice(self._users)
-        request_id = f"{user}/{self._name('request')}"
-        asked = Known(request_id, ask(self._client, request_id, AGAIN_S).future)
+        asked = Known(f"{user}/{self._name('request')}")
         self.sent.asked.append(asked)
+        self._ask(asked)
 
-        def remember(_: Any) -> None:
-            if (reply := asked.reply) is not None and reply.items:
-                self._shown.append((user, reply.request_id, tuple(each.item_id for each in reply.items)))
+    def _ask(self, asked: Known) -> None:
+        def remember(future: Future[RecommendReply]) -> None:
+            if isinstance(future.exception(), RequestFailed):
+                self._failed.append(asked)
+            elif items := future.result().items:
+                user = asked.request_id.partition("/")[0]
+                self._shown.append((user, asked.request_id, tuple(each.item_id for each in items)))
 
+        asked.future = ask(self._client, asked.request_id, AGAIN_S).future
         asked.future.add_done_callback(remember)
+
+    def _ask_again(self) -> None:
+        """What the brokers did not take in time is asked anew, under its own id and at once, as a caller would."""
+        while self._failed:
+            self.sent.counts["asked anew"] += 1
+            self._ask(self._failed.popleft())
 
     def _edit(self) -> None:
         """Take an item down that was just shown, or put up the one that has been down for long enough."""
