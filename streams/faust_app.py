@@ -256,8 +256,8 @@ def _logging(level: str) -> dict[str, Any]:
 
 
 def now_ms() -> int:
-    """By this process's clock, which goes on when the machine's is set back: what producers stamp, whose clocks were not,
-    would else be refused as of the future."""
+    """By this process's clock, which goes on when the machine's is set back: what producers stamp, whose clocks were
+    not, would else be refused as of the future."""
     return _clock.look(wall_ms()).latest_ms
 
 
