@@ -232,9 +232,7 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     exclude: Annotated[tuple[Id, ...], Meta(max_length=10_000)] = ()
     deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None  # how long the client waits, from the send
     record: bool = True  # false: the answer is shown to nobody, so it leaves no impression
-    pinned: Annotated[
-        tuple[Id, ...], Meta(max_length=1000)
-    ] = ()  # on top, in this order, where they may be shown
+    pinned: Annotated[tuple[Id, ...], Meta(max_length=1000)] = ()  # on top, in this order, where they may be shown
 
 
 class Recommended(Struct, frozen=True, omit_defaults=True):
