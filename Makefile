@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/nextwatch demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -38,8 +38,8 @@ IMPRESSION = {"request_id": "r", "user_id": "u", "at_ms": 1, "served_by": "", "v
 Sized = Callable[[int], Any]
 LIMITS: list[tuple[type, dict[str, Any], str, int, Sized]] = [
     (WatchEvent, WATCH, "user_id", 256, lambda n: "u" * n),
-    (WatchEvent, WATCH, "context", 256, lambda n: {"region": "r" * n}),
-    (WatchEvent, WATCH, "context", 256, lambda n: {"surface": "s" * n}),
+    (WatchEvent, WATCH, "context", 2000, lambda n: {"region": "r" * n}),
+    (WatchEvent, WATCH, "context", 2000, lambda n: {"surface": "s" * n}),
     (SearchEvent, SEARCH, "query", 2000, lambda n: "q" * n),
     (RecommendRequest, REQUEST, "exclude", 10_000, lambda n: ["i"] * n),
     (RecommendRequest, REQUEST, "exclude", 256, lambda n: ["i" * n]),
