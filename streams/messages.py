@@ -19,7 +19,6 @@ from msgspec import Meta, Struct
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Name = Annotated[str, Meta(max_length=256)]
-Words = Annotated[str, Meta(max_length=2000)]  # of a context: what is too long for a name there is passed over, not refused
 Text = Annotated[str, Meta(max_length=2000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
@@ -41,10 +40,10 @@ class Refused(ValueError):
 class Context(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where and on what a person watches (paper section 3.3, "priors for new users")."""
 
-    region: Words | None = None
-    language: Words | None = None
-    device: Words | None = None
-    surface: Words | None = None
+    region: Text | None = None
+    language: Text | None = None
+    device: Text | None = None
+    surface: Text | None = None
     signed_in: bool | None = None
     gender: Annotated[float, Meta(ge=0, le=1)] | None = None
     age: Annotated[float, Meta(ge=0, le=1)] | None = None
