@@ -32,7 +32,6 @@ hypothesis_settings.load_profile("same-examples")
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
 # tests run on the real broker where it is there; these ones, which show how we get on with each of them, on both
 on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
-on_the_best_broker = pytest.mark.parametrize("broker", BROKERS[-1:], indirect=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

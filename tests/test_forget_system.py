@@ -37,13 +37,12 @@ from streams.messages import (
     encode,
 )
 from streams.ranking_archive import store_served
-from tests.conftest import on_the_best_broker
 from tests.system import Cluster, cli, read_metrics, run_cli, running, wait_until
 from tests.traffic import Traffic, now_ms
 
 T = TypeVar("T")
 
-pytestmark = [pytest.mark.system, on_the_best_broker]
+pytestmark = pytest.mark.system
 
 PARTITIONS = 2
 PATIENCE_S = 90.0

@@ -41,11 +41,10 @@ from streams.topics import (
     create_topics,
     partition_of,
 )
-from tests.conftest import on_the_best_broker
 from tests.system import cli, process, read_metrics, running, wait_for_health, wait_until
 from tests.traffic import Histories, Reader, Traffic, now_ms
 
-pytestmark = [pytest.mark.system, on_the_best_broker]
+pytestmark = pytest.mark.system
 
 PARTITIONS = 2
 SESSION_S = 6.0  # the shortest that brokers allow: a killed worker's successor waits so long

@@ -13,12 +13,11 @@ from infra.settings import Settings
 from infra.world import World
 from serving.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, WATCH_EVENTS, create_topics
-from tests.conftest import on_the_best_broker
 from tests.parity import check_parity
 from tests.system import Cluster, release, running, wait_for_health, wait_until
 from tests.traffic import now_ms
 
-pytestmark = [pytest.mark.system, on_the_best_broker]
+pytestmark = pytest.mark.system
 
 DAY_MS = 24 * 3_600_000
 SECTIONS: dict[str, dict[str, Any]] = {

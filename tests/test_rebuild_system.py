@@ -19,12 +19,11 @@ from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import Context, Impression, SearchEvent, Shown, UserHistory, decode, encode
 from streams.rebuild_histories import RebuildRefused, rebuild_histories
-from tests.conftest import on_the_best_broker
 from tests.infra.command import commands
 from tests.system import Cluster, running, wait_until
 from tests.traffic import Traffic, now_ms
 
-pytestmark = [pytest.mark.system, on_the_best_broker]
+pytestmark = pytest.mark.system
 
 PARTITIONS = 2
 PATIENCE_S = 90.0

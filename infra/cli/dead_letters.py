@@ -28,6 +28,7 @@ Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="TOPIC/PA
 OfTopic = Annotated[str, typer.Option("--topic", metavar="TOPIC", help="Only those of messages of this topic")]
 OfCode = Annotated[str, typer.Option("--code", metavar="CODE", help="Only those that were refused for this: invalid")]
 Since = Annotated[str, typer.Option(metavar="TIME", help="Only those since then: 30m, 2h, 7d, or 2026-01-31T12:00")]
+AllOpen = Annotated[bool, typer.Option("--all", help="All that are open, or those of them that the options name")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
 
 
@@ -95,9 +96,7 @@ def show(
 def retry(
     context: typer.Context,
     ids: Ids = None,
-    all_open: Annotated[
-        bool, typer.Option("--all", help="All that are open, or those of them that the options name")
-    ] = False,
+    all_open: AllOpen = False,
     topic: OfTopic = "",
     code: OfCode = "",
     since: Since = "",
@@ -120,9 +119,7 @@ def retry(
 def drop(
     context: typer.Context,
     ids: Ids = None,
-    all_open: Annotated[
-        bool, typer.Option("--all", help="All that are open, or those of them that the options name")
-    ] = False,
+    all_open: AllOpen = False,
     topic: OfTopic = "",
     code: OfCode = "",
     since: Since = "",

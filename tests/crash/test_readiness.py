@@ -15,12 +15,11 @@ from infra.settings import Kafka, Settings
 from streams.releases import announce
 from streams.topics import create_topics
 from tests.benchmarks.crash_recovery import fill
-from tests.conftest import on_the_best_broker
 from tests.service import Size, train_releases
 from tests.system import READY_S, running
 from tests.traffic import now_ms
 
-pytestmark = [pytest.mark.system, on_the_best_broker]
+pytestmark = pytest.mark.system
 
 USERS = 4000
 KNOWS = {"history": "histories", "join": "join", "serving": "histories"}  # by process: where it says how many it knows

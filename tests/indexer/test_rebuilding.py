@@ -19,12 +19,11 @@ from infra.settings import to_environ
 from models.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode
-from tests.conftest import on_the_best_broker
 from tests.indexer.site import PATIENCE_S, Site, assert_same, first_number
 from tests.infra.command import commands
 from tests.system import wait_until
 
-pytestmark = [pytest.mark.system, on_the_best_broker]
+pytestmark = pytest.mark.system
 
 WAIT_S = 60.0
 Rows = dict[str, tuple[int, bytes]]

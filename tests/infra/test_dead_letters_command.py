@@ -18,7 +18,6 @@ from streams import topics
 from streams.dead_letters import RETRIED, dead_letter, marked
 from streams.messages import DeadLetter, Refused, decode, encode
 from streams.topics import DEAD_LETTERS, ITEMS, WATCH_EVENTS, create_topics
-from tests.conftest import on_the_best_broker
 from tests.infra.command import Done, commands
 from tests.system import cli
 from tests.traffic import Reader, Traffic, now_ms
@@ -82,7 +81,6 @@ def desk(kafka_settings: Settings, monkeypatch, capsys) -> Iterator[Desk]:
     traffic.close()
 
 
-@on_the_best_broker
 def test_letters_are_listed_and_chosen_by_topic_code_and_time(desk: Desk):
     old = desk.put(b"{", offset=1, at_ms=now_ms() - 3 * HOUR_MS, code="malformed")
     new = desk.put(b"{}", offset=2)
@@ -98,7 +96,6 @@ def test_letters_are_listed_and_chosen_by_topic_code_and_time(desk: Desk):
     assert new in said.out and "no good" in said.out and old not in said.out
 
 
-@on_the_best_broker
 def test_a_letter_is_shown_whole_and_cannot_speak_to_the_terminal(desk: Desk):
     text = desk.put(b'{"user_id": "ann"}', offset=1)
     binary = desk.put(b"\x00\xff bytes \x1b[31m", offset=2, reason="colour \x1b[31m", key=b"\xff\xfe")
@@ -110,14 +107,12 @@ def test_a_letter_is_shown_whole_and_cannot_speak_to_the_terminal(desk: Desk):
     assert json.loads(desk.run("show", binary, "--json").out)["value_hex"] == b"\x00\xff bytes \x1b[31m".hex()
 
 
-@on_the_best_broker
 def test_the_bytes_of_a_letter_come_out_as_they_are(desk: Desk):
     letter, environ = desk.put(b"\x00\xff\r\n"), child_environ(desk.settings, os.environ)
     command = cli("dead-letters", "show", letter, "--raw")
     assert subprocess.run(command, env=environ, capture_output=True, check=True).stdout == b"\x00\xff\r\n"
 
 
-@on_the_best_broker
 def test_a_message_goes_back_once_to_where_it_was_with_where_it_comes_from(desk: Desk):
     letter = desk.put(b"the bytes", headers=[("trace", b"1"), (RETRIED, b"watch-events/0/1")])
     assert desk.listed()[letter]["retried_from"] == "watch-events/0/1"
@@ -132,7 +127,6 @@ def test_a_message_goes_back_once_to_where_it_was_with_where_it_comes_from(desk:
     assert len(desk.all_of(WATCH_EVENTS)) == 2
 
 
-@on_the_best_broker
 def test_all_that_are_open_are_sent_and_none_of_what_came_of_it(desk: Desk):
     letters = [desk.put(b"%d" % number, offset=number) for number in range(450)]
     desk.put(b"other", offset=1000, code="future")
@@ -145,7 +139,6 @@ def test_all_that_are_open_are_sent_and_none_of_what_came_of_it(desk: Desk):
     assert desk.listed("--all")[dropped]["state"] == "dropped"
 
 
-@on_the_best_broker
 def test_after_a_crash_between_sending_and_marking_a_message_is_sent_twice_at_most(desk: Desk, monkeypatch):
     letter = desk.put(b"the bytes")
     with monkeypatch.context() as crash:
@@ -155,7 +148,6 @@ def test_after_a_crash_between_sending_and_marking_a_message_is_sent_twice_at_mo
     assert len(desk.all_of(WATCH_EVENTS)) == 2
 
 
-@on_the_best_broker
 def test_what_cannot_be_sent_says_why_and_the_others_are(desk: Desk):
     cut = desk.put(b"x" * (LIMIT + 1), offset=1)
     foreign = desk.put(b"x", topic="another-topic", offset=2)
@@ -170,7 +162,6 @@ def test_what_cannot_be_sent_says_why_and_the_others_are(desk: Desk):
     assert {cut, foreign, beyond} == desk.listed().keys()
 
 
-@on_the_best_broker
 def test_an_old_catalogue_entry_does_not_replace_a_newer_one(desk: Desk):
     places = [desk.traffic.send(ITEMS, key, value) for key, value in (("a", b"bad"), ("b", b"bad"), ("a", b"mended"))]
     letters = [
@@ -184,7 +175,6 @@ def test_an_old_catalogue_entry_does_not_replace_a_newer_one(desk: Desk):
     assert newest == {b"a": b"mended", b"b": b"bad"}
 
 
-@on_the_best_broker
 def test_what_is_not_there_and_what_is_no_id_end_with_other_codes(desk: Desk):
     assert desk.run("show", f"{WATCH_EVENTS}/0/7").code == 1
     for arguments in (("show", "nonsense"), ("show", "a/b/c"), ("retry",), ("drop", "--all", "x/0/1")):
@@ -203,7 +193,6 @@ def test_without_a_broker_the_command_says_so(monkeypatch, capsys):
     assert done.code == 2 and "kafka.bootstrap" in done.err
 
 
-@on_the_best_broker
 def test_a_mark_holds_nothing_of_the_message_and_two_letters_of_one_place_are_one(desk: Desk):
     letter = desk.put(b"a secret")
     desk.put(b"a secret")  # as a crash leaves it

@@ -25,7 +25,6 @@ from streams.topics import (
     create_topics,
     partition_of,
 )
-from tests.conftest import on_the_best_broker
 from tests.infra.command import commands
 
 
@@ -101,7 +100,6 @@ def test_what_would_lose_data_is_fatal_and_what_the_broker_does_not_tell_is_beli
 
 
 @pytest.mark.system
-@on_the_best_broker
 def test_a_table_that_is_not_compacted_ends_the_start_with_the_command_that_mends_it(broker, monkeypatch, capsys):
     if broker.kind == "noida":
         pytest.skip("noida does not tell the settings of topics")
