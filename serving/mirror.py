@@ -11,14 +11,14 @@ coordinate, the popularity, whose counterpart in every user vector is 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise, repeat
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.columns import Columns
 from models.table import GROWTH, ROOM, reserve
+from models.threads import in_parts
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -26,9 +26,8 @@ Flags = NDArray[np.bool_]
 
 DOWN = np.float32(-1e30)  # the last coordinate of an item that may not be shown
 LEAST_SCORE = np.float32(-1e29)  # below it are items that are down
-# A large mirror is compared in so many parts at once. By threads of ours around a BLAS of one (models/threads.py): ours
-# sleep when they have nothing to do, where BLAS' own spin on a core that others need.
-PARTS, ROWS_OF_A_PART = 2, 20_000
+ROWS_OF_A_PART = 10_000  # compared by one thread, of a mirror that is compared by two
+GROUPS = 4  # for each item of an answer: rows are grouped to find out what the last of the best reaches
 
 
 class Mirror:
@@ -44,7 +43,6 @@ class Mirror:
             down=np.zeros(len(vectors), np.bool_),
             catalogue_row=np.full(len(vectors), -1, np.int64),
         )
-        self._threads = ThreadPoolExecutor(PARTS, thread_name_prefix="mirror")
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -136,25 +134,17 @@ class Mirror:
         vectors, size = self._vectors, len(self)
         products = np.empty((len(queries), size), np.float32)
 
-        def compare(part: tuple[int, int]) -> None:
-            rows = slice(*part)
+        def compare(rows: slice) -> None:
             products[:, rows] = (vectors[rows] @ queries.T).T
 
-        parts = min(PARTS, 1 + size // ROWS_OF_A_PART)
-        bounds = [size * number // parts for number in range(parts + 1)]
-        list(self._threads.map(compare, pairwise(bounds)) if parts > 1 else map(compare, pairwise(bounds)))
+        in_parts(compare, size, ROWS_OF_A_PART)
         return products
 
     def _best(self, scores: Floats, limit: int, allowed: Flags | None) -> tuple[list[str], Floats]:
         """[N] -> the best of those that may be shown."""
         if allowed is not None:
             scores = np.where(allowed, scores, DOWN)
-        if limit < len(scores):
-            # the limit-th best value, then all that reach it: equal ones are told apart by their rows, not by chance
-            least = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-            rows = np.flatnonzero(scores >= max(least, LEAST_SCORE))
-        else:
-            rows = np.flatnonzero(scores >= LEAST_SCORE)
+        rows = np.flatnonzero(scores >= max(_reached(scores, limit), LEAST_SCORE))
         rows = rows[np.argsort(-scores[rows], kind="stable")][:limit]
         ids = self.item_ids
         return [ids[row] for row in rows.tolist()], scores[rows]
@@ -177,6 +167,16 @@ class Mirror:
         """Write the last coordinate as it must be now."""
         down = self._columns["down"][row]
         self._room[row, -1] = DOWN if down else self._columns["popularity"][row]
+
+
+def _reached(scores: Floats, limit: int) -> np.float32:
+    """[N] -> a value that at least `limit` of them reach, and not many more. Groups of rows have a best one each: the
+    limit-th best of these will do, and is found among far fewer."""
+    size = len(scores) // (GROUPS * limit)
+    if size > 1:
+        count = len(scores) // size
+        scores = np.concatenate((scores[: size * count].reshape(size, count).max(axis=0), scores[size * count :]))
+    return np.float32(np.partition(scores, len(scores) - limit)[len(scores) - limit]) if limit < len(scores) else DOWN
 
 
 def _reserve(rows: int, dim: int) -> Floats:

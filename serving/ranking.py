@@ -21,11 +21,14 @@ from models.moment import IMPRESSIONS
 from models.ranker import Ranked, id_strings
 from models.ranking_examples import CAP_S
 from models.ranking_request import Nominations, RankingQuery, moment_of
+from models.threads import in_parts
 from serving.release import LiveRelease
 from streams.messages import Impression, Shown, UserHistory
 
 Floats = NDArray[np.float32]
+Asked = tuple[UserHistory, Sequence[str], Floats, Nominations | None]
 
+REQUESTS_OF_A_PART = 4  # ranked by one thread, of a batch that is ranked by two: fewer are not worth a second one
 FORGET = 0.8  # of the time that the ranker took before
 RECOVER = 0.7  # of what is expected of it, each time that it was not asked: it is tried again
 
@@ -66,7 +69,7 @@ class Fed(NamedTuple):
 
 
 def score_candidates(
-    asked: Sequence[tuple[UserHistory, Sequence[str], Floats, Nominations | None]],
+    asked: Sequence[Asked],
     live: LiveRelease,
     statistics: ItemStatistics,
     *,
@@ -74,6 +77,15 @@ def score_candidates(
 ) -> list[tuple[Floats, Fed]]:
     """Of each history with its candidates, their retrieval scores [C] and who nominated them: expected watch seconds
     float32 [C], by the rolling calibration of this version, and what the ranker was fed."""
+    parts = in_parts(
+        lambda some: _score_together(asked[some], live, statistics, now_ms=now_ms), len(asked), REQUESTS_OF_A_PART
+    )
+    return [each for part in parts for each in part]
+
+
+def _score_together(
+    asked: Sequence[Asked], live: LiveRelease, statistics: ItemStatistics, *, now_ms: int
+) -> list[tuple[Floats, Fed]]:
     queries = [
         RankingQuery(history, now_ms, item_ids, scores, nominations=nominations)
         for history, item_ids, scores, nominations in asked

@@ -1,4 +1,5 @@
-"""What the trainer follows beside its examples: the newest bundle and the catalogue, kept by a thread."""
+"""What the trainer follows beside its examples, kept by a thread: the newest bundle, the catalogue, and who was
+forgotten."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from typing import Any
 import structlog
 from kafka.errors import KafkaError
 
-from infra.settings import Kafka
+from infra.settings import Settings
 from streams import topics
 from streams.follow import TopicFollower
+from streams.forgotten import ForgetSecretWrong, Forgotten
 from streams.messages import BundlePublished, Item, Refused, Release, decode
 
 log = structlog.get_logger(__name__)
@@ -19,13 +21,15 @@ RETRY_S = 1.0
 
 
 class Known:
-    """`newest` and `items` are as they are told, and whole once `caught_up` is set."""
+    """`newest`, `items` and `forgotten` are as they are told, and whole once `caught_up` is set."""
 
-    def __init__(self, kafka: Kafka) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
         self.items: dict[str, Item] = {}
+        self.forgotten = Forgotten(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
-        self._kafka = kafka
+        self._kafka = settings.kafka
+        self._failure: ForgetSecretWrong | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="known", daemon=True)
 
@@ -36,17 +40,26 @@ class Known:
     def stop(self) -> None:
         self._stopping.set()
 
+    def check(self) -> None:
+        """Raises ForgetSecretWrong when who was forgotten cannot be known any more."""
+        if self._failure is not None:
+            raise self._failure
+
     def _run(self) -> None:
         """A broker that is away just when reading begins is waited for: nobody would start this thread again."""
         while not self._stopping.is_set():
             try:
                 self._follow()
+            except ForgetSecretWrong as error:
+                self._failure = error
+                self.caught_up.set()  # who waits for it shall hear of this
+                return
             except KafkaError as error:
                 log.warning("broker unavailable, trying again", error=str(error), wait_s=RETRY_S)
                 self._stopping.wait(RETRY_S)
 
     def _follow(self) -> None:
-        with TopicFollower(self._kafka, topics.RELEASES, topics.ITEMS) as follower:
+        with TopicFollower(self._kafka, topics.RELEASES, topics.ITEMS, topics.FORGOTTEN) as follower:
             while not self._stopping.is_set():
                 for record in follower.poll(0.2):
                     self._take(record)
@@ -55,7 +68,9 @@ class Known:
 
     def _take(self, record: Any) -> None:
         try:
-            if record.topic.endswith(topics.ITEMS):
+            if record.topic.endswith(topics.FORGOTTEN):
+                self.forgotten.hear(record.key, record.value, record.offset)
+            elif record.topic.endswith(topics.ITEMS):
                 self._take_item(record)
             elif record.value is not None:
                 limit = self._kafka.max_message_bytes

@@ -19,6 +19,7 @@ from models.bundle import read_bundle
 from streams import topics
 from streams.epochs import Epochs, is_claim
 from streams.follow import TopicFollower
+from streams.forgotten import Forgotten
 from streams.learner import Learner
 from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
 
@@ -55,8 +56,10 @@ def take_back(settings: Settings, version: str, items: Mapping[str, Item], epoch
     return TakenBack(learner, start or 0, 0 if start is None else sys.maxsize, shadowed)
 
 
-def examples_between(kafka: Kafka, start: int, stop: int) -> Iterator[tuple[int, TrainingExample]]:
-    """The examples of these offsets that are there, each with its offset."""
+def examples_between(
+    kafka: Kafka, start: int, stop: int, forgotten: Forgotten
+) -> Iterator[tuple[int, TrainingExample]]:
+    """The examples of these offsets that are there, each with its offset; none of who was forgotten since."""
     if start >= stop:
         return
     with TopicFollower(kafka, topics.TRAINING_EXAMPLES) as follower:
@@ -66,7 +69,14 @@ def examples_between(kafka: Kafka, start: int, stop: int) -> Iterator[tuple[int,
                 if record.offset >= stop:
                     return
                 with suppress(Refused):  # reported when it first came
-                    yield record.offset, read_example(record.value)
+                    example = read_example(record.value)
+                    if not is_forgotten(example, forgotten):
+                        yield record.offset, example
+
+
+def is_forgotten(example: TrainingExample, forgotten: Forgotten) -> bool:
+    """Whether an example is from before its user was forgotten."""
+    return forgotten.is_from_before(example.user_id, example.event_ms, example.produced_ms)
 
 
 def read_example(value: bytes | None) -> TrainingExample:

@@ -46,7 +46,7 @@ from streams.messages import (
 )
 from streams.outbox import Outbox, create_producer
 from streams.row_writer import RowWriter
-from streams.taking_back import examples_between, read_example, take_back
+from streams.taking_back import examples_between, is_forgotten, read_example, take_back
 from streams.tenure import Fenced, RowLog
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ RETRY_S = 5.0
 def create_trainer_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trainer", has_standby=True)
     prefix = settings.kafka.topic_prefix
-    known = Known(settings.kafka)
+    known = Known(settings)
     worker = TrainerWorker(settings, known)
     follow_readiness(app, health, recovered=lambda: worker.is_current or not app.consumer.assignment())
 
@@ -143,8 +143,8 @@ class TrainerWorker:
     async def handle(self, batch: Sequence[Raw]) -> BaseException | None:
         """One batch's way, in the order that the module promises. Returns the bug if there was one."""
         outbox = self._outbox()
-        examples = list(self._read(batch, outbox))
         await self.adopt_newest()
+        examples = list(self._read(batch, outbox))  # now it is known who was forgotten
         async with self._lock:
             bug = None
             try:
@@ -156,9 +156,11 @@ class TrainerWorker:
         return bug
 
     async def adopt_newest(self) -> None:
-        """Change to the newest release if there is a newer one than ours, and catch up with the stream."""
+        """Change to the newest release if there is a newer one than ours, and catch up with the stream. Raises
+        ForgetSecretWrong."""
         if not self._known.caught_up.is_set():
             await asyncio.get_running_loop().run_in_executor(None, self._known.caught_up.wait)
+        self._known.check()
         async with self._lock:
             newest = self._known.newest
             loop = asyncio.get_running_loop()
@@ -239,7 +241,8 @@ class TrainerWorker:
     async def _catch_up(self, learner: Learner, start: int, stop: int) -> None:
         """Learn the examples of these offsets that are there; those that Faust has yet to hand out included."""
         loop = asyncio.get_running_loop()
-        chunks = batches(examples_between(self._settings.kafka, start, stop), self._settings.trainer.batch)
+        examples = examples_between(self._settings.kafka, start, stop, self._known.forgotten)
+        chunks = batches(examples, self._settings.trainer.batch)
         while chunk := await loop.run_in_executor(self._executor, next, chunks, None):
             await self.writer.send(learner, await self._learn(learner, chunk, evaluate=False))
 
@@ -252,7 +255,11 @@ class TrainerWorker:
         metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))
         for raw in batch:
             try:
-                yield raw.offset, read_example(raw.value)
+                example = read_example(raw.value)
+                if is_forgotten(example, self._known.forgotten):
+                    metrics.FORGOTTEN.labels(topics.TRAINING_EXAMPLES).inc()
+                else:
+                    yield raw.offset, example
             except Refused as refused:
                 reject(raw, refused, self._settings, outbox, now_ms=now_ms())
 

@@ -186,7 +186,7 @@ def record(topic: str, key: bytes | None, value: bytes | None, at: int = 0) -> A
 
 def test_releases_are_heard_or_passed_over():
     told = handover.Releases()
-    known = Known(SETTINGS.kafka)
+    known = Known(SETTINGS)
     for topic in (topics.RELEASES, topics.ITEMS):
         for at, value in enumerate([*everything(topic), *len(KEYS) * [None]]):
             each = record(topic, KEYS[at % len(KEYS)], value, at)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from subprocess import run
+from threading import Barrier
 
 import pytest
+
+from models.threads import in_parts
 
 ASKED = """
 import torch
@@ -21,3 +24,31 @@ def test_torch_and_blas_use_so_many(threads: int) -> None:
     """In a process of its own: the rest of the suite goes on with its own number."""
     done = run([sys.executable, "-c", ASKED.format(threads=threads)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(threads)] * 2
+
+
+@pytest.mark.parametrize(("size", "parts"), [(0, 1), (1, 1), (9, 1), (10, 2), (11, 2), (100, 2)])
+def test_rows_are_divided_in_their_order_and_none_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, size: int, parts: int
+) -> None:
+    monkeypatch.setattr("models.threads._cores", lambda: 8)
+    found = in_parts(lambda rows: list(range(size))[rows], size, least=5)
+    assert len(found) == parts
+    assert [row for part in found for row in part] == list(range(size))
+
+
+def test_parts_are_worked_on_at_once_and_what_goes_wrong_in_one_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.threads._cores", lambda: 8)
+    meeting = Barrier(2, timeout=10)
+    in_parts(lambda rows: meeting.wait(), 10, least=5)
+
+    def fail(rows: slice) -> None:
+        if not rows.start:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        in_parts(fail, 10, least=5)
+
+
+def test_on_one_core_nothing_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.threads._cores", lambda: 1)
+    assert in_parts(lambda rows: rows, 100, least=5) == [slice(0, 100)]

@@ -73,6 +73,15 @@ def test_only_allowed_rows_are_found_even_when_they_are_few() -> None:
     assert mirror.search(queries(1), 10, [allowed])[0][0] == ["i9"]
 
 
+def test_among_many_the_best_are_found_by_groups_and_ties_stay_in_the_order_of_rows() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.integers(-2, 3, (1003, DIM)).astype(np.float32)  # of few values: many ties
+    mirror = Mirror([f"i{at}" for at in range(len(vectors))], vectors)
+    for limit in (1, 20, 83, 250):
+        for query, (item_ids, _) in zip(queries(3).round(), mirror.search(queries(3).round(), limit), strict=True):
+            assert item_ids == naive(mirror, query, limit, set())
+
+
 def test_equal_scores_come_in_the_order_of_rows() -> None:
     mirror = Mirror(list("abcd"), np.ones((4, 2), np.float32))
     assert mirror.search(np.ones((1, 2), np.float32), 3)[0][0] == ["a", "b", "c"]

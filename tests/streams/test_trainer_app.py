@@ -15,10 +15,11 @@ from streams import topics
 from streams.epochs import claim, is_claim, mark
 from streams.intake import Raw
 from streams.learner import PROGRESS_KEY, Learner, Progress
-from streams.messages import ItemVector, decode, encode
+from streams.messages import ItemVector, TrainingExample, decode, encode
 from streams.outbox import Placed
 from streams.trainer_app import Known, TrainerWorker
 from tests.streams.memory_log import MemoryLog
+from tests.streams.test_forgotten import record_of
 from tests.streams.test_learner import example
 
 
@@ -62,7 +63,7 @@ def sent() -> Sent:
 @pytest.fixture
 def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
     settings = Settings()
-    known = Known(settings.kafka)
+    known = Known(settings)
     known.caught_up.set()  # and no newer release: the learner stays
     worker = TrainerWorker(settings, known, lambda: sent.log)
     worker.writer.outbox = sent  # type: ignore[assignment]
@@ -195,7 +196,7 @@ def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched
 ):
     asked = []
 
-    def between(_: Any, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    def between(_: Any, start: int, stop: int, __: Any) -> Iterator[tuple[int, Any]]:
         asked.append((start, stop))
         yield from ((offset, example("item-5", offset)) for offset in range(start, stop))
 
@@ -210,3 +211,19 @@ def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched
     asyncio.run(with_a_gap())
     assert asked == [(2, 5)]
     assert sent.progress() == Progress(7, {0: 6})
+
+
+def test_what_is_from_before_its_user_was_forgotten_is_not_learnt(worker: TrainerWorker, sent: Sent):
+    records = batch("item-1", "item-2")
+    at_ms = decode(TrainingExample, records[0].value).event_ms
+    worker._known.forgotten.hear(*record_of("u", at_ms), 0)
+
+    async def one_batch() -> None:
+        await worker.writer.claim()
+        assert await worker.handle(records) is None
+        await worker.writer.published()
+
+    asyncio.run(one_batch())
+    rows = {key for keys in sent.of(topics.ITEM_VECTORS) for key in keys} - {PROGRESS_KEY}
+    assert b"item-2" in rows and b"item-1" not in rows
+    assert sent.progress() == Progress(2, {0: 1})
