@@ -6,6 +6,7 @@ of is not an error: streams are not ordered between topics, so a watch may arriv
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from types import MappingProxyType
@@ -71,6 +72,7 @@ class Catalogue:
         row = self._row_of.get(item_id)
         if row is None:
             row = self._columns.append(**facts)
+            item_id = sys.intern(item_id)  # one string for all tables of a process that name the item
             self._row_of[item_id] = row
             self.item_ids.append(item_id)
         else:

@@ -7,6 +7,7 @@ same numbers to the bit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
@@ -44,7 +45,8 @@ class ItemStatistics:
         rows = self._rows[scope]
         row = self._row_of[scope].get(name)
         if row is None:
-            row = self._row_of[scope][name] = self._free[scope].pop() if self._free[scope] else self._append(rows)
+            row = self._free[scope].pop() if self._free[scope] else self._append(rows)
+            self._row_of[scope][sys.intern(name)] = row
         rows["sums"][row, part] = sums
         rows["as_of_ms"][row, part] = as_of_ms
 

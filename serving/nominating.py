@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra import metrics
 from infra.settings import Serving
 from models.moment import FRESH, SIMILAR, TRENDING
 from serving.draft import Draft
-from serving.release import LiveRelease
-from serving.retrieval import Ids, Query, Retrieval
+from serving.retrieval import Ids, Query
 from serving.selection import seed_of
-from serving.sources import LOOK, NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
+from serving.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
 from serving.views import Views
 
 Floats = NDArray[np.float32]
@@ -27,22 +24,19 @@ class Sources:
     """What is needed to ask them at one moment."""
 
     views: Views
-    retrieval: Retrieval
     settings: Serving
     may_be_shown: Wanted
     now_ms: int
 
-    def ask(
-        self, drafts: Sequence[Draft], live: LiveRelease, after: Floats, similar: Sequence[Ids]
-    ) -> dict[str, list[Nominees]]:
-        """By source: what it nominates for each draft. `after` [B, D] are the vectors after the last watches; `similar`
-        what was found for them along with the candidates, empty where nothing was."""
+    def ask(self, drafts: Sequence[Draft], similar: Sequence[Ids]) -> dict[str, list[Nominees]]:
+        """By source: what it nominates for each draft. `similar` is what was found for the vectors after their last
+        watches along with the candidates, empty where nothing was."""
         settings = self.settings
         found: dict[str, list[Nominees]] = {}
         if settings.trending:
             found[TRENDING] = ask(TRENDING, drafts, self._trending, settings.source_s)
         if settings.similar:
-            found[SIMILAR] = self._similar(drafts, live, after, similar)
+            found[SIMILAR] = self._similar(drafts, similar)
         if settings.fresh and len(self.views.catalogue.fresh):
             found[FRESH] = ask(FRESH, drafts, self._fresh, settings.source_s)
         return found
@@ -55,14 +49,7 @@ class Sources:
         most = self.settings.fresh
         return fresh_for(draft, self.views.catalogue.fresh, most, self.may_be_shown, now_ms=self.now_ms, seed=seed)
 
-    def _similar(
-        self, drafts: Sequence[Draft], live: LiveRelease, after: Floats, similar: Sequence[Ids]
-    ) -> list[Nominees]:
-        """From what was found along with the candidates, else from the mirror."""
-        began = time.perf_counter()
-        if not similar and live.mirror is not None:
-            similar = self.retrieval.search_mirror(queries_of(drafts, after, LOOK * self.settings.similar), live) or []
-            metrics.SOURCE_TIME.labels(SIMILAR).observe(time.perf_counter() - began)
+    def _similar(self, drafts: Sequence[Draft], similar: Sequence[Ids]) -> list[Nominees]:
         if len(similar) != len(drafts):
             return [NOBODY] * len(drafts)
         found = iter(similar)

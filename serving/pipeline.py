@@ -62,12 +62,11 @@ class Kitchen:
 @dataclass
 class Begun:
     """A batch whose search is under way. `personal` are the drafts that the towers are asked for; vectors [B, D] of
-    their users, and `after` [B, D] of somebody who has watched nothing but the last item that each has completed."""
+    their users."""
 
     drafts: list[Draft]
     personal: list[Draft]
     vectors: Floats
-    after: Floats
     live: LiveRelease | None
     search: Search | None
     stages: Stages
@@ -88,7 +87,6 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
         drafts = [hydrate(asked, kitchen.views.histories, settings) for asked in batch]
         personal = [draft for draft in drafts if is_personal(draft, live, settings)]
     vectors, search = np.zeros((0, 0), np.float32), None
-    after = vectors
     if live is not None and personal:
         with stages("embed"):
             personal, vectors, after = embed(personal, live, settings, now_ms)
@@ -99,7 +97,7 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
             left_s *= SEARCH_SHARE
             search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
     searched_at, read = time.perf_counter(), kitchen.views.marks.of(USER_HISTORIES)
-    return Begun(drafts, personal, vectors, after, live, search, stages, now_ms, searched_at, read)
+    return Begun(drafts, personal, vectors, live, search, stages, now_ms, searched_at, read)
 
 
 def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
@@ -109,8 +107,8 @@ def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
     if live is not None and begun.search is not None:
         personal, similar = retrieve(begun, kitchen, may_be_shown)
         with stages("sources"):
-            sources = Sources(kitchen.views, kitchen.retrieval, kitchen.settings, may_be_shown, now_ms)
-            nominees = sources.ask(personal, live, begun.after, similar)
+            sources = Sources(kitchen.views, kitchen.settings, may_be_shown, now_ms)
+            nominees = sources.ask(personal, similar)
             unite_all(personal, nominees, begun, kitchen, may_be_shown)
         with stages("rank"):
             in_time = drop_late(personal, stages.spent_s, kitchen.pace, kitchen.settings)

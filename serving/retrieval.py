@@ -49,7 +49,8 @@ class Query(NamedTuple):
 
 @dataclass
 class Search:
-    """A search under way. `pending` is None where the index is not asked; then `reason` says why (empty: by choice)."""
+    """A search under way. `pending` is None where the index is not asked; then `reason` says why (empty: by choice).
+    `beside`: what the mirror is asked while the index searches."""
 
     queries: Sequence[Query]
     release: LiveRelease
@@ -57,6 +58,7 @@ class Search:
     timeout_s: float  # so long is waited for the index
     deadline_s: float  # the same by the monotonic clock
     reason: str = ""
+    beside: Sequence[Query] = ()
 
 
 class Answer(NamedTuple):
@@ -89,24 +91,30 @@ class Retrieval:
     ) -> Search:
         """Begin to search; `left_s` is the longest that this may take.
 
-        `others` are answered behind the queries where they are cheap or nobody else can: one pass over the mirror
-        answers all, and without a mirror the index is asked. Else they are left out.
+        `others` are answered behind the queries: by the mirror, in the same pass over it or while the index searches;
+        without a mirror by the index.
         """
         timeout_s = max(LEAST_SEARCH_S, min(left_s, self._settings.search_s))
         deadline_s = time.monotonic() + timeout_s
         reason = self._reason(queries, release, now_ms)
         if reason is not None:
             return Search([*queries, *others], release, None, timeout_s, deadline_s, reason)
-        asked = queries if release.mirror is not None else [*queries, *others]
+        asked, beside = (queries, others) if release.mirror is not None else ([*queries, *others], ())
         pending = self._threads.submit(ask_index, release, asked, timeout_s)
-        return Search(asked, release, pending, timeout_s, deadline_s)
+        return Search(asked, release, pending, timeout_s, deadline_s, beside=beside)
 
     def finish(self, search: Search, *, now_ms: int) -> Answer:
         """Wait for the index, and ask the mirror if it has not answered."""
         if search.pending is None:
             return self._ask_mirror(search, search.reason)
+        beside = self.search_mirror(search.beside, search.release) if search.beside else []
+        answer = self._wait(search, search.pending, now_ms)
+        return answer._replace(found=[*answer.found, *(beside or [])]) if answer.found is not None else answer
+
+    def _wait(self, search: Search, pending: Future[list[Ids]], now_ms: int) -> Answer:
+        """What the index says, or the mirror in its place."""
         try:
-            found = search.pending.result(max(0.0, search.deadline_s - time.monotonic()))
+            found = pending.result(max(0.0, search.deadline_s - time.monotonic()))
         except NotInTime:
             late = f"{DID_NOT_ANSWER}: no answer within {search.timeout_s:.2f} s"
             return self._ask_mirror(search, self._failed(late, now_ms))

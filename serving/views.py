@@ -7,10 +7,12 @@ do while they are held, and bytes take a fifth of the memory of the objects they
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import structlog
 
 from infra import metrics
@@ -57,6 +59,20 @@ class HistoryView:
         return history
 
 
+class Facts(msgspec.Struct, array_like=True, frozen=True):
+    """What is kept of an item, encoded: all that a release reads, without names of fields and without the title."""
+
+    channel: str | None
+    topics: tuple[str, ...]
+    duration_s: float | None
+    published_ms: int | None
+    language: str | None
+    ids: dict[str, tuple[str, ...]]
+
+
+_FACTS = msgspec.msgpack.Decoder(Facts)
+
+
 class CatalogueView:
     """The catalogue as the `items` topic tells it: what may be shown, and the facts that a release's ranker reads.
 
@@ -66,14 +82,14 @@ class CatalogueView:
     def __init__(self, fresh_ms: float = 0.0) -> None:
         self.unavailable: set[str] = set()
         self.fresh = FreshView(fresh_ms)
-        self._encoded: dict[str, bytes] = {}  # available items, in the order in which they came
+        self._facts: dict[str, bytes] = {}  # of available items, in the order in which they came
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self._facts)
 
     def __iter__(self) -> Iterator[str]:
         """The items that may be shown, oldest entry first."""
-        return iter(self._encoded)
+        return iter(self._facts)
 
     def apply(self, key: bytes | None, value: bytes | None, now_ms: int | None = None) -> str | None:
         """Take over one record of `items`; the id of the item that changed. A tombstone or `available: false` takes it
@@ -86,37 +102,38 @@ class CatalogueView:
         if not item.available:
             return self._take_down(item.item_id)
         self.unavailable.discard(item.item_id)
-        self._encoded[item.item_id] = value
+        facts = Facts(item.channel, item.topics, item.duration_s, item.published_ms, item.language, item.ids)
+        self._facts[sys.intern(item.item_id)] = msgspec.msgpack.encode(facts)
         if now_ms is not None:
             self.fresh.put(item.item_id, item.published_ms, now_ms)
         return item.item_id
 
     def describe(self, item_id: str, catalogue: Catalogue) -> None:
         """Write what is known of an item into a release's catalogue."""
-        value = self._encoded.get(item_id)
+        value = self._facts.get(item_id)
         if value is None:
             catalogue.remove(item_id)
             return
-        item = decode(Item, value, max_bytes=len(value))
+        facts = _FACTS.decode(value)
         catalogue.upsert(
             item_id,
-            channel=item.channel,
-            topics=item.topics,
-            duration_s=item.duration_s,
-            published_ms=item.published_ms,
-            language=item.language,
-            ids=item.ids,
+            channel=facts.channel,
+            topics=facts.topics,
+            duration_s=facts.duration_s,
+            published_ms=facts.published_ms,
+            language=facts.language,
+            ids=facts.ids,
         )
 
     def describe_all(self, catalogue: Catalogue) -> None:
         """The same for all items. May run beside the thread that applies records: list() of a dict or set is one step
         of the interpreter."""
-        for item_id in [*list(self._encoded), *list(self.unavailable)]:
+        for item_id in [*list(self._facts), *list(self.unavailable)]:
             self.describe(item_id, catalogue)
 
     def _take_down(self, item_id: str) -> str:
         self.unavailable.add(item_id)
-        self._encoded.pop(item_id, None)
+        self._facts.pop(item_id, None)
         return item_id
 
 

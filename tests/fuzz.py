@@ -51,6 +51,8 @@ from streams.messages import (
 
 NOW_MS = time.time_ns() // 1_000_000
 LATEST_MS = NOW_MS + 300_000
+# Beyond the latest time that any of our readers takes, for as long as a test may last.
+AHEAD_MS = NOW_MS + 2 * 86_400_000
 KIND_OF = {topic.name: topic.message for topic in topics.TOPICS}
 BINARY = frozenset({topics.ITEM_VECTORS})
 LARGE_EVERY = 2000  # one message in so many is of megabytes
@@ -181,10 +183,10 @@ class Bad(NamedTuple):
     timestamp_ms: int | None = None
 
 
-def is_refused(topic: str, value: bytes | None) -> bool:
-    """Whether a value cannot be used. Raises whatever `decode` should not."""
+def is_refused(topic: str, value: bytes | None, latest_ms: int = LATEST_MS) -> bool:
+    """Whether a value cannot be used by who takes times up to `latest_ms`. Raises whatever `decode` should not."""
     try:
-        decode(KIND_OF[topic], value, max_bytes=1_000_000, latest_ms=LATEST_MS)
+        decode(KIND_OF[topic], value, max_bytes=1_000_000, latest_ms=latest_ms)
     except Refused:
         return True
     return False
@@ -230,14 +232,14 @@ MUTATIONS: tuple[Callable[[Random, bytes, bytes, int, int], bytes], ...] = (
 
 
 def named(topic: str) -> dict[str, bytes]:
-    """The message of each named kind, where it is one that is refused."""
+    """The message of each named kind, where it is one that everybody refuses."""
     raw = GOOD[topic][0]
     made = {name: make(raw) for name, make in (MSGPACK if topic in BINARY else TEXT).items()}
-    return {name: value for name, value in made.items() if is_refused(topic, value)}
+    return {name: value for name, value in made.items() if is_refused(topic, value, AHEAD_MS)}
 
 
 def bad_values(topic: str, seed: int) -> Iterator[bytes]:
-    """Values that are refused: the named ones by turns with mutants, and now and then a large one."""
+    """Values that everybody refuses: the named ones by turns with mutants, and now and then a large one."""
     rng, raw = Random(seed), GOOD[topic][0]
     known, fuzzed = cycle(named(topic).values()), mutants(topic, seed)
     for number in cycle(range(LARGE_EVERY)):
@@ -246,7 +248,7 @@ def bad_values(topic: str, seed: int) -> Iterator[bytes]:
         elif number % 16 == 0:
             yield next(known)
         else:
-            yield next(value for value in fuzzed if is_refused(topic, value))
+            yield next(value for value in fuzzed if is_refused(topic, value, AHEAD_MS))
 
 
 def bad_records(topic: str, count: int, seed: int, *, odd_times_ms: Sequence[int] = ()) -> Iterator[Bad]:

@@ -80,8 +80,6 @@ class Outcome:
         for at in range(5):
             user = f"good-{number}-{at}"
             self.users.append(user)
-            for item in known[:3]:
-                traffic.watch(user, item)
             traffic.send(
                 topics.SEARCH_EVENTS, user, encode(SearchEvent(uuid.uuid4().hex, user, f"query {user}", now_ms()))
             )
@@ -89,6 +87,8 @@ class Outcome:
             traffic.send(
                 topics.IMPRESSIONS, user, encode(Impression(f"shown-{user}", user, now_ms(), "me", "v", shown))
             )
+            for item in known[:3]:
+                traffic.watch(user, item)
             self.items.append(f"new-{number}-{at}")
             traffic.publish(Item(self.items[-1], "new", "channel-x", duration_s=60.0))
         askers = list(self.service.releases.histories)[5 * number : 5 * number + 5]

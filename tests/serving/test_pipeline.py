@@ -243,6 +243,33 @@ def test_a_batch_is_searched_and_ranked_in_one_call(views: Views, live: LiveRele
     assert [items_of(answered) for answered in together] == [items_of(answered) for answered in alone]
 
 
+def test_a_batch_that_is_ranked_in_parts_gives_each_what_it_gets_alone(
+    views: Views, live: LiveRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.threads._cores", lambda: 2)
+    parts: list[int] = []
+
+    def noted(queries: list[RankingQuery], *rest: Any) -> Moment:
+        parts.append(len(queries))
+        return moment_of(queries, *rest)
+
+    monkeypatch.setattr("serving.ranking.moment_of", noted)
+    users = [f"user-{number}" for number in range(9)]
+    for number, user in enumerate(users):
+        views.histories.apply(0, user.encode(), encode(history(user, *ITEMS[number : number + 3])))
+    batch = [RecommendRequest(user, user, 10) for user in users]
+    together = ask(views, live, *batch)
+    assert sorted(parts) == [4, 5]
+    for request, answered in zip(batch, together, strict=True):
+        [alone] = ask(views, live, request)
+        assert items_of(answered) == items_of(alone)
+        assert answered.impression is not None and alone.impression is not None
+        for mine, same in zip(answered.impression.items, alone.impression.items, strict=True):
+            fed = [np.frombuffer(shown.values, "<f4") for shown in (mine, same)]
+            np.testing.assert_allclose(*fed, rtol=1e-4, atol=1e-5)  # scores of a batch differ in the last bits
+        assert answered.impression.values == alone.impression.values
+
+
 def test_the_impression_records_what_was_shown(views: Views, live: LiveRelease) -> None:
     context = Context(region="de")
     [answered] = ask(views, live, of_ann(context=context))
