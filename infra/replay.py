@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import repeat
@@ -20,7 +20,7 @@ import polars as pl
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from infra.kafka_clients import kafka_python_options
+from infra.kafka_clients import close_producer, kafka_python_options
 from infra.settings import Kafka, Settings
 from models.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
 from streams.messages import Context, Item, WatchEvent, encode
@@ -209,7 +209,8 @@ def _producer(kafka: Kafka, linger_ms: int) -> Iterator[KafkaProducer]:
     try:
         yield producer
     finally:
-        producer.close(timeout=CONNECT_S)
+        with suppress(KafkaError):  # of what was not taken, which who sent it has said
+            close_producer(producer, CONNECT_S)
 
 
 def _check_topics(kafka: Kafka) -> None:
@@ -239,7 +240,8 @@ def _send_all(
             if time.monotonic() - reported_s > REPORT_S:
                 reported_s = time.monotonic()
                 report(sent)
-        producer.flush(timeout=FLUSH_S)
+        if not failures:  # else it would wait for batches that are never sent again
+            producer.flush(timeout=FLUSH_S)
     except KafkaError as error:
         failures.append(error)
     if failures:

@@ -6,6 +6,7 @@ larger part of an event's cost. Recovery and rebalancing are Faust's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import faust
@@ -32,6 +33,10 @@ class Utf8(Codec):
 
 class EncodedTable(faust.Table):
     """What an app takes as its Table."""
+
+    def apply_changelog_batch(self, batch: Iterable[Any]) -> None:
+        """Recovery: a record without a key, as an unreadable batch becomes one, is nobody's state."""
+        super().apply_changelog_batch([event for event in batch if event.key is not None])
 
     def on_key_set(self, key: Any, value: Any) -> None:
         """Nothing to send: see `put`."""

@@ -26,7 +26,7 @@ from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import DeadLetter, RecommendReply, RecommendRequest, decode, encode
 from streams.topics import TOPICS, partitions_of
-from tests.fuzz import Bad, bad_records
+from tests.fuzz import LARGE_EVERY, Bad, bad_records
 from tests.raw_batches import GZIP, LZ4, NAMED, SNAPPY, ZSTD, Ready, batch, with_bad_name
 
 SET_ASIDE = (
@@ -64,9 +64,9 @@ def allow_any_time(kafka: Kafka) -> None:
     admin.close()
 
 
-def pour(kafka: Kafka, topic: str, count: int, seed: int) -> list[Place]:
+def pour(kafka: Kafka, topic: str, count: int, seed: int, large_every: int = LARGE_EVERY) -> list[Place]:
     """Write `count` bad records and some that no client would send into a topic; where they lie."""
-    return asyncio.run(_pour(kafka, topic, count, seed))
+    return asyncio.run(_pour(kafka, topic, count, seed, large_every))
 
 
 def pour_refused_requests(kafka: Kafka, count: int) -> list[str]:
@@ -81,9 +81,9 @@ def pour_refused_requests(kafka: Kafka, count: int) -> list[str]:
     return [request.request_id for request in requests]
 
 
-async def _pour(kafka: Kafka, topic: str, count: int, seed: int) -> list[Place]:
+async def _pour(kafka: Kafka, topic: str, count: int, seed: int, large_every: int) -> list[Place]:
     width = partitions_of(next(each for each in TOPICS if each.name == topic), kafka)
-    records = bad_records(topic, count, seed, odd_times_ms=ODD_TIMES_MS)
+    records = bad_records(topic, count, seed, odd_times_ms=ODD_TIMES_MS, large_every=large_every)
     places = await _send(kafka, topic, ((number % width, each) for number, each in enumerate(records)))
     return places + await _send_batches(kafka, topic, width)
 

@@ -51,8 +51,10 @@ from streams.messages import (
 
 NOW_MS = time.time_ns() // 1_000_000
 LATEST_MS = NOW_MS + 300_000
-# Beyond the latest time that any of our readers takes, for as long as a test may last.
-AHEAD_MS = NOW_MS + 2 * 86_400_000
+# Whose readers refuse times ahead of theirs; each later than any of them takes, for as long as a test may last.
+AHEAD_MS = dict.fromkeys(
+    (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS, topics.TRAINING_EXAMPLES), NOW_MS + 2 * 86_400_000
+)
 KIND_OF = {topic.name: topic.message for topic in topics.TOPICS}
 BINARY = frozenset({topics.ITEM_VECTORS})
 LARGE_EVERY = 2000  # one message in so many is of megabytes
@@ -183,8 +185,9 @@ class Bad(NamedTuple):
     timestamp_ms: int | None = None
 
 
-def is_refused(topic: str, value: bytes | None, latest_ms: int = LATEST_MS) -> bool:
-    """Whether a value cannot be used by who takes times up to `latest_ms`. Raises whatever `decode` should not."""
+def is_refused(topic: str, value: bytes | None, latest_ms: int | None = LATEST_MS) -> bool:
+    """Whether a value cannot be used by who takes times up to `latest_ms` (None: any). Raises what `decode` should
+    not."""
     try:
         decode(KIND_OF[topic], value, max_bytes=1_000_000, latest_ms=latest_ms)
     except Refused:
@@ -235,36 +238,39 @@ def named(topic: str) -> dict[str, bytes]:
     """The message of each named kind, where it is one that everybody refuses."""
     raw = GOOD[topic][0]
     made = {name: make(raw) for name, make in (MSGPACK if topic in BINARY else TEXT).items()}
-    return {name: value for name, value in made.items() if is_refused(topic, value, AHEAD_MS)}
+    return {name: value for name, value in made.items() if is_refused(topic, value, AHEAD_MS.get(topic))}
 
 
-def bad_values(topic: str, seed: int) -> Iterator[bytes]:
+def bad_values(topic: str, seed: int, large_every: int = LARGE_EVERY) -> Iterator[bytes]:
     """Values that everybody refuses: the named ones by turns with mutants, and now and then a large one."""
     rng, raw = Random(seed), GOOD[topic][0]
     known, fuzzed = cycle(named(topic).values()), mutants(topic, seed)
-    for number in cycle(range(LARGE_EVERY)):
-        if number == LARGE_EVERY // 2:
+    for number in cycle(range(large_every)):
+        if number == large_every // 2:
             yield rng.choice(LARGE)(raw)
         elif number % 16 == 0:
             yield next(known)
         else:
-            yield next(value for value in fuzzed if is_refused(topic, value, AHEAD_MS))
+            yield next(value for value in fuzzed if is_refused(topic, value, AHEAD_MS.get(topic)))
 
 
-def bad_records(topic: str, count: int, seed: int, *, odd_times_ms: Sequence[int] = ()) -> Iterator[Bad]:
-    """`count` bad records with all kinds of keys, headers and times."""
+def bad_records(
+    topic: str, count: int, seed: int, *, odd_times_ms: Sequence[int] = (), large_every: int = LARGE_EVERY
+) -> Iterator[Bad]:
+    """`count` bad records with all kinds of keys, headers and times; of `large_every` one has a large value, one a
+    large key, one a large header."""
     is_deleted = next(each for each in topics.TOPICS if each.name == topic).cleanup == "delete"
-    rng, values = Random(seed + 1), bad_values(topic, seed)
+    rng, values = Random(seed + 1), bad_values(topic, seed, large_every)
     for number in range(count):
         key = rng.choice((b"", b"\xff\xfe", b"k\0k", b"somebody", f"k{number}".encode()))
-        if number % LARGE_EVERY == LARGE_EVERY // 4:
+        if number % large_every == large_every // 4:
             key = b"k" * 1_000_000
         elif is_deleted and number % 5 == 0:
             key = None
         headers: Any = ()
         if number % 7 == 0:
             headers = (("unknown \N{SNOWMAN}", b"\xff\0"), ("", b""), (topics.FORWARDED, b"x" * rng.randrange(300)))
-        elif number % LARGE_EVERY == LARGE_EVERY // 3:
+        elif number % large_every == large_every // 3:
             headers = (("huge", b"h" * 900_000),)
         timestamp_ms = rng.choice(odd_times_ms) if odd_times_ms and number % 10 == 0 else None
         # in a compacted topic a message without a value is a good one, and one without a key is refused by brokers

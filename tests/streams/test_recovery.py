@@ -6,6 +6,7 @@ That nothing is lost is tested with real brokers in tests/test_streams_system.py
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import faust
 import pytest
@@ -14,6 +15,8 @@ from faust.types import TP
 from infra.settings import Settings
 from streams.faust_app import create_app
 from streams.recovery import OrderedRecovery
+from streams.tables import EncodedTable, create_table
+from streams.topics import JOIN_STATE
 
 EVENTS = TP("watch-events", 0)
 
@@ -88,3 +91,13 @@ def test_partitions_do_not_flow_when_another_rebalance_begins(app, monkeypatch):
 
     asyncio.run(run())
     assert seen == ["flow ['watch-events']"], "only what was asked afterwards"
+
+
+def test_a_record_without_a_key_is_nobodys_state(tmp_path):
+    """An unreadable batch becomes one; a worker that took it up would end in it, after each restart again."""
+    settings = Settings(data_dir=tmp_path)
+    app = create_app(settings, "test", Table=EncodedTable)
+    table = create_table(app, settings, "states", JOIN_STATE)
+    message = SimpleNamespace(partition=0, value=b"{}")
+    table.apply_changelog_batch([SimpleNamespace(key=key, value=b"{}", message=message) for key in (None, "u", "")])
+    assert set(table) == {"u", ""}
