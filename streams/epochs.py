@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from streams.messages import ItemVector, Offset, encode
+from streams.messages import ItemVector, Offset, Refused, decode, encode
 
 CLAIM = b"\xff"  # a claim's key begins so; no item's id in UTF-8 does
 HEADER = "nextwatch-epoch"  # of a tombstone, which has no value that could hold it
@@ -74,9 +74,10 @@ class Epochs:
 
     def take(self, record: Record) -> bool:
         """Take note of a record; whether it is a row, or the tombstone of one, that counts. What no epoch can be read
-        of counts, so that its reader reports it, or lets go of the item that somebody took out by hand."""
+        of counts, so that its reader reports it, or lets go of the item that somebody took out by hand; so does what
+        says a greater one and is junk otherwise: it must not end a trainer's tenure."""
         epoch = epoch_of(record)
-        if epoch is None:
+        if epoch is None or (epoch > self.before(record.partition, record.offset) and not is_whole(record)):
             return True
         return self.hear(record.partition, record.offset, epoch) and not is_claim(record.key)
 
@@ -104,6 +105,14 @@ def epoch_of(record: Record) -> int | None:
         return _PEEK.decode(record.value).epoch
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # it may be nested without end
         return None
+
+
+def is_whole(record: Record) -> bool:
+    """Whether all of a record can be read, not its epoch alone."""
+    try:
+        return record.value is None or bool(decode(ItemVector, record.value, max_bytes=len(record.value)))
+    except Refused:
+        return False
 
 
 class _Peek(msgspec.Struct, array_like=True):

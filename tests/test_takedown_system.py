@@ -226,8 +226,9 @@ def test_what_the_trainer_lets_go_of_while_milvus_is_away_leaves_the_mirror_and_
     service.traffic.send(topics.ITEM_VECTORS, item, None)
     service.restart_milvus()
     wait_until(lambda: is_used(client, user), "the index is used again", WAIT_S)
-    wait_until(lambda: not indexed(service, item), "gone from the index", WAIT_S)
-    assert item not in shown(client, user, TOWERS)
+    # The indexer may have read the row and the second tombstone apart: then it is there again for a moment.
+    wait_until(lambda: not indexed(service, item) and item not in shown(client, user, TOWERS), "gone", WAIT_S)
+    assert not indexed(service, item)
 
 
 def test_a_request_that_is_sent_again_is_not_shown_what_was_taken_down_meanwhile(service, client, items):

@@ -72,7 +72,12 @@ def test_rows_from_before_there_were_epochs_are_of_epoch_0():
     assert msgspec.msgpack.decode(row(3), type=ItemVector).epoch == 3
 
 
-@pytest.mark.parametrize("junk", [b"", b"\xc1", b"{}", msgspec.msgpack.encode(["v", 1, b"", b"", 5, b"", 2**64 - 1])])
+JUNK_OF_EPOCH_9 = msgspec.msgpack.encode(["v", "no step", b"", b"", 5, b"", 9])
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"\xc1", b"{}", msgspec.msgpack.encode(["v", 1, b"", b"", 5, b"", 2**64 - 1]), JUNK_OF_EPOCH_9]
+)
 def test_what_cannot_be_read_is_its_readers_to_report_and_raises_nothing(junk: bytes):
     epochs = Epochs()
     assert epochs.take(Kept(0, 0, b"a", junk)) and epochs.newest == 0
@@ -152,6 +157,17 @@ def test_nothing_is_read_while_nobody_else_writes():
         tenure.note([Placed(0, log.append(0, b"a", row(1)), 1)])
     log.read = None  # type: ignore[assignment]
     run(tenure.look())
+
+
+def test_junk_that_says_a_greater_epoch_ends_no_tenure():
+    log = MemoryLog(PARTITIONS)
+    tenure = begun(log, "me")
+    log.append(0, b"a", JUNK_OF_EPOCH_9)
+    run(tenure.look())
+    assert tenure.shadowed == {b"a"}, "what it hides is written again"
+    log.append(0, b"a", row(9))
+    with pytest.raises(Fenced, match="epoch 9"):
+        run(tenure.look())
 
 
 def test_a_tenure_that_is_over_writes_nothing_more():
