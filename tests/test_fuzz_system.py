@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -121,7 +122,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             outcome.live_good(number)
         outcome.vector = service.releases.bundles[0].model.item_vectors()[5] + np.float32(0.5)
         item = service.releases.bundles[0].model.item_ids[5]
-        service.traffic.send(topics.ITEM_VECTORS, item, encode(service.row(0, item, outcome.vector)))
+        row = msgspec.structs.replace(service.row(0, item, outcome.vector), epoch=1)  # the trainer's, else it is stale
+        service.traffic.send(topics.ITEM_VECTORS, item, encode(row))
         account.wait_for(outcome.bad, outcome.refused)
         yield outcome
 
