@@ -263,7 +263,7 @@ class Serving(Section):
         "auto", description="of the ranker's weights; auto: bfloat16 where the processor computes with it"
     )
     threads: Count = Field(
-        1, description="of torch and BLAS in one serving worker; small batches gain nothing from more"
+        1, description="of torch and BLAS in one serving worker; large batches are divided in two beside it"
     )
 
 

@@ -107,9 +107,9 @@ class Retrieval:
         """Wait for the index, and ask the mirror if it has not answered."""
         if search.pending is None:
             return self._ask_mirror(search, search.reason)
-        beside = self.search_mirror(search.beside, search.release) if search.beside else []
+        beside = (self.search_mirror(search.beside, search.release) or []) if search.beside else []
         answer = self._wait(search, search.pending, now_ms)
-        return answer._replace(found=[*answer.found, *(beside or [])]) if answer.found is not None else answer
+        return answer if answer.found is None else answer._replace(found=[*answer.found, *beside])
 
     def _wait(self, search: Search, pending: Future[list[Ids]], now_ms: int) -> Answer:
         """What the index says, or the mirror in its place."""

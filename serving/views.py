@@ -60,7 +60,8 @@ class HistoryView:
 
 
 class Facts(msgspec.Struct, array_like=True, frozen=True):
-    """What is kept of an item, encoded: all that a release reads, without names of fields and without the title."""
+    """What is kept of an item, encoded: all that Catalogue.upsert takes, without names of fields and without the
+    title."""
 
     channel: str | None
     topics: tuple[str, ...]
@@ -114,16 +115,7 @@ class CatalogueView:
         if value is None:
             catalogue.remove(item_id)
             return
-        facts = _FACTS.decode(value)
-        catalogue.upsert(
-            item_id,
-            channel=facts.channel,
-            topics=facts.topics,
-            duration_s=facts.duration_s,
-            published_ms=facts.published_ms,
-            language=facts.language,
-            ids=facts.ids,
-        )
+        catalogue.upsert(item_id, **msgspec.structs.asdict(_FACTS.decode(value)))
 
     def describe_all(self, catalogue: Catalogue) -> None:
         """The same for all items. May run beside the thread that applies records: list() of a dict or set is one step

@@ -77,7 +77,7 @@ class Epochs:
         of counts, so that its reader reports it, or lets go of the item that somebody took out by hand; so does what
         says a greater one and is junk otherwise: it must not end a trainer's tenure."""
         epoch = epoch_of(record)
-        if epoch is None or (epoch > self.before(record.partition, record.offset) and not is_whole(record)):
+        if epoch is None or (epoch > self.before(record.partition, record.offset) and not is_readable(record)):
             return True
         return self.hear(record.partition, record.offset, epoch) and not is_claim(record.key)
 
@@ -107,7 +107,7 @@ def epoch_of(record: Record) -> int | None:
         return None
 
 
-def is_whole(record: Record) -> bool:
+def is_readable(record: Record) -> bool:
     """Whether all of a record can be read, not its epoch alone."""
     try:
         return record.value is None or bool(decode(ItemVector, record.value, max_bytes=len(record.value)))

@@ -29,7 +29,7 @@ from infra import metrics
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from streams import topics
-from streams.epochs import Epochs, Record, claim, epoch_of, is_claim, is_whole
+from streams.epochs import Epochs, Record, claim, epoch_of, is_claim, is_readable
 from streams.fetching import unpack_for
 from streams.follow import TopicMissing
 from streams.outbox import Placed
@@ -135,7 +135,7 @@ class Tenure:
         epoch = epoch_of(record)
         if epoch is None or epoch == self.epoch:
             return
-        if epoch > self.epoch and is_whole(record):
+        if epoch > self.epoch and is_readable(record):
             self.end()
             raise Fenced(f"another trainer has claimed epoch {epoch}, ours is {self.epoch}")
         if not is_claim(record.key):
