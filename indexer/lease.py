@@ -3,8 +3,9 @@
 Two writers on one collection lose acknowledged rows on Milvus Lite, and on any Milvus an old one can overwrite a new
 one's rows. The group's coordinator already decides who owns a partition, and takes it from a dead owner after
 `kafka.session_timeout_s`. An owner that is started again in its old place (same host and data directory) has the same
-name in the group and goes on at once. Taking part is a thread's whole work: a join that is cut short by a short poll
-begins again, and on a busy machine never ends.
+name in the group and goes on at once. Taking part is a thread's whole work, with ever longer polls while the group
+chooses: what a join has come to after the poll that began it is thrown away by the client, and the join begins again;
+on a busy machine polls of one length would never see its end.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 GROUP = "indexer"
 _POLL_MS = 1000
+_LONGEST_POLL_MS = 8000  # below the longest poll interval, 10 s at least
 _REBALANCE_S = 10.0  # the group chooses anew when a member comes or goes
 _COMMIT_S = 5.0
 
@@ -45,11 +47,14 @@ class _Token(ConsumerRebalanceListener):
 
     def __init__(self) -> None:
         self.held = threading.Event()
+        self.is_choosing = True
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         self.held.clear()
+        self.is_choosing = True
 
     def on_partitions_assigned(self, assigned: Any) -> None:
+        self.is_choosing = False
         if assigned:
             self.held.set()
 
@@ -85,9 +90,11 @@ class Lease:
         self._lock.close()
 
     def _take_part(self) -> None:
+        wait_ms = _POLL_MS
         try:
             while not self._leave.is_set():
-                self._consumer.poll(timeout_ms=_POLL_MS)
+                self._consumer.poll(timeout_ms=wait_ms)
+                wait_ms = min(2 * wait_ms, _LONGEST_POLL_MS) if self._token.is_choosing else _POLL_MS
                 self._consumer.pause(*self._consumer.assignment())  # a token: what is in it is read elsewhere
             self._token.held.clear()
             _leave_group(self._kafka, self._place)
@@ -169,10 +176,10 @@ def _create_member(kafka: Kafka, place: str, token: _Token) -> Any:
         metadata_max_age_ms=10_000,
         reconnect_backoff_max_ms=2000,
     )
-    # Without this the group may choose before it knows the topic; it then gives it to nobody, and is content.
     topic = kafka.topic_prefix + topics.RELEASES
-    consumer.end_offsets([TopicPartition(topic, 0)])
     consumer.subscribe([topic], listener=token)
+    # Without this the group may choose before it knows the topic; it then gives it to nobody, or chooses again.
+    consumer.end_offsets([TopicPartition(topic, 0)])
     return consumer
 
 

@@ -34,7 +34,8 @@ from streams.fetching import unpack_for
 log = structlog.get_logger(__name__)
 
 POLL_MS = 50
-JOIN_MS = 1000  # a join that a short poll cuts short begins anew, as a new member that the others then wait for
+JOIN_MS = 1000  # what a join has come to after the poll that began it is thrown away by the client, and it begins anew;
+LONGEST_JOIN_MS = 8000  # so each next poll is twice as long, or on a busy machine the join would never end
 FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
 BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
 PACE_S = 0.01
@@ -67,12 +68,13 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
         self._is_joining = True
+        self._join_ms = JOIN_MS
         self._is_paced = False
         self.consumer = create_consumer(kafka, group)
-        # Right after a topic was made a group may assign it to nobody, and leave it at that: know it before joining.
+        self.consumer.subscribe([self._topic], listener=self)
+        # Right after a topic was made a group may assign it to nobody, or choose twice: know it before joining.
         numbers = self.consumer.partitions_for_topic(self._topic) or ()
         self.consumer.end_offsets([TopicPartition(self._topic, number) for number in numbers])
-        self.consumer.subscribe([self._topic], listener=self)
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Most come back with the next assignment."""
@@ -95,8 +97,9 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     def poll(self, most: int, *, wait: bool = True) -> list[Any]:
         """Up to `most` requests that have arrived; empty when there are none for a moment (at once without `wait`)."""
         is_paced = (self._is_paced or not wait) and not self._is_joining
-        wait_ms = JOIN_MS if self._is_joining else POLL_MS
+        wait_ms = self._join_ms if self._is_joining else POLL_MS
         batches = self.consumer.poll(0 if is_paced else wait_ms, max_records=most)
+        self._join_ms = min(2 * self._join_ms, LONGEST_JOIN_MS) if self._is_joining else JOIN_MS
         if self._is_paced and wait and not batches:
             time.sleep(PACE_S)
         return [record for batch in batches.values() for record in batch]

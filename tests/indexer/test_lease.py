@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from indexer import lease as lease_module
 from indexer.lease import Lease, LeaseLost, Offsets
 from infra.settings import Kafka, Settings
 from streams import topics
@@ -37,6 +39,18 @@ def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka, tmp_p
     assert second.acquire(PATIENCE_S)
     second.check()
     second.close()
+
+
+def test_polls_that_are_shorter_than_a_join_lose_no_lease(
+    kafka: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "_POLL_MS", 5)  # as on a machine that is two hundred times slower
+    for number in range(3):
+        lease = Lease(kafka, tmp_path / str(number))
+        assert lease.acquire(PATIENCE_S)
+        time.sleep(1.0)  # the group does not choose again over what it knew when it chose
+        assert lease.acquire(1.0)
+        lease.close()
 
 
 def test_who_has_left_holds_nothing(kafka: Kafka, tmp_path: Path) -> None:
