@@ -33,11 +33,19 @@ def now_ms() -> int:
 
 
 class Sender:
-    """Sends the world's messages where a product would send them."""
+    """Sends the world's messages where a product would send them.
+
+    Not idempotent: kafka-python's idempotent producer never sends again after a message has expired in an outage."""
 
     def __init__(self, kafka: Kafka) -> None:
         self._kafka = kafka
-        self._producer = KafkaProducer(**kafka_python_options(kafka), client_id="nextwatch-world", linger_ms=5)
+        self._producer = KafkaProducer(
+            **kafka_python_options(kafka),
+            client_id="nextwatch-world",
+            acks="all",
+            enable_idempotence=False,
+            linger_ms=5,
+        )
 
     def watches(self, events: Iterable[WatchEvent]) -> int:
         return self._send(topics.WATCH_EVENTS, ((event.user_id, event) for event in events))
