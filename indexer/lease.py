@@ -39,7 +39,7 @@ _COMMIT_S = 5.0
 
 
 class LeaseLost(RuntimeError):
-    """Another indexer has taken over; nothing may be written any more."""
+    """Another indexer may have taken over; nothing may be written any more."""
 
 
 class _Token(ConsumerRebalanceListener):
@@ -79,9 +79,10 @@ class Lease:
         return held
 
     def check(self) -> None:
-        """Raises LeaseLost when another has it. Waits for a group that is choosing anew."""
+        """Raises LeaseLost when another has it, or nobody knows who has. Waits for a group that is choosing anew."""
         if not self.acquire(0.0) and not self.acquire(_REBALANCE_S):
-            raise LeaseLost("another indexer has taken over the writing")
+            is_known = not self._token.is_choosing
+            raise LeaseLost(f"{'another indexer has taken over' if is_known else 'nobody tells who has'} the writing")
 
     def close(self) -> None:
         """Leave, so that whoever waits has it at once."""

@@ -21,6 +21,7 @@ from streams.messages import RecommendRequest, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS
 from tests.benchmarks.load import create_load, steady_requests
 from tests.benchmarks.report import Report, histogram_quantile, main, quantile
+from tests.beside import beside
 from tests.system import (
     Cluster,
     embedded,
@@ -201,28 +202,14 @@ def retrievable(index: Index, version: str, item_ids: list[str]) -> list[str]:
     return []
 
 
-@contextlib.contextmanager
-def every(pause_s: float, work: Callable[[], None]) -> Iterator[None]:
+def every(pause_s: float, work: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     """Call `work` in a thread, again and again, while the block runs; its failure is raised at the end."""
-    stop = threading.Event()
-    failures: list[BaseException] = []
 
-    def run() -> None:
-        try:
-            while not stop.wait(pause_s):
-                work()
-        except BaseException as error:  # raised in the thread that measures
-            failures.append(error)
+    def run(stop: threading.Event) -> None:
+        while not stop.wait(pause_s):
+            work()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    if failures:
-        raise failures[0]
+    return beside(run, "every")
 
 
 def add_row(report: Report, what: str, seconds: list[float]) -> None:

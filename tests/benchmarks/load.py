@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from confluent_kafka import Producer
 from infra.settings import Kafka
 from serving.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
+from tests.beside import beside, paced
 
 
 def create_load(kafka: Kafka, *, linger_ms: int = 5) -> Producer:
@@ -64,22 +64,15 @@ def steady_requests(
 
     At the end the outstanding ones are waited for.
     """
-    asked, stop = Asked(), threading.Event()
-    waiting: list[Future[RecommendReply]] = []
+    asked, waiting = Asked(), list[Future[RecommendReply]]()
 
-    def run() -> None:
-        due_s = time.monotonic()
-        while not stop.wait(max(0.0, due_s - time.monotonic())):
-            waiting.append(_ask(client, next_user(), asked, patience_s))
-            due_s += 1 / per_s
+    def send() -> None:
+        waiting.append(_ask(client, next_user(), asked, patience_s))
 
-    thread = threading.Thread(target=run, name="requests", daemon=True)
-    thread.start()
     try:
-        yield asked
+        with beside(lambda stop: paced(send, per_s, stop), "requests"):
+            yield asked
     finally:
-        stop.set()
-        thread.join()
         deadline = time.monotonic() + patience_s
         for future in waiting:
             with contextlib.suppress(Exception):  # counted where it is handled

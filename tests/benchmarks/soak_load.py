@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serving.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
+from tests.beside import beside, paced
 from tests.service import Service
 
 AGAIN_S = tuple(float(at) for at in range(4, 60, 4))  # a request without a reply is sent again, under its own id
@@ -34,27 +34,17 @@ class Asked:
         return self.future.result() if is_answered else None
 
 
-@contextlib.contextmanager
 def steady(
     client: RecommendClient, users: Sequence[str], per_s: float, asked: list[Asked], tag: str = ""
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """While the block runs, `per_s` requests a second, whether or not they are answered (an open loop). `tag` tells
     the ids of one load from another's."""
-    stop, numbers, rng = threading.Event(), itertools.count(), random.Random(1)
+    numbers, rng = itertools.count(), random.Random(1)
 
-    def run() -> None:
-        due_s = time.monotonic()
-        while not stop.wait(max(0.0, due_s - time.monotonic())):
-            asked.append(ask(client, f"{rng.choice(users)}/{tag}{next(numbers)}"))
-            due_s += 1 / per_s
+    def send() -> None:
+        asked.append(ask(client, f"{rng.choice(users)}/{tag}{next(numbers)}"))
 
-    thread = threading.Thread(target=run, name="requests", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(lambda stop: paced(send, per_s, stop), "requests")
 
 
 def ask(client: RecommendClient, request_id: str, again_after_s: Sequence[float] = AGAIN_S) -> Asked:

@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from serving.client import RecommendClient, RequestFailed
 from streams.messages import Item, RecommendReply, SearchEvent, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 from tests.benchmarks.soak_load import ask
+from tests.beside import beside
 from tests.traffic import DURATION_S, now_ms
 from tests.witness import Takedown
 
@@ -96,25 +96,8 @@ class Load:
             self._send(ITEMS, item.item_id, item.item_id, encode(item))
         self._producer.flush(timeout=ACKNOWLEDGE_S)
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        stop, failures = threading.Event(), list[Exception]()
-
-        def run() -> None:
-            try:
-                self._run(stop)
-            except Exception as error:  # raised where the block ends
-                failures.append(error)
-
-        thread = threading.Thread(target=run, name="load", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-        if failures:
-            raise failures[0]
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        return beside(self._run, "load")
 
     def finish(self, patience_s: float) -> None:
         """Wait until everything is acknowledged and every request has its reply, or nobody waits any more."""

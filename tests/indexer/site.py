@@ -24,7 +24,7 @@ from streams.messages import BundlePublished, IndexReady, Item, ItemVector, Rele
 from tests.serving.worlds import train_small
 from tests.system import wait_until, with_section
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Trained:

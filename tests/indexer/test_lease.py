@@ -18,7 +18,7 @@ from tests.system import with_section
 
 pytestmark = pytest.mark.system
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
