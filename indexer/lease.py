@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +37,7 @@ _POLL_MS = 1000
 _LONGEST_POLL_MS = 8000  # below the longest poll interval, 10 s at least
 _REBALANCE_S = 10.0  # the group chooses anew when a member comes or goes
 _COMMIT_S = 5.0
+_LOOK_S = 0.05
 
 
 class LeaseLost(RuntimeError):
@@ -48,13 +50,14 @@ class _Token(ConsumerRebalanceListener):
     def __init__(self) -> None:
         self.held = threading.Event()
         self.is_choosing = True
+        self.assigned_s = 0.0  # by the monotonic clock
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         self.held.clear()
         self.is_choosing = True
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self.is_choosing = False
+        self.is_choosing, self.assigned_s = False, time.monotonic()
         if assigned:
             self.held.set()
 
@@ -78,11 +81,23 @@ class Lease:
             raise LeaseLost("the connection to the group has ended")
         return held
 
-    def check(self) -> None:
-        """Raises LeaseLost when another has it, or nobody knows who has. Waits for a group that is choosing anew."""
-        if not self.acquire(0.0) and not self.acquire(_REBALANCE_S):
-            is_known = not self._token.is_choosing
-            raise LeaseLost(f"{'another indexer has taken over' if is_known else 'nobody tells who has'} the writing")
+    def check(self, stop: threading.Event) -> None:
+        """Raises LeaseLost when another has it, or nobody knows who has. Waits for a group that is choosing anew, and,
+        until `stop`, for one that has not confirmed us for so long that it may have chosen another: an owner that was
+        paused, or cut off, does not know it yet."""
+        while True:
+            if not self.acquire(0.0) and not self.acquire(_REBALANCE_S):
+                whose = "nobody tells who has" if self._token.is_choosing else "another indexer has taken over"
+                raise LeaseLost(f"{whose} the writing")
+            if time.monotonic() - self._confirmed_s() < self._kafka.session_timeout_s:
+                return
+            if stop.wait(_LOOK_S):
+                raise LeaseLost("stopped before the group has answered")
+
+    def _confirmed_s(self) -> float:
+        """Of what the group has answered to, when it was sent: an answer may have lain here while we were paused."""
+        heartbeat = self._consumer._coordinator.heartbeat
+        return float(max(self._token.assigned_s, min(heartbeat.last_send, heartbeat.last_receive)))
 
     def close(self) -> None:
         """Leave, so that whoever waits has it at once."""

@@ -92,7 +92,7 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
         while not lease.acquire(POLL_S):
             if stop.is_set():
                 return
-        patiently = Patience(stop, health, lease.check)
+        patiently = Patience(stop, health, lambda: lease.check(stop))
         keeper = Keeper(settings, health, index, control, vectors, offsets, producer, patiently)
         keeper.open()
         while not stop.is_set():

@@ -1,9 +1,11 @@
-"""The steps of the commit protocols at which a test can have the process die: by SIGKILL, as a crash would end it.
+"""The steps of the commit protocols at which a test can have the process die: by SIGKILL, as a crash would end it; or
+stand still, by SIGSTOP.
 
 Off, and next to free, unless the variable TEST_NEXTWATCH_FAULT_POINTS names a directory. Only tests set it, and it is
 no setting: those begin with NEXTWATCH_, and a name that is none of them is refused. A point is armed by a file of its
-name in that directory that holds a number: the process that reaches the point for the so-manieth time puts the file
-aside and kills itself, so that whoever is started in its place does not die of it again.
+name in that directory that holds a number, and the name of the signal if it is not SIGKILL: the process that reaches
+the point for the so-manieth time puts the file aside and sends itself the signal, so that whoever is started in its
+place does not die of it again.
 """
 
 from __future__ import annotations
@@ -56,11 +58,11 @@ def reached(point: str) -> None:
 
 def _die_if_armed(armed: Path) -> None:
     try:
-        left = int(armed.read_text(encoding="utf-8"))
+        left, *name = armed.read_text(encoding="utf-8").split()
     except FileNotFoundError:
         return
-    if left > 1:
-        armed.write_text(str(left - 1), encoding="utf-8")
+    if int(left) > 1:
+        armed.write_text(" ".join([str(int(left) - 1), *name]), encoding="utf-8")
         return
     armed.rename(armed.with_name(armed.name + DIED))
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[name[0]] if name else signal.SIGKILL)

@@ -13,6 +13,7 @@ _DELAY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 3
 # every process
 RECEIVED = Counter("nextwatch_messages_received_total", "Messages read", ["topic"])
 SENT = Counter("nextwatch_messages_sent_total", "Messages written and acknowledged", ["topic"])
+SEND_RETRIES = Counter("nextwatch_send_retries_total", "Batches that the brokers did not take: sent again", ["topic"])
 REJECTED = Counter("nextwatch_messages_rejected_total", "Messages refused, by reason code", ["topic", "code"])
 FORWARDED = Counter("nextwatch_messages_forwarded_total", "Messages moved to their user's partition", ["topic"])
 DUPLICATES = Counter("nextwatch_messages_duplicate_total", "Messages seen before and passed over", ["topic"])
@@ -20,7 +21,7 @@ FORGOTTEN = Counter(
     "nextwatch_messages_forgotten_total", "Messages from before their user was forgotten, passed over", ["topic"]
 )
 USERS_FORGOTTEN = Counter("nextwatch_users_forgotten_total", "Users deleted from a worker's table", ["worker"])
-LAG = Gauge("nextwatch_consumer_lag_messages", "Messages not yet read", ["topic", "partition"])
+LAG = Gauge("nextwatch_consumer_lag_messages", "Messages not yet handled", ["topic", "partition"])
 REBALANCES = Counter("nextwatch_rebalances_total", "Assignments of partitions that this worker was given by its group")
 BATCH_TIME = Histogram("nextwatch_batch_seconds", "Time to handle a batch of messages", ["stage"], buckets=_FAST)
 BATCH_SIZE = Histogram(

@@ -21,16 +21,18 @@ from models.item_statistics import ItemStatistics
 from serving.fresh import FreshView
 from serving.marks import Marks
 from streams import topics
+from streams.forgotten import Forgotten
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
 log = structlog.get_logger(__name__)
 
 
 class HistoryView:
-    """The newest history of each user of the partitions that this worker owns."""
+    """The newest history of each user of the partitions that this worker owns, as far as the user was not forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, forgotten: Forgotten | None = None) -> None:
         self._encoded: dict[int, dict[bytes, bytes]] = {}  # by partition, by user id
+        self._forgotten = forgotten
 
     def __len__(self) -> int:
         return sum(len(users) for users in self._encoded.values())
@@ -56,6 +58,8 @@ class HistoryView:
         history: UserHistory | None = None
         if encoded is not None:
             history = read(topics.USER_HISTORIES, UserHistory, encoded)
+        if history is not None and self._forgotten is not None:
+            history = self._forgotten.begin(history)  # the history worker may not have come to it
         return history
 
 

@@ -54,12 +54,20 @@ from serving.skew import Skew
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams import topics
 from streams.epochs import Epochs
+from streams.forgotten import Forgotten
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)
 
 GROUP = "serving"
-SHARED = (topics.ITEMS, topics.TRENDING, topics.RELEASES, topics.ITEM_VECTORS, topics.ITEM_STATISTICS)
+SHARED = (
+    topics.ITEMS,
+    topics.TRENDING,
+    topics.RELEASES,
+    topics.ITEM_VECTORS,
+    topics.ITEM_STATISTICS,
+    topics.FORGOTTEN,
+)
 RECORDED = (topics.ITEMS, topics.ITEM_STATISTICS)  # of them an impression says how far they had been read
 MOST_APPLIED = 5000  # records applied to the views between two batches
 COMMIT_EVERY_S = 0.1
@@ -71,7 +79,8 @@ CLOSE_S = 10.0
 def run_serving(settings: Settings, stop: threading.Event) -> None:
     """Answer requests until `stop` is set.
 
-    Raises TopicMissing, ServiceError (the metrics port is taken) and KafkaError (no broker) at the start.
+    Raises TopicMissing, ServiceError (the metrics port is taken) and KafkaError (no broker) at the start, and
+    ForgetSecretWrong.
     """
     limit_threads(settings.serving.threads)
     health = Health("serving", waiting_for="Kafka")
@@ -102,7 +111,8 @@ class Worker:
         self._settings, self._health = settings, health
         statistics = StatisticsView(kafka.partitions, settings.join.half_life_h)
         catalogue = CatalogueView(serving.fresh_h * 3_600_000)
-        self._views = Views(HistoryView(), catalogue, TrendingView(), statistics)
+        self._forgotten = Forgotten(settings.forget.secret.get_secret_value())
+        self._views = Views(HistoryView(self._forgotten), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
         self._releases = Releases(
             settings.bundles_dir,
@@ -220,6 +230,8 @@ class Worker:
             self._views.trending.apply(record.key, record.value)
         elif topic == topics.ITEM_STATISTICS:
             self._views.statistics.apply(record.key, record.value)
+        elif topic == topics.FORGOTTEN:
+            self._forgotten.hear(record.key, record.value, record.offset)
         elif topic == topics.ITEM_VECTORS:
             if self._epochs.take(record):  # not a row of a trainer that had been replaced
                 self._releases.apply_vector(record.key, record.value, record.timestamp)

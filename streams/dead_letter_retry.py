@@ -100,7 +100,7 @@ def _problem(entry: Entry, *, again: bool) -> Outcome | None:
     if entry.place.topic not in OURS:
         return Outcome(place, "not sent", f"{entry.place.topic} is no topic of ours")
     if not entry.is_whole:
-        return Outcome(place, "not sent", "it was too large to be kept whole: its producer has to send it again")
+        return Outcome(place, "not sent", "it is not kept whole, for its size: its producer has to send it again")
     return None
 
 

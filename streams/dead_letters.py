@@ -70,8 +70,9 @@ def marked(letter: DeadLetter, mark: str, now_ms: int) -> DeadLetter:
 
 
 def is_whole(letter: DeadLetter) -> bool:
-    """Whether all of the record is in the letter. Letters of before said it in the reason only."""
-    return not letter.cut and "(value cut to " not in letter.reason
+    """Whether all of the record is in the letter: not of one that was cut (letters of before said it in the reason
+    only), nor of a batch that could not be unpacked, of which only a note is kept."""
+    return not letter.cut and "(value cut to " not in letter.reason and letter.code != "unreadable"
 
 
 def size_of(headers: Headers) -> int:

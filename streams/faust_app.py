@@ -3,6 +3,7 @@
 At-least-once with effects acknowledged before offsets are committed. `take_events` acknowledges a batch when the agent
 asks for the next one, also when the agent raised or was cancelled; so an agent of ours does neither (`handle_batches`):
 a bug is reported with the event that showed it, the rest of the batch is finished, and then the process stops loudly.
+A worker that the group has gone on without leaves, too, and forgets what it had in hand (streams.membership).
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from infra.settings import Settings
 from streams.clock import Clock
 from streams.fetching import unpack_for_faust
 from streams.intake import Raw, raw_of
+from streams.membership import Membership, NotAMember, note_confirmations
 from streams.outbox import Outbox, create_producer
 from streams.recovery import OrderedTables, fetch_from_flowing_only
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
-EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
+REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
 LAG_EVERY_S = 2.0
 BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
 AT_ONCE_S = 0.02
@@ -72,6 +75,7 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
     """
     _pace_empty_fetches()
     fetch_from_flowing_only()
+    note_confirmations()
     kafka = settings.kafka
     unpack_for_faust(kafka)
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
@@ -90,7 +94,7 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
         consumer_auto_offset_reset="earliest",
         broker_session_timeout=kafka.session_timeout_s,
         broker_heartbeat_interval=kafka.session_timeout_s / 5,
-        broker_rebalance_timeout=2 * kafka.session_timeout_s,
+        broker_rebalance_timeout=REBALANCE_SESSIONS * kafka.session_timeout_s,
         broker_commit_interval=1.0,
         broker_max_poll_interval=kafka.max_poll_s,
         stream_wait_empty=not has_standby,
@@ -144,7 +148,7 @@ def declare_agent(
 
     @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:
-        async with open_outbox(settings, f"nextwatch-{stage}") as outbox:
+        async with open_outbox(app, settings, f"nextwatch-{stage}") as outbox:
             await handle_batches(
                 app,
                 stream,
@@ -157,12 +161,14 @@ def declare_agent(
 
 
 @contextlib.asynccontextmanager
-async def open_outbox(settings: Settings, client_id: str) -> AsyncIterator[Outbox]:
-    """An outbox with a producer of its own."""
+async def open_outbox(app: faust.App, settings: Settings, client_id: str) -> AsyncIterator[Outbox]:
+    """An outbox with a producer of its own, that sends while the group counts the app's worker in."""
+    session_s = settings.kafka.session_timeout_s
+    membership = Membership(app, session_s, REBALANCE_SESSIONS * session_s)
     producer = create_producer(settings.kafka, client_id)
     await producer.start()
     try:
-        yield Outbox(producer, settings.kafka.topic_prefix)
+        yield Outbox(producer, settings.kafka.topic_prefix, membership.confirmed)
     finally:
         await producer.stop()
 
@@ -196,6 +202,8 @@ async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseExc
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+    except NotAMember as error:
+        _leave("stopping because the partitions may be another's; the batch will be read again", error, EXIT_AGAIN)
     except Exception as error:  # whatever it is, the offsets of this batch must not be committed
         _leave("stopping because a batch failed; it will be read again", error)
 
@@ -207,20 +215,26 @@ async def _stop_after(app: faust.App, bug: BaseException) -> None:
     _leave("stopping because of a bug; the event is in dead-letters", bug)
 
 
-def _leave(why: str, error: BaseException) -> NoReturn:
-    log.critical(why, error=repr(error), exc_info=error)
+def _leave(why: str, error: BaseException, code: int = EXIT_BUG) -> NoReturn:
+    log.critical(why, error=repr(error), exc_info=error if code == EXIT_BUG else None)
     sys.stderr.flush()
-    os._exit(EXIT_BUG)
+    os._exit(code)
 
 
 async def report_lag(app: faust.App, topic_prefix: str) -> None:
-    """Forever: how many messages of the assigned partitions are not read yet."""
+    """Forever: how many messages of the assigned partitions are not handled yet, what Faust has read ahead included."""
     while not app.should_stop:
-        for tp in app.consumer.assignment():
-            end, position = app.consumer.highwater(tp), app.consumer._read_offset.get(tp)
-            if end is not None and position is not None and tp.topic not in app.tables.changelog_topics:
+        consumer = app.consumer
+        for tp in consumer.assignment():
+            end, committed, read = (
+                consumer.highwater(tp),
+                consumer._committed_offset.get(tp),
+                consumer._read_offset.get(tp),
+            )
+            if end is not None and read is not None and tp.topic not in app.tables.changelog_topics:
                 topic = tp.topic.removeprefix(topic_prefix)
-                metrics.LAG.labels(topic, str(tp.partition)).set(max(0, end - position - 1))
+                position = read + 1 if committed is None else committed  # the former before the first commit
+                metrics.LAG.labels(topic, str(tp.partition)).set(max(0, end - position))
         await asyncio.sleep(LAG_EVERY_S)
 
 

@@ -57,7 +57,10 @@ class Forgotten:
                     f"{topics.FORGOTTEN} was written with another secret, so nobody in it would stay forgotten: set "
                     "NEXTWATCH_FORGET__SECRET to the one that `nextwatch forget` was run with"
                 )
-            digest = bytes.fromhex(name)
+            try:
+                digest = bytes.fromhex(name)
+            except ValueError:  # no key of ours
+                return
             self._at_ms[digest] = max(message.at_ms, self._at_ms.get(digest, 0))
             self.newest = max(self.newest, offset + 1)
 

@@ -88,7 +88,7 @@ def forget_between_batches(app: faust.App, settings: Settings, forgetting: Forge
 
     @app.task  # type: ignore[untyped-decorator]
     async def forget_users() -> None:
-        async with open_outbox(settings, "nextwatch-history-forgetting") as outbox:
+        async with open_outbox(app, settings, "nextwatch-history-forgetting") as outbox:
             while not app.should_stop:
                 await asyncio.sleep(EVERY_S)
                 await to_the_end(forget(outbox))

@@ -40,7 +40,7 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
 
     @app.task  # type: ignore[untyped-decorator]
     async def close_windows() -> None:
-        async with open_outbox(settings, "nextwatch-join-closings") as outbox:
+        async with open_outbox(app, settings, "nextwatch-join-closings") as outbox:
             while not app.should_stop:
                 await asyncio.sleep(settings.join.publish_s)
                 await to_the_end(worker.advance_all(outbox))

@@ -12,7 +12,7 @@ from kafka.errors import KafkaError
 from infra.settings import Settings
 from streams import topics
 from streams.follow import TopicFollower
-from streams.forgotten import ForgetSecretWrong, Forgotten
+from streams.forgotten import Forgotten
 from streams.messages import BundlePublished, Item, Refused, Release, decode
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,7 @@ class Known:
         self.forgotten = Forgotten(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
         self._kafka = settings.kafka
-        self._failure: ForgetSecretWrong | None = None
+        self._failure: Exception | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="known", daemon=True)
 
@@ -41,7 +41,7 @@ class Known:
         self._stopping.set()
 
     def check(self) -> None:
-        """Raises ForgetSecretWrong when who was forgotten cannot be known any more."""
+        """Raises what has ended the reading, ForgetSecretWrong for one: from then on nothing new would be known."""
         if self._failure is not None:
             raise self._failure
 
@@ -50,13 +50,13 @@ class Known:
         while not self._stopping.is_set():
             try:
                 self._follow()
-            except ForgetSecretWrong as error:
-                self._failure = error
-                self.caught_up.set()  # who waits for it shall hear of this
-                return
             except KafkaError as error:
                 log.warning("broker unavailable, trying again", error=str(error), wait_s=RETRY_S)
                 self._stopping.wait(RETRY_S)
+            except Exception as error:
+                self._failure = error
+                self.caught_up.set()  # who waits for it shall hear of this
+                return
 
     def _follow(self) -> None:
         with TopicFollower(self._kafka, topics.RELEASES, topics.ITEMS, topics.FORGOTTEN) as follower:

@@ -2,14 +2,15 @@
 
 Faust sends message by message, which costs more than all our work on an event (see README, "Measured"), so batches are
 built here and handed to Faust's own client, aiokafka. `flush` returns when the brokers have acknowledged everything; a
-broker that is away is waited for in place, so order is kept and nothing is dropped.
+broker that is away is waited for in place, so order is kept and nothing is dropped. Before each try it is asked whether
+we still may (see streams.membership).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -23,6 +24,7 @@ from infra.settings import Kafka
 log = structlog.get_logger(__name__)
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+MaySend = Callable[[], Awaitable[None]]
 BATCH_BYTES = 512_000
 
 
@@ -38,8 +40,9 @@ class Placed(NamedTuple):
 class Outbox:
     """Records waiting for the next flush, by topic and partition. Topic names are without the prefix."""
 
-    def __init__(self, producer: AIOKafkaProducer, topic_prefix: str) -> None:
+    def __init__(self, producer: AIOKafkaProducer, topic_prefix: str, may_send: MaySend | None = None) -> None:
         self._producer = producer
+        self._may_send = may_send
         self._prefix = topic_prefix
         self._waiting: dict[tuple[str, int], list[Record]] = defaultdict(list)
 
@@ -54,7 +57,8 @@ class Outbox:
         self._waiting[topic, partition].append((key, value, list(headers)))
 
     async def flush(self) -> dict[str, list[Placed]]:
-        """Send what is waiting and return when all of it is acknowledged: where it stands, by topic."""
+        """Send what is waiting and return when all of it is acknowledged: where it stands, by topic. Raises what
+        `may_send` raises: then nothing more is sent."""
         waiting, self._waiting = self._waiting, defaultdict(list)
         delivered = await asyncio.gather(*(self._deliver(*place, records) for place, records in waiting.items()))
         sent = Counter[str]()
@@ -70,11 +74,14 @@ class Outbox:
     async def _deliver(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
         wait_s = 0.1
         while True:
+            if self._may_send is not None:
+                await self._may_send()
             try:
                 return await self._send(self._prefix + topic, partition, records)
             except MessageSizeTooLargeError:
                 raise  # waiting does not mend this
             except KafkaError as error:
+                metrics.SEND_RETRIES.labels(topic).inc()
                 log.warning("broker unavailable, trying again", topic=topic, error=str(error), wait_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, 5.0)

@@ -57,10 +57,15 @@ def fatal_problems(topic: Topic, settings: Settings, config: Mapping[str, str]) 
             else "only the newest message of each key would be kept"
         )
         yield f"cleanup.policy is {cleanup} and must be {topic.cleanup}: {why}"
+    most, needed = config.get("max.message.bytes"), int(config_of(topic, settings.kafka)["max.message.bytes"])
+    if topic.name not in _TOLD_US and most is not None and int(most) < needed:
+        yield f"max.message.bytes is {most} and must be {needed} or more: a process of ours would send one for ever"
     retention_ms, least_ms = config.get("retention.ms"), least_retention_ms(topic.name, settings)
     if topic.cleanup == "delete" and retention_ms is not None and 0 <= int(retention_ms) < least_ms:
         yield f"retention.ms is {retention_ms} and must be {least_ms} or more: {_WAITED_FOR[topic.name]}"
 
+
+_TOLD_US = {topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.ITEMS, topics.RECOMMEND_REQUESTS}
 
 _WAITED_FOR = {
     topics.WATCH_EVENTS: "so long a watch can wait for its impression (join.early_s) or correct its example "

@@ -34,6 +34,7 @@ _LENGTH_AT, _MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 8, 16, 17, 21
 _OVERHEAD = 12  # base offset and length, which are not part of the length
 _CODEC = 0x07
 _XERIAL = b"\x82SNAPPY\x00"
+_PIECE = 4096  # bytes fed to zlib at a time
 
 
 class TooLarge(ValueError):
@@ -131,16 +132,25 @@ def _with_length(body: bytearray) -> bytes:
 
 
 def _gunzip(packed: memoryview, most_bytes: int) -> bytes:
-    found, left = bytearray(), bytes(packed)
-    while left:  # a stream may have several members
-        member = zlib.decompressobj(wbits=31)
-        found += member.decompress(left, most_bytes + 1 - len(found))
+    found, at = bytearray(), 0
+    while at < len(packed):  # a stream may have several members
+        at = _gunzip_member(packed, at, found, most_bytes)
+    return bytes(found)
+
+
+def _gunzip_member(packed: memoryview, at: int, found: bytearray, most_bytes: int) -> int:
+    """Where the member that begins at `at` ends. Fed in pieces: zlib copies what follows a member, and a stream of very
+    many would be copied as often."""
+    member = zlib.decompressobj(wbits=31)
+    while not member.eof:
+        piece = packed[at : at + _PIECE]
+        if not piece:
+            raise ValueError("its gzip stream is cut off")
+        found += member.decompress(piece, most_bytes + 1 - len(found))
         if len(found) > most_bytes:
             raise TooLarge
-        if not member.eof:
-            raise ValueError("its gzip stream is cut off")
-        left = member.unused_data
-    return bytes(found)
+        at += len(piece) - len(member.unused_data)
+    return at
 
 
 def _into(unpack: Callable[[Any, Any], int], packed: memoryview, most_bytes: int) -> bytes:

@@ -33,9 +33,11 @@ from infra.stack import COMMANDS, milvus_answers
 from models.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams import messages, topics
+from streams.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
 from tests.benchmarks.soak import resident_mb
 from tests.benchmarks.soak_load import Asked, steady, wait_for_replies
+from tests.beside import beside
 from tests.service import READY_S, Releases, Service, Size, train_releases
 from tests.system import wait_until
 from tests.traffic import Histories, Reader, Traffic, now_ms
@@ -424,7 +426,18 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
         readers = Reader(settings.kafka, topics.ITEM_VECTORS), Histories(settings.kafka)
         for reader in readers:
             stack.callback(reader.close)
-        yield System(settings, releases, broker, milvus, stack, service, *readers, clock)
+        environ = clock.environ if clock else {}
+        with beside(lambda stop: start_again(service, environ, stop), "supervisor"):
+            yield System(settings, releases, broker, milvus, stack, service, *readers, clock)
+
+
+def start_again(service: Service, environ: Mapping[str, str], stop: threading.Event) -> None:
+    """As a supervisor does, those that have stepped aside because the group had gone on without them; no others."""
+    while not stop.wait(0.2):
+        for name, child in list(service.children.items()):
+            if child.poll() == EXIT_AGAIN:
+                with environ_with(environ):
+                    service.start(name)
 
 
 def tell(service: Service) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +37,10 @@ def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka, tmp_p
     assert first.acquire(PATIENCE_S)
     second = Lease(kafka, tmp_path if where == "on the same host" else tmp_path / "elsewhere")
     assert not second.acquire(2.0)
-    first.check()
+    first.check(threading.Event())
     first.close()
     assert second.acquire(PATIENCE_S)
-    second.check()
+    second.check(threading.Event())
     second.close()
 
 
@@ -58,7 +61,7 @@ def test_who_has_left_holds_nothing(kafka: Kafka, tmp_path: Path) -> None:
     assert lease.acquire(PATIENCE_S)
     lease.close()
     with pytest.raises(LeaseLost):
-        lease.check()
+        lease.check(threading.Event())
 
 
 def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_path: Path) -> None:
@@ -77,8 +80,43 @@ def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_pat
         crashing.kill()
     lease = Lease(kafka, tmp_path)
     assert lease.acquire(5.0)
-    lease.check()
+    lease.check(threading.Event())
     lease.close()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("KAFKA_HOME"), reason="noida does not take a partition from a member that has fallen silent"
+)
+def test_who_was_paused_while_another_took_over_does_not_write_once_more(kafka: Kafka, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, threading, time\n"
+        "from indexer.lease import Lease, LeaseLost\n"
+        "from infra.settings import Kafka\n"
+        "kafka = Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2], session_timeout_s=6)\n"
+        "lease, stop, late, before = Lease(kafka, pathlib.Path(sys.argv[3])), threading.Event(), 0, time.monotonic()\n"
+        "print(lease.acquire(60), flush=True)\n"
+        "try:\n"
+        "    while True:\n"
+        "        lease.check(stop)\n"
+        "        now = time.monotonic()\n"
+        "        late += bool(late) or now - before > 6\n"
+        "        before = now\n"
+        "except LeaseLost:\n"
+        "    print(late, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path / "paused")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as paused:
+        assert paused.stdout is not None
+        assert paused.stdout.readline() == b"True\n"
+        paused.send_signal(signal.SIGSTOP)
+        other = Lease(kafka, tmp_path)
+        assert other.acquire(PATIENCE_S)
+        time.sleep(1.0)
+        paused.send_signal(signal.SIGCONT)
+        assert paused.stdout.readline() == b"0\n", "no check has passed after the pause"
+        paused.kill()
+    other.check(threading.Event())
+    other.close()
 
 
 def test_what_one_has_written_the_next_one_knows(kafka: Kafka) -> None:

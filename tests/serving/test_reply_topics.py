@@ -1,44 +1,86 @@
 from __future__ import annotations
 
-from serving.reply_topics import ASK_EVERY_S, KNOWN_S, ReplyTopics
+import pytest
+from kafka.errors import KafkaTimeoutError
+
+from serving.reply_topics import ASK_EVERY_S, KNOWN_S, PATIENCE_S, ReplyTopics
 
 
 class Cluster:
-    """Answers as a consumer does, and counts how often it is asked."""
+    """Answers as a consumer does, and counts how often it is asked for all names."""
 
     def __init__(self, **topics: int) -> None:
-        self.topics, self.asked = topics, 0
-        self.now = 0.0
+        self.there, self.looks, self.asked = topics, 0, 0
+        self.now, self.away_until = 0.0, 0.0
+
+    def topics(self) -> set[str]:
+        if self.now < self.away_until:
+            raise KafkaTimeoutError
+        self.looks += 1
+        return set(self.there)
 
     def partitions_for_topic(self, topic: str) -> set[int]:
         self.asked += 1
-        return set(range(self.topics.get(topic, 0)))
+        return set(range(self.there.get(topic, 0)))
 
     def clock(self) -> float:
         return self.now
 
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def asker(cluster: Cluster) -> ReplyTopics:
+    return ReplyTopics(cluster, cluster.clock, cluster.pause)
+
 
 def test_a_known_topic_is_asked_for_once_a_while() -> None:
     cluster = Cluster(theirs=3)
-    partitions_of = ReplyTopics(cluster, cluster.clock)
+    partitions_of = asker(cluster)
     assert [partitions_of("theirs") for _ in range(5)] == [3] * 5
-    assert cluster.asked == 1
+    assert (cluster.looks, cluster.asked) == (1, 1)
     cluster.now += KNOWN_S
-    cluster.topics["theirs"] = 4
+    cluster.there["theirs"] = 4
     assert partitions_of("theirs") == 4
+    assert cluster.looks == 1
 
 
 def test_unknown_topics_cannot_make_us_ask_without_end() -> None:
     cluster = Cluster()
-    partitions_of = ReplyTopics(cluster, cluster.clock)
+    partitions_of = asker(cluster)
     assert [partitions_of(f"made-up-{number}") for number in range(100)] == [0] * 100
-    assert cluster.asked == 1
+    assert (cluster.looks, cluster.asked) == (1, 0)
+
+
+def test_neither_made_up_topics_nor_other_clients_keep_a_topic_from_being_known() -> None:
+    cluster = Cluster(ours=1, theirs=2)
+    partitions_of = asker(cluster)
+    assert [partitions_of(topic) for topic in ("made-up", "ours", "theirs")] == [0, 1, 2]
+    assert cluster.looks == 1
 
 
 def test_a_topic_that_was_made_later_is_found() -> None:
     cluster = Cluster()
-    partitions_of = ReplyTopics(cluster, cluster.clock)
+    partitions_of = asker(cluster)
     assert partitions_of("theirs") == 0
-    cluster.topics["theirs"] = 2
+    cluster.there["theirs"] = 2
     cluster.now += ASK_EVERY_S
     assert partitions_of("theirs") == 2
+
+
+def test_a_topic_that_was_deleted_is_gone_after_a_while() -> None:
+    cluster = Cluster(theirs=2)
+    partitions_of = asker(cluster)
+    assert partitions_of("theirs") == 2
+    del cluster.there["theirs"]
+    cluster.now += KNOWN_S
+    assert [partitions_of("theirs") for _ in range(3)] == [0, 0, 0]
+
+
+def test_brokers_that_are_away_are_waited_for_and_not_for_ever() -> None:
+    cluster = Cluster(theirs=2)
+    cluster.away_until = PATIENCE_S / 2
+    assert asker(cluster)("theirs") == 2
+    cluster.away_until = cluster.now + 2 * PATIENCE_S
+    with pytest.raises(KafkaTimeoutError):
+        asker(cluster)("theirs")

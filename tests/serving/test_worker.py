@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
 
 from indexer.collection import Index, collection_name
 from infra.kafka_clients import kafka_python_options
@@ -27,6 +28,7 @@ from serving.feed import Chunk, Feed
 from serving.worker import run_serving
 from streams import topics
 from streams.epochs import claim
+from streams.forgotten import USER, fingerprint, hash_of
 from streams.messages import (
     DeadLetter,
     Impression,
@@ -38,10 +40,12 @@ from streams.messages import (
     Release,
     ServerState,
     Trending,
+    UserForgotten,
     UserHistory,
     decode,
     encode,
 )
+from streams.topics import open_admin
 from tests.conftest import milvus_answers
 from tests.serving.worlds import CREATED_MS, ITEMS, history, load
 
@@ -189,6 +193,26 @@ def test_a_history_changes_the_reply_and_is_never_recommended(system: System) ->
     assert {item.source for item in reply.items} == {"two_tower"}
     assert not {"item-3", "item-4"} & set(items_of(reply))
     assert reply.degraded == ()
+
+
+def test_a_forgotten_user_is_answered_as_a_new_one_also_before_the_history_is_gone(system: System) -> None:
+    system.tell(history("gone", "item-3", "item-4"))
+    forgotten = UserForgotten(time.time_ns() // 1_000_000, fingerprint(b""))
+    system.send(topics.FORGOTTEN, encode(forgotten), USER + hash_of("gone", b"").hex())
+    system.until(lambda: system.client.recommend("gone").history_watches == 0)
+
+
+def test_a_reply_topic_that_takes_nothing_holds_up_nobody_else(system: System) -> None:
+    theirs = system.name("replies-without-replicas")
+    with open_admin(system.settings.kafka) as admin:
+        admin.create_topics([NewTopic(theirs, 1, 1, topic_configs={"min.insync.replicas": "2"})])
+        admin.wait_for_topics([theirs])
+    time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
+    request, place = RecommendRequest("to-nowhere", "jvm", k=2), system.home("jvm")
+    headers = [("reply_topic", theirs.encode())]
+    system.send(topics.RECOMMEND_REQUESTS, encode(request), "jvm", partition=place, headers=headers)
+    for number in range(300):
+        assert system.client.recommend(f"other-{number}", k=1, timeout_s=4.0, retries=0).items
 
 
 def test_many_requests_in_flight_each_get_their_own_reply(system: System) -> None:

@@ -54,6 +54,7 @@ def test_the_newest_forgetting_holds_and_what_is_no_record_of_ours_is_passed_ove
     forgotten.hear(*record_of("u", AT_MS + 5), 7)
     forgotten.hear(*record_of("u", AT_MS - 5), 8)
     forgotten.hear(b"user/xy", b"junk", 9)
+    forgotten.hear(b"user/no hash", record_of("u")[1], 9)
     forgotten.hear(None, None, 10)
     assert forgotten.at_ms("u") == AT_MS + 5 and len(forgotten) == 1 and forgotten.newest == 9
 

@@ -97,6 +97,10 @@ def test_what_would_lose_data_is_fatal_and_what_the_broker_does_not_tell_is_beli
         assert problems(name, retention_ms="-1") == [], "for ever"
     assert problems(TRAINING_EXAMPLES, retention_ms="1") == [], "nothing waits for them but their reader"
     assert problems(USER_HISTORIES) == []
+    needed = 4 * settings.kafka.max_message_bytes
+    for name in (DEAD_LETTERS, USER_HISTORIES):
+        assert f"must be {needed} or more" in problems(name, max_message_bytes=str(needed - 1))[0], "we write these"
+        assert problems(name, max_message_bytes=str(needed)) == []
 
 
 @pytest.mark.system

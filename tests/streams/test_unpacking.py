@@ -107,6 +107,15 @@ def test_gzip_streams_of_several_members_and_cut_off_ones_are_told_apart():
     assert b"cut off" in record[3]
 
 
+def test_gzip_of_very_many_members_takes_no_time_in_proportion_to_their_square():
+    plain = bytearray(batch([b"value"]))
+    body, plain[22] = bytes(plain[61:]), GZIP
+    members = gzip.compress(body) + 150_000 * gzip.compress(b"")
+    began_s = time.process_time()
+    assert read(unpacked(with_checksum(with_body(plain, members)), MOST)) == read(batch([b"value"]))
+    assert time.process_time() - began_s < 5
+
+
 def test_java_frames_its_snappy_blocks():
     plain = bytearray(batch([b"value" * 1000]))
     body, plain[22] = bytes(plain[61:]), SNAPPY
