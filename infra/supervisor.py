@@ -29,7 +29,7 @@ ASK_S = 0.3  # between two questions whether a process is ready
 ASK_READY_S = 2.0  # the same, once it is
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
-STEADY_S = 60.0  # whoever ran so long is forgiven earlier crashes
+STEADY_S, STEADY_READY_S = 60.0, 10.0  # whoever ran, or was ready, for so long is forgiven earlier crashes
 
 Phase = Literal["starting", "ready", "waiting", "stopped"]
 Report = Callable[[str, str], None]  # (process, what happened to it)
@@ -56,6 +56,7 @@ class Watched:
     crashes: int = 0  # in a row
     restarts: int = 0
     started_s: float = 0.0
+    ready_s: float = 0.0  # since when it has been ready
     retry_s: float = 0.0
     ask_s: float = 0.0
     health: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +83,8 @@ class Watched:
         return None
 
     def _crashed(self, how: str, now_s: float) -> str:
-        if self.child is not None and now_s - self.started_s >= STEADY_S:
+        was_ready_s = now_s - self.ready_s if self.phase == "ready" else 0.0
+        if self.child is not None and (now_s - self.started_s >= STEADY_S or was_ready_s >= STEADY_READY_S):
             self.crashes = 0
         self.crashes += 1
         self.restarts += 1
@@ -101,6 +103,7 @@ class Watched:
         self.ask_s = now_s + (ASK_READY_S if self.phase == "ready" else ASK_S)
         if self.phase == before:
             return None
+        self.ready_s = now_s
         return "ready" if self.phase == "ready" else f"not ready: {self.why_not_ready()}"
 
     def why_not_ready(self) -> str:

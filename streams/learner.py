@@ -83,10 +83,30 @@ class Learner:
             self.is_new = False
 
     def learn(self, batch: Sequence[tuple[int, TrainingExample]], *, evaluate: bool = True) -> Learnt:
-        """Rank each (offset, example), then learn them all in one step; the rows that changed, oldest watch noted."""
-        fresh = self._unseen(batch)
-        if not fresh:
-            return Learnt([], len(batch))
+        """Rank each (offset, example), then learn them all in one step; the rows that changed, oldest watch noted. The
+        progress stays where it is when that fails."""
+        fresh, progress = self._unseen(batch)
+        rows = self._step_with(fresh, evaluate=evaluate) if fresh else []
+        self.progress = progress
+        return Learnt(rows, len(batch) - len(fresh))
+
+    def learn_singly(self, batch: Sequence[tuple[int, TrainingExample]]) -> tuple[Learnt, dict[int, Exception]]:
+        """A batch that `learn` has failed on, one example after the other, so that one bad one costs no good one; and
+        the errors of those that fail again, by offset, which the progress passes over."""
+        rows: list[tuple[bytes, ItemVector | None]] = []
+        duplicates, failed = 0, dict[int, Exception]()
+        for offset, example in batch:
+            try:
+                learnt = self.learn([(offset, example)], evaluate=False)
+            except Exception as error:
+                failed[offset] = error
+                self.begin_at(offset + 1)
+            else:
+                rows += learnt.rows
+                duplicates += learnt.duplicates
+        return Learnt(rows, duplicates), failed
+
+    def _step_with(self, fresh: list[TrainingExample], *, evaluate: bool) -> list[tuple[bytes, ItemVector | None]]:
         admitted = [example for example in fresh if self._place(example.item_id)]
         metrics.NOT_ADMITTED.inc(len(fresh) - len(admitted))
         examples = self._trainer.read(admitted)
@@ -112,7 +132,7 @@ class Learner:
             expired = self._trainer.expire(now_ms, self._idle_ms)
             metrics.EXPIRED.inc(len(expired))
             rows += [(item_id.encode(), None) for item_id in expired]
-        return Learnt(rows, len(batch) - len(fresh))
+        return rows
 
     def progress_row(self) -> tuple[bytes, ItemVector]:
         """The record that says how far the rows that were published before it have learnt."""
@@ -130,7 +150,7 @@ class Learner:
         gone = [key for key, place in places.items() if place < 0] if self._idle_ms else []
         return [*self._rows(known, {}), *((key, None) for key in gone)]
 
-    def _unseen(self, batch: Sequence[tuple[int, TrainingExample]]) -> list[TrainingExample]:
+    def _unseen(self, batch: Sequence[tuple[int, TrainingExample]]) -> tuple[list[TrainingExample], Progress]:
         """The examples that were not learnt before, and the progress as it is after them."""
         watched = dict(self.progress.watched)
         next_offset = self.progress.next_offset
@@ -140,8 +160,7 @@ class Learner:
                 fresh.append(example)
                 watched[example.partition] = example.offset
             next_offset = max(next_offset, offset + 1)
-        self.progress = Progress(next_offset, watched)
-        return fresh
+        return fresh, Progress(next_offset, watched)
 
     def _place(self, item_id: str) -> bool:
         """See that an item has a row; whether it has one."""

@@ -221,35 +221,45 @@ class TrainerWorker:
         self, learner: Learner, batch: Sequence[Raw], examples: list[tuple[int, TrainingExample]]
     ) -> BaseException | None:
         """Learn what of a batch could be read. Returns the bug if there was one. Raises Fenced."""
-        bug, outbox = None, self._outbox()
+        outbox = self._outbox()
         if 0 < learner.progress.next_offset < batch[0].offset:  # handed out while nobody could learn it
             await self._catch_up(learner, learner.progress.next_offset, batch[0].offset)
-        try:
-            learnt = await self._learn(learner, examples, evaluate=True) if examples else Learnt([], 0)
-        except Exception as error:  # the batch is set aside whole, then the process stops loudly
-            bug, learnt = error, Learnt([], 0)
-            for raw in batch:
-                reject(raw, Refused("bug", repr(bug)), self._settings, outbox, now_ms=now_ms())
+        learnt, failed, bug = await self._learn(learner, examples, evaluate=True)
+        for raw in batch:  # a bug of ours: its example is set aside, then the process stops loudly
+            if raw.offset in failed:
+                reject(raw, Refused("bug", repr(failed[raw.offset])), self._settings, outbox, now_ms=now_ms())
         await outbox.flush()
         learner.begin_at(batch[-1].offset + 1)
-        if examples:  # the progress passes over a batch that was set aside
+        if examples:  # the progress passes over what was set aside
             await self.writer.send(learner, learnt)
         if bug is not None:
             await self.writer.published()
         return bug
 
     async def _catch_up(self, learner: Learner, start: int, stop: int) -> None:
-        """Learn the examples of these offsets that are there; those that Faust has yet to hand out included."""
+        """Learn the examples of these offsets that are there; those that Faust has yet to hand out included. One that
+        shows a bug is passed over: it would be met again at every start."""
         loop = asyncio.get_running_loop()
         examples = examples_between(self._settings.kafka, start, stop, self._known.forgotten)
         chunks = batches(examples, self._settings.trainer.batch)
         while chunk := await loop.run_in_executor(self._executor, next, chunks, None):
-            await self.writer.send(learner, await self._learn(learner, chunk, evaluate=False))
+            learnt, failed, _ = await self._learn(learner, chunk, evaluate=False)
+            for offset, error in failed.items():
+                log.error("an example that shows a bug is passed over", offset=offset, error=repr(error))
+                metrics.REJECTED.labels(topics.TRAINING_EXAMPLES, "bug").inc()
+            await self.writer.send(learner, learnt)
 
-    async def _learn(self, learner: Learner, examples: list[tuple[int, TrainingExample]], *, evaluate: bool) -> Learnt:
-        """Learn one batch, while the one before it is on its way."""
+    async def _learn(
+        self, learner: Learner, examples: list[tuple[int, TrainingExample]], *, evaluate: bool
+    ) -> tuple[Learnt, dict[int, Exception], Exception | None]:
+        """Learn one batch, while the one before it is on its way; where that shows a bug, one by one: what was learnt,
+        the errors of those that were not, by offset, and the bug."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: learner.learn(examples, evaluate=evaluate))
+        try:
+            learnt = await loop.run_in_executor(self._executor, lambda: learner.learn(examples, evaluate=evaluate))
+        except Exception as bug:
+            return *await loop.run_in_executor(self._executor, learner.learn_singly, examples), bug
+        return learnt, {}, None
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox) -> Iterator[tuple[int, TrainingExample]]:
         metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -109,6 +109,41 @@ def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
     assert len(sent.of(topics.DEAD_LETTERS)[0]) == 2
     assert b"item-1" in sent.of(topics.ITEM_VECTORS)[0]
     assert sent.progress().next_offset == 3
+
+
+def test_one_example_with_a_bug_costs_no_other_and_catching_up_passes_over_it(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    assert worker.learner is not None
+    read = worker.learner._trainer.read
+
+    def read_or_fail(examples: Sequence[TrainingExample]) -> Any:
+        if any(each.item_id == "item-2" for each in examples):
+            raise ZeroDivisionError
+        return read(examples)
+
+    monkeypatch.setattr(worker.learner._trainer, "read", read_or_fail)
+
+    async def handled() -> BaseException | None:
+        await worker.writer.claim()
+        return await worker.handle(batch("item-1", "item-2", "item-3"))
+
+    assert isinstance(asyncio.run(handled()), ZeroDivisionError)
+    assert len(sent.of(topics.DEAD_LETTERS)[0]) == 1
+    assert {b"item-1", b"item-3"} <= set(sent.of(topics.ITEM_VECTORS)[0])
+    assert sent.progress().next_offset == 3
+
+    later = [(offset, example(item_id, offset)) for offset, item_id in enumerate(("item-4", "item-2", "item-5"), 3)]
+    monkeypatch.setattr("streams.trainer_app.examples_between", lambda *_: iter(later))
+
+    async def caught_up() -> None:
+        await worker._catch_up(worker.learner, 3, 6)  # type: ignore[arg-type]
+        await worker.writer.published()
+
+    sent.flushes.clear()
+    asyncio.run(caught_up())
+    assert {b"item-4", b"item-5"} <= set(sent.of(topics.ITEM_VECTORS)[0])
+    assert sent.progress().next_offset == 6 and not sent.of(topics.DEAD_LETTERS)
 
 
 def test_rows_that_cannot_be_sent_stop_the_process_and_are_no_bug_of_the_next_batch(worker: TrainerWorker, sent: Sent):
