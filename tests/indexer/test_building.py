@@ -203,6 +203,7 @@ def test_an_entry_that_changed_while_no_indexer_ran_reaches_the_rows_and_others_
     site.start()
     site.wait(lambda: found_where(site, bundle, 'channel == "sport"') == {"item-4"}, "the new channel")
     assert found_where(site, bundle, 'channel == "music"') == {"item-3"}
+    site.wait(lambda: metrics.INDEX_REWRITTEN._value.get() > rewritten, "the count, which follows the write")
     assert metrics.INDEX_REWRITTEN._value.get() == rewritten + 1
 
 

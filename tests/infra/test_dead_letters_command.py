@@ -156,7 +156,7 @@ def test_what_cannot_be_sent_says_why_and_the_others_are(desk: Desk):
     done = desk.run("retry", cut, foreign, beyond, good, f"{WATCH_EVENTS}/0/12345", "--json")
     problems = {each["place"]: each["problem"] for each in json.loads(done.out)}
     assert done.code == 1 and problems[good] == ""
-    assert "too large" in problems[cut] and "no topic of ours" in problems[foreign]
+    assert "not kept whole" in problems[cut] and "no topic of ours" in problems[foreign]
     assert "no partition 99" in problems[beyond] and "no such letter" in problems[f"{WATCH_EVENTS}/0/12345"]
     assert [record.value for record in desk.all_of(WATCH_EVENTS)] == [b"good"]
     assert {cut, foreign, beyond} == desk.listed().keys()

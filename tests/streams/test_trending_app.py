@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from infra.settings import Settings
-from streams.faust_app import now_ms, open_outbox
+from streams.faust_app import now_ms
 from streams.intake import Raw
 from streams.messages import Context, Trending, WatchEvent, encode
+from streams.outbox import Outbox, create_producer
 from streams.topics import WATCH_EVENTS, partition_of
 from streams.trending import PartitionCounts
 from streams.trending_app import handle, read_published
@@ -28,9 +29,14 @@ def raw(offset: int, user_id: str, item_id: str, region: str | None) -> Raw:
 
 def work(settings: Settings, counts: dict[int, PartitionCounts], *batches: Sequence[Raw]) -> None:
     async def run() -> None:
-        async with open_outbox(settings, "test") as outbox:
+        producer = create_producer(settings.kafka, "test")
+        await producer.start()
+        try:
+            outbox = Outbox(producer, settings.kafka.topic_prefix)
             for batch in batches:
                 assert await handle(batch, counts, outbox, settings) is None
+        finally:
+            await producer.stop()
 
     asyncio.run(run())
 
