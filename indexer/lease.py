@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import socket
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,7 @@ from kafka.structs import OffsetAndMetadata
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from streams import topics
+from streams.clock import running_s
 
 log = structlog.get_logger(__name__)
 
@@ -45,21 +46,43 @@ class LeaseLost(RuntimeError):
 
 
 class _Token(ConsumerRebalanceListener):
-    """Whether we hold the partition. The consumer's own list still shows it while the group is choosing anew."""
+    """Whether we hold the partition. The consumer's own list still shows it while the group is choosing anew.
+
+    `confirmed_s`: of the last request by which the group confirmed us, when it was *sent*; its answer may have lain
+    here while we were paused. kafka-python does not tell, so its record of heartbeats is overheard.
+    """
 
     def __init__(self) -> None:
         self.held = threading.Event()
         self.is_choosing = True
-        self.assigned_s = 0.0  # by the monotonic clock
+        self.losses = 0  # how often it may have been another's since
+        self.confirmed_s = self._asked_s = self._joined_s = -math.inf
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         self.held.clear()
-        self.is_choosing = True
+        self.is_choosing, self._joined_s = True, running_s()
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        self.losses += 1
+        self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self.is_choosing, self.assigned_s = False, time.monotonic()
+        self.is_choosing, self.confirmed_s = False, max(self.confirmed_s, self._joined_s)
         if assigned:
             self.held.set()
+
+    def overhear(self, heartbeat: Any) -> None:
+        sent, received = heartbeat.sent_heartbeat, heartbeat.received_heartbeat
+
+        def note_sent() -> None:
+            self._asked_s = running_s()
+            sent()
+
+        def note_received() -> None:
+            self.confirmed_s = max(self.confirmed_s, self._asked_s)
+            received()
+
+        heartbeat.sent_heartbeat, heartbeat.received_heartbeat = note_sent, note_received
 
 
 class Lease:
@@ -70,15 +93,19 @@ class Lease:
         self._token = _Token()
         self._leave = threading.Event()
         self._place, self._lock = _claim_place(run_dir)
+        self._losses: int | None = None  # of the token, when it was given to us
         self._consumer = _create_member(kafka, self._place, self._token)
         self._thread = threading.Thread(target=self._take_part, name="lease", daemon=True)
         self._thread.start()
 
     def acquire(self, wait_s: float) -> bool:
         """Whether the lease is ours, waiting up to `wait_s` for it. Raises LeaseLost when we are no member any more."""
+        losses = self._token.losses
         held = self._token.held.wait(wait_s)
         if not held and not self._thread.is_alive():
             raise LeaseLost("the connection to the group has ended")
+        if held and self._losses is None:
+            self._losses = losses
         return held
 
     def check(self, stop: threading.Event) -> None:
@@ -89,15 +116,12 @@ class Lease:
             if not self.acquire(0.0) and not self.acquire(_REBALANCE_S):
                 whose = "nobody tells who has" if self._token.is_choosing else "another indexer has taken over"
                 raise LeaseLost(f"{whose} the writing")
-            if time.monotonic() - self._confirmed_s() < self._kafka.session_timeout_s:
+            if self._token.losses != self._losses:
+                raise LeaseLost("another indexer may have had the writing meanwhile")
+            if running_s() - self._token.confirmed_s < self._kafka.session_timeout_s:
                 return
             if stop.wait(_LOOK_S):
                 raise LeaseLost("stopped before the group has answered")
-
-    def _confirmed_s(self) -> float:
-        """Of what the group has answered to, when it was sent: an answer may have lain here while we were paused."""
-        heartbeat = self._consumer._coordinator.heartbeat
-        return float(max(self._token.assigned_s, min(heartbeat.last_send, heartbeat.last_receive)))
 
     def close(self) -> None:
         """Leave, so that whoever waits has it at once."""
@@ -193,6 +217,7 @@ def _create_member(kafka: Kafka, place: str, token: _Token) -> Any:
         reconnect_backoff_max_ms=2000,
     )
     topic = kafka.topic_prefix + topics.RELEASES
+    token.overhear(consumer._coordinator.heartbeat)
     consumer.subscribe([topic], listener=token)
     # Without this the group may choose before it knows the topic; it then gives it to nobody, or chooses again.
     consumer.end_offsets([TopicPartition(topic, 0)])

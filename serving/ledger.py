@@ -1,11 +1,14 @@
 """Which requests are done: an offset is due for commit only when everything that its batch, and all earlier ones, have
-sent is acknowledged. So a crash answers some requests twice, with the same request id, and forgets none."""
+sent is acknowledged. So a crash answers some requests twice, with the same request id, and forgets none. A topic that a
+client has named is waited for as long as others can be made to wait, and is sent to on and on after that.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +23,7 @@ log = structlog.get_logger(__name__)
 Offsets = dict[TopicPartition, int]  # next ones to read
 
 CLIENT = "client"  # stands for every topic that a client has named: a label must be bounded
+CLIENT_S = 5.0  # so long offsets wait for it
 
 
 @dataclass
@@ -28,12 +32,14 @@ class Batch:
 
     sent: list[tuple[str, Any]] = field(default_factory=list)
     offsets: Offsets = field(default_factory=dict)
+    sealed_s: float = 0.0
 
 
 class Ledger:
     """Batches in the order in which they were answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._open = Batch()
         self._sealed: deque[Batch] = deque()
 
@@ -46,7 +52,7 @@ class Ledger:
 
     def seal(self, offsets: Mapping[TopicPartition, int]) -> None:
         """All that these offsets have caused is sent."""
-        self._open.offsets = dict(offsets)
+        self._open.offsets, self._open.sealed_s = dict(offsets), self._clock()
         self._sealed.append(self._open)
         self._open = Batch()
 
@@ -56,7 +62,7 @@ class Ledger:
         Raises the KafkaError of a message to one of our own topics that was lost; a client's topic is its own loss.
         """
         due: Offsets = {}
-        while self._sealed and all(future.is_done for _, future in self._sealed[0].sent):
+        while self._sealed and self._is_done(self._sealed[0]):
             batch = self._sealed.popleft()
             _count(batch)
             due.update(batch.offsets)
@@ -64,9 +70,15 @@ class Ledger:
 
     def wait_for_oldest(self, timeout_s: float) -> None:
         """Until the oldest batch has been acknowledged or has failed, which `acknowledged` then tells."""
-        for _, future in self._sealed[0].sent:
+        oldest = self._sealed[0]
+        for topic, future in oldest.sent:
+            left_s = timeout_s if topic != CLIENT else max(0.0, oldest.sealed_s + CLIENT_S - self._clock())
             with contextlib.suppress(KafkaError):
-                future.get(timeout_s)
+                future.get(left_s)
+
+    def _is_done(self, batch: Batch) -> bool:
+        is_late = self._clock() - batch.sealed_s >= CLIENT_S
+        return all(future.is_done or (is_late and topic == CLIENT) for topic, future in batch.sent)
 
     def forget(self, kept: Iterable[int]) -> None:
         """Offsets of partitions other than these are somebody else's now."""
@@ -86,7 +98,9 @@ def _count(batch: Batch) -> None:
     for topic, count in arrived.items():
         metrics.SENT.labels(topic).inc(count)
     for topic, future in batch.sent:
-        if future.failed():
+        if not future.is_done:
+            future.add_errback(undelivered)
+        elif future.failed():
             if topic != CLIENT:
                 raise future.exception
             undelivered(future.exception)

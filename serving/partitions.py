@@ -34,8 +34,8 @@ from streams.fetching import unpack_for
 log = structlog.get_logger(__name__)
 
 POLL_MS = 50
-JOIN_MS = 1000  # what a join has come to after the poll that began it is thrown away by the client, and it begins anew;
-LONGEST_JOIN_MS = 8000  # so each next poll is twice as long, or on a busy machine the join would never end
+JOIN_MS = 1000  # what a join has come to after this is thrown away by the client, and it begins anew;
+LONGEST_JOIN_MS = 8000  # so each next try is twice as long, or on a busy machine the join would never end
 FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
 BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
 PACE_S = 0.01
@@ -97,9 +97,10 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     def poll(self, most: int, *, wait: bool = True) -> list[Any]:
         """Up to `most` requests that have arrived; empty when there are none for a moment (at once without `wait`)."""
         is_paced = (self._is_paced or not wait) and not self._is_joining
-        wait_ms = self._join_ms if self._is_joining else POLL_MS
-        batches = self.consumer.poll(0 if is_paced else wait_ms, max_records=most)
+        if self._is_joining:  # the consumer's own poll would go on waiting after the join
+            self.consumer._coordinator.poll(timeout_ms=self._join_ms)
         self._join_ms = min(2 * self._join_ms, LONGEST_JOIN_MS) if self._is_joining else JOIN_MS
+        batches = self.consumer.poll(0 if is_paced else POLL_MS, max_records=most)
         if self._is_paced and wait and not batches:
             time.sleep(PACE_S)
         return [record for batch in batches.values() for record in batch]

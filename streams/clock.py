@@ -2,10 +2,13 @@
 
 Two things are asked of a clock. How much time has passed: a jump is no time that passed, so a step that is too large
 to be one counts as none (a machine that slept has seen nothing meanwhile either). And how late it may be at most, to
-tell a stamp that is ahead of its time: that never goes back. Pure: whoever owns it tells it the time, often.
+tell a stamp that is ahead of its time: that never goes back. Pure: whoever owns it tells it the time, often. Only
+`running_s` reads a clock itself.
 """
 
 from __future__ import annotations
+
+import time
 
 LEAP_MS = 600_000  # a clock that is looked at every second does not make such a step by itself
 
@@ -26,3 +29,8 @@ class Clock:
         self.latest_ms = max(now_ms, self.latest_ms + step_ms)
         self._looked_ms = now_ms
         return self
+
+
+def running_s() -> float:
+    """Seconds by a clock that never jumps and counts on while the machine sleeps (the monotonic one does not)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -59,6 +59,7 @@ class Learner:
         self._items = items
         self._settings = settings
         self._step = 0
+        self._has_stepped = False  # of the batch in hand, or the last one
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
         self._trainer = IncrementalTrainer.by_settings(bundle.model, bundle.catalogue, settings, seed=seed)
         self._released = bundle.model
@@ -85,14 +86,21 @@ class Learner:
     def learn(self, batch: Sequence[tuple[int, TrainingExample]], *, evaluate: bool = True) -> Learnt:
         """Rank each (offset, example), then learn them all in one step; the rows that changed, oldest watch noted. The
         progress stays where it is when that fails."""
+        self._has_stepped = False
         fresh, progress = self._unseen(batch)
         rows = self._step_with(fresh, evaluate=evaluate) if fresh else []
         self.progress = progress
         return Learnt(rows, len(batch) - len(fresh))
 
-    def learn_singly(self, batch: Sequence[tuple[int, TrainingExample]]) -> tuple[Learnt, dict[int, Exception]]:
-        """A batch that `learn` has failed on, one example after the other, so that one bad one costs no good one; and
-        the errors of those that fail again, by offset, which the progress passes over."""
+    def learn_singly(
+        self, batch: Sequence[tuple[int, TrainingExample]], bug: Exception
+    ) -> tuple[Learnt, dict[int, Exception]]:
+        """A batch that `learn` has failed on with `bug`, one example after the other, so that one bad one costs no good
+        one; and the errors of those that fail again, by offset, which the progress passes over. Nothing is learnt
+        twice: when the step had been taken, all of the batch counts as failed."""
+        if self._has_stepped:
+            self.begin_at(batch[-1][0] + 1)
+            return Learnt([], 0), {offset: bug for offset, _ in batch}
         rows: list[tuple[bytes, ItemVector | None]] = []
         duplicates, failed = 0, dict[int, Exception]()
         for offset, example in batch:
@@ -113,6 +121,7 @@ class Learner:
         now_ms = max((example.event_ms for example in admitted), default=0)
         if evaluate:
             self._evaluate(examples.take(slice(self._budget.grant(len(examples), len(self._trainer)))))
+        self._has_stepped = True
         result = self._trainer.learn(examples, now_ms)
         self._step += 1
         if result.dropped:

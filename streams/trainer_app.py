@@ -258,7 +258,7 @@ class TrainerWorker:
         try:
             learnt = await loop.run_in_executor(self._executor, lambda: learner.learn(examples, evaluate=evaluate))
         except Exception as bug:
-            return *await loop.run_in_executor(self._executor, learner.learn_singly, examples), bug
+            return *await loop.run_in_executor(self._executor, learner.learn_singly, examples, bug), bug
         return learnt, {}, None
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox) -> Iterator[tuple[int, TrainingExample]]:

@@ -5,7 +5,8 @@ from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
-from serving.ledger import CLIENT, Ledger
+from infra import metrics
+from serving.ledger import CLIENT, CLIENT_S, Ledger
 
 P0, P1 = TopicPartition("recommend-requests", 0), TopicPartition("recommend-requests", 1)
 
@@ -58,6 +59,21 @@ def test_a_loss_on_our_own_topic_is_raised_and_its_offset_not_due() -> None:
     with pytest.raises(KafkaTimeoutError):
         ledger.acknowledged()
     assert ledger.acknowledged() == {}
+
+
+def test_a_clients_topic_that_does_not_answer_holds_offsets_for_a_moment_only() -> None:
+    now_s = [100.0]
+    ledger, theirs, ours = Ledger(lambda: now_s[0]), Future(), Future()
+    ledger.add(CLIENT, theirs)
+    ledger.add("impressions", ours)
+    ledger.seal({P0: 5})
+    now_s[0] += CLIENT_S
+    assert ledger.acknowledged() == {}, "our own topic is waited for"
+    ours.success(None)
+    assert ledger.acknowledged() == {P0: 5}
+    before = metrics.REQUESTS.labels("undeliverable")._value.get()
+    theirs.failure(KafkaTimeoutError("after two minutes"))
+    assert metrics.REQUESTS.labels("undeliverable")._value.get() == before + 1
 
 
 def test_a_loss_on_a_clients_topic_is_borne() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
+from streams.clock import running_s
 from streams.membership import Membership, NotAMember
 
 SESSION_S, REBALANCE_S = 10.0, 20.0
@@ -19,11 +19,13 @@ class Coordinator(SimpleNamespace):
     """As aiokafka's, as far as is looked at: when we were heard `ago` seconds, and settled."""
 
     def __init__(self, heard: float, settled: float, *, member_id: str = "me", is_choosing: bool = False) -> None:
-        now_s = time.monotonic()
+        now_s = running_s()
         future = SimpleNamespace(done=lambda: is_choosing)
         super().__init__(
             heard_s=now_s - heard, settled_s=now_s - settled, member_id=member_id, _rejoin_needed_fut=future
         )
+        self._pending_exception: Exception | None = None
+        self._coordination_task = SimpleNamespace(done=lambda: False)
 
 
 def confirmed(coordinator: Any, timeout_s: float = 0.2) -> bool:
@@ -64,11 +66,18 @@ def test_who_is_told_that_the_group_has_gone_on_stops(how: dict[str, Any]) -> No
         confirmed(Coordinator(11.0, 11.0, **how))
 
 
+def test_who_will_hear_nothing_more_stops() -> None:
+    coordinator = Coordinator(11.0, 11.0)
+    coordinator._pending_exception = PermissionError()
+    with pytest.raises(NotAMember):
+        confirmed(coordinator)
+
+
 def test_an_answer_counts_from_when_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have lain in the socket of a process that was paused."""
     Membership(SimpleNamespace(), SESSION_S, REBALANCE_S)  # type: ignore[arg-type]
     coordinator: Any = Coordinator(11.0, 11.0)
-    began_s = time.monotonic()
+    began_s = running_s()
 
     async def answer_late(_: Any) -> Any:
         await asyncio.sleep(0.3)
