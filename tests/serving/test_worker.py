@@ -115,7 +115,7 @@ def system(
         Settings(
             data_dir=data_dir,
             kafka=Kafka(topic_prefix=f"s{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS),
-            serving=Serving(max_k=60, heartbeat_s=0.5, deadline_s=20.0),
+            serving=Serving(max_k=60, heartbeat_s=0.5, deadline_s=20.0, search_s=10.0),  # busy machines answer late
         ),
         kafka,
         milvus_uri,
