@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams.dead_letters import check_headers, dead_letter, is_whole, marked
-from streams.messages import DeadLetter, Refused, decode, encode
+from streams.messages import UNREADABLE, DeadLetter, Refused, decode, encode
 
 LIMIT = 1_000_000
 
@@ -56,6 +56,10 @@ def test_a_letter_fits_into_its_topic_whatever_the_record_is_made_of() -> None:
 
 def test_letters_of_before_said_in_words_what_was_cut() -> None:
     assert not is_whole(DeadLetter("items", 0, 1, "no (value cut to 500000 of 2000000 bytes)", "too_large", 5))
+
+
+def test_what_stands_for_a_batch_that_could_not_be_unpacked_is_not_the_message() -> None:
+    assert not is_whole(DeadLetter("items", 0, 1, "unreadable record batch", "unreadable", 5, None, UNREADABLE + b"why"))
 
 
 def test_a_mark_names_the_place_and_holds_nothing_else() -> None:
