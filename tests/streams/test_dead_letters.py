@@ -59,7 +59,7 @@ def test_letters_of_before_said_in_words_what_was_cut() -> None:
 
 
 def test_what_stands_for_a_batch_that_could_not_be_unpacked_is_not_the_message() -> None:
-    assert not is_whole(DeadLetter("items", 0, 1, "unreadable record batch", "unreadable", 5, None, UNREADABLE + b"why"))
+    assert not is_whole(DeadLetter("items", 0, 1, "it cannot be unpacked", "unreadable", 5, None, UNREADABLE + b"why"))
 
 
 def test_a_mark_names_the_place_and_holds_nothing_else() -> None:
