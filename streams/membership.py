@@ -13,6 +13,7 @@ aiokafka keeps neither time, so both are noted where it sends them.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import faust
@@ -28,11 +29,10 @@ class NotAMember(RuntimeError):
 
 
 class Membership:
-    """Of the app's worker. `session_s`: after so long without a word the group gives our partitions away.
-    `rebalance_s`: so long it waits for our last batch when it gives them out anew."""
+    """Of the app's worker; needs `note_confirmations`. `session_s`: after so long without a word the group gives our
+    partitions away. `rebalance_s`: so long it waits for our last batch when it gives them out anew."""
 
     def __init__(self, app: faust.App, session_s: float, rebalance_s: float) -> None:
-        note_confirmations()
         self._app = app
         self._session_s, self._rebalance_s = session_s, rebalance_s
 
@@ -44,12 +44,12 @@ class Membership:
     def _is_confirmed(self, now_s: float) -> bool:
         consumer: Any = self._app.consumer
         coordinator = consumer._thread._consumer._coordinator
-        heard_s, settled_s = getattr(coordinator, "heard_s", 0.0), getattr(coordinator, "settled_s", 0.0)
+        heard_s, settled_s = coordinator.heard_s, coordinator.settled_s
         if now_s - heard_s < self._session_s and now_s - settled_s < self._rebalance_s:
             return True
         is_out = not coordinator.member_id or coordinator._rejoin_needed_fut.done()
         is_out |= coordinator._pending_exception is not None or coordinator._coordination_task.done()
-        if heard_s and is_out and now_s - settled_s >= self._session_s:
+        if heard_s > -math.inf and is_out and now_s - settled_s >= self._session_s:
             raise NotAMember(f"the group has last confirmed us {now_s - settled_s:.1f} s ago and has gone on since")
         return False
 
@@ -77,6 +77,7 @@ def note_confirmations() -> None:
             self._coordinator.heard_s = self._coordinator.settled_s = sent_s
         return assignment
 
+    GroupCoordinator.heard_s = GroupCoordinator.settled_s = -math.inf
     noted_beat.is_noted = True  # type: ignore[attr-defined]
     GroupCoordinator._do_heartbeat = noted_beat
     CoordinatorGroupRebalance._send_sync_group_request = noted_sync
