@@ -83,7 +83,7 @@ def desk(kafka_settings: Settings, monkeypatch, capsys) -> Iterator[Desk]:
 
 def test_letters_are_listed_and_chosen_by_topic_code_and_time(desk: Desk):
     old = desk.put(b"{", offset=1, at_ms=now_ms() - 3 * HOUR_MS, code="malformed")
-    new = desk.put(b"{}", offset=2)
+    new = desk.put(b"{}", offset=2, at_ms=now_ms() - 1000)
     item = desk.put(b"\xff", topic=ITEMS, offset=2)
     desk.traffic.send(DEAD_LETTERS, None, b"this is no letter")
     assert list(desk.listed()) == [old, new, item], "oldest first; what is no letter is passed over"
