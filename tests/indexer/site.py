@@ -163,7 +163,7 @@ class Site:
         return float(found[item_id][1][0]) if item_id in found else None
 
     def wait(self, true: Callable[[], bool], what: str) -> None:
-        wait_until(true, what, PATIENCE_S)
+        wait_until(lambda: bool(self.failures) or true(), what, PATIENCE_S)
         assert not self.failures, self.failures
 
     def wait_for(self, bundle: Bundle, **values: float | None) -> None:
