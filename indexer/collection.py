@@ -1,4 +1,5 @@
-"""The index: one Milvus collection per version, named `items_<version>`. What it raises (indexer/errors.py):
+"""The index: one Milvus collection per version, known by the alias `items_<version>`. What it raises
+(indexer/errors.py):
 
     IndexFailure
     ├── IndexUnavailable   Milvus does not answer, or not in time, or is overloaded: the same call may work later
@@ -15,6 +16,9 @@ Beside its vector a row has the item's facts, for filters (indexer/scalars.py).
 Milvus Lite writes a log before anything else, and reads it after a crash up to the first torn record. A write that
 fails (a full disk) may have torn it, and what is acknowledged behind would be gone with the next crash: so the first
 write after a failure, or of a process, is flushed, which begins a new log.
+
+Another collection takes a version's place by taking over its alias, which is one step for whoever searches. A
+collection without an alias is nobody's, and goes with the next drop.
 
 How the vectors are held (indexer/forms.py) is no matter of callers: they give vectors and get inner products.
 """
@@ -36,7 +40,17 @@ from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavai
 from indexer.forms import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
 from indexer.milvus import connect, is_not_loaded, translated
 from indexer.scalars import UNKNOWN, Scalars
-from indexer.schema import PREFIX, collection_name, is_indexable, is_one_of, rows_of, schema_of
+from indexer.schema import (
+    BESIDE,
+    PREFIX,
+    collection_name,
+    is_indexable,
+    is_one_of,
+    is_stored_name,
+    rows_of,
+    schema_of,
+    stored_name,
+)
 from indexer.sphere import inner_products, lift, lift_queries
 from infra.settings import Milvus
 
@@ -81,8 +95,8 @@ class Index:
     def versions(self) -> list[str]:
         """Versions that have a collection, complete or not, oldest name first."""
         with translated("list collections"):
-            names = self._client().list_collections(timeout=self._milvus.timeout_s)
-        return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+            names = self._aliases()
+        return sorted(name.removeprefix(PREFIX) for name in names if not name.endswith(BESIDE))
 
     def create(self, version: str, dim: int, *, longest: float = 16.0, rows: int = 0) -> None:
         """An empty, loaded collection of vectors of length `dim`, the longest of which has the norm `longest`, for
@@ -90,38 +104,46 @@ class Index:
 
         Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
-        form = form_for(self._milvus, longest=longest, rows=rows)
+        form, name = form_for(self._milvus, longest=longest, rows=rows), stored_name(version)
         with translated("create", version):
             self._client().create_collection(
-                collection_name(version),
+                name,
                 schema=schema_of(dim + bool(form.radius)),
                 index_params=index_of(form, self._milvus),
                 consistency_level="Strong",
                 properties=properties_of(form),
                 timeout=_SLOW_S,
             )
+            self._client().create_alias(name, collection_name(version), timeout=self._milvus.timeout_s)
         self._unflushed.pop(version, None)
         self._filling.add(version)
         self._sound.add(version)
         self._forms[version] = form
 
     def drop(self, version: str) -> None:
-        """Remove a collection; nothing happens when there is none."""
+        """Remove a collection, and all that have no alias any more; nothing happens when there is none."""
+        client, name = self._client(), collection_name(version)
         with translated("drop", version):
-            self._client().drop_collection(collection_name(version), timeout=_SLOW_S)
+            if name in self._aliases():
+                client.drop_alias(name, timeout=self._milvus.timeout_s)
+            client.drop_collection(name, timeout=_SLOW_S)  # of an older nextwatch; and the client forgets its fields
+            for stored in client.list_collections(timeout=self._milvus.timeout_s):
+                if is_stored_name(stored) and not self._aliases(of=stored):
+                    client.drop_collection(stored, timeout=_SLOW_S)
         self._unflushed.pop(version, None)
         self._filling.discard(version)
         self._forms.pop(version, None)
 
-    def rename(self, version: str, other: str) -> None:
-        """Give a collection the name of another version, which has none; its mark goes with it."""
-        with translated("rename", version):
-            names = collection_name(version), collection_name(other)
-            self._client().rename_collection(*names, timeout=_SLOW_S)
+    def replace(self, version: str, by: str) -> None:
+        """Let the collection of `by` be the one of `version` too, from the next search on."""
+        client, timeout = self._client(), self._milvus.timeout_s
+        with translated("replace", version):
+            stored = client.describe_alias(collection_name(by), timeout=timeout)["collection_name"]
+            client.alter_alias(stored, collection_name(version), timeout=timeout)
         for known in (self._forms, self._unflushed):
             known.pop(version, None)
-            known.pop(other, None)
-        self._filling -= {version, other}
+        self._filling.discard(version)
+        self._sound.discard(version)
 
     def is_alike(self, version: str, other: str) -> bool:
         """Whether two collections hold vectors in the same form, so that who searches one can search the other."""
@@ -263,6 +285,11 @@ class Index:
             if self._connected is None:
                 self._connected, self._is_lite = connect(self._milvus)
             return self._connected
+
+    def _aliases(self, of: str = "") -> list[str]:
+        """Ours: all, or those of one collection."""
+        names = self._client().list_aliases(of, timeout=self._milvus.timeout_s)["aliases"]
+        return [name for name in names if name.startswith(PREFIX)]
 
     def _describe(self, version: str) -> tuple[dict[str, str], int]:
         """A collection's properties and the dimension of what it stores."""

@@ -79,8 +79,7 @@ def is_wanted(item_id: str, rows: Rows) -> bool:
 
 def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> None:
     """An attempt may have left half a collection behind."""
-    if version in index.versions():
-        index.drop(version)
+    index.drop(version)
     index.create(version, dim, longest=longest, rows=rows)
 
 

@@ -14,7 +14,7 @@ from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamErr
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from infra.settings import Milvus
 
-_NOT_FOUND, _NOT_LOADED = 100, 101
+_NOT_FOUND, _NOT_LOADED, _NO_ALIAS = 100, 101, 1600
 _LITE_INPUT_ERROR = 6
 _INPUT_ERRORS = range(1100, 1200)
 _NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
@@ -59,7 +59,7 @@ def translated(call: str, version: str = "") -> Iterator[None]:
 
 def _kind_of(error: MilvusException) -> type[IndexFailure]:
     """What is unknown is retried: it is better to wait in sight than to drop a row."""
-    if error.code == _NOT_FOUND:
+    if error.code in {_NOT_FOUND, _NO_ALIAS}:
         return IndexMissing
     codes = {*_INPUT_ERRORS, *_NO_ACCESS, _LITE_INPUT_ERROR}
     refused = error.code in codes or isinstance(error, ParamError | DataNotMatchException)

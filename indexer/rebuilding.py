@@ -3,22 +3,18 @@ there.
 
 It is asked for on `releases` (`nextwatch rebuild index`), since one process writes to Milvus: the indexer. It does
 nothing else meanwhile, so nothing changes under it: what arrives waits in Kafka, servers search the old collection, and
-a mirror stays fresh. The new one is filled, verified as every new release's is, and caught up with all rows; then it
-takes the old one's name. The order of effects:
+a mirror stays fresh. The new one is filled, verified as every new release's is, and caught up with all rows; it is
+marked as the old one was; then it takes over the old one's alias, which no search notices; the old one is dropped; the
+request is answered.
 
-1. the new collection, under a name of its own, is whole;
-2. the old one is marked as such: whoever starts now makes the collection anew, as a lost one is;
-3. the old one gives its name up, the new one takes it (in between servers are on the next step of their ladder);
-4. the new one is marked announced, as the old one was, and the old one is dropped;
-5. the request is answered.
-
-A crash before 2 leaves a collection that nobody needs, which is dropped; a request without an answer is done again.
+A crash before it takes over leaves a collection that nobody needs, which goes with the next drop; a request without an
+answer is done again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
@@ -31,6 +27,7 @@ from indexer.handover import announced_ms
 from indexer.intake import Intake
 from indexer.patience import Patience
 from indexer.rows import Rows
+from indexer.schema import BESIDE
 from indexer.verifying import verify
 from indexer.writing import write_all
 from infra.fault_points import reached
@@ -42,9 +39,6 @@ from streams.follow import TopicFollower
 from streams.messages import RebuildAsked, RebuildDone, Refused
 
 log = structlog.get_logger(__name__)
-
-BESIDE, OLD = "__rebuilt", "__old"  # after the version, in the names of collections
-REBUILDING = "rebuilding"  # the mark of one that is to be replaced
 
 
 class Requests:
@@ -139,21 +133,10 @@ def _catch_up(bundle: Bundle, own: Rows, facts: Facts, settings: Settings) -> It
 
 
 def _swap(index: Index, version: str, mark: str, patiently: Patience) -> None:
-    patiently(lambda: index.drop(version + OLD))
-    patiently(lambda: index.mark(version, REBUILDING))
-    patiently(lambda: _rename(index, version, version + OLD))
-    reached("indexer: old name given up")
-    patiently(lambda: _rename(index, version + BESIDE, version))
-    patiently(lambda: index.load(version))
-    patiently(lambda: index.mark(version, mark))
-    reached("indexer: rebuilt marked")
-    patiently(lambda: index.drop(version + OLD))
-
-
-def _rename(index: Index, version: str, other: str) -> None:
-    """An acknowledgement may have been lost."""
-    if version in index.versions():
-        index.rename(version, other)
+    patiently(lambda: index.mark(version + BESIDE, mark))
+    patiently(lambda: index.replace(version, by=version + BESIDE))
+    reached("indexer: rebuilt takes over")
+    patiently(lambda: index.drop(version + BESIDE))
 
 
 class Beside:
@@ -163,11 +146,8 @@ class Beside:
     def __init__(self, index: Index, version: str) -> None:
         self._index, self._version = index, version
 
-    def versions(self) -> Sequence[str]:
-        return [version.removesuffix(BESIDE) for version in self._index.versions() if version != self._version]
-
     def __getattr__(self, method: str) -> Any:
-        """Every other method, whose first argument is the version."""
+        """Every method's first argument is the version."""
         call = getattr(self._index, method)
 
         def with_name(version: str, *arguments: Any, **options: Any) -> Any:

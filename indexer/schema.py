@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,25 @@ from indexer.scalars import Scalars, add_fields, as_row
 Floats = NDArray[np.float32]
 
 PREFIX = "items_"
+BESIDE = "__beside"  # after the version, in the name of what is to take its place
 _ID_BYTES = 1024
+_STORED = re.compile(PREFIX + ".+__[0-9a-f]{16}")
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of surrogate pairs
 
 
 def collection_name(version: str) -> str:
+    """By which everybody finds the collection of a version: an alias of the collection that it is at the time."""
     return PREFIX + version
+
+
+def stored_name(version: str) -> str:
+    """A collection's own name, a new one each time: in Milvus Lite a search that meets a drop or a rename can leave a
+    directory behind, under whose name no collection can be made again."""
+    return f"{collection_name(version)}__{secrets.token_hex(8)}"
+
+
+def is_stored_name(name: str) -> bool:
+    return _STORED.fullmatch(name) is not None
 
 
 def is_indexable(item_id: str) -> bool:

@@ -10,7 +10,7 @@ import msgspec
 
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from indexer.rebuilding import BESIDE
+from indexer.schema import BESIDE
 from infra.child import ServiceError
 from infra.releases import read_bundles, read_topic
 from infra.settings import Settings

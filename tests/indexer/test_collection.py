@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index, collection_name, is_indexable
-from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
+from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from indexer.scalars import Scalars
+from indexer.schema import BESIDE
 from indexer.sphere import longest_of
 from infra.milvus_server import start_milvus
 from infra.settings import Milvus, Settings
+from tests.beside import beside
 from tests.conftest import milvus_answers
 from tests.system import wait_until
 
@@ -247,6 +250,51 @@ def test_a_mark_stays_with_its_collection(index: Index) -> None:
     assert index.versions() == ["b"]
 
 
+def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, milvus_uri: str) -> None:
+    """Milvus Lite's rename, under searches, left directories behind whose names nothing could have any more."""
+    rows, found, failures = vectors(20), list[int](), list[IndexFailure]()
+    searcher = Index(Milvus(uri=milvus_uri))
+    new = "a" + BESIDE
+
+    def make(version: str, count: int) -> None:
+        index.create(version, DIM)
+        index.upsert(version, ids(count), rows[:count], [0] * count)
+        index.flush(version)
+        index.load(version)
+
+    def search(stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                found.append(len(searcher.search("a", rows[:1], 100)[0][0]))
+            except IndexFailure as failure:
+                failures.append(failure)
+
+    make("a", 10)
+    with beside(search, "searcher"):
+        for count in range(11, 21):
+            make(new, count)
+            assert index.versions() == ["a"], "what is beside is no version"
+            index.replace("a", by=new)
+            index.drop(new)
+            index.drop(new)
+            assert index.count("a") == count
+            before = len(found)
+            wait_until(lambda before=before: len(found) > before + 1, "searches", 20)  # type: ignore[misc]
+    searcher.close()
+    assert found == sorted(found) and set(found) == set(range(10, 21))
+    assert len(failures) <= 1, f"at most one that was under way in what was dropped: {failures}"
+    assert len(index._client().list_collections()) == 1, "what was replaced is gone"
+
+
+def test_what_a_crash_leaves_without_an_alias_goes_with_the_next_drop(index: Index) -> None:
+    index.create("a", DIM)
+    index.create("b", DIM)
+    index._client().drop_alias(collection_name("b"))
+    assert index.versions() == ["a"] and len(index._client().list_collections()) == 2
+    index.drop("c")
+    assert index.versions() == ["a"] and len(index._client().list_collections()) == 1
+
+
 def test_a_missing_collection_is_named(index: Index) -> None:
     name = collection_name("nope")
     for call in (
@@ -256,6 +304,7 @@ def test_a_missing_collection_is_named(index: Index) -> None:
         lambda: index.count("nope"),
         lambda: index.mark("nope", "whole"),
         lambda: index.load("nope"),
+        lambda: index.replace("nope", by="nope"),
     ):
         with pytest.raises(IndexMissing, match=name):
             call()
