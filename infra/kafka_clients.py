@@ -6,6 +6,7 @@ import contextlib
 import ssl
 from typing import Any
 
+from kafka.cluster import ClusterMetadata
 from kafka.errors import KafkaError
 
 from infra.certificates import load_certificate
@@ -14,6 +15,7 @@ from infra.settings import Kafka, SettingsError
 
 def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of kafka-python's consumer, producer and admin client."""
+    _ask_for_metadata_once()
     options: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap.split(","),
         "security_protocol": kafka.security_protocol,
@@ -61,6 +63,26 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext:
     if kafka.ssl_cert_file:
         load_certificate(context, kafka.ssl_cert_file, kafka.ssl_key_file, "kafka.ssl_cert_file, kafka.ssl_key_file")
     return context
+
+
+def _ask_for_metadata_once() -> None:
+    """Let kafka-python ask for an update of its metadata once, until it has come or failed.
+
+    A producer with something to send to a partition without a leader (its broker was stopped in order, or has just
+    started) asks in each turn of its loop, and each time wakes itself up for the next: a whole core, in every process,
+    just when brokers start. There is no setting for it.
+    """
+    ask = ClusterMetadata.request_update
+    if getattr(ask, "asks_once", False):
+        return
+
+    def request_update(self: Any) -> Any:
+        with self._lock:
+            asked = self._future if self._need_update else None
+        return ask(self) if asked is None or asked.is_done else asked
+
+    request_update.asks_once = True  # type: ignore[attr-defined]
+    ClusterMetadata.request_update = request_update
 
 
 def close_producer(producer: Any, timeout_s: float) -> None:

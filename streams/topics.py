@@ -20,7 +20,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from streams import messages
 
-SEGMENT_BYTES = 64 << 20  # of compacted topics
+SEGMENT_BYTES = 16 << 20  # of compacted topics
 HOUR_MS = 3_600_000
 # Of compacted topics of users: so long after it was overwritten a record may still lie in the log, and so long after
 # that its tombstone, which holds the user's id. It is enough for whoever reads the topic from its beginning.
