@@ -55,6 +55,7 @@ class Killer:
         self._rng = random.Random(seed)
         self._away: dict[str, tuple[int, float]] = {}  # dead processes: the process id that each had, and since when
         self._pids: dict[str, int] = {}
+        self._ready_s: dict[str, float] = {}  # when each was first seen ready since `up` was killed
 
     def wait_ready(self, names: Sequence[str] = ALL) -> None:
         """Return when all of them are ready, and know their process ids."""
@@ -101,7 +102,9 @@ class Killer:
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before.values()), "all gone", GONE_S)
         self._away.clear()
         self._pids.clear()
+        self._ready_s.clear()
         self.wait_ready()
+        self._say("ready after s: " + ", ".join(f"{name} {at - began_s:.1f}" for name, at in self._ready_s.items()))
         self.deaths.died_at.update(point for point in points if self._system.has_died_at(point))
         self._note_recovery(UP, time.monotonic() - began_s)
 
@@ -127,6 +130,8 @@ class Killer:
         """What is ready; who is back is noted."""
         ready = self._system.ready()
         now_s = time.monotonic()
+        for name in ready:
+            self._ready_s.setdefault(name, now_s)
         for name, (pid, since_s) in list(self._away.items()):
             if ready.get(name, pid) != pid:
                 del self._away[name]

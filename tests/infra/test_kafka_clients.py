@@ -27,8 +27,8 @@ def spent_s() -> float:
 def test_who_has_something_to_send_to_a_broker_that_was_stopped_in_order_does_not_spin(
     make_settings: Callable[..., Settings],
 ) -> None:
-    """It was a whole core, in each process, until the broker was there again; as often as not, for it depends on whether
-    the client has heard that there is no leader."""
+    """It was a whole core, in each process, until the broker was there again. (As often as not: it depends on whether
+    the client has heard that there is no leader.)"""
     broker = start_broker(make_settings(), environ=environ_for("kafka"))
     kafka = Kafka(bootstrap=broker.bootstrap)
     topics.create_topics(kafka)
