@@ -31,7 +31,7 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
     states = create_table(app, settings, "join", topics.JOIN_STATE)
     worker = JoinWorker(settings, states, Reading(app, settings.kafka.topic_prefix), read_statistics)
     worker.forgetting = Forgetting(settings, "join", states, JoinState, worker.drop)
-    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
+    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and worker.is_current)
     declare_agent(app, settings, "join", TOPICS, worker.handle, max_=settings.join.batch, within=settings.join.wait_s)
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]

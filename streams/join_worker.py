@@ -78,6 +78,11 @@ class JoinWorker:
         self._quality = RankingQuality()
         self._lock = asyncio.Lock()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether all is known of the partitions that are ours."""
+        return self._progress.assigned() <= self.partitions.keys()
+
     async def handle(self, batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
         """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
         async with self._lock:

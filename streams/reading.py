@@ -1,4 +1,4 @@
-"""How far a Faust app that reads `impressions` has come with reading and committing them, partition by partition."""
+"""How far a Faust app has come with reading and committing, partition by partition of what it reads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from streams import topics
 
 
 class Reading:
-    """How far Faust has come with reading and committing."""
+    """How far Faust has come with reading and committing; whose partitions are ours is told by those of `topic`."""
 
-    def __init__(self, app: faust.App, topic_prefix: str) -> None:
+    def __init__(self, app: faust.App, topic_prefix: str, topic: str = topics.IMPRESSIONS) -> None:
         self._app = app
-        self._prefix = topic_prefix
+        self._prefix, self._topic = topic_prefix, topic
 
     def assigned(self) -> set[int]:
         """The partitions that are ours and whose states are recovered."""
         app = self._app
         if app.should_stop or not app.rebalancing_count or app.rebalancing or not app.tables.actives_ready:
             return set()
-        return {tp.partition for tp in app.consumer.assignment() if tp.topic == self._prefix + topics.IMPRESSIONS}
+        return {tp.partition for tp in app.consumer.assignment() if tp.topic == self._prefix + self._topic}
 
     def end(self, topic: str, partition: int) -> int | None:
         """The offset after the newest record, None while it is not known."""

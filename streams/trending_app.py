@@ -27,43 +27,58 @@ from streams.history import is_completed
 from streams.intake import Raw, read, reject
 from streams.messages import Refused, Trending, WatchEvent, decode, encode
 from streams.outbox import Outbox
+from streams.reading import Reading
 from streams.trending import GLOBAL, REGION, PartitionCounts
 
 KINDS = {topics.WATCH_EVENTS: WatchEvent}
 MOST_EVENTS = 5000  # handled together
+LOOK_S = 0.2  # between two looks whether partitions are new to us
 
 
 def create_trending_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trending")
     counts: dict[int, PartitionCounts] = {}
-    follow_readiness(app, health)
+    lock = asyncio.Lock()  # counts are taken up and given up between two batches
+    reading = Reading(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
+    follow_readiness(app, health, recovered=lambda: reading.assigned() <= counts.keys())
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def forget(_: Any, revoked: Iterable[Any], **__: Any) -> None:
-        for tp in revoked:
-            counts.pop(tp.partition, None)
+        async with lock:
+            for tp in revoked:
+                counts.pop(tp.partition, None)
+
+    async def handle_in_turn(batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
+        async with lock:
+            await take_up({raw.partition for raw in batch}, counts, settings)
+            return await handle(batch, counts, outbox, settings)
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def take_up_before_events_come() -> None:
+        while not app.should_stop:
+            async with lock:
+                await take_up(reading.assigned(), counts, settings)
+            await asyncio.sleep(LOOK_S)
 
     declare_agent(
-        app,
-        settings,
-        "trending",
-        KINDS,
-        lambda batch, outbox: handle(batch, counts, outbox, settings),
-        max_=MOST_EVENTS,
-        within=settings.trending.publish_s,
+        app, settings, "trending", KINDS, handle_in_turn, max_=MOST_EVENTS, within=settings.trending.publish_s
     )
     return app
+
+
+async def take_up(partitions: set[int], counts: dict[int, PartitionCounts], settings: Settings) -> None:
+    """Go on with the published counts of partitions that are new to us."""
+    if missing := partitions - counts.keys():
+        published = await asyncio.get_running_loop().run_in_executor(None, read_published, settings.kafka)
+        counts |= {partition: start(partition, published, settings) for partition in missing}
 
 
 async def handle(
     batch: Sequence[Raw], counts: dict[int, PartitionCounts], outbox: Outbox, settings: Settings
 ) -> BaseException | None:
-    """Count a batch and publish the scopes that it changed. Returns the first bug that an event has shown."""
+    """Count a batch, of partitions whose counts were taken up, and publish the scopes that it changed. Returns the
+    first bug that an event has shown."""
     touched = sorted({raw.partition for raw in batch})
-    missing = [partition for partition in touched if partition not in counts]
-    if missing:
-        published = await asyncio.get_running_loop().run_in_executor(None, read_published, settings.kafka)
-        counts |= {partition: start(partition, published, settings) for partition in missing}
     bug = count(batch, counts, outbox, settings, now_ms=now_ms())
     for partition in touched:
         publish(partition, counts[partition], outbox)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from streams.releases import announce
 from streams.topics import create_topics
 from tests.benchmarks.crash_recovery import fill
 from tests.service import Size, train_releases
-from tests.system import READY_S, running
+from tests.system import READY_S, process, running
 from tests.traffic import now_ms
 
 pytestmark = pytest.mark.system
@@ -58,3 +59,30 @@ def test_a_process_is_ready_only_when_all_its_users_are_known_and_its_release_is
         ready, reasons = first_when_ready(settings, {*KNOWS, "trainer"})
     assert {name: ready[name][knows] for name, knows in KNOWS.items()} == dict.fromkeys(KNOWS, USERS)
     assert set(reasons) >= {*KNOWS}, "they were asked before, and said what they waited for"
+
+
+SLOW = """
+import pathlib, runpy, sys, time
+import streams.{name}_app as worker
+
+read, found = worker.{reader}, pathlib.Path(sys.argv.pop())
+
+def read_slowly(kafka):
+    time.sleep({seconds})
+    rows = read(kafka)
+    found.touch()
+    return rows
+
+worker.{reader} = read_slowly
+runpy.run_module("infra.cli", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("name", "reader"), [("trending", "read_published"), ("join", "read_statistics")])
+def test_a_worker_that_does_not_know_yet_what_it_has_counted_is_not_ready(settings, tmp_path, name, reader):
+    """No event comes: it reads its counts before there is anything to add."""
+    program = SLOW.format(name=name, reader=reader, seconds=3)
+    found = tmp_path / "found"
+    with process(settings, name, [sys.executable, "-c", program, "worker", name, str(found)]):
+        first_when_ready(settings, {name})
+        assert found.exists()

@@ -14,7 +14,7 @@ from streams.messages import Context, Trending, WatchEvent, encode
 from streams.outbox import Outbox, create_producer
 from streams.topics import WATCH_EVENTS, partition_of
 from streams.trending import PartitionCounts
-from streams.trending_app import handle, read_published
+from streams.trending_app import handle, read_published, take_up
 from tests.system import with_section
 
 pytestmark = pytest.mark.system
@@ -34,6 +34,7 @@ def work(settings: Settings, counts: dict[int, PartitionCounts], *batches: Seque
         try:
             outbox = Outbox(producer, settings.kafka.topic_prefix)
             for batch in batches:
+                await take_up({raw.partition for raw in batch}, counts, settings)
                 assert await handle(batch, counts, outbox, settings) is None
         finally:
             await producer.stop()
