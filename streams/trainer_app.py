@@ -156,15 +156,17 @@ class TrainerWorker:
         return bug
 
     async def adopt_newest(self) -> None:
-        """Change to the newest release if there is a newer one than ours, and catch up with the stream. Raises
-        ForgetSecretWrong."""
+        """Change to the newest release if there is a newer one than ours, and catch up with the stream; a standby has
+        none, also when a batch of the time before is still in its hands. Raises ForgetSecretWrong."""
         if not self._known.caught_up.is_set():
             await asyncio.get_running_loop().run_in_executor(None, self._known.caught_up.wait)
         self._known.check()
         async with self._lock:
             newest = self._known.newest
             loop = asyncio.get_running_loop()
-            if newest is None or newest.version == self._version or loop.time() < self._retry_at:
+            if not self._is_assigned or newest is None or newest.version == self._version:
+                return
+            if loop.time() < self._retry_at:
                 return
             try:
                 await self._adopt(newest)

@@ -15,7 +15,7 @@ from streams import topics
 from streams.epochs import claim, is_claim, mark
 from streams.intake import Raw
 from streams.learner import PROGRESS_KEY, Learner, Progress
-from streams.messages import ItemVector, TrainingExample, decode, encode
+from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
 from streams.outbox import Placed
 from streams.trainer_app import Known, TrainerWorker
 from tests.streams.memory_log import MemoryLog
@@ -224,6 +224,29 @@ def test_another_assignment_ends_it_and_the_same_one_changes_nothing(worker: Tra
         assert await worker.writer.claim() == 2, "who gets it back claims again"
 
     asyncio.run(reassigned())
+
+
+def test_a_batch_that_is_still_in_hand_makes_no_trainer_of_one_that_the_group_has_passed_over(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """It would claim, and the one whose turn it is would lose its rows and a session."""
+    adopted: list[str] = []
+
+    async def adopt(newest: BundlePublished) -> None:
+        adopted.append(newest.version)
+
+    async def passed_over() -> None:
+        worker._known.newest = BundlePublished("v2", 1, 8, 10, "")
+        monkeypatch.setattr(worker, "_adopt", adopt)
+        worker.hear_assignment(True)
+        worker.hear_assignment(False)
+        assert await worker.handle(batch("item-1")) is None
+        assert (adopted, worker.writer.epoch) == ([], 0)
+        worker.hear_assignment(True)
+        assert await worker.handle(batch("item-1")) is None
+        assert adopted == ["v2"]
+
+    asyncio.run(passed_over())
 
 
 def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched(
