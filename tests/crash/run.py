@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kafka.admin import ConfigResource, ConfigResourceType
+
 from infra.cli.learn import published
 from infra.releases import read_topic
 from infra.settings import Indexer, Join, Kafka, Serving, Settings, Trending
@@ -129,6 +131,7 @@ def run_crashes(scale: Scale, script: Script, data_dir: Path, seed: int, say: Ca
         )
         killer = Killer(system, seed, say)
         killer.wait_ready()
+        keep_all_records(system.settings.kafka)
         say(f"ready after {time.monotonic() - began_s:.0f} s")
         load = Load(system.settings.kafka, seed, scale.users, releases.items, scale.pace)
         run = Run(system, load, killer, releases, random.Random(seed), say)
@@ -143,6 +146,20 @@ def run_crashes(scale: Scale, script: Script, data_dir: Path, seed: int, say: Ca
             look(run, outcome)
         say(f"stopping: {system.stop()}")
     return outcome
+
+
+def keep_all_records(kafka: Kafka) -> None:
+    """Histories and rows are not compacted while we look: a reply is judged by those that it was made from."""
+    names = [kafka.topic_prefix + topic for topic in (topics.USER_HISTORIES, topics.ITEM_VECTORS)]
+    kept = {"min.compaction.lag.ms": str(12 * topics.HOUR_MS)}
+    with topics.open_admin(kafka) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=kept) for name in names])
+
+        def are_kept() -> bool:
+            configs = topics.describe_configs(admin, names)
+            return all(configs[name].items() >= kept.items() for name in names)
+
+        wait_until(are_kept, "records are kept", PATIENCE_S)
 
 
 def rest(run: Run) -> None:
