@@ -7,8 +7,7 @@ a mirror stays fresh. The new one is filled, verified as every new release's is,
 marked as the old one was; then it takes over the old one's alias, which no search notices; the old one is dropped; the
 request is answered.
 
-A crash before it takes over leaves a collection that nobody needs, which goes with the next drop; a request without an
-answer is done again.
+A request without an answer is done again, and begins by dropping what a crash has left beside.
 """
 
 from __future__ import annotations

@@ -164,9 +164,9 @@ class TrainerWorker:
         async with self._lock:
             newest = self._known.newest
             loop = asyncio.get_running_loop()
-            if not self._is_assigned or newest is None or newest.version == self._version:
+            if newest is None or newest.version == self._version:
                 return
-            if loop.time() < self._retry_at:
+            if not self._is_assigned or loop.time() < self._retry_at:
                 return
             try:
                 await self._adopt(newest)

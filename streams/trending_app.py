@@ -40,7 +40,7 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
     counts: dict[int, PartitionCounts] = {}
     lock = asyncio.Lock()  # counts are taken up and given up between two batches
     reading = Reading(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
-    follow_readiness(app, health, recovered=lambda: reading.assigned() <= counts.keys())
+    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and reading.assigned() <= counts.keys())
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def forget(_: Any, revoked: Iterable[Any], **__: Any) -> None:
