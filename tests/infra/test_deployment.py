@@ -28,6 +28,9 @@ OURS = {name: service for name, service in COMPOSE["services"].items() if servic
 IN_A_UNIT = "/opt/nextwatch/bin/nextwatch"
 EXPOSED_MOST = 2.0  # of 10, as `systemd-analyze security` counts
 
+DOCKER_COMPOSE = shutil.which("docker-compose")
+
+with_compose = pytest.mark.skipif(DOCKER_COMPOSE is None, reason="docker-compose is not installed")
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
@@ -117,6 +120,16 @@ def test_a_composed_process_is_asked_where_it_listens(tmp_path: Path) -> None:
     assert check[:2] == ["CMD", "python"] and f":{service['environment']['NEXTWATCH_METRICS__PORT']}/" in check[3]
     done = subprocess.run([sys.executable, *check[2:]], capture_output=True, timeout=60, check=False)
     assert done.returncode != 0, "nobody listens"
+
+
+@with_compose
+def test_compose_takes_the_file() -> None:
+    """As Compose itself parses it; no container is started."""
+    assert DOCKER_COMPOSE is not None
+    command = [DOCKER_COMPOSE, "-f", str(INFRA / "compose.yml"), "config", "--services"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(COMPOSE["services"]) and not done.stderr.strip()
 
 
 def test_the_image_has_all_that_the_package_has() -> None:
