@@ -87,6 +87,11 @@ class Story:
     def rebalances(self, name: str) -> float:
         return fetch_samples(self._run_file(name)).get(("nextwatch_rebalances_total", ()), 0.0)
 
+    def lag(self, name: str) -> float:
+        """Messages that this trainer says it has not handled yet."""
+        samples = fetch_samples(self._run_file(name)).items()
+        return sum(value for (what, _), value in samples if what == "nextwatch_consumer_lag_messages")
+
     def send(self, *item_ids: str) -> None:
         """Examples of these items, of one user after the other."""
         for item_id in item_ids:
@@ -154,15 +159,18 @@ def only_the_real_broker(broker: Any) -> None:
 def test_a_step_that_is_longer_than_a_session_loses_nothing_also_when_a_standby_joins_meanwhile(story: Story):
     story.send("item-1", "item-2")
     story.wait_learnt()
+    wait_until(lambda: story.lag("first") == 0, "no lag", PATIENCE_S)
     before = story.rebalances("first")
-    story.send(SLOW)
+    story.send(SLOW, "item-3")
     began_s = time.monotonic()
     wait_for_health(story.settings, story.start("second"))
     assert story.health("first")["role"] == "active" and story.health("second")["role"] == "standby"
     wait_until(lambda: time.monotonic() - began_s > 1.2 * SESSION_S, "longer than a session", PATIENCE_S)
     assert story.learnt() < len(story.sent), "the step is still going on"
+    assert story.lag("first") == 2, "what was read and is not learnt counts"
     (story.settings.data_dir / "gate").touch()
     story.wait_learnt()
+    wait_until(lambda: story.lag("first") == 0, "no lag", PATIENCE_S)
     assert story.rebalances("first") == before + 1, "the one that let the standby in"
     assert story.health("first")["epoch"] == 1, "it had no reason to claim again"
 
