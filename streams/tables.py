@@ -38,6 +38,20 @@ class EncodedTable(faust.Table):
         """Recovery: a record without a key, as an unreadable batch becomes one, is nobody's state."""
         super().apply_changelog_batch([event for event in batch if event.key is not None])
 
+    def take_over(self, partition: int, records: Iterable[Any]) -> None:
+        """Recovery too: records of one partition of the changelog, as aiokafka gives them. What they imply is as if
+        `apply_changelog_batch` had taken them one by one."""
+        users, partitions = self.data.data, self.data._key_partition
+        for record in records:
+            if record.key is None:
+                continue
+            user_id = record.key.decode("utf-8", "replace")
+            if record.value is None:
+                users.pop(user_id, None)
+                partitions.pop(user_id, None)
+            else:
+                users[user_id], partitions[user_id] = record.value, partition
+
     def on_key_set(self, key: Any, value: Any) -> None:
         """Nothing to send: see `put`."""
 
