@@ -19,13 +19,17 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
+log = structlog.get_logger(__name__)
+
 MOST_RECORDS = 2000  # of a batch
 WAIT_S = 0.2
+TELL_S = 2.0
 ROUND_S = 30.0  # Faust gives the recovery up, without a word, when a step takes `broker_request_timeout`, 90 s
 
 
@@ -52,19 +56,25 @@ class OrderedRecovery(Recovery):
         if not behind:
             return
         await consumer.seek_wait({tp: offsets[tp] + 1 for tp in behind})
-        until_s = time.monotonic() + ROUND_S
+        began_s = told_s = time.monotonic()
         while behind:
             fetched = await _whole(fetch_records(consumer, behind))
             positions = {} if fetched else {tp: await consumer.position(tp) for tp in behind}
             if self.signal_recovery_start.is_set():
                 return
+            now_s = time.monotonic()
             for tp, records in fetched.items():
                 self.tp_to_table[tp].take_over(tp.partition, records)
                 offsets[tp] = records[-1].offset
+                self._active_events_received_at[tp] = self._last_flush_at = now_s  # Faust warns of a standstill
             for tp, position in positions.items():  # what was last may be gone, or no record of ours
                 offsets[tp] = max(offsets[tp], position - 1)
             behind = {tp for tp in behind if offsets[tp] < self.active_highwaters[tp]}
-            if behind and time.monotonic() > until_s:
+            if behind and now_s - told_s > TELL_S:
+                told_s = now_s
+                left = sum(self.active_highwaters[tp] - offsets[tp] for tp in behind)
+                log.info("recovering states", offsets_to_read=left)
+            if behind and now_s - began_s > ROUND_S:
                 self.signal_recovery_start.set()  # begin anew, from where we are
                 return
 
