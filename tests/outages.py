@@ -45,6 +45,7 @@ from tests.traffic import Histories, Reader, Traffic, now_ms
 PATIENCE_S = 180.0
 PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
 AT_ONCE = 20  # users who are watching
+KNOWN_S = 600.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
 PROCESSES = tuple(COMMANDS)
 
 
@@ -398,7 +399,7 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
     settings = Settings(
         data_dir=data_dir,
         kafka=Kafka(partitions=2, session_timeout_s=6.0),
-        join=Join(window_s=2.0, grace_s=1.0, early_s=1.0),
+        join=Join(window_s=2.0, grace_s=KNOWN_S, early_s=KNOWN_S),
         trending=Trending(half_life_s=1e9),
         indexer=Indexer(window_s=0.1),
         serving=Serving(heartbeat_s=0.5),

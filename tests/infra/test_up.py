@@ -27,7 +27,7 @@ from tests.system import cli, run_cli, wait_until
 pytestmark = pytest.mark.system
 
 READY_S = 120.0
-GONE_S = 60.0
+GONE_S = 180.0
 SERVICES = 2  # broker and Milvus
 SECRETS = {f"NEXTWATCH_{section}__{name}".upper(): f"secret-{section}-4711" for section, name in settings.SECRETS}
 
