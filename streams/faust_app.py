@@ -31,7 +31,7 @@ from streams.fetching import unpack_for_faust
 from streams.intake import Raw, raw_of
 from streams.membership import Membership, NotAMember, note_confirmations
 from streams.outbox import Outbox, create_producer
-from streams.recovery import OrderedTables, fetch_from_flowing_only
+from streams.recovery import OrderedTables, fetch_from_flowing_only, finished
 
 log = structlog.get_logger(__name__)
 
@@ -196,12 +196,8 @@ async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseExc
 
     In both cases Faust would acknowledge the batch's events as if they had been handled.
     """
-    task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+        return await finished(work)
     except NotAMember as error:
         _leave("stopping because the partitions may be another's; the batch will be read again", error, EXIT_AGAIN)
     except Exception as error:  # whatever it is, the offsets of this batch must not be committed

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Coroutine, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from faust.tables.manager import TableManager
@@ -25,6 +25,7 @@ from faust.tables.recovery import Recovery
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 MOST_RECORDS = 2000  # of a batch
@@ -58,7 +59,8 @@ class OrderedRecovery(Recovery):
         await consumer.seek_wait({tp: offsets[tp] + 1 for tp in behind})
         began_s = told_s = time.monotonic()
         while behind:
-            fetched = await _whole(fetch_records(consumer, behind))
+            # A fetch that went on alone would take records from the next reader.
+            fetched = await finished(fetch_records(consumer, behind))
             positions = {} if fetched else {tp: await consumer.position(tp) for tp in behind}
             if self.signal_recovery_start.is_set():
                 return
@@ -115,8 +117,8 @@ async def fetch_records(consumer: Any, tps: set[TP]) -> dict[TP, list[Any]]:
     return {TP(*tp): records for tp, records in (await thread.call_thread(fetch)).items()}
 
 
-async def _whole(work: Any) -> Any:
-    """Finish this also when we are cancelled: a fetch that goes on alone would take records from the next reader."""
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """What work comes to that has effects: it is waited for also when we are cancelled."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
