@@ -11,7 +11,6 @@ from typing import Any
 
 import faust
 import structlog
-from faust.serializers.codecs import Codec
 
 from infra.settings import Settings
 from streams import topics
@@ -21,26 +20,13 @@ from streams.outbox import Outbox
 log = structlog.get_logger(__name__)
 
 
-class Utf8(Codec):
-    """Keys of a changelog. One that is no text names nobody, and is nobody's reason to stop the recovery of others."""
-
-    def _loads(self, s: bytes) -> str:
-        return s.decode("utf-8", "replace")
-
-    def _dumps(self, s: Any) -> bytes:
-        return s if isinstance(s, bytes) else str(s).encode()
-
-
 class EncodedTable(faust.Table):
     """What an app takes as its Table."""
 
-    def apply_changelog_batch(self, batch: Iterable[Any]) -> None:
-        """Recovery: a record without a key, as an unreadable batch becomes one, is nobody's state."""
-        super().apply_changelog_batch([event for event in batch if event.key is not None])
-
     def take_over(self, partition: int, records: Iterable[Any]) -> None:
-        """Recovery too: records of one partition of the changelog, as aiokafka gives them. What they imply is as if
-        `apply_changelog_batch` had taken them one by one."""
+        """Recovery, the only way (see streams.recovery): records of one partition of the changelog, as aiokafka gives
+        them. One without a key, as an unreadable batch becomes one, is nobody's state; a key that is no text names
+        nobody, and is nobody's reason to stop the recovery of others."""
         users, partitions = self.data.data, self.data._key_partition
         for record in records:
             if record.key is None:
@@ -67,9 +53,9 @@ def create_table(app: faust.App, settings: Settings, name: str, changelog: str) 
         use_partitioner=True,
         changelog_topic=app.topic(
             settings.kafka.topic_prefix + changelog,
-            key_type=str,
+            key_type=bytes,
             value_type=bytes,
-            key_serializer=Utf8(),
+            key_serializer="raw",
             value_serializer="raw",
             compacting=True,
             partitions=settings.kafka.partitions,

@@ -99,8 +99,7 @@ def test_a_record_without_a_key_is_nobodys_state(tmp_path):
     settings = Settings(data_dir=tmp_path)
     app = create_app(settings, "test", Table=EncodedTable)
     table = create_table(app, settings, "states", JOIN_STATE)
-    message = SimpleNamespace(partition=0, value=b"{}")
-    table.apply_changelog_batch([SimpleNamespace(key=key, value=b"{}", message=message) for key in (None, "u", "")])
+    table.take_over(0, [SimpleNamespace(key=key, value=b"{}") for key in (None, b"u", b"")])
     assert set(table) == {"u", ""}
 
 
