@@ -118,13 +118,19 @@ async def fetch_records(consumer: Any, tps: set[TP]) -> dict[TP, list[Any]]:
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """What work comes to that has effects: it is waited for also when we are cancelled."""
+    """What work comes to that has effects: it is waited for also when we are cancelled, however often; when it fails
+    its error is raised and not our cancellation."""
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
 
 
 class OrderedTables(TableManager):
