@@ -56,7 +56,7 @@ class Announce:
 
 @dataclass(frozen=True)
 class Renew:
-    """Write into the mark that servers were told of this version again, at this time: a roll-back."""
+    """Write into the mark that servers were told of this version last, at this time: a roll-back."""
 
     version: str
     at_ms: int
@@ -157,14 +157,16 @@ def _wanted(releases: Releases, marks: Mapping[str, str], unusable: frozenset[st
 
 
 def _renewed(releases: Releases, marks: Mapping[str, str]) -> list[Renew]:
-    """After a roll-back the live version is the one that servers were told of last, whatever its mark says: the next
-    release's spare is found by that."""
-    if releases.ready is None:
-        return []
+    """After a roll-back the live version is the one that servers were told of last, whatever its mark and the clock of
+    whoever told them say: the next release's spare is found by that."""
     told_ms = announced_ms(marks.get(releases.live, ""))
-    return (
-        [Renew(releases.live, releases.ready.at_ms)] if told_ms is not None and told_ms < releases.ready.at_ms else []
-    )
+    if releases.ready is None or told_ms is None:
+        return []
+    others = [
+        ms for version, mark in marks.items() if version != releases.live and (ms := announced_ms(mark)) is not None
+    ]
+    at_ms = max(releases.ready.at_ms, max(others, default=-1) + 1)
+    return [Renew(releases.live, at_ms)] if told_ms < at_ms else []
 
 
 def spare_of(live: str, marks: Mapping[str, str]) -> str:

@@ -71,6 +71,11 @@ class _Token(ConsumerRebalanceListener):
         if assigned:
             self.held.set()
 
+    def is_anothers(self, session_s: float) -> bool:
+        """Whether the group has chosen, and not us, and has confirmed it within a session."""
+        is_told = not self.is_choosing and running_s() - self.confirmed_s < session_s
+        return is_told and not self.held.is_set()
+
     def overhear(self, heartbeat: Any) -> None:
         sent, received = heartbeat.sent_heartbeat, heartbeat.received_heartbeat
 
@@ -107,6 +112,11 @@ class Lease:
         if held and self._losses is None:
             self._losses = losses
         return held
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether another indexer has it, as the group says: we are its standby."""
+        return self._token.is_anothers(self._kafka.session_timeout_s)
 
     def check(self, stop: threading.Event) -> None:
         """Raises LeaseLost when another has it, or nobody knows who has. Waits for a group that is choosing anew, and,

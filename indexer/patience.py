@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import structlog
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from indexer.errors import IndexUnavailable
 from infra import metrics
@@ -41,12 +41,18 @@ def _counted(dependency: str) -> Iterator[None]:
         metrics.INDEX_WAITED.labels(dependency).inc(time.monotonic() - began_s)
 
 
+def _is_absence(error: Exception) -> bool:
+    is_kafka = isinstance(error, KafkaError) and not isinstance(error, MessageSizeTooLargeError)
+    return is_kafka or isinstance(error, IndexUnavailable)
+
+
 class Patience:
     """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
     counted: in this time nothing is read.
 
     `meanwhile` runs before each try. Raises what it raises, Stopped when `stop` is set after a failed try, and whatever
-    of `call` is not an absence of the other side.
+    of `call` is not an absence of the other side: that is an answer too, and we are as ready as before. A message that
+    is too large for the broker does not become smaller by waiting.
     """
 
     def __init__(self, stop: threading.Event, health: Health, meanwhile: Callable[[], None]) -> None:
@@ -62,7 +68,10 @@ class Patience:
             with _counted(of):
                 try:
                     answer = call()
-                except (IndexUnavailable, KafkaError) as error:
+                except Exception as error:
+                    if not _is_absence(error):
+                        self._health.ready, self._health.waiting_for = was_ready, was_waiting_for
+                        raise
                     self._report(error, wait_s)
                 else:
                     self._health.ready, self._health.waiting_for = was_ready, was_waiting_for

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from indexer import handover, rebuilding
 from indexer.collection import Index
@@ -57,17 +57,20 @@ _RELEASE: Any = Release  # a union; mypy wants a class
 def run_indexer(settings: Settings, stop: threading.Event) -> None:
     """Keep the index until `stop` is set. Waits for topics, for Kafka, for Milvus, and for another indexer to leave.
 
-    Raises ServiceError when the metrics port is taken, IndexRefused when Milvus does not let us in, TopicUnfit.
+    Raises ServiceError when the metrics port is taken, IndexRefused when Milvus does not let us in, TopicUnfit,
+    MessageSizeTooLargeError when a topic takes less than we have to send.
     """
     health = Health("indexer")
     index = Index(settings.milvus)
     with serve_health(health, settings, started_ms=_now_ms()):
         while not stop.is_set():
-            health.ready = False
+            health.ready = health.standby = False
             try:
                 _keep_index(settings, stop, health, index)
             except Stopped:
                 break
+            except MessageSizeTooLargeError:
+                raise  # starting again would send it again
             except (LeaseLost, TopicMissing, KafkaError) as error:
                 log.warning("starting again", reason=str(error))
                 health.waiting_for = f"Kafka: {error}"
@@ -90,10 +93,14 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
         stack.callback(producer.close, timeout=5)
         health.waiting_for = "another indexer to leave"
         while not lease.acquire(POLL_S):
+            health.standby = lease.is_anothers
+            health.detail["role"] = "standby" if health.standby else "waiting"
             if stop.is_set():
                 return
+        health.standby, health.detail["role"] = False, "active"
         patiently = Patience(stop, health, lambda: lease.check(stop))
         keeper = Keeper(settings, health, index, control, vectors, offsets, producer, patiently)
+        stack.callback(keeper.lags.show, {})
         keeper.open()
         while not stop.is_set():
             keeper.turn()
@@ -114,6 +121,7 @@ class Keeper:
         producer: KafkaProducer,
         patiently: Patience,
     ) -> None:
+        self.lags = metrics.Lags()
         self._settings, self._health = settings, health
         self._index, self._patiently = index, patiently
         self._control, self._vectors, self._offsets, self._producer = control, vectors, offsets, producer
@@ -305,8 +313,7 @@ class Keeper:
         self._decide_s = 0.0
 
     def _report(self, now_ms: int) -> None:
-        for (topic, partition), lag in (self._control.lags() | self._vectors.lags()).items():
-            metrics.LAG.labels(topic, str(partition)).set(lag)
+        self.lags.show(self._control.lags() | self._vectors.lags())
         live = self._releases.live
         self._health.detail |= {"index_version": live, "rows_waiting": len(self._rows)}
         if live not in self._collections.marks:

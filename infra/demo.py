@@ -51,7 +51,10 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
         console.rule("nextwatch demo")
         console.print(f"[dim]{NOTICE}; everything else is real: broker, Milvus, workers, models.[/]")
         console.print("starting broker, Milvus, history, trending, trainer, indexer, serving ...")
-        with running_stack(settings, _quiet(console)) as (reachable, _), RecommendClient(reachable.kafka) as client:
+        with (
+            running_stack(settings, _quiet(console), is_limited=True) as (reachable, _),
+            RecommendClient(reachable.kafka) as client,
+        ):
             world = World(seed=seed, start_ms=now_ms())
             past_watches = _first_release(world, reachable, console)
             claims = Claims(console)

@@ -40,11 +40,13 @@ MOST_REPLY_BYTES = 50_000_000  # of a page that we read ourselves
 class Health:
     """What the loops of a process say about it; the web page only reads it.
 
-    `ready` is set by the one loop that knows; `waiting_for` and `detail` are for the reader's eyes.
+    `ready` is set by the one loop that knows, and so is `standby`: not ready, and rightly so, since another process has
+    the work. `waiting_for` and `detail` are for the reader's eyes.
     """
 
     process: str
     ready: bool = False
+    standby: bool = False
     live: bool = True
     waiting_for: str = "start"
     detail: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +86,7 @@ def serve_health(
     except OSError as error:
         raise port_error(error, host, port, "metrics.port") from None
     metrics.READY.set_function(lambda: float(health.live and health.ready))
+    metrics.STANDBY.set_function(lambda: float(health.standby))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="health", daemon=True)
     thread.start()
     address = f"{host}:{server.server_address[1]}"

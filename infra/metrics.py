@@ -1,14 +1,28 @@
 """What is measured: one page. Base units (seconds, messages), bounded labels, never a user or item id.
 
 Every process serves these on its own port (infra.health). Names follow https://prometheus.io/docs/practices/naming/.
+
+Every process serves all of them, whatever its work is. A count of nothing is 0; a gauge of which 0 would say something
+(a recall, a ratio, a time, an age) is NaN until it is measured, and no comparison in a rule holds for NaN.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from math import nan
 
 from prometheus_client import Counter, Gauge, Histogram
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _DELAY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300)
+
+
+def _measured(name: str, documentation: str) -> Gauge:
+    """A gauge that is NaN until it is set."""
+    gauge = Gauge(name, documentation)
+    gauge.set(nan)
+    return gauge
+
 
 # every process
 RECEIVED = Counter("nextwatch_messages_received_total", "Messages read", ["topic"])
@@ -28,9 +42,10 @@ BATCH_SIZE = Histogram(
     "nextwatch_batch_messages", "Messages handled together", ["stage"], buckets=(1, 3, 10, 30, 100, 300, 1000)
 )
 MODEL_INFO = Gauge("nextwatch_model_info", "1 for the version in use", ["version"])
-MODEL_CREATED = Gauge("nextwatch_model_created_timestamp_seconds", "When the version in use was trained")
-MODEL_AGE = Gauge("nextwatch_model_age_seconds", "Age of the version in use")
+MODEL_CREATED = _measured("nextwatch_model_created_timestamp_seconds", "When the version in use was trained")
+MODEL_AGE = _measured("nextwatch_model_age_seconds", "Age of the version in use")
 READY = Gauge("nextwatch_ready", "1 while this process says on /health that it is ready")
+STANDBY = Gauge("nextwatch_standby", "1 while this process is not ready since another one has its work")
 
 # history
 EVENT_TO_HISTORY = Histogram(
@@ -49,8 +64,8 @@ RANKING_PAIRS = Counter(
 )
 RANKING_EXPECTED = Counter("nextwatch_ranking_expected_seconds_total", "Watch time expected of ranked items, as served")
 RANKING_WATCHED = Counter("nextwatch_ranking_watched_seconds_total", "Watch time of ranked items")
-RANKING_LOSS = Gauge("nextwatch_ranking_weighted_loss", "Share of recent pair seconds in the wrong order")
-RANKING_CALIBRATION = Gauge("nextwatch_ranking_calibration", "Expected over watched seconds, of recent impressions")
+RANKING_LOSS = _measured("nextwatch_ranking_weighted_loss", "Share of recent pair seconds in the wrong order")
+RANKING_CALIBRATION = _measured("nextwatch_ranking_calibration", "Expected over watched seconds, of recent impressions")
 
 # trainer
 STEPS = Counter("nextwatch_training_steps_total", "Incremental training steps")
@@ -59,16 +74,16 @@ STEPS_DROPPED = Counter(
 )
 NOT_ADMITTED = Counter("nextwatch_training_not_admitted_total", "Examples of new items that have no row yet")
 EXPIRED = Counter("nextwatch_trainer_expired_total", "Items that left the trainer's table, idle for too long")
-LOSS = Gauge("nextwatch_training_loss", "Sampled-softmax loss of the last step")
+LOSS = _measured("nextwatch_training_loss", "Sampled-softmax loss of the last step")
 TRAINER_ROWS = Gauge("nextwatch_trainer_rows", "Items in the trainer's table")
 TRAINER_EPOCH = Gauge("nextwatch_trainer_epoch", "Epoch of item vectors that this trainer has claimed, 0: a standby")
 STALE_ROWS = Counter(
     "nextwatch_stale_rows_total", "Rows of a trainer that had been replaced, found in item-vectors and not counted"
 )
-ROW_TURN = Gauge(
+ROW_TURN = _measured(
     "nextwatch_item_row_turn", "1 - cosine between an item's row and the release's, mean of rows that moved lately"
 )
-ROW_GROWTH = Gauge("nextwatch_item_row_growth", "Norm of an item's row over the release's, mean of the same rows")
+ROW_GROWTH = _measured("nextwatch_item_row_growth", "Norm of an item's row over the release's, mean of the same rows")
 PREQUENTIAL_EXAMPLES = Counter("nextwatch_prequential_examples_total", "Examples ranked before they were learnt")
 PREQUENTIAL_HITS = Counter(
     "nextwatch_prequential_hits_total", "Examples whose item was in the top k before learning it", ["model", "k"]
@@ -94,7 +109,7 @@ INDEX_WAITED = Counter(
     "Time in which nothing was read since a call was not answered yet, waits between tries included",
     ["dependency"],
 )
-INDEX_RECALL = Gauge("nextwatch_index_probe_recall", "Recall against an exact search, of the newest collection")
+INDEX_RECALL = _measured("nextwatch_index_probe_recall", "Recall against an exact search, of the newest collection")
 INDEX_RETRIES = Counter(
     "nextwatch_index_retries_total", "Calls of the indexer that failed and are tried again", ["dependency"]
 )
@@ -115,9 +130,9 @@ SOURCE_TIME = Histogram("nextwatch_source_seconds", "Time of a source for a batc
 SOURCE_LEFT_OUT = Counter("nextwatch_source_left_out_total", "Requests that a source was too late for", ["source"])
 SEARCHED_AGAIN = Counter("nextwatch_searches_repeated_total", "Requests searched again since filters left too few")
 AUDITED = Counter("nextwatch_audited_answers_total", "Answers of the index compared with an exact search")
-AUDIT_RECALL = Gauge("nextwatch_audit_recall", "Share of the exact answer in the index's, recent answers")
-AUDIT_SCORE_GAP = Gauge("nextwatch_audit_score_gap", "Mean score that the index's answers miss, recent answers")
-INDEX_IN_USE = Gauge("nextwatch_index_in_use", "1 while answers come from the index, 0 while it is left alone")
+AUDIT_RECALL = _measured("nextwatch_audit_recall", "Share of the exact answer in the index's, recent answers")
+AUDIT_SCORE_GAP = _measured("nextwatch_audit_score_gap", "Mean score that the index's answers miss, recent answers")
+INDEX_IN_USE = _measured("nextwatch_index_in_use", "1 while answers come from the index, 0 while it is left alone")
 SCORE_PSI = Gauge(
     "nextwatch_score_drift_psi",
     "Population stability index of recent candidates' scores against the first ones of the release",
@@ -132,3 +147,18 @@ MIRROR_ITEMS = Gauge("nextwatch_mirror_items", "Items whose vectors this server 
 HISTORIES = Gauge("nextwatch_histories", "Users in this server's view")
 CATALOGUE = Gauge("nextwatch_catalogue_items", "Items in this server's view")
 RELEASES_REFUSED = Counter("nextwatch_releases_refused_total", "Announced releases that cannot be served", ["reason"])
+
+
+class Lags:
+    """The lag of what one reader follows, on the page; what it follows no more is another's to tell."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, int]] = set()
+
+    def show(self, lags: Mapping[tuple[str, int], int]) -> None:
+        """Messages not yet handled, by topic and partition."""
+        for topic, partition in self._told - lags.keys():
+            LAG.remove(topic, str(partition))
+        for (topic, partition), lag in lags.items():
+            LAG.labels(topic, str(partition)).set(lag)
+        self._told = set(lags)

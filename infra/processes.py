@@ -49,7 +49,8 @@ def embedded_services(
         supervisor.add(milvus_part(milvus), milvus.child)
         uri = milvus.uri
     started = [name for name, address in (("broker", bootstrap), ("milvus", uri)) if address]
-    supervisor.wait_ready(settings.embedded.ready_timeout_s, started, crashes=1)
+    timeout_s = settings.embedded.ready_timeout_s
+    supervisor.wait_ready(timeout_s, started, crashes=1, setting="embedded.ready_timeout_s")
     filled = fill_in(settings, bootstrap, uri)
     with announce_services(filled):
         yield filled

@@ -13,14 +13,15 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 ENV_PREFIX = "NEXTWATCH_"
 CONFIG_VARIABLE = "NEXTWATCH_CONFIG"
 DEFAULT_FILE = Path("nextwatch.toml")
+LEAST_HEARTBEATS = 3  # of a server within the time after which it counts as dead
 
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -50,7 +51,10 @@ class Kafka(Section):
     partitions: Count = Field(4, description="of user-keyed topics; equal for all of them, they are co-partitioned")
     replication: Count = 1
     max_message_bytes: Count = Field(1_000_000, description="a larger message is refused to the dead letters")
-    session_timeout_s: Seconds = Field(10.0, description="a killed worker's partitions are taken over after this")
+    session_timeout_s: Annotated[float, Field(ge=1)] = Field(
+        10.0,
+        description="a killed worker's partitions are taken over after this; brokers allow 6 s, or as they are set",
+    )
     max_poll_s: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="a worker that lives and asks for no messages for so long is replaced; longer than any step"
     )
@@ -228,7 +232,9 @@ class Bundles(Section):
 class Indexer(Section):
     window_s: Annotated[float, Field(gt=0)] = Field(0.5, description="touched rows are coalesced this long")
     batch: Count = Field(1000, description="most rows per upsert")
-    server_timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="a server silent this long is dead")
+    server_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="a server silent this long is dead; at least three of serving.heartbeat_s"
+    )
     least_recall: Share = Field(
         0.95, description="of a new collection's search against an exact one; with less it is not announced"
     )
@@ -236,7 +242,7 @@ class Indexer(Section):
 
 class Serving(Section):
     candidates: Annotated[int, Field(ge=1, le=16384)] = Field(500, description="retrieved per request")
-    k: Count = Field(20, description="items in a reply when the request does not say")
+    k: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="items in a reply when the request does not say")
     max_k: Count = 200
     first: Literal["index", "mirror"] = Field("index", description="who is asked first; the other is the fallback")
     mirror_items: Annotated[int, Field(ge=0)] = Field(
@@ -300,7 +306,9 @@ class Embedded(Section):
     kafka_port: Annotated[int, Field(ge=0, le=65534)] = Field(0, description="0: a free one")
     milvus_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one")
     kafka_heap: str = Field("512m", pattern=r"^\d+[mg]$")
-    ready_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    ready_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="an embedded service that is not ready by then ends `up`; in `demo` our own processes do too"
+    )
 
 
 class Settings(BaseSettings):
@@ -325,6 +333,21 @@ class Settings(BaseSettings):
     selection: Selection = Selection()
     metrics: Metrics = Metrics()
     embedded: Embedded = Embedded()
+
+    @model_validator(mode="after")
+    def _living_servers_are_heard_in_time(self) -> Self:
+        """Two heartbeats in a row may be late, or lost with a broker's leader, before a server counts as dead: its
+        collection may be dropped then, and a roll-back does not wait for it."""
+        beat_s, timeout_s = self.serving.heartbeat_s, self.indexer.server_timeout_s
+        if timeout_s < LEAST_HEARTBEATS * beat_s:
+            beat, timeout = "serving.heartbeat_s", "indexer.server_timeout_s"
+            least_s, most_s = LEAST_HEARTBEATS * beat_s, timeout_s / LEAST_HEARTBEATS
+            raise ValueError(
+                f"setting {beat} is {beat_s:g} and {timeout} is {timeout_s:g}: a server that lives may count as dead "
+                f"when a heartbeat is late; let {timeout} (or {variable_of(timeout)}) be {least_s:g} or more, "
+                f"or {beat} (or {variable_of(beat)}) {most_s:g} or less"
+            )
+        return self
 
     @property
     def bundles_dir(self) -> Path:
@@ -454,6 +477,8 @@ def _explain(error: ValidationError) -> str:
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name}; `nextwatch config` lists them all")
+        elif not name:  # of several settings: it names them, and its input is the whole tree, secrets and all
+            lines.append(str(problem["ctx"]["error"]))
         else:
             is_secret = any(name.startswith(f"{section}.{leaf}") for section, leaf in SECRETS)
             found = "" if is_secret else f", got {problem['input']!r}"

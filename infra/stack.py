@@ -20,10 +20,16 @@ COMMANDS = {
 
 
 @contextmanager
-def running_stack(settings: Settings, report: Report) -> Iterator[tuple[Settings, Supervisor]]:
+def running_stack(
+    settings: Settings, report: Report, *, is_limited: bool = False
+) -> Iterator[tuple[Settings, Supervisor]]:
     """Embedded services where none are set, topics, and our processes, all ready; the settings that reach them.
 
-    Whatever ends the block stops everything, in order. Raises ServiceError when something does not get ready.
+    What lives is waited for and reported while it is late: to catch up may take minutes, and who were stopped for it
+    would begin again at the next start. With `is_limited` the embedded services' limit is ours too.
+
+    Whatever ends the block stops everything, in order. Raises ServiceError when an embedded service does not get ready
+    in time, and when something crashes again and again.
     """
     from infra.kafka_access import require_access
     from streams.topics import create_topics
@@ -33,7 +39,8 @@ def running_stack(settings: Settings, report: Report) -> Iterator[tuple[Settings
         create_topics(reachable.kafka)
         for name, arguments in COMMANDS.items():
             supervisor.add(command_part(name, arguments, reachable))
-        supervisor.wait_ready(settings.embedded.ready_timeout_s)
+        timeout_s = settings.embedded.ready_timeout_s if is_limited else None
+        supervisor.wait_ready(timeout_s, setting="embedded.ready_timeout_s")
         yield reachable, supervisor
 
 

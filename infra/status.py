@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isnan
 from typing import Any
 
 import msgspec
@@ -88,8 +89,10 @@ def fetch_samples(record: dict[str, Any], access: Metrics | None = None) -> Samp
 
 
 def add_up(merged: Samples, samples: Samples) -> None:
-    """Add one process's samples: every process serves all names, those of the others' work as zeros."""
+    """Add one process's samples: every process serves all names, those of the others' work as zeros or NaN."""
     for (name, labels), value in samples.items():
+        if isnan(value):
+            continue
         before = merged.get((name, labels), 0.0)
         is_count = name.endswith(("_total", "_bucket", "_count", "_sum"))
         merged[name, labels] = before + value if is_count else max(before, value)

@@ -21,12 +21,14 @@ import structlog
 
 from infra.child import Child, ServiceError, log_tail
 from infra.disk import full_disk
+from infra.settings import variable_of
 
 log = structlog.get_logger(__name__)
 
 LOOK_S = 0.1
 ASK_S = 0.3  # between two questions whether a process is ready
 ASK_READY_S = 2.0  # the same, once it is
+LATE_S = 10.0  # how often a person is told of what is waited for
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 STEADY_S, STEADY_READY_S = 60.0, 10.0  # whoever ran, or was ready, for so long is forgiven earlier crashes
@@ -131,7 +133,7 @@ class State:
 class Supervisor:
     """Runs parts until `stop`; a context manager, so that whatever ends the block stops them.
 
-    `report(process, what)` is called from the supervisor's thread, and from `stop`.
+    `report(process, what)` is called from the supervisor's thread, and from `wait_ready` and `stop`.
     """
 
     def __init__(self, report: Report) -> None:
@@ -163,24 +165,36 @@ class Supervisor:
             for each in list(self._watched.values())
         ]
 
-    def wait_ready(self, timeout_s: float, names: Iterable[str] | None = None, crashes: int = 3) -> None:
-        """Return when the named parts (default: all) are ready.
+    def wait_ready(
+        self, timeout_s: float | None, names: Iterable[str] | None = None, crashes: int = 3, *, setting: str = ""
+    ) -> None:
+        """Return when the named parts (default: all) are ready; whatever is late is reported.
 
-        Raises ServiceError, with the end of its log, when one of them is not within `timeout_s`, or crashed `crashes`
-        times in a row before it was.
+        Raises ServiceError, with the end of its log, when one of them is not within `timeout_s` (None: as long as it
+        lives; `setting` is where it comes from), or crashed `crashes` times before it was.
         """
         watched = [self._watched[name] for name in (self._watched if names is None else names)]
         logs = {each.part.name: each.child.log for each in watched if each.child}
-        deadline = time.monotonic() + timeout_s
+        ended = {each.part.name: each.restarts for each in watched}  # before this wait, or before it was ready
+        began_s = time.monotonic()
+        tell_s = began_s + LATE_S
         while waiting := [each for each in watched if each.phase != "ready"]:
             logs |= {each.part.name: each.child.log for each in waiting if each.child}
-            over = time.monotonic() > deadline
+            ended |= {each.part.name: each.restarts for each in watched if each.phase == "ready"}
+            now_s = time.monotonic()
+            over = timeout_s is not None and now_s > began_s + timeout_s
             for each in waiting:
-                if over or each.crashes >= crashes:
-                    how = f"is not ready after {timeout_s:g} s" if over else "does not start"
+                crashed = max(each.crashes, each.restarts - ended[each.part.name])
+                if over or crashed >= crashes:
+                    limit = f" ({setting}, or {variable_of(setting)})" if setting else ""
+                    how = f"is not ready after {timeout_s:g} s{limit}" if over else "does not start"
                     raise ServiceError(
                         f"{each.part.name} {how}: {each.why_not_ready()}; {log_tail(logs.get(each.part.name))}"
                     )
+            if now_s >= tell_s:
+                tell_s = now_s + LATE_S
+                for each in waiting:
+                    self._report(each.part.name, f"not ready after {now_s - began_s:.0f} s: {each.why_not_ready()}")
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from infra import metrics
+from infra.metrics import Lags
 from infra.settings import Kafka
 from streams.follow import TopicFollower
 
@@ -38,7 +38,9 @@ class Feed:
     def __init__(self, kafka: Kafka, *topics: str, partitions: Iterable[int] | None = None) -> None:
         self.generation = 0
         self._follower = TopicFollower(kafka, *topics, partitions=partitions)
-        self._wanted: tuple[int, frozenset[int] | None] = (0, None if partitions is None else frozenset(partitions))
+        self._followed = None if partitions is None else frozenset(partitions)  # the reader's, None: all
+        self._asked: deque[tuple[int, frozenset[int]]] = deque()  # assignments that the reader has not looked at
+        self._lag = Lags()
         self._chunks: deque[Chunk] = deque()
         self._closed = threading.Event()
         self._error: BaseException | None = None
@@ -48,7 +50,7 @@ class Feed:
     def follow(self, partitions: Iterable[int]) -> int:
         """Follow these partitions from now on, new ones from their beginning; the generation of this assignment."""
         self.generation += 1
-        self._wanted = (self.generation, frozenset(partitions))
+        self._asked.append((self.generation, frozenset(partitions)))
         return self.generation
 
     def take(self, most: int) -> list[Chunk]:
@@ -75,12 +77,9 @@ class Feed:
     def _follow(self) -> None:
         generation, told, lag_at = 0, None, 0.0
         while not self._closed.is_set():
-            wanted, partitions = self._wanted
-            if wanted != generation:
-                self._follower.assign(partitions)
-                generation = wanted
+            generation = self._take_over(generation)
             records = self._follower.poll(0.0 if self._follower.caught_up else POLL_S)
-            caught_up = frozenset(filter(self._follower.caught_up_on, partitions or ()))
+            caught_up = frozenset(filter(self._follower.caught_up_on, self._followed or ()))
             state = (generation, caught_up, self._follower.caught_up)
             if records or state != told:
                 self._chunks.append(Chunk(generation, records, caught_up, self._follower.caught_up))
@@ -91,10 +90,20 @@ class Feed:
             while len(self._chunks) > MOST_CHUNKS and not self._closed.is_set():
                 time.sleep(PACE_S)
 
+    def _take_over(self, generation: int) -> int:
+        """Follow the newest assignment; its generation. A partition that was gone in between has lost its users in the
+        view, so it is given up first, to be read from its beginning again."""
+        asked = [self._asked.popleft() for _ in range(len(self._asked))]
+        if not asked:
+            return generation
+        generation, self._followed = asked[-1]
+        self._follower.assign(frozenset.intersection(*(partitions for _, partitions in asked)))
+        self._follower.assign(self._followed)
+        return generation
+
     def _report_lag(self, lag_at: float) -> float:
         now = time.monotonic()
         if now - lag_at < LAG_EVERY_S:
             return lag_at
-        for (topic, partition), lag in self._follower.lags().items():
-            metrics.LAG.labels(topic, str(partition)).set(lag)
+        self._lag.show(self._follower.lags())
         return now

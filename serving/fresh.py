@@ -10,7 +10,8 @@ from bisect import bisect_left, insort
 
 
 class FreshView:
-    """Items that may be shown and were published within `window_ms`. At most `most`; the oldest make way."""
+    """Items that may be shown and were published within `window_ms`. At most `most`: those dated farthest ahead make
+    way first, since a wrong date would keep its place for ever, then the oldest."""
 
     def __init__(self, window_ms: float, most: int = 2000) -> None:
         self._window_ms, self._most = window_ms, most
@@ -28,8 +29,9 @@ class FreshView:
         self._published[item_id] = published_ms
         insort(self._ordered, (published_ms, item_id))
         if len(self._ordered) > self._most:
-            _, oldest = self._ordered.pop(0)
-            del self._published[oldest]
+            is_ahead = self._ordered[-1][0] > now_ms
+            _, leaves = self._ordered.pop(-1 if is_ahead else 0)
+            del self._published[leaves]
 
     def remove(self, item_id: str) -> None:
         published_ms = self._published.pop(item_id, None)

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 from kafka import TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from infra import metrics
 
@@ -70,11 +70,22 @@ class Ledger:
 
     def wait_for_oldest(self, timeout_s: float) -> None:
         """Until the oldest batch has been acknowledged or has failed, which `acknowledged` then tells."""
-        oldest = self._sealed[0]
-        for topic, future in oldest.sent:
-            left_s = timeout_s if topic != CLIENT else max(0.0, oldest.sealed_s + CLIENT_S - self._clock())
+        self._wait(self._sealed[0], self._clock() + timeout_s)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until all batches have: then all their offsets are due. Raises KafkaTimeoutError when our own topics take
+        longer."""
+        until_s = self._clock() + timeout_s
+        for batch in list(self._sealed):
+            self._wait(batch, until_s)
+        if not all(map(self._is_done, self._sealed)):
+            raise KafkaTimeoutError(f"not acknowledged within {timeout_s:g} s")
+
+    def _wait(self, batch: Batch, until_s: float) -> None:
+        for topic, future in batch.sent:
+            last_s = until_s if topic != CLIENT else batch.sealed_s + CLIENT_S
             with contextlib.suppress(KafkaError):
-                future.get(left_s)
+                future.get(max(0.0, last_s - self._clock()))
 
     def _is_done(self, batch: Batch) -> bool:
         is_late = self._clock() - batch.sealed_s >= CLIENT_S

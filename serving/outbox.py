@@ -9,19 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
 from serving.ledger import CLIENT, Ledger, undelivered
+from streams import topics
 
+log = structlog.get_logger(__name__)
+
+OURS = (topics.RECOMMEND_REPLIES, topics.IMPRESSIONS, topics.DEAD_LETTERS, topics.RECOMMEND_REQUESTS, topics.RELEASES)
 MOST_BATCHES = 1000  # unacknowledged; beyond, the oldest is waited for
+CLOSE_S = 5.0
 ACKNOWLEDGE_S = 130.0  # the producer itself gives up a message after 120 s
+MEET_MS = 1000  # the answering thread waits so long for the metadata of a client's topic, once
 
 
 class Outbox:
-    """Topics are given without the prefix, except for a client's own reply topic (`send_outside`)."""
+    """Topics are given without the prefix, except for a client's own reply topic (`send_outside`).
+
+    The producer's `send` stands still for a minute where it does not hold a topic's metadata, and it asks for a topic
+    that was deleted every 100 ms for ever. So ours are known from the start, an outside topic is only sent to while it
+    is held, and one that is held no more is let go. That needs `_wait_on_metadata`, `_metadata` and `_accumulator` of
+    KafkaProducer: nothing public waits for less than `max_block_ms`, or forgets a topic. Raises KafkaError.
+    """
 
     def __init__(self, kafka: Kafka) -> None:
         self.ledger = Ledger()
@@ -39,6 +52,9 @@ class Outbox:
             reconnect_backoff_max_ms=2000,
             metrics_enabled=False,
         )
+        self._outside: set[str] = set()  # topics that clients have named and the producer has been asked for
+        for topic in OURS:
+            self._producer.partitions_for(self._prefix + topic)
 
     def send(self, topic: str, value: bytes | None, **how: Any) -> None:
         """Send to one of our own topics; `how`: key, headers, partition, timestamp_ms."""
@@ -47,9 +63,26 @@ class Outbox:
     def send_outside(self, topic: str, value: bytes, **how: Any) -> None:
         """Send to a topic that a client has named; a failure is its own loss, logged and counted."""
         try:
+            self._meet(topic)
             self.ledger.add(CLIENT, self._producer.send(topic, value, **how))
         except (KafkaError, ValueError) as error:
             undelivered(error)
+
+    def let_go(self) -> set[str]:
+        """Outside topics that the producer holds no more. It asks for them no longer."""
+        metadata, accumulator = self._producer._metadata, self._producer._accumulator
+        held = self._held()
+        gone = self._outside - held
+        if gone:
+            self._outside -= gone
+            metadata._topics = metadata._topics - gone  # a new set: another thread may be walking through the old one
+        # A queue without a leader has the producer ask for metadata too, also an empty one.
+        known = held | {self._prefix + topic for topic in OURS}
+        for place in [place for place in list(accumulator._batches) if place.topic not in known]:
+            with accumulator._tp_lock(place):
+                if not accumulator._batches[place]:
+                    del accumulator._batches[place]
+        return gone
 
     def seal(self, offsets: Mapping[TopicPartition, int]) -> None:
         """All that these offsets have caused is sent."""
@@ -57,9 +90,23 @@ class Outbox:
         if len(self.ledger) > MOST_BATCHES:
             self.ledger.wait_for_oldest(ACKNOWLEDGE_S)
 
-    def flush(self, timeout_s: float) -> None:
-        """Wait until everything is acknowledged. Raises KafkaError when that takes longer."""
-        self._producer.flush(timeout_s)
-
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        """What is not acknowledged by now is given up: replies to a client's topic that takes nothing."""
+        try:
+            self._producer.close(timeout=CLOSE_S)
+        except KafkaTimeoutError as error:
+            log.warning("left with replies that could not be delivered", error=str(error))
+            self._producer._sender.force_close()  # else it tries on, for two minutes
+
+    def _meet(self, topic: str) -> None:
+        """Raises KafkaError for a topic that `send` would wait for. One that is new is waited for here; one that was
+        waited for in vain not again until it has been let go."""
+        if topic not in self._outside:
+            self._outside.add(topic)
+            self._producer._wait_on_metadata(topic, MEET_MS)
+        elif topic not in self._held():
+            raise UnknownTopicOrPartitionError(f"{topic} is not there any more")
+
+    def _held(self) -> set[str]:
+        held: set[str] = self._producer._metadata.topics(exclude_internal_topics=False)
+        return held

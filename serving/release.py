@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +71,7 @@ class LiveRelease:
     catalogue: Catalogue
     statistics: ItemStatistics
     mirror: Mirror | None = None  # None: there are too many items
+    learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
 
     def search(
         self, vectors: Floats, limit: int, *, timeout_s: float | None = None, expression: str = ""
@@ -85,6 +86,8 @@ class Releases:
     """Follows the announcements and holds the live release. All methods but the loader's run in the answering thread.
 
     What arrives while a release is being loaded is written into it when it is taken over, so that it misses nothing.
+    Of the release that was live before, the rows are kept that it had learnt: a roll-back to it gives them back, though
+    the topic may hold only newer rows of these items by then.
     """
 
     def __init__(
@@ -106,6 +109,9 @@ class Releases:
         self._tried = ""  # the version that the loader has come to an end with
         self._failed = False  # ...without one that can be served
         self._loaded: LiveRelease | None = None
+        self._is_loading = False
+        self._replaced: LiveRelease | None = None  # its rows are still to be kept
+        self._kept: dict[str, ItemVector] = {}  # the loader's: what the release before the live one had learnt
         self._changed = threading.Condition()
         self._closed = False
         self._loader = threading.Thread(target=self._load_forever, name="release-loader", daemon=True)
@@ -128,6 +134,8 @@ class Releases:
             if self._loaded is not None:  # loaded, and not wanted any more: if it is again, it is loaded again
                 self._loaded, self._tried = None, ""
             self._wanted = release.version
+            if self.live is not None and self.live.version == release.version:
+                self._tried, self._failed = release.version, False  # a copy from the bundle would know less
             self._changed.notify()
 
     def apply_vector(self, key: bytes | None, value: bytes | None, at_ms: int) -> None:
@@ -169,7 +177,9 @@ class Releases:
         self._news.clear()
         self._rows = {item_id: row for item_id, row in self._rows.items() if row.version != loaded.version}
         log.info("release is live", version=loaded.version, before=self.live.version if self.live else None)
-        self.live = loaded
+        with self._changed:
+            self._replaced, self.live = self.live, loaded
+            self._changed.notify()
         metrics.MODEL_INFO.clear()
         metrics.MODEL_INFO.labels(loaded.version).set(1)
         metrics.MODEL_CREATED.set(loaded.created_ms / 1000)
@@ -182,7 +192,7 @@ class Releases:
 
     def _note(self, topic: str, item_id: str) -> None:
         """For the release that is being loaded."""
-        if self._is_due() or self._loaded is not None:
+        if self._is_due() or self._is_loading or self._loaded is not None:
             self._news[topic, item_id] = None
 
     def _write(self, topic: str, item_id: str, release: LiveRelease) -> None:
@@ -197,6 +207,7 @@ class Releases:
         while (version := self._next()) is not None:
             loaded = self._try(version)
             with self._changed:
+                self._is_loading = False
                 if version == self._wanted:
                     self._loaded, self._tried, self._failed = loaded, version, loaded is None
                     if self._failed and not self._closed:
@@ -204,10 +215,19 @@ class Releases:
             wait_s = RETRY_S if loaded else min(2 * wait_s, MOST_RETRY_S)
 
     def _next(self) -> str | None:
-        """The version to load, waited for; None when closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._is_due())
-            return None if self._closed else self._wanted
+        """The version to load, waited for; None when closed. What a replaced release had learnt is kept first: here,
+        since the answering thread would stand still for it."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._is_due() or self._replaced is not None)
+                if self._closed:
+                    return None
+                replaced, self._replaced = self._replaced, None
+                if replaced is None:
+                    self._is_loading = True
+                    return self._wanted
+            self._kept = learnt_rows(replaced)
+            del replaced  # a whole release must not wait here for the next announcement
 
     def _is_due(self) -> bool:
         return self._wanted != self._tried or self._failed
@@ -234,7 +254,7 @@ class Releases:
         )
         self._catalogue.describe_all(release.catalogue)
         match_mirror(release, self._catalogue)
-        for item_id, row in list(self._rows.items()):
+        for item_id, row in [*self._kept.items(), *list(self._rows.items())]:
             write_row(item_id, row, release, self._catalogue)
         warm_up(release)
         return release
@@ -299,6 +319,7 @@ def write_row(item_id: str, row: ItemVector, release: LiveRelease, view: Catalog
             down = item_id in view.unavailable
             release.mirror.put(item_id, np.frombuffer(row.vector, "<f4"), down=down)
             release.mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))
+        release.learnt.add(item_id)
     except ValueError as error:
         metrics.REJECTED.labels(topics.ITEM_VECTORS, "invalid").inc()
         log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))
@@ -315,8 +336,24 @@ def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:
 def let_go(item_id: str, at_ms: int, release: LiveRelease) -> None:
     """The trainer has let go of an item: nothing retrieves it until a row of it comes again. A release that was made
     since may have the item again."""
-    if release.mirror is not None and at_ms >= release.created_ms:
+    if at_ms < release.created_ms:
+        return
+    release.learnt.discard(item_id)
+    if release.mirror is not None:
         release.mirror.remove(item_id)
+
+
+def learnt_rows(release: LiveRelease) -> dict[str, ItemVector]:
+    """What a release that is written to no more has learnt since its bundle, by item. Vectors only where it has a
+    mirror."""
+    item_ids, mirror = list(release.learnt), release.mirror
+    vectors = np.zeros((len(item_ids), 0), "<f4") if mirror is None else mirror.vectors(mirror.rows(item_ids))
+    rows = {}
+    for item_id, vector in zip(item_ids, vectors, strict=True):
+        query_row = release.model.query_row(item_id)
+        assert query_row is not None  # it was written together with the vector
+        rows[item_id] = ItemVector(release.version, 0, vector.tobytes(), query_row.tobytes(), 0)
+    return rows
 
 
 def match_mirror(release: LiveRelease, view: CatalogueView) -> None:

@@ -52,6 +52,11 @@ class ReplyTopics:
             self._there.discard(topic)
         return partitions
 
+    def forget(self, topic: str) -> None:
+        """It was found to be there no more: look again before anything is sent to it."""
+        self._known.pop(topic, None)
+        self._there.discard(topic)
+
     def _count(self, topic: str) -> int:
         return len(self._patiently(lambda: self._consumer.partitions_for_topic(topic)) or ())
 

@@ -4,6 +4,8 @@ A search of the index runs in a thread of its own, so that the answering thread 
 fails, or is not back within its time, is answered by the mirror, and the index is then left alone for a while
 (serving/breaker.py): no second request waits for a dead Milvus. While there is a mirror no request is ever used to find
 out whether it is back; a copy of a query is sent in the shadow. A share of the answers is audited (serving/audit.py).
+Without a mirror nobody can tell a good answer from that of a half-filled collection, as there is one when Milvus has
+lost its data: so after a failure the collection must say that it is whole before it is searched again.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from indexer.errors import IndexFailure
+from indexer.errors import IndexFailure, IndexMissing
 from indexer.expression import to_milvus
+from indexer.handover import is_whole
 from infra import metrics
 from infra.settings import Serving
 from models.item_filter import ItemFilter
@@ -59,6 +62,7 @@ class Search:
     deadline_s: float  # the same by the monotonic clock
     reason: str = ""
     beside: Sequence[Query] = ()
+    is_retry: bool = False  # after a failure, without a mirror
 
 
 class Answer(NamedTuple):
@@ -100,8 +104,9 @@ class Retrieval:
         if reason is not None:
             return Search([*queries, *others], release, None, timeout_s, deadline_s, reason)
         asked, beside = (queries, others) if release.mirror is not None else ([*queries, *others], ())
-        pending = self._threads.submit(ask_index, release, asked, timeout_s)
-        return Search(asked, release, pending, timeout_s, deadline_s, beside=beside)
+        is_retry = self._breaker.is_open
+        pending = self._threads.submit(ask_again if is_retry else ask_index, release, asked, timeout_s)
+        return Search(asked, release, pending, timeout_s, deadline_s, beside=beside, is_retry=is_retry)
 
     def finish(self, search: Search, *, now_ms: int) -> Answer:
         """Wait for the index, and ask the mirror if it has not answered."""
@@ -120,8 +125,10 @@ class Retrieval:
             return self._ask_mirror(search, self._failed(late, now_ms))
         except IndexFailure as error:
             return self._ask_mirror(search, self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms))
-        self._breaker.succeeded()
-        metrics.INDEX_IN_USE.set(1)
+        # Without a mirror, one that began before another failed has not asked whether the collection is whole.
+        if search.is_retry or search.release.mirror is not None or not self._breaker.is_open:
+            self._breaker.succeeded()
+            metrics.INDEX_IN_USE.set(1)
         self._look_closely(search, found, now_ms)
         return Answer(found)
 
@@ -142,7 +149,7 @@ class Retrieval:
     def search_again(self, query: Query, release: LiveRelease, *, now_ms: int) -> Ids | None:
         """One query at once, the mirror first; None when nobody can answer."""
         found = self.search_mirror([query], release)
-        if found is None and self._breaker.reason(now_ms) is None:
+        if found is None and not self._breaker.is_open:  # whether it is whole again is for a search to find out
             try:
                 found = ask_index(release, [query], self._settings.search_s)
             except IndexFailure as error:
@@ -227,3 +234,12 @@ def ask_index(release: LiveRelease, queries: Sequence[Query], timeout_s: float) 
         for at, (item_ids, scores) in zip(members, answers, strict=True):
             found[at] = item_ids[: queries[at].limit], scores[: queries[at].limit]
     return found
+
+
+def ask_again(release: LiveRelease, queries: Sequence[Query], timeout_s: float) -> list[Ids]:
+    """`ask_index` after a failure, without a mirror: Milvus may have lost its data, and the indexer may be filling the
+    collection anew. Raises IndexFailure, also while it is not whole."""
+    began_s = time.monotonic()
+    if not is_whole(release.index.mark_of(release.version)):
+        raise IndexMissing(f"the collection of {release.version} is not whole: the indexer is filling it again")
+    return ask_index(release, queries, timeout_s - (time.monotonic() - began_s))

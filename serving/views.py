@@ -130,6 +130,7 @@ class CatalogueView:
     def _take_down(self, item_id: str) -> str:
         self.unavailable.add(item_id)
         self._facts.pop(item_id, None)
+        self.fresh.remove(item_id)
         return item_id
 
 

@@ -147,10 +147,11 @@ class Worker:
             self._settle,
         )
         self._consumer = self._partitions.consumer
+        self._reply_topics = ReplyTopics(self._consumer)
         self._desk = Desk(
-            settings, self._outbox, ReplyTopics(self._consumer), self.server_id, self._repeats, catalogue.unavailable
+            settings, self._outbox, self._reply_topics, self.server_id, self._repeats, catalogue.unavailable
         )
-        self._skew = Skew()
+        self._skew, self._lag = Skew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
         self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
         self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued
@@ -308,7 +309,7 @@ class Worker:
         self._given_back = first_of_each(record for record, _ in self._queue) | self._given_back
         self._queue.clear()
         self._read.clear()
-        self._outbox.flush(CLOSE_S)
+        self._outbox.ledger.wait(CLOSE_S)
         self._due |= self._outbox.ledger.acknowledged()
         due, self._due = self._due, {}
         reached("serving: settled")
@@ -353,6 +354,8 @@ class Worker:
         if now - self._report_at >= REPORT_EVERY_S:
             self._report_at = now
             self._partitions.pace()
+            for topic in self._outbox.let_go():
+                self._reply_topics.forget(topic)
             self._gauge()
 
     def _gauge(self) -> None:
@@ -365,8 +368,8 @@ class Worker:
         metrics.MIRROR_ITEMS.set(0 if live is None or live.mirror is None else len(live.mirror))
         if live is not None:
             metrics.MODEL_AGE.set(max(0, _now_ms() - live.created_ms) / 1000)
-        for partition, lag in self._partitions.lags().items():
-            metrics.LAG.labels(topics.RECOMMEND_REQUESTS, str(partition)).set(lag)
+        lags = self._partitions.lags()
+        self._lag.show({(topics.RECOMMEND_REQUESTS, partition): lag for partition, lag in lags.items()})
         health = self._health
         health.ready = self._partitions.are_open
         health.waiting_for = self._waiting_for()

@@ -19,6 +19,7 @@ from streams.messages import DeadLetter, Refused
 RETRIED = "nextwatch-retried"  # header of a message that was sent again: which dead letter it was
 MARKED = {"retried": "sent again", "dropped": "dropped by hand"}
 _MOST_REASON = 1000
+_HEADER = 16  # bytes of a header beside name and content, in Kafka or in a letter at most: many empty ones are large
 
 Headers = Iterable[tuple[str, bytes | None]]
 
@@ -76,7 +77,7 @@ def is_whole(letter: DeadLetter) -> bool:
 
 
 def size_of(headers: Headers) -> int:
-    return sum(len(name.encode(errors="replace")) + len(content or b"") for name, content in headers)
+    return sum(_HEADER + len(name.encode(errors="replace")) + len(content or b"") for name, content in headers)
 
 
 def check_headers(headers: Headers, max_bytes: int) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, NoReturn
 
 import faust
@@ -218,20 +218,26 @@ def _leave(why: str, error: BaseException, code: int = EXIT_BUG) -> NoReturn:
 
 
 async def report_lag(app: faust.App, topic_prefix: str) -> None:
-    """Forever: how many messages of the assigned partitions are not handled yet, what Faust has read ahead included."""
+    """Forever: how many messages of the assigned partitions are not handled yet, what Faust has read ahead included;
+    nothing of those that are another's by now."""
+    lags = metrics.Lags()
     while not app.should_stop:
-        consumer = app.consumer
-        for tp in consumer.assignment():
-            end, committed, read = (
-                consumer.highwater(tp),
-                consumer._committed_offset.get(tp),
-                consumer._read_offset.get(tp),
-            )
-            if end is not None and read is not None and tp.topic not in app.tables.changelog_topics:
-                topic = tp.topic.removeprefix(topic_prefix)
-                position = read + 1 if committed is None else committed  # the former before the first commit
-                metrics.LAG.labels(topic, str(tp.partition)).set(max(0, end - position))
+        lags.show(dict(_lags(app, topic_prefix)))
         await asyncio.sleep(LAG_EVERY_S)
+
+
+def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], int]]:
+    """The lag by topic and partition, where it is known."""
+    consumer = app.consumer
+    for tp in consumer.assignment():
+        end, committed, read = (
+            consumer.highwater(tp),
+            consumer._committed_offset.get(tp),
+            consumer._read_offset.get(tp),
+        )
+        if end is not None and read is not None and tp.topic not in app.tables.changelog_topics:
+            position = read + 1 if committed is None else committed  # the former before the first commit
+            yield (tp.topic.removeprefix(topic_prefix), tp.partition), max(0, end - position)
 
 
 def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], bool] = lambda: True) -> None:

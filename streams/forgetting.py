@@ -32,12 +32,15 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 0.2  # between two looks at `forgotten`
 LONGEST_WAIT_S = 5.0
+SLICE = 1000  # users that are looked at in one turn: two milliseconds
 
 Drop = Callable[[str, Outbox], None]  # delete a user's state from the table and, by way of the outbox, its changelog
 
 
 class Forgetting:
-    """The forgotten, and what of them is still in a worker's table. Callers hold their worker's lock."""
+    """The forgotten, and what of them is still in a worker's table. Callers hold their worker's lock, except of `look`:
+    it takes its time, in proportion to the users, while events go on. Who is known as forgotten is not built on any
+    more, so nobody comes into the table meanwhile."""
 
     def __init__(
         self,
@@ -51,6 +54,9 @@ class Forgetting:
         self._settings, self._worker = settings, worker
         self._table, self._kind, self._drop = table, kind, drop
         self._taken: dict[int, int] = {}  # by partition of ours: users below this offset of `forgotten` are gone
+        self._looked = 0  # users below this offset of `forgotten` were looked for in the table,
+        self._found: list[str] = []  # and these were there
+        self._hearing = asyncio.Lock()
         self._follower: TopicFollower | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forgotten")
 
@@ -59,14 +65,28 @@ class Forgetting:
         missing = set(partitions) - self._taken.keys()
         if missing:
             await self._hear()
-            self._taken |= dict.fromkeys(missing, 0)
-            await self._forget(missing, outbox)
+            await self._take(missing, outbox)
+
+    async def look(self, lock: asyncio.Lock) -> None:
+        """Hear whom there is to forget, and find them in the table; `lock` is the worker's."""
+        await self._hear()
+        newest = self.users.newest
+        if newest == self._looked:
+            return
+        found: list[str] = []
+        async with lock:  # a batch that was under way has not known of them, and may have put them in
+            users = list(self._table)
+        for start in range(0, len(users), SLICE):
+            found += filter(self.users.at_ms, users[start : start + SLICE])
+            await asyncio.sleep(0)
+        self._looked, self._found = newest, found
 
     async def advance(self, partitions: Iterable[int], outbox: Outbox) -> None:
-        """Forget whom there is to forget on these partitions, which are ours."""
-        await self._hear()
-        self._taken |= dict.fromkeys(set(partitions) - self._taken.keys(), 0)
-        await self._forget({number for number in partitions if self._taken[number] < self.users.newest}, outbox)
+        """Forget on these partitions, which are ours, whom the last look has found."""
+        known = set(partitions) & self._taken.keys()
+        await self._take(set(partitions) - known, outbox)
+        behind = {number for number in known if self._taken[number] < self._looked}
+        await self._forget(behind, self._found, self._looked, outbox)
 
     def give_up(self, partitions: Iterable[int]) -> None:
         for number in partitions:
@@ -76,11 +96,17 @@ class Forgetting:
         if self._follower is not None:
             self._follower.close()
 
-    async def _forget(self, partitions: set[int], outbox: Outbox) -> None:
+    async def _take(self, partitions: set[int], outbox: Outbox) -> None:
+        """Partitions that are new to us: all that is heard is forgotten there."""
+        self._taken |= dict.fromkeys(partitions, 0)
+        users = list(self._table) if partitions and len(self.users) else []
+        await self._forget(partitions, filter(self.users.at_ms, users), self.users.newest, outbox)
+
+    async def _forget(self, partitions: set[int], users: Iterable[str], offset: int, outbox: Outbox) -> None:
+        """Drop what is from before of these users, who were forgotten below `offset`, and say so."""
         if not partitions:
             return
-        offset = self.users.newest
-        gone = [user_id for user_id in self._from_before() if self._place_of(user_id) in partitions]
+        gone = [user_id for user_id in users if self._place_of(user_id) in partitions and self._is_from_before(user_id)]
         for user_id in gone:
             self._drop(user_id, outbox)
         await outbox.flush()
@@ -94,15 +120,18 @@ class Forgetting:
         if gone:
             log.info("users forgotten", worker=self._worker, users=len(gone))
 
-    def _from_before(self) -> list[str]:
-        """The users in the table of whom something is from before their forgetting."""
-        if not len(self.users):
-            return []
-        marked = {user_id: at_ms for user_id in list(self._table) if (at_ms := self.users.at_ms(user_id))}
-        return [user_id for user_id, at_ms in marked.items() if load(self._table, self._kind, user_id).since_ms < at_ms]
+    def _is_from_before(self, user_id: str) -> bool:
+        """Whether something in the table is from before the user's forgetting."""
+        if user_id not in self._table:
+            return False
+        return bool(load(self._table, self._kind, user_id).since_ms < self.users.at_ms(user_id))
 
     async def _hear(self) -> None:
         """Read all that lies in `forgotten` now. A broker that is away is waited for in place, like a flush."""
+        async with self._hearing:  # who comes second has heard what the first one has read
+            await self._hear_alone()
+
+    async def _hear_alone(self) -> None:
         wait_s = 0.1
         while True:
             try:

@@ -50,7 +50,8 @@ class Forgotten:
         except Refused:
             return
         if isinstance(message, ForgettingDone):
-            self.done[name] = max(message.offset, self.done.get(name, 0))
+            if message.offset <= offset:  # else a copy from another cluster, where offsets were others
+                self.done[name] = max(message.offset, self.done.get(name, 0))
         elif isinstance(message, UserForgotten) and kind == "user":
             if message.secret != fingerprint(self._secret):
                 raise ForgetSecretWrong(

@@ -78,6 +78,7 @@ def forget_between_batches(app: faust.App, settings: Settings, forgetting: Forge
     reading = Reading(app, settings.kafka.topic_prefix)
 
     async def forget(outbox: Outbox) -> None:
+        await forgetting.look(lock)
         async with lock:
             await forgetting.advance(reading.assigned(), outbox)
 

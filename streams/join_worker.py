@@ -101,6 +101,8 @@ class JoinWorker:
 
     async def advance_all(self, outbox: Outbox) -> BaseException | None:
         """Move event time on and close what is due, on every partition that is ours."""
+        if self.forgetting is not None:
+            await self.forgetting.look(self._lock)
         async with self._lock:
             assigned = self._progress.assigned()
             await self._take_over(assigned, outbox)

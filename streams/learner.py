@@ -55,7 +55,7 @@ class Learner:
         self.version = bundle.manifest.version
         self.epoch = epoch  # of the rows that it makes (streams.epochs)
         self.progress = Progress()
-        self.is_new = True  # no row of this release has been published yet
+        self.is_new = True  # no progress of this release has been published yet
         self._items = items
         self._settings = settings
         self._step = 0
@@ -81,7 +81,6 @@ class Learner:
             self.is_new = False
         else:
             self._trainer.restore(key.decode(), row.vector, row.query_row, row.state)
-            self.is_new = False
 
     def learn(self, batch: Sequence[tuple[int, TrainingExample]], *, evaluate: bool = True) -> Learnt:
         """Rank each (offset, example), then learn them all in one step; the rows that changed, oldest watch noted. The

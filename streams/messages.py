@@ -270,7 +270,7 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     expected_watch_s: Annotated[float, Meta(ge=0, le=600)] | None = None
     retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
     sources: dict[str, float | None] = {}
-    ids: dict[str, tuple[str, ...]] = {}
+    ids: Annotated[dict[Name, Annotated[tuple[Name, ...], Meta(max_length=1000)]], Meta(max_length=16)] = {}
     values: bytes = b""
     probability: Annotated[float, Meta(ge=0, le=1)] | None = None  # that it stood in this place; None: not drawn
 

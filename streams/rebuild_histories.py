@@ -83,7 +83,7 @@ def rebuild_histories(
     """Make all histories again. Raises RebuildRefused, TopicMissing, KafkaError, ForgetSecretWrong."""
     refuse_beside_workers(settings.kafka)
     forgotten, rebuilt = read_forgotten(settings), Rebuilt()
-    producer = KafkaProducer(**kafka_python_options(settings.kafka), client_id="nextwatch-rebuild", acks="all")
+    producer = create_producer(settings.kafka)
     try:
         for number in range(settings.kafka.partitions):
             progress("partitions", number, settings.kafka.partitions)
@@ -114,7 +114,7 @@ def adopt_histories(
             "before the first of them runs; delete the group and restore user-histories again"
         )
     forgotten = read_forgotten(settings)
-    producer = KafkaProducer(**kafka_python_options(kafka), client_id="nextwatch-rebuild", acks="all")
+    producer = create_producer(kafka)
     try:
         for number in range(kafka.partitions):
             before = read_histories(kafka, number)
@@ -129,6 +129,12 @@ def adopt_histories(
     if dry_run:
         rebuilt.written = rebuilt.deleted = 0
     return rebuilt
+
+
+def create_producer(kafka: Kafka) -> KafkaProducer:
+    """It takes what the workers' outbox does: a history may be larger than kafka-python's 1 MB."""
+    limits = {"max_request_size": 8 * kafka.max_message_bytes}
+    return KafkaProducer(**kafka_python_options(kafka), **limits, client_id="nextwatch-rebuild", acks="all")
 
 
 def without_offsets(history: UserHistory) -> UserHistory:
@@ -182,8 +188,26 @@ def replay(
     rebuilt: Rebuilt,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, UserHistory]:
-    """The histories of a partition after all its events."""
-    reach = read_reach(settings.kafka, number)
+    """The histories of a partition after all its events. Anew, when retention has taken some of them meanwhile: of
+    these the present histories are to tell."""
+    begun = rebuilt.events
+    while True:
+        reach = read_reach(settings.kafka, number)
+        histories = _replay_from(reach, settings, number, present, forgotten, rebuilt, progress)
+        if read_reach(settings.kafka, number).first == reach.first:
+            return histories
+        rebuilt.events = begun
+
+
+def _replay_from(
+    reach: Reach,
+    settings: Settings,
+    number: int,
+    present: dict[str, bytes],
+    forgotten: Forgotten,
+    rebuilt: Rebuilt,
+    progress: Progress,
+) -> dict[str, UserHistory]:
     shown = _request_ids(settings, number, reach)
     histories = {
         user_id: kept(forgotten.begin(history), reach, shown.get(user_id, set()))

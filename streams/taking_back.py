@@ -42,18 +42,21 @@ class TakenBack(NamedTuple):
 def take_back(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> TakenBack:
     """The learner of a release with its published rows; its own rows will be of `epoch`.
 
-    A new release has what came after its own data to learn, to the end of the topic. Another one goes on from its
-    progress; what lies between that and the committed offset is not delivered again, so it is fetched. Raises
-    BundleError, KafkaError, TopicMissing.
+    A new release has what came after its own data to learn, to the end of the topic; it is new until its progress is
+    published, whatever rows a crash has left. One that does not know where its data ended begins at the committed
+    offset. Another one goes on from its progress; what lies between that and the committed offset is not delivered
+    again, so it is fetched. Raises BundleError, KafkaError, TopicMissing.
     """
     bundle = read_bundle(settings.bundles_dir / version)
     learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
     shadowed = _restore(learner, settings.kafka)
     if not learner.is_new:
         return TakenBack(learner, learner.progress.next_offset, committed_examples(settings.kafka), shadowed)
-    start = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
-    learner.begin_at(start or 0)
-    return TakenBack(learner, start or 0, 0 if start is None else sys.maxsize, shadowed)
+    start, stop = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0"), sys.maxsize
+    if start is None:
+        start = stop = committed_examples(settings.kafka)
+    learner.begin_at(start)
+    return TakenBack(learner, start, stop, shadowed)
 
 
 def examples_between(

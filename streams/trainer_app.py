@@ -195,6 +195,8 @@ class TrainerWorker:
         )
         learner = found.learner
         self.writer.took_back(learner, found.shadowed)
+        if learner.is_new:  # where it begins, before Faust commits what it has learnt: a crash must not skip that
+            await self.writer.send(learner, Learnt([], 0))
         await self._catch_up(learner, found.start, found.stop)
         await self.writer.mend(learner)
         self.learner = learner

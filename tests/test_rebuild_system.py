@@ -15,10 +15,11 @@ from infra.broker import Broker
 from infra.kafka_clients import kafka_python_options
 from infra.run_files import fill_in
 from infra.settings import History, Kafka, Settings, to_environ
+from streams import rebuild_histories as module
 from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import Context, Impression, SearchEvent, Shown, UserHistory, decode, encode
-from streams.rebuild_histories import RebuildRefused, rebuild_histories
+from streams.rebuild_histories import RebuildRefused, create_producer, rebuild_histories
 from tests.infra.command import commands
 from tests.system import Cluster, running, wait_until
 from tests.traffic import Traffic, now_ms
@@ -158,20 +159,38 @@ def test_what_only_the_histories_know_is_kept_and_from_scratch_it_is_not(histori
     settings, before = histories
     old = encode(UserHistory("long-ago", seen=b"\x01\x02\x03\x04\x05\x06", watch_offset=1))
     write(settings, {b"long-ago": old})
-    admin = KafkaAdminClient(**kafka_python_options(settings.kafka))
-    firsts = {
-        TopicPartition(settings.kafka.topic_prefix + topic, number): first
-        for topic, first in ((topics.WATCH_EVENTS, 7), (topics.IMPRESSIONS, 3))
-        for number in range(PARTITIONS)
-    }
-    admin.delete_records(firsts)
-    admin.close()
+    delete_before(settings, {topics.WATCH_EVENTS: 7, topics.IMPRESSIONS: 3})
     assert rebuild_histories(settings).written == 0
     assert table_of(settings) == before | {b"long-ago": old}
     found = rebuild_histories(settings, from_scratch=True)
     now = table_of(settings)
     assert found.deleted == 1 and b"long-ago" not in now
     assert found.written > 0 and now != before, "the watches that are gone are in no history"
+
+
+def test_what_retention_takes_while_it_reads_is_kept_of_the_histories(histories, monkeypatch):
+    settings, before = histories
+    read = module._request_ids
+
+    def read_slowly(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "_request_ids", read)
+        delete_before(settings, {topics.WATCH_EVENTS: 9})
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "_request_ids", read_slowly)
+    assert rebuild_histories(settings).written == 0
+    assert table_of(settings) == before
+
+
+def test_a_history_as_large_as_the_workers_write_is_written(histories):
+    """kafka-python's own limit is 1 MB."""
+    settings, before = histories
+    large = encode(UserHistory("large", seen=b"123456" * 200_000))
+    producer = create_producer(settings.kafka)
+    module._write(producer, settings.kafka, topics.partition_of("large", PARTITIONS), {"large": large})
+    producer.close()
+    assert table_of(settings) == before | {b"large": large}
+    write(settings, {b"large": None})
 
 
 def test_beside_a_worker_it_is_refused(lived, monkeypatch, capsys):
@@ -191,6 +210,15 @@ def test_what_the_group_has_not_committed_is_left_to_the_worker(histories):
     traffic.close()
     assert rebuild_histories(settings).written == 0
     assert table_of(settings) == before
+
+
+def delete_before(settings: Settings, firsts: dict[str, int]) -> None:
+    """As the retention does: what lies before these offsets is gone, in each partition."""
+    admin = KafkaAdminClient(**kafka_python_options(settings.kafka))
+    for topic, first in firsts.items():
+        places = [TopicPartition(settings.kafka.topic_prefix + topic, number) for number in range(PARTITIONS)]
+        admin.delete_records(dict.fromkeys(places, first))
+    admin.close()
 
 
 def copy_topics(source: Settings, target: Settings, names: tuple[str, ...], *, without: int) -> None:

@@ -11,10 +11,12 @@ from indexer.handover import (
     Build,
     Drop,
     Releases,
+    Renew,
     announced,
     decide,
     forget_server,
     hear,
+    spare_of,
     versions_served,
 )
 from streams.messages import BundlePublished, IndexReady, Release, ServerState
@@ -96,12 +98,30 @@ def test_silence_of_all_servers_declares_none_of_them_dead() -> None:
 
 def test_a_roll_back_to_the_spare_stays() -> None:
     marks = {"a": announced(1), "b": announced(2)}
-    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), marks) == []
+    assert next_actions(heard(bundle("b"), ready("b", 2), ready("a", 3)), marks) == [Renew("a", 3)]
+    marks["a"] = announced(3)
+    assert next_actions(heard(bundle("b"), ready("b", 2), ready("a", 3)), marks) == []
 
 
 def test_after_a_roll_back_the_version_rolled_back_from_is_the_spare() -> None:
     marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
-    assert next_actions(heard(bundle("c"), ready("c"), ready("b")), marks) == [Drop("a")]
+    assert next_actions(heard(bundle("c"), ready("c", 3), ready("b", 4)), marks) == [Renew("b", 4), Drop("a")]
+
+
+def test_a_roll_back_from_a_clock_that_is_behind_leaves_the_version_gone_back_to_as_the_next_spare() -> None:
+    marks = {"a": announced(100), "b": announced(200)}
+    back = [bundle("b"), ready("b", 200), ready("a", 20)]
+    assert next_actions(heard(*back), marks) == [Renew("a", 201)]
+    marks["a"] = announced(201)
+    assert next_actions(heard(*back), marks) == []
+    marks["c"] = announced(300)
+    assert next_actions(heard(*back, bundle("c"), ready("c", 300)), marks) == [Drop("b")]
+    assert spare_of("c", marks) == "a"
+
+
+def test_a_release_that_is_announced_by_a_clock_that_is_behind_is_the_newest_all_the_same() -> None:
+    marks = {"a": announced(200), "b": announced(100)}
+    assert next_actions(heard(bundle("b"), ready("a", 200), ready("b", 100)), marks) == [Renew("b", 201)]
 
 
 def test_a_live_collection_that_milvus_has_lost_is_built_again() -> None:

@@ -4,15 +4,18 @@ should and is silent when it should be (alerts_test.yml, by `promtool`)."""
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra import metrics
 from infra.metrics import LAG
@@ -80,6 +83,46 @@ def test_the_name_check_finds_a_metric_and_a_label_that_are_not_there():
         assert_ours("nextwatch_consumer_lags", set())
     with pytest.raises(AssertionError, match="no label"):
         assert_ours(LAG._name, {"topics"})
+
+
+# --- what every process serves, whatever its work is -----------------------------------------------------------------
+
+LIMIT = re.compile(r"(?<![:\w])(nextwatch_\w+) ([<>]) ([\d.]+)")
+SAMPLES = (
+    "from prometheus_client import REGISTRY, generate_latest\n"
+    "import infra.metrics\n"
+    "print(generate_latest(REGISTRY).decode())"
+)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, float]:
+    """Samples without labels on the page of a process that has measured nothing yet."""
+    text = run(sys.executable, "-c", SAMPLES)
+    samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
+    return {each.name: each.value for each in samples if not each.labels}
+
+
+def limits_of(expression: str, samples: dict[str, float]) -> dict[str, bool]:
+    """By comparison of a sample with a number, whether it holds."""
+    holds = {"<": operator.lt, ">": operator.gt}
+    return {
+        f"{name} {sign} {limit}": holds[sign](samples[name], float(limit))
+        for name, sign, limit in LIMIT.findall(expression)
+        if name in samples
+    }
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=[rule["alert"] for rule in ALERTS])
+def test_no_limit_is_passed_by_a_process_that_has_measured_nothing(rule: dict, fresh: dict[str, float]):
+    assert [limit for limit, holds in limits_of(rule["expr"], fresh).items() if holds] == []
+
+
+def test_limits_are_found_and_a_zero_passes_those_that_it_would_have_passed(fresh: dict[str, float]):
+    every = " or ".join(rule["expr"] for rule in ALERTS)
+    passed = {limit for limit, holds in limits_of(every, dict.fromkeys(fresh, 0.0)).items() if holds}
+    assert {"nextwatch_index_probe_recall < 0.95", "nextwatch_item_row_growth < 0.5"} < passed
+    assert {"nextwatch_ranking_calibration < 0.7", "nextwatch_audit_recall < 0.95"} < passed
 
 
 # --- with promtool: Debian's package of the same name, or Prometheus' own download -----------------------------------

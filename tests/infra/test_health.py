@@ -45,6 +45,17 @@ def test_metrics_parse_and_say_their_content_type(make_settings: MakeSettings) -
     assert open_metrics[2].endswith("# EOF\n")
 
 
+def test_a_standby_says_on_its_metrics_page_that_it_is_one(make_settings: MakeSettings) -> None:
+    health = Health("indexer")
+    with serve_health(health, make_settings(), started_ms=1) as address:
+
+        def is_standby() -> bool:
+            return "\nnextwatch_standby 1.0\n" in get(address, "/metrics")[2]
+
+        for health.standby in (False, True, False):
+            assert is_standby() == health.standby
+
+
 def test_a_process_is_unavailable_until_it_is_ready(make_settings: MakeSettings) -> None:
     health = Health("history", waiting_for="its partitions")
     with serve_health(health, make_settings(), started_ms=1) as address:

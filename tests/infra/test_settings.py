@@ -69,6 +69,8 @@ def test_an_unknown_name_among_the_options_is_refused() -> None:
         ("metrics.port", "70000"),
         ("embedded.kafka_heap", "lots"),
         ("trainer.pull", "1.5"),
+        ("kafka.session_timeout_s", "0"),
+        ("serving.k", "1001"),
     ],
 )
 def test_a_wrong_value_names_its_setting_and_its_variable(
@@ -78,6 +80,22 @@ def test_a_wrong_value_names_its_setting_and_its_variable(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=rf"setting {name} \(or {variable}\): .*{value}"):
         load_settings()
+
+
+def test_a_server_is_heard_three_times_before_it_may_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(overrides={"serving.heartbeat_s": 20.0}).indexer.server_timeout_s == 60
+    monkeypatch.setenv("NEXTWATCH_KAFKA__PASSWORD", "hunter2")
+    monkeypatch.setenv("NEXTWATCH_SERVING__HEARTBEAT_S", "30")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    for told in (
+        "serving.heartbeat_s is 30 and indexer.server_timeout_s is 60",
+        "NEXTWATCH_INDEXER__SERVER_TIMEOUT_S) be 90 or more",
+        "NEXTWATCH_SERVING__HEARTBEAT_S) 20 or less",
+    ):
+        assert told in str(error.value)
+    assert "hunter2" not in str(error.value)
+    assert load_settings(overrides={"indexer.server_timeout_s": 90.0}).serving.heartbeat_s == 30
 
 
 def test_the_file_must_be_toml(tmp_path: Path) -> None:

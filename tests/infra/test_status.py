@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from infra.status import Delay, Samples, add_up, delay_of
+import json
+from math import nan
+from pathlib import Path
+
+import pytest
+
+from infra import status
+from infra.settings import Settings
+from infra.status import Delay, Samples, add_up, delay_of, read_status
 
 DELAY = "nextwatch_event_to_history_seconds"
 
@@ -34,3 +42,19 @@ def test_counts_of_two_workers_are_added_and_gauges_are_not():
 
 def test_a_delay_that_nothing_was_measured_of_is_none():
     assert delay_of(page({0.1: 0, float("inf"): 0}), DELAY) is None and delay_of({}, DELAY) is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_a_process_has_not_measured_hides_nothing_and_the_report_is_json(
+    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pages = [{("nextwatch_index_rows", ()): nan}, {("nextwatch_index_rows", ()): 7.0}][::order]
+    assert merged(*pages) == {("nextwatch_index_rows", ()): 7.0}
+    assert merged(pages[0], pages[0]).get(("nextwatch_index_rows", ())) in {None, 7.0}
+    records = [{"name": f"p{n}", "pid": n, "host": "127.0.0.1", "port": n} for n in range(2)]
+    monkeypatch.setattr(status, "read_run_files", lambda run_dir: records)
+    monkeypatch.setattr(status, "fetch_health", lambda record, access: {"live": True, "ready": True})
+    monkeypatch.setattr(status, "fetch_samples", lambda record, access: pages[record["pid"]])
+    report = read_status(Settings(data_dir=tmp_path))
+    assert report.index_rows == 7
+    assert "NaN" not in json.dumps(report.to_builtins(), allow_nan=False)

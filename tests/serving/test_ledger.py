@@ -19,6 +19,18 @@ def lost() -> Future:
     return Future().failure(KafkaTimeoutError("gone"))
 
 
+class Unanswered(Future):
+    """Whoever waits for it does so in vain; what that takes is added to the clock."""
+
+    def __init__(self, now_s: list[float]) -> None:
+        super().__init__()
+        self._now_s = now_s
+
+    def get(self, timeout: float) -> None:
+        self._now_s[0] += timeout
+        raise KafkaTimeoutError
+
+
 def test_offsets_wait_for_everything_that_they_caused() -> None:
     ledger, reply, impression = Ledger(), Future(), Future()
     ledger.add("recommend-replies", reply)
@@ -81,3 +93,25 @@ def test_a_loss_on_a_clients_topic_is_borne() -> None:
     ledger.add(CLIENT, lost())
     ledger.seal({P0: 5})
     assert ledger.acknowledged() == {P0: 5}
+
+
+def test_who_gives_partitions_up_waits_for_a_clients_topic_for_a_moment_only() -> None:
+    """Else what was answered is answered again by the next owner."""
+    now_s = [100.0]
+    ledger = Ledger(lambda: now_s[0])
+    for offset in (5, 6):
+        ledger.add(CLIENT, Unanswered(now_s))
+        ledger.seal({P0: offset})
+    ledger.wait(60.0)
+    assert now_s == [100.0 + CLIENT_S]
+    assert ledger.acknowledged() == {P0: 6}
+
+
+def test_who_gives_partitions_up_says_when_our_own_topics_do_not_answer() -> None:
+    now_s = [100.0]
+    ledger = Ledger(lambda: now_s[0])
+    ledger.add("impressions", Unanswered(now_s))
+    ledger.seal({P0: 5})
+    with pytest.raises(KafkaTimeoutError):
+        ledger.wait(60.0)
+    assert now_s == [160.0] and ledger.acknowledged() == {}

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -301,6 +302,79 @@ def test_rows_that_a_live_release_holds_are_not_kept_twice(mirrored: Releases, b
     mirrored.apply_vector(b"item-20", vector(live.version, 0.5), CREATED_MS)
     assert mirrored._rows == {}
     assert np.array_equal(found_by(live)["item-5"], np.full(9, 0.5))
+
+
+def test_a_roll_back_to_the_live_release_loads_nothing_and_loses_no_row(
+    mirrored: Releases, bundles: Sequence[Manifest]
+) -> None:
+    """What was announced in between could not be loaded."""
+    live = swap_to(mirrored, bundles[0].version)
+    mirrored.apply_vector(b"item-1", vector(live.version, 0.5), CREATED_MS)
+    mirrored.apply_vector(b"new", vector(live.version, 0.25), CREATED_MS)
+    announce(mirrored, "missing")
+    wait_for(mirrored, lambda: mirrored.settled)
+    announce(mirrored, live.version)
+    assert mirrored.settled
+    time.sleep(0.2)  # of old it was loaded again by now
+    mirrored.refresh()
+    assert mirrored.live is live
+    for item_id, value in (("item-1", 0.5), ("new", 0.25)):
+        assert np.array_equal(query_row(mirrored, item_id), np.full(8, value))  # type: ignore[arg-type]
+        assert np.array_equal(found_by(live)[item_id], np.full(9, value))
+    assert swap_to(mirrored, bundles[1].version).version == bundles[1].version
+
+
+def test_what_arrives_while_the_announcement_goes_to_and_fro_is_in_the_release_that_was_being_loaded(
+    releases: Releases, index: ExactIndex, bundles: Sequence[Manifest]
+) -> None:
+    """A row of the coming release is read just when the live one was announced in between."""
+    here, coming = bundles[0].version, bundles[1].version
+    swap_to(releases, here)
+    search = index.search
+
+    def slow(*args: object, **kwargs: object) -> object:
+        announce(releases, here)
+        releases.apply_vector(b"item-1", vector(coming, 0.75), CREATED_MS)
+        announce(releases, coming)
+        return search(*args, **kwargs)  # type: ignore[arg-type]
+
+    index.search = slow  # type: ignore[method-assign,assignment]
+    swap_to(releases, coming)
+    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.75))  # type: ignore[arg-type]
+
+
+def test_a_roll_back_gives_back_what_the_release_had_learnt(
+    mirrored: Releases, catalogue: CatalogueView, bundles: Sequence[Manifest]
+) -> None:
+    older, newer = bundles[0].version, bundles[1].version
+    live = swap_to(mirrored, older)
+    for item_id, value in ((b"item-1", 0.5), (b"item-2", 0.5), (b"item-3", 0.5), (b"new", 0.25)):
+        mirrored.apply_vector(item_id, vector(older, value), CREATED_MS)
+    mirrored.apply_vector(b"item-3", None, live.created_ms + 1)
+    swap_to(mirrored, newer)
+    catalogue.apply(b"item-2", None)
+    mirrored.apply_item("item-2")
+    mirrored.apply_vector(b"item-1", vector(newer, 0.75), CREATED_MS)  # over its older row, in the topic
+    live = swap_to(mirrored, older)
+    for item_id, value in (("item-1", 0.5), ("new", 0.25)):
+        assert np.array_equal(query_row(mirrored, item_id), np.full(8, value))  # type: ignore[arg-type]
+        assert np.array_equal(found_by(live)[item_id], np.full(9, value))
+    assert not {"item-2", "item-3"} & found_by(live).keys(), "taken down, and let go of"
+    assert np.array_equal(found_by(swap_to(mirrored, newer))["item-1"], np.full(9, 0.75))
+
+
+def test_what_a_release_had_learnt_is_kept_only_until_the_next_one_is_replaced(
+    releases: Releases, bundles: Sequence[Manifest]
+) -> None:
+    for here, coming in ((bundles[0], bundles[1]), (bundles[1], bundles[0])):
+        version = swap_to(releases, here.version).version
+        releases.apply_vector(b"item-1", vector(version, 0.5), CREATED_MS)
+        swap_to(releases, coming.version)
+        wait_for(releases, partial(keeps_only, releases, version))
+
+
+def keeps_only(releases: Releases, version: str) -> bool:
+    return {row.version for row in releases._kept.values()} == {version}
 
 
 @pytest.mark.parametrize("when", ["before", "while live"])

@@ -77,6 +77,20 @@ def test_a_topic_that_was_deleted_is_gone_after_a_while() -> None:
     assert [partitions_of("theirs") for _ in range(3)] == [0, 0, 0]
 
 
+def test_a_topic_that_is_forgotten_is_looked_for_again_at_once() -> None:
+    cluster = Cluster(theirs=2)
+    partitions_of = asker(cluster)
+    assert partitions_of("theirs") == 2
+    del cluster.there["theirs"]
+    cluster.now += ASK_EVERY_S
+    assert partitions_of("theirs") == 2, "as it was a moment ago"
+    partitions_of.forget("theirs")
+    assert partitions_of("theirs") == 0
+    cluster.there["theirs"] = 3
+    cluster.now += ASK_EVERY_S
+    assert partitions_of("theirs") == 3
+
+
 def test_brokers_that_are_away_are_waited_for_and_not_for_ever() -> None:
     cluster = Cluster(theirs=2)
     cluster.away_until = PATIENCE_S / 2

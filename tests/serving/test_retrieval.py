@@ -95,6 +95,49 @@ def test_without_a_mirror_a_failure_leaves_trending(bare: LiveRelease, index: Ex
     assert "serving.mirror_items" in answer.reason
 
 
+def test_without_a_mirror_a_collection_that_was_lost_is_asked_again_only_when_it_is_whole(
+    bare: LiveRelease, index: ExactIndex
+) -> None:
+    """Milvus has lost its data, and the indexer fills the collection anew."""
+    retrieval, version = Retrieval(Serving(), 1), bare.version
+    item_ids, rows = index.collections.pop(version)
+    assert search(retrieval, bare).fell_to == "trending"
+    index.collections[version], index.marks[version] = (item_ids[:3], rows[:3]), ""
+    index.searched.clear()
+    for later_ms in (1_000, 10_000, 20_000):
+        answer = search(retrieval, bare, now_ms=NOW_MS + later_ms)
+        assert (answer.found, answer.fell_to) == (None, "trending")
+        assert "not whole" in answer.reason
+        assert retrieval.search_again(some(bare)[0], bare, now_ms=NOW_MS + later_ms + 9_000) is None
+    assert index.searched == []
+    index.collections[version], index.marks[version] = (item_ids, rows), "whole"
+    answer = search(retrieval, bare, now_ms=NOW_MS + 30_000)
+    assert answer.fell_to == ""
+    assert answer.found is not None
+    assert len(answer.found[0][0]) == 10
+    assert retrieval.search_again(some(bare)[0], bare, now_ms=NOW_MS + 30_000) is not None
+
+
+def test_without_a_mirror_an_answer_from_before_a_failure_does_not_vouch_for_the_collection(
+    bare: LiveRelease, index: ExactIndex
+) -> None:
+    """A batch is begun before the one before it is finished."""
+    retrieval, version = Retrieval(Serving(), 1), bare.version
+    kept = index.collections.pop(version)
+    lost = retrieval.start(some(bare), bare, now_ms=NOW_MS, left_s=5.0)
+    until(lambda: lost.pending is not None and lost.pending.done())
+    index.collections[version], index.marks[version] = kept, ""
+    begun = retrieval.start(some(bare), bare, now_ms=NOW_MS, left_s=5.0)
+    assert retrieval.finish(lost, now_ms=NOW_MS).fell_to == "trending"
+    assert retrieval.finish(begun, now_ms=NOW_MS).fell_to == ""
+    assert search(retrieval, bare, now_ms=NOW_MS + 10_000).fell_to == "trending"
+
+
+def test_an_index_that_does_well_is_not_asked_whether_it_is_whole(bare: LiveRelease, index: ExactIndex) -> None:
+    index.marks.clear()
+    assert search(Retrieval(Serving(), 1), bare).fell_to == ""
+
+
 def test_an_index_that_is_late_is_not_waited_for(
     live: LiveRelease, index: ExactIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,8 +264,23 @@ def test_fresh_items_grow_old_come_and_go() -> None:
     assert [name for _, name in fresh.newest(NOW_MS + HOUR_MS)] == ["a", "tomorrow"]
     assert [name for _, name in fresh.newest(NOW_MS + HOUR_MS + 1)] == ["tomorrow"]
     for at in range(4):
-        fresh.put(f"n{at}", NOW_MS + at, NOW_MS)
+        fresh.put(f"n{at}", NOW_MS + at, NOW_MS + 10)
     assert len(fresh) == 3
     fresh.put("n3", None, NOW_MS)
     fresh.remove("unheard")
-    assert [name for _, name in fresh.newest(NOW_MS + 10)] == ["n2"]
+    assert [name for _, name in fresh.newest(NOW_MS + 10)] == ["n1", "n2"]
+
+
+def test_items_that_are_dated_far_ahead_take_no_room_of_those_that_are_fresh_now() -> None:
+    for first in (True, False):
+        fresh = FreshView(2 * HOUR_MS, most=3)
+        if first:
+            fresh.put("good", NOW_MS - HOUR_MS, NOW_MS)
+        for at in range(5):
+            fresh.put(f"wrong-{at}", NOW_MS + (1000 + at) * HOUR_MS, NOW_MS)
+        if not first:
+            fresh.put("good", NOW_MS - HOUR_MS, NOW_MS)
+        assert [name for _, name in fresh.newest(NOW_MS)] == ["good"]
+        assert len(fresh) == 3
+        fresh.put("better", NOW_MS, NOW_MS)
+        assert [name for _, name in fresh.newest(NOW_MS)] == ["good", "better"]

@@ -55,6 +55,18 @@ def test_a_tombstone_and_an_unavailable_item_are_both_down() -> None:
     assert view.unavailable == {"a", "b"}
 
 
+def test_what_is_taken_down_takes_no_room_of_what_is_fresh() -> None:
+    view = CatalogueView(fresh_ms=1000)
+    for item_id in ("a", "b", "c"):
+        view.apply(item_id.encode(), encode(Item(item_id, published_ms=100)), now_ms=200)
+    view.apply(b"a", None, now_ms=200)
+    view.apply(b"b", encode(Item("b", available=False)), now_ms=200)
+    assert view.fresh.newest(200) == [(100, "c")]
+    assert len(view.fresh) == 1
+    view.apply(b"a", encode(Item("a", published_ms=150)), now_ms=200)
+    assert view.fresh.newest(200) == [(100, "c"), (150, "a")]
+
+
 def test_an_item_that_comes_back_is_available_again() -> None:
     view = CatalogueView()
     view.apply(b"a", None)

@@ -215,6 +215,29 @@ def test_a_reply_topic_that_takes_nothing_holds_up_nobody_else(system: System) -
         assert system.client.recommend(f"other-{number}", k=1, timeout_s=4.0, retries=0).items
 
 
+def test_a_reply_topic_that_is_deleted_between_two_requests_holds_up_nobody_else(system: System) -> None:
+    theirs, place = system.name("replies-deleted"), system.home("jvm")
+    headers = [("reply_topic", theirs.encode())]
+
+    def ask(request_id: str) -> None:
+        request = RecommendRequest(request_id, "jvm", k=2)
+        system.send(topics.RECOMMEND_REQUESTS, encode(request), "jvm", partition=place, headers=headers)
+
+    with open_admin(system.settings.kafka) as admin:
+        admin.create_topics([NewTopic(theirs, 1, 1)])
+        admin.wait_for_topics([theirs])
+        time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
+        replies = system.reading(theirs)
+        ask("before")
+        assert next_record(replies).key == b"before"
+        replies.close()
+        admin.delete_topics([theirs])
+    for number in range(30):  # of the first ones the producer learns that the topic is gone
+        ask(f"after-{number}")
+        assert system.client.recommend(f"other-{number}", k=1, timeout_s=4.0, retries=0).items
+        time.sleep(0.1)
+
+
 def test_many_requests_in_flight_each_get_their_own_reply(system: System) -> None:
     requests = [RecommendRequest(f"many-{number}", f"user-{number}", k=3) for number in range(200)]
     replies = system.client.recommend_many(requests, timeout_s=WAIT_S)

@@ -50,8 +50,21 @@ def test_what_is_too_large_is_cut_and_the_letter_says_so() -> None:
 def test_a_letter_fits_into_its_topic_whatever_the_record_is_made_of() -> None:
     largest = letter(b"\xff" * LIMIT, "\x01" * 9000, key=b"k" * 2 * LIMIT, more=b"h" * 3 * LIMIT)
     assert len(encode(largest)) + len(largest.key or b"") < 4 * LIMIT, "what the topic takes (streams.topics)"
-    assert largest.cut == {"key": 2 * LIMIT, "headers": 3 * LIMIT + 3} and not is_whole(largest)
+    assert largest.cut == {"key": 2 * LIMIT, "headers": 3 * LIMIT + 3 + 2 * 16} and not is_whole(largest)
     assert largest.key == b"k" * (LIMIT // 4) and largest.headers == ()
+
+
+@pytest.mark.parametrize(("name", "content"), [("", b""), ("", b"x"), ("\x01" * 8, b""), ("\x01" * 60_000, b"")])
+def test_a_letter_with_as_many_headers_as_may_travel_fits_into_its_topic(name: str, content: bytes) -> None:
+    """Of empty ones as well: each is two bytes in Kafka and eight in a letter."""
+    headers = [(name, content)] * (LIMIT // 4 // (16 + len(name) + len(content)))
+    check_headers(headers, LIMIT)
+    with pytest.raises(Refused, match="headers of"):
+        check_headers([*headers, (name, content)], LIMIT)
+    raw = b"k" * LIMIT, b"\xff" * LIMIT, headers
+    kept = dead_letter("items", 2, 40, *raw, refused=Refused("malformed", "no"), now_ms=5, max_bytes=LIMIT)
+    assert len(kept.headers) == len(headers) > 0
+    assert len(encode(kept)) + len(kept.key or b"") < 4 * LIMIT
 
 
 def test_letters_of_before_said_in_words_what_was_cut() -> None:

@@ -1,13 +1,19 @@
-"""How a worker ends that cannot finish a batch: at once, so that nothing of the batch is acknowledged."""
+"""How a worker ends that cannot finish a batch: at once, so that nothing of the batch is acknowledged. And what it
+reports as its lag."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from faust.types import TP
+from prometheus_client import REGISTRY
 
-from streams.faust_app import EXIT_AGAIN, EXIT_BUG, to_the_end
+from streams import faust_app
+from streams.faust_app import EXIT_AGAIN, EXIT_BUG, report_lag, to_the_end
 from streams.membership import NotAMember
 
 
@@ -61,3 +67,36 @@ def test_a_batch_that_fails_ends_the_process_also_when_it_is_cancelled_before(er
 @pytest.mark.parametrize(("times", "end"), [(0, []), (1, ["cancelled"]), (2, ["cancelled"])])
 def test_a_batch_is_finished_also_when_it_is_cancelled(times, end):
     assert asyncio.run(cancelled_in(None, times)) == ["begun", "done", *end]
+
+
+def test_the_lag_of_a_partition_that_is_anothers_by_now_is_not_told_any_more(monkeypatch):
+    monkeypatch.setattr(faust_app, "LAG_EVERY_S", 0)
+    first, second, changelog = TP("p-lag-of-events", 0), TP("p-lag-of-events", 1), TP("p-lag-of-states", 0)
+    ours = {first, second, changelog}
+    consumer = SimpleNamespace(
+        assignment=lambda: ours,
+        highwater=lambda _: 10,
+        _committed_offset={first: 4},
+        _read_offset={first: 5, second: 6, changelog: 0},
+    )
+    app: Any = SimpleNamespace(
+        should_stop=False, consumer=consumer, tables=SimpleNamespace(changelog_topics={changelog.topic})
+    )
+
+    def told() -> list[float | None]:
+        places = (("lag-of-events", "0"), ("lag-of-events", "1"), ("lag-of-states", "0"))
+        labels = [{"topic": topic, "partition": partition} for topic, partition in places]
+        return [REGISTRY.get_sample_value("nextwatch_consumer_lag_messages", each) for each in labels]
+
+    async def report() -> None:
+        nonlocal ours
+        reporting = asyncio.ensure_future(report_lag(app, "p-"))
+        await asyncio.sleep(0.01)
+        assert told() == [6, 3, None]
+        ours = {second}
+        await asyncio.sleep(0.01)
+        assert told() == [None, 3, None]
+        app.should_stop = True
+        await reporting
+
+    asyncio.run(report())

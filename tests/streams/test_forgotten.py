@@ -59,6 +59,14 @@ def test_the_newest_forgetting_holds_and_what_is_no_record_of_ours_is_passed_ove
     assert forgotten.at_ms("u") == AT_MS + 5 and len(forgotten) == 1 and forgotten.newest == 9
 
 
+def test_a_confirmation_that_was_copied_from_another_cluster_confirms_nothing_here():
+    forgotten = forgotten_of("u")
+    forgotten.hear(f"{DONE}history/0".encode(), encode(ForgettingDone(500, AT_MS)), 12)
+    assert forgotten.done == {}
+    forgotten.hear(f"{DONE}history/0".encode(), encode(ForgettingDone(1, AT_MS)), 13)
+    assert forgotten.done == {"history/0": 1}
+
+
 def test_no_id_stands_in_a_record_and_another_secret_is_another_hash():
     key, value = record_of("alice")
     assert b"alice" not in key + value
@@ -133,13 +141,83 @@ def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_
     forgetting._hear = hear  # type: ignore[method-assign]
     ours = [user for user in users[1:20] if topics.partition_of(user, SETTINGS.kafka.partitions) in (0, 1)]
     outbox: Any = Outbox()
-    asyncio.run(forgetting.take_over({0, 1}, outbox))
-    asyncio.run(forgetting.advance({0, 1}, outbox))
+
+    async def forget() -> None:
+        await forgetting.take_over({0, 1}, outbox)
+        await forgetting.look(asyncio.Lock())
+        await forgetting.advance({0, 1}, outbox)
+
+    asyncio.run(forget())
     first, second = outbox.index("flush"), len(outbox) - 1 - outbox[::-1].index("flush")
     assert sorted(key for _, key, _ in outbox[:first]) == sorted(user.encode() for user in ours)
     done = {key: decode(ForgettingDone, value).offset for _, key, value in outbox[first + 1 : second]}
     assert done == {f"{DONE}history/{number}".encode(): 20 for number in (0, 1)}
     assert table.keys() == set(users) - set(ours) and back in table, "who came back stays"
+
+
+def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
+    """One user in a hundred thousand is forgotten while events come."""
+    table = {f"user-{number}": encode(UserHistory(f"user-{number}")) for number in range(20_000)}
+    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    home = topics.partition_of("user-7", SETTINGS.kafka.partitions)
+    turns, heard = 0, [(*record_of("user-7"), 0)]
+
+    async def hear() -> None:
+        while heard:
+            forgetting.users.hear(*heard.pop())
+
+    forgetting._hear = hear  # type: ignore[method-assign]
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def look_beside_others() -> None:
+        forgetting._taken[home] = 0
+        others = asyncio.ensure_future(count_turns())
+        await forgetting.look(asyncio.Lock())
+        others.cancel()
+        outbox: Any = Outbox()
+        await forgetting.advance({home}, outbox)
+        assert outbox[1][0] == topics.FORGOTTEN
+
+    asyncio.run(look_beside_others())
+    assert turns >= 10 and "user-7" not in table and len(table) == 19_999
+
+
+def test_who_is_put_into_the_table_by_a_batch_that_was_under_way_is_found():
+    table: dict[str, bytes] = {}
+    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    forgetting._taken[HOME] = 0
+
+    async def hear() -> None:
+        forgetting.users.hear(*record_of("u"), 0)
+
+    forgetting._hear = hear  # type: ignore[method-assign]
+
+    async def look_beside_a_batch() -> None:
+        lock = asyncio.Lock()
+        async with lock:
+            looking = asyncio.ensure_future(forgetting.look(lock))
+            await asyncio.sleep(0.01)
+            table["u"] = encode(UserHistory("u"))
+        await looking
+        await forgetting.advance({HOME}, Outbox())  # type: ignore[arg-type]
+
+    asyncio.run(look_beside_a_batch())
+    assert not table
+
+
+def test_who_is_recovered_after_the_look_is_forgotten_too():
+    """A partition that came to us since: its users were not there to be looked at."""
+    table = {"u": encode(UserHistory("u"))}
+    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    forgetting._looked, forgetting._found = 1, []
+    forgetting.users.hear(*record_of("u"), 0)
+    asyncio.run(forgetting.advance({HOME}, Outbox()))  # type: ignore[arg-type]
+    assert not table
 
 
 def test_until_when_a_topic_holds_a_record():

@@ -112,6 +112,16 @@ def test_progress_comes_back_from_its_row(bundle):
     assert restarted.progress.next_offset == 42 and restarted.progress.watched == {0: 5, 3: 9}
 
 
+def test_rows_without_a_progress_do_not_begin_a_release(bundle):
+    """A trainer died between its first rows and their progress: they are taken back, and the release is still new."""
+    trainer = learner(bundle)
+    key, row = next((key, row) for key, row in trainer.learn(numbered(example("item-1", 5))).rows if key == b"item-1")
+    restarted = learner(bundle)
+    restarted.restore(key, decode(ItemVector, encode(row)))
+    assert restarted.is_new
+    assert dict(restarted.rows_of([key]))[key].vector == row.vector
+
+
 def test_a_restarted_learner_goes_on_where_the_published_rows_are(bundle):
     items = {"new": Item("new", channel="c")}
     steps = [

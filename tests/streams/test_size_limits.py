@@ -55,6 +55,9 @@ LIMITS: list[tuple[type, dict[str, Any], str, int, Sized]] = [
     (Item, ITEM, "ids", 1000, lambda n: {"music": ["1"] * n}),
     (Item, ITEM, "ids", 256, lambda n: {"m" * n: ["1"]}),
     (Impression, IMPRESSION, "items", 1000, lambda n: [SHOWN] * n),
+    (Impression, IMPRESSION, "items", 16, lambda n: [SHOWN | {"ids": {f"name-{at}": ["1"] for at in range(n)}}]),
+    (Impression, IMPRESSION, "items", 1000, lambda n: [SHOWN | {"ids": {"topics": ["1"] * n}}]),
+    (Impression, IMPRESSION, "items", 256, lambda n: [SHOWN | {"ids": {"topics": ["t" * n]}}]),
 ]
 
 

@@ -17,6 +17,7 @@ from streams.intake import Raw
 from streams.learner import PROGRESS_KEY, Learner, Progress
 from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
 from streams.outbox import Placed
+from streams.taking_back import TakenBack
 from streams.trainer_app import Known, TrainerWorker
 from tests.streams.memory_log import MemoryLog
 from tests.streams.test_forgotten import record_of
@@ -247,6 +248,25 @@ def test_a_batch_that_is_still_in_hand_makes_no_trainer_of_one_that_the_group_ha
         assert adopted == ["v2"]
 
     asyncio.run(passed_over())
+
+
+def test_where_a_new_release_begins_is_published_before_anything_is_learnt(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a crash after Faust's commit and before the first progress would skip what was learnt in between."""
+    assert worker.learner is not None
+    learner = worker.learner
+    learner.begin_at(5)
+    monkeypatch.setattr("streams.trainer_app.take_back", lambda *_: TakenBack(learner, 5, 5, set()))
+
+    async def adopted() -> None:
+        worker.hear_assignment(True)
+        worker.learner, worker._known.newest = None, BundlePublished("v2", 1, 8, 10, "")
+        await worker.adopt_newest()
+
+    asyncio.run(adopted())
+    assert sent.of(topics.ITEM_VECTORS) == [[PROGRESS_KEY]]
+    assert sent.progress() == Progress(5, {})
 
 
 def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched(

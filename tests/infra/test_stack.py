@@ -1,0 +1,139 @@
+"""When `up` gives up on what it has started: on what crashes again and again, not on what takes its time. Without any
+process: what is watched here only says that it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra import processes, stack, supervisor
+from infra.child import ServiceError
+from infra.processes import embedded_services
+from infra.settings import Settings
+from infra.stack import running_stack
+from infra.supervisor import Part, Supervisor, Watched
+
+MakeSettings = Callable[..., Settings]
+News = list[tuple[str, str]]
+
+
+@dataclass
+class Running:
+    """A process as the supervisor sees it; with a `code` it has ended."""
+
+    log: Path
+    code: int | None = None
+    pid: int = 0
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def ask_to_stop(self) -> None:
+        pass
+
+    def stop(self) -> int:
+        return 0
+
+
+def part(name: str, log: Path, *, ready_after_s: float = 0.0, code: int | None = None) -> Part:
+    ready_s = time.monotonic() + ready_after_s
+
+    def ask(child: Any) -> dict[str, Any]:
+        return {"ready": time.monotonic() >= ready_s, "reasons": ["waiting for the catalogue"]}
+
+    return Part(name, lambda: Running(log, code), ask)  # type: ignore[arg-type, return-value]
+
+
+@contextmanager
+def started(
+    settings: Settings, news: News, monkeypatch: pytest.MonkeyPatch, *, is_limited: bool = False, **late: Any
+) -> Iterator[None]:
+    """`running_stack` on a broker that is only said to be there, with one part that is `late`."""
+    monkeypatch.setattr(supervisor, "LATE_S", 0.2)
+    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("infra.kafka_access.require_access", lambda kafka: None)
+    monkeypatch.setattr("streams.topics.create_topics", lambda kafka: None)
+    log = settings.data_dir / "log"
+
+    def command_part(name: str, arguments: Any, reachable: Any) -> Part:
+        return part(name, log, **(late if name == "trainer" else {}))
+
+    monkeypatch.setattr(stack, "command_part", command_part)
+    with running_stack(settings, lambda name, what: news.append((name, what)), is_limited=is_limited):
+        yield
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings) -> Settings:
+    return make_settings("127.0.0.1:1", "http://127.0.0.1:1", embedded={"ready_timeout_s": 0.3})
+
+
+def test_what_lives_is_waited_for_and_told_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    news: News = []
+    with started(settings, news, monkeypatch, ready_after_s=1.0):
+        ready = list(news)
+    late = [(name, what) for name, what in ready if what.startswith("not ready after")]
+    assert len(late) >= 2 and {name for name, _ in late} == {"trainer"}
+    assert all(what.endswith("waiting for the catalogue") for _, what in late)
+    assert ready[-1] == ("trainer", "ready")
+
+
+def test_what_crashes_again_and_again_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(ServiceError, match="trainer does not start: it crashed 3 times in a row"),
+        started(settings, [], monkeypatch, code=1),
+    ):
+        pytest.fail("it is not ready")
+
+
+def test_the_demo_keeps_its_limit_and_names_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(
+            ServiceError, match=r"trainer is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH"
+        ),
+        started(settings, [], monkeypatch, is_limited=True, ready_after_s=60.0),
+    ):
+        pytest.fail("it is not ready")
+
+
+def test_who_ran_for_long_before_each_crash_and_was_never_ready_is_given_up_too(tmp_path: Path) -> None:
+    """A crash after a steady run is forgiven when it comes to how soon it is started again, not here."""
+    watcher = Supervisor(lambda name, what: None)  # not entered: nothing looks at the part but what follows
+    watched = Watched(part("x", tmp_path / "log"), Running(tmp_path / "log"))  # type: ignore[arg-type]
+    watcher._watched["x"] = watched
+    crashes = iter(range(1, 10))
+
+    def sleep(seconds: float) -> None:
+        watched.restarts, watched.crashes = next(crashes), 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watched, "why_not_ready", lambda: "it reads")
+        patch.setattr(supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        with pytest.raises(ServiceError, match="x does not start: it reads"):
+            watcher.wait_ready(None)
+    assert watched.restarts == 3
+
+
+def test_the_limit_of_an_embedded_service_is_named(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(milvus_uri="http://127.0.0.1:1", embedded={"ready_timeout_s": 0.3})
+    child = Running(settings.data_dir / "log")
+    broker = SimpleNamespace(
+        kind="kafka", bootstrap="127.0.0.1:1", settings=settings, child=child, restart=lambda: child, is_ready=bool
+    )
+    monkeypatch.setattr(processes, "launch_broker", lambda settings, environ: broker)
+    named = r"broker is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH_EMBEDDED__READY_TIMEOUT_S\)"
+    with (
+        Supervisor(lambda name, what: None) as watcher,
+        pytest.raises(ServiceError, match=named),
+        embedded_services(settings, watcher, probe=lambda uri: True),
+    ):
+        pytest.fail("it is not ready")
