@@ -81,7 +81,7 @@ def run_indexer(settings: Settings, stop: threading.Event) -> None:
 def _keep_index(settings: Settings, stop: threading.Event, health: Health, index: Index) -> None:
     """From joining the group until `stop`, or until another indexer has taken over."""
     health.waiting_for = "Kafka"
-    require_settings(settings, (topics.RELEASES, topics.ITEMS, topics.ITEM_VECTORS))
+    require_settings(settings, (topics.RELEASES, topics.ITEMS, topics.ITEM_VECTORS, topics.DEAD_LETTERS))
     with ExitStack() as stack:
         control = stack.enter_context(TopicFollower(settings.kafka, topics.RELEASES, topics.ITEMS))
         vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))

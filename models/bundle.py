@@ -54,7 +54,6 @@ HOUR_MS = 3_600_000
 
 BundleCode = Literal["missing", "unreadable", "damaged", "foreign", "format", "schema", "unfit"]
 DIGITS = 16  # of the checksum in a version: that many nobody finds another bundle for
-DIGITS_BEFORE = 6  # in versions of before; they tell of the files alone
 
 
 class BundleError(ValueError):
@@ -173,11 +172,11 @@ def _versions(bundles_dir: Path) -> list[str]:
     return sorted(path.parent.name for path in bundles_dir.glob(f"*/{MANIFEST}") if path.parent.name[0] != ".")
 
 
-def version_of(manifest: Manifest, digits: int = DIGITS) -> str:
+def version_of(manifest: Manifest) -> str:
     """`YYYYMMDD_HHMMSS_<hex of the content>`: letters, digits and underscores, since a collection is named by it."""
-    content: Any = manifest.files if digits == DIGITS_BEFORE else msgspec.structs.replace(manifest, version="")
+    content = msgspec.structs.replace(manifest, version="")
     checksum = hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
-    return f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{checksum[:digits]}"
+    return f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{checksum[:DIGITS]}"
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -206,9 +205,8 @@ def _check_version(path: Path, manifest: Manifest) -> None:
     name = path.parent.name
     if manifest.version != name:
         raise BundleError("foreign", f"{path}: of version {manifest.version}, but it lies in {name}; restore {name}")
-    digits = DIGITS_BEFORE if len(name.rpartition("_")[2]) == DIGITS_BEFORE else DIGITS
     try:
-        told = version_of(manifest, digits)
+        told = version_of(manifest)
     except (ValueError, OverflowError, OSError):  # a time that is none
         told = ""
     if name != told:

@@ -58,6 +58,7 @@ def test_a_process_is_ready_only_when_all_its_users_are_known_and_its_release_is
     with running(settings, ["indexer", *KNOWS, "trainer"], ready=False):
         ready, reasons = first_when_ready(settings, {*KNOWS, "trainer"})
     assert {name: ready[name][knows] for name, knows in KNOWS.items()} == dict.fromkeys(KNOWS, USERS)
+    assert ready["serving"]["version_served"] == bundle.manifest.version
     assert set(reasons) >= {*KNOWS}, "they were asked before, and said what they waited for"
 
 
