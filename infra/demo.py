@@ -26,7 +26,7 @@ from infra.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranke
 from infra.settings import Settings
 from infra.stack import running_stack
 from infra.stage import Claims, Stage, go_live
-from infra.status import Samples, delay_of, read_status, since
+from infra.status import Samples, delay_of, read_status, since, within_s
 from infra.world import NOTICE, World
 from models.bundle import Manifest
 from serving.client import RecommendClient
@@ -254,7 +254,7 @@ def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None
     ):
         delay = delay_of(since(stage.samples(process), before[process]), f"nextwatch_{name}_seconds")
         if delay is not None:
-            console.print(f"watch sent to {what}: p50 within {delay.p50_s:g} s, p99 within {delay.p99_s:g} s")
+            console.print(f"watch sent to {what}: p50 {within_s(delay.p50_s)}, p99 {within_s(delay.p99_s)}")
     claims.check(p95_s < 1.0, "a reply knows a watch within a second, 19 times out of 20")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -39,7 +40,7 @@ class RolledBack(msgspec.Struct, frozen=True):
     served_by: list[str]
     waiting_for: list[str]
     coming: str  # the version that goes live when it is announced, empty when none is to come
-    spent_s: float
+    spent_s: float  # since it was announced
 
     @property
     def is_served(self) -> bool:
@@ -72,7 +73,6 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
 
     Raises RollBackRefused, IndexFailure (Milvus does not answer), TopicMissing and KafkaError.
     """
-    began = time.monotonic()
     with TopicFollower(settings.kafka, topics.RELEASES) as follower:
         told = handover.Releases()
         while not follower.caught_up:
@@ -80,6 +80,9 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
                 told = hear(told, record)
         collections = read_collections(settings.milvus)
         spare = choose(told, collections, read_bundles(settings.bundles_dir))
+        progress(f"checking {spare.version}")
+        check_spare(settings.bundles_dir / spare.version)
+        began = time.monotonic()
         now_ms = time.time_ns() // 1_000_000
         ready = IndexReady(
             spare.version, collection_name(spare.version), spare.rows, now_ms, rolled_back_from=told.live
@@ -116,6 +119,17 @@ def choose(
     if problem:
         raise RollBackRefused(f"the spare {spare} cannot be served, for want of its bundle: {problem}")
     return found[spare]
+
+
+def check_spare(directory: Path) -> None:
+    """Raises RollBackRefused for a bundle that no server would take: it is damaged, or of another nextwatch's features.
+    A server that starts would have no release then."""
+    from models.bundle import BundleError, check_bundle  # with torch, which takes seconds
+
+    try:
+        check_bundle(directory)
+    except BundleError as error:
+        raise RollBackRefused(f"the spare {directory.name} cannot be served: {error}") from None
 
 
 def living(told: handover.Releases, now_ms: int, timeout_s: float) -> set[str]:

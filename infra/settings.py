@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -226,7 +226,7 @@ class Forget(Section):
 
 
 class Bundles(Section):
-    keep: Count = Field(5, description="bundles kept on disk")
+    keep: Count = Field(5, description="newest bundles that `train` keeps, and all that are in use; older ones go")
 
 
 class Indexer(Section):
@@ -459,6 +459,18 @@ def _check_environ() -> None:
             path = variable.removeprefix(ENV_PREFIX).lower().split("__")
             if not _is_setting(path):
                 raise SettingsError(f"unknown setting {'.'.join(path)} ({variable}); `nextwatch config` lists them all")
+            _check_list(path, variable)
+
+
+def _check_list(path: list[str], variable: str) -> None:
+    """pydantic-settings reads lists as JSON, and says only in which section it cannot."""
+    section = Settings.model_fields[path[0]].annotation
+    if len(path) == 2 and get_origin(section.model_fields[path[1]].annotation) is tuple:  # type: ignore[union-attr]
+        try:
+            json.loads(os.environ[variable])
+        except ValueError:
+            example = '["one", "two"], or [1, 2]'
+            raise SettingsError(f"setting {'.'.join(path)} ({variable}): must be a list as JSON: {example}") from None
 
 
 def _is_setting(path: list[str]) -> bool:
@@ -480,7 +492,8 @@ def _explain(error: ValidationError) -> str:
         elif not name:  # of several settings: it names them, and its input is the whole tree, secrets and all
             lines.append(str(problem["ctx"]["error"]))
         else:
-            is_secret = any(name.startswith(f"{section}.{leaf}") for section, leaf in SECRETS)
+            # Of a section that is none, the input may be the secret, or hold it.
+            is_secret = any(name == section or name.startswith(f"{section}.{leaf}") for section, leaf in SECRETS)
             found = "" if is_secret else f", got {problem['input']!r}"
             lines.append(f"setting {name} (or {variable_of(name)}): {problem['msg']}{found}")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isnan
+from math import isfinite, isnan
 from typing import Any
 
 import msgspec
@@ -22,8 +22,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 class Delay(msgspec.Struct, frozen=True):
     """Of a histogram, to the width of its buckets."""
 
-    p50_s: float
-    p99_s: float
+    p50_s: float | None
+    p99_s: float | None
     count: int
 
 
@@ -99,7 +99,8 @@ def add_up(merged: Samples, samples: Samples) -> None:
 
 
 def delay_of(samples: Samples, name: str) -> Delay | None:
-    """p50 and p99 of a histogram, as the upper ends of the buckets that they fall into; None when it is empty."""
+    """p50 and p99 of a histogram, as the upper ends of the buckets that they fall into; None when it is empty. One of
+    them is None when it lies above all buckets."""
     buckets = sorted(
         (float(dict(labels)["le"]), count) for (sample, labels), count in samples.items() if sample == f"{name}_bucket"
     )
@@ -135,7 +136,7 @@ def _facts(report: StatusReport) -> Iterable[str]:
         yield f"index      {report.index_rows:,} items"
     for name, delay in (("history", report.event_to_history), ("vector", report.event_to_vector)):
         if delay is not None:
-            within = f"p50 within {delay.p50_s:g} s, p99 within {delay.p99_s:g} s"
+            within = f"p50 {within_s(delay.p50_s)}, p99 {within_s(delay.p99_s)}"
             yield f"freshness  watch to {name}: {within} ({delay.count:,})"
     if report.recall:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(report.recall.items()))
@@ -163,5 +164,10 @@ def _gauge(samples: Samples, name: str) -> int | None:
     return int(values[0]) if values else None
 
 
-def _quantile(buckets: list[tuple[float, float]], rank: float) -> float:
-    return next(upper for upper, count in buckets if count >= rank)
+def within_s(upper_s: float | None) -> str:
+    return "not within the largest bucket" if upper_s is None else f"within {upper_s:g} s"
+
+
+def _quantile(buckets: list[tuple[float, float]], rank: float) -> float | None:
+    upper = next(upper for upper, count in buckets if count >= rank)
+    return upper if isfinite(upper) else None

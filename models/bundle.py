@@ -217,10 +217,16 @@ def _check_version(path: Path, manifest: Manifest) -> None:
         raise BundleError("unfit", f"{path}: is not about the files of a bundle: {', '.join(unlike)[:200]}")
 
 
-def read_bundle(directory: Path) -> Bundle:
-    """Load and check a bundle. Raises BundleError naming the file."""
+def check_bundle(directory: Path) -> Manifest:
+    """The manifest of a bundle whose files are all what their checksums say. Raises BundleError naming the file."""
     manifest = read_manifest(directory)
     _check_files(directory, manifest.files)
+    return manifest
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Load and check a bundle. Raises BundleError naming the file."""
+    manifest = check_bundle(directory)
     catalogue = _read_catalogue(directory / CATALOGUE)
     model = _read_model(directory, manifest, list(catalogue.item_ids))
     names, weights = _read_names(directory / RANKER_IDS), _read_arrays(directory / RANKER)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from infra.child import ServiceError
 from infra.settings import Settings
 
 UserId = Annotated[str, typer.Argument(metavar="USER")]
@@ -93,7 +94,7 @@ def read_history(settings: Settings, user: str) -> Any:
     """The user's newest history, read from their partition of `user-histories`; None if there is none."""
     from streams import topics
     from streams.follow import TopicFollower
-    from streams.messages import UserHistory, decode
+    from streams.messages import Refused, UserHistory, decode
 
     newest = None
     place = topics.partition_of(user, settings.kafka.partitions)
@@ -102,7 +103,11 @@ def read_history(settings: Settings, user: str) -> Any:
             for record in follower.poll(0.5):
                 if record.key == user.encode():
                     newest = record.value
-    return decode(UserHistory, newest, max_bytes=len(newest)) if newest is not None else None
+    try:
+        return None if newest is None else decode(UserHistory, newest, max_bytes=len(newest))
+    except Refused as refused:
+        text = f"the history is damaged ({refused}): stop the history workers, then `nextwatch rebuild histories`"
+        raise ServiceError(text) from None
 
 
 def _print_reply(reply: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -104,7 +105,8 @@ def train(
     if announce:
         _announce(settings, manifest)
     served = _wait_until_served(settings, manifest.version, wait_s) if announce and wait_s else None
-    _report_release(settings, manifest, served, as_json=as_json)
+    removed = _remove_old_bundles(settings) if announce else []
+    _report_release(settings, manifest, served, removed, as_json=as_json)
     raise typer.Exit(1 if served is False else 0)
 
 
@@ -303,10 +305,23 @@ def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:
         return wait_until_served(settings.kafka, version, wait_s)
 
 
-def _report_release(settings: Settings, manifest: Any, served: bool | None, *, as_json: bool) -> None:
+def _remove_old_bundles(settings: Settings) -> list[str]:
+    from infra.old_bundles import remove_old_bundles
+
+    try:
+        return remove_old_bundles(settings)
+    except OSError as error:  # the release is out; that an old one stays is no reason to call it failed
+        Console(stderr=True).print(f"[yellow]old bundles stay[/]: {escape(str(error))}")
+        return []
+
+
+def _report_release(
+    settings: Settings, manifest: Any, served: bool | None, removed: list[str], *, as_json: bool
+) -> None:
     if as_json:
         report = {"version": manifest.version, "items": manifest.items, "metrics": manifest.metrics, "served": served}
-        typer.echo(json.dumps(report | {"path": str(settings.bundles_dir / manifest.version)}, indent=2))
+        report |= {"path": str(settings.bundles_dir / manifest.version), "removed": removed}
+        typer.echo(json.dumps(report, indent=2))
         return
     console = Console()
     console.print(f"release {manifest.version}: {manifest.items:,} items, {settings.bundles_dir / manifest.version}")
@@ -314,5 +329,8 @@ def _report_release(settings: Settings, manifest: Any, served: bool | None, *, a
     for name, value in sorted(manifest.metrics.items()):
         table.add_row(name, f"{value:.4g}")
     console.print(table)
+    if removed:
+        newest = settings.bundles.keep
+        console.print(f"removed, being neither among the newest {newest} nor in use: {', '.join(removed)}")
     if served is not None:
         console.print("a server answers from it" if served else "[red]no server answers from it yet[/]")

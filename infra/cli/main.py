@@ -67,9 +67,11 @@ def main() -> None:
         _say(str(error))
     except KafkaError as error:
         _say(f"Kafka: {error}. Is kafka.bootstrap (NEXTWATCH_KAFKA__BOOTSTRAP) right, and the broker up?")
-    except Exception:  # a bug of ours: the trace is what its report needs
-        traceback.print_exc()
-        sys.exit(os.EX_SOFTWARE)
+    except Exception as error:
+        if not isinstance(error, OSError) or not error.filename:  # a bug of ours: the trace is what its report needs
+            traceback.print_exc()
+            sys.exit(os.EX_SOFTWARE)
+        _say(f"{error.filename}: {error.strerror}. Is --data-dir (or the named file) right, and may you use it?")
     sys.exit(2)
 
 

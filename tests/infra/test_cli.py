@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -107,6 +108,8 @@ def test_topics_that_are_not_there_are_one_line(nextwatch, monkeypatch, kafka):
         ('[kafka]\npassword = "x"', {}, "kafka.password is a secret"),
         ("", {"NEXTWATCH_KAFKA__BOOTSTRP": "b:1"}, "unknown setting kafka.bootstrp (NEXTWATCH_KAFKA__BOOTSTRP)"),
         ("", {"NEXTWATCH_SERVING__K": "many"}, "NEXTWATCH_SERVING__K"),
+        ("", {"NEXTWATCH_SELECTION__PINNED": "welcome"}, "setting selection.pinned (NEXTWATCH_SELECTION__PINNED)"),
+        ("", {"NEXTWATCH_MODEL__HIDDEN": "256,128"}, "must be a list as JSON"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_that_names_it(nextwatch, tmp_path, monkeypatch, file, variables, says):
@@ -181,6 +184,32 @@ def test_a_log_that_cannot_be_read_is_one_line_with_row_and_column(nextwatch, tm
     pl.DataFrame(columns).write_parquet(tmp_path / "log.parquet")
     done = nextwatch("train", "log.parquet", "--no-announce")
     assert done.code == 2 and is_one_line(done.err) and says in done.err and "log.parquet" in done.err
+
+
+def test_a_file_or_directory_that_cannot_be_used_is_one_line_and_no_bug(nextwatch, tmp_path):
+    small_log().write_csv(tmp_path / "log.csv")
+    (tmp_path / "no-directory").write_text("")
+    done = nextwatch("--data-dir", "no-directory/data", "train", "log.csv", "--no-announce")
+    assert done.code == 2 and is_one_line(done.err) and "no-directory" in done.err and "--data-dir" in done.err
+
+
+def test_a_damaged_history_is_one_line_with_the_command_that_mends_it(nextwatch, monkeypatch):
+    class Follower:
+        caught_up = False
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def poll(self, _: float) -> list[Any]:
+            self.caught_up = True
+            return [SimpleNamespace(key=b"alice", value=b"{junk")]
+
+    monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
+    monkeypatch.setattr("streams.follow.TopicFollower", Follower)
+    done = nextwatch("history", "alice")
+    assert done.code == 2 and is_one_line(done.err) and "nextwatch rebuild histories" in done.err
 
 
 def test_train_wants_one_source_and_a_log_that_is_there(nextwatch):

@@ -28,7 +28,7 @@ from infra.releases import (
     servers_of,
     spare_of,
 )
-from infra.roll_back import RollBackRefused, choose, coming, living
+from infra.roll_back import RollBackRefused, check_spare, choose, coming, living
 from infra.settings import Serving, Settings
 from infra.stack import COMMANDS, milvus_answers
 from models import bundle as bundle_module
@@ -141,6 +141,17 @@ def test_a_bundle_is_read_here_as_where_it_is_written(tmp_path: Path):
     manifest = read_manifest(tmp_path / train_small(tmp_path).version)
     [found] = read_bundles(tmp_path)
     assert (found.version, found.items) == (manifest.version, manifest.items)
+
+
+@pytest.mark.parametrize("damage", ["vectors.npy", MANIFEST])
+def test_a_spare_that_no_server_would_take_is_not_gone_back_to(tmp_path: Path, damage: str):
+    """A server that starts would have no release then."""
+    directory = tmp_path / train_small(tmp_path).version
+    check_spare(directory)
+    content = (directory / damage).read_bytes()
+    (directory / damage).write_bytes(content[:-1])
+    with pytest.raises(RollBackRefused, match=damage):
+        check_spare(directory)
 
 
 # --- on a running system ---------------------------------------------------------------------------------------------

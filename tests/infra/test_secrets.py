@@ -69,6 +69,16 @@ def test_a_settings_file_with_one_is_refused_without_repeating_it(tmp_path: Path
         assert not told_in(str(refused.value))
 
 
+@pytest.mark.parametrize("text", ['{section} = "{secret}"\n', '[[{section}]]\n{name} = "{secret}"\n'])
+def test_one_in_a_section_of_a_wrong_form_is_not_repeated(tmp_path: Path, text: str) -> None:
+    for section, name in SECRETS:
+        file = tmp_path / f"{section}.toml"
+        file.write_text(text.format(section=section, name=name, secret=SECRET[f"{section}.{name}"]))
+        with pytest.raises(SettingsError, match=section) as refused:
+            load_settings(file)
+        assert not told_in(str(refused.value))
+
+
 def test_a_secret_of_a_wrong_kind_is_not_repeated() -> None:
     with pytest.raises(SettingsError, match=r"kafka\.password") as refused:
         load_settings(overrides={"kafka.password": ["secret-kafka-4711"]})

@@ -6,11 +6,12 @@ import json
 from math import nan
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from infra import status
 from infra.settings import Settings
-from infra.status import Delay, Samples, add_up, delay_of, read_status
+from infra.status import Delay, Samples, add_up, delay_of, read_status, within_s
 
 DELAY = "nextwatch_event_to_history_seconds"
 
@@ -37,7 +38,17 @@ def test_counts_of_two_workers_are_added_and_gauges_are_not():
     total = merged(page({0.1: 1, float("inf"): 1}, 3, 10), page({0.1: 0, float("inf"): 1}, 4, 10))
     assert total["nextwatch_requests_total", (("outcome", "ok"),)] == 7
     assert total["nextwatch_index_rows", ()] == 10
-    assert delay_of(total, DELAY) == Delay(0.1, float("inf"), 2)
+    assert delay_of(total, DELAY) == Delay(0.1, None, 2)
+
+
+def test_a_delay_above_all_buckets_is_none_in_json_and_words_in_the_table():
+    delay = delay_of(page({0.1: 1, float("inf"): 2}), DELAY)
+    assert json.loads(json.dumps(msgspec.to_builtins(delay), allow_nan=False)) == {
+        "p50_s": 0.1,
+        "p99_s": None,
+        "count": 2,
+    }
+    assert (within_s(0.1), within_s(None)) == ("within 0.1 s", "not within the largest bucket")
 
 
 def test_a_delay_that_nothing_was_measured_of_is_none():

@@ -1,0 +1,42 @@
+"""Bundles that nobody needs any more are removed when a new one is announced, so that who trains every night fills no
+disk.
+
+One is needed while a server answers from it, while Milvus has a collection of it (the live release and the spare, and
+what is being built), or while it is announced as the newest. As long as it is not known who needs what, nothing goes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from infra.releases import ReleaseReport, read_releases
+from infra.settings import Settings
+
+GONE = ".gone-"  # what is being removed: no bundle for anybody, also after a crash
+
+
+def old_bundles(report: ReleaseReport, keep: int) -> list[str]:
+    """The versions that may go, oldest first: not the newest `keep`, nor any that is needed."""
+    if report.problems:
+        return []
+    needed = {report.live, report.spare, report.newest}
+    needed |= {each.version for each in (*report.collections, *report.servers)}
+    return [each.version for each in report.bundles[: -max(1, keep)] if each.version not in needed]
+
+
+def remove_old_bundles(settings: Settings) -> list[str]:
+    """Remove what may go; the versions. Raises OSError."""
+    if not settings.milvus.uri:
+        return []
+    versions = old_bundles(read_releases(settings), settings.bundles.keep)
+    for version in versions:
+        (settings.bundles_dir / version).rename(_gone(settings.bundles_dir, version))
+    for directory in settings.bundles_dir.glob(f"{GONE}*"):
+        shutil.rmtree(directory, ignore_errors=True)
+    return versions
+
+
+def _gone(bundles_dir: Path, version: str) -> Path:
+    shutil.rmtree(path := bundles_dir / f"{GONE}{version}", ignore_errors=True)  # a crash may have left one
+    return path
