@@ -155,9 +155,9 @@ class Index:
             name, timeout = collection_name(version), self._milvus.timeout_s
             self._client().alter_collection_properties(name, {_MARK: mark}, timeout=timeout)
 
-    def mark_of(self, version: str) -> str:
+    def mark_of(self, version: str, timeout_s: float | None = None) -> str:
         """The collection's mark, empty when it has none."""
-        return self._describe(version)[0].get(_MARK, "")
+        return self._describe(version, timeout_s)[0].get(_MARK, "")
 
     def is_of_today(self, version: str) -> bool:
         """Whether it has the fields that we write; one that an older version of nextwatch made has not."""
@@ -291,10 +291,11 @@ class Index:
         names = self._client().list_aliases(of, timeout=self._milvus.timeout_s)["aliases"]
         return [name for name in names if name.startswith(PREFIX)]
 
-    def _describe(self, version: str) -> tuple[dict[str, str], int]:
+    def _describe(self, version: str, timeout_s: float | None = None) -> tuple[dict[str, str], int]:
         """A collection's properties and the dimension of what it stores."""
         with translated("describe", version):
-            about = self._client().describe_collection(collection_name(version), timeout=self._milvus.timeout_s)
+            timeout_s = timeout_s or self._milvus.timeout_s
+            about = self._client().describe_collection(collection_name(version), timeout=timeout_s)
         dim = next(int(field["params"]["dim"]) for field in about["fields"] if field["name"] == "vector")
         return {str(name): str(value) for name, value in dict(about.get("properties") or {}).items()}, dim
 

@@ -1,8 +1,9 @@
 """Bundles that nobody needs any more are removed when a new one is announced, so that who trains every night fills no
 disk.
 
-One is needed while a server answers from it, while Milvus has a collection of it (the live release and the spare, and
-what is being built), or while it is announced as the newest. As long as it is not known who needs what, nothing goes.
+One is needed while a living server answers from it, while Milvus has a collection of it (the live release and the
+spare, and what is being built), or while it is announced as the newest. As long as it is not known who needs what,
+nothing goes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ def old_bundles(report: ReleaseReport, keep: int) -> list[str]:
     if report.problems:
         return []
     needed = {report.live, report.spare, report.newest}
-    needed |= {each.version for each in (*report.collections, *report.servers)}
-    return [each.version for each in report.bundles[: -max(1, keep)] if each.version not in needed]
+    needed |= {each.version for each in report.collections}
+    needed |= {each.version for each in report.servers if each.lives}
+    bundles = [each.version for each in report.bundles if not each.problem]  # what is none, or half copied, stays
+    return [version for version in bundles[:-keep] if version not in needed]
 
 
 def remove_old_bundles(settings: Settings) -> list[str]:

@@ -24,6 +24,7 @@ Offsets = dict[TopicPartition, int]  # next ones to read
 
 CLIENT = "client"  # stands for every topic that a client has named: a label must be bounded
 CLIENT_S = 5.0  # so long offsets wait for it
+ROUNDING_S = 0.01  # a future may be back a millisecond before its time
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Ledger:
 
     def _wait(self, batch: Batch, until_s: float) -> None:
         for topic, future in batch.sent:
-            last_s = until_s if topic != CLIENT else batch.sealed_s + CLIENT_S
+            last_s = until_s if topic != CLIENT else batch.sealed_s + CLIENT_S + ROUNDING_S
             with contextlib.suppress(KafkaError):
                 future.get(max(0.0, last_s - self._clock()))
 

@@ -53,6 +53,7 @@ class Outbox:
             metrics_enabled=False,
         )
         self._outside: set[str] = set()  # topics that clients have named and the producer has been asked for
+        self._missed: set[str] = set()  # of them, those that were not held when they were last needed
         for topic in OURS:
             self._producer.partitions_for(self._prefix + topic)
 
@@ -72,9 +73,11 @@ class Outbox:
         """Outside topics that the producer holds no more. It asks for them no longer."""
         metadata, accumulator = self._producer._metadata, self._producer._accumulator
         held = self._held()
-        gone = self._outside - held
+        waiting = {place.topic for place, batches in list(accumulator._batches.items()) if batches}
+        gone = self._outside - held - waiting  # replies that wait may still find their topic: an answer may have erred
         if gone:
             self._outside -= gone
+            self._missed -= gone
             metadata._topics = metadata._topics - gone  # a new set: another thread may be walking through the old one
         # A queue without a leader has the producer ask for metadata too, also an empty one.
         known = held | {self._prefix + topic for topic in OURS}
@@ -99,13 +102,15 @@ class Outbox:
             self._producer._sender.force_close()  # else it tries on, for two minutes
 
     def _meet(self, topic: str) -> None:
-        """Raises KafkaError for a topic that `send` would wait for. One that is new is waited for here; one that was
-        waited for in vain not again until it has been let go."""
-        if topic not in self._outside:
-            self._outside.add(topic)
+        """Raises KafkaError for a topic that `send` would wait for. One that is new, or was held until now, is waited
+        for here; one that was waited for in vain not again until it is held, or has been let go."""
+        self._outside.add(topic)
+        if topic not in self._held():
+            if topic in self._missed:
+                raise UnknownTopicOrPartitionError(f"{topic} is not there")
+            self._missed.add(topic)
             self._producer._wait_on_metadata(topic, MEET_MS)
-        elif topic not in self._held():
-            raise UnknownTopicOrPartitionError(f"{topic} is not there any more")
+        self._missed.discard(topic)
 
     def _held(self) -> set[str]:
         held: set[str] = self._producer._metadata.topics(exclude_internal_topics=False)

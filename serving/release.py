@@ -45,7 +45,7 @@ MOST_RETRY_S = 30.0
 class Index(Protocol):
     """What serving needs of indexer.collection.Index."""
 
-    def mark_of(self, version: str) -> str: ...
+    def mark_of(self, version: str, timeout_s: float | None = None) -> str: ...
     def dim(self, version: str) -> int: ...
     def load(self, version: str) -> None: ...
     def search(
@@ -213,6 +213,7 @@ class Releases:
                     if self._failed and not self._closed:
                         self._changed.wait(wait_s)
             wait_s = RETRY_S if loaded else min(2 * wait_s, MOST_RETRY_S)
+            loaded = None  # one that is not wanted any more must not wait here for the next announcement
 
     def _next(self) -> str | None:
         """The version to load, waited for; None when closed. What a replaced release had learnt is kept first: here,

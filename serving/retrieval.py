@@ -240,6 +240,6 @@ def ask_again(release: LiveRelease, queries: Sequence[Query], timeout_s: float) 
     """`ask_index` after a failure, without a mirror: Milvus may have lost its data, and the indexer may be filling the
     collection anew. Raises IndexFailure, also while it is not whole."""
     began_s = time.monotonic()
-    if not is_whole(release.index.mark_of(release.version)):
+    if not is_whole(release.index.mark_of(release.version, timeout_s)):
         raise IndexMissing(f"the collection of {release.version} is not whole: the indexer is filling it again")
     return ask_index(release, queries, timeout_s - (time.monotonic() - began_s))

@@ -241,7 +241,7 @@ def test_the_views_of_serving_take_or_pass_over_each_record(topic, caplog):
 
 def test_a_release_that_is_served_takes_or_passes_over_each_row(tmp_path):
     class NoIndex:
-        def mark_of(self, version: str) -> str:
+        def mark_of(self, version: str, timeout_s: float | None = None) -> str:
             return ""
 
     releases = Releases(tmp_path, NoIndex(), CatalogueView())  # type: ignore[arg-type]

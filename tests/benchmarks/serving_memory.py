@@ -98,7 +98,7 @@ class FromMirror:
         self._dim = dim
         self.mirror: Mirror | None = None
 
-    def mark_of(self, version: str) -> str:
+    def mark_of(self, version: str, timeout_s: float | None = None) -> str:
         return WHOLE
 
     def dim(self, version: str) -> int:

@@ -35,6 +35,14 @@ def test_the_newest_and_those_that_are_needed_stay(report: ReleaseReport):
     assert old_bundles(report, 1) == [VERSIONS[0], VERSIONS[3], VERSIONS[4]], "the live one and the newest are needed"
     assert old_bundles(report, 4) == [VERSIONS[0]]
     assert old_bundles(report, 7) == old_bundles(report, 9) == []
+    dead = [replace(each, lives=False) for each in report.servers]
+    assert old_bundles(replace(report, servers=dead), 2) == [VERSIONS[0], *VERSIONS[2:5]]
+
+
+def test_what_is_no_bundle_stays_and_takes_no_place(report: ReleaseReport):
+    strange = [BundleFound(name, 1, problem="no manifest") for name in ("2024_backup", "old")]
+    with_strange = replace(report, bundles=[strange[0], *report.bundles, strange[1]])
+    assert old_bundles(with_strange, 2) == old_bundles(report, 2)
 
 
 def test_nothing_goes_while_it_is_not_known_who_needs_what(report: ReleaseReport):

@@ -27,7 +27,7 @@ class Unanswered(Future):
         self._now_s = now_s
 
     def get(self, timeout: float) -> None:
-        self._now_s[0] += timeout
+        self._now_s[0] += max(0.0, timeout - 0.001)  # as kafka-python's: it counts in whole milliseconds
         raise KafkaTimeoutError
 
 
@@ -103,7 +103,7 @@ def test_who_gives_partitions_up_waits_for_a_clients_topic_for_a_moment_only() -
         ledger.add(CLIENT, Unanswered(now_s))
         ledger.seal({P0: offset})
     ledger.wait(60.0)
-    assert now_s == [100.0 + CLIENT_S]
+    assert now_s == [pytest.approx(100.0 + CLIENT_S, abs=0.02)]
     assert ledger.acknowledged() == {P0: 6}
 
 
@@ -114,4 +114,4 @@ def test_who_gives_partitions_up_says_when_our_own_topics_do_not_answer() -> Non
     ledger.seal({P0: 5})
     with pytest.raises(KafkaTimeoutError):
         ledger.wait(60.0)
-    assert now_s == [160.0] and ledger.acknowledged() == {}
+    assert now_s == [pytest.approx(160.0, abs=0.01)] and ledger.acknowledged() == {}

@@ -42,7 +42,7 @@ class Producer:
 
     def _wait_on_metadata(self, topic: str, most_ms: float) -> set[int]:
         if topic not in self._metadata.topics():
-            self._metadata._topics.add(topic)
+            self._metadata._topics = self._metadata._topics | {topic}
             self.refresh()
         if topic not in self._metadata.topics():
             self.waited_ms += most_ms
@@ -70,7 +70,7 @@ def test_what_we_send_to_is_known_from_the_start(outbox: Outbox, producer: Produ
     assert producer._metadata.topics() == {f"x-{topic}" for topic in OURS}
 
 
-def test_a_reply_topic_that_was_deleted_is_not_waited_for_and_asked_for_no_more(
+def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no_more(
     outbox: Outbox, producer: Producer
 ) -> None:
     producer.there.add("theirs")
@@ -84,10 +84,21 @@ def test_a_reply_topic_that_was_deleted_is_not_waited_for_and_asked_for_no_more(
         outbox.send_outside("theirs", b"b")
     assert undelivered() == before + 3
     assert producer.sent == ["theirs"]
-    assert producer.waited_ms == 0
+    assert producer.waited_ms == MEET_MS
+    assert outbox.let_go() == set(), "a reply waits"
+    producer._accumulator._batches[TopicPartition("theirs", 0)].clear()  # after two minutes
     assert outbox.let_go() == {"theirs"}
     assert "theirs" not in producer._metadata._topics
     assert outbox.let_go() == set()
+
+
+def test_a_reply_topic_that_one_answer_of_the_brokers_left_out_is_sent_to(outbox: Outbox, producer: Producer) -> None:
+    producer.there.add("theirs")
+    for value in (b"a", b"b"):
+        outbox.send_outside("theirs", value)
+        producer._metadata._partitions = {}  # until it is asked for again
+        assert outbox.let_go() == set()
+    assert producer.sent == ["theirs", "theirs"]
 
 
 def test_a_queue_to_a_topic_that_was_deleted_is_kept_as_long_as_there_is_a_reply_in_it(

@@ -111,7 +111,7 @@ class ExactIndex:
         self.collections[version] = (list(bundle.model.item_ids), bundle.model.item_vectors())
         self.marks[version] = mark
 
-    def mark_of(self, version: str) -> str:
+    def mark_of(self, version: str, timeout_s: float | None = None) -> str:
         self._check(version)
         return self.marks[version]
 
