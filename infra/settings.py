@@ -464,8 +464,8 @@ def _check_environ() -> None:
 
 def _check_list(path: list[str], variable: str) -> None:
     """pydantic-settings reads lists as JSON, and says only in which section it cannot."""
-    section = Settings.model_fields[path[0]].annotation
-    if len(path) == 2 and get_origin(section.model_fields[path[1]].annotation) is tuple:  # type: ignore[union-attr]
+    section: Any = Settings.model_fields[path[0]].annotation
+    if len(path) == 2 and get_origin(section.model_fields[path[1]].annotation) is tuple:
         try:
             json.loads(os.environ[variable])
         except ValueError:
