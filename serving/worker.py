@@ -371,14 +371,14 @@ class Worker:
         lags = self._partitions.lags()
         self._lag.show({(topics.RECOMMEND_REQUESTS, partition): lag for partition, lag in lags.items()})
         health = self._health
-        health.ready = self._partitions.are_open
-        health.waiting_for = self._waiting_for()
         health.detail = {
             "server_id": self.server_id,
             "version_served": live.version if live else "",
             "partitions": sorted(self._partitions.open),
             "histories": len(views.histories),
         }
+        health.waiting_for = self._waiting_for()
+        health.ready = self._partitions.are_open  # last: who reads it finds all of the above
 
     def _waiting_for(self) -> str:
         if not self._is_primed:

@@ -220,24 +220,31 @@ def _leave(why: str, error: BaseException, code: int = EXIT_BUG) -> NoReturn:
 async def report_lag(app: faust.App, topic_prefix: str) -> None:
     """Forever: how many messages of the assigned partitions are not handled yet, what Faust has read ahead included;
     nothing of those that are another's by now."""
-    lags = metrics.Lags()
+    gauge, told = metrics.Lags(), dict[tuple[str, int], int]()
     while not app.should_stop:
-        lags.show(dict(_lags(app, topic_prefix)))
+        lags = {place: told.get(place) if lag is None else lag for place, lag in _lags(app, topic_prefix)}
+        told = {place: lag for place, lag in lags.items() if lag is not None}
+        gauge.show(told)
         await asyncio.sleep(LAG_EVERY_S)
 
 
-def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], int]]:
-    """The lag by topic and partition, where it is known."""
+def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], int | None]]:
+    """The lag by topic and partition; None where it is not known now, as after a rebalance until something is read."""
     consumer = app.consumer
     for tp in consumer.assignment():
+        if tp.topic in app.tables.changelog_topics:
+            continue
         end, committed, read = (
             consumer.highwater(tp),
             consumer._committed_offset.get(tp),
             consumer._read_offset.get(tp),
         )
-        if end is not None and read is not None and tp.topic not in app.tables.changelog_topics:
+        place = tp.topic.removeprefix(topic_prefix), tp.partition
+        if end is None or read is None:
+            yield place, None
+        else:
             position = read + 1 if committed is None else committed  # the former before the first commit
-            yield (tp.topic.removeprefix(topic_prefix), tp.partition), max(0, end - position)
+            yield place, max(0, end - position)
 
 
 def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], bool] = lambda: True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -11,13 +12,14 @@ import pytest
 
 from infra.cli.learn import published
 from infra.health import fetch_health
+from infra.releases import read_topic
 from infra.run_files import fill_in, read_run_files
 from infra.settings import Kafka, Settings
 from streams.releases import announce
 from streams.topics import create_topics
 from tests.benchmarks.crash_recovery import fill
 from tests.service import Size, train_releases
-from tests.system import READY_S, process, running
+from tests.system import READY_S, process, running, wait_until
 from tests.traffic import now_ms
 
 pytestmark = pytest.mark.system
@@ -55,7 +57,9 @@ def test_a_process_is_ready_only_when_all_its_users_are_known_and_its_release_is
     (bundle,) = train_releases(settings.bundles_dir, 1, Size(watches=1500), now_ms=now_ms()).bundles
     fill(settings, USERS, bundle.model.item_ids)
     announce(settings.kafka, published(bundle.manifest))
-    with running(settings, ["indexer", *KNOWS, "trainer"], ready=False):
+    with running(settings, ["indexer"]), contextlib.ExitStack() as stack:
+        wait_until(lambda: read_topic(settings.kafka).live == bundle.manifest.version, "announced", READY_S)
+        stack.enter_context(running(settings, [*KNOWS, "trainer"], ready=False))
         ready, reasons = first_when_ready(settings, {*KNOWS, "trainer"})
     assert {name: ready[name][knows] for name, knows in KNOWS.items()} == dict.fromkeys(KNOWS, USERS)
     assert ready["serving"]["version_served"] == bundle.manifest.version
