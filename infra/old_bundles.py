@@ -9,7 +9,6 @@ nothing goes.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from infra.releases import ReleaseReport, read_releases
 from infra.settings import Settings
@@ -34,12 +33,9 @@ def remove_old_bundles(settings: Settings) -> list[str]:
         return []
     versions = old_bundles(read_releases(settings), settings.bundles.keep)
     for version in versions:
-        (settings.bundles_dir / version).rename(_gone(settings.bundles_dir, version))
-    for directory in settings.bundles_dir.glob(f"{GONE}*"):
-        shutil.rmtree(directory, ignore_errors=True)
+        gone = settings.bundles_dir / f"{GONE}{version}"
+        shutil.rmtree(gone, ignore_errors=True)  # of a crash
+        (settings.bundles_dir / version).rename(gone)
+    for gone in settings.bundles_dir.glob(f"{GONE}*"):
+        shutil.rmtree(gone, ignore_errors=True)
     return versions
-
-
-def _gone(bundles_dir: Path, version: str) -> Path:
-    shutil.rmtree(path := bundles_dir / f"{GONE}{version}", ignore_errors=True)  # a crash may have left one
-    return path

@@ -32,8 +32,9 @@ class Outbox:
 
     The producer's `send` stands still for a minute where it does not hold a topic's metadata, and it asks for a topic
     that was deleted every 100 ms for ever. So ours are known from the start, an outside topic is only sent to while it
-    is held, and one that is held no more is let go. That needs `_wait_on_metadata`, `_metadata` and `_accumulator` of
-    KafkaProducer: nothing public waits for less than `max_block_ms`, or forgets a topic. Raises KafkaError.
+    is held, and one that is held no more is let go. That needs `_wait_on_metadata`, `_metadata`, `_accumulator` and
+    `_sender` of KafkaProducer: nothing public waits for less than `max_block_ms`, forgets a topic, or ends at once.
+    Raises KafkaError.
     """
 
     def __init__(self, kafka: Kafka) -> None:
