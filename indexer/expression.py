@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 
 from indexer.scalars import topic_mark
-from models.catalogue import TOPICS
-from models.item_filter import AllOf, AnyOf, Compared, IsKnown, IsOneOf, ItemFilter, Not, Term
+from models.catalogue.catalogue import TOPICS
+from models.catalogue.item_filter import AllOf, AnyOf, Compared, IsKnown, IsOneOf, ItemFilter, Not, Term
 
 
 def to_milvus(item_filter: ItemFilter) -> str:

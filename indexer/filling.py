@@ -18,7 +18,7 @@ from indexer.patience import Patience
 from indexer.rows import Row, Rows
 from indexer.sphere import longest_of
 from infra.fault_points import reached
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 
 log = structlog.get_logger(__name__)
 

@@ -31,7 +31,7 @@ from indexer.verifying import verify
 from indexer.writing import write_all
 from infra.fault_points import reached
 from infra.settings import Settings
-from models.bundle import Bundle, BundleError, read_bundle
+from models.release.bundle import Bundle, BundleError, read_bundle
 from streams import topics
 from streams.epochs import Epochs
 from streams.follow import TopicFollower

@@ -22,7 +22,7 @@ from indexer.patience import Patience
 from indexer.verifying import verify
 from infra.fault_points import reached
 from infra.settings import Indexer
-from models.bundle import BundleError, read_bundle
+from models.release.bundle import BundleError, read_bundle
 from streams.messages import IndexReady
 
 log = structlog.get_logger(__name__)

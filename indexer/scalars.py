@@ -1,6 +1,6 @@
 """The facts of an item beside its vector in Milvus, for filters: channel, topics, language, duration, time, available.
 
-They say what models.catalogue says, so that a filter finds the same items on both sides (models/item_filter.py):
+They say what models.catalogue.catalogue says, so that a filter finds the same items on both sides (models/catalogue/item_filter.py):
 durations are float32, a duration of 0 is an unknown one, an item has its first 32 distinct topics. What a filter cannot
 name (a channel of 10,000 characters) is one fixed name here that no filter can name either: it is not missing, and
 it is not equal to anything.
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pymilvus import DataType
 
-from models.catalogue import CHANNEL, TOPICS
-from models.item_filter import (
+from models.catalogue.catalogue import CHANNEL, TOPICS
+from models.catalogue.item_filter import (
     DURATION,
     LANGUAGE,
     LATEST_MS,

@@ -17,8 +17,8 @@ from indexer.filling import BuildFailed, is_wanted
 from indexer.patience import Patience
 from indexer.rows import Rows
 from infra import metrics
-from models.bundle import Bundle
-from models.candidates import CandidateModel, with_one
+from models.release.bundle import Bundle
+from models.retrieval.candidates import CandidateModel, with_one
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from infra.backtest.contenders import Live, Released
 from infra.backtest_files import CandidateLists, new_directory, write_live, write_report
 from infra.backtest_report import Grounds, Protocol, build_report
 from infra.settings import Settings
-from models.backtest import BLOCK, Entrant, Walk, walk_frozen, walk_live
-from models.backtest_log import Reading, read_stream
-from models.baseline_choice import Baselines
-from models.candidate_learning import learn_candidates
-from models.cases import History
-from models.contenders import Live, Released
-from models.frozen import Frozen
-from models.log import read_items
-from models.split import Split, cut_at, cut_fraction, iso, split
-from models.stored_log import store_log
-from models.stored_searches import store_searches
+from models.evaluation.backtest import BLOCK, Entrant, Walk, walk_frozen, walk_live
+from models.evaluation.backtest_log import Reading, read_stream
+from models.evaluation.baseline_choice import Baselines
+from models.evaluation.cases import History
+from models.evaluation.frozen import Frozen
+from models.evaluation.split import Split, cut_at, cut_fraction, iso, split
+from models.logs.log import read_items
+from models.logs.stored_log import store_log
+from models.logs.stored_searches import store_searches
+from models.retrieval.candidate_learning import learn_candidates
 
 Step = Callable[[str, int, int], None]
 
@@ -35,7 +35,7 @@ ASIDE = {"threads"}  # of the settings: they change nothing of what is learnt
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as models.split says."""
+    """What is asked for. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as models.evaluation.split says."""
 
     log: Path
     out: Path

@@ -16,9 +16,9 @@ import polars as pl
 
 from infra.backtest_page import render_page
 from infra.backtest_report import KIND
-from models.backtest import Walk
-from models.cases import Cases, Stream
-from models.split import BacktestError
+from models.evaluation.backtest import Walk
+from models.evaluation.cases import Cases, Stream
+from models.evaluation.split import BacktestError
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

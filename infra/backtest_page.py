@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from infra.backtest_curves import draw_curves
-from models.comparison import short, signed
-from models.split import iso
+from models.evaluation.comparison import short, signed
+from models.evaluation.split import iso
 
 Json = dict[str, Any]
 

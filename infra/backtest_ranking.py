@@ -20,16 +20,16 @@ import polars as pl
 from infra.backtest_files import new_directory, write_json
 from infra.backtest_report import KIND
 from infra.settings import Ranker as RankerSettings
-from models.exposures import Delays, Exposures
-from models.log import read_items
-from models.ranker_training import LEAST_ROWS, train_ranker
-from models.ranking_comparison import Compared, Ratio, difference, estimate
-from models.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
-from models.ranking_examples import CAP_S, RankingExamples
-from models.ranking_metrics import calibration
-from models.source import prepare
-from models.split import BacktestError, iso
-from models.stored_log import store_log
+from models.evaluation.ranking_comparison import Compared, Ratio, difference, estimate
+from models.evaluation.ranking_metrics import calibration
+from models.evaluation.split import BacktestError, iso
+from models.logs.log import read_items
+from models.logs.source import prepare
+from models.logs.stored_log import store_log
+from models.ranking.exposures import Delays, Exposures
+from models.ranking.ranker_training import LEAST_ROWS, train_ranker
+from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
+from models.ranking.ranking_examples import CAP_S, RankingExamples
 
 Step = Callable[[str, int, int], None]
 Rows = npt.NDArray[np.int64]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.backtest import Entrant, Walk
-from models.cases import History
-from models.comparison import (
+from models.evaluation.backtest import Entrant, Walk
+from models.evaluation.cases import History
+from models.evaluation.comparison import (
     Estimate,
     Slice,
     even_edges,
@@ -26,7 +26,7 @@ from models.comparison import (
     recall_within,
     reciprocal_rank,
 )
-from models.exposure import DEPTHS
+from models.evaluation.exposure import DEPTHS
 
 Rows = npt.NDArray[np.int64]
 Json = dict[str, Any]

@@ -28,7 +28,7 @@ from infra.stack import running_stack
 from infra.stage import Claims, Stage, go_live
 from infra.status import Samples, delay_of, read_status, since, within_s
 from infra.world import NOTICE, World
-from models.bundle import Manifest
+from models.release.bundle import Manifest
 from serving.client import RecommendClient
 from streams import topics
 from streams.follow import TopicFollower
@@ -120,10 +120,10 @@ def _train(
 ) -> Manifest:
 
     from infra.retraining import delays_of
-    from models.stored_log import store_frame
-    from models.stored_searches import store_searches
+    from models.logs.stored_log import store_frame
+    from models.logs.stored_searches import store_searches
+    from models.release.training import train_bundle
     from models.threads import limit_threads
-    from models.training import train_bundle
 
     limit_threads(settings.model.threads)
     with tempfile.TemporaryDirectory(prefix="nextwatch-") as scratch:

@@ -22,7 +22,7 @@ from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing
 from indexer.handover import announced_ms, is_whole, spare_of
 from infra.settings import Kafka, Milvus, Settings
-from models.manifest_file import MANIFEST, read_manifest_bytes
+from models.release.manifest_file import MANIFEST, read_manifest_bytes
 from streams import topics
 from streams.follow import TopicFollower, TopicMissing
 from streams.messages import Refused, Release, decode
@@ -77,7 +77,7 @@ class ReleaseReport(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """What is shown of a bundle's manifest, of any format. models.bundle reads all of it, and loads torch for that,
+    """What is shown of a bundle's manifest, of any format. models.release.bundle reads all of it, and loads torch for that,
     which takes longer than everything else here."""
 
     version: str

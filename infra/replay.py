@@ -22,7 +22,7 @@ from kafka.errors import KafkaError
 
 from infra.kafka_clients import close_producer, kafka_python_options
 from infra.settings import Kafka, Settings
-from models.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
+from models.logs.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
 from streams.messages import Context, Item, WatchEvent, encode
 from streams.topics import ITEMS, WATCH_EVENTS, check_topics
 

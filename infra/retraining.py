@@ -15,14 +15,14 @@ import polars as pl
 import structlog
 
 from infra.settings import Settings
-from models.bundle import Bundle, Manifest, catalogue_frame, write_bundle
-from models.exposures import Delays
-from models.log import LogError
-from models.ranker import Ranker
-from models.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
-from models.ranker_training import LEAST_ROWS
-from models.source import prepare
-from models.stored_log import store_log
+from models.logs.log import LogError
+from models.logs.source import prepare
+from models.logs.stored_log import store_log
+from models.ranking.exposures import Delays
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
+from models.ranking.ranker_training import LEAST_ROWS
+from models.release.bundle import Bundle, Manifest, catalogue_frame, write_bundle
 from streams.ranking_archive import ServedExamples, store_served
 
 log = structlog.get_logger(__name__)

@@ -124,7 +124,7 @@ def choose(
 def check_spare(directory: Path) -> None:
     """Raises RollBackRefused for a bundle that no server would take: it is damaged, or of another nextwatch's features.
     A server that starts would have no release then."""
-    from models.bundle import BundleError, check_bundle  # with torch, which takes seconds
+    from models.release.bundle import BundleError, check_bundle  # with torch, which takes seconds
 
     try:
         check_bundle(directory)

@@ -18,7 +18,7 @@ from infra.run_files import read_run_files
 from infra.settings import Settings
 from infra.status import Samples, fetch_samples
 from infra.world import World
-from models.bundle import Manifest
+from models.release.bundle import Manifest
 from serving.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from streams.releases import announce, wait_until_served

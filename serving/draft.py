@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra import metrics
-from models.item_filter import ItemFilter
-from models.ranking_request import Nominations, by_two_towers
+from models.catalogue.item_filter import ItemFilter
+from models.ranking.ranking_request import Nominations, by_two_towers
 from serving.ranking import Fed
 from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, UserHistory
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infra import metrics
-from models.drift import ScoreDrift
+from models.evaluation.drift import ScoreDrift
 from serving.draft import Draft
 
 EVERY = 10  # of a request's candidates, one in so many is looked at

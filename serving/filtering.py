@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.catalogue import Catalogue
-from models.item_filter import ItemFilter
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.item_filter import ItemFilter
 from serving.draft import Draft
 from serving.views import CatalogueView
 from streams.messages import UserHistory

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from infra.settings import Settings
-from models.filter_syntax import FilterError, parse_filter
-from models.item_filter import ItemFilter
+from models.catalogue.filter_syntax import FilterError, parse_filter
+from models.catalogue.item_filter import ItemFilter
 from streams import topics
 from streams.dead_letters import check_headers
 from streams.messages import RecommendRequest, Refused, decode

@@ -16,8 +16,8 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Columns
-from models.table import GROWTH, ROOM, reserve
+from models.catalogue.columns import Columns
+from models.retrieval.table import GROWTH, ROOM, reserve
 from models.threads import in_parts
 
 Floats = NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.settings import Serving
-from models.moment import FRESH, SIMILAR, TRENDING
+from models.ranking.moment import FRESH, SIMILAR, TRENDING
 from serving.draft import Draft
 from serving.retrieval import Ids, Query
 from serving.selection import seed_of

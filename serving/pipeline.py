@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from infra import metrics
 from infra.settings import Selection, Serving
-from models.moment import TWO_TOWER
+from models.ranking.moment import TWO_TOWER
 from serving.draft import Answered, Asked, Draft, Found, Stages
 from serving.drift import AnswerDrift
 from serving.filtering import banned_by, wanted

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features import SCHEMA_HASH
-from models.item_statistics import ItemStatistics
-from models.moment import IMPRESSIONS
-from models.ranker import Ranked, id_strings
-from models.ranking_examples import CAP_S
-from models.ranking_request import Nominations, RankingQuery, moment_of
+from models.ranking.features import SCHEMA_HASH
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import IMPRESSIONS
+from models.ranking.ranker import Ranked, id_strings
+from models.ranking.ranking_examples import CAP_S
+from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
 from models.threads import in_parts
 from serving.release import LiveRelease
 from streams.messages import Impression, Shown, UserHistory

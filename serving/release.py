@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from indexer.errors import IndexFailure
 from indexer.handover import is_whole
 from infra import metrics
-from models.array_file import forget_pages
-from models.bundle import BundleError, read_bundle
-from models.candidates import CandidateModel
-from models.catalogue import Catalogue
-from models.item_statistics import ItemStatistics
-from models.ranker import Ranker
-from models.ranking_request import RankingQuery, moment_of
+from models.catalogue.catalogue import Catalogue
+from models.logs.array_file import forget_pages
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.ranker import Ranker
+from models.ranking.ranking_request import RankingQuery, moment_of
+from models.release.bundle import BundleError, read_bundle
+from models.retrieval.candidates import CandidateModel
 from serving.mirror import Mirror
 from serving.views import CatalogueView, read
 from streams import topics

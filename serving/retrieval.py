@@ -26,7 +26,7 @@ from indexer.expression import to_milvus
 from indexer.handover import is_whole
 from infra import metrics
 from infra.settings import Serving
-from models.item_filter import ItemFilter
+from models.catalogue.item_filter import ItemFilter
 from serving.audit import Audit
 from serving.breaker import Breaker
 from serving.release import LiveRelease

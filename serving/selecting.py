@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.settings import Selection
-from models.moment import SOURCES, TRENDING
-from models.ranking_request import Nominations
+from models.ranking.moment import SOURCES, TRENDING
+from models.ranking.ranking_request import Nominations
 from serving.draft import Draft, Found
 from serving.release import LiveRelease
 from serving.selection import PINNED, Options, choose, pins_of, seed_of

@@ -35,7 +35,9 @@ class Options(NamedTuple):
     scores: Floats  # [C]: expected seconds, or retrieval scores where nothing was ranked
     channels: NDArray[np.integer[Any]]  # [C]: codes; 0: not known, and never capped
     shown: Numbers  # [C]: decayed impressions of each
-    spread: Floats  # [C]: how unsure the ranker is (models.ranker.Ranked.spread); zeros where nothing was ranked
+    spread: (
+        Floats  # [C]: how unsure the ranker is (models.ranking.ranker.Ranked.spread); zeros where nothing was ranked
+    )
     vectors: Floats | None = None  # [C, D + 1]: as in the index, popularity last; None: there are none
     pinned: Sequence[int] = ()  # candidates that go on top, in this order
 

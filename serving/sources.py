@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra import metrics
-from models.moment import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
-from models.ranking_request import Nominations
+from models.ranking.moment import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
+from models.ranking.ranking_request import Nominations
 from serving.draft import Draft, Found
 from serving.fresh import FreshView
 from serving.views import TrendingView

@@ -16,8 +16,8 @@ import msgspec
 import structlog
 
 from infra import metrics
-from models.catalogue import Catalogue
-from models.item_statistics import ItemStatistics
+from models.catalogue.catalogue import Catalogue
+from models.ranking.item_statistics import ItemStatistics
 from serving.fresh import FreshView
 from serving.marks import Marks
 from streams import topics

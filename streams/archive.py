@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from infra.settings import Settings
-from models.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS
-from models.row_batches import BATCH_ROWS
-from models.stored_log import LogWriter, StoredLog
-from models.stored_searches import StoredSearches, store_search_batches
+from models.logs.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS
+from models.logs.row_batches import BATCH_ROWS
+from models.logs.stored_log import LogWriter, StoredLog
+from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
 from streams.follow import TopicFollower
 from streams.forgotten import read_forgotten

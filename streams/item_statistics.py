@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from models.features import SCHEMA_HASH
-from models.ranking_examples import CAP_S
+from models.ranking.features import SCHEMA_HASH
+from models.ranking.ranking_examples import CAP_S
 from streams.join import Tally
 from streams.messages import Outcome, Shown, StatisticsRow
 

@@ -1,6 +1,6 @@
 """How well the ranker ordered what was shown, measured on the live stream before anything is learnt from it.
 
-The weighted per-user loss of the paper (section 4.3) within each impression, as models.ranking_metrics defines it, and
+The weighted per-user loss of the paper (section 4.3) within each impression, as models.evaluation.ranking_metrics defines it, and
 calibration: the seconds that were expected, as served, over those that were watched.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from infra import metrics
-from models.ranking_examples import CAP_S
-from models.ranking_metrics import pair_loss
+from models.evaluation.ranking_metrics import pair_loss
+from models.ranking.ranking_examples import CAP_S
 from streams.messages import RankingExample
 
 RECENT = 1000  # impressions after which one weighs 1/e in the gauges

@@ -1,6 +1,6 @@
 """What the trainer worker knows and does with a batch: adopt a release, rank before learning, learn, say what changed.
 
-A thin layer between messages and models.incremental: it keeps the release in use, the place in `training-examples`
+A thin layer between messages and models.retrieval.incremental: it keeps the release in use, the place in `training-examples`
 up to which the rows have learnt (`Progress`, published with the rows), and the share of examples that each model found
 (prequential recall). Everything here runs in one executor thread, away from the event loop.
 """
@@ -17,13 +17,13 @@ import structlog
 
 from infra import metrics
 from infra.settings import Trainer
-from models.admission import Admission
-from models.bundle import Bundle
-from models.catalogue import CHANNEL, TOPICS
-from models.drift import FadingMean
-from models.examples import Examples
-from models.incremental import IncrementalTrainer
-from models.prequential import Budget, rank_before
+from models.catalogue.catalogue import CHANNEL, TOPICS
+from models.evaluation.drift import FadingMean
+from models.logs.examples import Examples
+from models.release.bundle import Bundle
+from models.retrieval.admission import Admission
+from models.retrieval.incremental import IncrementalTrainer
+from models.retrieval.prequential import Budget, rank_before
 from streams.messages import Item, ItemVector, TrainingExample
 
 log = structlog.get_logger(__name__)
@@ -216,7 +216,7 @@ class Learner:
 
 
 def ids_of(item: Item) -> dict[str, tuple[str, ...]]:
-    """An item's ids by column, as models.catalogue names them."""
+    """An item's ids by column, as models.catalogue.catalogue names them."""
     return {CHANNEL: (item.channel,) if item.channel else (), TOPICS: item.topics, **item.ids}
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from infra.settings import Kafka, Settings
-from models.features import SCHEMA_HASH, Scope, ids_of, numbers_of
-from models.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
-from models.vocabulary import Vocabulary
+from models.catalogue.vocabulary import Vocabulary
+from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
+from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
 from streams.follow import TopicFollower
 from streams.forgotten import read_forgotten

@@ -15,7 +15,7 @@ from kafka import KafkaAdminClient, TopicPartition
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka, Settings
-from models.bundle import read_bundle
+from models.release.bundle import read_bundle
 from streams import topics
 from streams.epochs import Epochs, is_claim
 from streams.follow import TopicFollower

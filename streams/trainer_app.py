@@ -32,7 +32,7 @@ from kafka.errors import KafkaError
 from infra import metrics
 from infra.health import Health
 from infra.settings import Settings
-from models.bundle import BundleError
+from models.release.bundle import BundleError
 from streams import topics
 from streams.faust_app import create_app, follow_readiness, handle_batches, now_ms, raw_topic, report_lag
 from streams.follow import TopicMissing

@@ -30,7 +30,7 @@ from infra.milvus_server import MilvusServer, start_milvus
 from infra.run_files import fill_in, read_run_files
 from infra.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from infra.stack import COMMANDS, milvus_answers
-from models.incremental import STATE_COLUMNS
+from models.retrieval.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams import messages, topics
 from streams.faust_app import EXIT_AGAIN

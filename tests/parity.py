@@ -21,11 +21,11 @@ from kafka import KafkaConsumer, TopicPartition
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Kafka
-from models.bundle import Bundle, read_bundle
-from models.features import Scope, compute_ids, compute_numbers, numbers_of
-from models.moment import SIMILAR, SOURCES, TRENDING, nominated
-from models.ranker import id_strings
-from models.ranking_request import Nominations, RankingQuery, moment_of
+from models.ranking.features import Scope, compute_ids, compute_numbers, numbers_of
+from models.ranking.moment import SIMILAR, SOURCES, TRENDING, nominated
+from models.ranking.ranker import id_strings
+from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
+from models.release.bundle import Bundle, read_bundle
 from serving.views import CatalogueView, StatisticsView
 from streams import topics
 from streams.messages import Impression, Shown, UserHistory, decode

@@ -26,9 +26,9 @@ from infra.releases import read_topic
 from infra.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.stack import COMMANDS, milvus_answers
 from infra.world import World
-from models.bundle import Bundle, read_bundle
-from models.stored_log import store_frame
-from models.training import train_bundle
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, read_bundle
+from models.release.training import train_bundle
 from streams import topics
 from streams.history import is_completed
 from streams.messages import Item, ItemVector, Trending, UserHistory, Watch, encode

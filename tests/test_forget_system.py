@@ -19,7 +19,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.processes import child_environ
 from infra.run_files import fill_in
 from infra.settings import Forget, Join, Kafka, Settings
-from models.log import LogError
+from models.logs.log import LogError
 from streams import topics
 from streams.archive import store_archive
 from streams.dead_letter_box import read_box

@@ -23,7 +23,7 @@ from indexer.intake import Intake
 from indexer.rows import Rows
 from infra.releases import hear
 from infra.settings import Settings
-from models.catalogue import Catalogue
+from models.catalogue.catalogue import Catalogue
 from serving.intake import open_letter
 from serving.release import Releases
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView

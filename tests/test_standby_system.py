@@ -28,8 +28,8 @@ from infra.health import fetch_health
 from infra.run_files import fill_in, read_run_files
 from infra.settings import Kafka, Settings, Trainer
 from infra.status import fetch_samples
-from models.bundle import read_bundle
-from models.incremental import STATE_COLUMNS
+from models.release.bundle import read_bundle
+from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import Epochs, mark
 from streams.learner import PROGRESS_KEY, Learner, Progress, batches

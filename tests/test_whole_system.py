@@ -29,7 +29,7 @@ from infra.run_files import fill_in, read_run_files
 from infra.settings import Indexer, Model, Ranker, Serving, Settings
 from infra.settings import Kafka as KafkaSettings
 from infra.stack import COMMANDS
-from models.incremental import STATE_COLUMNS
+from models.retrieval.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams.learner import PROGRESS_KEY, Progress
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode

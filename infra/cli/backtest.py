@@ -73,7 +73,7 @@ def backtest(
         _rank(settings, log, out, items, mapping or [], cut, seed, as_json=as_json)
         return
     from infra.backtest import Request, enter_with, run_backtest
-    from models.log import parse_mapping
+    from models.logs.log import parse_mapping
 
     request = Request(
         log=log,
@@ -137,7 +137,7 @@ def _rank(
 ) -> None:
     from infra.backtest_ranking import RankingRequest, run_ranking_backtest
     from infra.retraining import delays_of
-    from models.log import parse_mapping
+    from models.logs.log import parse_mapping
 
     ranker = settings.ranker if seed is None else settings.ranker.model_copy(update={"seed": seed})
     request = RankingRequest(
@@ -191,7 +191,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
 
 
 def _number(estimate: dict[str, Any]) -> str:
-    from models.comparison import short
+    from models.evaluation.comparison import short
 
     error = "" if estimate["se"] is None else f" ({short(estimate['se'])})"
     return short(estimate["value"]) + error

@@ -91,7 +91,7 @@ def train(
 
     On several machines: torchrun --nnodes ... -m infra.cli train LOG, with the same files on each.
     """
-    from models.distributed import helpers
+    from models.release.distributed import helpers
 
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
@@ -122,7 +122,7 @@ def replay(
     """Send a log's rows to `watch-events`. Repeating a replay changes nothing: its event ids come from the rows."""
     from infra.replay import ReplayError
     from infra.replay import replay as send
-    from models.log import parse_mapping
+    from models.logs.log import parse_mapping
 
     pairs = parse_mapping(mapping or [])
     with progress_bars(quiet=as_json) as step:
@@ -181,12 +181,12 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
     """The manifest of the bundle; None in a process that only helped."""
 
     from infra.retraining import delays_of, served_examples
-    from models.distributed import process_group
-    from models.log import parse_mapping, read_items
-    from models.stored_log import store_log
-    from models.stored_searches import store_searches
+    from models.logs.log import parse_mapping, read_items
+    from models.logs.stored_log import store_log
+    from models.logs.stored_searches import store_searches
+    from models.release.distributed import process_group
+    from models.release.training import help_training, train_bundle
     from models.threads import limit_threads
-    from models.training import help_training, train_bundle
     from streams.archive import store_archive
 
     limit_threads(settings.model.threads)
@@ -238,7 +238,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
 def _train_ranker(settings: Settings, job: Job, step: Step) -> Any:
     """A release with the newest one's candidates and another ranker."""
     from infra.retraining import retrain_from_log, retrain_from_topic
-    from models.log import parse_mapping
+    from models.logs.log import parse_mapping
 
     base = _base(settings, job.warm_start or "newest")
     warm = base.ranker if job.warm_start is not None else None
@@ -256,9 +256,9 @@ def _served(settings: Settings, found: Any) -> Any:
     """What was served, beside the item statistics of the newest release, which served it; None where it is too little
     for a ranker. Where no bundle is left here, what it knew from a log is lost."""
     from infra.retraining import delays_of, enough
-    from models.bundle import has_release
-    from models.item_statistics import ItemStatistics
-    from models.ranker_release import Served
+    from models.ranking.item_statistics import ItemStatistics
+    from models.ranking.ranker_release import Served
+    from models.release.bundle import has_release
 
     if not enough(found):
         return None
@@ -268,7 +268,7 @@ def _served(settings: Settings, found: Any) -> Any:
 
 def _base(settings: Settings, version: str | None) -> Any:
     """The release to begin from; None when there is to be none."""
-    from models.bundle import newest_version, read_bundle
+    from models.release.bundle import newest_version, read_bundle
 
     if version is None:
         return None
@@ -278,7 +278,7 @@ def _base(settings: Settings, version: str | None) -> Any:
 
 
 def _checkpoints(settings: Settings, job: Job, log: Any, *, writes: bool) -> Any:
-    from models.checkpoint import Checkpoints, identity_of
+    from models.retrieval.checkpoint import Checkpoints, identity_of
 
     if job.checkpoints is None:
         return None

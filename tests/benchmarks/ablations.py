@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from infra.backtest.contenders import Released
 from infra.settings import Model
 from infra.world import World
-from models.backtest import walk_frozen
-from models.candidate_learning import learn_candidates
-from models.candidate_training import NOTHING, Ablation
-from models.contenders import Released
-from models.popularity import Popularity
+from models.evaluation.backtest import walk_frozen
+from models.retrieval.candidate_learning import learn_candidates
+from models.retrieval.candidate_training import NOTHING, Ablation
+from models.retrieval.popularity import Popularity
 from tests import kuairand
 from tests.benchmarks.judged import Ground, differences, ground_of, kuairand_ground, recalls
 from tests.benchmarks.report import Report, main

@@ -15,11 +15,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from infra.backtest.contenders import Released
 from infra.world import NOTICE, World
-from models.backtest import rows_at_once
-from models.candidate_learning import learn_candidates
-from models.candidate_training import NOTHING, Ablation
-from models.contenders import Released
+from models.evaluation.backtest import rows_at_once
+from models.retrieval.candidate_learning import learn_candidates
+from models.retrieval.candidate_training import NOTHING, Ablation
 from tests.benchmarks.ablations import BASE, flat
 from tests.benchmarks.judged import Ground, ground_of
 from tests.benchmarks.report import Report, main

@@ -14,11 +14,11 @@ from indexer.facts import Facts
 from indexer.scalars import scalars_of
 from infra.settings import Model, Ranker
 from infra.world import World
-from models.bundle import Bundle, read_bundle
-from models.candidates import CandidateModel
-from models.popularity import Popularity
-from models.stored_log import store_frame
-from models.training import train_bundle
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, read_bundle
+from models.release.training import train_bundle
+from models.retrieval.candidates import CandidateModel
+from models.retrieval.popularity import Popularity
 from streams.messages import Item, UserHistory, Watch
 from tests.benchmarks.ranking_ground import scratch
 

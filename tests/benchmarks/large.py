@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.bundle import Bundle, Manifest, write_bundle
-from models.candidates import CandidateModel
-from models.catalogue import Catalogue
-from models.popularity import Popularity
+from models.catalogue.catalogue import Catalogue
+from models.release.bundle import Bundle, Manifest, write_bundle
+from models.retrieval.candidates import CandidateModel
+from models.retrieval.popularity import Popularity
 
 NOISE = 0.1  # of the vectors' own spread
 

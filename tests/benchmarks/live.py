@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 
+from infra.backtest.contenders import Live, Released
 from infra.settings import Model, Trainer
-from models.backtest import Recommender, walk_live
-from models.candidate_learning import learn_candidates
-from models.contenders import Live, Released
-from models.frozen import Frozen
-from models.incremental import Learns
+from models.evaluation.backtest import Recommender, walk_live
+from models.evaluation.frozen import Frozen
+from models.retrieval.candidate_learning import learn_candidates
+from models.retrieval.incremental import Learns
 from tests import kuairand
 from tests.benchmarks.judged import differences, kuairand_ground, recalls
 from tests.benchmarks.report import Report, main

@@ -16,8 +16,8 @@ import torch
 
 from infra.settings import Ranker, Settings
 from infra.world import NOTICE
-from models.features import FEATURES, ids_of
-from models.ranker_training import default_hidden
+from models.ranking.features import FEATURES, ids_of
+from models.ranking.ranker_training import default_hidden
 from tests import kuairand
 from tests.benchmarks.ranking_ground import (
     LISTS,

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from infra.settings import Settings
 from infra.world import World
-from models.exposures import Delays, Exposures
-from models.ranking_examples import RankingExamples
-from models.source import prepare
-from models.stored_log import store_frame
+from models.logs.source import prepare
+from models.logs.stored_log import store_frame
+from models.ranking.exposures import Delays, Exposures
+from models.ranking.ranking_examples import RankingExamples
 from tests import kuairand
 
 Rows = npt.NDArray[np.int64]

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.settings import Ranker as RankerSettings
-from models.ranker import Ranker
-from models.ranker_training import train_ranker
-from models.ranking_comparison import Compared, Ratio, Totals, difference, estimate
-from models.ranking_evaluation import Predictions, judge, predict
+from models.evaluation.ranking_comparison import Compared, Ratio, Totals, difference, estimate
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_evaluation import Predictions, judge, predict
 from tests.benchmarks.ranking_ground import Ground, Part, scratch
 
 Doubles = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ import polars as pl
 
 from infra.settings import Settings
 from infra.world import NOTICE, World
-from models.stored_log import store_frame
+from models.logs.stored_log import store_frame
 from tests.benchmarks.ranking_ground import DAY_MS, LENGTH, NOW_MS, say
 from tests.benchmarks.report import Report, main
 
@@ -69,11 +69,11 @@ def child(directory: Path) -> None:
 
     import torch
 
-    from models.exposures import Delays, Exposures
-    from models.log import read_items
-    from models.ranker_training import train_ranker
-    from models.source import prepare
-    from models.stored_log import open_log
+    from models.logs.log import read_items
+    from models.logs.source import prepare
+    from models.logs.stored_log import open_log
+    from models.ranking.exposures import Delays, Exposures
+    from models.ranking.ranker_training import train_ranker
 
     torch.set_num_threads(1)
     settings = Settings.model_construct().ranker.model_copy(update={"hidden": (64, 32), "members": 1, "epochs": 1})

@@ -17,13 +17,13 @@ import torch
 
 from infra.settings import Settings
 from infra.world import NOTICE
-from models.features import compute_ids, compute_numbers
-from models.item_statistics import ItemStatistics
-from models.moment import Moment
-from models.ranker import Ranker
-from models.ranker_training import train_ranker
-from models.ranking_examples import SCOPES
-from models.ranking_request import RankingQuery, moment_of, read_requests
+from models.ranking.features import compute_ids, compute_numbers
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import Moment
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_examples import SCOPES
+from models.ranking.ranking_request import RankingQuery, moment_of, read_requests
 from models.threads import limit_threads
 from serving.ranking import score_candidates
 from serving.release import LiveRelease

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from infra.settings import Ranker, Settings
-from models.losses import watch_time_logistic
-from models.quantiles import fit_quantiles
-from models.ranker_net import RankerNet
-from models.ranker_training import Prepared, fit, fit_spaces, prepare, shape_of
-from models.ranking_examples import SCOPES, RankingExamples
+from models.ranking.quantiles import fit_quantiles
+from models.ranking.ranker_net import RankerNet
+from models.ranking.ranker_training import Prepared, fit, fit_spaces, prepare, shape_of
+from models.ranking.ranking_examples import SCOPES, RankingExamples
+from models.retrieval.losses import watch_time_logistic
 from tests.benchmarks.ranking_ground import QUICK_LISTS, scratch, world_ground
 from tests.benchmarks.report import Report, main
 

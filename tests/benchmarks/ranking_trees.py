@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.ranking_evaluation import Predictions
-from models.ranking_examples import CAP_S, RankingExamples
+from models.ranking.ranking_evaluation import Predictions
+from models.ranking.ranking_examples import CAP_S, RankingExamples
 from tests.benchmarks.ranking_ground import Ground, Part, say
 from tests.benchmarks.ranking_judged import judged
 

@@ -19,7 +19,7 @@ import torch
 
 from infra.settings import Selection
 from infra.world import NOTICE
-from models.ranker import Ranker
+from models.ranking.ranker import Ranker
 from serving.selection import DRAWN
 from tests.benchmarks.report import Report
 from tests.benchmarks.selection_scene import HOUR_MS, NOW_MS, Scene, make_scene

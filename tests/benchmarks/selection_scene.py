@@ -12,9 +12,9 @@ import polars as pl
 from infra.settings import Model
 from infra.settings import Ranker as RankerSettings
 from infra.world import World
-from models.bundle import Bundle, read_bundle
-from models.stored_log import store_frame
-from models.training import train_bundle
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, read_bundle
+from models.release.training import train_bundle
 from streams.history import is_completed
 from streams.messages import UserHistory, Watch
 

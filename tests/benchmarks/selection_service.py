@@ -19,13 +19,13 @@ from msgspec.structs import replace
 
 from infra.exposures import LOOK_ON, MOST_ANSWERS, without_repeats
 from infra.settings import Selection
-from models.features import ids_of
-from models.item_statistics import ItemStatistics
-from models.moment import SOURCES, Names, id_names, length_codes
-from models.ranker import Ranked, Ranker
-from models.ranker_training import train_ranker
-from models.ranking_examples import SCOPES, ExampleWriter
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking.features import ids_of
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import SOURCES, Names, id_names, length_codes
+from models.ranking.ranker import Ranked, Ranker
+from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_examples import SCOPES, ExampleWriter
+from models.ranking.ranking_request import RankingQuery, moment_of
 from serving.selection import Choice, Options, choose, seed_of
 from streams.messages import ShownList
 from tests.benchmarks.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of

@@ -10,11 +10,11 @@ import numpy as np
 
 from infra.settings import Model, Ranker
 from infra.world import World
-from models.bundle import Bundle, read_bundle
-from models.catalogue import Catalogue
-from models.stored_log import store_frame
+from models.catalogue.catalogue import Catalogue
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, read_bundle
+from models.release.training import train_bundle
 from models.threads import limit_threads
-from models.training import train_bundle
 from streams.messages import Context, Item, ShownList, Trending, UserHistory, Watch
 from tests.benchmarks.ranking_ground import DAY_MS, say, scratch
 

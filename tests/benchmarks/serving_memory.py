@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from indexer.handover import WHOLE
 from infra.world import NOTICE
-from models.bundle import Bundle, newest_version
-from models.catalogue import Catalogue
-from models.item_statistics import ItemStatistics
+from models.catalogue.catalogue import Catalogue
+from models.ranking.item_statistics import ItemStatistics
+from models.release.bundle import Bundle, newest_version
 from serving.mirror import Mirror
 from serving.release import LiveRelease
 from streams.messages import ItemVector, StatisticsRow, encode
@@ -115,7 +115,7 @@ class FromMirror:
 def child(bundles_dir: Path) -> dict[str, float]:
     """Load what a worker holds; megabytes that were needed, and the raw arrays' bytes."""
     import serving.worker  # noqa: F401  all that a worker imports
-    from models.bundle import read_manifest
+    from models.release.bundle import read_manifest
     from serving.release import load_release, match_mirror, warm_up, write_row
     from serving.views import CatalogueView, StatisticsView
 

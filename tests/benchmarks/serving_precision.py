@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from infra.settings import Settings
 from infra.world import NOTICE
-from models.item_statistics import ItemStatistics
-from models.ranker import Ranker
-from models.ranker_net import RankerNet
-from models.ranker_training import train_ranker
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_net import RankerNet
+from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_request import RankingQuery, moment_of
 from models.threads import limit_threads
 from tests.benchmarks.ranking_ground import LISTS, NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
 from tests.benchmarks.ranking_serving import CANDIDATES, one_request, tensors_of

@@ -15,8 +15,8 @@ import torch
 from pymilvus import MilvusClient
 
 from indexer.collection import collection_name
-from models.bundle import Bundle
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, moment_of
+from models.release.bundle import Bundle
 from streams.messages import UserHistory
 from tests.benchmarks.ranking_serving import forward, tensors_of
 

@@ -26,7 +26,7 @@ from infra.milvus_server import MilvusServer, start_milvus
 from infra.run_files import fill_in, read_run_files
 from infra.settings import Settings
 from infra.stack import milvus_answers
-from models.bundle import Bundle, read_bundle
+from models.release.bundle import Bundle, read_bundle
 from serving.client import RecommendClient, RequestFailed
 from streams.messages import RecommendReply, RecommendRequest, UserHistory, encode
 from streams.releases import announce

@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from models.array_file import mapped
-from models.candidates import CandidateModel, Reader
-from models.catalogue import Catalogue
-from models.context import ContextVocabulary
-from models.examples import Examples, queries_of
-from models.incremental import IncrementalTrainer, Learns
-from models.popularity import Popularity
-from models.table import Table, write_table
-from models.tower import TowerShape, UserTowers
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.context import ContextVocabulary
+from models.logs.array_file import mapped
+from models.logs.examples import Examples, queries_of
+from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.incremental import IncrementalTrainer, Learns
+from models.retrieval.popularity import Popularity
+from models.retrieval.table import Table, write_table
+from models.retrieval.tower import TowerShape, UserTowers
 from tests.benchmarks.report import Report, main
 
 BATCH, NEGATIVES, DIM, HISTORY = 512, 5000, 64, 50

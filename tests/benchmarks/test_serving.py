@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.features import FEATURES
-from models.ranker import Ranker
-from models.ranker_net import RankerNet, RankerShape
+from models.ranking.features import FEATURES
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_net import RankerNet, RankerShape
 from tests.benchmarks.serving_memory import child
 from tests.benchmarks.serving_precision import FLOAT32, compared, passes_of
 from tests.benchmarks.serving_raw import distinct_rows

@@ -23,10 +23,10 @@ from infra.health import fetch_health
 from infra.kafka_clients import kafka_python_options
 from infra.run_files import fill_in, read_run_files
 from infra.settings import Model, Ranker, Settings
-from models.bundle import Manifest, read_bundle
-from models.incremental import IncrementalTrainer
-from models.stored_log import store_frame
-from models.training import train_bundle
+from models.logs.stored_log import store_frame
+from models.release.bundle import Manifest, read_bundle
+from models.release.training import train_bundle
+from models.retrieval.incremental import IncrementalTrainer
 from streams.messages import BundlePublished, TrainingExample, Watch, encode
 from streams.releases import announce
 from streams.topics import ITEM_VECTORS, TRAINING_EXAMPLES, create_topics

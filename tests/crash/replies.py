@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.settings import Settings
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from streams.messages import Impression, RecommendReply, UserHistory, decode
 from streams.topics import IMPRESSIONS, RECOMMEND_REPLIES, USER_HISTORIES, partition_of
 from tests.crash.replay import MOST_BYTES, read_all

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from indexer.collection import Index
 from infra.settings import Settings
-from models.bundle import Bundle
-from models.incremental import STATE_COLUMNS
+from models.release.bundle import Bundle
+from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import CLAIM
 from streams.learner import PROGRESS_KEY

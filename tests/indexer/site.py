@@ -16,7 +16,7 @@ from indexer.handover import announced_ms
 from indexer.process import run_indexer
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Settings
-from models.bundle import Bundle, read_bundle
+from models.release.bundle import Bundle, read_bundle
 from streams import topics
 from streams.epochs import claim
 from streams.follow import TopicFollower

@@ -14,7 +14,7 @@ from infra.health import fetch_health
 from infra.milvus_server import MilvusServer, start_milvus
 from infra.run_files import read_run_files
 from infra.settings import Milvus, Settings
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from tests.conftest import milvus_answers
 from tests.indexer.site import PATIENCE_S, Site, Trained
 from tests.indexer.slow_link import slow_link

@@ -13,7 +13,7 @@ from indexer.handover import WHOLE, announced
 from indexer.scalars import Scalars
 from indexer.sphere import longest_of
 from infra import metrics
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode
 from tests.indexer.site import PATIENCE_S, Site, assert_same

@@ -14,9 +14,9 @@ from pymilvus import DataType, MilvusClient
 
 from indexer.expression import to_milvus
 from indexer.scalars import SCALARS, UNKNOWN, add_fields, as_row, scalars_of
-from models.catalogue import Catalogue
-from models.filter_syntax import parse_filter
-from models.item_filter import FIELDS, can_be_named
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.filter_syntax import parse_filter
+from models.catalogue.item_filter import FIELDS, can_be_named
 from streams.messages import Item
 
 COLLECTION = "filtered"

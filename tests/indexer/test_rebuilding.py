@@ -17,7 +17,7 @@ from indexer.schema import BESIDE
 from infra.child import ServiceError
 from infra.rebuild_index import rebuild_index
 from infra.settings import to_environ
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode
 from tests.indexer.site import PATIENCE_S, Site, assert_same, first_number

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from infra.cli.backtest import read_time
-from models.baseline_choice import Baselines
+from models.evaluation.baseline_choice import Baselines
 from tests.infra.command import commands
 
 START_MS = 1_700_000_000_000
@@ -34,7 +34,10 @@ def small_log(rows: int = ROWS) -> pl.DataFrame:
 def nextwatch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("HALF_LIVES", "KNN", "EASE"):
-        monkeypatch.setattr(f"models.baseline_choice.{name}", getattr(sys.modules["models.baseline_choice"], name)[:2])
+        monkeypatch.setattr(
+            f"models.evaluation.baseline_choice.{name}",
+            getattr(sys.modules["models.evaluation.baseline_choice"], name)[:2],
+        )
 
     return commands(monkeypatch, capsys, "backtest")
 
@@ -98,7 +101,7 @@ def test_a_person_reads_a_table(nextwatch, log):
 
 
 def test_als_is_named_where_it_is_left_out(nextwatch, log, monkeypatch):
-    monkeypatch.setattr("models.baseline_choice.als_is_installed", lambda: False)
+    monkeypatch.setattr("models.evaluation.baseline_choice.als_is_installed", lambda: False)
     code, out, _ = nextwatch(log, "--map", "user_id=uid", "--out", "out")
     assert code == 0 and "ALS is left out: `implicit` is not installed (pip install 'nextwatch[bench]')" in out
 

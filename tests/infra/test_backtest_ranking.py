@@ -10,10 +10,10 @@ import pytest
 
 from infra.backtest_ranking import RankingRequest, calibrated, run_ranking_backtest
 from infra.settings import Ranker
-from models.exposures import Delays
-from models.ranking_evaluation import Predictions
-from models.ranking_examples import CAP_S
-from models.split import BacktestError
+from models.evaluation.split import BacktestError
+from models.ranking.exposures import Delays
+from models.ranking.ranking_evaluation import Predictions
+from models.ranking.ranking_examples import CAP_S
 from tests.infra.command import commands
 from tests.models.samples import START_MS, made_examples
 
@@ -41,7 +41,7 @@ def exposure_log(rows: int = ROWS) -> pl.DataFrame:
 @pytest.fixture
 def nextwatch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("models.ranking_comparison.RESAMPLES", 100)
+    monkeypatch.setattr("models.evaluation.ranking_comparison.RESAMPLES", 100)
     for name, value in QUICK.items():
         monkeypatch.setenv(f"NEXTWATCH_RANKER__{name}", value)
 

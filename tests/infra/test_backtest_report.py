@@ -12,10 +12,10 @@ from infra.backtest_curves import age_label, draw_curves, history_label
 from infra.backtest_files import CandidateLists, check_out, new_directory, write_live, write_report
 from infra.backtest_page import render_page
 from infra.backtest_report import CUTOFFS, Grounds, Protocol, build_report, finite
-from models.backtest import Entrant, History, Stream, walk_frozen, walk_live
-from models.baselines import DecayedPopular, Popular
-from models.comparison import recall
-from models.split import BacktestError
+from models.evaluation.backtest import Entrant, History, Stream, walk_frozen, walk_live
+from models.evaluation.baselines import DecayedPopular, Popular
+from models.evaluation.comparison import recall
+from models.evaluation.split import BacktestError
 
 CUT, CATALOGUE, ROWS = 200, 20, 300
 USER_IDS, ITEM_IDS = pl.Series([f"u{n}" for n in range(15)]), pl.Series([f"i{n}" for n in range(25)])

@@ -9,7 +9,7 @@ import pytest
 from infra.exposures import LOOK_ON, MOST_ANSWERS, Memory, first_of, look_down, without_repeats
 from infra.population import HOUR_MS
 from infra.world import World
-from models.log import CONTEXT_NAMES, LOG_COLUMNS
+from models.logs.log import CONTEXT_NAMES, LOG_COLUMNS
 
 START_MS = 1_750_000_000_000
 DAY_MS = 24 * HOUR_MS

@@ -31,8 +31,8 @@ from infra.releases import (
 from infra.roll_back import RollBackRefused, check_spare, choose, coming, living
 from infra.settings import Serving, Settings
 from infra.stack import COMMANDS, milvus_answers
-from models import bundle as bundle_module
-from models.bundle import Manifest, read_manifest
+from models.release import bundle as bundle_module
+from models.release.bundle import Manifest, read_manifest
 from serving.client import RecommendClient
 from streams.messages import BundlePublished, IndexReady, ServerState, encode
 from streams.releases import announce, key_of

@@ -13,7 +13,7 @@ from infra import replay as module
 from infra.kafka_clients import kafka_python_options
 from infra.replay import Pace, ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
 from infra.settings import Kafka, Settings
-from models.log import LogError, items_from_frame, log_from_frame
+from models.logs.log import LogError, items_from_frame, log_from_frame
 from streams.messages import Context, Item, WatchEvent, decode, encode
 from streams.topics import ITEMS, WATCH_EVENTS, create_topics, partition_of
 

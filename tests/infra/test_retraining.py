@@ -10,10 +10,10 @@ from kafka import KafkaProducer
 from infra.kafka_clients import kafka_python_options
 from infra.retraining import delays_of, retrain_from_log, retrain_from_topic
 from infra.settings import Join, Ranker, Settings
-from models.bundle import Bundle, read_bundle
-from models.exposures import Delays
-from models.log import LogError
-from models.ranker_training import LEAST_ROWS
+from models.logs.log import LogError
+from models.ranking.exposures import Delays
+from models.ranking.ranker_training import LEAST_ROWS
+from models.release.bundle import Bundle, read_bundle
 from streams.messages import encode
 from streams.topics import RANKING_EXAMPLES, create_topics
 from tests.infra.test_backtest_ranking import exposure_log

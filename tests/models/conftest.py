@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.bundle import Bundle, read_bundle
-from models.stored_log import store_frame
-from models.training import train_bundle
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, read_bundle
+from models.release.training import train_bundle
 from tests.models.samples import RANKER, SETTINGS, START_MS, small_items, small_log
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from models.candidate_learning import new_net
-from models.candidate_training import Fit, Lessons
-from models.distributed import process_group
+from models.release.distributed import process_group
+from models.retrieval.candidate_learning import new_net
+from models.retrieval.candidate_training import Fit, Lessons
 from tests.models.samples import SETTINGS, small_source
 
 

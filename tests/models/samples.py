@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 
 from infra.settings import Model, Ranker
-from models.exposures import Delays, Exposures
-from models.features import ids_of, numbers_of
-from models.moment import Names
-from models.ranking_examples import SCOPES, WIDTHS, RankingExamples
-from models.source import Source, prepare
-from models.stored_log import StoredLog, store_frame
+from models.logs.source import Source, prepare
+from models.logs.stored_log import StoredLog, store_frame
+from models.ranking.exposures import Delays, Exposures
+from models.ranking.features import ids_of, numbers_of
+from models.ranking.moment import Names
+from models.ranking.ranking_examples import SCOPES, WIDTHS, RankingExamples
 
 SETTINGS = Model(
     dim=8,

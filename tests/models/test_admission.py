@@ -1,4 +1,4 @@
-from models.admission import Admission
+from models.retrieval.admission import Admission
 
 
 def test_an_item_is_admitted_with_its_nth_watch_and_then_forgotten():

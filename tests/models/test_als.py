@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.als import Als, als_is_installed
-from models.backtest import History, Stream, walk_live
+from models.evaluation.als import Als, als_is_installed
+from models.evaluation.backtest import History, Stream, walk_live
 
 
 @pytest.mark.skipif(not als_is_installed(), reason="needs nextwatch[bench]")

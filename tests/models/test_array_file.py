@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.array_file import forget_pages, mapped
+from models.logs.array_file import forget_pages, mapped
 
 
 def test_pages_that_were_let_go_of_are_read_again(tmp_path: Path):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from models.backtest import MISS, Cases, History, Stream, judge, top_items, walk_frozen, walk_live
-from models.cases import Past
-from models.encoders import HISTORY
-from models.timeline import first_of_pair
+from models.evaluation.backtest import MISS, Cases, History, Stream, judge, top_items, walk_frozen, walk_live
+from models.evaluation.cases import Past
+from models.logs.timeline import first_of_pair
+from models.retrieval.encoders import HISTORY
 
 CUT = 6
 #                     0  1  2  3  4  5 | 6  7  8  9 10 11 12
@@ -155,7 +155,7 @@ def test_scores_that_are_not_finite_or_of_another_shape_are_refused(history):
 
 
 def test_many_users_are_asked_in_batches_of_bounded_size(history, monkeypatch):
-    monkeypatch.setattr("models.backtest.CELLS", 4)
+    monkeypatch.setattr("models.evaluation.backtest.CELLS", 4)
     recorder = Recorder()
     walk = walk_frozen([recorder], history, cut=CUT, catalogue=CATALOGUE)
     assert [len(cases) for cases in recorder.cases] == [1, 1]

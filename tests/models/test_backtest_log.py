@@ -1,9 +1,9 @@
 import polars as pl
 import pytest
 
-from models.backtest_log import read_stream
-from models.log import items_from_frame
-from models.stored_log import store_frame
+from models.evaluation.backtest_log import read_stream
+from models.logs.log import items_from_frame
+from models.logs.stored_log import store_frame
 
 
 @pytest.fixture

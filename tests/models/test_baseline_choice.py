@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import models.baseline_choice as choice
-from models.baseline_choice import Baselines
-from models.cases import History, Stream
-from models.split import split, validation_history
+import models.evaluation.baseline_choice as choice
+from models.evaluation.baseline_choice import Baselines
+from models.evaluation.cases import History, Stream
+from models.evaluation.split import split, validation_history
 
 CUT, ROWS, CATALOGUE = 800, 1000, 30
 

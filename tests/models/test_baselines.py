@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from models.backtest import Cases, History, Recommender, Stream, walk_frozen, walk_live
-from models.baselines import PRIOR, Choice, DecayedPopular, Popular, TimesRecency, choose
-from models.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
+from models.evaluation.backtest import Cases, History, Recommender, Stream, walk_frozen, walk_live
+from models.evaluation.baselines import PRIOR, Choice, DecayedPopular, Popular, TimesRecency, choose
+from models.evaluation.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
 
 USERS = np.array([0, 1, 2, 3, 0, 1, 2, 0, 3, 1])
 ITEMS = np.array([0, 0, 0, 3, 1, 1, 2, 0, 2, 4])
@@ -105,7 +105,7 @@ def test_nearest_in_blocks_is_that_of_the_whole(monkeypatch):
     rng = np.random.default_rng(1)
     watched = sparse.csr_array((rng.random((40, 30)) < 0.2).astype(np.float32))
     whole = nearest(watched, 5, 1.0).toarray()
-    monkeypatch.setattr("models.item_to_item.BLOCK_ROWS", 7)
+    monkeypatch.setattr("models.evaluation.item_to_item.BLOCK_ROWS", 7)
     np.testing.assert_array_equal(nearest(watched, 5, 1.0).toarray(), whole)
     assert ((whole > 0).sum(axis=1) <= 5).all()
 

@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from models import bundle as bundles
-from models.bundle import (
+from models.ranking.exposures import Delays
+from models.ranking.features import SCHEMA_HASH
+from models.release import bundle as bundles
+from models.release.bundle import (
     CATALOGUE,
     DIGITS,
     FILES,
@@ -25,9 +27,7 @@ from models.bundle import (
     version_of,
     write_bundle,
 )
-from models.exposures import Delays
-from models.features import SCHEMA_HASH
-from models.manifest_file import MOST_BYTES
+from models.release.manifest_file import MOST_BYTES
 from tests.models.samples import START_MS
 
 OTHER = {"hidden": [5], "features": ["age_h"], "sizes": {}, "widths": {}}

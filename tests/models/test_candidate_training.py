@@ -5,24 +5,24 @@ import polars as pl
 import pytest
 import torch
 
+from infra.backtest.contenders import Live
 from infra.settings import Model, Trainer
-from models.backtest import walk_live
-from models.baselines import DecayedPopular
-from models.batches import epoch_batches
-from models.candidate_learning import learn_candidates, new_net
-from models.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir
-from models.candidates import CandidateModel, Reader
-from models.cases import History, Stream
-from models.comparison import paired
-from models.contenders import Live
-from models.context import ContextVocabulary
-from models.dataset import Dataset
-from models.examples import queries_of
-from models.losses import Extra
-from models.net import CandidateNet
-from models.sampling import Negatives, find_hits
-from models.source import Source
-from models.tower import TowerShape, UserTowers
+from models.catalogue.context import ContextVocabulary
+from models.evaluation.backtest import walk_live
+from models.evaluation.baselines import DecayedPopular
+from models.evaluation.cases import History, Stream
+from models.evaluation.comparison import paired
+from models.logs.dataset import Dataset
+from models.logs.examples import queries_of
+from models.logs.source import Source
+from models.retrieval.batches import epoch_batches
+from models.retrieval.candidate_learning import learn_candidates, new_net
+from models.retrieval.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir
+from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.losses import Extra
+from models.retrieval.net import CandidateNet
+from models.retrieval.sampling import Negatives, find_hits
+from models.retrieval.tower import TowerShape, UserTowers
 from tests.models.samples import SETTINGS, small_items, small_log, small_source
 
 ENCODERS = ("average", "attention")
@@ -173,8 +173,8 @@ def test_an_epoch_has_every_example_once_in_another_order():
 
 
 def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.batches.CHUNK", 10)
-    monkeypatch.setattr("models.batches.POOL", 4)
+    monkeypatch.setattr("models.retrieval.batches.CHUNK", 10)
+    monkeypatch.setattr("models.retrieval.batches.POOL", 4)
     batches = list(epoch_batches(205, 32, np.random.default_rng(1)))
     assert sorted(np.concatenate(batches).tolist()) == list(range(205))
     assert {len(batch) for batch in batches[:-1]} == {32}
@@ -236,7 +236,7 @@ def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
 
 
 def test_an_epoch_of_a_long_log_is_a_part_of_it(source: Source, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.candidate_training.EPOCH_EXAMPLES", 300)
+    monkeypatch.setattr("models.retrieval.candidate_training.EPOCH_EXAMPLES", 300)
     lessons = Lessons(source.dataset, len(source.dataset), 70, SETTINGS)
     fit = Fit(new_net(source, SETTINGS, items=70), lessons, SETTINGS)
     assert len(lessons.rows) > 600

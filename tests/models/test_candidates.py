@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.encoders import HISTORY
+from models.release.bundle import Bundle
+from models.retrieval.encoders import HISTORY
 from tests.models.samples import START_MS, Viewer, Watch, watched
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from models.catalogue import Catalogue
+from models.catalogue.catalogue import Catalogue
 
 
 def test_facts_are_read_by_row_and_unknown_items_say_so():

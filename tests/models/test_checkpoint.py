@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from infra.settings import Model
-from models.candidate_learning import Learned, learn_candidates, new_net
-from models.candidate_training import Fit, Lessons
-from models.checkpoint import STATE, CheckpointError, Checkpoints, Choice, identity_of
-from models.source import Source
+from models.logs.source import Source
+from models.retrieval.candidate_learning import Learned, learn_candidates, new_net
+from models.retrieval.candidate_training import Fit, Lessons
+from models.retrieval.checkpoint import STATE, CheckpointError, Checkpoints, Choice, identity_of
 from tests.models.samples import SETTINGS, small_log, small_source, stored
 
 QUICK = SETTINGS.model_copy(update={"epochs": 3, "members": 2, "linear_dim": 4, "dropout": 0.1, "history_dropout": 0.2})

@@ -1,7 +1,7 @@
 import numpy as np
 
-from models.catalogue import Catalogue
-from models.cold_start import SHRINK, ColdStart
+from models.catalogue.catalogue import Catalogue
+from models.retrieval.cold_start import SHRINK, ColdStart
 
 
 def cold_start() -> ColdStart:
@@ -46,5 +46,5 @@ def test_every_column_that_says_something_counts_alike():
 
 def test_means_of_many_rows_are_those_of_one_block(monkeypatch):
     whole = cold_start().place({"channel": ["c"], "topics": ["t"]})
-    monkeypatch.setattr("models.cold_start.AT_ONCE", 1)
+    monkeypatch.setattr("models.retrieval.cold_start.AT_ONCE", 1)
     np.testing.assert_allclose(cold_start().place({"channel": ["c"], "topics": ["t"]}).vector, whole.vector)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.columns import Columns
+from models.catalogue.columns import Columns
 
 
 def test_rows_survive_growth():

@@ -3,7 +3,7 @@ from math import log2, sqrt
 import numpy as np
 import pytest
 
-from models.comparison import (
+from models.evaluation.comparison import (
     even_edges,
     hits,
     log_rank,

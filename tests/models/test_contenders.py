@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from infra.backtest.contenders import Live, Released
 from infra.settings import Trainer
-from models.backtest import walk_frozen, walk_live
-from models.candidate_learning import learn_candidates
-from models.candidates import CandidateModel
-from models.cases import History, Stream
-from models.contenders import Live, Released
-from models.source import Source
+from models.evaluation.backtest import walk_frozen, walk_live
+from models.evaluation.cases import History, Stream
+from models.logs.source import Source
+from models.retrieval.candidate_learning import learn_candidates
+from models.retrieval.candidates import CandidateModel
 from tests.models.samples import SETTINGS, small_items, small_log, small_source
 
 HOUR_MS = 3_600_000

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.context import ContextVocabulary
+from models.catalogue.context import ContextVocabulary
 
 
 @dataclass(frozen=True)

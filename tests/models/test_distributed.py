@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.distributed import MEETING_FILE, helpers, process_group
+from models.release.distributed import MEETING_FILE, helpers, process_group
 from tests.models.distributed_child import losses_and_rows
 
 ROOT = Path(__file__).resolve().parents[2]

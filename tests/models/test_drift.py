@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.drift import BINS, FadingMean, ScoreDrift, turned_and_grown
+from models.evaluation.drift import BINS, FadingMean, ScoreDrift, turned_and_grown
 
 RNG = np.random.default_rng(1)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.exposure import Exposure
+from models.evaluation.exposure import Exposure
 
 SHARES = np.log(np.array([0.4, 0.3, 0.2, 0.05, 0.05]))
 

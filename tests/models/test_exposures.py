@@ -10,16 +10,16 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from models import exposures as module
-from models import user_windows
-from models.exposures import PAGE_MS, Delays, Exposures
-from models.features import FEATURES, Scope, compute_ids, compute_numbers, numbers_of
-from models.item_statistics import ItemStatistics
-from models.moment import HISTORY, LENGTHS, MOST_TOPICS, length_codes
-from models.ranker import id_strings
-from models.ranking_examples import CAP_S, QUERY_IDS, SCOPES, RankingExamples
-from models.ranking_request import RankingQuery, moment_of
-from models.user_windows import UserWindows
+from models.logs import user_windows
+from models.logs.user_windows import UserWindows
+from models.ranking import exposures as module
+from models.ranking.exposures import PAGE_MS, Delays, Exposures
+from models.ranking.features import FEATURES, Scope, compute_ids, compute_numbers, numbers_of
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import HISTORY, LENGTHS, MOST_TOPICS, length_codes
+from models.ranking.ranker import id_strings
+from models.ranking.ranking_examples import CAP_S, QUERY_IDS, SCOPES, RankingExamples
+from models.ranking.ranking_request import RankingQuery, moment_of
 from tests.models.samples import START_MS, ShownList, Viewer, Watch, scratch, small_exposures, small_log
 
 MINUTE_MS = 60_000

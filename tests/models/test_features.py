@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.catalogue import Catalogue
-from models.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
-from models.item_statistics import ItemStatistics
-from models.moment import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes, nominated
-from models.ranker import id_strings
-from models.ranking_request import Nominations, RankingQuery, moment_of
+from models.catalogue.catalogue import Catalogue
+from models.ranking.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes, nominated
+from models.ranking.ranker import id_strings
+from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
 from tests.models.samples import START_MS, ShownList, Viewer, Watch
 
 NOW_MS = START_MS  # a Tuesday, 22:13:20 UTC

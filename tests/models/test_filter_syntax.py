@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.filter_syntax import DEEPEST, MOST_CHARACTERS, MOST_COMPARISONS, FilterError, parse_filter
+from models.catalogue.filter_syntax import DEEPEST, MOST_CHARACTERS, MOST_COMPARISONS, FilterError, parse_filter
 
 WORDS = (
     "channel topics language duration_s published_ms views and or not in is if else for lambda await None True "

@@ -1,9 +1,9 @@
 import numpy as np
 
-from models.backtest import History, Stream, walk_frozen, walk_live
-from models.baselines import DecayedPopular
-from models.frozen import Frozen
-from models.item_to_item import ItemKnn
+from models.evaluation.backtest import History, Stream, walk_frozen, walk_live
+from models.evaluation.baselines import DecayedPopular
+from models.evaluation.frozen import Frozen
+from models.evaluation.item_to_item import ItemKnn
 
 CUT, CATALOGUE = 6, 4
 USERS = np.array([0, 1, 0, 3, 1, 0, 2, 0, 3, 2, 1, 0, 1])

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.id_lists import IdLists
+from models.catalogue.id_lists import IdLists
 
 names = st.lists(st.sampled_from(["", "a", "b", "c", "d"]), max_size=5)
 

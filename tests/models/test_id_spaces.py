@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.id_spaces import IdSpaces, most_frequent, width_of
-from models.moment import Names
+from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
+from models.ranking.moment import Names
 
 
 def test_the_most_frequent_names_are_kept_and_rare_ones_are_not():

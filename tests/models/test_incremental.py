@@ -3,10 +3,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle
-from models.encoders import HISTORY
-from models.incremental import EXPLODED, PUBLISH_MOVE, STATE_COLUMNS, WARM_UP, IncrementalTrainer, Learns, StepResult
-from models.prequential import Budget, Ranks, rank_before
+from models.release.bundle import Bundle
+from models.retrieval.encoders import HISTORY
+from models.retrieval.incremental import (
+    EXPLODED,
+    PUBLISH_MOVE,
+    STATE_COLUMNS,
+    WARM_UP,
+    IncrementalTrainer,
+    Learns,
+    StepResult,
+)
+from models.retrieval.prequential import Budget, Ranks, rank_before
 from tests.models.samples import START_MS, Example, Viewer, Watch, example, watched
 
 ALL = np.arange(60)
@@ -347,7 +355,7 @@ def test_histories_longer_than_the_window_are_learnt_from(bundle: Bundle):
 def test_ranks_do_not_depend_on_how_many_are_ranked_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     trainer, examples = trainer_of(bundle), some_examples(30)
     together = rank(trainer, bundle, examples)
-    monkeypatch.setattr("models.prequential.rows_at_once", lambda items: 7)
+    monkeypatch.setattr("models.retrieval.prequential.rows_at_once", lambda items: 7)
     for one, other in zip(together, rank(trainer, bundle, examples), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -385,7 +393,7 @@ def test_a_free_row_is_never_ranked_high_and_never_learnt_from(bundle: Bundle):
 
 
 def test_expiry_looks_at_a_bounded_number_of_rows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.incremental.SWEPT", 7)
+    monkeypatch.setattr("models.retrieval.incremental.SWEPT", 7)
     trainer = trainer_of(bundle)
     gone = [trainer.expire(START_MS, 10_000) for _ in range(9)] + [
         trainer.expire(START_MS + 100_000, 10_000) for _ in range(9)

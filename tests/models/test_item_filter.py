@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.catalogue import Catalogue
-from models.filter_syntax import parse_filter
-from models.item_filter import LATEST_MS, can_be_named
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.filter_syntax import parse_filter
+from models.catalogue.item_filter import LATEST_MS, can_be_named
 
 ITEMS = ("cats", "dogs", "bare", "gone")  # the last one is not in the catalogue
 

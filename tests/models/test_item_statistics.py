@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.item_statistics import MOST_FACTOR, PRIOR_S, ItemStatistics
+from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S, ItemStatistics
 
 HOUR_MS = 3_600_000
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from models.log import LogError, items_from_frame, log_from_frame, parse_mapping, read_items, read_log
+from models.logs.log import LogError, items_from_frame, log_from_frame, parse_mapping, read_items, read_log
 
 GOOD = {"user_id": ["a", "b", "a"], "item_id": ["x", "x", "y"], "event_ms": [1, 2, 3], "watch_s": [20.0, 5.0, 9.0]}
 

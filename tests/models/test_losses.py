@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import Extra, paper_logistic, sampled_softmax, shared_softmax, watch_time_logistic
-from models.sampling import find_hits
+from models.retrieval.losses import Extra, paper_logistic, sampled_softmax, shared_softmax, watch_time_logistic
+from models.retrieval.sampling import find_hits
 
 
 def no_hits(logits: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.popularity import PRIOR_SHARE, Popularity, Snapshots, choose_half_life, decayed_sum, popularity_of
+from models.retrieval.popularity import PRIOR_SHARE, Popularity, Snapshots, choose_half_life, decayed_sum, popularity_of
 
 
 def by_hand(events: list[int], item: int, half_life: float, items: int) -> float:
@@ -59,7 +59,7 @@ def test_a_snapshot_is_the_popularity_of_then():
 
 
 def test_snapshots_of_many_items_are_further_apart(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.popularity.SNAPSHOT_CELLS", 1000)
+    monkeypatch.setattr("models.retrieval.popularity.SNAPSHOT_CELLS", 1000)
     assert Snapshots(np.zeros(50, np.int64), 100, 10.0, every=1).every == 5
 
 

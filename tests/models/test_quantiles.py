@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.quantiles import Quantiles, fit_quantiles
+from models.ranking.quantiles import Quantiles, fit_quantiles
 
 
 def encode(table: Quantiles, *values: float) -> list[float]:

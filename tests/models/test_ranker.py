@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.bundle import Bundle, read_bundle
-from models.features import compute_numbers
-from models.moment import Moment
-from models.ranker import Ranker, serve_seconds
-from models.ranking_examples import CAP_S
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking.features import compute_numbers
+from models.ranking.moment import Moment
+from models.ranking.ranker import Ranker, serve_seconds
+from models.ranking.ranking_examples import CAP_S
+from models.ranking.ranking_request import RankingQuery, moment_of
+from models.release.bundle import Bundle, read_bundle
 from tests.models.samples import START_MS, ShownList, Viewer, Watch, watched
 
 NOW_MS = START_MS + 10_000_000

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from models.features import FEATURES, Scope, ids_of
-from models.ranker_net import POSITIONS, RankerNet, RankerShape
+from models.ranking.features import FEATURES, Scope, ids_of
+from models.ranking.ranker_net import POSITIONS, RankerNet, RankerShape
 
 EVERYTHING = tuple(feature.name for feature in FEATURES)
 SPACES = sorted({str(feature.space) for feature in FEATURES if feature.space})

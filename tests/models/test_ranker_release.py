@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.exposures import Exposures
-from models.features import numbers_of
-from models.item_statistics import ItemStatistics
-from models.moment import HISTORY
-from models.ranker import Ranker
-from models.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
-from models.ranking_examples import RankingExamples
+from models.ranking.exposures import Exposures
+from models.ranking.features import numbers_of
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import HISTORY
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
+from models.ranking.ranking_examples import RankingExamples
+from models.release.bundle import Bundle
 from tests.models.samples import RANKER, scratch, small_exposures, small_log
 
 ROWS = 1200

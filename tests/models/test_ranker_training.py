@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from infra.settings import Ranker as Settings
-from models.features import FEATURES, numbers_of
-from models.moment import Names
-from models.ranker import Ranker
-from models.ranker_training import LEAST_ROWS, SIZES, default_hidden, fit_spaces, shape_of, train_ranker
-from models.ranking_evaluation import predict
-from models.ranking_examples import SCOPES, RankingExamples
+from models.ranking.features import FEATURES, numbers_of
+from models.ranking.moment import Names
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_training import LEAST_ROWS, SIZES, default_hidden, fit_spaces, shape_of, train_ranker
+from models.ranking.ranking_evaluation import predict
+from models.ranking.ranking_examples import SCOPES, RankingExamples
 from tests.models.samples import RANKER, made_examples
 
 SIZE = 800
@@ -233,9 +233,9 @@ def test_the_ids_of_a_space_are_counted_in_all_its_features_of_a_scope(monkeypat
     names = ["", "a", "b"]
     shared = {"channel": Names(np.array([[1], [1]]), names), "sources": Names(np.array([[2], [1]]), names)}
     features = [dataclasses.replace(f, space="channel") if f.name == "sources" else f for f in FEATURES]
-    monkeypatch.setattr("models.ranker_training.FEATURES", features)
+    monkeypatch.setattr("models.ranking.ranker_training.FEATURES", features)
     monkeypatch.setattr(
-        "models.ranker_training.ids_of",
+        "models.ranking.ranker_training.ids_of",
         lambda scope: tuple(f for f in features if not f.is_number and f.scope == scope),
         raising=False,
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.ranking_comparison import Ratio, Totals, difference, estimate
+from models.evaluation.ranking_comparison import Ratio, Totals, difference, estimate
 
 
 def ratio(above: list[float], below: list[float], scale: float = 1.0) -> Ratio:

@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.exposures import PAGE_MS, Delays
-from models.item_statistics import MOST_FACTOR, PRIOR_S
-from models.ranking_evaluation import (
+from models.ranking.exposures import PAGE_MS, Delays
+from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
+from models.ranking.ranking_evaluation import (
     Predictions,
     item_means,
     judge,
@@ -16,7 +15,8 @@ from models.ranking_evaluation import (
     predict,
     rolling_factors,
 )
-from models.ranking_examples import RankingExamples
+from models.ranking.ranking_examples import RankingExamples
+from models.release.bundle import Bundle
 from tests.models.samples import START_MS, made_examples, small_exposures, small_log
 
 HOUR_MS = 3_600_000
@@ -75,7 +75,7 @@ def test_predictions_of_stored_features_are_the_same_in_blocks_of_any_size(
     """Blocks cut requests in two."""
     examples = small_exposures(small_log(300, users=5, step_ms=60_000)).examples("all")
     whole = predict(bundle.ranker, examples)
-    monkeypatch.setattr("models.ranking_evaluation.BLOCK", 7)
+    monkeypatch.setattr("models.ranking.ranking_evaluation.BLOCK", 7)
     np.testing.assert_allclose(predict(bundle.ranker, examples), whole, rtol=1e-5)
     assert np.isfinite(whole).all()
     assert len(predict(bundle.ranker, examples.take(np.arange(0)))) == 0

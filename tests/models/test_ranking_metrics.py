@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.ranking_metrics import calibration, gauc, pair_loss, top_seconds, user_auc, xauc, xauc_parts
+from models.evaluation.ranking_metrics import calibration, gauc, pair_loss, top_seconds, user_auc, xauc, xauc_parts
 
 
 def test_the_weighted_loss_is_the_share_of_seconds_below_something_unwatched_by_hand():

@@ -1,7 +1,7 @@
 import numpy as np
 
-from models.popularity import Popularity
-from models.refresh import RefreshSchedule
+from models.retrieval.popularity import Popularity
+from models.retrieval.refresh import RefreshSchedule
 
 HALF_LIFE = 40.0  # the first refresh after 10 events
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sampling import Frequency, draw_negatives, find_hits
+from models.retrieval.sampling import Frequency, draw_negatives, find_hits
 
 ROWS = st.lists(st.integers(0, 6), max_size=12)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.log import LogError
-from models.searches import MOST_TOKENS, history_tokens, tokens_of
-from models.stored_log import StoredLog, store_frame
-from models.stored_searches import SearchTimeline, StoredSearches, store_searches
+from models.logs.log import LogError
+from models.logs.searches import MOST_TOKENS, history_tokens, tokens_of
+from models.logs.stored_log import StoredLog, store_frame
+from models.logs.stored_searches import SearchTimeline, StoredSearches, store_searches
 
 BUCKETS = 1 << 16
 

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 
-from models.cases import History, Stream
-from models.split import LIVE_VALIDATION, BacktestError, Split, cut_at, cut_fraction, iso, split, validation_history
+from models.evaluation.cases import History, Stream
+from models.evaluation.split import (
+    LIVE_VALIDATION,
+    BacktestError,
+    Split,
+    cut_at,
+    cut_fraction,
+    iso,
+    split,
+    validation_history,
+)
 
 
 def stream_of(rows: int, *, users: int = 7, every_ms: int = 10) -> Stream:
@@ -51,7 +60,7 @@ def test_validation_is_as_long_as_the_test_but_at_most_a_tenth_of_what_is_before
 
 def test_a_live_validation_walk_is_bounded(monkeypatch):
     assert LIVE_VALIDATION == 10_000
-    monkeypatch.setattr("models.split.LIVE_VALIDATION", 30)
+    monkeypatch.setattr("models.evaluation.split.LIVE_VALIDATION", 30)
     history = History(stream_of(1000))
     assert split(history, 500, live=True) == Split(470, 500, 1000)
     assert split(history, 500, live=False) == Split(450, 500, 1000)

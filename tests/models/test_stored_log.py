@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from models.log import LogError, log_from_frame
-from models.stored_log import FACTS, LogWriter, StoredLog, open_log, store_frame, store_log
+from models.logs.log import LogError, log_from_frame
+from models.logs.stored_log import FACTS, LogWriter, StoredLog, open_log, store_frame, store_log
 
 BUFFER = 7
 COMPLETED_S = 18.0
@@ -48,7 +48,7 @@ def table(values: list[tuple[object, ...]]) -> pl.DataFrame:
 
 
 def same(stored: StoredLog, frame: pl.DataFrame) -> None:
-    """The rows are those of models.log; a context that says nothing may be left out."""
+    """The rows are those of models.logs.log; a context that says nothing may be left out."""
     simple = log_from_frame(frame, COMPLETED_S).frame
     if "region" in simple.columns and "region" not in stored.contexts:
         assert simple["region"].null_count() == simple.height
@@ -291,7 +291,7 @@ def test_progress_is_told_up_to_the_end(tmp_path: Path, directory: Path) -> None
 PEAK = """
 import resource, sys
 from pathlib import Path
-from models.stored_log import store_log
+from models.logs.stored_log import store_log
 store_log(Path(sys.argv[1]), Path(sys.argv[2]), completed_s=18.0, buffer_rows=100_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

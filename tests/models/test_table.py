@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.array_file import mapped
-from models.table import FIRST_SQUARE, ROOM, Distinct, Table, write_table
+from models.logs.array_file import mapped
+from models.retrieval.table import FIRST_SQUARE, ROOM, Distinct, Table, write_table
 
 
 def noise(rows: int, dim: int = 3, seed: int = 1) -> np.ndarray:

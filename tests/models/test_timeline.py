@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.timeline import Timeline, first_of_pair
+from models.logs.timeline import Timeline, first_of_pair
 
 
 def test_a_window_holds_the_users_own_earlier_rows_oldest_first():

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoders import HISTORY, AttentionEncoder, mean_of
-from models.tower import Inputs, TowerShape, UserTower, UserTowers
+from models.retrieval.encoders import HISTORY, AttentionEncoder, mean_of
+from models.retrieval.tower import Inputs, TowerShape, UserTower, UserTowers
 
 ENCODERS = ("average", "attention")
 

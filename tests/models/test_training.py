@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.bundle import Manifest, read_bundle
-from models.features import numbers_of
-from models.log import LogError
-from models.source import prepare
-from models.stored_log import StoredLog, store_frame
-from models.stored_searches import store_searches
-from models.training import train_bundle
+from models.logs.log import LogError
+from models.logs.source import prepare
+from models.logs.stored_log import StoredLog, store_frame
+from models.logs.stored_searches import store_searches
+from models.ranking.features import numbers_of
+from models.release.bundle import Manifest, read_bundle
+from models.release.training import train_bundle
 from tests import kuairand
 from tests.models.samples import RANKER, SETTINGS, START_MS, Viewer, small_items, small_log, watched
 

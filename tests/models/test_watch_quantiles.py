@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from models.watch_quantiles import WatchQuantiles, fit_watch_quantiles
+from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 
 # two groups, up to 60 s and beyond, and one for unknown durations; quantiles 0, 1/2 and 1
 TABLE = WatchQuantiles(np.array([60], np.float32), np.array([[0, 10, 60], [0, 100, 300], [0, 20, 300]], np.float32))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.bundle import Manifest
+from models.release.bundle import Manifest
 from tests.serving.worlds import ExactIndex, load, train_small
 
 

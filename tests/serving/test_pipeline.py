@@ -13,11 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.settings import Serving
-from models.bundle import Manifest
-from models.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
-from models.moment import Moment
-from models.ranker import Ranked, id_strings
-from models.ranking_request import RankingQuery, moment_of
+from models.ranking.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
+from models.ranking.moment import Moment
+from models.ranking.ranker import Ranked, id_strings
+from models.ranking.ranking_request import RankingQuery, moment_of
+from models.release.bundle import Manifest
 from serving.draft import Answered, Asked
 from serving.drift import AnswerDrift
 from serving.pipeline import begin, finish

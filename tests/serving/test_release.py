@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.settings import Serving
-from models.bundle import Manifest
+from models.release.bundle import Manifest
 from serving import release as release_module
 from serving.draft import Asked
 from serving.release import LiveRelease, ReleaseError, Releases, load_release

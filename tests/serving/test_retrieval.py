@@ -11,8 +11,8 @@ import pytest
 
 from indexer.expression import to_milvus
 from infra.settings import Serving
-from models.bundle import Manifest
-from models.filter_syntax import parse_filter
+from models.catalogue.filter_syntax import parse_filter
+from models.release.bundle import Manifest
 from serving.audit import ENOUGH, Audit, compare
 from serving.release import LiveRelease, load_release
 from serving.retrieval import Answer, Query, Retrieval

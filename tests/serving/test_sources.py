@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings import Serving
-from models.bundle import Manifest
-from models.filter_syntax import parse_filter
+from models.catalogue.filter_syntax import parse_filter
+from models.release.bundle import Manifest
 from serving.draft import Answered, Asked, Draft
 from serving.filtering import banned_by, wanted
 from serving.fresh import FreshView

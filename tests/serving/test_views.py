@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from models.catalogue import Catalogue
+from models.catalogue.catalogue import Catalogue
 from serving.views import CatalogueView, HistoryView, TrendingView, add_up
 from streams.messages import Item, Trending, encode
 from streams.trending import GLOBAL

@@ -22,7 +22,7 @@ from infra.kafka_clients import kafka_python_options
 from infra.milvus_server import start_milvus
 from infra.run_files import fill_in
 from infra.settings import Kafka, Serving, Settings
-from models.bundle import Manifest
+from models.release.bundle import Manifest
 from serving.client import RecommendClient, RequestTimeout
 from serving.feed import Chunk, Feed
 from serving.worker import run_serving

@@ -16,9 +16,9 @@ import polars as pl
 
 from indexer.errors import IndexMissing, IndexUnavailable
 from infra.settings import Model, Ranker, Selection, Serving
-from models.bundle import Bundle, Manifest, read_bundle
-from models.stored_log import store_frame
-from models.training import train_bundle
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, Manifest, read_bundle
+from models.release.training import train_bundle
 from serving.draft import Answered, Asked
 from serving.pipeline import Kitchen, begin, finish
 from serving.ranking import Pace

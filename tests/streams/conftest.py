@@ -6,7 +6,7 @@ import pytest
 
 from infra.run_files import fill_in
 from infra.settings import Kafka, Settings
-from models.bundle import Bundle, read_bundle
+from models.release.bundle import Bundle, read_bundle
 from streams.topics import create_topics
 from tests.serving.worlds import train_small
 

@@ -9,9 +9,9 @@ from kafka import KafkaProducer
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Settings
-from models.catalogue import Catalogue
-from models.log import LogError, items_from_frame
-from models.searches import tokens_of
+from models.catalogue.catalogue import Catalogue
+from models.logs.log import LogError, items_from_frame
+from models.logs.searches import tokens_of
 from streams.archive import Archive, item_frame, store_archive
 from streams.messages import Context, Item, SearchEvent, WatchEvent, encode
 from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics

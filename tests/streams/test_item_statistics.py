@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.features import SCHEMA_HASH
+from models.ranking.features import SCHEMA_HASH
 from streams.item_statistics import ItemStatistics
 from streams.join import Tally
 from streams.messages import Impression, Outcome, Shown, StatisticsRow

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from infra.settings import Trainer
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from streams.learner import PROGRESS_KEY, Learner, batches, ids_of
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
 from tests.serving.worlds import CREATED_MS

@@ -12,9 +12,9 @@ from kafka import KafkaProducer
 
 from infra.kafka_clients import kafka_python_options
 from infra.settings import Settings
-from models.features import SCHEMA_HASH, Scope, ids_of, numbers_of
-from models.moment import HISTORY, Names
-from models.ranking_examples import QUERY_IDS
+from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
+from models.ranking.moment import HISTORY, Names
+from models.ranking.ranking_examples import QUERY_IDS
 from streams import ranking_archive
 from streams.messages import Impression, Outcome, RankingExample, Shown, encode
 from streams.ranking_archive import ServedExamples, is_usable, store_served

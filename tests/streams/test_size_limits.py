@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from infra.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_settings
-from models.filter_syntax import MOST_CHARACTERS
+from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.client import MOST_TIMES, RecommendClient, RequestFailed
 from serving.intake import Unsupported, read_filter
 from serving.under_way import UnderWay

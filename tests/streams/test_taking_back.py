@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from infra.settings import Settings
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from streams import taking_back, topics
 from streams.learner import Learner
 from streams.messages import ItemVector

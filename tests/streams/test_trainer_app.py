@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from infra.settings import Settings
-from models.bundle import Bundle
+from models.release.bundle import Bundle
 from streams import topics
 from streams.epochs import claim, is_claim, mark
 from streams.intake import Raw

@@ -1,0 +1,200 @@
+"""What is known of each item, in columns: channel, topics, further ids, language, duration, time, availability.
+
+Features and side embeddings read whole arrays by row number, never one item at a time. An item that nothing is known
+of is not an error: streams are not ordered between topics, so a watch may arrive before its catalogue entry.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalogue.columns import Columns
+from models.catalogue.id_lists import IdLists
+
+Rows = npt.NDArray[np.int64]
+
+
+CHANNEL, TOPICS = "channel", "topics"
+MOST_ID_NAMES = 16  # beside channel and topics
+NO_IDS: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+
+class Catalogue:
+    """Item facts by row; -1 as a row means unknown item.
+
+    Channel, topics and every further id column are lists of codes under their name (`id_names`), all alike; codes start
+    at 1, 0 means none. The language is no such column: requests filter by it, nothing is learnt from it.
+    """
+
+    def __init__(self) -> None:
+        self.item_ids: list[str] = []
+        self._row_of: dict[str, int] = {}
+        self._ids = {CHANNEL: IdLists(), TOPICS: IdLists()}
+        self._languages = IdLists()
+        self._columns = Columns(
+            duration_s=np.empty(0, np.float32),
+            published_ms=np.empty(0, np.float64),
+            available=np.empty(0, np.bool_),
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def upsert(
+        self,
+        item_id: str,
+        *,
+        channel: str | None = None,
+        topics: Sequence[str] = (),
+        duration_s: float | None = None,
+        published_ms: int | None = None,
+        available: bool = True,
+        language: str | None = None,
+        ids: Mapping[str, Sequence[str] | None] = NO_IDS,
+    ) -> int:
+        """Set what is known of an item, replacing what was; its row. A duration of 0 is an unknown one.
+
+        `ids`: by column the item's ids there, for example {"music": ["77"]}. Columns after the first MOST_ID_NAMES are
+        passed over, and so are channel and topics, which have their own arguments.
+        """
+        facts = {
+            "duration_s": duration_s or np.nan,
+            "published_ms": np.nan if published_ms is None else published_ms,
+            "available": available,
+        }
+        row = self._row_of.get(item_id)
+        if row is None:
+            row = self._columns.append(**facts)
+            item_id = sys.intern(item_id)  # one string for all tables of a process that name the item
+            self._row_of[item_id] = row
+            self.item_ids.append(item_id)
+        else:
+            for name, value in facts.items():
+                self._columns[name][row] = value
+        self._set_ids(row, {**ids, CHANNEL: [channel or ""], TOPICS: topics})
+        self._languages.set(row, [language or ""])
+        return row
+
+    def remove(self, item_id: str) -> None:
+        """Take an item down. Unknown ones are remembered too: the takedown may come before the item's first watch."""
+        row = self._row_of.get(item_id)
+        if row is None:
+            self.upsert(item_id, available=False)
+        else:
+            self._columns["available"][row] = False
+
+    def row(self, item_id: str) -> int:
+        return self._row_of.get(item_id, -1)
+
+    def rows(self, item_ids: Iterable[str]) -> Rows:
+        """int64 [N], -1 for unknown items."""
+        return np.fromiter(map(self._row_of.get, item_ids, repeat(-1)), np.int64)
+
+    def is_available(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """bool [N]; unknown items are available."""
+        return self._at("available", rows, True)
+
+    @property
+    def id_names(self) -> tuple[str, ...]:
+        """channel, topics, then the further id columns in the order in which they came."""
+        return tuple(self._ids)
+
+    def id_values(self, name: str) -> list[str]:
+        """The id of each code of a column; that of 0 is empty."""
+        return self._ids[name].names
+
+    def id_table(self, name: str, most: int) -> Rows:
+        """int64 [N, T]: the codes of each item's first `most` ids in a column, 0 where there are fewer; T is at least
+        1."""
+        return self._ids[name].table(len(self), most)
+
+    def codes_of(self, name: str, row: int) -> tuple[int, ...]:
+        """The codes of one item in a column."""
+        return self._ids[name].codes(row)
+
+    def all_ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
+        """The ids of one item in every column, channel and topics included."""
+        return {name: values for name, ids in self._ids.items() if (values := ids.names_of(row))}
+
+    def ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
+        """The ids of one item beside channel and topics, as `upsert` takes them."""
+        further = {name: ids.names_of(row) for name, ids in self._ids.items() if name not in (CHANNEL, TOPICS)}
+        return {name: values for name, values in further.items() if values}
+
+    @property
+    def channels(self) -> list[str]:
+        return self.id_values(CHANNEL)
+
+    @property
+    def topics(self) -> list[str]:
+        return self.id_values(TOPICS)
+
+    @property
+    def languages(self) -> list[str]:
+        """The language of each code; that of 0 is empty."""
+        return self._languages.names
+
+    def code_of_id(self, name: str, value: str) -> int:
+        """The code of an id in a column, 0 when no item has had it."""
+        return self._ids[name].code_of(value)
+
+    def code_of_language(self, language: str) -> int:
+        """The code of a language, 0 when no item has had it."""
+        return self._languages.code_of(language)
+
+    def channel_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """int32 [N], 0 for unknown."""
+        return self._ids[CHANNEL].first(rows)
+
+    def topic_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """int32 [N]: each item's first topic, 0 for unknown."""
+        return self._ids[TOPICS].first(rows)
+
+    def language_codes(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """int32 [N], 0 for unknown."""
+        return self._languages.first(rows)
+
+    def topics_at(self, rows: Rows, most: int) -> npt.NDArray[np.int32]:
+        """int32, in the shape of `rows` and [T] behind it: the first `most` topics of each, 0 for none."""
+        return self._ids[TOPICS].first_of(rows, most)
+
+    def duration_s(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """float32 [N], NaN for unknown."""
+        return self._at("duration_s", rows, np.nan)
+
+    def published_ms(self, rows: Rows) -> npt.NDArray[np.float64]:
+        """float64 [N], NaN for unknown."""
+        return self._at("published_ms", rows, np.nan)
+
+    def channel_of(self, row: int) -> str | None:
+        return next(iter(self._ids[CHANNEL].names_of(row)), None)
+
+    def language_of(self, row: int) -> str | None:
+        return next(iter(self._languages.names_of(row)), None)
+
+    def topics_of(self, row: int) -> tuple[str, ...]:
+        return self._ids[TOPICS].names_of(row)
+
+    def topic_table(self, most: int) -> Rows:
+        """int64 [N, T]: the codes of each item's first `most` topics, as id_table gives them."""
+        return self.id_table(TOPICS, most)
+
+    def _set_ids(self, row: int, ids: Mapping[str, Sequence[str] | None]) -> None:
+        for name in ids:
+            if name not in self._ids and ids[name] and len(self._ids) < MOST_ID_NAMES + 2:
+                self._ids[name] = IdLists()
+        for name, lists in self._ids.items():
+            lists.set(row, ids.get(name) or ())
+
+    def _at(self, name: str, rows: Rows, unknown: object) -> npt.NDArray[Any]:
+        column = self._columns[name]
+        if not len(column):
+            return np.full(np.shape(rows), unknown, column.dtype)
+        return np.where(rows >= 0, column[rows], np.asarray(unknown, column.dtype))

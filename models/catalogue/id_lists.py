@@ -1,0 +1,88 @@
+"""For each row a short list of names, as codes in one flat array: channels, topics, whatever id columns there are.
+
+A list that grows moves to the end of the array and leaves its old place unused; most lists never change. Rows that were
+never set have no codes, so a column that comes late costs nothing for the rows before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalogue.columns import Columns
+from models.catalogue.vocabulary import Vocabulary
+
+Rows = npt.NDArray[np.int64]
+
+
+class IdLists:
+    """`names[code]` is the name of a code; codes start at 1, 0 means none."""
+
+    def __init__(self) -> None:
+        self._vocabulary = Vocabulary([""])
+        self._rows = Columns(start=np.empty(0, np.int64), count=np.empty(0, np.int32))
+        self._flat = Columns(code=np.empty(0, np.int32))
+
+    @property
+    def names(self) -> list[str]:
+        return self._vocabulary.names
+
+    def code_of(self, name: str) -> int:
+        """0 for a name that no row has had."""
+        return max(0, self._vocabulary.known_code(name))
+
+    def set(self, row: int, names: Iterable[str]) -> None:
+        """Give a row these names (distinct ones, empty ones passed over) in place of those it had."""
+        codes = tuple(dict.fromkeys(self._vocabulary.code(name) for name in names if name))
+        if not codes and row >= len(self._rows):
+            return
+        while len(self._rows) <= row:
+            self._rows.append(start=0, count=0)
+        starts, counts = self._rows["start"], self._rows["count"]
+        if len(codes) > counts[row]:
+            starts[row] = len(self._flat)
+            for code in codes:
+                self._flat.append(code=code)
+        else:
+            self._flat["code"][starts[row] : starts[row] + len(codes)] = codes
+        counts[row] = len(codes)
+
+    def codes(self, row: int) -> tuple[int, ...]:
+        if row >= len(self._rows):
+            return ()
+        start, count = self._rows["start"][row], self._rows["count"][row]
+        return tuple(self._flat["code"][start : start + count].tolist())
+
+    def names_of(self, row: int) -> tuple[str, ...]:
+        return tuple(self.names[code] for code in self.codes(row))
+
+    def first(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """int32, in the shape of `rows`: the first code of each, 0 for none; rows below 0 have none."""
+        return self.first_of(rows, 1)[..., 0]
+
+    def first_of(self, rows: Rows, most: int) -> npt.NDArray[np.int32]:
+        """int32, in the shape of `rows` and [T] behind it: the first `most` codes of each, 0 where there are fewer."""
+        codes = np.zeros((*np.shape(rows), most), np.int32)
+        if not len(self._flat):
+            return codes
+        known = (rows >= 0) & (rows < len(self._rows))
+        safe = np.where(known, rows, 0)
+        starts, counts = self._rows["start"][safe], np.where(known, self._rows["count"][safe], 0)
+        for column in range(most):
+            there = counts > column
+            if not there.any():
+                break
+            codes[..., column] = np.where(there, self._flat["code"][np.where(there, starts + column, 0)], 0)
+        return codes
+
+    def table(self, rows: int, most: int) -> Rows:
+        """int64 [N, T]: the first `most` codes of rows 0 to `rows` - 1, 0 where there are fewer; T is at least 1."""
+        starts, counts = self._rows["start"][:rows], self._rows["count"][:rows]
+        width = max(1, min(most, int(counts.max(initial=0))))
+        table = np.zeros((rows, width), np.int64)  # [N, T]
+        for column in range(width if len(self._flat) else 0):
+            there = np.flatnonzero(counts > column)
+            table[there, column] = self._flat["code"][starts[there] + column]
+        return table

@@ -1,0 +1,159 @@
+"""All baselines of a backtest, their settings chosen on the validation part by the walk that the test will make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from models.evaluation.als import Als, als_is_installed
+from models.evaluation.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
+from models.evaluation.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
+from models.evaluation.cases import Asked, Stream
+from models.evaluation.comparison import Estimate
+from models.evaluation.item_to_item import EASE_ITEMS, Ease, ItemKnn
+from models.evaluation.split import Split, validation_history
+
+Rows = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+WINDOW_SHARE = 0.02
+REFIT_EVENTS, REFIT_SHARE = 5000, 0.02  # of item-kNN in a live walk: the larger, so that refits stay few
+VALIDATION_USERS = 5000  # at most, evenly from all: every setting is tried on them
+HALF_LIVES = (250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
+KNN = [{"neighbours": n, "shrink": s} for n, s in product((50, 200, 800), (0.0, 100.0))]
+EASE = [{"l2": l2} for l2 in (50.0, 200.0, 800.0, 3200.0)]
+RECENCY = {"exponent": (0.4, 0.7, 1.0), "half_life": (1000, 4000, 16_000, 64_000), "floor": (0.01, 0.1, 1.0)}
+ALS = [{"factors": d, "regularization": r, "alpha": a} for d, r, a in product((16, 64), (0.1, 10.0), (1.0, 10.0))]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a recommender is built from: the stream's rows before `cut`, the first `catalogue` items."""
+
+    stream: Stream
+    cut: int
+    catalogue: int
+
+    def build(self, kind: Callable[..., Recommender], **settings: object) -> Recommender:
+        return kind(self.stream, self.cut, self.catalogue, **settings)
+
+
+class Baselines:
+    """Builds them one by one; `left_out` says which could not be, and why."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        parts: Split,
+        *,
+        catalogue: int,
+        validation_catalogue: int,
+        live: bool,
+        block: int = BLOCK,
+        seed: int = 1,
+        ease_items: int = EASE_ITEMS,
+    ) -> None:
+        """`catalogue` and `validation_catalogue`: items known at the cut and when validation begins."""
+        self._test = Moment(stream, parts.cut, catalogue)
+        self._history = validation_history(stream, parts)
+        self._validation = Moment(self._history.stream, parts.validation, validation_catalogue)
+        self._asked = _evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
+        self._live, self._block, self._seed, self._ease_items = live, block, seed, ease_items
+        self.left_out: dict[str, str] = {}
+
+    def fit(self, progress: Progress = lambda stage, done, total: None) -> list[Entrant]:
+        steps: list[Callable[[], list[Entrant]]] = [self._popular, self._decayed, self._knn, self._ease, self._als]
+        found: list[Entrant] = []
+        for done, step in enumerate(steps):
+            progress("baselines", done, len(steps))
+            found += step()
+        progress("baselines", len(steps), len(steps))
+        return found
+
+    def _popular(self) -> list[Entrant]:
+        window = max(1, round(WINDOW_SHARE * self._test.cut))
+        names = {f"popular, last {WINDOW_SHARE:.0%}": window, "popular, all time": None}
+        return [
+            Entrant(self._test.build(Popular, window=events, name=name), {"window_events": events})
+            for name, events in names.items()
+        ]
+
+    def _decayed(self) -> list[Entrant]:
+        choice = choose(partial(self._validation.build, DecayedPopular), self._half_lives(HALF_LIVES), self._ranks)
+        return [Entrant(self._test.build(DecayedPopular, **choice.setting), choice.setting, choice.tried)]
+
+    def _knn(self) -> list[Entrant]:
+        choice = choose(partial(self._validation.build, ItemKnn), KNN, self._ranks)
+        settings = choice.setting | {
+            "refit_events": max(REFIT_EVENTS, int(REFIT_SHARE * self._test.cut)) if self._live else None
+        }
+        return [Entrant(self._test.build(ItemKnn, **settings), settings, choice.tried)]
+
+    def _ease(self) -> list[Entrant]:
+        build = partial(self._validation.build, Ease, most_items=self._ease_items)
+        choice = choose(build, EASE, self._ranks)
+        recency, tried = self._recency(build(**choice.setting))
+        ease = Ease(
+            self._test.stream, self._test.cut, self._test.catalogue, **choice.setting, most_items=self._ease_items
+        )
+        note = "weights as of the cut, histories live" if self._live else ""
+        if len(ease.items) == self._ease_items:
+            limit = f"knows the {self._ease_items:,} most watched items only: its weights are items times items"
+            note = f"{limit}; {note}" if note else limit
+        recent = self._times_recency(self._test, ease, recency)
+        return [
+            Entrant(recent, choice.setting | recency, tried, note),
+            Entrant(ease, choice.setting, choice.tried, note),
+        ]
+
+    def _recency(self, source: Recommender) -> tuple[Setting, list[tuple[Setting, Estimate]]]:
+        """Exponent and floor at a middling half-life, then the half-life."""
+        build = partial(self._times_recency, self._validation, source)
+        pairs = product(RECENCY["exponent"], RECENCY["floor"])
+        first = choose(
+            lambda **setting: build(setting),
+            [{"exponent": exponent, "half_life": 16_000, "floor": floor} for exponent, floor in pairs],
+            self._ranks,
+        )
+        others = [first.setting | half_life for half_life in self._half_lives(RECENCY["half_life"])]
+        second = choose(lambda **setting: build(setting), others, self._ranks)
+        return second.setting, first.tried + second.tried
+
+    def _times_recency(self, moment: Moment, source: Recommender, setting: Setting) -> Recommender:
+        popularity = DecayedPopular(moment.stream, moment.cut, moment.catalogue, half_life=setting["half_life"])
+        return TimesRecency(
+            source, popularity, exponent=setting["exponent"], floor=setting["floor"], name="EASE x recency"
+        )
+
+    def _als(self) -> list[Entrant]:
+        if not als_is_installed():
+            self.left_out["ALS"] = "`implicit` is not installed (pip install 'nextwatch[bench]')"
+            return []
+        choice = choose(partial(self._validation.build, Als, seed=self._seed), ALS, self._ranks)
+        note = "item factors as of the cut, users' from their live histories" if self._live else ""
+        return [Entrant(self._test.build(Als, **choice.setting, seed=self._seed), choice.setting, choice.tried, note)]
+
+    def _half_lives(self, values: Iterable[float]) -> list[Setting]:
+        """Those that the stream is long enough to tell apart; at least one."""
+        kept = [value for value in values if value <= self._validation.cut]
+        return [{"half_life": value} for value in kept or [min(values)]]
+
+    def _ranks(self, recommender: Recommender) -> Rows:
+        cut, catalogue = self._validation.cut, self._validation.catalogue
+        if self._live:
+            walk = walk_live([recommender], self._history, cut=cut, catalogue=catalogue, block=self._block)
+        else:
+            walk = walk_frozen(
+                [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, exposure=False
+            )
+        return walk.ranks[recommender.name]
+
+
+def _evenly(asked: Asked, most: int) -> Asked:
+    """All, or `most` of them with about equal gaps."""
+    return asked if len(asked) <= most else asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]

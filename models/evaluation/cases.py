@@ -1,0 +1,159 @@
+"""What a backtest asks: of whom, as of which moment, with what history, and what was watched then.
+
+A history holds only rows before the moment (paper section 3.4); it is cut from the user's own sequence, so the future
+cannot leak into it. Nothing here is as large as users times items: cases are put together batch by batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.logs.timeline import first_of_pair
+from models.retrieval.encoders import HISTORY
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Positives in time, int64 [N] each (they may be mapped files): `users` are codes from 0, `items` rows from 0 in
+    the order in which items became known, so that those known at a cut are the first C; `event_ms` never falls."""
+
+    users: Rows
+    items: Rows
+    event_ms: Rows
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """int64 [n] each: of which user, as of just before which row of the stream, and the row of what they watched then
+    (frozen: some way behind the moment; -1: nothing)."""
+
+    users: Rows
+    before: Rows
+    watched: Rows
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, part: slice | Rows) -> Asked:
+        return Asked(self.users[part], self.before[part], self.watched[part])
+
+    def between(self, rows: slice) -> Asked:
+        """Those asked before one of these rows of the stream; `before` must be sorted."""
+        return self[slice(*np.searchsorted(self.before, [rows.start, rows.stop]).tolist())]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A batch that is asked. Item rows of C and above were not known at the cut."""
+
+    rows: Rows  # [B] as of just before this row of the stream
+    users: Rows  # [B]
+    targets: Rows  # [B] item row, -1 for none
+    histories: Rows  # [B, HISTORY] item rows of the newest watches, oldest first, -1 in front
+    seen_case: Rows  # [K] with `seen_item`: all items that the user has watched before, each once
+    seen_item: Rows  # [K]
+    event_ms: Rows  # [B] time of the moment
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+class History:
+    """The whole stream, to be looked back into from any row."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._new = first_of_pair(stream.users, stream.items)  # [N] no repeat
+        self._watches = Past(stream.users, np.arange(len(stream)))
+        self._firsts = Past(stream.users, np.flatnonzero(self._new))
+
+    def watched_before(self, users: Rows, before: Rows) -> Rows:
+        """int64 [n]: how many watches, repeats included."""
+        return self._watches.count(users, before)
+
+    def newest(self, users: Rows, before: Rows) -> Rows:
+        """int64 [n]: the row of each user's newest watch, -1 for none."""
+        return self._watches.newest(users, before, 1)[:, 0]
+
+    def next_unseen(self, cut: int) -> Asked:
+        """Of each user who has watched before the cut: the first unseen item after it, asked for at the cut."""
+        later = np.flatnonzero(self._new[cut:]) + cut
+        users, at = np.unique(self.stream.users[later], return_index=True)
+        return self._warm(Asked(users, np.full(len(users), cut), later[at]))
+
+    def only_repeating(self, cut: int) -> Asked:
+        """Of each user who watches on both sides of the cut, but nothing unseen after it."""
+        users = np.setdiff1d(self.stream.users[cut:], self.next_unseen(cut).users)
+        return self._warm(Asked(users, np.full(len(users), cut), np.full(len(users), -1)))
+
+    def unseen_since(self, cut: int) -> Asked:
+        """Each watch after the cut that is no repeat, of a user who has watched before it."""
+        rows = np.flatnonzero(self._new[cut:]) + cut
+        return self._warm(Asked(np.asarray(self.stream.users[rows]), rows, rows))
+
+    def targets(self, asked: Asked) -> Rows:
+        """int64 [n]: the item watched, -1 for none."""
+        return np.where(asked.watched >= 0, self.stream.items[np.maximum(asked.watched, 0)], -1)
+
+    def cases(self, asked: Asked) -> Cases:
+        windows = self._watches.newest(asked.users, asked.before, HISTORY)
+        seen_case, seen = self._firsts.all(asked.users, asked.before)
+        moments = np.minimum(asked.before, len(self.stream) - 1)
+        return Cases(
+            rows=asked.before,
+            users=asked.users,
+            targets=self.targets(asked),
+            histories=np.where(windows >= 0, self.stream.items[windows], -1),
+            seen_case=seen_case,
+            seen_item=np.asarray(self.stream.items[seen]),
+            event_ms=np.asarray(self.stream.event_ms[moments]),
+        )
+
+    def log_shares(self, cut: int, catalogue: int) -> npt.NDArray[np.float64]:
+        """float64 [C]: log of each item's share of the watches before the cut, one watch granted to each."""
+        counts = np.bincount(self.stream.items[:cut], minlength=catalogue)[:catalogue] + 1
+        return np.asarray(np.log(counts / counts.sum()))
+
+    def _warm(self, asked: Asked) -> Asked:
+        return asked[np.flatnonzero(self.watched_before(asked.users, asked.before) > 0)]
+
+
+class Past:
+    """Some rows of the stream, user by user in time, as one sorted key (user * N + row): what a user did before any row
+    is found by two searches."""
+
+    def __init__(self, users: Rows, rows: Rows) -> None:
+        self._span = max(1, len(users))
+        self._keys = np.sort(users[rows] * self._span + rows)
+
+    def count(self, users: Rows, before: Rows) -> Rows:
+        first, end = self._bounds(users, before)
+        return end - first
+
+    def newest(self, users: Rows, before: Rows, length: int) -> Rows:
+        """int64 [B, length]: the newest rows, oldest first, -1 in front."""
+        first, end = self._bounds(users, before)
+        places = end[:, None] - np.arange(length, 0, -1)  # [B, length]
+        inside = places >= first[:, None]
+        return np.where(inside, self._keys[np.where(inside, places, 0)] % self._span, -1)
+
+    def all(self, users: Rows, before: Rows) -> tuple[Rows, Rows]:
+        """int64 [K] twice: which of the users, and the row."""
+        first, end = self._bounds(users, before)
+        sizes = end - first
+        case = np.repeat(np.arange(len(users)), sizes)
+        place = np.arange(len(case)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(first, sizes)
+        return case, self._keys[place] % self._span
+
+    def _bounds(self, users: Rows, before: Rows) -> tuple[Rows, Rows]:
+        keys = np.stack([users * self._span, users * self._span + before])
+        first, end = np.searchsorted(self._keys, keys)
+        return first, end

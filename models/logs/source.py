@@ -1,0 +1,148 @@
+"""From a stored log to what is learnt from: its items as rows of a catalogue, its completed watches as a data set.
+
+Items are numbered in the order in which they became known, so that those known at any moment are the first so many:
+a model that is judged at a cut must not have a row for what nobody could know then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.context import FIELDS, TRAITS, ContextVocabulary
+from models.logs.array_file import ArrayFile, mapped
+from models.logs.dataset import Dataset
+from models.logs.log import items_from_frame
+from models.logs.stored_log import BUFFER_ROWS, StoredLog
+from models.logs.stored_searches import SearchTimeline, StoredSearches
+
+Rows = npt.NDArray[np.int64]
+
+ALWAYS_MS = -1  # when an item became known that the catalogue has without a date
+
+
+@dataclass(frozen=True)
+class Source:
+    """`catalogue` has a row for every item of `dataset`. By row of the catalogue, int64 [N]: `known_ms` when an item
+    became known (never falls), `born_ms` when it was published or else first seen. `completed` int64 [P]: the log's row
+    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log."""
+
+    dataset: Dataset
+    catalogue: Catalogue
+    contexts: ContextVocabulary = field(default_factory=ContextVocabulary)
+    known_ms: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    born_ms: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    completed: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def known_at(self, cut: int) -> int:
+        """How many items were known just before row `cut` of the data set."""
+        return int(np.searchsorted(self.known_ms, self.dataset.event_ms[cut], side="left"))
+
+
+def prepare(
+    log: StoredLog,
+    items: pl.DataFrame | None,
+    *,
+    searches: StoredSearches | None = None,
+    context: bool = True,
+) -> Source:
+    """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped."""
+    facts = _item_facts(log, items)
+    catalogue = Catalogue()
+    for known in facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids").iter_rows(
+        named=True
+    ):
+        catalogue.upsert(**{**known, "ids": known["ids"] or {}})
+    rows = catalogue.rows(log.item_ids)
+    completed, columns = _positives(log, rows, context=context)
+    vocabulary = ContextVocabulary()
+    if context:
+        vocabulary = ContextVocabulary(
+            {name: tuple(log.vocabularies[name][1:]) for name in FIELDS if name in log.contexts},
+            tuple(name for name in TRAITS if name in log.contexts),
+        )
+    dataset = Dataset(
+        columns["users"],
+        columns["items"],
+        columns["event_ms"],
+        contexts=columns.get("contexts"),
+        traits=columns.get("traits"),
+        searches=SearchTimeline(searches) if searches is not None and len(searches) else None,
+        directory=log.directory,
+    )
+    return Source(
+        dataset, catalogue, vocabulary, facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy(), completed, rows
+    )
+
+
+def _item_facts(log: StoredLog, items: pl.DataFrame | None) -> pl.DataFrame:
+    """All items of catalogue and log with what is known of them, in the order of known_ms."""
+    seen = pl.DataFrame(
+        {
+            "item_id": log.item_ids,
+            "first_ms": _first_ms(log),
+            "log_duration_s": pl.Series(log.item_durations()).fill_nan(None),
+        }
+    )
+    listed = items_from_frame(pl.DataFrame({"item_id": []}, schema={"item_id": pl.String}) if items is None else items)
+    facts = listed.with_columns(listed=True).join(
+        seen, on="item_id", how="full", coalesce=True, maintain_order="left_right"
+    )
+    if "ids" not in facts.columns:
+        facts = facts.with_columns(ids=pl.lit(None))
+    published, first = pl.col("published_ms"), pl.col("first_ms")
+    undated = pl.col("listed").fill_null(False) & published.is_null()
+    return facts.with_columns(
+        pl.col("topics").fill_null([]),
+        duration_s=pl.coalesce("duration_s", "log_duration_s"),
+        known_ms=pl.when(undated).then(ALWAYS_MS).otherwise(pl.min_horizontal(published, first)),
+        born_ms=pl.coalesce(published, first, pl.lit(int(log.event_ms[0]))),
+    ).sort("known_ms", maintain_order=True)
+
+
+def _first_ms(log: StoredLog) -> Rows:
+    """int64 [I]: when each item is first in the log."""
+    first = np.full(len(log.item_ids), np.iinfo(np.int64).max, np.int64)
+    for start in range(0, len(log), BUFFER_ROWS):
+        items, at = np.unique(log.items[start : start + BUFFER_ROWS], return_index=True)
+        first[items] = np.minimum(first[items], log.event_ms[start + at])
+    return first
+
+
+def _positives(log: StoredLog, rows: Rows, *, context: bool) -> tuple[Rows, dict[str, npt.NDArray[Any]]]:
+    """The log's row of each completed watch, and its columns as files beside the log."""
+    fields = [name for name in FIELDS if context and name in log.contexts]
+    traits = [name for name in TRAITS if context and name in log.contexts]
+    kinds: dict[str, tuple[npt.DTypeLike, tuple[int, ...]]] = {
+        "users": (np.int32, ()),
+        "items": (np.int32, ()),
+        "event_ms": (np.int64, ()),
+        "completed": (np.int64, ()),
+    }
+    if fields:
+        kinds["contexts"] = (np.int32, (len(fields),))
+    if traits:
+        kinds["traits"] = (np.float32, (len(traits),))
+    files = {
+        name: ArrayFile(log.directory / f"positive_{name}.npy", dtype, shape) for name, (dtype, shape) in kinds.items()
+    }
+    for start in range(0, len(log), BUFFER_ROWS):
+        at = start + np.flatnonzero(log.completed[start : start + BUFFER_ROWS])
+        files["users"].append(log.users[at])
+        files["items"].append(rows[log.items[at]])
+        files["event_ms"].append(log.event_ms[at])
+        files["completed"].append(at)
+        if fields:
+            files["contexts"].append(np.stack([log.contexts[name][at] for name in fields], axis=1))
+        if traits:
+            files["traits"].append(np.stack([log.contexts[name][at] for name in traits], axis=1))
+    for file in files.values():
+        file.close()
+    columns = {name: mapped(file.path) for name, file in files.items()}
+    return columns.pop("completed"), columns

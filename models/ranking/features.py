@@ -1,0 +1,535 @@
+"""The ranker's features: one definition, for training and for serving, for all candidates of all requests at once.
+
+A feature is declared where it is computed: its kind (one id, several ids, a number), its scope (of the query: once per
+request; of the impression: per candidate), its id space, and in its docstring the paper's section or the reason. It is
+a function of a Moment and of nothing else, so it can only know what was known then. Missing is NaN, and stays a value
+of its own. The hash of all declarations goes into bundle and impressions: a server refuses a bundle whose features it
+would compute differently, and training passes over impressions of other features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.ranking.moment import (
+    COMPLETIONS,
+    DAY_MS,
+    HISTORY,
+    IMPRESSIONS,
+    LENGTHS,
+    MOST_TOPICS,
+    SECONDS,
+    SHOWN,
+    WATCHES,
+    Moment,
+    Names,
+    id_names,
+    newest,
+)
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+Scope = Literal["query", "impression"]
+
+REVISION = 1  # to be raised when a feature is computed differently; tests/models/test_features.py holds golden values
+SMOOTHING = 20.0  # impressions' worth of the overall mean in what is known of an item, a channel, a topic
+OLDEST_H = 24.0 * 7  # an item is not told to be older: an age that grows for ever is a date, and dates do not recur
+FEW = 8.0  # watches' worth of everybody's mean in a viewer's own
+RECENT = 10  # newest watches of a session, about
+RAREST = 1e-6  # share of the impressions
+
+
+@dataclass(frozen=True)
+class Feature:
+    """`space` of ids: those of one space share an embedding (paper section 4.1). `many`: averaged."""
+
+    name: str
+    scope: Scope
+    compute: Callable[[Moment], Any]
+    space: str | None = None
+    many: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        return self.space is None
+
+    @property
+    def kind(self) -> str:
+        return "continuous" if self.is_number else "multivalent id" if self.many else "univalent id"
+
+    @property
+    def reason(self) -> str:
+        return self.compute.__doc__ or ""
+
+
+FEATURES: list[Feature] = []
+
+
+def number(scope: Scope) -> Callable[[Callable[[Moment], Any]], Callable[[Moment], Any]]:
+    """Declare a continuous feature: [B] for a query, [N] for an impression, NaN for missing."""
+
+    def declare(compute: Callable[[Moment], Any]) -> Callable[[Moment], Any]:
+        FEATURES.append(Feature(compute.__name__, scope, compute))
+        return compute
+
+    return declare
+
+
+def ids(
+    scope: Scope, space: str, *, many: bool = False
+) -> Callable[[Callable[[Moment], Names]], Callable[[Moment], Names]]:
+    """Declare a feature of ids: Names with codes [B] or [N], and one axis more where there are `many`."""
+
+    def declare(compute: Callable[[Moment], Names]) -> Callable[[Moment], Names]:
+        FEATURES.append(Feature(compute.__name__, scope, compute, space, many))
+        return compute
+
+    return declare
+
+
+# --- ids of the query ------------------------------------------------------------------------------------------------
+
+
+@ids("query", "item", many=True)
+def last_watched(moment: Moment) -> Names:
+    """Videos watched last: section 4.1's "last N videos the user has watched", in the space of the candidates."""
+    return Names(moment.requests.watch_rows + 1, moment.catalogue.item_ids, first=1)
+
+
+@ids("query", "language")
+def language(moment: Moment) -> Names:
+    """User language (section 4.1, Figure 7)."""
+    return _context(moment, "language")
+
+
+@ids("query", "region")
+def region(moment: Moment) -> Names:
+    """Where: what is watched, and for how long, differs between countries (section 3.3 of candidates)."""
+    return _context(moment, "region")
+
+
+@ids("query", "device")
+def device(moment: Moment) -> Names:
+    """On what: television sessions are longer (section 3.3 of candidates)."""
+    return _context(moment, "device")
+
+
+@ids("query", "surface")
+def surface(moment: Moment) -> Names:
+    """Which page asks: scores are predictions for a page, and people behave differently on each (section 4)."""
+    return _context(moment, "surface")
+
+
+# --- ids of the impression -------------------------------------------------------------------------------------------
+
+
+@ids("impression", "item")
+def candidate(moment: Moment) -> Names:
+    """Video id of the impression (section 4.1, Figure 7)."""
+    return Names(moment.candidates.rows + 1, moment.catalogue.item_ids, first=1)
+
+
+@ids("impression", "channel")
+def channel(moment: Moment) -> Names:
+    """Whose video it is: section 4.1 describes a video by its channel."""
+    return Names(moment.channels.astype(np.int64), id_names(moment.catalogue, "channel"))
+
+
+@ids("impression", "topic", many=True)
+def topics(moment: Moment) -> Names:
+    """What it is about: section 4.1 describes a video by its topic."""
+    return Names(moment.topics.astype(np.int64), id_names(moment.catalogue, "topic"))
+
+
+@ids("impression", "length")
+def length(moment: Moment) -> Names:
+    """Videos about as long: watch time is compared within them (duration-based quantiles, D2Q, KDD 2022)."""
+    return Names(moment.lengths, LENGTHS)
+
+
+@ids("impression", "source", many=True)
+def sources(moment: Moment) -> Names:
+    """Which sources have nominated it: section 4.1, "which sources nominated this video candidate?"."""
+    return moment.candidates.sources
+
+
+# --- numbers of the query --------------------------------------------------------------------------------------------
+
+
+@number("query")
+def since_last_watch_s(moment: Moment) -> Floats:
+    """Time since the last watch (section 4.1, Figure 7): a running session or a return."""
+    return newest(moment.watched_ago_s, moment.requests.there)
+
+
+@number("query")
+def history_entries(moment: Moment) -> Floats:
+    """How much is known of the viewer: the other history features mean less when there is little."""
+    return np.asarray(moment.entries, np.float32)
+
+
+@number("query")
+def history_mean_s(moment: Moment) -> Floats:
+    """How long this viewer watches: the level of every expectation."""
+    return _level(moment, moment.requests.watch_s, HISTORY, SECONDS)
+
+
+@number("query")
+def history_completion(moment: Moment) -> Floats:
+    """Share of the watches that were completed: who skips much skips the next one too."""
+    return _level(moment, moment.requests.completed, HISTORY, COMPLETIONS)
+
+
+@number("query")
+def recent_mean_s(moment: Moment) -> Floats:
+    """Seconds of the newest few watches: how this session goes ("up to the second" history, section 4.1)."""
+    return _level(moment, moment.requests.watch_s, RECENT, SECONDS)
+
+
+@number("query")
+def recent_completion(moment: Moment) -> Floats:
+    """Share of the newest few watches that were completed."""
+    return _level(moment, moment.requests.completed, RECENT, COMPLETIONS)
+
+
+@number("query")
+def history_share(moment: Moment) -> Floats:
+    """How much of a video this viewer watches: mean of watched over duration, where durations are known."""
+    return _mean(moment.watched_share, ~np.isnan(moment.watched_share))
+
+
+@number("query")
+def last_watch_s(moment: Moment) -> Floats:
+    """Seconds of the newest watch: how this session goes ("up to the second" history, section 4.1)."""
+    return _where(moment.timed[:, -1], moment.requests.watch_s[:, -1])
+
+
+@number("query")
+def shown_last_hour(moment: Moment) -> Floats:
+    """Items shown within the last hour: how far down this session the request is."""
+    recent = (moment.requests.shown_rows >= 0) & (moment.shown_ago_s < 3600)
+    return _count(recent)
+
+
+@number("query")
+def hour(moment: Moment) -> Floats:
+    """Hour of the day, UTC: evenings are longer (time of day is one of Figure 7's kind of query features)."""
+    return (moment.requests.now_ms % DAY_MS / 3_600_000).astype(np.float32)
+
+
+@number("query")
+def weekday(moment: Moment) -> Floats:
+    """Day of the week, UTC, Monday 0: week-ends are longer."""
+    return ((moment.requests.now_ms // DAY_MS + 3) % 7).astype(np.float32)
+
+
+# --- numbers of the impression: the past with its channel and its topics ---------------------------------------------
+
+
+@number("impression")
+def channel_watches(moment: Moment) -> Floats:
+    """Watches of this channel: "how many videos has the user watched from this channel?" (section 4.1)."""
+    return _count(moment.of_channel)
+
+
+@number("impression")
+def channel_watched_s(moment: Moment) -> Floats:
+    """Seconds with this channel: the past with its kind predicts the future with it (section 4.1)."""
+    return moment.watched_s(moment.of_channel)
+
+
+@number("impression")
+def since_channel_s(moment: Moment) -> Floats:
+    """Time since this channel: "when was the last time the user watched a video on this topic?" (section 4.1)."""
+    return moment.since_watched_s(moment.of_channel)
+
+
+@number("impression")
+def topic_watches(moment: Moment) -> Floats:
+    """Watches of its first topic (section 4.1)."""
+    return _count(moment.of_topic)
+
+
+@number("impression")
+def topic_watched_s(moment: Moment) -> Floats:
+    """Seconds with its first topic (section 4.1)."""
+    return moment.watched_s(moment.of_topic)
+
+
+@number("impression")
+def since_topic_s(moment: Moment) -> Floats:
+    """Time since its first topic (section 4.1)."""
+    return moment.since_watched_s(moment.of_topic)
+
+
+@number("impression")
+def any_topic_watches(moment: Moment) -> Floats:
+    """Watches that share any of its topics (section 4.1)."""
+    return _count(moment.of_any_topic)
+
+
+@number("impression")
+def any_topic_watched_s(moment: Moment) -> Floats:
+    """Seconds of watches that share any of its topics (section 4.1)."""
+    return moment.watched_s(moment.of_any_topic)
+
+
+@number("impression")
+def since_any_topic_s(moment: Moment) -> Floats:
+    """Time since a watch that shares any of its topics (section 4.1)."""
+    return moment.since_watched_s(moment.of_any_topic)
+
+
+@number("impression")
+def topic_mean_watched_s(moment: Moment) -> Floats:
+    """Seconds per watch of its first topic: a viewer who begins many videos and leaves is not one who stays."""
+    return _mean(moment.requests.watch_s[moment.request], moment.of_topic & moment.timed[moment.request])
+
+
+@number("impression")
+def like_duration_share(moment: Moment) -> Floats:
+    """How much this viewer watches of videos about as long: patience is for a length."""
+    return _mean(moment.watched_share[moment.request], moment.of_like_duration & moment.timed[moment.request])
+
+
+@number("impression")
+def item_watches(moment: Moment) -> Floats:
+    """Watches of the very item: it was begun before."""
+    return _count(moment.of_item)
+
+
+# --- numbers of the impression: shown before -------------------------------------------------------------------------
+
+
+@number("impression")
+def item_shown(moment: Moment) -> Floats:
+    """Previous impressions of this item to this viewer: shown and not watched sinks (section 4.1, "churn")."""
+    return _count(moment.shown_item)
+
+
+@number("impression")
+def since_item_shown_s(moment: Moment) -> Floats:
+    """Time since the item was shown to this viewer (section 4.1, Figure 7: "# previous impressions" and recency)."""
+    return moment.since_shown_s(moment.shown_item)
+
+
+@number("impression")
+def channel_shown(moment: Moment) -> Floats:
+    """Previous impressions of this channel to this viewer: beside its watches, how often it was passed over."""
+    return _count(moment.shown_channel)
+
+
+@number("impression")
+def since_channel_shown_s(moment: Moment) -> Floats:
+    """Time since this channel was shown to this viewer."""
+    return moment.since_shown_s(moment.shown_channel)
+
+
+# --- numbers of the impression: the item itself ----------------------------------------------------------------------
+
+
+@number("impression")
+def duration_s(moment: Moment) -> Floats:
+    """How long it lasts: no watch is expected to be longer."""
+    return moment.durations_s
+
+
+@number("impression")
+def age_h(moment: Moment) -> Floats:
+    """Time since it was published, at most a week: fresh content is preferred (section 3.3)."""
+    age = (moment.now_ms - moment.catalogue.published_ms(moment.candidates.rows)) / 3_600_000
+    return np.clip(age, 0, OLDEST_H).astype(np.float32)
+
+
+@number("impression")
+def item_impression_share(moment: Moment) -> Floats:
+    """Log of its share of the recent impressions: how much it is shown, on a scale that does not grow."""
+    return _log_share(moment, IMPRESSIONS)
+
+
+@number("impression")
+def item_watch_share(moment: Moment) -> Floats:
+    """Log of its share of the recent watches: how much it is watched."""
+    return _log_share(moment, WATCHES)
+
+
+@number("impression")
+def item_watch_ratio(moment: Moment) -> Floats:
+    """Share of its recent impressions that were watched, smoothed: the pull of its thumbnail."""
+    return _ratio(moment, moment.candidates.item, WATCHES, _of_length(moment, WATCHES))
+
+
+@number("impression")
+def item_completion(moment: Moment) -> Floats:
+    """Share of its recent impressions that were watched to completion, smoothed."""
+    return _ratio(moment, moment.candidates.item, COMPLETIONS, _of_length(moment, COMPLETIONS))
+
+
+@number("impression")
+def item_mean_s(moment: Moment) -> Floats:
+    """Seconds per recent impression, smoothed: what is expected of anybody."""
+    return _ratio(moment, moment.candidates.item, SECONDS, _of_length(moment, SECONDS))
+
+
+@number("impression")
+def item_lift(moment: Moment) -> Floats:
+    """Log of that over the same of all videos about as long: how good it is for its length (D2Q, KDD 2022)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(item_mean_s(moment) / length_mean_s(moment)), np.float32)
+
+
+@number("impression")
+def length_mean_s(moment: Moment) -> Floats:
+    """Seconds per recent impression of videos about as long, smoothed: what stands in for a new item."""
+    return _of_length(moment, SECONDS).astype(np.float32)
+
+
+@number("impression")
+def channel_mean_s(moment: Moment) -> Floats:
+    """Seconds per recent impression of its channel, smoothed: whose videos hold people."""
+    return _ratio(moment, moment.candidates.channel, SECONDS, _usual(moment, SECONDS))
+
+
+@number("impression")
+def topic_mean_s(moment: Moment) -> Floats:
+    """Seconds per recent impression of its first topic, smoothed: what stands in for a new channel."""
+    return _ratio(moment, moment.candidates.topic, SECONDS, _usual(moment, SECONDS))
+
+
+# --- numbers of the impression: what retrieval says ------------------------------------------------------------------
+
+
+@number("impression")
+def retrieval_score(moment: Moment) -> Floats:
+    """Inner product of user and item vector: the score that the two towers gave it (section 4.1)."""
+    return moment.candidates.score
+
+
+@number("impression")
+def retrieval_gap(moment: Moment) -> Floats:
+    """Score below the best of its request: the scores' level differs between viewers."""
+    return np.asarray(moment.candidates.score - moment.candidates.best[moment.request])
+
+
+@number("impression")
+def retrieval_rank(moment: Moment) -> Floats:
+    """Place among the request's candidates by that score, from 1."""
+    return moment.candidates.rank
+
+
+@number("impression")
+def trending_watches(moment: Moment) -> Floats:
+    """Decayed watches in the trending list that nominated it: section 4.1, "what scores did they assign?"."""
+    return moment.candidates.trending
+
+
+@number("impression")
+def similar_score(moment: Moment) -> Floats:
+    """Likeness to a video watched last, where that nominated it: section 4.1, "what scores did they assign?"."""
+    return moment.candidates.similar
+
+
+# --- the schema ------------------------------------------------------------------------------------------------------
+
+
+def _describe(feature: Feature) -> str:
+    return f"{feature.name}:{feature.kind}:{feature.scope}:{feature.space}"
+
+
+SCHEMA_HASH = hashlib.sha256(
+    f"{[*map(_describe, FEATURES)]}/{REVISION}/{HISTORY}/{SHOWN}/{MOST_TOPICS}".encode()
+).hexdigest()[:16]
+
+
+@cache
+def numbers_of(scope: Scope) -> tuple[Feature, ...]:
+    """In the order in which their values travel."""
+    return tuple(feature for feature in FEATURES if feature.is_number and feature.scope == scope)
+
+
+@cache
+def ids_of(scope: Scope) -> tuple[Feature, ...]:
+    return tuple(feature for feature in FEATURES if not feature.is_number and feature.scope == scope)
+
+
+def compute_numbers(moment: Moment, scope: Scope) -> Floats:
+    """float32 [B, F] of scope query, [N, F] of scope impression; NaN for missing, never infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        columns = [np.asarray(feature.compute(moment), np.float32) for feature in numbers_of(scope)]
+        values: Floats = np.stack(columns, axis=1)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def compute_ids(moment: Moment, scope: Scope) -> dict[str, Names]:
+    """By feature; codes [B, M] of scope query, [N, M] of scope impression, M 1 where there is one id."""
+    found = {}
+    for feature in ids_of(scope):
+        named = feature.compute(moment)
+        found[feature.name] = named if feature.many else Names(named.codes[:, None], named.names, named.first)
+    return found
+
+
+def _context(moment: Moment, field: str) -> Names:
+    nothing = Names(np.zeros(len(moment.requests.now_ms), np.int64), [""])
+    return moment.requests.contexts.get(field, nothing)
+
+
+def _count(entries: npt.NDArray[np.bool_]) -> Floats:
+    return np.asarray(np.count_nonzero(entries, axis=1), np.float32)
+
+
+def _where(known: npt.NDArray[np.bool_], values: npt.NDArray[np.floating]) -> Floats:
+    return np.where(known, values, np.nan).astype(np.float32)
+
+
+def _level(moment: Moment, values: npt.NDArray[Any], newest_ones: int, column: int) -> Floats:
+    """[B]: mean over the newest entries with FEW entries' worth of everybody's mean per watch (none of it while nothing
+    is known of anybody); NaN for who has none: a level out of three watches is mostly luck."""
+    chosen = moment.timed[:, -newest_ones:]
+    count = chosen.sum(axis=1)
+    total = np.where(chosen, values[:, -newest_ones:], np.float32(0)).sum(axis=1, dtype=np.float32)
+    everything = moment.candidates.everything
+    with np.errstate(divide="ignore", invalid="ignore"):
+        usual = everything[:, column] / everything[:, WATCHES]
+    few = np.where(np.isfinite(usual), FEW, 0.0)
+    return _where(count > 0, (total + few * np.nan_to_num(usual)) / np.maximum(count + few, 1))
+
+
+def _mean(values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> Floats:
+    """[B, H], [B, H] -> [B]: of the chosen entries, NaN for none."""
+    count = chosen.sum(axis=1)
+    total = np.where(chosen, values, np.float32(0)).sum(axis=1, dtype=np.float32)
+    return _where(count > 0, total / np.maximum(count, 1).astype(np.float32))
+
+
+def _log_share(moment: Moment, column: int) -> Floats:
+    total = np.maximum(moment.candidates.everything[:, column], 1.0)[moment.request]
+    return np.log(moment.candidates.item[:, column] / total + RAREST).astype(np.float32)
+
+
+def _ratio(moment: Moment, known: Doubles, column: int, prior: Doubles) -> Floats:
+    """[N]: per impression, with SMOOTHING impressions of `prior` [N]; NaN while nothing was ever shown."""
+    return ((known[:, column] + SMOOTHING * prior) / (known[:, IMPRESSIONS] + SMOOTHING)).astype(np.float32)
+
+
+def _usual(moment: Moment, column: int) -> Doubles:
+    """[N]: per impression of anything; NaN while nothing was ever shown."""
+    total = moment.candidates.everything  # [B, 4]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((total[:, column] / total[:, IMPRESSIONS])[moment.request])
+
+
+def _of_length(moment: Moment, column: int) -> Doubles:
+    """[N]: per impression of what is about as long: with it the statistics of an item begin, since nothing tells more
+    of an unknown one's seconds than how long it lasts."""
+    known, usual = moment.candidates.length, _usual(moment, column)
+    return np.asarray((known[:, column] + SMOOTHING * usual) / (known[:, IMPRESSIONS] + SMOOTHING))

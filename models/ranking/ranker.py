@@ -1,0 +1,195 @@
+"""The ranker: expected watch seconds of each candidate, by weighted logistic regression (paper section 4.2).
+
+The odds of a logistic regression in which each impression weighs its watch time as a positive and one as a negative are
+E[T]; so exp(logit) is served as seconds. Quantile table, ids and schema are frozen into the bundle with the network.
+Nothing here loops over candidates: features, codes and network take all candidates of all requests at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.ranking.features import Scope, compute_ids, compute_numbers, ids_of
+from models.ranking.id_spaces import IdSpaces
+from models.ranking.moment import Moment, Names
+from models.ranking.quantiles import Quantiles
+from models.ranking.ranker_net import RankerNet, RankerShape
+from models.ranking.ranking_examples import CAP_S, SCOPES
+from models.ranking.watch_quantiles import WatchQuantiles
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+LEAST_LOGIT = -10.0
+FEW_REQUESTS = 64
+LEAST_S = np.exp(np.float32(LEAST_LOGIT))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """expected_s float32 [N], finite, within [0, CAP_S]; the features by scope, as they were fed; `completion` float32
+    [N]: P(completed), where that head exists; `spread` float32 [N]: standard deviation of the log seconds that the
+    members predict, how far they disagree; zeros of a single one."""
+
+    expected_s: Floats
+    numbers: dict[Scope, Floats]
+    ids: dict[str, Names]
+    completion: Floats | None = None
+    spread: Floats | None = None
+
+
+class Ranker:
+    """Ranks by trained networks. Without enough examples there is none: then `trained` is False."""
+
+    def __init__(
+        self,
+        shape: RankerShape | None = None,
+        nets: Sequence[RankerNet] = (),
+        quantiles: Mapping[Scope, Quantiles] | None = None,
+        spaces: IdSpaces | None = None,
+        watch_quantiles: WatchQuantiles | None = None,
+    ) -> None:
+        self.shape, self.nets = shape, [net.eval().requires_grad_(False) for net in nets]
+        self.quantiles = dict(quantiles or {})
+        self.spaces = spaces or IdSpaces({})
+        self.watch_quantiles = watch_quantiles
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.nets)
+
+    def in_bfloat16(self) -> Ranker:
+        """The same one with weights of 16 bits: about twice as fast where the processor computes with them, and its
+        seconds differ by about a hundredth (docs/serving.md)."""
+        nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
+        return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
+
+    def rank(self, moment: Moment) -> Ranked:
+        """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
+        numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
+        ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
+        members = self._member_logits(numbers, ids, moment.request)
+        logits = _mean(members)
+        duration_s = moment.catalogue.duration_s(moment.candidates.rows)
+        expected_s = self.seconds(logits[:, 0], duration_s)
+        completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
+        return Ranked(expected_s, numbers, ids, completion, self._spread(members, duration_s))
+
+    def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> Floats:
+        """float32 [N, 1 + completion], the members' mean. numbers [B, F] and [N, F]; request int64 [N]."""
+        return _mean(self._member_logits(numbers, ids, request))
+
+    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> list[Floats]:
+        """Of each member float32 [N, 1 + completion]."""
+        if not self.nets or self.shape is None:
+            raise RuntimeError("this ranker is not trained")
+        inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
+        members = []
+        with torch.inference_mode():
+            first, dtype = self.nets[0], self.nets[0].bias.dtype
+            of_query = first.query.numbers(inputs["query"][0]).to(dtype)
+            of_impression = first.impression.numbers(inputs["impression"][0]).to(dtype)
+            for net in self.nets:
+                query = F.linear(net.query.joined(of_query, inputs["query"][1]), net.of_query, net.bias)
+                hidden = F.linear(net.impression.joined(of_impression, inputs["impression"][1]), net.of_impression)
+                _add_queries(hidden, query, request)
+                members.append(net.rest(hidden).float().numpy())
+        return members
+
+    def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Names]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a network reads of a scope: quantiles and codes."""
+        assert self.shape is not None
+        _, columns, used = self.shape.used(scope)
+        x = torch.from_numpy(self.quantiles[scope].encode(numbers[:, columns]))
+        codes = {f.name: torch.from_numpy(self.spaces.codes(str(f.space), ids[f.name])) for f in used}
+        return x, codes
+
+    def seconds(self, logit: Floats, duration_s: Floats) -> Floats:
+        """Logits [N] as expected seconds."""
+        if self.watch_quantiles is None:
+            return serve_seconds(logit)
+        odds = torch.from_numpy(np.nan_to_num(logit)).sigmoid().numpy()
+        return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(CAP_S))
+
+    def _spread(self, members: Sequence[Floats], duration_s: Floats) -> Floats:
+        """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
+        if len(members) == 1:
+            return np.zeros(len(duration_s), np.float32)
+        seconds = np.stack([self.seconds(each[:, 0], duration_s) for each in members])  # [M, N]
+        return np.asarray(np.log(np.maximum(seconds, LEAST_S)).std(axis=0), np.float32)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that was learnt but the ids' names, by name."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for scope, table in self.quantiles.items():
+            arrays |= {f"{scope}.points": table.points, f"{scope}.ranks": table.ranks}
+        if self.watch_quantiles is not None:
+            arrays |= {"watch.edges": self.watch_quantiles.edges, "watch.table": self.watch_quantiles.table}
+        for number, net in enumerate(self.nets):
+            arrays |= {f"net.{number}.{name}": tensor.numpy() for name, tensor in net.state_dict().items()}
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], shape: RankerShape | None, names: Mapping[str, Sequence[str]]
+    ) -> Ranker:
+        """The reverse of `to_arrays`. Raises KeyError or RuntimeError (torch) when a name or shape does not fit."""
+        if shape is None:
+            return cls()
+        nets = []
+        for number in range(shape.members):
+            net, start = RankerNet(shape), f"net.{number}."
+            net.load_state_dict(
+                {n.removeprefix(start): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(start)}
+            )
+            nets.append(net)
+        quantiles = {scope: Quantiles(arrays[f"{scope}.points"], arrays[f"{scope}.ranks"]) for scope in SCOPES}
+        watch = WatchQuantiles(arrays["watch.edges"], arrays["watch.table"]) if "watch.edges" in arrays else None
+        known = {space: names.get(space, ()) for space in shape.sizes} | dict(names)  # a space may be without names
+        return cls(shape, nets, quantiles, IdSpaces(known), watch)
+
+
+def id_strings(ids: Mapping[str, Names], scope: Scope, rows: Sequence[int]) -> list[dict[str, tuple[str, ...]]]:
+    """The ids of some queries or impressions by feature, as they are put on record; features without any are left
+    out."""
+    found: list[dict[str, tuple[str, ...]]] = [{} for _ in rows]
+    for feature in ids_of(scope):
+        name, named = feature.name, ids[feature.name]
+        for mine, codes in zip(found, named.codes[list(rows)].tolist(), strict=True):
+            if known := tuple([named.names[code - named.first] for code in codes if code > 0]):
+                mine[name] = known
+    return found
+
+
+def _add_queries(hidden: Tensor, query: Tensor, request: Rows) -> None:
+    """Add to each candidate's row [N, hidden] that of its request [B, hidden]. A few requests whose candidates lie
+    together, as in serving, need no copy for every candidate."""
+    if len(query) > FEW_REQUESTS or (np.diff(request) < 0).any():
+        hidden += query[torch.from_numpy(request)]
+        return
+    starts = np.searchsorted(request, np.arange(len(query) + 1)).tolist()
+    for at, mine in enumerate(query):
+        hidden[starts[at] : starts[at + 1]] += mine
+
+
+def _mean(members: Sequence[Floats]) -> Floats:
+    """Of the members' logits."""
+    total = members[0]
+    for logits in members[1:]:
+        total = total + logits
+    return np.asarray(total / np.float32(len(members)), np.float32)
+
+
+def serve_seconds(logit: Floats) -> Floats:
+    """exp(logit), finite and capped; a logit that is no number sinks."""
+    bounded = np.nan_to_num(logit, nan=LEAST_LOGIT, posinf=np.log(CAP_S), neginf=LEAST_LOGIT)
+    return np.exp(np.clip(bounded, LEAST_LOGIT, np.log(CAP_S))).astype(np.float32)

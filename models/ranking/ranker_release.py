@@ -1,0 +1,157 @@
+"""The ranker of a release, from an exposure log: features, a first fit that is measured on the newest days, the fit.
+
+The retrieval score of an impression comes from a candidate model that has not seen it, so it exists for the newest days
+only and is missing before; a score of the final model would know the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.settings import Ranker as Settings
+from models.evaluation.backtest import rows_at_once
+from models.evaluation.ranking_metrics import calibration
+from models.logs.source import Source
+from models.logs.stored_log import StoredLog
+from models.ranking.exposures import Delays, Exposures
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import HISTORY
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_evaluation import Predictions, item_means, judge, predict
+from models.ranking.ranking_examples import RankingExamples
+from models.retrieval.candidates import CandidateModel, with_one
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
+LEAST_JUDGED, MOST_JUDGED = 50, 200_000  # impressions that a report is of: they are taken into memory
+HELD_OUT = 0.1  # share of the served impressions, newest last, that a measured fit does not see
+
+
+class Served(NamedTuple):
+    """Impressions with their features as they were served, and the item statistics of the release that served them."""
+
+    examples: RankingExamples
+    statistics: ItemStatistics
+
+
+class RankerRelease(NamedTuple):
+    ranker: Ranker
+    metrics: dict[str, float]
+    statistics: ItemStatistics
+
+
+def learn_ranker(
+    log: StoredLog,
+    source: Source,
+    *,
+    settings: Settings,
+    delays: Delays,
+    earlier: CandidateModel | None,
+    since: int,
+    warm: Ranker | None,
+    progress: Progress,
+) -> RankerRelease:
+    """The ranker of all rows with a watch time.
+
+    `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
+    retrieval scores, and a ranker of those before is measured on them."""
+    directory = log.directory / "ranking"
+    exposures = Exposures(log, source, directory, delays)
+    statistics = exposures.statistics()
+    if not log.watch_times:
+        return RankerRelease(Ranker(), {}, statistics)
+    scorer = None if earlier is None else UnseenScores(earlier, exposures, max(since, len(log) - SCORED_ROWS))
+    examples = exposures.examples("all", scorer=scorer, progress=_staged(progress, "features"))
+    metrics = {}
+    if earlier is not None:
+        metrics = _measure(examples, int(log.event_ms[since]), directory, settings)
+    step = _staged(progress, "ranker")
+    ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
+    return RankerRelease(ranker, metrics, statistics)
+
+
+def learn_from_served(
+    served: Served, directory: Path, *, settings: Settings, warm: Ranker | None = None, progress: Progress
+) -> RankerRelease:
+    """The ranker of impressions as they were served; the newest tenth measures a fit of the rest.
+
+    The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
+    examples = served.examples
+    cut_ms = int(np.quantile(np.asarray(examples.at_ms), 1 - HELD_OUT)) if len(examples) else 0
+    metrics = _measure(examples, cut_ms, directory, settings)
+    step = _staged(progress, "ranker")
+    ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
+    return RankerRelease(ranker, metrics, served.statistics)
+
+
+def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:
+    """What a release's report says of a ranker, on impressions that it has not seen."""
+    if not ranker.trained or len(unseen) < LEAST_JUDGED:
+        return {}
+    predicted = predict(ranker, unseen)
+    ours = judge(unseen, Predictions(predicted, predicted))
+    means = item_means(unseen)
+    theirs = judge(unseen, Predictions(means, means))
+    metrics = {
+        "ranker_rows": float(len(unseen)),
+        "ranker_weighted_loss": ours["weighted_loss_page"].value,
+        "item_mean_weighted_loss": theirs["weighted_loss_page"].value,
+        "ranker_mae_s": ours["mae_s"].value,
+        "item_mean_mae_s": theirs["mae_s"].value,
+        "ranker_xauc": ours["xauc"].value,
+        "ranker_calibration": ours["calibration"].value,
+    }
+    deciles = enumerate(calibration(predicted, np.asarray(unseen.target_s, np.float64)), 1)
+    metrics |= {f"ranker_calibration_decile_{number:02}": ratio for number, (_, _, ratio) in deciles}
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: Settings) -> dict[str, float]:
+    """Figures of a fit of what was before a moment, on what came after it."""
+    is_old = np.asarray(examples.at_ms) < cut_ms
+    measured = train_ranker(examples, directory / "measured", settings=settings, rows=np.flatnonzero(is_old))
+    return report_metrics(measured, examples.take(np.flatnonzero(~is_old)[-MOST_JUDGED:]))
+
+
+class UnseenScores:
+    """Retrieval scores of exposures by a model that was trained on rows before `since`: a models.ranking.exposures.Scorer."""
+
+    def __init__(self, model: CandidateModel, exposures: Exposures, since: int) -> None:
+        self._model, self._exposures, self._since = model, exposures, since
+        self._vectors = model.item_vectors()
+
+    def __call__(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
+        """Score, the best score of an item that is not in the viewer's history, and the place by score; NaN before
+        `since`."""
+        score, best, rank = np.full((3, len(rows)), np.nan, np.float32)
+        chosen = np.flatnonzero(rows >= self._since)
+        size = rows_at_once(len(self._vectors))
+        for start in range(0, len(chosen), size):
+            at = chosen[start : start + size]
+            score[at], best[at], rank[at] = self._of(rows[at], asked[at])
+        return score, best, rank
+
+    def _of(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
+        histories = self._exposures.completed_before(asked, HISTORY)  # [B, H]
+        items = self._exposures.items(rows)
+        scores = with_one(self._model.encode(self._model.reader.queries_of(histories))) @ self._vectors.T  # [B, N]
+        known = items < scores.shape[1]
+        own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)
+        case, place = np.nonzero(histories >= 0)
+        scores[case, histories[case, place]] = -np.inf
+        above = np.count_nonzero(scores > own[:, None], axis=1)
+        rank = np.where(known, above + 1, np.nan).astype(np.float32)
+        return own, np.fmax(scores.max(axis=1), own), rank
+
+
+def _staged(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(stage, done, total)

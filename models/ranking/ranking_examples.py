@@ -1,0 +1,122 @@
+"""What a ranker is trained from, as columns on disk: the features of impressions as they were served, and outcomes.
+
+Written in pieces and mapped when read, so neither a log nor a topic has to fit into memory. Ids are numbered by lists
+of names that stand beside them; which of them the ranker knows is decided in training (models.ranking.ranker_training).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.logs.array_file import ArrayFile, mapped
+from models.ranking.features import Scope, ids_of, numbers_of
+from models.ranking.moment import HISTORY, MOST_TOPICS, SOURCES, Names
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+
+SCOPES: tuple[Scope, Scope] = ("query", "impression")
+CAP_S = 600.0  # watch time beyond this neither trains nor is promised
+WIDTHS = {"last_watched": HISTORY, "topics": MOST_TOPICS, "sources": len(SOURCES) - 1}  # ids of a feature; others: 1
+QUERY_IDS = frozenset(feature.name for feature in ids_of("query"))
+OUTCOMES: dict[str, Any] = {
+    "request": np.int64,  # row of the queries
+    "target_s": np.float32,
+    "duration_s": np.float32,
+    "completed": np.bool_,
+    "position": np.int32,
+    "user": np.int64,
+    "at_ms": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class RankingExamples:
+    """N examples of B queries, read-only maps, in the order in which they were written (of a log: oldest first).
+
+    numbers: "query" float32 [B, F], "impression" float32 [N, F]. ids: by feature Names with codes int32 [B or N, M].
+    request int64 [N]; target_s float32 [N] seconds watched, capped; duration_s float32 [N], NaN unknown; completed
+    bool [N]; position int32 [N] from 1, 0 unknown; user int64 [N]; at_ms int64 [N].
+    """
+
+    numbers: dict[Scope, Floats]
+    ids: dict[str, Names]
+    request: Rows
+    target_s: Floats
+    duration_s: Floats
+    completed: npt.NDArray[np.bool_]
+    position: npt.NDArray[np.int32]
+    user: Rows
+    at_ms: Rows
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+    def take(self, rows: Rows) -> RankingExamples:
+        """These examples alone, in memory; the queries stay where they are."""
+        numbers = {SCOPES[0]: self.numbers["query"], SCOPES[1]: np.asarray(self.numbers["impression"][rows])}
+        ids = {
+            name: named if name in QUERY_IDS else Names(np.asarray(named.codes[rows]), named.names, named.first)
+            for name, named in self.ids.items()
+        }
+        return RankingExamples(numbers, ids, **{name: np.asarray(getattr(self, name)[rows]) for name in OUTCOMES})
+
+
+class ExampleWriter:
+    """Writes examples into `directory`, queries and impressions apart."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._files = {name: ArrayFile(directory / f"{name}.npy", dtype) for name, dtype in OUTCOMES.items()}
+        for scope in SCOPES:
+            width = (len(numbers_of(scope)),)
+            self._files[scope] = ArrayFile(directory / f"{scope}.npy", np.float32, width)
+            for feature in ids_of(scope):
+                width = (WIDTHS.get(feature.name, 1),)
+                self._files[feature.name] = ArrayFile(directory / f"{feature.name}.npy", np.int32, width)
+
+    @property
+    def queries(self) -> int:
+        return len(self._files["query"])
+
+    def add(self, scope: Scope, numbers: Floats, codes: Mapping[str, Array]) -> None:
+        """Features of some queries or impressions; `codes` has each id feature of the scope."""
+        self._files[scope].append(numbers)
+        for feature in ids_of(scope):
+            self._files[feature.name].append(codes[feature.name])
+
+    def add_outcomes(self, **columns: Array) -> None:
+        """The columns of OUTCOMES for the impressions added last."""
+        for name in OUTCOMES:
+            self._files[name].append(columns[name])
+
+    def finish(self, names: Mapping[str, tuple[list[str], int]]) -> RankingExamples:
+        """Close the files and map them. `names`: of each id space the list, and the code of its first name."""
+        for file in self._files.values():
+            file.close()
+        columns = {name: mapped(file.path) for name, file in self._files.items()}
+        empty: tuple[list[str], int] = ([""], 0)
+        ids = {
+            feature.name: Names(columns[feature.name], *names.get(str(feature.space), empty))
+            for scope in SCOPES
+            for feature in ids_of(scope)
+        }
+        return RankingExamples(
+            numbers={scope: columns[scope] for scope in SCOPES},
+            ids=ids,
+            **{name: columns[name] for name in OUTCOMES},
+        )
+
+
+def target_of(watched_s: Floats, duration_s: Floats) -> Floats:
+    """What is learnt, float32 [N]: the seconds watched, at most the duration where it is known (a replay is no longer
+    video) and at most CAP_S."""
+    return np.minimum(np.fmin(watched_s, duration_s), np.float32(CAP_S)).astype(np.float32)

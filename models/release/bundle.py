@@ -1,0 +1,397 @@
+"""A release on disk: an immutable directory of weights, catalogue and manifest, named by its version.
+
+Every table is a file of its own that is memory-mapped when it is read, so that ten million rows take memory once at
+most. A bundle is written beside its place, synced and renamed, so that a directory with a version's name is always
+whole; the manifest carries a checksum of every other file, so that a damaged one is refused by name before anything is
+served. The version is a checksum of the manifest, so whoever is told a version on `releases` is told what must be in
+the bundle, and one that was changed or put in its place since is refused. Nothing in it is code: arrays, tables, JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.context import ContextVocabulary
+from models.logs.array_file import mapped
+from models.ranking.features import SCHEMA_HASH
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_net import RankerShape
+from models.release.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes
+from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.popularity import Popularity
+from models.retrieval.table import write_table
+from models.retrieval.tower import TowerShape, UserTowers
+
+FORMAT = 3
+TOWER = "tower.safetensors"
+RANKER = "ranker.safetensors"
+RANKER_IDS = "ranker_ids.parquet"
+STATISTICS = "statistics.parquet"
+CATALOGUE = "catalogue.parquet"
+TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
+FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
+
+
+HOUR_MS = 3_600_000
+
+
+BundleCode = Literal["missing", "unreadable", "damaged", "foreign", "format", "schema", "unfit"]
+DIGITS = 16  # of the checksum in a version: that many nobody finds another bundle for
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used; the text names the file and what is wrong with it, `code` is one of a fixed few."""
+
+    def __init__(self, code: BundleCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a bundle is. `dim` is the length of an index vector; `offsets` are the next ones to read, by
+    `topic/partition`; `files` are SHA-256 sums."""
+
+    format: int
+    version: str
+    created_ms: int
+    dim: int
+    items: int
+    schema_hash: str
+    completed_s: float
+    ranker: RankerShape | None  # None: too little to learn one from, retrieval order is kept
+    tower: TowerShape
+    contexts: ContextVocabulary
+    half_life_h: float  # of the item statistics
+    half_life_events: float
+    watches: int  # completed ones that it has counted: the clock of the popularity coordinate
+    seed: int
+    metrics: dict[str, float]
+    offsets: dict[str, int]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A release in memory. `catalogue` holds the facts at training time, one row per item of the model and in the same
+    order; the ranker reads it, so what is upserted there is what it sees. `statistics`: of the log's impressions, to
+    which those of the stream are added."""
+
+    manifest: Manifest
+    model: CandidateModel
+    ranker: Ranker
+    catalogue: Catalogue
+    statistics: ItemStatistics
+
+
+def write_bundle(
+    bundles_dir: Path,
+    *,
+    model: CandidateModel,
+    ranker: Ranker,
+    catalogue: Catalogue,
+    created_ms: int,
+    completed_s: float,
+    statistics: ItemStatistics,
+    seed: int,
+    metrics: dict[str, float],
+    offsets: dict[str, int],
+) -> Manifest:
+    """Write a bundle to `bundles_dir/<version>`; its manifest. The same content at the same second is the same bundle.
+
+    Until the rename it lies in a directory whose name begins with `.writing-`; a crash may leave one behind."""
+    bundles_dir.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=bundles_dir))
+    try:
+        for name, table in _tables(model).items():
+            write_table(staging / f"{name}.npy", table)
+        tower = {name: tensor.numpy() for name, tensor in model.reader.tower.state_dict().items()}
+        safetensors.numpy.save_file(_contiguous(tower), staging / TOWER)
+        safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
+        _names_frame(ranker).write_parquet(staging / RANKER_IDS)
+        _statistics_frame(statistics).write_parquet(staging / STATISTICS)
+        catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
+        files = {name: _checksum(staging / name) for name in FILES}
+        unnamed = Manifest(
+            format=FORMAT,
+            version="",
+            created_ms=created_ms,
+            dim=model.dim,
+            items=len(model.item_ids),
+            schema_hash=SCHEMA_HASH,
+            completed_s=completed_s,
+            ranker=ranker.shape,
+            tower=model.reader.tower.shape,
+            contexts=model.reader.contexts,
+            half_life_h=statistics.half_life_ms / HOUR_MS,
+            half_life_events=model.popularity.half_life_events,
+            watches=model.popularity.clock,
+            seed=seed,
+            metrics=metrics,
+            offsets=offsets,
+            files=files,
+        )
+        manifest = msgspec.structs.replace(unnamed, version=version_of(unnamed))
+        (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        _publish(staging, bundles_dir / manifest.version)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def has_release(bundles_dir: Path) -> bool:
+    return bool(_versions(bundles_dir))
+
+
+def newest_version(bundles_dir: Path) -> str:
+    """Raises BundleError when there is none."""
+    versions = _versions(bundles_dir)
+    if not versions:
+        raise BundleError("missing", f"{bundles_dir}: holds no release; train one with `nextwatch train`")
+    return versions[-1]
+
+
+def _versions(bundles_dir: Path) -> list[str]:
+    """Oldest first."""
+    return sorted(path.parent.name for path in bundles_dir.glob(f"*/{MANIFEST}") if path.parent.name[0] != ".")
+
+
+def version_of(manifest: Manifest) -> str:
+    """`YYYYMMDD_HHMMSS_<hex of the content>`: letters, digits and underscores, since a collection is named by it."""
+    content = msgspec.structs.replace(manifest, version="")
+    checksum = hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+    return f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{checksum[:DIGITS]}"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Raises BundleError when it is missing, damaged, of another format, of features that we do not compute, or of
+    another bundle than the directory is named after."""
+    path = directory / MANIFEST
+    try:
+        manifest = msgspec.json.decode(read_manifest_bytes(directory), type=Manifest)
+    except OSError as error:
+        text = f"{path}: cannot be read ({error.strerror}); train a release with `nextwatch train`"
+        raise BundleError("missing", text) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError("unreadable", f"{path}: not a manifest: {error}") from None
+    if manifest.format != FORMAT:
+        ours = f"this version of nextwatch reads {FORMAT}"
+        raise BundleError("format", f"{path}: format {manifest.format}, {ours}; train anew")
+    if manifest.schema_hash != SCHEMA_HASH:
+        ours = f"this version of nextwatch computes {SCHEMA_HASH}"
+        raise BundleError("schema", f"{path}: made for features {manifest.schema_hash}, {ours}; train anew")
+    _check_version(path, manifest)
+    return manifest
+
+
+def _check_version(path: Path, manifest: Manifest) -> None:
+    """Raises BundleError for a manifest that is not the one which the directory's name tells of."""
+    name = path.parent.name
+    if manifest.version != name:
+        raise BundleError("foreign", f"{path}: of version {manifest.version}, but it lies in {name}; restore {name}")
+    try:
+        told = version_of(manifest)
+    except (ValueError, OverflowError, OSError):  # a time that is none
+        told = ""
+    if name != told:
+        text = f"{path}: is damaged (its content is not what its version tells of); restore it or train anew"
+        raise BundleError("damaged", text)
+    if manifest.files.keys() != set(FILES):
+        unlike = sorted(manifest.files.keys() ^ set(FILES))
+        raise BundleError("unfit", f"{path}: is not about the files of a bundle: {', '.join(unlike)[:200]}")
+
+
+def check_bundle(directory: Path) -> Manifest:
+    """The manifest of a bundle whose files are all what their checksums say. Raises BundleError naming the file."""
+    manifest = read_manifest(directory)
+    _check_files(directory, manifest.files)
+    return manifest
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Load and check a bundle. Raises BundleError naming the file."""
+    manifest = check_bundle(directory)
+    catalogue = _read_catalogue(directory / CATALOGUE)
+    model = _read_model(directory, manifest, list(catalogue.item_ids))
+    names, weights = _read_names(directory / RANKER_IDS), _read_arrays(directory / RANKER)
+    try:
+        ranker = Ranker.from_arrays(weights, manifest.ranker, names)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BundleError("unfit", f"{directory / RANKER}: does not fit its manifest: {error}") from None
+    statistics = _read_statistics(directory / STATISTICS, manifest.half_life_h * HOUR_MS)
+    return Bundle(manifest, model, ranker, catalogue, statistics)
+
+
+def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
+    rows = {"vectors": model.vectors, "bias": model.bias, "query_rows": model.query_rows, "words": model.reader.words}
+    return rows | model.popularity.arrays()
+
+
+def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> CandidateModel:
+    tables = {name: _read_table(directory / f"{name}.npy") for name in TABLES}
+    weights = _read_arrays(directory / TOWER)
+    try:
+        tower = UserTowers(manifest.tower)
+        tower.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except (KeyError, RuntimeError) as error:
+        raise BundleError("unfit", f"{directory / TOWER}: does not fit its manifest: {error}") from None
+    counts = (np.array(tables[name]) for name in ("count", "total", "touched"))
+    model = CandidateModel(
+        item_ids,
+        Reader(tower, tables["words"], manifest.contexts),
+        vectors=tables["vectors"],
+        bias=tables["bias"],
+        query_rows=tables["query_rows"],
+        popularity=Popularity(manifest.half_life_events, *counts, clock=manifest.watches),
+    )
+    for name in TABLES:
+        if name != "words" and len(tables[name]) != manifest.items:
+            found = f"{len(tables[name]):,} rows, the manifest says {manifest.items:,}"
+            raise BundleError("unfit", f"{directory / name}.npy: does not fit its manifest: {found}")
+    if model.dim != manifest.dim or tables["query_rows"].shape[1] != manifest.dim - 1:
+        unlike = f"{model.dim} is not {manifest.dim}"
+        raise BundleError("unfit", f"{directory / 'vectors.npy'}: does not fit its manifest: {unlike}")
+    return model
+
+
+def _read_table(path: Path) -> npt.NDArray[Any]:
+    try:
+        return mapped(path, "c")  # copy on write: torch reads no array that it may not write to
+    except (ValueError, OSError, EOFError, MemoryError) as error:  # the last: of a size that nobody has
+        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
+
+
+def _check_files(directory: Path, checksums: dict[str, str]) -> None:
+    """Raises BundleError for a file that is missing, damaged or not of this bundle. Each is read once, in pieces."""
+    found = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    if strange := sorted(found - {MANIFEST, *FILES}):
+        raise BundleError("foreign", f"{directory / strange[0]}: is not of this bundle; remove it, or train anew")
+    for name in FILES:
+        _check_file(directory / name, checksums[name])
+
+
+def _check_file(path: Path, checksum: str) -> None:
+    try:
+        check_ordinary(path)
+        found = _checksum(path)
+    except FileNotFoundError:
+        raise BundleError("missing", f"{path}: is missing; train a new release or restore the file") from None
+    except OSError as error:
+        raise BundleError("unreadable", f"{path}: cannot be read: {error.strerror}; restore the file") from None
+    if found != checksum:
+        text = f"{path}: is damaged (its SHA-256 differs from the manifest's); restore it or train anew"
+        raise BundleError("damaged", text)
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
+    return arrays
+
+
+def catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
+    """A catalogue as a table, as Catalogue.upsert and models.logs.log.items_from_frame take its rows."""
+    rows = np.arange(len(catalogue))
+    channels = [catalogue.channel_of(row) for row in rows.tolist()]
+    topics = [list(catalogue.topics_of(row)) for row in rows.tolist()]
+    names = catalogue.id_names[2:]  # beside channel and topics
+    further = [{name: list(catalogue.ids_of(row).get(name, ())) for name in names} for row in rows.tolist()]
+    ids = {"ids": pl.Series(further, dtype=pl.Struct({name: pl.List(pl.String) for name in names}))} if names else {}
+    return pl.DataFrame(
+        {
+            "item_id": catalogue.item_ids,
+            "channel": pl.Series(channels, dtype=pl.String),
+            "topics": pl.Series(topics, dtype=pl.List(pl.String)),
+            "duration_s": pl.Series(catalogue.duration_s(rows)).fill_nan(None),
+            "published_ms": pl.Series(catalogue.published_ms(rows)).fill_nan(None).cast(pl.Int64),
+            "available": catalogue.is_available(rows),
+        }
+        | ids
+    )
+
+
+def _read_catalogue(path: Path) -> Catalogue:
+    catalogue = Catalogue()
+    try:
+        for facts in pl.read_parquet(path).iter_rows(named=True):
+            catalogue.upsert(**facts)
+    except (pl.exceptions.PolarsError, OSError, TypeError) as error:
+        raise BundleError("unreadable", f"{path}: cannot be read as a catalogue: {error}") from None
+    return catalogue
+
+
+def _names_frame(ranker: Ranker) -> pl.DataFrame:
+    """The ids that the ranker knows, in the order of their codes."""
+    pairs = [(space, name) for space, names in ranker.spaces.names.items() for name in names]
+    return pl.DataFrame(pairs, schema={"space": pl.String, "id": pl.String}, orient="row")
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    try:
+        frame = pl.read_parquet(path)
+        grouped = frame.group_by("space", maintain_order=True).agg("id")
+        return dict(grouped.iter_rows())
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
+
+
+def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
+    schema: dict[str, Any] = {"scope": pl.String, "id": pl.String, "as_of_ms": pl.Int64}
+    sums = dict.fromkeys(("impressions", "watches", "seconds", "completions"), pl.Float64)
+    rows = ((scope, name, as_of_ms, *values) for scope, name, _, as_of_ms, values in statistics.rows())
+    return pl.DataFrame(rows, schema=schema | sums, orient="row")
+
+
+def _read_statistics(path: Path, half_life_ms: float) -> ItemStatistics:
+    statistics = ItemStatistics(half_life_ms)
+    try:
+        for scope, name, as_of_ms, *sums in pl.read_parquet(path).iter_rows():
+            statistics.set(scope, name, 0, as_of_ms, sums)
+    except (pl.exceptions.PolarsError, OSError, TypeError, ValueError) as error:
+        raise BundleError("unreadable", f"{path}: cannot be read as statistics: {error}") from None
+    return statistics
+
+
+def _contiguous(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(staging: Path, place: Path) -> None:
+    """Sync every file, then the directory, then give it its name: half a bundle is never found under a version."""
+    for path in [*staging.iterdir(), staging]:
+        _sync(path)
+    staging.chmod(0o755)
+    if not place.exists():
+        staging.rename(place)
+        _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

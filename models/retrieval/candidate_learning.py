@@ -1,0 +1,354 @@
+"""From a data set to a candidate generator: how long to train and how to weigh its parts is asked of validation days.
+
+The last days before the end are held out of a first training. After each of its epochs the catalogue is ranked for what
+came next, with the parts of the score at several weights: the towers', the linear part's, beside popularity at 1. Both
+at 0 is decayed popularity alone, so the model contains that baseline and does not lose to it where recency is all.
+Epochs and weights of the best then hold for a training on everything, since the newest days are what a live system
+needs most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from infra.settings import Model
+from models.catalogue.catalogue import Catalogue
+from models.evaluation.backtest import judge, rows_at_once
+from models.evaluation.cases import Asked, Cases, History, Stream
+from models.logs.dataset import Dataset
+from models.logs.examples import Queries
+from models.logs.source import Source
+from models.retrieval.candidate_training import NOTHING, Ablation, Fit, Lessons
+from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.checkpoint import Checkpoints, Choice
+from models.retrieval.cold_start import ColdStart
+from models.retrieval.encoders import root_sum_of
+from models.retrieval.linear import item_factors
+from models.retrieval.net import CandidateNet
+from models.retrieval.popularity import HALF_LIFE, choose_half_life, popularity_of
+from models.retrieval.tower import TowerShape, UserTowers
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+CUTOFFS = (10, 50, 100, 500)
+WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.0)  # of the towers beside popularity; the first wins a tie
+LINEAR_WEIGHTS = (0.0, 6.0, 12.0, 18.0, 27.0)  # of the linear part
+PATIENCE = 1  # epochs without a better one
+MOST_CASES = 4000  # users who are asked about; drawn when there are more
+MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
+SIDE_IDS = 8  # most ids of one item in one column
+VALIDATION, FINAL = "validation", "candidates"  # stages
+
+
+class WarmStartError(ValueError):
+    """An earlier release is no start for a model of these settings; the text says which."""
+
+
+class Learned(NamedTuple):
+    """The model of everything, what was chosen, and the model that has not seen the validation days (None: no such)."""
+
+    model: CandidateModel
+    choice: Choice
+    earlier: CandidateModel | None
+
+
+def learn_candidates(
+    source: Source,
+    settings: Model,
+    *,
+    until: int,
+    valid_from: int | None,
+    items: int,
+    warm: CandidateModel | None = None,
+    ablation: Ablation = NOTHING,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Learned:
+    """A model of the first `items` of the catalogue from the data set's rows before `until`.
+
+    Rows from `valid_from` on are validation first; None takes settings.epochs as they are. `warm` is an earlier model
+    to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
+    """
+
+    chosen = not settings.half_life_events
+    if chosen:
+        walked = source.dataset.items[:until]
+        half_life = HALF_LIFE if valid_from is None else choose_half_life(walked, items, since=valid_from)
+        settings = settings.model_copy(update={"half_life_events": half_life})
+
+    def begin(end: int, settings: Model = settings) -> Training:
+        return Training(source, settings, until=end, items=items, warm=warm, ablation=ablation)
+
+    choice, earlier = Choice(settings.epochs), None
+    if valid_from is not None:
+        training = begin(valid_from)
+        choice = choose(training, until=until, checkpoints=checkpoints, progress=progress)
+        earlier = training.freeze(choice)
+    if not (choice.weight or choice.linear):  # popularity alone: at its best, and nothing to train
+        choice = msgspec.structs.replace(choice, epochs=0)
+        best = choose_half_life(source.dataset.items[:until], items, since=valid_from or 0, tolerance=0.0)
+        settings = settings.model_copy(update={"half_life_events": best} if chosen else {})
+        progress(FINAL, 1, 1)
+    training = begin(until, settings)
+    if checkpoints is not None:
+        checkpoints.restore(training.fits, FINAL)
+    while training.epoch < choice.epochs:
+        training.run_epoch(choice, FINAL, choice.epochs, checkpoints, progress)
+    return Learned(training.freeze(choice), choice, earlier)
+
+
+class Training:
+    """The members of one model under training, and its linear part."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Model,
+        *,
+        until: int,
+        items: int,
+        warm: CandidateModel | None = None,
+        ablation: Ablation = NOTHING,
+    ) -> None:
+        self.source, self.settings, self.until, self.items = source, settings, until, items
+        dataset, self.fits = source.dataset, []
+        lessons = Lessons(dataset, until, items, settings)
+        for member in range(settings.members):
+            own = settings.model_copy(update={"seed": settings.seed + 1000 * member})
+            net = new_net(source, own, items=items, ablation=ablation)
+            if warm is not None:
+                warm_start(net, warm, source.catalogue, member)
+            self.fits.append(Fit(net, lessons, own, ablation=ablation))
+        rows = lessons.new_rows
+        self.linear = item_factors(
+            dataset.users[rows].astype(np.int64),
+            dataset.items[rows].astype(np.int64),
+            size=items,
+            dim=settings.linear_dim,
+            seed=settings.seed,
+        )
+        self.popularity = popularity_of(dataset.items[:until], items, settings.half_life_events)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that all members have done."""
+        return min(fit.epoch for fit in self.fits)
+
+    def run_epoch(
+        self, choice: Choice, stage: str, epochs: int, checkpoints: Checkpoints | None, progress: Progress
+    ) -> None:
+        """The next epoch of every member that has not done it; `choice` is what a checkpoint is to remember."""
+        target = self.epoch + 1
+        save = checkpoints.saver(self.fits, stage, choice) if checkpoints is not None else None
+
+        def report(_: int, total: int) -> None:
+            progress(stage, sum(fit.epoch * fit.steps + fit.step for fit in self.fits), total * len(self.fits))
+
+        for fit in self.fits:
+            if fit.epoch < target:
+                fit.run_epoch(epochs, report, save)
+
+    def users(self, queries: Queries) -> Floats:
+        """float32 [B, members * dim]: by the towers as they are."""
+        with torch.inference_mode():
+            return np.concatenate([fit.net.users(queries, []).numpy() for fit in self.fits], axis=1)
+
+    def output_vectors(self) -> Floats:
+        """float32 [N, members * dim]: of the towers; their logits are averaged."""
+        vectors: Floats = np.concatenate([fit.net.output_vectors() for fit in self.fits], axis=1)
+        return vectors / np.float32(len(self.fits))
+
+    def bias(self) -> Floats:
+        biases = np.stack([fit.net.bias.values.numpy()[:, 0] for fit in self.fits])
+        return np.asarray(biases.mean(axis=0, dtype=np.float32))
+
+    def freeze(self, choice: Choice) -> CandidateModel:
+        """The model as it is served: side embeddings are added into the rows, the weights are multiplied into the
+        output side, and items that nobody has watched start where a new item would."""
+        nets, catalogue = [fit.net for fit in self.fits], self.source.catalogue
+        queries = np.concatenate([*(net.queries.everything() for net in nets), self.linear[0]], axis=1)
+        weighted = np.float32(choice.weight) * self.output_vectors(), np.float32(choice.linear) * self.linear[1]
+        vectors = np.concatenate(weighted, axis=1)
+        bias = np.float32(choice.weight) * self.bias()
+        learnt = self.popularity.totals() > 0
+        start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
+        for row in np.flatnonzero(~learnt).tolist():
+            vectors[row], bias[row], queries[row] = start.place(catalogue.all_ids_of(row))
+        words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
+        return CandidateModel(
+            catalogue.item_ids[: self.items],
+            Reader(self._towers(choice), words, self.source.contexts),
+            vectors=vectors,
+            bias=bias,
+            query_rows=queries,
+            popularity=self.popularity,
+        )
+
+    def _towers(self, choice: Choice) -> UserTowers:
+        shape = self.fits[0].net.shape
+        whole = msgspec.structs.replace(
+            shape,
+            members=len(self.fits),
+            linear=self.linear[0].shape[1],
+            muted_towers=not choice.weight,
+            muted_linear=not choice.linear,
+        )
+        with torch.random.fork_rng(devices=[]):  # weights are drawn and then replaced
+            towers = UserTowers(whole)
+        for member, fit in zip(towers.members, self.fits, strict=True):
+            member.load_state_dict(fit.net.tower.state_dict())
+        return towers
+
+
+def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, progress: Progress) -> Choice:
+    """Train on what is before the validation days until they get no better; the epochs and weights that did best."""
+    dataset, epochs = training.source.dataset, training.settings.epochs
+    columns = (dataset.users, dataset.items, dataset.event_ms)
+    history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
+    asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed)
+    if not len(asked):  # nobody comes back in the validation days: they decide nothing
+        return Choice(epochs, metrics={"cases": 0.0})
+    best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or Choice(epochs)
+    while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
+        training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
+        best = max([best, *judged(training, history, asked)], key=lambda choice: choice.quality)
+    if checkpoints is not None:
+        checkpoints.save(training.fits, VALIDATION, best)
+    if is_worth_it(best.metrics):
+        return best
+    return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
+
+
+def drawn(asked: Asked, items: int, seed: int) -> Asked:
+    """At most so many of those who could be asked that ranking the catalogue for them stays affordable."""
+    most = max(1, min(MOST_CASES, MOST_SCORES // items))
+    if len(asked) <= most:
+        return asked
+    return asked[np.sort(np.random.default_rng([seed, 4]).choice(len(asked), most, replace=False))]
+
+
+def is_worth_it(metrics: Mapping[str, float]) -> bool:
+    """Whether the choice ranks what was watched better than popularity alone, by more than two standard errors: it is
+    the best of many, and luck alone would be worth one."""
+    return metrics.get("log_rank_gain", 1.0) > 2 * metrics.get("log_rank_gain_se", 0.0)
+
+
+def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures of popularity as those of the choice."""
+    own = {name.removeprefix("popular_"): value for name, value in metrics.items() if name.startswith("popular_")}
+    return {**metrics, **own}
+
+
+def judged(training: Training, history: History, asked: Asked) -> list[Choice]:
+    """The present state as a choice, once with each pair of weights."""
+    pairs = [(weight, linear) for linear in LINEAR_WEIGHTS for weight in WEIGHTS]
+    if not training.settings.linear_dim:
+        pairs = [(weight, 0.0) for weight in WEIGHTS]
+    ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
+    vectors, bias = training.output_vectors(), training.bias()
+    popular = training.popularity.log_share()
+    for start in range(0, len(asked), rows_at_once(training.items)):
+        cases = history.cases(asked[start : start + rows_at_once(training.items)])
+        personal = training.users(case_queries(training.source.dataset, history, cases)) @ vectors.T + bias
+        linear = linear_scores(training.linear, cases)
+        for weight, linear_weight in pairs:
+            scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
+            ranks[weight, linear_weight].append(judge(scores, cases))
+    together = {pair: np.concatenate(blocks) for pair, blocks in ranks.items()}
+    alone = together[0.0, 0.0]
+    found = {pair: recall_of(of_pair) | gain_of(of_pair, alone, training.items) for pair, of_pair in together.items()}
+    beside = {f"popular_{name}": value for name, value in recall_of(alone).items() if name != "cases"}
+    return [
+        Choice(training.epoch, weight, linear, quality_of(at), at | beside) for (weight, linear), at in found.items()
+    ]
+
+
+def gain_of(ranks: Rows, popular: Rows, items: int) -> dict[str, float]:
+    """By how many doublings what was watched stands higher than by popularity alone, case by case: mean and its
+    standard error. A miss stands behind all items."""
+    if len(ranks) < 2:
+        return {"log_rank_gain": 0.0, "log_rank_gain_se": 0.0}
+    ours, theirs = (np.log2(1.0 + np.where(one < 0, items, one)) for one in (ranks, popular))
+    gains = theirs - ours
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    return {"log_rank_gain": float(gains.mean()), "log_rank_gain_se": float(error)}
+
+
+def quality_of(found: Mapping[str, float]) -> float:
+    """The geometric mean of the recalls: a tenth more of the top 10 is worth a tenth more of the top 500."""
+    recalls = np.array([found[f"recall@{k}"] for k in CUTOFFS])
+    return float(np.exp(np.log(np.maximum(recalls, 1e-9)).mean()))
+
+
+def linear_scores(factors: tuple[Floats, Floats], cases: Cases) -> Floats:
+    """float32 [B, N]: what the linear part says of every item, at weight 1."""
+    users = root_sum_of(torch.from_numpy(factors[0]), torch.from_numpy(cases.histories))  # [B, L]
+    return np.asarray(users.numpy() @ factors[1].T)
+
+
+def recall_of(ranks: Rows) -> dict[str, float]:
+    """`recall@k` and `cases` of ranks from 0, negative for misses."""
+    hits = {f"recall@{k}": ((ranks >= 0) & (ranks < k)).mean() if len(ranks) else 0.0 for k in CUTOFFS}
+    return {name: float(value) for name, value in hits.items()} | {"cases": float(len(ranks))}
+
+
+def case_queries(dataset: Dataset, history: History, cases: Cases) -> Queries:
+    """The users of a walk's cases as serving would see them: searches up to then, the context of their newest watch."""
+    newest = history.newest(cases.users, cases.rows)
+    return dataset.queries_at(cases.histories, cases.users, cases.event_ms, newest)
+
+
+def new_net(source: Source, settings: Model, *, items: int, ablation: Ablation = NOTHING) -> CandidateNet:
+    """A net for the first `items` rows of the catalogue, with the inputs that the data set has."""
+    dataset, contexts = source.dataset, source.contexts
+    shape = TowerShape(
+        settings.dim,
+        settings.hidden,
+        settings.encoder,
+        residual=settings.residual,
+        words=settings.search_dim if dataset.searches is not None else 0,
+        contexts=contexts.sizes,
+        traits=len(contexts.traits),
+        example_age=settings.example_age,
+        dropout=settings.dropout,
+    )
+    names = source.catalogue.id_names if settings.sides else ()
+    return CandidateNet(
+        shape,
+        {name: source.catalogue.id_table(name, SIDE_IDS)[:items].astype(np.int32) for name in names},
+        items,
+        words=settings.search_tokens if shape.words else 0,
+        tied=ablation.tied,
+        normalised=ablation.normalised,
+        seed=settings.seed,
+    )
+
+
+def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, member: int) -> None:
+    """Begin from an earlier model's rows and, where its tower has the same shape, from its tower. Items that it does
+    not know begin at small noise, as in a cold start. Raises WarmStartError when the shapes differ."""
+    theirs = warm.reader.tower.shape
+    if theirs.dim != net.shape.dim or member >= theirs.members:
+        has = f"{theirs.members} towers of {theirs.dim}"
+        raise WarmStartError(f"the release to start from has {has}; set model.members and model.dim to that")
+    part = slice(member * theirs.dim, (member + 1) * theirs.dim)
+    rows = np.array([warm.row(item_id) for item_id in catalogue.item_ids[: net.items]])
+    known = np.flatnonzero((rows >= 0) & (rows < len(warm.vectors)))
+    net.outputs.own.values.numpy()[known] = warm.vectors[rows[known], part] * theirs.members
+    net.queries.own.values.numpy()[known] = warm.query_rows[rows[known], part]
+    net.bias.values.numpy()[known, 0] = warm.bias[rows[known]]
+    state = warm.reader.tower.members[member].state_dict()
+    ours = net.tower.state_dict()
+    if {name: weight.shape for name, weight in state.items()} == {name: weight.shape for name, weight in ours.items()}:
+        net.tower.load_state_dict(state)
+    words = warm.reader.words[:, member * theirs.words : (member + 1) * theirs.words]
+    if words.shape == tuple(net.words.values.shape):
+        net.words.values.numpy()[...] = words

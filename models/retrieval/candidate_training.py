@@ -1,0 +1,234 @@
+"""Trains the candidate generator from completed watches: next watch from the history before it, sampled softmax.
+
+Popularity enters as a fixed offset, read from a snapshot that is older than the example; the embeddings learn what is
+left. That one coordinate, kept fresh when serving, is most of what being live is worth.
+
+Every random choice is drawn from (seed, epoch, step), so a training that was interrupted goes on to the same result.
+Several processes (torchrun) hold the same tables, take a share of each batch, and add up their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from infra.settings import Model
+from models.logs.dataset import Dataset
+from models.logs.examples import Queries
+from models.retrieval.batches import batch_size, epoch_batches
+from models.retrieval.losses import Extra
+from models.retrieval.net import CandidateNet, Touched
+from models.retrieval.popularity import Snapshots
+from models.retrieval.sampling import Negatives, draw_negatives, find_hits
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+AfterStep = Callable[[], None]
+
+LEAST_STEPS = 50  # per epoch
+EPOCH_EXAMPLES = 2_000_000  # most examples of an epoch: validation is asked after so many of a long log
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a switch of the paper's is worth is shown by turning it; nothing but the ablations does.
+
+    `log_q`: subtract is right. `popularity`: False leaves the offset out. `leak`: histories from around the watch
+    instead of from before it. `tied`, `normalised`: see CandidateNet. `full`: all items as negatives."""
+
+    log_q: Literal["subtract", "off", "add"] = "subtract"
+    popularity: bool = True
+    leak: bool = False
+    tied: bool = False
+    normalised: float = 0.0
+    full: bool = False
+
+
+NOTHING = Ablation()
+
+
+class Lessons:
+    """What the members of one model learn from: the data set's rows before `until`.
+
+    new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
+    [E]; share float [N] of each of the `items` among the targets; snapshots of popularity before each row."""
+
+    def __init__(self, dataset: Dataset, until: int, items: int, settings: Model) -> None:
+        self.dataset, self.until = dataset, until
+        self.new_rows = dataset.new_rows(until)
+        self.rows = choose_examples(dataset, self.new_rows, settings)
+        self.weights = example_weights(dataset.users[self.rows], settings)
+        self.snapshots = Snapshots(dataset.items[:until], items, settings.half_life_events)
+        counts = np.bincount(dataset.items[self.rows], minlength=items)
+        self.share = counts / max(counts.sum(), 1)
+
+
+class Fit:
+    """A training under way: the net, the tower's optimiser, and how far it is."""
+
+    def __init__(self, net: CandidateNet, lessons: Lessons, settings: Model, *, ablation: Ablation = NOTHING) -> None:
+        self.net, self.settings, self.ablation = net, settings, ablation
+        self.epoch = self.step = 0
+        self.optimizer = torch.optim.Adam(net.tower.parameters(), lr=settings.tower_rate)
+        self.batch = batch_size(len(lessons.rows), largest=settings.batch, least_steps=LEAST_STEPS)
+        self._lessons = lessons
+
+    @property
+    def steps(self) -> int:
+        """Of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
+        return -(-min(len(self._lessons.rows), EPOCH_EXAMPLES) // self.batch)
+
+    def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
+        """The rest of the present epoch, the learning rate falling linearly to 0 over `epochs`. Mean loss."""
+        self.net.tower.train()
+        rng = np.random.default_rng([self.settings.seed, 1, self.epoch])
+        batches = islice(epoch_batches(len(self._lessons.rows), self.batch, rng), self.steps)
+        total, count = 0.0, 0
+        for number, chosen in enumerate(batches):
+            if number < self.step:
+                continue
+            done = self.epoch * self.steps + number
+            total += self.learn(chosen, 1 - done / (epochs * self.steps))
+            count += 1
+            self.step += 1
+            if after_step is not None:
+                after_step()
+            progress(done + 1, epochs * self.steps)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.net.tower.eval()
+        return total / max(count, 1)
+
+    def learn(self, chosen: Rows, rate: float) -> float:
+        """One step on the examples numbered `chosen`, at this share of the learning rates. The mean loss."""
+        rows = self._lessons.rows[chosen]
+        rng = np.random.default_rng([self.settings.seed, 2, self.epoch, self.step])
+        targets = self._lessons.dataset.items[rows].astype(np.int64)
+        negatives = self._draw(targets, rng)
+        distinct, places = self.net.distinct(np.concatenate([targets, negatives.rows]))
+        own, others = places[: len(rows)], places[len(rows) :]
+        part = my_part(len(rows))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)) + part.start)  # of the tower's dropout
+            losses, touched = self.net.losses(
+                self._queries(rows, rng),
+                distinct,
+                own,
+                others,
+                self._extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
+                part=part,
+            )
+        weighted = (losses * torch.from_numpy(self._lessons.weights[chosen[part]])).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        weighted.backward()  # type: ignore[no-untyped-call]
+        total = add_up(weighted.detach(), touched, self.net, size=len(rows))
+        move(touched, self.settings.table_rate * rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.tower_rate * rate
+        self.optimizer.step()
+        return total
+
+    def _queries(self, rows: Rows, rng: np.random.Generator) -> Queries:
+        """As serving would see them, but for some watches that are left out at random: what a user is must not hang on
+        any single one."""
+        window_ms = self.settings.age_window_h * 3_600_000 if self.net.shape.example_age else None
+        lessons = self._lessons
+        queries = lessons.dataset.queries(rows, age_window_ms=window_ms, until=lessons.until, leak=self.ablation.leak)
+        if not self.settings.history_dropout:
+            return queries
+        left_out = rng.random(queries.histories.shape) < self.settings.history_dropout
+        return queries.with_histories(np.where(left_out, -1, queries.histories))
+
+    def _draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
+        settings, items = self.settings, self.net.items
+        if self.ablation.full:
+            return Negatives(np.arange(items), np.zeros(items, np.float32))
+        in_batch = round(settings.negatives * settings.in_batch)
+        drawn = draw_negatives(
+            targets,
+            self._lessons.share.take,
+            items=items,
+            in_batch=in_batch,
+            uniform=settings.negatives - in_batch,
+            rng=rng,
+        )
+        sign = {"subtract": 1.0, "off": 0.0, "add": -1.0}[self.ablation.log_q]
+        return Negatives(drawn.rows, (sign * drawn.log_expected).astype(np.float32))
+
+    def _extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
+        if not self.ablation.popularity:
+            return Extra(torch.zeros(len(rows)), -torch.from_numpy(negatives.log_expected), torch.from_numpy(hits))
+        own, others = self._lessons.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
+        return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
+
+
+def choose_examples(dataset: Dataset, rows: Rows, settings: Model) -> Rows:
+    """Those of `rows` to learn from: of each user and window at most so many, drawn at random (paper section 3.3, "a
+    fixed number of training examples per user")."""
+    if settings.examples_per_user:
+        window_ms = round(settings.example_window_h * 3_600_000)
+        window = dataset.event_ms[rows] // window_ms
+        rng = np.random.default_rng([settings.seed, 3])
+        rows = rows[reservoir(dataset.users[rows].astype(np.int64), window, settings.examples_per_user, rng)]
+    return rows
+
+
+def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """bool [N]: at most `most` rows of each user and window, each with the same chance."""
+    order = np.lexsort((rng.random(len(users)), windows, users))
+    user, window = users[order], windows[order]
+    is_first = np.r_[True, (user[1:] != user[:-1]) | (window[1:] != window[:-1])][: len(users)]
+    starts = np.flatnonzero(is_first)
+    rank = np.arange(len(users)) - np.repeat(starts, np.diff(np.r_[starts, len(users)]))
+    keep = np.zeros(len(users), np.bool_)
+    keep[order] = rank < most
+    return keep
+
+
+def example_weights(users: npt.NDArray[np.integer], settings: Model) -> Floats:
+    """float32 [N], mean 1: all alike, or 1/n of a user with n examples."""
+    if not settings.equal_users or not len(users):
+        return np.ones(len(users), np.float32)
+    _, inverse, counts = np.unique(users, return_inverse=True, return_counts=True)
+    weights: Floats = (1 / counts[inverse]).astype(np.float32)
+    return weights / np.float32(weights.mean(dtype=np.float64))
+
+
+def move(touched: list[Touched], rate: float) -> None:
+    for table, rows, leaf in touched:
+        if leaf.grad is not None:
+            table.move(rows, leaf.grad, rate)
+
+
+def my_part(size: int) -> slice:
+    """The share of a batch that this process computes."""
+    if not dist.is_initialized():
+        return slice(0, size)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return slice(size * rank // world, size * (rank + 1) // world)
+
+
+def add_up(loss: Tensor, touched: list[Touched], net: CandidateNet, *, size: int) -> float:
+    """Sum gradients and loss over all processes; the mean loss."""
+    if dist.is_initialized():
+        for tensor in _gradients(touched, net):
+            dist.all_reduce(tensor)
+        dist.all_reduce(loss)
+    return float(loss) / size
+
+
+def _gradients(touched: list[Touched], net: CandidateNet) -> Iterator[Tensor]:
+    """In the same order in every process, zeros where this one's part touched nothing."""
+    for leaf in [*(leaf for _, _, leaf in touched), *net.tower.parameters()]:
+        if leaf.grad is None:
+            leaf.grad = torch.zeros_like(leaf)
+        yield leaf.grad

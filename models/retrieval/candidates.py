@@ -1,0 +1,191 @@
+"""The candidate generator as it is served: a user tower, and each item's vector and embedding on the user's side.
+
+An index vector is the item's output embedding and one number more: its bias plus log of its live popularity. The user's
+side is 1 there, so that the logit is one inner product and the index needs to know nothing of popularity.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.catalogue.context import ContextVocabulary
+from models.catalogue.viewer import Viewer
+from models.logs.array_file import forget_pages
+from models.logs.examples import Queries
+from models.logs.searches import MOST_HISTORY, history_tokens
+from models.retrieval.encoders import HISTORY
+from models.retrieval.popularity import Popularity
+from models.retrieval.table import Table
+from models.retrieval.tower import Inputs, UserTowers
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a user is read: the tower, the words' table [W, E] (read-only, may be a mapped file), the contexts known."""
+
+    tower: UserTowers
+    words: Floats
+    contexts: ContextVocabulary
+
+    def __post_init__(self) -> None:
+        self.tower.eval().requires_grad_(False)
+
+    def queries(self, viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Queries:
+        """What the tower reads of each viewer; `row_of` numbers the items."""
+        size = len(viewers)
+        codes, traits = self.contexts.read([viewer.context for viewer in viewers])
+        tokens = np.empty((size, 0), np.int64)
+        if self.tower.shape.words:
+            tokens = search_tokens(viewers, len(self.words))
+        return Queries(history_rows(viewers, row_of), tokens, codes, traits, np.zeros(size, np.float32))
+
+    def queries_of(self, histories: Rows) -> Queries:
+        """Of watches alone, where nothing else is known."""
+        codes, traits = self.contexts.read([None] * len(histories))
+        return Queries(
+            histories, np.empty((len(histories), 0), np.int64), codes, traits, np.zeros(len(histories), np.float32)
+        )
+
+    def encode(self, queries: Queries, query_rows: Floats) -> Floats:
+        """query_rows float32 [N, D] -> user vectors float32 [B, D]. Costs in proportion to what the users have watched,
+        not to what there is: a member reads its slice of the rows, which torch copies."""
+        rows, places = distinct(queries.histories)
+        with torch.inference_mode():
+            inputs = self.inputs(queries, torch.from_numpy(query_rows[rows]), places)
+            return np.asarray(self.tower(inputs).numpy())
+
+    def inputs(self, queries: Queries, watched: Tensor, watch_places: Rows) -> Inputs:
+        """watched [U, D]: rows of items, all or some; watch_places [B, H]: where each history's items are in it."""
+        words, word_places = distinct(queries.tokens)
+        return Inputs(
+            watched,
+            torch.from_numpy(watch_places),
+            torch.from_numpy(self.words[words]),
+            torch.from_numpy(word_places),
+            torch.from_numpy(queries.context),
+            torch.from_numpy(queries.traits),
+            torch.from_numpy(queries.age),
+        )
+
+    def copy(self) -> Reader:
+        """One whose tower may learn."""
+        return Reader(copy.deepcopy(self.tower), self.words, self.contexts)
+
+
+def distinct(rows: Rows) -> tuple[Rows, Rows]:
+    """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
+    there = rows >= 0
+    found, inverse = np.unique(rows[there], return_inverse=True)
+    places = np.full(rows.shape, -1, np.int64)
+    places[there] = inverse
+    return found, places
+
+
+class CandidateModel:
+    """`item_ids` are the items it was trained with, in the order of its rows; query rows of later items are added."""
+
+    def __init__(
+        self,
+        item_ids: list[str],
+        reader: Reader,
+        *,
+        vectors: Floats,
+        bias: Floats,
+        query_rows: Floats,
+        popularity: Popularity,
+    ) -> None:
+        """vectors and query_rows float32 [N, D], bias float32 [N]; they may be mapped files and are not written to."""
+        self.item_ids = item_ids
+        self.reader = reader
+        self.vectors = vectors
+        self.bias = bias
+        self.popularity = popularity
+        self.query_rows = query_rows
+        self._query: Table | None = None  # a copy to write to, from the first change on
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        """Made at first use: the trainer has one of its own, and ten million items make it large."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @property
+    def dim(self) -> int:
+        """Length of an index vector."""
+        return int(self.vectors.shape[1]) + 1
+
+    def row(self, item_id: str) -> int:
+        """The row of an item on the user's side, -1 when it has none."""
+        return self._row_of.get(item_id, -1)
+
+    def user_vectors(self, viewers: Sequence[Viewer], now_ms: int) -> Floats:
+        """float32 [B, dim], finite also for an empty history. `now_ms` is the time of the request: the example age of a
+        request is 0 (paper section 3.3), so the vector does not depend on it.
+
+        Items without a query row are passed over."""
+        return with_one(self.encode(self.reader.queries(viewers, self._row_of)))
+
+    def encode(self, queries: Queries) -> Floats:
+        """-> float32 [B, D]"""
+        return self.reader.encode(queries, self._query_values())
+
+    def item_vectors(self, rows: Rows | slice = slice(None)) -> Floats:
+        """float32 [N, dim]: what goes into the index. The inner product with a user vector is the logit."""
+        coordinate = self.bias[rows] + self.popularity.log_share(rows)
+        return np.concatenate([self.vectors[rows], coordinate[:, None]], axis=1)
+
+    def query_row(self, item_id: str) -> Floats | None:
+        """float32 [D]: the item's embedding on the user's side; None when it has none."""
+        row = self.row(item_id)
+        return None if row < 0 else np.array(self._query_values()[row])
+
+    def apply_query_row(self, item_id: str, row: Floats) -> None:
+        """Set the embedding that a history averages for this item, as the trainer published it: float32 [D]."""
+        if row.shape != (self.dim - 1,) or not np.isfinite(row).all():
+            raise ValueError(f"query row must be {self.dim - 1} finite numbers, got shape {row.shape}")
+        if self._query is None:
+            self._query = Table.of(self.query_rows)
+            forget_pages(self.query_rows)
+        known = self._row_of.get(item_id)
+        if known is None:
+            self._row_of[item_id] = self._query.append(row)
+        else:
+            self._query.values.numpy()[known] = row
+
+    def _query_values(self) -> Floats:
+        return self.query_rows if self._query is None else self._query.values.numpy()
+
+
+def history_rows(viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Rows:
+    """int64 [B, HISTORY]: rows of the newest completed watches, oldest first, -1 in front and for unknown items."""
+    rows = np.full((len(viewers), HISTORY), -1, np.int64)
+    row = row_of.get
+    for at, viewer in enumerate(viewers):
+        newest = [row(watch.item_id, -1) for watch in viewer.watches if watch.completed][-HISTORY:]
+        if newest:
+            rows[at, -len(newest) :] = newest
+    return rows
+
+
+def search_tokens(viewers: Sequence[Viewer], buckets: int) -> Rows:
+    """int64 [B, Q]: words of the newest searches, -1 behind; unordered (paper section 3.3)."""
+    tokens = [history_tokens([search.query for search in viewer.searches], buckets) for viewer in viewers]
+    rows = np.full((len(viewers), MOST_HISTORY), -1, np.int64)
+    for at, mine in enumerate(tokens):
+        rows[at, : len(mine)] = mine
+    return rows
+
+
+def with_one(vectors: Floats) -> Floats:
+    """[B, D] -> [B, D + 1]: the user's side of the popularity coordinate."""
+    return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1)

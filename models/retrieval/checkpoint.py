@@ -1,0 +1,165 @@
+"""A training that was interrupted goes on where it was, to the same result bit for bit.
+
+What a step depends on is written: tables with their accumulators, the tower and its optimiser, the epoch and the step.
+Random choices are not, since they are drawn from (seed, epoch, step). A checkpoint is written beside the last one and
+then takes its place, so that a crash while writing costs nothing but the time since the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors.torch
+import torch
+
+from infra.settings import Model
+from models.logs.array_file import mapped
+from models.logs.stored_log import StoredLog
+from models.retrieval.candidate_training import Fit
+from models.retrieval.table import write_table
+
+STATE = "state.json"
+WEIGHTS = "tower.safetensors"
+EVERY_S = 120.0
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the text names the directory and the way out."""
+
+
+def identity_of(log: StoredLog, settings: Model, warm_start: str | None) -> str:
+    """Which training this is: of which data, how."""
+    ends = (len(log), len(log.user_ids), len(log.item_ids), int(log.event_ms[0]), int(log.event_ms[-1]))
+    content = repr((ends, log.completed_s, settings.model_dump(), warm_start)).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What the validation days say: epochs to train, weights of the towers and of the linear part beside popularity,
+    how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`."""
+
+    epochs: int
+    weight: float = 1.0
+    linear: float = 12.0
+    quality: float = -1.0
+    metrics: dict[str, float] = {}
+
+
+class State(msgspec.Struct, frozen=True):
+    """Where a training is. `identity` says which one: a checkpoint of another is refused."""
+
+    identity: str
+    places: tuple[tuple[int, int], ...]  # epoch and step of each member
+    choice: Choice
+
+
+class Checkpoints:
+    """The checkpoints of one training under `directory`, one for each of its stages, written every `every_s` s."""
+
+    def __init__(
+        self,
+        directory: Path,
+        identity: str,
+        *,
+        every_s: float = EVERY_S,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Without `writes` they are only read: of several processes the first writes for all."""
+        self.directory, self.identity = directory, identity
+        self._every_s, self._writes, self._clock = every_s, writes, clock
+        self._written_s = clock()
+
+    def restore(self, fits: Sequence[Fit], stage: str) -> Choice | None:
+        """Put fresh fits back to where their stage was and return what was chosen until then; None when there is no
+        checkpoint. Raises CheckpointError when it is damaged or of another training."""
+        directory = self.directory / stage
+        found = self._read_state(directory / STATE)
+        if found is None:
+            return None
+        for number, (fit, place) in enumerate(zip(fits, found.places, strict=True)):
+            _read_fit(fit, directory / f"{number}")
+            fit.epoch, fit.step = place
+        return found.choice
+
+    def saver(self, fits: Sequence[Fit], stage: str, choice: Choice) -> Callable[[], None]:
+        """What is called after each step."""
+
+        def save() -> None:
+            if self._clock() - self._written_s >= self._every_s:
+                self.save(fits, stage, choice)
+
+        return save
+
+    def save(self, fits: Sequence[Fit], stage: str, choice: Choice) -> None:
+        if not self._writes:
+            return
+        place = self.directory / stage
+        staging, old = place.with_name(f"{stage}.writing"), place.with_name(f"{stage}.old")
+        shutil.rmtree(staging, ignore_errors=True)
+        for number, fit in enumerate(fits):
+            _write_fit(fit, staging / f"{number}")
+        state = State(self.identity, tuple((fit.epoch, fit.step) for fit in fits), choice)
+        (staging / STATE).write_bytes(msgspec.json.encode(state))
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            place.rename(old)
+        staging.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+        self._written_s = self._clock()
+
+    def clear(self) -> None:
+        """The training is over."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _read_state(self, path: Path) -> State | None:
+        if not path.exists():
+            return None
+        try:
+            state = msgspec.json.decode(path.read_bytes(), type=State)
+        except (OSError, msgspec.DecodeError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); remove {self.directory} to start anew") from None
+        if state.identity != self.identity:
+            raise CheckpointError(
+                f"{self.directory}: is of another training (other log, settings or version); "
+                "remove it to start anew, or name another directory"
+            )
+        return state
+
+
+def _write_fit(fit: Fit, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    for name, table in fit.net.tables():
+        write_table(directory / f"{name}.npy", table.values.numpy())
+        write_table(directory / f"{name}.squares.npy", table.squares.numpy())
+    weights = {f"tower.{name}": tensor for name, tensor in fit.net.tower.state_dict().items()}
+    for number, state in fit.optimizer.state_dict()["state"].items():
+        weights |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    safetensors.torch.save_file(weights, directory / WEIGHTS)
+
+
+def _read_fit(fit: Fit, directory: Path) -> None:
+    weights = safetensors.torch.load_file(directory / WEIGHTS)
+    tower = {name.removeprefix("tower."): w for name, w in weights.items() if name.startswith("tower.")}
+    fit.net.tower.load_state_dict(tower)
+    fit.optimizer.load_state_dict(_optimizer_state(fit, weights))
+    for name, table in fit.net.tables():
+        table.values.numpy()[...] = mapped(directory / f"{name}.npy")
+        table.squares.numpy()[...] = mapped(directory / f"{name}.squares.npy")
+
+
+def _optimizer_state(fit: Fit, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Adam's state as its load_state_dict takes it; the groups are those of the fresh optimiser."""
+    fresh: dict[str, Any] = fit.optimizer.state_dict()
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in weights.items():
+        if name.startswith("adam."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = value
+    return {**fresh, "state": state}

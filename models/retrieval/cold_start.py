@@ -1,0 +1,84 @@
+"""Where an item starts that nobody has watched yet: at the mean of its channel, its topics and its other ids, not at
+noise.
+
+Means are shrunk towards the mean of all items, so that a channel with a single item does not make a twin of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalogue.catalogue import Catalogue
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
+
+AT_ONCE = 100_000  # rows summed up together
+SHRINK = 2.0  # items' worth of the overall mean in each group's
+MOST_IDS = 8  # of an item in one column that count
+
+
+class Start(NamedTuple):
+    """What an item begins with: output vector [D], bias, embedding on the user's side [D]."""
+
+    vector: Floats
+    bias: float
+    query_row: Floats
+
+
+class ColdStart:
+    """Means of what items have learnt, by each id of each column of the catalogue (channel, topics, ...)."""
+
+    def __init__(
+        self, vectors: Floats, bias: Floats, query_rows: Floats, *, catalogue: Catalogue, learnt: npt.NDArray[np.bool_]
+    ) -> None:
+        """vectors and query_rows [N, D] and bias [N] by row of the catalogue; `learnt` bool [N]: whose are averaged."""
+        self._dim = vectors.shape[1]
+        learnt_rows = np.flatnonzero(learnt)
+        names = catalogue.id_names if len(learnt_rows) else ()
+        codes = {name: catalogue.id_table(name, MOST_IDS) for name in names}
+        sums = {name: np.zeros((len(catalogue.id_values(name)), 2 * self._dim + 1)) for name in names}
+        counts = {name: np.zeros(len(sums[name])) for name in names}
+        total = np.zeros(2 * self._dim + 1)
+        for start in range(0, len(learnt_rows), AT_ONCE):
+            rows = learnt_rows[start : start + AT_ONCE]
+            table = np.concatenate([vectors[rows], bias[rows, None], query_rows[rows]], axis=1)  # [R, P]
+            total += table.sum(axis=0, dtype=np.float64)
+            for name in names:
+                _add(table, codes[name][rows], sums[name], counts[name])
+        self._overall = (total / max(len(learnt_rows), 1)).astype(np.float32)
+        self._of_id = {name: self._means(sums[name], counts[name], catalogue.id_values(name)) for name in names}
+
+    def place(self, ids: Mapping[str, Sequence[str]]) -> Start:
+        """The start of an item with these ids by column; ids that nobody has learnt from say nothing, and each column
+        that says something counts alike."""
+        by_column = (
+            _mean(known[value] for value in ids[name][:MOST_IDS] if value in known)
+            for name, known in self._of_id.items()
+            if name in ids
+        )
+        start = _mean(part for part in by_column if part is not None)
+        start = self._overall if start is None else start
+        return Start(start[: self._dim], float(start[self._dim]), start[self._dim + 1 :])
+
+    def _means(self, sums: Sums, counts: Sums, names: Sequence[str]) -> dict[str, Floats]:
+        """sums [C, P] and counts [C] by code, 0 is none."""
+        means = (sums + SHRINK * self._overall) / (counts + SHRINK)[:, None]
+        return {names[code]: means[code].astype(np.float32) for code in np.flatnonzero(counts).tolist() if code > 0}
+
+
+def _add(table: Floats, codes: npt.NDArray[np.integer], sums: Sums, counts: Sums) -> None:
+    """table [R, P]; codes [R, T], 0 for none; to sums [C, P] and counts [C]."""
+    for column in codes.T:
+        np.add.at(sums, column, table)
+    counts += np.bincount(codes.ravel(), minlength=len(counts))
+
+
+def _mean(parts: Iterable[Floats]) -> Floats | None:
+    found = list(parts)
+    return np.mean(found, axis=0, dtype=np.float32) if found else None

@@ -1,0 +1,372 @@
+"""Learns item rows live: the user tower is frozen, the items that are watched move, popularity is counted.
+
+One call of `learn` is one step of row-wise Adagrad on the rows it touches; no operation in it is as large as the
+catalogue. What a row has learnt travels with it (`rows`), so that the release's bundle and the published rows give the
+trainer back after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infra.settings import Trainer
+from models.catalogue.catalogue import NO_IDS, Catalogue
+from models.catalogue.columns import Columns
+from models.catalogue.viewer import Example
+from models.evaluation.drift import turned_and_grown
+from models.logs.examples import Examples, Queries
+from models.retrieval.candidates import CandidateModel, Reader, with_one
+from models.retrieval.cold_start import ColdStart
+from models.retrieval.losses import Extra, shared_softmax
+from models.retrieval.popularity import Popularity
+from models.retrieval.refresh import RefreshSchedule
+from models.retrieval.sampling import Frequency, draw_negatives, find_hits
+from models.retrieval.table import Distinct, Table
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Learns = Literal["history", "popularity", "output_rows", "input_rows", "everything"]
+
+LEVELS: tuple[Learns, ...] = get_args(Learns)  # each learns what those before it learn, and more
+FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
+PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
+TOWER_RATE = 1e-4  # of "everything"
+STATE_COLUMNS = np.dtype(  # of a published row; packed, little-endian
+    [
+        ("count", "<f8"),
+        ("total", "<f8"),
+        ("touched", "<i8"),  # clock of the last watch
+        ("bias", "<f4"),
+        ("square", "<f4"),
+        ("query_square", "<f4"),
+        ("gap", "<f4"),
+    ]
+)
+EXPLODED = 3.0  # a loss so many times the running mean is no accident
+WARM_UP = 20  # steps before a mean is trusted
+MEAN_RATE = 0.02
+NOWHERE = -1e4  # the bias of a row that is free: it is never retrieved, and weighs nothing as a negative
+SWEPT = 256  # rows looked at for idle ones in one call
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`touched` are rows to publish; `dropped`: the loss was not finite or had exploded, and nothing was applied."""
+
+    loss: float
+    touched: Rows
+    dropped: bool
+
+
+class IncrementalTrainer:
+    """The item tables of one release, kept up to date. Rows are numbered as in the bundle, new items behind."""
+
+    def __init__(
+        self,
+        model: CandidateModel,
+        catalogue: Catalogue,
+        *,
+        learning_rate: float,
+        query_rate: float = 1e-3,
+        negatives: int,
+        in_batch: float = 0.5,
+        pull: float = 0.0,
+        learns: Learns = "output_rows",
+        seed: int,
+    ) -> None:
+        """`catalogue` describes the model's items, in the same rows; those behind them are not looked at. `pull`: share
+        of its way from the release by which a touched row is drawn back at each step."""
+        self.item_ids = list(model.item_ids)
+        self.popularity: Popularity = model.popularity.copy()
+        self.reader: Reader = model.reader
+        self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self._vectors = Table.of(model.vectors, first_square=FIRST_SQUARE)
+        self._queries = Table.of(model.query_rows, first_square=FIRST_SQUARE)
+        size = len(self.item_ids)
+        self._items = Columns(
+            bias=np.array(model.bias),
+            moved=np.zeros(size, np.float32),
+            seen_s=np.zeros(size, np.uint32),  # when last watched; 0: not since the release
+            released=np.ones(size, np.bool_),  # whether the row is still the release's item of that number
+        )
+        self._free: list[int] = []
+        self._swept = 0
+        self._released = model.vectors
+        self._frequency = Frequency(model.popularity.totals() / max(model.popularity.clock, 1))
+        self._start = ColdStart(
+            model.vectors,
+            model.bias,
+            model.query_rows,
+            catalogue=catalogue,
+            learnt=model.popularity.totals() > 0,
+        )
+        self._rate, self._query_rate = learning_rate, query_rate
+        self._pull, self._level = pull, LEVELS.index(learns)
+        self._in_batch = round(negatives * in_batch)
+        self._uniform = negatives - self._in_batch
+        self._rng = np.random.default_rng(seed)
+        self._distinct = Distinct(len(self.item_ids))
+        self._mean_loss, self._steps = 0.0, 0
+        self._refreshes = RefreshSchedule(self.popularity)
+        self._optimizer = None
+        if self._learns("everything"):
+            self.reader = self.reader.copy()
+            self.reader.tower.requires_grad_(True)
+            self._optimizer = torch.optim.Adam(self.reader.tower.parameters(), lr=TOWER_RATE)
+
+    @classmethod
+    def by_settings(
+        cls, model: CandidateModel, catalogue: Catalogue, settings: Trainer, *, seed: int, learns: Learns | None = None
+    ) -> IncrementalTrainer:
+        """As the trainer worker has it; `learns` in place of the settings' own."""
+        return cls(
+            model,
+            catalogue,
+            learning_rate=settings.learning_rate,
+            query_rate=settings.query_rate,
+            negatives=settings.negatives,
+            in_batch=settings.in_batch,
+            pull=settings.pull,
+            learns=learns or settings.learns,
+            seed=seed,
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def dim(self) -> int:
+        """Length of an index vector."""
+        return self._vectors.dim + 1
+
+    def row(self, item_id: str) -> int:
+        return self._row_of.get(item_id, -1)
+
+    def read(self, examples: Sequence[Example]) -> Examples:
+        """Examples as numbers: the rows of items as they are known now."""
+        targets = np.array([self.row(example.item_id) for example in examples], np.int64)
+        return Examples(self.reader.queries(examples, self._row_of), targets)
+
+    def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS) -> int:
+        """The row of an item, made at first sight at the mean of its `ids` (by column of the catalogue). O(1)."""
+        known = self._row_of.get(item_id)
+        if known is not None:
+            return known
+        start = self._start.place(ids)
+        if self._free:
+            row = self._free.pop()
+            self._vectors.reset(np.array([row]), start.vector[None])
+            self._queries.reset(np.array([row]), start.query_row[None])
+            self._items["bias"][row] = start.bias
+            self.item_ids[row] = item_id
+        else:
+            row = self._vectors.append(start.vector)
+            self._queries.append(start.query_row)
+            self._items.append(bias=start.bias, moved=0.0, seen_s=0, released=False)
+            self.popularity.append()
+            self._frequency.append()
+            self.item_ids.append(item_id)
+        self._row_of[item_id] = row
+        return row
+
+    def remove_item(self, item_id: str) -> None:
+        """Forget an item; its row is free for another. Nothing happens when there is no such item."""
+        row = self._row_of.pop(item_id, None)
+        if row is None:
+            return
+        self._vectors.reset(np.array([row]), np.zeros((1, self._vectors.dim), np.float32))
+        self._queries.reset(np.array([row]), np.zeros((1, self._queries.dim), np.float32))
+        for name, value in (("bias", NOWHERE), ("moved", 0), ("seen_s", 0), ("released", False)):
+            self._items[name][row] = value
+        self.popularity.restore(row, 0.0, 0.0, self.popularity.clock)
+        self._frequency.forget(row)
+        self.item_ids[row] = ""
+        self._free.append(row)
+
+    def expire(self, now_ms: int, idle_ms: int) -> list[str]:
+        """Remove items that have not been watched for `idle_ms`; their ids. Each call looks at the next few rows, so
+        that it costs the same at any size; a row that was never watched since the release begins to idle when it is
+        first looked at."""
+        rows = np.arange(self._swept, min(self._swept + SWEPT, len(self)))
+        self._swept = int(rows[-1]) + 1 if len(rows) and rows[-1] + 1 < len(self) else 0
+        seen_s = self._items["seen_s"]
+        seen_s[rows[seen_s[rows] == 0]] = now_ms // 1000
+        idle = [self.item_ids[row] for row in rows[seen_s[rows] < (now_ms - idle_ms) // 1000].tolist()]
+        expired = [item_id for item_id in idle if item_id]
+        for item_id in expired:
+            self.remove_item(item_id)
+        return expired
+
+    def restore(self, item_id: str, vector: bytes, query_row: bytes, state: bytes) -> None:
+        """Put back a row as `rows` published it. Raises ValueError naming the item when the bytes do not fit or hold
+        a number that is not finite."""
+        expected = 4 * self.dim, 4 * (self.dim - 1), STATE_COLUMNS.itemsize
+        if (len(vector), len(query_row), len(state)) != expected:
+            sizes = f"{len(vector)}, {len(query_row)}, {len(state)} bytes, expected {expected}"
+            raise ValueError(f"row of item {item_id} does not fit this release: vector, query row and state of {sizes}")
+        count, total, touched, *numbers = np.frombuffer(state, STATE_COLUMNS)[0].item()
+        parameters, query = np.frombuffer(vector, "<f4"), np.frombuffer(query_row, "<f4")
+        if not (np.isfinite(parameters).all() and np.isfinite(query).all() and np.isfinite([count, *numbers]).all()):
+            raise ValueError(f"row of item {item_id} holds a number that is not finite")
+        row = self.add_item(item_id)
+        self._items["bias"][row], self._vectors.squares[row], self._queries.squares[row], gap = numbers
+        self._frequency.restore(row, gap)
+        self._vectors.values.numpy()[row] = parameters[:-1]
+        self._queries.values.numpy()[row] = query
+        self.popularity.restore(row, count, total, touched)
+        self._refreshes.forget()
+
+    def rows(self, touched: Rows) -> Iterator[tuple[str, bytes, bytes, bytes]]:
+        """item id, index vector, query row (little-endian float32) and state of each row: what is published."""
+        self._items["moved"][touched] = 0
+        states = np.zeros(len(touched), STATE_COLUMNS)
+        states["count"], states["total"], states["touched"] = self.popularity.stored(touched)
+        states["bias"] = self._items["bias"][touched]
+        states["square"] = self._vectors.squares.numpy()[touched]
+        states["query_square"] = self._queries.squares.numpy()[touched]
+        states["gap"] = self._frequency.gaps(touched)
+        vectors = _pieces(self.vectors(touched).astype("<f4"))
+        queries = _pieces(self._queries.values.numpy()[touched].astype("<f4"))
+        ids = (self.item_ids[row] for row in touched.tolist())
+        yield from zip(ids, vectors, queries, _pieces(states), strict=True)
+
+    def user_vectors(self, queries: Queries) -> Floats:
+        """float32 [B, D + 1]: of users as they are now."""
+        return with_one(self.reader.encode(queries, self._queries.values.numpy()))
+
+    def vectors(self, rows: Rows | slice = slice(None)) -> Floats:
+        """float32 [N, D + 1]: what goes into the index."""
+        coordinates = self._items["bias"][rows] + self.popularity.log_share(rows)
+        return np.concatenate([self._vectors.values.numpy()[rows], coordinates[:, None]], axis=1)
+
+    def learn(self, examples: Examples, now_ms: int = 0) -> StepResult:
+        """One step; `now_ms` is the time of the newest example. Popularity counts every example, repeats included, but
+        a repeat is not learnt from, since serving would not have shown it. Every target must have a row.
+
+        The cost does not depend on the catalogue's size. A step that is not finite, or whose loss has exploded, is
+        dropped as a whole."""
+        targets = examples.targets
+        loss, moved = 0.0, np.empty(0, np.int64)
+        new = np.flatnonzero(~examples.repeated())
+        if len(new) and self._learns("output_rows"):
+            step = self._step(examples.take(new))
+            if step is None:
+                return StepResult(np.nan, moved, True)
+            loss, moved = step
+        if self._learns("popularity"):
+            rows, counts = np.unique(targets, return_counts=True)
+            since = self.popularity.clock + len(targets) - self.popularity.touched(rows)
+            self._frequency.add(rows, counts, since)
+            self.popularity.add(targets)
+            self._refreshes.watched(targets)
+            moved = np.union1d(targets, moved)
+        self._items["seen_s"][targets] = now_ms // 1000
+        return StepResult(loss, moved, False)
+
+    def due_refreshes(self, limit: int) -> Rows:
+        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since (models.retrieval.refresh).
+        Rows that were freed meanwhile are no one's."""
+        due = self._refreshes.due(limit)
+        return due[[bool(self.item_ids[row]) for row in due.tolist()]] if self._free else due
+
+    def drift(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Of those of the rows [R] that the release has too [<= R]: how far each has turned and grown since
+        (models.evaluation.drift)."""
+        old = rows[self.in_release(rows)]
+        return turned_and_grown(self._vectors.values.numpy()[old], self._released[old])
+
+    def in_release(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """bool [R]: whether each row is an item that the release has in that very row."""
+        return np.asarray(self._items["released"][rows])
+
+    def _learns(self, what: Learns) -> bool:
+        return self._level >= LEVELS.index(what)
+
+    def _step(self, examples: Examples) -> tuple[float, Rows] | None:
+        """Sampled softmax and row-wise Adagrad (bias and popularity stay as offsets): the mean loss and the rows that
+        have moved far enough to be published, None when the step is dropped."""
+        targets = examples.targets
+        negatives = draw_negatives(
+            targets,
+            self._frequency.shares,
+            items=len(self),
+            in_batch=self._in_batch,
+            uniform=self._uniform,
+            rng=self._rng,
+        )
+        rows, places = self._distinct(np.concatenate([targets, negatives.rows]))
+        own, others = torch.from_numpy(places[: len(targets)]), torch.from_numpy(places[len(targets) :])
+        moving = torch.from_numpy(rows)
+        vectors = self._vectors.gather(moving)  # [T, D]
+        users, read = self._users(examples.queries)
+        offsets = torch.from_numpy(self._items["bias"][rows] + self.popularity.log_share(rows))  # [T]
+        hits = torch.from_numpy(find_hits(own.numpy(), others.numpy(), len(rows)))
+        extra = Extra(offsets[own], offsets[others] - torch.from_numpy(negatives.log_expected), hits)
+        nothing = vectors.new_zeros(1)
+        losses = shared_softmax(users, F.embedding(own, vectors), nothing, F.embedding(others, vectors), nothing, extra)
+        loss = float(losses.detach().mean())
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        changes = [(self._vectors, moving, *self._vectors.change(moving, _gradient(vectors), self._rate))]
+        if read is not None:
+            queried, leaf = read
+            gradient = _gradient(leaf)
+            if linear := self.reader.tower.shape.linear:
+                gradient[:, -linear:] = 0  # the linear part is a count of what was watched together, no gradient's
+            changes.append((self._queries, queried, *self._queries.change(queried, gradient, self._query_rate)))
+        if not all(squares.isfinite().all() for *_, squares in changes) or self._diverged(loss):
+            return None
+        for table, which, change, squares in changes:
+            table.apply(which, change, squares)
+            self._items["moved"][which.numpy()] += change.norm(dim=1).numpy()
+        self._draw_back(rows)
+        if self._optimizer is not None:
+            self._optimizer.step()
+        candidates = rows if read is None else np.union1d(rows, read[0].numpy())
+        return loss, candidates[self._items["moved"][candidates] > PUBLISH_MOVE]
+
+    def _users(self, queries: Queries) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """User vectors [B, D]; and, where they are learnt, the query rows that took part and their leaf."""
+        if not self._learns("input_rows"):
+            return torch.from_numpy(self.reader.encode(queries, self._queries.values.numpy())), None
+        items, watch_places = self._distinct.places(queries.histories)
+        rows = torch.from_numpy(items)
+        leaf = self._queries.gather(rows)
+        return self.reader.tower(self.reader.inputs(queries, leaf, watch_places)), (rows, leaf)
+
+    def _draw_back(self, rows: Rows) -> None:
+        if self._pull:
+            old = rows[self.in_release(rows)]
+            values = self._vectors.values.numpy()
+            values[old] += self._pull * (self._released[old] - values[old])
+
+    def _diverged(self, loss: float) -> bool:
+        """Whether a step's loss is no number or far above the mean of those before it. It joins the mean in either
+        case: a stream whose losses rise for good is learnt from again after some dropped steps."""
+        if not np.isfinite(loss):
+            return True
+        exploded = self._steps >= WARM_UP and loss > EXPLODED * self._mean_loss
+        rate = max(MEAN_RATE, 1 / (self._steps + 1))
+        self._mean_loss += rate * (loss - self._mean_loss)
+        self._steps += 1
+        return exploded
+
+
+def _pieces(rows: npt.NDArray[Any]) -> Iterator[bytes]:
+    """The bytes of each row."""
+    whole, size = rows.tobytes(), rows.nbytes // max(len(rows), 1)
+    return (whole[at : at + size] for at in range(0, len(whole), size)) if size else iter(())
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad

@@ -1,0 +1,121 @@
+"""The user tower (paper section 3.3): what is known of a user, side by side, through ReLU layers to an item's width.
+
+The net knows nothing of the loss, of time, or of how rows are numbered outside. Blocks of input that a log does not
+have (searches, context) are not part of its tower, so nothing is learnt from constants.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from models.retrieval.encoders import EncoderName, make_encoder, mean_of, root_sum_of
+
+CONTEXT_DIM = 8
+
+
+class TowerShape(msgspec.Struct, frozen=True):
+    """What a tower is built from, as it stands in a bundle's manifest.
+
+    `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
+    `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
+    own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them. What validation
+    gave the weight 0 is muted: zero for every user, so that nothing is learnt live through it either.
+    """
+
+    dim: int
+    hidden: tuple[int, ...] = (256,)
+    encoder: EncoderName = "average"
+    residual: bool = True
+    words: int = 0
+    contexts: tuple[int, ...] = ()
+    traits: int = 0
+    example_age: bool = False
+    dropout: float = 0.0
+    members: int = 1
+    linear: int = 0
+    muted_towers: bool = False
+    muted_linear: bool = False
+
+    @property
+    def width(self) -> int:
+        """Of what goes into the first layer."""
+        return self.dim + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
+
+    @property
+    def item_dim(self) -> int:
+        """Of an item's embedding on either side."""
+        return self.members * self.dim + self.linear
+
+
+class Inputs(NamedTuple):
+    """What a tower reads of a batch: embeddings of the distinct items [U, D] and words [W, E], and per user the places
+    of the watched items [B, H] and of the searched words [B, Q] among them (-1 for none), context codes [B, K], traits
+    [B, M] (NaN unknown), example age [B]."""
+
+    watched: Tensor
+    watch_places: Tensor
+    words: Tensor
+    word_places: Tensor
+    context: Tensor
+    traits: Tensor
+    age: Tensor
+
+
+class UserTower(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = make_encoder(shape.encoder, shape.dim, shape.dropout)
+        self.contexts = nn.ModuleList(nn.Embedding(size, CONTEXT_DIM, padding_idx=0) for size in shape.contexts)
+        widths = [shape.width, *shape.hidden]
+        layers: list[nn.Module] = []
+        for width, following in pairwise(widths):
+            layers += [nn.Linear(width, following), nn.ReLU(), *([nn.Dropout(shape.dropout)] if shape.dropout else [])]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], shape.dim))
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """-> user vectors [B, D], finite also where nothing is known"""
+        shape = self.shape
+        watched = self.encoder(inputs.watched, inputs.watch_places)  # [B, D]
+        parts = [watched]
+        if shape.words:
+            parts.append(mean_of(inputs.words, inputs.word_places))
+        for field, embedding in enumerate(self.contexts):
+            parts.append(embedding(inputs.context[:, field]))
+        if shape.traits:
+            known = ~inputs.traits.isnan()
+            parts += [inputs.traits.nan_to_num(0.0), known.float()]
+        if shape.example_age:
+            parts.append(torch.stack([inputs.age, inputs.age.sqrt()], dim=1))
+        encoded: Tensor = self.layers(torch.cat(parts, dim=1) if len(parts) > 1 else watched)
+        return encoded + watched if shape.residual else encoded
+
+
+class UserTowers(nn.Module):
+    """What serving asks: every member's tower on its slice of the embeddings, and behind them the linear part."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.members = nn.ModuleList(UserTower(shape) for _ in range(shape.members))
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Inputs as of one tower, but watched [U, item_dim] and words [W, members * words]. -> [B, item_dim]"""
+        shape, parts = self.shape, []
+        for number, member in enumerate(self.members):
+            watched = inputs.watched[:, number * shape.dim : (number + 1) * shape.dim]
+            words = inputs.words[:, number * shape.words : (number + 1) * shape.words]
+            parts.append(member(inputs._replace(watched=watched, words=words)))
+        if shape.linear:
+            parts.append(root_sum_of(inputs.watched[:, -shape.linear :], inputs.watch_places))
+        users = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if shape.muted_towers:
+            users[:, : shape.members * shape.dim] = 0
+        if shape.muted_linear:
+            users[:, shape.members * shape.dim :] = 0
+        return users
