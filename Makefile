@@ -32,7 +32,7 @@ bench: $(STAMP)
 
 # Known weaknesses of what is installed here, asked of osv.dev. Not in CI: it says so when it cannot be reached, and fails.
 audit: $(STAMP)
-	@$(BIN)/python infra/audit.py $(BIN)/python
+	@$(BIN)/python infra/operate/audit.py $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

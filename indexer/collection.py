@@ -52,7 +52,7 @@ from indexer.schema import (
     stored_name,
 )
 from indexer.sphere import inner_products, lift, lift_queries
-from infra.settings import Milvus
+from infra.platform.settings import Milvus
 
 __all__ = [
     "Index",

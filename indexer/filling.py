@@ -17,7 +17,7 @@ from indexer.facts import Facts
 from indexer.patience import Patience
 from indexer.rows import Row, Rows
 from indexer.sphere import longest_of
-from infra.fault_points import reached
+from infra.platform.fault_points import reached
 from models.release.bundle import Bundle
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ import msgspec
 from pymilvus import MilvusClient
 
 from indexer.sphere import radius_for
-from infra.settings import Milvus
+from infra.platform.settings import Milvus
 
 FORMAT = 2  # rises when the fields of a collection change: 2 has the items' facts beside their vectors
 _FORM, _RADIUS = "nextwatch.form", "nextwatch.radius"  # properties of a collection; the second was all of format 1

@@ -26,8 +26,8 @@ from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAs
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.clock import running_s
 

@@ -12,7 +12,7 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
-from infra.settings import Milvus
+from infra.platform.settings import Milvus
 
 _NOT_FOUND, _NOT_LOADED, _NO_ALIAS = 100, 101, 1600
 _LITE_INPUT_ERROR = 6

@@ -17,8 +17,8 @@ import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from indexer.errors import IndexUnavailable
-from infra import metrics
-from infra.health import Health
+from infra.platform import metrics
+from infra.platform.health import Health
 
 log = structlog.get_logger(__name__)
 

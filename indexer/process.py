@@ -32,11 +32,11 @@ from indexer.patience import Patience, Stopped
 from indexer.releasing import Collections
 from indexer.rows import Rows
 from indexer.writing import write_all
-from infra import metrics
-from infra.fault_points import reached
-from infra.health import Health, serve_health
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka, Settings
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.health import Health, serve_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.dead_letters import dead_letter
 from streams.epochs import Epochs

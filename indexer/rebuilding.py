@@ -29,8 +29,8 @@ from indexer.rows import Rows
 from indexer.schema import BESIDE
 from indexer.verifying import verify
 from indexer.writing import write_all
-from infra.fault_points import reached
-from infra.settings import Settings
+from infra.platform.fault_points import reached
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle, BundleError, read_bundle
 from streams import topics
 from streams.epochs import Epochs

@@ -20,8 +20,8 @@ from indexer.handover import WHOLE, Action, Announce, Drop, Releases, Renew, ann
 from indexer.intake import Intake
 from indexer.patience import Patience
 from indexer.verifying import verify
-from infra.fault_points import reached
-from infra.settings import Indexer
+from infra.platform.fault_points import reached
+from infra.platform.settings import Indexer
 from models.release.bundle import BundleError, read_bundle
 from streams.messages import IndexReady
 

@@ -1,9 +1,9 @@
 """The facts of an item beside its vector in Milvus, for filters: channel, topics, language, duration, time, available.
 
-They say what models.catalogue.catalogue says, so that a filter finds the same items on both sides (models/catalogue/item_filter.py):
-durations are float32, a duration of 0 is an unknown one, an item has its first 32 distinct topics. What a filter cannot
-name (a channel of 10,000 characters) is one fixed name here that no filter can name either: it is not missing, and
-it is not equal to anything.
+They say what models.catalogue.catalogue says, so that a filter finds the same items on both sides
+(models/catalogue/item_filter.py): durations are float32, a duration of 0 is an unknown one, an item has its first 32
+distinct topics. What a filter cannot name (a channel of 10,000 characters) is one fixed name here that no filter can
+name either: it is not missing, and it is not equal to anything.
 
 The topics are one text, "|news|sport|", searched with LIKE. Milvus Lite looks through an ARRAY row by row in Python: a
 top-500 search among 10,000 items took 26 ms without a filter, 20 with LIKE, 166 with array_contains.

@@ -16,7 +16,7 @@ from indexer.collection import Index
 from indexer.filling import BuildFailed, is_wanted
 from indexer.patience import Patience
 from indexer.rows import Rows
-from infra import metrics
+from infra.platform import metrics
 from models.release.bundle import Bundle
 from models.retrieval.candidates import CandidateModel, with_one
 

@@ -19,7 +19,7 @@ from indexer.facts import Facts
 from indexer.patience import Patience
 from indexer.rows import Row, Rows, stack
 from indexer.scalars import Scalars
-from infra import metrics
+from infra.platform import metrics
 
 Floats = NDArray[np.float32]
 

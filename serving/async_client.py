@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from serving.client import RecommendClient, RequestFailed
 from serving.under_way import request_for, shares
 from streams.messages import Context, RecommendReply, RecommendRequest

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from infra import metrics
+from infra.platform import metrics
 
 Floats = NDArray[np.float32]
 

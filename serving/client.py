@@ -1,6 +1,6 @@
 """A client for teams in Python: a request goes into a topic, its reply comes back from one.
 
-    from infra.settings import load_settings
+    from infra.platform.settings import load_settings
     from serving.client import RecommendClient
 
     with RecommendClient(load_settings().kafka) as client:
@@ -38,8 +38,8 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from infra.kafka_clients import close_producer, kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.settings import Kafka
 from serving.under_way import UnderWay, request_for, shares
 from streams import topics
 from streams.fetching import unpack_for

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import structlog
 from msgspec.structs import replace
 
-from infra import metrics
-from infra.fault_points import reached
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.settings import Settings
 from serving.draft import Answered, Asked
 from serving.intake import Address, Letter, PartitionsOf, Unsupported, open_letter
 from serving.outbox import Outbox

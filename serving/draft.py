@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infra import metrics
+from infra.platform import metrics
 from models.catalogue.item_filter import ItemFilter
 from models.ranking.ranking_request import Nominations, by_two_towers
 from serving.ranking import Fed

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infra import metrics
+from infra.platform import metrics
 from models.evaluation.drift import ScoreDrift
 from serving.draft import Draft
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from infra.metrics import Lags
-from infra.settings import Kafka
+from infra.platform.metrics import Lags
+from infra.platform.settings import Kafka
 from streams.follow import TopicFollower
 
 POLL_S = 0.1  # while catching up

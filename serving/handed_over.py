@@ -15,7 +15,7 @@ from typing import NamedTuple
 import structlog
 from kafka.errors import KafkaError
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from serving.repeats import Key
 from streams import topics
 from streams.follow import TopicFollower

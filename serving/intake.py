@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from models.catalogue.filter_syntax import FilterError, parse_filter
 from models.catalogue.item_filter import ItemFilter
 from streams import topics

@@ -16,7 +16,7 @@ import structlog
 from kafka import TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
-from infra import metrics
+from infra.platform import metrics
 
 log = structlog.get_logger(__name__)
 

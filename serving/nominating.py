@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.settings import Serving
+from infra.platform.settings import Serving
 from models.ranking.moment import FRESH, SIMILAR, TRENDING
 from serving.draft import Draft
 from serving.retrieval import Ids, Query

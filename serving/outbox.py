@@ -13,8 +13,8 @@ import structlog
 from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from serving.ledger import CLIENT, Ledger, undelivered
 from streams import topics
 

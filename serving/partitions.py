@@ -21,9 +21,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.net.selector import KernelEvent
 
-from infra import metrics
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform import metrics
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from serving.feed import Chunk, Feed
 from serving.handed_over import HandedOver
 from serving.marks import Marks

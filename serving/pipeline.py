@@ -19,8 +19,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from infra import metrics
-from infra.settings import Selection, Serving
+from infra.platform import metrics
+from infra.platform.settings import Selection, Serving
 from models.ranking.moment import TWO_TOWER
 from serving.draft import Answered, Asked, Draft, Found, Stages
 from serving.drift import AnswerDrift

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexFailure
 from indexer.handover import is_whole
-from infra import metrics
+from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.logs.array_file import forget_pages
 from models.ranking.item_statistics import ItemStatistics

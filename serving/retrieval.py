@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from indexer.errors import IndexFailure, IndexMissing
 from indexer.expression import to_milvus
 from indexer.handover import is_whole
-from infra import metrics
-from infra.settings import Serving
+from infra.platform import metrics
+from infra.platform.settings import Serving
 from models.catalogue.item_filter import ItemFilter
 from serving.audit import Audit
 from serving.breaker import Breaker

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.settings import Selection
+from infra.platform.settings import Selection
 from models.ranking.moment import SOURCES, TRENDING
 from models.ranking.ranking_request import Nominations
 from serving.draft import Draft, Found

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.settings import Selection
+from infra.platform.settings import Selection
 from serving.diversity import pick_apart
 from serving.exploration import NOTHING, Draws, draw
 

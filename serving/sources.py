@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infra import metrics
+from infra.platform import metrics
 from models.ranking.moment import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
 from models.ranking.ranking_request import Nominations
 from serving.draft import Draft, Found

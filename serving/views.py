@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from infra import metrics
+from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
 from serving.fresh import FreshView

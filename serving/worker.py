@@ -33,10 +33,10 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, RetriableError
 
 from indexer.collection import Index
-from infra import metrics
-from infra.fault_points import reached
-from infra.health import Health, serve_health
-from infra.settings import Serving, Settings
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.health import Health, serve_health
+from infra.platform.settings import Serving, Settings
 from models.threads import limit_threads
 from serving.desk import Cook, Desk, Work
 from serving.feed import Feed

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from models.logs.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS
 from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog

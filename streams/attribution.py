@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.messages import JoinedWatch, OpenImpression
 
 

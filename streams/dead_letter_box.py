@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.dead_letters import RETRIED, is_whole
 from streams.follow import TopicFollower

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from infra.kafka_clients import close_producer, kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.dead_letter_box import TIMES, Entry, Place, Progress, find, of
 from streams.dead_letters import RETRIED, marked

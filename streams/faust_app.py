@@ -21,11 +21,11 @@ import structlog
 from aiokafka.consumer.fetcher import Fetcher
 from faust.types import TP
 
-from infra import metrics
-from infra.fault_points import reached
-from infra.health import Health
-from infra.kafka_clients import faust_options
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.health import Health
+from infra.platform.kafka_clients import faust_options
+from infra.platform.settings import Settings
 from streams.clock import Clock
 from streams.fetching import unpack_for_faust
 from streams.intake import Raw, raw_of

@@ -18,7 +18,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from streams.unpacking import TIMES, are_intact, readable, unpacked
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
 from streams import topics
 from streams.dead_letters import marked
 from streams.forgotten import USER, Forgotten, fingerprint, hash_of, open_forgotten

@@ -18,8 +18,8 @@ import structlog
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
 
-from infra import metrics
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.settings import Settings
 from streams import topics
 from streams.faust_app import now_ms
 from streams.follow import TopicFollower

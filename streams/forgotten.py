@@ -15,7 +15,7 @@ from __future__ import annotations
 import hmac
 from typing import Any, TypeVar
 
-from infra.settings import Kafka, Settings
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import Forgetting, ForgettingDone, JoinState, Refused, UserForgotten, UserHistory, decode

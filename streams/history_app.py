@@ -23,10 +23,10 @@ from typing import Any
 import faust
 from faust.types import TP
 
-from infra import metrics
-from infra.fault_points import reached
-from infra.health import Health
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.health import Health
+from infra.platform.settings import Settings
 from streams import topics
 from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms, open_outbox, to_the_end, wall_ms
 from streams.forgetting import EVERY_S, Forgetting

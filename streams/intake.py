@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from infra import metrics
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.settings import Settings
 from streams import topics
 from streams.dead_letters import check_headers, dead_letter
 from streams.forgotten import Forgotten

@@ -13,8 +13,8 @@ from typing import Any
 import faust
 from faust.types import TP
 
-from infra.health import Health
-from infra.settings import Kafka, Settings
+from infra.platform.health import Health
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
 from streams.follow import TopicFollower

@@ -1,14 +1,14 @@
 """How well the ranker ordered what was shown, measured on the live stream before anything is learnt from it.
 
-The weighted per-user loss of the paper (section 4.3) within each impression, as models.evaluation.ranking_metrics defines it, and
-calibration: the seconds that were expected, as served, over those that were watched.
+The weighted per-user loss of the paper (section 4.3) within each impression, as models.evaluation.ranking_metrics
+defines it, and calibration: the seconds that were expected, as served, over those that were watched.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from infra import metrics
+from infra.platform import metrics
 from models.evaluation.ranking_metrics import pair_loss
 from models.ranking.ranking_examples import CAP_S
 from streams.messages import RankingExample

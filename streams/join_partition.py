@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
-from infra import metrics
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.settings import Settings
 from streams import topics
 from streams.item_statistics import ItemStatistics
 from streams.messages import StatisticsRow

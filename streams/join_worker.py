@@ -23,9 +23,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from infra import metrics
-from infra.fault_points import reached
-from infra.settings import Kafka, Settings
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.attribution import Rules
 from streams.faust_app import now_ms

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from kafka.errors import KafkaError
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams import topics
 from streams.follow import TopicFollower
 from streams.forgotten import Forgotten

@@ -1,8 +1,8 @@
 """What the trainer worker knows and does with a batch: adopt a release, rank before learning, learn, say what changed.
 
-A thin layer between messages and models.retrieval.incremental: it keeps the release in use, the place in `training-examples`
-up to which the rows have learnt (`Progress`, published with the rows), and the share of examples that each model found
-(prequential recall). Everything here runs in one executor thread, away from the event loop.
+A thin layer between messages and models.retrieval.incremental: it keeps the release in use, the place in
+`training-examples` up to which the rows have learnt (`Progress`, published with the rows), and the share of examples
+that each model found (prequential recall). Everything here runs in one executor thread, away from the event loop.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import structlog
 
-from infra import metrics
-from infra.settings import Trainer
+from infra.platform import metrics
+from infra.platform.settings import Trainer
 from models.catalogue.catalogue import CHANNEL, TOPICS
 from models.evaluation.drift import FadingMean
 from models.logs.examples import Examples

@@ -17,9 +17,9 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from infra import metrics
-from infra.kafka_clients import aiokafka_options
-from infra.settings import Kafka
+from infra.platform import metrics
+from infra.platform.kafka_clients import aiokafka_options
+from infra.platform.settings import Kafka
 
 log = structlog.get_logger(__name__)
 

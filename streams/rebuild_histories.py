@@ -34,8 +34,8 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from msgspec.structs import replace
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka, Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.follow import TopicFollower
 from streams.forgotten import Forgotten, read_forgotten

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import structlog
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.settings import Kafka, Settings
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.topics import Topic, config_of, describe_configs, open_admin, wrong_settings
 

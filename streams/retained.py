@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from kafka.consumer.fetcher import ConsumerRecord
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams import topics
 from streams.dead_letter_box import TIMES
 from streams.follow import TopicFollower

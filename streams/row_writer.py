@@ -14,9 +14,9 @@ from contextlib import suppress
 import structlog
 from kafka.errors import KafkaError
 
-from infra import metrics
-from infra.fault_points import reached
-from infra.settings import Kafka
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.epochs import mark
 from streams.learner import PROGRESS_KEY, Learner, Learnt

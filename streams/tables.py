@@ -12,7 +12,7 @@ from typing import Any
 import faust
 import structlog
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams import topics
 from streams.messages import M, Refused, decode, encode
 from streams.outbox import Outbox

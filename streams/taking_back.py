@@ -13,8 +13,8 @@ import msgspec
 import structlog
 from kafka import KafkaAdminClient, TopicPartition
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka, Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings
 from models.release.bundle import read_bundle
 from streams import topics
 from streams.epochs import Epochs, is_claim

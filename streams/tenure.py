@@ -25,9 +25,9 @@ from typing import Protocol, TypeVar
 
 from kafka import KafkaConsumer, TopicPartition
 
-from infra import metrics
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform import metrics
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.epochs import Epochs, Record, claim, epoch_of, is_claim, is_readable
 from streams.fetching import unpack_for

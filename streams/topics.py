@@ -16,8 +16,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import NoError, TopicAlreadyExistsError, for_code
 from kafka.partitioner.default import murmur2
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from streams import messages
 
 SEGMENT_BYTES = 16 << 20  # of compacted topics

@@ -29,9 +29,9 @@ import faust
 import structlog
 from kafka.errors import KafkaError
 
-from infra import metrics
-from infra.health import Health
-from infra.settings import Settings
+from infra.platform import metrics
+from infra.platform.health import Health
+from infra.platform.settings import Settings
 from models.release.bundle import BundleError
 from streams import topics
 from streams.faust_app import create_app, follow_readiness, handle_batches, now_ms, raw_topic, report_lag

@@ -17,9 +17,9 @@ from typing import Any
 
 import faust
 
-from infra.fault_points import reached
-from infra.health import Health
-from infra.settings import Kafka, Settings
+from infra.platform.fault_points import reached
+from infra.platform.health import Health
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.faust_app import create_app, declare_agent, follow_readiness, now_ms
 from streams.follow import TopicFollower

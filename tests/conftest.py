@@ -18,11 +18,11 @@ import pytest
 import structlog
 from hypothesis import settings as hypothesis_settings
 
-from infra.broker import Broker, start_broker
-from infra.milvus_server import MilvusServer, start_milvus
-from infra.run_files import fill_in
-from infra.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
-from infra.stack import milvus_answers
+from infra.local.broker import Broker, start_broker
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.stack import milvus_answers
+from infra.platform.run_files import fill_in
+from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
 
 # the same examples in every run, so that a failure is of the change and not of the day;
 # `pytest --hypothesis-profile=default` draws new ones

@@ -20,8 +20,8 @@ from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.kafka_clients import aiokafka_options, kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import aiokafka_options, kafka_python_options
+from infra.platform.settings import Kafka
 from streams import topics
 from streams.follow import TopicFollower
 from streams.messages import DeadLetter, RecommendReply, RecommendRequest, decode, encode

@@ -22,14 +22,14 @@ import numpy as np
 from kafka import KafkaProducer
 
 from indexer.collection import Index
-from infra.broker import Broker, start_broker
-from infra.child import Child
-from infra.health import fetch_health
-from infra.kafka_clients import kafka_python_options
-from infra.milvus_server import MilvusServer, start_milvus
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
-from infra.stack import COMMANDS, milvus_answers
+from infra.local.broker import Broker, start_broker
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.platform.child import Child
+from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from models.retrieval.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams import messages, topics

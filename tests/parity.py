@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from models.ranking.features import Scope, compute_ids, compute_numbers, numbers_of
 from models.ranking.moment import SIMILAR, SOURCES, TRENDING, nominated
 from models.ranking.ranker import id_strings

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from infra.child import Child
 from infra.cli.learn import published
-from infra.milvus_server import MilvusServer, start_milvus
-from infra.releases import read_topic
-from infra.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
-from infra.stack import COMMANDS, milvus_answers
-from infra.world import World
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.operate.releases import read_topic
+from infra.platform.child import Child
+from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
+from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle

@@ -20,15 +20,15 @@ from typing import Any
 import polars as pl
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-from infra.broker import start_broker
-from infra.child import Child, start_child, wait_until_ready
-from infra.health import fetch_health
-from infra.kafka_clients import kafka_python_options
-from infra.milvus_server import start_milvus
-from infra.processes import child_environ
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Kafka, Settings
-from infra.stack import COMMANDS, milvus_answers
+from infra.local.broker import start_broker
+from infra.local.milvus_server import start_milvus
+from infra.local.processes import child_environ
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.platform.child import Child, start_child, wait_until_ready
+from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Kafka, Settings
 from streams.topics import TOPICS, create_topics, partitions_of
 
 READY_S = 90.0

@@ -14,11 +14,11 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.broker import Broker
-from infra.kafka_clients import kafka_python_options
-from infra.processes import child_environ
-from infra.run_files import fill_in
-from infra.settings import Forget, Join, Kafka, Settings
+from infra.local.broker import Broker
+from infra.local.processes import child_environ
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in
+from infra.platform.settings import Forget, Join, Kafka, Settings
 from models.logs.log import LogError
 from streams import topics
 from streams.archive import store_archive

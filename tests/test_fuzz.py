@@ -21,8 +21,8 @@ from indexer import handover
 from indexer.facts import Facts
 from indexer.intake import Intake
 from indexer.rows import Rows
-from infra.releases import hear
-from infra.settings import Settings
+from infra.operate.releases import hear
+from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from serving.intake import open_letter
 from serving.release import Releases

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from infra.health import fetch_health
-from infra.run_files import read_run_files
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
 from serving.client import RecommendClient
 from streams import topics
 from streams.dead_letter_box import Place, read_box

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.broker import Broker
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Join, Settings
-from infra.settings import Kafka as KafkaSettings
-from infra.status import fetch_samples
+from infra.local.broker import Broker
+from infra.operate.status import fetch_samples
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Join, Settings
+from infra.platform.settings import Kafka as KafkaSettings
 from streams.messages import (
     DeadLetter,
     Impression,

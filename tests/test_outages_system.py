@@ -23,14 +23,14 @@ from kafka.errors import KafkaError
 
 from indexer.collection import Index
 from indexer.errors import IndexUnavailable
-from infra.broker import start_broker
-from infra.kafka_clients import close_producer, kafka_python_options
-from infra.milvus_server import start_milvus
-from infra.processes import broker_part
-from infra.run_files import fill_in
-from infra.settings import Kafka, Milvus, Settings
-from infra.stack import milvus_answers
-from infra.supervisor import Supervisor
+from infra.local.broker import start_broker
+from infra.local.milvus_server import start_milvus
+from infra.local.processes import broker_part
+from infra.local.stack import milvus_answers
+from infra.local.supervisor import Supervisor
+from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.run_files import fill_in
+from infra.platform.settings import Kafka, Milvus, Settings
 from serving import client as client_module
 from serving.client import RecommendClient, RequestFailed
 from streams import topics

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from infra.audience import Audience
-from infra.replay import replay
-from infra.settings import Settings
-from infra.world import World
+from infra.operate.replay import replay
+from infra.platform.settings import Settings
+from infra.simulation.audience import Audience
+from infra.simulation.world import World
 from serving.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, WATCH_EVENTS, create_topics
 from tests.parity import check_parity

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from infra.broker import Broker
-from infra.kafka_clients import kafka_python_options
-from infra.run_files import fill_in
-from infra.settings import History, Kafka, Settings, to_environ
+from infra.local.broker import Broker
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in
+from infra.platform.settings import History, Kafka, Settings, to_environ
 from streams import rebuild_histories as module
 from streams import topics
 from streams.follow import TopicFollower

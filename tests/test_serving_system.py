@@ -12,8 +12,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from infra.health import fetch_health
-from infra.run_files import read_run_files
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
 from serving.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of

@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from infra.child import Child
 from infra.cli.learn import published
-from infra.health import fetch_health
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Kafka, Settings, Trainer
-from infra.status import fetch_samples
+from infra.operate.status import fetch_samples
+from infra.platform.child import Child
+from infra.platform.health import fetch_health
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Kafka, Settings, Trainer
 from models.release.bundle import read_bundle
 from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics

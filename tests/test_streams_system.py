@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from confluent_kafka import Producer
 
-from infra.broker import Broker
-from infra.fault_points import DIED, VARIABLE
-from infra.run_files import fill_in, read_run_files
-from infra.settings import History, Settings
-from infra.settings import Kafka as KafkaSettings
-from infra.status import fetch_samples
+from infra.local.broker import Broker
+from infra.operate.status import fetch_samples
+from infra.platform.fault_points import DIED, VARIABLE
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import History, Settings
+from infra.platform.settings import Kafka as KafkaSettings
 from streams.faust_app import EXIT_AGAIN
 from streams.messages import DeadLetter, SearchEvent, TrainingExample, WatchEvent, decode, encode
 from streams.topics import (

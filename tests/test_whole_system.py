@@ -22,13 +22,13 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.collection import Index
-from infra import metrics
-from infra.child import Child
-from infra.kafka_clients import kafka_python_options
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Indexer, Model, Ranker, Serving, Settings
-from infra.settings import Kafka as KafkaSettings
-from infra.stack import COMMANDS
+from infra.local.stack import COMMANDS
+from infra.platform import metrics
+from infra.platform.child import Child
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
+from infra.platform.settings import Kafka as KafkaSettings
 from models.retrieval.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams.learner import PROGRESS_KEY, Progress

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from streams.follow import TopicFollower
 from streams.messages import Item, UserHistory, WatchEvent, decode, encode
 from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS, partition_of

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from streams.follow import TopicFollower
 from streams.messages import Impression, RecommendReply, decode
 from streams.topics import IMPRESSIONS, RECOMMEND_REPLIES

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from infra.settings import Trainer
+from infra.platform.settings import Trainer
 from models.evaluation.cases import Cases, History
 from models.logs.examples import Examples, Queries
 from models.logs.source import Source

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.child import ServiceError
-from infra.settings import Settings
+from infra.platform.child import ServiceError
+from infra.platform.settings import Settings
 
 UserId = Annotated[str, typer.Argument(metavar="USER")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
@@ -61,7 +61,7 @@ def watch(
     """Send one watch event, as a player would."""
     from kafka import KafkaProducer
 
-    from infra.kafka_clients import kafka_python_options
+    from infra.platform.kafka_clients import kafka_python_options
     from streams import topics
     from streams.messages import WatchEvent, encode
 

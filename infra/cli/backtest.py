@@ -72,7 +72,7 @@ def backtest(
             raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
         _rank(settings, log, out, items, mapping or [], cut, seed, as_json=as_json)
         return
-    from infra.backtest import Request, enter_with, run_backtest
+    from infra.backtest.backtest import Request, enter_with, run_backtest
     from models.logs.log import parse_mapping
 
     request = Request(
@@ -135,8 +135,8 @@ def _rank(
     *,
     as_json: bool,
 ) -> None:
-    from infra.backtest_ranking import RankingRequest, run_ranking_backtest
-    from infra.retraining import delays_of
+    from infra.backtest.backtest_ranking import RankingRequest, run_ranking_backtest
+    from infra.operate.retraining import delays_of
     from models.logs.log import parse_mapping
 
     ranker = settings.ranker if seed is None else settings.ranker.model_copy(update={"seed": seed})

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra.cli.session import Session
-from infra.settings import Settings, dump_settings
+from infra.platform.settings import Settings, dump_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +67,7 @@ def status(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False
 ) -> None:
     """Processes, lags, versions, index size and freshness on this data_dir; exit 1 if a process is not ready."""
-    from infra.status import print_status, read_status
+    from infra.operate.status import print_status, read_status
 
     report = read_status(context.obj.settings)
     if as_json:
@@ -90,7 +90,7 @@ def releases(
     """
     if back:
         _roll_back(context.obj.with_milvus, wait_s, as_json=as_json)
-    from infra.releases import print_releases, read_releases
+    from infra.operate.releases import print_releases, read_releases
 
     report = read_releases(context.obj.connected)
     if as_json:
@@ -101,7 +101,7 @@ def releases(
 
 
 def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:
-    from infra.roll_back import roll_back
+    from infra.operate.roll_back import roll_back
 
     say = Console(stderr=True, highlight=False)
     done = roll_back(settings, wait_s, lambda what: say.print(escape(what)))

@@ -47,7 +47,7 @@ def list_letters(
     as_json: AsJson = False,
 ) -> None:
     """The letters that are open, oldest first."""
-    from infra.dead_letter_page import row_of, table_of
+    from infra.operate.dead_letter_page import row_of, table_of
     from streams.dead_letter_box import Wanted, read_box
 
     wanted = Wanted(topic, code, since_ms(since, _now_ms()), closed)
@@ -73,7 +73,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """All of one letter; its value as text where it is that, else in hexadecimal. Exit 1 when there is none."""
-    from infra.dead_letter_page import content_of, print_letter, row_of
+    from infra.operate.dead_letter_page import content_of, print_letter, row_of
     from streams.dead_letter_box import find, read_box
 
     kafka = context.obj.connected.kafka
@@ -201,7 +201,7 @@ def _print_outcomes(outcomes: Sequence[Any], *, as_json: bool, most: int = 1000)
     if as_json:
         typer.echo(json.dumps([outcome._asdict() for outcome in outcomes], indent=2))
         return
-    from infra.dead_letter_page import harmless
+    from infra.operate.dead_letter_page import harmless
 
     console = Console(highlight=False, soft_wrap=True)
     for outcome in islice(outcomes, most):

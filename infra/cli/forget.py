@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.cli.learn import progress_bars
-from infra.settings import Settings, SettingsError
+from infra.platform.settings import Settings, SettingsError
 
 
 def register(app: typer.Typer) -> None:

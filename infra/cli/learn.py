@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 
 Step = Callable[[str, int, int], None]
 
@@ -120,8 +120,8 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
 ) -> None:
     """Send a log's rows to `watch-events`. Repeating a replay changes nothing: its event ids come from the rows."""
-    from infra.replay import ReplayError
-    from infra.replay import replay as send
+    from infra.operate.replay import ReplayError
+    from infra.operate.replay import replay as send
     from models.logs.log import parse_mapping
 
     pairs = parse_mapping(mapping or [])
@@ -180,7 +180,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Step]:
 def _train(settings: Settings, job: Job, step: Step) -> Any:
     """The manifest of the bundle; None in a process that only helped."""
 
-    from infra.retraining import delays_of, served_examples
+    from infra.operate.retraining import delays_of, served_examples
     from models.logs.log import parse_mapping, read_items
     from models.logs.stored_log import store_log
     from models.logs.stored_searches import store_searches
@@ -237,7 +237,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
 
 def _train_ranker(settings: Settings, job: Job, step: Step) -> Any:
     """A release with the newest one's candidates and another ranker."""
-    from infra.retraining import retrain_from_log, retrain_from_topic
+    from infra.operate.retraining import retrain_from_log, retrain_from_topic
     from models.logs.log import parse_mapping
 
     base = _base(settings, job.warm_start or "newest")
@@ -255,7 +255,7 @@ def retrain_ranker(settings: Settings, step: Step) -> Any:
 def _served(settings: Settings, found: Any) -> Any:
     """What was served, beside the item statistics of the newest release, which served it; None where it is too little
     for a ranker. Where no bundle is left here, what it knew from a log is lost."""
-    from infra.retraining import delays_of, enough
+    from infra.operate.retraining import delays_of, enough
     from models.ranking.item_statistics import ItemStatistics
     from models.ranking.ranker_release import Served
     from models.release.bundle import has_release
@@ -306,7 +306,7 @@ def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:
 
 
 def _remove_old_bundles(settings: Settings) -> list[str]:
-    from infra.old_bundles import remove_old_bundles
+    from infra.operate.old_bundles import remove_old_bundles
 
     try:
         return remove_old_bundles(settings)

@@ -19,9 +19,9 @@ from infra.cli import ask, backtest, cluster, dead_letters, forget, learn, proce
 from infra.cli.session import Session
 
 MENDABLE = (
-    ("infra.settings", "SettingsError"),
-    ("infra.child", "ServiceError"),
-    ("infra.kafka_access", "KafkaRefused"),
+    ("infra.platform.settings", "SettingsError"),
+    ("infra.platform.child", "ServiceError"),
+    ("infra.platform.kafka_access", "KafkaRefused"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
     ("models.evaluation.split", "BacktestError"),

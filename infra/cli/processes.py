@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 
 
 class WorkerName(StrEnum):
@@ -30,7 +30,7 @@ def worker(
 ) -> None:
     """Run a stream worker (Faust): user histories, what became of impressions, trending items, or the incremental
     trainer."""
-    from infra.health import Health, serve_health
+    from infra.platform.health import Health, serve_health
     from streams.faust_app import now_ms, run
     from streams.follow import require_topics
     from streams.forgotten import read_forgotten

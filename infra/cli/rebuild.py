@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from infra.cli.learn import progress_bars
-from infra.settings import Settings
+from infra.platform.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make again from topics and bundles: the index, or the histories.")
 
@@ -33,7 +33,7 @@ def index(
 
     Exit 1 when it could not (the old collection stays), or has not answered in time (the request stands).
     """
-    from infra.rebuild_index import rebuild_index
+    from infra.operate.rebuild_index import rebuild_index
 
     settings: Settings = context.obj.with_milvus
     with progress_bars(quiet=as_json) as step:

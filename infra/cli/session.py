@@ -9,8 +9,8 @@ from typing import Any
 
 import structlog
 
-from infra.run_files import find_services
-from infra.settings import Settings, SettingsError, load_settings
+from infra.platform.run_files import find_services
+from infra.platform.settings import Settings, SettingsError, load_settings
 
 
 class Session:
@@ -30,7 +30,7 @@ class Session:
     def connected(self) -> Settings:
         """The settings with the broker known (and Milvus, if it can be): as set, else of the `nextwatch up` that runs
         on this data_dir. Raises ServiceError when there is no broker, KafkaRefused when it does not let us in."""
-        from infra.kafka_access import require_access
+        from infra.platform.kafka_access import require_access
 
         settings = find_services(self.settings)
         require_access(settings.kafka)

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from infra.settings import Settings
-from infra.status import read_status, render_status
-from infra.supervisor import Report, Supervisor, interrupted_by_signals
+from infra.local.supervisor import Report, Supervisor, interrupted_by_signals
+from infra.operate.status import read_status, render_status
+from infra.platform.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def up(context: typer.Context) -> None:
     """Run everything in this terminal: embedded services where none are set, and all processes. Ctrl-C stops all."""
-    from infra.stack import running_stack
+    from infra.local.stack import running_stack
 
     settings: Settings = context.obj.settings
     console = Console()
@@ -55,7 +55,7 @@ def demo(
     ] = None,
 ) -> None:
     """Show the point in three minutes, on embedded services and a simulated world. Exit 1 if a claim does not hold."""
-    from infra.demo import run_demo
+    from infra.simulation.demo import run_demo
 
     with interrupted_by_signals():
         held = run_demo(context.obj.settings, seed=seed, keep=keep, data_dir=data_dir, console=Console())

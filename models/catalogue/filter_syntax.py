@@ -1,7 +1,7 @@
 """A request's filter from its text: parsed by Python's own parser and never run.
 
-What is not on the list in models/catalogue/item_filter.py is refused with the reason and the place, and so is what is too long,
-too deep or too much, before it costs anything.
+What is not on the list in models/catalogue/item_filter.py is refused with the reason and the place, and so is what is
+too long, too deep or too much, before it costs anything.
 """
 
 from __future__ import annotations

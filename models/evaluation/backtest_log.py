@@ -18,8 +18,8 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Reading:
-    """`stream` and the ids behind its numbers, in the order in which items became known (models.logs.source); and `source`,
-    from which our own model learns."""
+    """`stream` and the ids behind its numbers, in the order in which items became known (models.logs.source); and
+    `source`, from which our own model learns."""
 
     stream: Stream
     source: Source

@@ -1,7 +1,8 @@
 """A log of any size as memory-mapped columns in order of time: checked, sorted and coded without ever being in memory.
 
-Events are written to disk as they come and put in order there (models.logs.time_order); in memory are a buffer of rows and
-the ids. The checks and the result are those of models.logs.log, so that a log which fits into memory may be read either way.
+Events are written to disk as they come and put in order there (models.logs.time_order); in memory are a buffer of rows
+and the ids. The checks and the result are those of models.logs.log, so that a log which fits into memory may be read
+either way.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infra.settings import Ranker as Settings
+from infra.platform.settings import Ranker as Settings
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
 from models.logs.source import Source
@@ -123,7 +123,8 @@ def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: 
 
 
 class UnseenScores:
-    """Retrieval scores of exposures by a model that was trained on rows before `since`: a models.ranking.exposures.Scorer."""
+    """Retrieval scores of exposures by a model that was trained on rows before `since`: a
+    models.ranking.exposures.Scorer."""
 
     def __init__(self, model: CandidateModel, exposures: Exposures, since: int) -> None:
         self._model, self._exposures, self._since = model, exposures, since

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infra.settings import Ranker as Settings
+from infra.platform.settings import Ranker as Settings
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import LogError
 from models.ranking.features import FEATURES, Scope, ids_of

@@ -1,8 +1,9 @@
 """One training on several processes: who this one is, and how it meets the others.
 
-Every process holds all tables and computes a share of each batch (models.retrieval.candidate_training); files are written by the
-first. On one machine the processes meet in a file and talk over loopback. Across machines torchrun starts them;
-its own store listens on every interface of the first machine, which is torch's doing and a matter for a firewall.
+Every process holds all tables and computes a share of each batch (models.retrieval.candidate_training); files are
+written by the first. On one machine the processes meet in a file and talk over loopback. Across machines torchrun
+starts them; its own store listens on every interface of the first machine, which is torch's doing and a matter for a
+firewall.
 """
 
 from __future__ import annotations

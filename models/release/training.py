@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from infra.settings import Model
-from infra.settings import Ranker as RankerSettings
+from infra.platform.settings import Model
+from infra.platform.settings import Ranker as RankerSettings
 from models.logs.dataset import Dataset
 from models.logs.log import LogError
 from models.logs.source import Source, prepare

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.settings import Model
+from infra.platform.settings import Model
 from models.catalogue.catalogue import Catalogue
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.cases import Asked, Cases, History, Stream

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infra.settings import Model
+from infra.platform.settings import Model
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
 from models.retrieval.batches import batch_size, epoch_batches

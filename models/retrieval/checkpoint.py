@@ -18,7 +18,7 @@ import msgspec
 import safetensors.torch
 import torch
 
-from infra.settings import Model
+from infra.platform.settings import Model
 from models.logs.array_file import mapped
 from models.logs.stored_log import StoredLog
 from models.retrieval.candidate_training import Fit

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infra.settings import Trainer
+from infra.platform.settings import Trainer
 from models.catalogue.catalogue import NO_IDS, Catalogue
 from models.catalogue.columns import Columns
 from models.catalogue.viewer import Example
@@ -272,8 +272,8 @@ class IncrementalTrainer:
         return StepResult(loss, moved, False)
 
     def due_refreshes(self, limit: int) -> Rows:
-        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since (models.retrieval.refresh).
-        Rows that were freed meanwhile are no one's."""
+        """int64 [R], R <= limit: rows to publish again because their popularity has decayed since
+        (models.retrieval.refresh). Rows that were freed meanwhile are no one's."""
         due = self._refreshes.due(limit)
         return due[[bool(self.item_ids[row]) for row in due.tolist()]] if self._free else due
 

@@ -23,8 +23,8 @@ class TowerShape(msgspec.Struct, frozen=True):
 
     `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
     `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
-    own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them. What validation
-    gave the weight 0 is muted: zero for every user, so that nothing is learnt live through it either.
+    own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them. What
+    validation gave the weight 0 is muted: zero for every user, so that nothing is learnt live through it either.
     """
 
     dim: int

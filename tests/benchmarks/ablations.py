@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from infra.backtest.backtest.contenders import Released
 from rich.console import Console
 
-from infra.backtest.contenders import Released
-from infra.settings import Model
-from infra.world import World
+from infra.platform.settings import Model
+from infra.simulation.world import World
 from models.evaluation.backtest import walk_frozen
 from models.retrieval.candidate_learning import learn_candidates
 from models.retrieval.candidate_training import NOTHING, Ablation

@@ -14,8 +14,8 @@ from typing import Any
 
 import faust
 
-from infra.health import Health, serve_health
-from infra.settings import Settings, load_settings
+from infra.platform.health import Health, serve_health
+from infra.platform.settings import Settings, load_settings
 from streams.faust_app import create_app, follow_readiness, now_ms, raw_topic, run
 from streams.history import Source, apply_watch
 from streams.messages import UserHistory, WatchEvent, decode, encode

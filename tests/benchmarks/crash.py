@@ -19,8 +19,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from infra.fault_points import POINTS
-from infra.world import NOTICE
+from infra.platform.fault_points import POINTS
+from infra.simulation.world import NOTICE
 from tests.benchmarks.crash_recovery import measure_recovery
 from tests.benchmarks.report import Report
 from tests.crash.killer import process_of

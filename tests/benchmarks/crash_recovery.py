@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from confluent_kafka import Producer
 
 from infra.cli.learn import published
-from infra.processes import command_part
-from infra.settings import Embedded, Settings
-from infra.stack import COMMANDS
-from infra.supervisor import Supervisor
+from infra.local.processes import command_part
+from infra.local.stack import COMMANDS
+from infra.local.supervisor import Supervisor
+from infra.platform.settings import Embedded, Settings
 from streams import topics
 from streams.messages import (
     Impression,

@@ -12,9 +12,9 @@ import time
 
 from kafka import KafkaConsumer, KafkaProducer
 
-from infra.health import Health, serve_health
-from infra.kafka_clients import kafka_python_options
-from infra.settings import load_settings
+from infra.platform.health import Health, serve_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import load_settings
 from streams.messages import Recommended, RecommendReply, encode
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from infra.backtest.backtest.contenders import Released
 
-from infra.backtest.contenders import Released
-from infra.world import NOTICE, World
+from infra.simulation.world import NOTICE, World
 from models.evaluation.backtest import rows_at_once
 from models.retrieval.candidate_learning import learn_candidates
 from models.retrieval.candidate_training import NOTHING, Ablation

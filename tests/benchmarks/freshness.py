@@ -13,9 +13,9 @@ import numpy as np
 
 from indexer.collection import MOST_HITS, Index
 from indexer.errors import IndexFailure
-from infra.replay import replay
-from infra.settings import Settings
-from infra.world import NOTICE, World
+from infra.operate.replay import replay
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE, World
 from serving.client import RecommendClient
 from streams.messages import RecommendRequest, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS

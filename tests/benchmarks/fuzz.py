@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from infra.world import NOTICE
+from infra.simulation.world import NOTICE
 from serving.client import RecommendClient
 from streams import topics
 from streams.messages import RecommendRequest

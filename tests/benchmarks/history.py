@@ -11,12 +11,12 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from infra.broker import Broker, start_broker
-from infra.child import Child
-from infra.health import fetch_health
-from infra.kafka_clients import kafka_python_options
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Settings
+from infra.local.broker import Broker, start_broker
+from infra.platform.child import Child
+from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Settings
 from streams.messages import WatchEvent, encode
 from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS, create_topics
 from tests.benchmarks.load import send_all

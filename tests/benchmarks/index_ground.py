@@ -12,8 +12,8 @@ import polars as pl
 
 from indexer.facts import Facts
 from indexer.scalars import scalars_of
-from infra.settings import Model, Ranker
-from infra.world import World
+from infra.platform.settings import Model, Ranker
+from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle

@@ -10,7 +10,7 @@ import numpy as np
 from confluent_kafka import Producer
 
 from indexer.collection import Index
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.messages import BundlePublished, ItemVector, encode
 from streams.topics import ITEM_VECTORS, ITEMS, RELEASES
 from tests.benchmarks.freshness import every

@@ -11,8 +11,8 @@ from indexer.collection import Index
 from indexer.filling import fill
 from indexer.rows import Rows
 from indexer.verifying import recall_of
-from infra.milvus_server import start_milvus
-from infra.settings import Settings
+from infra.local.milvus_server import start_milvus
+from infra.platform.settings import Settings
 from tests.benchmarks.index_ground import Floats, Ground, many, world_ground
 from tests.benchmarks.ranking_ground import say
 from tests.benchmarks.report import Report, quantile

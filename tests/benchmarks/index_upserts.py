@@ -15,7 +15,7 @@ from indexer.facts import Facts
 from indexer.rows import Row, Rows
 from indexer.scalars import as_row
 from indexer.writing import write_all
-from infra.milvus_server import start_milvus
+from infra.local.milvus_server import start_milvus
 from tests.benchmarks.index_ground import Ground, world_ground
 from tests.benchmarks.report import Report
 from tests.conftest import milvus_answers

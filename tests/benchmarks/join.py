@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from infra.run_files import fill_in
-from infra.settings import Settings
+from infra.platform.run_files import fill_in
+from infra.platform.settings import Settings
 from streams.messages import Impression, Shown, WatchEvent, encode
 from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, WATCH_EVENTS, create_topics
 from tests.benchmarks.history import PATIENCE_S, broker_name, running_broker, wait_for_group

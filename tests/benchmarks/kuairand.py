@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from infra.replay import Replayed, replay
-from infra.settings import Settings
+from infra.operate.replay import Replayed, replay
+from infra.platform.settings import Settings
 from serving.client import RecommendClient
 from streams.topics import DEAD_LETTERS, TRAINING_EXAMPLES, WATCH_EVENTS
 from tests.benchmarks.load import Asked, steady_requests

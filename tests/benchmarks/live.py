@@ -8,9 +8,9 @@ take all cases of a user together.
 from __future__ import annotations
 
 import torch
+from infra.backtest.backtest.contenders import Live, Released
 
-from infra.backtest.contenders import Live, Released
-from infra.settings import Model, Trainer
+from infra.platform.settings import Model, Trainer
 from models.evaluation.backtest import Recommender, walk_live
 from models.evaluation.frozen import Frozen
 from models.retrieval.candidate_learning import learn_candidates

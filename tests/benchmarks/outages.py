@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from infra.world import NOTICE
+from infra.simulation.world import NOTICE
 from tests.benchmarks.report import Report, main
 from tests.outages import Memory, Replies, System, running_outages
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from infra.settings import Ranker, Settings
-from infra.world import NOTICE
+from infra.platform.settings import Ranker, Settings
+from infra.simulation.world import NOTICE
 from models.ranking.features import FEATURES, ids_of
 from models.ranking.ranker_training import default_hidden
 from tests import kuairand

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import polars as pl
 from rich.console import Console
 
-from infra.settings import Settings
-from infra.world import World
+from infra.platform.settings import Settings
+from infra.simulation.world import World
 from models.logs.source import prepare
 from models.logs.stored_log import store_frame
 from models.ranking.exposures import Delays, Exposures

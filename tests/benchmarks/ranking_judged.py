@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from infra.settings import Ranker as RankerSettings
+from infra.platform.settings import Ranker as RankerSettings
 from models.evaluation.ranking_comparison import Compared, Ratio, Totals, difference, estimate
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker

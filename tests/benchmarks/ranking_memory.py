@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from infra.settings import Settings
-from infra.world import NOTICE, World
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE, World
 from models.logs.stored_log import store_frame
 from tests.benchmarks.ranking_ground import DAY_MS, LENGTH, NOW_MS, say
 from tests.benchmarks.report import Report, main

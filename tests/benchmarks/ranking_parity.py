@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from infra.audience import Audience
-from infra.replay import replay
-from infra.settings import Settings
-from infra.world import NOTICE, World
+from infra.operate.replay import replay
+from infra.platform.settings import Settings
+from infra.simulation.audience import Audience
+from infra.simulation.world import NOTICE, World
 from serving.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS
 from tests.benchmarks.ranking_ground import say

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.settings import Settings
-from infra.world import NOTICE
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE
 from models.ranking.features import compute_ids, compute_numbers
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.moment import Moment

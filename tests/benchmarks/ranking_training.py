@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from infra.settings import Ranker, Settings
+from infra.platform.settings import Ranker, Settings
 from models.ranking.quantiles import fit_quantiles
 from models.ranking.ranker_net import RankerNet
 from models.ranking.ranker_training import Prepared, fit, fit_spaces, prepare, shape_of

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infra.supervisor import interrupted_by_signals
+from infra.local.supervisor import interrupted_by_signals
 
 
 @dataclass

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from infra.replay import replay
-from infra.settings import Settings
-from infra.world import NOTICE, World
+from infra.operate.replay import replay
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE, World
 from serving.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from streams.topics import WATCH_EVENTS, create_topics

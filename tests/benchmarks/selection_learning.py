@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.settings import Selection
-from infra.world import NOTICE
+from infra.platform.settings import Selection
+from infra.simulation.world import NOTICE
 from models.ranking.ranker import Ranker
 from serving.selection import DRAWN
 from tests.benchmarks.report import Report

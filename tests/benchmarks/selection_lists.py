@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.settings import Selection
-from infra.world import NOTICE
+from infra.platform.settings import Selection
+from infra.simulation.world import NOTICE
 from serving.selection import Options, choose, seed_of
 from tests.benchmarks.report import Report
 from tests.benchmarks.selection_scene import NOW_MS, Scene, make_scene

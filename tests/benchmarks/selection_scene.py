@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from infra.settings import Model
-from infra.settings import Ranker as RankerSettings
-from infra.world import World
+from infra.platform.settings import Model
+from infra.platform.settings import Ranker as RankerSettings
+from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from infra.exposures import LOOK_ON, MOST_ANSWERS, without_repeats
-from infra.settings import Selection
+from infra.platform.settings import Selection
+from infra.simulation.exposures import LOOK_ON, MOST_ANSWERS, without_repeats
 from models.ranking.features import ids_of
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.moment import SOURCES, Names, id_names, length_codes
@@ -229,8 +229,9 @@ def together(users: list[str]) -> list[list[str]]:
 
 
 def value_of(chance: Doubles, watch_s: Doubles) -> float:
-    """Expected seconds out of a list [K] whose places are looked at from the top (infra.exposures.look_down): chance to
-    start each, and its seconds once started. Who has started MOST_ANSWERS looks no further."""
+    """Expected seconds out of a list [K] whose places are looked at from the top
+    (infra.simulation.exposures.look_down): chance to start each, and its seconds once started. Who has started
+    MOST_ANSWERS looks no further."""
     look, total = 1.0, 0.0
     started = np.zeros(MOST_ANSWERS)  # chances to have started 0, 1, ... so far
     started[0] = 1.0

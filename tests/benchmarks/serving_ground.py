@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from infra.settings import Model, Ranker
-from infra.world import World
+from infra.platform.settings import Model, Ranker
+from infra.simulation.world import World
 from models.catalogue.catalogue import Catalogue
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle

@@ -15,7 +15,7 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from serving.draft import Asked
 from serving.pipeline import hydrate
 from serving.views import HistoryView

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.handover import WHOLE
-from infra.world import NOTICE
+from infra.simulation.world import NOTICE
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
 from models.release.bundle import Bundle, newest_version

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 
-from infra.child import wait_until_ready
-from infra.settings import Settings
-from infra.world import NOTICE
+from infra.platform.child import wait_until_ready
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE
 from serving.client import RecommendClient
 from tests.benchmarks.ranking_ground import say
 from tests.benchmarks.report import Report, quantile

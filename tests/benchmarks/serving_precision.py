@@ -19,8 +19,8 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from infra.settings import Settings
-from infra.world import NOTICE
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet

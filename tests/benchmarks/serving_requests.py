@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
-from infra.settings import Settings
-from infra.world import NOTICE
+from infra.platform.settings import Settings
+from infra.simulation.world import NOTICE
 from serving.client import RecommendClient
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving_ground import note_of, small_release

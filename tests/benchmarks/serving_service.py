@@ -18,14 +18,14 @@ from typing import Any
 
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from infra.broker import start_broker
-from infra.child import Child
 from infra.cli.learn import published
-from infra.health import fetch_health
-from infra.milvus_server import MilvusServer, start_milvus
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Settings
-from infra.stack import milvus_answers
+from infra.local.broker import start_broker
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.stack import milvus_answers
+from infra.platform.child import Child
+from infra.platform.health import fetch_health
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from serving.client import RecommendClient, RequestFailed
 from streams.messages import RecommendReply, RecommendRequest, UserHistory, encode

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from infra.world import NOTICE
+from infra.simulation.world import NOTICE
 from serving.client import RecommendClient
 from streams.topics import RECOMMEND_REQUESTS
 from tests.benchmarks.freshness import every

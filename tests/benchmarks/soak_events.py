@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from infra.roll_back import RollBackRefused, roll_back
+from infra.operate.roll_back import RollBackRefused, roll_back
 from streams.messages import Item, encode
 from streams.topics import ITEM_VECTORS
 from tests.service import Service

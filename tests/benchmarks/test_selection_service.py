@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.exposures import look_down
-from infra.settings import Selection
+from infra.platform.settings import Selection
+from infra.simulation.exposures import look_down
 from serving.selection import DRAWN
 from tests.benchmarks.selection_scene import NOW_MS, make_scene
 from tests.benchmarks.selection_service import K, Service, value_of

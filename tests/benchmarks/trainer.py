@@ -18,11 +18,11 @@ import polars as pl
 import torch
 from kafka import KafkaConsumer
 
-from infra.broker import Broker
-from infra.health import fetch_health
-from infra.kafka_clients import kafka_python_options
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Model, Ranker, Settings
+from infra.local.broker import Broker
+from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Model, Ranker, Settings
 from models.logs.stored_log import store_frame
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle

@@ -19,8 +19,8 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from infra.kafka_clients import close_producer, kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.settings import Kafka
 from serving.client import RecommendClient, RequestFailed
 from streams.messages import Item, RecommendReply, SearchEvent, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.follow import TopicFollower
 from streams.messages import Impression, Refused, SearchEvent, WatchEvent, decode
 from streams.topics import IMPRESSIONS, SEARCH_EVENTS, WATCH_EVENTS, partition_of

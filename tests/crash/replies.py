@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle
 from streams.messages import Impression, RecommendReply, UserHistory, decode
 from streams.topics import IMPRESSIONS, RECOMMEND_REPLIES, USER_HISTORIES, partition_of

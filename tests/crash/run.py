@@ -13,8 +13,8 @@ from pathlib import Path
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.cli.learn import published
-from infra.releases import read_topic
-from infra.settings import Indexer, Join, Kafka, Serving, Settings, Trending
+from infra.operate.releases import read_topic
+from infra.platform.settings import Indexer, Join, Kafka, Serving, Settings, Trending
 from streams import topics
 from streams.releases import announce
 from tests.crash.killer import Deaths, Killer, process_of

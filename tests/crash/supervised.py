@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra import fault_points
-from infra.broker import answers
-from infra.claims import LOOPBACK, claim_port, is_listening
-from infra.health import fetch_health
-from infra.processes import child_environ
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Settings
-from infra.stack import COMMANDS
+from infra.local.broker import answers
+from infra.local.processes import child_environ
+from infra.local.stack import COMMANDS
+from infra.platform import fault_points
+from infra.platform.claims import LOOPBACK, claim_port, is_listening
+from infra.platform.health import fetch_health
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Settings
 from tests.system import cli, wait_until, with_section
 
 OURS = tuple(COMMANDS)

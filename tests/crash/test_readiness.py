@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from infra.cli.learn import published
-from infra.health import fetch_health
-from infra.releases import read_topic
-from infra.run_files import fill_in, read_run_files
-from infra.settings import Kafka, Settings
+from infra.operate.releases import read_topic
+from infra.platform.health import fetch_health
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Kafka, Settings
 from streams.releases import announce
 from streams.topics import create_topics
 from tests.benchmarks.crash_recovery import fill

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.collection import Index
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle
 from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from tests.indexer.site import Site, Trained
 
 SERVER = os.environ.get("NEXTWATCH_TEST_MILVUS", "")  # read before the settings' variables are taken away

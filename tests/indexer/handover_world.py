@@ -1,8 +1,8 @@
 """The world of the hand-over, one effect at a time: topic, Milvus, bundles, an indexer, servers, an operator.
 
 What decides is the real thing: indexer/handover.py, the acceptance rule of serving/release.py, the operator's choice of
-infra/roll_back.py. What only carries it out is written down here, in the order in which indexer/releasing.py and
-serving/release.py do it: every `yield` of the indexer is a place where it may die, or anything else may happen.
+infra/operate/roll_back.py. What only carries it out is written down here, in the order in which indexer/releasing.py
+and serving/release.py do it: every `yield` of the indexer is a place where it may die, or anything else may happen.
 
 What must never be is asserted where it would be: at a drop, at a decision, at an answer.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from indexer import handover
 from indexer.errors import IndexMissing
 from indexer.handover import WHOLE, Announce, Build, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
-from infra.releases import BundleFound, CollectionFound
-from infra.roll_back import RollBackRefused, choose
+from infra.operate.releases import BundleFound, CollectionFound
+from infra.operate.roll_back import RollBackRefused, choose
 from serving.release import ReleaseError, check_collection
 from streams.messages import BundlePublished, IndexReady, Release, ServerState
 from streams.releases import key_of

@@ -14,8 +14,8 @@ from kafka import KafkaProducer
 from indexer.collection import Index
 from indexer.handover import announced_ms
 from indexer.process import run_indexer
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from streams import topics
 from streams.epochs import claim

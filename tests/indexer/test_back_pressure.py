@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from indexer.collection import Index
-from infra import metrics
-from infra.health import fetch_health
-from infra.milvus_server import MilvusServer, start_milvus
-from infra.run_files import read_run_files
-from infra.settings import Milvus, Settings
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.platform import metrics
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
+from infra.platform.settings import Milvus, Settings
 from models.release.bundle import Bundle
 from tests.conftest import milvus_answers
 from tests.indexer.site import PATIENCE_S, Site, Trained

@@ -12,7 +12,7 @@ from indexer.collection import Index
 from indexer.handover import WHOLE, announced
 from indexer.scalars import Scalars
 from indexer.sphere import longest_of
-from infra import metrics
+from infra.platform import metrics
 from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode

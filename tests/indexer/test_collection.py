@@ -16,8 +16,8 @@ from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavai
 from indexer.scalars import Scalars
 from indexer.schema import BESIDE
 from indexer.sphere import longest_of
-from infra.milvus_server import start_milvus
-from infra.settings import Milvus, Settings
+from infra.local.milvus_server import start_milvus
+from infra.platform.settings import Milvus, Settings
 from tests.beside import beside
 from tests.conftest import milvus_answers
 from tests.system import wait_until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from indexer.forms import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
-from infra.settings import Milvus, SettingsError, load_settings
+from infra.platform.settings import Milvus, SettingsError, load_settings
 
 HNSW, IVF = Milvus(index_type="HNSW"), Milvus(index_type="IVF_FLAT", ivf_nlist=64, ivf_nprobe=48)
 

@@ -15,7 +15,7 @@ import pytest
 
 from indexer import lease as lease_module
 from indexer.lease import Lease, LeaseLost, Offsets
-from infra.settings import Kafka, Settings
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from tests.system import with_section
 
@@ -68,7 +68,7 @@ def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_pat
     code = (
         "import sys, pathlib, time\n"
         "from indexer.lease import Lease\n"
-        "from infra.settings import Kafka\n"
+        "from infra.platform.settings import Kafka\n"
         "lease = Lease(Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
         "print(lease.acquire(20), flush=True)\n"
         "time.sleep(60)\n"
@@ -94,7 +94,7 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
     code = (
         "import sys, pathlib, threading, time\n"
         "from indexer.lease import Lease, LeaseLost\n"
-        "from infra.settings import Kafka\n"
+        "from infra.platform.settings import Kafka\n"
         "kafka = Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2], session_timeout_s=6)\n"
         "lease, stop = Lease(kafka, pathlib.Path(sys.argv[3])), threading.Event()\n"
         "print(lease.acquire(60), flush=True)\n"

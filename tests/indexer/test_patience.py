@@ -11,7 +11,7 @@ from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from indexer import patience
 from indexer.errors import IndexMissing, IndexUnavailable
 from indexer.patience import Patience, Stopped
-from infra.health import Health
+from infra.platform.health import Health
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from indexer.handover import is_whole
-from infra import metrics
-from infra.broker import Broker
-from infra.health import fetch_health
-from infra.run_files import read_run_files
+from infra.local.broker import Broker
+from infra.platform import metrics
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
 from streams import topics
 from streams.epochs import mark
 from streams.messages import BundlePublished, DeadLetter, decode, encode

@@ -14,9 +14,9 @@ from indexer.collection import Index
 from indexer.errors import IndexFailure
 from indexer.handover import announced_ms
 from indexer.schema import BESIDE
-from infra.child import ServiceError
-from infra.rebuild_index import rebuild_index
-from infra.settings import to_environ
+from infra.operate.rebuild_index import rebuild_index
+from infra.platform.child import ServiceError
+from infra.platform.settings import to_environ
 from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode

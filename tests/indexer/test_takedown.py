@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from infra.milvus_server import start_milvus
-from infra.settings import Milvus, Settings
+from infra.local.milvus_server import start_milvus
+from infra.platform.settings import Milvus, Settings
 from streams import topics
 from streams.messages import Item, encode
 from tests.conftest import milvus_answers

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from infra.broker import server_properties
-from infra.child import start_child, wait_until_ready
-from infra.claims import LOOPBACK, claim_port, is_listening
-from infra.settings import Kafka
+from infra.local.broker import server_properties
+from infra.platform.child import start_child, wait_until_ready
+from infra.platform.claims import LOOPBACK, claim_port, is_listening
+from infra.platform.settings import Kafka
 from tests.infra.certificates import Certificates, make_certificates
 
 USER, PASSWORD = "nextwatch", "correct-horse-battery"

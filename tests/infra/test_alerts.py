@@ -17,8 +17,8 @@ import yaml
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra import metrics
-from infra.metrics import LAG
+from infra.platform import metrics
+from infra.platform.metrics import LAG
 
 INFRA = Path(metrics.__file__).parent
 UNIT_TESTS = Path(__file__).with_name("alerts_test.yml")
@@ -71,7 +71,7 @@ def assert_ours(name: str, labels: set[str]) -> None:
     """A sample of this name is served, and these are labels of it."""
     families = {family.name: family for family in REGISTRY.collect()}
     known = families.get(re.sub(r"_(total|bucket|count|sum)$", "", name)) or families.get(name)
-    assert known is not None, f"{name} is no metric of infra/metrics.py"
+    assert known is not None, f"{name} is no metric of infra/platform/metrics.py"
     collector = REGISTRY._names_to_collectors.get(name)
     own = set(getattr(collector, "_labelnames", ())) | ({"le"} if name.endswith("_bucket") else set())
     assert labels <= own | SCRAPED, f"{name} has no label {labels - own - SCRAPED}"
@@ -90,7 +90,7 @@ def test_the_name_check_finds_a_metric_and_a_label_that_are_not_there():
 LIMIT = re.compile(r"(?<![:\w])(nextwatch_\w+) ([<>]) ([\d.]+)")
 SAMPLES = (
     "from prometheus_client import REGISTRY, generate_latest\n"
-    "import infra.metrics\n"
+    "import infra.platform.metrics\n"
     "print(generate_latest(REGISTRY).decode())"
 )
 

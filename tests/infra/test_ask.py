@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.topics import create_topics
 from tests.infra.command import commands
 from tests.serving.responder import responding

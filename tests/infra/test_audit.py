@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import audit
+from infra.operate import audit
 
 WEAK = {"name": "old", "version": "1.0", "vulns": [{"id": "CVE-1", "fix_versions": ["1.1"]}, {"id": "CVE-2"}]}
 GOOD = {"name": "new", "version": "2.0", "vulns": []}

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from infra.backtest_ranking import RankingRequest, calibrated, run_ranking_backtest
-from infra.settings import Ranker
+from infra.backtest.backtest_ranking import RankingRequest, calibrated, run_ranking_backtest
+from infra.platform.settings import Ranker
 from models.evaluation.split import BacktestError
 from models.ranking.exposures import Delays
 from models.ranking.ranking_evaluation import Predictions

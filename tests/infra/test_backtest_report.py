@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from infra.backtest_curves import age_label, draw_curves, history_label
-from infra.backtest_files import CandidateLists, check_out, new_directory, write_live, write_report
-from infra.backtest_page import render_page
-from infra.backtest_report import CUTOFFS, Grounds, Protocol, build_report, finite
+from infra.backtest.backtest_curves import age_label, draw_curves, history_label
+from infra.backtest.backtest_files import CandidateLists, check_out, new_directory, write_live, write_report
+from infra.backtest.backtest_page import render_page
+from infra.backtest.backtest_report import CUTOFFS, Grounds, Protocol, build_report, finite
 from models.evaluation.backtest import Entrant, History, Stream, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular
 from models.evaluation.comparison import recall

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.child import ServiceError, start_child
-from infra.claims import claim_directory, claim_port
+from infra.platform.child import ServiceError, start_child
+from infra.platform.claims import claim_directory, claim_port
 
 
 def test_zero_gives_a_free_port() -> None:
@@ -59,7 +59,7 @@ def test_a_directory_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> Non
 
 def test_what_a_killed_owner_left_is_waited_for(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from infra.claims import claim_directory\n"
+        "import sys, time; from pathlib import Path; from infra.platform.claims import claim_directory\n"
         "claim_directory(Path(sys.argv[1])); print('mine', flush=True); time.sleep(0.5)"
     )
     owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)

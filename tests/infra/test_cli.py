@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from infra.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import kafka_python_options
 from streams.topics import TOPICS
 from tests.infra.command import Done, commands
 from tests.models.samples import small_log

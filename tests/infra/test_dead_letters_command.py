@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaTimeoutError
 
-from infra.processes import child_environ
-from infra.settings import Settings
+from infra.local.processes import child_environ
+from infra.platform.settings import Settings
 from streams import topics
 from streams.dead_letters import RETRIED, dead_letter, marked
 from streams.messages import DeadLetter, Refused, decode, encode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.demo import LEAST_VIDEOS, LEAST_WATCHES, watched_channels
+from infra.simulation.demo import LEAST_VIDEOS, LEAST_WATCHES, watched_channels
 
 
 def channel_with(videos: int, watches: int, name: str) -> tuple[dict[str, str | None], dict[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infra.demo_ranking import SHOWN, Measured, gain_of, over_other, over_retrieval, two_orders
+from infra.simulation.demo_ranking import SHOWN, Measured, gain_of, over_other, over_retrieval, two_orders
 from streams.messages import Recommended
 
 

@@ -16,9 +16,9 @@ import typer.main
 import yaml
 
 from infra.cli.main import app
-from infra.processes import STOP_S
-from infra.settings import CONFIG_VARIABLE, ENV_PREFIX, _is_setting
-from infra.stack import COMMANDS
+from infra.local.processes import STOP_S
+from infra.local.stack import COMMANDS
+from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, _is_setting
 
 INFRA = Path(__file__).parents[2] / "infra"
 UNITS = sorted((INFRA / "systemd").glob("*.service"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.child import Child
-from infra.disk import LEAST_BYTES, full_disk
-from infra.supervisor import Part, Watched
+from infra.local.disk import LEAST_BYTES, full_disk
+from infra.local.supervisor import Part, Watched
+from infra.platform.child import Child
 
 Usage = namedtuple("Usage", "total used free")
 

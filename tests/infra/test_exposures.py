@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from infra.exposures import LOOK_ON, MOST_ANSWERS, Memory, first_of, look_down, without_repeats
-from infra.population import HOUR_MS
-from infra.world import World
+from infra.simulation.exposures import LOOK_ON, MOST_ANSWERS, Memory, first_of, look_down, without_repeats
+from infra.simulation.population import HOUR_MS
+from infra.simulation.world import World
 from models.logs.log import CONTEXT_NAMES, LOG_COLUMNS
 
 START_MS = 1_750_000_000_000

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infra.fault_points import DIED, POINTS, VARIABLE
+from infra.platform.fault_points import DIED, POINTS, VARIABLE
 
 POINT = POINTS[0]
-REACHES = f"from infra.fault_points import reached\nfor n in range(3): reached({POINT!r}); print(n, flush=True)"
+REACHES = (
+    f"from infra.platform.fault_points import reached\nfor n in range(3): reached({POINT!r}); print(n, flush=True)"
+)
 
 
 def run(directory: Path | None) -> tuple[int, int]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.child import GUARD, ServiceError, start_child
-from infra.claims import CLAIM_WAIT_S
-from infra.guard import ORPHAN_GRACE_S
+from infra.platform.child import GUARD, ServiceError, start_child
+from infra.platform.claims import CLAIM_WAIT_S
+from infra.platform.guard import ORPHAN_GRACE_S
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of the guard is Linux's")
 
@@ -22,7 +22,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of
 PARENT = """
 import sys, time
 from pathlib import Path
-from infra.child import start_child
+from infra.platform.child import start_child
 child = start_child("x", sys.argv[2:], log=Path(sys.argv[1]), grace_s=0.5)
 print(child.pid, child.guard.pid, flush=True)
 time.sleep(60)
@@ -197,7 +197,7 @@ def test_a_parent_that_is_gone_at_once_stops_the_command_gracefully() -> None:
 
 
 def test_an_overgrown_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.child.LOG_BYTES", 10)
+    monkeypatch.setattr("infra.platform.child.LOG_BYTES", 10)
     log = tmp_path / "x.log"
     log.write_text("what was written yesterday\n")
     start_child("x", ["echo", "today"], log=log).wait(10)

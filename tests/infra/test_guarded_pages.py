@@ -15,12 +15,12 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from infra import page_server
-from infra.health import Health, fetch_health, serve_health
-from infra.page_server import MOST_HEAD_BYTES, MOST_REQUESTS
-from infra.run_files import TARGETS, read_run_files
-from infra.settings import Metrics, Settings, SettingsError
-from infra.status import fetch_samples, read_status, render_status
+from infra.operate.status import fetch_samples, read_status, render_status
+from infra.platform import page_server
+from infra.platform.health import Health, fetch_health, serve_health
+from infra.platform.page_server import MOST_HEAD_BYTES, MOST_REQUESTS
+from infra.platform.run_files import TARGETS, read_run_files
+from infra.platform.settings import Metrics, Settings, SettingsError
 from tests.infra.certificates import Certificates, make_certificates
 from tests.system import wait_until
 

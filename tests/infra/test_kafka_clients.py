@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from indexer.process import create_producer
-from infra.broker import start_broker
-from infra.settings import Kafka, Settings
+from infra.local.broker import start_broker
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from tests.conftest import environ_for
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from infra import old_bundles as module
-from infra.old_bundles import GONE, old_bundles, remove_old_bundles
-from infra.releases import MANIFEST, BundleFound, CollectionFound, ReleaseReport, ServerFound, read_bundles
-from infra.settings import Bundles, Milvus, Settings
+from infra.operate import old_bundles as module
+from infra.operate.old_bundles import GONE, old_bundles, remove_old_bundles
+from infra.operate.releases import MANIFEST, BundleFound, CollectionFound, ReleaseReport, ServerFound, read_bundles
+from infra.platform.settings import Bundles, Milvus, Settings
 
 VERSIONS = [f"2026010{day}_000000_{'0' * 16}" for day in range(1, 8)]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import answers
-from infra.processes import STOP_ORDER, child_environ, command_part, embedded_services
-from infra.run_files import find_services
-from infra.settings import Settings, load_settings
-from infra.supervisor import Supervisor
+from infra.local.broker import answers
+from infra.local.processes import STOP_ORDER, child_environ, command_part, embedded_services
+from infra.local.supervisor import Supervisor
+from infra.platform.run_files import find_services
+from infra.platform.settings import Settings, load_settings
 from tests.conftest import BROKERS, environ_for, milvus_answers
 from tests.infra.test_guard import is_alive, until
 
@@ -25,9 +25,9 @@ MakeSettings = Callable[..., Settings]
 UP = """
 import sys, time
 from pathlib import Path
-from infra.processes import embedded_services
-from infra.settings import Settings
-from infra.supervisor import Supervisor, interrupted_by_signals
+from infra.local.processes import embedded_services
+from infra.platform.settings import Settings
+from infra.local.supervisor import Supervisor, interrupted_by_signals
 from tests.conftest import milvus_answers
 settings = Settings(data_dir=Path(sys.argv[1]))
 report = lambda name, what: print(name, what, file=sys.stderr, flush=True)
@@ -128,8 +128,8 @@ def test_a_command_is_ready_when_its_own_page_says_so(
 ) -> None:
     page = """
 import sys, time
-from infra.health import Health, serve_health
-from infra.settings import load_settings
+from infra.platform.health import Health, serve_health
+from infra.platform.settings import load_settings
 health = Health("history", waiting_for="its partitions")
 with serve_health(health, load_settings(), started_ms=1):
     time.sleep(0.7)

@@ -14,11 +14,10 @@ import pytest
 from kafka import KafkaProducer
 
 from indexer.handover import WHOLE, Releases, announced
-from infra.child import Child
 from infra.cli.learn import published
-from infra.kafka_clients import kafka_python_options
-from infra.milvus_server import start_milvus
-from infra.releases import (
+from infra.local.milvus_server import start_milvus
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.operate.releases import (
     MANIFEST,
     BundleFound,
     CollectionFound,
@@ -28,9 +27,10 @@ from infra.releases import (
     servers_of,
     spare_of,
 )
-from infra.roll_back import RollBackRefused, check_spare, choose, coming, living
-from infra.settings import Serving, Settings
-from infra.stack import COMMANDS, milvus_answers
+from infra.operate.roll_back import RollBackRefused, check_spare, choose, coming, living
+from infra.platform.child import Child
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module
 from models.release.bundle import Manifest, read_manifest
 from serving.client import RecommendClient

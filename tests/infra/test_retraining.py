@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.retraining import delays_of, retrain_from_log, retrain_from_topic
-from infra.settings import Join, Ranker, Settings
+from infra.operate.retraining import delays_of, retrain_from_log, retrain_from_topic
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Join, Ranker, Settings
 from models.logs.log import LogError
 from models.ranking.exposures import Delays
 from models.ranking.ranker_training import LEAST_ROWS

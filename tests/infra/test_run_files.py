@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from infra.child import ServiceError
-from infra.run_files import announce_services, fill_in, find_services
-from infra.settings import Settings
+from infra.platform.child import ServiceError
+from infra.platform.run_files import announce_services, fill_in, find_services
+from infra.platform.settings import Settings
 
 MakeSettings = Callable[..., Settings]
 

@@ -10,11 +10,11 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-import infra.status
+import infra.operate.status
 from indexer.collection import Index
 from indexer.errors import IndexFailure
 from infra.cli.session import set_up_logging
-from infra.settings import SECRETS, Milvus, Settings, SettingsError, load_settings, to_environ, variable_of
+from infra.platform.settings import SECRETS, Milvus, Settings, SettingsError, load_settings, to_environ, variable_of
 from tests.infra.command import Done, commands
 
 SECRET = {f"{section}.{name}": f"secret-{section}-4711" for section, name in SECRETS}
@@ -90,7 +90,7 @@ def test_a_crash_leaves_its_trace_and_no_secret(nextwatch: Any, monkeypatch: pyt
         password = settings.kafka.password.get_secret_value()  # a trace that showed locals would show it
         raise RuntimeError(f"a bug, with {settings!r} and {len(password)} characters")
 
-    monkeypatch.setattr(infra.status, "read_status", bug)
+    monkeypatch.setattr(infra.operate.status, "read_status", bug)
     done = nextwatch("status")
     assert done.code == 70 and "RuntimeError: a bug" in done.err and "in bug" in done.err
     assert not told_in(*done[1:])

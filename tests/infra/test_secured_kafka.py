@@ -13,9 +13,9 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 from pydantic import SecretStr
 
-from infra.kafka_access import KafkaRefused, require_access
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka, Settings, SettingsError, to_environ
+from infra.platform.kafka_access import KafkaRefused, require_access
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings, SettingsError, to_environ
 from serving.client import RecommendClient
 from streams import topics
 from streams.messages import Trending, UserHistory, WatchEvent, decode, encode

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings import Settings, SettingsError, dump_settings, load_settings, to_environ
+from infra.platform.settings import Settings, SettingsError, dump_settings, load_settings, to_environ
 
 
 @pytest.fixture(autouse=True)

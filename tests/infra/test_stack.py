@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from infra import processes, stack, supervisor
-from infra.child import ServiceError
-from infra.processes import embedded_services
-from infra.settings import Settings
-from infra.stack import running_stack
-from infra.supervisor import Part, Supervisor, Watched
+from infra.local import processes, stack, supervisor
+from infra.local.processes import embedded_services
+from infra.local.stack import running_stack
+from infra.local.supervisor import Part, Supervisor, Watched
+from infra.platform.child import ServiceError
+from infra.platform.settings import Settings
 
 MakeSettings = Callable[..., Settings]
 News = list[tuple[str, str]]
@@ -58,7 +58,7 @@ def started(
     """`running_stack` on a broker that is only said to be there, with one part that is `late`."""
     monkeypatch.setattr(supervisor, "LATE_S", 0.2)
     monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr("infra.kafka_access.require_access", lambda kafka: None)
+    monkeypatch.setattr("infra.platform.kafka_access.require_access", lambda kafka: None)
     monkeypatch.setattr("streams.topics.create_topics", lambda kafka: None)
     log = settings.data_dir / "log"
 

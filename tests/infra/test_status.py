@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra import status
-from infra.settings import Settings
-from infra.status import Delay, Samples, add_up, delay_of, read_status, within_s
+from infra.operate import status
+from infra.operate.status import Delay, Samples, add_up, delay_of, read_status, within_s
+from infra.platform.settings import Settings
 
 DELAY = "nextwatch_event_to_history_seconds"
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from infra import settings
-from infra.health import fetch_page
-from infra.run_files import read_run_files
-from infra.settings import Metrics, Settings
-from infra.stack import COMMANDS
-from infra.status import fetch_samples
+from infra.local.stack import COMMANDS
+from infra.operate.status import fetch_samples
+from infra.platform import settings
+from infra.platform.health import fetch_page
+from infra.platform.run_files import read_run_files
+from infra.platform.settings import Metrics, Settings
 from tests.conftest import BROKERS, environ_for
 from tests.infra.sockets import is_loopback, listening
 from tests.system import cli, run_cli, wait_until

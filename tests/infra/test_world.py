@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from infra.population import HOUR_MS, affinity, favourites, log_popularity
-from infra.world import NOTICE, World
+from infra.simulation.population import HOUR_MS, affinity, favourites, log_popularity
+from infra.simulation.world import NOTICE, World
 
 START_MS = 1_750_000_000_000
 DAY_MS = 24 * HOUR_MS
@@ -246,5 +246,5 @@ def test_taste_and_popularity_both_matter_for_the_next_watch(lived: tuple[World,
 
 
 def test_it_says_that_it_is_simulated() -> None:
-    assert "SIMULATED" in (World.__doc__ or "") + (__import__("infra.world").world.__doc__ or "")
+    assert "SIMULATED" in (World.__doc__ or "") + (__import__("infra.simulation.world").world.__doc__ or "")
     assert "simulated" in NOTICE

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from infra.settings import Model, Ranker
+from infra.platform.settings import Model, Ranker
 from models.logs.source import Source, prepare
 from models.logs.stored_log import StoredLog, store_frame
 from models.ranking.exposures import Delays, Exposures

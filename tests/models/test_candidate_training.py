@@ -4,9 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from infra.backtest.backtest.contenders import Live
 
-from infra.backtest.contenders import Live
-from infra.settings import Model, Trainer
+from infra.platform.settings import Model, Trainer
 from models.catalogue.context import ContextVocabulary
 from models.evaluation.backtest import walk_live
 from models.evaluation.baselines import DecayedPopular

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.settings import Model
+from infra.platform.settings import Model
 from models.logs.source import Source
 from models.retrieval.candidate_learning import Learned, learn_candidates, new_net
 from models.retrieval.candidate_training import Fit, Lessons

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from infra.backtest.backtest.contenders import Live, Released
 
-from infra.backtest.contenders import Live, Released
-from infra.settings import Trainer
+from infra.platform.settings import Trainer
 from models.evaluation.backtest import walk_frozen, walk_live
 from models.evaluation.cases import History, Stream
 from models.logs.source import Source

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.settings import Ranker as Settings
+from infra.platform.settings import Ranker as Settings
 from models.ranking.features import FEATURES, numbers_of
 from models.ranking.moment import Names
 from models.ranking.ranker import Ranker

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka
 from streams.messages import RecommendReply, RecommendRequest, decode, encode
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from serving.async_client import AsyncRecommendClient
 from serving.client import RequestFailed, RequestTimeout
 from streams.messages import RecommendRequest

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from kafka.errors import KafkaError
 
-from infra.broker import start_broker
-from infra.settings import Kafka, Settings
+from infra.local.broker import start_broker
+from infra.platform.settings import Kafka, Settings
 from serving import client as client_module
 from serving.client import RecommendClient, RequestFailed, RequestTimeout
 from streams.follow import TopicMissing

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.settings import Kafka, Settings
+from infra.platform.settings import Kafka, Settings
 from serving.desk import Cook, Desk
 from serving.draft import Answered, Asked
 from serving.repeats import Repeats

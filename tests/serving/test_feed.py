@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from infra import metrics
-from infra.settings import Kafka
+from infra.platform import metrics
+from infra.platform.settings import Kafka
 from serving import feed as feed_module
 from serving.feed import Chunk, Feed
 

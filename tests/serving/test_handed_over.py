@@ -7,8 +7,8 @@ import time
 import pytest
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
 from serving.handed_over import HandedOver, Recent, read_recent
 from serving.repeats import Key
 from streams import topics

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.settings import Kafka, Serving, Settings
+from infra.platform.settings import Kafka, Serving, Settings
 from serving.intake import Letter, Unsupported, open_letter
 from streams.messages import RecommendRequest, encode
 

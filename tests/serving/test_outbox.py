@@ -11,8 +11,8 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 from kafka.producer.record_accumulator import RecordAccumulator
 
-from infra import metrics
-from infra.settings import Kafka
+from infra.platform import metrics
+from infra.platform.settings import Kafka
 from serving import outbox as outbox_module
 from serving.outbox import MEET_MS, OURS, Outbox
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.settings import Serving
+from infra.platform.settings import Serving
 from models.ranking.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
 from models.ranking.moment import Moment
 from models.ranking.ranker import Ranked, id_strings

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.settings import Serving
+from infra.platform.settings import Serving
 from models.release.bundle import Manifest
 from serving import release as release_module
 from serving.draft import Asked

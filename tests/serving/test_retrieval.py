@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer.expression import to_milvus
-from infra.settings import Serving
+from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
 from serving.audit import ENOUGH, Audit, compare

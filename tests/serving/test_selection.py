@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from infra.settings import Selection
+from infra.platform.settings import Selection
 from serving.exploration import chances_of, comb
 from serving.selection import BEST, DRAWN, PINNED, Chosen, Options, choose, pins_of, seed_of
 

@@ -18,10 +18,10 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from indexer.collection import Index, collection_name
-from infra.kafka_clients import kafka_python_options
-from infra.milvus_server import start_milvus
-from infra.run_files import fill_in
-from infra.settings import Kafka, Serving, Settings
+from infra.local.milvus_server import start_milvus
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in
+from infra.platform.settings import Kafka, Serving, Settings
 from models.release.bundle import Manifest
 from serving.client import RecommendClient, RequestTimeout
 from serving.feed import Chunk, Feed

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from indexer.errors import IndexMissing, IndexUnavailable
-from infra.settings import Model, Ranker, Selection, Serving
+from infra.platform.settings import Model, Ranker, Selection, Serving
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, Manifest, read_bundle
 from models.release.training import train_bundle

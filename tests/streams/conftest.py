@@ -4,8 +4,8 @@ import uuid
 
 import pytest
 
-from infra.run_files import fill_in
-from infra.settings import Kafka, Settings
+from infra.platform.run_files import fill_in
+from infra.platform.settings import Kafka, Settings
 from models.release.bundle import Bundle, read_bundle
 from streams.topics import create_topics
 from tests.serving.worlds import train_small

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
 from models.logs.searches import tokens_of

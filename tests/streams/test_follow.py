@@ -9,8 +9,8 @@ import pytest
 from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Kafka, Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.follow import TopicFollower, TopicMissing
 from tests.conftest import on_both_brokers

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams import topics
 from streams.forgetting import Forgetting
 from streams.forgotten import DONE, USER, ForgetSecretWrong, Forgotten, fingerprint, hash_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.history_app import apply
 from streams.intake import Raw
 from streams.messages import Impression, Shown, WatchEvent, encode

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.settings import Join, Kafka, Settings
+from infra.platform.settings import Join, Kafka, Settings
 from streams.attribution import Rules
 from streams.join import MOST_WATCHES, Fate, Step, advance, apply_impression, apply_watch, due_ms, open_count
 from streams.messages import Impression, JoinState, RankingExample, Shown, WatchEvent, encode

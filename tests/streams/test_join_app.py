@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.settings import Join, Kafka, Settings
+from infra.platform.settings import Join, Kafka, Settings
 from streams import join_worker, topics
 from streams.clock import LEAP_MS
 from streams.intake import Raw

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from infra import metrics
+from infra.platform import metrics
 from streams.join_metrics import RECENT, RankingQuality, pair_seconds
 from streams.messages import Impression, Outcome, RankingExample, Shown
 

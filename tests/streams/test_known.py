@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaConnectionError
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams import known as module
 from streams import topics
 from streams.forgotten import ForgetSecretWrong

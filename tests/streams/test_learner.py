@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.settings import Trainer
+from infra.platform.settings import Trainer
 from models.release.bundle import Bundle
 from streams.learner import PROGRESS_KEY, Learner, batches, ids_of
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
-from infra.settings import Kafka, Settings
+from infra.platform.settings import Kafka, Settings
 from streams.follow import TopicFollower
 from streams.outbox import BATCH_BYTES, Outbox, create_producer
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, TRENDING, WATCH_EVENTS

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
-from infra.kafka_clients import kafka_python_options
-from infra.settings import Settings
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.moment import HISTORY, Names
 from models.ranking.ranking_examples import QUERY_IDS

@@ -12,7 +12,7 @@ import faust
 import pytest
 from faust.types import TP
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams import recovery as module
 from streams.faust_app import create_app
 from streams.recovery import OrderedRecovery

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infra.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_settings
+from infra.platform.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.client import MOST_TIMES, RecommendClient, RequestFailed
 from serving.intake import Unsupported, read_filter

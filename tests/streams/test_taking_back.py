@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle
 from streams import taking_back, topics
 from streams.learner import Learner

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from models.release.bundle import Bundle
 from streams import topics
 from streams.epochs import claim, is_claim, mark

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.faust_app import now_ms
 from streams.intake import Raw
 from streams.messages import Context, Trending, WatchEvent, encode

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.settings import Settings
+from infra.platform.settings import Settings
 from streams.intake import Raw
 from streams.messages import Context, Trending, WatchEvent, decode, encode
 from streams.topics import TRENDING, WATCH_EVENTS, partition_of

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 
-from infra.settings import Kafka
+from infra.platform.settings import Kafka
 from streams.fetching import unpack_for, unpack_for_faust
 from streams.messages import UNREADABLE, Refused, WatchEvent, decode
 from streams.unpacking import are_intact, readable, unpacked

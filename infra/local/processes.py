@@ -1,0 +1,103 @@
+"""The processes of one `nextwatch up`: the embedded services it needs and our own commands, in the order they need.
+
+Start: broker, Milvus, then ours together. Stop: whoever answers or learns first, then the indexer, then Milvus, then
+the broker, so that each can still finish its last writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from infra.local.broker import Broker, launch_broker
+from infra.local.milvus_server import MilvusServer, Probe, launch_milvus
+from infra.local.supervisor import Part, Supervisor
+from infra.platform.child import Child, start_child
+from infra.platform.health import fetch_health
+from infra.platform.run_files import announce_services, fill_in, read_run_files
+from infra.platform.settings import ENV_PREFIX, Settings, to_environ
+
+STOP_ORDER = {
+    "serving": 1,
+    **dict.fromkeys(("history", "join", "trending", "trainer"), 2),
+    "indexer": 3,
+    "milvus": 8,
+    "broker": 9,
+}
+PROGRAM = (sys.executable, "-m", "infra.cli")
+STOP_S = 20.0  # commits, leaves its groups, flushes
+
+
+@contextlib.contextmanager
+def embedded_services(
+    settings: Settings, supervisor: Supervisor, *, probe: Probe, environ: Mapping[str, str] = os.environ
+) -> Iterator[Settings]:
+    """Start the broker and the Milvus that `settings` do not name; yields the settings with their addresses.
+
+    They belong to the supervisor, which stops them after everything else. Raises ServiceError.
+    """
+    bootstrap = uri = ""
+    if not settings.kafka.bootstrap:
+        broker = launch_broker(settings, environ=environ)
+        supervisor.add(broker_part(broker), broker.child)
+        bootstrap = broker.bootstrap
+    if not settings.milvus.uri:
+        milvus = launch_milvus(settings, probe=probe)
+        supervisor.add(milvus_part(milvus), milvus.child)
+        uri = milvus.uri
+    started = [name for name, address in (("broker", bootstrap), ("milvus", uri)) if address]
+    timeout_s = settings.embedded.ready_timeout_s
+    supervisor.wait_ready(timeout_s, started, crashes=1, setting="embedded.ready_timeout_s")
+    filled = fill_in(settings, bootstrap, uri)
+    with announce_services(filled):
+        yield filled
+
+
+def broker_part(broker: Broker) -> Part:
+    def ask(child: Child) -> dict[str, Any]:
+        return {"ready": broker.is_ready(), "kind": broker.kind, "address": broker.bootstrap}
+
+    return Part("broker", broker.restart, ask, STOP_ORDER["broker"], broker.settings.data_dir.absolute() / broker.kind)
+
+
+def milvus_part(server: MilvusServer) -> Part:
+    def ask(child: Child) -> dict[str, Any]:
+        return {"ready": server.is_ready(), "address": server.uri}
+
+    return Part("milvus", server.restart, ask, STOP_ORDER["milvus"], server.settings.data_dir.absolute() / "milvus")
+
+
+def command_part(name: str, arguments: Sequence[str], settings: Settings, *, program: Sequence[str] = PROGRAM) -> Part:
+    """One of our own commands, `nextwatch <arguments>`, as a process called `name` (`serving`, `serving-2`, ...).
+
+    Its metrics are on a free port. It is ready when its /health says so.
+    """
+    data_dir = settings.data_dir.absolute()
+    environ = child_environ(settings, os.environ)
+
+    def start() -> Child:
+        command = [*program, *arguments]
+        return start_child(name, command, log=data_dir / "logs" / f"{name}.log", environ=environ, grace_s=STOP_S)
+
+    def ask(child: Child) -> dict[str, Any]:
+        for record in read_run_files(settings.run_dir):
+            if record["pid"] == child.pid:
+                return fetch_health(record, settings.metrics) | {"address": f"{record['host']}:{record['port']}"}
+        return {"ready": False, "reasons": ["it does not serve /health yet"]}
+
+    return Part(name, start, ask, STOP_ORDER.get(name.partition("-")[0], 0))
+
+
+def child_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child that must see exactly these settings, with a metrics port of its own."""
+    own = settings.model_copy(
+        update={
+            "data_dir": settings.data_dir.absolute(),
+            "metrics": settings.metrics.model_copy(update={"port": 0}),
+        }
+    )
+    kept = {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
+    return kept | to_environ(own) | {"PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,55 @@
+"""The whole system as one set of supervised processes: what `nextwatch up` and `nextwatch demo` run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.local.processes import command_part, embedded_services
+from infra.local.supervisor import Report, Supervisor
+from infra.platform.settings import Milvus, Settings
+
+COMMANDS = {
+    "history": ("worker", "history"),
+    "join": ("worker", "join"),
+    "trending": ("worker", "trending"),
+    "trainer": ("worker", "trainer"),
+    "indexer": ("indexer",),
+    "serving": ("serve",),
+}
+
+
+@contextmanager
+def running_stack(
+    settings: Settings, report: Report, *, is_limited: bool = False
+) -> Iterator[tuple[Settings, Supervisor]]:
+    """Embedded services where none are set, topics, and our processes, all ready; the settings that reach them.
+
+    What lives is waited for and reported while it is late: to catch up may take minutes, and who were stopped for it
+    would begin again at the next start. With `is_limited` the embedded services' limit is ours too.
+
+    Whatever ends the block stops everything, in order. Raises ServiceError when an embedded service does not get ready
+    in time, and when something crashes again and again.
+    """
+    from infra.platform.kafka_access import require_access
+    from streams.topics import create_topics
+
+    with Supervisor(report) as supervisor, embedded_services(settings, supervisor, probe=milvus_answers) as reachable:
+        require_access(reachable.kafka)
+        create_topics(reachable.kafka)
+        for name, arguments in COMMANDS.items():
+            supervisor.add(command_part(name, arguments, reachable))
+        timeout_s = settings.embedded.ready_timeout_s if is_limited else None
+        supervisor.wait_ready(timeout_s, setting="embedded.ready_timeout_s")
+        yield reachable, supervisor
+
+
+def milvus_answers(uri: str) -> bool:
+    """Whether a real request to this Milvus is answered."""
+    from indexer.collection import Index
+
+    index = Index(Milvus(uri=uri, timeout_s=3.0))
+    try:
+        return index.is_ready()
+    finally:
+        index.close()

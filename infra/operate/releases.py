@@ -1,0 +1,233 @@
+"""What releases there are: bundles on disk, collections in Milvus, what servers were told to serve and what they serve.
+
+Each of the three may be away, and the other two are shown. Which release is live, which is the spare and whether a
+collection counts is read as the indexer reads it (indexer/handover.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from kafka.errors import KafkaError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from indexer import handover
+from indexer.collection import Index
+from indexer.errors import IndexFailure, IndexMissing
+from indexer.handover import announced_ms, is_whole, spare_of
+from infra.platform.settings import Kafka, Milvus, Settings
+from models.release.manifest_file import MANIFEST, read_manifest_bytes
+from streams import topics
+from streams.follow import TopicFollower, TopicMissing
+from streams.messages import Refused, Release, decode
+
+_RELEASE: Any = Release  # a union; mypy wants a class
+
+
+class BundleFound(msgspec.Struct, frozen=True):
+    """A bundle on disk; `problem` is empty when its manifest can be read."""
+
+    version: str
+    bytes: int
+    created_ms: int = 0
+    items: int = 0
+    dim: int = 0
+    problem: str = ""
+
+
+class CollectionFound(msgspec.Struct, frozen=True):
+    """A collection in Milvus. `state`: `being filled`, `whole` (not announced yet) or `announced`, as its mark says."""
+
+    version: str
+    state: str
+    mark: str
+    rows: int
+
+
+class ServerFound(msgspec.Struct, frozen=True):
+    """A server as it was last heard; one that has said goodbye is not listed."""
+
+    server_id: str
+    version: str
+    heard_ms: int
+    heard_s_ago: float
+    lives: bool
+
+
+class ReleaseReport(msgspec.Struct, frozen=True):
+    """`live` is what servers were told to serve, `spare` what a roll-back would make live, `newest` the newest bundle
+    that was announced; empty when there is none, or when it is not known (`problems` says why)."""
+
+    live: str
+    spare: str
+    newest: str
+    bundles: list[BundleFound]
+    collections: list[CollectionFound]
+    servers: list[ServerFound]
+    problems: list[str]
+
+    def to_builtins(self) -> Any:
+        return msgspec.to_builtins(self)
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What is shown of a bundle's manifest, of any format. models.release.bundle reads all of it, and loads torch for
+    that, which takes longer than everything else here."""
+
+    version: str
+    created_ms: int
+    dim: int
+    items: int
+
+
+def read_releases(settings: Settings) -> ReleaseReport:
+    """All that can be found out now; what cannot is among the problems."""
+    now_ms = time.time_ns() // 1_000_000
+    told, marks, collections, problems = handover.Releases(), dict[str, str](), list[CollectionFound](), list[str]()
+    try:
+        told = read_topic(settings.kafka)
+    except (KafkaError, TopicMissing) as error:
+        problems.append(f"Kafka: {error}")
+    try:
+        collections = read_collections(settings.milvus)
+        marks = {each.version: each.mark for each in collections}
+    except IndexFailure as error:
+        problems.append(f"collections are not known: {error}")
+    return ReleaseReport(
+        live=told.live,
+        spare=spare_of(told.live, marks),
+        newest=told.bundle.version if told.bundle else "",
+        bundles=read_bundles(settings.bundles_dir),
+        collections=collections,
+        servers=servers_of(told, now_ms, settings.indexer.server_timeout_s),
+        problems=problems,
+    )
+
+
+def read_bundles(bundles_dir: Path) -> list[BundleFound]:
+    """Every bundle, oldest first, readable or not."""
+    return [_read_bundle(path) for path in sorted(bundles_dir.glob("*")) if path.is_dir() and path.name[0] != "."]
+
+
+def read_collections(milvus: Milvus) -> list[CollectionFound]:
+    """Every collection, oldest first. Raises IndexFailure."""
+    index = Index(milvus)
+    try:
+        found = [_read_collection(index, version) for version in index.versions()]
+    finally:
+        index.close()
+    return [each for each in found if each is not None]
+
+
+def read_topic(kafka: Kafka) -> handover.Releases:
+    """What `releases` says; servers are heard at their records' times. Raises KafkaError, TopicMissing."""
+    with TopicFollower(kafka, topics.RELEASES) as follower:
+        told = handover.Releases()
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                told = hear(told, record)
+    return told
+
+
+def hear(told: handover.Releases, record: Any) -> handover.Releases:
+    """What is known after one more record; one that cannot be read says nothing."""
+    kind, _, server_id = (record.key or b"").decode(errors="replace").partition("/")
+    if record.value is None:
+        return handover.forget_server(told, server_id) if kind == "server" else told
+    try:
+        return handover.hear(told, decode(_RELEASE, record.value, max_bytes=len(record.value)), record.timestamp)
+    except Refused:
+        return told
+
+
+def servers_of(told: handover.Releases, now_ms: int, timeout_s: float) -> list[ServerFound]:
+    """Servers by id; one lives that was heard within `timeout_s` of the last that was."""
+    servers = told.servers or {}
+    newest_ms = max((server.heard_ms for server in servers.values()), default=0)
+    return [
+        ServerFound(
+            server_id,
+            server.version,
+            server.heard_ms,
+            max(0, now_ms - server.heard_ms) / 1000,
+            server.heard_ms >= newest_ms - timeout_s * 1000,
+        )
+        for server_id, server in sorted(servers.items())
+    ]
+
+
+def print_releases(report: ReleaseReport, console: Console) -> None:
+    bundles = {bundle.version: bundle for bundle in report.bundles}
+    collections = {collection.version: collection for collection in report.collections}
+    versions = sorted({*bundles, *collections, *(server.version for server in report.servers), report.live} - {""})
+    table = Table("version", "", "created", "size", "items", "dim", "index", "servers", box=None, pad_edge=False)
+    for version in versions:
+        of_bundle = _bundle_cells(bundles.get(version))
+        served = sum(server.lives and server.version == version for server in report.servers)
+        table.add_row(
+            escape(version), _role(report, version), *of_bundle, _index_cell(collections.get(version)), str(served)
+        )
+    console.print(table if versions else "no release yet: `nextwatch train` makes one")
+    _print_servers(report.servers, console)
+    for problem in _problems(report):
+        console.print(f"\n[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
+
+
+def _print_servers(servers: Iterable[ServerFound], console: Console) -> None:
+    table = Table("server", "answers from", "heard", box=None, pad_edge=False)
+    for server in servers:
+        heard = f"{server.heard_s_ago:,.0f} s ago" + ("" if server.lives else ", [red]dead[/]")
+        table.add_row(escape(server.server_id), server.version or "no release yet", heard)
+    console.print("\nno server has been heard" if not table.rows else "")
+    if table.rows:
+        console.print(table)
+
+
+def _problems(report: ReleaseReport) -> list[str]:
+    return report.problems + [bundle.problem for bundle in report.bundles if bundle.problem]
+
+
+def _role(report: ReleaseReport, version: str) -> str:
+    if version == report.live:
+        return "[green]live[/]"
+    return "spare" if version == report.spare else ""
+
+
+def _bundle_cells(bundle: BundleFound | None) -> tuple[str, str, str, str]:
+    """Created, size, items, dim."""
+    if bundle is None:
+        return "[yellow]no bundle here[/]", "", "", ""
+    size = f"{bundle.bytes / 1e6:,.1f} MB"
+    if bundle.problem:
+        return "[yellow]not readable[/]", size, "", ""
+    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(bundle.created_ms / 1000))
+    return created, size, f"{bundle.items:,}", str(bundle.dim)
+
+
+def _index_cell(collection: CollectionFound | None) -> str:
+    return "-" if collection is None else f"{collection.state}, {collection.rows:,} rows"
+
+
+def _read_bundle(directory: Path) -> BundleFound:
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    try:
+        found = msgspec.json.decode(read_manifest_bytes(directory), type=_Manifest)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return BundleFound(directory.name, size, problem=f"{directory / MANIFEST}: {error}")
+    return BundleFound(directory.name, size, found.created_ms, found.items, found.dim)
+
+
+def _read_collection(index: Index, version: str) -> CollectionFound | None:
+    """None when it was dropped just now."""
+    try:
+        mark = index.mark_of(version)
+        state = "announced" if announced_ms(mark) is not None else "whole" if is_whole(mark) else "being filled"
+        return CollectionFound(version, state, mark, index.count(version))
+    except IndexMissing:
+        return None

@@ -1,0 +1,251 @@
+"""Replay a log: send its rows as watch events, in their order of time, as fast as asked.
+
+A row's event id comes from what the row says, so a replay that is repeated, or broken off and started again, changes
+nothing: every reader passes over an event id that it has seen. The log is checked as a whole before the first event is
+sent; a replay that reports success has an acknowledgement for every event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.settings import Kafka, Settings
+from models.logs.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
+from streams.messages import Context, Item, WatchEvent, encode
+from streams.topics import ITEMS, WATCH_EVENTS, check_topics
+
+REPORT_S = 0.25  # how often progress is called
+CONNECT_S = 15.0
+FLUSH_S = 120.0
+
+Progress = Callable[[str, int, int], None]  # what ("items", "watches"), sent, of how many
+
+
+class ReplayError(RuntimeError):
+    """The events could not be sent, or not all of them were acknowledged; the text says which topic and why."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was sent and acknowledged. `duplicates` are rows of the log that were there before."""
+
+    items: int
+    watches: int
+    duplicates: int
+    wall_s: float
+
+    @property
+    def events_per_s(self) -> float:
+        return self.watches / self.wall_s if self.wall_s > 0 else 0.0
+
+
+def replay(
+    log: Path | pl.DataFrame | Log,
+    settings: Settings,
+    *,
+    speed: float | None = None,
+    mapping: Mapping[str, str] | None = None,
+    items: Path | pl.DataFrame | None = None,
+    restamp: bool = False,
+    progress: Progress = lambda what, done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Replayed:
+    """Send a log to `watch-events`, after its catalogue `items`, if given, to `items`.
+
+    `speed` 2 plays it in half the time it took, None as fast as the broker takes it. `restamp` moves the events' times
+    to now (see restamped). `stop` is asked between events; what was sent by then is still waited for.
+    Raises LogError for a row that cannot be used, ReplayError when the broker does not take the events.
+    """
+    if speed is not None and not speed > 0:
+        raise ReplayError(f"speed must be above 0 (or none at all: as fast as possible), got {speed}")
+    checked, catalogue = _check_log(log, settings, mapping), _check_items(items)
+    times = checked.frame["event_ms"]
+    moved = restamped(times, round(time.time() * 1000), speed) if restamp else times
+    catalogue = catalogue.with_columns(pl.col("published_ms") + (moved[0] - times[0]))
+    watches = watch_messages(_with_times(checked, moved))
+    due_s = None if speed is None else due(times, speed).to_list()
+    began_s = time.monotonic()
+    with _producer(settings.kafka, linger_ms=20 if speed is None else 2) as producer:
+        _check_topics(settings.kafka)
+
+        def send(what: str, topic: str, messages: Iterable[tuple[str, Any]], total: int, pace: Pace) -> int:
+            name = settings.kafka.topic_prefix + topic
+            return _send_all(producer, name, messages, pace, lambda done: progress(what, done, total))
+
+        published = send("items", ITEMS, item_messages(catalogue), catalogue.height, Pace(None, stop))
+        sent = send("watches", WATCH_EVENTS, watches, checked.frame.height, Pace(due_s, stop))
+    return Replayed(published, sent, checked.duplicates, time.monotonic() - began_s)
+
+
+def watch_messages(log: Log) -> Iterator[tuple[str, WatchEvent]]:
+    """Key and message of each row. A row that does not say for how long counts as a completed watch of the least
+    length that completes it."""
+    columns = ("event_id", "user_id", "item_id", "event_ms", "watch_s", "duration_s")
+    least = pl.min_horizontal(pl.col("duration_s"), pl.lit(log.completed_s))
+    frame = _with_ids(log.frame).with_columns(pl.col("watch_s").fill_null(least))
+    contexts = _contexts(frame)
+    for event_id, user_id, item_id, event_ms, watch_s, duration_s in frame.select(columns).iter_rows():
+        yield user_id, WatchEvent(event_id, user_id, item_id, event_ms, watch_s, duration_s, context=next(contexts))
+
+
+def item_messages(items: pl.DataFrame) -> Iterator[tuple[str, Item]]:
+    """Key and message of each row of a checked catalogue."""
+    for row in items.iter_rows(named=True):
+        ids = {name: tuple(values) for name, values in (row.get("ids") or {}).items() if values}
+        yield (
+            row["item_id"],
+            Item(
+                item_id=row["item_id"],
+                title=row.get("title") or "",
+                channel=row["channel"],
+                topics=tuple(row["topics"]),
+                duration_s=row["duration_s"],
+                published_ms=row["published_ms"],
+                ids=ids,
+            ),
+        )
+
+
+def event_id(user_id: str, item_id: str, event_ms: int) -> str:
+    """The same for the same row, whichever file and place it stands in."""
+    content = f"{len(user_id)} {user_id} {item_id} {event_ms}".encode()
+    return "log-" + blake2b(content, digest_size=12).hexdigest()
+
+
+def due(event_ms: pl.Series, speed: float) -> pl.Series:
+    """When each event is to be sent, in seconds after the first; `event_ms` sorted."""
+    elapsed_s: pl.Series = (event_ms - event_ms[0]) / (1000 * speed)
+    return elapsed_s
+
+
+def restamped(event_ms: pl.Series, now_ms: int, speed: float | None) -> pl.Series:
+    """The times moved to the present: at a `speed`, to when each event is due; else with their gaps, the last now."""
+    moved = event_ms - event_ms[-1] if speed is None else (1000 * due(event_ms, speed)).round(0).cast(pl.Int64)
+    there: pl.Series = moved + now_ms
+    return there
+
+
+class Pace:
+    """When the next message may go; `due_s` is seconds after the first one, None means at once."""
+
+    def __init__(self, due_s: Sequence[float] | None, stop: Callable[[], bool]) -> None:
+        self.due_s, self.stop = due_s, stop
+        self.began_s = time.monotonic()
+
+    def wait(self, number: int) -> bool:
+        """Wait until message `number` is due; False when there is a wish to stop."""
+        while not self.stop():
+            left_s = self.began_s + self.due_s[number] - time.monotonic() if self.due_s is not None else 0
+            if left_s <= 0:
+                return True
+            time.sleep(min(left_s, 0.2))
+        return False
+
+
+def _contexts(frame: pl.DataFrame) -> Iterator[Context | None]:
+    """What each row says of where and on what it was watched; None for a row that says nothing."""
+    there = frame.select(name for name in CONTEXT_COLUMNS if name in frame.columns)
+    if not there.width:
+        yield from repeat(None)
+    if "signed_in" in there.columns:
+        there = there.with_columns(pl.col("signed_in") >= 0.5)
+    for row in there.iter_rows(named=True):
+        known = {name: value for name, value in row.items() if value is not None}
+        yield Context(**known) if known else None
+
+
+def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    if "event_id" in frame.columns:
+        return frame
+    rows = frame.select("user_id", "item_id", "event_ms").iter_rows()
+    return frame.with_columns(pl.Series("event_id", [event_id(*row) for row in rows], pl.String))
+
+
+def _with_times(log: Log, event_ms: pl.Series) -> Log:
+    """Other times, the same event ids."""
+    return Log(_with_ids(log.frame).with_columns(event_ms.alias("event_ms")), log.completed_s, log.duplicates)
+
+
+def _check_log(log: Path | pl.DataFrame | Log, settings: Settings, mapping: Mapping[str, str] | None) -> Log:
+    if isinstance(log, Log):
+        return log
+    if isinstance(log, pl.DataFrame):
+        return log_from_frame(log, settings.history.completed_s)
+    return read_log(log, mapping=mapping, completed_s=settings.history.completed_s)
+
+
+def _check_items(items: Path | pl.DataFrame | None) -> pl.DataFrame:
+    if items is None:
+        return items_from_frame(pl.DataFrame({"item_id": []}, schema={"item_id": pl.String}))
+    return items_from_frame(items) if isinstance(items, pl.DataFrame) else read_items(items)
+
+
+@contextmanager
+def _producer(kafka: Kafka, linger_ms: int) -> Iterator[KafkaProducer]:
+    options = kafka_python_options(kafka)
+    try:
+        producer = KafkaProducer(
+            **options,
+            acks="all",
+            linger_ms=linger_ms,
+            batch_size=128_000,
+            bootstrap_timeout_ms=round(CONNECT_S * 1000),
+            max_block_ms=round(CONNECT_S * 1000),
+        )
+    except KafkaError as error:
+        raise ReplayError(f"no broker at kafka.bootstrap = {kafka.bootstrap!r}: {error}") from error
+    try:
+        yield producer
+    finally:
+        with suppress(KafkaError):  # of what was not taken, which who sent it has said
+            close_producer(producer, CONNECT_S)
+
+
+def _check_topics(kafka: Kafka) -> None:
+    names = tuple(kafka.topic_prefix + topic + ":" for topic in (ITEMS, WATCH_EVENTS))
+    problems = [problem for problem in check_topics(kafka) if problem.startswith(names)]
+    if problems:
+        raise ReplayError("\n".join(problems))
+
+
+def _send_all(
+    producer: KafkaProducer,
+    topic: str,
+    messages: Iterable[tuple[str, Any]],
+    pace: Pace,
+    report: Callable[[int], None],
+) -> int:
+    """Send each message when it is due and wait until all are acknowledged; how many."""
+    failures: list[BaseException] = []
+    sent = 0
+    reported_s = pace.began_s
+    try:
+        for key, message in messages:
+            if failures or not pace.wait(sent):
+                break
+            producer.send(topic, key=key.encode(), value=encode(message)).add_errback(failures.append)
+            sent += 1
+            if time.monotonic() - reported_s > REPORT_S:
+                reported_s = time.monotonic()
+                report(sent)
+        if not failures:  # else it would wait for batches that are never sent again
+            producer.flush(timeout=FLUSH_S)
+    except KafkaError as error:
+        failures.append(error)
+    if failures:
+        why = f"{type(failures[0]).__name__}: {failures[0]}"
+        raise ReplayError(f"{topic}: not all of {sent} messages were taken (nextwatch topics --check): {why}")
+    report(sent)
+    return sent

@@ -1,0 +1,110 @@
+"""A ranker alone, from what was really served or from an exposure log, in a new release with the candidates of another.
+
+Impressions become examples within the hour, a candidate model takes a training of its own: so the ranker may be learnt
+more often, and a release that differs in the ranker alone can be judged on it alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+import structlog
+
+from infra.platform.settings import Settings
+from models.logs.log import LogError
+from models.logs.source import prepare
+from models.logs.stored_log import store_log
+from models.ranking.exposures import Delays
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
+from models.ranking.ranker_training import LEAST_ROWS
+from models.release.bundle import Bundle, Manifest, catalogue_frame, write_bundle
+from streams.ranking_archive import ServedExamples, store_served
+
+log = structlog.get_logger(__name__)
+
+Step = Callable[[str, int, int], None]
+
+
+def delays_of(settings: Settings) -> Delays:
+    """What a log's features must not know yet, as the join has it."""
+    return Delays(round(settings.join.window_s * 1000), settings.join.half_life_h * 3_600_000)
+
+
+def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | None, step: Step) -> ServedExamples:
+    """What `ranking-examples` holds, in `directory`."""
+    served = store_served(settings, directory / "served", items, step)
+    log.info(
+        "served impressions read",
+        impressions=served.impressions,
+        passed_over=served.passed_over,
+        repeated=served.repeated,
+    )
+    return served
+
+
+def enough(served: ServedExamples) -> bool:
+    """Whether they are enough for a ranker."""
+    return len(served.examples) >= LEAST_ROWS
+
+
+def retrain_from_topic(settings: Settings, base: Bundle, warm: Ranker | None, step: Step) -> Manifest:
+    """Raises LogError when `ranking-examples` holds too little, TopicMissing when it is not there."""
+    with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
+        served = served_examples(settings, Path(scratch), catalogue_frame(base.catalogue), step)
+        if not enough(served):
+            raise LogError(
+                f"ranking-examples: holds {len(served.examples)} shown items with features of this version, "
+                f"{LEAST_ROWS} are needed; {served.passed_over} impressions had none. "
+                "Examples come when join.window_s has passed after an impression"
+            )
+        trained = learn_from_served(
+            Served(served.examples, base.statistics),
+            Path(scratch) / "ranking",
+            settings=settings.ranker,
+            warm=warm,
+            progress=step,
+        )
+    return _write(settings, base, trained)
+
+
+def retrain_from_log(
+    settings: Settings, base: Bundle, warm: Ranker | None, path: Path, mapping: Mapping[str, str], step: Step
+) -> Manifest:
+    """The log's items are described by the release's catalogue. Raises LogError."""
+    with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
+        stored = store_log(
+            path, Path(scratch), mapping=mapping, completed_s=settings.history.completed_s, progress=step
+        )
+        if not stored.watch_times:
+            raise LogError(f"{path}: the ranker learns from watch_s, which no row has")
+        trained = learn_ranker(
+            stored,
+            prepare(stored, catalogue_frame(base.catalogue), context=settings.model.context),
+            settings=settings.ranker,
+            delays=delays_of(settings),
+            earlier=None,
+            since=len(stored),
+            warm=warm,
+            progress=step,
+        )
+    return _write(settings, base, trained)
+
+
+def _write(settings: Settings, base: Bundle, trained: RankerRelease) -> Manifest:
+    return write_bundle(
+        settings.bundles_dir,
+        model=base.model,
+        ranker=trained.ranker,
+        catalogue=base.catalogue,
+        statistics=trained.statistics,
+        created_ms=time.time_ns() // 1_000_000,
+        completed_s=base.manifest.completed_s,
+        seed=settings.ranker.seed,
+        metrics=trained.metrics,
+        offsets=base.manifest.offsets,
+    )

@@ -1,0 +1,163 @@
+"""Going back to the spare: its collection is announced again, and every living server is waited for.
+
+The announcement is all there is to it. The indexer leaves it alone, since it announces no collection twice, and keeps
+the version that was left as the spare: rolling back twice goes forward again. A newer bundle that it still has to
+announce goes live when it is ready; `RolledBack.coming` says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from indexer import handover
+from indexer.collection import collection_name
+from indexer.handover import WHOLE, announced_ms, spare_of
+from infra.operate.releases import BundleFound, CollectionFound, hear, read_bundles, read_collections, servers_of
+from infra.platform.child import ServiceError
+from infra.platform.settings import Settings
+from streams import topics
+from streams.follow import TopicFollower
+from streams.messages import IndexReady
+from streams.releases import announce
+
+POLL_S = 0.05
+
+
+class RollBackRefused(ServiceError):
+    """There is nothing to go back to; the text says why."""
+
+
+class RolledBack(msgspec.Struct, frozen=True):
+    """What became of a roll-back. `waiting_for`: living servers that have not said that they answer from `version`."""
+
+    version: str
+    before: str
+    served_by: list[str]
+    waiting_for: list[str]
+    coming: str  # the version that goes live when it is announced, empty when none is to come
+    spent_s: float  # since it was announced
+
+    @property
+    def is_served(self) -> bool:
+        return bool(self.served_by) and not self.waiting_for
+
+
+@dataclass
+class _Audience:
+    """The servers that a roll-back waits for: those that lived when it began and those that were heard since."""
+
+    version: str
+    told: handover.Releases
+    awaited: set[str]
+
+    def hear(self, follower: TopicFollower, wait_s: float) -> None:
+        for record in follower.poll(wait_s):
+            self.told = hear(self.told, record)
+            self.awaited |= set(self.told.servers or {}) & {_server_of(record.key)}
+
+    def answers(self) -> tuple[list[str], list[str]]:
+        """Those that answer from the version, and those that do not; who has said goodbye is neither."""
+        servers = self.told.servers or {}
+        present = sorted(self.awaited & set(servers))
+        done = [name for name in present if servers[name].version == self.version]
+        return done, [name for name in present if name not in done]
+
+
+def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None] = lambda what: None) -> RolledBack:
+    """Announce the spare, then wait up to `wait_s` until all living servers answer from it.
+
+    Raises RollBackRefused, IndexFailure (Milvus does not answer), TopicMissing and KafkaError.
+    """
+    with TopicFollower(settings.kafka, topics.RELEASES) as follower:
+        told = handover.Releases()
+        while not follower.caught_up:
+            for record in follower.poll(POLL_S):
+                told = hear(told, record)
+        collections = read_collections(settings.milvus)
+        spare = choose(told, collections, read_bundles(settings.bundles_dir))
+        progress(f"checking {spare.version}")
+        check_spare(settings.bundles_dir / spare.version)
+        began = time.monotonic()
+        now_ms = time.time_ns() // 1_000_000
+        ready = IndexReady(
+            spare.version, collection_name(spare.version), spare.rows, now_ms, rolled_back_from=told.live
+        )
+        announce(settings.kafka, ready)
+        progress(f"{spare.version} is announced")
+        audience = _Audience(spare.version, told, living(told, now_ms, settings.indexer.server_timeout_s))
+        _wait(audience, follower, wait_s, progress)
+    served_by, waiting_for = audience.answers()
+    return RolledBack(
+        version=spare.version,
+        before=told.live,
+        served_by=served_by,
+        waiting_for=waiting_for,
+        coming=coming(told, collections),
+        spent_s=time.monotonic() - began,
+    )
+
+
+def choose(
+    told: handover.Releases, collections: Iterable[CollectionFound], bundles: Iterable[BundleFound]
+) -> CollectionFound:
+    """The collection to go back to. Raises RollBackRefused."""
+    found = {each.version: each for each in collections}
+    marks = {version: each.mark for version, each in found.items()}
+    if not told.live:
+        raise RollBackRefused("no release is live yet: there is nothing to go back from")
+    if marks.get(told.live) == WHOLE:  # its mark comes after its announcement, and the indexer would announce it again
+        raise RollBackRefused(f"release {told.live} is being announced at this moment: try again in a second")
+    spare = spare_of(told.live, marks)
+    if not spare:
+        raise RollBackRefused(f"there is no spare: no release but {told.live} has an announced index to go back to")
+    problem = {bundle.version: bundle.problem for bundle in bundles}.get(spare, "it is not there")
+    if problem:
+        raise RollBackRefused(f"the spare {spare} cannot be served, for want of its bundle: {problem}")
+    return found[spare]
+
+
+def check_spare(directory: Path) -> None:
+    """Raises RollBackRefused for a bundle that no server would take: it is damaged, or of another nextwatch's features.
+    A server that starts would have no release then."""
+    from models.release.bundle import BundleError, check_bundle  # with torch, which takes seconds
+
+    try:
+        check_bundle(directory)
+    except BundleError as error:
+        raise RollBackRefused(f"the spare {directory.name} cannot be served: {error}") from None
+
+
+def living(told: handover.Releases, now_ms: int, timeout_s: float) -> set[str]:
+    """The servers that have been heard within `timeout_s`."""
+    servers = servers_of(told, now_ms, timeout_s)
+    return {server.server_id for server in servers if server.lives and server.heard_s_ago <= timeout_s}
+
+
+def coming(told: handover.Releases, collections: Iterable[CollectionFound]) -> str:
+    """The newest bundle's version while its collection has still to be announced; empty otherwise."""
+    newest = told.bundle.version if told.bundle else ""
+    mark = {each.version: each.mark for each in collections}.get(newest, "")
+    return newest if announced_ms(mark) is None and newest != told.live else ""
+
+
+def _wait(audience: _Audience, follower: TopicFollower, wait_s: float, progress: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + wait_s
+    before: list[str] = []
+    while (left_s := deadline - time.monotonic()) > 0:
+        audience.hear(follower, min(POLL_S, left_s))
+        done, waiting = audience.answers()
+        if done != before:
+            progress(f"{len(done)} of {len(done) + len(waiting)} servers answer from {audience.version}")
+            before = done
+        if done and not waiting:
+            return
+
+
+def _server_of(key: bytes | None) -> str:
+    kind, _, server_id = (key or b"").decode(errors="replace").partition("/")
+    return server_id if kind == "server" else ""
