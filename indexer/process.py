@@ -38,11 +38,11 @@ from infra.platform.health import Health, serve_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.dead_letters import dead_letter
 from streams.epochs import Epochs
-from streams.follow import TopicFollower, TopicMissing
+from streams.kafka.dead_letters import dead_letter
+from streams.kafka.follow import TopicFollower, TopicMissing
+from streams.kafka.requirements import require_settings
 from streams.messages import IndexReady, ItemVector, RebuildAsked, RebuildDone, Refused, Release, decode, encode
-from streams.requirements import require_settings
 
 log = structlog.get_logger(__name__)
 

@@ -34,7 +34,7 @@ from infra.platform.settings import Settings
 from models.release.bundle import Bundle, BundleError, read_bundle
 from streams import topics
 from streams.epochs import Epochs
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import RebuildAsked, RebuildDone, Refused
 
 log = structlog.get_logger(__name__)

@@ -42,8 +42,8 @@ from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
 from serving.under_way import UnderWay, request_for, shares
 from streams import topics
-from streams.fetching import unpack_for
-from streams.follow import TopicMissing
+from streams.kafka.fetching import unpack_for
+from streams.kafka.follow import TopicMissing
 from streams.messages import Context, RecommendReply, RecommendRequest, Refused, decode, encode
 
 log = structlog.get_logger(__name__)

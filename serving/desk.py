@@ -23,7 +23,7 @@ from serving.intake import Address, Letter, PartitionsOf, Unsupported, open_lett
 from serving.outbox import Outbox
 from serving.repeats import Key, Repeats
 from streams import topics
-from streams.dead_letters import dead_letter
+from streams.kafka.dead_letters import dead_letter
 from streams.messages import Impression, RecommendReply, Refused, decode, encode
 
 log = structlog.get_logger(__name__)

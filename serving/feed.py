@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from infra.platform.metrics import Lags
 from infra.platform.settings import Kafka
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 
 POLL_S = 0.1  # while catching up
 PACE_S = 0.025  # between two polls afterwards: what arrives in between costs one fetch, not one each

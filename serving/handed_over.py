@@ -18,7 +18,7 @@ from kafka.errors import KafkaError
 from infra.platform.settings import Kafka
 from serving.repeats import Key
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import Impression, Recommended, RecommendReply, Refused, decode, encode
 
 log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from infra.platform.settings import Settings
 from models.catalogue.filter_syntax import FilterError, parse_filter
 from models.catalogue.item_filter import ItemFilter
 from streams import topics
-from streams.dead_letters import check_headers
+from streams.kafka.dead_letters import check_headers
 from streams.messages import RecommendRequest, Refused, decode
 
 CORRELATION = ("correlation_id", "kafka_correlationId")

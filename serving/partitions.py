@@ -29,7 +29,7 @@ from serving.handed_over import HandedOver
 from serving.marks import Marks
 from serving.views import HistoryView
 from streams import topics
-from streams.fetching import unpack_for
+from streams.kafka.fetching import unpack_for
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from serving.selection import PINNED, Options, choose, pins_of, seed_of
 from serving.sources import Wanted
 from serving.views import CatalogueView, TrendingView
 from streams.messages import Recommended
-from streams.trending import GLOBAL
+from streams.trending.trending import GLOBAL
 
 CATALOGUE = "catalogue"
 CHUNK, MOST_LOOKED_AT = 256, 5120  # spare items

@@ -20,7 +20,7 @@ from models.ranking.ranking_request import Nominations
 from serving.draft import Draft, Found
 from serving.fresh import FreshView
 from serving.views import TrendingView
-from streams.trending import GLOBAL, region_scope
+from streams.trending.trending import GLOBAL, region_scope
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]

@@ -21,7 +21,7 @@ from models.ranking.item_statistics import ItemStatistics
 from serving.fresh import FreshView
 from serving.marks import Marks
 from streams import topics
-from streams.forgotten import Forgotten
+from streams.erasure.forgotten import Forgotten
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
 log = structlog.get_logger(__name__)
@@ -162,7 +162,8 @@ class StatisticsView:
 
 
 class TrendingView:
-    """Decayed counts of all partitions, added up by scope: `global`, and a region's (streams.trending.region_scope).
+    """Decayed counts of all partitions, added up by scope: `global`, and a region's
+    (streams.trending.trending.region_scope).
 
     What one scope costs does not depend on how many others there are.
     """

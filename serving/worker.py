@@ -54,7 +54,7 @@ from serving.skew import Skew
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams import topics
 from streams.epochs import Epochs
-from streams.forgotten import Forgotten
+from streams.erasure.forgotten import Forgotten
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import (
     BundlePublished,
     IndexReady,

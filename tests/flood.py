@@ -1,8 +1,8 @@
 """Floods of messages that cannot be used into a running system, and the account of what became of each.
 
 Used by a test in the suite and by a benchmark. A bad message must be a dead letter, under its own place (the same one
-twice where its reader was given the partition anew before it had committed, see streams.dead_letter_box); a request may
-instead be answered by an error. In topics that our own processes write for each other, and that
+twice where its reader was given the partition anew before it had committed, see streams.dead_letters.dead_letter_box);
+a request may instead be answered by an error. In topics that our own processes write for each other, and that
 views are made of, it is passed over: the views have read it, and nothing has changed.
 """
 
@@ -23,7 +23,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from infra.platform.kafka_clients import aiokafka_options, kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import DeadLetter, RecommendReply, RecommendRequest, decode, encode
 from streams.topics import TOPICS, partitions_of
 from tests.fuzz import LARGE_EVERY, Bad, bad_records

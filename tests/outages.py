@@ -33,7 +33,7 @@ from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Set
 from models.retrieval.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
 from streams import messages, topics
-from streams.faust_app import EXIT_AGAIN
+from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
 from tests.benchmarks.soak import resident_mb
 from tests.benchmarks.soak_load import Asked, steady, wait_for_replies

@@ -30,7 +30,7 @@ from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle
 from streams import topics
-from streams.history import is_completed
+from streams.history.history import is_completed
 from streams.messages import Item, ItemVector, Trending, UserHistory, Watch, encode
 from streams.releases import announce
 from tests.system import cli, embedded, process, wait_for_health, wait_until, with_section

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.cli.main import main
-from streams.learner import Learner, Learnt
+from streams.trainer.learner import Learner, Learnt
 
 SLOW = "slow"
 GATE = "TEST_GATE_OF_SLOW_STEPS"

@@ -21,9 +21,10 @@ from infra.platform.run_files import fill_in
 from infra.platform.settings import Forget, Join, Kafka, Settings
 from models.logs.log import LogError
 from streams import topics
-from streams.archive import store_archive
-from streams.dead_letter_box import read_box
-from streams.follow import TopicFollower
+from streams.dead_letters.dead_letter_box import read_box
+from streams.export.archive import store_archive
+from streams.export.ranking_archive import store_served
+from streams.kafka.follow import TopicFollower
 from streams.messages import (
     Impression,
     JoinState,
@@ -36,7 +37,6 @@ from streams.messages import (
     decode,
     encode,
 )
-from streams.ranking_archive import store_served
 from tests.system import Cluster, cli, read_metrics, run_cli, running, wait_until
 from tests.traffic import Traffic, now_ms
 

@@ -28,14 +28,14 @@ from serving.intake import open_letter
 from serving.release import Releases
 from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from streams import topics
-from streams.attribution import Rules
-from streams.history import apply_impression, apply_search, apply_watch
-from streams.intake import Raw, read
-from streams.join import apply_impression as apply_join_impression
-from streams.join import apply_watch as apply_join_watch
-from streams.known import Known
+from streams.history.history import apply_impression, apply_search, apply_watch
+from streams.join.attribution import Rules
+from streams.join.join import apply_impression as apply_join_impression
+from streams.join.join import apply_watch as apply_join_watch
+from streams.kafka.intake import Raw, read
 from streams.messages import Impression, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
-from streams.trending_app import take_over
+from streams.trainer.known import Known
+from streams.trending.trending_app import take_over
 from tests.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
 
 SETTINGS = Settings()

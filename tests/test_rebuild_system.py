@@ -15,11 +15,11 @@ from infra.local.broker import Broker
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import History, Kafka, Settings, to_environ
-from streams import rebuild_histories as module
 from streams import topics
-from streams.follow import TopicFollower
+from streams.history.history import rebuild_histories as module
+from streams.history.rebuild_histories import RebuildRefused, create_producer, rebuild_histories
+from streams.kafka.follow import TopicFollower
 from streams.messages import Context, Impression, SearchEvent, Shown, UserHistory, decode, encode
-from streams.rebuild_histories import RebuildRefused, create_producer, rebuild_histories
 from tests.infra.command import commands
 from tests.system import Cluster, running, wait_until
 from tests.traffic import Traffic, now_ms

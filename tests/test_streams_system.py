@@ -26,7 +26,7 @@ from infra.platform.fault_points import DIED, VARIABLE
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import History, Settings
 from infra.platform.settings import Kafka as KafkaSettings
-from streams.faust_app import EXIT_AGAIN
+from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import DeadLetter, SearchEvent, TrainingExample, WatchEvent, decode, encode
 from streams.topics import (
     DEAD_LETTERS,

@@ -31,7 +31,6 @@ from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
 from infra.platform.settings import Kafka as KafkaSettings
 from models.retrieval.incremental import STATE_COLUMNS
 from serving.client import RecommendClient
-from streams.learner import PROGRESS_KEY, Progress
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
     ITEM_VECTORS,
@@ -42,6 +41,7 @@ from streams.topics import (
     create_topics,
     partition_of,
 )
+from streams.trainer.learner import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
 from tests.system import ALL, Cluster, cli, process, run_cli, wait_for_health, wait_until, with_section
 from tests.traffic import CHANNELS, PER_CHANNEL, WAIT_S, Histories, Reader, Traffic, item_id, now_ms, past, users_by_crc

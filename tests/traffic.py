@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import Item, UserHistory, WatchEvent, decode, encode
 from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS, partition_of
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infra.platform.settings import Kafka
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import Impression, RecommendReply, decode
 from streams.topics import IMPRESSIONS, RECOMMEND_REPLIES
 from tests.service import Releases

@@ -93,7 +93,7 @@ def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> No
 def read_history(settings: Settings, user: str) -> Any:
     """The user's newest history, read from their partition of `user-histories`; None if there is none."""
     from streams import topics
-    from streams.follow import TopicFollower
+    from streams.kafka.follow import TopicFollower
     from streams.messages import Refused, UserHistory, decode
 
     newest = None

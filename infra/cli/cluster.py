@@ -34,7 +34,7 @@ def topics(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
 ) -> None:
     """List the topics with key, partitions and cleanup policy; make, check or alter them on the cluster."""
-    from streams.requirements import alter_topics
+    from streams.kafka.requirements import alter_topics
     from streams.topics import check_topics, create_topics
 
     session: Session = context.obj

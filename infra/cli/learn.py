@@ -187,7 +187,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
     from models.release.distributed import process_group
     from models.release.training import help_training, train_bundle
     from models.threads import limit_threads
-    from streams.archive import store_archive
+    from streams.export.archive import store_archive
 
     limit_threads(settings.model.threads)
     settings.data_dir.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def histories(
 ) -> None:
     """Make all histories again from watch-events, search-events and impressions; what is older than these topics is
     kept from the present histories. The history workers must be stopped (exit 2 when they are not)."""
-    from streams.rebuild_histories import adopt_histories, rebuild_histories
+    from streams.history.rebuild_histories import adopt_histories, rebuild_histories
 
     if restored and from_scratch:
         raise typer.BadParameter("--restored keeps all of the histories, --from-scratch nothing: give one of them")

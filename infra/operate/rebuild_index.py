@@ -15,7 +15,7 @@ from infra.operate.releases import read_bundles, read_topic
 from infra.platform.child import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import RebuildAsked, RebuildDone, Refused, Release, decode
 from streams.releases import announce
 

@@ -24,7 +24,7 @@ from indexer.handover import announced_ms, is_whole, spare_of
 from infra.platform.settings import Kafka, Milvus, Settings
 from models.release.manifest_file import MANIFEST, read_manifest_bytes
 from streams import topics
-from streams.follow import TopicFollower, TopicMissing
+from streams.kafka.follow import TopicFollower, TopicMissing
 from streams.messages import Refused, Release, decode
 
 _RELEASE: Any = Release  # a union; mypy wants a class

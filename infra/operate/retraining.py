@@ -23,7 +23,7 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
 from models.ranking.ranker_training import LEAST_ROWS
 from models.release.bundle import Bundle, Manifest, catalogue_frame, write_bundle
-from streams.ranking_archive import ServedExamples, store_served
+from streams.export.ranking_archive import ServedExamples, store_served
 
 log = structlog.get_logger(__name__)
 

@@ -21,7 +21,7 @@ from infra.operate.releases import BundleFound, CollectionFound, hear, read_bund
 from infra.platform.child import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import IndexReady
 from streams.releases import announce
 

@@ -31,7 +31,7 @@ from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
 from serving.client import RecommendClient
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import Recommended, RecommendReply, WatchEvent
 
 DAY_MS = 24 * 3600 * 1000

@@ -24,7 +24,7 @@ from infra.platform.settings import Kafka
 from infra.simulation.audience import now_ms, wait_for
 from infra.simulation.stage import Claims, Stage, go_live
 from streams import topics
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import Recommended
 
 Doubles = NDArray[np.float64]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from infra.platform.settings import Settings
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import Impression, Refused, SearchEvent, WatchEvent, decode
 from streams.topics import IMPRESSIONS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 

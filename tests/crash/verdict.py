@@ -20,7 +20,6 @@ from models.release.bundle import Bundle
 from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import CLAIM
-from streams.learner import PROGRESS_KEY
 from streams.messages import (
     DeadLetter,
     ItemVector,
@@ -31,6 +30,7 @@ from streams.messages import (
     UserHistory,
     decode,
 )
+from streams.trainer.learner import PROGRESS_KEY
 from tests.crash import replay
 from tests.crash.load import Sent
 from tests.crash.replay import Content, Events, Place, read_all

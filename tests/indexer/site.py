@@ -19,7 +19,7 @@ from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from streams import topics
 from streams.epochs import claim
-from streams.follow import TopicFollower
+from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, IndexReady, Item, ItemVector, Release, ServerState, decode, encode
 from tests.serving.worlds import train_small
 from tests.system import wait_until, with_section

@@ -53,7 +53,7 @@ ITEMS, STEPS, READ_TOGETHER = 400, 15, 100
 def test_a_slow_milvus_makes_reading_wait_and_nothing_is_dropped_or_reordered(
     kafka_settings: Settings, milvus: MilvusServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.follow._MAX_RECORDS", READ_TOGETHER)
+    monkeypatch.setattr("streams.kafka.follow._MAX_RECORDS", READ_TOGETHER)
     written, most_waiting = spy_on_upserts(monkeypatch), 0
     with slow_link(milvus.port) as link:
         site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=link.uri, timeout_s=5)}), trained)

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infra.platform import metrics
 from infra.platform.metrics import LAG
 
-INFRA = Path(metrics.__file__).parent
+INFRA = Path(metrics.__file__).parents[1] / "deploy"
 UNIT_TESTS = Path(__file__).with_name("alerts_test.yml")
 RULES = [rule for group in yaml.safe_load((INFRA / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 ALERTS = [rule for rule in RULES if "alert" in rule]

@@ -78,7 +78,7 @@ def test_a_broker_that_does_not_answer_is_one_line(nextwatch, monkeypatch):
     def impatient(kafka: Any) -> dict[str, Any]:
         return kafka_python_options(kafka) | {"bootstrap_timeout_ms": 300}
 
-    for place in ("streams.topics", "streams.follow"):
+    for place in ("streams.topics", "streams.kafka.follow"):
         monkeypatch.setattr(f"{place}.kafka_python_options", impatient)
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
     for arguments in (("topics", "--check"), ("history", "alice"), ("worker", "trainer")):
@@ -207,7 +207,7 @@ def test_a_damaged_history_is_one_line_with_the_command_that_mends_it(nextwatch,
             return [SimpleNamespace(key=b"alice", value=b"{junk")]
 
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
-    monkeypatch.setattr("streams.follow.TopicFollower", Follower)
+    monkeypatch.setattr("streams.kafka.follow.TopicFollower", Follower)
     done = nextwatch("history", "alice")
     assert done.code == 2 and is_one_line(done.err) and "nextwatch rebuild histories" in done.err
 

@@ -20,7 +20,7 @@ from infra.local.processes import STOP_S
 from infra.local.stack import COMMANDS
 from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, _is_setting
 
-INFRA = Path(__file__).parents[2] / "infra"
+INFRA = Path(__file__).parents[2] / "infra" / "deploy"
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
 COMMON = INFRA / "systemd" / "nextwatch-.service.d" / "process.conf"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yml").read_text())

@@ -159,7 +159,9 @@ def test_a_command_that_is_not_let_in_says_so_at_once(
     secured: Secured, nextwatch: Any, what: str, command: tuple[str, ...]
 ) -> None:
     wrong, says = WRONG[what]
-    import_module({"serve": "serving.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer_app"))
+    import_module(
+        {"serve": "serving.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer.trainer_app")
+    )
     began = time.monotonic()
     done = nextwatch(wrong(secured), *command)
     assert done.code == 2 and time.monotonic() - began < REFUSED_WITHIN_S

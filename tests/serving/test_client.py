@@ -14,7 +14,7 @@ from infra.local.broker import start_broker
 from infra.platform.settings import Kafka, Settings
 from serving import client as client_module
 from serving.client import RecommendClient, RequestFailed, RequestTimeout
-from streams.follow import TopicMissing
+from streams.kafka.follow import TopicMissing
 from streams.messages import RecommendReply, RecommendRequest, encode
 from streams.topics import create_topics
 from tests.conftest import environ_for

@@ -21,6 +21,7 @@ from serving.fresh import FreshView
 from serving.release import LiveRelease, load_release
 from serving.sources import NOBODY, Nominees, ask, scores_by_source, unite
 from serving.views import CatalogueView, Views
+from streams.history.seen import remember
 from streams.messages import (
     Context,
     Item,
@@ -31,7 +32,6 @@ from streams.messages import (
     Watch,
     encode,
 )
-from streams.seen import remember
 from tests.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, kitchen_of, load, no_views
 
 HOUR_MS = 3_600_000

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from streams import topics
-from streams.outbox import Placed
+from streams.kafka.outbox import Placed
 
 
 class Kept(NamedTuple):
@@ -19,7 +19,7 @@ class Kept(NamedTuple):
 
 
 class MemoryLog:
-    """A streams.tenure.RowLog, and the outbox that writes into it."""
+    """A streams.trainer.tenure.RowLog, and the outbox that writes into it."""
 
     def __init__(self, partitions: int) -> None:
         self.partitions: list[list[Kept]] = [[] for _ in range(partitions)]
@@ -42,7 +42,7 @@ class MemoryLog:
         for records in self.partitions:
             yield from records
 
-    # --- streams.tenure.RowLog
+    # --- streams.trainer.tenure.RowLog
 
     def ends(self) -> Mapping[int, int]:
         return dict(enumerate(self._ends))
@@ -53,7 +53,7 @@ class MemoryLog:
     def close(self) -> None:
         pass
 
-    # --- streams.outbox.Outbox
+    # --- streams.kafka.outbox.Outbox
 
     def add(
         self,

@@ -12,7 +12,7 @@ from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
 from models.logs.searches import tokens_of
-from streams.archive import Archive, item_frame, store_archive
+from streams.export.archive import Archive, item_frame, store_archive
 from streams.messages import Context, Item, SearchEvent, WatchEvent, encode
 from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.clock import LEAP_MS, Clock
-from streams.watermark import IDLE_MS, Watermark
+from streams.join.watermark import IDLE_MS, Watermark
 
 NOW_MS = 1_000_000_000
 HOUR_MS = 3_600_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.dead_letters import check_headers, dead_letter, is_whole, marked
+from streams.kafka.dead_letters import check_headers, dead_letter, is_whole, marked
 from streams.messages import UNREADABLE, DeadLetter, Refused, decode, encode
 
 LIMIT = 1_000_000

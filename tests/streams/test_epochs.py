@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streams.epochs import CLAIM, HEADER, Epochs, claim, epoch_of, is_claim, mark
+from streams.kafka.outbox import Placed
 from streams.messages import ItemVector, encode
-from streams.outbox import Placed
-from streams.tenure import Fenced, Tenure
+from streams.trainer.tenure import Fenced, Tenure
 from tests.streams.memory_log import Kept, MemoryLog
 
 LOOPS = threading.local()

@@ -12,9 +12,9 @@ import pytest
 from faust.types import TP
 from prometheus_client import REGISTRY
 
-from streams import faust_app
-from streams.faust_app import EXIT_AGAIN, EXIT_BUG, report_lag, to_the_end
-from streams.membership import NotAMember
+from streams.kafka import faust_app
+from streams.kafka.faust_app import EXIT_AGAIN, EXIT_BUG, report_lag, to_the_end
+from streams.kafka.membership import NotAMember
 
 
 class Left(BaseException):

@@ -12,7 +12,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.follow import TopicFollower, TopicMissing
+from streams.kafka.follow import TopicFollower, TopicMissing
 from tests.conftest import on_both_brokers
 
 pytestmark = [pytest.mark.system, on_both_brokers]

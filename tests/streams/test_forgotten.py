@@ -9,10 +9,11 @@ import pytest
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.forgetting import Forgetting
-from streams.forgotten import DONE, USER, ForgetSecretWrong, Forgotten, fingerprint, hash_of
-from streams.history_app import apply
-from streams.intake import Raw
+from streams.erasure.forgetting import Forgetting
+from streams.erasure.forgotten import DONE, USER, ForgetSecretWrong, Forgotten, fingerprint, hash_of
+from streams.erasure.retained import FOR_EVER_MS, until_ms
+from streams.history.history_app import apply
+from streams.kafka.intake import Raw
 from streams.messages import (
     ForgettingDone,
     JoinState,
@@ -24,7 +25,6 @@ from streams.messages import (
     decode,
     encode,
 )
-from streams.retained import FOR_EVER_MS, until_ms
 
 AT_MS = 1_700_000_000_000
 SETTINGS = Settings()

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.history import Outcome, Source, apply_impression, apply_search, apply_watch, is_completed
+from streams.history.history import Outcome, Source, apply_impression, apply_search, apply_watch, is_completed
+from streams.history.seen import DAY_MS, codes_of, seen_mask
 from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, UserHistory, WatchEvent, encode
-from streams.seen import DAY_MS, codes_of, seen_mask
 
 KEEP = 5
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Settings
-from streams.history_app import apply
-from streams.intake import Raw
+from streams.history.history_app import apply
+from streams.history.seen import DAY_MS, codes_of, seen_mask
+from streams.kafka.intake import Raw
 from streams.messages import Impression, Shown, WatchEvent, encode
-from streams.seen import DAY_MS, codes_of, seen_mask
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
 from tests.streams.test_intake import Waiting
 

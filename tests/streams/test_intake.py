@@ -7,7 +7,7 @@ from typing import Any
 from faust.types.tuples import Message
 
 from infra.platform.settings import Settings
-from streams.intake import Raw, raw_of, read, reject
+from streams.kafka.intake import Raw, raw_of, read, reject
 from streams.messages import DeadLetter, Refused, SearchEvent, WatchEvent, decode, encode
 from streams.topics import DEAD_LETTERS, FORWARDED, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 

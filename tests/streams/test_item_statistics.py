@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from models.ranking.features import SCHEMA_HASH
-from streams.item_statistics import ItemStatistics
-from streams.join import Tally
+from streams.join.item_statistics import ItemStatistics
+from streams.join.join import Tally
 from streams.messages import Impression, Outcome, Shown, StatisticsRow
 
 HOUR_MS = 3_600_000

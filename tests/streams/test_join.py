@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.platform.settings import Join, Kafka, Settings
-from streams.attribution import Rules
-from streams.join import MOST_WATCHES, Fate, Step, advance, apply_impression, apply_watch, due_ms, open_count
+from streams.join.attribution import Rules
+from streams.join.join import MOST_WATCHES, Fate, Step, advance, apply_impression, apply_watch, due_ms, open_count
 from streams.messages import Impression, JoinState, RankingExample, Shown, WatchEvent, encode
 
 WINDOW_MS, GRACE_MS, EARLY_MS = 100, 50, 10

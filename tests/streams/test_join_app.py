@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.platform.settings import Join, Kafka, Settings
-from streams import join_worker, topics
+from streams import topics
 from streams.clock import LEAP_MS
-from streams.intake import Raw
-from streams.join_worker import JoinWorker
+from streams.join.join import join_worker
+from streams.join.join_worker import JoinWorker
+from streams.kafka.intake import Raw
 from streams.messages import (
     DeadLetter,
     Impression,
@@ -320,7 +321,7 @@ def test_closings_that_a_crash_cut_off_are_finished_before_anything_new_is_read(
 
 
 def test_the_worker_needs_no_torch():
-    code = "import sys, streams.join_app; sys.exit('torch' in sys.modules)"
+    code = "import sys, streams.join.join_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from infra.platform import metrics
-from streams.join_metrics import RECENT, RankingQuality, pair_seconds
+from streams.join.join_metrics import RECENT, RankingQuality, pair_seconds
 from streams.messages import Impression, Outcome, RankingExample, Shown
 
 

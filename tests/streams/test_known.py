@@ -9,10 +9,10 @@ import pytest
 from kafka.errors import KafkaConnectionError
 
 from infra.platform.settings import Settings
-from streams import known as module
 from streams import topics
-from streams.forgotten import ForgetSecretWrong
-from streams.known import Known
+from streams.erasure.forgotten import ForgetSecretWrong
+from streams.trainer import known as module
+from streams.trainer.known import Known
 from tests.streams.test_forgotten import record_of
 
 

@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 
 from infra.platform.settings import Trainer
 from models.release.bundle import Bundle
-from streams.learner import PROGRESS_KEY, Learner, batches, ids_of
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
+from streams.trainer.learner import PROGRESS_KEY, Learner, batches, ids_of
 from tests.serving.worlds import CREATED_MS
 
 SETTINGS = Trainer()  # more negatives than items: steps are the same in every run

@@ -10,7 +10,7 @@ import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
 from streams.clock import running_s
-from streams.membership import Membership, NotAMember, note_confirmations
+from streams.kafka.membership import Membership, NotAMember, note_confirmations
 
 SESSION_S, REBALANCE_S = 10.0, 20.0
 

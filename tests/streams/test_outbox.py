@@ -10,8 +10,8 @@ import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
 from infra.platform.settings import Kafka, Settings
-from streams.follow import TopicFollower
-from streams.outbox import BATCH_BYTES, Outbox, create_producer
+from streams.kafka.follow import TopicFollower
+from streams.kafka.outbox import BATCH_BYTES, Outbox, create_producer
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, TRENDING, WATCH_EVENTS
 from tests.conftest import on_both_brokers
 

@@ -15,9 +15,9 @@ from infra.platform.settings import Settings
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.moment import HISTORY, Names
 from models.ranking.ranking_examples import QUERY_IDS
-from streams import ranking_archive
+from streams.export import ranking_archive
+from streams.export.ranking_archive import ServedExamples, is_usable, store_served
 from streams.messages import Impression, Outcome, RankingExample, Shown, encode
-from streams.ranking_archive import ServedExamples, is_usable, store_served
 from streams.topics import RANKING_EXAMPLES, create_topics
 
 AT_MS = 1_700_000_000_000

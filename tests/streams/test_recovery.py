@@ -13,10 +13,10 @@ import pytest
 from faust.types import TP
 
 from infra.platform.settings import Settings
-from streams import recovery as module
-from streams.faust_app import create_app
-from streams.recovery import OrderedRecovery
-from streams.tables import EncodedTable, create_table
+from streams.kafka import recovery as module
+from streams.kafka.faust_app import create_app
+from streams.kafka.recovery import OrderedRecovery
+from streams.kafka.tables import EncodedTable, create_table
 from streams.topics import JOIN_STATE
 
 EVENTS = TP("watch-events", 0)

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.history.seen import DAY_MS, codes_of, remember, seen_mask
 from streams.messages import UserHistory, WatchEvent, decode, encode
-from streams.seen import DAY_MS, codes_of, remember, seen_mask
 
 TODAY = 20_000
 NOW_MS = TODAY * DAY_MS + 5

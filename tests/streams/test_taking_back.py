@@ -11,10 +11,11 @@ from msgspec.structs import replace
 
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle
-from streams import taking_back, topics
-from streams.learner import Learner
+from streams import topics
 from streams.messages import ItemVector
-from streams.taking_back import take_back
+from streams.trainer import taking_back
+from streams.trainer.learner import Learner
+from streams.trainer.taking_back import take_back
 from tests.streams.test_learner import example
 
 COMMITTED = 700

@@ -10,7 +10,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Join, Kafka, Milvus, Settings, to_environ
-from streams.requirements import TopicUnfit, alter_topics, fatal_problems, least_retention_ms, require_settings
+from streams.kafka.requirements import TopicUnfit, alter_topics, fatal_problems, least_retention_ms, require_settings
 from streams.topics import (
     DEAD_LETTERS,
     HOUR_MS,

@@ -13,12 +13,12 @@ from infra.platform.settings import Settings
 from models.release.bundle import Bundle
 from streams import topics
 from streams.epochs import claim, is_claim, mark
-from streams.intake import Raw
-from streams.learner import PROGRESS_KEY, Learner, Progress
+from streams.kafka.intake import Raw
+from streams.kafka.outbox import Placed
 from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
-from streams.outbox import Placed
-from streams.taking_back import TakenBack
-from streams.trainer_app import Known, TrainerWorker
+from streams.trainer.learner import PROGRESS_KEY, Learner, Progress
+from streams.trainer.taking_back import TakenBack
+from streams.trainer.trainer_app import Known, TrainerWorker
 from tests.streams.memory_log import MemoryLog
 from tests.streams.test_forgotten import record_of
 from tests.streams.test_learner import example
@@ -135,7 +135,7 @@ def test_one_example_with_a_bug_costs_no_other_and_catching_up_passes_over_it(
     assert sent.progress().next_offset == 3
 
     later = [(offset, example(item_id, offset)) for offset, item_id in enumerate(("item-4", "item-2", "item-5"), 3)]
-    monkeypatch.setattr("streams.trainer_app.examples_between", lambda *_: iter(later))
+    monkeypatch.setattr("streams.trainer.trainer_app.examples_between", lambda *_: iter(later))
 
     async def caught_up() -> None:
         await worker._catch_up(worker.learner, 3, 6)  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_a_trainer_that_was_replaced_in_a_pause_writes_no_row_and_stands_by(
         await worker.writer.published()
         claimed(sent, 2)
         written = len(list(sent.log))
-        monkeypatch.setattr("streams.tenure.LOOK_EVERY_S", 0.0)  # a pause: the last look is long ago
+        monkeypatch.setattr("streams.trainer.tenure.LOOK_EVERY_S", 0.0)  # a pause: the last look is long ago
         assert await worker.handle(batch("item-2", start=1)) is None
         await worker.look()
         return len(list(sent.log)) - written
@@ -257,7 +257,7 @@ def test_where_a_new_release_begins_is_published_before_anything_is_learnt(
     assert worker.learner is not None
     learner = worker.learner
     learner.begin_at(5)
-    monkeypatch.setattr("streams.trainer_app.take_back", lambda *_: TakenBack(learner, 5, 5, set()))
+    monkeypatch.setattr("streams.trainer.trainer_app.take_back", lambda *_: TakenBack(learner, 5, 5, set()))
 
     async def adopted() -> None:
         worker.hear_assignment(True)
@@ -278,7 +278,7 @@ def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched
         asked.append((start, stop))
         yield from ((offset, example("item-5", offset)) for offset in range(start, stop))
 
-    monkeypatch.setattr("streams.trainer_app.examples_between", between)
+    monkeypatch.setattr("streams.trainer.trainer_app.examples_between", between)
 
     async def with_a_gap() -> None:
         await worker.writer.claim()

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.platform.settings import Settings
-from streams.intake import Raw
+from streams.kafka.intake import Raw
 from streams.messages import Trending, WatchEvent, encode
 from streams.topics import WATCH_EVENTS, partition_of
-from streams.trending import DecayedCounts
-from streams.trending_app import count, start
+from streams.trending.trending import DecayedCounts
+from streams.trending.trending_app import count, start
 
 HALF_LIFE_S = 10.0
 START_MS = 1_700_000_000_000

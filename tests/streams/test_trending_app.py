@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from infra.platform.settings import Settings
-from streams.faust_app import now_ms
-from streams.intake import Raw
+from streams.kafka.faust_app import now_ms
+from streams.kafka.intake import Raw
+from streams.kafka.outbox import Outbox, create_producer
 from streams.messages import Context, Trending, WatchEvent, encode
-from streams.outbox import Outbox, create_producer
 from streams.topics import WATCH_EVENTS, partition_of
-from streams.trending import PartitionCounts
-from streams.trending_app import handle, read_published, take_up
+from streams.trending.trending import PartitionCounts
+from streams.trending.trending_app import handle, read_published, take_up
 from tests.system import with_section
 
 pytestmark = pytest.mark.system

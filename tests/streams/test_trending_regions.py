@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.platform.settings import Settings
-from streams.intake import Raw
+from streams.kafka.intake import Raw
 from streams.messages import Context, Trending, WatchEvent, decode, encode
 from streams.topics import TRENDING, WATCH_EVENTS, partition_of
-from streams.trending import GLOBAL, PartitionCounts, region_scope
-from streams.trending_app import count, publish, start, take_over
+from streams.trending.trending import GLOBAL, PartitionCounts, region_scope
+from streams.trending.trending_app import count, publish, start, take_over
 from tests.streams.test_intake import Waiting
 
 HALF_LIFE_S = 10.0

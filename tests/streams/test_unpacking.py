@@ -20,9 +20,9 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 
 from infra.platform.settings import Kafka
-from streams.fetching import unpack_for, unpack_for_faust
+from streams.kafka.fetching import unpack_for, unpack_for_faust
+from streams.kafka.unpacking import are_intact, readable, unpacked
 from streams.messages import UNREADABLE, Refused, WatchEvent, decode
-from streams.unpacking import are_intact, readable, unpacked
 from tests.raw_batches import (
     AT_MS,
     CODECS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.schedule import Schedule
-from streams.watermark import IDLE_MS, STUCK_MS, Watermark
+from streams.join.schedule import Schedule
+from streams.join.watermark import IDLE_MS, STUCK_MS, Watermark
 
 NOW_MS = 1_000_000
 

@@ -1,0 +1,164 @@
+"""What the topics hold, read to their end as what training takes: a team can start without any log.
+
+Watches and searches go to disk as they are read, so that topics may hold more than memory does. A repeated or forwarded
+event is the same user, item and time, which a stored log has once. What is from before its user was forgotten is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from infra.platform.settings import Settings
+from models.logs.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS
+from models.logs.row_batches import BATCH_ROWS
+from models.logs.stored_log import LogWriter, StoredLog
+from models.logs.stored_searches import StoredSearches, store_search_batches
+from streams import topics
+from streams.erasure.forgotten import read_forgotten
+from streams.kafka.follow import TopicFollower
+from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
+
+Progress = Callable[[str, int, int], None]
+Row = tuple[Any, ...]
+
+WATCH_SCHEMA: dict[str, Any] = {
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "event_ms": pl.Int64,
+    "watch_s": pl.Float64,
+    "duration_s": pl.Float64,
+    **dict.fromkeys(CONTEXT_NAMES, pl.String),
+    "signed_in": pl.Boolean,
+    "gender": pl.Float64,
+    "age": pl.Float64,
+}
+SEARCH_SCHEMA: dict[str, Any] = {"user_id": pl.String, "query": pl.String, "event_ms": pl.Int64}
+NOWHERE = (None,) * len(CONTEXT_COLUMNS)
+
+
+class Archive(NamedTuple):
+    """The log of all watches, the searches of its users (None: there are none), the catalogue, and how many watches and
+    searches were unusable, or of users who were forgotten since.
+
+    `offsets`: by `topic/partition` the next offset of `training-examples`. They are taken before the watches are read,
+    so every example below them comes from a watch that is here.
+    """
+
+    log: StoredLog
+    searches: StoredSearches | None
+    items: pl.DataFrame
+    refused: int
+    forgotten: int
+    offsets: dict[str, int]
+
+
+def store_archive(settings: Settings, directory: Path, progress: Progress = lambda stage, done, total: None) -> Archive:
+    """Read `watch-events`, `search-events` and `items` from their beginning to their present end; events go to
+    `directory`.
+
+    Raises LogError when there are no watches.
+    """
+    with TopicFollower(settings.kafka, topics.TRAINING_EXAMPLES) as follower:
+        offsets = {f"{topic}/{partition}": end for (topic, partition), end in follower.ends().items()}
+    reader = _Reader(settings, progress)
+    with LogWriter(directory, completed_s=settings.history.completed_s, source=topics.WATCH_EVENTS) as writer:
+        for frame in _frames(map(_watch_row, reader.events(topics.WATCH_EVENTS, WatchEvent)), WATCH_SCHEMA):
+            writer.add(frame)
+        log = writer.finish(progress)
+    rows = ((event.user_id, event.query, event.event_ms) for event in reader.events(topics.SEARCH_EVENTS, SearchEvent))
+    searches = store_search_batches(
+        _frames(rows, SEARCH_SCHEMA), log, buckets=settings.model.search_tokens, source=topics.SEARCH_EVENTS
+    )
+    return Archive(log, searches if len(searches) else None, reader.items(), reader.refused, reader.forgotten, offsets)
+
+
+class _Reader:
+    """Reads whole topics, message by message."""
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        self.refused = self.forgotten = 0
+        self._forgotten = read_forgotten(settings)
+        self._settings, self._progress = settings, progress
+
+    def events(self, topic: str, kind: Any) -> Iterator[Any]:
+        """What can be used, and the rest counted."""
+        for _, message, produced_ms in self._messages(topic, kind):
+            if message is None:
+                self.refused += 1
+            elif self._forgotten.is_from_before(message.user_id, message.event_ms, produced_ms):
+                self.forgotten += 1
+            else:
+                yield message
+
+    def items(self) -> pl.DataFrame:
+        """The catalogue as it is now. What is unreadable counts as taken down: the indexer reports it."""
+        items: dict[bytes | None, Item] = {}
+        for key, item, _ in self._messages(topics.ITEMS, Item):
+            if item is None:
+                items.pop(key, None)
+            else:
+                items[key] = item
+        return item_frame(list(items.values()))
+
+    def _messages(self, topic: str, kind: Any) -> Iterator[tuple[bytes | None, Any, int]]:
+        """Key, message and time of each record; no message for a tombstone and for what cannot be read."""
+        kafka = self._settings.kafka
+        with TopicFollower(kafka, topic) as follower:
+            total, done = sum(follower.lags().values()), 0
+            while not follower.caught_up:
+                for record in follower.poll(0.5):
+                    done += 1
+                    try:
+                        message = decode(kind, record.value, max_bytes=kafka.max_message_bytes, latest_ms=LATEST_MS)
+                    except Refused:
+                        message = None
+                    yield record.key, message, record.timestamp
+                self._progress(topic, done, total)
+
+
+def _frames(rows: Iterable[Row], schema: dict[str, Any]) -> Iterator[pl.DataFrame]:
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield pl.DataFrame(batch, schema=schema, orient="row")
+
+
+def _watch_row(event: WatchEvent) -> Row:
+    context = NOWHERE if event.context is None else _context_row(event.context)
+    return (event.user_id, event.item_id, event.event_ms, event.watch_s, event.duration_s, *context)
+
+
+def _context_row(context: Context) -> Row:
+    """A name that is longer than a log takes is not known."""
+    values = (getattr(context, name) for name in CONTEXT_COLUMNS)
+    return tuple(None if isinstance(value, str) and len(value) > LONGEST_ID else value for value in values)
+
+
+def item_frame(items: list[Item]) -> pl.DataFrame:
+    """A catalogue as training takes it; `ids` only when an item has some."""
+    frame = pl.DataFrame(
+        {
+            "item_id": [item.item_id for item in items],
+            "channel": [item.channel for item in items],
+            "topics": [list(item.topics) for item in items],
+            "duration_s": [item.duration_s for item in items],
+            "published_ms": [item.published_ms for item in items],
+        },
+        schema={
+            "item_id": pl.String,
+            "channel": pl.String,
+            "topics": pl.List(pl.String),
+            "duration_s": pl.Float64,
+            "published_ms": pl.Int64,
+        },
+    )
+    names = list(dict.fromkeys(name for item in items for name in item.ids))[:MOST_ID_COLUMNS]
+    if not names:
+        return frame
+    ids = {name: [list(item.ids.get(name, ())) for item in items] for name in names}
+    return frame.with_columns(pl.DataFrame(ids, schema=dict.fromkeys(names, pl.List(pl.String))).to_struct("ids"))

@@ -1,0 +1,326 @@
+"""Histories made again from what `watch-events`, `search-events` and `impressions` still hold, by the history worker's
+own functions; of what is older than these topics the present histories tell.
+
+The rule, user by user. Kept of the present history: the watches and searches whose source offset lies before the
+beginning of their topic's partition, the lists that are in no impression that is still there, what is remembered as
+seen, the context. On that, every event is applied in the order of its offset, up to what the history workers' group has
+committed. So
+
+- nothing that only the present history knows is lost, and nothing that a topic still holds is taken from it: what was
+  damaged comes from the events;
+- nothing is doubled: an entry comes from one of the two, told apart by its offset or its request id, and what is seen
+  holds each item once;
+- what the group has not committed is left for the worker to read, whose examples would else not be made.
+
+From scratch nothing is kept, and a user of whom the topics hold nothing has no history afterwards.
+
+Histories that were restored from a copy of `user-histories` hold offsets of another cluster: an event at a lower one
+would pass for handled, and be lost. `adopt_histories` takes these offsets out. What the worker then reads for the first
+time is known by its event or request id where a history holds it, or is too old for it, so nothing is doubled.
+
+It must have the table for itself: while a history worker is in its group, nothing is done. An event that is stamped
+ahead is judged by the time at which it was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from heapq import merge
+from typing import Any
+
+import msgspec
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
+from msgspec.structs import replace
+
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings
+from streams import topics
+from streams.erasure.forgotten import Forgotten, read_forgotten
+from streams.history.history_app import KINDS, SHOWN, apply_event
+from streams.kafka.follow import TopicFollower
+from streams.kafka.intake import LATEST_MS, Raw, read
+from streams.messages import Impression, Refused, UserHistory, decode, encode
+
+SOURCES = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
+AHEAD = 1000  # records sent and not yet acknowledged
+SEND_S = 30.0
+
+Progress = Callable[[str, int, int], None]
+
+
+class RebuildRefused(RuntimeError):
+    """It cannot be done now; the text says why, and the way out."""
+
+
+class Rebuilt(msgspec.Struct):
+    """What was found: histories, those that differ from what the events say (`missing`: of them, there were none),
+    events that were read, and histories written and deleted."""
+
+    users: int = 0
+    differ: int = 0
+    missing: int = 0
+    events: int = 0
+    written: int = 0
+    deleted: int = 0
+
+
+class Reach(msgspec.Struct):
+    """Of one partition, by topic: the first offset that is still there, and the next one that the group will read."""
+
+    first: dict[str, int]
+    committed: dict[str, int]
+
+
+def rebuild_histories(
+    settings: Settings,
+    *,
+    from_scratch: bool = False,
+    dry_run: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> Rebuilt:
+    """Make all histories again. Raises RebuildRefused, TopicMissing, KafkaError, ForgetSecretWrong."""
+    refuse_beside_workers(settings.kafka)
+    forgotten, rebuilt = read_forgotten(settings), Rebuilt()
+    producer = create_producer(settings.kafka)
+    try:
+        for number in range(settings.kafka.partitions):
+            progress("partitions", number, settings.kafka.partitions)
+            before = read_histories(settings.kafka, number)
+            after = replay(settings, number, {} if from_scratch else before, forgotten, rebuilt, progress)
+            changes = changes_of(before, after, rebuilt)
+            if changes and not dry_run:
+                refuse_beside_workers(settings.kafka)
+                _write(producer, settings.kafka, number, changes)
+        progress("partitions", settings.kafka.partitions, settings.kafka.partitions)
+    finally:
+        producer.close(timeout=SEND_S)
+    if dry_run:
+        rebuilt.written = rebuilt.deleted = 0
+    return rebuilt
+
+
+def adopt_histories(
+    settings: Settings, progress: Progress = lambda stage, done, total: None, *, dry_run: bool = False
+) -> Rebuilt:
+    """Take the offsets of another cluster out of all histories. Raises as `rebuild_histories`; RebuildRefused too when
+    the workers' group has read here, and offsets are this cluster's own."""
+    kafka, rebuilt = settings.kafka, Rebuilt()
+    refuse_beside_workers(kafka)
+    if any(any(read_reach(kafka, number).committed.values()) for number in range(kafka.partitions)):
+        raise RebuildRefused(
+            f"the history workers (group {_group(kafka)}) have read here already: restored histories are made ready "
+            "before the first of them runs; delete the group and restore user-histories again"
+        )
+    forgotten = read_forgotten(settings)
+    producer = create_producer(kafka)
+    try:
+        for number in range(kafka.partitions):
+            before = read_histories(kafka, number)
+            found = [history for value in before.values() if (history := _readable(value)) is not None]
+            after = {each.user_id: without_offsets(each) for each in map(forgotten.begin, found) if not _is_empty(each)}
+            changes = changes_of(before, after, rebuilt)
+            if changes and not dry_run:
+                _write(producer, kafka, number, changes)
+            progress("partitions", number + 1, kafka.partitions)
+    finally:
+        producer.close(timeout=SEND_S)
+    if dry_run:
+        rebuilt.written = rebuilt.deleted = 0
+    return rebuilt
+
+
+def create_producer(kafka: Kafka) -> KafkaProducer:
+    """It takes what the workers' outbox does: a history may be larger than kafka-python's 1 MB."""
+    limits = {"max_request_size": 8 * kafka.max_message_bytes}
+    return KafkaProducer(**kafka_python_options(kafka), **limits, client_id="nextwatch-rebuild", acks="all")
+
+
+def without_offsets(history: UserHistory) -> UserHistory:
+    return replace(
+        history,
+        watches=tuple(replace(watch, offset=-1) for watch in history.watches),
+        searches=tuple(replace(search, offset=-1) for search in history.searches),
+        watch_offset=-1,
+        search_offset=-1,
+        impression_offset=-1,
+    )
+
+
+def _is_empty(history: UserHistory) -> bool:
+    return replace(history, since_ms=0) == UserHistory(history.user_id)
+
+
+def refuse_beside_workers(kafka: Kafka) -> None:
+    """Raises RebuildRefused while somebody is in the history workers' group."""
+    group = _group(kafka)
+    with KafkaAdminClient(**kafka_python_options(kafka), client_id="nextwatch-rebuild") as admin:
+        found = admin.describe_groups([group])[group]
+    if found["error"] and found["group_state"] != "Dead":  # dead: nobody has ever been in it
+        raise RebuildRefused(f"whether a history worker runs (group {group}) cannot be told: {found['error']}")
+    if members := found["members"]:
+        raise RebuildRefused(
+            f"{len(members)} history workers run (group {group}), and two must not write histories: stop them first "
+            f"(one that was killed is out after kafka.session_timeout_s, {kafka.session_timeout_s:g} s)"
+        )
+
+
+def read_histories(kafka: Kafka, number: int) -> dict[str, bytes]:
+    """The present histories of a partition, as they are encoded."""
+    histories: dict[str, bytes] = {}
+    with TopicFollower(kafka, topics.USER_HISTORIES, partitions=[number]) as follower:
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                user_id = (record.key or b"").decode(errors="replace")
+                if record.value is None:
+                    histories.pop(user_id, None)
+                else:
+                    histories[user_id] = record.value
+    return histories
+
+
+def replay(
+    settings: Settings,
+    number: int,
+    present: dict[str, bytes],
+    forgotten: Forgotten,
+    rebuilt: Rebuilt,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, UserHistory]:
+    """The histories of a partition after all its events. Anew, when retention has taken some of them meanwhile: of
+    these the present histories are to tell."""
+    begun = rebuilt.events
+    while True:
+        reach = read_reach(settings.kafka, number)
+        histories = _replay_from(reach, settings, number, present, forgotten, rebuilt, progress)
+        if read_reach(settings.kafka, number).first == reach.first:
+            return histories
+        rebuilt.events = begun
+
+
+def _replay_from(
+    reach: Reach,
+    settings: Settings,
+    number: int,
+    present: dict[str, bytes],
+    forgotten: Forgotten,
+    rebuilt: Rebuilt,
+    progress: Progress,
+) -> dict[str, UserHistory]:
+    shown = _request_ids(settings, number, reach)
+    histories = {
+        user_id: kept(forgotten.begin(history), reach, shown.get(user_id, set()))
+        for user_id, value in present.items()
+        if (history := _readable(value)) is not None
+    }
+    contexts = {user_id: history.context for user_id, history in histories.items()}
+    total = sum(max(0, reach.committed[topic] - reach.first[topic]) for topic in SOURCES)
+    for raw in _records(settings, number, SOURCES, reach):
+        rebuilt.events += 1
+        kinds = SHOWN if raw.topic in SHOWN else KINDS
+        for _, event in read([raw], kinds, settings, None, now_ms=raw.produced_ms, forgotten=forgotten):
+            before = histories.get(event.user_id) or forgotten.begin(UserHistory(event.user_id))
+            histories[event.user_id] = apply_event(before, event, raw, settings).history
+        if rebuilt.events % 1000 == 0:
+            progress(f"events of partition {number}", rebuilt.events, max(rebuilt.events, total))
+    return {
+        user_id: replace(history, context=contexts.get(user_id) or history.context)
+        for user_id, history in histories.items()
+        if not _is_empty(history)
+    }
+
+
+def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
+    """What only a history knows: all that the topics no longer hold. `shown`: the user's requests whose impressions are
+    still there."""
+    watches, searches, lists = (reach.first[topic] for topic in SOURCES)
+    return replace(
+        history,
+        watches=tuple(watch for watch in history.watches if watch.offset < watches),
+        searches=tuple(search for search in history.searches if search.offset < searches),
+        impressions=tuple(each for each in history.impressions if each.request_id not in shown),
+        watch_offset=min(history.watch_offset, watches - 1),
+        search_offset=min(history.search_offset, searches - 1),
+        impression_offset=min(history.impression_offset, lists - 1),
+    )
+
+
+def changes_of(before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt) -> dict[str, bytes | None]:
+    """What is to be written, a tombstone for what is to go; counted."""
+    changes: dict[str, bytes | None] = {}
+    for user_id, history in after.items():
+        encoded = encode(history)
+        if before.get(user_id) != encoded:
+            changes[user_id] = encoded
+    gone = before.keys() - after.keys()
+    rebuilt.users += len(after)
+    rebuilt.missing += len(changes.keys() - before.keys())
+    rebuilt.differ += len(changes) + len(gone)
+    rebuilt.written += len(changes)
+    rebuilt.deleted += len(gone)
+    return changes | dict.fromkeys(gone)
+
+
+def read_reach(kafka: Kafka, number: int) -> Reach:
+    places = {topic: TopicPartition(kafka.topic_prefix + topic, number) for topic in SOURCES}
+    with KafkaAdminClient(**kafka_python_options(kafka), client_id="nextwatch-rebuild") as admin:
+        found = admin.list_group_offsets({_group(kafka): list(places.values())})[_group(kafka)]
+    committed = {topic: max(0, found[place].offset) if place in found else 0 for topic, place in places.items()}
+    with TopicFollower(kafka, *SOURCES, partitions=[number]) as follower:
+        return Reach(follower.firsts_of(number), committed)
+
+
+def _records(settings: Settings, number: int, names: tuple[str, ...], reach: Reach) -> Iterator[Raw]:
+    """The committed records of a partition of these topics, by the time at which they were sent and within a topic in
+    their order."""
+    with ExitStack() as stack:
+        followers = [stack.enter_context(TopicFollower(settings.kafka, name, partitions=[number])) for name in names]
+        streams = [_of_topic(each, name, reach.committed[name]) for each, name in zip(followers, names, strict=True)]
+        yield from merge(*streams, key=lambda raw: raw.produced_ms)
+
+
+def _of_topic(follower: TopicFollower, topic: str, stop: int) -> Iterator[Raw]:
+    while not follower.caught_up:
+        for record in follower.poll(0.5):
+            if record.offset >= stop:
+                return
+            yield _raw_of(record, topic)
+
+
+def _raw_of(record: ConsumerRecord, topic: str) -> Raw:
+    produced_ms = min(max(0, record.timestamp or 0), LATEST_MS)
+    headers = tuple(record.headers or ())
+    return Raw(topic, record.partition, record.offset, produced_ms, record.key, record.value, headers)
+
+
+def _request_ids(settings: Settings, number: int, reach: Reach) -> dict[str, set[str]]:
+    """By user, the requests of the impressions that are still there and committed."""
+    found: dict[str, set[str]] = {}
+    for raw in _records(settings, number, (topics.IMPRESSIONS,), reach):
+        for _, event in read([raw], SHOWN, settings, None, now_ms=raw.produced_ms):
+            assert isinstance(event, Impression)
+            found.setdefault(event.user_id, set()).add(event.request_id)
+    return found
+
+
+def _readable(value: bytes) -> UserHistory | None:
+    """A history; None for what cannot be read, which is made again from the events alone."""
+    try:
+        return decode(UserHistory, value, max_bytes=len(value))
+    except Refused:
+        return None
+
+
+def _write(producer: Any, kafka: Kafka, number: int, changes: dict[str, bytes | None]) -> None:
+    name, futures = kafka.topic_prefix + topics.USER_HISTORIES, []
+    for user_id, value in changes.items():
+        futures.append(producer.send(name, value, key=user_id.encode(), partition=number))
+        if len(futures) >= AHEAD:
+            futures.pop(0).get(timeout=SEND_S)
+    for future in futures:
+        future.get(timeout=SEND_S)
+
+
+def _group(kafka: Kafka) -> str:
+    return f"{kafka.topic_prefix}nextwatch-history"

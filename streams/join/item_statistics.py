@@ -1,0 +1,151 @@
+"""What viewers made of the items that were shown to them: decayed sums over closed impressions, by item, by channel, by
+topic, over all, and by version what the ranker had promised. Pure; time is the impressions' own.
+
+A sum is decayed when it is touched: value * 2^-(dt / half-life) + new. An impression that is older than the row weighs
+as much less. No video counts for more than CAP_S.
+
+Each row carries its `mark`, so that a repeat after a crash is known: the watermark up to which closed windows are in
+it, and the offset of the last impression that pushed an older one out (see streams.join.join). A row holds all that
+was due up to its mark, because whatever is due together is counted before the rows are published.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from models.ranking.features import SCHEMA_HASH
+from models.ranking.ranking_examples import CAP_S
+from streams.join.join import Tally
+from streams.messages import Outcome, Shown, StatisticsRow
+
+LEAST_IMPRESSIONS = 0.01  # a row that decayed below is dropped
+
+Key = tuple[str, str]  # scope and id
+Sums = list[float]  # impressions, watches, seconds, completions, expected_s
+
+ALL = ("all", "")
+
+
+class _Row:
+    __slots__ = ("as_of_ms", "mark", "sums")
+
+    def __init__(self, as_of_ms: int, sums: Sums, mark: tuple[int, int]) -> None:
+        self.as_of_ms = as_of_ms
+        self.sums = sums
+        self.mark = mark
+
+    def add(self, new: Sums, at_ms: int, half_life_ms: float) -> None:
+        decay = 2.0 ** -(abs(at_ms - self.as_of_ms) / half_life_ms)
+        old_weight, new_weight = (decay, 1.0) if at_ms >= self.as_of_ms else (1.0, decay)
+        self.sums = [old * old_weight + each * new_weight for old, each in zip(self.sums, new, strict=True)]
+        self.as_of_ms = max(self.as_of_ms, at_ms)
+
+
+class ItemStatistics:
+    """The rows of one partition."""
+
+    def __init__(self, partition: int, half_life_h: float) -> None:
+        self._partition = partition
+        self._half_life_ms = half_life_h * 3_600_000
+        self._rows: dict[Key, _Row] = {}
+        self._touched: set[Key] = set()
+        self._to_sweep: list[Key] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def closed_ms(self) -> int:
+        """The watermark up to which windows were closed when the rows were last published."""
+        return max((row.mark[0] for row in self._rows.values()), default=0)
+
+    def restore(self, row: StatisticsRow) -> None:
+        sums = [row.impressions, row.watches, row.seconds, row.completions, row.expected_s]
+        self._rows[row.scope, row.id] = _Row(row.as_of_ms, sums, row.mark)
+
+    def count(self, tally: Tally) -> None:
+        """Add an impression's outcomes, or what has changed of them, to the rows that do not hold it yet."""
+        at_ms = tally.impression.at_ms
+        for key, sums in contributions(tally).items():
+            row = self._rows.get(key)
+            if row is None:
+                row = self._rows[key] = _Row(at_ms, [0.0] * 5, (-1, -1))
+            if not _holds(row, tally):
+                row.add(sums, at_ms, self._half_life_ms)
+                self._touched.add(key)
+
+    def publish(self, *, closed_ms: int = -1, pushed_by: int = -1) -> list[StatisticsRow]:
+        """The rows that were touched since the last time, marked: they hold everything up to here."""
+        touched, self._touched = self._touched, set()
+        return [self._mark(key, closed_ms, pushed_by) for key in touched]
+
+    def sweep(self, now_ms: int, most: int) -> list[Key]:
+        """Look at the next `most` rows and drop those that decayed to nothing; their keys. The sum of all stays."""
+        if not self._to_sweep:
+            self._to_sweep = list(self._rows)
+        looked, self._to_sweep = self._to_sweep[-most:], self._to_sweep[:-most]
+        dropped = [key for key in looked if key != ALL and self._is_spent(key, now_ms)]
+        for key in dropped:
+            del self._rows[key]
+        return dropped
+
+    def key_of(self, scope: str, id_: str) -> bytes:
+        """The key of a row on the topic."""
+        return f"{scope}/{self._partition}/{id_}".encode()
+
+    def _mark(self, key: Key, closed_ms: int, pushed_by: int) -> StatisticsRow:
+        row = self._rows[key]
+        row.mark = max(row.mark[0], closed_ms), max(row.mark[1], pushed_by)
+        sums = (max(0.0, each) for each in row.sums)  # a correction may leave less than nothing, by rounding
+        return StatisticsRow(*key, self._partition, row.as_of_ms, *sums, row.mark)  # type: ignore[arg-type,call-arg,misc]
+
+    def _is_spent(self, key: Key, now_ms: int) -> bool:
+        row = self._rows.get(key)
+        if row is None or key in self._touched:
+            return False
+        left: float = row.sums[0] * 2.0 ** -(max(0, now_ms - row.as_of_ms) / self._half_life_ms)
+        return left < LEAST_IMPRESSIONS
+
+
+def contributions(tally: Tally) -> dict[Key, Sums]:
+    """What a tally adds to each row."""
+    before = {outcome.item_id: outcome for outcome in tally.counted or ()}
+    first = tally.counted is None
+    sums: dict[Key, Sums] = defaultdict(lambda: [0.0] * 5)
+    for shown, outcome in zip(tally.impression.items, tally.outcomes, strict=True):
+        new = _difference(outcome, before.get(outcome.item_id), first)
+        for key in _keys_of(shown):
+            _add(sums[key], new, 0.0)
+        if shown.expected_watch_s is not None and tally.impression.schema_hash == SCHEMA_HASH:
+            promised_s = shown.expected_watch_s / tally.impression.factor if first else 0.0
+            _add(sums["calibration", tally.impression.version], new, promised_s)
+    return sums
+
+
+def _difference(outcome: Outcome, before: Outcome | None, first: bool) -> Sums:
+    old = before or Outcome(outcome.item_id, 0.0, False)
+    return [
+        float(first),
+        float(outcome.watched_s > 0) - float(old.watched_s > 0),
+        min(outcome.watched_s, CAP_S) - min(old.watched_s, CAP_S),
+        float(outcome.completed) - float(old.completed),
+    ]
+
+
+def _keys_of(shown: Shown) -> Iterator[Key]:
+    yield ALL
+    yield "item", shown.item_id
+    yield from (("channel", channel) for channel in shown.ids.get("channel", ()))
+    yield from (("length", length) for length in shown.ids.get("length", ()))
+    yield from (("topic", topic) for topic in shown.ids.get("topics", ()))
+
+
+def _add(sums: Sums, new: Iterable[float], expected_s: float) -> None:
+    for place, each in enumerate((*new, expected_s)):
+        sums[place] += each
+
+
+def _holds(row: _Row, tally: Tally) -> bool:
+    moment, mark = (tally.at_ms, row.mark[0]) if tally.pushed_by is None else (tally.pushed_by, row.mark[1])
+    return moment <= mark

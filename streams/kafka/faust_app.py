@@ -1,0 +1,292 @@
+"""How every Faust worker of ours is built and run: one App with the settings that the guarantees rest on.
+
+At-least-once with effects acknowledged before offsets are committed. `take_events` acknowledges a batch when the agent
+asks for the next one, also when the agent raised or was cancelled; so an agent of ours does neither (`handle_batches`):
+a bug is reported with the event that showed it, the rest of the batch is finished, and then the process stops loudly.
+A worker that the group has gone on without leaves, too, and forgets what it had in hand (streams.kafka.membership).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import Any, NoReturn
+
+import faust
+import structlog
+from aiokafka.consumer.fetcher import Fetcher
+from faust.types import TP
+
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.health import Health
+from infra.platform.kafka_clients import faust_options
+from infra.platform.settings import Settings
+from streams.clock import Clock
+from streams.kafka.fetching import unpack_for_faust
+from streams.kafka.intake import Raw, raw_of
+from streams.kafka.membership import Membership, NotAMember, note_confirmations
+from streams.kafka.outbox import Outbox, create_producer
+from streams.kafka.recovery import OrderedTables, fetch_from_flowing_only, finished
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
+EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
+REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
+LAG_EVERY_S = 2.0
+BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
+AT_ONCE_S = 0.02
+REST_S = 0.02
+
+
+def _pace_empty_fetches() -> None:
+    """Let aiokafka rest after an empty answer that came at once.
+
+    A broker holds an empty fetch until fetch_max_wait_ms has passed; noida does not, and aiokafka asks again at once:
+    two thirds of a core for an idle consumer. There is no setting for it. On Apache Kafka this waits for nothing.
+    """
+    fetch = Fetcher._proc_fetch_request
+    if getattr(fetch, "is_paced", False):
+        return
+
+    async def fetch_and_rest(self: Any, assignment: Any, node_id: Any, request: Any) -> bool:
+        began = time.monotonic()
+        has_data: bool = await fetch(self, assignment, node_id, request)
+        if not has_data and time.monotonic() - began < AT_ONCE_S:
+            with contextlib.suppress(asyncio.CancelledError):  # close() cancels us and awaits our result
+                await asyncio.sleep(REST_S)
+        return has_data
+
+    fetch_and_rest.is_paced = True  # type: ignore[attr-defined]
+    Fetcher._proc_fetch_request = fetch_and_rest
+
+
+def create_app(settings: Settings, name: str, *, has_standby: bool = False, **options: Any) -> faust.App:
+    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own.
+
+    Partitions are given up only when the batch in hand is done, so no batch may take as long as a rebalance may. Not so
+    with `has_standby`, for an app that has one partition and whose batches may take minutes: who has it keeps it when
+    another one joins, and that it is another's now is found out otherwise.
+    """
+    _pace_empty_fetches()
+    fetch_from_flowing_only()
+    note_confirmations()
+    kafka = settings.kafka
+    unpack_for_faust(kafka)
+    datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
+    datadir.parent.mkdir(parents=True, exist_ok=True)
+    app = faust.App(
+        f"{kafka.topic_prefix}nextwatch-{name}",
+        **faust_options(kafka),
+        autodiscover=False,
+        origin="streams",
+        store="memory://",
+        datadir=datadir,
+        topic_partitions=kafka.partitions,
+        topic_replication_factor=kafka.replication,
+        topic_allow_declare=False,  # `nextwatch topics --create` makes them, with the policies that we rely on
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=kafka.session_timeout_s,
+        broker_heartbeat_interval=kafka.session_timeout_s / 5,
+        broker_rebalance_timeout=REBALANCE_SESSIONS * kafka.session_timeout_s,
+        broker_commit_interval=1.0,
+        broker_max_poll_interval=kafka.max_poll_s,
+        stream_wait_empty=not has_standby,
+        stream_buffer_maxsize=BUFFER,
+        # Without tables and replicas of them Faust has aiokafka deal the partitions anew each time somebody joins.
+        table_standby_replicas=int(has_standby),
+        TableManager=OrderedTables,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+        **options,
+    )
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
+    async def count(*_: Any, **__: Any) -> None:
+        metrics.REBALANCES.inc()
+
+    return app
+
+
+def raw_topic(app: faust.App, settings: Settings, *names: str) -> Any:
+    """Topics of undecoded bytes; we decode ourselves, strictly (faust.Record accepts wrong types)."""
+    prefixed = [settings.kafka.topic_prefix + name for name in names]
+    return app.topic(*prefixed, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+
+def owned(app: faust.App, events: Iterable[Any], topic_prefix: str) -> list[Raw]:
+    """The records of a batch whose partitions are still ours; the others' new owner reads them again."""
+    assigned = app.consumer.assignment()
+    return [
+        raw_of(event, topic_prefix) for event in events if TP(event.message.topic, event.message.partition) in assigned
+    ]
+
+
+def declare_agent(
+    app: faust.App,
+    settings: Settings,
+    stage: str,
+    names: Iterable[str],
+    handle: Callable[[list[Raw], Outbox], Coroutine[Any, Any, BaseException | None]],
+    *,
+    max_: int,
+    within: float,
+) -> None:
+    """The agent of a worker: it reads the topics `names` together and gives their batches to `handle`, with an outbox
+    of its own; beside it the worker reports its lag."""
+    prefix = settings.kafka.topic_prefix
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def lag() -> None:
+        await report_lag(app, prefix)
+
+    @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
+    async def agent(stream: Any) -> None:
+        async with open_outbox(app, settings, f"nextwatch-{stage}") as outbox:
+            await handle_batches(
+                app,
+                stream,
+                lambda batch: handle(batch, outbox),
+                settings=settings,
+                stage=stage,
+                max_=max_,
+                within=within,
+            )
+
+
+@contextlib.asynccontextmanager
+async def open_outbox(app: faust.App, settings: Settings, client_id: str) -> AsyncIterator[Outbox]:
+    """An outbox with a producer of its own, that sends while the group counts the app's worker in."""
+    session_s = settings.kafka.session_timeout_s
+    membership = Membership(app, session_s, REBALANCE_SESSIONS * session_s)
+    producer = create_producer(settings.kafka, client_id)
+    await producer.start()
+    try:
+        yield Outbox(producer, settings.kafka.topic_prefix, membership.confirmed)
+    finally:
+        await producer.stop()
+
+
+async def handle_batches(
+    app: faust.App, stream: Any, handle: Handler, *, settings: Settings, stage: str, **take: Any
+) -> None:
+    """The loop of every agent: give `handle` what has arrived, batch by batch; `take` is take_events' own.
+
+    `handle` returns the bug that an event has shown (the event is in dead-letters), or None.
+    """
+    async for events in stream.take_events(**take):
+        batch = owned(app, events, settings.kafka.topic_prefix)
+        metrics.BATCH_SIZE.labels(stage).observe(len(batch))
+        with metrics.BATCH_TIME.labels(stage).time():
+            bug = await to_the_end(handle(batch))
+        reached(f"{stage}: batch done")
+        if bug is not None:
+            app.add_future(_stop_after(app, bug))
+
+
+async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseException | None:
+    """Finish a batch, or another piece of work that has effects, also when we are cancelled, and leave the process at
+    once when it fails.
+
+    In both cases Faust would acknowledge the batch's events as if they had been handled.
+    """
+    try:
+        return await finished(work)
+    except NotAMember as error:
+        _leave("stopping because the partitions may be another's; the batch will be read again", error, EXIT_AGAIN)
+    except Exception as error:  # whatever it is, the offsets of this batch must not be committed
+        _leave("stopping because a batch failed; it will be read again", error)
+
+
+async def _stop_after(app: faust.App, bug: BaseException) -> None:
+    """Commit what is done, then leave; the supervisor starts us again, behind the event that showed the bug."""
+    await asyncio.sleep(0.5)  # the batch in hand is acknowledged when the agent asks for the next one
+    await app.consumer.commit()
+    _leave("stopping because of a bug; the event is in dead-letters", bug)
+
+
+def _leave(why: str, error: BaseException, code: int = EXIT_BUG) -> NoReturn:
+    log.critical(why, error=repr(error), exc_info=error if code == EXIT_BUG else None)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def report_lag(app: faust.App, topic_prefix: str) -> None:
+    """Forever: how many messages of the assigned partitions are not handled yet, what Faust has read ahead included;
+    nothing of those that are another's by now."""
+    gauge, told = metrics.Lags(), dict[tuple[str, int], int]()
+    while not app.should_stop:
+        lags = {place: told.get(place) if lag is None else lag for place, lag in _lags(app, topic_prefix)}
+        told = {place: lag for place, lag in lags.items() if lag is not None}
+        gauge.show(told)
+        await asyncio.sleep(LAG_EVERY_S)
+
+
+def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], int | None]]:
+    """The lag by topic and partition; None where it is not known now, as after a rebalance until something is read."""
+    consumer = app.consumer
+    for tp in consumer.assignment():
+        if tp.topic in app.tables.changelog_topics:
+            continue
+        end, committed, read = (
+            consumer.highwater(tp),
+            consumer._committed_offset.get(tp),
+            consumer._read_offset.get(tp),
+        )
+        place = tp.topic.removeprefix(topic_prefix), tp.partition
+        if end is None or read is None:
+            yield place, None
+        else:
+            position = read + 1 if committed is None else committed  # the former before the first commit
+            yield place, max(0, end - position)
+
+
+def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], bool] = lambda: True) -> None:
+    """Keep `health.ready` true while the app is assigned its partitions and has recovered its state; and say how many
+    users' states its tables hold."""
+
+    async def watch() -> None:
+        while not app.should_stop:
+            health.detail |= {name: len(table) for name, table in app.tables.items()}
+            health.ready = bool(app.rebalancing_count) and not app.rebalancing and recovered()
+            await asyncio.sleep(0.1)
+
+    app.task(watch)
+
+
+def run(app: faust.App, settings: Settings) -> None:
+    """Run the app's worker until SIGINT or SIGTERM; returns when it has stopped cleanly."""
+    worker = faust.Worker(app, loglevel=settings.log_level, logging_config=_logging(settings.log_level), daemon=True)
+    worker.execute_from_commandline()
+
+
+def _logging(level: str) -> dict[str, Any]:
+    """Third parties' log lines: only what an operator must see."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+        "loggers": {"kafka": {"level": "ERROR"}},  # kafka-python warns of every step longer than 0.1 s
+        "root": {"level": "WARNING" if level != "debug" else "INFO", "handlers": ["stderr"]},
+    }
+
+
+def now_ms() -> int:
+    """By this process's clock, which goes on when the machine's is set back: what producers stamp, whose clocks were
+    not, would else be refused as of the future."""
+    return _clock.look(wall_ms()).latest_ms
+
+
+def wall_ms() -> int:
+    """By the machine's clock, whatever it does: for what is compared with other machines' stamps and only measured."""
+    return time.time_ns() // 1_000_000
+
+
+_clock = Clock(wall_ms())

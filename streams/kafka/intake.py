@@ -1,0 +1,114 @@
+"""From a batch of raw events to checked messages: what is unreadable goes to the dead letters, what stands on another
+partition than its user's is forwarded there once, and the rest is handed on in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from infra.platform import metrics
+from infra.platform.settings import Settings
+from streams import topics
+from streams.erasure.forgotten import Forgotten
+from streams.history.history import Source
+from streams.kafka.dead_letters import check_headers, dead_letter
+from streams.kafka.outbox import Outbox
+from streams.messages import Impression, Refused, decode, encode
+
+LATEST_MS = 253_402_300_799_999  # the end of the year 9999
+
+
+class Raw(NamedTuple):
+    """One record as it was read. `topic` is without the prefix."""
+
+    topic: str
+    partition: int
+    offset: int
+    produced_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+    @property
+    def source(self) -> Source:
+        return Source(self.partition, self.offset, self.produced_ms)
+
+
+def raw_of(event: Any, topic_prefix: str) -> Raw:
+    """A Faust event's record."""
+    message = event.message
+    headers = message.headers.items() if isinstance(message.headers, Mapping) else message.headers or ()
+    return Raw(
+        topic=message.topic.removeprefix(topic_prefix),
+        partition=message.partition,
+        offset=message.offset,
+        produced_ms=min(max(0, int((message.timestamp or 0) * 1000)), LATEST_MS),  # as its producer says
+        key=message.key,
+        value=message.value,
+        headers=tuple(headers),
+    )
+
+
+def read(
+    batch: Iterable[Raw],
+    kinds: Mapping[str, Any],
+    settings: Settings,
+    outbox: Outbox | None,
+    *,
+    now_ms: int,
+    forgotten: Forgotten | None = None,
+) -> Iterator[tuple[Raw, Any]]:
+    """Yield each good message of the batch with its record, in order; put the others where they belong into `outbox`.
+
+    `kinds` says which message a topic holds. A message whose user lives on another partition is not yielded but
+    forwarded. With no outbox, another worker that reads the same topic is trusted to report and forward. What is from
+    before its user was forgotten is passed over, whatever else is to be said of it.
+    """
+    latest_ms = now_ms + int(settings.history.future_s * 1000)
+    for raw in batch:
+        metrics.RECEIVED.labels(raw.topic).inc()
+        try:
+            check_headers(raw.headers, settings.kafka.max_message_bytes)
+            message = decode(
+                kinds[raw.topic], raw.value, max_bytes=settings.kafka.max_message_bytes, latest_ms=latest_ms
+            )
+            home = topics.partition_of(message.user_id, settings.kafka.partitions)
+            if _is_from_before(forgotten, raw, message):
+                metrics.FORGOTTEN.labels(raw.topic).inc()
+            elif home == raw.partition:
+                yield raw, message
+            elif outbox is not None:
+                _forward(raw, message.user_id, home, outbox)
+        except Refused as refused:
+            if _is_from_before(forgotten, raw, None):
+                metrics.FORGOTTEN.labels(raw.topic).inc()
+            elif outbox is not None:
+                reject(raw, refused, settings, outbox, now_ms=now_ms)
+
+
+def _is_from_before(forgotten: Forgotten | None, raw: Raw, message: Any) -> bool:
+    """Whether a record is from before its user was forgotten; of one that cannot be read the key tells the user."""
+    if forgotten is None or not len(forgotten):
+        return False
+    if message is None:
+        return forgotten.is_from_before((raw.key or b"").decode(errors="replace"), raw.produced_ms)
+    time_ms = message.at_ms if isinstance(message, Impression) else message.event_ms
+    return forgotten.is_from_before(message.user_id, raw.produced_ms, time_ms)
+
+
+def reject(raw: Raw, refused: Refused, settings: Settings, outbox: Outbox, *, now_ms: int) -> None:
+    """Put a record and the reason why it is refused among the dead letters."""
+    metrics.REJECTED.labels(raw.topic, refused.code).inc()
+    place, content = (raw.topic, raw.partition, raw.offset), (raw.key, raw.value, raw.headers)
+    limit = settings.kafka.max_message_bytes
+    letter = dead_letter(*place, *content, refused=refused, now_ms=now_ms, max_bytes=limit)
+    outbox.add(topics.DEAD_LETTERS, raw.partition % settings.kafka.partitions, letter.key, encode(letter))
+
+
+def _forward(raw: Raw, user_id: str, home: int, outbox: Outbox) -> None:
+    if any(name == topics.FORWARDED for name, _ in raw.headers):
+        raise Refused("misrouted", f"already forwarded once; is kafka.partitions not what {raw.topic} has?")
+    metrics.FORWARDED.labels(raw.topic).inc()
+    origin = f"{raw.topic}/{raw.partition}/{raw.offset}".encode()
+    headers = [(name, content or b"") for name, content in raw.headers]
+    outbox.add(raw.topic, home, user_id.encode(), raw.value, (*headers, (topics.FORWARDED, origin)))

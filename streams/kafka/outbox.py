@@ -1,0 +1,113 @@
+"""What a batch of events has caused, sent together: ready-made record batches, acknowledged before anything goes on.
+
+Faust sends message by message, which costs more than all our work on an event (see README, "Measured"), so batches are
+built here and handed to Faust's own client, aiokafka. `flush` returns when the brokers have acknowledged everything; a
+broker that is away is waited for in place, so order is kept and nothing is dropped. Before each try it is asked whether
+we still may (see streams.kafka.membership).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from infra.platform import metrics
+from infra.platform.kafka_clients import aiokafka_options
+from infra.platform.settings import Kafka
+
+log = structlog.get_logger(__name__)
+
+Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+MaySend = Callable[[], Awaitable[None]]
+BATCH_BYTES = 512_000
+
+
+class Placed(NamedTuple):
+    """Records that stand in one partition, one after the other. `offset` of the first; -1 when the broker does not
+    tell."""
+
+    partition: int
+    offset: int
+    records: int
+
+
+class Outbox:
+    """Records waiting for the next flush, by topic and partition. Topic names are without the prefix."""
+
+    def __init__(self, producer: AIOKafkaProducer, topic_prefix: str, may_send: MaySend | None = None) -> None:
+        self._producer = producer
+        self._may_send = may_send
+        self._prefix = topic_prefix
+        self._waiting: dict[tuple[str, int], list[Record]] = defaultdict(list)
+
+    def add(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        self._waiting[topic, partition].append((key, value, list(headers)))
+
+    async def flush(self) -> dict[str, list[Placed]]:
+        """Send what is waiting and return when all of it is acknowledged: where it stands, by topic. Raises what
+        `may_send` raises: then nothing more is sent."""
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        delivered = await asyncio.gather(*(self._deliver(*place, records) for place, records in waiting.items()))
+        sent = Counter[str]()
+        for (topic, _), records in waiting.items():
+            sent[topic] += len(records)
+        for topic, count in sent.items():
+            metrics.SENT.labels(topic).inc(count)
+        placed: dict[str, list[Placed]] = defaultdict(list)
+        for (topic, _), places in zip(waiting, delivered, strict=True):
+            placed[topic] += places
+        return placed
+
+    async def _deliver(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
+        wait_s = 0.1
+        while True:
+            if self._may_send is not None:
+                await self._may_send()
+            try:
+                return await self._send(self._prefix + topic, partition, records)
+            except MessageSizeTooLargeError:
+                raise  # waiting does not mend this
+            except KafkaError as error:
+                metrics.SEND_RETRIES.labels(topic).inc()
+                log.warning("broker unavailable, trying again", topic=topic, error=str(error), wait_s=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, 5.0)
+
+    async def _send(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
+        acknowledged, counts = [], []
+        batch: Any = self._producer.create_batch()
+        for key, value, headers in records:
+            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                counts.append(batch.record_count())
+                acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+                batch = self._producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        counts.append(batch.record_count())
+        acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+        places = await asyncio.gather(*acknowledged)
+        return [Placed(partition, place.offset, count) for place, count in zip(places, counts, strict=True)]
+
+
+def create_producer(kafka: Kafka, client_id: str) -> AIOKafkaProducer:
+    """An idempotent producer that waits for all in-sync replicas. Must be made inside a running event loop."""
+    return AIOKafkaProducer(
+        **aiokafka_options(kafka),
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        max_batch_size=BATCH_BYTES,
+        max_request_size=8 * kafka.max_message_bytes,
+    )
