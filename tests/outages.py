@@ -31,7 +31,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from models.retrieval.incremental import STATE_COLUMNS
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import messages, topics
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode

@@ -26,7 +26,7 @@ from models.ranking.moment import SIMILAR, SOURCES, TRENDING, nominated
 from models.ranking.ranker import id_strings
 from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
 from models.release.bundle import Bundle, read_bundle
-from serving.views import CatalogueView, StatisticsView
+from serving.state.views import CatalogueView, StatisticsView
 from streams import topics
 from streams.messages import Impression, Shown, UserHistory, decode
 

@@ -24,9 +24,9 @@ from indexer.rows import Rows
 from infra.operate.releases import hear
 from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
-from serving.intake import open_letter
-from serving.release import Releases
-from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from serving.state.release import Releases
+from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from serving.worker.intake import open_letter
 from streams import topics
 from streams.history.history import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules

@@ -18,7 +18,7 @@ import pytest
 from indexer.collection import Index
 from infra.platform.health import fetch_health
 from infra.platform.run_files import read_run_files
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import topics
 from streams.dead_letters.dead_letter_box import Place, read_box
 from streams.dead_letters.dead_letter_retry import retry

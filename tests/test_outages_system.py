@@ -31,8 +31,8 @@ from infra.local.supervisor import Supervisor
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Milvus, Settings
-from serving import client as client_module
-from serving.client import RecommendClient, RequestFailed
+from serving.client.client import RecommendClient, RequestFailed
+from serving.client.client import client as client_module
 from streams import topics
 from tests.outages import Memory, Replies, System, running_outages
 from tests.system import wait_until

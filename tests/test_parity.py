@@ -11,7 +11,7 @@ from infra.operate.replay import replay
 from infra.platform.settings import Settings
 from infra.simulation.audience import Audience
 from infra.simulation.world import World
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, WATCH_EVENTS, create_topics
 from tests.parity import check_parity
 from tests.system import Cluster, release, running, wait_for_health, wait_until

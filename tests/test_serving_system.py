@@ -14,7 +14,7 @@ import pytest
 
 from infra.platform.health import fetch_health
 from infra.platform.run_files import read_run_files
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
 from tests.service import Service, Size, running_service

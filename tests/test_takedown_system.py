@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import topics
 from streams.messages import Item, RecommendReply, RecommendRequest, encode
 from tests.service import Service, Size, running_service

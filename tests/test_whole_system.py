@@ -30,7 +30,7 @@ from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
 from infra.platform.settings import Kafka as KafkaSettings
 from models.retrieval.incremental import STATE_COLUMNS
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
     ITEM_VECTORS,

@@ -40,7 +40,7 @@ def recommend(
     """Ask for recommendations, through the request topic."""
     import msgspec
 
-    from serving.client import RecommendClient
+    from serving.client.client import RecommendClient
 
     with RecommendClient(context.obj.connected.kafka) as client:
         reply = client.recommend(user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)

@@ -33,7 +33,7 @@ MENDABLE = (
     ("streams.erasure.forgotten", "ForgetSecretWrong"),
     ("streams.history.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),
-    ("serving.client", "RequestFailed"),
+    ("serving.client.client", "RequestFailed"),
 )
 
 app = typer.Typer(

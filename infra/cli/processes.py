@@ -56,7 +56,7 @@ def indexer(context: typer.Context) -> None:
 
 def serve(context: typer.Context) -> None:
     """Run a serving worker: answers recommend-requests."""
-    from serving.worker import run_serving
+    from serving.worker.worker import run_serving
     from streams.kafka.requirements import require_settings
     from streams.topics import TOPICS
 

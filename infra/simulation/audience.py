@@ -19,7 +19,7 @@ from kafka.errors import KafkaError
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from infra.simulation.world import World
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import topics
 from streams.messages import Item, RecommendReply, RecommendRequest, SearchEvent, WatchEvent, encode
 

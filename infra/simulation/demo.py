@@ -29,7 +29,7 @@ from infra.simulation.demo_ranking import CANDIDATES, WINDOW_S, impressions_teac
 from infra.simulation.stage import Claims, Stage, go_live
 from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import topics
 from streams.kafka.follow import TopicFollower
 from streams.messages import Recommended, RecommendReply, WatchEvent

@@ -19,7 +19,7 @@ from infra.platform.settings import Settings
 from infra.simulation.audience import Audience, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from streams.releases import announce, wait_until_served
 

@@ -16,7 +16,7 @@ from indexer.errors import IndexFailure
 from infra.operate.replay import replay
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import RecommendRequest, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS
 from tests.benchmarks.load import create_load, steady_requests

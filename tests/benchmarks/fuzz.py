@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from infra.simulation.world import NOTICE
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import topics
 from streams.messages import RecommendRequest
 from tests.benchmarks.report import Report, main

@@ -12,7 +12,7 @@ import polars as pl
 
 from infra.operate.replay import Replayed, replay
 from infra.platform.settings import Settings
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.topics import DEAD_LETTERS, TRAINING_EXAMPLES, WATCH_EVENTS
 from tests.benchmarks.load import Asked, steady_requests
 from tests.benchmarks.report import Report, histogram_quantile, main, quantile

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Producer
 
 from infra.platform.settings import Kafka
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from tests.beside import beside, paced
 

@@ -13,7 +13,7 @@ from infra.operate.replay import replay
 from infra.platform.settings import Settings
 from infra.simulation.audience import Audience
 from infra.simulation.world import NOTICE, World
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS
 from tests.benchmarks.ranking_ground import say
 from tests.benchmarks.report import Report, main

@@ -1,7 +1,7 @@
 """What ranking 500 candidates costs a server, beside the bare pass of the same networks on ready tensors.
 
-The whole is what serving does with a batch (serving.ranking.score_candidates): arrays of histories, statistics of
-candidates, features, codes, quantiles, networks, calibration. Whole, bare pass and stages are measured in turns.
+The whole is what serving does with a batch (serving.request.ranking.score_candidates): arrays of histories, statistics
+of candidates, features, codes, quantiles, networks, calibration. Whole, bare pass and stages are measured in turns.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_examples import SCOPES
 from models.ranking.ranking_request import RankingQuery, moment_of, read_requests
 from models.threads import limit_threads
-from serving.ranking import score_candidates
-from serving.release import LiveRelease
+from serving.request.ranking import score_candidates
+from serving.state.release import LiveRelease
 from streams.messages import Context, ShownList, UserHistory, Watch
 from tests.benchmarks.ranking_ground import NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
 from tests.benchmarks.report import Report, main, quantile

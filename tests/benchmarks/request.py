@@ -12,7 +12,7 @@ from statistics import median
 from infra.operate.replay import replay
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from streams.topics import WATCH_EVENTS, create_topics
 from tests.benchmarks.report import Report, main, quantile

@@ -15,7 +15,7 @@ import torch
 
 from infra.platform.settings import Selection
 from infra.simulation.world import NOTICE
-from serving.selection import Options, choose, seed_of
+from serving.request.selection import Options, choose, seed_of
 from tests.benchmarks.report import Report
 from tests.benchmarks.selection_scene import NOW_MS, Scene, make_scene
 from tests.benchmarks.selection_service import OFF, ROUND_MS, SELDOM, K, Service, most_active, serve_round, together

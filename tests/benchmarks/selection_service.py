@@ -1,8 +1,9 @@
 """A service of the simulated world in one process: it answers people with lists, sees what they watch, and learns.
 
-The parts are those that serve and train (towers, features, ranker, serving.selection); what is left out is what only
-carries (topics, index, join): an impression's outcome is known at once. The towers stay as they were released, the
-ranker is trained anew on everything that was served so far, as `nextwatch train --stage ranking --from-topics` does.
+The parts are those that serve and train (towers, features, ranker, serving.request.selection); what is left out is
+what only carries (topics, index, join): an impression's outcome is known at once. The towers stay as they were
+released, the ranker is trained anew on everything that was served so far, as `nextwatch train --stage ranking
+--from-topics` does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from models.ranking.ranker import Ranked, Ranker
 from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_examples import SCOPES, ExampleWriter
 from models.ranking.ranking_request import RankingQuery, moment_of
-from serving.selection import Choice, Options, choose, seed_of
+from serving.request.selection import Choice, Options, choose, seed_of
 from streams.messages import ShownList
 from tests.benchmarks.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of
 

@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from infra.platform.settings import Settings
-from serving.draft import Asked
-from serving.pipeline import hydrate
-from serving.views import HistoryView
+from serving.request.draft import Asked
+from serving.request.pipeline import hydrate
+from serving.state.views import HistoryView
 from streams.messages import RecommendRequest, UserHistory, encode
 from tests.benchmarks.ranking_ground import NOW_MS, say
 from tests.benchmarks.report import Report, quantile

@@ -24,8 +24,8 @@ from infra.simulation.world import NOTICE
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
 from models.release.bundle import Bundle, newest_version
-from serving.mirror import Mirror
-from serving.release import LiveRelease
+from serving.state.mirror import Mirror
+from serving.state.release import LiveRelease
 from streams.messages import ItemVector, StatisticsRow, encode
 from tests.benchmarks.large import enlarged
 from tests.benchmarks.ranking_ground import NOW_MS, say, scratch
@@ -114,10 +114,10 @@ class FromMirror:
 
 def child(bundles_dir: Path) -> dict[str, float]:
     """Load what a worker holds; megabytes that were needed, and the raw arrays' bytes."""
-    import serving.worker  # noqa: F401  all that a worker imports
+    import serving.worker.worker  # noqa: F401  all that a worker imports
     from models.release.bundle import read_manifest
-    from serving.release import load_release, match_mirror, warm_up, write_row
-    from serving.views import CatalogueView, StatisticsView
+    from serving.state.release import load_release, match_mirror, warm_up, write_row
+    from serving.state.views import CatalogueView, StatisticsView
 
     before, peak_before = memory_of(os.getpid()), peak_mb()
     version = newest_version(bundles_dir)

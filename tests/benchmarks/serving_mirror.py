@@ -11,7 +11,7 @@ import threading
 from infra.platform.child import wait_until_ready
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from tests.benchmarks.ranking_ground import say
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving_ground import note_of, small_release

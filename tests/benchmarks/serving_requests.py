@@ -16,7 +16,7 @@ from statistics import median
 
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving_ground import note_of, small_release
 from tests.benchmarks.serving_raw import Search, batches_of, measure_raw, raw_client

@@ -27,7 +27,7 @@ from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
-from serving.client import RecommendClient, RequestFailed
+from serving.client.client import RecommendClient, RequestFailed
 from streams.messages import RecommendReply, RecommendRequest, UserHistory, encode
 from streams.releases import announce
 from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics

@@ -21,7 +21,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from infra.simulation.world import NOTICE
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.topics import RECOMMEND_REQUESTS
 from tests.benchmarks.freshness import every
 from tests.benchmarks.report import Report, main, quantile

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
 from tests.beside import beside, paced
 from tests.service import Service

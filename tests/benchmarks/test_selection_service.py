@@ -9,7 +9,7 @@ import pytest
 
 from infra.platform.settings import Selection
 from infra.simulation.exposures import look_down
-from serving.selection import DRAWN
+from serving.request.selection import DRAWN
 from tests.benchmarks.selection_scene import NOW_MS, make_scene
 from tests.benchmarks.selection_service import K, Service, value_of
 

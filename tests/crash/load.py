@@ -21,7 +21,7 @@ from kafka.errors import KafkaError
 
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
-from serving.client import RecommendClient, RequestFailed
+from serving.client.client import RecommendClient, RequestFailed
 from streams.messages import Item, RecommendReply, SearchEvent, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 from tests.benchmarks.soak_load import ask

@@ -1,8 +1,9 @@
 """The world of the hand-over, one effect at a time: topic, Milvus, bundles, an indexer, servers, an operator.
 
-What decides is the real thing: indexer/handover.py, the acceptance rule of serving/release.py, the operator's choice of
-infra/operate/roll_back.py. What only carries it out is written down here, in the order in which indexer/releasing.py
-and serving/release.py do it: every `yield` of the indexer is a place where it may die, or anything else may happen.
+What decides is the real thing: indexer/handover.py, the acceptance rule of serving/state/release.py, the operator's
+choice of infra/operate/roll_back.py. What only carries it out is written down here, in the order in which
+indexer/releasing.py and serving/state/release.py do it: every `yield` of the indexer is a place where it may die, or
+anything else may happen.
 
 What must never be is asserted where it would be: at a drop, at a decision, at an answer.
 """
@@ -17,7 +18,7 @@ from indexer.errors import IndexMissing
 from indexer.handover import WHOLE, Announce, Build, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
 from infra.operate.releases import BundleFound, CollectionFound
 from infra.operate.roll_back import RollBackRefused, choose
-from serving.release import ReleaseError, check_collection
+from serving.state.release import ReleaseError, check_collection
 from streams.messages import BundlePublished, IndexReady, Release, ServerState
 from streams.releases import key_of
 
@@ -97,7 +98,8 @@ class World:
             raise IndexMissing(version)
         return self.milvus[version]
 
-    # --- serving.release.Index ---------------------------------------------------------------------------------------
+    # --- serving.state.release.Index
+    # ---------------------------------------------------------------------------------------
 
     def mark_of(self, version: str) -> str:
         return self.collection(version).mark
@@ -292,9 +294,9 @@ class Indexer:
 
 @dataclass
 class Server:
-    """serving/release.py and the worker's heartbeat. `live` is the version of its towers and of the collection that it
-    asks. `bereft`: versions whose collections have gone away since it looked at them, so that it answers without one,
-    or from what is made in its place (see the machine)."""
+    """serving/state/release.py and the worker's heartbeat. `live` is the version of its towers and of the collection
+    that it asks. `bereft`: versions whose collections have gone away since it looked at them, so that it answers
+    without one, or from what is made in its place (see the machine)."""
 
     world: World
     id: str

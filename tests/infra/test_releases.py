@@ -33,7 +33,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module
 from models.release.bundle import Manifest, read_manifest
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams.messages import BundlePublished, IndexReady, ServerState, encode
 from streams.releases import announce, key_of
 from streams.topics import RELEASES, create_topics

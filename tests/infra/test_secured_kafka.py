@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from infra.platform.kafka_access import KafkaRefused, require_access
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings, SettingsError, to_environ
-from serving.client import RecommendClient
+from serving.client.client import RecommendClient
 from streams import topics
 from streams.messages import Trending, UserHistory, WatchEvent, decode, encode
 from tests.infra.command import Done, commands
@@ -160,7 +160,7 @@ def test_a_command_that_is_not_let_in_says_so_at_once(
 ) -> None:
     wrong, says = WRONG[what]
     import_module(
-        {"serve": "serving.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer.trainer_app")
+        {"serve": "serving.worker.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer.trainer_app")
     )
     began = time.monotonic()
     done = nextwatch(wrong(secured), *command)

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from infra.platform.settings import Kafka
-from serving.async_client import AsyncRecommendClient
-from serving.client import RequestFailed, RequestTimeout
+from serving.client.async_client import AsyncRecommendClient
+from serving.client.client import RequestFailed, RequestTimeout
 from streams.messages import RecommendRequest
 from streams.topics import create_topics
 from tests.conftest import on_both_brokers

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from serving.breaker import Breaker
+from serving.state.breaker import Breaker
 
 
 def test_a_failure_pauses_and_the_pause_ends() -> None:

@@ -12,8 +12,8 @@ from kafka.errors import KafkaError
 
 from infra.local.broker import start_broker
 from infra.platform.settings import Kafka, Settings
-from serving import client as client_module
-from serving.client import RecommendClient, RequestFailed, RequestTimeout
+from serving.client.client import RecommendClient, RequestFailed, RequestTimeout
+from serving.client.client import client as client_module
 from streams.kafka.follow import TopicMissing
 from streams.messages import RecommendReply, RecommendRequest, encode
 from streams.topics import create_topics

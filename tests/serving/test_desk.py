@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Kafka, Settings
-from serving.desk import Cook, Desk
-from serving.draft import Answered, Asked
-from serving.repeats import Repeats
+from serving.request.draft import Answered, Asked
+from serving.worker.desk import Cook, Desk
+from serving.worker.repeats import Repeats
 from streams import topics
 from streams.messages import DeadLetter, Impression, Recommended, RecommendReply, RecommendRequest, decode, encode
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from serving.draft import Asked, Draft, Found
-from serving.drift import EVERY, EXPECTED, TWO_TOWERS, AnswerDrift
+from serving.request.draft import Asked, Draft, Found
+from serving.state.drift import EVERY, EXPECTED, TWO_TOWERS, AnswerDrift
 from streams.messages import RecommendRequest, UserHistory
 
 RNG = np.random.default_rng(2)

@@ -12,8 +12,8 @@ import pytest
 
 from infra.platform import metrics
 from infra.platform.settings import Kafka
-from serving import feed as feed_module
-from serving.feed import Chunk, Feed
+from serving.state import feed as feed_module
+from serving.state.feed import Chunk, Feed
 
 TOPIC = "followed-by-a-feed"
 

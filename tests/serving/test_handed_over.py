@@ -9,8 +9,8 @@ from kafka import KafkaProducer
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
-from serving.handed_over import HandedOver, Recent, read_recent
-from serving.repeats import Key
+from serving.worker.handed_over import HandedOver, Recent, read_recent
+from serving.worker.repeats import Key
 from streams import topics
 from streams.messages import Impression, RecommendReply, Shown, decode, encode
 from tests.conftest import on_both_brokers

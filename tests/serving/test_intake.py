@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Kafka, Serving, Settings
-from serving.intake import Letter, Unsupported, open_letter
+from serving.worker.intake import Letter, Unsupported, open_letter
 from streams.messages import RecommendRequest, encode
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-"), serving=Serving(max_k=50))

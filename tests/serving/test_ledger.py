@@ -6,7 +6,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from infra.platform import metrics
-from serving.ledger import CLIENT, CLIENT_S, Ledger
+from serving.worker.ledger import CLIENT, CLIENT_S, Ledger
 
 P0, P1 = TopicPartition("recommend-requests", 0), TopicPartition("recommend-requests", 1)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.mirror import Mirror
+from serving.state.mirror import Mirror
 
 DIM = 5
 
@@ -43,7 +43,7 @@ def test_a_search_is_exact(limit: int) -> None:
 @pytest.mark.parametrize("items", [1, 8, 9, 10, 11, 50])
 def test_a_large_one_is_searched_in_parts_with_the_same_answers(monkeypatch: pytest.MonkeyPatch, items: int) -> None:
     whole = some(items).search(queries(4), 7)
-    monkeypatch.setattr("serving.mirror.ROWS_OF_A_PART", 10)
+    monkeypatch.setattr("serving.state.mirror.ROWS_OF_A_PART", 10)
     for (ids, scores), (expected, expected_scores) in zip(some(items).search(queries(4), 7), whole, strict=True):
         assert ids == expected
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)

@@ -13,8 +13,8 @@ from kafka.producer.record_accumulator import RecordAccumulator
 
 from infra.platform import metrics
 from infra.platform.settings import Kafka
-from serving import outbox as outbox_module
-from serving.outbox import MEET_MS, OURS, Outbox
+from serving.worker.outbox import MEET_MS, OURS, Outbox
+from serving.worker.worker import outbox as outbox_module
 
 MAX_BLOCK_MS = 60_000.0
 

@@ -18,13 +18,13 @@ from models.ranking.moment import Moment
 from models.ranking.ranker import Ranked, id_strings
 from models.ranking.ranking_request import RankingQuery, moment_of
 from models.release.bundle import Manifest
-from serving.draft import Answered, Asked
-from serving.drift import AnswerDrift
-from serving.pipeline import begin, finish
-from serving.ranking import Pace
-from serving.release import LiveRelease, load_release
-from serving.retrieval import Retrieval
-from serving.views import Views
+from serving.request.draft import Answered, Asked
+from serving.request.pipeline import begin, finish
+from serving.request.ranking import Pace
+from serving.request.retrieval import Retrieval
+from serving.state.drift import AnswerDrift
+from serving.state.release import LiveRelease, load_release
+from serving.state.views import Views
 from streams.messages import Context, Item, RecommendRequest, StatisticsRow, Trending, encode
 from tests.serving.worlds import (
     CREATED_MS,
@@ -253,7 +253,7 @@ def test_a_batch_that_is_ranked_in_parts_gives_each_what_it_gets_alone(
         parts.append(len(queries))
         return moment_of(queries, *rest)
 
-    monkeypatch.setattr("serving.ranking.moment_of", noted)
+    monkeypatch.setattr("serving.request.ranking.moment_of", noted)
     users = [f"user-{number}" for number in range(9)]
     for number, user in enumerate(users):
         views.histories.apply(0, user.encode(), encode(history(user, *ITEMS[number : number + 3])))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.release.bundle import Manifest
-from serving import release as release_module
-from serving.draft import Asked
-from serving.release import LiveRelease, ReleaseError, Releases, load_release
-from serving.views import CatalogueView
+from serving.request.draft import Asked
+from serving.state import release as release_module
+from serving.state.release import LiveRelease, ReleaseError, Releases, load_release
+from serving.state.views import CatalogueView
 from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
 from tests.serving.worlds import (
     CREATED_MS,

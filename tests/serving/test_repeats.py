@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.repeats import Key, Repeats
+from serving.worker.repeats import Key, Repeats
 
 ANN = Key("ann", "r1")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from kafka.errors import KafkaTimeoutError
 
-from serving.reply_topics import ASK_EVERY_S, KNOWN_S, PATIENCE_S, ReplyTopics
+from serving.worker.reply_topics import ASK_EVERY_S, KNOWN_S, PATIENCE_S, ReplyTopics
 
 
 class Cluster:

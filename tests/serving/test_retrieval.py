@@ -13,9 +13,9 @@ from indexer.expression import to_milvus
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
-from serving.audit import ENOUGH, Audit, compare
-from serving.release import LiveRelease, load_release
-from serving.retrieval import Answer, Query, Retrieval
+from serving.request.retrieval import Answer, Query, Retrieval
+from serving.state.audit import ENOUGH, Audit, compare
+from serving.state.release import LiveRelease, load_release
 from tests.serving.worlds import ITEMS, ExactIndex, load, unavailable
 
 NOW_MS = 1_700_000_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.skew import ENOUGH, LEAST_S, Skew
+from serving.worker.skew import ENOUGH, LEAST_S, Skew
 
 HOUR_MS = 3_600_000.0
 

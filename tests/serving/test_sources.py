@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
-from serving.draft import Answered, Asked, Draft
-from serving.filtering import banned_by, wanted
-from serving.fresh import FreshView
-from serving.release import LiveRelease, load_release
-from serving.sources import NOBODY, Nominees, ask, scores_by_source, unite
-from serving.views import CatalogueView, Views
+from serving.request.draft import Answered, Asked, Draft
+from serving.request.filtering import banned_by, wanted
+from serving.request.sources import NOBODY, Nominees, ask, scores_by_source, unite
+from serving.state.fresh import FreshView
+from serving.state.release import LiveRelease, load_release
+from serving.state.views import CatalogueView, Views
 from streams.history.seen import remember
 from streams.messages import (
     Context,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.under_way import UnderWay, copy_of, request_for, shares
+from serving.client.under_way import UnderWay, copy_of, request_for, shares
 from streams.messages import RecommendReply, RecommendRequest
 
 REQUEST = RecommendRequest("r", "ann", deadline_ms=1000)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from models.catalogue.catalogue import Catalogue
-from serving.views import CatalogueView, HistoryView, TrendingView, add_up
+from serving.state.views import CatalogueView, HistoryView, TrendingView, add_up
 from streams.messages import Item, Trending, encode
 from streams.trending.trending import GLOBAL
 from tests.serving.worlds import history

@@ -23,9 +23,9 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Serving, Settings
 from models.release.bundle import Manifest
-from serving.client import RecommendClient, RequestTimeout
-from serving.feed import Chunk, Feed
-from serving.worker import run_serving
+from serving.client.client import RecommendClient, RequestTimeout
+from serving.state.feed import Chunk, Feed
+from serving.worker.worker import run_serving
 from streams import topics
 from streams.epochs import claim
 from streams.erasure.forgotten import USER, fingerprint, hash_of
@@ -472,7 +472,7 @@ def test_a_takedown_outlives_a_restart_and_nothing_is_answered_twice_after_a_cle
             other.until(lambda: best not in items_of(client.recommend("nobody", k=1)))
         replies = other.reading(other.name("recommend-replies"))
         waiting = client.submit(RecommendRequest("meanwhile", "nobody", k=40))
-        monkeypatch.setattr("serving.worker.Feed", SlowFeed)
+        monkeypatch.setattr("serving.worker.worker.Feed", SlowFeed)
         with serving(other.settings):
             answered = items_of(waiting.result(timeout=WAIT_S))
             assert len(answered) == len(ITEMS) - 1

@@ -19,12 +19,12 @@ from infra.platform.settings import Model, Ranker, Selection, Serving
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, Manifest, read_bundle
 from models.release.training import train_bundle
-from serving.draft import Answered, Asked
-from serving.pipeline import Kitchen, begin, finish
-from serving.ranking import Pace
-from serving.release import LiveRelease
-from serving.retrieval import Retrieval
-from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
+from serving.request.draft import Answered, Asked
+from serving.request.pipeline import Kitchen, begin, finish
+from serving.request.ranking import Pace
+from serving.request.retrieval import Retrieval
+from serving.state.release import LiveRelease
+from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams.messages import UserHistory, Watch
 
 CREATED_MS = 1_700_000_000_000

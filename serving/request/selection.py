@@ -1,8 +1,9 @@
 """Which of a request's candidates are shown, and in which places: pins on top, then the best, some places drawn.
 
 Pure, of one request. Off, which is the default, it is the k best in order. The best list is made first, with its cap
-per channel and its diversity; then some of its places are given to candidates that are not in it (serving.exploration).
-So what can be drawn never stands in a list for its score, and the probability on record is the whole one.
+per channel and its diversity; then some of its places are given to candidates that are not in it
+(serving.request.exploration). So what can be drawn never stands in a list for its score, and the probability on record
+is the whole one.
 
 Whenever there are k candidates there are k items: a cap is relaxed when too few others are there, and a step that
 cannot be taken is skipped and named. Equal scores keep the order in which the candidates came.
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.platform.settings import Selection
-from serving.diversity import pick_apart
-from serving.exploration import NOTHING, Draws, draw
+from serving.request.diversity import pick_apart
+from serving.request.exploration import NOTHING, Draws, draw
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]

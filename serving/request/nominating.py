@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from infra.platform.settings import Serving
 from models.ranking.moment import FRESH, SIMILAR, TRENDING
-from serving.draft import Draft
-from serving.retrieval import Ids, Query
-from serving.selection import seed_of
-from serving.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
-from serving.views import Views
+from serving.request.draft import Draft
+from serving.request.retrieval import Ids, Query
+from serving.request.selection import seed_of
+from serving.request.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
+from serving.state.views import Views
 
 Floats = NDArray[np.float32]
 

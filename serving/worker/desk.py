@@ -18,10 +18,10 @@ from msgspec.structs import replace
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
-from serving.draft import Answered, Asked
-from serving.intake import Address, Letter, PartitionsOf, Unsupported, open_letter
-from serving.outbox import Outbox
-from serving.repeats import Key, Repeats
+from serving.request.draft import Answered, Asked
+from serving.worker.intake import Address, Letter, PartitionsOf, Unsupported, open_letter
+from serving.worker.outbox import Outbox
+from serving.worker.repeats import Key, Repeats
 from streams import topics
 from streams.kafka.dead_letters import dead_letter
 from streams.messages import Impression, RecommendReply, Refused, decode, encode
@@ -66,7 +66,7 @@ class Desk:
         self._settings, self._outbox = settings, outbox
         self._partitions_of, self._served_by = partitions_of, served_by
         self._repeats, self._unavailable = repeats, unavailable
-        self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/skew.py)
+        self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/skew.py)
 
     def begin(self, records: Sequence[Any], cook: Cook, now_ms: int) -> Work:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest."""

@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
 from models.ranking.moment import TWO_TOWER
-from serving.draft import Answered, Asked, Draft, Found, Stages
-from serving.drift import AnswerDrift
-from serving.filtering import banned_by, wanted
-from serving.nominating import Sources, queries_of
-from serving.ranking import Pace, score_candidates
-from serving.recording import compose
-from serving.release import LiveRelease
-from serving.retrieval import MOST_RESULTS, Ids, Query, Retrieval, Search
-from serving.selecting import add_pins, fill, select
-from serving.sources import LOOK, Nominees, Wanted, unite
-from serving.views import HistoryView, StatisticsView, Views
+from serving.request.draft import Answered, Asked, Draft, Found, Stages
+from serving.request.filtering import banned_by, wanted
+from serving.request.nominating import Sources, queries_of
+from serving.request.ranking import Pace, score_candidates
+from serving.request.recording import compose
+from serving.request.retrieval import MOST_RESULTS, Ids, Query, Retrieval, Search
+from serving.request.selecting import add_pins, fill, select
+from serving.request.sources import LOOK, Nominees, Wanted, unite
+from serving.state.drift import AnswerDrift
+from serving.state.release import LiveRelease
+from serving.state.views import HistoryView, StatisticsView, Views
 from streams.messages import UserHistory
 from streams.topics import USER_HISTORIES
 

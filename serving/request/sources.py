@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from infra.platform import metrics
 from models.ranking.moment import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
 from models.ranking.ranking_request import Nominations
-from serving.draft import Draft, Found
-from serving.fresh import FreshView
-from serving.views import TrendingView
+from serving.request.draft import Draft, Found
+from serving.state.fresh import FreshView
+from serving.state.views import TrendingView
 from streams.trending.trending import GLOBAL, region_scope
 
 Floats = NDArray[np.float32]

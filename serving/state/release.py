@@ -28,8 +28,8 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranking_request import RankingQuery, moment_of
 from models.release.bundle import BundleError, read_bundle
 from models.retrieval.candidates import CandidateModel
-from serving.mirror import Mirror
-from serving.views import CatalogueView, read
+from serving.state.mirror import Mirror
+from serving.state.views import CatalogueView, read
 from streams import topics
 from streams.messages import IndexReady, ItemVector, Release, UserHistory
 

@@ -9,8 +9,8 @@ What arrives waits in a bounded queue, oldest first; beyond it in Kafka. A reque
 from the ladder's bottom, which costs little, so a burst is worked off and nobody is left without a reply.
 
 The order of effects of a batch: impressions, replies and dead letters are sent; when all of them are acknowledged, the
-offsets are committed (see serving.ledger). A bug that a request shows goes with it to the dead letters, its client is
-told, and then the process stops loudly.
+offsets are committed (see serving.worker.ledger). A bug that a request shows goes with it to the dead letters, its
+client is told, and then the process stops loudly.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
 from infra.platform.settings import Serving, Settings
 from models.threads import limit_threads
-from serving.desk import Cook, Desk, Work
-from serving.feed import Feed
-from serving.handed_over import HandedOver
-from serving.intake import Letter
-from serving.outbox import Outbox
-from serving.partitions import Partitions
-from serving.pipeline import Kitchen, begin, finish
-from serving.ranking import Pace
-from serving.release import Releases
-from serving.repeats import Repeats
-from serving.reply_topics import ReplyTopics
-from serving.retrieval import Retrieval
-from serving.skew import Skew
-from serving.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
+from serving.request.pipeline import Kitchen, begin, finish
+from serving.request.ranking import Pace
+from serving.request.retrieval import Retrieval
+from serving.state.feed import Feed
+from serving.state.release import Releases
+from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
+from serving.worker.desk import Cook, Desk, Work
+from serving.worker.handed_over import HandedOver
+from serving.worker.intake import Letter
+from serving.worker.outbox import Outbox
+from serving.worker.partitions import Partitions
+from serving.worker.repeats import Repeats
+from serving.worker.reply_topics import ReplyTopics
+from serving.worker.skew import Skew
 from streams import topics
 from streams.epochs import Epochs
 from streams.erasure.forgotten import Forgotten
@@ -136,7 +136,7 @@ class Worker:
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
         self._handed_over = HandedOver(kafka, serving.repeat_s)
-        self._repeats: Repeats[Letter] = Repeats(serving.repeat_s * 1000, serving.repeats)
+        self._repeats: Repeats[Letter] = Repeats(serving.repeat_s * 1000, serving.worker.repeats)
         self._partitions = Partitions(
             kafka,
             GROUP,

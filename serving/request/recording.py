@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.draft import Answered, Draft, Stages
-from serving.ranking import record_query, record_shown
-from serving.sources import scores_by_source
+from serving.request.draft import Answered, Draft, Stages
+from serving.request.ranking import record_query, record_shown
+from serving.request.sources import scores_by_source
 from streams.messages import Impression, Recommended, RecommendReply, Shown
 
 MarksTold = dict[str, tuple[int, ...]]  # by topic the next offset of each partition that had not been read

@@ -22,7 +22,7 @@ from models.ranking.ranker import Ranked, id_strings
 from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
 from models.threads import in_parts
-from serving.release import LiveRelease
+from serving.state.release import LiveRelease
 from streams.messages import Impression, Shown, UserHistory
 
 Floats = NDArray[np.float32]

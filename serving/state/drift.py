@@ -13,7 +13,7 @@ import numpy as np
 
 from infra.platform import metrics
 from models.evaluation.drift import ScoreDrift
-from serving.draft import Draft
+from serving.request.draft import Draft
 
 EVERY = 10  # of a request's candidates, one in so many is looked at
 FIRST, RECENT = 20_000, 20_000  # of those: about 400 requests with 500 candidates

@@ -1,6 +1,6 @@
-"""The client for asyncio: serving/client.py's, awaited.
+"""The client for asyncio: serving/client/client.py's, awaited.
 
-    from serving.async_client import AsyncRecommendClient
+    from serving.client.async_client import AsyncRecommendClient
 
     async with AsyncRecommendClient(load_settings().kafka) as client:
         replies = await asyncio.gather(*(client.recommend(user, k=20, timeout_s=1.0) for user in users))
@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from infra.platform.settings import Kafka
-from serving.client import RecommendClient, RequestFailed
-from serving.under_way import request_for, shares
+from serving.client.client import RecommendClient, RequestFailed
+from serving.client.under_way import request_for, shares
 from streams.messages import Context, RecommendReply, RecommendRequest
 
 

@@ -16,7 +16,7 @@ import structlog
 from kafka.errors import KafkaError
 
 from infra.platform.settings import Kafka
-from serving.repeats import Key
+from serving.worker.repeats import Key
 from streams import topics
 from streams.kafka.follow import TopicFollower
 from streams.messages import Impression, Recommended, RecommendReply, Refused, decode, encode

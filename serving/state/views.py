@@ -18,8 +18,8 @@ import structlog
 from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
-from serving.fresh import FreshView
-from serving.marks import Marks
+from serving.state.fresh import FreshView
+from serving.state.marks import Marks
 from streams import topics
 from streams.erasure.forgotten import Forgotten
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from infra.platform import metrics
 from models.catalogue.item_filter import ItemFilter
 from models.ranking.ranking_request import Nominations, by_two_towers
-from serving.ranking import Fed
+from serving.request.ranking import Fed
 from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, UserHistory
 
 Floats = NDArray[np.float32]

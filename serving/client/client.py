@@ -1,7 +1,7 @@
 """A client for teams in Python: a request goes into a topic, its reply comes back from one.
 
     from infra.platform.settings import load_settings
-    from serving.client import RecommendClient
+    from serving.client.client import RecommendClient
 
     with RecommendClient(load_settings().kafka) as client:
         reply = client.recommend("alice", k=20, filter="duration_s < 600", timeout_s=1.0)
@@ -11,7 +11,7 @@
             ...  # item.item_id, item.expected_watch_s
 
 One client serves a whole process: any number of requests may be under way, from any number of threads. For asyncio
-there is serving/async_client.py.
+there is serving/client/async_client.py.
 
 It reads one partition of `recommend-replies`, chosen at its start and named in each request, so that no client reads
 every other's replies; the correlation id says which reply belongs to which request. When a part of the time has gone
@@ -40,7 +40,7 @@ from kafka.errors import KafkaError
 
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
-from serving.under_way import UnderWay, request_for, shares
+from serving.client.under_way import UnderWay, request_for, shares
 from streams import topics
 from streams.kafka.fetching import unpack_for
 from streams.kafka.follow import TopicMissing

@@ -24,10 +24,10 @@ from kafka.net.selector import KernelEvent
 from infra.platform import metrics
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
-from serving.feed import Chunk, Feed
-from serving.handed_over import HandedOver
-from serving.marks import Marks
-from serving.views import HistoryView
+from serving.state.feed import Chunk, Feed
+from serving.state.marks import Marks
+from serving.state.views import HistoryView
+from serving.worker.handed_over import HandedOver
 from streams import topics
 from streams.kafka.fetching import unpack_for
 

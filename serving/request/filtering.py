@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.item_filter import ItemFilter
-from serving.draft import Draft
-from serving.views import CatalogueView
+from serving.request.draft import Draft
+from serving.state.views import CatalogueView
 from streams.history.seen import codes_of, seen_mask
 from streams.messages import UserHistory
 

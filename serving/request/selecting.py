@@ -1,4 +1,4 @@
-"""From candidates to the list: pins, the choice (serving/selection.py), and what fills the list up to k."""
+"""From candidates to the list: pins, the choice (serving/request/selection.py), and what fills the list up to k."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from infra.platform.settings import Selection
 from models.ranking.moment import SOURCES, TRENDING
 from models.ranking.ranking_request import Nominations
-from serving.draft import Draft, Found
-from serving.release import LiveRelease
-from serving.selection import PINNED, Options, choose, pins_of, seed_of
-from serving.sources import Wanted
-from serving.views import CatalogueView, TrendingView
+from serving.request.draft import Draft, Found
+from serving.request.selection import PINNED, Options, choose, pins_of, seed_of
+from serving.request.sources import Wanted
+from serving.state.release import LiveRelease
+from serving.state.views import CatalogueView, TrendingView
 from streams.messages import Recommended
 from streams.trending.trending import GLOBAL
 
