@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.backtest.backtest.contenders import Live, Released
+from infra.backtest.contenders import Live, Released
 from infra.backtest.backtest_files import CandidateLists, new_directory, write_live, write_report
 from infra.backtest.backtest_report import Grounds, Protocol, build_report
 from infra.platform.settings import Settings

@@ -136,7 +136,7 @@ class Worker:
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
         self._handed_over = HandedOver(kafka, serving.repeat_s)
-        self._repeats: Repeats[Letter] = Repeats(serving.repeat_s * 1000, serving.worker.repeats)
+        self._repeats: Repeats[Letter] = Repeats(serving.repeat_s * 1000, serving.repeats)
         self._partitions = Partitions(
             kafka,
             GROUP,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from infra.backtest.backtest.contenders import Released
+from infra.backtest.contenders import Released
 from rich.console import Console
 
 from infra.platform.settings import Model

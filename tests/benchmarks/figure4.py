@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from infra.backtest.backtest.contenders import Released
+from infra.backtest.contenders import Released
 
 from infra.simulation.world import NOTICE, World
 from models.evaluation.backtest import rows_at_once

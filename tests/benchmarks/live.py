@@ -8,7 +8,7 @@ take all cases of a user together.
 from __future__ import annotations
 
 import torch
-from infra.backtest.backtest.contenders import Live, Released
+from infra.backtest.contenders import Live, Released
 
 from infra.platform.settings import Model, Trainer
 from models.evaluation.backtest import Recommender, walk_live

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from infra.backtest.backtest.contenders import Live
+from infra.backtest.contenders import Live
 
 from infra.platform.settings import Model, Trainer
 from models.catalogue.context import ContextVocabulary

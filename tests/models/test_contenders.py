@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from infra.backtest.backtest.contenders import Live, Released
+from infra.backtest.contenders import Live, Released
 
 from infra.platform.settings import Trainer
 from models.evaluation.backtest import walk_frozen, walk_live
