@@ -19,8 +19,8 @@ demo: $(STAMP)
 
 # The crash run first and alone: it restarts thirty processes, and beside others takes four times as long.
 test: $(STAMP)
-	$(BIN)/python -m pytest tests/crash/test_crash.py
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/crash/test_crash.py
+	$(BIN)/python -m pytest tests/system/test_crash.py
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/system/test_crash.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from infra.backtest.contenders import Live, Released
 from infra.backtest.backtest_files import CandidateLists, new_directory, write_live, write_report
 from infra.backtest.backtest_report import Grounds, Protocol, build_report
+from infra.backtest.contenders import Live, Released
 from infra.platform.settings import Settings
 from models.evaluation.backtest import BLOCK, Entrant, Walk, walk_frozen, walk_live
 from models.evaluation.backtest_log import Reading, read_stream

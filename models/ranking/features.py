@@ -39,7 +39,7 @@ Rows = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 Scope = Literal["query", "impression"]
 
-REVISION = 1  # to be raised when a feature is computed differently; tests/models/test_features.py holds golden values
+REVISION = 1  # to be raised when a feature is computed differently; test_features.py holds golden values
 SMOOTHING = 20.0  # impressions' worth of the overall mean in what is known of an item, a channel, a topic
 OLDEST_H = 24.0 * 7  # an item is not told to be older: an age that grows for ever is a date, and dates do not recur
 FEW = 8.0  # watches' worth of everybody's mean in a viewer's own

@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 from infra.platform.settings import Kafka
 from serving.client.client import RecommendClient
 from streams.messages import RecommendReply, RecommendRequest
-from tests.beside import beside, paced
+from tests.harness.beside import beside, paced
 
 
 def create_load(kafka: Kafka, *, linger_ms: int = 5) -> Producer:

@@ -1,0 +1,87 @@
+"""What our workers are compared with, each as a process: `python -m tests.benchmarks.events.baselines noop|plain|take`.
+
+`noop` is the least that a Faust agent on raw bytes can do, `take` the same on training examples in batches. `plain` is
+the history agent as Faust's documentation would have it written, one table write and one `send` per event. It does the
+same work on the same messages, with our own decoder and our own pure function, so that the difference is the way of
+writing alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import faust
+
+from infra.platform.health import Health, serve_health
+from infra.platform.settings import Settings, load_settings
+from streams.history.history import Source, apply_watch
+from streams.kafka.faust_app import create_app, follow_readiness, now_ms, raw_topic, run
+from streams.messages import UserHistory, WatchEvent, decode, encode
+from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS
+
+
+def create_noop_app(settings: Settings, health: Health) -> faust.App:
+    app = create_app(settings, "noop")
+    follow_readiness(app, health)
+
+    @app.agent(raw_topic(app, settings, WATCH_EVENTS))  # type: ignore[untyped-decorator]
+    async def noop(stream: Any) -> None:
+        events = 0
+        async for _ in stream:
+            events += 1
+            health.detail["events"], health.detail["last_s"] = events, time.time()
+
+    return app
+
+
+def create_take_app(settings: Settings, health: Health) -> faust.App:
+    app = create_app(settings, "take")
+    follow_readiness(app, health)
+
+    @app.agent(raw_topic(app, settings, TRAINING_EXAMPLES))  # type: ignore[untyped-decorator]
+    async def take(stream: Any) -> None:
+        events = 0
+        async for batch in stream.take(settings.trainer.batch, within=settings.trainer.wait_s):
+            events += len(batch)
+            health.detail.setdefault("first_s", time.time())
+            health.detail["events"], health.detail["last_s"] = events, time.time()
+
+    return app
+
+
+def create_plain_app(settings: Settings, health: Health) -> faust.App:
+    app = create_app(settings, "plain")
+    follow_readiness(app, health)
+    changelog = raw_topic(app, settings, USER_HISTORIES)
+    examples = raw_topic(app, settings, TRAINING_EXAMPLES)
+    histories = app.Table("histories", partitions=settings.kafka.partitions, changelog_topic=changelog)
+    keep, completed_s = settings.history.watches, settings.history.completed_s
+
+    @app.agent(raw_topic(app, settings, WATCH_EVENTS))  # type: ignore[untyped-decorator]
+    async def plain(stream: Any) -> None:
+        async for event in stream.events():
+            message = event.message
+            watch = decode(WatchEvent, message.value, latest_ms=now_ms() + 300_000)
+            before = histories.get(message.key)
+            history = UserHistory(watch.user_id) if before is None else decode(UserHistory, before)
+            source = Source(message.partition, message.offset, round(message.timestamp * 1000))
+            applied = apply_watch(history, watch, source, keep=keep, completed_s=completed_s)
+            histories[message.key] = encode(applied.history)
+            if applied.example is not None:
+                await examples.send(key=message.key, value=encode(applied.example))
+
+    return app
+
+
+def main(name: str) -> None:
+    settings = load_settings()
+    health = Health(name)
+    app = {"noop": create_noop_app, "plain": create_plain_app, "take": create_take_app}[name](settings, health)
+    with serve_health(health, settings, started_ms=now_ms()):
+        run(app, settings)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

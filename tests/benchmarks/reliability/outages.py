@@ -1,0 +1,102 @@
+"""What the system needs is away for a minute, one thing after the other, under a steady load of watches and requests.
+
+The broker and Milvus are killed and started again, or stand still (they take connections and answer nothing); the
+indexer stands still; the wall clocks of our processes jump by an hour, forward and back. After each outage everything
+that is made of the acknowledged watches is counted again (tests/harness/outages.py), and what became of the requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from infra.simulation.world import NOTICE
+from tests.benchmarks.report import Report, main
+from tests.harness.outages import Memory, Replies, System, running_outages
+
+Outage = contextlib.AbstractContextManager[object]
+
+AWAY_S, QUICK_AWAY_S = 60.0, 6.0
+BEFORE_S, AFTER_S = 5.0, 5.0
+WATCHES_PER_S, REQUESTS_PER_S = 40.0, 5.0
+MOST_GROWN_MB = 150.0
+MOST_RECOVERY_S = 30.0
+HOUR_S = 3600
+
+
+def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
+    """By name, what is taken away while the block runs."""
+    found: dict[str, Callable[[], Outage]] = {
+        "broker killed": system.broker_killed,
+        "broker stands still": lambda: system.stopped(system.broker.child.pid),
+        "Milvus killed": system.milvus_killed,
+        "Milvus stands still": lambda: system.stopped(system.milvus.child.pid),
+        "indexer stands still": lambda: system.stopped(system.children["indexer"].pid),
+    }
+    clock = system.clock
+    if clock is not None:
+        found |= {
+            "clocks an hour ahead": lambda: clock.jumped(HOUR_S),
+            "clocks an hour back": lambda: clock.jumped(-HOUR_S),
+        }
+    return found
+
+
+def measure(report: Report, quick: bool) -> None:
+    """A minute without the broker, Milvus, the indexer, or the right time: what was lost, doubled, left unanswered."""
+    away_s = QUICK_AWAY_S if quick else AWAY_S
+    report.title = f"outages of {away_s:g} s, {WATCHES_PER_S:g} watches and {REQUESTS_PER_S:g} requests a second"
+    report.note(NOTICE)
+    with TemporaryDirectory(prefix="nextwatch-") as directory, running_outages(Path(directory)) as system:
+        for name, outage in outages_of(system).items():
+            print(f"outages: {name}", file=sys.stderr, flush=True)
+            add_row(report, name, outage, system, away_s)
+        ended = [name for name, child in system.children.items() if child.poll() is not None]
+        report.bar("processes that ended", len(ended), at_most=0)
+        if system.clock is None:
+            report.note("no libfaketime (Debian's package, or FAKETIME_LIB): clocks were left alone")
+    for what, column, most in (
+        ("lost", "lost", 0.0),
+        ("doubled", "doubled", 0.0),
+        ("requests neither answered nor failed to their client", "unanswered", 0.0),
+        ("seconds until everything works again", "works again, s", MOST_RECOVERY_S),
+        ("growth of a process, MB", "growth, MB", MOST_GROWN_MB),
+    ):
+        report.bar(what, max(float(row[column]) for row in report.rows), at_most=most)
+
+
+def add_row(report: Report, name: str, outage: Callable[[], Outage], system: System, away_s: float) -> None:
+    with system.watching(WATCHES_PER_S) as watching, system.asking(REQUESTS_PER_S) as asked, Memory(system) as memory:
+        time.sleep(BEFORE_S)
+        with outage():
+            time.sleep(away_s)
+        after_s = system.wait_until_it_works()
+        time.sleep(AFTER_S)
+    counted, replies, grown = system.count(), Replies.of(asked), memory.grown_mb()
+    largest = max(grown, key=lambda process: grown[process])
+    report.add(
+        outage=name,
+        watches=len(watching.acknowledged),
+        lost=sum(counted.lost.values()),
+        doubled=sum(counted.doubled.values()),
+        requests=len(asked),
+        answered=replies.answered,
+        degraded=sum(bool(each.reply and each.reply.degraded) for each in asked),
+        **{"failed, and told so": replies.told},
+        unanswered=replies.unanswered,
+        **{"longest wait, s": replies.longest_s, "works again, s": after_s["request"], "growth, MB": grown[largest]},
+        of=largest,
+    )
+    if not counted.is_exact:
+        report.note(f"{name}: lost {counted.lost}, doubled {counted.doubled}")
+    steps = ", ".join(f"{what} {seconds:g}" for what, seconds in after_s.items())
+    report.note(f"{name}: seconds from its return until: {steps}")
+    report.note(f"{name}: growth in MB: {', '.join(f'{process} {mb:g}' for process, mb in grown.items())}")
+
+
+if __name__ == "__main__":
+    main("outages", measure)

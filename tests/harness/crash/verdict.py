@@ -1,0 +1,235 @@
+"""Compares what is there after the crashes with what the topics imply (tests/harness/crash/replay.py).
+
+Everything that is found is lost (it should be there), doubled (it counts twice) or differs. What was learnt again after
+a crash of the trainer is not a finding but a number, and has a bound.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.collection import Index
+from infra.platform.settings import Settings
+from models.release.bundle import Bundle
+from models.retrieval.incremental import STATE_COLUMNS
+from streams import topics
+from streams.epochs import CLAIM
+from streams.messages import (
+    DeadLetter,
+    ItemVector,
+    RankingExample,
+    StatisticsRow,
+    TrainingExample,
+    Trending,
+    UserHistory,
+    decode,
+)
+from streams.trainer.learner import PROGRESS_KEY
+from tests.harness.crash import replay
+from tests.harness.crash.load import Sent
+from tests.harness.crash.replay import Content, Events, Place, read_all
+
+MOST_BYTES = 8_000_000
+BATCHES_AGAIN = 2  # most that a crash of the trainer has learnt twice
+SAME = 1e-5  # of float32 numbers that went through Milvus
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class Verdict:
+    """What was compared, and what was found."""
+
+    compared: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    again: Counter[str] = field(default_factory=Counter)  # sent or learnt again with one effect
+
+    def compare(self, what: str, expected: Mapping[Any, Any], found: Mapping[Any, Any]) -> None:
+        """Both by the same keys: a missing one is lost, one too many is doubled, another value differs."""
+        self.compared[what] += len(expected)
+        self.lost += [f"{what} {key}" for key in expected.keys() - found.keys()]
+        self.doubled += [f"{what} {key}: there is none" for key in found.keys() - expected.keys()]
+        self.differing += [
+            f"{what} {key}: {found[key]!r}, not {expected[key]!r}"
+            for key in expected.keys() & found.keys()
+            if found[key] != expected[key]
+        ]
+
+
+def judge(settings: Settings, events: Events, sent: Sent, bundle: Bundle, trainer_deaths: int) -> Verdict:
+    """Everything, once the system is at rest. `bundle` is the live release's."""
+    verdict = Verdict()
+    check_events(verdict, settings, events, sent)
+    check_histories(verdict, settings, events)
+    check_training_examples(verdict, settings, events)
+    check_ranking_examples(verdict, settings, events)
+    check_trending(verdict, settings, events)
+    check_rows(verdict, settings, events, bundle, trainer_deaths)
+    check_index(verdict, settings, bundle)
+    return verdict
+
+
+def check_events(verdict: Verdict, settings: Settings, events: Events, sent: Sent) -> None:
+    """What the brokers acknowledged is in its topic, at home; what could not be read is in the dead letters."""
+    for topic in (topics.WATCH_EVENTS, topics.SEARCH_EVENTS):
+        told = {name for name in sent.acknowledged(topic) if not name.startswith("bad")}
+        verdict.compared[f"{topic} acknowledged"] += len(told)
+        verdict.lost += [f"{topic} {name}" for name in told - events.ids[topic]]
+    verdict.lost += [f"forwarded {name}" for name in events.astray - events.ids[topics.WATCH_EVENTS]]
+    verdict.compared["forwarded"] += len(events.astray)
+    letters = [decode(DeadLetter, each.value, max_bytes=MOST_BYTES) for each in read_all(settings, topics.DEAD_LETTERS)]
+    places = Counter((each.topic, each.partition, each.offset) for each in letters)
+    verdict.compared["unreadable"] += len(events.unreadable)
+    verdict.lost += [f"dead letter of {place}" for place in events.unreadable - places.keys()]
+    verdict.differing += [f"dead letter of {place}, which is good" for place in places.keys() - events.unreadable]
+    verdict.again["dead letters"] += places.total() - len(places)
+
+
+def check_histories(verdict: Verdict, settings: Settings, events: Events) -> None:
+    found = {}
+    for record in read_all(settings, topics.USER_HISTORIES):
+        history = decode(UserHistory, record.value, max_bytes=MOST_BYTES)
+        found[history.user_id] = Content(
+            tuple((watch.event_id, watch.offset) for watch in history.watches),
+            tuple((search.event_id, search.offset) for search in history.searches),
+            tuple(shown.request_id for shown in history.impressions),
+        )
+    verdict.compare("history", replay.histories(events, settings), found)
+
+
+def check_training_examples(verdict: Verdict, settings: Settings, events: Events) -> None:
+    """Each is there, is the same whenever it is there again, and is taken once by who passes over what is not newer."""
+    expected, made, taken = replay.examples(events, settings), defaultdict(set), Counter[Place]()
+    newest: dict[int, int] = {}
+    for record in read_all(settings, topics.TRAINING_EXAMPLES):
+        example = decode(TrainingExample, record.value, max_bytes=MOST_BYTES)
+        place = example.partition, example.offset
+        made[place].add(record.value)
+        if example.offset > newest.get(example.partition, -1):
+            newest[example.partition] = example.offset
+            taken[place] += 1
+        else:
+            verdict.again["training examples"] += 1
+    verdict.compare("training example", dict.fromkeys(expected, 1), taken)
+    verdict.differing += [f"training example {place} is not always the same" for place in made if len(made[place]) > 1]
+
+
+def check_ranking_examples(verdict: Verdict, settings: Settings, events: Events) -> None:
+    """The one that holds of each impression has the seconds of a join of everything at once; the statistics have
+    counted every shown item once."""
+    expected, held = replay.outcomes(events, settings), held_examples(settings, verdict.again)
+    seconds = {place: [each.watched_s for each in example.outcomes] for place, example in held.items()}
+    verdict.compare("ranking example", _rounded(expected), _rounded(seconds))
+    counted = sum(row.impressions for row in statistics_of(settings).values() if row.scope == "all")
+    shown = sum(map(len, expected.values()))
+    verdict.compared["shown items in the statistics"] += shown
+    if abs(counted - shown) > 1e-6 * shown:
+        (verdict.lost if counted < shown else verdict.doubled).append(f"statistics: {counted} shown items, not {shown}")
+
+
+def held_examples(settings: Settings, again: Counter[str]) -> dict[Place, RankingExample]:
+    """The highest revision holds, of equal ones the last."""
+    held: dict[Place, RankingExample] = {}
+    for record in read_all(settings, topics.RANKING_EXAMPLES):
+        example = decode(RankingExample, record.value, max_bytes=MOST_BYTES)
+        place = example.partition, example.offset
+        again["ranking examples"] += place in held and example.revision == held[place].revision
+        if place not in held or example.revision >= held[place].revision:
+            held[place] = example
+    return held
+
+
+def statistics_of(settings: Settings) -> dict[bytes, StatisticsRow]:
+    newest = {record.key: record.value for record in read_all(settings, topics.ITEM_STATISTICS)}
+    return {key: decode(StatisticsRow, value) for key, value in newest.items() if value is not None}
+
+
+def check_trending(verdict: Verdict, settings: Settings, events: Events) -> None:
+    """Counts hardly decay in these settings: they are the watches, each once."""
+    newest = {record.key: record.value for record in read_all(settings, topics.TRENDING)}
+    counts = Counter[str]()
+    for value in newest.values():
+        message = decode(Trending, value, max_bytes=MOST_BYTES) if value is not None else None
+        if message is not None and message.scope == "global":
+            counts.update(dict(message.items))
+    verdict.compare("trending", replay.trending(events, settings), {item: round(n) for item, n in counts.items()})
+
+
+def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bundle, trainer_deaths: int) -> None:
+    """A row knows how many watches it has counted: all examples since the release, and at most two batches for each
+    death of the trainer twice."""
+    learnt = Counter(replay.examples(events, settings).values())
+    model = bundle.model
+    released = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
+    totals = {item: _total(row) for item, row in newest_rows(settings, bundle).items() if row.state}
+    for item, count in learnt.items():
+        extra = round(totals.get(item, released.get(item, 0.0)) - released.get(item, 0.0)) - count
+        verdict.compared["examples in rows"] += count
+        verdict.again["examples learnt"] += max(0, extra)
+        if extra < 0:
+            verdict.lost.append(f"{-extra} examples of {item} in its row")
+    allowed = BATCHES_AGAIN * settings.trainer.batch * trainer_deaths
+    if verdict.again["examples learnt"] > allowed:
+        verdict.doubled.append(f"{verdict.again['examples learnt']} examples learnt again, at most {allowed} may be")
+
+
+def check_index(verdict: Verdict, settings: Settings, bundle: Bundle) -> None:
+    """The live collection holds the newest row of every item that is not down, and nothing else."""
+    version = bundle.manifest.version
+    rows = newest_rows(settings, bundle)
+    expected = dict(zip(bundle.model.item_ids, bundle.model.item_vectors(), strict=True))
+    expected |= {item: np.frombuffer(row.vector, "<f4") for item, row in rows.items()}
+    down = items_down(settings)
+    index = Index(settings.milvus)
+    try:
+        found = index.vectors(version, sorted(expected))
+        count = index.count(version)
+    finally:
+        index.close()
+    verdict.compared["rows in the index"] += len(expected)
+    verdict.lost += [f"row of {item} in the index" for item in expected.keys() - found.keys() - down]
+    verdict.doubled += [f"row of {item}, which is down, in the index" for item in found.keys() & down]
+    if count != len(expected.keys() - down):
+        verdict.differing.append(f"{count} rows in the index, not {len(expected.keys() - down)}")
+    verdict.differing += [
+        f"row of {item} in the index, off by {np.abs(vector - expected[item]).max():g}"
+        for item, (_, vector) in found.items()
+        if not np.allclose(vector, expected[item], rtol=SAME, atol=SAME)
+    ]
+
+
+def newest_rows(settings: Settings, bundle: Bundle) -> dict[str, ItemVector]:
+    """The newest row of each item of a release in `item-vectors`."""
+    rows = rows_of(settings)
+    return {item: row for item, row in rows if row.version == bundle.manifest.version}
+
+
+def rows_of(settings: Settings) -> list[tuple[str, ItemVector]]:
+    """Every row that a trainer has published, with its item; the trainers' own bookkeeping left out."""
+    return [
+        (record.key.decode(), decode(ItemVector, record.value))
+        for record in read_all(settings, topics.ITEM_VECTORS)
+        if record.key != PROGRESS_KEY and not record.key.startswith(CLAIM) and record.value is not None
+    ]
+
+
+def items_down(settings: Settings) -> set[str]:
+    newest = {record.key.decode(): record.value for record in read_all(settings, topics.ITEMS)}
+    return {item for item, value in newest.items() if value is None or b'"available":false' in value}
+
+
+def _total(row: ItemVector) -> float:
+    return float(np.frombuffer(row.state, STATE_COLUMNS)[0]["total"])
+
+
+def _rounded(seconds: Mapping[Place, list[float]]) -> dict[Place, list[float]]:
+    """A sum of floats depends on its order."""
+    return {place: [round(each, 6) for each in mine] for place, mine in seconds.items()}

@@ -1,0 +1,71 @@
+"""KuaiRand's exposures (CC BY-SA 4.0, read in place from ../shared, never copied) as our log and catalogue."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+DIRECTORY = Path(__file__).resolve().parents[3] / "shared" / "data" / "kuairand"
+FIRST_MS = int(datetime(2022, 4, 8, tzinfo=UTC).timestamp() * 1000)  # where the invented stamps begin
+
+
+def is_there() -> bool:
+    return DIRECTORY.is_dir()
+
+
+def read_kuairand(
+    *, history: bool = True, surface: bool = False, directory: Path = DIRECTORY
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The log (user_id, item_id, event_ms, watch_s, duration_s) and the catalogue, as `log_from_frame` takes them.
+
+    The long watches of before 25 April come first: their order is real, their times are invented (linear from 8 April
+    to each user's last stamp) and their seconds are not known (null). `history=False` leaves them out. `surface=True`
+    adds the column of that name, the app's tab. Raises FileNotFoundError when the data is absent.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"the KuaiRand data is not at {directory}")
+    exposures = pl.read_parquet(directory / "exposures_0425_0505.parquet").select(
+        user_id=pl.col("user_id").cast(pl.String),
+        item_id=pl.col("video_id").cast(pl.String),
+        event_ms=pl.col("time_ms"),
+        watch_s=pl.col("play_time_ms") / 1000,
+        duration_s=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms") / 1000),
+        **({"surface": pl.concat_str(pl.lit("tab-"), pl.col("tab"))} if surface else {}),
+    )
+    log = exposures
+    if history:
+        log = pl.concat([_past_watches(directory, exposures), exposures], how="diagonal")
+    return log, _catalogue(directory)
+
+
+def _past_watches(directory: Path, exposures: pl.DataFrame) -> pl.DataFrame:
+    span = (pl.col("last_time_ms") - FIRST_MS).clip(0)
+    durations = exposures.group_by("item_id").agg(pl.col("duration_s").drop_nulls().first())
+    return (
+        pl.read_parquet(directory / "history_to_0424.parquet")
+        .with_columns(
+            length=pl.col("long_watch_seq").list.len(), place=pl.int_ranges(1, pl.col("long_watch_seq").list.len() + 1)
+        )
+        .explode("long_watch_seq", "place")
+        .drop_nulls("long_watch_seq")
+        .select(
+            user_id=pl.col("user_id").cast(pl.String),
+            item_id=pl.col("long_watch_seq").cast(pl.String),
+            event_ms=(FIRST_MS + span * pl.col("place") / pl.col("length")).cast(pl.Int64),
+            watch_s=pl.lit(None, pl.Float64),
+        )
+        .join(durations, on="item_id", how="left")
+    )
+
+
+def _catalogue(directory: Path) -> pl.DataFrame:
+    return pl.read_parquet(directory / "videos.parquet").select(
+        item_id=pl.col("video_id").cast(pl.String),
+        channel=pl.col("author_id").cast(pl.String),
+        topics=pl.when(pl.col("tag") != "unknown").then(pl.col("tag")),
+        duration_s=pl.col("video_duration") / 1000,
+        published_ms=pl.col("upload_dt").str.to_datetime().dt.epoch("ms"),
+        music=pl.col("music_id").cast(pl.String),
+    )

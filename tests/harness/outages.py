@@ -1,0 +1,459 @@
+"""The whole system under a steady load of watches and requests, of which parts are taken away for a while.
+
+What the load has had acknowledged is counted again in everything that is made of it: histories, examples learnt, what
+is trending, examples of impressions, and the index. Nothing of that is what the system counts itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kafka import KafkaProducer
+
+from indexer.collection import Index
+from infra.local.broker import Broker, start_broker
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.platform.child import Child
+from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
+from models.retrieval.incremental import STATE_COLUMNS
+from serving.client.client import RecommendClient
+from streams import messages, topics
+from streams.kafka.faust_app import EXIT_AGAIN
+from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
+from tests.benchmarks.reliability.soak import resident_mb
+from tests.benchmarks.reliability.soak_load import Asked, steady, wait_for_replies
+from tests.harness.beside import beside
+from tests.harness.service import READY_S, Releases, Service, Size, train_releases
+from tests.harness.system import wait_until
+from tests.harness.traffic import Histories, Reader, Traffic, now_ms
+
+PATIENCE_S = 180.0
+PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
+AT_ONCE = 20  # users who are watching
+KNOWN_S = 600.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
+PROCESSES = tuple(COMMANDS)
+
+
+class Watching:
+    """`per_s` watches a second from a thread of its own. `acknowledged` are those that the brokers have taken."""
+
+    def __init__(self, kafka: Kafka, items: list[str], per_s: float) -> None:
+        self.acknowledged: dict[str, tuple[str, str]] = {}  # event id: user and item
+        self.failed = 0
+        self._prefix, self._items, self._per_s = kafka.topic_prefix, items, per_s
+        self._producer = KafkaProducer(
+            **kafka_python_options(kafka),
+            acks="all",
+            delivery_timeout_ms=300_000,
+            max_block_ms=300_000,
+            reconnect_backoff_max_ms=1000,
+        )
+        self._stop = threading.Event()
+        self._tag = uuid.uuid4().hex[:6]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watching:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._producer.flush(timeout=PATIENCE_S)
+        self._producer.close(timeout=10)
+
+    def _run(self) -> None:
+        due_s, number = time.monotonic(), 0
+        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
+            self._watch(number)
+            number += 1
+            due_s += 1 / self._per_s
+
+    def _watch(self, number: int) -> None:
+        block, at = divmod(number, AT_ONCE * PER_USER)
+        user, item = f"w{self._tag}-{block}-{at % AT_ONCE}", self._items[number % len(self._items)]
+        event = WatchEvent(f"{self._tag}-{number}", user, item, now_ms(), 60.0, 60.0)
+        sent = self._producer.send(self._prefix + topics.WATCH_EVENTS, encode(event), key=user.encode())
+        sent.add_callback(lambda _: self.acknowledged.update({event.event_id: (user, item)}))
+        sent.add_errback(lambda _: setattr(self, "failed", self.failed + 1))
+
+
+class Memory:
+    """Resident memory of all processes, looked at from a thread of its own."""
+
+    def __init__(self, system: System) -> None:
+        self.before: dict[str, float] = {}
+        self.most: dict[str, float] = {}
+        self._system = system
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self.before = self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def grown_mb(self) -> dict[str, float]:
+        return {name: round(mb - self.before[name], 1) for name, mb in self.most.items() if name in self.before}
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.2):
+            for name, mb in self._look().items():
+                self.most[name] = max(mb, self.most.get(name, 0.0))
+
+    def _look(self) -> dict[str, float]:
+        return {name: resident_mb(child.pid) for name, child in self._system.children.items() if child.poll() is None}
+
+
+@dataclass
+class Counted:
+    """What became of the acknowledged watches and of the impressions, by what is made of them."""
+
+    watches: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+    doubled: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_exact(self) -> bool:
+        return not any(self.lost.values()) and not any(self.doubled.values())
+
+
+@dataclass
+class System:
+    settings: Settings
+    releases: Releases
+    broker: Broker
+    milvus: MilvusServer
+    stack: contextlib.ExitStack
+    service: Service
+    vectors: Reader
+    histories: Histories
+    clock: WallClock | None = None
+    acknowledged: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._item_keys = {item.encode() for item in self.releases.items}
+
+    @property
+    def children(self) -> dict[str, Child]:
+        return self.service.children
+
+    @contextlib.contextmanager
+    def watching(self, per_s: float) -> Iterator[Watching]:
+        with Watching(self.settings.kafka, list(self.releases.items), per_s) as load:
+            yield load
+        self.acknowledged |= load.acknowledged
+
+    @contextlib.contextmanager
+    def asking(self, per_s: float) -> Iterator[list[Asked]]:
+        asked: list[Asked] = []
+        users = list(self.releases.histories)
+        with RecommendClient(self.settings.kafka) as client:
+            with steady(client, users, per_s, asked, tag=uuid.uuid4().hex[:6]):
+                yield asked
+            wait_for_replies(asked, PATIENCE_S)
+
+    # --- what is taken away ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def stopped(self, pid: int) -> Iterator[None]:
+        """Within the block this process group stands still: it takes connections, and answers nothing."""
+        os.killpg(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def broker_killed(self) -> Iterator[None]:
+        self.broker.child.kill()
+        try:
+            yield
+        finally:
+            self.stack.callback(self.broker.restart().stop)
+
+    @contextlib.contextmanager
+    def milvus_killed(self) -> Iterator[None]:
+        self.milvus.child.kill()
+        try:
+            yield
+        finally:
+            self.stack.callback(self.milvus.restart().stop)
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """/health of each process by its name here."""
+        records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
+        return {
+            name: fetch_health(records[child.pid]) if child.pid in records else {"ready": False}
+            for name, child in self.children.items()
+        }
+
+    def all_ready(self) -> bool:
+        return all(each["ready"] for each in self.health().values())
+
+    def wait_until_it_works(self) -> dict[str, float]:
+        """Seconds until the services answer, all are ready, a new watch is in its history, and a new request is
+        answered: each from the beginning, the last is when everything works."""
+        began_s, after_s = time.monotonic(), dict[str, float]()
+
+        def done(what: str) -> None:
+            after_s[what] = round(time.monotonic() - began_s, 1)
+
+        wait_until(lambda: self.broker.is_ready() and self.milvus.is_ready(), "services", PATIENCE_S)
+        done("services")
+        wait_until(self.all_ready, "all processes ready", PATIENCE_S)
+        done("ready")
+        user = f"probe-{uuid.uuid4().hex[:8]}"
+        item = next(iter(self.releases.items))
+        with contextlib.closing(Traffic(self.settings.kafka)) as traffic:
+            event = traffic.watch(user, item)
+        self.acknowledged[event.event_id] = (user, item)
+        wait_until(lambda: self._has_history(user), "a watch in its history", PATIENCE_S)
+        done("watch")
+        with RecommendClient(self.settings.kafka) as client:
+            client.recommend(next(iter(self.releases.histories)), timeout_s=PATIENCE_S, retries=round(PATIENCE_S))
+        done("request")
+        return after_s
+
+    def _has_history(self, user: str) -> bool:
+        self.histories.records += self.histories._follower.poll(0.1)
+        return user.encode() in self.histories.newest()
+
+    def count(self) -> Counted:
+        """Wait until all has arrived, or does not any more, and count."""
+        counted = Counted(len(self.acknowledged))
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            for name, (lost, doubled) in self._differences().items():
+                counted.lost[name], counted.doubled[name] = lost, doubled
+            if counted.is_exact or time.monotonic() > deadline:
+                return counted
+            time.sleep(0.5)
+
+    def _differences(self) -> dict[str, tuple[int, int]]:
+        watched = Counter(item for _, item in self.acknowledged.values())
+        return {
+            "histories": self._of_histories(),
+            "learnt": difference(watched, self._learnt()),
+            "trending": difference(watched, self._trending()),
+            "joined": self._of_impressions(),
+            "index": self._of_index(),
+        }
+
+    def _of_histories(self) -> tuple[int, int]:
+        self.histories.to_the_end()
+        found: Counter[str] = Counter()
+        for record in self.histories.newest().values():
+            if record.value is not None:
+                history = decode(UserHistory, record.value, max_bytes=len(record.value))
+                found.update(watch.event_id for watch in history.watches if watch.event_id in self.acknowledged)
+        return len(self.acknowledged) - len(found), sum(count - 1 for count in found.values())
+
+    def rows(self) -> dict[str, ItemVector]:
+        """The newest row of each item."""
+        self.vectors.to_the_end()
+        items = (record for record in self.vectors.records if record.key in self._item_keys)
+        newest = {record.key.decode(): record.value for record in items}
+        return {item: decode(ItemVector, value) for item, value in newest.items() if value is not None}
+
+    def _learnt(self) -> Counter[str]:
+        """How often each item was learnt since the release, as its row says."""
+        model = self.releases.bundles[0].model
+        before = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
+        totals = {item: np.frombuffer(row.state, STATE_COLUMNS)["total"][0] for item, row in self.rows().items()}
+        return Counter({item: round(float(total) - before.get(item, 0.0)) for item, total in totals.items()})
+
+    def _trending(self) -> Counter[str]:
+        """How often each item counts as watched (the half-life of these settings is as good as endless)."""
+        with contextlib.closing(Reader(self.settings.kafka, topics.TRENDING)) as reader:
+            reader.to_the_end()
+            newest = [decode(messages.Trending, each.value) for each in reader.newest().values() if each.value]
+        counts: defaultdict[str, float] = defaultdict(float)
+        for each in newest:
+            if each.scope == "global":
+                for item, count in each.items:
+                    counts[item] += count
+        return Counter({item: round(count) for item, count in counts.items()})
+
+    def _of_impressions(self) -> tuple[int, int]:
+        """Impressions without an example, and of one request more than one. Windows are short here. An impression that
+        was sent twice, since its first acknowledgement was lost, has one."""
+        with (
+            contextlib.closing(Reader(self.settings.kafka, topics.IMPRESSIONS)) as shown,
+            contextlib.closing(Reader(self.settings.kafka, topics.RANKING_EXAMPLES)) as made,
+        ):
+            impressions = [decode(Impression, each.value, max_bytes=len(each.value)) for each in shown.to_the_end()]
+            examples = [decode(RankingExample, each.value, max_bytes=len(each.value)) for each in made.to_the_end()]
+        found = {(each.impression.request_id, each.partition, each.offset) for each in examples}
+        requests = {request_id for request_id, *_ in found}
+        return len({each.request_id for each in impressions} - requests), len(found) - len(requests)
+
+    def _of_index(self) -> tuple[int, int]:
+        """Items whose vector in the index is not that of their newest row; there is no second one of an item."""
+        version = self.releases.bundles[0].manifest.version
+        index = Index(self.settings.milvus)
+        try:
+            rows = {item: np.frombuffer(row.vector, "<f4") for item, row in self.rows().items()}
+            found = index.vectors(version, list(rows))
+        except Exception:  # Milvus is not back yet: looked at again
+            return len(rows), 0
+        finally:
+            index.close()
+        right = [item for item in rows if item in found and np.allclose(found[item][1], rows[item], atol=1e-5)]
+        return len(rows) - len(right), 0
+
+
+def difference(wanted: Counter[str], found: Counter[str]) -> tuple[int, int]:
+    """How many are missing, and how many too many."""
+    return (wanted - found).total(), (found - wanted).total()
+
+
+@dataclass
+class Replies:
+    """What became of requests."""
+
+    answered: int
+    told: int  # the client has failed them, with a reason
+    unanswered: int
+    longest_s: float
+
+    @classmethod
+    def of(cls, asked: list[Asked]) -> Replies:
+        answered = [each for each in asked if each.reply is not None]
+        told = [each for each in asked if each.future.done() and each.reply is None]
+        longest = max((each.ms / 1000 for each in answered), default=0.0)
+        return cls(len(answered), len(told), len(asked) - len(answered) - len(told), longest)
+
+
+class WallClock:
+    """The wall clock of our processes, by libfaketime: `jump` sets it. Monotonic clocks, and the services', go on."""
+
+    def __init__(self, library: str, file: Path) -> None:
+        self._file = file
+        self.jump(0)
+        self.environ = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def jump(self, seconds: int) -> None:
+        """So far ahead of this machine's clock, at once."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{seconds:+d}\n")
+        fresh.replace(self._file)
+
+    @contextlib.contextmanager
+    def jumped(self, seconds: int) -> Iterator[None]:
+        self.jump(seconds)
+        try:
+            yield
+        finally:
+            self.jump(0)
+
+
+def find_faketime() -> str | None:
+    """libfaketime, of Debian's package of the same name or where FAKETIME_LIB says."""
+    places = [os.environ.get("FAKETIME_LIB", ""), *map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))]
+    return next((place for place in places if place and Path(place).is_file()), None)
+
+
+@contextlib.contextmanager
+def environ_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """What is started in the block sees these variables as well."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[System]:
+    """Broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite and every process of ours, answering from a release.
+    Where libfaketime is found, `clock` is our processes' wall clock."""
+    settings = Settings(
+        data_dir=data_dir,
+        kafka=Kafka(partitions=2, session_timeout_s=6.0),
+        join=Join(window_s=2.0, grace_s=KNOWN_S, early_s=KNOWN_S),
+        trending=Trending(half_life_s=1e9),
+        indexer=Indexer(window_s=0.1),
+        serving=Serving(heartbeat_s=0.5),
+        embedded=Embedded(ready_timeout_s=READY_S),
+    )
+    releases = train_releases(settings.bundles_dir, 1, size or Size(), now_ms=now_ms())
+    with contextlib.ExitStack() as stack:
+        broker = start_broker(settings)
+        stack.callback(broker.child.stop)
+        milvus = start_milvus(settings, probe=milvus_answers)
+        stack.callback(milvus.child.stop)
+        settings = fill_in(settings, broker.bootstrap, milvus.uri)
+        topics.create_topics(settings.kafka)
+        traffic = Traffic(settings.kafka)
+        service = Service(settings, releases, milvus, traffic, stack)
+        tell(service)
+        traffic.close()
+        library = find_faketime()
+        clock = WallClock(library, data_dir / "clock") if library else None
+        with environ_with(clock.environ if clock else {}):
+            for name in PROCESSES:
+                service.start(name)
+        service.wait_ready(*PROCESSES)
+        service.wait_served(service.publish(0))
+        readers = Reader(settings.kafka, topics.ITEM_VECTORS), Histories(settings.kafka)
+        for reader in readers:
+            stack.callback(reader.close)
+        environ = clock.environ if clock else {}
+        with beside(lambda stop: start_again(service, environ, stop), "supervisor"):
+            yield System(settings, releases, broker, milvus, stack, service, *readers, clock)
+
+
+def start_again(service: Service, environ: Mapping[str, str], stop: threading.Event) -> None:
+    """As a supervisor does, those that have stepped aside because the group had gone on without them; no others."""
+    while not stop.wait(0.2):
+        for name, child in list(service.children.items()):
+            if child.poll() == EXIT_AGAIN:
+                with environ_with(environ):
+                    service.start(name)
+
+
+def tell(service: Service) -> None:
+    """The catalogue and the histories that there are; the rest is made by what runs."""
+    for item in service.releases.items.values():
+        service.traffic.send_later(topics.ITEMS, item.item_id, encode(item))
+    for history in service.releases.histories.values():
+        service.traffic.send_later(topics.USER_HISTORIES, history.user_id, encode(history))
+    service.traffic.flush()
+
+
+def ask_and_wait(bootstrap: str, partitions: str, user: str, count: str) -> None:
+    """A client as a process of its own: it sends, says so, and then reads its replies, or tries to."""
+    with RecommendClient(Kafka(bootstrap=bootstrap, partitions=int(partitions))) as client:
+        waiting = [client.submit(messages.RecommendRequest(f"slow/{n}", user)) for n in range(int(count))]
+        print("sent", flush=True)
+        answered = [future.result(PATIENCE_S) for future in waiting]
+    print(f"{len(answered)} answered", flush=True)

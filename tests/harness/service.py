@@ -1,0 +1,221 @@
+"""An indexer and servers on a broker and a Milvus of their own, with releases of the simulated world.
+
+What the other processes would write is written here: histories as the history worker does, rows as the trainer does.
+So nothing is learnt meanwhile, and each score that a reply may hold follows from its version, its user and its item: a
+reply of mixed versions shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from infra.cli.learn import published
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.operate.releases import read_topic
+from infra.platform.child import Child
+from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
+from infra.simulation.world import World
+from models.logs.stored_log import store_frame
+from models.release.bundle import Bundle, read_bundle
+from models.release.training import train_bundle
+from streams import topics
+from streams.history.history import is_completed
+from streams.messages import Item, ItemVector, Trending, UserHistory, Watch, encode
+from streams.releases import announce
+from tests.harness.system import cli, embedded, process, wait_for_health, wait_until, with_section
+from tests.harness.traffic import Traffic
+
+DAY_MS = 86_400_000
+COMPLETED_S = 18.0
+SERVED_S = 180.0  # much longer than it takes, also on a machine that has too much to do
+READY_S = 180.0
+TOWERS = Model(hidden=(32,), members=1, linear_dim=0, negatives=256, batch=512, epochs=1, context=False, searches=False)
+RANKER = Ranker(hidden=(16,), members=1, epochs=1)
+
+
+@dataclass(frozen=True)
+class Size:
+    users: int = 150
+    items: int = 200
+    watches: int = 4000
+    dim: int = 8
+
+
+@dataclass
+class Releases:
+    """Bundles that differ in all they have learnt, oldest first; who has watched what, and what there is."""
+
+    bundles: list[Bundle]
+    histories: dict[str, UserHistory]
+    items: dict[str, Item]
+
+    def scores(self, version: str) -> tuple[dict[str, int], dict[str, int], np.ndarray]:
+        """Rows of users, columns of items, and the inner product of each user [U] with each item [N] of a version."""
+        model = next(each for each in self.bundles if each.manifest.version == version).model
+        users, items = list(self.histories), model.item_ids
+        vectors = model.user_vectors(list(self.histories.values()), self.bundles[-1].manifest.created_ms)  # [U, D]
+        places = ({name: at for at, name in enumerate(names)} for names in (users, items))
+        return *places, vectors @ model.item_vectors().T  # type: ignore[return-value]
+
+
+def train_releases(
+    bundles_dir: Path,
+    count: int,
+    size: Size,
+    *,
+    now_ms: int,
+    seed: int = 7,
+    offsets: Mapping[str, int] | None = None,
+) -> Releases:
+    """`count` bundles, trained on the same watches from other seeds."""
+    world = World(seed=seed, start_ms=now_ms, users=size.users, items=size.items)
+    log = world.past_log(now_ms - 10 * DAY_MS, now_ms, size.watches)
+    with TemporaryDirectory() as scratch:
+        stored = store_frame(log.drop("event_id", "device", "surface"), Path(scratch), completed_s=COMPLETED_S)
+        manifests = [
+            train_bundle(
+                stored,
+                world.items_frame(now_ms),
+                settings=TOWERS.model_copy(update={"dim": size.dim, "seed": number}),
+                ranker=RANKER.model_copy(update={"seed": number}),
+                bundles_dir=bundles_dir,
+                created_ms=now_ms - 1000 * (count - number),
+                offsets=dict(offsets or {}),
+                measure=False,
+            )
+            for number in range(1, count + 1)
+        ]
+    bundles = [read_bundle(bundles_dir / manifest.version) for manifest in manifests]
+    items = {item.item_id: item for item in world.catalogue(now_ms)}
+    return Releases(bundles, histories_of(log), items)
+
+
+def histories_of(log: pl.DataFrame, most: int = 20) -> dict[str, UserHistory]:
+    """The newest `most` watches of everybody."""
+    watches: dict[str, list[Watch]] = {}
+    for user, *watch in log.select("user_id", "item_id", "event_ms", "watch_s", "duration_s", "event_id").iter_rows():
+        watches.setdefault(user, []).append(_watch(len(watches.get(user, ())), *watch))
+    return {user: UserHistory(user, tuple(mine[-most:])) for user, mine in sorted(watches.items())}
+
+
+def _watch(offset: int, item_id: str, event_ms: int, watch_s: float, duration_s: float, event_id: str) -> Watch:
+    completed = is_completed(watch_s, duration_s, COMPLETED_S)
+    return Watch(item_id, event_ms, watch_s, duration_s, completed, event_id, offset)
+
+
+@dataclass
+class Service:
+    """What runs. Processes started again have their old name."""
+
+    settings: Settings
+    releases: Releases
+    milvus: MilvusServer
+    traffic: Traffic
+    stack: contextlib.ExitStack
+    children: dict[str, Child] = field(default_factory=dict)
+
+    def start(self, name: str, command: str = "") -> Child:
+        """Start a process of ours (`command`: which, when it is not its name)."""
+        how = cli(*COMMANDS[command or name])
+        self.children[name] = self.stack.enter_context(process(self.settings, name, how))
+        return self.children[name]
+
+    def wait_ready(self, *names: str) -> None:
+        wait_for_health(self.settings, *(self.children[name] for name in names), timeout_s=READY_S)
+
+    def publish(self, number: int) -> str:
+        """Announce a bundle as `nextwatch train` does; its version."""
+        manifest = self.releases.bundles[number].manifest
+        announce(self.settings.kafka, published(manifest))
+        return manifest.version
+
+    def wait_served(self, version: str) -> None:
+        """Return when every server that was heard lately says that it answers from this version."""
+        wait_until(lambda: self.served() == {version}, f"{version} on all servers", SERVED_S, every_s=0.2)
+
+    def served(self) -> set[str]:
+        servers = (read_topic(self.settings.kafka).servers or {}).values()
+        fresh_ms = max((each.heard_ms for each in servers), default=0) - 4000 * self.settings.serving.heartbeat_s
+        return {each.version for each in servers if each.heard_ms >= fresh_ms}
+
+    def tell_all(self) -> None:
+        """Everything that servers know from topics: the catalogue, histories, and what is trending."""
+        kafka = self.settings.kafka
+        for item in self.releases.items.values():
+            self.traffic.send_later(topics.ITEMS, item.item_id, encode(item))
+        for history in self.releases.histories.values():
+            self.traffic.send_later(topics.USER_HISTORIES, history.user_id, encode(history))
+        top = tuple((item_id, float(1000 - at)) for at, item_id in enumerate(list(self.releases.items)[:50]))
+        for partition in range(kafka.partitions):
+            scope = Trending("global", partition, time.time_ns() // 1_000_000, 3600.0, top)
+            self.traffic.send_later(topics.TRENDING, f"global/{partition}", encode(scope))
+        self.traffic.flush()
+
+    def row(self, number: int, item_id: str, vector: np.ndarray | None = None) -> ItemVector:
+        """A row of a version as the trainer publishes it; with the release's own numbers unless `vector` is given."""
+        bundle = self.releases.bundles[number]
+        model = bundle.model
+        at = model.item_ids.index(item_id)
+        vector = model.item_vectors()[at] if vector is None else vector
+        query_row = np.asarray(model.query_rows[at], "<f4").tobytes()
+        now_ms = time.time_ns() // 1_000_000
+        return ItemVector(bundle.manifest.version, 1, np.asarray(vector, "<f4").tobytes(), query_row, now_ms)
+
+    def empty_milvus(self) -> None:
+        """A Milvus that has lost everything, on the port that it had."""
+        self.milvus.child.stop()
+        shutil.rmtree(self.settings.data_dir / "milvus")
+        self.restart_milvus()
+
+    def restart_milvus(self) -> None:
+        child = self.milvus.restart()
+        self.stack.callback(child.stop)
+        wait_until(self.milvus.is_ready, "Milvus", 60)
+
+
+@contextlib.contextmanager
+def running_service(
+    data_dir: Path,
+    releases: int,
+    size: Size,
+    *,
+    servers: Sequence[str] = ("serving",),
+    partitions: int = 2,
+    **serving: Any,
+) -> Iterator[Service]:
+    """A broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite, the indexer and these servers, all ready and
+    answering from the first release."""
+    settings = Settings(
+        data_dir=data_dir,
+        kafka=Kafka(partitions=partitions, session_timeout_s=6.0),
+        indexer=Indexer(window_s=0.1),
+        serving=Serving(heartbeat_s=0.5, **serving),
+        embedded=Embedded(ready_timeout_s=READY_S),
+    )
+    trained = train_releases(settings.bundles_dir, releases, size, now_ms=time.time_ns() // 1_000_000)
+    with contextlib.ExitStack() as stack:
+        settings = stack.enter_context(embedded(settings, milvus=False))
+        milvus = start_milvus(settings, probe=milvus_answers)
+        stack.callback(milvus.child.stop)
+        settings = with_section(settings, "milvus", uri=milvus.uri)
+        traffic = Traffic(settings.kafka)
+        stack.callback(traffic.close)
+        service = Service(settings, trained, milvus, traffic, stack)
+        service.tell_all()
+        service.start("indexer")
+        for name in servers:
+            service.start(name, "serving")
+        service.wait_ready("indexer", *servers)
+        service.wait_served(service.publish(0))
+        yield service

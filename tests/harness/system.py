@@ -1,0 +1,210 @@
+"""Starts the whole system, or a part of it, as a person would: real services, our processes, each under a guard.
+
+Used by whole-system tests and benchmarks. Everything is stopped when the block ends, newest first, also after an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+from infra.local.broker import start_broker
+from infra.local.milvus_server import start_milvus
+from infra.local.processes import child_environ
+from infra.local.stack import COMMANDS, milvus_answers
+from infra.platform.child import Child, start_child, wait_until_ready
+from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.settings import Kafka, Settings
+from streams.topics import TOPICS, create_topics, partitions_of
+
+READY_S = 90.0
+TRAIN_S = 900.0
+ALL = tuple(COMMANDS)
+
+
+def cli(*arguments: str) -> list[str]:
+    """Our command line, as a command."""
+    return [sys.executable, "-m", "infra.cli", *arguments]
+
+
+def run_cli(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> str:
+    """Run a command of ours to its end; its output. Raises AssertionError with all it said when it fails."""
+    done = subprocess.run(
+        cli(*arguments),
+        env=child_environ(settings, os.environ),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def embedded(settings: Settings, *, milvus: bool = True) -> Iterator[Settings]:
+    """A broker (Apache Kafka when KAFKA_HOME is set) with our topics, and Milvus Lite; settings with both addresses."""
+    with contextlib.ExitStack() as stack:
+        broker = start_broker(settings)
+        stack.callback(broker.child.stop)
+        uri = ""
+        if milvus:
+            server = start_milvus(settings, probe=milvus_answers)
+            stack.callback(server.child.stop)
+            uri = server.uri
+        settings = fill_in(settings, broker.bootstrap, uri)
+        create_topics(settings.kafka)
+        yield settings
+
+
+@contextlib.contextmanager
+def running(settings: Settings, processes: Sequence[str] = ALL, *, ready: bool = True) -> Iterator[dict[str, Child]]:
+    """Our processes by name, started in this order; `ready`: once all of them say so on /health."""
+    with contextlib.ExitStack() as stack:
+        children = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in processes}
+        if ready:
+            wait_for_health(settings, *children.values())
+        yield children
+
+
+@contextlib.contextmanager
+def running_system(settings: Settings, processes: Sequence[str] = ALL) -> Iterator[Settings]:
+    """Services and processes, all ready; the settings that reach them."""
+    with embedded(settings) as reachable, running(reachable, processes):
+        yield reachable
+
+
+@contextlib.contextmanager
+def process(settings: Settings, name: str, command: Sequence[str]) -> Iterator[Child]:
+    """One process of this checkout with exactly these settings."""
+    here = str(Path(__file__).parents[2])  # for commands that live in tests/
+    environ = child_environ(settings, os.environ)
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH")]))
+    child = start_child(name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def wait_for_health(settings: Settings, *children: Child, timeout_s: float = READY_S) -> None:
+    """Return when every process's /health says ready. Raises ServiceError with the end of the log of one that ends."""
+
+    def is_ready(pid: int) -> bool:
+        record = next((each for each in read_run_files(settings.run_dir) if each["pid"] == pid), None)
+        return record is not None and bool(fetch_health(record)["ready"])
+
+    for child in children:
+        wait_until_ready(child, lambda pid=child.pid: is_ready(pid), timeout_s)  # type: ignore[misc]
+
+
+def release(settings: Settings, log: pl.DataFrame, items: pl.DataFrame) -> dict[str, Any]:
+    """Train a release with `nextwatch train` and wait until a server answers from it; the command's report."""
+    with tempfile.TemporaryDirectory(prefix="nextwatch-log-") as directory:
+        paths = Path(directory) / "log.parquet", Path(directory) / "items.parquet"
+        log.write_parquet(paths[0])
+        items.write_parquet(paths[1])
+        arguments = ("train", str(paths[0]), "--items", str(paths[1]), "--wait-s", str(READY_S), "--json")
+        report: dict[str, Any] = json.loads(run_cli(settings, *arguments, timeout_s=TRAIN_S))
+    return report
+
+
+class Cluster:
+    """What the broker tells of topics and groups, from outside."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+        self._admin = KafkaAdminClient(**kafka_python_options(kafka))
+        self._consumer = KafkaConsumer(**kafka_python_options(kafka))
+        self._partitions = {topic.name: partitions_of(topic, kafka) for topic in TOPICS}
+
+    def ends(self, topic: str) -> dict[TopicPartition, int]:
+        """The offset after the last record of each partition."""
+        name = self._kafka.topic_prefix + topic
+        places = [TopicPartition(name, number) for number in range(self._partitions[topic])]
+        return dict(self._consumer.end_offsets(places))
+
+    def total(self, topic: str) -> int:
+        """How many records were ever written to a topic."""
+        return sum(self.ends(topic).values())
+
+    def behind(self, group: str, topic: str) -> int:
+        """How many records of a topic the group (its name without `nextwatch-`) has not committed."""
+        return self.not_committed(f"nextwatch-{group}", topic)
+
+    def not_committed(self, group: str, topic: str) -> int:
+        """The same of a group by its whole name (without the prefix)."""
+        ends, name = self.ends(topic), self._kafka.topic_prefix + group
+        committed = self._admin.list_group_offsets({name: list(ends)})[name]
+        return sum(end - max(0, committed[place].offset if place in committed else 0) for place, end in ends.items())
+
+    def is_settled(self, group: str, members: int) -> bool:
+        """Whether a group has this many members and all of them their partitions."""
+        name = f"{self._kafka.topic_prefix}nextwatch-{group}"
+        state = self._admin.describe_groups([name])[name]
+        return state["group_state"] == "Stable" and len(state["members"]) == members
+
+    def close(self) -> None:
+        self._admin.close()
+        self._consumer.close()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def read_metrics(settings: Settings, name: str) -> dict[str, float]:
+    """The page /metrics of the process of that name, sample by sample (`name{label="value",...}`)."""
+    found = next(each for each in read_run_files(settings.run_dir) if each["name"] == name)
+    with urllib.request.urlopen(f"http://{found['host']}:{found['port']}/metrics", timeout=5) as reply:
+        lines = reply.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {sample: float(value) for sample, _, value in pairs}
+
+
+@contextlib.contextmanager
+def temporary_settings(**sections: dict[str, Any]) -> Iterator[Settings]:
+    """Settings with a data directory of their own, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="nextwatch-") as directory:
+        settings = Settings(data_dir=Path(directory))
+        for name, values in sections.items():
+            settings = with_section(settings, name, **values)
+        yield settings
+
+
+def with_section(settings: Settings, section: str, **values: Any) -> Settings:
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used so far; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(true: Callable[[], bool], what: str, timeout_s: float, every_s: float = 0.05) -> None:
+    """Return when `true()`; raises TimeoutError that names `what`."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not after {timeout_s:g} s")
+        time.sleep(every_s)

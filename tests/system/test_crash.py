@@ -1,0 +1,65 @@
+"""The crash run of tests/benchmarks/reliability/crash.py in two minutes: everything is killed once at least, and most
+protocols at each of their steps; afterwards everything that the topics imply is there, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness.crash.fast import POINTS, fast
+from tests.harness.crash.run import Outcome, Scale, counts, run_crashes, timed
+from tests.harness.crash.supervised import ALL, UP
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        not os.environ.get("KAFKA_HOME"), reason="noida loses acknowledged records on kill -9: KAFKA_HOME is not set"
+    ),
+]
+
+SEED = 1
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    with timed(print) as say:
+        found = run_crashes(Scale(), fast, tmp_path_factory.mktemp("crash"), SEED, say)
+        for line in counts(found):
+            say(line)
+    yield found
+
+
+def test_every_process_was_killed_and_every_armed_point_reached(outcome):
+    assert set(outcome.deaths.killed) == {*ALL, UP}
+    assert set(outcome.deaths.died_at) == set(POINTS) and outcome.deaths.not_reached == []
+
+
+def test_nothing_that_was_acknowledged_is_lost(outcome):
+    assert outcome.verdict.lost == []
+
+
+def test_nothing_counts_twice(outcome):
+    assert outcome.verdict.doubled == []
+
+
+def test_histories_examples_rows_and_index_are_what_the_topics_imply(outcome):
+    assert min(outcome.verdict.compared.values()) > 0, "each kind was compared"
+    assert outcome.verdict.differing == []
+
+
+def test_what_a_dying_trainer_learns_again_is_within_the_bound(outcome):
+    """More than two batches for each death are among what is doubled."""
+    assert outcome.verdict.again["examples learnt"] > 0
+
+
+def test_every_request_is_answered(outcome):
+    assert len(outcome.sent.asked) > 100 and outcome.unanswered == 0
+    assert outcome.refused == []
+
+
+def test_no_reply_mixes_versions_and_copies_are_alike(outcome):
+    assert outcome.versions == 2 and outcome.scores > 500
+    assert outcome.mixed == []
+    assert outcome.otherwise == []

@@ -1,0 +1,285 @@
+"""What the system needs is away for a while: nothing is lost or doubled, nothing grows, and it goes on by itself.
+
+One system with every process on a broker and a Milvus of its own. The long form: `python -m tests.benchmarks outages`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from indexer.collection import Index
+from indexer.errors import IndexUnavailable
+from infra.local.broker import start_broker
+from infra.local.milvus_server import start_milvus
+from infra.local.processes import broker_part
+from infra.local.stack import milvus_answers
+from infra.local.supervisor import Supervisor
+from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.run_files import fill_in
+from infra.platform.settings import Kafka, Milvus, Settings
+from serving.client import client as client_module
+from serving.client.client import RecommendClient, RequestFailed
+from streams import topics
+from tests.harness.outages import Memory, Replies, System, running_outages
+from tests.harness.system import wait_until
+from tests.harness.traffic import Reader
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        not os.environ.get("KAFKA_HOME"),
+        reason="noida loses what it has acknowledged when it is killed: only Apache Kafka (KAFKA_HOME) can show this",
+    ),
+]
+
+AWAY_S = 7.0  # longer than a session
+WATCHES_PER_S, REQUESTS_PER_S = 30.0, 4.0
+MOST_GROWN_MB = 150.0  # of a process, in these seconds: what it holds is bounded, its first use of everything included
+PATIENCE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with running_outages(tmp_path_factory.mktemp("outages")) as system:
+        yield system
+
+
+def live_through(system: System, outage: contextlib.AbstractContextManager[object]) -> tuple[Replies, float]:
+    """Load before, during and after; what became of the requests, and the seconds until everything works again."""
+    with system.watching(WATCHES_PER_S), system.asking(REQUESTS_PER_S) as asked, Memory(system) as memory:
+        time.sleep(1.0)
+        with outage:
+            time.sleep(AWAY_S)
+        again_s = system.wait_until_it_works()["request"]
+    grown = memory.grown_mb()
+    assert max(grown.values()) < MOST_GROWN_MB, grown
+    assert all(child.poll() is None for child in system.children.values()), "nobody had to be started again"
+    return Replies.of(asked), again_s
+
+
+def check_counts(system: System) -> None:
+    counted = system.count()
+    assert counted.is_exact, counted
+    assert counted.watches > WATCHES_PER_S * AWAY_S / 2
+
+
+def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: System):
+    reasons = set()
+
+    @contextlib.contextmanager
+    def away() -> Iterator[None]:
+        with system.milvus_killed():
+            yield
+            reasons.update(system.health()["indexer"]["reasons"])
+
+    replies, _ = live_through(system, away())
+    assert any("Milvus" in reason for reason in reasons), "it says what it waits for"
+    assert replies.unanswered == replies.told == 0
+    check_counts(system)
+
+
+def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_answered(system: System, monkeypatch):
+    """It takes connections and answers nothing. Every session is over when it goes on. One client gives up early: its
+    requests fail with a reason, and it serves again when the broker does."""
+    monkeypatch.setattr(client_module, "SEND_S", 3.0)
+    with RecommendClient(system.settings.kafka) as impatient:
+        user = next(iter(system.releases.histories))
+        assert impatient.recommend(user, timeout_s=PATIENCE_S, retries=20).items
+        monkeypatch.undo()
+        told: list[str] = []
+
+        def ask_on(stop: threading.Event) -> None:
+            while not stop.wait(0.5):
+                try:
+                    impatient.recommend(user, timeout_s=5.0, retries=0)
+                except RequestFailed as error:
+                    told.append(str(error))
+
+        stop = threading.Event()
+        asking = threading.Thread(target=ask_on, args=(stop,))
+
+        @contextlib.contextmanager
+        def stands_still() -> Iterator[None]:
+            with system.stopped(system.broker.child.pid):
+                asking.start()
+                yield
+                stop.set()
+                asking.join()
+
+        replies, _ = live_through(system, stands_still())
+        assert told and all("could not be sent" in each or "acknowledged" in each for each in told)
+        assert impatient.recommend(user, timeout_s=PATIENCE_S, retries=20).items, "the client has survived it"
+    assert replies.unanswered == replies.told == 0
+    check_counts(system)
+
+
+def test_slow_consumers_harm_nobody_else(system: System):
+    """A client that does not read its replies and an indexer that stands still for longer than its session."""
+    script = "import sys; from tests.harness.outages import ask_and_wait; ask_and_wait(*sys.argv[1:])"
+    user = next(iter(system.releases.histories))
+    command = [sys.executable, "-c", script, system.settings.kafka.bootstrap, "2", user, "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], text=True) as slow:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == "sent\n"
+
+        @contextlib.contextmanager
+        def standing() -> Iterator[None]:
+            os.kill(slow.pid, signal.SIGSTOP)
+            with system.stopped(system.children["indexer"].pid):
+                yield
+                others = {name: each for name, each in system.health().items() if name != "indexer"}
+                assert all(each["ready"] for each in others.values()), others
+            os.kill(slow.pid, signal.SIGCONT)
+
+        replies, _ = live_through(system, standing())
+        assert slow.stdout.readline() == "200 answered\n", "its replies were kept for it"
+    assert replies.unanswered == replies.told == 0
+    check_counts(system)
+
+
+def test_clocks_that_jump_by_an_hour_lose_nothing_and_refuse_nothing(system: System):
+    """Forward, then back behind the right time, then right: those of players and brokers did not jump."""
+    clock = system.clock
+    if clock is None:
+        pytest.skip("no libfaketime, nor FAKETIME_LIB: `apt-get install libfaketime` brings it")
+
+    @contextlib.contextmanager
+    def jumping() -> Iterator[None]:
+        with clock.jumped(3600):
+            time.sleep(AWAY_S / 2)
+            clock.jump(-3600)
+            yield
+
+    replies, _ = live_through(system, jumping())
+    assert replies.unanswered == replies.told == 0
+    check_counts(system)
+    with contextlib.closing(Reader(system.settings.kafka, topics.DEAD_LETTERS)) as letters:
+        assert letters.to_the_end() == []
+
+
+# --- full disks ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size_mb: int) -> Iterator[None]:
+    """A file system of its own in memory at `directory`, as large as that."""
+    directory.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(directory)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs a file system of its own, which only root may mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def fill(directory: Path, leave: int) -> Path:
+    """A file that takes all of the disk but `leave` bytes."""
+    hog = directory / "hog"
+    room = os.statvfs(directory)
+    with hog.open("wb") as file:
+        left = room.f_bavail * room.f_frsize - leave
+        for _ in range(left // 1_000_000):
+            file.write(bytes(1_000_000))
+    return hog
+
+
+def test_a_broker_whose_disk_is_full_says_so_and_has_all_that_it_acknowledged_when_there_is_room(tmp_path: Path):
+    """It ends, as Kafka does; the supervisor tells why, and starts it again until there is room."""
+    with small_disk(tmp_path / "kafka", 300):
+        broker = start_broker(Settings(data_dir=tmp_path, kafka=Kafka(partitions=1)))
+        said: list[str] = []
+        with Supervisor(lambda process, what: said.append(f"{process} {what}")) as supervisor:
+            supervisor.add(broker_part(broker), broker.child)
+            settings = fill_in(broker.settings, broker.bootstrap, "")
+            topics.create_topics(settings.kafka)
+            hog = fill(tmp_path / "kafka", 2_000_000)
+            with producing(settings) as produce:
+                acknowledged = set(itertools.takewhile(produce, itertools.count()))
+            wait_until(lambda: any("is full" in each for each in said), "the reason is told", PATIENCE_S)
+            hog.unlink()
+            wait_until(lambda: supervisor.child("broker") is not None and broker.is_ready(), "ready", PATIENCE_S)
+            with contextlib.closing(Reader(settings.kafka, topics.DEAD_LETTERS)) as reader:
+                found = {int(record.key) for record in reader.to_the_end()}
+            assert acknowledged and acknowledged <= found
+            with producing(settings) as produce:
+                wait_until(lambda: produce(10_000), "it takes more", PATIENCE_S)
+
+
+@contextlib.contextmanager
+def producing(settings: Settings) -> Iterator[Callable[[int], bool]]:
+    """Whether 50 kB of noise under a number are acknowledged within three seconds."""
+    producer = KafkaProducer(
+        **kafka_python_options(settings.kafka),
+        acks="all",
+        enable_idempotence=False,
+        request_timeout_ms=2000,
+        delivery_timeout_ms=3000,
+        max_block_ms=3000,
+    )
+
+    def produce(number: int) -> bool:
+        name = settings.kafka.topic_prefix + topics.DEAD_LETTERS
+        try:
+            producer.send(name, os.urandom(50_000), key=str(number).encode()).get(timeout=10)
+        except KafkaError:
+            return False
+        return True
+
+    yield produce
+    with contextlib.suppress(KafkaError):
+        close_producer(producer, 1.0)
+
+
+def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_over_a_crash_afterwards(tmp_path: Path):
+    """Half a record lies in its log then: what is written behind it must be found after a crash all the same."""
+    rng = np.random.default_rng(1)
+    with small_disk(tmp_path / "milvus", 40):
+        server = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
+        index = Index(Milvus(uri=server.uri, timeout_s=10))
+        written: dict[str, np.ndarray] = {}
+
+        def write(first: int) -> None:
+            ids = [f"i{number}" for number in range(first, first + 200)]
+            vectors = rng.normal(size=(200, 64)).astype(np.float32)
+            index.upsert("v1", ids, vectors, [1] * 200)
+            written.update(zip(ids, vectors, strict=True))
+
+        try:
+            index.create("v1", 64)
+            write(0)
+            index.flush("v1")
+            hog = fill(tmp_path / "milvus", 1_500_000)
+            with pytest.raises(IndexUnavailable, match="No space left"):
+                for number in range(1, 100):
+                    write(200 * number)
+            assert index.search("v1", rng.normal(size=(1, 64)).astype(np.float32), 10)[0][0], "it answers meanwhile"
+            hog.unlink()
+            write(50_000)
+            write(60_000)
+            server.child.kill()
+            server.restart()
+            wait_until(server.is_ready, "Milvus", PATIENCE_S)
+            index.load("v1")
+            found = index.vectors("v1", list(written))
+            assert [item for item in written if item not in found] == []
+            assert all(np.allclose(found[item][1], vector, atol=1e-5) for item, vector in written.items())
+        finally:
+            index.close()
+            server.child.stop()

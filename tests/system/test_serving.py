@@ -1,0 +1,194 @@
+"""Two servers in one group: one is started anew, one is killed, and no client is left without its one answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+import pytest
+
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
+from serving.client.client import RecommendClient
+from streams.messages import RecommendReply, RecommendRequest
+from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
+from tests.harness.service import Service, Size, running_service
+from tests.harness.system import Cluster, wait_until
+from tests.harness.witness import Witness
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        not os.environ.get("KAFKA_HOME"),
+        reason="noida lets no second member into a group: only Apache Kafka (KAFKA_HOME) can show this",
+    ),
+]
+
+PARTITIONS = 4
+SERVERS = ("serving-1", "serving-2")
+PER_S = 20.0
+PATIENCE_S = 120.0
+AGAIN_S = tuple(2.0 * number for number in range(1, 30))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    data_dir = tmp_path_factory.mktemp("servers")
+    with running_service(data_dir, 1, Size(), servers=SERVERS, partitions=PARTITIONS) as service:
+        wait_settled(service)
+        yield service
+
+
+@pytest.fixture
+def witness(service: Service) -> Iterator[Witness]:
+    with contextlib.closing(Witness(service.settings.kafka, service.releases)) as witness:
+        yield witness
+
+
+def wait_settled(service: Service, servers: Sequence[str] = SERVERS) -> None:
+    """Return when these servers answer all partitions, none of them two of them."""
+    wait_until(lambda: is_settled(service, servers), "all partitions answered", PATIENCE_S, every_s=0.2)
+
+
+def is_settled(service: Service, servers: Sequence[str]) -> bool:
+    own = {service.children[name].pid for name in servers}
+    records = [each for each in read_run_files(service.settings.run_dir) if each["pid"] in own]
+    health = [each for each in map(fetch_health, records) if "partitions" in each]
+    answered = sorted(number for each in health for number in each["partitions"])
+    shares = [bool(each["ready"] and each["partitions"]) for each in health]
+    return answered == list(range(PARTITIONS)) and shares == [True] * len(servers)
+
+
+class Load:
+    """`PER_S` requests a second from a thread of its own, whether or not they are answered."""
+
+    def __init__(self, client: RecommendClient, users: Sequence[str], again_after_s: Sequence[float] = ()) -> None:
+        self.sent: dict[str, tuple[float, Future[RecommendReply]]] = {}
+        self.ms: dict[str, float] = {}
+        self._client, self._users, self._again_after_s = client, users, again_after_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def keep_busy(self, under_way: int) -> int:
+        """Send until so many are not answered yet; how many were sent in all."""
+        for _ in range(under_way - (len(self.sent) - len(self.ms))):
+            self._ask(f"{self._users[len(self.sent) % len(self._users)]}/{time.monotonic_ns()}")
+        return len(self.sent)
+
+    def all_answered(self) -> bool:
+        """Wait for the replies; whether all came, none an error."""
+        deadline = time.monotonic() + PATIENCE_S
+        replies = [future.result(max(0.0, deadline - time.monotonic())) for _, future in self.sent.values()]
+        return all(reply.error is None and reply.items for reply in replies)
+
+    def longest_s(self, since_s: float, until_s: float) -> dict[int, float]:
+        """By partition: the longest that a request which was sent then waited for its reply."""
+        longest: defaultdict[int, float] = defaultdict(float)
+        for request_id, (sent_s, _) in self.sent.items():
+            if since_s <= sent_s < until_s:
+                place = partition_of(request_id.rpartition("/")[0], PARTITIONS)
+                longest[place] = max(longest[place], self.ms[request_id] / 1000)
+        return {place: round(seconds, 1) for place, seconds in sorted(longest.items())}
+
+    def _run(self) -> None:
+        due_s = time.monotonic()
+        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
+            self._ask(f"{self._users[len(self.sent) % len(self._users)]}/{time.monotonic_ns()}")
+            due_s += 1 / PER_S
+
+    def _ask(self, request_id: str) -> None:
+        sent_s = time.monotonic()
+        request = RecommendRequest(request_id, request_id.rpartition("/")[0], 10)
+        future = self._client.submit(request, self._again_after_s)
+        self.sent[request_id] = sent_s, future
+        future.add_done_callback(lambda _: self.ms.update({request_id: 1000 * (time.monotonic() - sent_s)}))
+
+
+def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list(service, witness, capsys):
+    users = list(service.releases.histories)
+    with RecommendClient(service.settings.kafka) as client:
+        with Load(client, users) as load:
+            marks = [("before", time.monotonic())]
+            time.sleep(1.0)
+            for name in SERVERS:
+                marks.append((f"{name} leaves", time.monotonic()))
+                assert service.children[name].stop() == 0, "SIGTERM ends it cleanly"
+                marks.append((f"{name} starts and joins", time.monotonic()))
+                service.start(name, "serving")
+                wait_settled(service)
+            marks.append(("after", time.monotonic()))
+            time.sleep(1.0)
+        assert load.all_answered(), "no request was sent twice, and each has its reply"
+    witness.read_to_the_end()
+    assert witness.replies.keys() >= load.sent.keys()
+    check_lists(witness)
+    tell(capsys, load, marks)
+
+
+def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answered(service, witness):
+    """Bursts, so that the queue is never empty: a rebalance gives back what was read and not answered, also where the
+    partition comes back to the same server."""
+    users = list(service.releases.histories)
+    with RecommendClient(service.settings.kafka) as client:
+        burst = Load(client, users)
+        assert service.children[SERVERS[1]].stop() == 0
+        wait_settled(service, SERVERS[:1])
+        service.start(SERVERS[1], "serving")
+        wait_until(lambda: burst.keep_busy(300) and is_settled(service, SERVERS), "both at work", PATIENCE_S)
+        wait_until(lambda: burst.keep_busy(300) >= 2000, "more bursts", PATIENCE_S)
+        assert burst.all_answered()
+    witness.read_to_the_end()
+    check_lists(witness)
+
+
+def test_requests_of_a_killed_server_are_answered_by_the_other_and_duplicates_are_alike(service, witness, capsys):
+    users = list(service.releases.histories)
+    with Cluster(service.settings.kafka) as cluster, RecommendClient(service.settings.kafka) as client:
+        before = cluster.total(RECOMMEND_REQUESTS)
+        with Load(client, users, AGAIN_S) as load:
+            time.sleep(2.0)
+            marks = [("killed", time.monotonic())]
+            service.children[SERVERS[0]].kill()
+            wait_settled(service, SERVERS[1:])
+            marks.append(("the other has all", time.monotonic()))
+            time.sleep(2.0)
+        assert load.all_answered()
+        sent_again = cluster.total(RECOMMEND_REQUESTS) - before - len(load.sent)
+        assert sent_again > 0, "the client had to ask again"
+        wait_until(lambda: cluster.total(RECOMMEND_REPLIES) >= cluster.total(RECOMMEND_REQUESTS), "copies", PATIENCE_S)
+    witness.read_to_the_end()
+    check_lists(witness)
+    twice = set(witness.answered_twice()) & load.sent.keys()
+    assert twice, "copies were answered too"
+    tell(capsys, load, marks)
+    with capsys.disabled():
+        print(f"  {sent_again} sent again, {len(twice)} answered more than once")
+
+
+def check_lists(witness: Witness) -> None:
+    """Of one version each, as they are on record, and copies like the first."""
+    assert witness.compared > 0 and witness.mixed == []
+    assert witness.answered_otherwise() == []
+    assert witness.recorded_otherwise() == []
+
+
+def tell(capsys: pytest.CaptureFixture[str], load: Load, marks: list[tuple[str, float]]) -> None:
+    """How long a request waited at most, by what was going on when it was sent."""
+    ends = [at_s for _, at_s in marks[1:]] + [float("inf")]
+    with capsys.disabled():
+        print(f"\n{len(load.sent)} requests; longest wait for a reply, by partition, s:")
+        for (what, since_s), until_s in zip(marks, ends, strict=True):
+            print(f"  {what}: {load.longest_s(since_s, until_s)}")

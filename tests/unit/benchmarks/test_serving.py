@@ -1,0 +1,70 @@
+"""The arithmetic of the benchmarks of serving, on what can be computed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.ranking.features import FEATURES
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_net import RankerNet, RankerShape
+from tests.benchmarks.serving.serving_memory import child
+from tests.benchmarks.serving.serving_precision import FLOAT32, compared, passes_of
+from tests.benchmarks.serving.serving_raw import distinct_rows
+from tests.benchmarks.serving.serving_requests import batch_between
+from tests.benchmarks.serving.serving_service import Load
+from tests.unit.serving.worlds import ITEMS, train_small
+
+
+def test_the_layers_in_float32_give_what_the_ranker_gives() -> None:
+    numbers = tuple(feature.name for feature in FEATURES if feature.is_number)
+    shape = RankerShape((16, 8), numbers, {}, {}, members=2)
+    torch.manual_seed(1)
+    ranker = Ranker(shape, [RankerNet(shape), RankerNet(shape)])
+    query_width, width = (len(shape.used(scope)[0]) for scope in ("query", "impression"))
+    query, x, request = torch.rand(2, query_width), torch.rand(7, width), torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    own = [net(net.query_part(query, {})[request], x, {})[:, 0] for net in ranker.nets]
+    found = {kind: run(((query, {}), (x, {}), request)) for kind, run in passes_of(ranker).items()}
+    torch.testing.assert_close(found[FLOAT32], sum(own) / 2)
+    for kind in ("bfloat16", "bfloat16 by autocast", "int8, dynamic"):
+        torch.testing.assert_close(found[kind], found[FLOAT32], atol=0.1, rtol=0.1, msg=kind)
+
+
+def test_the_bare_tower_reads_the_rows_of_the_watched_items_and_no_others() -> None:
+    query_rows = np.arange(20, dtype=np.float32).reshape(10, 2)
+    rows, places = distinct_rows(query_rows, np.array([[-1, 7, 3], [7, 7, 0]]))
+    assert rows.tolist() == query_rows[[0, 3, 7]].tolist()
+    assert places.tolist() == [[-1, 2, 1], [2, 2, 0]]
+
+
+def test_an_equal_order_has_tau_one_and_a_reversed_one_minus_one() -> None:
+    exact = np.linspace(0, 1, 60)
+    tau, same = compared(exact, 2 * exact)
+    assert [tau, same] == pytest.approx([1.0, 1.0])
+    tau, same = compared(exact, -exact)
+    assert tau == pytest.approx(-1.0)
+    assert same == pytest.approx(40 / 50)  # both tops hold the 40 in the middle
+
+
+def test_the_batches_between_two_readings_do_not_count_those_before() -> None:
+    names = ('nextwatch_batch_messages_sum{stage="serving"}', 'nextwatch_batch_messages_count{stage="serving"}')
+    before, after = dict(zip(names, (100.0, 100.0), strict=True)), dict(zip(names, (148.0, 104.0), strict=True))
+    assert batch_between(before, after) == 12.0
+    assert batch_between({}, before) == 1.0
+
+
+def test_rounds_of_a_load_add_up_to_their_mean_rate() -> None:
+    both = Load([10.0], [], 1.0, 1) + Load([20.0, 30.0], [], 3.0)
+    assert (both.whole_ms, both.wall_s, both.unanswered) == ([10.0, 20.0, 30.0], 4.0, 1)
+
+
+def test_what_a_worker_holds_is_loaded_without_broker_and_milvus(tmp_path: Path) -> None:
+    manifest = train_small(tmp_path)
+    found = child(tmp_path)
+    assert found["raw mirror"] == 4 * len(ITEMS) * manifest.dim
+    assert found["raw query rows"] == 4 * len(ITEMS) * (manifest.dim - 1)
+    assert found["raw statistics"] >= len(ITEMS) * 4 * (4 + 1) * 8  # four partitions, four sums and a time
+    assert found["raw catalogue"] > 0

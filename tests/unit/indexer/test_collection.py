@@ -1,0 +1,373 @@
+"""The index against a real Milvus Lite server, and against exact numpy."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.collection import Index, collection_name, is_indexable
+from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.scalars import Scalars
+from indexer.schema import BESIDE
+from indexer.sphere import longest_of
+from infra.local.milvus_server import start_milvus
+from infra.platform.settings import Milvus, Settings
+from tests.conftest import milvus_answers
+from tests.harness.beside import beside
+from tests.harness.system import wait_until
+
+pytestmark = pytest.mark.system
+
+DIM = 9
+
+
+@pytest.fixture
+def index(milvus_uri: str) -> Iterator[Index]:
+    index = Index(Milvus(uri=milvus_uri))
+    for version in index.versions():
+        index.drop(version)
+    yield index
+    index.close()
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+
+
+def ids(count: int) -> list[str]:
+    return [f"item {number}" for number in range(count)]
+
+
+def test_flat_search_is_the_exact_top_k(index: Index) -> None:
+    rows, queries = vectors(3000), vectors(3, seed=1)
+    index.create("a", DIM)
+    index.upsert("a", ids(3000), rows, [0] * 3000)
+    index.flush("a")
+    index.load("a")
+    found = index.search("a", queries, 500)
+    for (item_ids, inner), expected in zip(found, queries @ rows.T, strict=True):
+        order = np.argsort(-expected)[:500]
+        assert item_ids == [f"item {number}" for number in order]
+        np.testing.assert_allclose(inner, expected[order], rtol=1e-5, atol=1e-5)
+        assert inner.dtype == np.float32
+
+
+def test_hnsw_finds_nearly_all_of_the_top_k_also_with_a_popularity_coordinate(milvus_uri: str, index: Index) -> None:
+    index = Index(Milvus(uri=milvus_uri, index_type="HNSW"))
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([0.3 * rng.normal(size=(4000, 64)), rng.normal(-8, 1.5, size=(4000, 1))], axis=1)
+    queries = np.concatenate([0.8 * rng.normal(size=(5, 64)), np.ones((5, 1))], axis=1)
+    rows, queries = rows.astype(np.float32), queries.astype(np.float32)
+    index.create("a", 65, longest=longest_of(rows))
+    assert index.dim("a") == 65
+    index.upsert("a", ids(4000), rows, [0] * 4000)
+    index.flush("a")
+    index.load("a")
+    wait_until(lambda: index._client().describe_index("items_a", "vector")["pending_index_rows"] == 0, "index", 20)
+    time.sleep(1.0)  # Milvus Lite searches exactly until a segment's index is built, and says so too early
+    scores = queries @ rows.T
+    recalls = []
+    for (item_ids, inner), expected in zip(index.search("a", queries, 500), scores, strict=True):
+        best = {f"item {number}" for number in np.argsort(-expected)[:500]}
+        recalls.append(len(best & set(item_ids)) / 500)
+        np.testing.assert_allclose(inner, [expected[int(i.split()[1])] for i in item_ids], atol=1e-3)
+    assert np.mean(recalls) >= 0.99
+    np.testing.assert_array_equal(index.vectors("a", ["item 7"])["item 7"][1], rows[7])
+
+
+def test_ivf_finds_nearly_all_of_the_top_k_also_of_few_rows_and_after_upserts(milvus_uri: str, index: Index) -> None:
+    index = Index(Milvus(uri=milvus_uri, index_type="IVF_FLAT"))
+    for version, count in (("few", 300), ("many", 6000)):
+        rows, queries = popular(count, seed=0), users(5)
+        index.create(version, 65, longest=longest_of(rows), rows=count)
+        index.upsert(version, ids(count), rows, [0] * count)
+        index.flush(version)
+        index.load(version)
+        time.sleep(2.0)  # Milvus Lite searches exactly until a segment's index is built
+        assert recall(index, version, rows, queries) >= 0.99
+        touched = np.random.default_rng(2).choice(count, count // 5, replace=False)
+        rows[touched] += popular(len(touched), seed=3) * [[0.3] * 64 + [0]]
+        index.upsert(version, [f"item {row}" for row in touched], rows[touched], [1] * len(touched))
+        index.flush(version)
+        time.sleep(2.0)
+        assert recall(index, version, rows, queries) >= 0.99
+
+
+@pytest.mark.parametrize("kind", ["FLAT", "HNSW", "IVF_FLAT"])
+def test_a_filtered_search_finds_the_best_of_what_the_filter_leaves(milvus_uri: str, index: Index, kind: str) -> None:
+    index = Index(Milvus(uri=milvus_uri, index_type=kind))
+    rows, queries, channels = popular(4000, seed=0), users(5), [f"c{number % 40}" for number in range(4000)]
+    index.create("a", 65, longest=longest_of(rows), rows=4000)
+    index.upsert("a", ids(4000), rows, [0] * 4000, [Scalars(channel) for channel in channels])
+    index.flush("a")
+    index.load("a")
+    time.sleep(2.0)
+    for expression, wanted in (('channel == "c7"', {"c7"}), ('channel != "c7"', set(channels) - {"c7"})):
+        left = np.array([row for row, channel in enumerate(channels) if channel in wanted])
+        found, shares = index.search("a", queries, 90, expression=expression), []
+        for (item_ids, _), query in zip(found, queries, strict=True):
+            best = left[np.argsort(-(rows[left] @ query))[:90]]
+            assert {channels[int(item_id.split()[1])] for item_id in item_ids} <= wanted
+            shares.append(len({f"item {row}" for row in best} & set(item_ids)) / 90)
+        assert np.mean(shares) >= 0.98
+    assert index.search("a", queries[:1], 90, expression='channel == "none"')[0][0] == []
+
+
+def test_an_expression_that_milvus_does_not_understand_is_refused(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(3), vectors(3), [0] * 3)
+    with pytest.raises(IndexRefused):
+        index.search("a", vectors(1), 3, expression="channel ==")
+
+
+def test_a_row_is_written_whole(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ["x"], vectors(1), [1], [Scalars("music", ("t",), "en", 30.0, 5)])
+    index.flush("a")
+    index.upsert("a", ["x"], vectors(1), [2])
+    [row] = index._query("a", "", ["channel", "language", "duration_s", "published_ms", "step"])
+    assert row == {"item_id": "x", "channel": "", "language": "", "duration_s": -1.0, "published_ms": -1, "step": 2}
+
+
+def popular(count: int, seed: int) -> np.ndarray:
+    """Vectors [N, 65] with a popularity coordinate as the product's have it."""
+    rng = np.random.default_rng(seed)
+    parts = 0.3 * rng.normal(size=(count, 64)), rng.normal(-8, 1.5, size=(count, 1))
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def users(count: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return np.concatenate([0.8 * rng.normal(size=(count, 64)), np.ones((count, 1))], axis=1).astype(np.float32)
+
+
+def recall(index: Index, version: str, rows: np.ndarray, queries: np.ndarray) -> float:
+    """Mean recall of the 500 best, or of all where there are fewer."""
+    most = min(500, len(rows))
+    best = [{f"item {row}" for row in np.argsort(-(rows @ query))[:most]} for query in queries]
+    found = index.search(version, queries, most)
+    return float(np.mean([len(one & set(item_ids)) / most for one, (item_ids, _) in zip(best, found, strict=True)]))
+
+
+def test_a_changed_index_type_leaves_existing_collections_readable(milvus_uri: str, index: Index) -> None:
+    rows, far = vectors(20), np.full((1, DIM), 3, np.float32)
+    index.create("a", DIM)
+    index.upsert("a", ids(20), rows, [0] * 20)
+    index = Index(Milvus(uri=milvus_uri, index_type="HNSW"))
+    index.upsert("a", ["item 1"], far, [1])
+    [(item_ids, inner)] = index.search("a", far, 1)
+    assert item_ids == ["item 1"]
+    np.testing.assert_allclose(inner, [9 * DIM])
+    assert index.dim("a") == DIM
+
+
+def test_a_limit_beyond_the_rows_gives_all_of_them(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(5), vectors(5), [0] * 5)
+    [(item_ids, inner)] = index.search("a", vectors(1), 20_000)
+    assert sorted(item_ids) == ids(5)
+    assert len(inner) == 5
+
+
+def test_an_empty_collection_finds_nothing(index: Index) -> None:
+    index.create("a", DIM)
+    assert [item_ids for item_ids, _ in index.search("a", vectors(2), 10)] == [[], []]
+
+
+def test_what_was_upserted_is_found_by_the_next_search(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(3), vectors(3), [0] * 3)
+    far = np.full((1, DIM), 100, np.float32)
+    index.upsert("a", ["item 1"], far, [7])
+    assert index.search("a", far, 1)[0][0] == ["item 1"]
+    assert index.count("a") == 3
+    step, vector = index.vectors("a", ["item 1", "not there"])["item 1"]
+    assert step == 7
+    np.testing.assert_array_equal(vector, far[0])
+
+
+def test_what_was_deleted_is_not_found(index: Index) -> None:
+    index.create("a", DIM)
+    index.upsert("a", ids(3), vectors(3), [0] * 3)
+    index.flush("a")
+    index.delete("a", ["item 1", "not there"])
+    assert sorted(index.search("a", vectors(1), 10)[0][0]) == ["item 0", "item 2"]
+    assert index.count("a") == 2
+
+
+def test_ids_with_quotes_and_other_scripts_are_found_and_deleted(index: Index) -> None:
+    strange = [
+        "it's",
+        'a"b',
+        'it\'s "x"',
+        "back\\slash",
+        "é😀",
+        "new\nline",
+        "{x}",
+        "%s",
+        "zero\u200bwidth",
+        "ends with \\",
+        "क",
+    ]
+    index.create("a", DIM)
+    index.upsert("a", strange, vectors(len(strange)), [0] * len(strange))
+    assert set(index.vectors("a", strange)) == set(strange)
+    assert sorted(index.search("a", vectors(1), 100)[0][0]) == sorted(strange)
+    for item_id in strange:
+        index.delete("a", [item_id])
+        assert item_id not in index.vectors("a", strange)
+    assert index.count("a") == 0
+
+
+def test_a_vector_that_is_not_finite_is_refused_before_it_is_written(index: Index) -> None:
+    index.create("a", DIM)
+    rows = vectors(3)
+    rows[1, 2] = np.nan
+    with pytest.raises(ValueError, match="1 of 3 vectors"):
+        index.upsert("a", ids(3), rows, [0] * 3)
+    assert index.count("a") == 0
+    with pytest.raises(ValueError, match="finite"):
+        index.search("a", rows, 3)
+
+
+def test_a_mark_stays_with_its_collection(index: Index) -> None:
+    index.create("a", DIM)
+    index.create("b", DIM + 1)
+    assert index.mark_of("a") == ""
+    index.mark("a", "whole")
+    index.mark("a", "announced:5")
+    assert (index.mark_of("a"), index.mark_of("b")) == ("announced:5", "")
+    assert (index.dim("a"), index.dim("b")) == (DIM, DIM + 1)
+    assert index.versions() == ["a", "b"]
+    index.drop("a")
+    index.drop("a")
+    assert index.versions() == ["b"]
+
+
+def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, milvus_uri: str) -> None:
+    """Milvus Lite's rename, under searches, left directories behind whose names nothing could have any more."""
+    rows, found, failures = vectors(20), list[int](), list[IndexFailure]()
+    searcher = Index(Milvus(uri=milvus_uri))
+    new = "a" + BESIDE
+
+    def make(version: str, count: int) -> None:
+        index.create(version, DIM)
+        index.upsert(version, ids(count), rows[:count], [0] * count)
+        index.flush(version)
+        index.load(version)
+
+    def search(stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                found.append(len(searcher.search("a", rows[:1], 100)[0][0]))
+            except IndexFailure as failure:
+                failures.append(failure)
+
+    make("a", 10)
+    with beside(search, "searcher"):
+        for count in range(11, 21):
+            make(new, count)
+            assert index.versions() == ["a"], "what is beside is no version"
+            index.replace("a", by=new)
+            index.drop(new)
+            index.drop(new)
+            assert index.count("a") == count
+            before = len(found)
+            wait_until(lambda before=before: len(found) > before + 1, "searches", 20)  # type: ignore[misc]
+    searcher.close()
+    assert found == sorted(found) and set(found) == set(range(10, 21))
+    assert len(failures) <= 1, f"at most one that was under way in what was dropped: {failures}"
+    assert len(index._client().list_collections()) == 1, "what was replaced is gone"
+
+
+def test_what_a_crash_leaves_without_an_alias_goes_with_the_next_drop(index: Index) -> None:
+    index.create("a", DIM)
+    index.create("b", DIM)
+    index._client().drop_alias(collection_name("b"))
+    assert index.versions() == ["a"] and len(index._client().list_collections()) == 2
+    index.drop("c")
+    assert index.versions() == ["a"] and len(index._client().list_collections()) == 1
+
+
+def test_a_missing_collection_is_named(index: Index) -> None:
+    name = collection_name("nope")
+    for call in (
+        lambda: index.search("nope", vectors(1), 3),
+        lambda: index.upsert("nope", ids(1), vectors(1), [0]),
+        lambda: index.delete("nope", ids(1)),
+        lambda: index.count("nope"),
+        lambda: index.mark("nope", "whole"),
+        lambda: index.load("nope"),
+        lambda: index.replace("nope", by="nope"),
+    ):
+        with pytest.raises(IndexMissing, match=name):
+            call()
+
+
+@pytest.mark.parametrize("lite", [True, False], ids=["Milvus Lite", "a server"])
+def test_the_memtable_of_milvus_lite_stays_small_and_a_server_is_not_flushed_per_batch(
+    index: Index, monkeypatch: pytest.MonkeyPatch, lite: bool
+) -> None:
+    flushed: list[int] = []
+    client = index._client()
+    original = client.flush
+    monkeypatch.setattr(index, "_is_lite", lite)
+    monkeypatch.setattr(client, "flush", lambda *a, **more: (flushed.append(index.count("a")), original(*a, **more)))
+    index.create("a", DIM)
+    for _ in range(5):
+        index.upsert("a", ids(1000), vectors(1000), [0] * 1000)
+    assert flushed == [], "nobody searches a collection that is being filled"
+    index.flush("a")
+    index.load("a")
+    for step in range(5):
+        index.upsert("a", ids(1000), vectors(1000, seed=step), [step] * 1000)
+    index.delete("a", ids(1000))
+    assert flushed == ([1000, 1000, 1000, 0] if lite else [1000])
+
+
+def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) -> None:
+    server = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
+    index = Index(Milvus(uri=server.uri, timeout_s=2))
+    try:
+        index.create("a", DIM)
+        index.upsert("a", ids(3), vectors(3), [0] * 3)
+        index.mark("a", "whole")
+        server.child.kill()
+        for call in (index.ping, lambda: index.search("a", vectors(1), 3), lambda: index.delete("a", ids(1))):
+            with pytest.raises(IndexUnavailable):
+                call()
+        assert not index.is_ready()
+        server.restart()
+        wait_until(index.is_ready, "Milvus answers again", 20)
+        # Collections are not loaded after a restart: the search does it.
+        assert sorted(index.search("a", vectors(1), 3)[0][0]) == ids(3)
+        assert index.mark_of("a") == "whole"
+        assert index.count("a") == 3
+    finally:
+        server.child.stop()
+
+
+def test_nobody_at_the_address_is_unavailable_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        index = Index(Milvus(uri=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout_s=1))
+        with pytest.raises(IndexUnavailable, match="connect"):
+            index.ping()
+
+
+def test_an_empty_uri_names_its_setting() -> None:
+    with pytest.raises(IndexRefused, match=r"milvus\.uri"):
+        Index(Milvus())
+
+
+def test_ids_that_milvus_cannot_hold_are_known() -> None:
+    assert is_indexable("é" * 512)
+    assert not is_indexable("é" * 513)
+    assert not is_indexable("")
+    assert not is_indexable("bell \x07")

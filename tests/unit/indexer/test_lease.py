@@ -1,0 +1,141 @@
+"""Who may write, on a real broker of each kind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer import lease as lease_module
+from indexer.lease import Lease, LeaseLost, Offsets
+from infra.platform.settings import Kafka, Settings
+from streams import topics
+from tests.harness.system import with_section
+
+pytestmark = pytest.mark.system
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def kafka(kafka_settings: Settings) -> Iterator[Kafka]:
+    kafka = with_section(kafka_settings, "kafka", session_timeout_s=6.0).kafka
+    topics.create_topics(kafka)
+    yield kafka
+
+
+@pytest.mark.parametrize("where", ["on the same host", "elsewhere"])
+def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka, tmp_path: Path, where: str) -> None:
+    first = Lease(kafka, tmp_path)
+    assert first.acquire(PATIENCE_S)
+    second = Lease(kafka, tmp_path if where == "on the same host" else tmp_path / "elsewhere")
+    assert not second.acquire(2.0)
+    first.check(threading.Event())
+    first.close()
+    assert second.acquire(PATIENCE_S)
+    second.check(threading.Event())
+    second.close()
+
+
+def test_polls_that_are_shorter_than_a_join_lose_no_lease(
+    kafka: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "_POLL_MS", 5)  # as on a machine that is two hundred times slower
+    for number in range(3):
+        lease = Lease(kafka, tmp_path / str(number))
+        assert lease.acquire(PATIENCE_S)
+        time.sleep(1.0)  # the group does not choose again over what it knew when it chose
+        assert lease.acquire(1.0)
+        lease.close()
+
+
+def test_who_has_left_holds_nothing(kafka: Kafka, tmp_path: Path) -> None:
+    lease = Lease(kafka, tmp_path)
+    assert lease.acquire(PATIENCE_S)
+    lease.close()
+    with pytest.raises(LeaseLost):
+        lease.check(threading.Event())
+
+
+def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, time\n"
+        "from indexer.lease import Lease\n"
+        "from infra.platform.settings import Kafka\n"
+        "lease = Lease(Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "print(lease.acquire(20), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as crashing:
+        assert crashing.stdout is not None
+        assert crashing.stdout.readline() == b"True\n"
+        crashing.kill()
+    lease = Lease(kafka, tmp_path)
+    assert lease.acquire(5.0)
+    lease.check(threading.Event())
+    lease.close()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("KAFKA_HOME"), reason="noida does not take a partition from a member that has fallen silent"
+)
+@pytest.mark.parametrize("other_then", ["goes on", "leaves again"])
+def test_who_was_paused_while_another_took_over_does_not_write_once_more(
+    kafka: Kafka, tmp_path: Path, other_then: str
+) -> None:
+    code = (
+        "import sys, pathlib, threading, time\n"
+        "from indexer.lease import Lease, LeaseLost\n"
+        "from infra.platform.settings import Kafka\n"
+        "kafka = Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2], session_timeout_s=6)\n"
+        "lease, stop = Lease(kafka, pathlib.Path(sys.argv[3])), threading.Event()\n"
+        "print(lease.acquire(60), flush=True)\n"
+        "late, resumed, before = 0, False, time.monotonic()\n"
+        "try:\n"
+        "    while True:\n"
+        "        lease.check(stop)\n"
+        "        late += resumed\n"  # one in which the pause fell has looked before it
+        "        now = time.monotonic()\n"
+        "        resumed, before = resumed or now - before > 3, now\n"
+        "except LeaseLost:\n"
+        "    print(late, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path / "paused")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as paused:
+        assert paused.stdout is not None
+        assert paused.stdout.readline() == b"True\n"
+        paused.send_signal(signal.SIGSTOP)
+        other = Lease(kafka, tmp_path)
+        assert other.acquire(PATIENCE_S)
+        time.sleep(1.0)
+        if other_then == "leaves again":  # so the first one has it once more, but may not trust what it knew
+            other.close()
+        paused.send_signal(signal.SIGCONT)
+        given_up = threading.Timer(PATIENCE_S, paused.kill)
+        given_up.start()
+        assert paused.stdout.readline() == b"0\n", "no check that began after the pause has passed"
+        given_up.cancel()
+        paused.kill()
+    if other_then == "goes on":
+        other.check(threading.Event())
+        other.close()
+
+
+def test_what_one_has_written_the_next_one_knows(kafka: Kafka) -> None:
+    place, other = (topics.ITEM_VECTORS, 0), (topics.ITEMS, 1)
+    offsets = Offsets(kafka)
+    assert offsets.committed([place, other]) == {place: 0, other: 0}
+    offsets.commit({place: 7})
+    offsets.commit({place: 9})
+    offsets.close()
+    offsets = Offsets(kafka)
+    assert offsets.committed([place, other]) == {place: 9, other: 0}
+    offsets.close()

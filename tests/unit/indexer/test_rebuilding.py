@@ -1,0 +1,164 @@
+"""The live collection made anew beside the old one: whatever was wrong with it is not, and servers always have one."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexer.collection import Index
+from indexer.errors import IndexFailure
+from indexer.handover import announced_ms
+from indexer.schema import BESIDE
+from infra.operate.rebuild_index import rebuild_index
+from infra.platform.child import ServiceError
+from infra.platform.settings import to_environ
+from models.release.bundle import Bundle
+from streams import topics
+from streams.messages import Item, encode
+from tests.harness.system import wait_until
+from tests.unit.indexer.site import PATIENCE_S, Site, assert_same, first_number
+from tests.unit.infra.command import commands
+
+pytestmark = pytest.mark.system
+
+WAIT_S = 60.0
+Rows = dict[str, tuple[int, bytes]]
+
+
+def live_site(site: Site) -> Bundle:
+    """A release that is live, with a row that has learnt, one of a new item, and an item that is down."""
+    bundle = site.publish(1)
+    site.start()
+    site.wait_for_announcement(bundle)
+    site.touch(bundle, "item-3", value=3)
+    site.touch(bundle, "new", value=5)
+    site.take_down("item-4")
+    site.send(topics.ITEMS, "item-5", encode(Item("item-5", channel="cats")))
+    site.wait_for(bundle, item_3=3.0, item_4=None, new=5.0)
+    return bundle
+
+
+def rows_of(site: Site, bundle: Bundle) -> Rows:
+    found = site.index.vectors(bundle.manifest.version, [*bundle.model.item_ids, "new", "stray"])
+    return {item_id: (step, vector.tobytes()) for item_id, (step, vector) in found.items()}
+
+
+def damage(site: Site, bundle: Bundle) -> None:
+    version, dim = bundle.manifest.version, bundle.manifest.dim
+    site.index.delete(version, ["item-1", "new"])
+    wrong = np.full((2, dim), 7, np.float32)
+    site.index.upsert(version, ["item-2", "stray"], wrong, [9, 9])
+
+
+class Searcher:
+    """A server that searches all the time: how many items it finds at each search, and what went wrong."""
+
+    def __init__(self, site: Site, bundle: Bundle) -> None:
+        self._index, self._bundle = Index(site.settings.milvus), bundle
+        self.found: list[int] = []
+        self.failures: list[IndexFailure] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Searcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        self._index.close()
+
+    def _run(self) -> None:
+        query = self._bundle.model.item_vectors(np.array([0]))
+        while not self._stop.is_set():
+            try:
+                [(ids, _)] = self._index.search(self._bundle.manifest.version, query, 100)
+                self.found.append(len(ids))
+            except IndexFailure as error:
+                self.failures.append(error)
+
+
+def test_a_damaged_index_is_what_it_was_and_no_search_meets_a_half_full_one(site, capsys, monkeypatch):
+    bundle = live_site(site)
+    before, announcements = rows_of(site, bundle), site.announcements()
+    mark = site.index.mark_of(bundle.manifest.version)
+    damage(site, bundle)
+    assert rows_of(site, bundle) != before
+    with Searcher(site, bundle) as server:
+        wait_until(lambda: bool(server.found), "searches", WAIT_S)
+        for name, value in to_environ(site.settings).items():
+            monkeypatch.setenv(name, value)
+        done = commands(monkeypatch, capsys)("rebuild", "index", "--wait-s", str(WAIT_S))
+        count = len(server.found)
+        wait_until(lambda: len(server.found) > count + 3, "searches of the new one", WAIT_S)
+    assert done.code == 0 and f"rebuilt: {bundle.manifest.version}, {len(before)} items" in done.out
+    assert rows_of(site, bundle) == before and site.index.count(bundle.manifest.version) == len(before)
+    assert min(server.found) >= len(before) - 2, "never one that is being filled"
+    assert len(server.failures) <= 1, f"at most one that was under way in the old one: {server.failures}"
+    assert site.announcements() == announcements and site.index.mark_of(bundle.manifest.version) == mark
+    assert site.index.versions() == [bundle.manifest.version]
+    site.touch(bundle, "item-2", value=2)
+    site.bring_back("item-4")
+    site.wait_for(bundle, item_2=2.0, item_4=first_number(bundle, "item-4"))
+
+
+class Crash(RuntimeError):
+    """Stands for a process that ends here."""
+
+
+@pytest.mark.parametrize("last_call", ["fill", "mark", "take over", "drop"])
+def test_a_crash_at_any_step_leads_to_the_same_index(site, monkeypatch, last_call):
+    bundle = live_site(site)
+    before, version = rows_of(site, bundle), bundle.manifest.version
+    damage(site, bundle)
+
+    drops = itertools.count()
+
+    def crash_in(name: str, when: Any) -> None:
+        original = getattr(Index, name)
+
+        def call(self: Index, *arguments: Any, **options: Any) -> Any:
+            if when(*arguments, *options.values()):
+                raise Crash(last_call)
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(Index, name, call)
+
+    match last_call:
+        case "fill":
+            crash_in("flush", lambda name: name == version + BESIDE)
+        case "mark":
+            crash_in("mark", lambda name, mark: name == version + BESIDE)
+        case "take over":
+            crash_in("replace", lambda name, by: by == version + BESIDE)
+        case "drop":
+            crash_in("drop", lambda name: name == version + BESIDE and next(drops) == 1)  # the first is the filling's
+    assert not rebuild_index(site.settings, 0.0).answered
+    wait_until(lambda: bool(site.failures), "the crash", PATIENCE_S)
+    assert isinstance(site.failures.pop(), Crash)
+    monkeypatch.undo()
+    site.start()
+    site.wait(lambda: site.index.versions() == [version] and rows_of(site, bundle) == before, "the index of before")
+    site.wait(lambda: announced_ms(site.index.mark_of(version)) is not None, "it is marked announced")
+
+
+def test_without_its_bundle_it_is_refused_with_the_way_out_and_the_old_one_stays(site):
+    with pytest.raises(ServiceError, match="no release is live yet: `nextwatch train`"):
+        rebuild_index(site.settings, 0.0)
+    bundle = live_site(site)
+    directory = site.settings.bundles_dir / bundle.manifest.version
+    (directory / "manifest.json").rename(directory / "aside")
+    with pytest.raises(ServiceError, match=r"cannot be rebuilt without its bundle .* copy it back from a backup"):
+        rebuild_index(site.settings, 0.0)
+    (directory / "aside").rename(directory / "manifest.json")
+    for file in directory.glob("*.safetensors"):
+        shutil.move(file, file.with_suffix(".away"))
+    done = rebuild_index(site.settings, WAIT_S)
+    assert done.answered and done.problem and site.index.versions() == [bundle.manifest.version]
+    assert_same(site.index, bundle, but={"item-3", "item-4"})

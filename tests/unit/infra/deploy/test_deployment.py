@@ -1,0 +1,155 @@
+"""The systemd units and the compose file: they fit our commands and settings, and let in nobody by default."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from infra.cli.main import app
+from infra.local.processes import STOP_S
+from infra.local.stack import COMMANDS
+from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, _is_setting
+
+INFRA = Path(__file__).parents[4] / "infra" / "deploy"
+UNITS = sorted((INFRA / "systemd").glob("*.service"))
+COMMON = INFRA / "systemd" / "nextwatch-.service.d" / "process.conf"
+COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yml").read_text())
+OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "nextwatch"}
+IN_A_UNIT = "/opt/nextwatch/bin/nextwatch"
+EXPOSED_MOST = 2.0  # of 10, as `systemd-analyze security` counts
+
+DOCKER_COMPOSE = shutil.which("docker-compose")
+
+with_compose = pytest.mark.skipif(DOCKER_COMPOSE is None, reason="docker-compose is not installed")
+with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+def options_of(unit: Path) -> list[tuple[str, str]]:
+    """Every `Name=value` of a unit file; a name may come several times."""
+    lines = (line.strip() for line in unit.read_text().splitlines())
+    pairs = (line.partition("=") for line in lines if line and line[0] not in "#[")
+    return [(name, value) for name, _, value in pairs]
+
+
+def is_command(arguments: list[str]) -> bool:
+    """Whether our command line takes this, as far as names and choices go."""
+    command: Any = typer.main.get_command(app)
+    try:
+        context = command.make_context("nextwatch", arguments, resilient_parsing=False)
+        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        found.make_context(name, rest, parent=context)
+    except (Exception, SystemExit):  # which of them is typer's own matter
+        return False
+    return True
+
+
+def is_ours(variable: str) -> bool:
+    path = variable.removeprefix(ENV_PREFIX).lower().split("__")
+    return not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE or _is_setting(path)
+
+
+def test_what_is_no_command_is_told_from_what_is_one() -> None:
+    assert is_command(["worker", "history"]) and is_command(["topics", "--create"])
+    assert not any(map(is_command, (["worker", "histories"], ["serves"], ["topics", "--creates"], ["worker"])))
+
+
+def test_there_is_a_unit_and_a_service_for_each_of_our_processes() -> None:
+    units = {unit.name.removeprefix("nextwatch-").removesuffix("@.service"): unit for unit in UNITS}
+    started = {name: dict(options_of(unit))["ExecStart"] for name, unit in units.items()}
+    assert started == {name: " ".join((IN_A_UNIT, *command)) for name, command in COMMANDS.items()}
+    composed = {name: tuple(service["command"]) for name, service in OURS.items() if name != "topics"}
+    assert composed == COMMANDS
+    assert all(is_command(list(command)) for command in (*COMMANDS.values(), OURS["topics"]["command"]))
+
+
+def test_a_unit_restarts_for_ever_and_leaves_time_to_stop() -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(COMMON)
+    assert parser["Unit"]["StartLimitIntervalSec"] == "0"
+    service = parser["Service"]
+    assert (service["Restart"], service["Type"]) == ("always", "exec")
+    assert float(service["RestartSec"]) <= 1 and float(service["RestartMaxDelaySec"]) <= 30
+    assert float(service["TimeoutStopSec"]) > STOP_S
+    assert service["LimitCORE"] == "0" and service["NoNewPrivileges"] == "yes" and service["ProtectSystem"] == "strict"
+
+
+def test_what_units_and_services_set_are_settings_of_ours_and_no_secrets() -> None:
+    variables = [value.partition("=")[0] for name, value in options_of(COMMON) if name == "Environment"]
+    for service in OURS.values():
+        variables += service["environment"]
+    image = (INFRA / "Dockerfile").read_text()
+    variables += re.findall(r"(NEXTWATCH_\w+)=", image) + re.findall(r"NEXTWATCH_\w+", COMMON.read_text())
+    assert variables and all(map(is_ours, variables)), variables
+    assert not is_ours("NEXTWATCH_KAFKA__BOOTSTRP")
+    secrets = [name for service in COMPOSE["services"].values() for name in service.get("environment", {})]
+    assert not [name for name in secrets if re.search(r"PASSWORD|TOKEN|SECRET", name)]
+
+
+def test_compose_publishes_on_the_loopback_interface_only() -> None:
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert published and all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_a_composed_process_is_restarted_watched_and_kept_small() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["restart"] in ({"on-failure"} if name == "topics" else {"always"})
+        assert service["healthcheck"]
+        assert set(service.get("depends_on", {})) <= set(COMPOSE["services"])
+    for service in OURS.values():
+        assert service["read_only"] and service["cap_drop"] == ["ALL"]
+        assert int(service["stop_grace_period"].removesuffix("s")) > STOP_S
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    volumes = [volume.partition(":")[0] for each in COMPOSE["services"].values() for volume in each.get("volumes", ())]
+    assert set(volumes) == set(COMPOSE["volumes"])
+
+
+def test_a_composed_process_is_asked_where_it_listens(tmp_path: Path) -> None:
+    service = OURS["serving"]
+    check = service["healthcheck"]["test"]
+    assert check[:2] == ["CMD", "python"] and f":{service['environment']['NEXTWATCH_METRICS__PORT']}/" in check[3]
+    done = subprocess.run([sys.executable, *check[2:]], capture_output=True, timeout=60, check=False)
+    assert done.returncode != 0, "nobody listens"
+
+
+@with_compose
+def test_compose_takes_the_file() -> None:
+    """As Compose itself parses it; no container is started."""
+    assert DOCKER_COMPOSE is not None
+    command = [DOCKER_COMPOSE, "-f", str(INFRA / "compose.yml"), "config", "--services"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(COMPOSE["services"]) and not done.stderr.strip()
+
+
+def test_the_image_has_all_that_the_package_has() -> None:
+    project = tomllib.loads((INFRA.parent / "pyproject.toml").read_text())
+    copied = set(re.findall(r"^COPY (\w+) \1$", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
+    assert copied == {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    assert re.search(r"^USER nextwatch$", (INFRA / "Dockerfile").read_text(), re.MULTILINE), "not root"
+
+
+@with_systemd
+def test_systemd_takes_the_units_and_finds_them_shut(tmp_path: Path) -> None:
+    shutil.copytree(INFRA / "systemd", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "nextwatch").write_text("#!/bin/sh\n")
+    (tmp_path / "nextwatch").chmod(0o755)
+    for unit in tmp_path.glob("*.service"):
+        unit.write_text(unit.read_text().replace(IN_A_UNIT, str(tmp_path / "nextwatch")))
+    names = [str(tmp_path / unit.name.replace("@", "@1")) for unit in UNITS]
+    for command in ("verify",), ("security", "--offline=yes", f"--threshold={10 * EXPOSED_MOST:g}"):
+        done = subprocess.run(
+            ["systemd-analyze", *command, *names], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+        assert command[0] != "verify" or not done.stderr.strip()

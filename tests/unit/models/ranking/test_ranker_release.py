@@ -1,0 +1,105 @@
+"""The ranker of a release: what it is measured on, and retrieval scores of a model that had not seen the rows."""
+
+import numpy as np
+import pytest
+
+from models.ranking.exposures import Exposures
+from models.ranking.features import numbers_of
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.moment import HISTORY
+from models.ranking.ranker import Ranker
+from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
+from models.ranking.ranking_examples import RankingExamples
+from models.release.bundle import Bundle
+from tests.unit.models.samples import RANKER, scratch, small_exposures, small_log
+
+ROWS = 1200
+
+
+@pytest.fixture(scope="module")
+def exposures() -> Exposures:
+    return small_exposures(small_log(ROWS, users=20, step_ms=60_000, seed=4))
+
+
+@pytest.fixture(scope="module")
+def examples(exposures: Exposures) -> RankingExamples:
+    return exposures.examples("all")
+
+
+def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle, exposures: Exposures):
+    rows, since = np.arange(ROWS), 900
+    score, best, rank = UnseenScores(bundle.model, exposures, since)(rows, np.asarray(exposures.pages[:ROWS]))
+    for values in (score, best, rank):
+        assert np.isnan(values[:since]).all()
+        assert np.isfinite(values[since:]).all()
+    assert (score[since:] <= best[since:]).all()
+    assert rank[since:].min() >= 1
+    assert rank[since:].max() <= len(bundle.model.item_ids)
+    completed = np.asarray(exposures.log.completed[since:])
+    assert score[since:][completed].mean() > score[since:][~completed].mean(), "it knows what channel a viewer likes"
+
+
+def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundle: Bundle, exposures: Exposures):
+    """Against all scores of one page, one by one."""
+    rows = np.arange(ROWS - 5, ROWS)
+    asked = np.asarray(exposures.pages[rows])
+    score, best, rank = UnseenScores(bundle.model, exposures, 0)(rows, asked)
+    vectors = bundle.model.item_vectors()
+    for at, row in enumerate(rows.tolist()):
+        seen = [item for item in exposures.completed_before(asked[at : at + 1], HISTORY)[0].tolist() if item >= 0]
+        history = np.full((1, HISTORY), -1)
+        history[0, HISTORY - len(seen) :] = seen
+        user = bundle.model.encode(bundle.model.reader.queries_of(history))[0]
+        scores = vectors[:, :-1] @ user + vectors[:, -1]
+        own = int(exposures.items(np.array([row]))[0])
+        others = [scores[item] for item in range(len(vectors)) if item not in seen]
+        assert score[at] == pytest.approx(scores[own], rel=1e-4)
+        assert best[at] == pytest.approx(max([*others, scores[own]]), rel=1e-4)
+        assert rank[at] == 1 + sum(other > scores[own] for other in others)
+
+
+def test_the_report_is_of_unseen_rows_beside_the_items_mean(bundle: Bundle, examples: RankingExamples):
+    metrics = report_metrics(bundle.ranker, examples)
+    assert metrics["ranker_rows"] == ROWS
+    assert metrics["ranker_weighted_loss"] < metrics["item_mean_weighted_loss"]
+    assert metrics["ranker_mae_s"] < metrics["item_mean_mae_s"]
+    assert 0.5 < metrics["ranker_xauc"] <= 1
+    assert len([name for name in metrics if name.startswith("ranker_calibration_decile_")]) == 10
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_there_is_no_report_of_an_untrained_ranker_or_of_too_few_rows(bundle: Bundle, examples: RankingExamples):
+    assert report_metrics(Ranker(), examples) == {}
+    assert report_metrics(bundle.ranker, examples.take(np.arange(LEAST_JUDGED - 1))) == {}
+
+
+def test_what_was_served_is_learnt_whole_and_measured_on_its_newest_tenth(examples: RankingExamples):
+    told: list[tuple[str, int, int]] = []
+    settings, known = RANKER.model_copy(update={"epochs": 2}), ItemStatistics(5.0)
+    trained = learn_from_served(
+        Served(examples, known), scratch(), settings=settings, progress=lambda *step: told.append(step)
+    )
+    assert trained.ranker.trained
+    assert trained.metrics["ranker_rows"] == pytest.approx(ROWS / 10, abs=1)
+    assert trained.statistics is known, "what its examples were fed with goes on being fed"
+    assert told[-1] == ("ranker", 2 * ROWS, 2 * ROWS)
+
+
+def test_served_examples_that_are_too_few_train_nothing_and_no_examples_are_no_error(examples: RankingExamples):
+    for few in (0, 60):
+        trained = learn_from_served(
+            Served(examples.take(np.arange(few)), ItemStatistics(5.0)),
+            scratch(),
+            settings=RANKER,
+            progress=lambda *step: None,
+        )
+        assert not trained.ranker.trained
+        assert trained.metrics == {}
+
+
+def test_the_bundle_tells_how_its_ranker_did_on_rows_that_a_fit_had_not_seen(bundle: Bundle):
+    metrics = bundle.manifest.metrics
+    assert metrics["ranker_mae_s"] < metrics["item_mean_mae_s"]
+    assert 0.5 < metrics["ranker_calibration"] < 2
+    columns = [feature.name for feature in numbers_of("impression")]
+    assert np.isfinite(bundle.ranker.quantiles["impression"].points[columns.index("retrieval_rank")]).all()

@@ -1,0 +1,279 @@
+"""One step and one training of the candidate generator: what it converges to, what it leaves alone."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from infra.backtest.contenders import Live
+from infra.platform.settings import Model, Trainer
+from models.catalogue.context import ContextVocabulary
+from models.evaluation.backtest import walk_live
+from models.evaluation.baselines import DecayedPopular
+from models.evaluation.cases import History, Stream
+from models.evaluation.comparison import paired
+from models.logs.dataset import Dataset
+from models.logs.examples import queries_of
+from models.logs.source import Source
+from models.retrieval.batches import epoch_batches
+from models.retrieval.candidate_learning import learn_candidates, new_net
+from models.retrieval.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir
+from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.losses import Extra
+from models.retrieval.net import CandidateNet
+from models.retrieval.sampling import Negatives, find_hits
+from models.retrieval.tower import TowerShape, UserTowers
+from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
+
+ENCODERS = ("average", "attention")
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return small_source(items=small_items(70))  # ten items that nobody watches
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def settings(request: pytest.FixtureRequest) -> Model:
+    return SETTINGS.model_copy(update={"encoder": request.param, "epochs": 4})
+
+
+def learn(source: Source, settings: Model, ablation: Ablation = Ablation()) -> CandidateModel:
+    return learn_candidates(
+        source, settings, until=len(source.dataset), valid_from=None, items=len(source.catalogue), ablation=ablation
+    ).model
+
+
+@pytest.fixture(scope="module")
+def model(source: Source, settings: Model) -> CandidateModel:
+    return learn(source, settings)
+
+
+def test_the_same_seed_gives_the_same_model(source: Source, settings: Model, model: CandidateModel):
+    again = learn(source, settings)
+    np.testing.assert_array_equal(again.item_vectors(), model.item_vectors())
+    np.testing.assert_array_equal(again.query_rows, model.query_rows)
+    for name, weight in model.reader.tower.state_dict().items():
+        np.testing.assert_array_equal(again.reader.tower.state_dict()[name], weight, err_msg=name)
+
+
+def test_another_seed_gives_another_model(source: Source, settings: Model, model: CandidateModel):
+    other = learn(source, settings.model_copy(update={"seed": 2}))
+    assert (other.vectors != model.vectors).any()
+
+
+def test_training_leaves_the_callers_random_numbers_alone(source: Source):
+    torch.manual_seed(4)
+    learn(source, SETTINGS.model_copy(update={"epochs": 1}))
+    after = torch.rand(1)
+    torch.manual_seed(4)
+    assert after == torch.rand(1)
+
+
+def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: Source, settings: Model):
+    net = new_net(source, settings, items=len(source.catalogue))
+    for side in net.queries.sides.values():
+        side.table.values.normal_()
+    net.tower.eval()
+    queries = source.dataset.queries(np.arange(200, 260))
+    with torch.no_grad():
+        trained = net.users(queries, []).numpy()
+    towers = UserTowers(net.shape)
+    towers.members[0].load_state_dict(net.tower.state_dict())
+    reader = Reader(towers, net.words.values.numpy(), ContextVocabulary())
+    np.testing.assert_array_equal(reader.encode(queries, net.queries.everything()), trained)
+
+
+def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: Source):
+    model, catalogue = learn(source, SETTINGS), source.catalogue
+    unwatched = catalogue.row("i65")
+    rows = catalogue.rows([f"i{n}" for n in range(60)])
+    same = [row for row in rows.tolist() if catalogue.channel_of(row) == catalogue.channel_of(unwatched)]
+    other = [row for row in rows.tolist() if row not in same]
+    near = (model.vectors[same] @ model.vectors[unwatched]).mean()
+    assert near > (model.vectors[other] @ model.vectors[unwatched]).mean() + 0.1
+    assert np.isfinite(model.item_vectors()).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_it_does_not(sign: int):
+    """Net, offsets and sample together, loss and gradients, against cross entropy over all items."""
+    net = CandidateNet(TowerShape(8, (16,)), {}, 70, seed=1)
+    rng = np.random.default_rng(1)
+    net.bias.values.copy_(torch.from_numpy(rng.normal(size=(70, 1)).astype(np.float32)))
+    targets = rng.integers(0, 70, 64)
+    queries = queries_of(np.where(rng.random((64, 5)) < 0.8, rng.integers(0, 70, (64, 5)), -1))
+    popularity = rng.normal(size=(64, 70)).astype(np.float32)
+    share = rng.dirichlet(np.ones(70))
+    drawn = rng.choice(70, 200_000, p=share)
+    negatives = Negatives(drawn, (sign * np.log(len(drawn) * share[drawn])).astype(np.float32))
+
+    def loss_of(negatives: Negatives) -> tuple[float, np.ndarray]:
+        rows, places = net.distinct(np.concatenate([targets, negatives.rows]))
+        extra = Extra(
+            torch.from_numpy(popularity[np.arange(64), targets]),
+            torch.from_numpy(popularity[:, negatives.rows] - negatives.log_expected),
+            torch.from_numpy(find_hits(targets, negatives.rows, 70)),
+        )
+        losses, touched = net.losses(queries, rows, places[:64], places[64:], extra)
+        losses.mean().backward()
+        gradient = np.zeros((70, 8), np.float32)
+        for table, at, leaf in touched:
+            if table is net.outputs.own:
+                gradient[at.numpy()] = leaf.grad.numpy()
+        return float(losses.detach().mean()), gradient
+
+    sampled, sampled_gradient = loss_of(negatives)
+    full, full_gradient = loss_of(Negatives(np.arange(70), np.zeros(70, np.float32)))
+    with torch.no_grad():
+        logits = net.users(queries, []) @ torch.from_numpy(net.output_vectors()).T + net.bias.values[:, 0]
+        expected = torch.nn.functional.cross_entropy(logits + torch.from_numpy(popularity), torch.from_numpy(targets))
+    np.testing.assert_allclose(full, expected, rtol=1e-5)
+    error = np.linalg.norm(sampled_gradient - full_gradient) / np.linalg.norm(full_gradient)
+    if sign > 0:
+        np.testing.assert_allclose(sampled, full, rtol=0.01)
+        assert error < 0.05
+    else:
+        assert abs(sampled / full - 1) > 0.1
+        assert error > 0.3
+
+
+def test_a_repeat_is_no_example():
+    users, items = np.repeat(np.arange(10), 100), np.tile(np.repeat(np.arange(4), 25), 10)
+    dataset = Dataset(users, items, np.arange(1000))
+    assert choose_examples(dataset, dataset.new_rows(1000), SETTINGS).tolist() == list(range(0, 1000, 25))
+
+
+def test_a_user_gives_so_many_examples_of_a_window_and_each_with_the_same_chance():
+    users = np.repeat([0, 1, 2], [100, 3, 40])
+    windows = np.r_[np.zeros(100), np.zeros(3), np.repeat([0, 1], 20)].astype(np.int64)
+    kept = np.stack([reservoir(users, windows, 5, np.random.default_rng(seed)) for seed in range(300)])
+    assert (kept[:, :100].sum(axis=1) == 5).all()
+    assert kept[:, 100:103].all()
+    assert (kept[:, 103:123].sum(axis=1) == 5).all()
+    assert (kept[:, 123:].sum(axis=1) == 5).all()
+    assert kept[:, :100].mean(axis=0).min() > 0
+    assert kept[:, :100].mean(axis=0).max() < 0.15
+
+
+def test_the_alternative_weighs_a_user_alike_whatever_their_number_of_examples():
+    users = np.repeat([3, 8], [30, 2])
+    weights = example_weights(users, SETTINGS.model_copy(update={"equal_users": True}))
+    np.testing.assert_allclose([weights[:30].sum(), weights[30:].sum()], [16, 16], rtol=1e-6)
+    assert (example_weights(users, SETTINGS) == 1).all()
+
+
+def test_an_epoch_has_every_example_once_in_another_order():
+    for examples, batch in ((1, 64), (1000, 64), (10_000, 256)):
+        first, second = (
+            np.concatenate(list(epoch_batches(examples, batch, np.random.default_rng(seed)))) for seed in (1, 2)
+        )
+        assert sorted(first.tolist()) == list(range(examples))
+        assert examples == 1 or (first != second).any()
+
+
+def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.retrieval.batches.CHUNK", 10)
+    monkeypatch.setattr("models.retrieval.batches.POOL", 4)
+    batches = list(epoch_batches(205, 32, np.random.default_rng(1)))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(205))
+    assert {len(batch) for batch in batches[:-1]} == {32}
+
+
+def test_progress_counts_every_step(source: Source):
+    steps: list[tuple[int, int]] = []
+    fit = Fit(new_net(source, SETTINGS, items=70), Lessons(source.dataset, 400, 70, SETTINGS), SETTINGS)
+    for _ in range(2):
+        fit.run_epoch(2, lambda done, total: steps.append((done, total)))
+    assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
+    assert {total for _, total in steps} == {len(steps)}
+
+
+def test_the_papers_example_age_is_learnt_from_and_zero_when_serving(source: Source):
+    settings = SETTINGS.model_copy(update={"example_age": True, "age_window_h": 0.5})
+    dataset = source.dataset
+    ages = dataset.queries(np.array([0, 700]), age_window_ms=1_800_000, until=701).age
+    assert ages[1] == 0
+    np.testing.assert_allclose(ages[0], min(1, (dataset.event_ms[700] - dataset.event_ms[0]) / 1_800_000), rtol=1e-6)
+    model = learn(source, settings)
+    assert model.reader.tower.shape.example_age
+    assert (model.reader.queries_of(np.array([[1]])).age == 0).all()
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        Ablation(log_q="off"),
+        Ablation(log_q="add"),
+        Ablation(popularity=False),
+        Ablation(leak=True),
+        Ablation(tied=True),
+        Ablation(normalised=8.0),
+        Ablation(full=True),
+    ],
+)
+def test_every_ablation_changes_the_model_and_keeps_it_finite(source: Source, ablation: Ablation):
+    settings = SETTINGS.model_copy(update={"negatives": 16, "epochs": 2})
+    plain, changed = learn(source, settings), learn(source, settings, ablation)
+    assert np.isfinite(changed.item_vectors()).all()
+    assert (changed.vectors != plain.vectors).any()
+
+
+def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not(source: Source):
+    dataset = source.dataset
+    rows = dataset.new_rows(len(dataset))[100:200]
+    for leak, leaks in ((False, False), (True, True)):
+        windows = dataset.timeline.around(rows, 50) if leak else dataset.timeline.before(rows, 50)
+        assert bool((windows > rows[:, None]).any()) is leaks
+        assert not (windows == rows[:, None]).any()
+
+
+def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
+    log = small_source(small_log(600))
+    settings = Model(half_life_events=500)
+    fit = Fit(new_net(log, SETTINGS, items=60), Lessons(log.dataset, len(log.dataset), 60, settings), settings)
+    assert fit.batch == 64
+
+
+def test_an_epoch_of_a_long_log_is_a_part_of_it(source: Source, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.retrieval.candidate_training.EPOCH_EXAMPLES", 300)
+    lessons = Lessons(source.dataset, len(source.dataset), 70, SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=70), lessons, SETTINGS)
+    assert len(lessons.rows) > 600
+    assert fit.steps == -(-300 // fit.batch)
+    learnt: list[np.ndarray] = []
+    monkeypatch.setattr(fit, "learn", lambda chosen, rate: learnt.append(chosen) or 0.0)
+    for _ in range(2):
+        fit.run_epoch(2, lambda done, total: None)
+    one, other = (np.concatenate(learnt[at : at + fit.steps]) for at in (0, fit.steps))
+    assert len(set(one.tolist())) == len(one) <= 300 + fit.batch
+    assert set(one.tolist()) != set(other.tolist())
+
+
+def test_where_nobody_has_a_taste_the_model_is_popularity_alone_and_not_worse_than_it():
+    """Everybody watches by the same popularity: whatever a tower learns beside it is noise."""
+    rng = np.random.default_rng(1)
+    rows, items = 8000, 150
+    watched = (items * rng.random(rows) ** 2).astype(int)
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in rng.integers(0, 600, rows)],
+            "item_id": [f"i{n}" for n in watched],
+            "event_ms": 1_700_000_000_000 + 1000 * np.arange(rows),
+        }
+    )
+    source = small_source(frame, small_items(items))
+    dataset = source.dataset
+    cut = int(0.9 * rows)
+    settings = SETTINGS.model_copy(update={"epochs": 2, "linear_dim": 4, "half_life_events": 0.0})
+    learned = learn_candidates(source, settings, until=cut, valid_from=int(0.8 * rows), items=items)
+    assert (learned.choice.weight, learned.choice.linear, learned.choice.epochs) == (0, 0, 0)
+    queries = dataset.queries(np.arange(cut, rows))
+    users = learned.model.encode(queries)
+    assert (users == 0).all()
+    np.testing.assert_allclose(learned.model.item_vectors()[:, -1], learned.model.popularity.log_share())
+    history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
+    ours = Live(learned.model, source, history, settings=Trainer(), seed=1, learns="output_rows")
+    theirs = DecayedPopular(history.stream, cut, items, half_life=learned.model.popularity.half_life_events)
+    walk = walk_live([ours, theirs], history, cut=cut, catalogue=items, block=50)
+    assert paired(("ours", walk.ranks[ours.name]), ("theirs", walk.ranks[theirs.name]), 10).value > -0.02

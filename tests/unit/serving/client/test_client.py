@@ -1,0 +1,159 @@
+"""The client against a real broker and a server that answers as each test says."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from kafka.errors import KafkaError
+
+from infra.local.broker import start_broker
+from infra.platform.settings import Kafka, Settings
+from serving.client import client as client_module
+from serving.client.client import RecommendClient, RequestFailed, RequestTimeout
+from streams.kafka.follow import TopicMissing
+from streams.messages import RecommendReply, RecommendRequest, encode
+from streams.topics import create_topics
+from tests.conftest import environ_for
+from tests.harness.system import wait_until
+from tests.unit.serving.responder import echo, responding
+
+pytestmark = pytest.mark.system
+
+WAIT_S = 20.0
+PARTITIONS = 2
+
+
+@pytest.fixture(scope="module")
+def topics(kafka: str) -> Kafka:
+    """Topics that the tests share: each has a client of its own."""
+    settings = Kafka(bootstrap=kafka, topic_prefix=f"c{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS)
+    create_topics(settings)
+    return settings
+
+
+@pytest.fixture
+def client(topics: Kafka) -> Iterator[RecommendClient]:
+    with RecommendClient(topics) as client:
+        yield client
+
+
+def test_all_that_is_asked_for_travels_with_the_request(topics: Kafka, client: RecommendClient):
+    with responding(topics) as seen:
+        reply = client.recommend(
+            "ann", k=3, exclude=["a"], filter="duration_s < 600", request_id="mine", timeout_s=WAIT_S
+        )
+    assert reply.request_id == "mine"
+    assert [request for _, request in seen] == [
+        RecommendRequest("mine", "ann", 3, None, "duration_s < 600", ("a",), round(WAIT_S * 1000))
+    ]
+
+
+def test_a_lost_reply_is_asked_for_again_with_the_same_ids(topics: Kafka, client: RecommendClient):
+    with responding(topics, lambda request, copy: [] if copy == 1 else echo(request, copy)) as seen:
+        reply = client.recommend("ann", request_id="mine", timeout_s=4.0, retries=3)
+    assert reply == RecommendReply("mine", version="copy 2")
+    (first, asked), (second, again), *_ = seen
+    assert first == second, "one correlation id"
+    assert (asked.request_id, again.request_id) == ("mine", "mine")
+    assert again.deadline_ms <= 3000, "what is left of four seconds after the first quarter"
+
+
+def test_it_is_asked_as_often_as_it_was_told_and_no_more(topics: Kafka, client: RecommendClient):
+    with responding(topics, lambda request, copy: []) as seen:
+        with pytest.raises(RequestTimeout, match="no reply to request"):
+            client.recommend("ann", timeout_s=3.0, retries=2)
+        wait_until(lambda: len(seen) >= 3, "the request and two copies", WAIT_S)
+        time.sleep(0.2)
+    assert len(seen) == 3
+
+
+def test_of_two_replies_the_first_counts_and_the_second_harms_nobody(topics: Kafka, client: RecommendClient):
+    twice = [encode(RecommendReply("x", version=version)) for version in ("first", "second")]
+    with responding(topics, lambda request, copy: twice):
+        for _ in range(3):
+            assert client.recommend("ann", timeout_s=WAIT_S).version == "first"
+
+
+def test_a_thousand_at_once_are_all_answered_and_nothing_is_kept(topics: Kafka, client: RecommendClient):
+    requests = [RecommendRequest(f"r{number}", f"user-{number}") for number in range(1000)]
+    with responding(topics):
+        began = time.perf_counter()
+        replies = client.recommend_many(requests, timeout_s=60, retries=2)
+        print(f"1,000 at once, sync: {time.perf_counter() - began:.2f} s")
+    assert [reply.request_id for reply in replies] == [request.request_id for request in requests]
+    assert len(client._under_way) == 0
+
+
+def test_threads_share_a_client(topics: Kafka, client: RecommendClient):
+    replies: dict[str, RecommendReply] = {}
+
+    def ask(user: str) -> None:
+        replies[user] = client.recommend(user, request_id=f"of {user}", timeout_s=WAIT_S)
+
+    with responding(topics):
+        threads = [threading.Thread(target=ask, args=(f"user-{number}",)) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {user: reply.request_id for user, reply in replies.items()} == {user: f"of {user}" for user in replies}
+    assert len(replies) == 20
+
+
+def test_a_reply_that_cannot_be_read_fails_its_request_alone(topics: Kafka, client: RecommendClient):
+    with responding(topics, lambda request, copy: [b"{"] if request.user_id == "bad" else echo(request, copy)):
+        with pytest.raises(RequestFailed, match="not JSON"):
+            client.recommend("bad", timeout_s=WAIT_S)
+        assert client.recommend("good", request_id="x", timeout_s=WAIT_S).request_id == "x"
+
+
+def test_whoever_stops_waiting_leaves_nothing_behind(topics: Kafka, client: RecommendClient):
+    future = client.submit(RecommendRequest("r", "ann"), [0.1])
+    future.cancel()
+    with pytest.raises(TimeoutError):
+        client.recommend("ann", timeout_s=0.1)
+    with pytest.raises(TimeoutError):
+        client.recommend_many([RecommendRequest(f"r{number}", "ann") for number in range(10)], timeout_s=0.1)
+    assert len(client._under_way) == 0
+
+
+def test_a_client_that_is_closed_fails_whoever_waits_and_whoever_comes(topics: Kafka):
+    with RecommendClient(topics) as client:
+        waiting = client.submit(RecommendRequest("r", "ann"))
+    with pytest.raises(RequestFailed, match="the client is closed"):
+        waiting.result(0)
+    with pytest.raises(RequestFailed, match="the client is closed"):
+        client.recommend("ann")
+
+
+def test_without_topics_it_does_not_start(kafka_settings: Settings):
+    with pytest.raises(TopicMissing, match="topics --create"):
+        RecommendClient(kafka_settings.kafka)
+
+
+def test_without_a_broker_it_does_not_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client_module, "START_S", 1.0)
+    began = time.monotonic()
+    with pytest.raises(KafkaError):
+        RecommendClient(Kafka(bootstrap="127.0.0.1:1"))
+    assert time.monotonic() - began < 10
+
+
+def test_a_broker_that_goes_away_is_named_by_the_time_out_and_nobody_hangs(make_settings, tmp_path):
+    settings = make_settings(kafka={"partitions": 1})
+    broker = start_broker(settings, environ=environ_for("noida"))
+    kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap})
+    try:
+        create_topics(kafka)
+        with RecommendClient(kafka) as client:
+            broker.child.stop()
+            began = time.monotonic()
+            with pytest.raises(RequestTimeout, match=rf"nor have the brokers acknowledged.*{broker.bootstrap}"):
+                client.recommend("ann", timeout_s=0.5)
+            assert time.monotonic() - began < 8
+    finally:
+        broker.child.stop()

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from models.catalogue.catalogue import Catalogue
+from serving.state.views import CatalogueView, HistoryView, TrendingView, add_up
+from streams.messages import Item, Trending, encode
+from streams.trending.trending import GLOBAL
+from tests.unit.serving.worlds import history
+
+
+def test_the_newest_history_of_a_user_is_given() -> None:
+    view = HistoryView()
+    view.apply(1, b"ann", encode(history("ann", "a")))
+    view.apply(1, b"ann", encode(history("ann", "a", "b")))
+    found = view.get("ann", 1)
+    assert found is not None
+    assert [watch.item_id for watch in found.watches] == ["a", "b"]
+    assert len(view) == 1
+
+
+def test_a_history_is_only_found_on_its_users_partition() -> None:
+    view = HistoryView()
+    view.apply(1, b"ann", encode(history("ann", "a")))
+    assert view.get("ann", 2) is None
+
+
+def test_users_of_lost_partitions_are_dropped_and_others_kept() -> None:
+    view = HistoryView()
+    for partition, user_id in ((0, "ann"), (1, "bob")):
+        view.apply(partition, user_id.encode(), encode(history(user_id, "a")))
+    view.keep(partition for partition in [1, 3])
+    assert view.get("ann", 0) is None
+    assert view.get("bob", 1) is not None
+
+
+def test_a_tombstone_forgets_the_user() -> None:
+    view = HistoryView()
+    view.apply(0, b"ann", encode(history("ann", "a")))
+    view.apply(0, b"ann", None)
+    assert view.get("ann", 0) is None
+
+
+def test_an_unreadable_history_counts_as_none() -> None:
+    view = HistoryView()
+    view.apply(0, b"ann", b'{"user_id": 7}')
+    assert view.get("ann", 0) is None
+
+
+def test_a_tombstone_and_an_unavailable_item_are_both_down() -> None:
+    view = CatalogueView()
+    for item_id in ("a", "b", "c"):
+        view.apply(item_id.encode(), encode(Item(item_id)))
+    assert view.apply(b"a", None) == "a"
+    assert view.apply(b"b", encode(Item("b", available=False))) == "b"
+    assert list(view) == ["c"]
+    assert view.unavailable == {"a", "b"}
+
+
+def test_what_is_taken_down_takes_no_room_of_what_is_fresh() -> None:
+    view = CatalogueView(fresh_ms=1000)
+    for item_id in ("a", "b", "c"):
+        view.apply(item_id.encode(), encode(Item(item_id, published_ms=100)), now_ms=200)
+    view.apply(b"a", None, now_ms=200)
+    view.apply(b"b", encode(Item("b", available=False)), now_ms=200)
+    assert view.fresh.newest(200) == [(100, "c")]
+    assert len(view.fresh) == 1
+    view.apply(b"a", encode(Item("a", published_ms=150)), now_ms=200)
+    assert view.fresh.newest(200) == [(100, "c"), (150, "a")]
+
+
+def test_an_item_that_comes_back_is_available_again() -> None:
+    view = CatalogueView()
+    view.apply(b"a", None)
+    view.apply(b"a", encode(Item("a")))
+    assert list(view) == ["a"]
+    assert not view.unavailable
+
+
+def test_a_broken_item_leaves_what_was_known() -> None:
+    view = CatalogueView()
+    view.apply(b"a", encode(Item("a")))
+    assert view.apply(b"a", b"{") is None
+    assert list(view) == ["a"]
+
+
+def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
+    view, catalogue = CatalogueView(), Catalogue()
+    view.apply(
+        b"a",
+        encode(Item("a", "", "cats", ("pets",), duration_s=30.0, published_ms=5, language="de", ids={"music": ("7",)})),
+    )
+    view.apply(b"b", None)
+    view.describe_all(catalogue)
+    [a, b] = catalogue.rows(["a", "b"])
+    assert catalogue.channel_of(a) == "cats"
+    assert catalogue.topics_of(a) == ("pets",)
+    assert catalogue.ids_of(a) == {"music": ("7",)}
+    assert catalogue.language_of(a) == "de"
+    assert catalogue.is_available(catalogue.rows(["a", "b"])).tolist() == [True, False]
+    assert b >= 0
+
+
+def test_partitions_of_trending_are_added_up_at_the_same_time() -> None:
+    older = Trending(GLOBAL, 0, as_of_ms=0, half_life_s=10.0, items=(("a", 8.0), ("b", 1.0)))
+    newer = Trending(GLOBAL, 1, as_of_ms=10_000, half_life_s=10.0, items=(("b", 3.0), ("c", 4.0)))
+    assert add_up([older, newer]) == [("a", 4.0), ("c", 4.0), ("b", 3.5)]
+
+
+def test_a_partitions_newer_trending_list_replaces_its_older_one() -> None:
+    view = TrendingView()
+    view.apply(b"global/0", encode(Trending(GLOBAL, 0, 0, 10.0, (("a", 8.0),))))
+    assert view.top(GLOBAL) == [("a", 8.0)]
+    view.apply(b"global/0", encode(Trending(GLOBAL, 0, 1, 10.0, (("b", 2.0),))))
+    assert view.top(GLOBAL) == [("b", 2.0)]
+    view.apply(b"global/0", None)
+    assert view.top(GLOBAL) == []
+
+
+def trending(scope: str, partition: int, *items: tuple[str, float]) -> tuple[bytes, bytes]:
+    return f"{scope}/{partition}".encode(), encode(Trending(scope, partition, 0, 10.0, items))
+
+
+def test_scopes_are_kept_apart() -> None:
+    view = TrendingView()
+    view.apply(*trending(GLOBAL, 0, ("a", 8.0)))
+    view.apply(*trending("region/de", 0, ("b", 8.0)))
+    view.apply(*trending("region/de", 1, ("b", 1.0), ("c", 9.5)))
+    assert view.top(GLOBAL) == [("a", 8.0)]
+    assert view.top("region/de") == [("c", 9.5), ("b", 9.0)]
+
+
+def test_a_region_that_has_lost_its_place_on_a_partition_counts_on_the_others() -> None:
+    view = TrendingView()
+    view.apply(*trending("region/de", 0, ("b", 8.0)))
+    view.apply(*trending("region/de", 1, ("c", 9.0)))
+    assert len(view.top("region/de")) == 2
+    view.apply(b"region/de/1", None)
+    assert view.top("region/de") == [("b", 8.0)]
+    view.apply(b"region/de/0", None)
+    view.apply(b"region/fr/0", None)
+    assert view.top("region/de") == view.top("region/fr") == []
+
+
+def test_what_is_asked_for_and_unknown_is_not_remembered() -> None:
+    view = TrendingView()
+    for number in range(100):
+        assert view.top(f"region/{number}") == []
+    assert not view._top and not view._parts
+
+
+def test_a_change_of_one_scope_leaves_the_lists_of_the_others_as_they_are() -> None:
+    """With a thousand regions that change each second, a list is added up again only when it has changed itself."""
+    view = TrendingView()
+    view.apply(*trending(GLOBAL, 0, ("a", 8.0)))
+    view.apply(*trending("region/de", 0, ("b", 8.0)))
+    before = view.top(GLOBAL)
+    view.apply(*trending("region/de", 0, ("c", 8.0)))
+    view.apply(b"region/fr/0", None)
+    assert view.top(GLOBAL) is before
+    assert view.top("region/de") == [("c", 8.0)]

@@ -1,0 +1,134 @@
+"""The producer's book-keeping of topics, in kafka-python's own classes, without a broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.cluster import ClusterMetadata
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
+from kafka.producer.record_accumulator import RecordAccumulator
+
+from infra.platform import metrics
+from infra.platform.settings import Kafka
+from serving.worker import outbox as outbox_module
+from serving.worker.outbox import MEET_MS, OURS, Outbox
+
+MAX_BLOCK_MS = 60_000.0
+
+
+class Producer:
+    """Sends as KafkaProducer does, to brokers that have the topics of `there`; adds up how long callers stand still."""
+
+    def __init__(self, **_: Any) -> None:
+        self.there = {f"x-{topic}" for topic in OURS}
+        self.sent: list[str] = []
+        self.waited_ms = 0.0
+        self._metadata, self._accumulator = ClusterMetadata(), RecordAccumulator()
+
+    def refresh(self) -> None:
+        self._metadata._partitions = {topic: {0: None} for topic in self._metadata._topics & self.there}
+
+    def partitions_for(self, topic: str) -> set[int]:
+        return self._wait_on_metadata(topic, MAX_BLOCK_MS)
+
+    def send(self, topic: str, value: bytes | None, **how: Any) -> Future:
+        self._wait_on_metadata(topic, MAX_BLOCK_MS)
+        self._accumulator._batches[TopicPartition(topic, 0)].append(value)
+        self.sent.append(topic)
+        return Future()
+
+    def _wait_on_metadata(self, topic: str, most_ms: float) -> set[int]:
+        if topic not in self._metadata.topics():
+            self._metadata._topics = self._metadata._topics | {topic}
+            self.refresh()
+        if topic not in self._metadata.topics():
+            self.waited_ms += most_ms
+            raise KafkaTimeoutError
+        return {0}
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
+    producer = Producer()
+    monkeypatch.setattr(outbox_module, "KafkaProducer", lambda **_: producer)
+    return producer
+
+
+@pytest.fixture
+def outbox(producer: Producer) -> Outbox:
+    return Outbox(Kafka(topic_prefix="x-"))
+
+
+def undelivered() -> float:
+    return float(metrics.REQUESTS.labels("undeliverable")._value.get())
+
+
+def test_what_we_send_to_is_known_from_the_start(outbox: Outbox, producer: Producer) -> None:
+    assert producer._metadata.topics() == {f"x-{topic}" for topic in OURS}
+
+
+def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no_more(
+    outbox: Outbox, producer: Producer
+) -> None:
+    producer.there.add("theirs")
+    outbox.send_outside("theirs", b"a")
+    assert producer.sent == ["theirs"]
+    assert outbox.let_go() == set()
+    producer.there.discard("theirs")
+    producer.refresh()
+    before = undelivered()
+    for _ in range(3):
+        outbox.send_outside("theirs", b"b")
+    assert undelivered() == before + 3
+    assert producer.sent == ["theirs"]
+    assert producer.waited_ms == MEET_MS
+    assert outbox.let_go() == set(), "a reply waits"
+    producer._accumulator._batches[TopicPartition("theirs", 0)].clear()  # after two minutes
+    assert outbox.let_go() == {"theirs"}
+    assert "theirs" not in producer._metadata._topics
+    assert outbox.let_go() == set()
+
+
+def test_a_reply_topic_that_one_answer_of_the_brokers_left_out_is_sent_to(outbox: Outbox, producer: Producer) -> None:
+    producer.there.add("theirs")
+    for value in (b"a", b"b"):
+        outbox.send_outside("theirs", value)
+        producer._metadata._partitions = {}  # until it is asked for again
+        assert outbox.let_go() == set()
+    assert producer.sent == ["theirs", "theirs"]
+
+
+def test_a_queue_to_a_topic_that_was_deleted_is_kept_as_long_as_there_is_a_reply_in_it(
+    outbox: Outbox, producer: Producer
+) -> None:
+    """The producer asks for the leader of every queue that it has, also of an empty one."""
+    theirs = TopicPartition("theirs", 0)
+    producer.there.add("theirs")
+    outbox.send_outside("theirs", b"a")
+    outbox.send("impressions", b"i", key=b"ann")
+    producer.there.clear()
+    producer.refresh()
+    batches = producer._accumulator._batches
+    batches[TopicPartition("x-impressions", 0)].clear()
+    outbox.let_go()
+    assert list(batches[theirs]) == [b"a"]
+    batches[theirs].clear()  # after two minutes
+    outbox.let_go()
+    assert list(batches) == [TopicPartition("x-impressions", 0)], "our own are none of its business"
+
+
+def test_a_reply_topic_that_does_not_come_is_waited_for_once_and_for_a_second(
+    outbox: Outbox, producer: Producer
+) -> None:
+    before = undelivered()
+    for _ in range(5):
+        outbox.send_outside("theirs", b"a")
+    assert undelivered() == before + 5
+    assert producer.waited_ms == MEET_MS
+    assert outbox.let_go() == {"theirs"}
+    producer.there.add("theirs")
+    outbox.send_outside("theirs", b"b")
+    assert producer.sent == ["theirs"]
