@@ -20,7 +20,7 @@ write after a failure, or of a process, is flushed, which begins a new log.
 Another collection takes a version's place by taking over its alias, which is one step for whoever searches. A
 collection without an alias is nobody's, and goes with the next drop.
 
-How the vectors are held (indexer/forms.py) is no matter of callers: they give vectors and get inner products.
+How the vectors are held (indexer/index_spec.py) is no matter of callers: they give vectors and get inner products.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
-from indexer.forms import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
+from indexer.index_spec import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
 from indexer.milvus import connect, is_not_loaded, translated
+from indexer.mips_to_l2 import inner_products, lift, lift_queries
 from indexer.scalars import UNKNOWN, Scalars
 from indexer.schema import (
     BESIDE,
@@ -51,7 +52,6 @@ from indexer.schema import (
     schema_of,
     stored_name,
 )
-from indexer.sphere import inner_products, lift, lift_queries
 from infra.platform.settings import Milvus
 
 __all__ = [
@@ -150,7 +150,7 @@ class Index:
         return form_from(self._describe(version)[0]) == form_from(self._describe(other)[0])
 
     def mark(self, version: str, mark: str) -> None:
-        """Write a word on the collection that outlives us: how far its making has come (see indexer/handover.py)."""
+        """Write a word on the collection that outlives us: how far its making has come (see indexer/rollout.py)."""
         with translated("mark", version):
             name, timeout = collection_name(version), self._milvus.timeout_s
             self._client().alter_collection_properties(name, {_MARK: mark}, timeout=timeout)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from indexer.collection import is_indexable
 from indexer.facts import Facts
-from indexer.rows import Row, Rows, problem_of
+from indexer.pending_writes import Row, Rows, problem_of
 from indexer.scalars import scalars_of
 from streams.messages import Item, ItemVector, Refused, decode
 

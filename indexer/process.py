@@ -1,9 +1,9 @@
 """The indexer process: releases, catalogue and touched rows from Kafka into Milvus, one collection per version.
 
 One loop does everything, so everything has an order. A round: hear releases and catalogue, read rows, write what is
-due, go on with a build, decide the next step of the hand-over (indexer/releasing.py). Order of effects of what was
-read: rows deleted and upserted, dead letters sent, all of it acknowledged, then offsets committed; so a crash writes a
-few rows again and skips none.
+due, go on with a build, decide the next step of the hand-over (indexer/rollout_executor.py). Order of effects of what
+was read: rows deleted and upserted, dead letters sent, all of it acknowledged, then offsets committed; so a crash
+writes a few rows again and skips none.
 
 A new collection catches up by reading `item-vectors` from the beginning. The same happens at every start, where rows
 below the committed offsets only matter for items that are down.
@@ -21,17 +21,17 @@ from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from indexer import handover, rebuilding
+from indexer import rebuilding, rollout
 from indexer.collection import Index
 from indexer.errors import IndexMissing
 from indexer.facts import Facts
-from indexer.handover import Releases
 from indexer.intake import Intake, is_written
 from indexer.lease import Lease, LeaseLost, Offsets
-from indexer.patience import Patience, Stopped
-from indexer.releasing import Collections
-from indexer.rows import Rows
-from indexer.writing import write_all
+from indexer.pending_writes import Rows
+from indexer.retry import Patience, Stopped
+from indexer.rollout import Releases
+from indexer.rollout_executor import Collections
+from indexer.upserts import write_all
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
@@ -242,12 +242,12 @@ class Keeper:
                 self._requests.hear(message)
                 return
             heard_ms = time.monotonic_ns() // 1_000_000  # the wall clock may jump, and then nobody has fallen silent
-            self._releases = handover.hear(self._releases, message, heard_ms)
+            self._releases = rollout.hear(self._releases, message, heard_ms)
             if kind != "server":
                 self._collections.try_again(message.version)
                 self._decide_s = 0.0
         elif kind == "server":
-            self._releases = handover.forget_server(self._releases, server_id)
+            self._releases = rollout.forget_server(self._releases, server_id)
         else:
             raise Refused("empty", "message has no value, and its key is no server's")
 

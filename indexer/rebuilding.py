@@ -18,17 +18,17 @@ from typing import Any
 
 import structlog
 
+from indexer.build import BuildFailed, fill
 from indexer.collection import Index
 from indexer.errors import IndexMissing, IndexRefused
 from indexer.facts import Facts
-from indexer.filling import BuildFailed, fill
-from indexer.handover import announced_ms
 from indexer.intake import Intake
-from indexer.patience import Patience
-from indexer.rows import Rows
+from indexer.pending_writes import Rows
+from indexer.retry import Patience
+from indexer.rollout import announced_ms
 from indexer.schema import BESIDE
-from indexer.verifying import verify
-from indexer.writing import write_all
+from indexer.upserts import write_all
+from indexer.verify import verify
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, BundleError, read_bundle

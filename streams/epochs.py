@@ -6,7 +6,7 @@ writes that was paused, replaced and resumed counts for nobody.
 
 The place in the log alone decides: who starts anew, reads a partition again or reads it after compaction (which keeps
 offsets; every claim has a key of its own, so none is compacted away) decides as everybody else did. What compaction can
-take is the good row under a stale one of the same key; streams/trainer/tenure.py sees to that.
+take is the good row under a stale one of the same key; streams/trainer/writer_epoch.py sees to that.
 
 Why not a transactional producer, which the brokers would fence? It works (tried on Apache Kafka 4.3.1 and noida 0.2.3),
 and leaves a marker on each partition for each transaction, which compaction keeps for `delete.retention.ms`: thirty

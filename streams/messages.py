@@ -119,12 +119,12 @@ class ShownList(Struct, frozen=True, array_like=True, gc=False):
 
 
 class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
-    """The newest watches of a user (of any length, and completed ones: see streams.history.history), the newest
+    """The newest watches of a user (of any length, and completed ones: see streams.history.rules), the newest
     searches and the newest impressions, oldest first by event time, and what the stream has shown us so far.
 
     `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
-    or below is a replay. `seen`: the items of older watches, hashed, with their days (see streams.history.seen).
-    `since_ms`: when the user was forgotten, nothing from before is in here.
+    or below is a replay. `seen`: the items of older watches, hashed, with their days (see
+    streams.history.watched_filter). `since_ms`: when the user was forgotten, nothing from before is in here.
     """
 
     user_id: Id
@@ -386,7 +386,7 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
 class Trending(Struct, frozen=True, omit_defaults=True):
     """Decayed counts of completed watches of one partition; readers add the partitions up. Key `<scope>/<partition>`.
 
-    `scope`: `global`, or what streams.trending.trending.region_scope makes of a context's region.
+    `scope`: `global`, or what streams.trending.rules.region_scope makes of a context's region.
     """
 
     scope: Id
@@ -415,7 +415,7 @@ class DeadLetter(Struct, frozen=True, omit_defaults=True):
 
 
 class UserForgotten(Struct, frozen=True, tag="user", tag_field="kind"):
-    """Key `user/<hash of the id>` (see streams.erasure.forgotten). What comes from before `at_ms` is not to be used
+    """Key `user/<hash of the id>` (see streams.erasure.erased_users). What comes from before `at_ms` is not to be used
     again. `secret`: which secret the hash was made with, without telling it."""
 
     at_ms: Millis

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 
 UserId = Annotated[str, typer.Argument(metavar="USER")]

@@ -72,7 +72,7 @@ def backtest(
             raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
         _rank(settings, log, out, items, mapping or [], cut, seed, as_json=as_json)
         return
-    from infra.backtest.backtest import Request, enter_with, run_backtest
+    from infra.backtest.run import Request, enter_with, run_backtest
     from models.logs.log import parse_mapping
 
     request = Request(
@@ -135,7 +135,7 @@ def _rank(
     *,
     as_json: bool,
 ) -> None:
-    from infra.backtest.backtest_ranking import RankingRequest, run_ranking_backtest
+    from infra.backtest.ranking import RankingRequest, run_ranking_backtest
     from infra.operate.retraining import delays_of
     from models.logs.log import parse_mapping
 

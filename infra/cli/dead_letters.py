@@ -48,7 +48,7 @@ def list_letters(
 ) -> None:
     """The letters that are open, oldest first."""
     from infra.operate.dead_letter_page import row_of, table_of
-    from streams.dead_letters.dead_letter_box import Wanted, read_box
+    from streams.dead_letters.box import Wanted, read_box
 
     wanted = Wanted(topic, code, since_ms(since, _now_ms()), closed)
     with progress_bar("reading") as told:
@@ -74,7 +74,7 @@ def show(
 ) -> None:
     """All of one letter; its value as text where it is that, else in hexadecimal. Exit 1 when there is none."""
     from infra.operate.dead_letter_page import content_of, print_letter, row_of
-    from streams.dead_letters.dead_letter_box import find, read_box
+    from streams.dead_letters.box import find, read_box
 
     kafka = context.obj.connected.kafka
     place = _places([letter_id])[0]
@@ -107,7 +107,7 @@ def retry(
 
     Exit 1 when one of them is not there or cannot be sent.
     """
-    from streams.dead_letters.dead_letter_retry import retry as send_again
+    from streams.dead_letters.retry import retry as send_again
 
     def act(entries: Sequence[Any], told: Callable[[int, int], None]) -> Iterator[Any]:
         return send_again(context.obj.connected.kafka, entries, _now_ms(), again=again, progress=told)
@@ -129,7 +129,7 @@ def drop(
 
     Exit 1 when one of them is not there.
     """
-    from streams.dead_letters.dead_letter_retry import drop as put_away
+    from streams.dead_letters.retry import drop as put_away
 
     def act(entries: Sequence[Any], told: Callable[[int, int], None]) -> Iterator[Any]:
         return put_away(context.obj.connected.kafka, entries, _now_ms())
@@ -147,8 +147,8 @@ def _work_through(
     as_json: bool,
 ) -> None:
     """Do something with the letters of these ids, or with all that are chosen, and say what became of each."""
-    from streams.dead_letters.dead_letter_box import Wanted, read_box
-    from streams.dead_letters.dead_letter_retry import Outcome
+    from streams.dead_letters.box import Wanted, read_box
+    from streams.dead_letters.retry import Outcome
 
     all_open, topic, code, since = chosen
     if all_open == bool(ids) or (ids and any((topic, code, since))):
@@ -188,7 +188,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _places(ids: Iterable[str]) -> list[Any]:
-    from streams.dead_letters.dead_letter_box import place_of
+    from streams.dead_letters.box import place_of
 
     places = {each: place_of(each) for each in ids}
     wrong = next((each for each, place in places.items() if place is None), None)

@@ -38,9 +38,9 @@ def forget(
 
     Exit 1 when a worker has not confirmed in time: it does so before it reads on; run the command again to see it.
     """
-    from streams.erasure.forget_users import hide_letters, wait_until_done, write_forgotten
-    from streams.erasure.forgotten import read_forgotten
-    from streams.erasure.retained import find_held
+    from streams.erasure.erase_users import hide_letters, wait_until_done, write_forgotten
+    from streams.erasure.erased_users import read_forgotten
+    from streams.erasure.retention_report import find_held
 
     settings: Settings = context.obj.connected
     users = _checked(users)

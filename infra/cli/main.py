@@ -20,7 +20,7 @@ from infra.cli.session import Session
 
 MENDABLE = (
     ("infra.platform.settings", "SettingsError"),
-    ("infra.platform.child", "ServiceError"),
+    ("infra.platform.guarded_process", "ServiceError"),
     ("infra.platform.kafka_access", "KafkaRefused"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
@@ -30,7 +30,7 @@ MENDABLE = (
     ("models.release.distributed", "HelperFailed"),
     ("streams.kafka.follow", "TopicMissing"),
     ("streams.kafka.requirements", "TopicUnfit"),
-    ("streams.erasure.forgotten", "ForgetSecretWrong"),
+    ("streams.erasure.erased_users", "ForgetSecretWrong"),
     ("streams.history.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),
     ("serving.client.client", "RequestFailed"),

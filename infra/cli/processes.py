@@ -31,7 +31,7 @@ def worker(
     """Run a stream worker (Faust): user histories, what became of impressions, trending items, or the incremental
     trainer."""
     from infra.platform.health import Health, serve_health
-    from streams.erasure.forgotten import read_forgotten
+    from streams.erasure.erased_users import read_forgotten
     from streams.kafka.faust_app import now_ms, run
     from streams.kafka.follow import require_topics
     from streams.kafka.requirements import require_settings
@@ -75,20 +75,20 @@ def stop_on_signals() -> threading.Event:
 
 def _app_of(name: WorkerName, settings: Settings, health: Any) -> Any:
     if name is WorkerName.HISTORY:
-        from streams.history.history_app import create_history_app
+        from streams.history.app import create_history_app
 
         return create_history_app(settings, health)
     if name is WorkerName.JOIN:
-        from streams.join.join_app import create_join_app
+        from streams.join.app import create_join_app
 
         return create_join_app(settings, health)
     if name is WorkerName.TRENDING:
-        from streams.trending.trending_app import create_trending_app
+        from streams.trending.app import create_trending_app
 
         return create_trending_app(settings, health)
 
     from models.threads import limit_threads
-    from streams.trainer.trainer_app import create_trainer_app
+    from streams.trainer.app import create_trainer_app
 
     limit_threads(settings.trainer.threads)
     return create_trainer_app(settings, health)

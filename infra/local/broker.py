@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infra.platform.child import Child, ServiceError, log_tail, start_child, wait_until_ready
-from infra.platform.claims import LOOPBACK, claim_directory, claim_port, is_listening
+from infra.platform.guarded_process import Child, ServiceError, log_tail, start_child, wait_until_ready
+from infra.platform.port_locks import LOOPBACK, claim_directory, claim_port, is_listening
 from infra.platform.settings import Settings
 
 Kind = Literal["kafka", "noida"]

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from infra.platform.child import Child, ServiceError, start_child, wait_until_ready
-from infra.platform.claims import LOOPBACK, claim_directory, claim_port, is_listening
+from infra.platform.guarded_process import Child, ServiceError, start_child, wait_until_ready
+from infra.platform.port_locks import LOOPBACK, claim_directory, claim_port, is_listening
 from infra.platform.settings import Settings
 
 MEMTABLE_BYTES = 4_000_000  # rows in the memtable are searched slowly; segments are not

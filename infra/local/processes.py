@@ -15,7 +15,7 @@ from typing import Any
 from infra.local.broker import Broker, launch_broker
 from infra.local.milvus_server import MilvusServer, Probe, launch_milvus
 from infra.local.supervisor import Part, Supervisor
-from infra.platform.child import Child, start_child
+from infra.platform.guarded_process import Child, start_child
 from infra.platform.health import fetch_health
 from infra.platform.run_files import announce_services, fill_in, read_run_files
 from infra.platform.settings import ENV_PREFIX, Settings, to_environ

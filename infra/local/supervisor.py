@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import structlog
 
 from infra.local.disk import full_disk
-from infra.platform.child import Child, ServiceError, log_tail
+from infra.platform.guarded_process import Child, ServiceError, log_tail
 from infra.platform.settings import variable_of
 
 log = structlog.get_logger(__name__)

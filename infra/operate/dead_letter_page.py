@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streams.dead_letters.dead_letter_box import Entry
+from streams.dead_letters.box import Entry
 from streams.messages import DeadLetter
 
 LONGEST_REASON = 90

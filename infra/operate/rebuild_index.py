@@ -12,7 +12,7 @@ from indexer.collection import Index
 from indexer.errors import IndexFailure
 from indexer.schema import BESIDE
 from infra.operate.releases import read_bundles, read_topic
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.follow import TopicFollower

@@ -1,7 +1,7 @@
 """What releases there are: bundles on disk, collections in Milvus, what servers were told to serve and what they serve.
 
 Each of the three may be away, and the other two are shown. Which release is live, which is the spare and whether a
-collection counts is read as the indexer reads it (indexer/handover.py).
+collection counts is read as the indexer reads it (indexer/rollout.py).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from indexer import handover
+from indexer import rollout
 from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing
-from indexer.handover import announced_ms, is_whole, spare_of
+from indexer.rollout import announced_ms, is_whole, spare_of
 from infra.platform.settings import Kafka, Milvus, Settings
 from models.release.manifest_file import MANIFEST, read_manifest_bytes
 from streams import topics
@@ -89,7 +89,7 @@ class _Manifest(msgspec.Struct, frozen=True):
 def read_releases(settings: Settings) -> ReleaseReport:
     """All that can be found out now; what cannot is among the problems."""
     now_ms = time.time_ns() // 1_000_000
-    told, marks, collections, problems = handover.Releases(), dict[str, str](), list[CollectionFound](), list[str]()
+    told, marks, collections, problems = rollout.Releases(), dict[str, str](), list[CollectionFound](), list[str]()
     try:
         told = read_topic(settings.kafka)
     except (KafkaError, TopicMissing) as error:
@@ -125,28 +125,28 @@ def read_collections(milvus: Milvus) -> list[CollectionFound]:
     return [each for each in found if each is not None]
 
 
-def read_topic(kafka: Kafka) -> handover.Releases:
+def read_topic(kafka: Kafka) -> rollout.Releases:
     """What `releases` says; servers are heard at their records' times. Raises KafkaError, TopicMissing."""
     with TopicFollower(kafka, topics.RELEASES) as follower:
-        told = handover.Releases()
+        told = rollout.Releases()
         while not follower.caught_up:
             for record in follower.poll(0.5):
                 told = hear(told, record)
     return told
 
 
-def hear(told: handover.Releases, record: Any) -> handover.Releases:
+def hear(told: rollout.Releases, record: Any) -> rollout.Releases:
     """What is known after one more record; one that cannot be read says nothing."""
     kind, _, server_id = (record.key or b"").decode(errors="replace").partition("/")
     if record.value is None:
-        return handover.forget_server(told, server_id) if kind == "server" else told
+        return rollout.forget_server(told, server_id) if kind == "server" else told
     try:
-        return handover.hear(told, decode(_RELEASE, record.value, max_bytes=len(record.value)), record.timestamp)
+        return rollout.hear(told, decode(_RELEASE, record.value, max_bytes=len(record.value)), record.timestamp)
     except Refused:
         return told
 
 
-def servers_of(told: handover.Releases, now_ms: int, timeout_s: float) -> list[ServerFound]:
+def servers_of(told: rollout.Releases, now_ms: int, timeout_s: float) -> list[ServerFound]:
     """Servers by id; one lives that was heard within `timeout_s` of the last that was."""
     servers = told.servers or {}
     newest_ms = max((server.heard_ms for server in servers.values()), default=0)

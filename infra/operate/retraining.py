@@ -16,9 +16,9 @@ import structlog
 
 from infra.platform.settings import Settings
 from models.logs.log import LogError
-from models.logs.source import prepare
 from models.logs.stored_log import store_log
-from models.ranking.exposures import Delays
+from models.logs.training_set import prepare
+from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
 from models.ranking.ranker_training import LEAST_ROWS

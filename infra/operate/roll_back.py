@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from indexer import handover
+from indexer import rollout
 from indexer.collection import collection_name
-from indexer.handover import WHOLE, announced_ms, spare_of
+from indexer.rollout import WHOLE, announced_ms, spare_of
 from infra.operate.releases import BundleFound, CollectionFound, hear, read_bundles, read_collections, servers_of
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.follow import TopicFollower
@@ -52,7 +52,7 @@ class _Audience:
     """The servers that a roll-back waits for: those that lived when it began and those that were heard since."""
 
     version: str
-    told: handover.Releases
+    told: rollout.Releases
     awaited: set[str]
 
     def hear(self, follower: TopicFollower, wait_s: float) -> None:
@@ -74,7 +74,7 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
     Raises RollBackRefused, IndexFailure (Milvus does not answer), TopicMissing and KafkaError.
     """
     with TopicFollower(settings.kafka, topics.RELEASES) as follower:
-        told = handover.Releases()
+        told = rollout.Releases()
         while not follower.caught_up:
             for record in follower.poll(POLL_S):
                 told = hear(told, record)
@@ -103,7 +103,7 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
 
 
 def choose(
-    told: handover.Releases, collections: Iterable[CollectionFound], bundles: Iterable[BundleFound]
+    told: rollout.Releases, collections: Iterable[CollectionFound], bundles: Iterable[BundleFound]
 ) -> CollectionFound:
     """The collection to go back to. Raises RollBackRefused."""
     found = {each.version: each for each in collections}
@@ -132,13 +132,13 @@ def check_spare(directory: Path) -> None:
         raise RollBackRefused(f"the spare {directory.name} cannot be served: {error}") from None
 
 
-def living(told: handover.Releases, now_ms: int, timeout_s: float) -> set[str]:
+def living(told: rollout.Releases, now_ms: int, timeout_s: float) -> set[str]:
     """The servers that have been heard within `timeout_s`."""
     servers = servers_of(told, now_ms, timeout_s)
     return {server.server_id for server in servers if server.lives and server.heard_s_ago <= timeout_s}
 
 
-def coming(told: handover.Releases, collections: Iterable[CollectionFound]) -> str:
+def coming(told: rollout.Releases, collections: Iterable[CollectionFound]) -> str:
     """The newest bundle's version while its collection has still to be announced; empty otherwise."""
     newest = told.bundle.version if told.bundle else ""
     mark = {each.version: each.mark for each in collections}.get(newest, "")

@@ -27,8 +27,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from infra.platform import metrics
 from infra.platform.certificates import load_certificate
-from infra.platform.claims import port_error
 from infra.platform.page_server import PageServer, pages_of
+from infra.platform.port_locks import port_error
 from infra.platform.run_files import reachable, run_file
 from infra.platform.settings import Metrics, Settings, SettingsError
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from pydantic import SecretStr
 
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 
 TARGETS = "prometheus-targets.json"

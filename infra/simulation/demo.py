@@ -24,9 +24,9 @@ from infra.cli.learn import Step, progress_bars
 from infra.local.stack import running_stack
 from infra.operate.status import Samples, delay_of, read_status, since, within_s
 from infra.platform.settings import Settings
-from infra.simulation.audience import Audience, Sender, now_ms, wait_for
+from infra.simulation.demo_context import Claims, Stage, go_live
 from infra.simulation.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranker
-from infra.simulation.stage import Claims, Stage, go_live
+from infra.simulation.simulated_traffic import Audience, Sender, now_ms, wait_for
 from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
 from serving.client.client import RecommendClient

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from infra.cli.learn import Step, progress_bars, retrain_ranker
 from infra.platform.settings import Kafka
-from infra.simulation.audience import now_ms, wait_for
-from infra.simulation.stage import Claims, Stage, go_live
+from infra.simulation.demo_context import Claims, Stage, go_live
+from infra.simulation.simulated_traffic import now_ms, wait_for
 from streams import topics
 from streams.kafka.follow import TopicFollower
 from streams.messages import Recommended

@@ -3,7 +3,7 @@
 Seeded, and the clock is an argument: the same seed and the same calls give the same events. Choices come in two kinds:
 self-chosen watches (`past_log`, `step`), where a person picks one of all videos by popularity times taste, and answers
 to what a recommender shows (`past_exposures`, `respond`), where they look down a list and start what they like (see
-infra.simulation.exposures). How long they then watch is drawn around a known mean, so the world can tell the true
+infra.simulation.browsing_model). How long they then watch is drawn around a known mean, so the world can tell the true
 expected seconds that a ranker only estimates. Some self-chosen watches were searched for: the person asked for the
 video's channel or topic just before, so a search tells something of the next watch. Live time is denser than life: a
 watch is reported the moment it happens, whatever its length.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from infra.simulation.exposures import TINY, Memory, first_of, look_down, show_lists, without_repeats
+from infra.simulation.browsing_model import TINY, Memory, first_of, look_down, show_lists, without_repeats
 from infra.simulation.population import (
     DEVICES,
     HOUR_MS,

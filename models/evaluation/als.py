@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation.cases import Cases, Stream
+from models.evaluation.eval_queries import Cases, Stream
 from models.evaluation.item_to_item import seen_matrix, watch_matrix
 
 Floats = npt.NDArray[np.float32]

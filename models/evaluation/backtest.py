@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation.cases import Asked, Cases, History, Stream
 from models.evaluation.comparison import Estimate
-from models.evaluation.exposure import Exposure
+from models.evaluation.coverage import Exposure
+from models.evaluation.eval_queries import Asked, Cases, History, Stream
 
 __all__ = ["Asked", "Cases", "Entrant", "History", "Recommender", "Stream", "Walk", "judge", "walk_frozen", "walk_live"]
 

@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.evaluation.cases import Stream
-from models.logs.source import Source, prepare
+from models.evaluation.eval_queries import Stream
 from models.logs.stored_log import StoredLog
 from models.logs.stored_searches import StoredSearches
+from models.logs.training_set import Source, prepare
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """`stream` and the ids behind its numbers, in the order in which items became known (models.logs.source); and
+    """`stream` and the ids behind its numbers, in the order in which items became known (models.logs.training_set); and
     `source`, from which our own model learns."""
 
     stream: Stream

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from models.evaluation.als import Als, als_is_installed
 from models.evaluation.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
-from models.evaluation.cases import Asked, Stream
 from models.evaluation.comparison import Estimate
+from models.evaluation.eval_queries import Asked, Stream
 from models.evaluation.item_to_item import EASE_ITEMS, Ease, ItemKnn
 from models.evaluation.split import Split, validation_history
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluation.backtest import Recommender
-from models.evaluation.cases import Cases, Stream
 from models.evaluation.comparison import Estimate, log_rank
+from models.evaluation.eval_queries import Cases, Stream
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

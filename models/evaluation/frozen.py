@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluation.backtest import Recommender
-from models.evaluation.cases import Asked, Cases, History
+from models.evaluation.eval_queries import Asked, Cases, History
 
 Floats = npt.NDArray[np.float32]
 

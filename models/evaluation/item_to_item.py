@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.evaluation.cases import Cases, Stream
+from models.evaluation.eval_queries import Cases, Stream
 from models.logs.timeline import first_of_pair
 
 Rows = npt.NDArray[np.int64]

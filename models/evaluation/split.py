@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from models.evaluation.cases import History, Stream
+from models.evaluation.eval_queries import History, Stream
 
 VALIDATION_SHARE = 0.1  # of the positives before the cut, at most
 LIVE_VALIDATION = 10_000  # positives of a live validation walk, at most: each is ranked by every setting

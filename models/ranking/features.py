@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.ranking.moment import (
+from models.ranking.ranking_batch import (
     COMPLETIONS,
     DAY_MS,
     HISTORY,

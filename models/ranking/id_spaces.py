@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.ranking.moment import Names
+from models.ranking.ranking_batch import Names
 
 Codes = npt.NDArray[np.int64]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.catalogue.columns import Columns
-from models.ranking.moment import COLUMNS
+from models.ranking.ranking_batch import COLUMNS
 
 Rows = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]

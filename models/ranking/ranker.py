@@ -20,9 +20,9 @@ from torch import Tensor
 
 from models.ranking.features import Scope, compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
-from models.ranking.moment import Moment, Names
 from models.ranking.quantiles import Quantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
+from models.ranking.ranking_batch import Moment, Names
 from models.ranking.ranking_examples import CAP_S, SCOPES
 from models.ranking.watch_quantiles import WatchQuantiles
 

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from infra.platform.settings import Ranker as Settings
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
-from models.logs.source import Source
 from models.logs.stored_log import StoredLog
-from models.ranking.exposures import Delays, Exposures
+from models.logs.training_set import Source
+from models.ranking.impression_log import Delays, Exposures
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import HISTORY
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_batch import HISTORY
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, predict
 from models.ranking.ranking_examples import RankingExamples
 from models.retrieval.candidates import CandidateModel, with_one
@@ -124,7 +124,7 @@ def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: 
 
 class UnseenScores:
     """Retrieval scores of exposures by a model that was trained on rows before `since`: a
-    models.ranking.exposures.Scorer."""
+    models.ranking.impression_log.Scorer."""
 
     def __init__(self, model: CandidateModel, exposures: Exposures, since: int) -> None:
         self._model, self._exposures, self._since = model, exposures, since

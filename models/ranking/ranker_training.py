@@ -22,10 +22,10 @@ from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import LogError
 from models.ranking.features import FEATURES, Scope, ids_of
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
-from models.ranking.moment import Names
 from models.ranking.quantiles import Quantiles, fit_quantiles
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
+from models.ranking.ranking_batch import Names
 from models.ranking.ranking_examples import SCOPES, RankingExamples
 from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 from models.retrieval.batches import batch_size, epoch_batches

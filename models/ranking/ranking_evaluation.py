@@ -1,7 +1,7 @@
 """Predictions on impressions that a ranker has not seen, and what is said of them: table, deciles, rolling calibration.
 
 Every comparison between items that one user was shown is made with predictions whose user state is frozen at the first
-of them (models.ranking.exposures): streaming features move between the rows that are compared.
+of them (models.ranking.impression_log): streaming features move between the rows that are compared.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from models.evaluation.ranking_comparison import Ratio, Totals
 from models.evaluation.ranking_metrics import pair_loss, top_seconds, user_auc, xauc_parts
 from models.logs.decayed_past import DecayedPast
-from models.ranking.exposures import PAGE_MS, Delays
 from models.ranking.features import numbers_of
+from models.ranking.impression_log import PAGE_MS, Delays
 from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
-from models.ranking.moment import Names
 from models.ranking.ranker import Ranker
+from models.ranking.ranking_batch import Names
 from models.ranking.ranking_examples import QUERY_IDS, SCOPES, RankingExamples
 
 Rows = npt.NDArray[np.int64]

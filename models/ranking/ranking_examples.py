@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.logs.array_file import ArrayFile, mapped
 from models.ranking.features import Scope, ids_of, numbers_of
-from models.ranking.moment import HISTORY, MOST_TOPICS, SOURCES, Names
+from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Names
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

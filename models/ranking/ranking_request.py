@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
-from models.catalogue.viewer import RankedViewer
+from models.catalogue.user_profile import RankedViewer
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import (
+from models.ranking.ranking_batch import (
     HISTORY,
     SHOWN,
     SOURCES,

@@ -18,10 +18,10 @@ from infra.platform.settings import Model
 from infra.platform.settings import Ranker as RankerSettings
 from models.logs.dataset import Dataset
 from models.logs.log import LogError
-from models.logs.source import Source, prepare
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import StoredSearches
-from models.ranking.exposures import Delays
+from models.logs.training_set import Source, prepare
+from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import Served, learn_from_served, learn_ranker
 from models.release.bundle import Manifest, write_bundle

@@ -20,10 +20,10 @@ import torch
 from infra.platform.settings import Model
 from models.catalogue.catalogue import Catalogue
 from models.evaluation.backtest import judge, rows_at_once
-from models.evaluation.cases import Asked, Cases, History, Stream
+from models.evaluation.eval_queries import Asked, Cases, History, Stream
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
-from models.logs.source import Source
+from models.logs.training_set import Source
 from models.retrieval.candidate_training import NOTHING, Ablation, Fit, Lessons
 from models.retrieval.candidates import CandidateModel, Reader
 from models.retrieval.checkpoint import Checkpoints, Choice

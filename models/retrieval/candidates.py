@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.catalogue.context import ContextVocabulary
-from models.catalogue.viewer import Viewer
+from models.catalogue.user_profile import Viewer
 from models.logs.array_file import forget_pages
 from models.logs.examples import Queries
 from models.logs.searches import MOST_HISTORY, history_tokens

@@ -20,7 +20,7 @@ from torch import Tensor
 from infra.platform.settings import Trainer
 from models.catalogue.catalogue import NO_IDS, Catalogue
 from models.catalogue.columns import Columns
-from models.catalogue.viewer import Example
+from models.catalogue.user_profile import Example
 from models.evaluation.drift import turned_and_grown
 from models.logs.examples import Examples, Queries
 from models.retrieval.candidates import CandidateModel, Reader, with_one

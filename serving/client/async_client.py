@@ -18,7 +18,7 @@ from typing import Any
 
 from infra.platform.settings import Kafka
 from serving.client.client import RecommendClient, RequestFailed
-from serving.client.under_way import request_for, shares
+from serving.client.pending_requests import request_for, shares
 from streams.messages import Context, RecommendReply, RecommendRequest
 
 

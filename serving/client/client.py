@@ -40,7 +40,7 @@ from kafka.errors import KafkaError
 
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
-from serving.client.under_way import UnderWay, request_for, shares
+from serving.client.pending_requests import UnderWay, request_for, shares
 from streams import topics
 from streams.kafka.fetching import unpack_for
 from streams.kafka.follow import TopicMissing

@@ -1,8 +1,8 @@
 """What may not be in an answer: watched before, excluded, shown too often, taken down, outside the request's filter.
 
 The same rules for every source. What few items are banned by name is a set; what was watched long ago is a compact set
-of hashes (streams/history/seen.py); the request's filter reads the catalogue's columns. Nothing here loops over the
-catalogue.
+of hashes (streams/history/watched_filter.py); the request's filter reads the catalogue's columns. Nothing here loops
+over the catalogue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.catalogue.catalogue import Catalogue
 from models.catalogue.item_filter import ItemFilter
 from serving.request.draft import Draft
 from serving.state.views import CatalogueView
-from streams.history.seen import codes_of, seen_mask
+from streams.history.watched_filter import codes_of, seen_mask
 from streams.messages import UserHistory
 
 Flags = NDArray[np.bool_]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.platform.settings import Serving
-from models.ranking.moment import FRESH, SIMILAR, TRENDING
+from models.ranking.ranking_batch import FRESH, SIMILAR, TRENDING
 from serving.request.draft import Draft
 from serving.request.retrieval import Ids, Query
 from serving.request.selection import seed_of

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
-from models.ranking.moment import TWO_TOWER
+from models.ranking.ranking_batch import TWO_TOWER
 from serving.request.draft import Answered, Asked, Draft, Found, Stages
 from serving.request.filtering import banned_by, wanted
 from serving.request.nominating import Sources, queries_of

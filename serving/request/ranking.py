@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import IMPRESSIONS
 from models.ranking.ranker import Ranked, id_strings
+from models.ranking.ranking_batch import IMPRESSIONS
 from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
 from models.threads import in_parts

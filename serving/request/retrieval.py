@@ -4,8 +4,8 @@ A search of the index runs in a thread of its own, so that the answering thread 
 fails, or is not back within its time, is answered by the mirror, and the index is then left alone for a while
 (serving/state/breaker.py): no second request waits for a dead Milvus. While there is a mirror no request is ever used
 to find out whether it is back; a copy of a query is sent in the shadow. A share of the answers is audited
-(serving/state/audit.py). Without a mirror nobody can tell a good answer from that of a half-filled collection, as
-there is one when Milvus has lost its data: so after a failure the collection must say that it is whole before it is
+(serving/state/recall_audit.py). Without a mirror nobody can tell a good answer from that of a half-filled collection,
+as there is one when Milvus has lost its data: so after a failure the collection must say that it is whole before it is
 searched again.
 """
 
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexFailure, IndexMissing
 from indexer.expression import to_milvus
-from indexer.handover import is_whole
+from indexer.rollout import is_whole
 from infra.platform import metrics
 from infra.platform.settings import Serving
 from models.catalogue.item_filter import ItemFilter
-from serving.state.audit import Audit
 from serving.state.breaker import Breaker
+from serving.state.recall_audit import Audit
 from serving.state.release import LiveRelease
 
 log = structlog.get_logger(__name__)

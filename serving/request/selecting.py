@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.platform.settings import Selection
-from models.ranking.moment import SOURCES, TRENDING
+from models.ranking.ranking_batch import SOURCES, TRENDING
 from models.ranking.ranking_request import Nominations
 from serving.request.draft import Draft, Found
 from serving.request.selection import PINNED, Options, choose, pins_of, seed_of
@@ -17,7 +17,7 @@ from serving.request.sources import Wanted
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, TrendingView
 from streams.messages import Recommended
-from streams.trending.trending import GLOBAL
+from streams.trending.rules import GLOBAL
 
 CATALOGUE = "catalogue"
 CHUNK, MOST_LOOKED_AT = 256, 5120  # spare items

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.platform import metrics
-from models.ranking.moment import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
+from models.ranking.ranking_batch import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
 from models.ranking.ranking_request import Nominations
 from serving.request.draft import Draft, Found
 from serving.state.fresh import FreshView
 from serving.state.views import TrendingView
-from streams.trending.trending import GLOBAL, region_scope
+from streams.trending.rules import GLOBAL, region_scope
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]

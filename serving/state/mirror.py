@@ -1,8 +1,8 @@
 """The exact mirror: the vectors of the live collection in memory, searched by comparing a query with all of them.
 
 It is fed by the same records as the index. It answers when Milvus does not, it says how good Milvus' answers are
-(serving/state/audit.py), and it knows the vector of any item. A search costs in proportion to the items, which is why
-there is a limit to them (`serving.mirror_items`): a hundred thousand take a few milliseconds.
+(serving/state/recall_audit.py), and it knows the vector of any item. A search costs in proportion to the items, which
+is why there is a limit to them (`serving.mirror_items`): a hundred thousand take a few milliseconds.
 
 An item that is down keeps its row, so that it can come back at once. It is taken out of every answer by its last
 coordinate, the popularity, whose counterpart in every user vector is 1.

@@ -19,7 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from indexer.errors import IndexFailure
-from indexer.handover import is_whole
+from indexer.rollout import is_whole
 from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.logs.array_file import forget_pages

@@ -19,9 +19,9 @@ from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
 from serving.state.fresh import FreshView
-from serving.state.marks import Marks
+from serving.state.read_offsets import Marks
 from streams import topics
-from streams.erasure.forgotten import Forgotten
+from streams.erasure.erased_users import Forgotten
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
 log = structlog.get_logger(__name__)
@@ -163,7 +163,7 @@ class StatisticsView:
 
 class TrendingView:
     """Decayed counts of all partitions, added up by scope: `global`, and a region's
-    (streams.trending.trending.region_scope).
+    (streams.trending.rules.region_scope).
 
     What one scope costs does not depend on how many others there are.
     """

@@ -15,7 +15,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionE
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
-from serving.worker.ledger import CLIENT, Ledger, undelivered
+from serving.worker.offset_tracker import CLIENT, Ledger, undelivered
 from streams import topics
 
 log = structlog.get_logger(__name__)

@@ -25,9 +25,9 @@ from infra.platform import metrics
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from serving.state.feed import Chunk, Feed
-from serving.state.marks import Marks
+from serving.state.read_offsets import Marks
 from serving.state.views import HistoryView
-from serving.worker.handed_over import HandedOver
+from serving.worker.reply_cache_warmup import HandedOver
 from streams import topics
 from streams.kafka.fetching import unpack_for
 

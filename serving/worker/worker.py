@@ -9,8 +9,8 @@ What arrives waits in a bounded queue, oldest first; beyond it in Kafka. A reque
 from the ladder's bottom, which costs little, so a burst is worked off and nobody is left without a reply.
 
 The order of effects of a batch: impressions, replies and dead letters are sent; when all of them are acknowledged, the
-offsets are committed (see serving.worker.ledger). A bug that a request shows goes with it to the dead letters, its
-client is told, and then the process stops loudly.
+offsets are committed (see serving.worker.offset_tracker). A bug that a request shows goes with it to the dead letters,
+its client is told, and then the process stops loudly.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from serving.request.retrieval import Retrieval
 from serving.state.feed import Feed
 from serving.state.release import Releases
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
-from serving.worker.desk import Cook, Desk, Work
-from serving.worker.handed_over import HandedOver
+from serving.worker.clock_skew import Skew
+from serving.worker.dispatcher import Cook, Desk, Work
 from serving.worker.intake import Letter
 from serving.worker.outbox import Outbox
 from serving.worker.partitions import Partitions
-from serving.worker.repeats import Repeats
+from serving.worker.reply_cache import Repeats
+from serving.worker.reply_cache_warmup import HandedOver
 from serving.worker.reply_topics import ReplyTopics
-from serving.worker.skew import Skew
 from streams import topics
 from streams.epochs import Epochs
-from streams.erasure.forgotten import Forgotten
+from streams.erasure.erased_users import Forgotten
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)

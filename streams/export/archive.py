@@ -20,7 +20,7 @@ from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
-from streams.erasure.forgotten import read_forgotten
+from streams.erasure.erased_users import read_forgotten
 from streams.kafka.follow import TopicFollower
 from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
 

@@ -21,7 +21,7 @@ from models.catalogue.vocabulary import Vocabulary
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
-from streams.erasure.forgotten import read_forgotten
+from streams.erasure.erased_users import read_forgotten
 from streams.kafka.follow import TopicFollower
 from streams.messages import RankingExample, Refused, Shown, decode
 

@@ -37,8 +37,8 @@ from msgspec.structs import replace
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.erasure.forgotten import Forgotten, read_forgotten
-from streams.history.history_app import KINDS, SHOWN, apply_event
+from streams.erasure.erased_users import Forgotten, read_forgotten
+from streams.history.app import KINDS, SHOWN, apply_event
 from streams.kafka.follow import TopicFollower
 from streams.kafka.intake import LATEST_MS, Raw, read
 from streams.messages import Impression, Refused, UserHistory, decode, encode

@@ -5,7 +5,7 @@ A sum is decayed when it is touched: value * 2^-(dt / half-life) + new. An impre
 as much less. No video counts for more than CAP_S.
 
 Each row carries its `mark`, so that a repeat after a crash is known: the watermark up to which closed windows are in
-it, and the offset of the last impression that pushed an older one out (see streams.join.join). A row holds all that
+it, and the offset of the last impression that pushed an older one out (see streams.join.rules). A row holds all that
 was due up to its mark, because whatever is due together is counted before the rows are published.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.ranking_examples import CAP_S
-from streams.join.join import Tally
+from streams.join.rules import Tally
 from streams.messages import Outcome, Shown, StatisticsRow
 
 LEAST_IMPRESSIONS = 0.01  # a row that decayed below is dropped

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.forgotten import Forgotten
-from streams.history.history import Source
+from streams.erasure.erased_users import Forgotten
+from streams.history.rules import Source
 from streams.kafka.dead_letters import check_headers, dead_letter
 from streams.kafka.outbox import Outbox
 from streams.messages import Impression, Refused, decode, encode

@@ -1,7 +1,7 @@
 """Floods of messages that cannot be used into a running system, and the account of what became of each.
 
 Used by a test in the suite and by a benchmark. A bad message must be a dead letter, under its own place (the same one
-twice where its reader was given the partition anew before it had committed, see streams.dead_letters.dead_letter_box);
+twice where its reader was given the partition anew before it had committed, see streams.dead_letters.box);
 a request may instead be answered by an error. In topics that our own processes write for each other, and that
 views are made of, it is passed over: the views have read it, and nothing has changed.
 """

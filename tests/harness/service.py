@@ -23,14 +23,14 @@ from infra.cli.learn import published
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.operate.releases import read_topic
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle
 from streams import topics
-from streams.history.history import is_completed
+from streams.history.rules import is_completed
 from streams.messages import Item, ItemVector, Trending, UserHistory, Watch, encode
 from streams.releases import announce
 from tests.harness.system import cli, embedded, process, wait_for_health, wait_until, with_section

@@ -24,7 +24,7 @@ from infra.local.broker import start_broker
 from infra.local.milvus_server import start_milvus
 from infra.local.processes import child_environ
 from infra.local.stack import COMMANDS, milvus_answers
-from infra.platform.child import Child, start_child, wait_until_ready
+from infra.platform.guarded_process import Child, start_child, wait_until_ready
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files

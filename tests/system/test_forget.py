@@ -21,7 +21,7 @@ from infra.platform.run_files import fill_in
 from infra.platform.settings import Forget, Join, Kafka, Settings
 from models.logs.log import LogError
 from streams import topics
-from streams.dead_letters.dead_letter_box import read_box
+from streams.dead_letters.box import read_box
 from streams.export.archive import store_archive
 from streams.export.ranking_archive import store_served
 from streams.kafka.follow import TopicFollower

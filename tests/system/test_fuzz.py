@@ -20,8 +20,8 @@ from infra.platform.health import fetch_health
 from infra.platform.run_files import read_run_files
 from serving.client.client import RecommendClient
 from streams import topics
-from streams.dead_letters.dead_letter_box import Place, read_box
-from streams.dead_letters.dead_letter_retry import retry
+from streams.dead_letters.box import Place, read_box
+from streams.dead_letters.retry import retry
 from streams.messages import (
     Impression,
     Item,

@@ -9,7 +9,7 @@ import pytest
 
 from infra.operate.replay import replay
 from infra.platform.settings import Settings
-from infra.simulation.audience import Audience
+from infra.simulation.simulated_traffic import Audience
 from infra.simulation.world import World
 from serving.client.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, WATCH_EVENTS, create_topics

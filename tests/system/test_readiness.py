@@ -68,7 +68,7 @@ def test_a_process_is_ready_only_when_all_its_users_are_known_and_its_release_is
 
 SLOW = """
 import pathlib, runpy, sys, time
-import streams.{name}.{name}_app as worker
+import streams.{name}.app as worker
 
 read, found = worker.{reader}, pathlib.Path(sys.argv.pop())
 

@@ -24,7 +24,7 @@ import pytest
 
 from infra.cli.learn import published
 from infra.operate.status import fetch_samples
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Kafka, Settings, Trainer

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from indexer.collection import Index
 from infra.local.stack import COMMANDS
 from infra.platform import metrics
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings

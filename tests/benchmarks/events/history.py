@@ -12,7 +12,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from infra.local.broker import Broker, start_broker
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from indexer.build import fill
 from indexer.collection import Index
-from indexer.filling import fill
-from indexer.rows import Rows
-from indexer.verifying import recall_of
+from indexer.pending_writes import Rows
+from indexer.verify import recall_of
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Settings
 from tests.benchmarks.index.index_ground import Floats, Ground, many, world_ground

@@ -12,9 +12,9 @@ from pymilvus import MilvusClient
 
 from indexer.collection import LITE_MEMTABLE_ROWS, Index, collection_name
 from indexer.facts import Facts
-from indexer.rows import Row, Rows
+from indexer.pending_writes import Row, Rows
 from indexer.scalars import as_row
-from indexer.writing import write_all
+from indexer.upserts import write_all
 from infra.local.milvus_server import start_milvus
 from tests.benchmarks.index.index_ground import Ground, world_ground
 from tests.benchmarks.report import Report

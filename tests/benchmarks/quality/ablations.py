@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from infra.backtest.contenders import Released
+from infra.backtest.recommenders import Released
 from infra.platform.settings import Model
 from infra.simulation.world import World
 from models.evaluation.backtest import walk_frozen

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from infra.backtest.contenders import Released
+from infra.backtest.recommenders import Released
 from infra.simulation.world import NOTICE, World
 from models.evaluation.backtest import rows_at_once
 from models.retrieval.candidate_learning import learn_candidates

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.evaluation.cases import History, Stream
 from models.evaluation.comparison import paired, recall
-from models.logs.source import Source, prepare
+from models.evaluation.eval_queries import History, Stream
 from models.logs.stored_log import StoredLog, store_frame
 from models.logs.stored_searches import StoredSearches, store_searches
+from models.logs.training_set import Source, prepare
 from tests.harness import kuairand
 
 Rows = npt.NDArray[np.int64]

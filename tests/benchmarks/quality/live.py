@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from infra.backtest.contenders import Live, Released
+from infra.backtest.recommenders import Live, Released
 from infra.platform.settings import Model, Trainer
 from models.evaluation.backtest import Recommender, walk_live
 from models.evaluation.frozen import Frozen

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from infra.platform.settings import Settings
 from infra.simulation.world import World
-from models.logs.source import prepare
 from models.logs.stored_log import store_frame
-from models.ranking.exposures import Delays, Exposures
+from models.logs.training_set import prepare
+from models.ranking.impression_log import Delays, Exposures
 from models.ranking.ranking_examples import RankingExamples
 from tests.harness import kuairand
 

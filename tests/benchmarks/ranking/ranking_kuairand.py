@@ -1,6 +1,6 @@
 """The ranker on KuaiRand's exposures, split by time 80/10/10: everything is chosen on the validation, the test reported
 once. Errors and intervals are a bootstrap over users; state is frozen as one request sees it
-(models.ranking.exposures).
+(models.ranking.impression_log).
 
 The log has no click of the kind the paper weighs by; `watched` in a pair is a completed watch, and for comparison
 KuaiRand's own click flag.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from infra.backtest.backtest_ranking import calibrated
+from infra.backtest.ranking import calibrated
 from infra.platform.settings import Ranker, Settings
 from models.evaluation.ranking_metrics import calibration
 from models.ranking.ranking_evaluation import Predictions, item_means

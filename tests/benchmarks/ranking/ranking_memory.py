@@ -70,9 +70,9 @@ def child(directory: Path) -> None:
     import torch
 
     from models.logs.log import read_items
-    from models.logs.source import prepare
     from models.logs.stored_log import open_log
-    from models.ranking.exposures import Delays, Exposures
+    from models.logs.training_set import prepare
+    from models.ranking.impression_log import Delays, Exposures
     from models.ranking.ranker_training import train_ranker
 
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.operate.replay import replay
 from infra.platform.settings import Settings
-from infra.simulation.audience import Audience
+from infra.simulation.simulated_traffic import Audience
 from infra.simulation.world import NOTICE, World
 from serving.client.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS

@@ -19,9 +19,9 @@ from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
 from models.ranking.features import compute_ids, compute_numbers
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import Moment
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_batch import Moment
 from models.ranking.ranking_examples import SCOPES
 from models.ranking.ranking_request import RankingQuery, moment_of, read_requests
 from models.threads import limit_threads

@@ -15,7 +15,7 @@ from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle
-from streams.history.history import is_completed
+from streams.history.rules import is_completed
 from streams.messages import UserHistory, Watch
 
 Floats = npt.NDArray[np.float32]

@@ -19,12 +19,12 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from infra.platform.settings import Selection
-from infra.simulation.exposures import LOOK_ON, MOST_ANSWERS, without_repeats
+from infra.simulation.browsing_model import LOOK_ON, MOST_ANSWERS, without_repeats
 from models.ranking.features import ids_of
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import SOURCES, Names, id_names, length_codes
 from models.ranking.ranker import Ranked, Ranker
 from models.ranking.ranker_training import train_ranker
+from models.ranking.ranking_batch import SOURCES, Names, id_names, length_codes
 from models.ranking.ranking_examples import SCOPES, ExampleWriter
 from models.ranking.ranking_request import RankingQuery, moment_of
 from serving.request.selection import Choice, Options, choose, seed_of
@@ -231,7 +231,7 @@ def together(users: list[str]) -> list[list[str]]:
 
 def value_of(chance: Doubles, watch_s: Doubles) -> float:
     """Expected seconds out of a list [K] whose places are looked at from the top
-    (infra.simulation.exposures.look_down): chance to start each, and its seconds once started. Who has started
+    (infra.simulation.browsing_model.look_down): chance to start each, and its seconds once started. Who has started
     MOST_ANSWERS looks no further."""
     look, total = 1.0, 0.0
     started = np.zeros(MOST_ANSWERS)  # chances to have started 0, 1, ... so far

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.handover import WHOLE
+from indexer.rollout import WHOLE
 from infra.simulation.world import NOTICE
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from infra.platform.child import wait_until_ready
+from infra.platform.guarded_process import wait_until_ready
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
 from serving.client.client import RecommendClient

@@ -22,7 +22,7 @@ from infra.cli.learn import published
 from infra.local.broker import start_broker
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import milvus_answers
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings

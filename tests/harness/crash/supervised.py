@@ -14,8 +14,8 @@ from infra.local.broker import answers
 from infra.local.processes import child_environ
 from infra.local.stack import COMMANDS
 from infra.platform import fault_points
-from infra.platform.claims import LOOPBACK, claim_port, is_listening
 from infra.platform.health import fetch_health
+from infra.platform.port_locks import LOOPBACK, claim_port, is_listening
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from tests.harness.system import cli, wait_until, with_section
@@ -129,7 +129,7 @@ class Supervised:
             if entry.name.isdigit() and int(entry.name) not in {os.getpid(), self.pid_of(UP)}:
                 with contextlib.suppress(OSError):  # it has ended meanwhile
                     command = (entry / "cmdline").read_bytes()
-                    if b"guard.py" not in command and (mark in command or mark in (entry / "environ").read_bytes()):
+                    if b"process_guard.py" not in command and (mark in command or mark in (entry / "environ").read_bytes()):
                         found[int(entry.name)] = command
         return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infra.platform.settings import Selection
-from infra.simulation.exposures import look_down
+from infra.simulation.browsing_model import look_down
 from serving.request.selection import DRAWN
 from tests.benchmarks.selection.selection_scene import NOW_MS, make_scene
 from tests.benchmarks.selection.selection_service import K, Service, value_of

@@ -1,9 +1,9 @@
 """The world of the hand-over, one effect at a time: topic, Milvus, bundles, an indexer, servers, an operator.
 
-What decides is the real thing: indexer/handover.py, the acceptance rule of serving/state/release.py, the operator's
+What decides is the real thing: indexer/rollout.py, the acceptance rule of serving/state/release.py, the operator's
 choice of infra/operate/roll_back.py. What only carries it out is written down here, in the order in which
-indexer/releasing.py and serving/state/release.py do it: every `yield` of the indexer is a place where it may die, or
-anything else may happen.
+indexer/rollout_executor.py and serving/state/release.py do it: every `yield` of the indexer is a place where it may
+die, or anything else may happen.
 
 What must never be is asserted where it would be: at a drop, at a decision, at an answer.
 """
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from indexer import handover
+from indexer import rollout
 from indexer.errors import IndexMissing
-from indexer.handover import WHOLE, Announce, Build, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
+from indexer.rollout import WHOLE, Announce, Build, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
 from infra.operate.releases import BundleFound, CollectionFound
 from infra.operate.roll_back import RollBackRefused, choose
 from serving.state.release import ReleaseError, check_collection
@@ -220,9 +220,9 @@ class Indexer:
                 self.look_again()
             self.announcing = ""
 
-    def _decide(self) -> list[handover.Action]:
+    def _decide(self) -> list[rollout.Action]:
         unusable = frozenset(version for version, until_ms in self.unusable.items() if self.world.now_ms < until_ms)
-        actions = handover.decide(
+        actions = rollout.decide(
             self.releases, self.marks, building=self.building, unusable=unusable, timeout_ms=TIMEOUT_MS
         )
         assert not any(isinstance(action, Build) and action.version in unusable for action in actions)
@@ -238,7 +238,7 @@ class Indexer:
             assert version != self.releases.live, f"the live collection {version} is dropped"
             assert kept and max(kept) >= told[version], f"{version} is dropped and no later spare is kept"
 
-    def _act(self, action: handover.Action) -> Iterator[None]:
+    def _act(self, action: rollout.Action) -> Iterator[None]:
         match action:
             case Drop(version):
                 self._drop(version)
@@ -347,5 +347,5 @@ class Server:
 
 def _hear(releases: Releases, key: str, message: Release | None, now_ms: int) -> Releases:
     if message is None:
-        return handover.forget_server(releases, key.removeprefix("server/"))
-    return handover.hear(releases, message, now_ms)
+        return rollout.forget_server(releases, key.removeprefix("server/"))
+    return rollout.hear(releases, message, now_ms)

@@ -12,8 +12,8 @@ import numpy as np
 from kafka import KafkaProducer
 
 from indexer.collection import Index
-from indexer.handover import announced_ms
 from indexer.process import run_indexer
+from indexer.rollout import announced_ms
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from indexer.handover import WHOLE, announced
+from indexer.mips_to_l2 import longest_of
+from indexer.rollout import WHOLE, announced
 from indexer.scalars import Scalars
-from indexer.sphere import longest_of
 from infra.platform import metrics
 from models.release.bundle import Bundle
 from streams import topics
@@ -105,7 +105,7 @@ def test_a_collection_that_does_not_hold_its_bundle_is_never_announced(
         original(self, version, item_ids, vectors, steps, scalars)
 
     monkeypatch.setattr(Index, "upsert", upsert)
-    monkeypatch.setattr("indexer.releasing.RETRY_S", 0.2)
+    monkeypatch.setattr("indexer.rollout_executor.RETRY_S", 0.2)
     site.start()
     site.wait_for_announcement(bundle)
     assert faulty == 0
@@ -125,7 +125,7 @@ def test_a_collection_that_is_not_found_in_is_never_announced_and_the_recall_is_
         return [(ids[: len(ids) // 2], inner[: len(ids) // 2]) for ids, inner in found] if faulty >= 0 else found
 
     monkeypatch.setattr(Index, "search", search)
-    monkeypatch.setattr("indexer.releasing.RETRY_S", 0.2)
+    monkeypatch.setattr("indexer.rollout_executor.RETRY_S", 0.2)
     bundle = site.publish(1)
     site.start()
     site.wait_for_announcement(bundle)

@@ -13,9 +13,9 @@ import pytest
 
 from indexer.collection import Index, collection_name, is_indexable
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.mips_to_l2 import longest_of
 from indexer.scalars import Scalars
 from indexer.schema import BESIDE
-from indexer.sphere import longest_of
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from indexer.handover import announced_ms, is_whole
+from indexer.rollout import announced_ms, is_whole
 from tests.unit.indexer.handover_world import TIMEOUT_MS, Indexer, Server, World
 
 SERVERS = st.sampled_from("st")

@@ -7,7 +7,7 @@ import pytest
 
 from indexer.facts import Facts
 from indexer.intake import Intake, is_written
-from indexer.rows import Rows
+from indexer.pending_writes import Rows
 from indexer.scalars import UNKNOWN, Scalars
 from streams.messages import Item, ItemVector, Refused, encode
 

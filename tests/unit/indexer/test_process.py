@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from indexer.handover import is_whole
+from indexer.rollout import is_whole
 from infra.local.broker import Broker
 from infra.platform import metrics
 from infra.platform.health import fetch_health

@@ -12,10 +12,10 @@ import pytest
 
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from indexer.handover import announced_ms
+from indexer.rollout import announced_ms
 from indexer.schema import BESIDE
 from infra.operate.rebuild_index import rebuild_index
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import to_environ
 from models.release.bundle import Bundle
 from streams import topics

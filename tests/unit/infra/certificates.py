@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.platform.claims import LOOPBACK
+from infra.platform.port_locks import LOOPBACK
 
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-keyout")
 

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from infra.local.broker import server_properties
-from infra.platform.child import start_child, wait_until_ready
-from infra.platform.claims import LOOPBACK, claim_port, is_listening
+from infra.platform.guarded_process import start_child, wait_until_ready
+from infra.platform.port_locks import LOOPBACK, claim_port, is_listening
 from infra.platform.settings import Kafka
 from tests.unit.infra.certificates import Certificates, make_certificates
 

@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 
 from infra.platform.settings import Model, Ranker
-from models.logs.source import Source, prepare
 from models.logs.stored_log import StoredLog, store_frame
-from models.ranking.exposures import Delays, Exposures
+from models.logs.training_set import Source, prepare
 from models.ranking.features import ids_of, numbers_of
-from models.ranking.moment import Names
+from models.ranking.impression_log import Delays, Exposures
+from models.ranking.ranking_batch import Names
 from models.ranking.ranking_examples import SCOPES, WIDTHS, RankingExamples
 
 SETTINGS = Model(

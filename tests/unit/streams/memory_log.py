@@ -19,7 +19,7 @@ class Kept(NamedTuple):
 
 
 class MemoryLog:
-    """A streams.trainer.tenure.RowLog, and the outbox that writes into it."""
+    """A streams.trainer.writer_epoch.RowLog, and the outbox that writes into it."""
 
     def __init__(self, partitions: int) -> None:
         self.partitions: list[list[Kept]] = [[] for _ in range(partitions)]
@@ -42,7 +42,7 @@ class MemoryLog:
         for records in self.partitions:
             yield from records
 
-    # --- streams.trainer.tenure.RowLog
+    # --- streams.trainer.writer_epoch.RowLog
 
     def ends(self) -> Mapping[int, int]:
         return dict(enumerate(self._ends))

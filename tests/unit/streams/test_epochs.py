@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streams.epochs import CLAIM, HEADER, Epochs, claim, epoch_of, is_claim, mark
 from streams.kafka.outbox import Placed
 from streams.messages import ItemVector, encode
-from streams.trainer.tenure import Fenced, Tenure
+from streams.trainer.writer_epoch import Fenced, Tenure
 from tests.unit.streams.memory_log import Kept, MemoryLog
 
 LOOPS = threading.local()

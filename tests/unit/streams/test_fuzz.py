@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
-from indexer import handover
+from indexer import rollout
 from indexer.facts import Facts
 from indexer.intake import Intake
-from indexer.rows import Rows
+from indexer.pending_writes import Rows
 from infra.operate.releases import hear
 from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
@@ -28,14 +28,14 @@ from serving.state.release import Releases
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView
 from serving.worker.intake import open_letter
 from streams import topics
-from streams.history.history import apply_impression, apply_search, apply_watch
+from streams.history.rules import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules
-from streams.join.join import apply_impression as apply_join_impression
-from streams.join.join import apply_watch as apply_join_watch
+from streams.join.rules import apply_impression as apply_join_impression
+from streams.join.rules import apply_watch as apply_join_watch
 from streams.kafka.intake import Raw, read
 from streams.messages import Impression, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
-from streams.trainer.known import Known
-from streams.trending.trending_app import take_over
+from streams.trainer.control_state import Known
+from streams.trending.app import take_over
 from tests.harness.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
 
 SETTINGS = Settings()
@@ -185,7 +185,7 @@ def record(topic: str, key: bytes | None, value: bytes | None, at: int = 0) -> A
 
 
 def test_releases_are_heard_or_passed_over():
-    told = handover.Releases()
+    told = rollout.Releases()
     known = Known(SETTINGS)
     for topic in (topics.RELEASES, topics.ITEMS):
         for at, value in enumerate([*everything(topic), *len(KEYS) * [None]]):

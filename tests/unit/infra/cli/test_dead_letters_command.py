@@ -142,7 +142,7 @@ def test_all_that_are_open_are_sent_and_none_of_what_came_of_it(desk: Desk):
 def test_after_a_crash_between_sending_and_marking_a_message_is_sent_twice_at_most(desk: Desk, monkeypatch):
     letter = desk.put(b"the bytes")
     with monkeypatch.context() as crash:
-        crash.setattr("streams.dead_letters.dead_letter_retry.marked", lambda *_: 1 / 0)
+        crash.setattr("streams.dead_letters.retry.marked", lambda *_: 1 / 0)
         assert desk.run("retry", letter).code == 70
     assert desk.run("retry", letter).code == desk.run("retry", letter).code == 0
     assert len(desk.all_of(WATCH_EVENTS)) == 2
@@ -187,7 +187,7 @@ def test_without_a_broker_the_command_says_so(monkeypatch, capsys):
     def nobody(*_: Any) -> None:
         raise KafkaTimeoutError("no broker answers")
 
-    monkeypatch.setattr("streams.dead_letters.dead_letter_box.TopicFollower", nobody)
+    monkeypatch.setattr("streams.dead_letters.box.TopicFollower", nobody)
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
     done = commands(monkeypatch, capsys, "dead-letters")("list")
     assert done.code == 2 and "kafka.bootstrap" in done.err
@@ -209,7 +209,7 @@ def letter_in(record: Any) -> DeadLetter:
 
 
 def test_every_topic_but_the_dead_letters_can_get_a_message_back():
-    from streams.dead_letters.dead_letter_retry import COMPACTED, OURS
+    from streams.dead_letters.retry import COMPACTED, OURS
 
     assert {WATCH_EVENTS, topics.RECOMMEND_REQUESTS} < OURS and DEAD_LETTERS not in OURS
     assert ITEMS in COMPACTED and WATCH_EVENTS not in COMPACTED

@@ -14,7 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 
 from infra.local.broker import Broker, answers, server_properties, start_broker
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from tests.conftest import BROKERS, environ_for
 
@@ -101,7 +101,7 @@ def test_kafka_keeps_what_it_acknowledged_over_a_crash(make_settings: MakeSettin
 
 @pytest.mark.system
 def test_a_second_broker_on_the_same_data_is_refused(own_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.platform.claims.CLAIM_WAIT_S", 0.2)
+    monkeypatch.setattr("infra.platform.port_locks.CLAIM_WAIT_S", 0.2)
     directory = own_broker.settings.data_dir / own_broker.kind
     with pytest.raises(ServiceError, match=rf"{directory} is in use by another nextwatch.*--data-dir"):
         start_broker(own_broker.settings, environ=own_broker.environ)

@@ -10,7 +10,7 @@ import pytest
 
 from infra.local.disk import LEAST_BYTES, full_disk
 from infra.local.supervisor import Part, Watched
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 
 Usage = namedtuple("Usage", "total used free")
 

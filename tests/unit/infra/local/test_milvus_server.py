@@ -10,7 +10,7 @@ import pytest
 from pymilvus import MilvusClient
 
 from infra.local.milvus_server import MilvusServer, start_milvus
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from tests.conftest import milvus_answers
 
@@ -51,7 +51,7 @@ def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
 def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_directory(
     own_milvus: MilvusServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.platform.claims.CLAIM_WAIT_S", 0.2)
+    monkeypatch.setattr("infra.platform.port_locks.CLAIM_WAIT_S", 0.2)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", own_milvus.port), timeout=1)
     with pytest.raises(ServiceError, match=r"milvus is in use by another nextwatch.*--data-dir"):

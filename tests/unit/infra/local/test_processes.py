@@ -18,7 +18,7 @@ from infra.local.supervisor import Supervisor
 from infra.platform.run_files import find_services
 from infra.platform.settings import Settings, load_settings
 from tests.conftest import BROKERS, environ_for, milvus_answers
-from tests.unit.infra.platform.test_guard import is_alive, until
+from tests.unit.infra.platform.test_process_guard import is_alive, until
 
 MakeSettings = Callable[..., Settings]
 

@@ -17,7 +17,7 @@ from infra.local import processes, stack, supervisor
 from infra.local.processes import embedded_services
 from infra.local.stack import running_stack
 from infra.local.supervisor import Part, Supervisor, Watched
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 
 MakeSettings = Callable[..., Settings]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from infra.local.supervisor import Part, Supervisor, Watched, interrupted_by_signals, wait_before_restart_s
-from infra.platform.child import Child, ServiceError, start_child
+from infra.platform.guarded_process import Child, ServiceError, start_child
 
 LONG = ["sleep", "60"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from indexer.handover import WHOLE, Releases, announced
+from indexer.rollout import WHOLE, Releases, announced
 from infra.cli.learn import published
 from infra.local.milvus_server import start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
@@ -28,7 +28,7 @@ from infra.operate.releases import (
     spare_of,
 )
 from infra.operate.roll_back import RollBackRefused, check_spare, choose, coming, living
-from infra.platform.child import Child
+from infra.platform.guarded_process import Child
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module

@@ -11,12 +11,12 @@ from infra.operate.retraining import delays_of, retrain_from_log, retrain_from_t
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Join, Ranker, Settings
 from models.logs.log import LogError
-from models.ranking.exposures import Delays
+from models.ranking.impression_log import Delays
 from models.ranking.ranker_training import LEAST_ROWS
 from models.release.bundle import Bundle, read_bundle
 from streams.messages import encode
 from streams.topics import RANKING_EXAMPLES, create_topics
-from tests.unit.infra.backtest.test_backtest_ranking import exposure_log
+from tests.unit.infra.backtest.test_ranking import exposure_log
 from tests.unit.serving.worlds import ITEMS, train_small
 from tests.unit.streams.export.test_ranking_archive import example, shown
 

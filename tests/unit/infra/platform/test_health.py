@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.health import Health, fetch_health, serve_health
 from infra.platform.run_files import TARGETS, read_run_files
 from infra.platform.settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from infra.platform.child import ServiceError
+from infra.platform.guarded_process import ServiceError
 from infra.platform.run_files import announce_services, fill_in, find_services
 from infra.platform.settings import Settings
 

@@ -160,7 +160,7 @@ def test_a_command_that_is_not_let_in_says_so_at_once(
 ) -> None:
     wrong, says = WRONG[what]
     import_module(
-        {"serve": "serving.worker.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer.trainer_app")
+        {"serve": "serving.worker.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer.app")
     )
     began = time.monotonic()
     done = nextwatch(wrong(secured), *command)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.evaluation.backtest import MISS, Cases, History, Stream, judge, top_items, walk_frozen, walk_live
-from models.evaluation.cases import Past
+from models.evaluation.eval_queries import Past
 from models.logs.timeline import first_of_pair
 from models.retrieval.encoders import HISTORY
 

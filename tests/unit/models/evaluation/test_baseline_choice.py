@@ -5,7 +5,7 @@ import pytest
 
 import models.evaluation.baseline_choice as choice
 from models.evaluation.baseline_choice import Baselines
-from models.evaluation.cases import History, Stream
+from models.evaluation.eval_queries import History, Stream
 from models.evaluation.split import split, validation_history
 
 CUT, ROWS, CATALOGUE = 800, 1000, 30

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.evaluation.cases import History, Stream
+from models.evaluation.eval_queries import History, Stream
 from models.evaluation.split import (
     LIVE_VALIDATION,
     BacktestError,

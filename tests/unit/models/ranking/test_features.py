@@ -11,8 +11,8 @@ import pytest
 from models.catalogue.catalogue import Catalogue
 from models.ranking.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes, nominated
 from models.ranking.ranker import id_strings
+from models.ranking.ranking_batch import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes, nominated
 from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
 from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch
 

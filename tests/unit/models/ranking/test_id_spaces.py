@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
-from models.ranking.moment import Names
+from models.ranking.ranking_batch import Names
 
 
 def test_the_most_frequent_names_are_kept_and_rare_ones_are_not():

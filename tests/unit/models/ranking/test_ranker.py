@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.ranking.features import compute_numbers
-from models.ranking.moment import Moment
 from models.ranking.ranker import Ranker, serve_seconds
+from models.ranking.ranking_batch import Moment
 from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import RankingQuery, moment_of
 from models.release.bundle import Bundle, read_bundle

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from models.ranking.exposures import Exposures
 from models.ranking.features import numbers_of
+from models.ranking.impression_log import Exposures
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.moment import HISTORY
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
+from models.ranking.ranking_batch import HISTORY
 from models.ranking.ranking_examples import RankingExamples
 from models.release.bundle import Bundle
 from tests.unit.models.samples import RANKER, scratch, small_exposures, small_log

@@ -10,9 +10,9 @@ import pytest
 
 from infra.platform.settings import Ranker as Settings
 from models.ranking.features import FEATURES, numbers_of
-from models.ranking.moment import Names
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import LEAST_ROWS, SIZES, default_hidden, fit_spaces, shape_of, train_ranker
+from models.ranking.ranking_batch import Names
 from models.ranking.ranking_evaluation import predict
 from models.ranking.ranking_examples import SCOPES, RankingExamples
 from tests.unit.models.samples import RANKER, made_examples

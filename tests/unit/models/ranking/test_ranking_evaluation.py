@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models.ranking.exposures import PAGE_MS, Delays
+from models.ranking.impression_log import PAGE_MS, Delays
 from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
 from models.ranking.ranking_evaluation import (
     Predictions,

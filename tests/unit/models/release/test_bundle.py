@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.ranking.exposures import Delays
 from models.ranking.features import SCHEMA_HASH
+from models.ranking.impression_log import Delays
 from models.release import bundle as bundles
 from models.release.bundle import (
     CATALOGUE,

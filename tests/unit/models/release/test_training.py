@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from models.logs.log import LogError
-from models.logs.source import prepare
 from models.logs.stored_log import StoredLog, store_frame
 from models.logs.stored_searches import store_searches
+from models.logs.training_set import prepare
 from models.ranking.features import numbers_of
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle

@@ -5,16 +5,16 @@ import polars as pl
 import pytest
 import torch
 
-from infra.backtest.contenders import Live
+from infra.backtest.recommenders import Live
 from infra.platform.settings import Model, Trainer
 from models.catalogue.context import ContextVocabulary
 from models.evaluation.backtest import walk_live
 from models.evaluation.baselines import DecayedPopular
-from models.evaluation.cases import History, Stream
 from models.evaluation.comparison import paired
+from models.evaluation.eval_queries import History, Stream
 from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
-from models.logs.source import Source
+from models.logs.training_set import Source
 from models.retrieval.batches import epoch_batches
 from models.retrieval.candidate_learning import learn_candidates, new_net
 from models.retrieval.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infra.platform.settings import Model
-from models.logs.source import Source
+from models.logs.training_set import Source
 from models.retrieval.candidate_learning import Learned, learn_candidates, new_net
 from models.retrieval.candidate_training import Fit, Lessons
 from models.retrieval.checkpoint import STATE, CheckpointError, Checkpoints, Choice, identity_of

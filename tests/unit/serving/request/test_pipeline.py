@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.ranking.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
-from models.ranking.moment import Moment
 from models.ranking.ranker import Ranked, id_strings
+from models.ranking.ranking_batch import Moment
 from models.ranking.ranking_request import RankingQuery, moment_of
 from models.release.bundle import Manifest
 from serving.request.draft import Answered, Asked

@@ -14,7 +14,7 @@ from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
 from serving.request.retrieval import Answer, Query, Retrieval
-from serving.state.audit import ENOUGH, Audit, compare
+from serving.state.recall_audit import ENOUGH, Audit, compare
 from serving.state.release import LiveRelease, load_release
 from tests.unit.serving.worlds import ITEMS, ExactIndex, load, unavailable
 

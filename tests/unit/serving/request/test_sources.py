@@ -21,7 +21,7 @@ from serving.request.sources import NOBODY, Nominees, ask, scores_by_source, uni
 from serving.state.fresh import FreshView
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import CatalogueView, Views
-from streams.history.seen import remember
+from streams.history.watched_filter import remember
 from streams.messages import (
     Context,
     Item,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from models.catalogue.catalogue import Catalogue
 from serving.state.views import CatalogueView, HistoryView, TrendingView, add_up
 from streams.messages import Item, Trending, encode
-from streams.trending.trending import GLOBAL
+from streams.trending.rules import GLOBAL
 from tests.unit.serving.worlds import history
 
 

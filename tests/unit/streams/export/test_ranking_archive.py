@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
-from models.ranking.moment import HISTORY, Names
+from models.ranking.ranking_batch import HISTORY, Names
 from models.ranking.ranking_examples import QUERY_IDS
 from streams.export import ranking_archive
 from streams.export.ranking_archive import ServedExamples, is_usable, store_served

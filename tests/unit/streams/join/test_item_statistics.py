@@ -6,7 +6,7 @@ import pytest
 
 from models.ranking.features import SCHEMA_HASH
 from streams.join.item_statistics import ItemStatistics
-from streams.join.join import Tally
+from streams.join.rules import Tally
 from streams.messages import Impression, Outcome, Shown, StatisticsRow
 
 HOUR_MS = 3_600_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.join.schedule import Schedule
+from streams.join.due_queue import Schedule
 from streams.join.watermark import IDLE_MS, STUCK_MS, Watermark
 
 NOW_MS = 1_000_000

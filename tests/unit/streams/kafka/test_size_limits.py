@@ -14,7 +14,7 @@ import pytest
 from infra.platform.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.client.client import MOST_TIMES, RecommendClient, RequestFailed
-from serving.client.under_way import UnderWay
+from serving.client.pending_requests import UnderWay
 from serving.worker.intake import Unsupported, read_filter
 from streams.messages import (
     Impression,

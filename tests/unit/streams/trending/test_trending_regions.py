@@ -14,8 +14,8 @@ from infra.platform.settings import Settings
 from streams.kafka.intake import Raw
 from streams.messages import Context, Trending, WatchEvent, decode, encode
 from streams.topics import TRENDING, WATCH_EVENTS, partition_of
-from streams.trending.trending import GLOBAL, PartitionCounts, region_scope
-from streams.trending.trending_app import count, publish, start, take_over
+from streams.trending.app import count, publish, start, take_over
+from streams.trending.rules import GLOBAL, PartitionCounts, region_scope
 from tests.unit.streams.kafka.test_intake import Waiting
 
 HALF_LIFE_S = 10.0

@@ -1,0 +1,91 @@
+"""From a bundle to a new collection: filled in batches, so that the live one is kept fresh in between.
+
+Items that are down are parked instead of written. Whatever goes wrong, the collection has no mark yet, so nobody takes
+it for whole, and it is dropped and made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+
+from indexer.collection import Index, is_indexable
+from indexer.facts import Facts
+from indexer.mips_to_l2 import longest_of
+from indexer.pending_writes import Row, Rows
+from indexer.retry import Patience
+from infra.platform.fault_points import reached
+from models.release.bundle import Bundle
+
+log = structlog.get_logger(__name__)
+
+
+class BuildFailed(RuntimeError):
+    """A collection does not hold what its bundle says; the text says what differs."""
+
+
+@dataclass
+class Build:
+    """A collection that is being made. `steps` is None once it is filled and is catching up with the live rows."""
+
+    version: str
+    bundle: Bundle | None
+    steps: Iterator[int] | None
+    expired: set[str] = field(default_factory=set)  # let go of by the trainer meanwhile
+
+
+def fill(index: Index, bundle: Bundle, rows: Rows, facts: Facts, *, batch: int, patiently: Patience) -> Iterator[int]:
+    """Make the collection of a bundle; yields the rows handled so far after each batch.
+
+    Rows are upserted, so that a batch whose acknowledgement was lost can be sent again.
+    """
+    version, item_ids = bundle.manifest.version, bundle.model.item_ids
+    longest = longest_of(bundle.model.item_vectors())
+    patiently(lambda: _create(index, version, bundle.manifest.dim, longest, len(item_ids)))
+    reached("indexer: collection created")
+    refused = 0
+    for start in range(0, len(item_ids), batch):
+        places = np.arange(start, min(start + batch, len(item_ids)))
+        vectors = bundle.model.item_vectors(places)
+        wanted = [i for i, place in enumerate(places) if is_wanted(item_ids[place], rows)]
+        park_down(bundle, rows, places)
+        ids = [item_ids[places[i]] for i in wanted]
+        if ids:
+            _upsert(index, version, ids, vectors[wanted], facts, patiently)
+        refused += sum(not is_indexable(item_ids[place]) for place in places)
+        yield int(places[-1]) + 1
+    if refused:
+        log.warning("items left out, Milvus cannot hold their ids", version=version, items=refused)
+    patiently(lambda: index.flush(version))
+    patiently(lambda: index.load(version))
+
+
+def park_down(bundle: Bundle, rows: Rows, places: np.ndarray | None = None) -> None:
+    """Park the bundle's rows of items that are down (among those at `places`), in case they return."""
+    item_ids = bundle.model.item_ids
+    places = np.arange(len(item_ids)) if places is None else places
+    down = np.array([place for place in places if item_ids[place] in rows.down], dtype=np.int64)
+    for place, vector in zip(down, bundle.model.item_vectors(down), strict=True):
+        rows.park(bundle.manifest.version, item_ids[place], Row(0, vector.astype("<f4").tobytes()))
+
+
+def is_wanted(item_id: str, rows: Rows) -> bool:
+    """Whether a row of this item shall be in a new collection."""
+    return item_id not in rows.down and is_indexable(item_id)
+
+
+def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> None:
+    """An attempt may have left half a collection behind."""
+    index.drop(version)
+    index.create(version, dim, longest=longest, rows=rows)
+
+
+def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, facts: Facts, patiently: Patience) -> None:
+    scalars = [facts.of(item_id) for item_id in ids]
+    try:
+        patiently(lambda: index.upsert(version, ids, vectors, [0] * len(ids), scalars))
+    except ValueError as error:
+        raise BuildFailed(f"bundle {version}: {error}") from None

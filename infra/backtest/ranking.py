@@ -1,0 +1,212 @@
+"""A backtest of the ranker: an exposure log cut in time, the ranker of what is before, judged on the impressions after.
+
+Every comparison is made with the user's state frozen, as one request sees it: at the first impression of the page (user
+and hour), and for comparisons across a user's pages at the user's first impression of the test. Expectations carry the
+rolling calibration that a server would have had: learnt from the impressions whose window had closed by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from infra.backtest.files import new_directory, write_json
+from infra.backtest.report import KIND
+from infra.platform.settings import Ranker as RankerSettings
+from models.evaluation.ranking_comparison import Compared, Ratio, difference, estimate
+from models.evaluation.ranking_metrics import calibration
+from models.evaluation.split import BacktestError, iso
+from models.logs.log import read_items
+from models.logs.stored_log import store_log
+from models.logs.training_set import prepare
+from models.ranking.impression_log import Delays, Exposures
+from models.ranking.ranker_training import LEAST_ROWS, train_ranker
+from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
+from models.ranking.ranking_examples import CAP_S, RankingExamples
+
+Step = Callable[[str, int, int], None]
+Rows = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+Json = dict[str, Any]
+
+FAVOURS = {
+    "weighted_loss_page": "E[T]",
+    "weighted_loss_user": "E[T]",
+    "top1_s": "E[T]",
+    "calibration": "E[T]",
+    "mae_s": "the median",
+    "xauc": "the median",
+    "gauc": "P(completed)",
+}
+MEANING = {
+    "weighted_loss_page": "of the seconds in pairs (completed, not) of one user and hour, those misordered",
+    "weighted_loss_user": "the same over all test impressions of one user",
+    "top1_s": "watched seconds of what would have been first on its page",
+    "calibration": "sum predicted / sum watched",
+    "mae_s": "mean absolute error, seconds",
+    "xauc": "pairs of different watch time in order, over all impressions",
+    "gauc": "pairs (completed, not) of one user in order",
+}
+
+
+@dataclass(frozen=True)
+class RankingRequest:
+    """What is asked for. `test_from_ms` wins over `test_fraction`, a share of the exposures, newest last."""
+
+    log: Path
+    out: Path
+    completed_s: float
+    ranker: RankerSettings
+    delays: Delays
+    items: Path | None = None
+    mapping: Mapping[str, str] | None = None
+    test_from_ms: int | None = None
+    test_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The test's impressions with the state frozen at the page and at the user, and who predicted what of them."""
+
+    page: RankingExamples
+    user: RankingExamples
+    predicted: dict[str, Predictions]
+
+
+def run_ranking_backtest(request: RankingRequest, step: Step = lambda stage, done, total: None) -> Json:
+    """Make the directory `request.out` with report.json and ranking.parquet; the report. Nothing is left behind when it
+    fails. Raises LogError and BacktestError."""
+    with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
+        exposures = _read(request, Path(scratch), step)
+        cut = _cut(exposures, request)
+        judged = _judge(exposures, cut, request, Path(scratch), step)
+        report = _report(exposures, cut, judged, request)
+        write_json(directory, report)
+        _write_predictions(directory / "ranking.parquet", exposures, cut, judged.predicted["ranker, calibrated"])
+    return report
+
+
+def _read(request: RankingRequest, scratch: Path, step: Step) -> Exposures:
+    log = store_log(
+        request.log, scratch / "log", mapping=request.mapping, completed_s=request.completed_s, progress=step
+    )
+    items = read_items(request.items) if request.items is not None else None
+    return Exposures(log, prepare(log, items), scratch / "exposures", request.delays)
+
+
+def _cut(exposures: Exposures, request: RankingRequest) -> int:
+    """The log's row where the test begins."""
+    times = exposures.log.event_ms
+    timed = np.flatnonzero(exposures.timed(slice(0, len(exposures))))
+    if not len(timed):
+        raise BacktestError(f"{request.log}: has no row with watch_s, which the ranker is judged by")
+    if request.test_from_ms is not None:
+        cut = int(np.searchsorted(times, request.test_from_ms))
+    else:
+        cut = int(np.searchsorted(times, times[timed[int(len(timed) * (1 - request.test_fraction))]]))
+    before = int(np.searchsorted(timed, cut))
+    if before < LEAST_ROWS or before == len(timed):
+        raise BacktestError(
+            f"{request.log}: {before} exposures before and {len(timed) - before} from the cut on; {LEAST_ROWS} and "
+            "1 are needed: move --test-from or --test-fraction"
+        )
+    return cut
+
+
+def _judge(exposures: Exposures, cut: int, request: RankingRequest, scratch: Path, step: Step) -> Judged:
+    known = exposures.examples("known", stop=cut, progress=lambda *at: step("features", *at))
+    ranker = train_ranker(known, scratch / "fit", settings=request.ranker, progress=lambda *at: step("ranker", *at))
+    page, user = frozen(exposures, cut, step)
+    raw = Predictions(predict(ranker, page), predict(ranker, user))
+    return Judged(
+        page,
+        user,
+        {
+            "ranker, calibrated": calibrated(raw, page, request.delays),
+            "ranker": raw,
+            "item's mean seconds": Predictions(item_means(page), item_means(user)),
+        },
+    )
+
+
+def frozen(exposures: Exposures, cut: int, step: Step) -> tuple[RankingExamples, RankingExamples]:
+    """The impressions from the cut on, the state frozen at the page, and at the user's first of them."""
+    page = exposures.examples("page", start=cut, progress=lambda *at: step("test, by page", *at))
+    first = exposures.first_of_user(cut)
+    user = exposures.examples("user", start=cut, frozen=first, progress=lambda *at: step("test, by user", *at))
+    return page, user
+
+
+def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predictions:
+    """With the rolling factor as of the first impression of each page, so that it reorders nothing within one."""
+    factors, pages = rolling_factors(raw.page, page, delays), pages_of(page)
+    first = np.full(int(pages.max(initial=-1)) + 1, len(pages))
+    np.minimum.at(first, pages, np.arange(len(pages)))
+    return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)
+
+
+def _report(exposures: Exposures, cut: int, judged: Judged, request: RankingRequest) -> Json:
+    seconds = np.asarray(judged.page.target_s, np.float64)
+    rows = {name: judge(judged.page, predicted) for name, predicted in judged.predicted.items()}
+    ours, means = rows["ranker, calibrated"], rows["item's mean seconds"]
+    times = exposures.log.event_ms
+    return {
+        "kind": KIND,
+        "stage": "ranking",
+        "protocol": {
+            "log": request.log.name,
+            "items_file": request.items.name if request.items is not None else None,
+            "first": iso(int(times[0])),
+            "cut": iso(int(times[cut])),
+            "last": iso(int(times[-1])),
+            "exposures_before": int(np.count_nonzero(exposures.timed(slice(0, cut)))),
+            "exposures": len(seconds),
+            "users": len(np.unique(judged.page.user)),
+            "mean_s": float(seconds.mean()),
+            "completed_share": float(np.mean(judged.page.completed)),
+            "target": f"seconds watched, at most the duration and {CAP_S:g} s",
+            "completed_s": request.completed_s,
+            "settings": request.ranker.model_dump(),
+        },
+        "metrics": {name: {"means": MEANING[name], "favours": FAVOURS[name]} for name in MEANING},
+        "rankers": {name: {metric: _estimate(ratio) for metric, ratio in row.items()} for name, row in rows.items()},
+        "against_item_mean": {metric: _plain(difference(ours[metric], means[metric])) for metric in MEANING},
+        "calibration_by_decile": {
+            name: [
+                {"predicted_s": p, "watched_s": w, "ratio": None if np.isnan(r) else r}
+                for p, w, r in calibration(predicted.page, seconds)
+            ]
+            for name, predicted in judged.predicted.items()
+        },
+    }
+
+
+def _estimate(ratio: Ratio) -> Json:
+    return _plain(estimate(ratio)) | {"users": ratio.users}
+
+
+def _plain(found: Compared) -> Json:
+    return {name: None if np.isnan(value) else value for name, value in asdict(found).items()}
+
+
+def _write_predictions(path: Path, exposures: Exposures, cut: int, ours: Predictions) -> None:
+    """One row per test exposure, in order of time: expected_watch_s with the state of its page, and `score`, the same
+    with the state of the user's first test exposure and not calibrated, which orders all that one user was shown."""
+    rows = cut + np.flatnonzero(exposures.timed(slice(cut, len(exposures))))
+    log = exposures.log
+    pl.DataFrame(
+        {
+            "user_id": pl.Series(log.user_ids, dtype=pl.String).gather(np.asarray(log.users[rows], np.int64)),
+            "item_id": pl.Series(log.item_ids, dtype=pl.String).gather(np.asarray(log.items[rows], np.int64)),
+            "event_ms": np.asarray(log.event_ms[rows]),
+            "expected_watch_s": ours.page,
+            "score": ours.user,
+        }
+    ).write_parquet(path)

@@ -1,0 +1,181 @@
+"""What a backtest found, as one JSON document: every number with its n and standard error, every difference paired.
+
+The page (`infra.backtest.page`) is drawn from this document and nothing else, so whatever it shows can be
+read by a program too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.evaluation.backtest import Entrant, Walk
+from models.evaluation.comparison import (
+    Estimate,
+    Slice,
+    even_edges,
+    log_rank,
+    paired,
+    recall,
+    recall_within,
+    reciprocal_rank,
+)
+from models.evaluation.coverage import DEPTHS
+from models.evaluation.eval_queries import History
+
+Rows = npt.NDArray[np.int64]
+Json = dict[str, Any]
+
+KIND = "nextwatch backtest"
+CUTOFFS = (10, 50, 100, 500)
+CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+SLICED = (10, 100)  # recall@k by age, history length and time
+AGE_BINS, TIME_BINS = 8, 12
+HISTORY_EDGES = (1, 2, 5, 10, 20, 50, 100, math.inf)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How it was measured: what a reader must know before any number."""
+
+    log: str
+    items_file: str | None
+    seed: int
+    completed_s: float
+    first_ms: int
+    cut_ms: int
+    last_ms: int
+    validation_ms: int
+    positives: int
+    positives_before: int
+    validation_positives: int
+    test_positives: int
+    users: int
+    users_before: int
+    items: int
+    items_known: int
+    live: bool
+    block: int
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What was walked: the history, when each item was born (int64 [I]), the cut, how many items were known then."""
+
+    history: History
+    born_ms: Rows
+    cut: int
+    catalogue: int
+
+
+def build_report(
+    protocol: Protocol,
+    *,
+    entrants: Sequence[Entrant],
+    left_out: Mapping[str, str],
+    grounds: Grounds,
+    frozen: Walk,
+    live: Walk | None,
+    ours: Sequence[str],
+) -> Json:
+    """The document. `ours` are the recommenders that all others are compared with, where a walk has them."""
+    report = {
+        "kind": KIND,
+        "protocol": asdict(protocol),
+        "recommenders": [_describe(each) for each in entrants],
+        "left_out": [{"name": name, "why": why} for name, why in left_out.items()],
+        "frozen": walk_report(frozen, grounds, ours),
+        "live": None if live is None else walk_report(live, grounds, ours),
+    }
+    return {name: finite(part) for name, part in report.items()}
+
+
+def walk_report(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
+    users, watched = walk.asked.users, walk.asked.watched
+    targets = grounds.history.targets(walk.asked)
+    known = targets < grounds.catalogue
+    times_ms = np.asarray(grounds.history.stream.event_ms[watched], np.float64)
+    ages_s = np.where(known, np.maximum(times_ms - grounds.born_ms[targets], 0) / 1000, np.nan)
+    counts = grounds.history.watched_before(users, walk.asked.before)
+    slices = {
+        "by_item_age_s": (ages_s, even_edges(ages_s, AGE_BINS)),
+        "by_history": (counts, HISTORY_EDGES),
+        "by_time_ms": (times_ms, even_edges(times_ms, TIME_BINS)),
+    }
+    return {
+        "cases": len(walk),
+        "users": len(np.unique(users)),
+        "unknown_items": int((~known).sum()),
+        "recall": {
+            name: {str(k): _estimate(recall(ranks, k, users)) for k in sorted({*CUTOFFS, *CURVE})}
+            for name, ranks in walk.ranks.items()
+        },
+        "mean_reciprocal_rank": {n: _estimate(reciprocal_rank(ranks, users)) for n, ranks in walk.ranks.items()},
+        "mean_log2_rank": {n: _estimate(log_rank(ranks, users)) for n, ranks in walk.ranks.items()},
+        "differences": _differences(walk, ours),
+        **{name: _sliced(walk, values, edges) for name, (values, edges) in slices.items()},
+        "shown": _shown(walk),
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that are none: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _describe(each: Entrant) -> Json:
+    tried = [{"settings": setting, "mean_log2_rank": _estimate(estimate)} for setting, estimate in each.tried]
+    return {"name": each.name, "settings": each.settings, "note": each.note, "tried": tried}
+
+
+def _differences(walk: Walk, ours: Sequence[str]) -> list[Json]:
+    """Each of ours against every other that was not the first in an earlier pair."""
+    found, done = [], set()
+    for our in (name for name in ours if name in walk.ranks):
+        done.add(our)
+        for their, ranks in walk.ranks.items():
+            if their not in done:
+                pairs = (our, walk.ranks[our]), (their, ranks)
+                differences = [paired(*pairs, k, walk.asked.users) for k in CUTOFFS]
+                found += [asdict(each) | {"significant": each.is_significant} for each in differences]
+    return found
+
+
+def _sliced(walk: Walk, values: npt.ArrayLike, edges: Sequence[float]) -> Json:
+    """By recommender and k: a list of slices."""
+    users = walk.asked.users
+    return {
+        name: {str(k): [_slice(part) for part in recall_within(ranks, k, values, edges, users)] for k in SLICED}
+        for name, ranks in walk.ranks.items()
+    }
+
+
+def _shown(walk: Walk) -> Json:
+    return {
+        name: {
+            str(k): {
+                "coverage": _estimate(exposure.coverage(k)),
+                "mean_log_share": _estimate(exposure.popularity(k)),
+                "share_from_top_1_percent": _estimate(exposure.top_share(k)),
+            }
+            for k in DEPTHS
+        }
+        for name, exposure in walk.exposure.items()
+    }
+
+
+def _estimate(estimate: Estimate) -> Json:
+    return {"value": estimate.value, "se": estimate.se, "n": estimate.n}
+
+
+def _slice(part: Slice) -> Json:
+    return {"low": part.low, "high": part.high, **_estimate(part.estimate)}

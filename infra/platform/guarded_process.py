@@ -1,0 +1,171 @@
+"""A process of ours that cannot outlive us: started under infra/platform/process_guard.py, logged to a file, stopped by
+closing a pipe.
+
+What must hold for every service and worker is here once: own process group, output in `<data_dir>/logs/<name>.log`,
+graceful stop before SIGKILL, and, when the process that is our child here dies by whatever cause, nothing left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+GUARD = Path(__file__).with_name("process_guard.py")
+LOG_BYTES = 10_000_000  # a larger log is put aside when its process starts
+REPORT_S = 10.0
+
+
+class ServiceError(RuntimeError):
+    """A service or process of ours cannot be started; the text names the setting or file and the way out."""
+
+
+@dataclass
+class Child:
+    """A running command: `pid` is the command's own (its process group's too), the guard stands between it and us."""
+
+    name: str
+    pid: int
+    log: Path
+    grace_s: float
+    guard: subprocess.Popen[bytes] = field(repr=False)
+
+    def poll(self) -> int | None:
+        """The command's exit code (128 + signal if one ended it), None while it runs."""
+        code = self.guard.poll()
+        if code is not None and code < 0:  # the guard itself was killed: what it guarded is ours to end
+            self._signal(signal.SIGKILL)
+        return code
+
+    def ask_to_stop(self) -> None:
+        """Begin a graceful stop and return at once."""
+        assert self.guard.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # the guard has ended, or was asked before
+            self.guard.stdin.write(b"stop\n")
+        with contextlib.suppress(OSError):
+            self.guard.stdin.close()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code, None if it still runs after `timeout_s`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.guard.wait(timeout_s)
+        return self.poll()
+
+    def stop(self) -> int:
+        """Graceful stop, SIGKILL after the grace; returns when nothing of it is left."""
+        self.ask_to_stop()
+        code = self.wait(self.grace_s + 10)
+        return self.kill() if code is None else code
+
+    def kill(self) -> int:
+        """SIGKILL to the whole group: a crash."""
+        self._signal(signal.SIGKILL)
+        code = self.wait(10)
+        if code is None:  # the guard hangs: it has nothing left to guard
+            self.guard.kill()
+            code = self.guard.wait()
+        self.ask_to_stop()
+        return code
+
+    def tail(self, lines: int = 20) -> str:
+        """The end of its log."""
+        return log_tail(self.log, lines)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+
+def start_child(
+    name: str,
+    command: Sequence[str | Path],
+    *,
+    log: Path,
+    environ: Mapping[str, str] | None = None,
+    stop_signal: Literal["TERM", "INT"] = "TERM",
+    grace_s: float = 10.0,
+    held: Iterable[int] = (),
+) -> Child:
+    """Start `command` under a guard; `held` are descriptors (locks) that it keeps open as long as it lives.
+
+    Raises ServiceError when it cannot be executed.
+    """
+    read, write = os.pipe()
+    options = ["--signal", stop_signal, "--grace", str(grace_s), "--report", str(write)]
+    try:
+        with open_log(log) as output:
+            guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(GUARD), *options, "--", *map(str, command)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(os.environ if environ is None else environ),
+                pass_fds=(write, *held),
+                start_new_session=True,
+            )
+    finally:
+        os.close(write)
+    report = _read_to_end(read).splitlines()
+    pids = [int(line) for line in report if line.isdigit()]
+    if len(report) != 1 or not pids:
+        guard.kill()
+        guard.wait()
+        reason = next((line for line in report if not line.isdigit()), log_tail(log))
+        raise ServiceError(f"{name} cannot be started: {reason}")
+    return Child(name, pids[0], log, grace_s, guard)
+
+
+def wait_until_ready(child: Child, is_ready: Callable[[], bool], timeout_s: float) -> None:
+    """Return when `is_ready()`. Raises ServiceError with the end of the log if it ends first or takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not is_ready():
+        code = child.poll()
+        if code is not None:
+            raise ServiceError(f"{child.name} ended with code {code} while starting; {child.tail()}")
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"{child.name} is not ready after {timeout_s:g} s (embedded.ready_timeout_s); {child.tail()}"
+            )
+        time.sleep(0.05)
+
+
+def open_log(log: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+    """`log` opened for appending, an overgrown one put aside first."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_name(log.name + ".1"))
+    return log.open("ab")
+
+
+def log_tail(log: Path | None, lines: int = 20) -> str:
+    """The last lines of a log, with its path in front."""
+    if log is None:
+        return "it has no log yet"
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 64_000))
+            last = file.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except OSError:
+        last = []
+    return "\n".join([f"{log} ends with:", *(f"  {line}" for line in last)]) if last else f"{log} is empty"
+
+
+def _read_to_end(descriptor: int) -> str:
+    """What comes through a pipe until its other ends are closed, or until REPORT_S are over."""
+    deadline = time.monotonic() + REPORT_S
+    text = b""
+    with contextlib.closing(os.fdopen(descriptor, "rb", buffering=0)) as pipe:
+        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            more = pipe.read(256)
+            if not more:
+                break
+            text += more
+    return text.decode()

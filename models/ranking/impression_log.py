@@ -1,0 +1,309 @@
+"""From an exposure log to ranking examples: every feature as a server would have known it when the list was asked for.
+
+The log is read forward once, in pieces. A row's request is its page: what the user was shown within one hour, and what
+is known is frozen at the first row of it, as one request sees it (within a page, features that move between the rows
+that are compared move against the label). History windows end before that row; statistics know only impressions whose
+window had closed by then. So no feature can see its own future: a test shuffles the future and finds nothing changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalogue.catalogue import Catalogue
+from models.catalogue.context import FIELDS
+from models.logs.decayed_past import DecayedPast
+from models.logs.stored_log import StoredLog
+from models.logs.training_set import Source
+from models.logs.user_windows import UserWindows
+from models.ranking.features import compute_ids, compute_numbers
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.ranking_batch import (
+    COLUMNS,
+    HISTORY,
+    LENGTHS,
+    MOST_TOPICS,
+    SHOWN,
+    SOURCES,
+    Candidates,
+    Moment,
+    Names,
+    Requests,
+    id_names,
+    length_codes,
+    nominated,
+)
+from models.ranking.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
+# Of rows of the log and the rows at which their requests were frozen: retrieval score, the request's best, and place.
+Scorer = Callable[[Rows, Rows], tuple[Floats, Floats, Floats]]
+
+PAGE_MS = 3_600_000
+CHUNK = 16_384
+LEAST_IMPRESSIONS = 0.01  # decayed; with fewer nothing is known of an item
+SETTLED = 500_000  # rows counted together
+
+
+@dataclass(frozen=True)
+class Delays:
+    """As the live system has them: how long an outcome is not known, and how fast statistics forget."""
+
+    window_ms: int = 1_800_000
+    half_life_ms: float = 168 * 3_600_000.0
+
+
+class Exposures:
+    """A stored log as exposures. `directory` takes the tables that windows are cut from.
+
+    Rows whose watch_s is unknown are history only: completed, for how long nobody knows.
+    """
+
+    def __init__(self, log: StoredLog, source: Source, directory: Path, delays: Delays) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log, self.source, self.delays, self._directory = log, source, delays, directory
+        self.catalogue: Catalogue = source.catalogue
+        self._shown = UserWindows(log.users, directory / "shown.npy")
+        self._watched = UserWindows(log.users, directory / "watched.npy", self._is_watch)
+        self.pages = self._first_of_page(directory / "pages.npy")
+
+    def __len__(self) -> int:
+        return len(self.log)
+
+    def timed(self, rows: slice | Rows) -> npt.NDArray[np.bool_]:
+        return np.isfinite(self.log.watch_s[rows])
+
+    def items(self, rows: slice | Rows) -> Rows:
+        """Catalogue rows of rows of the log."""
+        return self.source.rows[self.log.items[rows]]
+
+    def target_s(self, rows: slice | Rows) -> Floats:
+        return target_of(np.asarray(self.log.watch_s[rows]), self._duration_s(rows))
+
+    def first_of_user(self, start: int) -> Rows:
+        """int64 [N - start]: of each row from `start` on, the first of them that its user has."""
+        users = np.asarray(self.log.users[start:])
+        _, first, inverse = np.unique(users, return_index=True, return_inverse=True)
+        return start + first[inverse]
+
+    def completed_before(self, asked: Rows, length: int) -> Rows:
+        """int64 [B, H]: catalogue rows of the completed ones among the newest watches before each row, -1 for none."""
+        watched = self._watched.before(asked, length)
+        at = np.maximum(watched, 0)
+        return np.where((watched >= 0) & self.log.completed[at], self.items(at), -1)
+
+    def statistics(self) -> ItemStatistics:
+        """What is known at the end of the log, all windows closed."""
+        past = _Statistics(self)
+        end_ms = int(self.log.event_ms[-1])
+        past.move_to(end_ms + 1 + self.delays.window_ms, end_ms + 1 + self.delays.window_ms)
+        return past.summed_up(end_ms)
+
+    def examples(
+        self,
+        name: str,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        frozen: Rows | None = None,
+        scorer: Scorer | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> RankingExamples:
+        """The timed rows `start` to `stop` as ranking examples, in files below `<directory>/<name>`.
+
+        `frozen` int64 [stop - start]: the row before which each row's request was asked (its page's first, where not
+        given). Examples are in the rows' order.
+        """
+        stop = len(self) if stop is None else stop
+        writer = ExampleWriter(self._directory / name)
+        statistics = _Statistics(self)
+        if frozen is not None and len(frozen):  # of any moment: what they look back on is sorted once
+            statistics.move_to(int(self.log.event_ms[frozen].min()), int(self.log.event_ms[frozen].max()))
+        for at in range(start, stop, CHUNK):
+            rows = at + np.flatnonzero(self.timed(slice(at, min(at + CHUNK, stop))))
+            asked = np.asarray(self.pages[rows]) if frozen is None else frozen[rows - start]
+            if len(rows):
+                if frozen is None:
+                    statistics.move_to(int(self.log.event_ms[rows[0]]) - PAGE_MS, int(self.log.event_ms[asked].max()))
+                self._add(writer, rows, asked, statistics, scorer)
+            progress(min(at + CHUNK, stop) - start, stop - start)
+        return writer.finish(self._names())
+
+    def _add(
+        self, writer: ExampleWriter, rows: Rows, asked: Rows, statistics: _Statistics, scorer: Scorer | None
+    ) -> None:
+        contexts = {name: self.log.contexts[name][rows] for name in FIELDS if name in self.log.contexts}
+        keys = np.stack([asked, *contexts.values()])
+        _, first, request = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+        named = {
+            name: Names(codes[first].astype(np.int64), self.log.vocabularies[name]) for name, codes in contexts.items()
+        }
+        moment = Moment(
+            self.catalogue,
+            self._requests(asked[first], named),
+            self._candidates(rows, asked, request.reshape(-1), asked[first], statistics, scorer),
+        )
+        before = writer.queries
+        for scope in SCOPES:
+            codes = {name: each.codes for name, each in compute_ids(moment, scope).items()}
+            writer.add(scope, compute_numbers(moment, scope), codes)
+        writer.add_outcomes(
+            request=before + request.reshape(-1),
+            target_s=self.target_s(rows),
+            duration_s=self._duration_s(rows),
+            completed=self.log.completed[rows],
+            position=np.zeros(len(rows), np.int32),
+            user=self.log.users[rows],
+            at_ms=self.log.event_ms[rows],
+        )
+
+    def _requests(self, asked: Rows, contexts: dict[str, Names]) -> Requests:
+        watched, shown = self._watched.before(asked, HISTORY), self._shown.before(asked, SHOWN)
+        there, was_shown = watched >= 0, (shown >= 0) & self.timed(np.maximum(shown, 0))
+        return Requests(
+            now_ms=np.asarray(self.log.event_ms[asked]),
+            watch_rows=np.where(there, self.items(np.maximum(watched, 0)), -1),
+            watch_ms=np.where(there, self.log.event_ms[np.maximum(watched, 0)], 0),
+            watch_s=np.where(there, self.log.watch_s[np.maximum(watched, 0)], 0).astype(np.float32),
+            completed=there & self.log.completed[np.maximum(watched, 0)],
+            there=there,
+            shown_rows=np.where(was_shown, self.items(np.maximum(shown, 0)), -1),
+            shown_ms=np.where(was_shown, self.log.event_ms[np.maximum(shown, 0)], 0),
+            contexts=contexts,
+        )
+
+    def _candidates(
+        self, rows: Rows, asked: Rows, request: Rows, firsts: Rows, statistics: _Statistics, scorer: Scorer | None
+    ) -> Candidates:
+        nothing = np.full(len(rows), np.nan, np.float32)
+        score, best, rank = (nothing, nothing, nothing) if scorer is None else scorer(rows, asked)
+        best_of = np.full(len(firsts), np.nan, np.float32)
+        best_of[request] = best
+        items, now_ms = self.items(rows), np.asarray(self.log.event_ms[asked])
+        return Candidates(
+            request=request,
+            rows=items,
+            score=score,
+            rank=rank,
+            best=best_of,
+            sources=Names(nominated([~np.isnan(score)]), SOURCES),
+            trending=nothing,
+            similar=nothing,
+            item=statistics.of_items(items, now_ms),
+            channel=statistics.of_channels(self.catalogue.channel_codes(items), now_ms),
+            topic=statistics.of_topics(self.catalogue.topic_codes(items), now_ms),
+            length=statistics.of_lengths(length_codes(self.catalogue.duration_s(items)), now_ms),
+            everything=statistics.of_all(np.asarray(self.log.event_ms[firsts])),
+        )
+
+    def _is_watch(self, rows: slice) -> npt.NDArray[np.bool_]:
+        watch_s = np.asarray(self.log.watch_s[rows])
+        return np.asarray((watch_s > 0) | np.isnan(watch_s))
+
+    def _duration_s(self, rows: slice | Rows) -> Floats:
+        """The row's own, else the catalogue's."""
+        own = np.asarray(self.log.duration_s[rows])
+        return np.where(np.isnan(own), self.catalogue.duration_s(self.items(rows)), own).astype(np.float32)
+
+    def _names(self) -> dict[str, tuple[list[str], int]]:
+        names = {space: (id_names(self.catalogue, space), 0) for space in ("channel", "topic", "length")}
+        names |= {name: (self.log.vocabularies[name], 0) for name in FIELDS if name in self.log.contexts}
+        return names | {"item": (self.catalogue.item_ids, 1), "source": (SOURCES, 0)}
+
+    def _first_of_page(self, path: Path) -> Rows:
+        """int64 [N] on disk: the first row of each row's user and hour."""
+        pages: Rows = np.lib.format.open_memmap(path, "w+", np.dtype(np.int64), (max(1, len(self)),))
+        last = (-1, -1, -1)  # user, hour and first row of the page that a chunk ended in
+        for users, rows in self._shown.by_user():
+            hours = np.asarray(self.log.event_ms[rows]) // PAGE_MS
+            new = np.r_[(users[0], hours[0]) != last[:2], (users[1:] != users[:-1]) | (hours[1:] != hours[:-1])]
+            place = np.maximum.accumulate(np.where(new, np.arange(len(rows)), -1))
+            pages[rows] = np.where(place >= 0, rows[np.maximum(place, 0)], last[2])
+            last = (int(users[-1]), int(hours[-1]), int(pages[rows[-1]]))
+        return pages
+
+
+class _Statistics:
+    """Impressions, watches, seconds and completions by each scope, known as late as live."""
+
+    def __init__(self, exposures: Exposures) -> None:
+        catalogue, half_life_ms = exposures.catalogue, exposures.delays.half_life_ms
+        self._exposures, self._delay_ms = exposures, exposures.delays.window_ms
+        self._settled = 0
+        self._past = {
+            "item": DecayedPast(len(catalogue), COLUMNS, half_life_ms),
+            "channel": DecayedPast(len(catalogue.channels), COLUMNS, half_life_ms),
+            "topic": DecayedPast(len(catalogue.topics), COLUMNS, half_life_ms),
+            "length": DecayedPast(len(LENGTHS), COLUMNS, half_life_ms),
+            "all": DecayedPast(1, COLUMNS, half_life_ms),
+        }
+
+    def move_to(self, from_ms: int, until_ms: int) -> None:
+        """Be ready for questions of moments from `from_ms` to `until_ms`; the former never falls."""
+        event_ms = self._exposures.log.event_ms
+        base_ms = from_ms - self._delay_ms
+        base, stop = np.searchsorted(event_ms, [base_ms, until_ms - self._delay_ms])
+        for start in range(self._settled, int(base), SETTLED):
+            for scope, events in self._events(start, min(start + SETTLED, int(base))):
+                self._past[scope].settle(*events, base_ms)
+        self._settled = max(self._settled, int(base))
+        for scope, events in self._events(self._settled, max(int(stop), self._settled)):
+            self._past[scope].move_to(base_ms)  # also when nothing came to be settled
+            self._past[scope].open(*events)
+
+    def summed_up(self, now_ms: int) -> ItemStatistics:
+        """All that was ever shown, as of a moment at or before which nothing is missing."""
+        catalogue = self._exposures.catalogue
+        spaces = {space: id_names(catalogue, space) for space in ("channel", "topic", "length")}
+        names = spaces | {"item": catalogue.item_ids, "all": [""]}
+        found = ItemStatistics(self._exposures.delays.half_life_ms)
+        for scope, past in self._past.items():
+            codes = np.arange(len(names[scope]))
+            sums = past.at(codes, np.full(len(codes), now_ms), np.full(len(codes), now_ms))
+            for code in np.flatnonzero(sums[:, 0] > LEAST_IMPRESSIONS).tolist():
+                if names[scope][code] or scope == "all":
+                    found.set(scope, names[scope][code], 0, now_ms, sums[code].tolist())
+        return found
+
+    def of_items(self, rows: Rows, now_ms: Rows) -> Doubles:
+        return self._at("item", rows, now_ms)
+
+    def of_channels(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
+        return self._at("channel", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
+
+    def of_topics(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
+        return self._at("topic", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
+
+    def of_lengths(self, codes: Rows, now_ms: Rows) -> Doubles:
+        return self._at("length", codes, now_ms) * (codes > 0)[:, None]
+
+    def of_all(self, now_ms: Rows) -> Doubles:
+        return self._at("all", np.zeros(len(now_ms), np.int64), now_ms)
+
+    def _at(self, scope: str, codes: Rows, now_ms: Rows) -> Doubles:
+        return self._past[scope].at(codes, now_ms - self._delay_ms, now_ms)
+
+    def _events(self, start: int, stop: int) -> Iterator[tuple[str, tuple[Rows, Rows, Doubles]]]:
+        """By scope: code, time and values of the timed rows `start` to `stop` of the log."""
+        exposures = self._exposures
+        rows = start + np.flatnonzero(exposures.timed(slice(start, stop)))
+        items, at_ms = exposures.items(rows), np.asarray(exposures.log.event_ms[rows])
+        target_s = exposures.target_s(rows)
+        values = np.stack(
+            [np.ones(len(rows)), exposures.log.watch_s[rows] > 0, target_s, exposures.log.completed[rows]], axis=1
+        ).astype(np.float64)
+        topics = exposures.catalogue.topics_at(items, MOST_TOPICS).astype(np.int64)  # [E, T]
+        event, place = np.nonzero(topics)
+        yield "item", (items, at_ms, values)
+        yield "channel", (exposures.catalogue.channel_codes(items).astype(np.int64), at_ms, values)
+        yield "topic", (topics[event, place], at_ms[event], values[event])
+        yield "length", (length_codes(exposures.catalogue.duration_s(items)), at_ms, values)
+        yield "all", (np.zeros(len(rows), np.int64), at_ms, values)

@@ -1,0 +1,76 @@
+"""Forgetting users, from outside the workers: `forgotten` is told of them, the workers that keep something of them
+delete it, and their dead letters are marked as dropped.
+
+The record in `forgotten` is what counts: once it is acknowledged, nothing from before it is used again, whoever is
+running. That the workers have deleted what they hold is confirmed by them, partition by partition; whoever is down does
+it before he reads another event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from kafka import KafkaProducer
+
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
+from streams import topics
+from streams.erasure.erased_users import USER, Forgotten, fingerprint, hash_of, open_forgotten
+from streams.kafka.dead_letters import marked
+from streams.messages import DeadLetter, UserForgotten, encode
+
+WORKERS = ("history", "join")  # each keeps a table of users
+SEND_S = 30.0
+POLL_S = 0.1
+
+
+def write_forgotten(settings: Settings, user_ids: Collection[str], at_ms: int) -> int:
+    """Write down that these users are forgotten as of `at_ms`; the offset after it, acknowledged."""
+    secret = settings.forget.secret.get_secret_value().encode()
+    value = encode(UserForgotten(at_ms, fingerprint(secret)))
+    records = [((USER + hash_of(user_id, secret).hex()).encode(), value, 0) for user_id in user_ids]
+    return max(_send(settings, topics.FORGOTTEN, records)) + 1
+
+
+def wait_until_done(
+    settings: Settings,
+    user_ids: Iterable[str],
+    offset: int,
+    timeout_s: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Wait until the owners of the users' partitions say that they are done up to `offset` of `forgotten`; the
+    `<worker>/<partition>` that have not within `timeout_s`."""
+    numbers = {topics.partition_of(user_id, settings.kafka.partitions) for user_id in user_ids}
+    awaited = [f"{worker}/{number}" for worker in WORKERS for number in sorted(numbers)]
+    forgotten = Forgotten(settings.forget.secret.get_secret_value())
+    deadline = time.monotonic() + timeout_s
+    with open_forgotten(settings.kafka) as follower:
+        while True:
+            for record in follower.poll(POLL_S):
+                forgotten.hear(record.key, record.value, record.offset)
+            missing = [name for name in awaited if forgotten.done.get(name, 0) < offset]
+            progress(len(awaited) - len(missing), len(awaited))
+            if not missing or (time.monotonic() > deadline and follower.caught_up):
+                return missing
+
+
+def hide_letters(settings: Settings, letters: Sequence[DeadLetter], now_ms: int) -> None:
+    """Mark dead letters as dropped, so that nobody lists them or sends them again. The mark holds nothing of them."""
+    partitions = settings.kafka.partitions
+    records = [(None, encode(marked(letter, "dropped", now_ms)), letter.partition % partitions) for letter in letters]
+    _send(settings, topics.DEAD_LETTERS, records)
+
+
+def _send(settings: Settings, topic: str, records: Iterable[tuple[bytes | None, bytes, int]]) -> list[int]:
+    """The offsets of (key, value, partition), all acknowledged."""
+    producer = KafkaProducer(
+        **kafka_python_options(settings.kafka), client_id="nextwatch-forget", acks="all", allow_auto_create_topics=False
+    )
+    try:
+        name = settings.kafka.topic_prefix + topic
+        futures = [producer.send(name, value, key=key, partition=partition) for key, value, partition in records]
+        return [future.get(timeout=SEND_S).offset for future in futures]
+    finally:
+        producer.close(timeout=SEND_S)

@@ -1,0 +1,194 @@
+"""The history worker: watch and search events and impressions in, user histories and training examples out.
+
+What is wrong with an impression is the join worker's to report and to forward (see streams.join.app); here it is
+passed over.
+
+The order of effects of one batch, each step acknowledged by the brokers before the next:
+
+1. dead letters, forwarded messages and training examples;
+2. the changed histories (the table's changelog, `user-histories`);
+3. the offsets (Faust, when the agent asks for the next batch).
+
+So a crash after 1 makes the same examples again, byte for byte, from the histories of before (the trainer knows them by
+partition and offset), and a crash after 2 finds the batch's offsets in the histories and passes over it: nothing is
+lost, and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import faust
+from faust.types import TP
+
+from infra.platform import metrics
+from infra.platform.fault_points import reached
+from infra.platform.health import Health
+from infra.platform.settings import Settings
+from streams import topics
+from streams.erasure.erased_users import Forgotten
+from streams.erasure.erasure_worker import EVERY_S, Forgetting
+from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
+from streams.kafka.consumer_progress import Reading
+from streams.kafka.faust_app import (
+    create_app,
+    declare_agent,
+    follow_readiness,
+    now_ms,
+    open_outbox,
+    to_the_end,
+    wall_ms,
+)
+from streams.kafka.intake import Raw, read, reject
+from streams.kafka.outbox import Outbox
+from streams.kafka.tables import EncodedTable, create_table, load, put
+from streams.messages import Impression, Refused, SearchEvent, UserHistory, WatchEvent, encode
+
+KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent}
+SHOWN = {topics.IMPRESSIONS: Impression}
+
+
+def create_history_app(settings: Settings, health: Health) -> faust.App:
+    app = create_app(settings, "history", Table=EncodedTable)
+    histories = create_table(app, settings, "histories", topics.USER_HISTORIES)
+    forgetting = Forgetting(
+        settings,
+        "history",
+        histories,
+        UserHistory,
+        lambda user_id, outbox: _put(histories, user_id, None, outbox, settings),
+    )
+    lock = asyncio.Lock()  # who is forgotten is so between two batches
+    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
+
+    async def handle_in_turn(batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
+        async with lock:
+            await forgetting.take_over({raw.partition for raw in batch}, outbox)
+            return await handle(batch, histories, outbox, settings, forgetting.users)
+
+    declare_agent(
+        app,
+        settings,
+        "history",
+        (*KINDS, *SHOWN),
+        handle_in_turn,
+        max_=settings.history.batch,
+        within=settings.history.wait_s,
+    )
+    forget_between_batches(app, settings, forgetting, lock)
+    return app
+
+
+def forget_between_batches(app: faust.App, settings: Settings, forgetting: Forgetting, lock: asyncio.Lock) -> None:
+    """Beside the agent: delete whom `forgotten` names, also when no event comes."""
+    reading = Reading(app, settings.kafka.topic_prefix)
+
+    async def forget(outbox: Outbox) -> None:
+        await forgetting.look(lock)
+        async with lock:
+            await forgetting.advance(reading.assigned(), outbox)
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def give_up(_: Any, revoked: Iterable[TP], **__: Any) -> None:
+        async with lock:
+            forgetting.give_up({tp.partition for tp in revoked})
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def forget_users() -> None:
+        async with open_outbox(app, settings, "nextwatch-history-forgetting") as outbox:
+            while not app.should_stop:
+                await asyncio.sleep(EVERY_S)
+                await to_the_end(forget(outbox))
+        forgetting.close()
+
+
+async def handle(
+    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, forgotten: Forgotten | None = None
+) -> BaseException | None:
+    """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
+    changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), forgotten=forgotten)
+    await outbox.flush()
+    reached("history: examples sent")
+    for user_id, newer in changed.items():
+        _put(histories, user_id, newer, outbox, settings)
+    await outbox.flush()
+    reached("history: histories sent")
+    acknowledged_ms = wall_ms()
+    for produced_ms in sent_ms:
+        metrics.EVENT_TO_HISTORY.observe(max(0, acknowledged_ms - produced_ms) / 1000)
+    return bug
+
+
+def apply(
+    batch: Sequence[Raw],
+    histories: Any,
+    outbox: Outbox,
+    settings: Settings,
+    *,
+    now_ms: int,
+    forgotten: Forgotten | None = None,
+) -> tuple[dict[str, UserHistory], list[int], BaseException | None]:
+    """Apply a batch to the histories of its users: those that changed, the watches' send times, and the first bug.
+
+    Examples, dead letters and forwarded messages are put into `outbox`; `histories` is only read.
+    """
+    changed: dict[str, UserHistory] = {}
+    sent_ms: list[int] = []
+    bug: BaseException | None = None
+    outcomes = dict.fromkeys(Outcome, 0)
+    for raw, event in _read(batch, settings, outbox, now_ms=now_ms, forgotten=forgotten):
+        try:
+            before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
+            before = before if forgotten is None else forgotten.begin(before)
+            applied = apply_event(before, event, raw, settings)
+        except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
+            bug = bug or error
+            reject(raw, Refused("bug", repr(error)), settings, outbox, now_ms=now_ms)
+            continue
+        if applied.history is not before:
+            changed[event.user_id] = applied.history
+        if applied.example is not None:
+            outbox.add(topics.TRAINING_EXAMPLES, 0, event.user_id.encode(), encode(applied.example))
+        if isinstance(event, WatchEvent):
+            outcomes[applied.outcome] += 1
+            sent_ms.append(raw.produced_ms)
+        if applied.outcome in (Outcome.DUPLICATE, Outcome.REPLAYED):
+            metrics.DUPLICATES.labels(raw.topic).inc()
+    for outcome, count in outcomes.items():
+        metrics.WATCHES.labels(outcome).inc(count)
+    return changed, sent_ms, bug
+
+
+def _read(
+    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, forgotten: Forgotten | None
+) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
+    """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
+    events, shown = [raw for raw in batch if raw.topic in KINDS], [raw for raw in batch if raw.topic in SHOWN]
+    yield from read(events, KINDS, settings, outbox, now_ms=now_ms, forgotten=forgotten)
+    yield from read(shown, SHOWN, settings, None, now_ms=now_ms, forgotten=forgotten)
+
+
+def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outbox, settings: Settings) -> None:
+    put(histories, topics.USER_HISTORIES, user_id, history, outbox, settings.kafka.partitions)
+
+
+def apply_event(
+    before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings
+) -> Applied:
+    """One event's effect on its user's history."""
+    if isinstance(event, WatchEvent):
+        history = settings.history
+        return apply_watch(
+            before,
+            event,
+            raw.source,
+            keep=history.watches,
+            completed_s=history.completed_s,
+            seen=history.seen,
+            seen_days=history.seen_days,
+        )
+    if isinstance(event, Impression):
+        return apply_impression(before, event, raw.source, keep=settings.history.impressions)
+    return apply_search(before, event, raw.source, keep=settings.history.searches)

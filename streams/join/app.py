@@ -1,0 +1,66 @@
+"""The join worker as a Faust app: impressions and watch events in, ranking examples and item statistics out.
+
+What it does with them, and in which order, is in streams.join.worker. Windows also close when nothing comes: a
+task moves event time on. A partition is given up only between two pieces of work (`forget` waits for the lock).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import faust
+from faust.types import TP
+
+from infra.platform.health import Health
+from infra.platform.settings import Kafka, Settings
+from streams import topics
+from streams.erasure.erasure_worker import Forgetting
+from streams.join.partition import TOPICS
+from streams.join.worker import JoinWorker
+from streams.kafka.consumer_progress import Reading
+from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
+from streams.kafka.follow import TopicFollower
+from streams.kafka.tables import EncodedTable, create_table
+from streams.messages import JoinState, Refused, StatisticsRow, decode
+
+
+def create_join_app(settings: Settings, health: Health) -> faust.App:
+    app = create_app(settings, "join", Table=EncodedTable)
+    states = create_table(app, settings, "join", topics.JOIN_STATE)
+    worker = JoinWorker(settings, states, Reading(app, settings.kafka.topic_prefix), read_statistics)
+    worker.forgetting = Forgetting(settings, "join", states, JoinState, worker.drop)
+    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and worker.is_current)
+    declare_agent(app, settings, "join", TOPICS, worker.handle, max_=settings.join.batch, within=settings.join.wait_s)
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def forget(_: Any, revoked: Iterable[TP], **__: Any) -> None:
+        await worker.forget({tp.partition for tp in revoked})
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def close_windows() -> None:
+        async with open_outbox(app, settings, "nextwatch-join-closings") as outbox:
+            while not app.should_stop:
+                await asyncio.sleep(settings.join.publish_s)
+                await to_the_end(worker.advance_all(outbox))
+
+    return app
+
+
+def read_statistics(kafka: Kafka) -> dict[int, list[StatisticsRow]]:
+    """The rows by partition, read from the topic."""
+    rows: dict[bytes, StatisticsRow] = {}
+    with TopicFollower(kafka, topics.ITEM_STATISTICS) as follower:
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                rows.pop(record.key, None)
+                if record.value is not None:
+                    try:
+                        rows[record.key] = decode(StatisticsRow, record.value)
+                    except Refused:
+                        continue  # somebody else's; ours are written anew when they are touched
+    by_partition: dict[int, list[StatisticsRow]] = {}
+    for row in rows.values():
+        by_partition.setdefault(row.partition, []).append(row)
+    return by_partition

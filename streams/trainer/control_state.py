@@ -1,0 +1,88 @@
+"""What the trainer follows beside its examples, kept by a thread: the newest bundle, the catalogue, and who was
+forgotten."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import structlog
+from kafka.errors import KafkaError
+
+from infra.platform.settings import Settings
+from streams import topics
+from streams.erasure.erased_users import Forgotten
+from streams.kafka.follow import TopicFollower
+from streams.messages import BundlePublished, Item, Refused, Release, decode
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 1.0
+
+
+class Known:
+    """`newest`, `items` and `forgotten` are as they are told, and whole once `caught_up` is set."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.newest: BundlePublished | None = None
+        self.items: dict[str, Item] = {}
+        self.forgotten = Forgotten(settings.forget.secret.get_secret_value())
+        self.caught_up = threading.Event()
+        self._kafka = settings.kafka
+        self._failure: Exception | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="known", daemon=True)
+
+    def start(self) -> None:
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def check(self) -> None:
+        """Raises what has ended the reading, ForgetSecretWrong for one: from then on nothing new would be known."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        """A broker that is away just when reading begins is waited for: nobody would start this thread again."""
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+            except KafkaError as error:
+                log.warning("broker unavailable, trying again", error=str(error), wait_s=RETRY_S)
+                self._stopping.wait(RETRY_S)
+            except Exception as error:
+                self._failure = error
+                self.caught_up.set()  # who waits for it shall hear of this
+                return
+
+    def _follow(self) -> None:
+        with TopicFollower(self._kafka, topics.RELEASES, topics.ITEMS, topics.FORGOTTEN) as follower:
+            while not self._stopping.is_set():
+                for record in follower.poll(0.2):
+                    self._take(record)
+                if follower.caught_up:
+                    self.caught_up.set()
+
+    def _take(self, record: Any) -> None:
+        try:
+            if record.topic.endswith(topics.FORGOTTEN):
+                self.forgotten.hear(record.key, record.value, record.offset)
+            elif record.topic.endswith(topics.ITEMS):
+                self._take_item(record)
+            elif record.value is not None:
+                limit = self._kafka.max_message_bytes
+                release: Release = decode(Release, record.value, max_bytes=limit)  # type: ignore[arg-type]
+                if isinstance(release, BundlePublished):
+                    self.newest = release
+        except Refused:
+            pass  # the indexer follows the same topics and reports
+
+    def _take_item(self, record: Any) -> None:
+        if record.value is None:
+            self.items.pop((record.key or b"").decode(errors="replace"), None)
+        else:
+            item = decode(Item, record.value, max_bytes=self._kafka.max_message_bytes)
+            self.items[item.item_id] = item

@@ -1,0 +1,123 @@
+"""A release as the live trainer left it: its bundle, the rows that `item-vectors` holds of it, and what is yet to be
+learnt. Blocks; runs in the learner's thread."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
+import structlog
+from kafka import KafkaAdminClient, TopicPartition
+
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Kafka, Settings
+from models.release.bundle import read_bundle
+from streams import topics
+from streams.epochs import Epochs, is_claim
+from streams.erasure.erased_users import Forgotten
+from streams.kafka.follow import TopicFollower
+from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
+from streams.trainer.learner import Learner
+
+log = structlog.get_logger(__name__)
+
+MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each within its own limits
+AHEAD_MS = 86_400_000  # its time decides which items are idle: one of another century would let all of them go
+
+
+class TakenBack(NamedTuple):
+    """A learner, the offsets of `training-examples` that it has to catch up with, and the keys in `item-vectors` whose
+    newest record does not count."""
+
+    learner: Learner
+    start: int
+    stop: int
+    shadowed: set[bytes]
+
+
+def take_back(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> TakenBack:
+    """The learner of a release with its published rows; its own rows will be of `epoch`.
+
+    A new release has what came after its own data to learn, to the end of the topic; it is new until its progress is
+    published, whatever rows a crash has left. One that does not know where its data ended begins at the committed
+    offset. Another one goes on from its progress; what lies between that and the committed offset is not delivered
+    again, so it is fetched. Raises BundleError, KafkaError, TopicMissing.
+    """
+    bundle = read_bundle(settings.bundles_dir / version)
+    learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
+    shadowed = _restore(learner, settings.kafka)
+    if not learner.is_new:
+        return TakenBack(learner, learner.progress.next_offset, committed_examples(settings.kafka), shadowed)
+    start, stop = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0"), sys.maxsize
+    if start is None:
+        start = stop = committed_examples(settings.kafka)
+    learner.begin_at(start)
+    return TakenBack(learner, start, stop, shadowed)
+
+
+def examples_between(
+    kafka: Kafka, start: int, stop: int, forgotten: Forgotten
+) -> Iterator[tuple[int, TrainingExample]]:
+    """The examples of these offsets that are there, each with its offset; none of who was forgotten since."""
+    if start >= stop:
+        return
+    with TopicFollower(kafka, topics.TRAINING_EXAMPLES) as follower:
+        follower.seek(0, start)
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                if record.offset >= stop:
+                    return
+                with suppress(Refused):  # reported when it first came
+                    example = read_example(record.value)
+                    if not is_forgotten(example, forgotten):
+                        yield record.offset, example
+
+
+def is_forgotten(example: TrainingExample, forgotten: Forgotten) -> bool:
+    """Whether an example is from before its user was forgotten."""
+    return forgotten.is_from_before(example.user_id, example.event_ms, example.produced_ms)
+
+
+def read_example(value: bytes | None) -> TrainingExample:
+    """Raises Refused."""
+    latest_ms = time.time_ns() // 1_000_000 + AHEAD_MS
+    return decode(TrainingExample, value, max_bytes=MOST_BYTES, latest_ms=latest_ms)
+
+
+def committed_examples(kafka: Kafka) -> int:
+    """The offset of `training-examples` that the trainers' group has committed, 0 when it has none."""
+    group = f"{kafka.topic_prefix}nextwatch-trainer"
+    place = TopicPartition(kafka.topic_prefix + topics.TRAINING_EXAMPLES, 0)
+    admin = KafkaAdminClient(**kafka_python_options(kafka))
+    try:
+        found = admin.list_group_offsets({group: [place]})[group].get(place)
+    finally:
+        admin.close()
+    return max(0, found.offset) if found is not None else 0
+
+
+def _restore(learner: Learner, kafka: Kafka) -> set[bytes]:
+    """Take back the rows that count; the keys whose newest record does not."""
+    epochs, shadowed = Epochs(), set[bytes]()
+    with TopicFollower(kafka, topics.ITEM_VECTORS) as follower:
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                key = record.key or b""
+                if epochs.take(record):
+                    _take_back_row(learner, key, record.value)
+                    shadowed.discard(key)
+                elif not is_claim(key):
+                    shadowed.add(key)
+    return shadowed
+
+
+def _take_back_row(learner: Learner, key: bytes, value: bytes | None) -> None:
+    """One record; one that cannot be read is passed over, the indexer reports it."""
+    try:
+        learner.restore(key, None if value is None else decode(ItemVector, value))
+    except (ValueError, msgspec.MsgspecError) as error:
+        log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))

@@ -1,0 +1,142 @@
+"""The hand-over between releases: what is built, announced and dropped. Whatever happens in between is in
+test_handover_machine.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from indexer.rollout import (
+    WHOLE,
+    Announce,
+    Build,
+    Drop,
+    Releases,
+    Renew,
+    announced,
+    decide,
+    forget_server,
+    hear,
+    spare_of,
+    versions_served,
+)
+from streams.messages import BundlePublished, IndexReady, Release, ServerState
+
+TIMEOUT_MS = 60_000
+
+
+def bundle(version: str) -> BundlePublished:
+    return BundlePublished(version, created_ms=0, dim=3, items=1, schema_hash="x")
+
+
+def ready(version: str, at_ms: int = 0) -> IndexReady:
+    return IndexReady(version, f"items_{version}", 1, at_ms)
+
+
+def heard(*messages: Release, at_ms: int = 0) -> Releases:
+    releases = Releases()
+    for message in messages:
+        releases = hear(releases, message, at_ms)
+    return releases
+
+
+def next_actions(releases: Releases, marks: dict[str, str], **more: Any) -> list[Any]:
+    return decide(releases, marks, timeout_ms=TIMEOUT_MS, **more)
+
+
+def test_nothing_is_done_before_the_first_release() -> None:
+    assert next_actions(Releases(), {}) == []
+    assert next_actions(Releases(), {"leftover": ""}) == []
+
+
+def test_a_new_bundle_is_built() -> None:
+    assert next_actions(heard(bundle("a")), {}) == [Build("a")]
+    assert next_actions(heard(bundle("a")), {"a": ""}, building="a") == []
+
+
+def test_a_whole_collection_is_announced_and_then_left_alone() -> None:
+    assert next_actions(heard(bundle("a")), {"a": WHOLE}) == [Announce("a")]
+    assert next_actions(heard(bundle("a"), ready("a")), {"a": announced(5)}) == []
+
+
+def test_an_interrupted_build_is_dropped_and_started_again() -> None:
+    assert next_actions(heard(bundle("a")), {"a": ""}) == [Drop("a"), Build("a")]
+
+
+def test_a_build_that_was_overtaken_by_a_newer_bundle_is_dropped() -> None:
+    assert next_actions(heard(bundle("a"), bundle("b")), {"a": ""}, building="a") == [Drop("a"), Build("b")]
+
+
+def test_one_spare_is_kept_and_older_ones_are_dropped() -> None:
+    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
+    assert next_actions(heard(bundle("c"), ready("c")), marks) == [Drop("a")]
+
+
+def test_the_older_ones_stay_until_the_new_one_is_announced() -> None:
+    marks = {"a": announced(1), "b": announced(2), "c": WHOLE}
+    assert next_actions(heard(bundle("c"), ready("b")), marks) == [Announce("c")]
+
+
+def test_a_collection_that_a_living_server_serves_is_not_dropped() -> None:
+    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
+    releases = heard(bundle("c"), ready("c"), ServerState("s", "a", 0))
+    assert next_actions(releases, marks) == []
+    releases = hear(releases, ServerState("t", "c", 0), TIMEOUT_MS)
+    assert next_actions(releases, marks) == []
+    releases = hear(releases, ServerState("t", "c", 0), TIMEOUT_MS + 1)
+    assert next_actions(releases, marks) == [Drop("a")]
+
+
+def test_a_server_that_says_goodbye_holds_nothing() -> None:
+    releases = heard(ServerState("s", "a", 0), ServerState("t", "b", 0))
+    assert versions_served(forget_server(releases, "s"), TIMEOUT_MS) == {"b"}
+
+
+def test_silence_of_all_servers_declares_none_of_them_dead() -> None:
+    releases = heard(ServerState("s", "a", 0), ServerState("t", "b", 0), at_ms=1)
+    assert versions_served(releases, TIMEOUT_MS) == {"a", "b"}
+
+
+def test_a_roll_back_to_the_spare_stays() -> None:
+    marks = {"a": announced(1), "b": announced(2)}
+    assert next_actions(heard(bundle("b"), ready("b", 2), ready("a", 3)), marks) == [Renew("a", 3)]
+    marks["a"] = announced(3)
+    assert next_actions(heard(bundle("b"), ready("b", 2), ready("a", 3)), marks) == []
+
+
+def test_after_a_roll_back_the_version_rolled_back_from_is_the_spare() -> None:
+    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
+    assert next_actions(heard(bundle("c"), ready("c", 3), ready("b", 4)), marks) == [Renew("b", 4), Drop("a")]
+
+
+def test_a_roll_back_from_a_clock_that_is_behind_leaves_the_version_gone_back_to_as_the_next_spare() -> None:
+    marks = {"a": announced(100), "b": announced(200)}
+    back = [bundle("b"), ready("b", 200), ready("a", 20)]
+    assert next_actions(heard(*back), marks) == [Renew("a", 201)]
+    marks["a"] = announced(201)
+    assert next_actions(heard(*back), marks) == []
+    marks["c"] = announced(300)
+    assert next_actions(heard(*back, bundle("c"), ready("c", 300)), marks) == [Drop("b")]
+    assert spare_of("c", marks) == "a"
+
+
+def test_a_release_that_is_announced_by_a_clock_that_is_behind_is_the_newest_all_the_same() -> None:
+    marks = {"a": announced(200), "b": announced(100)}
+    assert next_actions(heard(bundle("b"), ready("a", 200), ready("b", 100)), marks) == [Renew("b", 201)]
+
+
+def test_a_live_collection_that_milvus_has_lost_is_built_again() -> None:
+    assert next_actions(heard(bundle("a"), ready("a")), {}) == [Build("a")]
+    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}) == [Build("a")]
+
+
+def test_nothing_is_dropped_while_the_live_collection_is_missing() -> None:
+    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
+    assert next_actions(heard(bundle("d"), ready("d")), marks, unusable=frozenset({"d"})) == []
+
+
+def test_a_topic_that_was_lost_is_told_again_of_a_collection_that_was_not() -> None:
+    assert next_actions(heard(bundle("a")), {"a": announced(1)}) == [Announce("a")]
+
+
+def test_a_bundle_that_cannot_be_used_is_passed_over() -> None:
+    assert next_actions(heard(bundle("a")), {}, unusable=frozenset({"a"})) == []

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from models.evaluation.coverage import Exposure
+
+SHARES = np.log(np.array([0.4, 0.3, 0.2, 0.05, 0.05]))
+
+
+def test_coverage_is_the_share_of_items_in_anybodys_list():
+    exposure = Exposure(SHARES)
+    exposure.add(np.array([[0, 1], [0, 2]]))
+    exposure.add(np.array([[0, -1]]))
+    estimate = exposure.coverage(10)
+    assert (estimate.value, estimate.n) == (3 / 5, 3)
+    # Without the first list or the second one item of five is lost, without the third none.
+    lost = np.array([1, 1, 0]) / 5
+    assert estimate.se == pytest.approx(np.sqrt(2 / 3 * np.square(lost - lost.mean()).sum()))
+
+
+def test_an_item_of_two_lists_of_one_batch_or_of_two_is_lost_with_neither():
+    together, apart = Exposure(SHARES), Exposure(SHARES)
+    together.add(np.array([[0], [0]]))
+    apart.add(np.array([[0]]))
+    apart.add(np.array([[0]]))
+    assert together.coverage(10).se == apart.coverage(10).se == 0
+
+
+def test_only_the_first_k_count():
+    exposure = Exposure(np.log(np.full(60, 1 / 60)))
+    exposure.add(np.arange(60)[None])
+    assert [round(60 * exposure.coverage(k).value) for k in (10, 50, 100)] == [10, 50, 60]
+
+
+def test_popularity_is_the_mean_log_share_of_what_is_shown():
+    exposure = Exposure(SHARES)
+    exposure.add(np.array([[0, 1], [2, -1]]))
+    first, second = (np.log(0.4) + np.log(0.3)) / 2, np.log(0.2)
+    assert exposure.popularity(10).value == pytest.approx((first + second) / 2)
+    assert exposure.popularity(10).se == pytest.approx(abs(first - second) / 2)
+    assert exposure.top_share(10).value == 0.25  # the top of five items is item 0
+
+
+def test_no_lists_are_no_number():
+    exposure = Exposure(SHARES)
+    assert exposure.coverage(10).value == 0 and exposure.coverage(10).n == 0
+    assert np.isnan(exposure.popularity(10).value)

@@ -1,0 +1,64 @@
+"""What the history worker makes of a batch of watches, searches and impressions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.platform.settings import Settings
+from streams.history.app import apply
+from streams.history.watched_filter import DAY_MS, codes_of, seen_mask
+from streams.kafka.intake import Raw
+from streams.messages import Impression, Shown, WatchEvent, encode
+from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
+from tests.unit.streams.kafka.test_intake import Waiting
+
+NOW_MS = 1_700_000_000_000
+SETTINGS = Settings()
+HOME = partition_of("u", SETTINGS.kafka.partitions)
+
+
+def raw(topic: str, message: Any, offset: int, partition: int = HOME) -> Raw:
+    value = message if isinstance(message, bytes) else encode(message)
+    return Raw(topic, partition, offset, NOW_MS, b"u", value, ())
+
+
+def impression(request_id: str, at_ms: int) -> Impression:
+    return Impression(request_id, "u", at_ms, "server", "v1", (Shown("a", 1, "x"), Shown("b", 2, "x")))
+
+
+def test_impressions_come_into_the_history_and_watches_make_their_examples_as_ever():
+    watch = WatchEvent("e", "u", "a", NOW_MS, 30.0, 60.0)
+    batch = [raw(IMPRESSIONS, impression("r", NOW_MS), 4), raw(WATCH_EVENTS, watch, 7)]
+    outbox = Waiting()
+    changed, sent_ms, bug = apply(batch, {}, outbox, SETTINGS, now_ms=NOW_MS)  # type: ignore[arg-type]
+    history = changed["u"]
+    assert [(shown.request_id, shown.item_ids) for shown in history.impressions] == [("r", ("a", "b"))]
+    assert (history.watch_offset, history.impression_offset) == (7, 4)
+    assert [topic for topic, *_ in outbox] == [TRAINING_EXAMPLES] and bug is None
+    assert sent_ms == [NOW_MS], "the time to a history is that of watches"
+
+
+def test_an_impression_that_cannot_be_used_is_the_join_workers_to_report_and_a_watch_ours():
+    astray = (HOME + 1) % SETTINGS.kafka.partitions
+    batch = [
+        raw(IMPRESSIONS, b"{}", 1),
+        raw(IMPRESSIONS, impression("late", NOW_MS + 3_600_000), 2),
+        raw(IMPRESSIONS, impression("astray", NOW_MS), 3, astray),
+        raw(WATCH_EVENTS, b"{}", 1),
+    ]
+    outbox = Waiting()
+    changed, _, bug = apply(batch, {}, outbox, SETTINGS, now_ms=NOW_MS)  # type: ignore[arg-type]
+    assert changed == {} and bug is None and [topic for topic, *_ in outbox] == [DEAD_LETTERS]
+
+
+@pytest.mark.parametrize(("seen", "found"), [(9, ["b", "c", "d"]), (2, ["c", "d"]), (0, [])])
+def test_a_watch_beyond_what_the_settings_keep_is_remembered(seen: int, found: list[str]):
+    small = Settings.model_validate({"history": {"watches": 1, "seen": seen, "seen_days": 7}})
+    ages_d = {"a": 9, "b": 6, "c": 5, "d": 4, "e": 0}
+    watches = [WatchEvent(f"e-{item}", "u", item, NOW_MS - age * DAY_MS, 30.0, 60.0) for item, age in ages_d.items()]
+    batch = [raw(WATCH_EVENTS, watch, offset) for offset, watch in enumerate(watches)]
+    changed, _, bug = apply(batch, {}, Waiting(), small, now_ms=NOW_MS)  # type: ignore[arg-type]
+    mask = seen_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=90)
+    assert [item for item, is_seen in zip(ages_d, mask, strict=True) if is_seen] == found and bug is None

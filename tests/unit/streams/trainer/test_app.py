@@ -1,0 +1,307 @@
+"""What the trainer worker does with a batch: what is sent before what, and what becomes of a bug."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from infra.platform.settings import Settings
+from models.release.bundle import Bundle
+from streams import topics
+from streams.epochs import claim, is_claim, mark
+from streams.kafka.intake import Raw
+from streams.kafka.outbox import Placed
+from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
+from streams.trainer.app import Known, TrainerWorker
+from streams.trainer.learner import PROGRESS_KEY, Learner, Progress
+from streams.trainer.restore import TakenBack
+from tests.unit.streams.erasure.test_erased_users import record_of
+from tests.unit.streams.memory_log import MemoryLog
+from tests.unit.streams.trainer.test_learner import example
+
+
+class Sent:
+    """Stands where the outbox is and keeps what would be sent, flush by flush."""
+
+    def __init__(self) -> None:
+        self.flushes: list[list[tuple[str, bytes | None, bytes | None]]] = []
+        self.fails = False
+        self.log = MemoryLog(Settings().kafka.partitions)
+        self._waiting: list[tuple[str, bytes | None, bytes | None]] = []
+
+    def add(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = ()) -> None:
+        self._waiting.append((topic, key, value))
+        if topic == topics.ITEM_VECTORS:
+            self.log.add(topic, partition, key, value, headers)
+
+    async def flush(self) -> dict[str, list[Placed]]:
+        waiting, self._waiting = self._waiting, []
+        if self.fails and any(topic == topics.ITEM_VECTORS for topic, *_ in waiting):
+            raise OSError("the row is too large")
+        if waiting:
+            self.flushes.append(waiting)
+        return await self.log.flush()
+
+    def of(self, topic: str) -> list[list[bytes | None]]:
+        """The keys of each flush that went to a topic."""
+        flushes = [[key for name, key, _ in flush if name == topic and not is_claim(key)] for flush in self.flushes]
+        return [keys for keys in flushes if keys]
+
+    def progress(self) -> Progress:
+        values = [value for flush in self.flushes for _, key, value in flush if key == PROGRESS_KEY]
+        return msgspec.msgpack.decode(decode(ItemVector, values[-1]).state, type=Progress)
+
+
+@pytest.fixture
+def sent() -> Sent:
+    return Sent()
+
+
+@pytest.fixture
+def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
+    settings = Settings()
+    known = Known(settings)
+    known.caught_up.set()  # and no newer release: the learner stays
+    worker = TrainerWorker(settings, known, lambda: sent.log)
+    worker.writer.outbox = sent  # type: ignore[assignment]
+    worker.learner = Learner(bundle, {}, settings.trainer, seed=1, epoch=1)
+    yield worker
+    worker._executor.shutdown()
+
+
+def batch(*item_ids: str, start: int = 0) -> list[Raw]:
+    return [
+        Raw(topics.TRAINING_EXAMPLES, 0, offset, 0, b"u", encode(example(item_id, offset)), ())
+        for offset, item_id in enumerate(item_ids, start)
+    ]
+
+
+def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWorker, sent: Sent):
+    async def two_batches() -> None:
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1", "item-2")) is None
+        assert await worker.handle(batch("item-3", start=2)) is None
+        await worker.writer.published()
+
+    asyncio.run(two_batches())
+    first, progress, second, last = sent.of(topics.ITEM_VECTORS)
+    assert {b"item-1", b"item-2"} <= set(first) and b"item-3" in second
+    assert progress == last == [PROGRESS_KEY]
+    assert sent.progress().next_offset == 3
+
+
+def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a trainer that starts again would fetch it and die of it for ever."""
+
+    async def a_good_one_and_a_bad_one() -> BaseException | None:
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1")) is None
+        assert worker.learner is not None
+        monkeypatch.setattr(worker.learner._trainer, "learn", lambda *_: 1 / 0)
+        return await worker.handle(batch("item-2", "item-3", start=1))
+
+    assert isinstance(asyncio.run(a_good_one_and_a_bad_one()), ZeroDivisionError)
+    assert len(sent.of(topics.DEAD_LETTERS)[0]) == 2
+    assert b"item-1" in sent.of(topics.ITEM_VECTORS)[0]
+    assert sent.progress().next_offset == 3
+
+
+def test_one_example_with_a_bug_costs_no_other_and_catching_up_passes_over_it(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    assert worker.learner is not None
+    read = worker.learner._trainer.read
+
+    def read_or_fail(examples: Sequence[TrainingExample]) -> Any:
+        if any(each.item_id == "item-2" for each in examples):
+            raise ZeroDivisionError
+        return read(examples)
+
+    monkeypatch.setattr(worker.learner._trainer, "read", read_or_fail)
+
+    async def handled() -> BaseException | None:
+        await worker.writer.claim()
+        return await worker.handle(batch("item-1", "item-2", "item-3"))
+
+    assert isinstance(asyncio.run(handled()), ZeroDivisionError)
+    assert len(sent.of(topics.DEAD_LETTERS)[0]) == 1
+    assert {b"item-1", b"item-3"} <= set(sent.of(topics.ITEM_VECTORS)[0])
+    assert sent.progress().next_offset == 3
+
+    later = [(offset, example(item_id, offset)) for offset, item_id in enumerate(("item-4", "item-2", "item-5"), 3)]
+    monkeypatch.setattr("streams.trainer.app.examples_between", lambda *_: iter(later))
+
+    async def caught_up() -> None:
+        await worker._catch_up(worker.learner, 3, 6)  # type: ignore[arg-type]
+        await worker.writer.published()
+
+    sent.flushes.clear()
+    asyncio.run(caught_up())
+    assert {b"item-4", b"item-5"} <= set(sent.of(topics.ITEM_VECTORS)[0])
+    assert sent.progress().next_offset == 6 and not sent.of(topics.DEAD_LETTERS)
+
+
+def test_rows_that_cannot_be_sent_stop_the_process_and_are_no_bug_of_the_next_batch(worker: TrainerWorker, sent: Sent):
+    async def a_lost_one_and_the_next() -> None:
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1")) is None
+        sent.fails = True
+        await asyncio.sleep(0)
+        await worker.handle(batch("item-2", start=1))
+
+    with pytest.raises(OSError, match="too large"):
+        asyncio.run(a_lost_one_and_the_next())
+    assert not sent.of(topics.DEAD_LETTERS)
+
+
+def claimed(sent: Sent, epoch: int) -> None:
+    """Another trainer takes over."""
+    for partition in range(len(sent.log.partitions)):
+        sent.log.append(partition, *claim(epoch, "another"))
+
+
+def newest_row(sent: Sent, key: bytes) -> ItemVector:
+    home = topics.partition_of(key.decode(), len(sent.log.partitions))
+    return decode(ItemVector, [each.value for each in sent.log.partitions[home] if each.key == key][-1])
+
+
+def test_a_trainer_that_was_replaced_in_a_pause_writes_no_row_and_stands_by(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    async def paused() -> int:
+        worker.hear_assignment(True)
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1")) is None
+        await worker.writer.published()
+        claimed(sent, 2)
+        written = len(list(sent.log))
+        monkeypatch.setattr("streams.trainer.writer_epoch.LOOK_EVERY_S", 0.0)  # a pause: the last look is long ago
+        assert await worker.handle(batch("item-2", start=1)) is None
+        await worker.look()
+        return len(list(sent.log)) - written
+
+    assert asyncio.run(paused()) == 0
+    assert worker.learner is None and worker.writer.epoch == 0
+
+
+def test_a_row_that_a_replaced_trainer_still_writes_is_written_over_progress_and_tombstones_too(
+    worker: TrainerWorker, sent: Sent
+):
+    async def mended() -> None:
+        await worker.writer.claim()
+        assert await worker.handle(batch("item-1", "item-2")) is None
+        await worker.writer.published()
+        for key, value in ((b"item-1", b""), (b"item-2", None), (PROGRESS_KEY, b"")):
+            home = topics.partition_of(key.decode(), len(sent.log.partitions))
+            stale = None if value is None else encode(ItemVector("v", 99, b"", b"", 0))
+            sent.log.append(home, key, stale, [mark(0)])
+        assert await worker.handle(batch("item-3", start=2)) is None
+        await worker.writer.published()
+        assert worker.learner is not None
+        await worker.writer.mend(worker.learner)
+
+    asyncio.run(mended())
+    assert [newest_row(sent, key).epoch for key in (b"item-1", b"item-2", PROGRESS_KEY)] == [1, 1, 1]
+    assert [key for key, _ in worker.learner.rows_of([b"item-1", b"unknown"])] == [b"item-1"]  # type: ignore[union-attr]
+    progress = msgspec.msgpack.decode(newest_row(sent, PROGRESS_KEY).state, type=Progress)
+    assert progress.next_offset == 3
+
+
+def test_another_assignment_ends_it_and_the_same_one_changes_nothing(worker: TrainerWorker, sent: Sent):
+    async def reassigned() -> None:
+        worker.hear_assignment(True)
+        await worker.writer.claim()
+        learner = worker.learner
+        worker.hear_assignment(True)
+        assert (worker.learner, worker.role, worker.writer.epoch) == (learner, "active", 1)
+        worker.hear_assignment(False)
+        assert (worker.learner, worker.role, worker.writer.epoch) == (None, "standby", 0)
+        assert await worker.writer.claim() == 2, "who gets it back claims again"
+
+    asyncio.run(reassigned())
+
+
+def test_a_batch_that_is_still_in_hand_makes_no_trainer_of_one_that_the_group_has_passed_over(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """It would claim, and the one whose turn it is would lose its rows and a session."""
+    adopted: list[str] = []
+
+    async def adopt(newest: BundlePublished) -> None:
+        adopted.append(newest.version)
+
+    async def passed_over() -> None:
+        worker._known.newest = BundlePublished("v2", 1, 8, 10, "")
+        monkeypatch.setattr(worker, "_adopt", adopt)
+        worker.hear_assignment(True)
+        worker.hear_assignment(False)
+        assert await worker.handle(batch("item-1")) is None
+        assert (adopted, worker.writer.epoch) == ([], 0)
+        worker.hear_assignment(True)
+        assert await worker.handle(batch("item-1")) is None
+        assert adopted == ["v2"]
+
+    asyncio.run(passed_over())
+
+
+def test_where_a_new_release_begins_is_published_before_anything_is_learnt(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a crash after Faust's commit and before the first progress would skip what was learnt in between."""
+    assert worker.learner is not None
+    learner = worker.learner
+    learner.begin_at(5)
+    monkeypatch.setattr("streams.trainer.app.take_back", lambda *_: TakenBack(learner, 5, 5, set()))
+
+    async def adopted() -> None:
+        worker.hear_assignment(True)
+        worker.learner, worker._known.newest = None, BundlePublished("v2", 1, 8, 10, "")
+        await worker.adopt_newest()
+
+    asyncio.run(adopted())
+    assert sent.of(topics.ITEM_VECTORS) == [[PROGRESS_KEY]]
+    assert sent.progress() == Progress(5, {})
+
+
+def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def between(_: Any, start: int, stop: int, __: Any) -> Iterator[tuple[int, Any]]:
+        asked.append((start, stop))
+        yield from ((offset, example("item-5", offset)) for offset in range(start, stop))
+
+    monkeypatch.setattr("streams.trainer.app.examples_between", between)
+
+    async def with_a_gap() -> None:
+        await worker.writer.claim()
+        for start in (0, 1, 5, 6):
+            assert await worker.handle(batch("item-1", start=start)) is None
+        await worker.writer.published()
+
+    asyncio.run(with_a_gap())
+    assert asked == [(2, 5)]
+    assert sent.progress() == Progress(7, {0: 6})
+
+
+def test_what_is_from_before_its_user_was_forgotten_is_not_learnt(worker: TrainerWorker, sent: Sent):
+    records = batch("item-1", "item-2")
+    at_ms = decode(TrainingExample, records[0].value).event_ms
+    worker._known.forgotten.hear(*record_of("u", at_ms), 0)
+
+    async def one_batch() -> None:
+        await worker.writer.claim()
+        assert await worker.handle(records) is None
+        await worker.writer.published()
+
+    asyncio.run(one_batch())
+    rows = {key for keys in sent.of(topics.ITEM_VECTORS) for key in keys} - {PROGRESS_KEY}
+    assert b"item-2" in rows and b"item-1" not in rows
+    assert sent.progress() == Progress(2, {0: 1})
