@@ -15,8 +15,8 @@ import structlog
 from indexer.collection import Index, is_indexable
 from indexer.facts import Facts
 from indexer.mips_to_l2 import longest_of
-from indexer.pending_writes import Row, Rows
-from indexer.retry import Patience
+from indexer.pending_writes import PendingWrites, Row
+from indexer.retry import Retry
 from infra.platform.fault_points import reached
 from models.release.bundle import Bundle
 
@@ -37,7 +37,9 @@ class Build:
     expired: set[str] = field(default_factory=set)  # let go of by the trainer meanwhile
 
 
-def fill(index: Index, bundle: Bundle, rows: Rows, facts: Facts, *, batch: int, patiently: Patience) -> Iterator[int]:
+def fill(
+    index: Index, bundle: Bundle, rows: PendingWrites, facts: Facts, *, batch: int, patiently: Retry
+) -> Iterator[int]:
     """Make the collection of a bundle; yields the rows handled so far after each batch.
 
     Rows are upserted, so that a batch whose acknowledgement was lost can be sent again.
@@ -51,7 +53,7 @@ def fill(index: Index, bundle: Bundle, rows: Rows, facts: Facts, *, batch: int, 
         places = np.arange(start, min(start + batch, len(item_ids)))
         vectors = bundle.model.item_vectors(places)
         wanted = [i for i, place in enumerate(places) if is_wanted(item_ids[place], rows)]
-        park_down(bundle, rows, places)
+        hold_unavailable(bundle, rows, places)
         ids = [item_ids[places[i]] for i in wanted]
         if ids:
             _upsert(index, version, ids, vectors[wanted], facts, patiently)
@@ -63,7 +65,7 @@ def fill(index: Index, bundle: Bundle, rows: Rows, facts: Facts, *, batch: int, 
     patiently(lambda: index.load(version))
 
 
-def park_down(bundle: Bundle, rows: Rows, places: np.ndarray | None = None) -> None:
+def hold_unavailable(bundle: Bundle, rows: PendingWrites, places: np.ndarray | None = None) -> None:
     """Park the bundle's rows of items that are down (among those at `places`), in case they return."""
     item_ids = bundle.model.item_ids
     places = np.arange(len(item_ids)) if places is None else places
@@ -72,7 +74,7 @@ def park_down(bundle: Bundle, rows: Rows, places: np.ndarray | None = None) -> N
         rows.park(bundle.manifest.version, item_ids[place], Row(0, vector.astype("<f4").tobytes()))
 
 
-def is_wanted(item_id: str, rows: Rows) -> bool:
+def is_wanted(item_id: str, rows: PendingWrites) -> bool:
     """Whether a row of this item shall be in a new collection."""
     return item_id not in rows.down and is_indexable(item_id)
 
@@ -83,7 +85,7 @@ def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> 
     index.create(version, dim, longest=longest, rows=rows)
 
 
-def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, facts: Facts, patiently: Patience) -> None:
+def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, facts: Facts, patiently: Retry) -> None:
     scalars = [facts.of(item_id) for item_id in ids]
     try:
         patiently(lambda: index.upsert(version, ids, vectors, [0] * len(ids), scalars))

@@ -37,13 +37,22 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
-from indexer.index_spec import FORMAT, Form, form_for, form_from, index_of, metric_of, properties_of, search_parameters
+from indexer.index_spec import (
+    FORMAT,
+    IndexSpec,
+    index_of,
+    metric_of,
+    properties_of,
+    search_parameters,
+    spec_for,
+    spec_from,
+)
 from indexer.milvus import connect, is_not_loaded, translated
 from indexer.mips_to_l2 import inner_products, lift, lift_queries
 from indexer.scalars import UNKNOWN, Scalars
 from indexer.schema import (
-    BESIDE,
     PREFIX,
+    SHADOW,
     collection_name,
     is_indexable,
     is_one_of,
@@ -88,7 +97,7 @@ class Index:
         self._unflushed: Counter[str] = Counter()
         self._filling: set[str] = set()  # versions that were made here and are not searched yet
         self._sound: set[str] = set()  # versions whose log is known not to be torn
-        self._forms: dict[str, Form] = {}  # by version, as far as known
+        self._forms: dict[str, IndexSpec] = {}  # by version, as far as known
 
     # --- collections -------------------------------------------------------------------------------------------------
 
@@ -96,7 +105,7 @@ class Index:
         """Versions that have a collection, complete or not, oldest name first."""
         with translated("list collections"):
             names = self._aliases()
-        return sorted(name.removeprefix(PREFIX) for name in names if not name.endswith(BESIDE))
+        return sorted(name.removeprefix(PREFIX) for name in names if not name.endswith(SHADOW))
 
     def create(self, version: str, dim: int, *, longest: float = 16.0, rows: int = 0) -> None:
         """An empty, loaded collection of vectors of length `dim`, the longest of which has the norm `longest`, for
@@ -104,7 +113,7 @@ class Index:
 
         Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
-        form, name = form_for(self._milvus, longest=longest, rows=rows), stored_name(version)
+        form, name = spec_for(self._milvus, longest=longest, rows=rows), stored_name(version)
         with translated("create", version):
             self._client().create_collection(
                 name,
@@ -147,7 +156,7 @@ class Index:
 
     def is_alike(self, version: str, other: str) -> bool:
         """Whether two collections hold vectors in the same form, so that who searches one can search the other."""
-        return form_from(self._describe(version)[0]) == form_from(self._describe(other)[0])
+        return spec_from(self._describe(version)[0]) == spec_from(self._describe(other)[0])
 
     def mark(self, version: str, mark: str) -> None:
         """Write a word on the collection that outlives us: how far its making has come (see indexer/rollout.py)."""
@@ -161,12 +170,12 @@ class Index:
 
     def is_of_today(self, version: str) -> bool:
         """Whether it has the fields that we write; one that an older version of nextwatch made has not."""
-        return form_from(self._describe(version)[0]).format == FORMAT
+        return spec_from(self._describe(version)[0]).format == FORMAT
 
     def dim(self, version: str) -> int:
         """The length of the vectors that it takes."""
         properties, dim = self._describe(version)
-        return dim - bool(form_from(properties).radius)
+        return dim - bool(spec_from(properties).radius)
 
     def load(self, version: str) -> None:
         """Make it searchable; needed after a restart of Milvus, harmless when it is."""
@@ -299,9 +308,9 @@ class Index:
         dim = next(int(field["params"]["dim"]) for field in about["fields"] if field["name"] == "vector")
         return {str(name): str(value) for name, value in dict(about.get("properties") or {}).items()}, dim
 
-    def _form_of(self, version: str) -> Form:
+    def _form_of(self, version: str) -> IndexSpec:
         if version not in self._forms:
-            self._forms[version] = form_from(self._describe(version)[0])
+            self._forms[version] = spec_from(self._describe(version)[0])
         return self._forms[version]
 
     def _stored(self, version: str, vectors: Floats) -> Floats:

@@ -23,7 +23,7 @@ _LEAST_EF, _MOST_EF = 64, 32768
 _ROWS_PER_HIT = 8  # with fewer, nearly every list holds some of the hits
 
 
-class Form(msgspec.Struct, frozen=True, omit_defaults=True):
+class IndexSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """`radius` of the sphere, 0: vectors as they are. `rows` that it was made for."""
 
     kind: str
@@ -33,31 +33,31 @@ class Form(msgspec.Struct, frozen=True, omit_defaults=True):
     format: int = FORMAT
 
 
-def form_for(milvus: Milvus, *, longest: float, rows: int) -> Form:
+def spec_for(milvus: Milvus, *, longest: float, rows: int) -> IndexSpec:
     """The form of a new collection: `rows` vectors, the longest of which has the norm `longest`."""
     kind = milvus.index_type
     if kind == "FLAT":
-        return Form(kind, rows=rows)
-    return Form(kind, radius_for(longest), milvus.ivf_nlist if kind == "IVF_FLAT" else 0, rows)
+        return IndexSpec(kind, rows=rows)
+    return IndexSpec(kind, radius_for(longest), milvus.ivf_nlist if kind == "IVF_FLAT" else 0, rows)
 
 
-def properties_of(form: Form) -> dict[str, str]:
+def properties_of(form: IndexSpec) -> dict[str, str]:
     return {_FORM: msgspec.json.encode(form).decode()}
 
 
-def form_from(properties: Mapping[str, str]) -> Form:
+def spec_from(properties: Mapping[str, str]) -> IndexSpec:
     """What the properties of a collection say."""
     if written := properties.get(_FORM):
-        return msgspec.json.decode(written, type=Form)
+        return msgspec.json.decode(written, type=IndexSpec)
     radius = float(properties.get(_RADIUS, 0))
-    return Form("HNSW" if radius else "FLAT", radius, format=1)
+    return IndexSpec("HNSW" if radius else "FLAT", radius, format=1)
 
 
-def metric_of(form: Form) -> str:
+def metric_of(form: IndexSpec) -> str:
     return "L2" if form.radius else "IP"
 
 
-def index_of(form: Form, milvus: Milvus) -> Any:
+def index_of(form: IndexSpec, milvus: Milvus) -> Any:
     """pymilvus' description of the index to build. The parameters stand in a text of their own: Milvus Lite passes over
     those that pymilvus puts beside the type, and a server reads both."""
     parameters: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def index_of(form: Form, milvus: Milvus) -> Any:
     return index
 
 
-def search_parameters(form: Form, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
+def search_parameters(form: IndexSpec, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
     """How wide to look for `limit` items (HNSW with ef below it finds less than it could). What a filter leaves may lie
     anywhere: in any list, at any node of the graph (with 1 of 40 left, 4 times as wide as usual found .58 of them)."""
     if form.kind == "HNSW":

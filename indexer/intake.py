@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from indexer.collection import is_indexable
 from indexer.facts import Facts
-from indexer.pending_writes import Row, Rows, problem_of
+from indexer.pending_writes import PendingWrites, Row, problem_of
 from indexer.scalars import scalars_of
 from streams.messages import Item, ItemVector, Refused, decode
 
@@ -24,7 +24,7 @@ class Intake:
     `catching_up`: the one among them that has not yet seen all of `item-vectors`, made from a bundle of `made_ms`;
     `is_opening`: until what was there at the start has been read, and `returning` then go back into the index."""
 
-    rows: Rows
+    rows: PendingWrites
     facts: Facts
     max_bytes: int
     dims: dict[str, int] = field(default_factory=dict)

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     published_ms: int = 0
 
 
-class Rows:
+class PendingWrites:
     """Rows of the versions that are followed, waiting to be written. `len` is the number of changes waiting."""
 
     def __init__(self) -> None:

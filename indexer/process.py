@@ -27,8 +27,8 @@ from indexer.errors import IndexMissing
 from indexer.facts import Facts
 from indexer.intake import Intake, is_written
 from indexer.lease import Lease, LeaseLost, Offsets
-from indexer.pending_writes import Rows
-from indexer.retry import Patience, Stopped
+from indexer.pending_writes import PendingWrites
+from indexer.retry import Retry, Stopped
 from indexer.rollout import Releases
 from indexer.rollout_executor import Collections
 from indexer.upserts import write_all
@@ -98,8 +98,8 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
             if stop.is_set():
                 return
         health.standby, health.detail["role"] = False, "active"
-        patiently = Patience(stop, health, lambda: lease.check(stop))
-        keeper = Keeper(settings, health, index, control, vectors, offsets, producer, patiently)
+        patiently = Retry(stop, health, lambda: lease.check(stop))
+        keeper = IndexerLoop(settings, health, index, control, vectors, offsets, producer, patiently)
         stack.callback(keeper.lags.show, {})
         keeper.open()
         while not stop.is_set():
@@ -107,7 +107,7 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
         keeper.write()
 
 
-class Keeper:
+class IndexerLoop:
     """The loop's state while it holds the lease; `turn` is one round."""
 
     def __init__(
@@ -119,14 +119,14 @@ class Keeper:
         vectors: TopicFollower,
         offsets: Offsets,
         producer: KafkaProducer,
-        patiently: Patience,
+        patiently: Retry,
     ) -> None:
         self.lags = metrics.Lags()
         self._settings, self._health = settings, health
         self._index, self._patiently = index, patiently
         self._control, self._vectors, self._offsets, self._producer = control, vectors, offsets, producer
         self._releases = Releases()
-        self._rows = Rows()
+        self._rows = PendingWrites()
         self._facts = Facts()
         self._requests = rebuilding.Requests()
         self._epochs = Epochs()
@@ -149,7 +149,7 @@ class Keeper:
         while not self._control.caught_up:
             self._patiently.check()
             self._hear(POLL_S)
-        self._collections.park_down()
+        self._collections.hold_unavailable()
         self._health.ready, self._health.waiting_for = True, ""
 
     def turn(self) -> None:

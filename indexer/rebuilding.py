@@ -23,10 +23,10 @@ from indexer.collection import Index
 from indexer.errors import IndexMissing, IndexRefused
 from indexer.facts import Facts
 from indexer.intake import Intake
-from indexer.pending_writes import Rows
-from indexer.retry import Patience
+from indexer.pending_writes import PendingWrites
+from indexer.retry import Retry
 from indexer.rollout import announced_ms
-from indexer.schema import BESIDE
+from indexer.schema import SHADOW
 from indexer.upserts import write_all
 from indexer.verify import verify
 from infra.platform.fault_points import reached
@@ -63,7 +63,13 @@ class Requests:
 
 
 def answer(
-    asked: RebuildAsked, live: str, index: Index, rows: Rows, facts: Facts, settings: Settings, patiently: Patience
+    asked: RebuildAsked,
+    live: str,
+    index: Index,
+    rows: PendingWrites,
+    facts: Facts,
+    settings: Settings,
+    patiently: Retry,
 ) -> RebuildDone:
     """Do what was asked for; nothing may be waiting in `rows`. What came of it is in the answer.
 
@@ -79,11 +85,13 @@ def answer(
     except (BuildFailed, BundleError, IndexRefused, IndexMissing) as error:
         problem = str(error)
         log.error("the collection cannot be rebuilt, the old one stays", version=asked.version, error=problem)
-        patiently(lambda: index.drop(asked.version + BESIDE))
+        patiently(lambda: index.drop(asked.version + SHADOW))
     return RebuildDone(asked.version, asked.at_ms, count, problem, round(1000 * (time.monotonic() - began_s)))
 
 
-def rebuild(bundle: Bundle, index: Index, rows: Rows, facts: Facts, settings: Settings, patiently: Patience) -> int:
+def rebuild(
+    bundle: Bundle, index: Index, rows: PendingWrites, facts: Facts, settings: Settings, patiently: Retry
+) -> int:
     """Make the collection of a live release anew; its rows. `rows.down` and `facts` are the catalogue.
 
     Raises BuildFailed when what was made is not right, IndexMissing when there is no collection to be replaced.
@@ -93,12 +101,12 @@ def rebuild(bundle: Bundle, index: Index, rows: Rows, facts: Facts, settings: Se
     if announced_ms(mark) is None:
         raise BuildFailed(f"the collection of {version} is being made at this moment, or is not announced")
     beside: Any = Beside(index, version)
-    own = Rows()
+    own = PendingWrites()
     own.down = rows.down
     own.follow(version)
     for _ in fill(beside, bundle, own, facts, batch=batch, patiently=patiently):
         patiently.check()
-    if not patiently(lambda: index.is_alike(version, version + BESIDE)):
+    if not patiently(lambda: index.is_alike(version, version + SHADOW)):
         raise BuildFailed(
             "it would be of another form (milvus.index_type), which servers do not expect of this release: the next "
             "release has it"
@@ -108,14 +116,14 @@ def rebuild(bundle: Bundle, index: Index, rows: Rows, facts: Facts, settings: Se
         patiently.check()
         if write_all(beside, own, facts, [version], batch=batch, patiently=patiently):
             raise BuildFailed(f"Milvus has lost the new collection of {version}")
-    patiently(lambda: index.flush(version + BESIDE))
-    count = patiently(lambda: index.count(version + BESIDE))
+    patiently(lambda: index.flush(version + SHADOW))
+    count = patiently(lambda: index.count(version + SHADOW))
     reached("indexer: rebuilt beside")
     _swap(index, version, mark, patiently)
     return count
 
 
-def _catch_up(bundle: Bundle, own: Rows, facts: Facts, settings: Settings) -> Iterator[None]:
+def _catch_up(bundle: Bundle, own: PendingWrites, facts: Facts, settings: Settings) -> Iterator[None]:
     """All of `item-vectors` into `own`; yields whenever it is time to write them."""
     manifest, max_bytes = bundle.manifest, settings.kafka.max_message_bytes
     intake = Intake(own, facts, max_bytes, {manifest.version: manifest.dim}, manifest.version, manifest.created_ms)
@@ -133,11 +141,11 @@ def _catch_up(bundle: Bundle, own: Rows, facts: Facts, settings: Settings) -> It
     yield
 
 
-def _swap(index: Index, version: str, mark: str, patiently: Patience) -> None:
-    patiently(lambda: index.mark(version + BESIDE, mark))
-    patiently(lambda: index.replace(version, by=version + BESIDE))
+def _swap(index: Index, version: str, mark: str, patiently: Retry) -> None:
+    patiently(lambda: index.mark(version + SHADOW, mark))
+    patiently(lambda: index.replace(version, by=version + SHADOW))
     reached("indexer: rebuilt takes over")
-    patiently(lambda: index.drop(version + BESIDE))
+    patiently(lambda: index.drop(version + SHADOW))
 
 
 class Beside:
@@ -153,6 +161,6 @@ class Beside:
 
         def with_name(version: str, *arguments: Any, **options: Any) -> Any:
             assert version == self._version
-            return call(version + BESIDE, *arguments, **options)
+            return call(version + SHADOW, *arguments, **options)
 
         return with_name

@@ -46,7 +46,7 @@ def _is_absence(error: Exception) -> bool:
     return is_kafka or isinstance(error, IndexUnavailable)
 
 
-class Patience:
+class Retry:
     """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
     counted: in this time nothing is read.
 

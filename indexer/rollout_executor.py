@@ -13,11 +13,11 @@ from typing import Protocol
 import structlog
 
 from indexer import rollout
-from indexer.build import Build, BuildFailed, fill, park_down
+from indexer.build import Build, BuildFailed, fill, hold_unavailable
 from indexer.collection import Index, collection_name
 from indexer.errors import IndexMissing
 from indexer.intake import Intake
-from indexer.retry import Patience
+from indexer.retry import Retry
 from indexer.rollout import WHOLE, Action, Announce, Drop, Releases, Renew, announced
 from indexer.verify import verify
 from infra.platform.fault_points import reached
@@ -44,7 +44,7 @@ class Collections:
     """What collections there are (`marks`), and the one that is being built."""
 
     def __init__(
-        self, index: Index, intake: Intake, stream: Stream, settings: Indexer, bundles_dir: Path, patiently: Patience
+        self, index: Index, intake: Intake, stream: Stream, settings: Indexer, bundles_dir: Path, patiently: Retry
     ) -> None:
         self.marks: dict[str, str] = {}
         self._index, self._intake, self._rows, self._facts = index, intake, intake.rows, intake.facts
@@ -68,11 +68,11 @@ class Collections:
         for version in [version for version, mark in self.marks.items() if rollout.is_whole(mark)]:
             self._open(version)
 
-    def park_down(self) -> None:
+    def hold_unavailable(self) -> None:
         """Read the rows of items that are down from the bundles of the collections."""
         for version in self._rows.followed if self._rows.down else ():
             try:
-                park_down(read_bundle(self._bundles_dir / version), self._rows)
+                hold_unavailable(read_bundle(self._bundles_dir / version), self._rows)
             except BundleError as error:
                 log.warning("items that are down may come back without a vector", version=version, error=str(error))
 

@@ -21,7 +21,7 @@ from indexer.scalars import Scalars, add_fields, as_row
 Floats = NDArray[np.float32]
 
 PREFIX = "items_"
-BESIDE = "__beside"  # after the version, in the name of what is to take its place
+SHADOW = "__beside"  # after the version, in the name of what is to take its place
 _ID_BYTES = 1024
 _STORED = re.compile(PREFIX + ".+__[0-9a-f]{16}")
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of surrogate pairs

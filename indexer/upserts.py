@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexMissing
 from indexer.facts import Facts
-from indexer.pending_writes import Row, Rows, stack
-from indexer.retry import Patience
+from indexer.pending_writes import PendingWrites, Row, stack
+from indexer.retry import Retry
 from indexer.scalars import Scalars
 from infra.platform import metrics
 
@@ -35,7 +35,7 @@ class WritableIndex(Protocol):
 
 
 def write_all(
-    index: WritableIndex, rows: Rows, facts: Facts, collections: Iterable[str], *, batch: int, patiently: Patience
+    index: WritableIndex, rows: PendingWrites, facts: Facts, collections: Iterable[str], *, batch: int, patiently: Retry
 ) -> set[str]:
     """Write all that waits in `rows`; deletions and changed facts go to all `collections`.
 
@@ -70,7 +70,9 @@ def write_all(
     return lost
 
 
-def _delete(index: WritableIndex, rows: Rows, version: str, deleted: Mapping[str, bool], patiently: Patience) -> None:
+def _delete(
+    index: WritableIndex, rows: PendingWrites, version: str, deleted: Mapping[str, bool], patiently: Retry
+) -> None:
     found = patiently(lambda: index.vectors(version, list(deleted)))
     if not found:
         return
@@ -81,7 +83,7 @@ def _delete(index: WritableIndex, rows: Rows, version: str, deleted: Mapping[str
     metrics.DELETED.inc(len(found))
 
 
-def _rewrite(index: WritableIndex, version: str, item_ids: list[str], facts: Facts, patiently: Patience) -> None:
+def _rewrite(index: WritableIndex, version: str, item_ids: list[str], facts: Facts, patiently: Retry) -> None:
     """Those of the items that are in the index, with their vectors as they are: a row is written whole or not at all
     (an upsert that names some of the fields keeps the others on Milvus Lite only)."""
     found = patiently(lambda: index.vectors(version, item_ids)) if item_ids else {}
@@ -93,7 +95,7 @@ def _rewrite(index: WritableIndex, version: str, item_ids: list[str], facts: Fac
     metrics.INDEX_REWRITTEN.inc(len(found))
 
 
-def _upsert(index: WritableIndex, version: str, touched: Mapping[str, Row], facts: Facts, patiently: Patience) -> None:
+def _upsert(index: WritableIndex, version: str, touched: Mapping[str, Row], facts: Facts, patiently: Retry) -> None:
     vectors, steps = stack(touched.values()), [row.step for row in touched.values()]
     scalars = [facts.of(item_id) for item_id in touched]
     with metrics.BATCH_TIME.labels("upsert").time():

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from indexer.build import BuildFailed, is_wanted
 from indexer.collection import Index
-from indexer.pending_writes import Rows
-from indexer.retry import Patience
+from indexer.pending_writes import PendingWrites
+from indexer.retry import Retry
 from infra.platform import metrics
 from models.release.bundle import Bundle
 from models.retrieval.candidates import CandidateModel, with_one
@@ -30,7 +30,7 @@ _CLOSE = 1e-4  # of a score: the sphere of an HNSW or an IVF costs some of float
 
 
 def verify(
-    index: Index, bundle: Bundle, rows: Rows, *, expired: Set[str], least_recall: float, patiently: Patience
+    index: Index, bundle: Bundle, rows: PendingWrites, *, expired: Set[str], least_recall: float, patiently: Retry
 ) -> int:
     """The number of rows in a collection that was just filled (nothing must be waiting in `rows`). `expired`: items
     that the trainer let go of meanwhile, which may be in it or not.
@@ -51,7 +51,7 @@ def verify(
     return count
 
 
-def probe(index: Index, bundle: Bundle, places: Places, expired: Set[str], patiently: Patience) -> float:
+def probe(index: Index, bundle: Bundle, places: Places, expired: Set[str], patiently: Retry) -> float:
     """The mean recall of some searches among the items at `places` of the bundle; those in `expired` are passed over
     where they are found."""
     version, model = bundle.manifest.version, bundle.model
@@ -98,7 +98,7 @@ def least_scores(model: CandidateModel, places: Places, queries: Floats, hits: i
     return least
 
 
-def _compare(index: Index, bundle: Bundle, places: Places, patiently: Patience) -> None:
+def _compare(index: Index, bundle: Bundle, places: Places, patiently: Retry) -> None:
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     found = patiently(lambda: index.vectors(version, [item_ids[place] for place in places]))
     for place, vector in zip(places, bundle.model.item_vectors(places), strict=True):

@@ -17,7 +17,7 @@ import polars as pl
 from infra.backtest.page import render_page
 from infra.backtest.report import KIND
 from models.evaluation.backtest import Walk
-from models.evaluation.eval_queries import Cases, Stream
+from models.evaluation.eval_queries import EvalQueries, Stream
 from models.evaluation.split import BacktestError
 
 Rows = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class CandidateLists:
         self._parts.mkdir()
         self._written = 0
 
-    def add(self, cases: Cases, items: Rows, scores: Floats) -> None:
+    def add(self, cases: EvalQueries, items: Rows, scores: Floats) -> None:
         case, place = np.nonzero(items >= 0)
         frame = pl.DataFrame(
             {

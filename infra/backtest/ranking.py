@@ -26,7 +26,7 @@ from models.evaluation.split import BacktestError, iso
 from models.logs.log import read_items
 from models.logs.stored_log import store_log
 from models.logs.training_set import prepare
-from models.ranking.impression_log import Delays, Exposures
+from models.ranking.impression_log import Delays, ImpressionLog
 from models.ranking.ranker_training import LEAST_ROWS, train_ranker
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
 from models.ranking.ranking_examples import CAP_S, RankingExamples
@@ -93,15 +93,15 @@ def run_ranking_backtest(request: RankingRequest, step: Step = lambda stage, don
     return report
 
 
-def _read(request: RankingRequest, scratch: Path, step: Step) -> Exposures:
+def _read(request: RankingRequest, scratch: Path, step: Step) -> ImpressionLog:
     log = store_log(
         request.log, scratch / "log", mapping=request.mapping, completed_s=request.completed_s, progress=step
     )
     items = read_items(request.items) if request.items is not None else None
-    return Exposures(log, prepare(log, items), scratch / "exposures", request.delays)
+    return ImpressionLog(log, prepare(log, items), scratch / "exposures", request.delays)
 
 
-def _cut(exposures: Exposures, request: RankingRequest) -> int:
+def _cut(exposures: ImpressionLog, request: RankingRequest) -> int:
     """The log's row where the test begins."""
     times = exposures.log.event_ms
     timed = np.flatnonzero(exposures.timed(slice(0, len(exposures))))
@@ -120,7 +120,7 @@ def _cut(exposures: Exposures, request: RankingRequest) -> int:
     return cut
 
 
-def _judge(exposures: Exposures, cut: int, request: RankingRequest, scratch: Path, step: Step) -> Judged:
+def _judge(exposures: ImpressionLog, cut: int, request: RankingRequest, scratch: Path, step: Step) -> Judged:
     known = exposures.examples("known", stop=cut, progress=lambda *at: step("features", *at))
     ranker = train_ranker(known, scratch / "fit", settings=request.ranker, progress=lambda *at: step("ranker", *at))
     page, user = frozen(exposures, cut, step)
@@ -136,7 +136,7 @@ def _judge(exposures: Exposures, cut: int, request: RankingRequest, scratch: Pat
     )
 
 
-def frozen(exposures: Exposures, cut: int, step: Step) -> tuple[RankingExamples, RankingExamples]:
+def frozen(exposures: ImpressionLog, cut: int, step: Step) -> tuple[RankingExamples, RankingExamples]:
     """The impressions from the cut on, the state frozen at the page, and at the user's first of them."""
     page = exposures.examples("page", start=cut, progress=lambda *at: step("test, by page", *at))
     first = exposures.first_of_user(cut)
@@ -152,7 +152,7 @@ def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predi
     return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)
 
 
-def _report(exposures: Exposures, cut: int, judged: Judged, request: RankingRequest) -> Json:
+def _report(exposures: ImpressionLog, cut: int, judged: Judged, request: RankingRequest) -> Json:
     seconds = np.asarray(judged.page.target_s, np.float64)
     rows = {name: judge(judged.page, predicted) for name, predicted in judged.predicted.items()}
     ours, means = rows["ranker, calibrated"], rows["item's mean seconds"]
@@ -196,7 +196,7 @@ def _plain(found: Compared) -> Json:
     return {name: None if np.isnan(value) else value for name, value in asdict(found).items()}
 
 
-def _write_predictions(path: Path, exposures: Exposures, cut: int, ours: Predictions) -> None:
+def _write_predictions(path: Path, exposures: ImpressionLog, cut: int, ours: Predictions) -> None:
     """One row per test exposure, in order of time: expected_watch_s with the state of its page, and `score`, the same
     with the state of the user's first test exposure and not calibrated, which orders all that one user was shown."""
     rows = cut + np.flatnonzero(exposures.timed(slice(cut, len(exposures))))

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.platform.settings import Trainer
-from models.evaluation.eval_queries import Cases, History
+from models.evaluation.eval_queries import EvalQueries, History
 from models.logs.examples import Examples, Queries
-from models.logs.training_set import Source
+from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import case_queries
 from models.retrieval.candidates import CandidateModel, with_one
 from models.retrieval.incremental import IncrementalTrainer, Learns
@@ -22,12 +22,12 @@ Floats = npt.NDArray[np.float32]
 class Released:
     """A model that does not learn. Its users' histories are those of the cases: live in a live walk, as in serving."""
 
-    def __init__(self, model: CandidateModel, source: Source, history: History, *, name: str = "tower") -> None:
+    def __init__(self, model: CandidateModel, source: TrainingSet, history: History, *, name: str = "tower") -> None:
         self.name = name
         self._model, self._source, self._history = model, source, history
         self._vectors = model.item_vectors()  # [C, D + 1]
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         queries = case_queries(self._source.dataset, self._history, cases)
         known = queries.with_histories(np.where(queries.histories < len(self._vectors), queries.histories, -1))
         return np.asarray(with_one(self._model.encode(known)) @ self._vectors.T)
@@ -43,7 +43,7 @@ class Live:
     def __init__(
         self,
         model: CandidateModel,
-        source: Source,
+        source: TrainingSet,
         history: History,
         *,
         settings: Trainer,
@@ -62,7 +62,7 @@ class Live:
         self._refresh_ms, self._refreshed_ms = refresh_ms, int(source.dataset.event_ms[0])
         self._vectors: Floats | None = None
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         if self._vectors is None:
             self._vectors = self._trainer.vectors(slice(0, self._catalogue))
         queries = self._placed(case_queries(self._source.dataset, self._history, cases))

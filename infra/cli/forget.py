@@ -38,8 +38,8 @@ def forget(
 
     Exit 1 when a worker has not confirmed in time: it does so before it reads on; run the command again to see it.
     """
-    from streams.erasure.erase_users import hide_letters, wait_until_done, write_forgotten
-    from streams.erasure.erased_users import read_forgotten
+    from streams.erasure.erase_users import hide_letters, wait_until_done, write_erased_users
+    from streams.erasure.erased_users import read_erased_users
     from streams.erasure.retention_report import find_held
 
     settings: Settings = context.obj.connected
@@ -47,9 +47,9 @@ def forget(
     now_ms = time.time_ns() // 1_000_000
     report: dict[str, Any] = {"users": len(users), "at_ms": None, "waiting_for": [], "hidden_letters": 0, "held": []}
     with progress_bars(quiet=as_json) as step:
-        read_forgotten(settings)  # before anything is written: whether we have the secret of before
+        read_erased_users(settings)  # before anything is written: whether we have the secret of before
         if not dry_run:
-            offset = write_forgotten(settings, users, now_ms)
+            offset = write_erased_users(settings, users, now_ms)
             report["at_ms"] = now_ms
             report["waiting_for"] = wait_until_done(
                 settings, users, offset, wait_s, lambda done, total: step("workers", done, total)

@@ -31,7 +31,7 @@ def worker(
     """Run a stream worker (Faust): user histories, what became of impressions, trending items, or the incremental
     trainer."""
     from infra.platform.health import Health, serve_health
-    from streams.erasure.erased_users import read_forgotten
+    from streams.erasure.erased_users import read_erased_users
     from streams.kafka.faust_app import now_ms, run
     from streams.kafka.follow import require_topics
     from streams.kafka.requirements import require_settings
@@ -41,7 +41,7 @@ def worker(
     names = [topic.name for topic in TOPICS]
     require_topics(settings.kafka, names)
     require_settings(settings, names)
-    read_forgotten(settings)  # with another secret than that of before nobody would stay forgotten
+    read_erased_users(settings)  # with another secret than that of before nobody would stay forgotten
     health = Health(name.value)
     with serve_health(health, settings, started_ms=now_ms()):
         run(_app_of(name, settings, health), settings)

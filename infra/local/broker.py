@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infra.platform.guarded_process import Child, ServiceError, log_tail, start_child, wait_until_ready
+from infra.platform.guarded_process import GuardedProcess, ServiceError, log_tail, start_guarded, wait_until_ready
 from infra.platform.port_locks import LOOPBACK, claim_directory, claim_port, is_listening
 from infra.platform.settings import Settings
 
@@ -39,7 +39,7 @@ class Broker:
     port: int
     settings: Settings
     environ: Mapping[str, str]
-    child: Child
+    child: GuardedProcess
     answered: bool = False
 
     @property
@@ -55,7 +55,7 @@ class Broker:
         self.answered = self.answered or answers(self.bootstrap)
         return self.answered and is_listening(self.bootstrap)
 
-    def restart(self) -> Child:
+    def restart(self) -> GuardedProcess:
         """Start it again on its data and its port, after a stop or a crash; does not wait until it is ready."""
         _, self.child = _start(self.kind, self.settings, self.environ, self.port)
         self.answered = False
@@ -107,7 +107,7 @@ def answers(bootstrap: str) -> bool:
     return True
 
 
-def _start(kind: Kind, settings: Settings, environ: Mapping[str, str], port: int) -> tuple[int, Child]:
+def _start(kind: Kind, settings: Settings, environ: Mapping[str, str], port: int) -> tuple[int, GuardedProcess]:
     """The port that it listens on, and the broker. The directory first: what a killed parent left behind has the port
     until it gives the directory up, and that is waited for."""
     command = _kafka_command if kind == "kafka" else _noida_command
@@ -115,7 +115,7 @@ def _start(kind: Kind, settings: Settings, environ: Mapping[str, str], port: int
     lock = claim_directory(directory)
     try:
         port = claim_port(port, "embedded.kafka_port")
-        return port, start_child(
+        return port, start_guarded(
             "broker",
             command(directory, port, settings, environ),
             log=_log_path(settings),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from infra.platform.guarded_process import Child, ServiceError, start_child, wait_until_ready
+from infra.platform.guarded_process import GuardedProcess, ServiceError, start_guarded, wait_until_ready
 from infra.platform.port_locks import LOOPBACK, claim_directory, claim_port, is_listening
 from infra.platform.settings import Settings
 
@@ -29,7 +29,7 @@ class MilvusServer:
     port: int
     settings: Settings
     probe: Probe
-    child: Child
+    child: GuardedProcess
     answered: bool = False
 
     @property
@@ -42,7 +42,7 @@ class MilvusServer:
         self.answered = self.answered or (listens and self.probe(self.uri))
         return self.answered and listens
 
-    def restart(self) -> Child:
+    def restart(self) -> GuardedProcess:
         """Start it again on its data and its port; collections have to be loaded again."""
         _, self.child = _start(self.settings, self.port)
         self.answered = False
@@ -72,7 +72,7 @@ def launch_milvus(settings: Settings, *, probe: Probe) -> MilvusServer:
     return MilvusServer(port, settings, probe, child)
 
 
-def _start(settings: Settings, port: int) -> tuple[int, Child]:
+def _start(settings: Settings, port: int) -> tuple[int, GuardedProcess]:
     """The port that it listens on, and the server. The directory is claimed first, as for the broker."""
     if importlib.util.find_spec("milvus_lite") is None:
         raise ServiceError(
@@ -83,7 +83,7 @@ def _start(settings: Settings, port: int) -> tuple[int, Child]:
     try:
         port = claim_port(port, "embedded.milvus_port")
         address = ["--host", LOOPBACK, "--port", str(port)]  # its own default is every interface, without a password
-        return port, start_child(
+        return port, start_guarded(
             "milvus",
             [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(data_dir / "milvus"), *address],
             log=data_dir / "logs" / "milvus.log",

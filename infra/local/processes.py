@@ -15,7 +15,7 @@ from typing import Any
 from infra.local.broker import Broker, launch_broker
 from infra.local.milvus_server import MilvusServer, Probe, launch_milvus
 from infra.local.supervisor import Part, Supervisor
-from infra.platform.guarded_process import Child, start_child
+from infra.platform.guarded_process import GuardedProcess, start_guarded
 from infra.platform.health import fetch_health
 from infra.platform.run_files import announce_services, fill_in, read_run_files
 from infra.platform.settings import ENV_PREFIX, Settings, to_environ
@@ -57,14 +57,14 @@ def embedded_services(
 
 
 def broker_part(broker: Broker) -> Part:
-    def ask(child: Child) -> dict[str, Any]:
+    def ask(child: GuardedProcess) -> dict[str, Any]:
         return {"ready": broker.is_ready(), "kind": broker.kind, "address": broker.bootstrap}
 
     return Part("broker", broker.restart, ask, STOP_ORDER["broker"], broker.settings.data_dir.absolute() / broker.kind)
 
 
 def milvus_part(server: MilvusServer) -> Part:
-    def ask(child: Child) -> dict[str, Any]:
+    def ask(child: GuardedProcess) -> dict[str, Any]:
         return {"ready": server.is_ready(), "address": server.uri}
 
     return Part("milvus", server.restart, ask, STOP_ORDER["milvus"], server.settings.data_dir.absolute() / "milvus")
@@ -78,11 +78,11 @@ def command_part(name: str, arguments: Sequence[str], settings: Settings, *, pro
     data_dir = settings.data_dir.absolute()
     environ = child_environ(settings, os.environ)
 
-    def start() -> Child:
+    def start() -> GuardedProcess:
         command = [*program, *arguments]
-        return start_child(name, command, log=data_dir / "logs" / f"{name}.log", environ=environ, grace_s=STOP_S)
+        return start_guarded(name, command, log=data_dir / "logs" / f"{name}.log", environ=environ, grace_s=STOP_S)
 
-    def ask(child: Child) -> dict[str, Any]:
+    def ask(child: GuardedProcess) -> dict[str, Any]:
         for record in read_run_files(settings.run_dir):
             if record["pid"] == child.pid:
                 return fetch_health(record, settings.metrics) | {"address": f"{record['host']}:{record['port']}"}

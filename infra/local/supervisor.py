@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import structlog
 
 from infra.local.disk import full_disk
-from infra.platform.guarded_process import Child, ServiceError, log_tail
+from infra.platform.guarded_process import GuardedProcess, ServiceError, log_tail
 from infra.platform.settings import variable_of
 
 log = structlog.get_logger(__name__)
@@ -42,8 +42,8 @@ class Part:
     """One process to keep running."""
 
     name: str
-    start: Callable[[], Child]
-    ask: Callable[[Child], dict[str, Any]]  # its /health, at least {"ready": bool}
+    start: Callable[[], GuardedProcess]
+    ask: Callable[[GuardedProcess], dict[str, Any]]  # its /health, at least {"ready": bool}
     stop_order: int = 0  # the smaller ones are stopped first, equal ones together
     disk: Path | None = None  # where it writes, if it ends when there is no room
 
@@ -53,7 +53,7 @@ class Watched:
     """What the supervisor knows of one part, and what it does next."""
 
     part: Part
-    child: Child | None = None
+    child: GuardedProcess | None = None
     phase: Phase = "starting"
     crashes: int = 0  # in a row
     restarts: int = 0
@@ -150,12 +150,12 @@ class Supervisor:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def add(self, part: Part, child: Child | None = None) -> None:
+    def add(self, part: Part, child: GuardedProcess | None = None) -> None:
         """Keep `part` running from now on; `child` if it has been started already."""
         with self._lock:
             self._watched[part.name] = Watched(part, child, started_s=time.monotonic())
 
-    def child(self, name: str) -> Child | None:
+    def child(self, name: str) -> GuardedProcess | None:
         """The running process, None between a crash and the next start."""
         return self._watched[name].child
 

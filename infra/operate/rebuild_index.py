@@ -10,7 +10,7 @@ import msgspec
 
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from indexer.schema import BESIDE
+from indexer.schema import SHADOW
 from infra.operate.releases import read_bundles, read_topic
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
@@ -50,7 +50,7 @@ def rebuild_index(
                 if done is not None:
                     return IndexRebuilt(live, True, done.items, done.problem, done.spent_ms / 1000)
                 with suppress(IndexFailure):  # it is not there yet, or Milvus is busy: only the bar waits for it
-                    progress("rows", min(index.count(live + BESIDE), items), items)
+                    progress("rows", min(index.count(live + SHADOW), items), items)
     finally:
         index.close()
     return IndexRebuilt(live, False)

@@ -29,7 +29,7 @@ class ServiceError(RuntimeError):
 
 
 @dataclass
-class Child:
+class GuardedProcess:
     """A running command: `pid` is the command's own (its process group's too), the guard stands between it and us."""
 
     name: str
@@ -84,7 +84,7 @@ class Child:
             os.killpg(self.pid, number)
 
 
-def start_child(
+def start_guarded(
     name: str,
     command: Sequence[str | Path],
     *,
@@ -93,7 +93,7 @@ def start_child(
     stop_signal: Literal["TERM", "INT"] = "TERM",
     grace_s: float = 10.0,
     held: Iterable[int] = (),
-) -> Child:
+) -> GuardedProcess:
     """Start `command` under a guard; `held` are descriptors (locks) that it keeps open as long as it lives.
 
     Raises ServiceError when it cannot be executed.
@@ -120,10 +120,10 @@ def start_child(
         guard.wait()
         reason = next((line for line in report if not line.isdigit()), log_tail(log))
         raise ServiceError(f"{name} cannot be started: {reason}")
-    return Child(name, pids[0], log, grace_s, guard)
+    return GuardedProcess(name, pids[0], log, grace_s, guard)
 
 
-def wait_until_ready(child: Child, is_ready: Callable[[], bool], timeout_s: float) -> None:
+def wait_until_ready(child: GuardedProcess, is_ready: Callable[[], bool], timeout_s: float) -> None:
     """Return when `is_ready()`. Raises ServiceError with the end of the log if it ends first or takes too long."""
     deadline = time.monotonic() + timeout_s
     while not is_ready():

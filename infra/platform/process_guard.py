@@ -1,4 +1,5 @@
-"""Runs one command and stops it, with all that it started, once the parent is gone: `python -I -S process_guard.py -- COMMAND`.
+"""Runs one command and stops it, with all that it started, once the parent is gone: `python -I -S process_guard.py --
+COMMAND`.
 
 A parent that is killed by SIGKILL cannot clean up, so a process of its own does. The guard's standard input is a pipe
 whose other end only the parent holds: a line means that the command shall stop, end of file alone that the parent is

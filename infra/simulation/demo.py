@@ -24,9 +24,9 @@ from infra.cli.learn import Step, progress_bars
 from infra.local.stack import running_stack
 from infra.operate.status import Samples, delay_of, read_status, since, within_s
 from infra.platform.settings import Settings
-from infra.simulation.demo_context import Claims, Stage, go_live
+from infra.simulation.demo_context import Claims, DemoContext, go_live
 from infra.simulation.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranker
-from infra.simulation.simulated_traffic import Audience, Sender, now_ms, wait_for
+from infra.simulation.simulated_traffic import Sender, SimulatedTraffic, now_ms, wait_for
 from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
 from serving.client.client import RecommendClient
@@ -58,8 +58,8 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
             world = World(seed=seed, start_ms=now_ms())
             past_watches = _first_release(world, reachable, console)
             claims = Claims(console)
-            with Audience(world, reachable.kafka, client, requests_per_s=4.0) as audience:
-                _show(Stage(world, audience, client, reachable, past_watches), claims)
+            with SimulatedTraffic(world, reachable.kafka, client, requests_per_s=4.0) as audience:
+                _show(DemoContext(world, audience, client, reachable, past_watches), claims)
                 _where(reachable, console)
                 console.print(f"\n{time.monotonic() - began:.0f} s after the start; all of it is still running.")
                 if keep:
@@ -147,7 +147,7 @@ def _train(
         )
 
 
-def _show(stage: Stage, claims: Claims) -> None:
+def _show(stage: DemoContext, claims: Claims) -> None:
     before = {process: stage.samples(process) for process in ("history", "indexer", "trainer")}
     _a_watch_moves_the_list(stage, claims)
     _a_new_video_is_found(stage, claims)
@@ -156,7 +156,7 @@ def _show(stage: Stage, claims: Claims) -> None:
     impressions_teach_the_ranker(stage, claims)
 
 
-def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
+def _a_watch_moves_the_list(stage: DemoContext, claims: Claims) -> None:
     """One viewer, three watches of one channel, one second."""
     console, channel_of = claims.console, stage.channels()
     viewer, channel = _viewer_and_channel(stage, channel_of)
@@ -177,7 +177,7 @@ def _a_watch_moves_the_list(stage: Stage, claims: Claims) -> None:
     claims.check(has > had, f"more of the {CANDIDATES} candidates are from channel {channel} ({had} -> {has})")
 
 
-def _viewer_and_channel(stage: Stage, channel_of: dict[str, str | None]) -> tuple[str, str]:
+def _viewer_and_channel(stage: DemoContext, channel_of: dict[str, str | None]) -> tuple[str, str]:
     """Somebody for whom some of a favourite channel is retrieved, but at most a third: there is room for more.
 
     Only of a channel that people watch: where its videos have hardly been watched by anybody, or not lately (none of
@@ -204,7 +204,7 @@ def watched_channels(channel_of: Mapping[str, str | None], watches: Mapping[str,
     return {channel for channel, count in videos.items() if count >= LEAST_VIDEOS and watched[channel] >= LEAST_WATCHES}
 
 
-def _a_new_video_is_found(stage: Stage, claims: Claims) -> None:
+def _a_new_video_is_found(stage: DemoContext, claims: Claims) -> None:
     """A video that nobody has seen is published, some fans watch it, and retrieval finds it for other fans.
 
     Its place is that by retrieval score: where the ranker puts it is a matter of how long it will be watched."""
@@ -235,7 +235,7 @@ def retrieved_at(items: Sequence[Recommended], item_id: str) -> int | None:
     return None if score is None else 1 + sum((item.score or 0.0) > score for item in candidates)
 
 
-def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None:
+def _freshness(stage: DemoContext, before: dict[str, Samples], claims: Claims) -> None:
     """Watch sent until a reply knows it, through the whole system, while the world goes on."""
     console = claims.console
     console.rule("3. how fresh", align="left")
@@ -258,7 +258,7 @@ def _freshness(stage: Stage, before: dict[str, Samples], claims: Claims) -> None
     claims.check(p95_s < 1.0, "a reply knows a watch within a second, 19 times out of 20")
 
 
-def _recall(stage: Stage, before: Samples, claims: Claims) -> None:
+def _recall(stage: DemoContext, before: Samples, claims: Claims) -> None:
     """Each live watch was ranked before it was learnt: how often was its video in the top 100?"""
     claims.console.rule("4. does the model know better than trending?", align="left")
 
@@ -316,7 +316,7 @@ def _knows(reply: RecommendReply, event_ms: int) -> bool:
     return reply.history_event_ms is not None and reply.history_event_ms >= event_ms
 
 
-def _reply_knows(stage: Stage, event: WatchEvent) -> bool:
+def _reply_knows(stage: DemoContext, event: WatchEvent) -> bool:
     return _knows(stage.ask(event.user_id, 1), event.event_ms)
 
 

@@ -16,7 +16,7 @@ from infra.cli.learn import published
 from infra.operate.status import Samples, fetch_samples
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Settings
-from infra.simulation.simulated_traffic import Audience, now_ms
+from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
 from serving.client.client import RecommendClient
@@ -41,11 +41,11 @@ class Claims:
 
 
 @dataclass(frozen=True)
-class Stage:
+class DemoContext:
     """The running system, the world that lives on it, and how often each item was watched before it began to live."""
 
     world: World
-    audience: Audience
+    audience: SimulatedTraffic
     client: RecommendClient
     settings: Settings
     past_watches: Counter[str]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from infra.cli.learn import Step, progress_bars, retrain_ranker
 from infra.platform.settings import Kafka
-from infra.simulation.demo_context import Claims, Stage, go_live
+from infra.simulation.demo_context import Claims, DemoContext, go_live
 from infra.simulation.simulated_traffic import now_ms, wait_for
 from streams import topics
 from streams.kafka.follow import TopicFollower
@@ -69,7 +69,7 @@ class Gain:
         )
 
 
-def impressions_teach_the_ranker(stage: Stage, claims: Claims) -> None:
+def impressions_teach_the_ranker(stage: DemoContext, claims: Claims) -> None:
     """Collect impressions, train a ranker on them, swap it in, and measure both against retrieval order."""
     console = claims.console
     console.rule("5. what was shown and not watched teaches the ranker", align="left")
@@ -94,7 +94,7 @@ def impressions_teach_the_ranker(stage: Stage, claims: Claims) -> None:
     )
 
 
-def measure(stage: Stage, viewers: Sequence[str], tell: Callable[[int], None]) -> dict[str, Measured]:
+def measure(stage: DemoContext, viewers: Sequence[str], tell: Callable[[int], None]) -> dict[str, Measured]:
     """By viewer what the live ranker's list and that of retrieval order are worth, by the world's truth; without those
     whose answer was not ranked. `tell` hears how many are done."""
     measured = {}
@@ -139,7 +139,7 @@ def gain_of(ours_s: Sequence[float], theirs_s: Sequence[float], seed: int = 0) -
     return Gain(float(ours.mean()), float(theirs.mean()), float(low), float(high), len(ours))
 
 
-def _collect_lists(stage: Stage, step: Step) -> int:
+def _collect_lists(stage: DemoContext, step: Step) -> int:
     """Let people ask more often until enough lists have become examples; how many did. Raises TimeoutError for none."""
     before, asked = _examples(stage.settings.kafka), stage.audience.requests_per_s
 
@@ -165,7 +165,7 @@ def _examples(kafka: Kafka) -> int:
 
 
 @contextmanager
-def _calmer(stage: Stage) -> Iterator[None]:
+def _calmer(stage: DemoContext) -> Iterator[None]:
     """Fewer self-chosen watches meanwhile."""
     usual, stage.world.events_per_s = stage.world.events_per_s, CHOSEN_PER_S
     try:

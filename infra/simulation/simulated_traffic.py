@@ -74,7 +74,7 @@ class Sender:
         return sent
 
 
-class Audience:
+class SimulatedTraffic:
     """The world's people; a context manager that plays them until it ends."""
 
     def __init__(self, world: World, kafka: Kafka, client: RecommendClient, requests_per_s: float) -> None:
@@ -87,7 +87,7 @@ class Audience:
         self._waiting: list[tuple[str, Future[RecommendReply]]] = []
         self._thread = threading.Thread(target=self._run, name="audience", daemon=True)
 
-    def __enter__(self) -> Audience:
+    def __enter__(self) -> SimulatedTraffic:
         self._thread.start()
         return self
 

@@ -30,7 +30,7 @@ class ShownList(Protocol):
     def item_ids(self) -> Sequence[str]: ...
 
 
-class Viewer(Protocol):
+class UserProfile(Protocol):
     """A user as the user tower sees them. `watches` is oldest first."""
 
     @property
@@ -41,14 +41,14 @@ class Viewer(Protocol):
     def context(self) -> Any: ...
 
 
-class RankedViewer(Viewer, Protocol):
+class RankedUserProfile(UserProfile, Protocol):
     """A user as the ranker sees them: also what they were shown, oldest first."""
 
     @property
     def impressions(self) -> Sequence[ShownList]: ...
 
 
-class Example(Viewer, Protocol):
+class Example(UserProfile, Protocol):
     """A completed watch; `watches` is the history as it was before it (paper section 3.4)."""
 
     @property

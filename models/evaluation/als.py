@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation.eval_queries import Cases, Stream
+from models.evaluation.eval_queries import EvalQueries, Stream
 from models.evaluation.item_to_item import seen_matrix, watch_matrix
 
 Floats = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class Als:
         )
         self._model.fit(_matrix(watch_matrix(stream, cut, catalogue)), show_progress=False)
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         watched = _matrix(seen_matrix(cases, self._catalogue))
         users = self._model.recalculate_user(np.arange(len(cases)), watched)  # [B, D]
         return np.asarray(users @ self._model.item_factors.T, np.float32)

@@ -15,14 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluation.comparison import Estimate
-from models.evaluation.coverage import Exposure
-from models.evaluation.eval_queries import Asked, Cases, History, Stream
+from models.evaluation.coverage import Coverage
+from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
 
-__all__ = ["Asked", "Cases", "Entrant", "History", "Recommender", "Stream", "Walk", "judge", "walk_frozen", "walk_live"]
+__all__ = [
+    "Entrant",
+    "EvalQueries",
+    "EvalQuery",
+    "History",
+    "Recommender",
+    "Stream",
+    "Walk",
+    "judge",
+    "walk_frozen",
+    "walk_live",
+]
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Lists = Callable[[Cases, Rows, Floats], None]
+Lists = Callable[[EvalQueries, Rows, Floats], None]
 Progress = Callable[[int, int], None]
 
 BLOCK = 250  # positives between two learning steps of a live walk
@@ -37,7 +48,7 @@ class Recommender(Protocol):
     @property
     def name(self) -> str: ...
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         """float32 [B, C], higher is better, finite; the caller may overwrite it."""
 
     def learn(self, rows: slice) -> None:
@@ -64,9 +75,9 @@ class Walk:
     """What came out: who was asked, and by recommender the rank of what was watched, int64 [n] from 0, MISS where the
     item was unknown; and what was shown, where lists were made."""
 
-    asked: Asked
+    asked: EvalQuery
     ranks: dict[str, Rows]
-    exposure: dict[str, Exposure]
+    exposure: dict[str, Coverage]
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -78,7 +89,7 @@ def walk_frozen(
     *,
     cut: int,
     catalogue: int,
-    asked: Asked | None = None,
+    asked: EvalQuery | None = None,
     lists: Lists | None = None,
     exposure: bool = True,
     progress: Progress = lambda done, total: None,
@@ -92,7 +103,7 @@ def walk_frozen(
     is asked, where that is not everyone.
     """
     asked = history.next_unseen(cut) if asked is None else asked
-    shown = {r.name: Exposure(history.log_shares(cut, catalogue)) for r in recommenders if exposure}
+    shown = {r.name: Coverage(history.log_shares(cut, catalogue)) for r in recommenders if exposure}
     blocks = [np.empty((len(recommenders), 0), np.int64)]
     for cases in _batches(history, asked, catalogue):
         ranks = np.empty((len(recommenders), len(cases)), np.int64)
@@ -133,7 +144,7 @@ def walk_live(
     return Walk(asked, _by_name(recommenders, blocks), {})
 
 
-def score(recommender: Recommender, cases: Cases, catalogue: int) -> Floats:
+def score(recommender: Recommender, cases: EvalQueries, catalogue: int) -> Floats:
     """float32 [B, C]. Raises ValueError for scores of another shape or not finite: NaN would rank as a hit."""
     scores = recommender.scores(cases)
     if scores.shape != (len(cases), catalogue):
@@ -143,7 +154,7 @@ def score(recommender: Recommender, cases: Cases, catalogue: int) -> Floats:
     return scores
 
 
-def judge(scores: Floats, cases: Cases) -> Rows:
+def judge(scores: Floats, cases: EvalQueries) -> Rows:
     """int64 [B]: rank of each target from 0 among all items but those seen before; equal scores share the middle, MISS
     for unknown targets. scores float32 [B, C] is overwritten with -inf where seen."""
     catalogue = scores.shape[1]
@@ -179,7 +190,7 @@ def _all_items(scores: Floats) -> Rows:
     return np.tile(np.arange(scores.shape[1]), (len(scores), 1))
 
 
-def _show(scores: Floats, cases: Cases, exposure: Exposure | None, lists: Lists | None) -> None:
+def _show(scores: Floats, cases: EvalQueries, exposure: Coverage | None, lists: Lists | None) -> None:
     if exposure is None and lists is None:
         return
     items, values = top_items(scores, LISTED)
@@ -196,7 +207,7 @@ def _list_the_others(recommender: Recommender, history: History, *, cut: int, ca
         _show(scores, cases, None, lists)
 
 
-def _batches(history: History, asked: Asked, catalogue: int) -> Iterator[Cases]:
+def _batches(history: History, asked: EvalQuery, catalogue: int) -> Iterator[EvalQueries]:
     size = rows_at_once(catalogue)
     for start in range(0, len(asked), size):
         yield history.cases(asked[start : start + size])

@@ -11,7 +11,7 @@ import polars as pl
 from models.evaluation.eval_queries import Stream
 from models.logs.stored_log import StoredLog
 from models.logs.stored_searches import StoredSearches
-from models.logs.training_set import Source, prepare
+from models.logs.training_set import TrainingSet, prepare
 
 Rows = npt.NDArray[np.int64]
 
@@ -22,7 +22,7 @@ class Reading:
     `source`, from which our own model learns."""
 
     stream: Stream
-    source: Source
+    source: TrainingSet
     user_ids: pl.Series  # [U]
     item_ids: pl.Series  # [I]
 

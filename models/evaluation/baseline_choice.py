@@ -14,7 +14,7 @@ from models.evaluation.als import Als, als_is_installed
 from models.evaluation.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
 from models.evaluation.comparison import Estimate
-from models.evaluation.eval_queries import Asked, Stream
+from models.evaluation.eval_queries import EvalQuery, Stream
 from models.evaluation.item_to_item import EASE_ITEMS, Ease, ItemKnn
 from models.evaluation.split import Split, validation_history
 
@@ -154,6 +154,6 @@ class Baselines:
         return walk.ranks[recommender.name]
 
 
-def _evenly(asked: Asked, most: int) -> Asked:
+def _evenly(asked: EvalQuery, most: int) -> EvalQuery:
     """All, or `most` of them with about equal gaps."""
     return asked if len(asked) <= most else asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from models.evaluation.backtest import Recommender
 from models.evaluation.comparison import Estimate, log_rank
-from models.evaluation.eval_queries import Cases, Stream
+from models.evaluation.eval_queries import EvalQueries, Stream
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ class Popular:
         first = 0 if window is None else max(0, cut - window)
         self._counts = _count(stream.items[first:cut], catalogue)
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         return np.tile(self._counts.astype(np.float32), (len(cases), 1))
 
     def learn(self, rows: slice) -> None:
@@ -67,7 +67,7 @@ class DecayedPopular:
     def _prior(self) -> Counts:
         return np.asarray((self._totals + 1) / (self._totals.sum() + len(self._totals)))
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         return np.tile(self.shares().astype(np.float32), (len(cases), 1))
 
     def learn(self, rows: slice) -> None:
@@ -90,7 +90,7 @@ class TimesRecency:
         self._source, self._popularity = source, popularity
         self._exponent, self._floor = exponent, floor
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         scores = self._source.scores(cases)
         np.maximum(scores, 0, out=scores)
         scores *= (self._popularity.trend() ** self._exponent).astype(np.float32)
@@ -110,18 +110,18 @@ class Walked(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelSelection:
     """The setting with the lowest mean log2 rank on validation cases, and what all of them reached."""
 
     setting: Setting
     tried: list[tuple[Setting, Estimate]]
 
 
-def choose(build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Walked) -> Choice:
+def choose(build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Walked) -> ModelSelection:
     """Try `build(**setting)` for each setting of the grid on validation cases. The first of equals wins."""
     tried = [(setting, log_rank(ranks_of(build(**setting)))) for setting in grid]
     best = min(range(len(tried)), key=lambda place: _worst_if_nan(tried[place][1].value))
-    return Choice(tried[best][0], tried)
+    return ModelSelection(tried[best][0], tried)
 
 
 def _worst_if_nan(value: float) -> float:

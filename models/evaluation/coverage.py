@@ -19,7 +19,7 @@ TOP = 0.01  # of the items known, the most watched before the cut
 NOBODY, SEVERAL = -1, -2
 
 
-class Exposure:
+class Coverage:
     """Of one recommender: the first k items of each list, for k in DEPTHS."""
 
     def __init__(self, log_shares: Shares) -> None:

@@ -31,7 +31,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalQuery:
     """int64 [n] each: of which user, as of just before which row of the stream, and the row of what they watched then
     (frozen: some way behind the moment; -1: nothing)."""
 
@@ -42,16 +42,16 @@ class Asked:
     def __len__(self) -> int:
         return len(self.users)
 
-    def __getitem__(self, part: slice | Rows) -> Asked:
-        return Asked(self.users[part], self.before[part], self.watched[part])
+    def __getitem__(self, part: slice | Rows) -> EvalQuery:
+        return EvalQuery(self.users[part], self.before[part], self.watched[part])
 
-    def between(self, rows: slice) -> Asked:
+    def between(self, rows: slice) -> EvalQuery:
         """Those asked before one of these rows of the stream; `before` must be sorted."""
         return self[slice(*np.searchsorted(self.before, [rows.start, rows.stop]).tolist())]
 
 
 @dataclass(frozen=True)
-class Cases:
+class EvalQueries:
     """A batch that is asked. Item rows of C and above were not known at the cut."""
 
     rows: Rows  # [B] as of just before this row of the stream
@@ -83,31 +83,31 @@ class History:
         """int64 [n]: the row of each user's newest watch, -1 for none."""
         return self._watches.newest(users, before, 1)[:, 0]
 
-    def next_unseen(self, cut: int) -> Asked:
+    def next_unseen(self, cut: int) -> EvalQuery:
         """Of each user who has watched before the cut: the first unseen item after it, asked for at the cut."""
         later = np.flatnonzero(self._new[cut:]) + cut
         users, at = np.unique(self.stream.users[later], return_index=True)
-        return self._warm(Asked(users, np.full(len(users), cut), later[at]))
+        return self._warm(EvalQuery(users, np.full(len(users), cut), later[at]))
 
-    def only_repeating(self, cut: int) -> Asked:
+    def only_repeating(self, cut: int) -> EvalQuery:
         """Of each user who watches on both sides of the cut, but nothing unseen after it."""
         users = np.setdiff1d(self.stream.users[cut:], self.next_unseen(cut).users)
-        return self._warm(Asked(users, np.full(len(users), cut), np.full(len(users), -1)))
+        return self._warm(EvalQuery(users, np.full(len(users), cut), np.full(len(users), -1)))
 
-    def unseen_since(self, cut: int) -> Asked:
+    def unseen_since(self, cut: int) -> EvalQuery:
         """Each watch after the cut that is no repeat, of a user who has watched before it."""
         rows = np.flatnonzero(self._new[cut:]) + cut
-        return self._warm(Asked(np.asarray(self.stream.users[rows]), rows, rows))
+        return self._warm(EvalQuery(np.asarray(self.stream.users[rows]), rows, rows))
 
-    def targets(self, asked: Asked) -> Rows:
+    def targets(self, asked: EvalQuery) -> Rows:
         """int64 [n]: the item watched, -1 for none."""
         return np.where(asked.watched >= 0, self.stream.items[np.maximum(asked.watched, 0)], -1)
 
-    def cases(self, asked: Asked) -> Cases:
+    def cases(self, asked: EvalQuery) -> EvalQueries:
         windows = self._watches.newest(asked.users, asked.before, HISTORY)
         seen_case, seen = self._firsts.all(asked.users, asked.before)
         moments = np.minimum(asked.before, len(self.stream) - 1)
-        return Cases(
+        return EvalQueries(
             rows=asked.before,
             users=asked.users,
             targets=self.targets(asked),
@@ -122,7 +122,7 @@ class History:
         counts = np.bincount(self.stream.items[:cut], minlength=catalogue)[:catalogue] + 1
         return np.asarray(np.log(counts / counts.sum()))
 
-    def _warm(self, asked: Asked) -> Asked:
+    def _warm(self, asked: EvalQuery) -> EvalQuery:
         return asked[np.flatnonzero(self.watched_before(asked.users, asked.before) > 0)]
 
 

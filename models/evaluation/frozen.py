@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluation.backtest import Recommender
-from models.evaluation.eval_queries import Asked, Cases, History
+from models.evaluation.eval_queries import EvalQueries, EvalQuery, History
 
 Floats = npt.NDArray[np.float32]
 
@@ -24,13 +24,13 @@ class Frozen:
         self._recommender, self._history, self._cut = recommender, history, cut
         self._follow_history = follow_history
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         return self._recommender.scores(cases if self._follow_history else self._as_of_the_cut(cases))
 
     def learn(self, rows: slice) -> None:
         """It does not."""
 
-    def _as_of_the_cut(self, cases: Cases) -> Cases:
+    def _as_of_the_cut(self, cases: EvalQueries) -> EvalQueries:
         nothing = np.full(len(cases), -1)
-        asked = Asked(cases.users, np.minimum(cases.rows, self._cut), nothing)
+        asked = EvalQuery(cases.users, np.minimum(cases.rows, self._cut), nothing)
         return replace(self._history.cases(asked), targets=cases.targets)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.evaluation.eval_queries import Cases, Stream
+from models.evaluation.eval_queries import EvalQueries, Stream
 from models.logs.timeline import first_of_pair
 
 Rows = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ class ItemKnn:
         self._neighbours, self._shrink, self._refit_events = neighbours, shrink, refit_events
         self._fit(cut)
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         return np.asarray((seen_matrix(cases, self._catalogue) @ self._similar).toarray())
 
     def learn(self, rows: slice) -> None:
@@ -73,7 +73,7 @@ class Ease:
         self._catalogue = catalogue
         self._weights = ease_weights(watched[:, self.items], l2)
 
-    def scores(self, cases: Cases) -> Floats:
+    def scores(self, cases: EvalQueries) -> Floats:
         scores = np.zeros((len(cases), self._catalogue), np.float32)
         scores[:, self.items] = seen_matrix(cases, self._catalogue)[:, self.items] @ self._weights
         return scores
@@ -97,7 +97,7 @@ def watch_matrix(stream: Stream, cut: int, catalogue: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(kept), np.float32), pairs), shape=shape)
 
 
-def seen_matrix(cases: Cases, catalogue: int) -> sparse.csr_array:
+def seen_matrix(cases: EvalQueries, catalogue: int) -> sparse.csr_array:
     """float32 [B, C]: 1 where the case's user has watched the item before."""
     known = cases.seen_item < catalogue
     pairs = (cases.seen_case[known], cases.seen_item[known])

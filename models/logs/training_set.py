@@ -27,7 +27,7 @@ ALWAYS_MS = -1  # when an item became known that the catalogue has without a dat
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSet:
     """`catalogue` has a row for every item of `dataset`. By row of the catalogue, int64 [N]: `known_ms` when an item
     became known (never falls), `born_ms` when it was published or else first seen. `completed` int64 [P]: the log's row
     of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log."""
@@ -51,7 +51,7 @@ def prepare(
     *,
     searches: StoredSearches | None = None,
     context: bool = True,
-) -> Source:
+) -> TrainingSet:
     """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped."""
     facts = _item_facts(log, items)
     catalogue = Catalogue()
@@ -76,7 +76,7 @@ def prepare(
         searches=SearchTimeline(searches) if searches is not None and len(searches) else None,
         directory=log.directory,
     )
-    return Source(
+    return TrainingSet(
         dataset, catalogue, vocabulary, facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy(), completed, rows
     )
 

@@ -2,9 +2,9 @@
 
 A feature is declared where it is computed: its kind (one id, several ids, a number), its scope (of the query: once per
 request; of the impression: per candidate), its id space, and in its docstring the paper's section or the reason. It is
-a function of a Moment and of nothing else, so it can only know what was known then. Missing is NaN, and stays a value
-of its own. The hash of all declarations goes into bundle and impressions: a server refuses a bundle whose features it
-would compute differently, and training passes over impressions of other features.
+a function of a RankingBatch and of nothing else, so it can only know what was known then. Missing is NaN, and stays a
+value of its own. The hash of all declarations goes into bundle and impressions: a server refuses a bundle whose
+features it would compute differently, and training passes over impressions of other features.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from models.ranking.ranking_batch import (
     SECONDS,
     SHOWN,
     WATCHES,
-    Moment,
-    Names,
+    Codes,
+    RankingBatch,
     id_names,
     newest,
 )
@@ -53,7 +53,7 @@ class Feature:
 
     name: str
     scope: Scope
-    compute: Callable[[Moment], Any]
+    compute: Callable[[RankingBatch], Any]
     space: str | None = None
     many: bool = False
 
@@ -73,10 +73,10 @@ class Feature:
 FEATURES: list[Feature] = []
 
 
-def number(scope: Scope) -> Callable[[Callable[[Moment], Any]], Callable[[Moment], Any]]:
+def number(scope: Scope) -> Callable[[Callable[[RankingBatch], Any]], Callable[[RankingBatch], Any]]:
     """Declare a continuous feature: [B] for a query, [N] for an impression, NaN for missing."""
 
-    def declare(compute: Callable[[Moment], Any]) -> Callable[[Moment], Any]:
+    def declare(compute: Callable[[RankingBatch], Any]) -> Callable[[RankingBatch], Any]:
         FEATURES.append(Feature(compute.__name__, scope, compute))
         return compute
 
@@ -85,10 +85,10 @@ def number(scope: Scope) -> Callable[[Callable[[Moment], Any]], Callable[[Moment
 
 def ids(
     scope: Scope, space: str, *, many: bool = False
-) -> Callable[[Callable[[Moment], Names]], Callable[[Moment], Names]]:
-    """Declare a feature of ids: Names with codes [B] or [N], and one axis more where there are `many`."""
+) -> Callable[[Callable[[RankingBatch], Codes]], Callable[[RankingBatch], Codes]]:
+    """Declare a feature of ids: Codes with codes [B] or [N], and one axis more where there are `many`."""
 
-    def declare(compute: Callable[[Moment], Names]) -> Callable[[Moment], Names]:
+    def declare(compute: Callable[[RankingBatch], Codes]) -> Callable[[RankingBatch], Codes]:
         FEATURES.append(Feature(compute.__name__, scope, compute, space, many))
         return compute
 
@@ -99,31 +99,31 @@ def ids(
 
 
 @ids("query", "item", many=True)
-def last_watched(moment: Moment) -> Names:
+def last_watched(moment: RankingBatch) -> Codes:
     """Videos watched last: section 4.1's "last N videos the user has watched", in the space of the candidates."""
-    return Names(moment.requests.watch_rows + 1, moment.catalogue.item_ids, first=1)
+    return Codes(moment.requests.watch_rows + 1, moment.catalogue.item_ids, first=1)
 
 
 @ids("query", "language")
-def language(moment: Moment) -> Names:
+def language(moment: RankingBatch) -> Codes:
     """User language (section 4.1, Figure 7)."""
     return _context(moment, "language")
 
 
 @ids("query", "region")
-def region(moment: Moment) -> Names:
+def region(moment: RankingBatch) -> Codes:
     """Where: what is watched, and for how long, differs between countries (section 3.3 of candidates)."""
     return _context(moment, "region")
 
 
 @ids("query", "device")
-def device(moment: Moment) -> Names:
+def device(moment: RankingBatch) -> Codes:
     """On what: television sessions are longer (section 3.3 of candidates)."""
     return _context(moment, "device")
 
 
 @ids("query", "surface")
-def surface(moment: Moment) -> Names:
+def surface(moment: RankingBatch) -> Codes:
     """Which page asks: scores are predictions for a page, and people behave differently on each (section 4)."""
     return _context(moment, "surface")
 
@@ -132,31 +132,31 @@ def surface(moment: Moment) -> Names:
 
 
 @ids("impression", "item")
-def candidate(moment: Moment) -> Names:
+def candidate(moment: RankingBatch) -> Codes:
     """Video id of the impression (section 4.1, Figure 7)."""
-    return Names(moment.candidates.rows + 1, moment.catalogue.item_ids, first=1)
+    return Codes(moment.candidates.rows + 1, moment.catalogue.item_ids, first=1)
 
 
 @ids("impression", "channel")
-def channel(moment: Moment) -> Names:
+def channel(moment: RankingBatch) -> Codes:
     """Whose video it is: section 4.1 describes a video by its channel."""
-    return Names(moment.channels.astype(np.int64), id_names(moment.catalogue, "channel"))
+    return Codes(moment.channels.astype(np.int64), id_names(moment.catalogue, "channel"))
 
 
 @ids("impression", "topic", many=True)
-def topics(moment: Moment) -> Names:
+def topics(moment: RankingBatch) -> Codes:
     """What it is about: section 4.1 describes a video by its topic."""
-    return Names(moment.topics.astype(np.int64), id_names(moment.catalogue, "topic"))
+    return Codes(moment.topics.astype(np.int64), id_names(moment.catalogue, "topic"))
 
 
 @ids("impression", "length")
-def length(moment: Moment) -> Names:
+def length(moment: RankingBatch) -> Codes:
     """Videos about as long: watch time is compared within them (duration-based quantiles, D2Q, KDD 2022)."""
-    return Names(moment.lengths, LENGTHS)
+    return Codes(moment.lengths, LENGTHS)
 
 
 @ids("impression", "source", many=True)
-def sources(moment: Moment) -> Names:
+def sources(moment: RankingBatch) -> Codes:
     """Which sources have nominated it: section 4.1, "which sources nominated this video candidate?"."""
     return moment.candidates.sources
 
@@ -165,68 +165,68 @@ def sources(moment: Moment) -> Names:
 
 
 @number("query")
-def since_last_watch_s(moment: Moment) -> Floats:
+def since_last_watch_s(moment: RankingBatch) -> Floats:
     """Time since the last watch (section 4.1, Figure 7): a running session or a return."""
     return newest(moment.watched_ago_s, moment.requests.there)
 
 
 @number("query")
-def history_entries(moment: Moment) -> Floats:
+def history_entries(moment: RankingBatch) -> Floats:
     """How much is known of the viewer: the other history features mean less when there is little."""
     return np.asarray(moment.entries, np.float32)
 
 
 @number("query")
-def history_mean_s(moment: Moment) -> Floats:
+def history_mean_s(moment: RankingBatch) -> Floats:
     """How long this viewer watches: the level of every expectation."""
     return _level(moment, moment.requests.watch_s, HISTORY, SECONDS)
 
 
 @number("query")
-def history_completion(moment: Moment) -> Floats:
+def history_completion(moment: RankingBatch) -> Floats:
     """Share of the watches that were completed: who skips much skips the next one too."""
     return _level(moment, moment.requests.completed, HISTORY, COMPLETIONS)
 
 
 @number("query")
-def recent_mean_s(moment: Moment) -> Floats:
+def recent_mean_s(moment: RankingBatch) -> Floats:
     """Seconds of the newest few watches: how this session goes ("up to the second" history, section 4.1)."""
     return _level(moment, moment.requests.watch_s, RECENT, SECONDS)
 
 
 @number("query")
-def recent_completion(moment: Moment) -> Floats:
+def recent_completion(moment: RankingBatch) -> Floats:
     """Share of the newest few watches that were completed."""
     return _level(moment, moment.requests.completed, RECENT, COMPLETIONS)
 
 
 @number("query")
-def history_share(moment: Moment) -> Floats:
+def history_share(moment: RankingBatch) -> Floats:
     """How much of a video this viewer watches: mean of watched over duration, where durations are known."""
     return _mean(moment.watched_share, ~np.isnan(moment.watched_share))
 
 
 @number("query")
-def last_watch_s(moment: Moment) -> Floats:
+def last_watch_s(moment: RankingBatch) -> Floats:
     """Seconds of the newest watch: how this session goes ("up to the second" history, section 4.1)."""
     return _where(moment.timed[:, -1], moment.requests.watch_s[:, -1])
 
 
 @number("query")
-def shown_last_hour(moment: Moment) -> Floats:
+def shown_last_hour(moment: RankingBatch) -> Floats:
     """Items shown within the last hour: how far down this session the request is."""
     recent = (moment.requests.shown_rows >= 0) & (moment.shown_ago_s < 3600)
     return _count(recent)
 
 
 @number("query")
-def hour(moment: Moment) -> Floats:
+def hour(moment: RankingBatch) -> Floats:
     """Hour of the day, UTC: evenings are longer (time of day is one of Figure 7's kind of query features)."""
     return (moment.requests.now_ms % DAY_MS / 3_600_000).astype(np.float32)
 
 
 @number("query")
-def weekday(moment: Moment) -> Floats:
+def weekday(moment: RankingBatch) -> Floats:
     """Day of the week, UTC, Monday 0: week-ends are longer."""
     return ((moment.requests.now_ms // DAY_MS + 3) % 7).astype(np.float32)
 
@@ -235,73 +235,73 @@ def weekday(moment: Moment) -> Floats:
 
 
 @number("impression")
-def channel_watches(moment: Moment) -> Floats:
+def channel_watches(moment: RankingBatch) -> Floats:
     """Watches of this channel: "how many videos has the user watched from this channel?" (section 4.1)."""
     return _count(moment.of_channel)
 
 
 @number("impression")
-def channel_watched_s(moment: Moment) -> Floats:
+def channel_watched_s(moment: RankingBatch) -> Floats:
     """Seconds with this channel: the past with its kind predicts the future with it (section 4.1)."""
     return moment.watched_s(moment.of_channel)
 
 
 @number("impression")
-def since_channel_s(moment: Moment) -> Floats:
+def since_channel_s(moment: RankingBatch) -> Floats:
     """Time since this channel: "when was the last time the user watched a video on this topic?" (section 4.1)."""
     return moment.since_watched_s(moment.of_channel)
 
 
 @number("impression")
-def topic_watches(moment: Moment) -> Floats:
+def topic_watches(moment: RankingBatch) -> Floats:
     """Watches of its first topic (section 4.1)."""
     return _count(moment.of_topic)
 
 
 @number("impression")
-def topic_watched_s(moment: Moment) -> Floats:
+def topic_watched_s(moment: RankingBatch) -> Floats:
     """Seconds with its first topic (section 4.1)."""
     return moment.watched_s(moment.of_topic)
 
 
 @number("impression")
-def since_topic_s(moment: Moment) -> Floats:
+def since_topic_s(moment: RankingBatch) -> Floats:
     """Time since its first topic (section 4.1)."""
     return moment.since_watched_s(moment.of_topic)
 
 
 @number("impression")
-def any_topic_watches(moment: Moment) -> Floats:
+def any_topic_watches(moment: RankingBatch) -> Floats:
     """Watches that share any of its topics (section 4.1)."""
     return _count(moment.of_any_topic)
 
 
 @number("impression")
-def any_topic_watched_s(moment: Moment) -> Floats:
+def any_topic_watched_s(moment: RankingBatch) -> Floats:
     """Seconds of watches that share any of its topics (section 4.1)."""
     return moment.watched_s(moment.of_any_topic)
 
 
 @number("impression")
-def since_any_topic_s(moment: Moment) -> Floats:
+def since_any_topic_s(moment: RankingBatch) -> Floats:
     """Time since a watch that shares any of its topics (section 4.1)."""
     return moment.since_watched_s(moment.of_any_topic)
 
 
 @number("impression")
-def topic_mean_watched_s(moment: Moment) -> Floats:
+def topic_mean_watched_s(moment: RankingBatch) -> Floats:
     """Seconds per watch of its first topic: a viewer who begins many videos and leaves is not one who stays."""
     return _mean(moment.requests.watch_s[moment.request], moment.of_topic & moment.timed[moment.request])
 
 
 @number("impression")
-def like_duration_share(moment: Moment) -> Floats:
+def like_duration_share(moment: RankingBatch) -> Floats:
     """How much this viewer watches of videos about as long: patience is for a length."""
     return _mean(moment.watched_share[moment.request], moment.of_like_duration & moment.timed[moment.request])
 
 
 @number("impression")
-def item_watches(moment: Moment) -> Floats:
+def item_watches(moment: RankingBatch) -> Floats:
     """Watches of the very item: it was begun before."""
     return _count(moment.of_item)
 
@@ -310,25 +310,25 @@ def item_watches(moment: Moment) -> Floats:
 
 
 @number("impression")
-def item_shown(moment: Moment) -> Floats:
+def item_shown(moment: RankingBatch) -> Floats:
     """Previous impressions of this item to this viewer: shown and not watched sinks (section 4.1, "churn")."""
     return _count(moment.shown_item)
 
 
 @number("impression")
-def since_item_shown_s(moment: Moment) -> Floats:
+def since_item_shown_s(moment: RankingBatch) -> Floats:
     """Time since the item was shown to this viewer (section 4.1, Figure 7: "# previous impressions" and recency)."""
     return moment.since_shown_s(moment.shown_item)
 
 
 @number("impression")
-def channel_shown(moment: Moment) -> Floats:
+def channel_shown(moment: RankingBatch) -> Floats:
     """Previous impressions of this channel to this viewer: beside its watches, how often it was passed over."""
     return _count(moment.shown_channel)
 
 
 @number("impression")
-def since_channel_shown_s(moment: Moment) -> Floats:
+def since_channel_shown_s(moment: RankingBatch) -> Floats:
     """Time since this channel was shown to this viewer."""
     return moment.since_shown_s(moment.shown_channel)
 
@@ -337,69 +337,69 @@ def since_channel_shown_s(moment: Moment) -> Floats:
 
 
 @number("impression")
-def duration_s(moment: Moment) -> Floats:
+def duration_s(moment: RankingBatch) -> Floats:
     """How long it lasts: no watch is expected to be longer."""
     return moment.durations_s
 
 
 @number("impression")
-def age_h(moment: Moment) -> Floats:
+def age_h(moment: RankingBatch) -> Floats:
     """Time since it was published, at most a week: fresh content is preferred (section 3.3)."""
     age = (moment.now_ms - moment.catalogue.published_ms(moment.candidates.rows)) / 3_600_000
     return np.clip(age, 0, OLDEST_H).astype(np.float32)
 
 
 @number("impression")
-def item_impression_share(moment: Moment) -> Floats:
+def item_impression_share(moment: RankingBatch) -> Floats:
     """Log of its share of the recent impressions: how much it is shown, on a scale that does not grow."""
     return _log_share(moment, IMPRESSIONS)
 
 
 @number("impression")
-def item_watch_share(moment: Moment) -> Floats:
+def item_watch_share(moment: RankingBatch) -> Floats:
     """Log of its share of the recent watches: how much it is watched."""
     return _log_share(moment, WATCHES)
 
 
 @number("impression")
-def item_watch_ratio(moment: Moment) -> Floats:
+def item_watch_ratio(moment: RankingBatch) -> Floats:
     """Share of its recent impressions that were watched, smoothed: the pull of its thumbnail."""
     return _ratio(moment, moment.candidates.item, WATCHES, _of_length(moment, WATCHES))
 
 
 @number("impression")
-def item_completion(moment: Moment) -> Floats:
+def item_completion(moment: RankingBatch) -> Floats:
     """Share of its recent impressions that were watched to completion, smoothed."""
     return _ratio(moment, moment.candidates.item, COMPLETIONS, _of_length(moment, COMPLETIONS))
 
 
 @number("impression")
-def item_mean_s(moment: Moment) -> Floats:
+def item_mean_s(moment: RankingBatch) -> Floats:
     """Seconds per recent impression, smoothed: what is expected of anybody."""
     return _ratio(moment, moment.candidates.item, SECONDS, _of_length(moment, SECONDS))
 
 
 @number("impression")
-def item_lift(moment: Moment) -> Floats:
+def item_lift(moment: RankingBatch) -> Floats:
     """Log of that over the same of all videos about as long: how good it is for its length (D2Q, KDD 2022)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(item_mean_s(moment) / length_mean_s(moment)), np.float32)
 
 
 @number("impression")
-def length_mean_s(moment: Moment) -> Floats:
+def length_mean_s(moment: RankingBatch) -> Floats:
     """Seconds per recent impression of videos about as long, smoothed: what stands in for a new item."""
     return _of_length(moment, SECONDS).astype(np.float32)
 
 
 @number("impression")
-def channel_mean_s(moment: Moment) -> Floats:
+def channel_mean_s(moment: RankingBatch) -> Floats:
     """Seconds per recent impression of its channel, smoothed: whose videos hold people."""
     return _ratio(moment, moment.candidates.channel, SECONDS, _usual(moment, SECONDS))
 
 
 @number("impression")
-def topic_mean_s(moment: Moment) -> Floats:
+def topic_mean_s(moment: RankingBatch) -> Floats:
     """Seconds per recent impression of its first topic, smoothed: what stands in for a new channel."""
     return _ratio(moment, moment.candidates.topic, SECONDS, _usual(moment, SECONDS))
 
@@ -408,31 +408,31 @@ def topic_mean_s(moment: Moment) -> Floats:
 
 
 @number("impression")
-def retrieval_score(moment: Moment) -> Floats:
+def retrieval_score(moment: RankingBatch) -> Floats:
     """Inner product of user and item vector: the score that the two towers gave it (section 4.1)."""
     return moment.candidates.score
 
 
 @number("impression")
-def retrieval_gap(moment: Moment) -> Floats:
+def retrieval_gap(moment: RankingBatch) -> Floats:
     """Score below the best of its request: the scores' level differs between viewers."""
     return np.asarray(moment.candidates.score - moment.candidates.best[moment.request])
 
 
 @number("impression")
-def retrieval_rank(moment: Moment) -> Floats:
+def retrieval_rank(moment: RankingBatch) -> Floats:
     """Place among the request's candidates by that score, from 1."""
     return moment.candidates.rank
 
 
 @number("impression")
-def trending_watches(moment: Moment) -> Floats:
+def trending_watches(moment: RankingBatch) -> Floats:
     """Decayed watches in the trending list that nominated it: section 4.1, "what scores did they assign?"."""
     return moment.candidates.trending
 
 
 @number("impression")
-def similar_score(moment: Moment) -> Floats:
+def similar_score(moment: RankingBatch) -> Floats:
     """Likeness to a video watched last, where that nominated it: section 4.1, "what scores did they assign?"."""
     return moment.candidates.similar
 
@@ -460,7 +460,7 @@ def ids_of(scope: Scope) -> tuple[Feature, ...]:
     return tuple(feature for feature in FEATURES if not feature.is_number and feature.scope == scope)
 
 
-def compute_numbers(moment: Moment, scope: Scope) -> Floats:
+def compute_numbers(moment: RankingBatch, scope: Scope) -> Floats:
     """float32 [B, F] of scope query, [N, F] of scope impression; NaN for missing, never infinite."""
     with np.errstate(invalid="ignore", over="ignore"):
         columns = [np.asarray(feature.compute(moment), np.float32) for feature in numbers_of(scope)]
@@ -469,17 +469,17 @@ def compute_numbers(moment: Moment, scope: Scope) -> Floats:
     return values
 
 
-def compute_ids(moment: Moment, scope: Scope) -> dict[str, Names]:
+def compute_ids(moment: RankingBatch, scope: Scope) -> dict[str, Codes]:
     """By feature; codes [B, M] of scope query, [N, M] of scope impression, M 1 where there is one id."""
     found = {}
     for feature in ids_of(scope):
         named = feature.compute(moment)
-        found[feature.name] = named if feature.many else Names(named.codes[:, None], named.names, named.first)
+        found[feature.name] = named if feature.many else Codes(named.codes[:, None], named.names, named.first)
     return found
 
 
-def _context(moment: Moment, field: str) -> Names:
-    nothing = Names(np.zeros(len(moment.requests.now_ms), np.int64), [""])
+def _context(moment: RankingBatch, field: str) -> Codes:
+    nothing = Codes(np.zeros(len(moment.requests.now_ms), np.int64), [""])
     return moment.requests.contexts.get(field, nothing)
 
 
@@ -491,7 +491,7 @@ def _where(known: npt.NDArray[np.bool_], values: npt.NDArray[np.floating]) -> Fl
     return np.where(known, values, np.nan).astype(np.float32)
 
 
-def _level(moment: Moment, values: npt.NDArray[Any], newest_ones: int, column: int) -> Floats:
+def _level(moment: RankingBatch, values: npt.NDArray[Any], newest_ones: int, column: int) -> Floats:
     """[B]: mean over the newest entries with FEW entries' worth of everybody's mean per watch (none of it while nothing
     is known of anybody); NaN for who has none: a level out of three watches is mostly luck."""
     chosen = moment.timed[:, -newest_ones:]
@@ -511,24 +511,24 @@ def _mean(values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> Floats:
     return _where(count > 0, total / np.maximum(count, 1).astype(np.float32))
 
 
-def _log_share(moment: Moment, column: int) -> Floats:
+def _log_share(moment: RankingBatch, column: int) -> Floats:
     total = np.maximum(moment.candidates.everything[:, column], 1.0)[moment.request]
     return np.log(moment.candidates.item[:, column] / total + RAREST).astype(np.float32)
 
 
-def _ratio(moment: Moment, known: Doubles, column: int, prior: Doubles) -> Floats:
+def _ratio(moment: RankingBatch, known: Doubles, column: int, prior: Doubles) -> Floats:
     """[N]: per impression, with SMOOTHING impressions of `prior` [N]; NaN while nothing was ever shown."""
     return ((known[:, column] + SMOOTHING * prior) / (known[:, IMPRESSIONS] + SMOOTHING)).astype(np.float32)
 
 
-def _usual(moment: Moment, column: int) -> Doubles:
+def _usual(moment: RankingBatch, column: int) -> Doubles:
     """[N]: per impression of anything; NaN while nothing was ever shown."""
     total = moment.candidates.everything  # [B, 4]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((total[:, column] / total[:, IMPRESSIONS])[moment.request])
 
 
-def _of_length(moment: Moment, column: int) -> Doubles:
+def _of_length(moment: RankingBatch, column: int) -> Doubles:
     """[N]: per impression of what is about as long: with it the statistics of an item begin, since nothing tells more
     of an unknown one's seconds than how long it lasts."""
     known, usual = moment.candidates.length, _usual(moment, column)

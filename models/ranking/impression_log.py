@@ -19,7 +19,7 @@ from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.logs.decayed_past import DecayedPast
 from models.logs.stored_log import StoredLog
-from models.logs.training_set import Source
+from models.logs.training_set import TrainingSet
 from models.logs.user_windows import UserWindows
 from models.ranking.features import compute_ids, compute_numbers
 from models.ranking.item_statistics import ItemStatistics
@@ -31,8 +31,8 @@ from models.ranking.ranking_batch import (
     SHOWN,
     SOURCES,
     Candidates,
-    Moment,
-    Names,
+    Codes,
+    RankingBatch,
     Requests,
     id_names,
     length_codes,
@@ -61,13 +61,13 @@ class Delays:
     half_life_ms: float = 168 * 3_600_000.0
 
 
-class Exposures:
+class ImpressionLog:
     """A stored log as exposures. `directory` takes the tables that windows are cut from.
 
     Rows whose watch_s is unknown are history only: completed, for how long nobody knows.
     """
 
-    def __init__(self, log: StoredLog, source: Source, directory: Path, delays: Delays) -> None:
+    def __init__(self, log: StoredLog, source: TrainingSet, directory: Path, delays: Delays) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log, self.source, self.delays, self._directory = log, source, delays, directory
         self.catalogue: Catalogue = source.catalogue
@@ -144,9 +144,9 @@ class Exposures:
         keys = np.stack([asked, *contexts.values()])
         _, first, request = np.unique(keys, axis=1, return_index=True, return_inverse=True)
         named = {
-            name: Names(codes[first].astype(np.int64), self.log.vocabularies[name]) for name, codes in contexts.items()
+            name: Codes(codes[first].astype(np.int64), self.log.vocabularies[name]) for name, codes in contexts.items()
         }
-        moment = Moment(
+        moment = RankingBatch(
             self.catalogue,
             self._requests(asked[first], named),
             self._candidates(rows, asked, request.reshape(-1), asked[first], statistics, scorer),
@@ -165,7 +165,7 @@ class Exposures:
             at_ms=self.log.event_ms[rows],
         )
 
-    def _requests(self, asked: Rows, contexts: dict[str, Names]) -> Requests:
+    def _requests(self, asked: Rows, contexts: dict[str, Codes]) -> Requests:
         watched, shown = self._watched.before(asked, HISTORY), self._shown.before(asked, SHOWN)
         there, was_shown = watched >= 0, (shown >= 0) & self.timed(np.maximum(shown, 0))
         return Requests(
@@ -194,7 +194,7 @@ class Exposures:
             score=score,
             rank=rank,
             best=best_of,
-            sources=Names(nominated([~np.isnan(score)]), SOURCES),
+            sources=Codes(nominated([~np.isnan(score)]), SOURCES),
             trending=nothing,
             similar=nothing,
             item=statistics.of_items(items, now_ms),
@@ -234,7 +234,7 @@ class Exposures:
 class _Statistics:
     """Impressions, watches, seconds and completions by each scope, known as late as live."""
 
-    def __init__(self, exposures: Exposures) -> None:
+    def __init__(self, exposures: ImpressionLog) -> None:
         catalogue, half_life_ms = exposures.catalogue, exposures.delays.half_life_ms
         self._exposures, self._delay_ms = exposures, exposures.delays.window_ms
         self._settled = 0

@@ -22,7 +22,7 @@ from models.ranking.features import Scope, compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.quantiles import Quantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
-from models.ranking.ranking_batch import Moment, Names
+from models.ranking.ranking_batch import Codes, RankingBatch
 from models.ranking.ranking_examples import CAP_S, SCOPES
 from models.ranking.watch_quantiles import WatchQuantiles
 
@@ -42,7 +42,7 @@ class Ranked:
 
     expected_s: Floats
     numbers: dict[Scope, Floats]
-    ids: dict[str, Names]
+    ids: dict[str, Codes]
     completion: Floats | None = None
     spread: Floats | None = None
 
@@ -73,7 +73,7 @@ class Ranker:
         nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
         return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
 
-    def rank(self, moment: Moment) -> Ranked:
+    def rank(self, moment: RankingBatch) -> Ranked:
         """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
         numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
         ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
@@ -84,11 +84,11 @@ class Ranker:
         completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
         return Ranked(expected_s, numbers, ids, completion, self._spread(members, duration_s))
 
-    def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> Floats:
+    def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> Floats:
         """float32 [N, 1 + completion], the members' mean. numbers [B, F] and [N, F]; request int64 [N]."""
         return _mean(self._member_logits(numbers, ids, request))
 
-    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Names], request: Rows) -> list[Floats]:
+    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> list[Floats]:
         """Of each member float32 [N, 1 + completion]."""
         if not self.nets or self.shape is None:
             raise RuntimeError("this ranker is not trained")
@@ -105,7 +105,7 @@ class Ranker:
                 members.append(net.rest(hidden).float().numpy())
         return members
 
-    def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Names]) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Codes]) -> tuple[Tensor, dict[str, Tensor]]:
         """What a network reads of a scope: quantiles and codes."""
         assert self.shape is not None
         _, columns, used = self.shape.used(scope)
@@ -158,7 +158,7 @@ class Ranker:
         return cls(shape, nets, quantiles, IdSpaces(known), watch)
 
 
-def id_strings(ids: Mapping[str, Names], scope: Scope, rows: Sequence[int]) -> list[dict[str, tuple[str, ...]]]:
+def id_strings(ids: Mapping[str, Codes], scope: Scope, rows: Sequence[int]) -> list[dict[str, tuple[str, ...]]]:
     """The ids of some queries or impressions by feature, as they are put on record; features without any are left
     out."""
     found: list[dict[str, tuple[str, ...]]] = [{} for _ in rows]

@@ -17,8 +17,8 @@ from infra.platform.settings import Ranker as Settings
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
 from models.logs.stored_log import StoredLog
-from models.logs.training_set import Source
-from models.ranking.impression_log import Delays, Exposures
+from models.logs.training_set import TrainingSet
+from models.ranking.impression_log import Delays, ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
@@ -51,7 +51,7 @@ class RankerRelease(NamedTuple):
 
 def learn_ranker(
     log: StoredLog,
-    source: Source,
+    source: TrainingSet,
     *,
     settings: Settings,
     delays: Delays,
@@ -65,7 +65,7 @@ def learn_ranker(
     `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
     retrieval scores, and a ranker of those before is measured on them."""
     directory = log.directory / "ranking"
-    exposures = Exposures(log, source, directory, delays)
+    exposures = ImpressionLog(log, source, directory, delays)
     statistics = exposures.statistics()
     if not log.watch_times:
         return RankerRelease(Ranker(), {}, statistics)
@@ -126,7 +126,7 @@ class UnseenScores:
     """Retrieval scores of exposures by a model that was trained on rows before `since`: a
     models.ranking.impression_log.Scorer."""
 
-    def __init__(self, model: CandidateModel, exposures: Exposures, since: int) -> None:
+    def __init__(self, model: CandidateModel, exposures: ImpressionLog, since: int) -> None:
         self._model, self._exposures, self._since = model, exposures, since
         self._vectors = model.item_vectors()
 

@@ -25,7 +25,7 @@ from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
 from models.ranking.quantiles import Quantiles, fit_quantiles
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
-from models.ranking.ranking_batch import Names
+from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import SCOPES, RankingExamples
 from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 from models.retrieval.batches import batch_size, epoch_batches
@@ -72,7 +72,7 @@ class Prepared:
         found = {}
         for feature in self.shape.used(scope)[2]:
             named = self.examples.ids[feature.name]
-            codes = self.spaces.codes(str(feature.space), Names(named.codes[rows], named.names, named.first))
+            codes = self.spaces.codes(str(feature.space), Codes(named.codes[rows], named.names, named.first))
             found[feature.name] = torch.from_numpy(codes)
         return found
 
@@ -171,7 +171,7 @@ def fit_spaces(examples: RankingExamples, rows: Rows, settings: Settings) -> IdS
     return IdSpaces(names)
 
 
-def _clicked_counts(examples: RankingExamples, rows: Rows, named: Names, scope: Scope, size: int) -> Rows:
+def _clicked_counts(examples: RankingExamples, rows: Rows, named: Codes, scope: Scope, size: int) -> Rows:
     counts = np.zeros(size, np.int64)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]

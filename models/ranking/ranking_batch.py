@@ -1,8 +1,8 @@
 """What is known at the moment of a request: the columns that features are computed from, for many requests at once.
 
 B requests with N candidates in all. Everything a feature may look at is here and was true at `now_ms`, so that whoever
-fills a Moment, serving from its views or training from a log, decides what a feature can know. What several features
-need is worked out once.
+fills a RankingBatch, serving from its views or training from a log, decides what a feature can know. What several
+features need is worked out once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ SOURCES = ["", TWO_TOWER, TRENDING, SIMILAR, FRESH]
 
 
 @dataclass(frozen=True)
-class Names:
-    """Codes that mean names: `codes` [B] or [B, M], 0 for none or unknown; `names[code - first]` is the name of one."""
+class Codes:
+    """CodeArray that mean names: `codes` [B] or [B, M], 0 for none or unknown; `names[code - first]` is the name of
+    one."""
 
     codes: Rows
     names: list[str]
@@ -65,7 +66,7 @@ class Requests:
     there: Flags
     shown_rows: Rows
     shown_ms: Rows
-    contexts: dict[str, Names] = field(default_factory=dict)
+    contexts: dict[str, Codes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Candidates:
     score: Floats
     rank: Floats
     best: Floats
-    sources: Names
+    sources: Codes
     trending: Floats
     similar: Floats
     item: Doubles
@@ -94,7 +95,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Moment:
+class RankingBatch:
     catalogue: Catalogue
     requests: Requests
     candidates: Candidates

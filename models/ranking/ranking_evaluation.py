@@ -19,7 +19,7 @@ from models.ranking.features import numbers_of
 from models.ranking.impression_log import PAGE_MS, Delays
 from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
 from models.ranking.ranker import Ranker
-from models.ranking.ranking_batch import Names
+from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import QUERY_IDS, SCOPES, RankingExamples
 
 Rows = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ def predict(ranker: Ranker, examples: RankingExamples) -> Doubles:
         ids = {}
         for name, named in examples.ids.items():
             chosen = request if name in QUERY_IDS else rows
-            ids[name] = Names(np.asarray(named.codes[chosen], np.int64), named.names, named.first)
+            ids[name] = Codes(np.asarray(named.codes[chosen], np.int64), named.names, named.first)
         logits = ranker.logits(numbers, ids, at.astype(np.int64))
         parts.append(ranker.seconds(logits[:, 0], np.array(examples.duration_s[rows])).astype(np.float64))
     return np.concatenate(parts)

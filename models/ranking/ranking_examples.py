@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.logs.array_file import ArrayFile, mapped
 from models.ranking.features import Scope, ids_of, numbers_of
-from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Names
+from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Codes
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -41,13 +41,13 @@ OUTCOMES: dict[str, Any] = {
 class RankingExamples:
     """N examples of B queries, read-only maps, in the order in which they were written (of a log: oldest first).
 
-    numbers: "query" float32 [B, F], "impression" float32 [N, F]. ids: by feature Names with codes int32 [B or N, M].
+    numbers: "query" float32 [B, F], "impression" float32 [N, F]. ids: by feature Codes with codes int32 [B or N, M].
     request int64 [N]; target_s float32 [N] seconds watched, capped; duration_s float32 [N], NaN unknown; completed
     bool [N]; position int32 [N] from 1, 0 unknown; user int64 [N]; at_ms int64 [N].
     """
 
     numbers: dict[Scope, Floats]
-    ids: dict[str, Names]
+    ids: dict[str, Codes]
     request: Rows
     target_s: Floats
     duration_s: Floats
@@ -63,7 +63,7 @@ class RankingExamples:
         """These examples alone, in memory; the queries stay where they are."""
         numbers = {SCOPES[0]: self.numbers["query"], SCOPES[1]: np.asarray(self.numbers["impression"][rows])}
         ids = {
-            name: named if name in QUERY_IDS else Names(np.asarray(named.codes[rows]), named.names, named.first)
+            name: named if name in QUERY_IDS else Codes(np.asarray(named.codes[rows]), named.names, named.first)
             for name, named in self.ids.items()
         }
         return RankingExamples(numbers, ids, **{name: np.asarray(getattr(self, name)[rows]) for name in OUTCOMES})
@@ -105,7 +105,7 @@ class ExampleWriter:
         columns = {name: mapped(file.path) for name, file in self._files.items()}
         empty: tuple[list[str], int] = ([""], 0)
         ids = {
-            feature.name: Names(columns[feature.name], *names.get(str(feature.space), empty))
+            feature.name: Codes(columns[feature.name], *names.get(str(feature.space), empty))
             for scope in SCOPES
             for feature in ids_of(scope)
         }

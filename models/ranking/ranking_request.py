@@ -1,4 +1,5 @@
-"""From viewers and their candidates to a Moment: the arrays that features are computed from, for a batch of requests.
+"""From viewers and their candidates to a RankingBatch: the arrays that features are computed from, for a batch of
+requests.
 
 Used where an answer is made and where one is computed again from the topics, so both see the same to the bit.
 """
@@ -13,15 +14,15 @@ import numpy.typing as npt
 
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
-from models.catalogue.user_profile import RankedViewer
+from models.catalogue.user_profile import RankedUserProfile
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranking_batch import (
     HISTORY,
     SHOWN,
     SOURCES,
     Candidates,
-    Moment,
-    Names,
+    Codes,
+    RankingBatch,
     Requests,
     id_names,
     length_codes,
@@ -49,7 +50,7 @@ class RankingQuery:
     their places from 1 and `best` the best score, worked out from `scores` where they are not given. Without
     `nominations` all are the two towers'."""
 
-    viewer: RankedViewer
+    viewer: RankedUserProfile
     now_ms: int
     item_ids: Sequence[str]
     scores: Floats
@@ -58,7 +59,9 @@ class RankingQuery:
     nominations: Nominations | None = None
 
 
-def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: Sequence[ItemStatistics]) -> Moment:
+def ranking_batch_of(
+    batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: Sequence[ItemStatistics]
+) -> RankingBatch:
     """What is known of all queries and candidates of a batch; `statistics` are added up."""
     now_ms = np.array([query.now_ms for query in batch], np.int64)
     sizes = [len(query.item_ids) for query in batch]
@@ -76,7 +79,7 @@ def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: S
         score=np.concatenate(scores),
         rank=np.concatenate(ranks).astype(np.float32),
         best=np.array(best, np.float32),
-        sources=Names(np.concatenate([each.sources for each in nominations]), SOURCES),
+        sources=Codes(np.concatenate([each.sources for each in nominations]), SOURCES),
         trending=np.concatenate([each.trending for each in nominations]),
         similar=np.concatenate([each.similar for each in nominations]),
         item=known.of_names("item", item_ids),
@@ -85,7 +88,7 @@ def moment_of(batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: S
         length=known.of_codes("length", length_codes(catalogue.duration_s(rows)), catalogue),
         everything=_Known(statistics, now_ms).of_names("all", [""] * len(batch)),
     )
-    return Moment(catalogue, read_requests([query.viewer for query in batch], now_ms, catalogue), candidates)
+    return RankingBatch(catalogue, read_requests([query.viewer for query in batch], now_ms, catalogue), candidates)
 
 
 def by_two_towers(size: int) -> Nominations:
@@ -94,7 +97,7 @@ def by_two_towers(size: int) -> Nominations:
     return Nominations(nominated([np.ones(size, np.bool_)]), nothing, nothing)
 
 
-def read_requests(viewers: Sequence[RankedViewer], now_ms: Rows, catalogue: Catalogue) -> Requests:
+def read_requests(viewers: Sequence[RankedUserProfile], now_ms: Rows, catalogue: Catalogue) -> Requests:
     """The newest watches and shown items of each viewer as arrays, and their contexts."""
     size, width = len(viewers), (len(viewers), HISTORY)
     watch_rows, watch_ms = np.full(width, -1, np.int64), np.zeros(width, np.int64)
@@ -118,7 +121,7 @@ def read_requests(viewers: Sequence[RankedViewer], now_ms: Rows, catalogue: Cata
     return Requests(now_ms, watch_rows, watch_ms, watch_s, completed, there, shown_rows, shown_ms, contexts)
 
 
-def _newest_shown(viewer: RankedViewer) -> list[tuple[str, int]]:
+def _newest_shown(viewer: RankedUserProfile) -> list[tuple[str, int]]:
     """Item and time of the newest SHOWN shown items, oldest first."""
     found: list[tuple[str, int]] = []
     for shown in reversed(viewer.impressions):
@@ -128,11 +131,11 @@ def _newest_shown(viewer: RankedViewer) -> list[tuple[str, int]]:
     return found[-SHOWN:]
 
 
-def _context(viewers: Sequence[RankedViewer], name: str) -> Names:
+def _context(viewers: Sequence[RankedUserProfile], name: str) -> Codes:
     values = [getattr(viewer.context, name, None) or "" for viewer in viewers]
     names = ["", *dict.fromkeys(value for value in values if value)]
     codes = {value: code for code, value in enumerate(names)}
-    return Names(np.array([codes[value] for value in values], np.int64), names)
+    return Codes(np.array([codes[value] for value in values], np.int64), names)
 
 
 class _Known:

@@ -34,7 +34,7 @@ from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerShape
 from models.release.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes
-from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import write_table
 from models.retrieval.tower import TowerShape, UserTowers
@@ -254,7 +254,7 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
     counts = (np.array(tables[name]) for name in ("count", "total", "touched"))
     model = CandidateModel(
         item_ids,
-        Reader(tower, tables["words"], manifest.contexts),
+        UserEncoder(tower, tables["words"], manifest.contexts),
         vectors=tables["vectors"],
         bias=tables["bias"],
         query_rows=tables["query_rows"],

@@ -20,7 +20,7 @@ from models.logs.dataset import Dataset
 from models.logs.log import LogError
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import StoredSearches
-from models.logs.training_set import Source, prepare
+from models.logs.training_set import TrainingSet, prepare
 from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import Served, learn_from_served, learn_ranker
@@ -129,7 +129,7 @@ def _learn(
     checkpoints: Checkpoints | None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
-) -> tuple[Source, Learned, int]:
+) -> tuple[TrainingSet, Learned, int]:
     """What was learnt from, what was learnt, and the row of the data set where the validation days begin."""
     source = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
     check_size(source.dataset)

@@ -20,13 +20,13 @@ import torch
 from infra.platform.settings import Model
 from models.catalogue.catalogue import Catalogue
 from models.evaluation.backtest import judge, rows_at_once
-from models.evaluation.eval_queries import Asked, Cases, History, Stream
+from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
-from models.logs.training_set import Source
-from models.retrieval.candidate_training import NOTHING, Ablation, Fit, Lessons
-from models.retrieval.candidates import CandidateModel, Reader
-from models.retrieval.checkpoint import Checkpoints, Choice
+from models.logs.training_set import TrainingSet
+from models.retrieval.candidate_training import NOTHING, Ablation, Fit, TrainingData
+from models.retrieval.candidates import CandidateModel, UserEncoder
+from models.retrieval.checkpoint import Checkpoints, ModelSelection
 from models.retrieval.cold_start import ColdStart
 from models.retrieval.encoders import root_sum_of
 from models.retrieval.linear import item_factors
@@ -56,12 +56,12 @@ class Learned(NamedTuple):
     """The model of everything, what was chosen, and the model that has not seen the validation days (None: no such)."""
 
     model: CandidateModel
-    choice: Choice
+    choice: ModelSelection
     earlier: CandidateModel | None
 
 
 def learn_candidates(
-    source: Source,
+    source: TrainingSet,
     settings: Model,
     *,
     until: int,
@@ -87,7 +87,7 @@ def learn_candidates(
     def begin(end: int, settings: Model = settings) -> Training:
         return Training(source, settings, until=end, items=items, warm=warm, ablation=ablation)
 
-    choice, earlier = Choice(settings.epochs), None
+    choice, earlier = ModelSelection(settings.epochs), None
     if valid_from is not None:
         training = begin(valid_from)
         choice = choose(training, until=until, checkpoints=checkpoints, progress=progress)
@@ -110,7 +110,7 @@ class Training:
 
     def __init__(
         self,
-        source: Source,
+        source: TrainingSet,
         settings: Model,
         *,
         until: int,
@@ -120,7 +120,7 @@ class Training:
     ) -> None:
         self.source, self.settings, self.until, self.items = source, settings, until, items
         dataset, self.fits = source.dataset, []
-        lessons = Lessons(dataset, until, items, settings)
+        lessons = TrainingData(dataset, until, items, settings)
         for member in range(settings.members):
             own = settings.model_copy(update={"seed": settings.seed + 1000 * member})
             net = new_net(source, own, items=items, ablation=ablation)
@@ -143,7 +143,7 @@ class Training:
         return min(fit.epoch for fit in self.fits)
 
     def run_epoch(
-        self, choice: Choice, stage: str, epochs: int, checkpoints: Checkpoints | None, progress: Progress
+        self, choice: ModelSelection, stage: str, epochs: int, checkpoints: Checkpoints | None, progress: Progress
     ) -> None:
         """The next epoch of every member that has not done it; `choice` is what a checkpoint is to remember."""
         target = self.epoch + 1
@@ -170,7 +170,7 @@ class Training:
         biases = np.stack([fit.net.bias.values.numpy()[:, 0] for fit in self.fits])
         return np.asarray(biases.mean(axis=0, dtype=np.float32))
 
-    def freeze(self, choice: Choice) -> CandidateModel:
+    def freeze(self, choice: ModelSelection) -> CandidateModel:
         """The model as it is served: side embeddings are added into the rows, the weights are multiplied into the
         output side, and items that nobody has watched start where a new item would."""
         nets, catalogue = [fit.net for fit in self.fits], self.source.catalogue
@@ -185,14 +185,14 @@ class Training:
         words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
         return CandidateModel(
             catalogue.item_ids[: self.items],
-            Reader(self._towers(choice), words, self.source.contexts),
+            UserEncoder(self._towers(choice), words, self.source.contexts),
             vectors=vectors,
             bias=bias,
             query_rows=queries,
             popularity=self.popularity,
         )
 
-    def _towers(self, choice: Choice) -> UserTowers:
+    def _towers(self, choice: ModelSelection) -> UserTowers:
         shape = self.fits[0].net.shape
         whole = msgspec.structs.replace(
             shape,
@@ -208,15 +208,15 @@ class Training:
         return towers
 
 
-def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, progress: Progress) -> Choice:
+def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, progress: Progress) -> ModelSelection:
     """Train on what is before the validation days until they get no better; the epochs and weights that did best."""
     dataset, epochs = training.source.dataset, training.settings.epochs
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
     asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed)
     if not len(asked):  # nobody comes back in the validation days: they decide nothing
-        return Choice(epochs, metrics={"cases": 0.0})
-    best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or Choice(epochs)
+        return ModelSelection(epochs, metrics={"cases": 0.0})
+    best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or ModelSelection(epochs)
     while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
         training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
         best = max([best, *judged(training, history, asked)], key=lambda choice: choice.quality)
@@ -227,7 +227,7 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
     return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
 
 
-def drawn(asked: Asked, items: int, seed: int) -> Asked:
+def drawn(asked: EvalQuery, items: int, seed: int) -> EvalQuery:
     """At most so many of those who could be asked that ranking the catalogue for them stays affordable."""
     most = max(1, min(MOST_CASES, MOST_SCORES // items))
     if len(asked) <= most:
@@ -247,7 +247,7 @@ def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
     return {**metrics, **own}
 
 
-def judged(training: Training, history: History, asked: Asked) -> list[Choice]:
+def judged(training: Training, history: History, asked: EvalQuery) -> list[ModelSelection]:
     """The present state as a choice, once with each pair of weights."""
     pairs = [(weight, linear) for linear in LINEAR_WEIGHTS for weight in WEIGHTS]
     if not training.settings.linear_dim:
@@ -267,7 +267,8 @@ def judged(training: Training, history: History, asked: Asked) -> list[Choice]:
     found = {pair: recall_of(of_pair) | gain_of(of_pair, alone, training.items) for pair, of_pair in together.items()}
     beside = {f"popular_{name}": value for name, value in recall_of(alone).items() if name != "cases"}
     return [
-        Choice(training.epoch, weight, linear, quality_of(at), at | beside) for (weight, linear), at in found.items()
+        ModelSelection(training.epoch, weight, linear, quality_of(at), at | beside)
+        for (weight, linear), at in found.items()
     ]
 
 
@@ -288,7 +289,7 @@ def quality_of(found: Mapping[str, float]) -> float:
     return float(np.exp(np.log(np.maximum(recalls, 1e-9)).mean()))
 
 
-def linear_scores(factors: tuple[Floats, Floats], cases: Cases) -> Floats:
+def linear_scores(factors: tuple[Floats, Floats], cases: EvalQueries) -> Floats:
     """float32 [B, N]: what the linear part says of every item, at weight 1."""
     users = root_sum_of(torch.from_numpy(factors[0]), torch.from_numpy(cases.histories))  # [B, L]
     return np.asarray(users.numpy() @ factors[1].T)
@@ -300,13 +301,13 @@ def recall_of(ranks: Rows) -> dict[str, float]:
     return {name: float(value) for name, value in hits.items()} | {"cases": float(len(ranks))}
 
 
-def case_queries(dataset: Dataset, history: History, cases: Cases) -> Queries:
+def case_queries(dataset: Dataset, history: History, cases: EvalQueries) -> Queries:
     """The users of a walk's cases as serving would see them: searches up to then, the context of their newest watch."""
     newest = history.newest(cases.users, cases.rows)
     return dataset.queries_at(cases.histories, cases.users, cases.event_ms, newest)
 
 
-def new_net(source: Source, settings: Model, *, items: int, ablation: Ablation = NOTHING) -> CandidateNet:
+def new_net(source: TrainingSet, settings: Model, *, items: int, ablation: Ablation = NOTHING) -> CandidateNet:
     """A net for the first `items` rows of the catalogue, with the inputs that the data set has."""
     dataset, contexts = source.dataset, source.contexts
     shape = TowerShape(

@@ -57,7 +57,7 @@ class Ablation:
 NOTHING = Ablation()
 
 
-class Lessons:
+class TrainingData:
     """What the members of one model learn from: the data set's rows before `until`.
 
     new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
@@ -76,7 +76,9 @@ class Lessons:
 class Fit:
     """A training under way: the net, the tower's optimiser, and how far it is."""
 
-    def __init__(self, net: CandidateNet, lessons: Lessons, settings: Model, *, ablation: Ablation = NOTHING) -> None:
+    def __init__(
+        self, net: CandidateNet, lessons: TrainingData, settings: Model, *, ablation: Ablation = NOTHING
+    ) -> None:
         self.net, self.settings, self.ablation = net, settings, ablation
         self.epoch = self.step = 0
         self.optimizer = torch.optim.Adam(net.tower.parameters(), lr=settings.tower_rate)

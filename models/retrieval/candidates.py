@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.catalogue.context import ContextVocabulary
-from models.catalogue.user_profile import Viewer
+from models.catalogue.user_profile import UserProfile
 from models.logs.array_file import forget_pages
 from models.logs.examples import Queries
 from models.logs.searches import MOST_HISTORY, history_tokens
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Reader:
+class UserEncoder:
     """How a user is read: the tower, the words' table [W, E] (read-only, may be a mapped file), the contexts known."""
 
     tower: UserTowers
@@ -41,7 +41,7 @@ class Reader:
     def __post_init__(self) -> None:
         self.tower.eval().requires_grad_(False)
 
-    def queries(self, viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Queries:
+    def queries(self, viewers: Sequence[UserProfile], row_of: Mapping[str, int]) -> Queries:
         """What the tower reads of each viewer; `row_of` numbers the items."""
         size = len(viewers)
         codes, traits = self.contexts.read([viewer.context for viewer in viewers])
@@ -78,9 +78,9 @@ class Reader:
             torch.from_numpy(queries.age),
         )
 
-    def copy(self) -> Reader:
+    def copy(self) -> UserEncoder:
         """One whose tower may learn."""
-        return Reader(copy.deepcopy(self.tower), self.words, self.contexts)
+        return UserEncoder(copy.deepcopy(self.tower), self.words, self.contexts)
 
 
 def distinct(rows: Rows) -> tuple[Rows, Rows]:
@@ -98,7 +98,7 @@ class CandidateModel:
     def __init__(
         self,
         item_ids: list[str],
-        reader: Reader,
+        reader: UserEncoder,
         *,
         vectors: Floats,
         bias: Floats,
@@ -128,7 +128,7 @@ class CandidateModel:
         """The row of an item on the user's side, -1 when it has none."""
         return self._row_of.get(item_id, -1)
 
-    def user_vectors(self, viewers: Sequence[Viewer], now_ms: int) -> Floats:
+    def user_vectors(self, viewers: Sequence[UserProfile], now_ms: int) -> Floats:
         """float32 [B, dim], finite also for an empty history. `now_ms` is the time of the request: the example age of a
         request is 0 (paper section 3.3), so the vector does not depend on it.
 
@@ -166,7 +166,7 @@ class CandidateModel:
         return self.query_rows if self._query is None else self._query.values.numpy()
 
 
-def history_rows(viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Rows:
+def history_rows(viewers: Sequence[UserProfile], row_of: Mapping[str, int]) -> Rows:
     """int64 [B, HISTORY]: rows of the newest completed watches, oldest first, -1 in front and for unknown items."""
     rows = np.full((len(viewers), HISTORY), -1, np.int64)
     row = row_of.get
@@ -177,7 +177,7 @@ def history_rows(viewers: Sequence[Viewer], row_of: Mapping[str, int]) -> Rows:
     return rows
 
 
-def search_tokens(viewers: Sequence[Viewer], buckets: int) -> Rows:
+def search_tokens(viewers: Sequence[UserProfile], buckets: int) -> Rows:
     """int64 [B, Q]: words of the newest searches, -1 behind; unordered (paper section 3.3)."""
     tokens = [history_tokens([search.query for search in viewer.searches], buckets) for viewer in viewers]
     rows = np.full((len(viewers), MOST_HISTORY), -1, np.int64)

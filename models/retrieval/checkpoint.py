@@ -40,7 +40,7 @@ def identity_of(log: StoredLog, settings: Model, warm_start: str | None) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-class Choice(msgspec.Struct, frozen=True):
+class ModelSelection(msgspec.Struct, frozen=True):
     """What the validation days say: epochs to train, weights of the towers and of the linear part beside popularity,
     how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`."""
 
@@ -56,7 +56,7 @@ class State(msgspec.Struct, frozen=True):
 
     identity: str
     places: tuple[tuple[int, int], ...]  # epoch and step of each member
-    choice: Choice
+    choice: ModelSelection
 
 
 class Checkpoints:
@@ -76,7 +76,7 @@ class Checkpoints:
         self._every_s, self._writes, self._clock = every_s, writes, clock
         self._written_s = clock()
 
-    def restore(self, fits: Sequence[Fit], stage: str) -> Choice | None:
+    def restore(self, fits: Sequence[Fit], stage: str) -> ModelSelection | None:
         """Put fresh fits back to where their stage was and return what was chosen until then; None when there is no
         checkpoint. Raises CheckpointError when it is damaged or of another training."""
         directory = self.directory / stage
@@ -88,7 +88,7 @@ class Checkpoints:
             fit.epoch, fit.step = place
         return found.choice
 
-    def saver(self, fits: Sequence[Fit], stage: str, choice: Choice) -> Callable[[], None]:
+    def saver(self, fits: Sequence[Fit], stage: str, choice: ModelSelection) -> Callable[[], None]:
         """What is called after each step."""
 
         def save() -> None:
@@ -97,7 +97,7 @@ class Checkpoints:
 
         return save
 
-    def save(self, fits: Sequence[Fit], stage: str, choice: Choice) -> None:
+    def save(self, fits: Sequence[Fit], stage: str, choice: ModelSelection) -> None:
         if not self._writes:
             return
         place = self.directory / stage

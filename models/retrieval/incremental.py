@@ -23,7 +23,7 @@ from models.catalogue.columns import Columns
 from models.catalogue.user_profile import Example
 from models.evaluation.drift import turned_and_grown
 from models.logs.examples import Examples, Queries
-from models.retrieval.candidates import CandidateModel, Reader, with_one
+from models.retrieval.candidates import CandidateModel, UserEncoder, with_one
 from models.retrieval.cold_start import ColdStart
 from models.retrieval.losses import Extra, shared_softmax
 from models.retrieval.popularity import Popularity
@@ -86,7 +86,7 @@ class IncrementalTrainer:
         of its way from the release by which a touched row is drawn back at each step."""
         self.item_ids = list(model.item_ids)
         self.popularity: Popularity = model.popularity.copy()
-        self.reader: Reader = model.reader
+        self.reader: UserEncoder = model.reader
         self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
         self._vectors = Table.of(model.vectors, first_square=FIRST_SQUARE)
         self._queries = Table.of(model.query_rows, first_square=FIRST_SQUARE)

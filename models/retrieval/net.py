@@ -39,7 +39,7 @@ class Touched(NamedTuple):
     leaf: Tensor
 
 
-class Side:
+class SideEmbedding:
     """One id column: an embedding per id, starting at zero; code 0 is none. codes int32 [N, T] by item."""
 
     def __init__(self, codes: Codes, dim: int) -> None:
@@ -59,7 +59,7 @@ class ItemTable:
 
     def __init__(self, sides: Mapping[str, Codes], items: int, dim: int, rng: np.random.Generator) -> None:
         self.own = random_table(items, dim, rng)
-        self.sides = {name: Side(codes, dim) for name, codes in sides.items()}
+        self.sides = {name: SideEmbedding(codes, dim) for name, codes in sides.items()}
 
     def embed(self, rows: Rows, touched: list[Touched]) -> Tensor:
         """Distinct rows int64 [U] -> [U, D]; what takes part is added to `touched`."""

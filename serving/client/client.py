@@ -40,7 +40,7 @@ from kafka.errors import KafkaError
 
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
-from serving.client.pending_requests import UnderWay, request_for, shares
+from serving.client.pending_requests import PendingRequests, request_for, shares
 from streams import topics
 from streams.kafka.fetching import unpack_for
 from streams.kafka.follow import TopicMissing
@@ -71,7 +71,7 @@ class RecommendClient:
 
     def __init__(self, kafka: Kafka) -> None:
         self._kafka = kafka
-        self._under_way = UnderWay()
+        self._under_way = PendingRequests()
         self._closed = threading.Event()
         self._why_closed = "the client is closed"
         self._sent = threading.Event()  # wakes the reader

@@ -61,7 +61,7 @@ def copy_of(request: RecommendRequest, waited_s: float) -> RecommendRequest:
     return msgspec.structs.replace(request, deadline_ms=max(1, request.deadline_ms - round(waited_s * 1000)))
 
 
-class UnderWay:
+class PendingRequests:
     """Requests by correlation id. May be used from several threads; `now_s` is any clock that never goes back."""
 
     def __init__(self) -> None:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from infra.platform import metrics
 from models.catalogue.item_filter import ItemFilter
 from models.ranking.ranking_request import Nominations, by_two_towers
-from serving.request.ranking import Fed
+from serving.request.ranking import RankerInputs
 from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, UserHistory
 
 Floats = NDArray[np.float32]
 
 
-class Asked(NamedTuple):
+class RequestContext(NamedTuple):
     """A request that was understood. `partition` is its user's; `wait_ms` what it has waited before it was read;
     `filter` the request's own, parsed."""
 
@@ -52,17 +52,17 @@ def nothing_found() -> Found:
 
 
 @dataclass
-class Draft:
+class ResponseDraft:
     """`banned`: items that this answer may not hold, whatever nominates them."""
 
-    asked: Asked
+    asked: RequestContext
     k: int
     history: UserHistory
     banned: set[str]
     degraded: list[str] = field(default_factory=list)
     found: Found = field(default_factory=nothing_found)
     expected_s: Floats | None = None  # [C], calibrated
-    fed: Fed | None = None  # what the ranker was fed
+    fed: RankerInputs | None = None  # what the ranker was fed
     items: list[Recommended] = field(default_factory=list)
 
     def fall(self, step: str, reason: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.item_filter import ItemFilter
-from serving.request.draft import Draft
+from serving.request.draft import ResponseDraft
 from serving.state.views import CatalogueView
 from streams.history.watched_filter import codes_of, seen_mask
 from streams.messages import UserHistory
@@ -33,7 +33,7 @@ def banned_by(history: UserHistory, shown_most: int) -> set[str]:
 
 
 def wanted(
-    draft: Draft,
+    draft: ResponseDraft,
     item_ids: Sequence[str],
     catalogue: Catalogue | None,
     view: CatalogueView,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from infra.platform.settings import Serving
 from models.ranking.ranking_batch import FRESH, SIMILAR, TRENDING
-from serving.request.draft import Draft
+from serving.request.draft import ResponseDraft
 from serving.request.retrieval import Ids, Query
 from serving.request.selection import seed_of
 from serving.request.sources import NOBODY, Nominees, Wanted, ask, fresh_for, similar_of, trending_for
@@ -28,7 +28,7 @@ class Sources:
     may_be_shown: Wanted
     now_ms: int
 
-    def ask(self, drafts: Sequence[Draft], similar: Sequence[Ids]) -> dict[str, list[Nominees]]:
+    def ask(self, drafts: Sequence[ResponseDraft], similar: Sequence[Ids]) -> dict[str, list[Nominees]]:
         """By source: what it nominates for each draft. `similar` is what was found for the vectors after their last
         watches along with the candidates, empty where nothing was."""
         settings = self.settings
@@ -41,20 +41,20 @@ class Sources:
             found[FRESH] = ask(FRESH, drafts, self._fresh, settings.source_s)
         return found
 
-    def _trending(self, draft: Draft) -> Nominees:
+    def _trending(self, draft: ResponseDraft) -> Nominees:
         return trending_for(draft, self.views.trending, self.settings.trending, self.may_be_shown)
 
-    def _fresh(self, draft: Draft) -> Nominees:
+    def _fresh(self, draft: ResponseDraft) -> Nominees:
         seed = seed_of(draft.asked.request.request_id, 0)
         most = self.settings.fresh
         return fresh_for(draft, self.views.catalogue.fresh, most, self.may_be_shown, now_ms=self.now_ms, seed=seed)
 
-    def _similar(self, drafts: Sequence[Draft], similar: Sequence[Ids]) -> list[Nominees]:
+    def _similar(self, drafts: Sequence[ResponseDraft], similar: Sequence[Ids]) -> list[Nominees]:
         if len(similar) != len(drafts):
             return [NOBODY] * len(drafts)
         found = iter(similar)
 
-        def nominate(draft: Draft) -> Nominees:
+        def nominate(draft: ResponseDraft) -> Nominees:
             mine = next(found)
             has_completed = any(watch.completed for watch in draft.history.watches)
             return similar_of(draft, mine, self.settings.similar, self.may_be_shown) if has_completed else NOBODY
@@ -62,6 +62,6 @@ class Sources:
         return ask(SIMILAR, drafts, nominate, self.settings.source_s)
 
 
-def queries_of(drafts: Sequence[Draft], vectors: Floats, limit: int) -> list[Query]:
+def queries_of(drafts: Sequence[ResponseDraft], vectors: Floats, limit: int) -> list[Query]:
     """What is searched for each draft: `limit` items under the request's own filter."""
     return [Query(vector, limit, draft.asked.filter) for draft, vector in zip(drafts, vectors, strict=True)]

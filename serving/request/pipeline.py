@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
 from models.ranking.ranking_batch import TWO_TOWER
-from serving.request.draft import Answered, Asked, Draft, Found, Stages
+from serving.request.draft import Answered, Found, RequestContext, ResponseDraft, Stages
 from serving.request.filtering import banned_by, wanted
 from serving.request.nominating import Sources, queries_of
-from serving.request.ranking import Pace, score_candidates
+from serving.request.ranking import LatencyEstimate, score_candidates
 from serving.request.recording import compose
 from serving.request.retrieval import MOST_RESULTS, Ids, Query, Retrieval, Search
 from serving.request.selecting import add_pins, fill, select
@@ -46,12 +46,12 @@ MORE = 4  # times as many candidates when filters have left too few
 
 
 @dataclass(frozen=True)
-class Kitchen:
+class ServingContext:
     """What answers are made with and does not change from batch to batch. `seen_days`: of what was watched long ago."""
 
     views: Views
     retrieval: Retrieval
-    pace: Pace
+    pace: LatencyEstimate
     settings: Serving
     selection: Selection
     served_by: str
@@ -60,12 +60,12 @@ class Kitchen:
 
 
 @dataclass
-class Begun:
+class InFlightBatch:
     """A batch whose search is under way. `personal` are the drafts that the towers are asked for; vectors [B, D] of
     their users."""
 
-    drafts: list[Draft]
-    personal: list[Draft]
+    drafts: list[ResponseDraft]
+    personal: list[ResponseDraft]
     vectors: Floats
     live: LiveRelease | None
     search: Search | None
@@ -80,7 +80,9 @@ class Begun:
         return self.search is not None and self.search.pending is not None
 
 
-def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *, now_ms: int) -> Begun:
+def begin(
+    batch: Sequence[RequestContext], live: LiveRelease | None, kitchen: ServingContext, *, now_ms: int
+) -> InFlightBatch:
     """Everything before the answer of the index is needed. `live`: None while there is no release yet."""
     stages, settings = Stages(), kitchen.settings
     with stages("hydrate"):
@@ -97,10 +99,10 @@ def begin(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *,
             left_s *= SEARCH_SHARE
             search = kitchen.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
     searched_at, read = time.perf_counter(), kitchen.views.marks.of(USER_HISTORIES)
-    return Begun(drafts, personal, vectors, live, search, stages, now_ms, searched_at, read)
+    return InFlightBatch(drafts, personal, vectors, live, search, stages, now_ms, searched_at, read)
 
 
-def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
+def finish(begun: InFlightBatch, kitchen: ServingContext) -> list[Answered]:
     """Answer every request of the batch, in its order."""
     stages, live, now_ms = begun.stages, begun.live, begun.now_ms
     may_be_shown = partial(_wanted, begun, kitchen)
@@ -126,17 +128,17 @@ def finish(begun: Begun, kitchen: Kitchen) -> list[Answered]:
     return compose(begun.drafts, stages, marks, version=version, now_ms=now_ms, served_by=kitchen.served_by)
 
 
-def hydrate(asked: Asked, histories: HistoryView, settings: Serving) -> Draft:
+def hydrate(asked: RequestContext, histories: HistoryView, settings: Serving) -> ResponseDraft:
     request = asked.request
     history = histories.get(request.user_id, asked.partition) or UserHistory(request.user_id)
     if request.context is not None:
         history = msgspec.structs.replace(history, context=request.context)
     banned = banned_by(history, settings.shown_most)
     banned.update(request.exclude)
-    return Draft(asked, request.k or settings.k, history, banned)
+    return ResponseDraft(asked, request.k or settings.k, history, banned)
 
 
-def is_personal(draft: Draft, live: LiveRelease | None, settings: Serving) -> bool:
+def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Serving) -> bool:
     """Whether the towers are asked; a user without a watch gets what is trending, which is no degradation."""
     if draft.asked.left_s(settings.deadline_s) < 0:
         metrics.SHED.inc()
@@ -148,7 +150,9 @@ def is_personal(draft: Draft, live: LiveRelease | None, settings: Serving) -> bo
     return False
 
 
-def embed(drafts: list[Draft], live: LiveRelease, settings: Serving, now_ms: int) -> tuple[list[Draft], Floats, Floats]:
+def embed(
+    drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now_ms: int
+) -> tuple[list[ResponseDraft], Floats, Floats]:
     """The drafts that have a usable user vector, these vectors [B, D], and those after their last watches alone [B, D]
     (all in one pass; the latter only where similar items are wanted)."""
     viewers = [draft.history for draft in drafts]
@@ -169,7 +173,9 @@ def last_alone(history: UserHistory) -> UserHistory:
     return UserHistory(history.user_id, () if last is None else (last,))
 
 
-def retrieve(begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> tuple[list[Draft], list[Ids]]:
+def retrieve(
+    begun: InFlightBatch, kitchen: ServingContext, may_be_shown: Wanted
+) -> tuple[list[ResponseDraft], list[Ids]]:
     """The drafts with candidates, filtered, and what is similar to the last watch of each (empty: not known)."""
     assert begun.search is not None and begun.live is not None
     answer = kitchen.retrieval.finish(begun.search, now_ms=begun.now_ms)
@@ -186,7 +192,14 @@ def retrieve(begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> tuple[list
     return begun.personal, list(answer.found[size:])
 
 
-def keep_wanted(draft: Draft, vector: Floats, found: Ids, begun: Begun, kitchen: Kitchen, may_be_shown: Wanted) -> None:
+def keep_wanted(
+    draft: ResponseDraft,
+    vector: Floats,
+    found: Ids,
+    begun: InFlightBatch,
+    kitchen: ServingContext,
+    may_be_shown: Wanted,
+) -> None:
     """Drop what may not be shown; where that leaves less than k although there are more, search again for more. What is
     dropped is not fetched on top: an index takes its time by the hit, and the other sources fill up."""
     most, live = kitchen.settings.candidates, begun.live
@@ -208,10 +221,10 @@ def keep_wanted(draft: Draft, vector: Floats, found: Ids, begun: Begun, kitchen:
 
 
 def unite_all(
-    drafts: Sequence[Draft],
+    drafts: Sequence[ResponseDraft],
     nominees: Mapping[str, Sequence[Nominees]],
-    begun: Begun,
-    kitchen: Kitchen,
+    begun: InFlightBatch,
+    kitchen: ServingContext,
     may_be_shown: Wanted,
 ) -> None:
     """Add what the other sources have nominated, and the two-tower scores of all of it."""
@@ -238,7 +251,9 @@ def with_scores(found: Found, vector: Floats, live: LiveRelease) -> Found:
     return found
 
 
-def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving) -> list[Draft]:
+def drop_late(
+    drafts: list[ResponseDraft], spent_s: float, pace: LatencyEstimate, settings: Serving
+) -> list[ResponseDraft]:
     """The drafts whose clients still wait when the ranker is done, as far as it has lately kept its time."""
     in_time = []
     for draft in drafts:
@@ -251,7 +266,9 @@ def drop_late(drafts: list[Draft], spent_s: float, pace: Pace, settings: Serving
     return in_time
 
 
-def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pace: Pace, now_ms: int) -> None:
+def rank(
+    drafts: list[ResponseDraft], live: LiveRelease, statistics: StatisticsView, pace: LatencyEstimate, now_ms: int
+) -> None:
     """Expected watch seconds of all candidates, in one forward pass (paper section 4)."""
     drafts = [draft for draft in drafts if draft.found.item_ids]
     if not drafts or not live.ranker.trained:
@@ -272,7 +289,7 @@ def rank(drafts: list[Draft], live: LiveRelease, statistics: StatisticsView, pac
             draft.fall("unranked", "the ranker gave a value that is not finite")
 
 
-def _wanted(begun: Begun, kitchen: Kitchen, draft: Draft, item_ids: Sequence[str]) -> Flags:
+def _wanted(begun: InFlightBatch, kitchen: ServingContext, draft: ResponseDraft, item_ids: Sequence[str]) -> Flags:
     catalogue = None if begun.live is None else begun.live.catalogue
     view = kitchen.views.catalogue
     return wanted(draft, item_ids, catalogue, view, now_ms=begun.now_ms, seen_days=kitchen.seen_days)

@@ -20,7 +20,7 @@ from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranked, id_strings
 from models.ranking.ranking_batch import IMPRESSIONS
 from models.ranking.ranking_examples import CAP_S
-from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
+from models.ranking.ranking_request import Nominations, RankingQuery, ranking_batch_of
 from models.threads import in_parts
 from serving.state.release import LiveRelease
 from streams.messages import Impression, Shown, UserHistory
@@ -33,7 +33,7 @@ FORGET = 0.8  # of the time that the ranker took before
 RECOVER = 0.7  # of what is expected of it, each time that it was not asked: it is tried again
 
 
-class Pace:
+class LatencyEstimate:
     """How long the ranker takes for a request, from what it took lately."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Pace:
             self.expected_s = max(took_s, FORGET * self.expected_s + (1 - FORGET) * took_s)
 
 
-class Fed(NamedTuple):
+class RankerInputs(NamedTuple):
     """What the ranker was fed of one request: its row among the queries, its first candidate's row; ranks [C] by
     retrieval score; `shown` [C] decayed impressions of each candidate and `spread` [C] of what the members say."""
 
@@ -74,7 +74,7 @@ def score_candidates(
     statistics: ItemStatistics,
     *,
     now_ms: int,
-) -> list[tuple[Floats, Fed]]:
+) -> list[tuple[Floats, RankerInputs]]:
     """Of each history with its candidates, their retrieval scores [C] and who nominated them: expected watch seconds
     float32 [C], by the rolling calibration of this version, and what the ranker was fed."""
     parts = in_parts(
@@ -85,12 +85,12 @@ def score_candidates(
 
 def _score_together(
     asked: Sequence[Asked], live: LiveRelease, statistics: ItemStatistics, *, now_ms: int
-) -> list[tuple[Floats, Fed]]:
+) -> list[tuple[Floats, RankerInputs]]:
     queries = [
         RankingQuery(history, now_ms, item_ids, scores, nominations=nominations)
         for history, item_ids, scores, nominations in asked
     ]
-    moment = moment_of(queries, live.catalogue, [live.statistics, statistics])
+    moment = ranking_batch_of(queries, live.catalogue, [live.statistics, statistics])
     ranked = live.ranker.rank(moment)
     factor = statistics.factor(live.version, now_ms)
     raw = ranked.expected_s
@@ -101,13 +101,13 @@ def _score_together(
         best = float(moment.candidates.best[query])
         spread = None if ranked.spread is None else ranked.spread[rows]
         shown = moment.candidates.item[rows, IMPRESSIONS]
-        fed = Fed(ranked, query, first, moment.candidates.rank[rows], best, factor, shown, spread)
+        fed = RankerInputs(ranked, query, first, moment.candidates.rank[rows], best, factor, shown, spread)
         found.append((expected_s[rows], fed))
         first += len(item_ids)
     return found
 
 
-def record_shown(shown: Sequence[Shown], fed: Fed, rows: Sequence[int | None]) -> tuple[Shown, ...]:
+def record_shown(shown: Sequence[Shown], fed: RankerInputs, rows: Sequence[int | None]) -> tuple[Shown, ...]:
     """`rows`: each item's place among its request's candidates; None for one that was none."""
     there = [row for row in rows if row is not None]
     ids = iter(id_strings(fed.ranked.ids, "impression", [fed.first + row for row in there]))
@@ -116,7 +116,7 @@ def record_shown(shown: Sequence[Shown], fed: Fed, rows: Sequence[int | None]) -
     )
 
 
-def _record_one(shown: Shown, fed: Fed, row: int, ids: dict[str, tuple[str, ...]]) -> Shown:
+def _record_one(shown: Shown, fed: RankerInputs, row: int, ids: dict[str, tuple[str, ...]]) -> Shown:
     rank = fed.ranks[row]
     return msgspec.structs.replace(
         shown,
@@ -126,7 +126,7 @@ def _record_one(shown: Shown, fed: Fed, row: int, ids: dict[str, tuple[str, ...]
     )
 
 
-def record_query(impression: Impression, fed: Fed, marks: dict[str, Any]) -> Impression:
+def record_query(impression: Impression, fed: RankerInputs, marks: dict[str, Any]) -> Impression:
     [ids] = id_strings(fed.ranked.ids, "query", [fed.query])
     return msgspec.structs.replace(
         impression,

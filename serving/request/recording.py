@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.request.draft import Answered, Draft, Stages
+from serving.request.draft import Answered, ResponseDraft, Stages
 from serving.request.ranking import record_query, record_shown
 from serving.request.sources import scores_by_source
 from streams.messages import Impression, Recommended, RecommendReply, Shown
@@ -13,7 +13,7 @@ MarksTold = dict[str, tuple[int, ...]]  # by topic the next offset of each parti
 
 
 def compose(
-    drafts: Sequence[Draft], stages: Stages, marks: MarksTold, *, version: str, now_ms: int, served_by: str
+    drafts: Sequence[ResponseDraft], stages: Stages, marks: MarksTold, *, version: str, now_ms: int, served_by: str
 ) -> list[Answered]:
     """A reply for each draft, and an impression where something is shown."""
     with stages("reply"):
@@ -27,11 +27,11 @@ def compose(
     ]
 
 
-def is_shown(draft: Draft) -> bool:
+def is_shown(draft: ResponseDraft) -> bool:
     return bool(draft.items) and draft.asked.request.record
 
 
-def impress(draft: Draft, marks: MarksTold, version: str, now_ms: int, served_by: str) -> Impression:
+def impress(draft: ResponseDraft, marks: MarksTold, version: str, now_ms: int, served_by: str) -> Impression:
     """The record of what was shown, and of what the ranker was fed."""
     request = draft.asked.request
     row_of = {item_id: row for row, item_id in enumerate(draft.found.item_ids)}
@@ -45,7 +45,7 @@ def impress(draft: Draft, marks: MarksTold, version: str, now_ms: int, served_by
     return plain if draft.fed is None else record_query(plain, draft.fed, marks)
 
 
-def _shown(item: Recommended, draft: Draft, row: int | None) -> Shown:
+def _shown(item: Recommended, draft: ResponseDraft, row: int | None) -> Shown:
     """`row`: the item's place among the candidates; None for one that was none."""
     return Shown(
         item.item_id,
@@ -59,7 +59,7 @@ def _shown(item: Recommended, draft: Draft, row: int | None) -> Shown:
 
 
 def _reply_of(
-    draft: Draft, items: tuple[Recommended, ...], stages_ms: dict[str, float], version: str, served_by: str
+    draft: ResponseDraft, items: tuple[Recommended, ...], stages_ms: dict[str, float], version: str, served_by: str
 ) -> RecommendReply:
     watches = draft.history.watches
     return RecommendReply(

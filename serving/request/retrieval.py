@@ -29,7 +29,7 @@ from infra.platform import metrics
 from infra.platform.settings import Serving
 from models.catalogue.item_filter import ItemFilter
 from serving.state.breaker import Breaker
-from serving.state.recall_audit import Audit
+from serving.state.recall_audit import RecallAudit
 from serving.state.release import LiveRelease
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class Retrieval:
 
     def __init__(self, settings: Serving, seed: int) -> None:
         self._settings = settings
-        self._breaker, self._audit = Breaker(), Audit(settings.audit_recall)
+        self._breaker, self._audit = Breaker(), RecallAudit(settings.audit_recall)
         self._rng = np.random.default_rng(seed)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
         metrics.INDEX_IN_USE.set(1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from infra.platform.settings import Selection
 from models.ranking.ranking_batch import SOURCES, TRENDING
 from models.ranking.ranking_request import Nominations
-from serving.request.draft import Draft, Found
+from serving.request.draft import Found, ResponseDraft
 from serving.request.selection import PINNED, Options, choose, pins_of, seed_of
 from serving.request.sources import Wanted
 from serving.state.release import LiveRelease
@@ -25,7 +25,7 @@ CHUNK, MOST_LOOKED_AT = 256, 5120  # spare items
 Spare = tuple[str, str, float | None]  # item, source and score
 
 
-def add_pins(draft: Draft, settings: Selection, may_be_shown: Wanted) -> None:
+def add_pins(draft: ResponseDraft, settings: Selection, may_be_shown: Wanted) -> None:
     """Make candidates of the pins that nobody has nominated, as far as they may be shown."""
     pins = dict.fromkeys((*draft.asked.request.pinned, *settings.pinned))
     missing = [pin for pin in pins if pin not in draft.found.item_ids] if pins else []
@@ -51,7 +51,7 @@ def behind(found: Found, item_ids: list[str]) -> Found:
     )
 
 
-def select(draft: Draft, live: LiveRelease | None, settings: Selection) -> None:
+def select(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) -> None:
     """The k best candidates under the rules of `selection`."""
     found = draft.found
     if not found.item_ids:
@@ -72,7 +72,7 @@ def select(draft: Draft, live: LiveRelease | None, settings: Selection) -> None:
         )
 
 
-def options_of(draft: Draft, live: LiveRelease | None, settings: Selection) -> Options:
+def options_of(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) -> Options:
     """What the choice is made from."""
     found, fed = draft.found, draft.fed
     nothing = np.zeros(len(found.item_ids), np.float32)
@@ -100,7 +100,11 @@ def primary_source(found: Found, row: int) -> str:
 
 
 def fill(
-    draft: Draft, trending: TrendingView, catalogue: CatalogueView, live: LiveRelease | None, may_be_shown: Wanted
+    draft: ResponseDraft,
+    trending: TrendingView,
+    catalogue: CatalogueView,
+    live: LiveRelease | None,
+    may_be_shown: Wanted,
 ) -> None:
     """Add what is trending and then anything that may be shown until there are k items, or none are left."""
     if len(draft.items) >= draft.k:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from infra.platform import metrics
 from models.ranking.ranking_batch import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
 from models.ranking.ranking_request import Nominations
-from serving.request.draft import Draft, Found
+from serving.request.draft import Found, ResponseDraft
 from serving.state.fresh import FreshView
 from serving.state.views import TrendingView
 from streams.trending.rules import GLOBAL, region_scope
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
-Wanted = Callable[[Draft, Sequence[str]], Flags]  # which of these may be in the draft's answer
+Wanted = Callable[[ResponseDraft, Sequence[str]], Flags]  # which of these may be in the draft's answer
 Ids = tuple[list[str], Floats]  # C items and their scores, best first
 
 LOOK = 4  # times the quota is looked at, since some of it may not be shown
@@ -37,11 +37,11 @@ class Nominees(NamedTuple):
     scores: Sequence[float]
 
 
-Nominate = Callable[[Draft], Nominees]
+Nominate = Callable[[ResponseDraft], Nominees]
 NOBODY = Nominees((), ())
 
 
-def ask(source: str, drafts: Sequence[Draft], nominate: Nominate, timeout_s: float) -> list[Nominees]:
+def ask(source: str, drafts: Sequence[ResponseDraft], nominate: Nominate, timeout_s: float) -> list[Nominees]:
     """What a source nominates for each draft; nothing for those that it is too late for."""
     began = time.perf_counter()
     found: list[Nominees] = []
@@ -55,7 +55,7 @@ def ask(source: str, drafts: Sequence[Draft], nominate: Nominate, timeout_s: flo
     return found
 
 
-def trending_for(draft: Draft, trending: TrendingView, most: int, wanted: Wanted) -> Nominees:
+def trending_for(draft: ResponseDraft, trending: TrendingView, most: int, wanted: Wanted) -> Nominees:
     """What is watched now where the viewer is, then everywhere; decayed watches as scores."""
     lists = [trending.top(GLOBAL)[: LOOK * most]]
     context = draft.history.context
@@ -67,7 +67,7 @@ def trending_for(draft: Draft, trending: TrendingView, most: int, wanted: Wanted
     return Nominees(chosen, [score_of[name] for name in chosen])
 
 
-def fresh_for(draft: Draft, fresh: FreshView, most: int, wanted: Wanted, *, now_ms: int, seed: int) -> Nominees:
+def fresh_for(draft: ResponseDraft, fresh: FreshView, most: int, wanted: Wanted, *, now_ms: int, seed: int) -> Nominees:
     """Some of the newest items, drawn by chance, so that each of them is seen by some; its age in hours as a score."""
     newest = fresh.newest(now_ms)
     if len(newest) > most:
@@ -79,7 +79,7 @@ def fresh_for(draft: Draft, fresh: FreshView, most: int, wanted: Wanted, *, now_
     return Nominees(chosen, [age_h[name] for name in chosen])
 
 
-def similar_of(draft: Draft, found: Ids, most: int, wanted: Wanted) -> Nominees:
+def similar_of(draft: ResponseDraft, found: Ids, most: int, wanted: Wanted) -> Nominees:
     """What a search by the last completed watch alone has found; its inner products as scores."""
     item_ids, scores = found
     score_of = dict(zip(item_ids, scores.tolist(), strict=True))

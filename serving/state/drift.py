@@ -13,7 +13,7 @@ import numpy as np
 
 from infra.platform import metrics
 from models.evaluation.drift import ScoreDrift
-from serving.request.draft import Draft
+from serving.request.draft import ResponseDraft
 
 EVERY = 10  # of a request's candidates, one in so many is looked at
 FIRST, RECENT = 20_000, 20_000  # of those: about 400 requests with 500 candidates
@@ -29,7 +29,7 @@ class AnswerDrift:
         self._version = ""
         self._scores: dict[str, ScoreDrift] = {}
 
-    def observe(self, version: str, drafts: Sequence[Draft]) -> None:
+    def observe(self, version: str, drafts: Sequence[ResponseDraft]) -> None:
         """A batch that this version has retrieved and ranked."""
         if version != self._version:
             self._begin(version)

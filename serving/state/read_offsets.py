@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Marks:
+class ReadOffsets:
     """How far the views have read: by topic the next offset of each partition."""
 
     def __init__(self) -> None:

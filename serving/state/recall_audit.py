@@ -21,7 +21,7 @@ RECENT = 200  # answers
 ENOUGH = 20  # of them, before anything is concluded
 
 
-class Audit:
+class RecallAudit:
     """Pure but for its gauges. `least_recall` 0: nothing is ever concluded."""
 
     def __init__(self, least_recall: float) -> None:

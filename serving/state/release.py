@@ -25,7 +25,7 @@ from models.catalogue.catalogue import Catalogue
 from models.logs.array_file import forget_pages
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import BundleError, read_bundle
 from models.retrieval.candidates import CandidateModel
 from serving.state.mirror import Mirror
@@ -307,7 +307,7 @@ def warm_up(release: LiveRelease) -> None:
         raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
     if release.ranker.trained and item_ids:
         query = RankingQuery(nobody, release.created_ms, item_ids, scores)
-        release.ranker.rank(moment_of([query], release.catalogue, [release.statistics]))
+        release.ranker.rank(ranking_batch_of([query], release.catalogue, [release.statistics]))
 
 
 def write_row(item_id: str, row: ItemVector, release: LiveRelease, view: CatalogueView) -> None:

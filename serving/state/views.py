@@ -19,9 +19,9 @@ from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
 from serving.state.fresh import FreshView
-from serving.state.read_offsets import Marks
+from serving.state.read_offsets import ReadOffsets
 from streams import topics
-from streams.erasure.erased_users import Forgotten
+from streams.erasure.erased_users import ErasedUsers
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 class HistoryView:
     """The newest history of each user of the partitions that this worker owns, as far as the user was not forgotten."""
 
-    def __init__(self, forgotten: Forgotten | None = None) -> None:
+    def __init__(self, forgotten: ErasedUsers | None = None) -> None:
         self._encoded: dict[int, dict[bytes, bytes]] = {}  # by partition, by user id
         self._forgotten = forgotten
 
@@ -214,7 +214,7 @@ class Views:
     catalogue: CatalogueView
     trending: TrendingView
     statistics: StatisticsView
-    marks: Marks = field(default_factory=Marks)
+    marks: ReadOffsets = field(default_factory=ReadOffsets)
 
 
 def add_up(parts: Iterable[Trending]) -> list[tuple[str, float]]:

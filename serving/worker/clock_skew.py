@@ -14,7 +14,7 @@ LEAST_S = 5.0  # ...over so long
 LEAST_AHEAD_MS = 1000.0  # less may well have been waited
 
 
-class Skew:
+class ClockSkew:
     """Fed with the newest requests of partitions that are read to their ends."""
 
     def __init__(self) -> None:

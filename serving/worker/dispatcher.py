@@ -18,10 +18,10 @@ from msgspec.structs import replace
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
-from serving.request.draft import Answered, Asked
-from serving.worker.intake import Address, Letter, PartitionsOf, Unsupported, open_letter
+from serving.request.draft import Answered, RequestContext
+from serving.worker.intake import Address, ParsedRequest, PartitionsOf, Unsupported, parse_request
 from serving.worker.outbox import Outbox
-from serving.worker.reply_cache import Key, Repeats
+from serving.worker.reply_cache import Key, ReplyCache
 from streams import topics
 from streams.kafka.dead_letters import dead_letter
 from streams.messages import Impression, RecommendReply, Refused, decode, encode
@@ -29,19 +29,19 @@ from streams.messages import Impression, RecommendReply, Refused, decode, encode
 log = structlog.get_logger(__name__)
 
 
-class Cook(NamedTuple):
+class Pipeline(NamedTuple):
     """The pipeline with everything but the batch filled in, in its two halves."""
 
-    begin: Callable[[Sequence[Asked]], Any]
+    begin: Callable[[Sequence[RequestContext]], Any]
     finish: Callable[[Any], list[Answered]]
 
 
 @dataclass
-class Work:
+class InFlightWork:
     """A batch that is being answered. `begun` is what the first half gave; None where it showed a bug."""
 
-    mine: list[tuple[Letter, Asked]]
-    cook: Cook
+    mine: list[tuple[ParsedRequest, RequestContext]]
+    cook: Pipeline
     begun: Any
     now_ms: int
 
@@ -51,7 +51,7 @@ class Work:
         return self.begun is not None and bool(getattr(self.begun, "waits", False))
 
 
-class Desk:
+class Dispatcher:
     """What is under way is known to `repeats`, so that a request that comes twice is answered once."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Desk:
         outbox: Outbox,
         partitions_of: PartitionsOf,
         served_by: str,
-        repeats: Repeats[Letter],
+        repeats: ReplyCache[ParsedRequest],
         unavailable: Set[str],
     ) -> None:
         self._settings, self._outbox = settings, outbox
@@ -68,20 +68,20 @@ class Desk:
         self._repeats, self._unavailable = repeats, unavailable
         self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/clock_skew.py)
 
-    def begin(self, records: Sequence[Any], cook: Cook, now_ms: int) -> Work:
+    def begin(self, records: Sequence[Any], cook: Pipeline, now_ms: int) -> InFlightWork:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest."""
         metrics.RECEIVED.labels(topics.RECOMMEND_REQUESTS).inc(len(records))
-        mine: list[tuple[Letter, Asked]] = []
+        mine: list[tuple[ParsedRequest, RequestContext]] = []
         for record in records:
-            letter = open_letter(record, self._settings, self._partitions_of)
+            letter = parse_request(record, self._settings, self._partitions_of)
             if letter.refused is not None:
                 self._refuse(letter, letter.refused, now_ms)
             elif (asked := self._ask(letter, now_ms)) is not None and not self._repeat(letter, now_ms):
                 self._repeats.begin(_key(letter))
                 mine.append((letter, asked))
-        return Work(mine, cook, self._begun(mine, cook), now_ms)
+        return InFlightWork(mine, cook, self._begun(mine, cook), now_ms)
 
-    def finish(self, work: Work) -> Exception | None:
+    def finish(self, work: InFlightWork) -> Exception | None:
         """Answer the rest; the first bug that one of them has shown."""
         if not work.mine:
             return None
@@ -90,7 +90,7 @@ class Desk:
             answers = work.cook.finish(begun)
         except Exception as error:  # a bug of ours: the others of the batch are not harmed
             if len(work.mine) > 1:
-                bugs = [self.finish(Work([one], work.cook, None, work.now_ms)) for one in work.mine]
+                bugs = [self.finish(InFlightWork([one], work.cook, None, work.now_ms)) for one in work.mine]
                 return next((bug for bug in bugs if bug is not None), None)
             log.exception("a request showed a bug")
             self._give_up(work.mine[0][0], Refused("bug", f"internal error: {type(error).__name__}"), work.now_ms)
@@ -104,13 +104,13 @@ class Desk:
         return None
 
     @staticmethod
-    def _begun(mine: Sequence[tuple[Letter, Asked]], cook: Cook) -> Any:
+    def _begun(mine: Sequence[tuple[ParsedRequest, RequestContext]], cook: Pipeline) -> Any:
         try:
             return cook.begin([asked for _, asked in mine]) if mine else None
         except Exception:  # a bug: `finish` looks for whose it is
             return None
 
-    def _ask(self, letter: Letter, now_ms: int) -> Asked | None:
+    def _ask(self, letter: ParsedRequest, now_ms: int) -> RequestContext | None:
         """The letter as the pipeline wants it; None when it was forwarded."""
         record, request = letter.record, letter.request
         assert request is not None
@@ -122,9 +122,9 @@ class Desk:
             log.warning("forwarded request on a foreign partition; does kafka.partitions match recommend-requests?")
         known = record.timestamp > 0
         waited_ms = max(0.0, now_ms - self.ahead_ms - record.timestamp) if known else 0.0
-        return Asked(request, record.partition, waited_ms, letter.filter)
+        return RequestContext(request, record.partition, waited_ms, letter.filter)
 
-    def _repeat(self, letter: Letter, now_ms: int) -> bool:
+    def _repeat(self, letter: ParsedRequest, now_ms: int) -> bool:
         """Whether the request was answered before, or is being answered: then it needs no answer of its own."""
         key = _key(letter)
         if (reply := self._repeats.reply_to(key, now_ms)) is not None:
@@ -134,13 +134,13 @@ class Desk:
         metrics.REPEATED.inc()
         return True
 
-    def _answer(self, letter: Letter, reply: RecommendReply, now_ms: int) -> None:
+    def _answer(self, letter: ParsedRequest, reply: RecommendReply, now_ms: int) -> None:
         raw = encode(reply)
         for each in (letter, *self._repeats.end(_key(letter), raw, now_ms)):
             self._reply(each.address, each.request_id, raw)
         metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
 
-    def _give_up(self, letter: Letter, refused: Refused, now_ms: int) -> None:
+    def _give_up(self, letter: ParsedRequest, refused: Refused, now_ms: int) -> None:
         """A request that shows a bug, and whoever waits for the same."""
         for each in (letter, *self._repeats.end(_key(letter), None, now_ms)):
             self._refuse(each, refused, now_ms)
@@ -161,7 +161,7 @@ class Desk:
             raw = encode(without_features(impression))
         self._outbox.send(topics.IMPRESSIONS, raw, key=impression.user_id.encode(), partition=partition)
 
-    def _refuse(self, letter: Letter, refused: Refused, now_ms: int) -> None:
+    def _refuse(self, letter: ParsedRequest, refused: Refused, now_ms: int) -> None:
         """Tell the client what is wrong; what is broken goes to the dead letters as well."""
         record = letter.record
         metrics.REQUESTS.labels("refused").inc()
@@ -208,6 +208,6 @@ def without_features(impression: Impression) -> Impression:
     return replace(impression, items=items, context=None, schema_hash="", ids={}, values=b"")
 
 
-def _key(letter: Letter) -> Key:
+def _key(letter: ParsedRequest) -> Key:
     assert letter.request is not None
     return Key(letter.request.user_id, letter.request.request_id)

@@ -41,7 +41,7 @@ class Address(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-class Letter(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A record that was opened. `refused` says why it has no answer; `address` is None when nobody can be told."""
 
     record: Any
@@ -52,7 +52,7 @@ class Letter(NamedTuple):
     filter: ItemFilter | None = None
 
 
-def open_letter(record: Any, settings: Settings, partitions_of: PartitionsOf) -> Letter:
+def parse_request(record: Any, settings: Settings, partitions_of: PartitionsOf) -> ParsedRequest:
     """Read a request and its reply address. Never raises Refused: what is wrong is in the letter."""
     headers = record.headers or ()
     prefix = settings.kafka.topic_prefix
@@ -73,7 +73,7 @@ def open_letter(record: Any, settings: Settings, partitions_of: PartitionsOf) ->
         refused = error
     request_id = request.request_id if request else request_id_in(record.value)
     can_tell = bool(request_id or address.headers)
-    return Letter(record, address if can_tell else None, request_id, request, refused, item_filter)
+    return ParsedRequest(record, address if can_tell else None, request_id, request, refused, item_filter)
 
 
 def read_request(value: bytes | None, settings: Settings) -> RecommendRequest:

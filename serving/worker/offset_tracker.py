@@ -36,7 +36,7 @@ class Batch:
     sealed_s: float = 0.0
 
 
-class Ledger:
+class OffsetTracker:
     """Batches in the order in which they were answered."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

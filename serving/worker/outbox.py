@@ -15,7 +15,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionE
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
-from serving.worker.offset_tracker import CLIENT, Ledger, undelivered
+from serving.worker.offset_tracker import CLIENT, OffsetTracker, undelivered
 from streams import topics
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ class Outbox:
     """
 
     def __init__(self, kafka: Kafka) -> None:
-        self.ledger = Ledger()
+        self.ledger = OffsetTracker()
         self._prefix = kafka.topic_prefix
         # Not idempotent: a client's topic that refuses a message must not stall what follows, and readers know
         # duplicates by the request id. One for all: an impression is never behind its reply.

@@ -25,9 +25,9 @@ from infra.platform import metrics
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from serving.state.feed import Chunk, Feed
-from serving.state.read_offsets import Marks
+from serving.state.read_offsets import ReadOffsets
 from serving.state.views import HistoryView
-from serving.worker.reply_cache_warmup import HandedOver
+from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from streams import topics
 from streams.kafka.fetching import unpack_for
 
@@ -55,8 +55,8 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         group: str,
         feed: Feed,
         histories: HistoryView,
-        marks: Marks,
-        handed_over: HandedOver,
+        marks: ReadOffsets,
+        handed_over: ReplyCacheWarmup,
         settle: Callable[[], None],
     ) -> None:
         self.owned: frozenset[int] = frozenset()

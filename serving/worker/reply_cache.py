@@ -18,7 +18,7 @@ class Key(NamedTuple):
     request_id: str
 
 
-class Repeats(Generic[T]):
+class ReplyCache(Generic[T]):
     """Encoded replies of the last `window_ms`, at most `most`; and who else waits for those under way."""
 
     def __init__(self, window_ms: float, most: int) -> None:

@@ -34,7 +34,7 @@ class Recent(NamedTuple):
     at_ms: int
 
 
-class HandedOver:
+class ReplyCacheWarmup:
     """Reads in a thread of its own, one assignment after the other; the answering thread takes."""
 
     def __init__(self, kafka: Kafka, window_s: float) -> None:

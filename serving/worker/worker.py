@@ -38,23 +38,23 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
 from infra.platform.settings import Serving, Settings
 from models.threads import limit_threads
-from serving.request.pipeline import Kitchen, begin, finish
-from serving.request.ranking import Pace
+from serving.request.pipeline import ServingContext, begin, finish
+from serving.request.ranking import LatencyEstimate
 from serving.request.retrieval import Retrieval
 from serving.state.feed import Feed
 from serving.state.release import Releases
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
-from serving.worker.clock_skew import Skew
-from serving.worker.dispatcher import Cook, Desk, Work
-from serving.worker.intake import Letter
+from serving.worker.clock_skew import ClockSkew
+from serving.worker.dispatcher import Dispatcher, InFlightWork, Pipeline
+from serving.worker.intake import ParsedRequest
 from serving.worker.outbox import Outbox
 from serving.worker.partitions import Partitions
-from serving.worker.reply_cache import Repeats
-from serving.worker.reply_cache_warmup import HandedOver
+from serving.worker.reply_cache import ReplyCache
+from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from serving.worker.reply_topics import ReplyTopics
 from streams import topics
 from streams.epochs import Epochs
-from streams.erasure.erased_users import Forgotten
+from streams.erasure.erased_users import ErasedUsers
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)
@@ -97,7 +97,7 @@ def run_serving(settings: Settings, stop: threading.Event) -> None:
 class Batch(NamedTuple):
     """A batch under way, the offsets to commit when it is done, and when its requests were read."""
 
-    work: Work
+    work: InFlightWork
     next_offsets: dict[TopicPartition, int]
     read_s: list[float]
 
@@ -111,7 +111,7 @@ class Worker:
         self._settings, self._health = settings, health
         statistics = StatisticsView(kafka.partitions, settings.join.half_life_h)
         catalogue = CatalogueView(serving.fresh_h * 3_600_000)
-        self._forgotten = Forgotten(settings.forget.secret.get_secret_value())
+        self._forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
         self._views = Views(HistoryView(self._forgotten), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
         self._releases = Releases(
@@ -123,10 +123,10 @@ class Worker:
         )
         self._epochs = Epochs()
         self._retrieval = Retrieval(serving, seed=os.getpid())
-        self._kitchen = Kitchen(
+        self._kitchen = ServingContext(
             self._views,
             self._retrieval,
-            Pace(),
+            LatencyEstimate(),
             serving,
             settings.selection,
             self.server_id,
@@ -135,8 +135,8 @@ class Worker:
         self._shared = Feed(kafka, *SHARED)
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
-        self._handed_over = HandedOver(kafka, serving.repeat_s)
-        self._repeats: Repeats[Letter] = Repeats(serving.repeat_s * 1000, serving.repeats)
+        self._handed_over = ReplyCacheWarmup(kafka, serving.repeat_s)
+        self._repeats: ReplyCache[ParsedRequest] = ReplyCache(serving.repeat_s * 1000, serving.repeats)
         self._partitions = Partitions(
             kafka,
             GROUP,
@@ -148,10 +148,10 @@ class Worker:
         )
         self._consumer = self._partitions.consumer
         self._reply_topics = ReplyTopics(self._consumer)
-        self._desk = Desk(
+        self._desk = Dispatcher(
             settings, self._outbox, self._reply_topics, self.server_id, self._repeats, catalogue.unavailable
         )
-        self._skew, self._lag = Skew(), metrics.Lags()
+        self._skew, self._lag = ClockSkew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
         self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
         self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued
@@ -280,7 +280,7 @@ class Worker:
         taken = [self._queue.popleft() for _ in range(size)]
         now_ms = _now_ms()
         metrics.BATCH_SIZE.labels("serving").observe(size)
-        cook = Cook(
+        cook = Pipeline(
             partial(begin, live=self._releases.live, kitchen=self._kitchen, now_ms=now_ms),
             partial(finish, kitchen=self._kitchen),
         )

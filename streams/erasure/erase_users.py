@@ -16,7 +16,7 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import USER, Forgotten, fingerprint, hash_of, open_forgotten
+from streams.erasure.erased_users import USER, ErasedUsers, fingerprint, hash_of, open_erased_users
 from streams.kafka.dead_letters import marked
 from streams.messages import DeadLetter, UserForgotten, encode
 
@@ -25,7 +25,7 @@ SEND_S = 30.0
 POLL_S = 0.1
 
 
-def write_forgotten(settings: Settings, user_ids: Collection[str], at_ms: int) -> int:
+def write_erased_users(settings: Settings, user_ids: Collection[str], at_ms: int) -> int:
     """Write down that these users are forgotten as of `at_ms`; the offset after it, acknowledged."""
     secret = settings.forget.secret.get_secret_value().encode()
     value = encode(UserForgotten(at_ms, fingerprint(secret)))
@@ -44,9 +44,9 @@ def wait_until_done(
     `<worker>/<partition>` that have not within `timeout_s`."""
     numbers = {topics.partition_of(user_id, settings.kafka.partitions) for user_id in user_ids}
     awaited = [f"{worker}/{number}" for worker in WORKERS for number in sorted(numbers)]
-    forgotten = Forgotten(settings.forget.secret.get_secret_value())
+    forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
     deadline = time.monotonic() + timeout_s
-    with open_forgotten(settings.kafka) as follower:
+    with open_erased_users(settings.kafka) as follower:
         while True:
             for record in follower.poll(POLL_S):
                 forgotten.hear(record.key, record.value, record.offset)

@@ -30,7 +30,7 @@ class ForgetSecretWrong(RuntimeError):
     """`forgotten` was written with another secret than ours; the text says what to do."""
 
 
-class Forgotten:
+class ErasedUsers:
     """What the topic says, as far as it was heard."""
 
     def __init__(self, secret: str) -> None:
@@ -89,15 +89,15 @@ def fingerprint(secret: bytes) -> str:
     return hmac.digest(secret, b"which secret", "sha256").hex()[:_FINGERPRINT]
 
 
-def read_forgotten(settings: Settings) -> Forgotten:
+def read_erased_users(settings: Settings) -> ErasedUsers:
     """All that the topic says now. Raises TopicMissing, KafkaError, ForgetSecretWrong."""
-    forgotten = Forgotten(settings.forget.secret.get_secret_value())
-    with open_forgotten(settings.kafka) as follower:
+    forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
+    with open_erased_users(settings.kafka) as follower:
         while not follower.caught_up:
             for record in follower.poll(0.5):
                 forgotten.hear(record.key, record.value, record.offset)
     return forgotten
 
 
-def open_forgotten(kafka: Kafka) -> TopicFollower:
+def open_erased_users(kafka: Kafka) -> TopicFollower:
     return TopicFollower(kafka, topics.FORGOTTEN)

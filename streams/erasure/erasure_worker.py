@@ -21,7 +21,7 @@ from kafka.errors import KafkaError
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import DONE, Forgotten, open_forgotten
+from streams.erasure.erased_users import DONE, ErasedUsers, open_erased_users
 from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import TopicFollower
 from streams.kafka.outbox import Outbox
@@ -37,7 +37,7 @@ SLICE = 1000  # users that are looked at in one turn: two milliseconds
 Drop = Callable[[str, Outbox], None]  # delete a user's state from the table and, by way of the outbox, its changelog
 
 
-class Forgetting:
+class ErasureWorker:
     """The forgotten, and what of them is still in a worker's table. Callers hold their worker's lock, except of `look`:
     it takes its time, in proportion to the users, while events go on. Who is known as forgotten is not built on any
     more, so nobody comes into the table meanwhile."""
@@ -50,7 +50,7 @@ class Forgetting:
         kind: type[UserHistory] | type[JoinState],
         drop: Drop,
     ) -> None:
-        self.users = Forgotten(settings.forget.secret.get_secret_value())
+        self.users = ErasedUsers(settings.forget.secret.get_secret_value())
         self._settings, self._worker = settings, worker
         self._table, self._kind, self._drop = table, kind, drop
         self._taken: dict[int, int] = {}  # by partition of ours: users below this offset of `forgotten` are gone
@@ -146,7 +146,7 @@ class Forgetting:
 
     def _read(self) -> list[ConsumerRecord]:
         if self._follower is None:
-            self._follower = open_forgotten(self._settings.kafka)
+            self._follower = open_erased_users(self._settings.kafka)
         else:
             self._follower.expect_present()
         records: list[ConsumerRecord] = []

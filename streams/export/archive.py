@@ -20,7 +20,7 @@ from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
-from streams.erasure.erased_users import read_forgotten
+from streams.erasure.erased_users import read_erased_users
 from streams.kafka.follow import TopicFollower
 from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
 
@@ -83,7 +83,7 @@ class _Reader:
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self.refused = self.forgotten = 0
-        self._forgotten = read_forgotten(settings)
+        self._forgotten = read_erased_users(settings)
         self._settings, self._progress = settings, progress
 
     def events(self, topic: str, kind: Any) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from models.catalogue.vocabulary import Vocabulary
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
-from streams.erasure.erased_users import read_forgotten
+from streams.erasure.erased_users import read_erased_users
 from streams.kafka.follow import TopicFollower
 from streams.messages import RankingExample, Refused, Shown, decode
 
@@ -49,7 +49,7 @@ def store_served(
     progress: Progress = lambda stage, done, total: None,
 ) -> ServedExamples:
     """All examples that hold, in `directory`. `items`: a catalogue, for durations. Raises TopicMissing."""
-    kafka, users, forgotten = settings.kafka, read_forgotten(settings), 0
+    kafka, users, forgotten = settings.kafka, read_erased_users(settings), 0
     holding, repeated = _identities(kafka, progress)
     writer = _Writer(directory, items)
     for place, example in _examples(kafka, lambda done, total: progress("served impressions", done, total)):

@@ -28,10 +28,10 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import Forgotten
-from streams.erasure.erasure_worker import EVERY_S, Forgetting
+from streams.erasure.erased_users import ErasedUsers
+from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
-from streams.kafka.consumer_progress import Reading
+from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import (
     create_app,
     declare_agent,
@@ -53,7 +53,7 @@ SHOWN = {topics.IMPRESSIONS: Impression}
 def create_history_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "history", Table=EncodedTable)
     histories = create_table(app, settings, "histories", topics.USER_HISTORIES)
-    forgetting = Forgetting(
+    forgetting = ErasureWorker(
         settings,
         "history",
         histories,
@@ -81,9 +81,9 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
     return app
 
 
-def forget_between_batches(app: faust.App, settings: Settings, forgetting: Forgetting, lock: asyncio.Lock) -> None:
+def forget_between_batches(app: faust.App, settings: Settings, forgetting: ErasureWorker, lock: asyncio.Lock) -> None:
     """Beside the agent: delete whom `forgotten` names, also when no event comes."""
-    reading = Reading(app, settings.kafka.topic_prefix)
+    reading = ConsumerProgress(app, settings.kafka.topic_prefix)
 
     async def forget(outbox: Outbox) -> None:
         await forgetting.look(lock)
@@ -105,7 +105,7 @@ def forget_between_batches(app: faust.App, settings: Settings, forgetting: Forge
 
 
 async def handle(
-    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, forgotten: Forgotten | None = None
+    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, forgotten: ErasedUsers | None = None
 ) -> BaseException | None:
     """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
     changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), forgotten=forgotten)
@@ -128,7 +128,7 @@ def apply(
     settings: Settings,
     *,
     now_ms: int,
-    forgotten: Forgotten | None = None,
+    forgotten: ErasedUsers | None = None,
 ) -> tuple[dict[str, UserHistory], list[int], BaseException | None]:
     """Apply a batch to the histories of its users: those that changed, the watches' send times, and the first bug.
 
@@ -162,7 +162,7 @@ def apply(
 
 
 def _read(
-    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, forgotten: Forgotten | None
+    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, forgotten: ErasedUsers | None
 ) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
     """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
     events, shown = [raw for raw in batch if raw.topic in KINDS], [raw for raw in batch if raw.topic in SHOWN]

@@ -37,7 +37,7 @@ from msgspec.structs import replace
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.erasure.erased_users import Forgotten, read_forgotten
+from streams.erasure.erased_users import ErasedUsers, read_erased_users
 from streams.history.app import KINDS, SHOWN, apply_event
 from streams.kafka.follow import TopicFollower
 from streams.kafka.intake import LATEST_MS, Raw, read
@@ -82,7 +82,7 @@ def rebuild_histories(
 ) -> Rebuilt:
     """Make all histories again. Raises RebuildRefused, TopicMissing, KafkaError, ForgetSecretWrong."""
     refuse_beside_workers(settings.kafka)
-    forgotten, rebuilt = read_forgotten(settings), Rebuilt()
+    forgotten, rebuilt = read_erased_users(settings), Rebuilt()
     producer = create_producer(settings.kafka)
     try:
         for number in range(settings.kafka.partitions):
@@ -113,7 +113,7 @@ def adopt_histories(
             f"the history workers (group {_group(kafka)}) have read here already: restored histories are made ready "
             "before the first of them runs; delete the group and restore user-histories again"
         )
-    forgotten = read_forgotten(settings)
+    forgotten = read_erased_users(settings)
     producer = create_producer(kafka)
     try:
         for number in range(kafka.partitions):
@@ -184,7 +184,7 @@ def replay(
     settings: Settings,
     number: int,
     present: dict[str, bytes],
-    forgotten: Forgotten,
+    forgotten: ErasedUsers,
     rebuilt: Rebuilt,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, UserHistory]:
@@ -204,7 +204,7 @@ def _replay_from(
     settings: Settings,
     number: int,
     present: dict[str, bytes],
-    forgotten: Forgotten,
+    forgotten: ErasedUsers,
     rebuilt: Rebuilt,
     progress: Progress,
 ) -> dict[str, UserHistory]:

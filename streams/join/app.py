@@ -16,10 +16,10 @@ from faust.types import TP
 from infra.platform.health import Health
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.erasure.erasure_worker import Forgetting
+from streams.erasure.erasure_worker import ErasureWorker
 from streams.join.partition import TOPICS
 from streams.join.worker import JoinWorker
-from streams.kafka.consumer_progress import Reading
+from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
 from streams.kafka.follow import TopicFollower
 from streams.kafka.tables import EncodedTable, create_table
@@ -29,8 +29,8 @@ from streams.messages import JoinState, Refused, StatisticsRow, decode
 def create_join_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "join", Table=EncodedTable)
     states = create_table(app, settings, "join", topics.JOIN_STATE)
-    worker = JoinWorker(settings, states, Reading(app, settings.kafka.topic_prefix), read_statistics)
-    worker.forgetting = Forgetting(settings, "join", states, JoinState, worker.drop)
+    worker = JoinWorker(settings, states, ConsumerProgress(app, settings.kafka.topic_prefix), read_statistics)
+    worker.forgetting = ErasureWorker(settings, "join", states, JoinState, worker.drop)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and worker.is_current)
     declare_agent(app, settings, "join", TOPICS, worker.handle, max_=settings.join.batch, within=settings.join.wait_s)
 

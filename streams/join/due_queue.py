@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 
-class Schedule:
+class DueQueue:
     """At most one time for each name. A changed time leaves an entry behind that is passed over when it comes up."""
 
     def __init__(self) -> None:

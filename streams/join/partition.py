@@ -8,7 +8,7 @@ from contextlib import suppress
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.join.due_queue import Schedule
+from streams.join.due_queue import DueQueue
 from streams.join.item_statistics import ItemStatistics
 from streams.join.watermark import Watermark
 from streams.messages import StatisticsRow
@@ -21,7 +21,7 @@ class Partition:
 
     def __init__(self, number: int, settings: Settings, rows: Iterable[StatisticsRow], now_ms: int) -> None:
         self.number = number
-        self.schedule = Schedule()
+        self.schedule = DueQueue()
         self.statistics = ItemStatistics(number, settings.join.half_life_h)
         for row in rows:
             self.statistics.restore(row)

@@ -27,7 +27,7 @@ from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.erasure.erasure_worker import Forgetting
+from streams.erasure.erasure_worker import ErasureWorker
 from streams.join.attribution import Rules
 from streams.join.metrics import RankingQuality
 from streams.join.partition import TOPICS, Partition
@@ -69,7 +69,7 @@ class JoinWorker:
         read_rows: Callable[[Kafka], dict[int, list[StatisticsRow]]],
     ) -> None:
         self.partitions: dict[int, Partition] = {}
-        self.forgetting: Forgetting | None = None
+        self.forgetting: ErasureWorker | None = None
         self._settings = settings
         self._rules = Rules.of(settings)
         self._states = states

@@ -8,7 +8,7 @@ from faust.types import TP
 from streams import topics
 
 
-class Reading:
+class ConsumerProgress:
     """How far Faust has come with reading and committing; whose partitions are ours is told by those of `topic`."""
 
     def __init__(self, app: faust.App, topic_prefix: str, topic: str = topics.IMPRESSIONS) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import Forgotten
+from streams.erasure.erased_users import ErasedUsers
 from streams.history.rules import Source
 from streams.kafka.dead_letters import check_headers, dead_letter
 from streams.kafka.outbox import Outbox
@@ -56,7 +56,7 @@ def read(
     outbox: Outbox | None,
     *,
     now_ms: int,
-    forgotten: Forgotten | None = None,
+    forgotten: ErasedUsers | None = None,
 ) -> Iterator[tuple[Raw, Any]]:
     """Yield each good message of the batch with its record, in order; put the others where they belong into `outbox`.
 
@@ -86,7 +86,7 @@ def read(
                 reject(raw, refused, settings, outbox, now_ms=now_ms)
 
 
-def _is_from_before(forgotten: Forgotten | None, raw: Raw, message: Any) -> bool:
+def _is_from_before(forgotten: ErasedUsers | None, raw: Raw, message: Any) -> bool:
     """Whether a record is from before its user was forgotten; of one that cannot be read the key tells the user."""
     if forgotten is None or not len(forgotten):
         return False

@@ -43,10 +43,10 @@ from streams.messages import (
     Refused,
     TrainingExample,
 )
-from streams.trainer.control_state import Known
+from streams.trainer.control_state import ControlState
 from streams.trainer.learner import Learner, Learnt, batches
-from streams.trainer.restore import examples_between, is_forgotten, read_example, take_back
-from streams.trainer.row_publisher import RowWriter
+from streams.trainer.restore import examples_between, is_forgotten, read_example, restore_release
+from streams.trainer.row_publisher import RowPublisher
 from streams.trainer.writer_epoch import Fenced, RowLog
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ RETRY_S = 5.0
 def create_trainer_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trainer", has_standby=True)
     prefix = settings.kafka.topic_prefix
-    known = Known(settings)
+    known = ControlState(settings)
     worker = TrainerWorker(settings, known)
     follow_readiness(app, health, recovered=lambda: worker.is_current or not app.consumer.assignment())
 
@@ -110,13 +110,15 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
 class TrainerWorker:
     """The learner in use and what is done with a batch. One lock: a release is adopted between two batches."""
 
-    def __init__(self, settings: Settings, known: Known, open_row_log: Callable[[], RowLog] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, known: ControlState, open_row_log: Callable[[], RowLog] | None = None
+    ) -> None:
         self.learner: Learner | None = None
         self._settings = settings
         self._known = known
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self.writer = RowWriter(settings.kafka, self._executor, open_row_log)
+        self.writer = RowPublisher(settings.kafka, self._executor, open_row_log)
         self._is_assigned = False
         self._retry_at = 0.0
 
@@ -191,7 +193,7 @@ class TrainerWorker:
         loop = asyncio.get_running_loop()
         epoch = await self.writer.claim()
         found = await loop.run_in_executor(
-            self._executor, take_back, self._settings, newest.version, self._known.items, epoch
+            self._executor, restore_release, self._settings, newest.version, self._known.items, epoch
         )
         learner = found.learner
         self.writer.took_back(learner, found.shadowed)

@@ -11,7 +11,7 @@ from kafka.errors import KafkaError
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import Forgotten
+from streams.erasure.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, Item, Refused, Release, decode
 
@@ -20,13 +20,13 @@ log = structlog.get_logger(__name__)
 RETRY_S = 1.0
 
 
-class Known:
+class ControlState:
     """`newest`, `items` and `forgotten` are as they are told, and whole once `caught_up` is set."""
 
     def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
         self.items: dict[str, Item] = {}
-        self.forgotten = Forgotten(settings.forget.secret.get_secret_value())
+        self.forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
         self._kafka = settings.kafka
         self._failure: Exception | None = None

@@ -18,7 +18,7 @@ from infra.platform.settings import Kafka, Settings
 from models.release.bundle import read_bundle
 from streams import topics
 from streams.epochs import Epochs, is_claim
-from streams.erasure.erased_users import Forgotten
+from streams.erasure.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower
 from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner
@@ -29,7 +29,7 @@ MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each with
 AHEAD_MS = 86_400_000  # its time decides which items are idle: one of another century would let all of them go
 
 
-class TakenBack(NamedTuple):
+class Restored(NamedTuple):
     """A learner, the offsets of `training-examples` that it has to catch up with, and the keys in `item-vectors` whose
     newest record does not count."""
 
@@ -39,7 +39,7 @@ class TakenBack(NamedTuple):
     shadowed: set[bytes]
 
 
-def take_back(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> TakenBack:
+def restore_release(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> Restored:
     """The learner of a release with its published rows; its own rows will be of `epoch`.
 
     A new release has what came after its own data to learn, to the end of the topic; it is new until its progress is
@@ -49,18 +49,18 @@ def take_back(settings: Settings, version: str, items: Mapping[str, Item], epoch
     """
     bundle = read_bundle(settings.bundles_dir / version)
     learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
-    shadowed = _restore(learner, settings.kafka)
+    shadowed = _restore_rows(learner, settings.kafka)
     if not learner.is_new:
-        return TakenBack(learner, learner.progress.next_offset, committed_examples(settings.kafka), shadowed)
+        return Restored(learner, learner.progress.next_offset, committed_examples(settings.kafka), shadowed)
     start, stop = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0"), sys.maxsize
     if start is None:
         start = stop = committed_examples(settings.kafka)
     learner.begin_at(start)
-    return TakenBack(learner, start, stop, shadowed)
+    return Restored(learner, start, stop, shadowed)
 
 
 def examples_between(
-    kafka: Kafka, start: int, stop: int, forgotten: Forgotten
+    kafka: Kafka, start: int, stop: int, forgotten: ErasedUsers
 ) -> Iterator[tuple[int, TrainingExample]]:
     """The examples of these offsets that are there, each with its offset; none of who was forgotten since."""
     if start >= stop:
@@ -77,7 +77,7 @@ def examples_between(
                         yield record.offset, example
 
 
-def is_forgotten(example: TrainingExample, forgotten: Forgotten) -> bool:
+def is_forgotten(example: TrainingExample, forgotten: ErasedUsers) -> bool:
     """Whether an example is from before its user was forgotten."""
     return forgotten.is_from_before(example.user_id, example.event_ms, example.produced_ms)
 
@@ -100,7 +100,7 @@ def committed_examples(kafka: Kafka) -> int:
     return max(0, found.offset) if found is not None else 0
 
 
-def _restore(learner: Learner, kafka: Kafka) -> set[bytes]:
+def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:
     """Take back the rows that count; the keys whose newest record does not."""
     epochs, shadowed = Epochs(), set[bytes]()
     with TopicFollower(kafka, topics.ITEM_VECTORS) as follower:
@@ -108,14 +108,14 @@ def _restore(learner: Learner, kafka: Kafka) -> set[bytes]:
             for record in follower.poll(0.5):
                 key = record.key or b""
                 if epochs.take(record):
-                    _take_back_row(learner, key, record.value)
+                    _restore_row(learner, key, record.value)
                     shadowed.discard(key)
                 elif not is_claim(key):
                     shadowed.add(key)
     return shadowed
 
 
-def _take_back_row(learner: Learner, key: bytes, value: bytes | None) -> None:
+def _restore_row(learner: Learner, key: bytes, value: bytes | None) -> None:
     """One record; one that cannot be read is passed over, the indexer reports it."""
     try:
         learner.restore(key, None if value is None else decode(ItemVector, value))

@@ -22,7 +22,7 @@ from streams.epochs import mark
 from streams.kafka.outbox import Outbox, Placed
 from streams.messages import ItemVector, encode
 from streams.trainer.learner import PROGRESS_KEY, Learner, Learnt
-from streams.trainer.writer_epoch import Fenced, KafkaRowLog, RowLog, Tenure
+from streams.trainer.writer_epoch import Fenced, KafkaRowLog, RowLog, WriterEpoch
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ RETRY_S = 1.0
 Keyed = tuple[bytes, ItemVector | None]  # a row by its key, or the tombstone of one
 
 
-class RowWriter:
+class RowPublisher:
     """`learning`: where the learner runs, and nothing beside it. Most methods raise Fenced."""
 
     def __init__(self, kafka: Kafka, learning: Executor, open_row_log: Callable[[], RowLog] | None = None) -> None:
@@ -39,7 +39,7 @@ class RowWriter:
         self._open_row_log = open_row_log or (lambda: KafkaRowLog(kafka))
         self._row_log: RowLog | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tenure")
-        self._tenure: Tenure | None = None
+        self._tenure: WriterEpoch | None = None
         self._publishing: asyncio.Task[None] | None = None  # of the batch before
         self._progress: tuple[bytes, ItemVector] | None = None  # the newest that is published
 
@@ -61,7 +61,7 @@ class RowWriter:
             if self._row_log is None:
                 self._row_log = await asyncio.get_running_loop().run_in_executor(self._reader, self._open_row_log)
             owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            tenure = Tenure(owner, self._row_log, self._reader)
+            tenure = WriterEpoch(owner, self._row_log, self._reader)
             self._tenure = tenure
             try:
                 await tenure.begin(self._home(PROGRESS_KEY), self._put)
@@ -112,7 +112,7 @@ class RowWriter:
             self._row_log.close()
 
     async def _publish_all(
-        self, tenure: Tenure, learner: Learner, rows: Iterable[Keyed], progress: tuple[bytes, ItemVector]
+        self, tenure: WriterEpoch, learner: Learner, rows: Iterable[Keyed], progress: tuple[bytes, ItemVector]
     ) -> None:
         if tenure.is_due:  # after a pause, before anything is written
             await self._look(tenure)
@@ -124,7 +124,7 @@ class RowWriter:
         await self._look(tenure, at_ends=False)
         await self._write_over(tenure, learner)
 
-    async def _write_over(self, tenure: Tenure, learner: Learner) -> None:
+    async def _write_over(self, tenure: WriterEpoch, learner: Learner) -> None:
         keys, tenure.shadowed = tenure.shadowed, set()
         if not keys:
             return
@@ -135,7 +135,7 @@ class RowWriter:
         if PROGRESS_KEY in keys and self._progress is not None:
             await self._publish(tenure, [self._progress])
 
-    async def _look(self, tenure: Tenure, *, at_ends: bool = True) -> None:
+    async def _look(self, tenure: WriterEpoch, *, at_ends: bool = True) -> None:
         """See what others have written, as soon as a broker tells."""
         while True:
             try:
@@ -144,7 +144,7 @@ class RowWriter:
                 log.warning("broker unavailable, trying again", topic=topics.ITEM_VECTORS, error=str(error))
                 await asyncio.sleep(RETRY_S)
 
-    async def _publish(self, tenure: Tenure, rows: Iterable[Keyed]) -> None:
+    async def _publish(self, tenure: WriterEpoch, rows: Iterable[Keyed]) -> None:
         tenure.check()
         outbox = self._outbox()
         for key, row in rows:
@@ -164,7 +164,7 @@ class RowWriter:
     def _home(self, key: bytes) -> int:
         return topics.partition_of(key.decode(), self._kafka.partitions)
 
-    def _held(self) -> Tenure:
+    def _held(self) -> WriterEpoch:
         if self._tenure is None:
             raise Fenced("the tenure is over")
         return self._tenure

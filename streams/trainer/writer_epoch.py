@@ -59,7 +59,7 @@ class RowLog(Protocol):
     def close(self) -> None: ...
 
 
-class Tenure:
+class WriterEpoch:
     """One trainer's, for one epoch. `log` is read in `reader`, one call at a time."""
 
     def __init__(self, owner: str, row_log: RowLog, reader: Executor) -> None:

@@ -23,7 +23,7 @@ from infra.platform.health import Health
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.history.rules import is_completed
-from streams.kafka.consumer_progress import Reading
+from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, now_ms
 from streams.kafka.follow import TopicFollower
 from streams.kafka.intake import Raw, read, reject
@@ -40,7 +40,7 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trending")
     counts: dict[int, PartitionCounts] = {}
     lock = asyncio.Lock()  # counts are taken up and given up between two batches
-    reading = Reading(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
+    reading = ConsumerProgress(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and reading.assigned() <= counts.keys())
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]

@@ -25,7 +25,7 @@ from indexer.collection import Index
 from infra.local.broker import Broker, start_broker
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
@@ -154,7 +154,7 @@ class System:
         self._item_keys = {item.encode() for item in self.releases.items}
 
     @property
-    def children(self) -> dict[str, Child]:
+    def children(self) -> dict[str, GuardedProcess]:
         return self.service.children
 
     @contextlib.contextmanager

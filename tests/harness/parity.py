@@ -24,7 +24,7 @@ from infra.platform.settings import Kafka
 from models.ranking.features import Scope, compute_ids, compute_numbers, numbers_of
 from models.ranking.ranker import id_strings
 from models.ranking.ranking_batch import SIMILAR, SOURCES, TRENDING, nominated
-from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
+from models.ranking.ranking_request import Nominations, RankingQuery, ranking_batch_of
 from models.release.bundle import Bundle, read_bundle
 from serving.state.views import CatalogueView, StatisticsView
 from streams import topics
@@ -126,7 +126,7 @@ def _compare(impression: Impression, history: UserHistory, bundle: Bundle, serve
         np.nan if impression.best_score is None else impression.best_score,
         _nominations(ranked),
     )
-    moment = moment_of([query], bundle.catalogue, [bundle.statistics, served.statistics.statistics])
+    moment = ranking_batch_of([query], bundle.catalogue, [bundle.statistics, served.statistics.statistics])
     told: list[tuple[Scope, Sequence[Impression | Shown]]] = [("query", [impression]), ("impression", ranked)]
     for scope, recorded in told:
         numbers, ids = compute_numbers(moment, scope).astype("<f4"), compute_ids(moment, scope)

@@ -23,7 +23,7 @@ from infra.cli.learn import published
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.operate.releases import read_topic
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
@@ -123,9 +123,9 @@ class Service:
     milvus: MilvusServer
     traffic: Traffic
     stack: contextlib.ExitStack
-    children: dict[str, Child] = field(default_factory=dict)
+    children: dict[str, GuardedProcess] = field(default_factory=dict)
 
-    def start(self, name: str, command: str = "") -> Child:
+    def start(self, name: str, command: str = "") -> GuardedProcess:
         """Start a process of ours (`command`: which, when it is not its name)."""
         how = cli(*COMMANDS[command or name])
         self.children[name] = self.stack.enter_context(process(self.settings, name, how))

@@ -24,7 +24,7 @@ from infra.local.broker import start_broker
 from infra.local.milvus_server import start_milvus
 from infra.local.processes import child_environ
 from infra.local.stack import COMMANDS, milvus_answers
-from infra.platform.guarded_process import Child, start_child, wait_until_ready
+from infra.platform.guarded_process import GuardedProcess, start_guarded, wait_until_ready
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
@@ -72,7 +72,9 @@ def embedded(settings: Settings, *, milvus: bool = True) -> Iterator[Settings]:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, processes: Sequence[str] = ALL, *, ready: bool = True) -> Iterator[dict[str, Child]]:
+def running(
+    settings: Settings, processes: Sequence[str] = ALL, *, ready: bool = True
+) -> Iterator[dict[str, GuardedProcess]]:
     """Our processes by name, started in this order; `ready`: once all of them say so on /health."""
     with contextlib.ExitStack() as stack:
         children = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in processes}
@@ -89,19 +91,19 @@ def running_system(settings: Settings, processes: Sequence[str] = ALL) -> Iterat
 
 
 @contextlib.contextmanager
-def process(settings: Settings, name: str, command: Sequence[str]) -> Iterator[Child]:
+def process(settings: Settings, name: str, command: Sequence[str]) -> Iterator[GuardedProcess]:
     """One process of this checkout with exactly these settings."""
     here = str(Path(__file__).parents[2])  # for commands that live in tests/
     environ = child_environ(settings, os.environ)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH")]))
-    child = start_child(name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0)
+    child = start_guarded(name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0)
     try:
         yield child
     finally:
         child.stop()
 
 
-def wait_for_health(settings: Settings, *children: Child, timeout_s: float = READY_S) -> None:
+def wait_for_health(settings: Settings, *children: GuardedProcess, timeout_s: float = READY_S) -> None:
     """Return when every process's /health says ready. Raises ServiceError with the end of the log of one that ends."""
 
     def is_ready(pid: int) -> bool:

@@ -24,7 +24,7 @@ import pytest
 
 from infra.cli.learn import published
 from infra.operate.status import fetch_samples
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Kafka, Settings, Trainer
@@ -66,10 +66,10 @@ class Story:
     stack: contextlib.ExitStack
     traffic: Traffic
     reader: Reader
-    children: dict[str, Child] = field(default_factory=dict)
+    children: dict[str, GuardedProcess] = field(default_factory=dict)
     sent: list[TrainingExample] = field(default_factory=list)
 
-    def start(self, name: str, worker: str = "trainer") -> Child:
+    def start(self, name: str, worker: str = "trainer") -> GuardedProcess:
         command = [sys.executable, "-m", "tests.harness.slow_trainer", "worker", worker]
         self.children[name] = self.stack.enter_context(process(self.settings, name, command))
         return self.children[name]

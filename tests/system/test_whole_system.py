@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from indexer.collection import Index
 from infra.local.stack import COMMANDS
 from infra.platform import metrics
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
@@ -70,7 +70,7 @@ class System:
     """A running system, and what was seen of it on its way to the first release."""
 
     settings: Settings
-    children: dict[str, Child]
+    children: dict[str, GuardedProcess]
     stack: contextlib.ExitStack  # whatever is started later is stopped with the rest
     client: RecommendClient
     traffic: Traffic
@@ -103,7 +103,7 @@ class System:
         self.wait_for_reply(user, lambda reply: reply.history_watches == watches, "an answer from the history", k=1)
         return user
 
-    def start(self, name: str) -> Child:
+    def start(self, name: str) -> GuardedProcess:
         command = cli(*COMMANDS[name])
         child = self.children[name] = self.stack.enter_context(process(self.settings, name, command))
         return child

@@ -12,7 +12,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from infra.local.broker import Broker, start_broker
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
@@ -130,7 +130,7 @@ def measure_lane(lane: Lane, settings: Settings, messages: Messages, broker: Bro
     return Run(len(messages) / wall_s, tuple(shares), broker_share)
 
 
-def wait_for_group(settings: Settings, lane: Lane, workers: Sequence[Child], cluster: Cluster) -> None:
+def wait_for_group(settings: Settings, lane: Lane, workers: Sequence[GuardedProcess], cluster: Cluster) -> None:
     """Return when all workers are ready, as members of a group that has settled."""
     wait_for_health(settings, *workers)
     wait_until(lambda: cluster.is_settled(lane.group, len(workers)), f"{lane.name}: group settled", PATIENCE_S)

@@ -21,7 +21,7 @@ from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import ContextVocabulary
 from models.logs.array_file import mapped
 from models.logs.examples import Examples, queries_of
-from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.incremental import IncrementalTrainer, Learns
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, write_table
@@ -87,7 +87,7 @@ def _at(size: int, report: Report, directory: Path) -> dict[tuple[str, int], flo
 def _trainer(size: int, level: Learns, rng: np.random.Generator, directory: Path) -> IncrementalTrainer:
     """Over `size` items that have no catalogue entries; rows are small noise."""
     torch.manual_seed(1)
-    reader = Reader(UserTowers(TowerShape(DIM)), np.empty((0, 0), np.float32), ContextVocabulary())
+    reader = UserEncoder(UserTowers(TowerShape(DIM)), np.empty((0, 0), np.float32), ContextVocabulary())
     write_table(directory / "rows.npy", _noise(size, rng))
     rows = mapped(directory / "rows.npy", "c")  # as read_bundle maps it
     model = CandidateModel(

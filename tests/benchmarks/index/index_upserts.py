@@ -1,4 +1,5 @@
-"""Rows per second into Milvus Lite through the indexer's writing, beside pymilvus' own upserts of the same batches."""
+"""Rows per second into Milvus Lite through the indexer's writing, beside pymilvus' own upserts of the same
+batches."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pymilvus import MilvusClient
 
 from indexer.collection import LITE_MEMTABLE_ROWS, Index, collection_name
 from indexer.facts import Facts
-from indexer.pending_writes import Row, Rows
+from indexer.pending_writes import PendingWrites, Row
 from indexer.scalars import as_row
 from indexer.upserts import write_all
 from infra.local.milvus_server import start_milvus
@@ -89,7 +90,7 @@ def writers(index: Index, client: MilvusClient, ground: Ground) -> dict[str, Pre
 
 def ours(index: Index, facts: Facts, batches: Callable[[int], Batches]) -> Prepare:
     """From touched rows, as they were read from the topic."""
-    rows = Rows()
+    rows = PendingWrites()
     rows.follow("ours")
 
     def prepare(step: int) -> Write:

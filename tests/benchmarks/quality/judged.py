@@ -14,7 +14,7 @@ from models.evaluation.comparison import paired, recall
 from models.evaluation.eval_queries import History, Stream
 from models.logs.stored_log import StoredLog, store_frame
 from models.logs.stored_searches import StoredSearches, store_searches
-from models.logs.training_set import Source, prepare
+from models.logs.training_set import TrainingSet, prepare
 from tests.harness import kuairand
 
 Rows = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ _SCRATCH = TemporaryDirectory(prefix="nextwatch-")  # goes with the process
 class Ground:
     """A data set with its cases, and the rows of it that carry real stamps."""
 
-    source: Source
+    source: TrainingSet
     history: History
     stamped: Rows
 

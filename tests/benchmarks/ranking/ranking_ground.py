@@ -21,7 +21,7 @@ from infra.platform.settings import Settings
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.logs.training_set import prepare
-from models.ranking.impression_log import Delays, Exposures
+from models.ranking.impression_log import Delays, ImpressionLog
 from models.ranking.ranking_examples import RankingExamples
 from tests.harness import kuairand
 
@@ -53,7 +53,7 @@ class Part:
 class Ground:
     """All exposures with a watch time, oldest first. rows int64 [N]: the row of each in the log."""
 
-    exposures: Exposures
+    exposures: ImpressionLog
     examples: RankingExamples
     rows: Rows
     extra: Columns = field(default_factory=dict)
@@ -66,7 +66,8 @@ class Ground:
         return int(len(self) * share)
 
     def part(self, start: int, stop: int) -> Part:
-        """Exposures `start` to `stop`. Users are numbered by their names, so that another log's are the same ones."""
+        """Exposures `start` to `stop`. Users are numbered by their names, so that another log's are the same
+        ones."""
         first, last = int(self.rows[start]), int(self.rows[stop - 1]) + 1
         frozen = self.exposures.first_of_user(first)[: last - first]
         user = self.exposures.examples(f"user-{start}-{stop}", start=first, stop=last, frozen=frozen)
@@ -114,7 +115,7 @@ def ground_of(log: pl.DataFrame, items: pl.DataFrame, facts: pl.DataFrame | None
     settings = Settings.model_construct()
     delays = Delays(round(1000 * settings.join.window_s), 3_600_000 * settings.join.half_life_h)
     stored = store_frame(log, scratch(), completed_s=settings.history.completed_s)
-    exposures = Exposures(stored, prepare(stored, items), scratch(), delays)
+    exposures = ImpressionLog(stored, prepare(stored, items), scratch(), delays)
     examples = exposures.examples("all", progress=_tell)
     rows = np.flatnonzero(exposures.timed(slice(0, len(exposures))))
     extra: Columns = {}

@@ -72,7 +72,7 @@ def child(directory: Path) -> None:
     from models.logs.log import read_items
     from models.logs.stored_log import open_log
     from models.logs.training_set import prepare
-    from models.ranking.impression_log import Delays, Exposures
+    from models.ranking.impression_log import Delays, ImpressionLog
     from models.ranking.ranker_training import train_ranker
 
     torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def child(directory: Path) -> None:
         log = open_log(directory / "log")
         source = prepare(log, read_items(directory / "items.parquet"))
         began_s = time.perf_counter()
-        exposures = Exposures(log, source, directory / "exposures", Delays())
+        exposures = ImpressionLog(log, source, directory / "exposures", Delays())
         examples = exposures.examples("all")
         features_s = time.perf_counter() - began_s
         disk = sum(file.stat().st_size for file in (directory / "exposures" / "all").iterdir())

@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.operate.replay import replay
 from infra.platform.settings import Settings
-from infra.simulation.simulated_traffic import Audience
+from infra.simulation.simulated_traffic import SimulatedTraffic
 from infra.simulation.world import NOTICE, World
 from serving.client.client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS
@@ -66,7 +66,10 @@ def measure(report: Report, quick: bool) -> None:
 
 def serve(settings: Settings, world: World, cluster: Cluster, wanted: int) -> None:
     """Let people ask until so many lists are recorded; no faster than they are answered, so that all are ranked."""
-    with RecommendClient(settings.kafka) as client, Audience(world, settings.kafka, client, REQUESTS_PER_S) as audience:
+    with (
+        RecommendClient(settings.kafka) as client,
+        SimulatedTraffic(world, settings.kafka, client, REQUESTS_PER_S) as audience,
+    ):
         before, began_s = cluster.total(IMPRESSIONS), time.monotonic()
         while (lists := cluster.total(IMPRESSIONS) - before) < wanted and time.monotonic() - began_s < WITHIN_S:
             waiting = audience.asked - audience.answered - audience.failed

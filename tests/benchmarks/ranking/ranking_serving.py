@@ -21,9 +21,9 @@ from models.ranking.features import compute_ids, compute_numbers
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
-from models.ranking.ranking_batch import Moment
+from models.ranking.ranking_batch import RankingBatch
 from models.ranking.ranking_examples import SCOPES
-from models.ranking.ranking_request import RankingQuery, moment_of, read_requests
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of, read_requests
 from models.threads import limit_threads
 from serving.request.ranking import score_candidates
 from serving.state.release import LiveRelease
@@ -91,7 +91,7 @@ def in_turns(release: LiveRelease, live: ItemStatistics, requests: int, ground: 
     for turn in range(1, turns + 6):
         asked = [(*one_request(ground, rng), None) for _ in range(requests)]
         queries = [RankingQuery(history, NOW_MS, ids, scores) for history, ids, scores, _ in asked]
-        ready = tensors_of(ranker, moment_of(queries, release.catalogue, known))
+        ready = tensors_of(ranker, ranking_batch_of(queries, release.catalogue, known))
         both: dict[str, Callable[[], Any]] = {
             "whole": partial(score_candidates, asked, release, live, now_ms=NOW_MS),
             "bare pass": partial(forward, ranker, *ready),
@@ -111,13 +111,13 @@ def _stages(
 ) -> None:
     now_ms = np.full(len(queries), NOW_MS)
     timed("arrays of requests", lambda: read_requests([q.viewer for q in queries], now_ms, release.catalogue))
-    moment = timed("those, candidates, statistics", lambda: moment_of(queries, release.catalogue, known))
+    moment = timed("those, candidates, statistics", lambda: ranking_batch_of(queries, release.catalogue, known))
     numbers = timed("features: numbers", lambda: {scope: compute_numbers(moment, scope) for scope in SCOPES})
     ids = timed("features: ids", lambda: {k: v for scope in SCOPES for k, v in compute_ids(moment, scope).items()})
     timed("quantiles and codes", lambda: [ranker.encode(scope, numbers[scope], ids) for scope in SCOPES])
 
 
-def tensors_of(ranker: Ranker, moment: Moment) -> tuple[Any, Any, torch.Tensor]:
+def tensors_of(ranker: Ranker, moment: RankingBatch) -> tuple[Any, Any, torch.Tensor]:
     ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
     query, impression = (ranker.encode(scope, compute_numbers(moment, scope), ids) for scope in SCOPES)
     return query, impression, torch.from_numpy(moment.request)

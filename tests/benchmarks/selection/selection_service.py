@@ -24,9 +24,9 @@ from models.ranking.features import ids_of
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranked, Ranker
 from models.ranking.ranker_training import train_ranker
-from models.ranking.ranking_batch import SOURCES, Names, id_names, length_codes
+from models.ranking.ranking_batch import SOURCES, Codes, id_names, length_codes
 from models.ranking.ranking_examples import SCOPES, ExampleWriter
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from serving.request.selection import Choice, Options, choose, seed_of
 from streams.messages import ShownList
 from tests.benchmarks.selection.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of
@@ -154,7 +154,7 @@ class Service:
             RankingQuery(self.histories[user], now_ms, [catalogue.item_ids[row] for row in own.tolist()], score)
             for user, own, score in zip(users, rows, scores, strict=True)
         ]
-        return ranker.rank(moment_of(queries, catalogue, [self.scene.bundle.statistics, self.statistics]))
+        return ranker.rank(ranking_batch_of(queries, catalogue, [self.scene.bundle.statistics, self.statistics]))
 
     def _show(self, user: str, rows: Rows, now_ms: int, request: int) -> Doubles:
         """What this person watches of each shown item; it is in their history from now on. [K]"""
@@ -243,6 +243,6 @@ def value_of(chance: Doubles, watch_s: Doubles) -> float:
     return total
 
 
-def _wide(named: Names) -> Rows:
+def _wide(named: Codes) -> Rows:
     """[B] or [B, M] -> [B, M]"""
     return named.codes[:, None] if named.codes.ndim == 1 else named.codes

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from infra.platform.settings import Settings
-from serving.request.draft import Asked
+from serving.request.draft import RequestContext
 from serving.request.pipeline import hydrate
 from serving.state.views import HistoryView
 from streams.messages import RecommendRequest, UserHistory, encode
@@ -81,7 +81,7 @@ def in_turns(views: dict[tuple[int, int], HistoryView]) -> dict[tuple[int, int],
 def hydrate_us(view: HistoryView, users: Sequence[int]) -> list[float]:
     settings, spent = Settings.model_construct().serving, []
     for number in users:
-        asked = Asked(RecommendRequest("r", f"u{number:07d}"), number % PARTITIONS)
+        asked = RequestContext(RecommendRequest("r", f"u{number:07d}"), number % PARTITIONS)
         began_ns = time.perf_counter_ns()
         draft = hydrate(asked, view, settings)
         spent.append((time.perf_counter_ns() - began_ns) / 1000)

@@ -25,7 +25,7 @@ from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet
 from models.ranking.ranker_training import train_ranker
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.threads import limit_threads
 from tests.benchmarks.ranking.ranking_ground import LISTS, NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
 from tests.benchmarks.ranking.ranking_serving import CANDIDATES, one_request, tensors_of
@@ -170,7 +170,7 @@ def ready_requests(
 ) -> Ready:
     asked = [one_request(ground, rng) for _ in range(requests)]
     queries = [RankingQuery(history, NOW_MS, ids, scores) for history, ids, scores in asked]
-    return tensors_of(ranker, moment_of(queries, ground.exposures.catalogue, [statistics]))
+    return tensors_of(ranker, ranking_batch_of(queries, ground.exposures.catalogue, [statistics]))
 
 
 def compared(exact: np.ndarray, other: np.ndarray) -> tuple[float, float]:

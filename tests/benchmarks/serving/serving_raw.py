@@ -15,7 +15,7 @@ import torch
 from pymilvus import MilvusClient
 
 from indexer.collection import collection_name
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Bundle
 from streams.messages import UserHistory
 from tests.benchmarks.ranking.ranking_serving import forward, tensors_of
@@ -67,7 +67,7 @@ def make_ready(bundle: Bundle, viewers: Sequence[UserHistory], search: Search, n
     queries = [RankingQuery(v, now_ms, ids, scores) for v, (ids, scores) in zip(viewers, found, strict=True)]
     asked = model.reader.queries(viewers, {item_id: row for row, item_id in enumerate(model.item_ids)})
     inputs = model.reader.inputs(asked, *distinct_rows(model.query_rows, asked.histories))
-    moment = moment_of(queries, bundle.catalogue, [bundle.statistics])
+    moment = ranking_batch_of(queries, bundle.catalogue, [bundle.statistics])
     return Ready(vectors, inputs, tensors_of(bundle.ranker, moment))
 
 

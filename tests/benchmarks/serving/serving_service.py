@@ -22,7 +22,7 @@ from infra.cli.learn import published
 from infra.local.broker import start_broker
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import milvus_answers
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
@@ -135,7 +135,7 @@ def _wait_for_collection(settings: Settings, version: str, items: int) -> None:
 
 
 @contextlib.contextmanager
-def served(on: Ground, **serving: Any) -> Iterator[tuple[Settings, Child]]:
+def served(on: Ground, **serving: Any) -> Iterator[tuple[Settings, GuardedProcess]]:
     """A serving process with these settings, once it answers from the release that was announced last."""
     settings = with_section(on.settings, "serving", **serving)
     with process(settings, "serving", cli("serve")) as child:

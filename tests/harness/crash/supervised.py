@@ -129,7 +129,9 @@ class Supervised:
             if entry.name.isdigit() and int(entry.name) not in {os.getpid(), self.pid_of(UP)}:
                 with contextlib.suppress(OSError):  # it has ended meanwhile
                     command = (entry / "cmdline").read_bytes()
-                    if b"process_guard.py" not in command and (mark in command or mark in (entry / "environ").read_bytes()):
+                    if b"process_guard.py" not in command and (
+                        mark in command or mark in (entry / "environ").read_bytes()
+                    ):
                         found[int(entry.name)] = command
         return found
 

@@ -15,7 +15,7 @@ from indexer.collection import Index, collection_name, is_indexable
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from indexer.mips_to_l2 import longest_of
 from indexer.scalars import Scalars
-from indexer.schema import BESIDE
+from indexer.schema import SHADOW
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers
@@ -254,7 +254,7 @@ def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, m
     """Milvus Lite's rename, under searches, left directories behind whose names nothing could have any more."""
     rows, found, failures = vectors(20), list[int](), list[IndexFailure]()
     searcher = Index(Milvus(uri=milvus_uri))
-    new = "a" + BESIDE
+    new = "a" + SHADOW
 
     def make(version: str, count: int) -> None:
         index.create(version, DIM)

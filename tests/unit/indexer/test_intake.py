@@ -7,7 +7,7 @@ import pytest
 
 from indexer.facts import Facts
 from indexer.intake import Intake, is_written
-from indexer.pending_writes import Rows
+from indexer.pending_writes import PendingWrites
 from indexer.scalars import UNKNOWN, Scalars
 from streams.messages import Item, ItemVector, Refused, encode
 
@@ -17,7 +17,7 @@ def vector(step: int = 1, version: str = "v", numbers: tuple[float, ...] = (1.0,
 
 
 def intake(*versions: str) -> Intake:
-    rows = Rows()
+    rows = PendingWrites()
     for version in versions:
         rows.follow(version)
     return Intake(rows, Facts(), 1_000_000, dims=dict.fromkeys(versions, 2))

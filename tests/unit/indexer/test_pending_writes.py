@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from indexer.errors import IndexMissing
 from indexer.facts import Facts
 from indexer.intake import Intake
-from indexer.pending_writes import Row, Rows, problem_of, stack
+from indexer.pending_writes import PendingWrites, Row, problem_of, stack
 from indexer.scalars import UNKNOWN, Scalars
 from indexer.upserts import write_all
 from streams.messages import Item, encode
@@ -55,13 +55,13 @@ class Shelf:
         return {item_id: self.facts[version][item_id].channel for item_id in self.rows[version]}
 
 
-def write(shelf: Shelf, rows: Rows, batch: int = 100, facts: Facts | None = None) -> set[str]:
+def write(shelf: Shelf, rows: PendingWrites, batch: int = 100, facts: Facts | None = None) -> set[str]:
     facts = facts or Facts()
     return write_all(shelf, rows, facts, shelf.rows, batch=batch, patiently=lambda call: call())  # type: ignore[arg-type]
 
 
-def following(*versions: str) -> Rows:
-    rows = Rows()
+def following(*versions: str) -> PendingWrites:
+    rows = PendingWrites()
     for version in versions:
         rows.follow(version)
     return rows
@@ -247,7 +247,7 @@ def test_a_collection_that_is_gone_is_reported_and_the_others_are_written() -> N
 CHANGES = st.tuples(st.sampled_from(["put v", "put w", "down", "entry", "expire", "write"]), st.sampled_from("ab"))
 
 
-def hear(rows: Rows, facts: Facts, what: str, item_id: str, step: int) -> None:
+def hear(rows: PendingWrites, facts: Facts, what: str, item_id: str, step: int) -> None:
     """One change; a catalogue entry says another channel each time."""
     catalogue = Intake(rows, facts, 10_000)
     match what.split():

@@ -13,7 +13,7 @@ import pytest
 from indexer.collection import Index
 from indexer.errors import IndexFailure
 from indexer.rollout import announced_ms
-from indexer.schema import BESIDE
+from indexer.schema import SHADOW
 from infra.operate.rebuild_index import rebuild_index
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import to_environ
@@ -132,13 +132,13 @@ def test_a_crash_at_any_step_leads_to_the_same_index(site, monkeypatch, last_cal
 
     match last_call:
         case "fill":
-            crash_in("flush", lambda name: name == version + BESIDE)
+            crash_in("flush", lambda name: name == version + SHADOW)
         case "mark":
-            crash_in("mark", lambda name, mark: name == version + BESIDE)
+            crash_in("mark", lambda name, mark: name == version + SHADOW)
         case "take over":
-            crash_in("replace", lambda name, by: by == version + BESIDE)
+            crash_in("replace", lambda name, by: by == version + SHADOW)
         case "drop":
-            crash_in("drop", lambda name: name == version + BESIDE and next(drops) == 1)  # the first is the filling's
+            crash_in("drop", lambda name: name == version + SHADOW and next(drops) == 1)  # the first is the filling's
     assert not rebuild_index(site.settings, 0.0).answered
     wait_until(lambda: bool(site.failures), "the crash", PATIENCE_S)
     assert isinstance(site.failures.pop(), Crash)

@@ -10,7 +10,7 @@ from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from indexer import retry
 from indexer.errors import IndexMissing, IndexUnavailable
-from indexer.retry import Patience, Stopped
+from indexer.retry import Retry, Stopped
 from infra.platform.health import Health
 
 
@@ -32,8 +32,8 @@ def answering(*answers: Exception | str) -> Callable[[], str]:
     return call
 
 
-def patient(health: Health) -> Patience:
-    return Patience(threading.Event(), health, lambda: None)
+def patient(health: Health) -> Retry:
+    return Retry(threading.Event(), health, lambda: None)
 
 
 def test_an_indexer_is_ready_again_whatever_milvus_says_when_it_is_back() -> None:
@@ -50,7 +50,7 @@ def test_an_indexer_is_ready_again_whatever_milvus_says_when_it_is_back() -> Non
 def test_while_milvus_or_kafka_is_away_it_is_not_ready_and_says_why() -> None:
     health, seen = Health("indexer", ready=True, waiting_for=""), []
     call = answering(IndexUnavailable("no port"), KafkaTimeoutError("no leader"), "an answer")
-    patiently = Patience(threading.Event(), health, lambda: seen.append((health.ready, health.waiting_for)))
+    patiently = Retry(threading.Event(), health, lambda: seen.append((health.ready, health.waiting_for)))
     assert patiently(call) == "an answer"
     assert [ready for ready, _ in seen] == [True, False, False]
     assert "Milvus: no port" in seen[1][1] and "no leader" in seen[2][1]
@@ -66,7 +66,7 @@ def test_who_is_asked_to_stop_meanwhile_is_not_made_ready() -> None:
     health, stop = Health("indexer", ready=True), threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        Patience(stop, health, lambda: None)(answering(IndexUnavailable("away")))
+        Retry(stop, health, lambda: None)(answering(IndexUnavailable("away")))
     assert not health.ready
 
 

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from infra.local.broker import server_properties
-from infra.platform.guarded_process import start_child, wait_until_ready
+from infra.platform.guarded_process import start_guarded, wait_until_ready
 from infra.platform.port_locks import LOOPBACK, claim_port, is_listening
 from infra.platform.settings import Kafka
 from tests.unit.infra.certificates import Certificates, make_certificates
@@ -71,7 +71,7 @@ def secured_broker(directory: Path) -> Iterator[Secured]:
     tool = [*java, "kafka.tools.StorageTool", "format", "-t", "c2VjdXJlZC1icm9rZXIwMA", "-c", str(properties)]
     subprocess.run([*tool, "--add-scram", scram], capture_output=True, check=True, timeout=READY_S)
     log = directory / "broker.log"
-    child = start_child("broker", [*java, "kafka.Kafka", str(properties)], log=log, grace_s=20.0)
+    child = start_guarded("broker", [*java, "kafka.Kafka", str(properties)], log=log, grace_s=20.0)
     try:
         ports = (secured.scram_port, secured.certificate_port)
         wait_until_ready(child, lambda: all(is_listening(f"{LOOPBACK}:{port}") for port in ports), READY_S)

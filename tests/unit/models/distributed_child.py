@@ -10,14 +10,14 @@ import torch
 
 from models.release.distributed import process_group
 from models.retrieval.candidate_learning import new_net
-from models.retrieval.candidate_training import Fit, Lessons
+from models.retrieval.candidate_training import Fit, TrainingData
 from tests.unit.models.samples import SETTINGS, small_source
 
 
 def losses_and_rows(epochs: int = 3) -> tuple[list[float], list[list[float]]]:
     source = small_source()
     items = len(source.catalogue)
-    lessons = Lessons(source.dataset, len(source.dataset), items, SETTINGS)
+    lessons = TrainingData(source.dataset, len(source.dataset), items, SETTINGS)
     fit = Fit(new_net(source, SETTINGS, items=items), lessons, SETTINGS)
     losses = [fit.run_epoch(epochs, lambda done, total: None) for _ in range(epochs)]
     return losses, fit.net.output_vectors()[:10].tolist()

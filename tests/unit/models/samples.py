@@ -14,10 +14,10 @@ import polars as pl
 
 from infra.platform.settings import Model, Ranker
 from models.logs.stored_log import StoredLog, store_frame
-from models.logs.training_set import Source, prepare
+from models.logs.training_set import TrainingSet, prepare
 from models.ranking.features import ids_of, numbers_of
-from models.ranking.impression_log import Delays, Exposures
-from models.ranking.ranking_batch import Names
+from models.ranking.impression_log import Delays, ImpressionLog
+from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import SCOPES, WIDTHS, RankingExamples
 
 SETTINGS = Model(
@@ -117,17 +117,17 @@ def stored(frame: pl.DataFrame | None = None) -> StoredLog:
     return store_frame(small_log() if frame is None else frame, directory, completed_s=18.0)
 
 
-def small_source(frame: pl.DataFrame | None = None, items: pl.DataFrame | None = None) -> Source:
+def small_source(frame: pl.DataFrame | None = None, items: pl.DataFrame | None = None) -> TrainingSet:
     return prepare(stored(frame), small_items() if items is None else items)
 
 
 def small_exposures(
     frame: pl.DataFrame, items: pl.DataFrame | None = None, delays: Delays = Delays(), completed_s: float = 18.0
-) -> Exposures:
+) -> ImpressionLog:
     """A log as the ranker learns from it, over the small catalogue or over `items`."""
     directory = Path(mkdtemp(dir=_SCRATCH.name))
     log = store_frame(frame, directory, completed_s=completed_s)
-    return Exposures(log, prepare(log, small_items() if items is None else items), directory / "exposures", delays)
+    return ImpressionLog(log, prepare(log, small_items() if items is None else items), directory / "exposures", delays)
 
 
 def scratch() -> Path:
@@ -158,7 +158,7 @@ def made_examples(
             for row, known in enumerate(ids.get(feature.name, ())):
                 names += [name for name in known if name not in names]
                 codes[row, : len(known)] = [names.index(name) for name in known]
-            named[feature.name] = Names(codes, names)
+            named[feature.name] = Codes(codes, names)
     return RankingExamples(
         of_scope,
         named,

@@ -19,9 +19,9 @@ from infra.platform.settings import Model, Ranker, Selection, Serving
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, Manifest, read_bundle
 from models.release.training import train_bundle
-from serving.request.draft import Answered, Asked
-from serving.request.pipeline import Kitchen, begin, finish
-from serving.request.ranking import Pace
+from serving.request.draft import Answered, RequestContext
+from serving.request.pipeline import ServingContext, begin, finish
+from serving.request.ranking import LatencyEstimate
 from serving.request.retrieval import Retrieval
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
@@ -84,14 +84,20 @@ def no_views() -> Views:
 
 
 def kitchen_of(
-    views: Views, settings: Serving, retrieval: Retrieval | None = None, pace: Pace | None = None, **selection: Any
-) -> Kitchen:
+    views: Views,
+    settings: Serving,
+    retrieval: Retrieval | None = None,
+    pace: LatencyEstimate | None = None,
+    **selection: Any,
+) -> ServingContext:
     """What a worker answers with; the index and the ranker are not known to have done badly."""
     retrieval = retrieval or Retrieval(settings, seed=1)
-    return Kitchen(views, retrieval, pace or Pace(), settings, Selection(**selection), "test")
+    return ServingContext(views, retrieval, pace or LatencyEstimate(), settings, Selection(**selection), "test")
 
 
-def answer(batch: Sequence[Asked], live: LiveRelease | None, kitchen: Kitchen, *, now_ms: int) -> list[Answered]:
+def answer(
+    batch: Sequence[RequestContext], live: LiveRelease | None, kitchen: ServingContext, *, now_ms: int
+) -> list[Answered]:
     """Both halves of the pipeline, one after the other."""
     return finish(begin(batch, live, kitchen, now_ms=now_ms), kitchen)
 

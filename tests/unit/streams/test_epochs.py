@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streams.epochs import CLAIM, HEADER, Epochs, claim, epoch_of, is_claim, mark
 from streams.kafka.outbox import Placed
 from streams.messages import ItemVector, encode
-from streams.trainer.writer_epoch import Fenced, Tenure
+from streams.trainer.writer_epoch import Fenced, WriterEpoch
 from tests.unit.streams.memory_log import Kept, MemoryLog
 
 LOOPS = threading.local()
@@ -121,14 +121,14 @@ def sender(log: MemoryLog, before: Any = lambda: None) -> Any:
     return send
 
 
-def begun(log: MemoryLog, owner: str, before: Any = lambda: None) -> Tenure:
-    tenure = Tenure(owner, log, Inline())
+def begun(log: MemoryLog, owner: str, before: Any = lambda: None) -> WriterEpoch:
+    tenure = WriterEpoch(owner, log, Inline())
     run(tenure.begin(HOME, sender(log, before)))
     return tenure
 
 
 def test_of_two_that_claim_at_once_the_later_one_has_the_greater_epoch():
-    log, rivals = MemoryLog(PARTITIONS), list[Tenure]()
+    log, rivals = MemoryLog(PARTITIONS), list[WriterEpoch]()
 
     def a_rival_is_faster() -> None:
         if not rivals:
@@ -147,7 +147,7 @@ def test_a_broker_that_does_not_tell_where_a_claim_stands_gives_none():
         return [Placed(partition, -1, 1) for partition in partitions]
 
     with pytest.raises(Fenced, match="does not tell"):
-        run(Tenure("me", MemoryLog(PARTITIONS), Inline()).begin(HOME, send))
+        run(WriterEpoch("me", MemoryLog(PARTITIONS), Inline()).begin(HOME, send))
 
 
 def test_nothing_is_read_while_nobody_else_writes():

@@ -20,13 +20,13 @@ from kafka.consumer.fetcher import ConsumerRecord
 from indexer import rollout
 from indexer.facts import Facts
 from indexer.intake import Intake
-from indexer.pending_writes import Rows
+from indexer.pending_writes import PendingWrites
 from infra.operate.releases import hear
 from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from serving.state.release import Releases
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView
-from serving.worker.intake import open_letter
+from serving.worker.intake import parse_request
 from streams import topics
 from streams.history.rules import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules
@@ -34,7 +34,7 @@ from streams.join.rules import apply_impression as apply_join_impression
 from streams.join.rules import apply_watch as apply_join_watch
 from streams.kafka.intake import Raw, read
 from streams.messages import Impression, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
-from streams.trainer.control_state import Known
+from streams.trainer.control_state import ControlState
 from streams.trending.app import take_over
 from tests.harness.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
 
@@ -159,7 +159,7 @@ def test_each_request_is_opened_and_has_a_reason_where_it_has_no_answer():
     opened = refused = 0
     for at, value in enumerate([*everything(topics.RECOMMEND_REQUESTS), None]):
         record = SimpleNamespace(value=value, headers=odd[at % 4], partition=0, offset=at, key=None, timestamp=0)
-        letter = open_letter(record, SETTINGS, lambda topic: 0)
+        letter = parse_request(record, SETTINGS, lambda topic: 0)
         opened, refused = opened + 1, refused + (letter.refused is not None)
         assert (letter.request is not None) or (letter.refused is not None)
         if letter.address is not None:
@@ -168,7 +168,7 @@ def test_each_request_is_opened_and_has_a_reason_where_it_has_no_answer():
 
 
 def test_the_indexer_takes_or_refuses_each_record():
-    rows = Rows()
+    rows = PendingWrites()
     rows.follow("v1")
     intake = Intake(rows, Facts(), 1_000_000, dims={"v1": 8})
     for topic, take in ((topics.ITEMS, intake.hear_item), (topics.ITEM_VECTORS, intake.hear_vector)):
@@ -186,7 +186,7 @@ def record(topic: str, key: bytes | None, value: bytes | None, at: int = 0) -> A
 
 def test_releases_are_heard_or_passed_over():
     told = rollout.Releases()
-    known = Known(SETTINGS)
+    known = ControlState(SETTINGS)
     for topic in (topics.RELEASES, topics.ITEMS):
         for at, value in enumerate([*everything(topic), *len(KEYS) * [None]]):
             each = record(topic, KEYS[at % len(KEYS)], value, at)

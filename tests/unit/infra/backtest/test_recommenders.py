@@ -7,7 +7,7 @@ from infra.backtest.recommenders import Live, Released
 from infra.platform.settings import Trainer
 from models.evaluation.backtest import walk_frozen, walk_live
 from models.evaluation.eval_queries import History, Stream
-from models.logs.training_set import Source
+from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import learn_candidates
 from models.retrieval.candidates import CandidateModel
 from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
@@ -16,7 +16,7 @@ HOUR_MS = 3_600_000
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> TrainingSet:
     """Ten items of the log become known only after the cut."""
     items = small_items().filter(~small_items()["item_id"].is_in([f"i{n}" for n in range(50, 60)]))
     early = small_log().with_row_index().filter(small_log()["item_id"].str.slice(1).cast(int) < 50)
@@ -27,23 +27,23 @@ def source() -> Source:
 
 
 @pytest.fixture(scope="module")
-def history(source: Source) -> History:
+def history(source: TrainingSet) -> History:
     dataset = source.dataset
     return History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
 
 
 @pytest.fixture(scope="module")
-def cut(source: Source) -> int:
+def cut(source: TrainingSet) -> int:
     return len(source.dataset) * 2 // 3
 
 
 @pytest.fixture(scope="module")
-def model(source: Source, cut: int) -> CandidateModel:
+def model(source: TrainingSet, cut: int) -> CandidateModel:
     return learn_candidates(source, SETTINGS, until=cut, valid_from=None, items=source.known_at(cut)).model
 
 
 def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(
-    source: Source, history: History, cut: int, model: CandidateModel
+    source: TrainingSet, history: History, cut: int, model: CandidateModel
 ):
     released = Released(model, source, history)
     still = Live(model, source, history, settings=Trainer(), seed=1, learns="history", name="still")
@@ -54,7 +54,7 @@ def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(
 
 
 def test_learning_live_changes_ranks_and_knows_new_items_in_histories(
-    source: Source, history: History, cut: int, model: CandidateModel
+    source: TrainingSet, history: History, cut: int, model: CandidateModel
 ):
     catalogue = len(model.vectors)
     assert catalogue < len(source.catalogue)
@@ -68,7 +68,9 @@ def test_learning_live_changes_ranks_and_knows_new_items_in_histories(
     assert len(live._trainer) == catalogue + len(np.unique(history.stream.items[cut:][late]))
 
 
-def test_vectors_are_taken_over_as_often_as_asked(source: Source, history: History, cut: int, model: CandidateModel):
+def test_vectors_are_taken_over_as_often_as_asked(
+    source: TrainingSet, history: History, cut: int, model: CandidateModel
+):
     def ranks(refresh_ms: int) -> np.ndarray:
         live = Live(model, source, history, settings=Trainer(), seed=1, learns="output_rows", refresh_ms=refresh_ms)
         return walk_live([live], history, cut=cut, catalogue=len(model.vectors), block=50).ranks["tower, live"]
@@ -81,7 +83,7 @@ def test_vectors_are_taken_over_as_often_as_asked(source: Source, history: Histo
 
 
 def test_the_scores_are_those_that_serving_would_give(
-    source: Source, history: History, cut: int, model: CandidateModel
+    source: TrainingSet, history: History, cut: int, model: CandidateModel
 ):
     cases = history.cases(history.next_unseen(cut)[:20])
     scores = Released(model, source, history).scores(cases)

@@ -10,7 +10,7 @@ import pytest
 
 from infra.local.disk import LEAST_BYTES, full_disk
 from infra.local.supervisor import Part, Watched
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -32,7 +32,7 @@ def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path, no_room: None) ->
 def test_a_service_that_cannot_be_started_for_a_full_disk_is_tried_again_and_says_so(
     tmp_path: Path, no_room: None
 ) -> None:
-    def start() -> Child:
+    def start() -> GuardedProcess:
         raise OSError(28, "No space left on device")
 
     watched = Watched(Part("broker", start, lambda _: {"ready": False}, disk=tmp_path))

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from infra.local.supervisor import Part, Supervisor, Watched, interrupted_by_signals, wait_before_restart_s
-from infra.platform.guarded_process import Child, ServiceError, start_child
+from infra.platform.guarded_process import GuardedProcess, ServiceError, start_guarded
 
 LONG = ["sleep", "60"]
 
 
 def part(directory: Path, name: str, command: list[str], stop_order: int = 0, **health: Any) -> Part:
-    def start() -> Child:
-        return start_child(name, command, log=directory / f"{name}.log", grace_s=5)
+    def start() -> GuardedProcess:
+        return start_guarded(name, command, log=directory / f"{name}.log", grace_s=5)
 
     return Part(name, start, lambda child: {"ready": True} | health, stop_order)
 
@@ -184,8 +184,8 @@ def test_a_second_ctrl_c_does_not_wait_for_the_grace(tmp_path: Path) -> None:
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     )
 
-    def start() -> Child:
-        return start_child("deaf", [sys.executable, "-c", deaf], log=tmp_path / "log", grace_s=60)
+    def start() -> GuardedProcess:
+        return start_guarded("deaf", [sys.executable, "-c", deaf], log=tmp_path / "log", grace_s=60)
 
     with interrupted_by_signals():
         supervisor = Supervisor(lambda name, what: None)

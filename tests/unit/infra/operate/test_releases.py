@@ -28,7 +28,7 @@ from infra.operate.releases import (
     spare_of,
 )
 from infra.operate.roll_back import RollBackRefused, check_spare, choose, coming, living
-from infra.platform.guarded_process import Child
+from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module
@@ -161,7 +161,7 @@ def test_a_spare_that_no_server_would_take_is_not_gone_back_to(tmp_path: Path, d
 class System:
     settings: Settings
     manifests: list[Manifest]
-    children: dict[str, Child]
+    children: dict[str, GuardedProcess]
     stack: contextlib.ExitStack
 
     def publish(self, number: int) -> str:
@@ -176,7 +176,7 @@ class System:
     def report(self) -> dict[str, Any]:
         return dict(read_releases(self.settings).to_builtins())
 
-    def start(self, name: str, as_name: str) -> Child:
+    def start(self, name: str, as_name: str) -> GuardedProcess:
         child = self.stack.enter_context(process(self.settings, as_name, cli(*COMMANDS[name])))
         self.children[as_name] = child
         return child

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.platform.guarded_process import ServiceError, start_child
+from infra.platform.guarded_process import ServiceError, start_guarded
 from infra.platform.port_locks import claim_directory, claim_port
 
 
@@ -39,7 +39,7 @@ def test_a_directory_in_use_names_its_owner_and_the_way_out(tmp_path: Path) -> N
 
 def test_a_directory_is_free_again_only_when_its_service_is_gone(tmp_path: Path) -> None:
     lock = claim_directory(tmp_path)
-    child = start_child("x", ["sleep", "60"], log=tmp_path / "log", held=[lock])
+    child = start_guarded("x", ["sleep", "60"], log=tmp_path / "log", held=[lock])
     os.close(lock)
     child.guard.send_signal(19)  # SIGSTOP: not even the guard has to run for this
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.platform.guarded_process import GUARD, ServiceError, start_child
+from infra.platform.guarded_process import GUARD, ServiceError, start_guarded
 from infra.platform.port_locks import CLAIM_WAIT_S
 from infra.platform.process_guard import ORPHAN_GRACE_S
 
@@ -93,7 +93,7 @@ def test_a_killed_parent_leaves_nothing_not_even_grandchildren(tmp_path: Path, n
 
 
 def test_a_command_that_ignores_the_graceful_signal_is_killed_after_the_grace(tmp_path: Path) -> None:
-    child = start_child("deaf", python(STUBBORN), log=tmp_path / "log", grace_s=0.3)
+    child = start_guarded("deaf", python(STUBBORN), log=tmp_path / "log", grace_s=0.3)
     assert until(lambda: "deaf" in (tmp_path / "log").read_text())
     started = time.monotonic()
     assert child.stop() == 128 + signal.SIGKILL
@@ -120,7 +120,7 @@ signal.signal(signal.SIGINT, stop)
 print("open", flush=True)
 time.sleep(60)
 """
-    child = start_child("polite", python(program), log=tmp_path / "log", stop_signal="INT")
+    child = start_guarded("polite", python(program), log=tmp_path / "log", stop_signal="INT")
     assert until(lambda: "open" in (tmp_path / "log").read_text())
     assert child.stop() == 3
     assert (tmp_path / "log").read_text().split() == ["open", "closed"]
@@ -129,7 +129,7 @@ time.sleep(60)
 def test_the_graceful_signal_works_where_the_parent_ignores_it(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     try:
-        child = start_child("x", ["sleep", "60"], log=tmp_path / "log", stop_signal="INT", grace_s=5)
+        child = start_guarded("x", ["sleep", "60"], log=tmp_path / "log", stop_signal="INT", grace_s=5)
     finally:
         signal.signal(signal.SIGINT, before)
     started = time.monotonic()
@@ -139,12 +139,12 @@ def test_the_graceful_signal_works_where_the_parent_ignores_it(tmp_path: Path) -
 
 @pytest.mark.parametrize(("program", "code"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_the_exit_code_is_forwarded(tmp_path: Path, program: str, code: int) -> None:
-    assert start_child("x", python(program), log=tmp_path / "log").wait(10) == code
+    assert start_guarded("x", python(program), log=tmp_path / "log").wait(10) == code
 
 
 def test_what_a_command_leaves_behind_when_it_ends_is_stopped(tmp_path: Path) -> None:
     program = FAMILY.rpartition("time.sleep")[0]
-    child = start_child("x", python(program), log=tmp_path / "log", grace_s=0.5)
+    child = start_guarded("x", python(program), log=tmp_path / "log", grace_s=0.5)
     assert child.wait(10) == 0
     in_group, left_group = family_of(tmp_path / "log")
     assert not is_alive(in_group)
@@ -156,7 +156,7 @@ def test_what_a_command_leaves_behind_when_it_ends_is_stopped(tmp_path: Path) ->
 
 @LINUX
 def test_a_killed_guard_takes_its_command_along(tmp_path: Path) -> None:
-    child = start_child("x", python(FAMILY), log=tmp_path / "log")
+    child = start_guarded("x", python(FAMILY), log=tmp_path / "log")
     in_group, left_group = family_of(tmp_path / "log")
     child.guard.kill()
     child.guard.wait()
@@ -167,7 +167,7 @@ def test_a_killed_guard_takes_its_command_along(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
-    child = start_child("deaf", python(STUBBORN), log=tmp_path / "log", grace_s=60)
+    child = start_guarded("deaf", python(STUBBORN), log=tmp_path / "log", grace_s=60)
     assert until(lambda: "deaf" in (tmp_path / "log").read_text())
     child.ask_to_stop()
     time.sleep(0.2)
@@ -178,14 +178,14 @@ def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
 
 def test_a_command_that_cannot_be_run_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="engine cannot be started: cannot run /no/such/program: No such file"):
-        start_child("engine", ["/no/such/program"], log=tmp_path / "log")
+        start_guarded("engine", ["/no/such/program"], log=tmp_path / "log")
 
 
 def test_the_command_inherits_neither_the_lifeline_nor_the_report(tmp_path: Path) -> None:
     program = "import os; print(os.readlink('/proc/self/fd/0'), sorted(map(int, os.listdir('/proc/self/fd')))[:-1])"
     if sys.platform != "linux":
         pytest.skip("reads /proc")
-    start_child("x", python(program), log=tmp_path / "log").wait(10)
+    start_guarded("x", python(program), log=tmp_path / "log").wait(10)
     assert (tmp_path / "log").read_text().strip() == "/dev/null [0, 1, 2]"
 
 
@@ -200,6 +200,6 @@ def test_an_overgrown_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("infra.platform.guarded_process.LOG_BYTES", 10)
     log = tmp_path / "x.log"
     log.write_text("what was written yesterday\n")
-    start_child("x", ["echo", "today"], log=log).wait(10)
+    start_guarded("x", ["echo", "today"], log=log).wait(10)
     assert log.read_text() == "today\n"
     assert (tmp_path / "x.log.1").read_text() == "what was written yesterday\n"

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from models.evaluation.coverage import Exposure
+from models.evaluation.coverage import Coverage
 
 SHARES = np.log(np.array([0.4, 0.3, 0.2, 0.05, 0.05]))
 
 
 def test_coverage_is_the_share_of_items_in_anybodys_list():
-    exposure = Exposure(SHARES)
+    exposure = Coverage(SHARES)
     exposure.add(np.array([[0, 1], [0, 2]]))
     exposure.add(np.array([[0, -1]]))
     estimate = exposure.coverage(10)
@@ -18,7 +18,7 @@ def test_coverage_is_the_share_of_items_in_anybodys_list():
 
 
 def test_an_item_of_two_lists_of_one_batch_or_of_two_is_lost_with_neither():
-    together, apart = Exposure(SHARES), Exposure(SHARES)
+    together, apart = Coverage(SHARES), Coverage(SHARES)
     together.add(np.array([[0], [0]]))
     apart.add(np.array([[0]]))
     apart.add(np.array([[0]]))
@@ -26,13 +26,13 @@ def test_an_item_of_two_lists_of_one_batch_or_of_two_is_lost_with_neither():
 
 
 def test_only_the_first_k_count():
-    exposure = Exposure(np.log(np.full(60, 1 / 60)))
+    exposure = Coverage(np.log(np.full(60, 1 / 60)))
     exposure.add(np.arange(60)[None])
     assert [round(60 * exposure.coverage(k).value) for k in (10, 50, 100)] == [10, 50, 60]
 
 
 def test_popularity_is_the_mean_log_share_of_what_is_shown():
-    exposure = Exposure(SHARES)
+    exposure = Coverage(SHARES)
     exposure.add(np.array([[0, 1], [2, -1]]))
     first, second = (np.log(0.4) + np.log(0.3)) / 2, np.log(0.2)
     assert exposure.popularity(10).value == pytest.approx((first + second) / 2)
@@ -41,6 +41,6 @@ def test_popularity_is_the_mean_log_share_of_what_is_shown():
 
 
 def test_no_lists_are_no_number():
-    exposure = Exposure(SHARES)
+    exposure = Coverage(SHARES)
     assert exposure.coverage(10).value == 0 and exposure.coverage(10).n == 0
     assert np.isnan(exposure.popularity(10).value)

@@ -12,8 +12,8 @@ from models.catalogue.catalogue import Catalogue
 from models.ranking.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import id_strings
-from models.ranking.ranking_batch import DAY_MS, HISTORY, LENGTHS, SHOWN, Moment, length_codes, nominated
-from models.ranking.ranking_request import Nominations, RankingQuery, moment_of
+from models.ranking.ranking_batch import DAY_MS, HISTORY, LENGTHS, SHOWN, RankingBatch, length_codes, nominated
+from models.ranking.ranking_request import Nominations, RankingQuery, ranking_batch_of
 from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch
 
 NOW_MS = START_MS  # a Tuesday, 22:13:20 UTC
@@ -71,7 +71,7 @@ def known() -> ItemStatistics:
 
 
 @pytest.fixture(scope="module")
-def moment() -> Moment:
+def moment() -> RankingBatch:
     """Ann with four candidates, and a stranger with one."""
     facts = catalogue()
     scores = np.array([1.5, np.nan, 2.0, np.inf], np.float32)
@@ -79,10 +79,10 @@ def moment() -> Moment:
         RankingQuery(ann(), NOW_MS, ["x", "bare", "z", "unheard-2"], scores),
         RankingQuery(Viewer(), NOW_MS + 3 * DAY_MS, ["y"], np.zeros(1, np.float32), nominations=TRENDING_AND_SIMILAR),
     ]
-    return moment_of(batch, facts, [known()])
+    return ranking_batch_of(batch, facts, [known()])
 
 
-def numbers(moment: Moment, scope: Scope, row: int) -> dict[str, float]:
+def numbers(moment: RankingBatch, scope: Scope, row: int) -> dict[str, float]:
     values = compute_numbers(moment, scope)
     assert values.dtype == np.float32
     return dict(zip([feature.name for feature in numbers_of(scope)], values[row].tolist(), strict=True))
@@ -94,7 +94,7 @@ def check(found: dict[str, float], expected: dict[str, Any]) -> None:
         assert found[name] == pytest.approx(value, rel=1e-6, nan_ok=True), name
 
 
-def test_what_is_known_of_a_viewer_by_hand(moment: Moment):
+def test_what_is_known_of_a_viewer_by_hand(moment: RankingBatch):
     expected = {
         "since_last_watch_s": 60,
         "history_entries": 12,
@@ -111,14 +111,14 @@ def test_what_is_known_of_a_viewer_by_hand(moment: Moment):
     check(numbers(moment, "query", 0), expected)
 
 
-def test_a_stranger_has_missing_values_and_a_friday(moment: Moment):
+def test_a_stranger_has_missing_values_and_a_friday(moment: RankingBatch):
     stranger = numbers(moment, "query", 1)
     missing = {name for name, value in stranger.items() if np.isnan(value)}
     assert missing == set(stranger) - {"history_entries", "shown_last_hour", "hour", "weekday"}
     assert (stranger["history_entries"], stranger["shown_last_hour"], stranger["weekday"]) == (0, 0, 4)
 
 
-def test_an_impression_by_hand(moment: Moment):
+def test_an_impression_by_hand(moment: RankingBatch):
     """The item's statistics lean on those of videos about as long, and these on those of all."""
     watched, completed, seconds = (40 + 20 * 0.6) / 70, (20 + 20 * 0.2) / 70, (800 + 20 * 10) / 70
     expected = {
@@ -171,19 +171,19 @@ def of_nothing(**known: float) -> dict[str, float]:
 
 @pytest.mark.parametrize(("row", "watches"), [(1, 8), (3, 0)])
 def test_an_item_without_facts_shares_nothing_with_others_and_stands_at_the_means(
-    moment: Moment, row: int, watches: int
+    moment: RankingBatch, row: int, watches: int
 ):
     """`bare` has no channel, as an unheard one has none; two unheard items are not the same item. A score that is not
     finite is none."""
     check(numbers(moment, "impression", row), of_nothing(item_watches=watches))
 
 
-def test_an_age_ends_at_a_week_and_the_best_of_a_request_has_no_gap(moment: Moment):
+def test_an_age_ends_at_a_week_and_the_best_of_a_request_has_no_gap(moment: RankingBatch):
     seen = numbers(moment, "impression", 2)
     assert (seen["age_h"], seen["retrieval_gap"], seen["retrieval_rank"]) == (24 * 7, 0, 1)
 
 
-def test_ids_by_hand(moment: Moment):
+def test_ids_by_hand(moment: RankingBatch):
     ids = {name: each for scope in ("query", "impression") for name, each in compute_ids(moment, scope).items()}
     last = ("bare",) * 8 + ("x", "y", "z")
     assert id_strings(ids, "query", [0])[0] == {"last_watched": last, "region": ("de",), "device": ("tv",)}
@@ -212,7 +212,7 @@ def test_every_feature_is_declared_once_and_says_why():
     assert [f.space for f in FEATURES if f.name in ("last_watched", "candidate")] == ["item", "item"], "one embedding"
 
 
-def test_query_features_are_computed_once_per_request(moment: Moment):
+def test_query_features_are_computed_once_per_request(moment: RankingBatch):
     assert compute_numbers(moment, "query").shape == (2, len(numbers_of("query")))
     assert compute_numbers(moment, "impression").shape == (5, len(numbers_of("impression")))
     codes = {name: named.codes.shape for name, named in compute_ids(moment, "query").items()}
@@ -221,7 +221,7 @@ def test_query_features_are_computed_once_per_request(moment: Moment):
 
 def test_before_anything_was_ever_shown_the_means_are_missing():
     query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
-    seen = numbers(moment_of([query], catalogue(), []), "impression", 0)
+    seen = numbers(ranking_batch_of([query], catalogue(), []), "impression", 0)
     means = ("item_watch_ratio", "item_completion", "item_mean_s", "item_lift")
     means += ("channel_mean_s", "topic_mean_s", "length_mean_s")
     assert all(np.isnan(seen[name]) for name in means)
@@ -231,7 +231,7 @@ def test_before_anything_was_ever_shown_the_means_are_missing():
 def test_a_watch_of_unknown_length_is_an_entry_and_says_nothing_of_seconds():
     watches = [Watch("x", ago(90), 20.0, completed=False), Watch("x", ago(50), NAN)]
     query = RankingQuery(Viewer(watches), NOW_MS, ["x"], np.zeros(1, np.float32))
-    untimed = moment_of([query], catalogue(), [])
+    untimed = ranking_batch_of([query], catalogue(), [])
     of_query, seen = numbers(untimed, "query", 0), numbers(untimed, "impression", 0)
     assert (of_query["history_entries"], of_query["since_last_watch_s"]) == (2, 50)
     assert (of_query["history_mean_s"], of_query["history_completion"], of_query["history_share"]) == (20, 0, 0.5)
@@ -242,11 +242,11 @@ def test_a_watch_of_unknown_length_is_an_entry_and_says_nothing_of_seconds():
 
 def test_times_ahead_of_now_count_as_now():
     viewer = Viewer([Watch("x", NOW_MS + 5000)], impressions=[ShownList(NOW_MS + 9000, ["x"])])
-    ahead = moment_of([RankingQuery(viewer, NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [known()])
+    ahead = ranking_batch_of([RankingQuery(viewer, NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [known()])
     assert numbers(ahead, "query", 0)["since_last_watch_s"] == 0
     seen = numbers(ahead, "impression", 0)
     assert (seen["since_channel_s"], seen["since_item_shown_s"]) == (0, 0)
-    unborn = moment_of([RankingQuery(viewer, NOW_MS - DAY_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [])
+    unborn = ranking_batch_of([RankingQuery(viewer, NOW_MS - DAY_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [])
     assert numbers(unborn, "impression", 0)["age_h"] == 0
 
 
@@ -259,7 +259,7 @@ def test_lengths_are_a_third_of_an_octave_and_an_unknown_one_is_none():
 def test_only_the_newest_watches_and_shown_items_are_looked_at():
     watches = [Watch("x", ago(1000)), *[Watch("z", ago(900 - n)) for n in range(HISTORY)]]
     shown = [ShownList(ago(900), ["x"]), ShownList(ago(800), ["z"] * (SHOWN - 1)), ShownList(ago(700), ["y"])]
-    full = moment_of(
+    full = ranking_batch_of(
         [RankingQuery(Viewer(watches, impressions=shown), NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), []
     )
     seen = numbers(full, "impression", 0)
@@ -269,16 +269,16 @@ def test_only_the_newest_watches_and_shown_items_are_looked_at():
 
 def test_statistics_of_a_release_and_of_the_stream_are_added_up():
     query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
-    both = numbers(moment_of([query], catalogue(), [known(), known()]), "impression", 0)
+    both = numbers(ranking_batch_of([query], catalogue(), [known(), known()]), "impression", 0)
     assert both["item_mean_s"] == pytest.approx((2 * 200 + 20 * (2 * 800 + 20 * 10) / (2 * 50 + 20)) / (2 * 10 + 20))
     assert both["topic_mean_s"] == pytest.approx((2 * 900 + 20 * 10) / (2 * 40 + 20))
 
 
-def test_what_else_is_in_the_batch_and_the_order_of_candidates_do_not_matter_to_the_bit(moment: Moment):
+def test_what_else_is_in_the_batch_and_the_order_of_candidates_do_not_matter_to_the_bit(moment: RankingBatch):
     turned = RankingQuery(
         ann(), NOW_MS, ["unheard-2", "z", "bare", "x"], np.array([np.nan, 2, np.nan, 1.5], np.float32)
     )
-    alone = moment_of([turned], catalogue(), [known()])
+    alone = ranking_batch_of([turned], catalogue(), [known()])
     np.testing.assert_array_equal(compute_numbers(alone, "query"), compute_numbers(moment, "query")[:1])
     ours, theirs = compute_numbers(alone, "impression")[::-1], compute_numbers(moment, "impression")[:4]
     np.testing.assert_array_equal(ours, theirs)
@@ -286,7 +286,7 @@ def test_what_else_is_in_the_batch_and_the_order_of_candidates_do_not_matter_to_
 
 def test_equal_scores_share_their_place_so_the_order_of_candidates_does_not_matter():
     scores = np.array([1.0, 2.0, 1.0, np.nan, 0.5], np.float32)
-    tied = moment_of([RankingQuery(ann(), NOW_MS, ["x", "y", "z", "bare", "x"], scores)], catalogue(), [])
+    tied = ranking_batch_of([RankingQuery(ann(), NOW_MS, ["x", "y", "z", "bare", "x"], scores)], catalogue(), [])
     np.testing.assert_array_equal(tied.candidates.rank, [2, 1, 2, np.nan, 4])
 
 
@@ -294,18 +294,18 @@ def test_ranks_and_best_are_those_on_record_where_they_are_given():
     """A list that is computed again from its impression holds what was shown, not all candidates."""
     scores = np.array([1.5, 1.0], np.float32)
     query = RankingQuery(ann(), NOW_MS, ["x", "z"], scores, np.array([4, 9], np.float32), best=3.5)
-    again = moment_of([query], catalogue(), [known()])
+    again = ranking_batch_of([query], catalogue(), [known()])
     seen = [numbers(again, "impression", row) for row in (0, 1)]
     assert [(each["retrieval_rank"], each["retrieval_gap"]) for each in seen] == [(4, -2), (9, -2.5)]
     assert again.candidates.sources.codes.tolist() == [[1, 0, 0, 0]] * 2
 
 
-def test_the_scores_of_the_sources_that_nominated_it_are_features(moment: Moment):
+def test_the_scores_of_the_sources_that_nominated_it_are_features(moment: RankingBatch):
     y = numbers(moment, "impression", 4)
     assert (y["trending_watches"], y["similar_score"]) == (12.5, 0.75)
 
 
 def test_a_request_without_candidates_has_features_of_the_query_only():
-    none = moment_of([RankingQuery(ann(), NOW_MS, [], np.zeros(0, np.float32))], catalogue(), [known()])
+    none = ranking_batch_of([RankingQuery(ann(), NOW_MS, [], np.zeros(0, np.float32))], catalogue(), [known()])
     assert compute_numbers(none, "query").shape[0] == 1
     assert compute_numbers(none, "impression").shape == (0, len(numbers_of("impression")))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
-from models.ranking.ranking_batch import Names
+from models.ranking.ranking_batch import Codes
 
 
 def test_the_most_frequent_names_are_kept_and_rare_ones_are_not():
@@ -22,10 +22,10 @@ def test_a_width_grows_with_the_logarithm_of_its_space(size: int, width: int):
 
 def test_an_unknown_name_a_missing_one_and_an_unknown_space_have_code_0():
     spaces = IdSpaces({"item": ["b", "a"]})
-    named = Names(np.array([[0, 1, 2], [3, 2, 0]]), ["a", "b", "new"], first=1)
+    named = Codes(np.array([[0, 1, 2], [3, 2, 0]]), ["a", "b", "new"], first=1)
     assert spaces.codes("item", named).tolist() == [[0, 2, 1], [0, 1, 0]]
     assert spaces.codes("nowhere", named).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert spaces.codes("item", Names(np.array([0, 0]), [], first=1)).tolist() == [0, 0]
+    assert spaces.codes("item", Codes(np.array([0, 0]), [], first=1)).tolist() == [0, 0]
     assert spaces.sizes == {"item": 3}
 
 
@@ -42,12 +42,12 @@ def test_a_list_of_names_that_grows_is_numbered_as_if_it_were_new_each_time(
     for piece in pieces:
         names += piece
         codes = np.arange(first, first + len(names))
-        fresh = IdSpaces(spaces.names).codes("s", Names(codes, list(names), first))
-        np.testing.assert_array_equal(spaces.codes("s", Names(codes, names, first)), fresh)
+        fresh = IdSpaces(spaces.names).codes("s", Codes(codes, list(names), first))
+        np.testing.assert_array_equal(spaces.codes("s", Codes(codes, names, first)), fresh)
         assert fresh.tolist() == [spaces.names["s"].index(n) + 1 if n in spaces.names["s"] else 0 for n in names]
 
 
 def test_another_list_of_the_same_space_is_numbered_by_its_own_names():
     spaces = IdSpaces({"s": ["a", "b"]})
     for names, expected in ((["", "a", "b"], [1, 2]), (["", "b", "a"], [2, 1]), (["", "a", "b"], [1, 2])):
-        assert spaces.codes("s", Names(np.array([1, 2]), names)).tolist() == expected
+        assert spaces.codes("s", Codes(np.array([1, 2]), names)).tolist() == expected

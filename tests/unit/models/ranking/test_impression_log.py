@@ -1,4 +1,5 @@
-"""Exposures streamed in time order against the same worked out row by row, and that no feature sees its own future."""
+"""Exposures streamed in time order against the same worked out row by row, and that no feature sees its own
+future."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ from models.logs import user_windows
 from models.logs.user_windows import UserWindows
 from models.ranking import impression_log as module
 from models.ranking.features import FEATURES, Scope, compute_ids, compute_numbers, numbers_of
-from models.ranking.impression_log import PAGE_MS, Delays, Exposures
+from models.ranking.impression_log import PAGE_MS, Delays, ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import id_strings
 from models.ranking.ranking_batch import HISTORY, LENGTHS, MOST_TOPICS, length_codes
 from models.ranking.ranking_examples import CAP_S, QUERY_IDS, SCOPES, RankingExamples
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch, scratch, small_exposures, small_log
 
 MINUTE_MS = 60_000
@@ -79,7 +80,7 @@ logs = st.lists(row, min_size=1, max_size=40).map(lambda rows: pl.DataFrame(rows
 class Naive:
     """The log's rows as they were stored, and what a server would have known at one of them."""
 
-    def __init__(self, exposures: Exposures) -> None:
+    def __init__(self, exposures: ImpressionLog) -> None:
         self.exposures = exposures
         frame = exposures.log.frame()
         if "region" not in frame.columns:
@@ -141,7 +142,7 @@ class Naive:
         now_ms = self.rows[asked]["event_ms"]
         item, nothing = self.rows[row]["item_id"], np.full(1, np.nan, np.float32)
         query = RankingQuery(self.viewer(row, asked), now_ms, [item], nothing)
-        moment = moment_of([query], self.exposures.catalogue, [self.statistics(now_ms)])
+        moment = ranking_batch_of([query], self.exposures.catalogue, [self.statistics(now_ms)])
         numbers = {scope: compute_numbers(moment, scope)[0] for scope in SCOPES}
         ids = {name: each for scope in SCOPES for name, each in compute_ids(moment, scope).items()}
         found = id_strings(ids, "query", [0])[0] | id_strings(ids, "impression", [0])[0]
@@ -160,7 +161,7 @@ def ids_at(examples: RankingExamples, number: int) -> dict[str, tuple[str, ...]]
     return found
 
 
-def check_all(exposures: Exposures, asked_of: Callable[[Naive, int], int], examples: RankingExamples) -> None:
+def check_all(exposures: ImpressionLog, asked_of: Callable[[Naive, int], int], examples: RankingExamples) -> None:
     naive = Naive(exposures)
     timed = [n for n, each in enumerate(naive.rows) if each["watch_s"] is not None]
     assert len(examples) == len(timed)
@@ -256,7 +257,7 @@ def busy_log() -> pl.DataFrame:
     return frame.with_columns(event_ms=START_MS + 30_000 * np.arange(ROWS), region=region)
 
 
-def features(frame: pl.DataFrame) -> tuple[Exposures, RankingExamples]:
+def features(frame: pl.DataFrame) -> tuple[ImpressionLog, RankingExamples]:
     exposures = small_exposures(frame, delays=DELAYS)
     return exposures, exposures.examples("all")
 
@@ -281,12 +282,14 @@ def differs(ours: RankingExamples, theirs: RankingExamples, numbers: np.ndarray,
 
 
 @pytest.fixture(scope="module")
-def at_rest() -> tuple[Exposures, RankingExamples]:
+def at_rest() -> tuple[ImpressionLog, RankingExamples]:
     return features(busy_log())
 
 
 @pytest.mark.parametrize("cut", [1, 57, 200, ROWS - 1])
-def test_rows_before_a_cut_know_nothing_of_what_comes_after_it(at_rest: tuple[Exposures, RankingExamples], cut: int):
+def test_rows_before_a_cut_know_nothing_of_what_comes_after_it(
+    at_rest: tuple[ImpressionLog, RankingExamples], cut: int
+):
     """Users, items, outcomes, times and contexts of all rows from the cut on are shuffled or drawn anew."""
     rng, frame = np.random.default_rng(cut), busy_log()
     columns = {name: frame[name].to_numpy().copy() for name in frame.columns}
@@ -301,7 +304,7 @@ def test_rows_before_a_cut_know_nothing_of_what_comes_after_it(at_rest: tuple[Ex
 
 
 @pytest.mark.parametrize("row", [57, 200, 470])
-def test_a_page_knows_no_outcome_from_its_first_row_on(at_rest: tuple[Exposures, RankingExamples], row: int):
+def test_a_page_knows_no_outcome_from_its_first_row_on(at_rest: tuple[ImpressionLog, RankingExamples], row: int):
     """The outcomes of all rows from the first one of a page on are others; of that page and of those that began before
     it all rows stay as they were, also rows that come later: one request, one state."""
     pages = np.asarray(at_rest[0].pages[:ROWS])
@@ -318,7 +321,7 @@ def test_a_page_knows_no_outcome_from_its_first_row_on(at_rest: tuple[Exposures,
         assert differs(changed, at_rest[1], after, "channel_watched_s")
 
 
-def test_an_outcome_is_not_known_to_others_before_its_window_has_closed(at_rest: tuple[Exposures, RankingExamples]):
+def test_an_outcome_is_not_known_to_others_before_its_window_has_closed(at_rest: tuple[ImpressionLog, RankingExamples]):
     frame, changed_row = busy_log(), 100
     watch_s = frame["watch_s"].to_numpy().copy()
     watch_s[changed_row] += 500.0
@@ -332,7 +335,7 @@ def test_an_outcome_is_not_known_to_others_before_its_window_has_closed(at_rest:
     assert differs(changed, quiet, np.flatnonzero(others & (asked_ms > closed_ms)), "item_mean_s"), "but then it is"
 
 
-def test_the_state_of_a_user_is_the_same_on_the_whole_page(at_rest: tuple[Exposures, RankingExamples]):
+def test_the_state_of_a_user_is_the_same_on_the_whole_page(at_rest: tuple[ImpressionLog, RankingExamples]):
     exposures, examples = at_rest
     pages = np.asarray(exposures.pages[:ROWS])
     assert 12 < len(np.unique(pages)) < ROWS / 3
@@ -378,7 +381,7 @@ def test_a_replay_is_one_video_as_a_target_and_whole_in_a_history():
     assert column(examples, "history_share", "query")[-1] == 1
 
 
-def test_a_scorer_is_asked_for_rows_and_when_they_were_asked(at_rest: tuple[Exposures, RankingExamples]):
+def test_a_scorer_is_asked_for_rows_and_when_they_were_asked(at_rest: tuple[ImpressionLog, RankingExamples]):
     exposures, _ = at_rest
     asked_of: list[tuple[int, int]] = []
 
@@ -397,7 +400,7 @@ def test_a_scorer_is_asked_for_rows_and_when_they_were_asked(at_rest: tuple[Expo
     assert [ids_at(examples, n).get("sources") for n in (0, 1)] == [("two_tower",), None]
 
 
-def test_progress_is_told_up_to_the_end(at_rest: tuple[Exposures, RankingExamples]):
+def test_progress_is_told_up_to_the_end(at_rest: tuple[ImpressionLog, RankingExamples]):
     told: list[tuple[int, int]] = []
     with chunks_of(64, 10, 1000):
         at_rest[0].examples("told", start=100, progress=lambda *step: told.append(step))
@@ -425,6 +428,6 @@ def test_windows_are_the_newest_counted_rows_of_the_user(log: list[tuple[int, bo
     assert by_user == sorted((user, row) for row, (user, counts) in enumerate(log) if counts)
 
 
-def test_all_id_features_are_stored_and_a_whole_history_with_them(at_rest: tuple[Exposures, RankingExamples]):
+def test_all_id_features_are_stored_and_a_whole_history_with_them(at_rest: tuple[ImpressionLog, RankingExamples]):
     assert at_rest[1].ids["last_watched"].codes.shape[1] == HISTORY
     assert {f.name for f in FEATURES if not f.is_number} == set(at_rest[1].ids)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from models.ranking.features import compute_numbers
 from models.ranking.ranker import Ranker, serve_seconds
-from models.ranking.ranking_batch import Moment
+from models.ranking.ranking_batch import RankingBatch
 from models.ranking.ranking_examples import CAP_S
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Bundle, read_bundle
 from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch, watched
 
@@ -24,8 +24,8 @@ def query(viewer: Viewer, *item_ids: str, scores: list[float] | None = None) -> 
     return RankingQuery(viewer, NOW_MS, item_ids, given)
 
 
-def moment(bundle: Bundle, *queries: RankingQuery) -> Moment:
-    return moment_of(queries, bundle.catalogue, [bundle.statistics])
+def moment(bundle: Bundle, *queries: RankingQuery) -> RankingBatch:
+    return ranking_batch_of(queries, bundle.catalogue, [bundle.statistics])
 
 
 def seconds(bundle: Bundle, *queries: RankingQuery) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.ranking.features import numbers_of
-from models.ranking.impression_log import Exposures
+from models.ranking.impression_log import ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
@@ -17,16 +17,16 @@ ROWS = 1200
 
 
 @pytest.fixture(scope="module")
-def exposures() -> Exposures:
+def exposures() -> ImpressionLog:
     return small_exposures(small_log(ROWS, users=20, step_ms=60_000, seed=4))
 
 
 @pytest.fixture(scope="module")
-def examples(exposures: Exposures) -> RankingExamples:
+def examples(exposures: ImpressionLog) -> RankingExamples:
     return exposures.examples("all")
 
 
-def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle, exposures: Exposures):
+def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle, exposures: ImpressionLog):
     rows, since = np.arange(ROWS), 900
     score, best, rank = UnseenScores(bundle.model, exposures, since)(rows, np.asarray(exposures.pages[:ROWS]))
     for values in (score, best, rank):
@@ -39,7 +39,7 @@ def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bun
     assert score[since:][completed].mean() > score[since:][~completed].mean(), "it knows what channel a viewer likes"
 
 
-def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundle: Bundle, exposures: Exposures):
+def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundle: Bundle, exposures: ImpressionLog):
     """Against all scores of one page, one by one."""
     rows = np.arange(ROWS - 5, ROWS)
     asked = np.asarray(exposures.pages[rows])

@@ -12,7 +12,7 @@ from infra.platform.settings import Ranker as Settings
 from models.ranking.features import FEATURES, numbers_of
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import LEAST_ROWS, SIZES, default_hidden, fit_spaces, shape_of, train_ranker
-from models.ranking.ranking_batch import Names
+from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_evaluation import predict
 from models.ranking.ranking_examples import SCOPES, RankingExamples
 from tests.unit.models.samples import RANKER, made_examples
@@ -91,7 +91,7 @@ def test_the_second_head_learns_what_is_completed(items: RankingExamples, tmp_pa
 
 
 def served(examples: RankingExamples) -> tuple[dict, dict]:
-    return examples.numbers, {n: Names(e.codes.astype(np.int64), e.names, e.first) for n, e in examples.ids.items()}
+    return examples.numbers, {n: Codes(e.codes.astype(np.int64), e.names, e.first) for n, e in examples.ids.items()}
 
 
 def test_what_a_place_adds_is_learnt_apart_and_left_out_in_serving(tmp_path: Path):
@@ -198,7 +198,7 @@ def test_the_network_never_reads_a_feature_that_is_left_out(
             if feature.name in without:
                 numbers[scope][:, column] = rng.normal(size=SIZE)
     ids = {
-        name: Names(rng.permutation(named.codes), named.names) if name in without else named
+        name: Codes(rng.permutation(named.codes), named.names) if name in without else named
         for name, named in mixed.ids.items()
     }
     other = dataclasses.replace(mixed, numbers=numbers, ids=ids)
@@ -231,7 +231,7 @@ def test_the_ids_of_a_space_are_counted_in_all_its_features_of_a_scope(monkeypat
     ids = {"channel": [["a"]] * 2, "sources": [["b"], ["a"]]}
     examples = made_examples([20.0, 20.0], [True, True], ids=ids)
     names = ["", "a", "b"]
-    shared = {"channel": Names(np.array([[1], [1]]), names), "sources": Names(np.array([[2], [1]]), names)}
+    shared = {"channel": Codes(np.array([[1], [1]]), names), "sources": Codes(np.array([[2], [1]]), names)}
     features = [dataclasses.replace(f, space="channel") if f.name == "sources" else f for f in FEATURES]
     monkeypatch.setattr("models.ranking.ranker_training.FEATURES", features)
     monkeypatch.setattr(

@@ -14,11 +14,11 @@ from models.evaluation.comparison import paired
 from models.evaluation.eval_queries import History, Stream
 from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
-from models.logs.training_set import Source
+from models.logs.training_set import TrainingSet
 from models.retrieval.batches import epoch_batches
 from models.retrieval.candidate_learning import learn_candidates, new_net
-from models.retrieval.candidate_training import Ablation, Fit, Lessons, choose_examples, example_weights, reservoir
-from models.retrieval.candidates import CandidateModel, Reader
+from models.retrieval.candidate_training import Ablation, Fit, TrainingData, choose_examples, example_weights, reservoir
+from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.losses import Extra
 from models.retrieval.net import CandidateNet
 from models.retrieval.sampling import Negatives, find_hits
@@ -29,7 +29,7 @@ ENCODERS = ("average", "attention")
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> TrainingSet:
     return small_source(items=small_items(70))  # ten items that nobody watches
 
 
@@ -38,18 +38,18 @@ def settings(request: pytest.FixtureRequest) -> Model:
     return SETTINGS.model_copy(update={"encoder": request.param, "epochs": 4})
 
 
-def learn(source: Source, settings: Model, ablation: Ablation = Ablation()) -> CandidateModel:
+def learn(source: TrainingSet, settings: Model, ablation: Ablation = Ablation()) -> CandidateModel:
     return learn_candidates(
         source, settings, until=len(source.dataset), valid_from=None, items=len(source.catalogue), ablation=ablation
     ).model
 
 
 @pytest.fixture(scope="module")
-def model(source: Source, settings: Model) -> CandidateModel:
+def model(source: TrainingSet, settings: Model) -> CandidateModel:
     return learn(source, settings)
 
 
-def test_the_same_seed_gives_the_same_model(source: Source, settings: Model, model: CandidateModel):
+def test_the_same_seed_gives_the_same_model(source: TrainingSet, settings: Model, model: CandidateModel):
     again = learn(source, settings)
     np.testing.assert_array_equal(again.item_vectors(), model.item_vectors())
     np.testing.assert_array_equal(again.query_rows, model.query_rows)
@@ -57,12 +57,12 @@ def test_the_same_seed_gives_the_same_model(source: Source, settings: Model, mod
         np.testing.assert_array_equal(again.reader.tower.state_dict()[name], weight, err_msg=name)
 
 
-def test_another_seed_gives_another_model(source: Source, settings: Model, model: CandidateModel):
+def test_another_seed_gives_another_model(source: TrainingSet, settings: Model, model: CandidateModel):
     other = learn(source, settings.model_copy(update={"seed": 2}))
     assert (other.vectors != model.vectors).any()
 
 
-def test_training_leaves_the_callers_random_numbers_alone(source: Source):
+def test_training_leaves_the_callers_random_numbers_alone(source: TrainingSet):
     torch.manual_seed(4)
     learn(source, SETTINGS.model_copy(update={"epochs": 1}))
     after = torch.rand(1)
@@ -70,7 +70,7 @@ def test_training_leaves_the_callers_random_numbers_alone(source: Source):
     assert after == torch.rand(1)
 
 
-def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: Source, settings: Model):
+def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: TrainingSet, settings: Model):
     net = new_net(source, settings, items=len(source.catalogue))
     for side in net.queries.sides.values():
         side.table.values.normal_()
@@ -80,11 +80,11 @@ def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: Source, s
         trained = net.users(queries, []).numpy()
     towers = UserTowers(net.shape)
     towers.members[0].load_state_dict(net.tower.state_dict())
-    reader = Reader(towers, net.words.values.numpy(), ContextVocabulary())
+    reader = UserEncoder(towers, net.words.values.numpy(), ContextVocabulary())
     np.testing.assert_array_equal(reader.encode(queries, net.queries.everything()), trained)
 
 
-def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: Source):
+def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: TrainingSet):
     model, catalogue = learn(source, SETTINGS), source.catalogue
     unwatched = catalogue.row("i65")
     rows = catalogue.rows([f"i{n}" for n in range(60)])
@@ -180,16 +180,16 @@ def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPa
     assert {len(batch) for batch in batches[:-1]} == {32}
 
 
-def test_progress_counts_every_step(source: Source):
+def test_progress_counts_every_step(source: TrainingSet):
     steps: list[tuple[int, int]] = []
-    fit = Fit(new_net(source, SETTINGS, items=70), Lessons(source.dataset, 400, 70, SETTINGS), SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=70), TrainingData(source.dataset, 400, 70, SETTINGS), SETTINGS)
     for _ in range(2):
         fit.run_epoch(2, lambda done, total: steps.append((done, total)))
     assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
     assert {total for _, total in steps} == {len(steps)}
 
 
-def test_the_papers_example_age_is_learnt_from_and_zero_when_serving(source: Source):
+def test_the_papers_example_age_is_learnt_from_and_zero_when_serving(source: TrainingSet):
     settings = SETTINGS.model_copy(update={"example_age": True, "age_window_h": 0.5})
     dataset = source.dataset
     ages = dataset.queries(np.array([0, 700]), age_window_ms=1_800_000, until=701).age
@@ -212,14 +212,14 @@ def test_the_papers_example_age_is_learnt_from_and_zero_when_serving(source: Sou
         Ablation(full=True),
     ],
 )
-def test_every_ablation_changes_the_model_and_keeps_it_finite(source: Source, ablation: Ablation):
+def test_every_ablation_changes_the_model_and_keeps_it_finite(source: TrainingSet, ablation: Ablation):
     settings = SETTINGS.model_copy(update={"negatives": 16, "epochs": 2})
     plain, changed = learn(source, settings), learn(source, settings, ablation)
     assert np.isfinite(changed.item_vectors()).all()
     assert (changed.vectors != plain.vectors).any()
 
 
-def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not(source: Source):
+def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not(source: TrainingSet):
     dataset = source.dataset
     rows = dataset.new_rows(len(dataset))[100:200]
     for leak, leaks in ((False, False), (True, True)):
@@ -231,13 +231,13 @@ def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not
 def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
     log = small_source(small_log(600))
     settings = Model(half_life_events=500)
-    fit = Fit(new_net(log, SETTINGS, items=60), Lessons(log.dataset, len(log.dataset), 60, settings), settings)
+    fit = Fit(new_net(log, SETTINGS, items=60), TrainingData(log.dataset, len(log.dataset), 60, settings), settings)
     assert fit.batch == 64
 
 
-def test_an_epoch_of_a_long_log_is_a_part_of_it(source: Source, monkeypatch: pytest.MonkeyPatch):
+def test_an_epoch_of_a_long_log_is_a_part_of_it(source: TrainingSet, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.retrieval.candidate_training.EPOCH_EXAMPLES", 300)
-    lessons = Lessons(source.dataset, len(source.dataset), 70, SETTINGS)
+    lessons = TrainingData(source.dataset, len(source.dataset), 70, SETTINGS)
     fit = Fit(new_net(source, SETTINGS, items=70), lessons, SETTINGS)
     assert len(lessons.rows) > 600
     assert fit.steps == -(-300 // fit.batch)

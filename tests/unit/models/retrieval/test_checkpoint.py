@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from infra.platform.settings import Model
-from models.logs.training_set import Source
+from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import Learned, learn_candidates, new_net
-from models.retrieval.candidate_training import Fit, Lessons
-from models.retrieval.checkpoint import STATE, CheckpointError, Checkpoints, Choice, identity_of
+from models.retrieval.candidate_training import Fit, TrainingData
+from models.retrieval.checkpoint import STATE, CheckpointError, Checkpoints, ModelSelection, identity_of
 from tests.unit.models.samples import SETTINGS, small_log, small_source, stored
 
 QUICK = SETTINGS.model_copy(update={"epochs": 3, "members": 2, "linear_dim": 4, "dropout": 0.1, "history_dropout": 0.2})
@@ -20,11 +20,13 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> TrainingSet:
     return small_source()
 
 
-def learn(source: Source, directory: Path | None, *, stop_after: int | None = None, settings: Model = QUICK) -> Learned:
+def learn(
+    source: TrainingSet, directory: Path | None, *, stop_after: int | None = None, settings: Model = QUICK
+) -> Learned:
     """Stops with Interrupted after so many steps of both stages together; a checkpoint is written at every step."""
     steps = 0
 
@@ -47,7 +49,9 @@ def learn(source: Source, directory: Path | None, *, stop_after: int | None = No
 
 
 @pytest.mark.parametrize("stop_after", [1, 17, 40, 48, 70])
-def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(source: Source, tmp_path: Path, stop_after: int):
+def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(
+    source: TrainingSet, tmp_path: Path, stop_after: int
+):
     whole = learn(source, None)
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=stop_after)
@@ -58,7 +62,7 @@ def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(source: Sour
     np.testing.assert_array_equal(again.earlier.item_vectors(), whole.earlier.item_vectors())
 
 
-def test_what_was_done_is_not_done_again(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_done_is_not_done_again(source: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     learnt: list[int] = []
     original = Fit.learn
     monkeypatch.setattr(Fit, "learn", lambda fit, *args: learnt.append(1) or original(fit, *args))
@@ -71,14 +75,14 @@ def test_what_was_done_is_not_done_again(source: Source, tmp_path: Path, monkeyp
     assert len(learnt) == whole
 
 
-def test_a_checkpoint_of_another_training_is_refused(source: Source, tmp_path: Path):
+def test_a_checkpoint_of_another_training_is_refused(source: TrainingSet, tmp_path: Path):
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
     with pytest.raises(CheckpointError, match=r"is of another training.*remove it"):
         Checkpoints(tmp_path / "c", "another").restore([], "validation")
 
 
-def test_a_damaged_checkpoint_names_its_file_and_the_way_out(source: Source, tmp_path: Path):
+def test_a_damaged_checkpoint_names_its_file_and_the_way_out(source: TrainingSet, tmp_path: Path):
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
     (tmp_path / "c" / "validation" / STATE).write_text("{")
@@ -98,15 +102,15 @@ def test_the_identity_tells_log_settings_and_start(tmp_path: Path):
     assert identity_of(stored(), QUICK, None) in identities
 
 
-def test_of_several_processes_the_first_writes_and_all_read(source: Source, tmp_path: Path):
+def test_of_several_processes_the_first_writes_and_all_read(source: TrainingSet, tmp_path: Path):
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
     before = (tmp_path / "c" / "validation" / STATE).read_bytes()
     net = new_net(source, QUICK, items=len(source.catalogue))
-    fit = Fit(net, Lessons(source.dataset, 400, len(source.catalogue), QUICK), QUICK)
+    fit = Fit(net, TrainingData(source.dataset, 400, len(source.catalogue), QUICK), QUICK)
     reader = Checkpoints(tmp_path / "c", "this", every_s=0, writes=False)
     assert reader.restore([fit, fit], "validation") is not None
-    reader.saver([fit], "validation", Choice(1))()
-    reader.save([fit], "candidates", Choice(1))
+    reader.saver([fit], "validation", ModelSelection(1))()
+    reader.save([fit], "candidates", ModelSelection(1))
     assert (tmp_path / "c" / "validation" / STATE).read_bytes() == before
     assert not (tmp_path / "c" / "candidates").exists()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.client.pending_requests import UnderWay, copy_of, request_for, shares
+from serving.client.pending_requests import PendingRequests, copy_of, request_for, shares
 from streams.messages import RecommendReply, RecommendRequest
 
 REQUEST = RecommendRequest("r", "ann", deadline_ms=1000)
@@ -25,7 +25,7 @@ def test_a_copy_differs_in_nothing_but_the_time_that_is_left():
 
 
 def test_what_is_not_answered_is_due_again_at_its_times_with_the_same_correlation_id():
-    under_way = UnderWay()
+    under_way = PendingRequests()
     correlation, _ = under_way.add(REQUEST, 10.0, shares(0.9, 2))
     assert under_way.due(10.2) == []
     assert under_way.due(10.5) == [(correlation, copy_of(REQUEST, 0.5))]
@@ -35,7 +35,7 @@ def test_what_is_not_answered_is_due_again_at_its_times_with_the_same_correlatio
 
 
 def test_what_is_answered_failed_or_cancelled_is_not_sent_again():
-    under_way = UnderWay()
+    under_way = PendingRequests()
     answered, failed, cancelled = (under_way.add(REQUEST, 0.0, [1.0]) for _ in range(3))
     under_way.reply(answered[0], RecommendReply("r"))
     under_way.fail(failed[0], RuntimeError())
@@ -45,7 +45,7 @@ def test_what_is_answered_failed_or_cancelled_is_not_sent_again():
 
 
 def test_the_first_reply_wins():
-    under_way = UnderWay()
+    under_way = PendingRequests()
     correlation, waiting = under_way.add(REQUEST, 0.0)
     under_way.reply(correlation, RecommendReply("r", version="first"))
     under_way.reply(correlation, RecommendReply("r", version="second"))
@@ -54,7 +54,7 @@ def test_the_first_reply_wins():
 
 
 def test_a_failure_reaches_whoever_waits():
-    under_way = UnderWay()
+    under_way = PendingRequests()
     both = [under_way.add(REQUEST, 0.0)[1] for _ in range(2)]
     under_way.fail_all(RuntimeError("gone"))
     for waiting in both:
@@ -64,7 +64,7 @@ def test_a_failure_reaches_whoever_waits():
 
 
 def test_it_is_known_whether_the_brokers_took_a_request():
-    under_way = UnderWay()
+    under_way = PendingRequests()
     correlation, waiting = under_way.add(REQUEST, 0.0)
     assert not under_way.is_accepted(waiting.future)
     under_way.accept(correlation)

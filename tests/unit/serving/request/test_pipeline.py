@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from infra.platform.settings import Serving
 from models.ranking.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
 from models.ranking.ranker import Ranked, id_strings
-from models.ranking.ranking_batch import Moment
-from models.ranking.ranking_request import RankingQuery, moment_of
+from models.ranking.ranking_batch import RankingBatch
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Manifest
-from serving.request.draft import Answered, Asked
+from serving.request.draft import Answered, RequestContext
 from serving.request.pipeline import begin, finish
-from serving.request.ranking import Pace
+from serving.request.ranking import LatencyEstimate
 from serving.request.retrieval import Retrieval
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease, load_release
@@ -58,11 +58,13 @@ def views() -> Views:
     return views
 
 
-def ask(views: Views, live: LiveRelease | None, *batch: Asked | RecommendRequest, **changes: Any) -> list[Answered]:
+def ask(
+    views: Views, live: LiveRelease | None, *batch: RequestContext | RecommendRequest, **changes: Any
+) -> list[Answered]:
     """Answers of the two towers alone unless other sources are given in `changes` of the settings."""
     pace, retrieval, selection = changes.pop("pace", None), changes.pop("retrieval", None), changes.pop("selection", {})
     settings = Serving(**({"trending": 0, "similar": 0, "fresh": 0} | changes))
-    asked = [each if isinstance(each, Asked) else Asked(each, 0) for each in batch]
+    asked = [each if isinstance(each, RequestContext) else RequestContext(each, 0) for each in batch]
     return answer(asked, live, kitchen_of(views, settings, retrieval, pace, **selection), now_ms=NOW_MS)
 
 
@@ -100,7 +102,7 @@ def test_what_was_scored_is_looked_at_for_drift(views: Views, live: LiveRelease,
 
 
 def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> None:
-    [answered] = ask(views, live, Asked(of_ann(), 0, wait_ms=3.0))
+    [answered] = ask(views, live, RequestContext(of_ann(), 0, wait_ms=3.0))
     stages = ["wait", "hydrate", "embed", "retrieve", "filter", "sources", "rank", "select", "reply"]
     assert list(answered.reply.stages_ms) == stages
     assert answered.reply.stages_ms["wait"] == 3.0
@@ -173,12 +175,12 @@ def test_a_failed_index_is_left_alone_and_taken_up_again(views: Views, live: Liv
     retrieval = Retrieval(Serving(), seed=1)
     kitchen = kitchen_of(views, Serving(), retrieval)
     index.failure = unavailable()
-    answer([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
+    answer([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
     index.failure = None
-    [answered] = answer([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 499)
+    [answered] = answer([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 499)
     assert answered.reply.degraded
     assert index.searched == []
-    [answered] = answer([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 501)
+    [answered] = answer([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 501)
     assert answered.reply.degraded == ()
 
 
@@ -188,7 +190,7 @@ class BrokenRanker:
     def __init__(self, value: float | None) -> None:
         self.value = value
 
-    def rank(self, moment: Moment) -> Ranked:
+    def rank(self, moment: RankingBatch) -> Ranked:
         if self.value is None:
             raise RuntimeError("no memory")
         return Ranked(np.full(len(moment.request), self.value, np.float32), {}, {})
@@ -227,9 +229,9 @@ def test_a_user_vector_that_is_not_finite_degrades_only_its_request(
 def test_a_request_past_its_deadline_is_answered_from_the_cheap_end(
     views: Views, live: LiveRelease, index: ExactIndex
 ) -> None:
-    late = Asked(of_ann(deadline_ms=30_000), 0, wait_ms=30_001.0)
-    in_time = Asked(of_ann(deadline_ms=30_000), 0, wait_ms=20_000.0)  # whatever else this machine is doing
-    default = Asked(of_ann(), 0, wait_ms=2001.0)
+    late = RequestContext(of_ann(deadline_ms=30_000), 0, wait_ms=30_001.0)
+    in_time = RequestContext(of_ann(deadline_ms=30_000), 0, wait_ms=20_000.0)  # whatever else this machine is doing
+    default = RequestContext(of_ann(), 0, wait_ms=2001.0)
     answers = ask(views, live, late, in_time, default, deadline_s=2.0)
     assert [bool(answered.reply.degraded) for answered in answers] == [True, False, True]
     assert "deadline" in answers[0].reply.degraded[0]
@@ -249,11 +251,11 @@ def test_a_batch_that_is_ranked_in_parts_gives_each_what_it_gets_alone(
     monkeypatch.setattr("models.threads._cores", lambda: 2)
     parts: list[int] = []
 
-    def noted(queries: list[RankingQuery], *rest: Any) -> Moment:
+    def noted(queries: list[RankingQuery], *rest: Any) -> RankingBatch:
         parts.append(len(queries))
-        return moment_of(queries, *rest)
+        return ranking_batch_of(queries, *rest)
 
-    monkeypatch.setattr("serving.request.ranking.moment_of", noted)
+    monkeypatch.setattr("serving.request.ranking.ranking_batch_of", noted)
     users = [f"user-{number}" for number in range(9)]
     for number, user in enumerate(users):
         views.histories.apply(0, user.encode(), encode(history(user, *ITEMS[number : number + 3])))
@@ -302,7 +304,7 @@ def test_the_impression_holds_the_features_that_the_ranker_was_fed(views: Views,
         np.array([each.retrieval_rank for each in shown], np.float32),
         impression.best_score,
     )
-    moment = moment_of([query], live.catalogue, [live.statistics, views.statistics.statistics])
+    moment = ranking_batch_of([query], live.catalogue, [live.statistics, views.statistics.statistics])
     values = compute_numbers(moment, "impression")
     assert [each.values for each in shown] == [row.astype("<f4").tobytes() for row in values]
     assert impression.values == compute_numbers(moment, "query")[0].astype("<f4").tobytes()
@@ -352,7 +354,7 @@ def test_expectations_follow_what_was_watched_of_this_version(views: Views, live
 def test_a_slow_ranker_is_left_out_where_its_answer_would_come_too_late(views: Views, live: LiveRelease) -> None:
     """It took a second for the last batch: who waits for half a second gets retrieval order and is told; in time it is
     tried again."""
-    pace = Pace()
+    pace = LatencyEstimate()
     pace.expected_s = 1.0
     hurried = of_ann(deadline_ms=500)
     [answered] = ask(views, live, hurried, pace=pace)
@@ -412,7 +414,7 @@ def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveR
     kitchen = kitchen_of(views, Serving())
     views.marks.read("user-histories", 0, 4)
     views.marks.read("items", 0, 4)
-    begun = begin([Asked(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
+    begun = begin([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
     views.marks.read("user-histories", 0, 9)
     views.marks.read("items", 0, 9)
     [answered] = finish(begun, kitchen)

@@ -14,7 +14,7 @@ from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
 from serving.request.retrieval import Answer, Query, Retrieval
-from serving.state.recall_audit import ENOUGH, Audit, compare
+from serving.state.recall_audit import ENOUGH, RecallAudit, compare
 from serving.state.release import LiveRelease, load_release
 from tests.unit.serving.worlds import ITEMS, ExactIndex, load, unavailable
 
@@ -234,7 +234,7 @@ def test_recall_and_the_score_that_is_missed_by_hand() -> None:
 def test_nothing_is_concluded_from_a_few_answers_nor_when_it_is_switched_off() -> None:
     exact = (["a"], np.ones(1, np.float32))
     for least, alarmed in ((0.9, True), (0.0, False)):
-        audit = Audit(least)
+        audit = RecallAudit(least)
         for number in range(ENOUGH):
             assert audit.alarm() is None, number
             audit.add((["b"], np.ones(1, np.float32)), exact)

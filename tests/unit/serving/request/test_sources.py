@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
-from serving.request.draft import Answered, Asked, Draft
+from serving.request.draft import Answered, RequestContext, ResponseDraft
 from serving.request.filtering import banned_by, wanted
 from serving.request.sources import NOBODY, Nominees, ask, scores_by_source, unite
 from serving.state.fresh import FreshView
@@ -59,7 +59,7 @@ def trend(views: Views, scope: str, *counts: tuple[str, float]) -> None:
 
 
 def ask_for(views: Views, live: LiveRelease | None, request: RecommendRequest, **settings: Any) -> Answered:
-    asked = Asked(request, 0, 0.0, None if request.filter is None else parse_filter(request.filter))
+    asked = RequestContext(request, 0, 0.0, None if request.filter is None else parse_filter(request.filter))
     [answered] = answer([asked], live, kitchen_of(views, Serving(**settings)), now_ms=NOW_MS)
     return answered
 
@@ -69,10 +69,10 @@ def shown_sources(answered: Answered) -> dict[str, dict[str, float | None]]:
     return {shown.item_id: shown.sources for shown in answered.impression.items}
 
 
-def draft(user: UserHistory | None = None, filter_: str | None = None) -> Draft:
+def draft(user: UserHistory | None = None, filter_: str | None = None) -> ResponseDraft:
     request = RecommendRequest("r1", "ann", filter=filter_)
     parsed = None if filter_ is None else parse_filter(filter_)
-    return Draft(Asked(request, 0, 0.0, parsed), 10, user or UserHistory("ann"), set())
+    return ResponseDraft(RequestContext(request, 0, 0.0, parsed), 10, user or UserHistory("ann"), set())
 
 
 def test_a_candidate_keeps_all_its_sources_and_their_scores(views: Views, live: LiveRelease) -> None:
@@ -167,9 +167,9 @@ def test_every_fresh_item_is_nominated_for_some_and_the_same_ones_for_the_same_r
 
 
 def test_a_source_that_takes_too_long_is_left_out_for_the_rest_of_the_batch() -> None:
-    asked: list[Draft] = []
+    asked: list[ResponseDraft] = []
 
-    def slow(each: Draft) -> Nominees:
+    def slow(each: ResponseDraft) -> Nominees:
         asked.append(each)
         return Nominees(["a"], [1.0])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from serving.request.draft import Asked, Draft, Found
+from serving.request.draft import Found, RequestContext, ResponseDraft
 from serving.state.drift import EVERY, EXPECTED, TWO_TOWERS, AnswerDrift
 from streams.messages import RecommendRequest, UserHistory
 
@@ -12,10 +12,10 @@ RNG = np.random.default_rng(2)
 CANDIDATES = 500
 
 
-def draft(scores: np.ndarray, expected_s: np.ndarray | None) -> Draft:
-    asked = Asked(RecommendRequest("r", "u"), 0)
+def draft(scores: np.ndarray, expected_s: np.ndarray | None) -> ResponseDraft:
+    asked = RequestContext(RecommendRequest("r", "u"), 0)
     ids = [f"i{at}" for at in range(len(scores))]
-    return Draft(asked, 10, UserHistory("u"), set(), found=Found(ids, scores, None), expected_s=expected_s)  # type: ignore[arg-type]
+    return ResponseDraft(asked, 10, UserHistory("u"), set(), found=Found(ids, scores, None), expected_s=expected_s)  # type: ignore[arg-type]
 
 
 def batches(drift: AnswerDrift, version: str, mean: float, seconds: float, count: int = 30) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from serving.worker.clock_skew import ENOUGH, LEAST_S, Skew
+from serving.worker.clock_skew import ENOUGH, LEAST_S, ClockSkew
 
 HOUR_MS = 3_600_000.0
 
 
 def seen(*ages_ms: float, every_s: float = 0.5) -> float:
-    skew = Skew()
+    skew = ClockSkew()
     for number, age_ms in enumerate(ages_ms):
         skew.observe(age_ms, number * every_s)
     return skew.ahead_ms

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Kafka, Serving, Settings
-from serving.worker.intake import Letter, Unsupported, open_letter
+from serving.worker.intake import ParsedRequest, Unsupported, parse_request
 from streams.messages import RecommendRequest, encode
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-"), serving=Serving(max_k=50))
@@ -17,9 +17,9 @@ OURS = {"x-watch-events": 4, "x-recommend-requests": 4, "__consumer_offsets": 50
 GOOD = encode(RecommendRequest("r1", "ann", k=5))
 
 
-def opened(value: bytes | None = GOOD, *headers: tuple[str, bytes]) -> Letter:
+def opened(value: bytes | None = GOOD, *headers: tuple[str, bytes]) -> ParsedRequest:
     record: Any = SimpleNamespace(value=value, headers=headers)
-    return open_letter(record, SETTINGS, lambda topic: (THEIRS | OURS).get(topic, 0))
+    return parse_request(record, SETTINGS, lambda topic: (THEIRS | OURS).get(topic, 0))
 
 
 def test_a_plain_request_is_answered_on_the_default_topic() -> None:

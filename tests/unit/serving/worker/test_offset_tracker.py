@@ -6,7 +6,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from infra.platform import metrics
-from serving.worker.offset_tracker import CLIENT, CLIENT_S, Ledger
+from serving.worker.offset_tracker import CLIENT, CLIENT_S, OffsetTracker
 
 P0, P1 = TopicPartition("recommend-requests", 0), TopicPartition("recommend-requests", 1)
 
@@ -32,7 +32,7 @@ class Unanswered(Future):
 
 
 def test_offsets_wait_for_everything_that_they_caused() -> None:
-    ledger, reply, impression = Ledger(), Future(), Future()
+    ledger, reply, impression = OffsetTracker(), Future(), Future()
     ledger.add("recommend-replies", reply)
     ledger.add("impressions", impression)
     ledger.seal({P0: 5})
@@ -45,7 +45,7 @@ def test_offsets_wait_for_everything_that_they_caused() -> None:
 
 
 def test_a_later_batch_never_overtakes_an_earlier_one() -> None:
-    ledger, first = Ledger(), Future()
+    ledger, first = OffsetTracker(), Future()
     ledger.add("recommend-replies", first)
     ledger.seal({P0: 5})
     ledger.add("recommend-replies", acknowledged())
@@ -56,7 +56,7 @@ def test_a_later_batch_never_overtakes_an_earlier_one() -> None:
 
 
 def test_offsets_of_lost_partitions_are_not_committed() -> None:
-    ledger, first = Ledger(), Future()
+    ledger, first = OffsetTracker(), Future()
     ledger.add("recommend-replies", first)
     ledger.seal({P0: 5, P1: 3})
     ledger.forget([1])
@@ -65,7 +65,7 @@ def test_offsets_of_lost_partitions_are_not_committed() -> None:
 
 
 def test_a_loss_on_our_own_topic_is_raised_and_its_offset_not_due() -> None:
-    ledger = Ledger()
+    ledger = OffsetTracker()
     ledger.add("impressions", lost())
     ledger.seal({P0: 5})
     with pytest.raises(KafkaTimeoutError):
@@ -75,7 +75,7 @@ def test_a_loss_on_our_own_topic_is_raised_and_its_offset_not_due() -> None:
 
 def test_a_clients_topic_that_does_not_answer_holds_offsets_for_a_moment_only() -> None:
     now_s = [100.0]
-    ledger, theirs, ours = Ledger(lambda: now_s[0]), Future(), Future()
+    ledger, theirs, ours = OffsetTracker(lambda: now_s[0]), Future(), Future()
     ledger.add(CLIENT, theirs)
     ledger.add("impressions", ours)
     ledger.seal({P0: 5})
@@ -89,7 +89,7 @@ def test_a_clients_topic_that_does_not_answer_holds_offsets_for_a_moment_only() 
 
 
 def test_a_loss_on_a_clients_topic_is_borne() -> None:
-    ledger = Ledger()
+    ledger = OffsetTracker()
     ledger.add(CLIENT, lost())
     ledger.seal({P0: 5})
     assert ledger.acknowledged() == {P0: 5}
@@ -98,7 +98,7 @@ def test_a_loss_on_a_clients_topic_is_borne() -> None:
 def test_who_gives_partitions_up_waits_for_a_clients_topic_for_a_moment_only() -> None:
     """Else what was answered is answered again by the next owner."""
     now_s = [100.0]
-    ledger = Ledger(lambda: now_s[0])
+    ledger = OffsetTracker(lambda: now_s[0])
     for offset in (5, 6):
         ledger.add(CLIENT, Unanswered(now_s))
         ledger.seal({P0: offset})
@@ -109,7 +109,7 @@ def test_who_gives_partitions_up_waits_for_a_clients_topic_for_a_moment_only() -
 
 def test_who_gives_partitions_up_says_when_our_own_topics_do_not_answer() -> None:
     now_s = [100.0]
-    ledger = Ledger(lambda: now_s[0])
+    ledger = OffsetTracker(lambda: now_s[0])
     ledger.add("impressions", Unanswered(now_s))
     ledger.seal({P0: 5})
     with pytest.raises(KafkaTimeoutError):

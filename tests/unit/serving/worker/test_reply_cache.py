@@ -3,13 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.worker.reply_cache import Key, Repeats
+from serving.worker.reply_cache import Key, ReplyCache
 
 ANN = Key("ann", "r1")
 
 
 def test_a_repeated_request_gets_the_same_reply_until_the_window_is_over() -> None:
-    repeats: Repeats[str] = Repeats(1000, 10)
+    repeats: ReplyCache[str] = ReplyCache(1000, 10)
     assert repeats.reply_to(ANN, 0) is None
     repeats.begin(ANN)
     assert repeats.end(ANN, b"list", 0) == []
@@ -19,7 +19,7 @@ def test_a_repeated_request_gets_the_same_reply_until_the_window_is_over() -> No
 
 
 def test_who_repeats_a_request_under_way_waits_for_the_same_reply() -> None:
-    repeats: Repeats[str] = Repeats(1000, 10)
+    repeats: ReplyCache[str] = ReplyCache(1000, 10)
     assert not repeats.join(ANN, "early")
     repeats.begin(ANN)
     assert repeats.join(ANN, "second")
@@ -29,7 +29,7 @@ def test_who_repeats_a_request_under_way_waits_for_the_same_reply() -> None:
 
 
 def test_an_answer_that_failed_is_not_repeated() -> None:
-    repeats: Repeats[str] = Repeats(1000, 10)
+    repeats: ReplyCache[str] = ReplyCache(1000, 10)
     repeats.begin(ANN)
     repeats.join(ANN, "second")
     assert repeats.end(ANN, None, 5) == ["second"]
@@ -37,14 +37,14 @@ def test_an_answer_that_failed_is_not_repeated() -> None:
 
 
 def test_without_a_window_nothing_is_kept() -> None:
-    repeats: Repeats[str] = Repeats(0, 10)
+    repeats: ReplyCache[str] = ReplyCache(0, 10)
     repeats.remember(ANN, b"list", 0)
     assert len(repeats) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 400)), max_size=80))
 def test_no_more_is_kept_than_the_window_and_the_bound_allow(sent: list[tuple[int, int]]) -> None:
-    repeats: Repeats[str] = Repeats(1000, 5)
+    repeats: ReplyCache[str] = ReplyCache(1000, 5)
     now_ms = 0
     newest: dict[Key, tuple[int, bytes]] = {}
     for number, later_ms in sent:

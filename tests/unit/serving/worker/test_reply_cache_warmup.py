@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from serving.worker.reply_cache import Key
-from serving.worker.reply_cache_warmup import HandedOver, Recent, read_recent
+from serving.worker.reply_cache_warmup import Recent, ReplyCacheWarmup, read_recent
 from streams import topics
 from streams.messages import Impression, RecommendReply, Shown, decode, encode
 from tests.conftest import on_both_brokers
@@ -51,7 +51,7 @@ def test_the_replies_of_the_last_moments_are_read_from_impressions(told: Setting
 
 
 def test_only_partitions_that_are_new_are_read_and_each_says_when_it_was(told: Settings) -> None:
-    handed_over = HandedOver(told.kafka, window_s=30.0)
+    handed_over = ReplyCacheWarmup(told.kafka, window_s=30.0)
     handed_over.begin(frozenset({0}), NOW_MS)
     assert [recent.key.request_id for recent in until_read(handed_over, frozenset({0}))] == ["new"]
     handed_over.begin(frozenset({0, 1}), NOW_MS)
@@ -62,13 +62,13 @@ def test_only_partitions_that_are_new_are_read_and_each_says_when_it_was(told: S
 
 
 def test_without_a_window_nothing_is_waited_for(told: Settings) -> None:
-    handed_over = HandedOver(told.kafka, window_s=0.0)
+    handed_over = ReplyCacheWarmup(told.kafka, window_s=0.0)
     handed_over.begin(frozenset({0, 1}), NOW_MS)
     assert handed_over.read == {0, 1}
     assert handed_over.take() == []
 
 
-def until_read(handed_over: HandedOver, partitions: frozenset[int]) -> list[Recent]:
+def until_read(handed_over: ReplyCacheWarmup, partitions: frozenset[int]) -> list[Recent]:
     deadline = time.monotonic() + 20
     while handed_over.read != partitions:
         assert time.monotonic() < deadline, "not in time"

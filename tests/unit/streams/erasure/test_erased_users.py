@@ -9,8 +9,8 @@ import pytest
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import DONE, USER, ForgetSecretWrong, Forgotten, fingerprint, hash_of
-from streams.erasure.erasure_worker import Forgetting
+from streams.erasure.erased_users import DONE, USER, ErasedUsers, ForgetSecretWrong, fingerprint, hash_of
+from streams.erasure.erasure_worker import ErasureWorker
 from streams.erasure.retention_report import FOR_EVER_MS, until_ms
 from streams.history.app import apply
 from streams.kafka.intake import Raw
@@ -36,8 +36,8 @@ def record_of(user_id: str, at_ms: int = AT_MS, secret: str = "") -> tuple[bytes
     return key.encode(), encode(UserForgotten(at_ms, fingerprint(secret.encode())))
 
 
-def forgotten_of(*users: str) -> Forgotten:
-    forgotten = Forgotten("")
+def forgotten_of(*users: str) -> ErasedUsers:
+    forgotten = ErasedUsers("")
     for offset, user in enumerate(users):
         forgotten.hear(*record_of(user), offset)
     return forgotten
@@ -75,7 +75,7 @@ def test_no_id_stands_in_a_record_and_another_secret_is_another_hash():
 
 def test_records_of_another_secret_are_refused_with_the_way_out():
     with pytest.raises(ForgetSecretWrong, match="NEXTWATCH_FORGET__SECRET"):
-        Forgotten("mine").hear(*record_of("u", secret="theirs"), 0)
+        ErasedUsers("mine").hear(*record_of("u", secret="theirs"), 0)
 
 
 @pytest.mark.parametrize("kind", [UserHistory, JoinState])
@@ -131,7 +131,7 @@ def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_
         del table[user_id]
         outbox.add(topics.USER_HISTORIES, 0, user_id.encode(), None)
 
-    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, drop)
+    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, drop)
     told = [(*record_of(user), offset) for offset, user in enumerate(users[:20])]
 
     async def hear() -> None:
@@ -158,7 +158,7 @@ def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_
 def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
     """One user in a hundred thousand is forgotten while events come."""
     table = {f"user-{number}": encode(UserHistory(f"user-{number}")) for number in range(20_000)}
-    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
     home = topics.partition_of("user-7", SETTINGS.kafka.partitions)
     turns, heard = 0, [(*record_of("user-7"), 0)]
 
@@ -189,7 +189,7 @@ def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
 
 def test_who_is_put_into_the_table_by_a_batch_that_was_under_way_is_found():
     table: dict[str, bytes] = {}
-    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
     forgetting._taken[HOME] = 0
 
     async def hear() -> None:
@@ -213,7 +213,7 @@ def test_who_is_put_into_the_table_by_a_batch_that_was_under_way_is_found():
 def test_who_is_recovered_after_the_look_is_forgotten_too():
     """A partition that came to us since: its users were not there to be looked at."""
     table = {"u": encode(UserHistory("u"))}
-    forgetting = Forgetting(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
     forgetting._looked, forgetting._found = 1, []
     forgetting.users.hear(*record_of("u"), 0)
     asyncio.run(forgetting.advance({HOME}, Outbox()))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
-from models.ranking.ranking_batch import HISTORY, Names
+from models.ranking.ranking_batch import HISTORY, Codes
 from models.ranking.ranking_examples import QUERY_IDS
 from streams.export import ranking_archive
 from streams.export.ranking_archive import ServedExamples, is_usable, store_served
@@ -122,7 +122,7 @@ def by_time(found: ServedExamples) -> list[int]:
 
 
 def names(found: ServedExamples, feature: str, row: int) -> tuple[str, ...]:
-    named: Names = found.examples.ids[feature]
+    named: Codes = found.examples.ids[feature]
     at = found.examples.request[row] if feature in QUERY_IDS else row
     return tuple(named.names[code] for code in named.codes[at].tolist() if code)
 

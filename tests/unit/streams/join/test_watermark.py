@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.join.due_queue import Schedule
+from streams.join.due_queue import DueQueue
 from streams.join.watermark import IDLE_MS, STUCK_MS, Watermark
 
 NOW_MS = 1_000_000
@@ -78,7 +78,7 @@ def test_after_a_restart_it_goes_on_from_what_is_known():
 
 
 def test_who_is_due_is_taken_once_and_at_the_time_that_was_set_last():
-    schedule = Schedule()
+    schedule = DueQueue()
     for name, due_ms in (("a", 10), ("b", 20), ("a", 30), ("c", 5), ("c", None), ("b", 15)):
         schedule.put(name, due_ms)
     assert len(schedule) == 2
@@ -88,7 +88,7 @@ def test_who_is_due_is_taken_once_and_at_the_time_that_was_set_last():
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 20)), st.integers(1, 5))
 def test_of_many_some_are_taken_at_a_time_and_all_up_to_the_time_that_is_told(due, most):
-    schedule = Schedule()
+    schedule = DueQueue()
     for name, due_ms in due.items():
         schedule.put(name, due_ms)
     reached_ms, left = -1, dict(due)

@@ -14,7 +14,7 @@ import pytest
 from infra.platform.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.client.client import MOST_TIMES, RecommendClient, RequestFailed
-from serving.client.pending_requests import UnderWay
+from serving.client.pending_requests import PendingRequests
 from serving.worker.intake import Unsupported, read_filter
 from streams.messages import (
     Impression,
@@ -89,7 +89,7 @@ def test_a_filter_too_long_to_be_read_is_told_as_such() -> None:
 
 def test_a_reply_that_is_too_large_fails_its_request_and_nothing_else() -> None:
     client = RecommendClient.__new__(RecommendClient)  # what reads replies, without brokers
-    client._kafka, client._under_way = Kafka(max_message_bytes=100), UnderWay()
+    client._kafka, client._under_way = Kafka(max_message_bytes=100), PendingRequests()
     for size, fits in ((10, True), (MOST_TIMES * 100, False)):
         correlation, waiting = client._under_way.add(RecommendRequest("r", "u"), 0.0, ())
         reply = encode(RecommendReply("r", version="v" * size))

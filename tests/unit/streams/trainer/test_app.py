@@ -18,7 +18,7 @@ from streams.kafka.outbox import Placed
 from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
 from streams.trainer.app import Known, TrainerWorker
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress
-from streams.trainer.restore import TakenBack
+from streams.trainer.restore import Restored
 from tests.unit.streams.erasure.test_erased_users import record_of
 from tests.unit.streams.memory_log import MemoryLog
 from tests.unit.streams.trainer.test_learner import example
@@ -257,7 +257,7 @@ def test_where_a_new_release_begins_is_published_before_anything_is_learnt(
     assert worker.learner is not None
     learner = worker.learner
     learner.begin_at(5)
-    monkeypatch.setattr("streams.trainer.app.take_back", lambda *_: TakenBack(learner, 5, 5, set()))
+    monkeypatch.setattr("streams.trainer.app.take_back", lambda *_: Restored(learner, 5, 5, set()))
 
     async def adopted() -> None:
         worker.hear_assignment(True)

@@ -12,7 +12,7 @@ from infra.platform.settings import Settings
 from streams import topics
 from streams.erasure.erased_users import ForgetSecretWrong
 from streams.trainer import control_state as module
-from streams.trainer.control_state import Known
+from streams.trainer.control_state import ControlState
 from tests.unit.streams.erasure.test_erased_users import record_of
 
 
@@ -40,7 +40,7 @@ class Follower:
 def test_a_broker_that_is_away_when_reading_begins_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "TopicFollower", Follower)
     monkeypatch.setattr(module, "RETRY_S", 0.01)
-    known = Known(Settings())
+    known = ControlState(Settings())
     known.start()
     try:
         assert known.caught_up.wait(10), "its thread has not ended"
@@ -55,7 +55,7 @@ def test_another_secret_than_that_of_before_is_said_to_who_asks(monkeypatch: pyt
     monkeypatch.setattr(module, "TopicFollower", Follower)
     monkeypatch.setattr(Follower, "away", 0)
     monkeypatch.setattr(Follower, "poll", lambda self, wait_s: [record])
-    known = Known(Settings())
+    known = ControlState(Settings())
     known.check()
     known.start()
     assert known.caught_up.wait(10)

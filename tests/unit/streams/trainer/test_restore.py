@@ -15,7 +15,7 @@ from streams import topics
 from streams.messages import ItemVector
 from streams.trainer import restore as module
 from streams.trainer.learner import Learner
-from streams.trainer.restore import take_back
+from streams.trainer.restore import restore_release
 from tests.unit.streams.trainer.test_learner import example
 
 COMMITTED = 700
@@ -23,9 +23,9 @@ COMMITTED = 700
 
 @pytest.fixture
 def taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`take_back` of a bundle with this offset, when the topic holds these rows."""
+    """`restore_release` of a bundle with this offset, when the topic holds these rows."""
 
-    def take(offset: int | None, *rows: tuple[bytes, ItemVector | None]) -> module.TakenBack:
+    def take(offset: int | None, *rows: tuple[bytes, ItemVector | None]) -> module.Restored:
         offsets = {} if offset is None else {f"{topics.TRAINING_EXAMPLES}/0": offset}
         known = dataclasses.replace(bundle, manifest=replace(bundle.manifest, offsets=offsets))
         monkeypatch.setattr(module, "read_bundle", lambda *_: known)
@@ -37,7 +37,7 @@ def taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
             return set()
 
         monkeypatch.setattr(module, "_restore", restore)
-        return take_back(Settings(), bundle.manifest.version, {}, 1)
+        return restore_release(Settings(), bundle.manifest.version, {}, 1)
 
     return take
 
