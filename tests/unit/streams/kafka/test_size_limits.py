@@ -15,7 +15,7 @@ from infra.platform.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.client.client import MOST_TIMES, RecommendClient, RequestFailed
 from serving.client.pending_requests import PendingRequests
-from serving.worker.intake import Unsupported, read_filter
+from serving.request.parsing import Unsupported, read_filter
 from streams.messages import (
     Impression,
     Item,
