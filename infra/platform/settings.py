@@ -1,4 +1,4 @@
-"""What is configured: one typed, frozen tree, built once at the entry point and handed down by section.
+"""All that is configured: one typed, frozen tree, built once at the entry point and handed down by section.
 
 Sources, later ones win: the defaults here, a TOML file, `NEXTWATCH_*` environment variables (two underscores go one
 level down: `NEXTWATCH_KAFKA__BOOTSTRAP`). A name that no setting has is refused wherever it comes from, because a

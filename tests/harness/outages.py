@@ -121,7 +121,9 @@ class Memory:
                 self.most[name] = max(mb, self.most.get(name, 0.0))
 
     def _look(self) -> dict[str, float]:
-        return {name: resident_mb(child.pid) for name, child in self._system.children.items() if child.poll() is None}
+        return {
+            name: resident_mb(process.pid) for name, process in self._system.processes.items() if process.poll() is None
+        }
 
 
 @dataclass
@@ -154,8 +156,8 @@ class System:
         self._item_keys = {item.encode() for item in self.releases.items}
 
     @property
-    def children(self) -> dict[str, GuardedProcess]:
-        return self.service.children
+    def processes(self) -> dict[str, GuardedProcess]:
+        return self.service.processes
 
     @contextlib.contextmanager
     def watching(self, per_s: float) -> Iterator[Watching]:
@@ -185,7 +187,7 @@ class System:
 
     @contextlib.contextmanager
     def broker_killed(self) -> Iterator[None]:
-        self.broker.child.kill()
+        self.broker.process.kill()
         try:
             yield
         finally:
@@ -193,7 +195,7 @@ class System:
 
     @contextlib.contextmanager
     def milvus_killed(self) -> Iterator[None]:
-        self.milvus.child.kill()
+        self.milvus.process.kill()
         try:
             yield
         finally:
@@ -205,8 +207,8 @@ class System:
         """/health of each process by its name here."""
         records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
         return {
-            name: fetch_health(records[child.pid]) if child.pid in records else {"ready": False}
-            for name, child in self.children.items()
+            name: fetch_health(records[process.pid]) if process.pid in records else {"ready": False}
+            for name, process in self.processes.items()
         }
 
     def all_ready(self) -> bool:
@@ -408,9 +410,9 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
     releases = train_releases(settings.bundles_dir, 1, size or Size(), now_ms=now_ms())
     with contextlib.ExitStack() as stack:
         broker = start_broker(settings)
-        stack.callback(broker.child.stop)
+        stack.callback(broker.process.stop)
         milvus = start_milvus(settings, probe=milvus_answers)
-        stack.callback(milvus.child.stop)
+        stack.callback(milvus.process.stop)
         settings = fill_in(settings, broker.bootstrap, milvus.uri)
         topics.create_topics(settings.kafka)
         traffic = Traffic(settings.kafka)
@@ -435,8 +437,8 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
 def start_again(service: Service, environ: Mapping[str, str], stop: threading.Event) -> None:
     """As a supervisor does, those that have stepped aside because the group had gone on without them; no others."""
     while not stop.wait(0.2):
-        for name, child in list(service.children.items()):
-            if child.poll() == EXIT_AGAIN:
+        for name, process in list(service.processes.items()):
+            if process.poll() == EXIT_AGAIN:
                 with environ_with(environ):
                     service.start(name)
 

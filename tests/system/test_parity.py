@@ -35,11 +35,11 @@ def served(kafka: str, milvus_uri: str, make_settings: Callable[..., Settings]) 
     create_topics(settings.kafka)
     world = World(seed=3, start_ms=now_ms(), users=60, channels=12, items=150, events_per_s=5.0, item_every_s=2.0)
     log, items = world.past_log(now_ms() - 3 * DAY_MS, now_ms(), 1500), world.items_frame(now_ms())
-    with running(settings) as children, Cluster(settings.kafka) as cluster:
+    with running(settings) as processes, Cluster(settings.kafka) as cluster:
         replay(log, settings, items=items)
         wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         release(settings, log, items)
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         with RecommendClient(settings.kafka) as client, SimulatedTraffic(world, settings.kafka, client, 10.0):
             wait_until(lambda: cluster.total(ITEM_STATISTICS) > 100, "statistics of what was shown", 120)
             before = cluster.total(IMPRESSIONS)

@@ -133,7 +133,7 @@ def test_what_is_taken_down_is_in_no_reply_after_two_seconds_and_comes_back(serv
 
 def test_what_is_taken_down_while_milvus_is_away_is_in_no_reply_then_nor_when_it_is_back(service, client, items):
     user = viewers(service)[0]
-    service.milvus.child.kill()
+    service.milvus.process.kill()
     wait_until(lambda: mirror_answers(client, user), "the mirror answers", WAIT_S)
     assert all(all_of(items, shown(client, user)) for user in everybody(service))
     since_s = take_down(service, items)
@@ -147,7 +147,7 @@ def test_what_is_taken_down_while_milvus_is_away_is_in_no_reply_then_nor_when_it
 
 def test_what_is_down_stays_down_when_the_index_is_built_anew_from_bundle_and_topics(service, client, items):
     since_s = take_down(service, items)
-    service.children["indexer"].stop()
+    service.processes["indexer"].stop()
     service.empty_milvus()
     service.start("indexer")
     service.wait_ready("indexer")
@@ -189,7 +189,7 @@ def passes(service: Service, item: str, marker: np.ndarray) -> bool:
 def test_a_server_that_starts_anew_shows_nothing_that_is_down(service, client, items):
     since_s = take_down(service, items)
     assert_gone(service, client, items, since_s)
-    assert service.children["serving"].stop() == 0
+    assert service.processes["serving"].stop() == 0
     service.start("serving")
     assert_gone(service, client, items, since_s)  # from its very first reply
     service.wait_ready("serving")
@@ -216,7 +216,7 @@ def test_what_the_trainer_lets_go_of_while_milvus_is_away_leaves_the_mirror_and_
         assert any("mirror" in step for step in reply.degraded)
         return item in {each.item_id for each in reply.items if each.source in TOWERS}
 
-    service.milvus.child.kill()
+    service.milvus.process.kill()
     wait_until(lambda: mirror_answers(client, user), "the mirror answers", WAIT_S)
     assert is_found()
     service.traffic.send(topics.ITEM_VECTORS, item, None)

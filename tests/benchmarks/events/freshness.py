@@ -47,12 +47,12 @@ def measure(report: Report, quick: bool) -> None:
     now_ms = _now_ms()
     world = World(seed=3, start_ms=now_ms, events_per_s=EVENTS_PER_S)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
-    with temporary_settings() as own, embedded(own) as settings, running(settings) as children:
+    with temporary_settings() as own, embedded(own) as settings, running(settings) as processes:
         replay(log, settings, items=items)
         with Cluster(settings.kafka) as cluster:
             wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         version = release(settings, log, items)["version"]
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         probe(report, settings, Feed(world, settings), version, seconds)
 
 

@@ -49,13 +49,13 @@ def measure(report: Report, quick: bool) -> None:
     with (
         temporary_settings() as own,
         embedded(own) as settings,
-        running(settings) as children,
+        running(settings) as processes,
         Cluster(settings.kafka) as cluster,
     ):
         replay(past, settings, items=items)  # the histories as they were on the evening of 3 May
         wait_until(lambda: is_worked_off(cluster), "histories of the past", PATIENCE_S, every_s=0.5)
         trained_s = seconds_of(lambda: release(settings, past, items))
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         wait_until(lambda: is_worked_off(cluster), "the trainer", PATIENCE_S, every_s=0.5)
         run(report, settings, cluster, live, past.height, trained_s)
 

@@ -51,13 +51,13 @@ def measure(report: Report, quick: bool) -> None:
     with (
         temporary_settings(**SECTIONS) as own,
         embedded(own) as settings,
-        running(settings) as children,
+        running(settings) as processes,
         Cluster(settings.kafka) as cluster,
     ):
         replay(log, settings, items=items)
         wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         release(settings, log, items)
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         serve(settings, world, cluster, wanted)
         for topic in (USER_HISTORIES, ITEM_STATISTICS):
             report.add(what=f"records of {topic}", value=cluster.total(topic))
@@ -68,14 +68,14 @@ def serve(settings: Settings, world: World, cluster: Cluster, wanted: int) -> No
     """Let people ask until so many lists are recorded; no faster than they are answered, so that all are ranked."""
     with (
         RecommendClient(settings.kafka) as client,
-        SimulatedTraffic(world, settings.kafka, client, REQUESTS_PER_S) as audience,
+        SimulatedTraffic(world, settings.kafka, client, REQUESTS_PER_S) as traffic,
     ):
         before, began_s = cluster.total(IMPRESSIONS), time.monotonic()
         while (lists := cluster.total(IMPRESSIONS) - before) < wanted and time.monotonic() - began_s < WITHIN_S:
-            waiting = audience.asked - audience.answered - audience.failed
-            audience.requests_per_s = REQUESTS_PER_S if waiting < MOST_WAITING else 0.0
+            waiting = traffic.asked - traffic.answered - traffic.failed
+            traffic.requests_per_s = REQUESTS_PER_S if waiting < MOST_WAITING else 0.0
             time.sleep(0.1)
-        say(f"{lists:,} lists, {audience.watched:,} watches, {audience.failed} requests failed")
+        say(f"{lists:,} lists, {traffic.watched:,} watches, {traffic.failed} requests failed")
 
 
 def add_parity(report: Report, settings: Settings) -> None:

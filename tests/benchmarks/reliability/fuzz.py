@@ -46,7 +46,7 @@ def measure(report: Report, quick: bool) -> None:
         unanswered = 0
         for seed, topic in enumerate((*SET_ASIDE, *PASSED_OVER)):
             unanswered += flood(report, service, account, client, topic, count, seed)
-        died = [name for name, child in service.children.items() if child.poll() is not None]
+        died = [name for name, process in service.processes.items() if process.poll() is not None]
     report.bar("unaccounted", sum(row["unaccounted"] for row in report.rows), at_most=0)
     report.bar("processes that died", len(died), at_most=0)
     report.bar("requests without a reply", unanswered, at_most=0)

@@ -118,9 +118,9 @@ def live_through(service: Service, client: RecommendClient, outcome: Outcome, sa
 
 
 def note_memory(service: Service, memory: dict[str, list[tuple[float, float]]], began_s: float) -> None:
-    for name, child in list(service.children.items()):
-        if mb := resident_mb(child.pid):
-            memory[f"{name} (pid {child.pid})"].append((time.monotonic() - began_s, mb))
+    for name, process in list(service.processes.items()):
+        if mb := resident_mb(process.pid):
+            memory[f"{name} (pid {process.pid})"].append((time.monotonic() - began_s, mb))
 
 
 def resident_mb(pid: int) -> float:

@@ -38,7 +38,7 @@ def measure(report: Report, quick: bool) -> None:
             with served(on, first="index") as (settings, _):
                 when_killed(report, on, settings, quick)
             on.milvus.restart()
-            wait_until_ready(on.milvus.child, on.milvus.is_ready, 60)
+            wait_until_ready(on.milvus.process, on.milvus.is_ready, 60)
 
 
 def by_choice(report: Report, on: Ground, settings: Settings, echo: Settings, quick: bool) -> None:
@@ -65,7 +65,7 @@ def when_killed(report: Report, on: Ground, settings: Settings, quick: bool) -> 
     with RecommendClient(settings.kafka) as client:
         healthy = {each: ask(client, users(on, count), each) for each, count in counts.items()}
         say("killing Milvus")
-        killer = threading.Timer(KILL_AFTER_S, on.milvus.child.kill)
+        killer = threading.Timer(KILL_AFTER_S, on.milvus.process.kill)
         killer.start()
         down = {32: ask(client, users(on, counts[32]), 32, warm_up=False)}
         killer.join()

@@ -65,9 +65,9 @@ def measure(report: Report, quick: bool) -> None:
     with ground(small) as on:
         for items in QUICK_SIZES if quick else SIZES:
             publish(on, small, items)
-            with served(on, search_s=PATIENT_S) as (settings, child), echoing(on) as echo:
+            with served(on, search_s=PATIENT_S) as (settings, process), echoing(on) as echo:
                 found = in_turns(on, settings, echo, rounds, requests)
-                memory = memory_of(child.pid)
+                memory = memory_of(process.pid)
             add_rows(report, items, found)
             report.note(
                 f"{items:,} items: the serving process has {memory['anonymous']:,.0f} MB of its own in memory "

@@ -129,7 +129,9 @@ def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(
         trending = first(by_password.kafka, topics.TRENDING, Trending)
         with RecommendClient(by_password.kafka) as client:
             reply = client.recommend("alice", timeout_s=SOON_S, retries=3)
-        commands_told = [Path(f"/proc/{child.pid}/cmdline").read_text() for child in (*ours.values(), *others.values())]
+        commands_told = [
+            Path(f"/proc/{process.pid}/cmdline").read_text() for process in (*ours.values(), *others.values())
+        ]
     logs = [path.read_text() for path in (tmp_path / "logs").iterdir()]
     assert len(logs) == 4 and not [text for text in (*logs, *commands_told) if PASSWORD in text]
     assert [watched.item_id for watched in history.watches] == ["some-video"]

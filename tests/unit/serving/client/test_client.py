@@ -150,10 +150,10 @@ def test_a_broker_that_goes_away_is_named_by_the_time_out_and_nobody_hangs(make_
     try:
         create_topics(kafka)
         with RecommendClient(kafka) as client:
-            broker.child.stop()
+            broker.process.stop()
             began = time.monotonic()
             with pytest.raises(RequestTimeout, match=rf"nor have the brokers acknowledged.*{broker.bootstrap}"):
                 client.recommend("ann", timeout_s=0.5)
             assert time.monotonic() - began < 8
     finally:
-        broker.child.stop()
+        broker.process.stop()

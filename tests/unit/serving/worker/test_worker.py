@@ -503,7 +503,7 @@ def test_without_milvus_everybody_is_answered_and_with_it_the_index_is_used_agai
             fill(other.index, load(bundles_dir, system.bundles[0]))
             furnish(other)
             other.tell(history("ann", "item-3"))
-            milvus.child.stop()
+            milvus.process.stop()
             reply = other.client.recommend("ann", k=5, timeout_s=WAIT_S)
             step = "mirror" if mirror_items else "trending"
             assert {item.source for item in reply.items} == {source}
@@ -511,7 +511,7 @@ def test_without_milvus_everybody_is_answered_and_with_it_the_index_is_used_agai
             milvus.restart()
             other.until(lambda: other.client.recommend("ann", k=5, timeout_s=WAIT_S).degraded == ())
     finally:
-        milvus.child.stop()
+        milvus.process.stop()
 
 
 @contextlib.contextmanager
