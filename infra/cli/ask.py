@@ -38,9 +38,10 @@ def recommend(
     """Ask for recommendations, through the request topic."""
     import msgspec
 
-    from serving.client.client import RecommendClient
+    from infra.platform.kafka_clients import client_options
+    from nextwatch_client import RecommendClient
 
-    with RecommendClient(context.obj.connected.kafka) as client:
+    with RecommendClient(client_options(context.obj.connected.kafka)) as client:
         reply = client.recommend(user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(reply)).decode())

@@ -23,16 +23,17 @@ from rich.table import Table
 from infra.local.stack import running_stack
 from infra.operate.progress import Step, progress_bars
 from infra.operate.status import Samples, delay_of, read_status, since, within_s
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.demo_context import Claims, DemoContext, go_live
 from infra.simulation.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranker
 from infra.simulation.simulated_traffic import Sender, SimulatedTraffic, now_ms, wait_for
 from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, Recommended, RecommendReply
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import Recommended, RecommendReply, WatchEvent
+from streams.messages import WatchEvent
 
 DAY_MS = 24 * 3600 * 1000
 PAST_DAYS = 10
@@ -53,7 +54,7 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
         console.print("starting broker, Milvus, history, trending, trainer, indexer, serving ...")
         with (
             running_stack(settings, _quiet(console), is_limited=True) as (reachable, _),
-            RecommendClient(reachable.kafka) as client,
+            RecommendClient(client_options(reachable.kafka)) as client,
         ):
             world = World(seed=seed, start_ms=now_ms())
             past_watches = _first_release(world, reachable, console)

@@ -19,8 +19,7 @@ from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams.releases import wait_until_served
 
 ASKED_WITHIN_S = 15.0

@@ -24,9 +24,9 @@ from infra.operate.training import retrain_ranker
 from infra.platform.settings import Kafka
 from infra.simulation.demo_context import Claims, DemoContext, go_live
 from infra.simulation.simulated_traffic import now_ms, wait_for
+from nextwatch_client import Recommended
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import Recommended
 
 Doubles = NDArray[np.float64]
 

@@ -19,9 +19,9 @@ from kafka.errors import KafkaError
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from infra.simulation.world import World
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
-from streams.messages import Item, RecommendReply, RecommendRequest, SearchEvent, WatchEvent, encode
+from streams.messages import Item, SearchEvent, WatchEvent, encode
 
 log = structlog.get_logger(__name__)
 

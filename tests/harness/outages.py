@@ -27,11 +27,11 @@ from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from models.retrieval.incremental import STATE_COLUMNS
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams import messages, topics
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
@@ -169,7 +169,7 @@ class System:
     def asking(self, per_s: float) -> Iterator[list[Asked]]:
         asked: list[Asked] = []
         users = list(self.releases.histories)
-        with RecommendClient(self.settings.kafka) as client:
+        with RecommendClient(client_options(self.settings.kafka)) as client:
             with steady(client, users, per_s, asked, tag=uuid.uuid4().hex[:6]):
                 yield asked
             wait_for_replies(asked, PATIENCE_S)
@@ -233,7 +233,7 @@ class System:
         self.acknowledged[event.event_id] = (user, item)
         wait_until(lambda: self._has_history(user), "a watch in its history", PATIENCE_S)
         done("watch")
-        with RecommendClient(self.settings.kafka) as client:
+        with RecommendClient(client_options(self.settings.kafka)) as client:
             client.recommend(next(iter(self.releases.histories)), timeout_s=PATIENCE_S, retries=round(PATIENCE_S))
         done("request")
         return after_s
@@ -454,7 +454,7 @@ def tell(service: Service) -> None:
 
 def ask_and_wait(bootstrap: str, partitions: str, user: str, count: str) -> None:
     """A client as a process of its own: it sends, says so, and then reads its replies, or tries to."""
-    with RecommendClient(Kafka(bootstrap=bootstrap, partitions=int(partitions))) as client:
+    with RecommendClient(client_options(Kafka(bootstrap=bootstrap, partitions=int(partitions)))) as client:
         waiting = [client.submit(messages.RecommendRequest(f"slow/{n}", user)) for n in range(int(count))]
         print("sent", flush=True)
         answered = [future.result(PATIENCE_S) for future in waiting]

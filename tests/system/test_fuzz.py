@@ -17,24 +17,13 @@ import pytest
 
 from indexer.collection import Index
 from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import client_options
 from infra.platform.run_files import read_run_files
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
 from streams.dead_letters.box import Place, read_box
 from streams.dead_letters.retry import retry
-from streams.messages import (
-    Impression,
-    Item,
-    JoinState,
-    RecommendReply,
-    RecommendRequest,
-    Refused,
-    SearchEvent,
-    Shown,
-    WatchEvent,
-    decode,
-    encode,
-)
+from streams.messages import Impression, Item, JoinState, Refused, SearchEvent, Shown, WatchEvent, decode, encode
 from tests.harness.flood import PASSED_OVER, SET_ASIDE, Account, allow_any_time, pour, pour_refused_requests
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import read_metrics, wait_until
@@ -106,7 +95,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         service.wait_ready(*WORKERS)
         kafka = service.settings.kafka
         allow_any_time(kafka)
-        client = stack.enter_context(RecommendClient(kafka))
+        client = stack.enter_context(RecommendClient(client_options(kafka)))
         parts = Account(kafka), Histories(kafka), Reader(kafka, topics.JOIN_STATE)
         for part in parts:
             stack.callback(part.close)

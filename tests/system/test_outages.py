@@ -28,11 +28,11 @@ from infra.local.milvus_server import start_milvus
 from infra.local.processes import broker_part
 from infra.local.stack import milvus_answers
 from infra.local.supervisor import Supervisor
-from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.kafka_clients import client_options, close_producer, kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Milvus, Settings
-from serving.client import client as client_module
-from serving.client.client import RecommendClient, RequestFailed
+from nextwatch_client import RecommendClient, RequestFailed
+from nextwatch_client import client as client_module
 from streams import topics
 from tests.harness.outages import Memory, Replies, System, running_outages
 from tests.harness.system import wait_until
@@ -96,7 +96,7 @@ def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_an
     """It takes connections and answers nothing. Every session is over when it goes on. One client gives up early: its
     requests fail with a reason, and it serves again when the broker does."""
     monkeypatch.setattr(client_module, "SEND_S", 3.0)
-    with RecommendClient(system.settings.kafka) as impatient:
+    with RecommendClient(client_options(system.settings.kafka)) as impatient:
         user = next(iter(system.releases.histories))
         assert impatient.recommend(user, timeout_s=PATIENCE_S, retries=20).items
         monkeypatch.undo()

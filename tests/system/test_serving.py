@@ -13,9 +13,9 @@ from concurrent.futures import Future
 import pytest
 
 from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import client_options
 from infra.platform.run_files import read_run_files
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import Cluster, wait_until
@@ -119,7 +119,7 @@ class Load:
 
 def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list(service, witness, capsys):
     users = list(service.releases.histories)
-    with RecommendClient(service.settings.kafka) as client:
+    with RecommendClient(client_options(service.settings.kafka)) as client:
         with Load(client, users) as load:
             marks = [("before", time.monotonic())]
             time.sleep(1.0)
@@ -142,7 +142,7 @@ def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answe
     """Bursts, so that the queue is never empty: a rebalance gives back what was read and not answered, also where the
     partition comes back to the same server."""
     users = list(service.releases.histories)
-    with RecommendClient(service.settings.kafka) as client:
+    with RecommendClient(client_options(service.settings.kafka)) as client:
         burst = Load(client, users)
         assert service.processes[SERVERS[1]].stop() == 0
         wait_settled(service, SERVERS[:1])
@@ -156,7 +156,7 @@ def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answe
 
 def test_requests_of_a_killed_server_are_answered_by_the_other_and_duplicates_are_alike(service, witness, capsys):
     users = list(service.releases.histories)
-    with Cluster(service.settings.kafka) as cluster, RecommendClient(service.settings.kafka) as client:
+    with Cluster(service.settings.kafka) as cluster, RecommendClient(client_options(service.settings.kafka)) as client:
         before = cluster.total(RECOMMEND_REQUESTS)
         with Load(client, users, AGAIN_S) as load:
             time.sleep(2.0)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from serving.client.client import RecommendClient
+from infra.platform.kafka_clients import client_options
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
-from streams.messages import Item, RecommendReply, RecommendRequest, encode
+from streams.messages import Item, encode
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import wait_until
 from tests.harness.traffic import WAIT_S
@@ -36,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[RecommendClient]:
-    with RecommendClient(service.settings.kafka) as client:
+    with RecommendClient(client_options(service.settings.kafka)) as client:
         yield client
 
 

@@ -25,12 +25,12 @@ from indexer.collection import Index
 from infra.local.stack import COMMANDS
 from infra.platform import metrics
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
 from infra.platform.settings import Kafka as KafkaSettings
 from models.retrieval.incremental import STATE_COLUMNS
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
     ITEM_VECTORS,
@@ -164,7 +164,7 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
         viewer, watches = log["user_id"][-1], log.filter(log["user_id"] == log["user_id"][-1]).height
         histories = Histories(settings.kafka)
         histories.of(viewer, lambda history: len(history.watches) >= min(50, watches))
-        client, traffic = RecommendClient(settings.kafka), Traffic(settings.kafka)
+        client, traffic = RecommendClient(client_options(settings.kafka)), Traffic(settings.kafka)
         vectors = Reader(settings.kafka, ITEM_VECTORS)
         for each in (client, traffic, histories, vectors):
             stack.callback(each.close)

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 from infra.operate.replay import replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams.topics import WATCH_EVENTS, create_topics
 from tests.benchmarks.report import Report, main, quantile
 from tests.harness.system import (
@@ -62,7 +62,7 @@ def measure(report: Report, quick: bool) -> None:
 
 def ask(settings: Settings, user_ids: Sequence[str], concurrency: int) -> list[Answer]:
     """Ask for everyone, `concurrency` requests at a time; the first tenth is a warm-up and left out."""
-    with RecommendClient(settings.kafka) as client, ThreadPoolExecutor(concurrency) as pool:
+    with RecommendClient(client_options(settings.kafka)) as client, ThreadPoolExecutor(concurrency) as pool:
 
         def one(user_id: str) -> Answer:
             request = RecommendRequest(uuid.uuid4().hex, user_id)

@@ -11,8 +11,9 @@ from typing import Any
 import polars as pl
 
 from infra.operate.replay import Replayed, replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.topics import DEAD_LETTERS, TRAINING_EXAMPLES, WATCH_EVENTS
 from tests.benchmarks.load import Asked, steady_requests
 from tests.benchmarks.report import Report, histogram_quantile, main, quantile
@@ -77,7 +78,7 @@ def run(
     before, dead, examples = read_all(settings), cluster.total(DEAD_LETTERS), cluster.total(TRAINING_EXAMPLES)
     began_s = time.monotonic()
     with (
-        RecommendClient(settings.kafka) as client,
+        RecommendClient(client_options(settings.kafka)) as client,
         steady_requests(client, lambda: pick.choice(users), REQUESTS_PER_S) as asked,
     ):
         sent = replay(live, settings)

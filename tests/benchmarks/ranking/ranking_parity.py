@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 from infra.operate.replay import replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic
 from infra.simulation.world import NOTICE, World
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS
 from tests.benchmarks.ranking.ranking_ground import say
 from tests.benchmarks.report import Report, main
@@ -67,7 +68,7 @@ def measure(report: Report, quick: bool) -> None:
 def serve(settings: Settings, world: World, cluster: Cluster, wanted: int) -> None:
     """Let people ask until so many lists are recorded; no faster than they are answered, so that all are ranked."""
     with (
-        RecommendClient(settings.kafka) as client,
+        RecommendClient(client_options(settings.kafka)) as client,
         SimulatedTraffic(world, settings.kafka, client, REQUESTS_PER_S) as traffic,
     ):
         before, began_s = cluster.total(IMPRESSIONS), time.monotonic()

@@ -27,8 +27,8 @@ from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
-from serving.client.client import RecommendClient, RequestFailed
-from streams.messages import RecommendReply, RecommendRequest, UserHistory, encode
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest, RequestFailed
+from streams.messages import UserHistory, encode
 from streams.releases import announce
 from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics
 from tests.benchmarks.load import send_all

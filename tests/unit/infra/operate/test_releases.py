@@ -29,11 +29,11 @@ from infra.operate.releases import (
 from infra.operate.roll_back import RollBackRefused, check_spare, choose, coming, living
 from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module
 from models.release.bundle import Manifest, read_manifest
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.messages import BundlePublished, IndexReady, ServerState, encode
 from streams.releases import announce, key_of
 from streams.topics import RELEASES, create_topics
@@ -225,7 +225,7 @@ def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
     assert (report["live"], report["spare"], report["newest"]) == (second, first, second)
     collections = [(each["version"], each["state"], each["rows"]) for each in report["collections"]]
     assert collections == [(each.version, "announced", each.items) for each in system.manifests[:2]]
-    with RecommendClient(system.settings.kafka) as client:
+    with RecommendClient(client_options(system.settings.kafka)) as client:
         assert client.recommend("ann", timeout_s=WAIT_S).version == second
         began = time.perf_counter()
         done = json.loads(run_cli(system.settings, "releases", "--rollback", "--json"))
