@@ -282,7 +282,7 @@ def _checkpoints(settings: Settings, job: Job, log: Any, *, writes: bool) -> Any
 
     if job.checkpoints is None:
         return None
-    return Checkpoints(job.checkpoints, identity_of(log, settings.model, job.warm_start), writes=writes)
+    return Checkpoints(job.checkpoints, identity_of(log, settings.model.model_dump(), job.warm_start), writes=writes)
 
 
 def _announce(settings: Settings, manifest: Any) -> None:
