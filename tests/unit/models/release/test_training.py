@@ -142,11 +142,11 @@ def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_ser
     settings = SETTINGS.model_copy(update={"search_tokens": 500, "search_dim": 4, "members": 2, "epochs": 2})
     manifest = train_on(log, tmp_path, small_items(), settings=settings, searches=words)
     model = read_bundle(tmp_path / manifest.version).model
-    shape = model.reader.tower.shape
+    shape = model.encoder.tower.shape
     assert (shape.words, shape.contexts, shape.traits, shape.members) == (4, (3,), 1, 2)
-    assert model.reader.words.shape == (500, 8)
-    assert sorted(model.reader.contexts.fields["region"]) == ["de", "fr"]
-    model.reader.tower.shape = msgspec.structs.replace(shape, muted_towers=False)  # whatever validation said
+    assert model.encoder.words.shape == (500, 8)
+    assert sorted(model.encoder.contexts.fields["region"]) == ["de", "fr"]
+    model.encoder.tower.shape = msgspec.structs.replace(shape, muted_towers=False)  # whatever validation said
     nobody = Viewer()
     viewers = [
         nobody,
