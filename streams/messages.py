@@ -12,7 +12,7 @@ its many entries took longer than reading them.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -35,6 +35,14 @@ class Refused(ValueError):
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class Source(NamedTuple):
+    """The place of a message in its topic, and when it was sent there."""
+
+    partition: int
+    offset: int
+    produced_ms: int
 
 
 class Context(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -415,7 +423,7 @@ class DeadLetter(Struct, frozen=True, omit_defaults=True):
 
 
 class UserForgotten(Struct, frozen=True, tag="user", tag_field="kind"):
-    """Key `user/<hash of the id>` (see streams.erasure.erased_users). What comes from before `at_ms` is not to be used
+    """Key `user/<hash of the id>` (see streams.erased_users). What comes from before `at_ms` is not to be used
     again. `secret`: which secret the hash was made with, without telling it."""
 
     at_ms: Millis

@@ -39,7 +39,7 @@ def forget(
     Exit 1 when a worker has not confirmed in time: it does so before it reads on; run the command again to see it.
     """
     from streams.erasure.erase_users import hide_letters, wait_until_done, write_erased_users
-    from streams.erasure.erased_users import read_erased_users
+    from streams.erasure.erased_users_topic import read_erased_users
     from streams.erasure.retention_report import find_held
 
     settings: Settings = context.obj.connected

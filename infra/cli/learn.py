@@ -286,7 +286,7 @@ def _checkpoints(settings: Settings, job: Job, log: Any, *, writes: bool) -> Any
 
 
 def _announce(settings: Settings, manifest: Any) -> None:
-    from streams.releases import announce
+    from streams.kafka.releases import announce
 
     announce(settings.kafka, published(manifest))
 
@@ -299,7 +299,7 @@ def published(manifest: Any) -> Any:
 
 
 def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:
-    from streams.releases import wait_until_served
+    from streams.kafka.releases import wait_until_served
 
     with Console(stderr=True).status(f"waiting for a server to answer from {version}"):
         return wait_until_served(settings.kafka, version, wait_s)

@@ -20,8 +20,8 @@ from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
 from serving.client.client import RecommendClient
+from streams.kafka.releases import announce, wait_until_served
 from streams.messages import RecommendReply, RecommendRequest
-from streams.releases import announce, wait_until_served
 
 ASKED_WITHIN_S = 15.0
 LIVE_WITHIN_S = 60.0

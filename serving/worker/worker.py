@@ -54,7 +54,7 @@ from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from serving.worker.reply_topics import ReplyTopics
 from streams import topics
 from streams.epochs import Epochs
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)

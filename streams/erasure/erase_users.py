@@ -16,8 +16,9 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import USER, ErasedUsers, fingerprint, hash_of, open_erased_users
+from streams.erased_users import USER, ErasedUsers, fingerprint, hash_of
 from streams.kafka.dead_letters import marked
+from streams.kafka.follow import TopicFollower
 from streams.messages import DeadLetter, UserForgotten, encode
 
 WORKERS = ("history", "join")  # each keeps a table of users
@@ -46,7 +47,7 @@ def wait_until_done(
     awaited = [f"{worker}/{number}" for worker in WORKERS for number in sorted(numbers)]
     forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
     deadline = time.monotonic() + timeout_s
-    with open_erased_users(settings.kafka) as follower:
+    with TopicFollower(settings.kafka, topics.FORGOTTEN) as follower:
         while True:
             for record in follower.poll(POLL_S):
                 forgotten.hear(record.key, record.value, record.offset)

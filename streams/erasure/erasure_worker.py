@@ -2,7 +2,7 @@
 
 The order of effects, each acknowledged by the brokers before the next: the state of the forgotten user is deleted (a
 tombstone on the changelog), then `forgotten` is told that this partition is done. Both may be repeated: what is kept of
-a user who came back says that it was begun after the forgetting (see streams.erasure.erased_users). A partition that is
+a user who came back says that it was begun after the forgetting (see streams.erased_users). A partition that is
 new to us is done before its first event: all that `forgotten` says by then is read, and no state that was recovered
 from before is built on.
 """
@@ -22,7 +22,7 @@ from infra.platform import metrics
 from infra.platform.retrying import retry
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import DONE, ErasedUsers, open_erased_users
+from streams.erased_users import DONE, ErasedUsers
 from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import TopicFollower
 from streams.kafka.outbox import Outbox
@@ -137,7 +137,7 @@ class ErasureWorker:
 
     def _read_to_end(self) -> list[ConsumerRecord]:
         if self._follower is None:
-            self._follower = open_erased_users(self._settings.kafka)
+            self._follower = TopicFollower(self._settings.kafka, topics.FORGOTTEN)
         else:
             self._follower.expect_present()
         return list(self._follower.to_end())

@@ -21,7 +21,7 @@ from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
-from streams.erasure.erased_users import read_erased_users
+from streams.erasure.erased_users_topic import read_erased_users
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
 

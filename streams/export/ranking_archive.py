@@ -23,7 +23,7 @@ from models.catalogue.vocabulary import Vocabulary
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
-from streams.erasure.erased_users import read_erased_users
+from streams.erasure.erased_users_topic import read_erased_users
 from streams.kafka.follow import read_to_end
 from streams.messages import RankingExample, Refused, Shown, decode
 

@@ -28,7 +28,7 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.kafka.consumer_progress import ConsumerProgress

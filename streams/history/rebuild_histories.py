@@ -38,7 +38,8 @@ from msgspec.structs import replace
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers, read_erased_users
+from streams.erased_users import ErasedUsers
+from streams.erasure.erased_users_topic import read_erased_users
 from streams.history.app import KINDS, SHOWN, apply_event
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.intake import LATEST_MS, Raw, read

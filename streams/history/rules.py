@@ -31,6 +31,7 @@ from streams.messages import (
     Search,
     SearchEvent,
     ShownList,
+    Source,
     TrainingExample,
     UserHistory,
     Watch,
@@ -43,14 +44,6 @@ class Outcome(StrEnum):
     REPLAYED = "replayed"
     DUPLICATE = "duplicate"
     TOO_OLD = "too_old"
-
-
-class Source(NamedTuple):
-    """Where an event stands in its topic, and when it was sent there."""
-
-    partition: int
-    offset: int
-    produced_ms: int
 
 
 class Applied(NamedTuple):

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers
-from streams.history.rules import Source
+from streams.erased_users import ErasedUsers
 from streams.kafka.dead_letters import check_headers, dead_letter
 from streams.kafka.outbox import Outbox
-from streams.messages import Impression, Refused, decode, encode
+from streams.messages import Impression, Refused, Source, decode, encode
 
 LATEST_MS = 253_402_300_799_999  # the end of the year 9999
 

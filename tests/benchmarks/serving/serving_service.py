@@ -28,8 +28,8 @@ from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from serving.client.client import RecommendClient, RequestFailed
+from streams.kafka.releases import announce
 from streams.messages import RecommendReply, RecommendRequest, UserHistory, encode
-from streams.releases import announce
 from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics
 from tests.benchmarks.load import send_all
 from tests.benchmarks.ranking.ranking_ground import say

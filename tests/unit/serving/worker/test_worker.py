@@ -28,7 +28,7 @@ from serving.state.feed import Chunk, Feed
 from serving.worker.worker import run_serving
 from streams import topics
 from streams.epochs import claim
-from streams.erasure.erased_users import USER, fingerprint, hash_of
+from streams.erased_users import USER, fingerprint, hash_of
 from streams.messages import (
     DeadLetter,
     Impression,

@@ -9,7 +9,7 @@ import pytest
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import DONE, USER, ErasedUsers, ForgetSecretWrong, fingerprint, hash_of
+from streams.erased_users import DONE, USER, ErasedUsers, ForgetSecretWrong, fingerprint, hash_of
 from streams.erasure.erasure_worker import ErasureWorker
 from streams.erasure.retention_report import FOR_EVER_MS, until_ms
 from streams.history.app import apply

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.history.rules import Outcome, Source, apply_impression, apply_search, apply_watch, is_completed
+from streams.history.rules import Outcome, apply_impression, apply_search, apply_watch, is_completed
 from streams.history.watched_filter import DAY_MS, codes_of, seen_mask
-from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, UserHistory, WatchEvent, encode
+from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, Source, UserHistory, WatchEvent, encode
 
 KEEP = 5
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 import hmac
 from typing import Any, TypeVar
 
-from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.kafka.follow import TopicFollower
 from streams.messages import Forgetting, ForgettingDone, JoinState, Refused, UserForgotten, UserHistory, decode
 
 USER, DONE = "user/", "done/"
@@ -87,17 +85,3 @@ def hash_of(user_id: str, secret: bytes) -> bytes:
 def fingerprint(secret: bytes) -> str:
     """Of a secret: the same for the same one, and of no use to find it out."""
     return hmac.digest(secret, b"which secret", "sha256").hex()[:_FINGERPRINT]
-
-
-def read_erased_users(settings: Settings) -> ErasedUsers:
-    """All that the topic says now. Raises TopicMissing, KafkaError, ForgetSecretWrong."""
-    forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
-    with open_erased_users(settings.kafka) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                forgotten.hear(record.key, record.value, record.offset)
-    return forgotten
-
-
-def open_erased_users(kafka: Kafka) -> TopicFollower:
-    return TopicFollower(kafka, topics.FORGOTTEN)
