@@ -132,7 +132,7 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
 
     `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
     or below is a replay. `seen`: the items of older watches, hashed, with their days (see
-    streams.history.watched_filter). `since_ms`: when the user was forgotten, nothing from before is in here.
+    streams.history.watched_filter). `since_ms`: when the user was erased, nothing from before is in here.
     """
 
     user_id: Id
@@ -358,7 +358,7 @@ class OpenImpression(Struct, frozen=True, gc=False):
 
 class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
     """What the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
-    below the offsets is a replay. `since_ms`: when the user was forgotten, nothing from before is in here."""
+    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here."""
 
     user_id: Id
     impressions: tuple[OpenImpression, ...] = ()
@@ -422,7 +422,7 @@ class DeadLetter(Struct, frozen=True, omit_defaults=True):
     cut: dict[str, int] = {}
 
 
-class UserForgotten(Struct, frozen=True, tag="user", tag_field="kind"):
+class UserErased(Struct, frozen=True, tag="user", tag_field="kind"):
     """Key `user/<hash of the id>` (see streams.erased_users). What comes from before `at_ms` is not to be used
     again. `secret`: which secret the hash was made with, without telling it."""
 
@@ -430,7 +430,7 @@ class UserForgotten(Struct, frozen=True, tag="user", tag_field="kind"):
     secret: str
 
 
-class ForgettingDone(Struct, frozen=True, tag="done", tag_field="kind"):
+class ErasureDone(Struct, frozen=True, tag="done", tag_field="kind"):
     """Key `done/<worker>/<partition>`: of all users that `forgotten` names below this offset, the owner of the
     partition holds nothing from before any more."""
 
@@ -438,7 +438,7 @@ class ForgettingDone(Struct, frozen=True, tag="done", tag_field="kind"):
     at_ms: Millis
 
 
-Forgetting = UserForgotten | ForgettingDone
+Erasure = UserErased | ErasureDone
 
 M = TypeVar("M")
 _JSON = msgspec.json.Encoder()

@@ -74,7 +74,7 @@ TOPICS = (
     Topic(RECOMMEND_REQUESTS, "user", "delete", messages.RecommendRequest),
     Topic(RECOMMEND_REPLIES, "request", "delete", messages.RecommendReply),
     Topic(DEAD_LETTERS, "as source", "delete", messages.DeadLetter),
-    Topic(FORGOTTEN, "user's hash", "compact", messages.Forgetting, single=True),
+    Topic(FORGOTTEN, "user's hash", "compact", messages.Erasure, single=True),
 )
 
 

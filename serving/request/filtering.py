@@ -17,7 +17,7 @@ from models.catalogue.catalogue import Catalogue
 from models.catalogue.item_filter import ItemFilter
 from serving.request.draft import ResponseDraft
 from serving.state.views import CatalogueView
-from streams.history.watched_filter import codes_of, seen_mask
+from streams.history.watched_filter import codes_of, watched_mask
 from streams.messages import UserHistory
 
 Flags = NDArray[np.bool_]
@@ -45,7 +45,7 @@ def wanted(
     banned, unavailable = draft.banned, view.unavailable
     allowed = np.array([item not in banned and item not in unavailable for item in item_ids], np.bool_)
     if draft.history.seen and len(item_ids):
-        allowed &= ~seen_mask(draft.history.seen, codes_of(item_ids), now_ms=now_ms, days=seen_days)
+        allowed &= ~watched_mask(draft.history.seen, codes_of(item_ids), now_ms=now_ms, days=seen_days)
     if draft.asked.filter is not None and len(item_ids):
         allowed &= passes(draft.asked.filter, item_ids, catalogue, view)
     return allowed

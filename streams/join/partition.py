@@ -21,7 +21,7 @@ class Partition:
 
     def __init__(self, number: int, settings: Settings, rows: Iterable[StatisticsRow], now_ms: int) -> None:
         self.number = number
-        self.schedule = DueQueue()
+        self.due_queue = DueQueue()
         self.statistics = ItemStatistics(number, settings.join.half_life_h)
         for row in rows:
             self.statistics.restore(row)

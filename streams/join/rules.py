@@ -117,7 +117,7 @@ def apply_impression(
     impressions[everything.index(new)] = replace(new, watches=tuple(drawn))
     early = tuple(watch for watch in state.early if watch not in drawn)
     fates = (Fate.JOINED,) * (len(state.early) - len(early))
-    impressions, closings, tallies = _push_out(impressions, offset, partition, rules, _seen(state))
+    impressions, closings, tallies = _push_out(impressions, offset, partition, rules, _newest_offset(state))
     state = replace(state, impressions=tuple(impressions), early=early)
     return Step(state, fates, (*examples, *closings), tallies)
 
@@ -127,7 +127,7 @@ def advance(state: JoinState, *, watermark_ms: int, partition: int, rules: Rules
     kept, examples, tallies = [], [], []
     for each in state.impressions:
         if each.revision < 0 and each.closes_ms <= watermark_ms:
-            each, example, tally = _close(each, partition, _seen(state))  # noqa: PLW2901
+            each, example, tally = _close(each, partition, _newest_offset(state))  # noqa: PLW2901
             examples.append(example)
             tallies.append(tally)
         if each.closes_ms + rules.grace_ms > watermark_ms:
@@ -187,7 +187,7 @@ def _changed(
     """An impression with other watches; when its example is out, the one that corrects it."""
     if each.revision < 0:
         return replace(each, watches=watches), ()
-    each = replace(each, watches=watches, revision=_seen(state) + 1)
+    each = replace(each, watches=watches, revision=_newest_offset(state) + 1)
     return each, (_example(each, partition),)
 
 
@@ -229,7 +229,7 @@ def _size(impressions: Iterable[OpenImpression]) -> int:
     return sum(len(encode(each)) for each in impressions)
 
 
-def _seen(state: JoinState) -> int:
+def _newest_offset(state: JoinState) -> int:
     """How much of its events a state has read: what a revision is made of."""
     return state.watch_offset + state.impression_offset + 2
 
