@@ -1,4 +1,4 @@
-"""Who was erased, and when: so that nothing from before comes back, whatever is read again.
+"""The users that were erased, and when: so that nothing from before comes back, whatever is read again.
 
 The topic `forgotten` names a user by a keyed hash of the id (HMAC-SHA-256 with `forget.secret`), since the id itself is
 what was to be erased. Without a secret the hash is plain: whoever already has an id can then tell that its user was
@@ -29,7 +29,7 @@ class ForgetSecretWrong(RuntimeError):
 
 
 class ErasedUsers:
-    """What the topic says, as far as it was heard."""
+    """The contents of the topic, as far as it was heard."""
 
     def __init__(self, secret: str) -> None:
         self.newest = 0  # the offset after the newest user
@@ -64,16 +64,16 @@ class ErasedUsers:
             self.newest = max(self.newest, offset + 1)
 
     def at_ms(self, user_id: str) -> int:
-        """When the user was erased; 0 for never."""
+        """Return when the user was erased; 0 for never."""
         return self._at_ms.get(hash_of(user_id, self._secret), 0) if self._at_ms else 0
 
     def is_from_before(self, user_id: str, *times_ms: int) -> bool:
-        """Whether one of an event's times is not after its user's erasure."""
+        """Return whether one of an event's times is not after its user's erasure."""
         at_ms = self.at_ms(user_id)
         return bool(at_ms) and min(times_ms) <= at_ms
 
     def begin(self, state: State) -> State:
-        """What is to be built on: the state of a user, an empty one where it is from before the erasure."""
+        """Return the state of a user that is to be built on, an empty one where it is from before the erasure."""
         at_ms = self.at_ms(state.user_id)
         return state if state.since_ms >= at_ms else type(state)(state.user_id, since_ms=at_ms)
 
@@ -83,5 +83,5 @@ def hash_of(user_id: str, secret: bytes) -> bytes:
 
 
 def fingerprint(secret: bytes) -> str:
-    """Of a secret: the same for the same one, and of no use to find it out."""
+    """Return the same for the same secret, and nothing of use to find it out."""
     return hmac.digest(secret, b"which secret", "sha256").hex()[:_FINGERPRINT]

@@ -1,4 +1,4 @@
-"""What travels: every message, checked when it is read.
+"""All that travels: every message, checked when it is read.
 
 JSON on the wire, binary (MessagePack) only where vectors travel. A reader accepts fields it does not know, so a change
 only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type,
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 class Context(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Where and on what a person watches (paper section 3.3, "priors for new users")."""
+    """The place and the device at which a person watches (paper section 3.3, "priors for new users")."""
 
     region: Text | None = None
     language: Text | None = None
@@ -308,7 +308,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(Struct, frozen=True, array_like=True):
-    """What became of one shown item: seconds watched, 0 for not at all."""
+    """The end of one shown item: seconds watched, 0 for not at all."""
 
     item_id: str
     watched_s: float
@@ -357,7 +357,7 @@ class OpenImpression(Struct, frozen=True, gc=False):
 
 
 class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
+    """All that the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
     below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here."""
 
     user_id: Id

@@ -123,7 +123,7 @@ class ErasureWorker:
             log.info("users erased", worker=self._worker, users=len(gone))
 
     def _is_from_before(self, user_id: str) -> bool:
-        """Whether something in the table is from before the user's erasure."""
+        """Return whether something in the table is from before the user's erasure."""
         if user_id not in self._table:
             return False
         return bool(load(self._table, self._kind, user_id).since_ms < self.users.at_ms(user_id))

@@ -1,5 +1,5 @@
-"""What the topics still hold of a user, and until when: what was written cannot be taken out of a topic that deletes by
-age, so whoever erases a user must know what remains.
+"""The report of what the topics still hold of a user, and until when: what was written cannot be taken out of a topic
+that deletes by age, so whoever erases a user must know what remains.
 
 A record is a user's when its key is the user's id, when its value holds the id as a JSON string, when it is the reply
 to a request of the user's, or when it is the dead letter of a message that holds the id anywhere, or that message. All
@@ -42,8 +42,8 @@ _FIRST, _LAST = (
 
 
 class Held(msgspec.Struct):
-    """Of one topic: how many records are of the users, and when the last of them is gone (None: it is not known).
-    `in_use`: states that are not overwritten and from before the users were erased."""
+    """The holdings of one topic: how many records are of the users, and when the last of them is gone (None: it is not
+    known). `in_use`: states that are not overwritten and from before the users were erased."""
 
     topic: str
     records: int = 0
@@ -58,7 +58,7 @@ def find_held(
     erased_ms: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> tuple[list[Held], list[DeadLetter]]:
-    """What every topic with users in it holds of these, and their dead letters that are not marked yet. Raises
+    """Return what every topic with users in it holds of these, and their dead letters that are not marked yet. Raises
     TopicMissing and KafkaError."""
     kafka, search = settings.kafka, _Search(user_ids)
     wanted = [topic for topic in topics.TOPICS if topic.key == "user" or topic.name in (*_FIRST, _LAST)]
@@ -93,7 +93,7 @@ def until_ms(topic: Topic, config: dict[str, str], newest_ms: int) -> int | None
 
 
 class _Request(msgspec.Struct):
-    """Of a request or an impression, what its reply is known by."""
+    """The part of a request or an impression by which its reply is known."""
 
     request_id: str
 
@@ -149,7 +149,7 @@ class _Search:
 
 
 def _is_in_use(kind: Any, value: bytes | None, erased_ms: int) -> bool:
-    """Whether the newest record of a user is a state from before the erasure."""
+    """Return whether the newest record of a user is a state from before the erasure."""
     if value is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What the topics hold, read to their end as what training takes: a team can start without any log.
+"""The events in the topics, read to their end as what training takes: a team can start without any log.
 
 Watches and searches go to disk as they are read, so that topics may hold more than memory does. A repeated or forwarded
 event is the same user, item and time, which a stored log has once. What is from before its user was erased is left
@@ -88,7 +88,7 @@ class _Reader:
         self._settings, self._progress = settings, progress
 
     def events(self, topic: str, kind: Any) -> Iterator[Any]:
-        """What can be used, and the rest counted."""
+        """Yield what can be used, and count the rest."""
         for _, message, produced_ms in self._messages(topic, kind):
             if message is None:
                 self.refused += 1

@@ -63,7 +63,8 @@ def store_served(
 
 
 def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]], int]:
-    """Where the examples that hold lie, partition and offset in `ranking-examples`; and how many others there are."""
+    """Return where the examples that hold lie, partition and offset in `ranking-examples`; and how many others there
+    are."""
     best: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
     read = 0
     for place, example in _examples(kafka, partial(progress, "reading outcomes")):
@@ -150,8 +151,8 @@ class _Writer:
 
 
 def is_usable(example: RankingExample) -> bool:
-    """Whether the ranker can learn from it: features of our schema, of the width that the schema says, and outcomes of
-    the items that were shown."""
+    """Return whether the ranker can learn from it: features of our schema, of the width that the schema says, and
+    outcomes of the items that were shown."""
     impression = example.impression
     if impression.schema_hash != SCHEMA_HASH or len(example.outcomes) != len(impression.items):
         return False

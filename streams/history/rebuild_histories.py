@@ -57,8 +57,8 @@ class RebuildRefused(RuntimeError):
 
 
 class Rebuilt(msgspec.Struct):
-    """What was found: histories, those that differ from what the events say (`missing`: of them, there were none),
-    events that were read, and histories written and deleted."""
+    """Counts of what was found: histories, those that differ from what the events say (`missing`: of them, there were
+    none), events that were read, and histories written and deleted."""
 
     users: int = 0
     differ: int = 0
@@ -69,7 +69,8 @@ class Rebuilt(msgspec.Struct):
 
 
 class Reach(msgspec.Struct):
-    """Of one partition, by topic: the first offset that is still there, and the next one that the group will read."""
+    """The reach of one partition, by topic: the first offset that is still there, and the next one that the group will
+    read."""
 
     first: dict[str, int]
     committed: dict[str, int]
@@ -232,8 +233,8 @@ def _replay_from(
 
 
 def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
-    """What only a history knows: all that the topics no longer hold. `shown`: the user's requests whose impressions are
-    still there."""
+    """Return what only a history knows: all that the topics no longer hold. `shown`: the user's requests whose
+    impressions are still there."""
     watches, searches, lists = (reach.first[topic] for topic in SOURCES)
     return replace(
         history,
@@ -247,7 +248,7 @@ def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
 
 
 def changes_of(before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt) -> dict[str, bytes | None]:
-    """What is to be written, a tombstone for what is to go; counted."""
+    """Return what is to be written, a tombstone for what is to go; counted."""
     changes: dict[str, bytes | None] = {}
     for user_id, history in after.items():
         encoded = encode(history)

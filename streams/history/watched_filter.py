@@ -1,5 +1,5 @@
-"""What a user has watched beyond the watches that the history keeps: a few bytes for each item, so that nothing is
-recommended twice to those who watch much.
+"""The items that a user has watched beyond the watches that the history keeps: a few bytes for each item, so that
+nothing is recommended twice to those who watch much.
 
 An entry is a hash of the item's id and the day of its newest watch that left the history, or that came too late for
 it: six bytes, oldest day first, each item once. The newest `keep` stay; of one day, the last to be remembered. What
@@ -43,12 +43,12 @@ def remember(watched: bytes, gone: Iterable[Watch | WatchEvent], *, newest_ms: i
 
 
 def codes_of(item_ids: Sequence[str]) -> NDArray[np.uint32]:
-    """What `watched_mask` knows items by: [C]. Always the same for an id, so they can be kept beside it."""
+    """Return what `watched_mask` knows items by: [C]. Always the same for an id, so they can be kept beside it."""
     return np.array([crc32(item_id.encode()) for item_id in item_ids], np.uint32)
 
 
 def watched_mask(watched: bytes, codes: NDArray[np.uint32], *, now_ms: int, days: int) -> NDArray[np.bool_]:
-    """Which of the items with these codes [C] were watched within `days`, of those that have left the history: [C].
+    """Return for items with these codes [C] whether they were watched within `days` and have left the history: [C].
 
     An item's day is that of its watch: what is counted for a moment longer than `days` is less than a day.
     """

@@ -44,7 +44,7 @@ WATCHES_SHARE = 30  # of what impressions may take, in characters: one of an id 
 
 
 class Fate(StrEnum):
-    """What became of a watch. Who has none yet waits for its impression."""
+    """The end of a watch. One that has none yet waits for its impression."""
 
     JOINED = "joined"
     LATE = "late"
@@ -146,7 +146,8 @@ def due_ms(state: JoinState, rules: Rules) -> int | None:
 
 
 def outcomes_of(each: OpenImpression) -> tuple[Outcome, ...]:
-    """What became of each shown item, in the order in which they were shown; of one that was listed twice the first."""
+    """Return what became of each shown item, in the order in which they were shown; of one that was listed twice the
+    first."""
     watched: dict[str, tuple[float, bool]] = {}
     for watch in sorted(each.watches, key=lambda watch: watch.offset):  # a sum of floats has an order
         watched_s, completed = watched.get(watch.item_id, (0.0, False))
@@ -230,7 +231,7 @@ def _size(impressions: Iterable[OpenImpression]) -> int:
 
 
 def _newest_offset(state: JoinState) -> int:
-    """How much of its events a state has read: what a revision is made of."""
+    """Return how much of its events a state has read: a revision is made of it."""
     return state.watch_offset + state.impression_offset + 2
 
 
@@ -242,7 +243,7 @@ def _close(each: OpenImpression, partition: int, revision: int) -> tuple[OpenImp
 
 
 def _settle(each: OpenImpression, at_ms: int) -> list[Tally]:
-    """What has changed since it closed, if anything has."""
+    """Return what has changed since it closed, if anything has."""
     outcomes = outcomes_of(each)
     watched = tuple(outcome for outcome in outcomes if outcome.watched_s > 0)
     return [] if watched == each.counted else [Tally(each.impression, outcomes, each.counted, at_ms)]

@@ -1,4 +1,5 @@
-"""How far event time has come on a partition: what is stamped earlier has been read. Pure; the clock is an argument.
+"""The watermark, how far event time has come on a partition: what is stamped earlier has been read. Pure; the clock is
+an argument.
 
 The watermark is the minimum, over the topics that are read together, of the greatest event time seen. A topic that is
 read to its end and silent holds nobody back. When all are, event time goes on as the clock does: a window closes also

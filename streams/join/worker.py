@@ -1,4 +1,4 @@
-"""What the join worker does with a batch, and with time that passes: impressions and watch events become ranking
+"""The work of the join worker with a batch, and with time that passes: impressions and watch events become ranking
 examples and item statistics.
 
 The order of effects, of a batch of events and of a round of closings alike, each step acknowledged by the brokers
@@ -46,7 +46,7 @@ AGAIN_MS = 5000  # a state that could not be deleted yet is looked at again afte
 
 
 class Progress(Protocol):
-    """How far reading and committing have come, partition by partition."""
+    """The progress with reading and committing, partition by partition."""
 
     def assigned(self) -> set[int]:
         """The partitions that are ours and whose states are recovered."""
@@ -80,7 +80,7 @@ class JoinWorker:
 
     @property
     def is_current(self) -> bool:
-        """Whether all is known of the partitions that are ours."""
+        """True when all is known of the partitions that are ours."""
         return self._progress.assigned() <= self.partitions.keys()
 
     async def handle(self, batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:

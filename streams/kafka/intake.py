@@ -86,7 +86,7 @@ def read(
 
 
 def _is_from_before(erased: ErasedUsers | None, raw: Raw, message: Any) -> bool:
-    """Whether a record is from before its user was erased; of one that cannot be read the key tells the user."""
+    """Return whether a record is from before its user was erased; of one that cannot be read the key tells the user."""
     if erased is None or not len(erased):
         return False
     if message is None:
