@@ -27,6 +27,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.retrying import BackOff
 from infra.platform.settings import Kafka
 from streams import topics
 from streams.clock import running_s
@@ -140,11 +141,12 @@ class Lease:
         self._lock.close()
 
     def _take_part(self) -> None:
-        wait_ms = _POLL_MS
+        polls_ms = BackOff(_POLL_MS, _LONGEST_POLL_MS)
         try:
             while not self._leave.is_set():
-                self._consumer.poll(timeout_ms=wait_ms)
-                wait_ms = min(2 * wait_ms, _LONGEST_POLL_MS) if self._token.is_choosing else _POLL_MS
+                self._consumer.poll(timeout_ms=polls_ms.next())
+                if not self._token.is_choosing:
+                    polls_ms.reset()
                 self._consumer.pause(*self._consumer.assignment())  # a token: what is in it is read elsewhere
             self._token.held.clear()
             _leave_group(self._kafka, self._place)

@@ -30,7 +30,7 @@ from models.threads import limit_threads
 from streams.export.archive import store_archive
 from streams.export.ranking_archive import ServedExamples
 from streams.messages import BundlePublished
-from streams.releases import announce
+from streams.kafka.releases import announce
 
 NEWEST = "newest"  # instead of a version
 

@@ -32,8 +32,8 @@ from models.release.bundle import read_bundle
 from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import Epochs, mark
+from streams.kafka.releases import announce
 from streams.messages import ItemVector, TrainingExample, decode, encode
-from streams.releases import announce
 from streams.topics import create_topics, partition_of
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress, batches
 from tests.harness.slow_trainer import GATE, SLOW

@@ -27,8 +27,8 @@ from models.logs.stored_log import store_frame
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle
 from models.retrieval.incremental import IncrementalTrainer
+from streams.kafka.releases import announce
 from streams.messages import BundlePublished, TrainingExample, Watch, encode
-from streams.releases import announce
 from streams.topics import ITEM_VECTORS, TRAINING_EXAMPLES, create_topics
 from tests.benchmarks.events.history import (
     broker_name,
