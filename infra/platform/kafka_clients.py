@@ -1,4 +1,4 @@
-"""One Kafka connection, as each of the clients wants to be told of it: kafka-python, aiokafka, Faust."""
+"""One Kafka connection, as kafka-python and aiokafka want to be told of it (Faust: streams/kafka/faust_app.py)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import contextlib
 import ssl
 from typing import Any
 
-from kafka.cluster import ClusterMetadata
 from kafka.errors import KafkaError
 
 from infra.platform.certificates import load_certificate
+from infra.platform.kafka_python import patches
 from infra.platform.settings import Kafka, SettingsError
+from nextwatch_client import ConnectionOptions
+
+REPLY_SIZE = 8  # how many times larger than a request a reply may be
 
 
 def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of kafka-python's consumer, producer and admin client."""
-    _ask_for_metadata_once()
+    patches.ask_for_metadata_once()
     options: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap.split(","),
         "security_protocol": kafka.security_protocol,
@@ -36,22 +39,20 @@ def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
     return kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
 
 
-def faust_options(kafka: Kafka) -> dict[str, Any]:
-    """Keyword arguments of faust.App."""
-    import faust
-
-    credentials: Any = None
-    context = ssl_context(kafka) if kafka.security_protocol.endswith("SSL") else None
-    if kafka.security_protocol.startswith("SASL"):
-        credentials = faust.SASLCredentials(
-            username=kafka.username,
-            password=kafka.password.get_secret_value(),
-            ssl_context=context,
-            mechanism=kafka.sasl_mechanism,
-        )
-    elif context is not None:
-        credentials = faust.SSLCredentials(context)
-    return {"broker": [f"kafka://{host}" for host in kafka.bootstrap.split(",")], "broker_credentials": credentials}
+def client_options(kafka: Kafka) -> ConnectionOptions:
+    """Options of the client library, which knows nothing of our settings."""
+    return ConnectionOptions(
+        bootstrap=kafka.bootstrap,
+        security_protocol=kafka.security_protocol,
+        sasl_mechanism=kafka.sasl_mechanism,
+        username=kafka.username,
+        password=kafka.password.get_secret_value(),
+        ssl_ca_file=kafka.ssl_ca_file,
+        ssl_cert_file=kafka.ssl_cert_file,
+        ssl_key_file=kafka.ssl_key_file,
+        topic_prefix=kafka.topic_prefix,
+        max_reply_bytes=REPLY_SIZE * kafka.max_message_bytes,
+    )
 
 
 def ssl_context(kafka: Kafka) -> ssl.SSLContext:
@@ -65,34 +66,13 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext:
     return context
 
 
-def _ask_for_metadata_once() -> None:
-    """Let kafka-python ask for an update of its metadata once, until it has come or failed.
-
-    A producer with something to send to a partition without a leader (its broker was stopped in order, or has just
-    started) asks in each turn of its loop, and each time wakes itself up for the next: a whole core, in every process,
-    just when brokers start. There is no setting for it.
-    """
-    ask = ClusterMetadata.request_update
-    if getattr(ask, "asks_once", False):
-        return
-
-    def request_update(self: Any) -> Any:
-        with self._lock:
-            asked = self._future if self._need_update else None
-        return ask(self) if asked is None or asked.is_done else asked
-
-    request_update.asks_once = True  # type: ignore[attr-defined]
-    ClusterMetadata.request_update = request_update
-
-
 def close_producer(producer: Any, timeout_s: float) -> None:
     """Close a kafka-python producer, also one whose brokers are gone: its own `close` raises then and leaves its thread
     running. Raises KafkaError for messages that could not be delivered in time; closed it is all the same."""
     try:
         producer.close(timeout=timeout_s)
     except KafkaError:
-        producer._sender.force_close()
-        producer._sender.join(timeout_s)
+        patches.stop_sending(producer, timeout_s)
         with contextlib.suppress(KafkaError):
             producer.close(timeout=1)
         raise

@@ -6,6 +6,7 @@ import faust
 from faust.types import TP
 
 from streams import topics
+from streams.kafka.faust.patches import committed_offset
 
 
 class ConsumerProgress:
@@ -32,4 +33,4 @@ class ConsumerProgress:
 
     def committed(self, topic: str, partition: int) -> int:
         """The offset that would be read first after a crash."""
-        return self._app.consumer._committed_offset[TP(self._prefix + topic, partition)] or 0
+        return committed_offset(self._app.consumer, TP(self._prefix + topic, partition)) or 0

@@ -18,20 +18,21 @@ from typing import Any, NoReturn
 
 import faust
 import structlog
-from aiokafka.consumer.fetcher import Fetcher
 from faust.types import TP
 
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health
-from infra.platform.kafka_clients import faust_options
-from infra.platform.settings import Settings
+from infra.platform.kafka_clients import ssl_context
+from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
+from streams.kafka.aiokafka.patches import note_confirmations, pace_empty_fetches
+from streams.kafka.faust.patches import committed_offset, fetch_from_flowing_only, read_offset
 from streams.kafka.fetching import unpack_for_faust
 from streams.kafka.intake import Raw, raw_of
-from streams.kafka.membership import Membership, NotAMember, note_confirmations
+from streams.kafka.membership import Membership, NotAMember
 from streams.kafka.outbox import Outbox, create_producer
-from streams.kafka.recovery import OrderedTables, fetch_from_flowing_only, finished
+from streams.kafka.recovery import OrderedTables, finished
 
 log = structlog.get_logger(__name__)
 
@@ -40,30 +41,6 @@ EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
 REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
 LAG_EVERY_S = 2.0
 BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
-AT_ONCE_S = 0.02
-REST_S = 0.02
-
-
-def _pace_empty_fetches() -> None:
-    """Let aiokafka rest after an empty answer that came at once.
-
-    A broker holds an empty fetch until fetch_max_wait_ms has passed; noida does not, and aiokafka asks again at once:
-    two thirds of a core for an idle consumer. There is no setting for it. On Apache Kafka this waits for nothing.
-    """
-    fetch = Fetcher._proc_fetch_request
-    if getattr(fetch, "is_paced", False):
-        return
-
-    async def fetch_and_rest(self: Any, assignment: Any, node_id: Any, request: Any) -> bool:
-        began = time.monotonic()
-        has_data: bool = await fetch(self, assignment, node_id, request)
-        if not has_data and time.monotonic() - began < AT_ONCE_S:
-            with contextlib.suppress(asyncio.CancelledError):  # close() cancels us and awaits our result
-                await asyncio.sleep(REST_S)
-        return has_data
-
-    fetch_and_rest.is_paced = True  # type: ignore[attr-defined]
-    Fetcher._proc_fetch_request = fetch_and_rest
 
 
 def create_app(settings: Settings, name: str, *, has_standby: bool = False, **options: Any) -> faust.App:
@@ -73,16 +50,16 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
     with `has_standby`, for an app that has one partition and whose batches may take minutes: who has it keeps it when
     another one joins, and that it is another's now is found out otherwise.
     """
-    _pace_empty_fetches()
-    fetch_from_flowing_only()
+    pace_empty_fetches()
     note_confirmations()
+    fetch_from_flowing_only()
     kafka = settings.kafka
     unpack_for_faust(kafka)
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
     datadir.parent.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         f"{kafka.topic_prefix}nextwatch-{name}",
-        **faust_options(kafka),
+        **_connection(kafka),
         autodiscover=False,
         origin="streams",
         store="memory://",
@@ -112,6 +89,22 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
         metrics.REBALANCES.inc()
 
     return app
+
+
+def _connection(kafka: Kafka) -> dict[str, Any]:
+    """Return the keyword arguments of faust.App that say where the brokers are."""
+    credentials: Any = None
+    context = ssl_context(kafka) if kafka.security_protocol.endswith("SSL") else None
+    if kafka.security_protocol.startswith("SASL"):
+        credentials = faust.SASLCredentials(
+            username=kafka.username,
+            password=kafka.password.get_secret_value(),
+            ssl_context=context,
+            mechanism=kafka.sasl_mechanism,
+        )
+    elif context is not None:
+        credentials = faust.SSLCredentials(context)
+    return {"broker": [f"kafka://{host}" for host in kafka.bootstrap.split(",")], "broker_credentials": credentials}
 
 
 def raw_topic(app: faust.App, settings: Settings, *names: str) -> Any:
@@ -234,11 +227,7 @@ def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], 
     for tp in consumer.assignment():
         if tp.topic in app.tables.changelog_topics:
             continue
-        end, committed, read = (
-            consumer.highwater(tp),
-            consumer._committed_offset.get(tp),
-            consumer._read_offset.get(tp),
-        )
+        end, committed, read = consumer.highwater(tp), committed_offset(consumer, tp), read_offset(consumer, tp)
         place = tp.topic.removeprefix(topic_prefix), tp.partition
         if end is None or read is None:
             yield place, None

@@ -14,6 +14,7 @@ import structlog
 
 from infra.platform.settings import Settings
 from streams import topics
+from streams.kafka.faust.patches import partitions_by_key
 from streams.kafka.outbox import Outbox
 from streams.messages import M, Refused, decode, encode
 
@@ -27,7 +28,7 @@ class EncodedTable(faust.Table):
         """Recovery, the only way (see streams.kafka.recovery): records of one partition of the changelog, as aiokafka
         gives them. One without a key, as an unreadable batch becomes one, is nobody's state; a key that is no text
         names nobody, and is nobody's reason to stop the recovery of others."""
-        users, partitions = self.data.data, self.data._key_partition
+        users, partitions = self.data.data, partitions_by_key(self)
         for record in records:
             if record.key is None:
                 continue

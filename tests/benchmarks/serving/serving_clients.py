@@ -17,10 +17,10 @@ from kafka import KafkaProducer
 
 import serving.worker.outbox
 import serving.worker.partitions
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Kafka
 from infra.simulation.world import NOTICE
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving import on_confluent
 from tests.benchmarks.serving.serving_ground import note_of, small_release
@@ -62,7 +62,10 @@ def measure(report: Report, quick: bool) -> None:
 
 def one_turn(costs: Costs, on: Ground, client: str, command: list[str], requests: dict[int, int]) -> None:
     users = [viewer.user_id for viewer in on.viewers]
-    with served(on, command, first="mirror") as (settings, child), RecommendClient(settings.kafka) as asking:
+    with (
+        served(on, command, first="mirror") as (settings, child),
+        RecommendClient(client_options(settings.kafka)) as asking,
+    ):
         for concurrency, count in requests.items():
             ask(asking, users[: max(20, concurrency)], concurrency, warm_up=False)
             before_s = cpu_s(child.pid)

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.consumer.group_coordinator import GroupCoordinator
 
 from streams.clock import running_s
-from streams.kafka.membership import Membership, NotAMember, note_confirmations
+from streams.kafka.membership import Membership, NotAMember
 
 SESSION_S, REBALANCE_S = 10.0, 20.0
 
@@ -71,18 +70,3 @@ def test_who_will_hear_nothing_more_stops() -> None:
     coordinator._pending_exception = PermissionError()
     with pytest.raises(NotAMember):
         confirmed(coordinator)
-
-
-def test_an_answer_counts_from_when_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have lain in the socket of a process that was paused."""
-    note_confirmations()
-    coordinator: Any = Coordinator(11.0, 11.0)
-    began_s = running_s()
-
-    async def answer_late(_: Any) -> Any:
-        await asyncio.sleep(0.3)
-        return SimpleNamespace(error_code=0)
-
-    coordinator._send_req, coordinator.group_id, coordinator.generation = answer_late, "group", 1
-    assert asyncio.run(GroupCoordinator._do_heartbeat(coordinator))
-    assert began_s <= coordinator.heard_s < began_s + 0.2 and coordinator.settled_s == coordinator.heard_s

@@ -1,97 +1,19 @@
-"""The order in which a rebalance ends, against Faust as it is installed: a release of Faust that changes it shows here.
-
-That nothing is lost is tested with real brokers in tests/system/test_streams.py.
-"""
+"""Tables are taken over in batches, and a recovery that is cut short loses nothing."""
 
 from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
 
-import faust
 import pytest
 from faust.types import TP
 
 from infra.platform.settings import Settings
 from streams.kafka import recovery as module
 from streams.kafka.faust_app import create_app
-from streams.kafka.recovery import OrderedRecovery
+from streams.kafka.recovery import BatchRecovery
 from streams.kafka.tables import EncodedTable, create_table
 from streams.topics import JOIN_STATE
-
-EVENTS = TP("watch-events", 0)
-
-
-class Recorded:
-    """A consumer that writes down what is asked of it."""
-
-    def __init__(self, seen: list[str]) -> None:
-        self._seen = seen
-
-    def assignment(self) -> set[TP]:
-        return {EVENTS}
-
-    def resume_partitions(self, partitions: set[TP]) -> None:
-        self._seen.append(f"flow {sorted(tp.topic for tp in partitions)}")
-
-    async def perform_seek(self) -> None:
-        self._seen.append("seek")
-
-    def resume_flow(self) -> None:
-        self._seen.append("resume")
-
-
-class Idle:
-    """The service that fetches; it need not."""
-
-    async def maybe_start(self) -> None: ...
-
-
-@pytest.fixture
-def app(tmp_path) -> faust.App:
-    return create_app(Settings(data_dir=tmp_path, kafka={"bootstrap": "127.0.0.1:1"}), "test")  # type: ignore[arg-type]
-
-
-def order_of(app: faust.App, end: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happens at the end of a rebalance, in order."""
-    seen: list[str] = []
-
-    async def run() -> None:
-        recovery = app.tables.recovery
-        assert isinstance(recovery, OrderedRecovery)
-        app.consumer, app._fetcher = Recorded(seen), Idle()
-        monkeypatch.setattr(app.flow_control, "clear", lambda: seen.append("clear"))
-        await getattr(recovery, end)(app.consumer_generation_id)
-
-    asyncio.run(run())
-    return seen
-
-
-@pytest.mark.parametrize("end", ["on_recovery_completed", "_resume_streams"])
-def test_partitions_flow_only_after_the_seek_and_after_the_queues_were_cleared(app, monkeypatch, end):
-    seen = order_of(app, end, monkeypatch)
-    assert seen.index("seek") < seen.index("clear") < seen.index("flow ['watch-events']")
-    assert seen[-1] == "flow ['watch-events']"
-
-
-def test_partitions_do_not_flow_when_another_rebalance_begins(app, monkeypatch):
-    seen: list[str] = []
-
-    async def interrupted() -> None:
-        raise RuntimeError("rebalance again")
-
-    class Interrupted(Recorded):
-        async def perform_seek(self) -> None:
-            await interrupted()
-
-    async def run() -> None:
-        app.consumer = Interrupted(seen)
-        with pytest.raises(RuntimeError, match="again"):
-            await app.tables.recovery._resume_streams(app.consumer_generation_id)
-        app.consumer.resume_partitions({EVENTS})
-
-    asyncio.run(run())
-    assert seen == ["flow ['watch-events']"], "only what was asked afterwards"
 
 
 def test_a_record_without_a_key_is_nobodys_state(tmp_path):
@@ -122,7 +44,7 @@ class Changelog:
     async def position(self, tp: TP) -> int:
         return self.at
 
-    async def fetch(self, _: Changelog, tps: set[TP]) -> dict[TP, list[SimpleNamespace]]:
+    async def fetch(self, _: Changelog, tps: set[TP], **limits: float) -> dict[TP, list[SimpleNamespace]]:
         """As aiokafka does it, in a thread that hears of no cancellation: what is given out is behind the position,
         whoever gets it."""
         return await asyncio.shield(asyncio.ensure_future(self._fetch()))
@@ -137,14 +59,14 @@ class Changelog:
 
 
 @pytest.fixture
-def recovering(app, tmp_path, monkeypatch):
+def recovering(tmp_path, monkeypatch):
     """A recovery with one table, and the changelog that it is to take over."""
     app = create_app(Settings(data_dir=tmp_path), "test", Table=EncodedTable)
     table = create_table(app, Settings(), "states", JOIN_STATE)
     changelog = Changelog({2: ("a", b"1"), 5: ("b", b"1"), 6: ("a", None), 9: ("c", b"1"), 11: ("b", b"2")}, end=14)
     monkeypatch.setattr(module, "fetch_records", changelog.fetch)
 
-    def begin() -> OrderedRecovery:
+    def begin() -> BatchRecovery:
         recovery = app.tables.recovery
         recovery.add_active(table, STATES)
         recovery.active_highwaters[STATES] = changelog.end - 1
@@ -153,7 +75,7 @@ def recovering(app, tmp_path, monkeypatch):
     return begin, table, changelog
 
 
-def take_over(recovery: OrderedRecovery, changelog: Changelog):
+def take_over(recovery: BatchRecovery, changelog: Changelog):
     return recovery._build_offsets(changelog, {STATES}, recovery.active_offsets, "active")
 
 
@@ -190,7 +112,7 @@ def test_what_comes_when_another_rebalance_has_begun_is_not_taken_over(recoverin
     """The partition may be another's, and its offset must not be known when it comes back."""
     begin, table, changelog = recovering
 
-    async def run() -> OrderedRecovery:
+    async def run() -> BatchRecovery:
         recovery = begin()
         changelog.wait_s = 0.02
         reading = asyncio.ensure_future(take_over(recovery, changelog))

@@ -1,0 +1,93 @@
+"""Private parts of kafka-python that we use.
+
+tests/unit/infra/platform/test_kafka_python_patches.py tells of each when it is no longer needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+from kafka.cluster import ClusterMetadata
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.record import MemoryRecords
+
+from infra.platform.patching import replace, require_version
+
+require_version("kafka-python", "3.0", "3.1")
+
+
+class Batches(Protocol):
+    """Fetched record batches made fit for a client (streams/kafka/unpacking.py)."""
+
+    def unpacked(self, records: Any) -> Any: ...
+    def are_intact(self, records: Any) -> bool: ...
+    def readable(self, records: Any) -> bytes: ...
+
+
+def ask_for_metadata_once() -> None:
+    """Let every client of this process ask for an update of its metadata once, until it has come or failed.
+
+    Why: a producer with something to send to a partition without a leader (its broker was stopped in order, or has just
+    started) asks in each turn of its loop, and each time wakes itself up for the next: a whole core, in every process,
+    just when brokers start. There is no setting for it.
+    Upstream: dpkp/kafka-python#1284 (the sender's loop without a leader); kafka/cluster.py, `request_update`.
+    """
+    replace(ClusterMetadata, "request_update", _asking_once)
+
+
+def _asking_once(ask: Any) -> Any:
+    def request_update(self: Any) -> Any:
+        with self._lock:
+            asked = self._future if self._need_update else None
+        return ask(self) if asked is None or asked.is_done else asked
+
+    return request_update
+
+
+def stop_sending(producer: Any, timeout_s: float) -> None:
+    """End the thread of a producer, whatever it has to send.
+
+    Why: `KafkaProducer.close` flushes first, and when that times out it raises and leaves the thread running.
+    Upstream: dpkp/kafka-python#2537 (the flush in `close`), #1052 (one that hangs); kafka/producer/kafka.py, `close`.
+    """
+    producer._sender.force_close()
+    producer._sender.join(timeout_s)
+
+
+def read_batches(consumer: Any, batches: Batches) -> Any:
+    """Return the same consumer, reading what `batches` makes of the fetched bytes.
+
+    Why: a batch is unpacked without a limit, and one whose headers have names that are not UTF-8 ends each poll at the
+    same place, for ever. Neither has a setting. Other consumers of the process are left alone.
+    Upstream: kafka/record/default_records.py, `_maybe_uncompress` and `_read_msg`; kafka/consumer/fetcher.py,
+    `PartitionRecords` (dpkp/kafka-python#1443 and #541 are of the same kind).
+    """
+    consumer._fetcher.PartitionRecords = partial(_Records, batches=batches)
+    return consumer
+
+
+class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """What a consumer has fetched of a partition."""
+
+    def __init__(self, fetch_offset: int, tp: Any, records: Any, *, batches: Batches, **options: Any) -> None:
+        self._batches = batches
+        self._data = batches.unpacked(records._buffer)
+        self._is_intact = batches.are_intact(self._data)
+        options["check_crcs"] = False  # the client's own check is in Python and takes half a second for a megabyte
+        super().__init__(fetch_offset, tp, MemoryRecords(self._data), **options)
+
+    def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
+        if not self._is_intact:
+            raise CorruptRecordError(f"a record batch of {tp} at {self.fetch_offset} or later failed its checksum")
+        try:
+            yield from super()._unpack_records(tp, records, *deserializers)
+        except (CorruptRecordError, ValueError):
+            again = self._batches.readable(self._data)
+            if again == self._data:
+                raise
+            first = self.next_fetch_offset
+            rest = super()._unpack_records(tp, MemoryRecords(again), *deserializers)
+            yield from (record for record in rest if record.offset >= first)

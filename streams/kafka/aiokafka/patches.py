@@ -1,0 +1,138 @@
+"""Private parts of aiokafka that we use, all of them for the whole process: Faust makes the consumers.
+
+tests/unit/streams/kafka/test_aiokafka_patches.py tells of each when it is no longer needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import aiokafka.consumer.fetcher
+from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
+from aiokafka.errors import CorruptRecordException
+
+from infra.platform.kafka_python.patches import Batches
+from infra.platform.patching import replace, require_version
+from streams.clock import running_s
+
+require_version("aiokafka", "0.12", "0.15")
+
+AT_ONCE_S = 0.02
+REST_S = 0.02
+
+
+def pace_empty_fetches() -> None:
+    """Let a consumer rest after an empty answer that came at once.
+
+    Why: a broker holds an empty fetch until fetch_max_wait_ms has passed; noida does not, and aiokafka asks again at
+    once: two thirds of a core for an idle consumer. There is no setting for it. On Apache Kafka this waits for nothing.
+    Upstream: dpkp/kafka-python#813 (the same there), redpanda-data/redpanda#1115 (a broker that does not wait either);
+    aiokafka/consumer/fetcher.py, `_proc_fetch_request`.
+    """
+    replace(aiokafka.consumer.fetcher.Fetcher, "_proc_fetch_request", _paced)
+
+
+def _paced(fetch: Any) -> Any:
+    async def fetch_and_rest(self: Any, assignment: Any, node_id: Any, request: Any) -> bool:
+        began = time.monotonic()
+        has_data: bool = await fetch(self, assignment, node_id, request)
+        if not has_data and time.monotonic() - began < AT_ONCE_S:
+            with contextlib.suppress(asyncio.CancelledError):  # close() cancels us and awaits our result
+                await asyncio.sleep(REST_S)
+        return has_data
+
+    return fetch_and_rest
+
+
+def read_batches(batches: Batches) -> None:
+    """Let consumers read what `batches` makes of the fetched bytes.
+
+    Why: a batch is unpacked without a limit, by libraries that need not be installed, and one whose headers have names
+    that are not UTF-8 ends each fetch at the same place, for ever. Neither has a setting.
+    Upstream: aio-libs/aiokafka#922, robinhood/aiokafka#28 (missing libraries); aiokafka/record/default_records.py,
+    `_maybe_uncompress` and `_read_msg`; aiokafka/consumer/fetcher.py, `PartitionRecords`.
+    """
+    replace(aiokafka.consumer.fetcher, "MemoryRecords", lambda theirs: partial(_Fetched, theirs, batches))
+    replace(aiokafka.consumer.fetcher, "PartitionRecords", partial(_records_of, batches))
+
+
+class _Fetched:
+    """aiokafka's MemoryRecords of what was unpacked."""
+
+    def __init__(self, make: Any, batches: Batches, data: bytes) -> None:
+        self.data, self.make = batches.unpacked(data), make
+        records = make(self.data)
+        self.has_next, self.next_batch, self.size_in_bytes = records.has_next, records.next_batch, records.size_in_bytes
+
+
+def _records_of(batches: Batches, partition_records: Any) -> Any:
+    class Records(partition_records):  # type: ignore[misc]
+        _records: Any
+
+        def _unpack_records(self) -> Iterator[Any]:
+            try:
+                yield from super()._unpack_records()
+            except (CorruptRecordException, ValueError):
+                again = batches.readable(self._records.data)
+                if again == self._records.data:
+                    raise
+                self._records, first = self._records.make(again), self.next_fetch_offset
+                yield from (record for record in super()._unpack_records() if record.offset >= first)
+
+    return Records
+
+
+def note_confirmations() -> None:
+    """Let every coordinator keep `heard_s`, when the last request was sent by which the group confirmed us, and
+    `settled_s`, the same of one at which it was not about to choose anew.
+
+    Why: a worker that was paused must know whether its partitions may be another's by now, and aiokafka keeps neither
+    time. The time of the answer would not do: it may have lain in the socket of the paused process.
+    Upstream: kafka-python-ng/kafka-python-ng#188 (the same wish there); aiokafka/consumer/group_coordinator.py,
+    `_do_heartbeat` and `_send_sync_group_request`.
+    """
+    if not hasattr(GroupCoordinator, "heard_s"):
+        GroupCoordinator.heard_s = GroupCoordinator.settled_s = -math.inf
+    replace(GroupCoordinator, "_do_heartbeat", _noting_heartbeat)
+    replace(CoordinatorGroupRebalance, "_send_sync_group_request", _noting_sync)
+
+
+def _noting_heartbeat(beat: Any) -> Any:
+    async def noted_beat(self: Any) -> bool:
+        sent_s = running_s()
+        is_good: bool = await beat(self)
+        if is_good:
+            self.heard_s = sent_s
+            if not self._rejoin_needed_fut.done():
+                self.settled_s = sent_s
+        return is_good
+
+    return noted_beat
+
+
+def _noting_sync(sync: Any) -> Any:
+    async def noted_sync(self: Any, request: Any) -> Any:
+        sent_s = running_s()
+        assignment = await sync(self, request)
+        if assignment is not None:
+            self._coordinator.heard_s = self._coordinator.settled_s = sent_s
+        return assignment
+
+    return noted_sync
+
+
+def is_out_of_group(coordinator: Any) -> bool:
+    """Return whether the group goes on without this member: it has no id any more, has to join again, or has failed.
+
+    Why: aiokafka tells its listener only when it has joined again.
+    Upstream: aiokafka/consumer/group_coordinator.py, `ensure_active_group` and `_coordination_routine`.
+    """
+    is_choosing = not coordinator.member_id or coordinator._rejoin_needed_fut.done()
+    has_failed = coordinator._pending_exception is not None or coordinator._coordination_task.done()
+    return bool(is_choosing or has_failed)
