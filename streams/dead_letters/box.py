@@ -7,20 +7,19 @@ The list holds no bytes of messages: there may be very many, and each as large a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from infra.platform.settings import Kafka
 from streams import topics
 from streams.kafka.dead_letters import RETRIED, is_whole
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import Progress, read_to_end
 from streams.messages import DeadLetter, Refused, decode
 
 TIMES = 8  # a letter may be so much larger than the largest value
 OPEN = "open"
-
-Progress = Callable[[int, int], None]  # done, in all
 
 
 class Place(NamedTuple):
@@ -93,16 +92,9 @@ def read_box(kafka: Kafka, progress: Progress = lambda done, total: None) -> dic
 
 def read_letters(kafka: Kafka, progress: Progress = lambda done, total: None) -> Iterator[DeadLetter]:
     """Letters and marks as they lie in the topic, to its present end; what is neither is passed over."""
-    with TopicFollower(kafka, topics.DEAD_LETTERS) as follower:
-        total, done = sum(follower.lags().values()), 0
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                done += 1
-                try:
-                    yield decode(DeadLetter, record.value, max_bytes=TIMES * kafka.max_message_bytes)
-                except Refused:
-                    continue
-            progress(done, max(done, total))
+    for record in read_to_end(kafka, topics.DEAD_LETTERS, progress=progress):
+        with suppress(Refused):
+            yield decode(DeadLetter, record.value, max_bytes=TIMES * kafka.max_message_bytes)
 
 
 def entry_of(letter: DeadLetter) -> Entry:

@@ -85,8 +85,7 @@ def _newest_offsets(kafka: Kafka, topic: str, partition: int, *, first: int) -> 
     newest: dict[bytes | None, int] = {}
     with suppress(TopicMissing), TopicFollower(kafka, topic, partitions=[partition]) as follower:
         follower.seek(partition, first)
-        while not follower.caught_up:
-            newest |= {record.key: record.offset for record in follower.poll(0.5)}
+        newest |= {record.key: record.offset for record in follower.to_end()}
     return newest
 
 

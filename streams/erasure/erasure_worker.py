@@ -19,6 +19,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
 
 from infra.platform import metrics
+from infra.platform.retrying import retry
 from infra.platform.settings import Settings
 from streams import topics
 from streams.erasure.erased_users import DONE, ErasedUsers, open_erased_users
@@ -31,7 +32,6 @@ from streams.messages import ForgettingDone, JoinState, UserHistory, encode
 log = structlog.get_logger(__name__)
 
 EVERY_S = 0.2  # between two looks at `forgotten`
-LONGEST_WAIT_S = 5.0
 SLICE = 1000  # users that are looked at in one turn: two milliseconds
 
 Drop = Callable[[str, Outbox], None]  # delete a user's state from the table and, by way of the outbox, its changelog
@@ -129,30 +129,26 @@ class ErasureWorker:
     async def _hear(self) -> None:
         """Read all that lies in `forgotten` now. A broker that is away is waited for in place, like a flush."""
         async with self._hearing:  # who comes second has heard what the first one has read
-            await self._hear_alone()
+            for record in await retry(self._read, is_absence=_is_absence, report=_report):
+                self.users.hear(record.key, record.value, record.offset)
 
-    async def _hear_alone(self) -> None:
-        wait_s = 0.1
-        while True:
-            try:
-                records = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
-                break
-            except KafkaError as error:
-                log.warning("broker unavailable, trying again", topic=topics.FORGOTTEN, error=str(error), wait_s=wait_s)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-        for record in records:
-            self.users.hear(record.key, record.value, record.offset)
+    async def _read(self) -> list[ConsumerRecord]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read_to_end)
 
-    def _read(self) -> list[ConsumerRecord]:
+    def _read_to_end(self) -> list[ConsumerRecord]:
         if self._follower is None:
             self._follower = open_erased_users(self._settings.kafka)
         else:
             self._follower.expect_present()
-        records: list[ConsumerRecord] = []
-        while not self._follower.caught_up:
-            records += self._follower.poll(0.5)
-        return records
+        return list(self._follower.to_end())
 
     def _place_of(self, user_id: str) -> int:
         return topics.partition_of(user_id, self._settings.kafka.partitions)
+
+
+def _is_absence(error: Exception) -> bool:
+    return isinstance(error, KafkaError)
+
+
+def _report(error: Exception, wait_s: float) -> None:
+    log.warning("broker unavailable, trying again", topic=topics.FORGOTTEN, error=str(error), wait_s=wait_s)

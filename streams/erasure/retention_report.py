@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from infra.platform.settings import Settings
 from streams import topics
 from streams.dead_letters.box import TIMES
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import read_to_end
 from streams.messages import DeadLetter, JoinState, Refused, UserHistory, decode
 from streams.topics import Topic, config_of, describe_configs, open_admin
 
@@ -67,16 +68,11 @@ def find_held(
     found = []
     for topic in wanted:
         held, states = Held(topic.name), dict[bytes, tuple[bytes | None, int]]()
-        with TopicFollower(kafka, topic.name) as follower:
-            total, done = sum(follower.lags().values()), 0
-            while not follower.caught_up:
-                for record in follower.poll(0.5):
-                    done += 1
-                    if search.is_of_users(topic.name, record, TIMES * kafka.max_message_bytes):
-                        held.records += 1
-                        held.newest_ms = max(held.newest_ms, record.timestamp)
-                        states[record.key or b""] = record.value, record.timestamp
-                progress(topic.name, done, max(done, total))
+        for record in read_to_end(kafka, topic.name, progress=partial(progress, topic.name)):
+            if search.is_of_users(topic.name, record, TIMES * kafka.max_message_bytes):
+                held.records += 1
+                held.newest_ms = max(held.newest_ms, record.timestamp)
+                states[record.key or b""] = record.value, record.timestamp
         if held.records:
             config = config_of(topic, kafka) | configs.get(kafka.topic_prefix + topic.name, {})
             held.until_ms = until_ms(topic, config, held.newest_ms)

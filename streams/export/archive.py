@@ -8,6 +8,7 @@ out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
 from streams.erasure.erased_users import read_erased_users
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
 
 Progress = Callable[[str, int, int], None]
@@ -109,17 +110,12 @@ class _Reader:
     def _messages(self, topic: str, kind: Any) -> Iterator[tuple[bytes | None, Any, int]]:
         """Key, message and time of each record; no message for a tombstone and for what cannot be read."""
         kafka = self._settings.kafka
-        with TopicFollower(kafka, topic) as follower:
-            total, done = sum(follower.lags().values()), 0
-            while not follower.caught_up:
-                for record in follower.poll(0.5):
-                    done += 1
-                    try:
-                        message = decode(kind, record.value, max_bytes=kafka.max_message_bytes, latest_ms=LATEST_MS)
-                    except Refused:
-                        message = None
-                    yield record.key, message, record.timestamp
-                self._progress(topic, done, total)
+        for record in read_to_end(kafka, topic, progress=partial(self._progress, topic)):
+            try:
+                message = decode(kind, record.value, max_bytes=kafka.max_message_bytes, latest_ms=LATEST_MS)
+            except Refused:
+                message = None
+            yield record.key, message, record.timestamp
 
 
 def _frames(rows: Iterable[Row], schema: dict[str, Any]) -> Iterator[pl.DataFrame]:

@@ -9,6 +9,8 @@ so are those from before their user was forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
 from streams.erasure.erased_users import read_erased_users
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import read_to_end
 from streams.messages import RankingExample, Refused, Shown, decode
 
 Progress = Callable[[str, int, int], None]
@@ -52,7 +54,7 @@ def store_served(
     kafka, users, forgotten = settings.kafka, read_erased_users(settings), 0
     holding, repeated = _identities(kafka, progress)
     writer = _Writer(directory, items)
-    for place, example in _examples(kafka, lambda done, total: progress("served impressions", done, total)):
+    for place, example in _examples(kafka, partial(progress, "served impressions")):
         if place in holding and users.is_from_before(example.impression.user_id, example.impression.at_ms):
             forgotten += 1
         elif place in holding:
@@ -64,7 +66,7 @@ def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]],
     """Where the examples that hold lie, partition and offset in `ranking-examples`; and how many others there are."""
     best: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
     read = 0
-    for place, example in _examples(kafka, lambda done, total: progress("reading outcomes", done, total)):
+    for place, example in _examples(kafka, partial(progress, "reading outcomes")):
         read += 1
         identity, told = (example.partition, example.offset), (example.revision, place)
         best[identity] = max(best.get(identity, told), told)
@@ -72,17 +74,10 @@ def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]],
 
 
 def _examples(kafka: Kafka, progress: Callable[[int, int], None]) -> Iterator[tuple[tuple[int, int], RankingExample]]:
-    with TopicFollower(kafka, topics.RANKING_EXAMPLES) as follower:
-        total, done = sum(follower.lags().values()), 0
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                done += 1
-                try:
-                    example = decode(RankingExample, record.value, max_bytes=8 * kafka.max_message_bytes)
-                except Refused:
-                    continue
-                yield (record.partition, record.offset), example
-            progress(done, max(done, total))
+    for record in read_to_end(kafka, topics.RANKING_EXAMPLES, progress=progress):
+        with suppress(Refused):
+            example = decode(RankingExample, record.value, max_bytes=8 * kafka.max_message_bytes)
+            yield (record.partition, record.offset), example
 
 
 class _Writer:

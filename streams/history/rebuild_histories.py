@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from heapq import merge
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.erasure.erased_users import ErasedUsers, read_erased_users
 from streams.history.app import KINDS, SHOWN, apply_event
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.intake import LATEST_MS, Raw, read
 from streams.messages import Impression, Refused, UserHistory, decode, encode
 
@@ -169,14 +170,12 @@ def refuse_beside_workers(kafka: Kafka) -> None:
 def read_histories(kafka: Kafka, number: int) -> dict[str, bytes]:
     """The present histories of a partition, as they are encoded."""
     histories: dict[str, bytes] = {}
-    with TopicFollower(kafka, topics.USER_HISTORIES, partitions=[number]) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                user_id = (record.key or b"").decode(errors="replace")
-                if record.value is None:
-                    histories.pop(user_id, None)
-                else:
-                    histories[user_id] = record.value
+    for record in read_to_end(kafka, topics.USER_HISTORIES, partitions=[number]):
+        user_id = (record.key or b"").decode(errors="replace")
+        if record.value is None:
+            histories.pop(user_id, None)
+        else:
+            histories[user_id] = record.value
     return histories
 
 
@@ -281,11 +280,8 @@ def _records(settings: Settings, number: int, names: tuple[str, ...], reach: Rea
 
 
 def _of_topic(follower: TopicFollower, topic: str, stop: int) -> Iterator[Raw]:
-    while not follower.caught_up:
-        for record in follower.poll(0.5):
-            if record.offset >= stop:
-                return
-            yield _raw_of(record, topic)
+    committed = takewhile(lambda record: record.offset < stop, follower.to_end())
+    return (_raw_of(record, topic) for record in committed)
 
 
 def _raw_of(record: ConsumerRecord, topic: str) -> Raw:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import faust
@@ -21,7 +22,7 @@ from streams.join.partition import TOPICS
 from streams.join.worker import JoinWorker
 from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import read_to_end
 from streams.kafka.tables import EncodedTable, create_table
 from streams.messages import JoinState, Refused, StatisticsRow, decode
 
@@ -51,15 +52,10 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
 def read_statistics(kafka: Kafka) -> dict[int, list[StatisticsRow]]:
     """The rows by partition, read from the topic."""
     rows: dict[bytes, StatisticsRow] = {}
-    with TopicFollower(kafka, topics.ITEM_STATISTICS) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                rows.pop(record.key, None)
-                if record.value is not None:
-                    try:
-                        rows[record.key] = decode(StatisticsRow, record.value)
-                    except Refused:
-                        continue  # somebody else's; ours are written anew when they are touched
+    for record in read_to_end(kafka, topics.ITEM_STATISTICS):
+        rows.pop(record.key, None)
+        with suppress(Refused):  # a tombstone, or somebody else's; ours are written anew when they are touched
+            rows[record.key] = decode(StatisticsRow, record.value)
     by_partition: dict[int, list[StatisticsRow]] = {}
     for row in rows.values():
         by_partition.setdefault(row.partition, []).append(row)

@@ -9,7 +9,7 @@ position, not the last record, decides that: compaction and transaction markers 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -19,7 +19,10 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams.kafka.fetching import unpack_for
 
+Progress = Callable[[int, int], None]  # records by now, and in all
+
 _MAX_RECORDS = 5000
+_LOOK_S = 0.5
 # Between two looks for records. kafka-python's own waiting keeps a core busy when a broker answers empty fetches at
 # once instead of holding them for fetch_max_wait_ms, as noida does.
 PACE_S = 0.02
@@ -36,6 +39,19 @@ def require_topics(kafka: Kafka, topics: Iterable[str]) -> None:
     trace.
     """
     TopicFollower(kafka, *topics, partitions=()).close()
+
+
+def read_to_end(
+    kafka: Kafka,
+    topic: str,
+    *,
+    partitions: Iterable[int] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[ConsumerRecord]:
+    """Yield all that lies in a topic now (name without prefix). Raises TopicMissing, and KafkaError when no broker
+    answers."""
+    with TopicFollower(kafka, topic, partitions=partitions) as follower:
+        yield from follower.to_end(progress)
 
 
 class TopicFollower:
@@ -101,12 +117,12 @@ class TopicFollower:
                 self._ends[place] = ends[place]
 
     def expect_present(self) -> None:
-        """`caught_up` speaks of all that lies in the partitions now, not only when reading began."""
+        """Let `caught_up` speak of all that lies in the partitions now, not only when reading began."""
         ends = self._consumer.end_offsets(list(self._consumer.assignment()))
         self._ends |= {place: end for place, end in ends.items() if self._position(place) < end}
 
     def poll(self, timeout_s: float) -> list[ConsumerRecord]:
-        """The next records, in order within a partition; empty when there are none for `timeout_s`."""
+        """Return the next records, in order within a partition; empty when there are none for `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not (batches := self._consumer.poll(timeout_ms=0)) and (left_s := deadline - time.monotonic()) > 0:
             time.sleep(min(PACE_S, left_s))
@@ -114,18 +130,29 @@ class TopicFollower:
             self._ends = {p: end for p, end in self._ends.items() if self._position(p) < end}
         return [record for batch in batches.values() for record in batch]
 
+    def to_end(self, progress: Progress = lambda done, total: None) -> Iterator[ConsumerRecord]:
+        """Yield records until `caught_up`; `progress` is told after each fetch."""
+        total, done = None, 0
+        while not self.caught_up:
+            total = sum(self.lags().values()) if total is None else total
+            for record in self.poll(_LOOK_S):
+                done += 1
+                yield record
+            progress(done, max(done, total))
+
     @property
     def caught_up(self) -> bool:
-        """Whether all that was there when reading began has been handed out."""
+        """True when all that was there when reading began has been handed out."""
         return not self._ends
 
     def caught_up_on(self, partition: int) -> bool:
-        """The same for one partition (of every topic); False when it is not followed."""
+        """Return the same for one partition (of every topic); False when it is not followed."""
         followed = [p for p in self._consumer.assignment() if p.partition == partition]
         return bool(followed) and not any(p in self._ends for p in followed)
 
     def lags(self) -> dict[tuple[str, int], int]:
-        """Records not yet handed out, by (topic without prefix, partition), as far as the last fetches told."""
+        """Return how many records are not handed out yet, by (topic without prefix, partition), as far as the last
+        fetches told."""
         lags = {}
         for partition in self._consumer.assignment():
             end = max(self._consumer.highwater(partition) or 0, self._ends.get(partition, 0))
@@ -134,12 +161,12 @@ class TopicFollower:
         return lags
 
     def ends(self) -> dict[tuple[str, int], int]:
-        """The present end offsets, by (topic without prefix, partition)."""
+        """Return the present end offsets, by (topic without prefix, partition)."""
         ends = self._consumer.end_offsets(list(self._consumer.assignment()))
         return {(place.topic.removeprefix(self._prefix), place.partition): end for place, end in ends.items()}
 
     def firsts_of(self, partition: int) -> dict[str, int]:
-        """Of this partition of every topic that is followed, the first offset that is still there."""
+        """Return the first offset that is still there, of this partition of every topic that is followed."""
         places = [place for place in self._consumer.assignment() if place.partition == partition]
         return {
             place.topic.removeprefix(self._prefix): first
@@ -174,6 +201,6 @@ class TopicFollower:
                 self._ends[partition] = ends[partition]
 
     def _position(self, partition: TopicPartition) -> int:
-        """The next offset to hand out; -1 while the client is finding it again (after a retention gap)."""
+        """Return the next offset to hand out; -1 while the client is finding it again (after a retention gap)."""
         position = self._consumer.position(partition, timeout_ms=0)
         return -1 if position is None else int(position)

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from infra.platform import metrics
 from infra.platform.kafka_clients import aiokafka_options
+from infra.platform.retrying import retry
 from infra.platform.settings import Kafka
 
 log = structlog.get_logger(__name__)
@@ -72,19 +73,16 @@ class Outbox:
         return placed
 
     async def _deliver(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
-        wait_s = 0.1
-        while True:
+        async def send() -> list[Placed]:
             if self._may_send is not None:
                 await self._may_send()
-            try:
-                return await self._send(self._prefix + topic, partition, records)
-            except MessageSizeTooLargeError:
-                raise  # waiting does not mend this
-            except KafkaError as error:
-                metrics.SEND_RETRIES.labels(topic).inc()
-                log.warning("broker unavailable, trying again", topic=topic, error=str(error), wait_s=wait_s)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, 5.0)
+            return await self._send(self._prefix + topic, partition, records)
+
+        def report(error: Exception, wait_s: float) -> None:
+            metrics.SEND_RETRIES.labels(topic).inc()
+            log.warning("broker unavailable, trying again", topic=topic, error=str(error), wait_s=wait_s)
+
+        return await retry(send, is_absence=_is_absence, report=report)
 
     async def _send(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:
         acknowledged, counts = [], []
@@ -99,6 +97,10 @@ class Outbox:
         acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
         places = await asyncio.gather(*acknowledged)
         return [Placed(partition, place.offset, count) for place, count in zip(places, counts, strict=True)]
+
+
+def _is_absence(error: Exception) -> bool:
+    return isinstance(error, KafkaError) and not isinstance(error, MessageSizeTooLargeError)  # waiting does not mend it
 
 
 def create_producer(kafka: Kafka, client_id: str) -> AIOKafkaProducer:

@@ -25,7 +25,7 @@ from streams import topics
 from streams.history.rules import is_completed
 from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, now_ms
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import read_to_end
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
 from streams.messages import Refused, Trending, WatchEvent, decode, encode
@@ -113,10 +113,8 @@ def count(
 def read_published(kafka: Kafka) -> list[Trending]:
     """The newest published counts of every scope and partition, read from the topic."""
     newest: dict[bytes, Trending] = {}
-    with TopicFollower(kafka, topics.TRENDING) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                take_over(newest, record.key, record.value, max_bytes=4 * kafka.max_message_bytes)
+    for record in read_to_end(kafka, topics.TRENDING):
+        take_over(newest, record.key, record.value, max_bytes=4 * kafka.max_message_bytes)
     return list(newest.values())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from kafka import KafkaProducer
@@ -43,16 +43,7 @@ def writer(kafka_settings: Settings) -> Iterator[Writer]:
     writer.close()
 
 
-def read_to_end(follower: TopicFollower) -> list[ConsumerRecord]:
-    records: list[ConsumerRecord] = []
-    for _ in range(200):
-        if follower.caught_up:
-            return records
-        records += follower.poll(0.1)
-    raise AssertionError("not caught up")
-
-
-def numbers(records: list[ConsumerRecord]) -> list[int]:
+def numbers(records: Iterable[ConsumerRecord]) -> list[int]:
     return [int(record.value) for record in records]
 
 
@@ -60,7 +51,9 @@ def test_all_that_was_there_is_read_in_order_and_then_what_comes(writer: Writer)
     writer.write(topics.ITEMS, 7000)
     with TopicFollower(writer.kafka, topics.ITEMS) as follower:
         assert not follower.caught_up
-        assert numbers(read_to_end(follower)) == list(range(7000))
+        told: list[tuple[int, int]] = []
+        assert numbers(follower.to_end(lambda *done: told.append(done))) == list(range(7000))
+        assert told[-1] == (7000, 7000) and told == sorted(told)
         writer.write(topics.ITEMS, 1)
         assert numbers(follower.poll(5.0)) == [0]
         assert set(follower.lags().values()) == {0}
@@ -77,7 +70,7 @@ def test_several_topics_are_followed_together(writer: Writer) -> None:
     writer.write(topics.RELEASES, 3)
     with TopicFollower(writer.kafka, topics.ITEMS, topics.RELEASES) as follower:
         assert follower.lags()[topics.RELEASES, 0] == 3
-        assert sorted(numbers(read_to_end(follower))) == [0, 0, 1, 1, 2]
+        assert sorted(numbers(follower.to_end())) == [0, 0, 1, 1, 2]
         assert follower.ends()[topics.RELEASES, 0] == 3
 
 
@@ -85,13 +78,13 @@ def test_partitions_can_be_taken_on_and_given_away(writer: Writer) -> None:
     for partition, count in ((0, 2), (1, 3)):
         writer.write(topics.USER_HISTORIES, count, partition)
     with TopicFollower(writer.kafka, topics.USER_HISTORIES, partitions=[0]) as follower:
-        assert len(read_to_end(follower)) == 2
+        assert len(list(follower.to_end())) == 2
         assert follower.caught_up_on(0)
         assert not follower.caught_up_on(1)
         follower.assign([0, 1])
         assert follower.caught_up_on(0), "what was read is not read again"
         assert not follower.caught_up_on(1)
-        assert [record.partition for record in read_to_end(follower)] == [1, 1, 1]
+        assert [record.partition for record in list(follower.to_end())] == [1, 1, 1]
         follower.assign([1])
         assert not follower.caught_up_on(0)
 
@@ -99,10 +92,10 @@ def test_partitions_can_be_taken_on_and_given_away(writer: Writer) -> None:
 def test_a_rewind_reads_everything_again(writer: Writer) -> None:
     writer.write(topics.ITEM_VECTORS, 4, partition=1)
     with TopicFollower(writer.kafka, topics.ITEM_VECTORS) as follower:
-        assert len(read_to_end(follower)) == 4
+        assert len(list(follower.to_end())) == 4
         follower.rewind()
         assert not follower.caught_up
-        assert numbers(read_to_end(follower)) == [0, 1, 2, 3]
+        assert numbers(follower.to_end()) == [0, 1, 2, 3]
 
 
 def test_reading_begins_at_a_time(writer: Writer) -> None:
@@ -112,7 +105,7 @@ def test_reading_begins_at_a_time(writer: Writer) -> None:
     with TopicFollower(writer.kafka, topics.IMPRESSIONS) as follower:
         for at_s, left in ((50, 50), (0, 103), (2, 98 + 1), (99.5, 0)):
             follower.go_to(began_ms + int(at_s * 1000))
-            assert len(read_to_end(follower)) == left
+            assert len(list(follower.to_end())) == left
 
 
 def test_a_missing_topic_is_named_with_the_command_that_makes_it(kafka_settings: Settings) -> None:

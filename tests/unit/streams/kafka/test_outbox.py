@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
 from infra.platform.settings import Kafka, Settings
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import read_to_end
 from streams.kafka.outbox import BATCH_BYTES, Outbox, create_producer
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, TRENDING, WATCH_EVENTS
 from tests.conftest import on_both_brokers
@@ -39,14 +38,6 @@ def send(kafka: Kafka, fill: Callable[[Outbox], None]) -> None:
     asyncio.run(run())
 
 
-def read_all(kafka: Kafka, topic: str) -> list[Any]:
-    with TopicFollower(kafka, topic) as follower:
-        records = []
-        while not follower.caught_up:
-            records += follower.poll(0.2)
-    return records
-
-
 def test_what_is_larger_than_a_batch_is_sent_in_several_in_order(broker_settings):
     value = b"x" * 60_000
     count = 4 * BATCH_BYTES // len(value)
@@ -56,7 +47,7 @@ def test_what_is_larger_than_a_batch_is_sent_in_several_in_order(broker_settings
             outbox.add(DEAD_LETTERS, number % 2, str(number).encode(), value)
 
     send(broker_settings, fill)
-    records = read_all(broker_settings, DEAD_LETTERS)
+    records = list(read_to_end(broker_settings, DEAD_LETTERS))
     for partition in (0, 1):
         there = [int(record.key) for record in records if record.partition == partition]
         assert there == list(range(partition, count, 2))
@@ -72,7 +63,7 @@ def test_a_message_larger_than_a_batch_is_sent_all_the_same(broker_settings):
         outbox.add(IMPRESSIONS, 0, b"after", b"2")
 
     send(broker_settings, fill)
-    sizes = [(record.key, len(record.value)) for record in read_all(broker_settings, IMPRESSIONS)]
+    sizes = [(record.key, len(record.value)) for record in read_to_end(broker_settings, IMPRESSIONS)]
     assert sizes == [(b"before", 1), (b"large", len(large)), (b"after", 1)]
 
 
@@ -82,7 +73,7 @@ def test_headers_and_tombstones_arrive_as_they_were_put(broker_settings):
         outbox.add(ITEMS, 1, b"i", None)
 
     send(broker_settings, fill)
-    first, second = read_all(broker_settings, ITEMS)
+    first, second = read_to_end(broker_settings, ITEMS)
     assert first.headers == [("a", b"1"), ("a", b"\xff")] and first.value == b"{}"
     assert second.value is None and second.key == b"i" and second.partition == 1
 
@@ -107,5 +98,5 @@ def test_a_flush_sends_what_was_put_since_the_last_one(broker_settings):
         await producer.stop()
 
     asyncio.run(run())
-    assert [record.key for record in read_all(broker_settings, TRENDING)] == [b"1", b"2"]
-    assert [record.key for record in read_all(broker_settings, WATCH_EVENTS)] == [b"3"]
+    assert [record.key for record in read_to_end(broker_settings, TRENDING)] == [b"1", b"2"]
+    assert [record.key for record in read_to_end(broker_settings, WATCH_EVENTS)] == [b"3"]
