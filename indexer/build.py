@@ -1,7 +1,7 @@
 """From a bundle to a new collection: filled in batches, so that the live one is kept fresh in between.
 
-Items that are down are parked instead of written. Whatever goes wrong, the collection has no mark yet, so nobody takes
-it for whole, and it is dropped and made again.
+Rows of unavailable items are held instead of written. Whatever goes wrong, the collection has no mark yet, so nobody
+takes it for whole, and it is dropped and made again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 import structlog
 
 from indexer.collection import Index, is_indexable
-from indexer.facts import Facts
+from indexer.item_attributes import AttributeTable
 from indexer.mips_to_l2 import longest_of
 from indexer.pending_writes import PendingWrites, Row
 from indexer.retry import Retry
+from indexer.rollout import Stage
 from infra.platform.fault_points import reached
 from models.release.bundle import Bundle
 
@@ -29,16 +30,17 @@ class BuildFailed(RuntimeError):
 
 @dataclass
 class Build:
-    """A collection that is being made. `steps` is None once it is filled and is catching up with the live rows."""
+    """A collection that is being made. `bundle` and its batches are needed until it is filled and verified."""
 
     version: str
     bundle: Bundle | None
-    steps: Iterator[int] | None
+    batches: Iterator[int]
+    stage: Stage = Stage.FILLING
     expired: set[str] = field(default_factory=set)  # let go of by the trainer meanwhile
 
 
 def fill(
-    index: Index, bundle: Bundle, rows: PendingWrites, facts: Facts, *, batch: int, patiently: Retry
+    index: Index, bundle: Bundle, rows: PendingWrites, attributes: AttributeTable, *, batch: int, retry: Retry
 ) -> Iterator[int]:
     """Make the collection of a bundle; yields the rows handled so far after each batch.
 
@@ -46,7 +48,7 @@ def fill(
     """
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     longest = longest_of(bundle.model.item_vectors())
-    patiently(lambda: _create(index, version, bundle.manifest.dim, longest, len(item_ids)))
+    retry(lambda: _create(index, version, bundle.manifest.dim, longest, len(item_ids)))
     reached("indexer: collection created")
     refused = 0
     for start in range(0, len(item_ids), batch):
@@ -56,27 +58,27 @@ def fill(
         hold_unavailable(bundle, rows, places)
         ids = [item_ids[places[i]] for i in wanted]
         if ids:
-            _upsert(index, version, ids, vectors[wanted], facts, patiently)
+            _upsert(index, version, ids, vectors[wanted], attributes, retry)
         refused += sum(not is_indexable(item_ids[place]) for place in places)
         yield int(places[-1]) + 1
     if refused:
         log.warning("items left out, Milvus cannot hold their ids", version=version, items=refused)
-    patiently(lambda: index.flush(version))
-    patiently(lambda: index.load(version))
+    retry(lambda: index.flush(version))
+    retry(lambda: index.load(version))
 
 
 def hold_unavailable(bundle: Bundle, rows: PendingWrites, places: np.ndarray | None = None) -> None:
-    """Park the bundle's rows of items that are down (among those at `places`), in case they return."""
+    """Hold the bundle's rows of unavailable items (among those at `places`), in case they return."""
     item_ids = bundle.model.item_ids
     places = np.arange(len(item_ids)) if places is None else places
-    down = np.array([place for place in places if item_ids[place] in rows.down], dtype=np.int64)
-    for place, vector in zip(down, bundle.model.item_vectors(down), strict=True):
-        rows.park(bundle.manifest.version, item_ids[place], Row(0, vector.astype("<f4").tobytes()))
+    held = np.array([place for place in places if item_ids[place] in rows.unavailable], dtype=np.int64)
+    for place, vector in zip(held, bundle.model.item_vectors(held), strict=True):
+        rows.hold(bundle.manifest.version, item_ids[place], Row(0, vector.astype("<f4").tobytes()))
 
 
 def is_wanted(item_id: str, rows: PendingWrites) -> bool:
     """Whether a row of this item shall be in a new collection."""
-    return item_id not in rows.down and is_indexable(item_id)
+    return item_id not in rows.unavailable and is_indexable(item_id)
 
 
 def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> None:
@@ -85,9 +87,10 @@ def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> 
     index.create(version, dim, longest=longest, rows=rows)
 
 
-def _upsert(index: Index, version: str, ids: list[str], vectors: np.ndarray, facts: Facts, patiently: Retry) -> None:
-    scalars = [facts.of(item_id) for item_id in ids]
+def _upsert(
+    index: Index, version: str, ids: list[str], vectors: np.ndarray, attributes: AttributeTable, retry: Retry
+) -> None:
     try:
-        patiently(lambda: index.upsert(version, ids, vectors, [0] * len(ids), scalars))
+        retry(lambda: index.upsert(version, ids, vectors, [0] * len(ids), [attributes.of(item_id) for item_id in ids]))
     except ValueError as error:
         raise BuildFailed(f"bundle {version}: {error}") from None

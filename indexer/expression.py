@@ -1,14 +1,15 @@
 """A request's filter as Milvus reads it: a boolean expression that is true for the same items as ItemFilter.mask.
 
-What is unknown stands in Milvus as "" or -1 (indexer/scalars.py), so each comparison says that the value is known.
-Names are JSON strings: the language refuses what JSON would write as \\u or \\b, which Milvus Lite does not read.
+What is unknown stands in Milvus as "" or -1 (indexer/item_attributes.py), so each comparison says that the value is
+known. Names are JSON strings: the language refuses what JSON would write as \\u or \\b, which Milvus Lite
+cannot read.
 """
 
 from __future__ import annotations
 
 import json
 
-from indexer.scalars import topic_mark
+from indexer.item_attributes import topic_mark
 from models.catalogue.catalogue import TOPICS
 from models.catalogue.item_filter import AllOf, AnyOf, Compared, IsKnown, IsOneOf, ItemFilter, Not, Term
 

@@ -17,8 +17,8 @@ from pymilvus import MilvusClient
 from indexer.mips_to_l2 import radius_for
 from infra.platform.settings import Milvus
 
-FORMAT = 2  # rises when the fields of a collection change: 2 has the items' facts beside their vectors
-_FORM, _RADIUS = "nextwatch.form", "nextwatch.radius"  # properties of a collection; the second was all of format 1
+FORMAT = 2  # rises when the fields of a collection change: 2 has the items' attributes beside their vectors
+_SPEC, _RADIUS = "nextwatch.form", "nextwatch.radius"  # properties of a collection; the second was all of format 1
 _LEAST_EF, _MOST_EF = 64, 32768
 _ROWS_PER_HIT = 8  # with fewer, nearly every list holds some of the hits
 
@@ -34,51 +34,51 @@ class IndexSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def spec_for(milvus: Milvus, *, longest: float, rows: int) -> IndexSpec:
-    """The form of a new collection: `rows` vectors, the longest of which has the norm `longest`."""
+    """The spec of a new collection: `rows` vectors, the longest of which has the norm `longest`."""
     kind = milvus.index_type
     if kind == "FLAT":
         return IndexSpec(kind, rows=rows)
     return IndexSpec(kind, radius_for(longest), milvus.ivf_nlist if kind == "IVF_FLAT" else 0, rows)
 
 
-def properties_of(form: IndexSpec) -> dict[str, str]:
-    return {_FORM: msgspec.json.encode(form).decode()}
+def properties_of(spec: IndexSpec) -> dict[str, str]:
+    return {_SPEC: msgspec.json.encode(spec).decode()}
 
 
 def spec_from(properties: Mapping[str, str]) -> IndexSpec:
     """What the properties of a collection say."""
-    if written := properties.get(_FORM):
+    if written := properties.get(_SPEC):
         return msgspec.json.decode(written, type=IndexSpec)
     radius = float(properties.get(_RADIUS, 0))
     return IndexSpec("HNSW" if radius else "FLAT", radius, format=1)
 
 
-def metric_of(form: IndexSpec) -> str:
-    return "L2" if form.radius else "IP"
+def metric_of(spec: IndexSpec) -> str:
+    return "L2" if spec.radius else "IP"
 
 
-def index_of(form: IndexSpec, milvus: Milvus) -> Any:
+def index_of(spec: IndexSpec, milvus: Milvus) -> Any:
     """pymilvus' description of the index to build. The parameters stand in a text of their own: Milvus Lite passes over
     those that pymilvus puts beside the type, and a server reads both."""
     parameters: dict[str, Any] = {}
-    if form.kind == "HNSW":
+    if spec.kind == "HNSW":
         parameters = {"M": milvus.hnsw_m, "efConstruction": milvus.hnsw_ef_construction}
-    elif form.kind == "IVF_FLAT":
-        parameters = {"nlist": form.nlist}
+    elif spec.kind == "IVF_FLAT":
+        parameters = {"nlist": spec.nlist}
     index = MilvusClient.prepare_index_params()
     index.add_index(
-        "vector", index_type=form.kind, metric_type=metric_of(form), params={"params": parameters} if parameters else {}
+        "vector", index_type=spec.kind, metric_type=metric_of(spec), params={"params": parameters} if parameters else {}
     )
     return index
 
 
-def search_parameters(form: IndexSpec, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
+def search_parameters(spec: IndexSpec, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
     """How wide to look for `limit` items (HNSW with ef below it finds less than it could). What a filter leaves may lie
     anywhere: in any list, at any node of the graph (with 1 of 40 left, 4 times as wide as usual found .58 of them)."""
-    if form.kind == "HNSW":
-        wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, form.rows if filtered else 0)
+    if spec.kind == "HNSW":
+        wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, spec.rows if filtered else 0)
         return {"ef": min(wanted, _MOST_EF)}
-    if form.kind == "IVF_FLAT":
-        all_lists = filtered or form.rows < _ROWS_PER_HIT * limit
-        return {"nprobe": form.nlist if all_lists else min(milvus.ivf_nprobe, form.nlist)}
+    if spec.kind == "IVF_FLAT":
+        all_lists = filtered or spec.rows < _ROWS_PER_HIT * limit
+        return {"nprobe": spec.nlist if all_lists else min(milvus.ivf_nprobe, spec.nlist)}
     return {}

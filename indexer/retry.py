@@ -19,10 +19,9 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from indexer.errors import IndexUnavailable
 from infra.platform import metrics
 from infra.platform.health import Health
+from infra.platform.retrying import FIRST_WAIT_S, LONGEST_WAIT_S, BackOff
 
 log = structlog.get_logger(__name__)
-
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
 T = TypeVar("T")
 
@@ -47,7 +46,7 @@ def _is_absence(error: Exception) -> bool:
 
 
 class Retry:
-    """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
+    """`retry(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
     counted: in this time nothing is read.
 
     `meanwhile` runs before each try. Raises what it raises, Stopped when `stop` is set after a failed try, and whatever
@@ -61,10 +60,11 @@ class Retry:
         self.meanwhile = meanwhile
 
     def __call__(self, call: Callable[[], T], *, of: str = "milvus") -> T:
-        wait_s = FIRST_WAIT_S
+        waits = BackOff(FIRST_WAIT_S, LONGEST_WAIT_S)
         was_ready, was_waiting_for = self._health.ready, self._health.waiting_for
         while True:
             self.meanwhile()
+            wait_s = waits.next()
             with _counted(of):
                 try:
                     answer = call()
@@ -78,7 +78,6 @@ class Retry:
                     return answer
                 if self._stop.wait(wait_s):
                     raise Stopped
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def check(self) -> None:
         """For a loop that waits by itself: raises Stopped, and what `meanwhile` raises."""

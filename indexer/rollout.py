@@ -1,4 +1,8 @@
-"""Which collection is made, announced and dropped: the hand-over from one release to the next, decided but not done.
+"""The rollout of a release: which collection is made, announced and dropped, decided here and done elsewhere.
+
+`decide` and `go_on` return effects; the indexer's loop (indexer/process.py) carries them out, each acknowledged before
+the next begins. A new collection goes through: filled and verified, caught up with all of `item-vectors`, marked whole,
+announced, marked announced. A crash in between leaves a mark that says where to go on, or that nothing of it counts.
 
 A collection's mark in Milvus says how far its making has come, so that whoever starts next knows what it finds:
 none (being filled, or left half full), `whole` (filled, verified, up to date), `announced:<ms>` (servers were told).
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
 
@@ -40,9 +45,17 @@ class Releases:
         return self.ready.version if self.ready else ""
 
 
+class Stage(Enum):
+    """How far the collection that is being made has come."""
+
+    FILLING = auto()
+    FILLED = auto()
+    CATCHING_UP = auto()
+
+
 @dataclass(frozen=True)
-class Build:
-    """Fill a new collection from the bundle of this version, then catch up with its vectors."""
+class Begin:
+    """Begin to make the collection of this version from its bundle."""
 
     version: str
 
@@ -64,12 +77,23 @@ class Renew:
 
 @dataclass(frozen=True)
 class Drop:
-    """Remove a collection (and stop building it)."""
+    """Remove a collection (and stop making it)."""
 
     version: str
 
 
-Action = Build | Announce | Renew | Drop
+class Step(Enum):
+    """An effect that the collection that is being made needs."""
+
+    FILL = "write the next batch of its bundle"
+    WRITE = "write all rows that were read"
+    VERIFY = "see that it holds its bundle, and let it take rows from now on"
+    REREAD = "read `item-vectors` from the beginning"
+    FINISH = "mark it whole"
+
+
+Decision = Begin | Announce | Renew | Drop
+Effect = Decision | Step
 
 
 def announced(at_ms: int) -> str:
@@ -98,7 +122,7 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
             server = Server(message.version, heard_ms)
             return replace(releases, servers={**(releases.servers or {}), message.server_id: server})
         case RebuildAsked() | RebuildDone():
-            return releases  # no matter of the hand-over
+            return releases  # no matter of a rollout
 
 
 def forget_server(releases: Releases, server_id: str) -> Releases:
@@ -121,14 +145,14 @@ def decide(
     building: str = "",
     unusable: frozenset[str] = frozenset(),
     timeout_ms: int,
-) -> list[Action]:
+) -> list[Decision]:
     """What to do now, in this order.
 
     `marks`: the mark of every collection there is. `building`: the version being built here. `unusable`: versions whose
     bundle cannot be read just now. Ask again after the actions are done: one step is decided at a time.
     """
     wanted = _wanted(releases, marks, unusable)
-    actions: list[Action] = [*_renewed(releases, marks)]
+    actions: list[Decision] = [*_renewed(releases, marks)]
     if building and building != wanted:
         actions.append(Drop(building))
         building = ""
@@ -136,9 +160,20 @@ def decide(
         actions.append(Announce(wanted))
     elif wanted and wanted != building:
         actions += [Drop(wanted)] if wanted in marks else []
-        actions.append(Build(wanted))
+        actions.append(Begin(wanted))
     done = {action.version for action in actions}
     return actions + [Drop(v) for v in sorted(_superfluous(releases, marks, timeout_ms) - done - {building, wanted})]
+
+
+def go_on(stage: Stage, *, caught_up: bool) -> list[Effect]:
+    """The next effects for the collection that is being made; `caught_up`: all of `item-vectors` has been read since
+    the last REREAD."""
+    match stage:
+        case Stage.FILLING:
+            return [Step.FILL]
+        case Stage.FILLED:
+            return [Step.WRITE, Step.VERIFY, Step.REREAD]
+    return [Step.WRITE, Step.FINISH] if caught_up else []
 
 
 def _wanted(releases: Releases, marks: Mapping[str, str], unusable: frozenset[str]) -> str:

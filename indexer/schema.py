@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient
 
-from indexer.scalars import Scalars, add_fields, as_row
+from indexer.item_attributes import ItemAttributes, add_fields, as_row
 
 Floats = NDArray[np.float32]
 
@@ -58,15 +58,15 @@ def schema_of(stored_dim: int) -> Any:
 
 
 def rows_of(
-    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], scalars: Sequence[Scalars]
+    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], attributes: Sequence[ItemAttributes]
 ) -> list[dict[str, Any]]:
     """pymilvus' rows. Milvus would take a NaN without a word and rank it anywhere."""
     if not np.isfinite(vectors).all():
         bad = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
         raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
     return [
-        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(facts)
-        for item_id, vector, step, facts in zip(item_ids, vectors, steps, scalars, strict=True)
+        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(known)
+        for item_id, vector, step, known in zip(item_ids, vectors, steps, attributes, strict=True)
     ]
 
 

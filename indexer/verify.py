@@ -30,7 +30,7 @@ _CLOSE = 1e-4  # of a score: the sphere of an HNSW or an IVF costs some of float
 
 
 def verify(
-    index: Index, bundle: Bundle, rows: PendingWrites, *, expired: Set[str], least_recall: float, patiently: Retry
+    index: Index, bundle: Bundle, rows: PendingWrites, *, expired: Set[str], least_recall: float, retry: Retry
 ) -> int:
     """The number of rows in a collection that was just filled (nothing must be waiting in `rows`). `expired`: items
     that the trainer let go of meanwhile, which may be in it or not.
@@ -40,24 +40,24 @@ def verify(
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     wanted = [place for place, item_id in enumerate(item_ids) if is_wanted(item_id, rows)]
     certain = np.array([place for place in wanted if item_ids[place] not in expired], dtype=np.int64)
-    count = patiently(lambda: index.count(version))
+    count = retry(lambda: index.count(version))
     if not len(certain) <= count <= len(wanted):
         raise BuildFailed(f"collection of {version} holds {count} rows, its bundle has {len(wanted)} to show")
-    _compare(index, bundle, _sample(certain, _SAMPLE), patiently)
-    recall = probe(index, bundle, certain, expired, patiently) if len(certain) else 1.0
+    _compare(index, bundle, _sample(certain, _SAMPLE), retry)
+    recall = probe(index, bundle, certain, expired, retry) if len(certain) else 1.0
     metrics.INDEX_RECALL.set(recall)
     if recall < least_recall:
         raise BuildFailed(f"a search of the collection of {version} finds {recall:.3f} of the best, not {least_recall}")
     return count
 
 
-def probe(index: Index, bundle: Bundle, places: Places, expired: Set[str], patiently: Retry) -> float:
+def probe(index: Index, bundle: Bundle, places: Places, expired: Set[str], retry: Retry) -> float:
     """The mean recall of some searches among the items at `places` of the bundle; those in `expired` are passed over
     where they are found."""
     version, model = bundle.manifest.version, bundle.model
     hits = min(_MOST_HITS, len(places))
     queries = queries_of(model, _sample(places, _QUERIES))
-    found = patiently(lambda: index.search(version, queries, hits + len(expired)))
+    found = retry(lambda: index.search(version, queries, hits + len(expired)))
     known = [[item_id for item_id in ids if item_id not in expired][:hits] for ids, _ in found]
     return recall_of(known, model, places, queries, hits)
 
@@ -98,9 +98,9 @@ def least_scores(model: CandidateModel, places: Places, queries: Floats, hits: i
     return least
 
 
-def _compare(index: Index, bundle: Bundle, places: Places, patiently: Retry) -> None:
+def _compare(index: Index, bundle: Bundle, places: Places, retry: Retry) -> None:
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
-    found = patiently(lambda: index.vectors(version, [item_ids[place] for place in places]))
+    found = retry(lambda: index.vectors(version, [item_ids[place] for place in places]))
     for place, vector in zip(places, bundle.model.item_vectors(places), strict=True):
         if item_ids[place] not in found or not np.array_equal(found[item_ids[place]][1], vector):
             raise BuildFailed(f"collection of {version} holds another vector than its bundle in row {place}")

@@ -47,7 +47,8 @@ from streams.trainer.control_state import ControlState
 from streams.trainer.learner import Learner, Learnt, batches
 from streams.trainer.restore import examples_between, is_forgotten, read_example, restore_release
 from streams.trainer.row_publisher import RowPublisher
-from streams.trainer.writer_epoch import Fenced, RowLog
+from streams.trainer.writer_epoch import RowLog
+from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
 

@@ -22,7 +22,8 @@ from streams.epochs import mark
 from streams.kafka.outbox import Outbox, Placed
 from streams.messages import ItemVector, encode
 from streams.trainer.learner import PROGRESS_KEY, Learner, Learnt
-from streams.trainer.writer_epoch import Fenced, KafkaRowLog, RowLog, WriterEpoch
+from streams.trainer.writer_epoch import KafkaRowLog, RowLog, WriterEpoch
+from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
 

@@ -33,16 +33,13 @@ from streams.epochs import Epochs, Record, claim, epoch_of, is_claim, is_readabl
 from streams.kafka.fetching import unpack_for
 from streams.kafka.follow import TopicMissing
 from streams.kafka.outbox import Placed
+from streams.write_permit import Fenced
 
 POLL_MS = 200
 LOOK_EVERY_S = 2.0
 
 T = TypeVar("T")
 Send = Callable[[Iterable[int], bytes, bytes], Awaitable[Iterable[Placed]]]  # a record to these partitions
-
-
-class Fenced(RuntimeError):
-    """Another trainer writes `item-vectors` now; what we learn counts no more."""
 
 
 class RowLog(Protocol):

@@ -81,7 +81,7 @@ def fill_index(index: Index, ground: Ground, settings: Settings) -> float:
     """Seconds until a search uses what was built (Milvus Lite searches a segment row by row until then)."""
     began_s, version = time.monotonic(), ground.bundle.manifest.version
     batch = settings.indexer.batch
-    for _ in fill(index, ground.bundle, PendingWrites(), ground.facts(), batch=batch, patiently=lambda call: call()):  # type: ignore[arg-type]
+    for _ in fill(index, ground.bundle, PendingWrites(), ground.attributes(), batch=batch, retry=lambda call: call()):  # type: ignore[arg-type]
         pass
     client = index._client()
     wait_until(

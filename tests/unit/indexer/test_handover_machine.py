@@ -1,4 +1,4 @@
-"""The hand-over as a state machine: releases, crashes, late and repeated words, two servers, roll-backs, losses.
+"""The rollout as a state machine: releases, crashes, late and repeated words, two servers, roll-backs, losses.
 
 Always: no server answers from a collection that is not whole or not of its towers' version; a collection that a living
 server has said it uses is not dropped; one spare is kept. Left alone: the newest release is live on all servers, or the

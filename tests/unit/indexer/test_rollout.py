@@ -1,4 +1,4 @@
-"""The hand-over between releases: what is built, announced and dropped. Whatever happens in between is in
+"""The rollout of a release: what is built, announced and dropped. Whatever happens in between is in
 test_handover_machine.py."""
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from typing import Any
 from indexer.rollout import (
     WHOLE,
     Announce,
-    Build,
+    Begin,
     Drop,
     Releases,
     Renew,
+    Stage,
+    Step,
     announced,
     decide,
     forget_server,
+    go_on,
     hear,
     spare_of,
     versions_served,
@@ -43,13 +46,20 @@ def next_actions(releases: Releases, marks: dict[str, str], **more: Any) -> list
     return decide(releases, marks, timeout_ms=TIMEOUT_MS, **more)
 
 
+def test_a_filled_collection_is_verified_before_it_takes_rows_and_is_whole_when_it_has_seen_all_of_them() -> None:
+    assert go_on(Stage.FILLING, caught_up=True) == [Step.FILL]
+    assert go_on(Stage.FILLED, caught_up=True) == [Step.WRITE, Step.VERIFY, Step.REREAD]
+    assert go_on(Stage.CATCHING_UP, caught_up=False) == []
+    assert go_on(Stage.CATCHING_UP, caught_up=True) == [Step.WRITE, Step.FINISH]
+
+
 def test_nothing_is_done_before_the_first_release() -> None:
     assert next_actions(Releases(), {}) == []
     assert next_actions(Releases(), {"leftover": ""}) == []
 
 
 def test_a_new_bundle_is_built() -> None:
-    assert next_actions(heard(bundle("a")), {}) == [Build("a")]
+    assert next_actions(heard(bundle("a")), {}) == [Begin("a")]
     assert next_actions(heard(bundle("a")), {"a": ""}, building="a") == []
 
 
@@ -59,11 +69,11 @@ def test_a_whole_collection_is_announced_and_then_left_alone() -> None:
 
 
 def test_an_interrupted_build_is_dropped_and_started_again() -> None:
-    assert next_actions(heard(bundle("a")), {"a": ""}) == [Drop("a"), Build("a")]
+    assert next_actions(heard(bundle("a")), {"a": ""}) == [Drop("a"), Begin("a")]
 
 
 def test_a_build_that_was_overtaken_by_a_newer_bundle_is_dropped() -> None:
-    assert next_actions(heard(bundle("a"), bundle("b")), {"a": ""}, building="a") == [Drop("a"), Build("b")]
+    assert next_actions(heard(bundle("a"), bundle("b")), {"a": ""}, building="a") == [Drop("a"), Begin("b")]
 
 
 def test_one_spare_is_kept_and_older_ones_are_dropped() -> None:
@@ -125,8 +135,8 @@ def test_a_release_that_is_announced_by_a_clock_that_is_behind_is_the_newest_all
 
 
 def test_a_live_collection_that_milvus_has_lost_is_built_again() -> None:
-    assert next_actions(heard(bundle("a"), ready("a")), {}) == [Build("a")]
-    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}) == [Build("a")]
+    assert next_actions(heard(bundle("a"), ready("a")), {}) == [Begin("a")]
+    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}) == [Begin("a")]
 
 
 def test_nothing_is_dropped_while_the_live_collection_is_missing() -> None:

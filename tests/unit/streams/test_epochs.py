@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streams.epochs import CLAIM, HEADER, Epochs, claim, epoch_of, is_claim, mark
 from streams.kafka.outbox import Placed
 from streams.messages import ItemVector, encode
-from streams.trainer.writer_epoch import Fenced, WriterEpoch
+from streams.trainer.writer_epoch import WriterEpoch
+from streams.write_permit import Fenced
 from tests.unit.streams.memory_log import Kept, MemoryLog
 
 LOOPS = threading.local()

@@ -16,7 +16,8 @@ from streams.epochs import claim, is_claim, mark
 from streams.kafka.intake import Raw
 from streams.kafka.outbox import Placed
 from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
-from streams.trainer.app import Known, TrainerWorker
+from streams.trainer.app import TrainerWorker
+from streams.trainer.control_state import ControlState
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress
 from streams.trainer.restore import Restored
 from tests.unit.streams.erasure.test_erased_users import record_of
@@ -64,7 +65,7 @@ def sent() -> Sent:
 @pytest.fixture
 def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
     settings = Settings()
-    known = Known(settings)
+    known = ControlState(settings)
     known.caught_up.set()  # and no newer release: the learner stays
     worker = TrainerWorker(settings, known, lambda: sent.log)
     worker.writer.outbox = sent  # type: ignore[assignment]

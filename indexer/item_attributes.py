@@ -1,4 +1,4 @@
-"""The facts of an item beside its vector in Milvus, for filters: channel, topics, language, duration, time, available.
+"""An item's attributes beside its vector in Milvus, for filters: channel, topics, language, duration, time, available.
 
 They say what models.catalogue.catalogue says, so that a filter finds the same items on both sides
 (models/catalogue/item_filter.py): durations are float32, a duration of 0 is an unknown one, an item has its first 32
@@ -31,14 +31,12 @@ from models.catalogue.item_filter import (
 from streams.messages import Item
 
 AVAILABLE = "available"
-SCALARS = (CHANNEL, TOPICS, LANGUAGE, DURATION, PUBLISHED, AVAILABLE)  # as the fields of Scalars are called
-
 _BYTES = 4 * LONGEST_NAME  # Milvus counts the bytes of UTF-8
 _UNNAMED = "\x01"
 _ESCAPED = str.maketrans({"!": "!!", "|": "!i", "%": "!p", "_": "!u", "\\": "!b"})
 
 
-class Scalars(NamedTuple):
+class ItemAttributes(NamedTuple):
     """ "" and () for none, -1 for unknown."""
 
     channel: str = ""
@@ -49,11 +47,38 @@ class Scalars(NamedTuple):
     available: bool = True
 
 
-UNKNOWN = Scalars()  # an item that the catalogue does not know is not taken down
+UNKNOWN = ItemAttributes()  # an item that the catalogue does not know is not taken down
+
+
+class AttributeTable:
+    """The newest attributes of each item of the catalogue. Equal names and equal lists of topics are one object."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, ItemAttributes] = {}
+        self._same: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, item_id: str) -> ItemAttributes:
+        """UNKNOWN for an item that the catalogue does not know."""
+        return self._of.get(item_id, UNKNOWN)
+
+    def set(self, item_id: str, attributes: ItemAttributes) -> bool:
+        """Whether it is something new."""
+        if attributes == self.of(item_id):
+            return False
+        channel, topics, language = (self._same.setdefault(value, value) for value in attributes[:3])
+        self._of[item_id] = attributes._replace(channel=channel, topics=topics, language=language)
+        return True
+
+    def forget(self, item_id: str) -> None:
+        """The item is no longer in the catalogue, or is unavailable; its return brings its attributes with it."""
+        self._of.pop(item_id, None)
 
 
 def add_fields(schema: Any) -> None:
-    """Add the fields of Scalars to a pymilvus schema."""
+    """Add the fields of ItemAttributes to a pymilvus schema."""
     schema.add_field(CHANNEL, DataType.VARCHAR, max_length=_BYTES)
     schema.add_field(TOPICS, DataType.VARCHAR, max_length=1 + MOST_TOPICS * (_BYTES + 1))
     schema.add_field(LANGUAGE, DataType.VARCHAR, max_length=_BYTES)
@@ -62,10 +87,10 @@ def add_fields(schema: Any) -> None:
     schema.add_field(AVAILABLE, DataType.BOOL)
 
 
-def scalars_of(item: Item) -> Scalars:
+def attributes_of(item: Item) -> ItemAttributes:
     """What Milvus holds of a catalogue entry."""
     published_ms = -1 if item.published_ms is None or item.published_ms > LATEST_MS else item.published_ms
-    return Scalars(
+    return ItemAttributes(
         _name(item.channel or ""),
         _topics(item.topics),
         _name(item.language or ""),
@@ -75,13 +100,13 @@ def scalars_of(item: Item) -> Scalars:
     )
 
 
-def as_row(scalars: Scalars) -> dict[str, Any]:
+def as_row(attributes: ItemAttributes) -> dict[str, Any]:
     """A row's part for pymilvus, by field."""
-    return scalars._asdict() | {TOPICS: "".join(map(topic_mark, scalars.topics)).replace("||", "|")}
+    return attributes._asdict() | {TOPICS: "".join(map(topic_mark, attributes.topics)).replace("||", "|")}
 
 
 def topic_mark(topic: str) -> str:
-    """What stands in the text of an item's topics if this is one of them; without what LIKE gives a meaning to."""
+    """The part of the text of an item's topics that says that this is one of them, without LIKE's own characters."""
     return f"|{topic.translate(_ESCAPED)}|"
 
 
