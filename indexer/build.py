@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from indexer.collection import Index, is_indexable
+from indexer.collection import Index
 from indexer.item_attributes import AttributeTable
 from indexer.mips_to_l2 import longest_of
 from indexer.pending_writes import PendingWrites, Row
 from indexer.retry import Retry
 from indexer.rollout import Stage
+from indexer.schema import is_indexable
 from infra.platform.fault_points import reached
 from models.release.bundle import Bundle
 
@@ -77,7 +78,7 @@ def hold_unavailable(bundle: Bundle, rows: PendingWrites, places: np.ndarray | N
 
 
 def is_wanted(item_id: str, rows: PendingWrites) -> bool:
-    """Whether a row of this item shall be in a new collection."""
+    """Return whether a row of this item shall be in a new collection."""
     return item_id not in rows.unavailable and is_indexable(item_id)
 
 

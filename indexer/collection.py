@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.errors import IndexFailure, IndexRefused
 from indexer.index_spec import (
     FORMAT,
     IndexSpec,
@@ -48,7 +48,6 @@ from indexer.schema import (
     PREFIX,
     SHADOW,
     collection_name,
-    is_indexable,
     is_one_of,
     is_stored_name,
     rows_of,
@@ -56,16 +55,6 @@ from indexer.schema import (
     stored_name,
 )
 from infra.platform.settings import Milvus
-
-__all__ = [
-    "Index",
-    "IndexFailure",
-    "IndexMissing",
-    "IndexRefused",
-    "IndexUnavailable",
-    "collection_name",
-    "is_indexable",
-]
 
 Floats = NDArray[np.float32]
 
@@ -151,7 +140,7 @@ class Index:
         self._sound.discard(version)
 
     def spec(self, version: str) -> IndexSpec:
-        """How the collection holds its vectors: who can search one can search another of the same."""
+        """Return how the collection holds its vectors: who can search one can search another of the same."""
         return spec_from(self._describe(version)[0])
 
     def mark(self, version: str, mark: str) -> None:
@@ -165,7 +154,7 @@ class Index:
         return self._describe(version, timeout_s)[0].get(_MARK, "")
 
     def is_of_today(self, version: str) -> bool:
-        """Whether it has the fields that we write; one that an older version of nextwatch made has not."""
+        """Return whether it has the fields that we write; one of an older version of nextwatch has not."""
         return self.spec(version).format == FORMAT
 
     def dim(self, version: str) -> int:
@@ -272,7 +261,7 @@ class Index:
         self.versions()
 
     def is_ready(self) -> bool:
-        """Whether Milvus answers."""
+        """Return whether Milvus answers."""
         try:
             self.ping()
         except IndexFailure:

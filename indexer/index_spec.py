@@ -1,5 +1,5 @@
-"""How a collection holds its vectors: index type, metric, parameters. It is written on the collection itself, so that a
-changed setting leaves existing collections readable, and one of an older version of nextwatch is known for what it is.
+"""The spec of a collection: index type, metric and parameters of its vectors. It is written on the collection, so that
+a changed setting leaves existing collections readable, and one of an older version of nextwatch is known as such.
 
 FLAT holds vectors as they are (metric IP). HNSW and IVF_FLAT hold them on a sphere (metric L2, see
 indexer/mips_to_l2.py): under the inner product the lists of an IVF are as useless as an HNSW's graph. Recall@500 of
@@ -46,7 +46,7 @@ def properties_of(spec: IndexSpec) -> dict[str, str]:
 
 
 def spec_from(properties: Mapping[str, str]) -> IndexSpec:
-    """What the properties of a collection say."""
+    """Return what the properties of a collection say."""
     if written := properties.get(_SPEC):
         return msgspec.json.decode(written, type=IndexSpec)
     radius = float(properties.get(_RADIUS, 0))
@@ -73,7 +73,7 @@ def index_of(spec: IndexSpec, milvus: Milvus) -> Any:
 
 
 def search_parameters(spec: IndexSpec, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
-    """How wide to look for `limit` items (HNSW with ef below it finds less than it could). What a filter leaves may lie
+    """Return how wide to look for `limit` items (HNSW with ef below it finds less). What a filter leaves may lie
     anywhere: in any list, at any node of the graph (with 1 of 40 left, 4 times as wide as usual found .58 of them)."""
     if spec.kind == "HNSW":
         wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, spec.rows if filtered else 0)

@@ -1,4 +1,4 @@
-"""What a record of `items` or `item-vectors` means for the rows that wait to be written; no service is spoken to here.
+"""From a record of `items` or `item-vectors` to a change of the rows that wait to be written; no service is spoken to.
 
 A record below `written` was handled before (by us or by who was here before us): a row in it is in every collection
 that was whole then. It is read again all the same, for the collection that is catching up and for the items that are
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from indexer.collection import is_indexable
 from indexer.item_attributes import AttributeTable, attributes_of
 from indexer.pending_writes import PendingWrites, Row, problem_of
+from indexer.schema import is_indexable
 from streams.messages import Item, ItemVector, Refused, decode
 
 
@@ -129,7 +129,7 @@ def _check(item_id: str, message: ItemVector, dim: int) -> None:
 
 
 def is_written(written: Mapping[tuple[str, int], int], topic: str, partition: int, offset: int) -> bool:
-    """Whether a record's effects are in the index already."""
+    """Return whether a record's effects are in the index already."""
     return offset < written.get((topic, partition), 0)
 
 

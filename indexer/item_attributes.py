@@ -65,7 +65,7 @@ class AttributeTable:
         return self._of.get(item_id, UNKNOWN)
 
     def set(self, item_id: str, attributes: ItemAttributes) -> bool:
-        """Whether it is something new."""
+        """Return whether it is something new."""
         if attributes == self.of(item_id):
             return False
         channel, topics, language = (self._same.setdefault(value, value) for value in attributes[:3])
@@ -88,7 +88,7 @@ def add_fields(schema: Any) -> None:
 
 
 def attributes_of(item: Item) -> ItemAttributes:
-    """What Milvus holds of a catalogue entry."""
+    """Return what Milvus holds of a catalogue entry."""
     published_ms = -1 if item.published_ms is None or item.published_ms > LATEST_MS else item.published_ms
     return ItemAttributes(
         _name(item.channel or ""),

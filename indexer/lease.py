@@ -59,12 +59,12 @@ class GroupRole(ConsumerRebalanceListener):
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the group has confirmed us within a session, so that nobody else can have our role."""
+        """Return whether the group has confirmed us within a session, so that nobody else can have our role."""
         return running_s() - self._confirmed_s < self._session_s
 
     @property
     def is_standby(self) -> bool:
-        """Whether the group has chosen, and not us."""
+        """Return whether the group has chosen, and not us."""
         return not self.is_choosing and not self.held.is_set() and self.is_confirmed
 
     def hear(self, consumer: KafkaConsumer, topic: str) -> None:
@@ -112,7 +112,7 @@ class IndexerLease:
         self._thread.start()
 
     def acquire(self, wait_s: float) -> bool:
-        """Whether the lease is ours, waiting up to `wait_s` for it. Raises Fenced when we are no member any more."""
+        """Return whether the lease is ours, after `wait_s` at most. Raises Fenced when we are no member any more."""
         losses = self._role.losses
         held = self._role.held.wait(wait_s)
         if not held and not self._thread.is_alive():
@@ -123,7 +123,7 @@ class IndexerLease:
 
     @property
     def is_anothers(self) -> bool:
-        """Whether another indexer has it, as the group says: we are its standby."""
+        """Return whether another indexer has it, as the group says: we are its standby."""
         return self._role.is_standby
 
     def holds(self) -> bool:
@@ -167,7 +167,7 @@ class IndexerLease:
 
 
 class Offsets:
-    """How far all that was read is written, kept in Kafka as the offsets of the group `indexer`."""
+    """The offsets up to which all that was read is written, kept in Kafka as the offsets of the group `indexer`."""
 
     def __init__(self, kafka: Kafka) -> None:
         self._prefix = kafka.topic_prefix

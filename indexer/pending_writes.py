@@ -1,8 +1,8 @@
-"""What is still to be written to the index: touched rows, coalesced per item, the items that must not be in it, and
-those of which the catalogue says something new, so that their rows are written again.
+"""Changes that are still to be written to the index: touched rows, coalesced per item, the items that must not be in
+it, and those of which the catalogue says something new, so that their rows are written again.
 
-An item that is taken down is remembered as down, and the newest row that is known of it is held: a vector that
-arrives late cannot bring it back, and the item's return can. Deletions are written before rows, and whatever deletes an
+An item that is taken down is unavailable, and the newest row that is known of it is held: a vector that arrives late
+cannot bring it back, and the item's return can. Deletions are written before rows, and whatever deletes an
 item also discards the rows of it that were waiting, so that the index ends as if each change had been written at once.
 """
 
@@ -68,7 +68,7 @@ class PendingWrites:
             self._note_change(now_ms)
 
     def hold(self, version: str, item_id: str, row: Row) -> None:
-        """Remember a row of an item that is down, in case it returns."""
+        """Remember a row of an unavailable item, in case it returns."""
         if version in self._held and item_id in self.unavailable:
             _keep_newest(self._held[version], item_id, row)
 
@@ -116,7 +116,7 @@ class PendingWrites:
         self._note_change(now_ms)
 
     def is_due(self, now_ms: int, window_ms: float, batch: int) -> bool:
-        """Whether to write now: the oldest change has waited for the window, or a batch is full."""
+        """Return whether to write now: the oldest change has waited for the window, or a batch is full."""
         return self._since_ms is not None and (now_ms - self._since_ms >= window_ms or len(self) >= batch)
 
     def take_deleted(self, most: int) -> dict[str, bool]:
@@ -142,7 +142,7 @@ class PendingWrites:
         return taken
 
     def is_waiting(self, version: str, item_id: str) -> bool:
-        """Whether a row of this item is about to be written, or must not be."""
+        """Return whether a row of this item is about to be written, or must not be."""
         return item_id in self.unavailable or item_id in self._waiting.get(version, ())
 
     def take_rows(self, most: int) -> tuple[str, dict[str, Row]] | None:

@@ -30,7 +30,7 @@ from indexer.intake import Intake, is_written
 from indexer.item_attributes import AttributeTable
 from indexer.lease import IndexerLease, Offsets
 from indexer.pending_writes import PendingWrites
-from indexer.rebuilding import Rebuilding, Requests
+from indexer.rebuilding import Rebuilding
 from indexer.retry import Retry, Stopped
 from indexer.rollout import Announce, Effect, Releases, Stage, Step
 from indexer.rollout_executor import Collections
@@ -45,7 +45,7 @@ from streams.epochs import Epochs
 from streams.kafka.dead_letters import dead_letter
 from streams.kafka.follow import TopicFollower, TopicMissing
 from streams.kafka.requirements import require_settings
-from streams.messages import ItemVector, RebuildAsked, RebuildDone, Refused, Release, decode, encode
+from streams.messages import BundlePublished, IndexReady, ItemVector, RebuildAsked, Refused, Release, decode, encode
 from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
@@ -132,7 +132,6 @@ class IndexerLoop:
         self._releases = Releases()
         self._rows = PendingWrites()
         attributes = AttributeTable()
-        self._requests = Requests()
         self._epochs = Epochs()
         self._intake = Intake(self._rows, attributes, settings.kafka.max_message_bytes)
         self._upserts = Upserts(index, self._rows, attributes, batch=settings.indexer.batch, retry=retry)
@@ -230,12 +229,9 @@ class IndexerLoop:
         kind, _, server_id = (key or b"").decode(errors="replace").partition("/")
         if value is not None:
             message = decode(_RELEASE, value, max_bytes=self._settings.kafka.max_message_bytes)
-            if isinstance(message, RebuildAsked | RebuildDone):
-                self._requests.hear(message)
-                return
             heard_ms = time.monotonic_ns() // 1_000_000  # the wall clock may jump, and then nobody has fallen silent
             self._releases = rollout.hear(self._releases, message, heard_ms)
-            if kind != "server":
+            if isinstance(message, BundlePublished | IndexReady):
                 self._collections.try_again(message.version)
                 self._decide_s = 0.0
         elif kind == "server":
@@ -262,8 +258,8 @@ class IndexerLoop:
         if is_late or self._letters:
             self.write()
         self._go_on_building(now_ms)
-        if self._requests.open is not None and self._control.caught_up and self._collections.stage is None:
-            self._rebuild(self._requests.open)
+        if self._releases.rebuild is not None and self._control.caught_up and self._collections.stage is None:
+            self._rebuild(self._releases.rebuild)
         if now_s >= self._decide_s and self._control.caught_up and not any(self._control.lags().values()):
             self._decide_s = now_s + DECIDE_S
             for decision in self._collections.decide(self._releases, now_ms):
@@ -309,7 +305,7 @@ class IndexerLoop:
         self._health.detail["rebuilding"] = asked.version
         done = self._rebuilding.answer(asked, self._releases.live)
         self._send(topics.RELEASES, [(b"rebuilt", encode(done))])
-        self._requests.hear(done)
+        self._releases = rollout.hear(self._releases, done, 0)
         self._health.detail.pop("rebuilding")
 
     def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes]]) -> None:
@@ -324,7 +320,7 @@ class IndexerLoop:
         metrics.SENT.labels(topic).inc(len(records))
 
     def _committed(self) -> dict[tuple[str, int], int]:
-        """Where the group has come to; from the beginning in a topic that was made anew since."""
+        """Return where the group has come to; the beginning in a topic that was made anew since."""
         ends = self._control.ends() | self._vectors.ends()
         written = self._offsets.committed(ends)
         for place, end in ends.items():

@@ -39,28 +39,6 @@ from streams.messages import RebuildAsked, RebuildDone, Refused
 log = structlog.get_logger(__name__)
 
 
-class Requests:
-    """What was asked for on `releases`, and what was answered, in order of arrival: whoever asked has a clock of their
-    own, and `at_ms` is no more than a request's name."""
-
-    def __init__(self) -> None:
-        self._asked: RebuildAsked | None = None
-        self._answered_ms: int | None = None  # the request that was answered last
-
-    def hear(self, message: RebuildAsked | RebuildDone) -> None:
-        if isinstance(message, RebuildDone):
-            self._answered_ms = message.asked_ms
-            if self._asked is not None and self._asked.at_ms == message.asked_ms:
-                self._asked = None
-        elif message.at_ms != self._answered_ms:  # else a producer has sent it twice
-            self._asked = message
-
-    @property
-    def open(self) -> RebuildAsked | None:
-        """The newest request, when it is not answered."""
-        return self._asked
-
-
 class Rebuilding:
     """Makes collections anew; nothing may be waiting in `rows`, which with `attributes` is the catalogue."""
 

@@ -33,11 +33,13 @@ class Server:
 
 @dataclass(frozen=True)
 class Releases:
-    """What the `releases` topic says, as far as it was read."""
+    """The state that the `releases` topic tells, as far as it was read."""
 
     bundle: BundlePublished | None = None  # the newest
     ready: IndexReady | None = None  # the newest: what servers shall serve
     servers: Mapping[str, Server] | None = None  # by server id
+    rebuild: RebuildAsked | None = None  # the newest request to make the live collection anew, while it is not answered
+    rebuilt_ms: int | None = None  # the request that was answered last
 
     @property
     def live(self) -> str:
@@ -46,7 +48,7 @@ class Releases:
 
 
 class Stage(Enum):
-    """How far the collection that is being made has come."""
+    """A stage of the collection that is being made."""
 
     FILLING = auto()
     FILLED = auto()
@@ -102,7 +104,7 @@ def announced(at_ms: int) -> str:
 
 
 def announced_ms(mark: str) -> int | None:
-    """When servers were told of a collection with this mark; None when they were not."""
+    """Return when servers were told of a collection with this mark; None when they were not."""
     number = mark.removeprefix(_ANNOUNCED)
     return int(number) if mark.startswith(_ANNOUNCED) and number.isdigit() else None
 
@@ -112,7 +114,7 @@ def is_whole(mark: str) -> bool:
 
 
 def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
-    """What is known after one more message; `heard_ms` is our own clock when it was read."""
+    """Return what is known after one more message; `heard_ms` is our own clock when it was read."""
     match message:
         case BundlePublished():
             return replace(releases, bundle=message)
@@ -121,8 +123,11 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case ServerState():
             server = Server(message.version, heard_ms)
             return replace(releases, servers={**(releases.servers or {}), message.server_id: server})
-        case RebuildAsked() | RebuildDone():
-            return releases  # no matter of a rollout
+        case RebuildAsked(at_ms=at_ms):  # who asks has a clock of their own: it is no more than the request's name
+            return releases if at_ms == releases.rebuilt_ms else replace(releases, rebuild=message)
+        case RebuildDone(asked_ms=asked_ms):
+            is_answer = releases.rebuild is not None and releases.rebuild.at_ms == asked_ms
+            return replace(releases, rebuild=None if is_answer else releases.rebuild, rebuilt_ms=asked_ms)
 
 
 def forget_server(releases: Releases, server_id: str) -> Releases:
@@ -146,7 +151,7 @@ def decide(
     unusable: frozenset[str] = frozenset(),
     timeout_ms: int,
 ) -> list[Decision]:
-    """What to do now, in this order.
+    """Return what to do now, in this order.
 
     `marks`: the mark of every collection there is. `building`: the version being built here. `unusable`: versions whose
     bundle cannot be read just now. Ask again after the actions are done: one step is decided at a time.
@@ -205,7 +210,7 @@ def _renewed(releases: Releases, marks: Mapping[str, str]) -> list[Renew]:
 
 
 def spare_of(live: str, marks: Mapping[str, str]) -> str:
-    """What a roll-back goes to: of the others that servers were told of, the one told of last; empty for none."""
+    """Return what a roll-back goes to: the other one that servers were told of last; empty for none."""
     told = {version: ms for version, mark in marks.items() if (ms := announced_ms(mark)) is not None}
     others = [version for version in told if version != live]
     return max(others, key=lambda version: (told[version], version), default="") if live else ""

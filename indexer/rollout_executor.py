@@ -8,7 +8,7 @@ from __future__ import annotations
 import structlog
 
 from indexer.build import Build, fill, hold_unavailable
-from indexer.collection import Index, collection_name
+from indexer.collection import Index
 from indexer.intake import Targets
 from indexer.item_attributes import AttributeTable
 from indexer.pending_writes import PendingWrites
@@ -27,6 +27,7 @@ from indexer.rollout import (
     decide,
     is_whole,
 )
+from indexer.schema import collection_name
 from indexer.verify import verify
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
@@ -54,7 +55,7 @@ class Collections:
 
     @property
     def stage(self) -> Stage | None:
-        """How far the collection that is being made has come; None when none is."""
+        """The stage of the collection that is being made; None when none is."""
         return self._build.stage if self._build else None
 
     def open(self) -> None:
@@ -83,7 +84,7 @@ class Collections:
             self._build.expired.add(item_id)
 
     def decide(self, releases: Releases, now_ms: int) -> list[Decision]:
-        """What the rollout needs next."""
+        """Return what the rollout needs next."""
         return decide(
             releases,
             self.marks,
@@ -119,7 +120,7 @@ class Collections:
             self._set_aside(version, error, now_ms)
 
     def ready(self, version: str, now_ms: int) -> IndexReady:
-        """What servers are told of a collection that is whole."""
+        """Return what servers are told of a collection that is whole."""
         return IndexReady(version, collection_name(version), self._retry(lambda: self._index.count(version)), now_ms)
 
     def mark(self, version: str, mark: str) -> None:

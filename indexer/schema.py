@@ -1,4 +1,4 @@
-"""What stands in Milvus: the names of collections, the fields of a row, and ids as Milvus reads them.
+"""The words of what stands in Milvus: the names of collections, the fields of a row, and ids as Milvus reads them.
 
 Rows are always written whole: Milvus Lite's upsert keeps what an old row has and the new one does not name, a server's
 does not.
@@ -43,12 +43,12 @@ def is_stored_name(name: str) -> bool:
 
 
 def is_indexable(item_id: str) -> bool:
-    """Whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
+    """Return whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
     return bool(item_id) and _UNWRITABLE.search(item_id) is None and len(item_id.encode()) <= _ID_BYTES
 
 
 def schema_of(stored_dim: int) -> Any:
-    """Of vectors that are stored with this length."""
+    """Return the schema of a collection whose vectors are stored with this length."""
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("item_id", DataType.VARCHAR, max_length=_ID_BYTES, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stored_dim)

@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 
 
 class WritableIndex(Protocol):
-    """What is needed of indexer.collection.Index."""
+    """The methods that are needed of indexer.collection.Index."""
 
     def upsert(
         self,

@@ -1,4 +1,4 @@
-"""Whether a collection that was just filled holds what its bundle says, and finds it.
+"""The proof that a collection that was just filled holds what its bundle says, and finds it.
 
 Three questions, each of which a fault of another kind fails: how many rows, the vectors of a sample, and the best items
 for some users that may exist, against an exact search of the bundle itself.

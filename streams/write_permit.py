@@ -1,4 +1,4 @@
-"""Who may write, where there must be one writer: a lease of the consumer group, or a fencing token in the log.
+"""The right to write where there must be one writer: a lease of the consumer group, or a fencing token in the log.
 
 A lease. The group's coordinator gives a partition to one member, and takes it away once it has not heard of the member
 for a session. A member that was paused (SIGSTOP, a machine that slept) or cut off from the brokers goes on where it

@@ -19,8 +19,8 @@ from streams.write_permit import LOOK_S, Fenced
 
 
 class Membership:
-    """Of the app's worker; needs `note_confirmations`. `session_s`: after so long without a word the group gives our
-    partitions away. `rebalance_s`: so long it waits for our last batch when it gives them out anew."""
+    """The lease of the app's worker; needs `note_confirmations`. `session_s`: after so long without a word the group
+    gives our partitions away. `rebalance_s`: so long it waits for our last batch when it gives them out anew."""
 
     def __init__(self, app: faust.App, session_s: float, rebalance_s: float) -> None:
         self._app = app

@@ -19,7 +19,7 @@ from models.release.bundle import read_bundle
 from streams import topics
 from streams.epochs import Epochs, is_claim
 from streams.erasure.erased_users import ErasedUsers
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner
 
@@ -59,27 +59,24 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, Item],
     return Restored(learner, start, stop, shadowed)
 
 
-def examples_between(
-    kafka: Kafka, start: int, stop: int, forgotten: ErasedUsers
-) -> Iterator[tuple[int, TrainingExample]]:
-    """The examples of these offsets that are there, each with its offset; none of who was forgotten since."""
+def examples_between(kafka: Kafka, start: int, stop: int, erased: ErasedUsers) -> Iterator[tuple[int, TrainingExample]]:
+    """The examples of these offsets that are there, each with its offset; none of who was erased since."""
     if start >= stop:
         return
     with TopicFollower(kafka, topics.TRAINING_EXAMPLES) as follower:
         follower.seek(0, start)
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                if record.offset >= stop:
-                    return
-                with suppress(Refused):  # reported when it first came
-                    example = read_example(record.value)
-                    if not is_forgotten(example, forgotten):
-                        yield record.offset, example
+        for record in follower.to_end():
+            if record.offset >= stop:
+                return
+            with suppress(Refused):  # reported when it first came
+                example = read_example(record.value)
+                if not is_erased(example, erased):
+                    yield record.offset, example
 
 
-def is_forgotten(example: TrainingExample, forgotten: ErasedUsers) -> bool:
-    """Whether an example is from before its user was forgotten."""
-    return forgotten.is_from_before(example.user_id, example.event_ms, example.produced_ms)
+def is_erased(example: TrainingExample, erased: ErasedUsers) -> bool:
+    """Return whether an example is from before its user was erased."""
+    return erased.is_from_before(example.user_id, example.event_ms, example.produced_ms)
 
 
 def read_example(value: bytes | None) -> TrainingExample:
@@ -101,17 +98,15 @@ def committed_examples(kafka: Kafka) -> int:
 
 
 def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:
-    """Take back the rows that count; the keys whose newest record does not."""
+    """Restore the rows that count; the keys whose newest record does not."""
     epochs, shadowed = Epochs(), set[bytes]()
-    with TopicFollower(kafka, topics.ITEM_VECTORS) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                key = record.key or b""
-                if epochs.take(record):
-                    _restore_row(learner, key, record.value)
-                    shadowed.discard(key)
-                elif not is_claim(key):
-                    shadowed.add(key)
+    for record in read_to_end(kafka, topics.ITEM_VECTORS):
+        key = record.key or b""
+        if epochs.take(record):
+            _restore_row(learner, key, record.value)
+            shadowed.discard(key)
+        elif not is_claim(key):
+            shadowed.add(key)
     return shadowed
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from pymilvus import MilvusClient
 
-from indexer.collection import LITE_MEMTABLE_ROWS, Index, collection_name
+from indexer.collection import LITE_MEMTABLE_ROWS, Index
 from indexer.item_attributes import AttributeTable, as_row
 from indexer.pending_writes import PendingWrites, Row
+from indexer.schema import collection_name
 from indexer.upserts import Upserts
 from infra.local.milvus_server import start_milvus
 from tests.benchmarks.index.index_ground import Ground, world_ground

@@ -192,7 +192,7 @@ class Indexer:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is on its way to servers."""
+        """Return whether nothing is on its way to servers."""
         return not self.building and not self.announcing
 
     def last_heard_of(self, server_id: str) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.collection import Index, collection_name, is_indexable
+from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from indexer.item_attributes import ItemAttributes
 from indexer.mips_to_l2 import longest_of
-from indexer.schema import SHADOW
+from indexer.schema import SHADOW, collection_name, is_indexable
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers

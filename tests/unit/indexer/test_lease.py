@@ -1,4 +1,4 @@
-"""Who may write, on a real broker of each kind."""
+"""The right to write, on a real broker of each kind."""
 
 from __future__ import annotations
 
