@@ -1,6 +1,6 @@
 """From a record of `items` or `item-vectors` to a change of the rows that wait to be written; no service is spoken to.
 
-A record below `written` was handled before (by us or by who was here before us): a row in it is in every collection
+A record that `is_written` was handled before (by us or by who was here before us): a row in it is in every collection
 that was whole then. It is read again all the same, for the collection that is catching up and for the items that are
 unavailable, whose rows are held in memory only. So an item that returned while nobody wrote, or before its rows were
 read again, stays out of the index until they are: else it would come back without a row, or with an old one.
@@ -8,7 +8,6 @@ read again, stays out of the index until they are: else it would come back witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from indexer.item_attributes import AttributeTable, attributes_of
@@ -126,11 +125,6 @@ def _check(item_id: str, message: ItemVector, dim: int) -> None:
         raise Refused("invalid", f"item {item_id}, version {message.version}, on the user's side: {problem}")
     if not is_indexable(item_id):
         raise Refused("invalid", "item id has control characters or is longer than 1024 bytes")
-
-
-def is_written(written: Mapping[tuple[str, int], int], topic: str, partition: int, offset: int) -> bool:
-    """Return whether a record's effects are in the index already."""
-    return offset < written.get((topic, partition), 0)
 
 
 def _id_of(key: bytes | None) -> str:

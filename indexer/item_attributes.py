@@ -1,4 +1,4 @@
-"""An item's attributes beside its vector in Milvus, for filters: channel, topics, language, duration, time, available.
+"""An item's attributes beside its vector in Milvus, and a request's filter as a boolean expression on them.
 
 They say what models.catalogue.catalogue says, so that a filter finds the same items on both sides
 (models/catalogue/item_filter.py): durations are float32, a duration of 0 is an unknown one, an item has its first 32
@@ -8,10 +8,15 @@ name either: it is not missing, and it is not equal to anything.
 The topics are one text, "|news|sport|", searched with LIKE. Milvus Lite looks through an ARRAY row by row in Python: a
 top-500 search among 10,000 items took 26 ms without a filter, 20 with LIKE, 166 with array_contains.
 A Milvus server finds the middle of a text from version 2.4 on.
+
+An expression is true for the same items as ItemFilter.mask. What is unknown stands in Milvus as "" or -1, so each
+comparison says that the value is known. Names are JSON strings: the language refuses what JSON would write as \\u or
+\\b, which Milvus Lite does not read.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -26,6 +31,14 @@ from models.catalogue.item_filter import (
     LONGEST_NAME,
     MOST_TOPICS,
     PUBLISHED,
+    AllOf,
+    AnyOf,
+    Compared,
+    IsKnown,
+    IsOneOf,
+    ItemFilter,
+    Not,
+    Term,
     can_be_named,
 )
 from streams.messages import Item
@@ -110,6 +123,10 @@ def topic_mark(topic: str) -> str:
     return f"|{topic.translate(_ESCAPED)}|"
 
 
+def to_milvus(item_filter: ItemFilter) -> str:
+    return _expression(item_filter.term)
+
+
 def _topics(topics: Iterable[str]) -> tuple[str, ...]:
     first = tuple(dict.fromkeys(topic for topic in topics if topic))[:MOST_TOPICS]
     return tuple(dict.fromkeys(_name(topic) for topic in first))
@@ -117,3 +134,33 @@ def _topics(topics: Iterable[str]) -> tuple[str, ...]:
 
 def _name(name: str) -> str:
     return name if not name or can_be_named(name) else _UNNAMED
+
+
+def _expression(term: Term) -> str:
+    match term:
+        case Not(negated):
+            return f"not ({_expression(negated)})"
+        case AllOf(terms):
+            return f"({' and '.join(map(_expression, terms))})"
+        case AnyOf(terms):
+            return f"({' or '.join(map(_expression, terms))})"
+    return _comparison(term)
+
+
+def _comparison(term: IsOneOf | IsKnown | Compared) -> str:
+    match term:
+        case Compared(name, sign, number):
+            return f"({name} >= 0 and {name} {sign} {number!r})"
+        case IsKnown(name):
+            return f'{name} != ""'
+        case IsOneOf(name, names) if name != TOPICS:
+            return f"{name} in {_json(names)}"
+    return f"({' or '.join(_has_topic(topic) for topic in term.names)})"
+
+
+def _has_topic(topic: str) -> str:
+    return f"{TOPICS} like {_json(f'%{topic_mark(topic)}%')}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

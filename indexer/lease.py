@@ -17,7 +17,6 @@ import hashlib
 import math
 import socket
 import threading
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +25,6 @@ from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, To
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import KafkaError
-from kafka.structs import OffsetAndMetadata
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.kafka_python.patches import hear_heartbeats
@@ -38,11 +36,9 @@ from streams.write_permit import LOOK_S, Fenced
 
 log = structlog.get_logger(__name__)
 
-GROUP = "indexer"
 _POLL_MS = 1000
 _LONGEST_POLL_MS = 8000  # below the longest poll interval, 10 s at least
 _REBALANCE_S = 10.0  # the group chooses anew when a member comes or goes
-_COMMIT_S = 5.0
 
 
 class GroupRole(ConsumerRebalanceListener):
@@ -166,43 +162,6 @@ class IndexerLease:
             self._consumer.close(autocommit=False, timeout_ms=2000)
 
 
-class Offsets:
-    """The offsets up to which all that was read is written, kept in Kafka as the offsets of the group `indexer`."""
-
-    def __init__(self, kafka: Kafka) -> None:
-        self._prefix = kafka.topic_prefix
-        self._consumer = KafkaConsumer(
-            **kafka_python_options(kafka),
-            client_id="nextwatch-indexer-offsets",
-            group_id=kafka.topic_prefix + GROUP,
-            enable_auto_commit=False,
-            allow_auto_create_topics=False,
-            reconnect_backoff_max_ms=2000,
-        )
-
-    def committed(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """The next offset to write from, by (topic without prefix, partition); 0 where nothing was committed."""
-        return {
-            (topic, number): max(0, self._consumer.committed(TopicPartition(self._prefix + topic, number)) or 0)
-            for topic, number in places
-        }
-
-    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Say that everything below these offsets is written. A broker that is away is forgiven: what is not committed
-        is written again after a restart, with the same result."""
-        places: dict[Any, Any] = {
-            TopicPartition(self._prefix + topic, number): OffsetAndMetadata(offset, "", -1)
-            for (topic, number), offset in offsets.items()
-        }
-        try:
-            self._consumer.commit(places, timeout_ms=int(_COMMIT_S * 1000))
-        except KafkaError as error:
-            log.warning("offsets not committed", error=str(error))
-
-    def close(self) -> None:
-        self._consumer.close(autocommit=False)
-
-
 def _lock_place(run_dir: Path) -> tuple[str, BinaryIO]:
     """A name in the group that nobody else on this host has while the returned file is open, and that is found again
     after a crash."""
@@ -245,4 +204,4 @@ def _leave_group(kafka: Kafka, place: str) -> None:
 
 
 def _group(kafka: Kafka) -> str:
-    return f"{kafka.topic_prefix}{GROUP}-lease"
+    return f"{kafka.topic_prefix}indexer-lease"

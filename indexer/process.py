@@ -26,9 +26,10 @@ from indexer import rollout
 from indexer.build import BuildFailed
 from indexer.collection import Index
 from indexer.errors import IndexMissing
-from indexer.intake import Intake, is_written
+from indexer.intake import Intake
 from indexer.item_attributes import AttributeTable
-from indexer.lease import IndexerLease, Offsets
+from indexer.lease import IndexerLease
+from indexer.offset_tracker import OffsetTracker
 from indexer.pending_writes import PendingWrites
 from indexer.rebuilding import Rebuilding
 from indexer.retry import Retry, Stopped
@@ -89,7 +90,7 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
     with ExitStack() as stack:
         control = stack.enter_context(TopicFollower(settings.kafka, topics.RELEASES, topics.ITEMS))
         vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))
-        offsets = Offsets(settings.kafka)
+        offsets = OffsetTracker(settings.kafka)
         stack.callback(offsets.close)
         lease = IndexerLease(settings.kafka, settings.run_dir)
         stack.callback(lease.close)
@@ -121,7 +122,7 @@ class IndexerLoop:
         index: Index,
         control: TopicFollower,
         vectors: TopicFollower,
-        offsets: Offsets,
+        offsets: OffsetTracker,
         producer: KafkaProducer,
         retry: Retry,
     ) -> None:
@@ -137,8 +138,6 @@ class IndexerLoop:
         self._upserts = Upserts(index, self._rows, attributes, batch=settings.indexer.batch, retry=retry)
         self._collections = Collections(index, self._rows, attributes, settings, retry)
         self._rebuilding = Rebuilding(index, self._rows, attributes, settings, retry)
-        self._written: dict[tuple[str, int], int] = {}  # next offsets: everything below is in the index
-        self._read: dict[tuple[str, int], int] = {}
         self._letters: list[tuple[bytes | None, bytes]] = []
         self._decide_s = self._report_s = 0.0  # when to do so next, by the monotonic clock
 
@@ -147,7 +146,7 @@ class IndexerLoop:
         items."""
         self._health.waiting_for = "the catalogue to be read"
         self._intake.is_opening = True
-        self._written = self._committed()
+        self._offsets.open(self._control.ends() | self._vectors.ends())
         self._collections.open()
         while not self._control.caught_up:
             self._retry.check()
@@ -177,17 +176,7 @@ class IndexerLoop:
         if self._letters:
             self._send(topics.DEAD_LETTERS, self._letters)
             self._letters.clear()
-        held = {topics.ITEMS} if self._intake.is_opening else set()  # with what they bring back
-        changed = {
-            place: offset
-            for place, offset in self._read.items()
-            if offset > self._written.get(place, 0) and place[0] not in held
-        }
-        if changed:
-            reached("indexer: rows written")
-            self._offsets.commit(changed)
-            reached("indexer: offsets committed")
-            self._written |= changed
+        self._offsets.commit(but={topics.ITEMS} if self._intake.is_opening else ())  # with what they bring back
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -198,13 +187,13 @@ class IndexerLoop:
     def _handle(self, record: ConsumerRecord) -> None:
         topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
         metrics.RECEIVED.labels(topic).inc()
-        known = is_written(self._written, topic, record.partition, record.offset)
+        place = topic, record.partition
+        known = self._offsets.is_written(place, record.offset)
         try:
             self._apply(topic, record, known)
         except Refused as refused:
             self._refuse(topic, record, refused, known)
-        place = topic, record.partition
-        self._read[place] = max(self._read.get(place, 0), record.offset + 1)
+        self._offsets.note_read(place, record.offset)
 
     def _apply(self, topic: str, record: ConsumerRecord, known: bool) -> None:
         key, value, now_ms = record.key, record.value, _now_ms()
@@ -318,16 +307,6 @@ class IndexerLoop:
 
         self._retry(send, of="kafka")
         metrics.SENT.labels(topic).inc(len(records))
-
-    def _committed(self) -> dict[tuple[str, int], int]:
-        """Return where the group has come to; the beginning in a topic that was made anew since."""
-        ends = self._control.ends() | self._vectors.ends()
-        written = self._offsets.committed(ends)
-        for place, end in ends.items():
-            if written[place] > end:
-                log.warning("topic is shorter than what was read of it, reading all of it", topic=place[0])
-                written[place] = 0
-        return written
 
     def _look_again(self) -> None:
         self._collections.look_again()

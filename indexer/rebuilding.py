@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 
 import structlog
 
-from indexer.build import BuildFailed, fill
+from indexer.build import BuildFailed, fill, verify
 from indexer.collection import Index
 from indexer.errors import IndexMissing, IndexRefused
 from indexer.intake import Intake, Targets
@@ -27,7 +27,6 @@ from indexer.retry import Retry
 from indexer.rollout import announced_ms
 from indexer.schema import SHADOW
 from indexer.upserts import Upserts
-from indexer.verify import verify
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, BundleError, read_bundle

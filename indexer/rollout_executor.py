@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from indexer.build import Build, fill, hold_unavailable
+from indexer.build import Build, fill, hold_unavailable, verify
 from indexer.collection import Index
 from indexer.intake import Targets
 from indexer.item_attributes import AttributeTable
@@ -28,7 +28,6 @@ from indexer.rollout import (
     is_whole,
 )
 from indexer.schema import collection_name
-from indexer.verify import verify
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
 from models.release.bundle import BundleError, read_bundle

@@ -23,7 +23,7 @@ import structlog
 from numpy.typing import NDArray
 
 from indexer.errors import IndexFailure, IndexMissing
-from indexer.expression import to_milvus
+from indexer.item_attributes import to_milvus
 from indexer.rollout import is_whole
 from infra.platform import metrics
 from infra.platform.settings import Serving

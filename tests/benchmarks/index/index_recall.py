@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from indexer.build import fill
+from indexer.build import fill, recall_of
 from indexer.collection import Index
 from indexer.pending_writes import PendingWrites
-from indexer.verify import recall_of
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Settings
 from tests.benchmarks.index.index_ground import Floats, Ground, many, world_ground

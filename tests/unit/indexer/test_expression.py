@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymilvus import DataType, MilvusClient
 
-from indexer.expression import to_milvus
-from indexer.item_attributes import UNKNOWN, ItemAttributes, add_fields, as_row, attributes_of
+from indexer.item_attributes import UNKNOWN, ItemAttributes, add_fields, as_row, attributes_of, to_milvus
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.filter_syntax import parse_filter
 from models.catalogue.item_filter import FIELDS, can_be_named

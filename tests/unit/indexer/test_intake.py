@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexer.intake import Intake, Targets, is_written
+from indexer.intake import Intake, Targets
 from indexer.item_attributes import UNKNOWN, AttributeTable, ItemAttributes
 from indexer.pending_writes import PendingWrites
 from streams.messages import Item, ItemVector, Refused, encode
@@ -153,10 +153,3 @@ def test_an_item_that_returns_with_other_facts_before_it_was_deleted_is_written_
     to.hear_item(b"a", encode(Item("a")), is_written=False, now_ms=0)
     assert to.rows.take_deleted(9) == {}
     assert to.rows.take_changed(9) == ["a"]
-
-
-def test_offsets_below_the_committed_one_are_written() -> None:
-    written = {("items", 0): 5}
-    assert is_written(written, "items", 0, 4)
-    assert not is_written(written, "items", 0, 5)
-    assert not is_written(written, "items", 1, 0)

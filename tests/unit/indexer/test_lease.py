@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from indexer import lease as lease_module
-from indexer.lease import GroupRole, IndexerLease, Offsets
+from indexer.lease import GroupRole, IndexerLease
+from indexer.offset_tracker import OffsetTracker
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.write_permit import Fenced
@@ -133,14 +135,18 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
 
 def test_what_one_has_written_the_next_one_knows(kafka: Kafka) -> None:
     place, other = (topics.ITEM_VECTORS, 0), (topics.ITEMS, 1)
-    offsets = Offsets(kafka)
-    assert offsets.committed([place, other]) == {place: 0, other: 0}
-    offsets.commit({place: 7})
-    offsets.commit({place: 9})
-    offsets.close()
-    offsets = Offsets(kafka)
-    assert offsets.committed([place, other]) == {place: 9, other: 0}
-    offsets.close()
+    with closing(OffsetTracker(kafka)) as offsets:
+        offsets.open({place: 99, other: 99})
+        assert not offsets.is_written(place, 0) and not offsets.is_written(other, 0)
+        for offset in (6, 8):
+            offsets.note_read(place, offset)
+            offsets.note_read(other, offset)
+            offsets.commit(but={topics.ITEMS})
+    with closing(OffsetTracker(kafka)) as offsets:
+        offsets.open({place: 99, other: 99})
+        assert offsets.is_written(place, 8) and not offsets.is_written(place, 9) and not offsets.is_written(other, 0)
+        offsets.open({place: 5})
+        assert not offsets.is_written(place, 0), "the topic was made anew"
 
 
 SESSION_S = 10.0
