@@ -31,29 +31,11 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from indexer.errors import IndexFailure, IndexRefused
-from indexer.index_spec import (
-    FORMAT,
-    IndexSpec,
-    index_of,
-    metric_of,
-    properties_of,
-    search_parameters,
-    spec_for,
-    spec_from,
-)
+from indexer.index_spec import FORMAT, IndexSpec
 from indexer.item_attributes import UNKNOWN, ItemAttributes
 from indexer.milvus import connect, is_not_loaded, translated
 from indexer.mips_to_l2 import inner_products, lift, lift_queries
-from indexer.schema import (
-    PREFIX,
-    SHADOW,
-    collection_name,
-    is_one_of,
-    is_stored_name,
-    rows_of,
-    schema_of,
-    stored_name,
-)
+from indexer.schema import PREFIX, SHADOW, collection_name, is_one_of, is_stored_name, rows_of, schema_of, stored_name
 from infra.platform.settings import Milvus
 
 Floats = NDArray[np.float32]
@@ -98,14 +80,14 @@ class Index:
 
         Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
-        spec, name = spec_for(self._milvus, longest=longest, rows=rows), stored_name(version + self.suffix)
+        spec, name = IndexSpec.of_new(self._milvus, longest=longest, rows=rows), stored_name(version + self.suffix)
         with translated("create", version):
             self._client().create_collection(
                 name,
                 schema=schema_of(dim + bool(spec.radius)),
-                index_params=index_of(spec, self._milvus),
+                index_params=spec.description(self._milvus),
                 consistency_level="Strong",
-                properties=properties_of(spec),
+                properties=spec.properties(),
                 timeout=_SLOW_S,
             )
             self._client().create_alias(name, self._name(version), timeout=self._milvus.timeout_s)
@@ -141,7 +123,7 @@ class Index:
 
     def spec(self, version: str) -> IndexSpec:
         """Return how the collection holds its vectors: who can search one can search another of the same."""
-        return spec_from(self._describe(version)[0])
+        return IndexSpec.of(self._describe(version)[0])
 
     def mark(self, version: str, mark: str) -> None:
         """Write a word on the collection that outlives us: how far its making has come (see indexer/rollout.py)."""
@@ -160,7 +142,7 @@ class Index:
     def dim(self, version: str) -> int:
         """The length of the vectors that it takes."""
         properties, dim = self._describe(version)
-        return dim - bool(spec_from(properties).radius)
+        return dim - bool(IndexSpec.of(properties).radius)
 
     def load(self, version: str) -> None:
         """Make it searchable; needed after a restart of Milvus, harmless when it is."""
@@ -230,7 +212,7 @@ class Index:
         if not np.isfinite(vectors).all():
             raise ValueError("query vectors must be finite")
         limit, spec, client = min(limit, MOST_HITS), self._spec_of(version), self._client()
-        parameters = search_parameters(spec, self._milvus, limit, filtered=bool(expression))
+        parameters = spec.search_parameters(self._milvus, limit, filtered=bool(expression))
         queries = lift_queries(vectors) if spec.radius else vectors
 
         def run() -> Any:
@@ -240,7 +222,7 @@ class Index:
                 anns_field="vector",
                 filter=expression,
                 limit=limit,
-                search_params={"metric_type": metric_of(spec), "params": parameters},
+                search_params={"metric_type": spec.metric, "params": parameters},
                 # Lite answers "no fields" with all of them, vectors too.
                 output_fields=["item_id"] if self._is_lite else [],
                 consistency_level="Strong",

@@ -32,53 +32,49 @@ class IndexSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: int = 0
     format: int = FORMAT
 
+    @classmethod
+    def of_new(cls, milvus: Milvus, *, longest: float, rows: int) -> IndexSpec:
+        """Return the spec of a new collection: `rows` vectors, the longest of which has the norm `longest`."""
+        kind = milvus.index_type
+        if kind == "FLAT":
+            return cls(kind, rows=rows)
+        return cls(kind, radius_for(longest), milvus.ivf_nlist if kind == "IVF_FLAT" else 0, rows)
 
-def spec_for(milvus: Milvus, *, longest: float, rows: int) -> IndexSpec:
-    """The spec of a new collection: `rows` vectors, the longest of which has the norm `longest`."""
-    kind = milvus.index_type
-    if kind == "FLAT":
-        return IndexSpec(kind, rows=rows)
-    return IndexSpec(kind, radius_for(longest), milvus.ivf_nlist if kind == "IVF_FLAT" else 0, rows)
+    @classmethod
+    def of(cls, properties: Mapping[str, str]) -> IndexSpec:
+        """Return what the properties of a collection say."""
+        if written := properties.get(_SPEC):
+            return msgspec.json.decode(written, type=cls)
+        radius = float(properties.get(_RADIUS, 0))
+        return cls("HNSW" if radius else "FLAT", radius, format=1)
 
+    def properties(self) -> dict[str, str]:
+        """Return what is written on the collection."""
+        return {_SPEC: msgspec.json.encode(self).decode()}
 
-def properties_of(spec: IndexSpec) -> dict[str, str]:
-    return {_SPEC: msgspec.json.encode(spec).decode()}
+    @property
+    def metric(self) -> str:
+        return "L2" if self.radius else "IP"
 
+    def description(self, milvus: Milvus) -> Any:
+        """Return pymilvus' description of the index to build. The parameters stand in a text of their own: Milvus Lite
+        passes over those that pymilvus puts beside the type, and a server reads both."""
+        parameters: dict[str, Any] = {}
+        if self.kind == "HNSW":
+            parameters = {"M": milvus.hnsw_m, "efConstruction": milvus.hnsw_ef_construction}
+        elif self.kind == "IVF_FLAT":
+            parameters = {"nlist": self.nlist}
+        index, params = MilvusClient.prepare_index_params(), {"params": parameters} if parameters else {}
+        index.add_index("vector", index_type=self.kind, metric_type=self.metric, params=params)
+        return index
 
-def spec_from(properties: Mapping[str, str]) -> IndexSpec:
-    """Return what the properties of a collection say."""
-    if written := properties.get(_SPEC):
-        return msgspec.json.decode(written, type=IndexSpec)
-    radius = float(properties.get(_RADIUS, 0))
-    return IndexSpec("HNSW" if radius else "FLAT", radius, format=1)
-
-
-def metric_of(spec: IndexSpec) -> str:
-    return "L2" if spec.radius else "IP"
-
-
-def index_of(spec: IndexSpec, milvus: Milvus) -> Any:
-    """pymilvus' description of the index to build. The parameters stand in a text of their own: Milvus Lite passes over
-    those that pymilvus puts beside the type, and a server reads both."""
-    parameters: dict[str, Any] = {}
-    if spec.kind == "HNSW":
-        parameters = {"M": milvus.hnsw_m, "efConstruction": milvus.hnsw_ef_construction}
-    elif spec.kind == "IVF_FLAT":
-        parameters = {"nlist": spec.nlist}
-    index = MilvusClient.prepare_index_params()
-    index.add_index(
-        "vector", index_type=spec.kind, metric_type=metric_of(spec), params={"params": parameters} if parameters else {}
-    )
-    return index
-
-
-def search_parameters(spec: IndexSpec, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
-    """Return how wide to look for `limit` items (HNSW with ef below it finds less). What a filter leaves may lie
-    anywhere: in any list, at any node of the graph (with 1 of 40 left, 4 times as wide as usual found .58 of them)."""
-    if spec.kind == "HNSW":
-        wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, spec.rows if filtered else 0)
-        return {"ef": min(wanted, _MOST_EF)}
-    if spec.kind == "IVF_FLAT":
-        all_lists = filtered or spec.rows < _ROWS_PER_HIT * limit
-        return {"nprobe": spec.nlist if all_lists else min(milvus.ivf_nprobe, spec.nlist)}
-    return {}
+    def search_parameters(self, milvus: Milvus, limit: int, *, filtered: bool) -> dict[str, Any]:
+        """Return how wide to look for `limit` items (HNSW with ef below it finds less). What a filter leaves may lie
+        anywhere: in any list, at any node of the graph (with 1 of 40 left, 4 times as wide as usual found .58)."""
+        if self.kind == "HNSW":
+            wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, self.rows if filtered else 0)
+            return {"ef": min(wanted, _MOST_EF)}
+        if self.kind == "IVF_FLAT":
+            all_lists = filtered or self.rows < _ROWS_PER_HIT * limit
+            return {"nprobe": self.nlist if all_lists else min(milvus.ivf_nprobe, self.nlist)}
+        return {}

@@ -142,7 +142,7 @@ def test_a_collection_without_the_items_facts_is_made_anew_and_the_reason_is_log
     bundle = site.publish(1)
     version = bundle.manifest.version
     monkeypatch.setattr("indexer.schema.add_fields", lambda schema: None)
-    monkeypatch.setattr("indexer.collection.properties_of", lambda spec: {"nextwatch.radius": "0.0"})
+    monkeypatch.setattr("indexer.index_spec.IndexSpec.properties", lambda spec: {"nextwatch.radius": "0.0"})
     site.index.create(version, bundle.manifest.dim)
     site.index.mark(version, announced(5))
     monkeypatch.undo()
