@@ -64,7 +64,7 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     data_dir = tmp_path_factory.mktemp(f"broker-{request.param}")
     running = start_broker(Settings(data_dir=data_dir), environ=environ_for(request.param))
     yield running
-    running.child.stop()
+    running.process.stop()
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     """A running Milvus Lite server that tests share."""
     running = start_milvus(Settings(data_dir=tmp_path_factory.mktemp("milvus")), probe=milvus_answers)
     yield running
-    running.child.stop()
+    running.process.stop()
 
 
 @pytest.fixture(scope="session")

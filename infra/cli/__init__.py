@@ -1,1 +1,4 @@
-"""The command line, `nextwatch`: one file per kind of command; `main.py` puts them together."""
+"""The command line, `nextwatch`: a file for each kind of command, which parses, calls and prints.
+
+Nobody imports from here. `main.py` puts the commands together; what they do is in `infra/operate`.
+"""

@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.platform.guarded_process import ServiceError
-from infra.platform.settings import Settings
+from infra.cli.options import AsJson
 
 UserId = Annotated[str, typer.Argument(metavar="USER")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +38,10 @@ def recommend(
     """Ask for recommendations, through the request topic."""
     import msgspec
 
-    from serving.client.client import RecommendClient
+    from infra.platform.kafka_clients import client_options
+    from nextwatch_client import RecommendClient
 
-    with RecommendClient(context.obj.connected.kafka) as client:
+    with RecommendClient(client_options(context.obj.connected.kafka)) as client:
         reply = client.recommend(user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(reply)).decode())
@@ -80,6 +79,8 @@ def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> No
     """Show what the system knows of a user: the newest watches and searches."""
     import msgspec
 
+    from infra.operate.user_history import read_history
+
     found = read_history(context.obj.connected, user)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if found is not None else "null")
@@ -88,26 +89,6 @@ def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> No
     else:
         _print_history(found)
     raise typer.Exit(0 if found is not None else 1)
-
-
-def read_history(settings: Settings, user: str) -> Any:
-    """The user's newest history, read from their partition of `user-histories`; None if there is none."""
-    from streams import topics
-    from streams.kafka.follow import TopicFollower
-    from streams.messages import Refused, UserHistory, decode
-
-    newest = None
-    place = topics.partition_of(user, settings.kafka.partitions)
-    with TopicFollower(settings.kafka, topics.USER_HISTORIES, partitions=[place]) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                if record.key == user.encode():
-                    newest = record.value
-    try:
-        return None if newest is None else decode(UserHistory, newest, max_bytes=len(newest))
-    except Refused as refused:
-        text = f"the history is damaged ({refused}): stop the history workers, then `nextwatch rebuild histories`"
-        raise ServiceError(text) from None
 
 
 def _print_reply(reply: Any) -> None:

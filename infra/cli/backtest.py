@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.learn import LOG, ItemsFile, Mapping, SearchesFile, progress_bars
+from infra.cli.options import LOG, ItemsFile, Mapping, SearchesFile
+from infra.operate.progress import progress_bars
 
 CUTOFFS = ("10", "50", "100", "500")
 FRACTION = 0.1
@@ -100,7 +101,7 @@ def backtest(
 
 
 def read_cut(test_from: str | None, test_fraction: float | None) -> tuple[int | None, float]:
-    """Where the test begins: a time, or else a share."""
+    """The beginning of the test: a time, or else a share."""
     fraction = read_share("--test-fraction", test_fraction) or FRACTION
     return None if test_from is None else read_time(test_from), fraction
 

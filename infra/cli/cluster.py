@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from infra.cli.options import AsJson
 from infra.cli.session import Session
 from infra.platform.settings import Settings, dump_settings
 
@@ -31,7 +32,7 @@ def topics(
     alter: Annotated[
         bool, typer.Option("--alter", help="Set right the settings that differ (policy, retention, sizes)")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the topics with key, partitions and cleanup policy; make, check or alter them on the cluster."""
     from streams.kafka.requirements import alter_topics
@@ -49,9 +50,7 @@ def topics(
     raise typer.Exit(1 if problems else 0)
 
 
-def config(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False
-) -> None:
+def config(context: typer.Context, as_json: AsJson = False) -> None:
     """Print the effective settings (secrets masked), each with its environment variable."""
     tree = dump_settings(context.obj.settings)
     if as_json:
@@ -63,9 +62,7 @@ def config(
     Console().print(table)
 
 
-def status(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False
-) -> None:
+def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Processes, lags, versions, index size and freshness on this data_dir; exit 1 if a process is not ready."""
     from infra.operate.status import print_status, read_status
 
@@ -81,7 +78,7 @@ def releases(
     context: typer.Context,
     back: Annotated[bool, typer.Option("--rollback", help="Make the spare live, and wait for the servers")] = False,
     wait_s: Annotated[float, typer.Option(min=0, help="With --rollback: how long to wait for them; 0: not")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bundles, collections, and which server answers from which release; which is live, and which the spare.
 

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from infra.cli.options import AsJson
+from infra.operate.progress import progress_bars
 
 app = typer.Typer(no_args_is_help=True, help="Messages that could not be used: list, show, retry or drop them.")
 
@@ -29,7 +32,6 @@ OfTopic = Annotated[str, typer.Option("--topic", metavar="TOPIC", help="Only tho
 OfCode = Annotated[str, typer.Option("--code", metavar="CODE", help="Only those that were refused for this: invalid")]
 Since = Annotated[str, typer.Option(metavar="TIME", help="Only those since then: 30m, 2h, 7d, or 2026-01-31T12:00")]
 AllOpen = Annotated[bool, typer.Option("--all", help="All that are open, or those of them that the options name")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
 
 
 def register(parent: typer.Typer) -> None:
@@ -180,11 +182,8 @@ def since_ms(text: str, now_ms: int) -> int:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, if that is a terminal, from the first time that something is told."""
-    console = Console(stderr=True)
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+    with progress_bars(quiet=not Console(stderr=True).is_terminal, transient=True) as step:
+        yield partial(step, what)
 
 
 def _places(ids: Iterable[str]) -> list[Any]:

@@ -33,7 +33,8 @@ MENDABLE = (
     ("streams.erasure.erased_users", "ForgetSecretWrong"),
     ("streams.history.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),
-    ("serving.client.client", "RequestFailed"),
+    ("nextwatch_client", "RequestFailed"),
+    ("nextwatch_client", "TopicMissing"),
 )
 
 app = typer.Typer(

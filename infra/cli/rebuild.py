@@ -10,12 +10,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli.learn import progress_bars
+from infra.cli.options import AsJson
+from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make again from topics and bundles: the index, or the histories.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
 
 
 def register(parent: typer.Typer) -> None:
@@ -35,9 +34,8 @@ def index(
     """
     from infra.operate.rebuild_index import rebuild_index
 
-    settings: Settings = context.obj.with_milvus
     with progress_bars(quiet=as_json) as step:
-        done = rebuild_index(settings, wait_s, step)
+        done = rebuild_index(context.obj.with_milvus, wait_s, step)
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(done), indent=2))
     elif not done.answered:

@@ -1,4 +1,4 @@
-"""What every command starts from: the settings, built once, and the services of a running `nextwatch up`."""
+"""The start of every command: the settings, built once, and the services of a running `nextwatch up`."""
 
 from __future__ import annotations
 

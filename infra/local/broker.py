@@ -17,77 +17,51 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infra.platform.guarded_process import GuardedProcess, ServiceError, log_tail, start_guarded, wait_until_ready
-from infra.platform.port_locks import LOOPBACK, claim_directory, claim_port, is_listening
+from infra.local.embedded_service import EmbeddedService
+from infra.platform.guarded_process import ServiceError, log_tail
+from infra.platform.port_locks import LOOPBACK, free_port, is_listening
 from infra.platform.settings import Settings
 
 Kind = Literal["kafka", "noida"]
 JAVA = 17  # what Kafka 4 brokers need
-STOP_S = 20.0  # a clean shutdown writes out what is in memory
 FORMAT_S = 60.0
 
 
-@dataclass
-class Broker:
-    """A running broker. Its port stays the same when it is started again, so that clients find it."""
+class Broker(EmbeddedService):
+    """A running broker; its data is in `<data_dir>/kafka` or `<data_dir>/noida`."""
 
-    kind: Kind
-    port: int
-    settings: Settings
-    environ: Mapping[str, str]
-    child: GuardedProcess
-    answered: bool = False
+    name, port_setting, grace_s = "broker", "embedded.kafka_port", 20.0  # a clean stop writes out what is in memory
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        self.kind: Kind = "kafka" if environ.get("KAFKA_HOME") else "noida"
+        super().__init__(settings, self.kind, settings.embedded.kafka_port, environ)
 
     @property
     def bootstrap(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
+        return self.address
 
-    @property
-    def keeps_over_a_crash(self) -> bool:
-        return self.kind == "kafka"
+    def command(self, port: int) -> list[str]:
+        make = _kafka_command if self.kind == "kafka" else _noida_command
+        return make(self.directory, port, self.settings, self.environ)
 
-    def is_ready(self) -> bool:
-        """Whether it has answered a request since it was started, and still listens."""
-        self.answered = self.answered or answers(self.bootstrap)
-        return self.answered and is_listening(self.bootstrap)
-
-    def restart(self) -> GuardedProcess:
-        """Start it again on its data and its port, after a stop or a crash; does not wait until it is ready."""
-        _, self.child = _start(self.kind, self.settings, self.environ, self.port)
-        self.answered = False
-        return self.child
+    def answers(self) -> bool:
+        return answers(self.bootstrap)
 
 
 def start_broker(settings: Settings, *, environ: Mapping[str, str] = os.environ) -> Broker:
     """Start the embedded broker and wait until it answers a real request.
 
-    Raises ServiceError: as `launch_broker`, or not ready within `embedded.ready_timeout_s` (with the end of its log).
+    Raises ServiceError: no Java, no jars, no wheel, a port or a directory in use, or not ready within
+    `embedded.ready_timeout_s` (with the end of its log).
     """
-    broker = launch_broker(settings, environ=environ)
-    try:
-        wait_until_ready(broker.child, broker.is_ready, settings.embedded.ready_timeout_s)
-    except BaseException:
-        broker.child.stop()
-        raise
-    return broker
-
-
-def launch_broker(settings: Settings, *, environ: Mapping[str, str] = os.environ) -> Broker:
-    """Start the embedded broker without waiting for it; its data is in `<data_dir>/kafka` or `<data_dir>/noida`.
-
-    Raises ServiceError: no Java, no jars, no wheel, a port in use, a directory in use.
-    """
-    kind: Kind = "kafka" if environ.get("KAFKA_HOME") else "noida"
-    port, child = _start(kind, settings, environ, settings.embedded.kafka_port)
-    return Broker(kind, port, settings, environ, child)
+    return Broker(settings, environ).when_ready()
 
 
 def answers(bootstrap: str) -> bool:
-    """Whether the broker at `host:port` answers a metadata request."""
+    """True when the broker at `host:port` answers a metadata request."""
     if not is_listening(bootstrap):
         return False
     from kafka import KafkaAdminClient
@@ -105,30 +79,6 @@ def answers(bootstrap: str) -> bool:
         finally:
             admin.close()
     return True
-
-
-def _start(kind: Kind, settings: Settings, environ: Mapping[str, str], port: int) -> tuple[int, GuardedProcess]:
-    """The port that it listens on, and the broker. The directory first: what a killed parent left behind has the port
-    until it gives the directory up, and that is waited for."""
-    command = _kafka_command if kind == "kafka" else _noida_command
-    directory = settings.data_dir.absolute() / kind
-    lock = claim_directory(directory)
-    try:
-        port = claim_port(port, "embedded.kafka_port")
-        return port, start_guarded(
-            "broker",
-            command(directory, port, settings, environ),
-            log=_log_path(settings),
-            environ=environ,
-            grace_s=STOP_S,
-            held=[lock],
-        )
-    finally:
-        os.close(lock)
-
-
-def _log_path(settings: Settings) -> Path:
-    return settings.data_dir.absolute() / "logs" / "broker.log"
 
 
 def _noida_command(directory: Path, port: int, settings: Settings, environ: Mapping[str, str]) -> list[str]:
@@ -154,7 +104,7 @@ def _kafka_command(directory: Path, port: int, settings: Settings, environ: Mapp
         )
     java = [*_java(environ, settings.embedded.kafka_heap), "-cp", f"{libs}/*"]
     properties = directory / "server.properties"
-    controller = claim_port(0, "embedded.kafka_port")
+    controller = free_port(0, "embedded.kafka_port")
     text = server_properties(directory / "data", port, controller, settings.kafka.max_message_bytes)
     properties.write_text(text, encoding="utf-8")
     if not (directory / "data" / "meta.properties").exists():

@@ -1,4 +1,4 @@
-"""Whether the disk of an embedded service is full, which it cannot mend and says where nobody looks."""
+"""A full disk of an embedded service, which it cannot mend and says where nobody looks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEAST_BYTES = 16_000_000  # with less a broker cannot make its next segment
 
 
 def full_disk(directory: Path) -> str | None:
-    """What to tell a person when there is no room left for this directory; None while there is."""
+    """A line for a person when there is no room left for this directory; None while there is."""
     try:
         left = shutil.disk_usage(directory).free
     except OSError:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from infra.local.broker import Broker, launch_broker
-from infra.local.milvus_server import MilvusServer, Probe, launch_milvus
+from infra.local.broker import Broker
+from infra.local.milvus_server import MilvusServer, Probe
 from infra.local.supervisor import Part, Supervisor
 from infra.platform.guarded_process import GuardedProcess, start_guarded
 from infra.platform.health import fetch_health
@@ -41,12 +41,12 @@ def embedded_services(
     """
     bootstrap = uri = ""
     if not settings.kafka.bootstrap:
-        broker = launch_broker(settings, environ=environ)
-        supervisor.add(broker_part(broker), broker.child)
+        broker = Broker(settings, environ)
+        supervisor.add(broker_part(broker), broker.process)
         bootstrap = broker.bootstrap
     if not settings.milvus.uri:
-        milvus = launch_milvus(settings, probe=probe)
-        supervisor.add(milvus_part(milvus), milvus.child)
+        milvus = MilvusServer(settings, probe)
+        supervisor.add(milvus_part(milvus), milvus.process)
         uri = milvus.uri
     started = [name for name, address in (("broker", bootstrap), ("milvus", uri)) if address]
     timeout_s = settings.embedded.ready_timeout_s
@@ -57,17 +57,17 @@ def embedded_services(
 
 
 def broker_part(broker: Broker) -> Part:
-    def ask(child: GuardedProcess) -> dict[str, Any]:
+    def ask(process: GuardedProcess) -> dict[str, Any]:
         return {"ready": broker.is_ready(), "kind": broker.kind, "address": broker.bootstrap}
 
-    return Part("broker", broker.restart, ask, STOP_ORDER["broker"], broker.settings.data_dir.absolute() / broker.kind)
+    return Part("broker", broker.restart, ask, STOP_ORDER["broker"], broker.directory)
 
 
 def milvus_part(server: MilvusServer) -> Part:
-    def ask(child: GuardedProcess) -> dict[str, Any]:
+    def ask(process: GuardedProcess) -> dict[str, Any]:
         return {"ready": server.is_ready(), "address": server.uri}
 
-    return Part("milvus", server.restart, ask, STOP_ORDER["milvus"], server.settings.data_dir.absolute() / "milvus")
+    return Part("milvus", server.restart, ask, STOP_ORDER["milvus"], server.directory)
 
 
 def command_part(name: str, arguments: Sequence[str], settings: Settings, *, program: Sequence[str] = PROGRAM) -> Part:
@@ -76,23 +76,23 @@ def command_part(name: str, arguments: Sequence[str], settings: Settings, *, pro
     Its metrics are on a free port. It is ready when its /health says so.
     """
     data_dir = settings.data_dir.absolute()
-    environ = child_environ(settings, os.environ)
+    environ = process_environ(settings, os.environ)
 
     def start() -> GuardedProcess:
         command = [*program, *arguments]
         return start_guarded(name, command, log=data_dir / "logs" / f"{name}.log", environ=environ, grace_s=STOP_S)
 
-    def ask(child: GuardedProcess) -> dict[str, Any]:
+    def ask(process: GuardedProcess) -> dict[str, Any]:
         for record in read_run_files(settings.run_dir):
-            if record["pid"] == child.pid:
+            if record["pid"] == process.pid:
                 return fetch_health(record, settings.metrics) | {"address": f"{record['host']}:{record['port']}"}
         return {"ready": False, "reasons": ["it does not serve /health yet"]}
 
     return Part(name, start, ask, STOP_ORDER.get(name.partition("-")[0], 0))
 
 
-def child_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child that must see exactly these settings, with a metrics port of its own."""
+def process_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that must see exactly these settings, with a metrics port of its own."""
     own = settings.model_copy(
         update={
             "data_dir": settings.data_dir.absolute(),

@@ -45,7 +45,7 @@ def running_stack(
 
 
 def milvus_answers(uri: str) -> bool:
-    """Whether a real request to this Milvus is answered."""
+    """True when this Milvus answers a real request."""
     from indexer.collection import Index
 
     index = Index(Milvus(uri=uri, timeout_s=3.0))

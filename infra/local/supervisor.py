@@ -50,10 +50,10 @@ class Part:
 
 @dataclass
 class Watched:
-    """What the supervisor knows of one part, and what it does next."""
+    """State of one part as the supervisor knows it, and its next step."""
 
     part: Part
-    child: GuardedProcess | None = None
+    process: GuardedProcess | None = None
     phase: Phase = "starting"
     crashes: int = 0  # in a row
     restarts: int = 0
@@ -67,18 +67,18 @@ class Watched:
         """Look at the process once at monotonic time `now_s`; what is worth telling a person, if anything is."""
         if self.phase == "stopped":
             return None
-        if self.child is None:
+        if self.process is None:
             return self._start(now_s) if now_s >= self.retry_s else None
-        code = self.child.poll()
+        code = self.process.poll()
         if code is not None:
-            return self._crashed(f"ended with code {code} (log: {self.child.log})", now_s)
+            return self._crashed(f"ended with code {code} (log: {self.process.log})", now_s)
         if now_s >= self.ask_s:
             return self._ask(now_s)
         return None
 
     def _start(self, now_s: float) -> str | None:
         try:
-            self.child = self.part.start()
+            self.process = self.part.start()
         except (ServiceError, OSError) as error:  # the latter of a full disk: it is tried again, ever more slowly
             return self._crashed(f"cannot be started: {error}", now_s)
         self.phase, self.started_s, self.ask_s = "starting", now_s, now_s
@@ -86,12 +86,12 @@ class Watched:
 
     def _crashed(self, how: str, now_s: float) -> str:
         was_ready_s = now_s - self.ready_s if self.phase == "ready" else 0.0
-        if self.child is not None and (now_s - self.started_s >= STEADY_S or was_ready_s >= STEADY_READY_S):
+        if self.process is not None and (now_s - self.started_s >= STEADY_S or was_ready_s >= STEADY_READY_S):
             self.crashes = 0
         self.crashes += 1
         self.restarts += 1
         wait_s = wait_before_restart_s(self.crashes)
-        self.child, self.phase, self.retry_s, self.health = None, "waiting", now_s + wait_s, {}
+        self.process, self.phase, self.retry_s, self.health = None, "waiting", now_s + wait_s, {}
         return f"{how}; {self._disk_is_full()}starting it again in {wait_s:g} s"
 
     def _disk_is_full(self) -> str:
@@ -99,8 +99,8 @@ class Watched:
         return f"{full}; " if full else ""
 
     def _ask(self, now_s: float) -> str | None:
-        assert self.child is not None
-        self.health = self.part.ask(self.child)
+        assert self.process is not None
+        self.health = self.part.ask(self.process)
         before, self.phase = self.phase, "ready" if self.health.get("ready") else "starting"
         self.ask_s = now_s + (ASK_READY_S if self.phase == "ready" else ASK_S)
         if self.phase == before:
@@ -109,7 +109,7 @@ class Watched:
         return "ready" if self.phase == "ready" else f"not ready: {self.why_not_ready()}"
 
     def why_not_ready(self) -> str:
-        if self.child is None:
+        if self.process is None:
             return f"it crashed {self.crashes} times in a row"
         return self._disk_is_full() + ("; ".join(self.health.get("reasons", [])) or "it does not answer yet")
 
@@ -150,18 +150,18 @@ class Supervisor:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def add(self, part: Part, child: GuardedProcess | None = None) -> None:
-        """Keep `part` running from now on; `child` if it has been started already."""
+    def add(self, part: Part, process: GuardedProcess | None = None) -> None:
+        """Keep `part` running from now on; `process` if it has been started already."""
         with self._lock:
-            self._watched[part.name] = Watched(part, child, started_s=time.monotonic())
+            self._watched[part.name] = Watched(part, process, started_s=time.monotonic())
 
-    def child(self, name: str) -> GuardedProcess | None:
+    def process(self, name: str) -> GuardedProcess | None:
         """The running process, None between a crash and the next start."""
-        return self._watched[name].child
+        return self._watched[name].process
 
     def states(self) -> list[State]:
         return [
-            State(each.part.name, each.phase, each.child.pid if each.child else None, each.restarts, each.health)
+            State(each.part.name, each.phase, each.process.pid if each.process else None, each.restarts, each.health)
             for each in list(self._watched.values())
         ]
 
@@ -174,12 +174,12 @@ class Supervisor:
         lives; `setting` is where it comes from), or crashed `crashes` times before it was.
         """
         watched = [self._watched[name] for name in (self._watched if names is None else names)]
-        logs = {each.part.name: each.child.log for each in watched if each.child}
+        logs = {each.part.name: each.process.log for each in watched if each.process}
         ended = {each.part.name: each.restarts for each in watched}  # before this wait, or before it was ready
         began_s = time.monotonic()
         tell_s = began_s + LATE_S
         while waiting := [each for each in watched if each.phase != "ready"]:
-            logs |= {each.part.name: each.child.log for each in waiting if each.child}
+            logs |= {each.part.name: each.process.log for each in waiting if each.process}
             ended |= {each.part.name: each.restarts for each in watched if each.phase == "ready"}
             now_s = time.monotonic()
             over = timeout_s is not None and now_s > began_s + timeout_s
@@ -204,8 +204,8 @@ class Supervisor:
         except KeyboardInterrupt:
             self._thread.join()
             for each in sorted(self._watched.values(), key=lambda watched: watched.part.stop_order):
-                if each.child is not None:
-                    each.child.kill()
+                if each.process is not None:
+                    each.process.kill()
 
     def _stop_in_order(self) -> None:
         self._stopping.set()
@@ -214,13 +214,13 @@ class Supervisor:
             together = [each for each in self._watched.values() if each.part.stop_order == order]
             for each in together:
                 each.phase = "stopped"
-                if each.child is not None:
-                    each.child.ask_to_stop()
+                if each.process is not None:
+                    each.process.ask_to_stop()
             for each in together:
-                if each.child is not None:
-                    code = each.child.stop()
+                if each.process is not None:
+                    code = each.process.stop()
                     self._report(each.part.name, f"stopped with code {code}")
-                    each.child = None
+                    each.process = None
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):

@@ -52,7 +52,7 @@ def print_letter(entry: Entry, letter: DeadLetter, console: Console) -> None:
 
 
 def row_of(entry: Entry) -> dict[str, Any]:
-    """What is listed of a letter, for scripts."""
+    """The line of a letter, for scripts."""
     return {
         "id": str(entry.place),
         "topic": entry.place.topic,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from indexer.collection import Index
 from indexer.errors import IndexFailure
 from indexer.schema import SHADOW
+from infra.operate.progress import Step, no_progress
 from infra.operate.releases import read_bundles, read_topic
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
@@ -21,11 +21,9 @@ from streams.releases import announce
 
 POLL_S = 0.2
 
-Progress = Callable[[str, int, int], None]
-
 
 class IndexRebuilt(msgspec.Struct, frozen=True):
-    """What became of it. `problem` is empty when the new collection is in use; without an answer the request stands."""
+    """The outcome. `problem` is empty when the new collection is in use; without an answer the request stands."""
 
     version: str
     answered: bool
@@ -34,9 +32,7 @@ class IndexRebuilt(msgspec.Struct, frozen=True):
     spent_s: float = 0.0
 
 
-def rebuild_index(
-    settings: Settings, wait_s: float, progress: Progress = lambda stage, done, total: None
-) -> IndexRebuilt:
+def rebuild_index(settings: Settings, wait_s: float, progress: Step = no_progress) -> IndexRebuilt:
     """Ask, and wait up to `wait_s`. Raises ServiceError when there is nothing to make it from."""
     live, items = _live_release(settings)
     asked = RebuildAsked(live, time.time_ns() // 1_000_000)

@@ -1,4 +1,4 @@
-"""What releases there are: bundles on disk, collections in Milvus, what servers were told to serve and what they serve.
+"""Releases as they stand: bundles on disk, collections in Milvus, what servers were told to serve and what they serve.
 
 Each of the three may be away, and the other two are shown. Which release is live, which is the spare and whether a
 collection counts is read as the indexer reads it (indexer/rollout.py).
@@ -77,8 +77,8 @@ class ReleaseReport(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """What is shown of a bundle's manifest, of any format. models.release.bundle reads all of it, and loads torch for
-    that, which takes longer than everything else here."""
+    """The part of a bundle's manifest that is shown, of any format. models.release.bundle reads all of it, and loads
+    torch for that, which takes longer than everything else here."""
 
     version: str
     created_ms: int
@@ -126,7 +126,7 @@ def read_collections(milvus: Milvus) -> list[CollectionFound]:
 
 
 def read_topic(kafka: Kafka) -> rollout.Releases:
-    """What `releases` says; servers are heard at their records' times. Raises KafkaError, TopicMissing."""
+    """Read what `releases` says; servers are heard at their records' times. Raises KafkaError, TopicMissing."""
     with TopicFollower(kafka, topics.RELEASES) as follower:
         told = rollout.Releases()
         while not follower.caught_up:
@@ -136,7 +136,7 @@ def read_topic(kafka: Kafka) -> rollout.Releases:
 
 
 def hear(told: rollout.Releases, record: Any) -> rollout.Releases:
-    """What is known after one more record; one that cannot be read says nothing."""
+    """The same after one more record; one that cannot be read says nothing."""
     kind, _, server_id = (record.key or b"").decode(errors="replace").partition("/")
     if record.value is None:
         return rollout.forget_server(told, server_id) if kind == "server" else told

@@ -20,6 +20,7 @@ import polars as pl
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from infra.operate.progress import Step, no_progress
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from models.logs.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
@@ -30,8 +31,6 @@ REPORT_S = 0.25  # how often progress is called
 CONNECT_S = 15.0
 FLUSH_S = 120.0
 
-Progress = Callable[[str, int, int], None]  # what ("items", "watches"), sent, of how many
-
 
 class ReplayError(RuntimeError):
     """The events could not be sent, or not all of them were acknowledged; the text says which topic and why."""
@@ -39,7 +38,7 @@ class ReplayError(RuntimeError):
 
 @dataclass(frozen=True)
 class Replayed:
-    """What was sent and acknowledged. `duplicates` are rows of the log that were there before."""
+    """Numbers of what was sent and acknowledged. `duplicates` are rows of the log that were there before."""
 
     items: int
     watches: int
@@ -59,7 +58,7 @@ def replay(
     mapping: Mapping[str, str] | None = None,
     items: Path | pl.DataFrame | None = None,
     restamp: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Step = no_progress,
     stop: Callable[[], bool] = lambda: False,
 ) -> Replayed:
     """Send a log to `watch-events`, after its catalogue `items`, if given, to `items`.
@@ -125,7 +124,7 @@ def event_id(user_id: str, item_id: str, event_ms: int) -> str:
 
 
 def due(event_ms: pl.Series, speed: float) -> pl.Series:
-    """When each event is to be sent, in seconds after the first; `event_ms` sorted."""
+    """Time at which each event is to be sent, in seconds after the first; `event_ms` sorted."""
     elapsed_s: pl.Series = (event_ms - event_ms[0]) / (1000 * speed)
     return elapsed_s
 
@@ -138,7 +137,7 @@ def restamped(event_ms: pl.Series, now_ms: int, speed: float | None) -> pl.Serie
 
 
 class Pace:
-    """When the next message may go; `due_s` is seconds after the first one, None means at once."""
+    """Lets the next message go when it is due; `due_s` is seconds after the first one, None means at once."""
 
     def __init__(self, due_s: Sequence[float] | None, stop: Callable[[], bool]) -> None:
         self.due_s, self.stop = due_s, stop
@@ -155,7 +154,7 @@ class Pace:
 
 
 def _contexts(frame: pl.DataFrame) -> Iterator[Context | None]:
-    """What each row says of where and on what it was watched; None for a row that says nothing."""
+    """The context of each row, where and on what it was watched; None for a row that says nothing."""
     there = frame.select(name for name in CONTEXT_COLUMNS if name in frame.columns)
     if not there.width:
         yield from repeat(None)

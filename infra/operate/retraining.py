@@ -7,13 +7,14 @@ more often, and a release that differs in the ranker alone can be judged on it a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
 import structlog
 
+from infra.operate.progress import Step
 from infra.platform.settings import Settings
 from models.logs.log import LogError
 from models.logs.stored_log import store_log
@@ -27,16 +28,14 @@ from streams.export.ranking_archive import ServedExamples, store_served
 
 log = structlog.get_logger(__name__)
 
-Step = Callable[[str, int, int], None]
-
 
 def delays_of(settings: Settings) -> Delays:
-    """What a log's features must not know yet, as the join has it."""
+    """The delays after which a log's features may know of something, as the join has them."""
     return Delays(round(settings.join.window_s * 1000), settings.join.half_life_h * 3_600_000)
 
 
 def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | None, step: Step) -> ServedExamples:
-    """What `ranking-examples` holds, in `directory`."""
+    """Store what `ranking-examples` holds in `directory`."""
     served = store_served(settings, directory / "served", items, step)
     log.info(
         "served impressions read",
@@ -48,7 +47,7 @@ def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | N
 
 
 def enough(served: ServedExamples) -> bool:
-    """Whether they are enough for a ranker."""
+    """True when they are enough for a ranker."""
     return len(served.examples) >= LEAST_ROWS
 
 

@@ -33,7 +33,7 @@ class RollBackRefused(ServiceError):
 
 
 class RolledBack(msgspec.Struct, frozen=True):
-    """What became of a roll-back. `waiting_for`: living servers that have not said that they answer from `version`."""
+    """The outcome of a roll-back. `waiting_for`: living servers that have not said that they answer from `version`."""
 
     version: str
     before: str
@@ -48,7 +48,7 @@ class RolledBack(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class _Audience:
+class _AwaitedServers:
     """The servers that a roll-back waits for: those that lived when it began and those that were heard since."""
 
     version: str
@@ -89,9 +89,9 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
         )
         announce(settings.kafka, ready)
         progress(f"{spare.version} is announced")
-        audience = _Audience(spare.version, told, living(told, now_ms, settings.indexer.server_timeout_s))
-        _wait(audience, follower, wait_s, progress)
-    served_by, waiting_for = audience.answers()
+        awaited = _AwaitedServers(spare.version, told, living(told, now_ms, settings.indexer.server_timeout_s))
+        _wait(awaited, follower, wait_s, progress)
+    served_by, waiting_for = awaited.answers()
     return RolledBack(
         version=spare.version,
         before=told.live,
@@ -145,14 +145,14 @@ def coming(told: rollout.Releases, collections: Iterable[CollectionFound]) -> st
     return newest if announced_ms(mark) is None and newest != told.live else ""
 
 
-def _wait(audience: _Audience, follower: TopicFollower, wait_s: float, progress: Callable[[str], None]) -> None:
+def _wait(awaited: _AwaitedServers, follower: TopicFollower, wait_s: float, progress: Callable[[str], None]) -> None:
     deadline = time.monotonic() + wait_s
     before: list[str] = []
     while (left_s := deadline - time.monotonic()) > 0:
-        audience.hear(follower, min(POLL_S, left_s))
-        done, waiting = audience.answers()
+        awaited.hear(follower, min(POLL_S, left_s))
+        done, waiting = awaited.answers()
         if done != before:
-            progress(f"{len(done)} of {len(done) + len(waiting)} servers answer from {audience.version}")
+            progress(f"{len(done)} of {len(done) + len(waiting)} servers answer from {awaited.version}")
             before = done
         if done and not waiting:
             return

@@ -1,4 +1,4 @@
-"""What `nextwatch status` and `nextwatch up` show: the processes of a data directory, read from their own web pages."""
+"""Status of the processes of a data directory, read from their own web pages: for `nextwatch status` and `up`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 class Delay(msgspec.Struct, frozen=True):
-    """Of a histogram, to the width of its buckets."""
+    """Median and tail of a histogram, to the width of its buckets."""
 
     p50_s: float | None
     p99_s: float | None
@@ -111,7 +111,7 @@ def delay_of(samples: Samples, name: str) -> Delay | None:
 
 
 def since(samples: Samples, before: Samples) -> Samples:
-    """What counters and histograms have grown by since `before` was read."""
+    """The growth of counters and histograms since `before` was read."""
     return {key: value - before.get(key, 0.0) for key, value in samples.items()}
 
 

@@ -2,7 +2,7 @@
 closing a pipe.
 
 What must hold for every service and worker is here once: own process group, output in `<data_dir>/logs/<name>.log`,
-graceful stop before SIGKILL, and, when the process that is our child here dies by whatever cause, nothing left behind.
+graceful stop before SIGKILL, and nothing left behind when we die, by whatever cause.
 """
 
 from __future__ import annotations
@@ -123,16 +123,16 @@ def start_guarded(
     return GuardedProcess(name, pids[0], log, grace_s, guard)
 
 
-def wait_until_ready(child: GuardedProcess, is_ready: Callable[[], bool], timeout_s: float) -> None:
+def wait_until_ready(process: GuardedProcess, is_ready: Callable[[], bool], timeout_s: float) -> None:
     """Return when `is_ready()`. Raises ServiceError with the end of the log if it ends first or takes too long."""
     deadline = time.monotonic() + timeout_s
     while not is_ready():
-        code = child.poll()
+        code = process.poll()
         if code is not None:
-            raise ServiceError(f"{child.name} ended with code {code} while starting; {child.tail()}")
+            raise ServiceError(f"{process.name} ended with code {code} while starting; {process.tail()}")
         if time.monotonic() > deadline:
             raise ServiceError(
-                f"{child.name} is not ready after {timeout_s:g} s (embedded.ready_timeout_s); {child.tail()}"
+                f"{process.name} is not ready after {timeout_s:g} s (embedded.ready_timeout_s); {process.tail()}"
             )
         time.sleep(0.05)
 
@@ -159,7 +159,7 @@ def log_tail(log: Path | None, lines: int = 20) -> str:
 
 
 def _read_to_end(descriptor: int) -> str:
-    """What comes through a pipe until its other ends are closed, or until REPORT_S are over."""
+    """All that comes through a pipe until its other ends are closed, or until REPORT_S are over."""
     deadline = time.monotonic() + REPORT_S
     text = b""
     with contextlib.closing(os.fdopen(descriptor, "rb", buffering=0)) as pipe:

@@ -39,7 +39,7 @@ MOST_REPLY_BYTES = 50_000_000  # of a page that we read ourselves
 
 @dataclass
 class Health:
-    """What the loops of a process say about it; the web page only reads it.
+    """The state of a process, as its loops say; the web page only reads it.
 
     `ready` is set by the one loop that knows, and so is `standby`: not ready, and rightly so, since another process has
     the work. `waiting_for` and `detail` are for the reader's eyes.
@@ -53,7 +53,7 @@ class Health:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def outline(self) -> dict[str, bool]:
-        """What anybody may know."""
+        """The part that anybody may know."""
         return {"live": self.live, "ready": self.live and self.ready}
 
     def report(self) -> dict[str, Any]:

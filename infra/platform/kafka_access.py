@@ -1,4 +1,4 @@
-"""Whether the brokers let us in, asked once before a command begins, because its clients do not tell.
+"""Access to the brokers, tried once before a command begins, because its clients do not tell.
 
 kafka-python says "unable to bootstrap" after half a minute, whatever the reason, and Faust tries again for ever. So one
 connection is made here as they would make it, and what it meets is put into the words of our settings. Only a refusal
@@ -61,7 +61,7 @@ def _check_login(kafka: Kafka) -> None:
 
 
 def _is_open(loop: asyncio.AbstractEventLoop, kafka: Kafka, address: str, options: dict[str, object]) -> bool:
-    """Whether this broker lets us in; False when it does not answer. Raises KafkaRefused."""
+    """True when this broker lets us in, False when it does not answer. Raises KafkaRefused."""
     for left in reversed(range(HANG_UPS)):
         try:
             loop.run_until_complete(_connect(address, options))
@@ -87,7 +87,7 @@ async def _connect(address: str, options: dict[str, object]) -> None:
 
 
 def why_refused(error: BaseException, kafka: Kafka) -> str | None:
-    """What is to be mended, None for an error that is no refusal."""
+    """The settings to be mended, in words; None for an error that is no refusal."""
     cause = error.__cause__ or error
     speaks = f"is kafka.security_protocol ({kafka.security_protocol}) what this port speaks?"
     match cause:

@@ -11,6 +11,9 @@ from kafka.errors import KafkaError
 from infra.platform.certificates import load_certificate
 from infra.platform.kafka_python import patches
 from infra.platform.settings import Kafka, SettingsError
+from nextwatch_client import ConnectionOptions
+
+REPLY_SIZE = 8  # how many times larger than a request a reply may be
 
 
 def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
@@ -34,6 +37,22 @@ def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
 def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of aiokafka's consumer and producer."""
     return kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+
+
+def client_options(kafka: Kafka) -> ConnectionOptions:
+    """Options of the client library, which knows nothing of our settings."""
+    return ConnectionOptions(
+        bootstrap=kafka.bootstrap,
+        security_protocol=kafka.security_protocol,
+        sasl_mechanism=kafka.sasl_mechanism,
+        username=kafka.username,
+        password=kafka.password.get_secret_value(),
+        ssl_ca_file=kafka.ssl_ca_file,
+        ssl_cert_file=kafka.ssl_cert_file,
+        ssl_key_file=kafka.ssl_key_file,
+        topic_prefix=kafka.topic_prefix,
+        max_reply_bytes=REPLY_SIZE * kafka.max_message_bytes,
+    )
 
 
 def ssl_context(kafka: Kafka) -> ssl.SSLContext:

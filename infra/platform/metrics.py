@@ -1,4 +1,4 @@
-"""What is measured: one page. Base units (seconds, messages), bounded labels, never a user or item id.
+"""Everything that is measured, on one page. Base units (seconds, messages), bounded labels, never a user or item id.
 
 Every process serves these on its own port (infra.platform.health). Names follow https://prometheus.io/docs/practices/naming/.
 

@@ -68,7 +68,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 def pages_of(health: Reporter, registry: CollectorRegistry, token: str) -> type[BaseHTTPRequestHandler]:
-    """What is served; `token` is empty when everybody may read everything."""
+    """The pages that are served; `token` is empty when everybody may read everything."""
 
     class Handler(BaseHTTPRequestHandler):
         def handle(self) -> None:

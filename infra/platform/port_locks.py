@@ -1,6 +1,6 @@
-"""What only one running service may have: a port, a directory. Checked before it starts, so that the error is ours.
+"""A port and a directory for one running service alone. Checked before it starts, so that the error is ours.
 
-A directory is claimed by a lock on a file in it. The lock's descriptor is handed to the service itself, so it is free
+A directory is locked by a file in it. The lock's descriptor is handed to the service itself, so it is free
 exactly when the last process of that service is gone, also after a crash of everything else.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from infra.platform.guarded_process import ServiceError
 
 LOOPBACK = "127.0.0.1"
-CLAIM_WAIT_S = 5.0  # what a killed parent left behind takes a moment to stop
+LOCK_WAIT_S = 5.0  # what a killed parent left behind takes a moment to stop
 
 
-def claim_port(port: int, setting: str, host: str = LOOPBACK) -> int:
+def free_port(port: int, setting: str, host: str = LOOPBACK) -> int:
     """`port` if nobody listens there, a free one for 0. Raises ServiceError naming `setting`.
 
     Never SO_REUSEPORT: Milvus Lite sets it, and a second server on its port would get a share of the clients.
@@ -40,7 +40,7 @@ def port_error(error: OSError, host: str, port: int, setting: str) -> ServiceErr
 
 
 def is_listening(address: str) -> bool:
-    """Whether `host:port` accepts a connection."""
+    """True when `host:port` accepts a connection."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=1):
@@ -49,10 +49,10 @@ def is_listening(address: str) -> bool:
         return False
 
 
-def claim_directory(directory: Path, wait_s: float | None = None) -> int:
+def lock_directory(directory: Path, wait_s: float | None = None) -> int:
     """Lock `directory` (made if need be) and return the lock's descriptor: pass it on, then close it.
 
-    Waits up to `wait_s` (default CLAIM_WAIT_S) for the lock. Raises ServiceError if it is still taken then.
+    Waits up to `wait_s` (default LOCK_WAIT_S) for the lock. Raises ServiceError if it is still taken then.
     """
     path = directory / ".lock"
     try:
@@ -60,7 +60,7 @@ def claim_directory(directory: Path, wait_s: float | None = None) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ServiceError(f"cannot use {directory}: {error.strerror}; choose another --data-dir") from None
-    deadline = time.monotonic() + (CLAIM_WAIT_S if wait_s is None else wait_s)
+    deadline = time.monotonic() + (LOCK_WAIT_S if wait_s is None else wait_s)
     while not _try_lock(lock):
         if time.monotonic() > deadline:
             owner = os.read(lock, 32).decode(errors="replace").strip()

@@ -175,7 +175,7 @@ def _children() -> list[int]:
 
 
 def _signal_group(group: int, number: signal.Signals | None) -> bool:
-    """Whether the group still has a process."""
+    """Send a signal (None: only look); True while the group still has a process."""
     try:
         os.killpg(group, number or 0)
     except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
@@ -188,7 +188,7 @@ def _was_asked(wake: int) -> bool:
 
 
 def _read_lifeline() -> bytes:
-    """What the parent has written; nothing when it is gone."""
+    """Bytes that the parent has written; none when it is gone."""
     try:
         return os.read(0, 4096)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which processes of ours run on this machine, and where: `<data_dir>/run/<name>.json`, one file per process.
+"""Processes of ours on this machine and their addresses: `<data_dir>/run/<name>.json`, one file per process.
 
 A process holds a lock on its file, so that a file left by a killed one is known for what it is, even when its process
 id is in use again. `prometheus-targets.json` beside them lists all of them, as Prometheus' file_sd_configs reads it,
@@ -117,7 +117,7 @@ def _read_records(run_dir: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a living process holds this run file."""
+    """True while a living process holds this run file."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -139,7 +139,7 @@ def _write_locked(path: Path, record: dict[str, Any]) -> BinaryIO:
 
 
 def _write_targets(run_dir: Path) -> None:
-    """What Prometheus' file_sd_configs reads: one group per living process."""
+    """Write what Prometheus' file_sd_configs reads: one group per living process."""
     records, _ = _read_records(run_dir)
     groups = [{"targets": [f"{reachable(each['host'])}:{each['port']}"], "labels": _labels(each)} for each in records]
     with tempfile.NamedTemporaryFile("w", dir=run_dir, prefix=".targets", delete=False) as file:

@@ -1,4 +1,4 @@
-"""What is configured: one typed, frozen tree, built once at the entry point and handed down by section.
+"""All that is configured: one typed, frozen tree, built once at the entry point and handed down by section.
 
 Sources, later ones win: the defaults here, a TOML file, `NEXTWATCH_*` environment variables (two underscores go one
 level down: `NEXTWATCH_KAFKA__BOOTSTRAP`). A name that no setting has is refused wherever it comes from, because a
@@ -40,16 +40,20 @@ class Section(BaseModel):
 
 class Kafka(Section):
     bootstrap: str = Field("", description="host:port[,host:port]; empty: an embedded broker is started by `up`")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    username: str = ""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how every client of ours speaks to the brokers"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="how it logs in, with a SASL protocol"
+    )
+    username: str = Field("", description="who logs in, with a SASL protocol")
     password: SecretStr = Field(SecretStr(""), description="only from NEXTWATCH_KAFKA__PASSWORD")
     ssl_ca_file: Path | None = Field(None, description="certificate authority, PEM")
     ssl_cert_file: Path | None = Field(None, description="this client's certificate, PEM")
     ssl_key_file: Path | None = Field(None, description="this client's key, PEM")
     topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="put before every topic and group name")
     partitions: Count = Field(4, description="of user-keyed topics; equal for all of them, they are co-partitioned")
-    replication: Count = 1
+    replication: Count = Field(1, description="copies of each topic that we make; 3 where there are three brokers")
     max_message_bytes: Count = Field(1_000_000, description="a larger message is refused to the dead letters")
     session_timeout_s: Annotated[float, Field(ge=1)] = Field(
         10.0,
@@ -86,7 +90,7 @@ class Milvus(Section):
     ivf_nprobe: Count = Field(
         56, description="IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
     )
-    timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="longest wait for one call, searches excepted")
 
     @field_validator("index_type", mode="before")
     @classmethod
@@ -136,7 +140,7 @@ class Trending(Section):
         50, description="context regions counted apart, per partition: the most watched ones; 0: none"
     )
     region_items: Count = Field(100, description="most items published per region and partition")
-    publish_s: Annotated[float, Field(gt=0)] = 1.0
+    publish_s: Annotated[float, Field(gt=0)] = Field(1.0, description="how often changed lists are published")
 
 
 class Model(Section):
@@ -152,12 +156,12 @@ class Model(Section):
     searches: bool = Field(True, description="learn from searches, where a log has them")
     context: bool = Field(True, description="learn from region, device, ..., where a log has them")
     search_tokens: Count = Field(65_536, description="rows of the hashed words of searches")
-    search_dim: Count = 32
+    search_dim: Count = Field(32, description="width of their embeddings")
     example_age: bool = Field(False, description="the paper's example age; live popularity does its work better")
     age_window_h: Annotated[float, Field(gt=0)] = Field(24 * 21.0, description="training window of example age")
     negatives: Count = Field(2048, description="shared negatives per step")
     in_batch: Share = Field(0.5, description="share of the negatives that comes from the batch, the rest is uniform")
-    batch: Count = 2048
+    batch: Count = Field(2048, description="examples per step")
     epochs: Count = Field(5, description="most epochs; fewer when the validation days say so")
     table_rate: Rate = Field(0.1, description="row-wise Adagrad on embedding rows")
     tower_rate: Rate = Field(2e-3, description="Adam on the tower")
@@ -168,7 +172,7 @@ class Model(Section):
         0.0, description="of the popularity coordinate, in watches; 0: what the validation days say"
     )
     threads: Count = Field(1, description="of torch and BLAS in `nextwatch train`; more only help on idle cores")
-    seed: int = 1
+    seed: int = Field(1, description="of all that is drawn in training")
 
 
 class Ranker(Section):
@@ -186,14 +190,14 @@ class Ranker(Section):
     powers: bool = Field(True, description="feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")
     without: tuple[str, ...] = Field((), description="features that are left out, by name")
     members: Count = Field(3, description="networks trained apart whose logits are averaged")
-    epochs: Count = 3
-    batch: Count = 1024
+    epochs: Count = Field(3, description="passes over the examples")
+    batch: Count = Field(1024, description="examples per step")
     rate: Rate = Field(1e-3, description="AdamW")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW")
     dropout: Share = Field(0.3, description="of the hidden layers, in training")
     ids: Count = Field(100_000, description="most ids of one space: the most frequent in clicked impressions")
     least_count: Count = Field(5, description="an id in fewer clicked impressions has the zero embedding")
-    seed: int = 1
+    seed: int = Field(1, description="of all that is drawn in training")
 
 
 class Trainer(Section):
@@ -243,7 +247,7 @@ class Indexer(Section):
 class Serving(Section):
     candidates: Annotated[int, Field(ge=1, le=16384)] = Field(500, description="retrieved per request")
     k: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="items in a reply when the request does not say")
-    max_k: Count = 200
+    max_k: Count = Field(200, description="a request for more items is refused")
     first: Literal["index", "mirror"] = Field("index", description="who is asked first; the other is the fallback")
     mirror_items: Annotated[int, Field(ge=0)] = Field(
         200_000, description="most items whose vectors are held in memory as well; 0: no mirror"
@@ -289,7 +293,7 @@ class Selection(Section):
     diversity_weight: Share = Field(0.3, description="of being unlike what is chosen; the rest is the score's")
     diversity_pool: Count = Field(100, description="chosen among the best so many")
     pinned: tuple[str, ...] = Field((), description="items on top of every list, after those that a request pins")
-    seed: int = 1
+    seed: int = Field(1, description="of the places that are drawn, beside the request's id")
 
 
 class Metrics(Section):
@@ -305,7 +309,7 @@ class Metrics(Section):
 class Embedded(Section):
     kafka_port: Annotated[int, Field(ge=0, le=65534)] = Field(0, description="0: a free one")
     milvus_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one")
-    kafka_heap: str = Field("512m", pattern=r"^\d+[mg]$")
+    kafka_heap: str = Field("512m", pattern=r"^\d+[mg]$", description="memory of the embedded Apache Kafka's JVM")
     ready_timeout_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="an embedded service that is not ready by then ends `up`; in `demo` our own processes do too"
     )
@@ -317,7 +321,9 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path(".nextwatch"), description="bundles, embedded services' data, run files")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe lines in the logs"
+    )
     kafka: Kafka = Kafka()
     milvus: Milvus = Milvus()
     history: History = History()

@@ -1,4 +1,4 @@
-"""What people are shown, and what they make of it: the lists of the simulated world, in its past and live.
+"""Lists that people are shown, and what they make of them: those of the simulated world, in its past and live.
 
 A person looks down a list from its top and may stop at every step, so what stands low is often not seen at all: the
 effect of position is real, and it has nothing to do with the video. They start what they like, a few at most. What they
@@ -40,7 +40,7 @@ Flags = NDArray[np.bool_]
 
 
 class Memory:
-    """What each user has watched, and how often they have passed over a video. Rows of users and videos, both [E]."""
+    """Videos that each user has watched, and how often they have passed over one. Users and videos: rows, both [E]."""
 
     def __init__(self, users: int) -> None:
         self._watched: list[list[int]] = [[] for _ in range(users)]
@@ -102,7 +102,7 @@ def show_lists(
 
 
 def look_down(rng: np.random.Generator, chance: NDArray[np.float64]) -> tuple[Flags, Flags]:
-    """Which places of B lists are looked at, and which are started; `chance` to start each when looked at. [B, L]
+    """Draw which places of B lists are looked at, and which are started; `chance` to start each when looked at. [B, L]
 
     Who has started MOST_ANSWERS looks no further."""
     looked = np.cumprod(rng.random(chance.shape) < LOOK_ON, axis=1, dtype=np.int64) == 1

@@ -20,19 +20,20 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from infra.cli.learn import Step, progress_bars
 from infra.local.stack import running_stack
+from infra.operate.progress import Step, progress_bars
 from infra.operate.status import Samples, delay_of, read_status, since, within_s
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.demo_context import Claims, DemoContext, go_live
 from infra.simulation.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranker
 from infra.simulation.simulated_traffic import Sender, SimulatedTraffic, now_ms, wait_for
 from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, Recommended, RecommendReply
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import Recommended, RecommendReply, WatchEvent
+from streams.messages import WatchEvent
 
 DAY_MS = 24 * 3600 * 1000
 PAST_DAYS = 10
@@ -53,13 +54,13 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
         console.print("starting broker, Milvus, history, trending, trainer, indexer, serving ...")
         with (
             running_stack(settings, _quiet(console), is_limited=True) as (reachable, _),
-            RecommendClient(reachable.kafka) as client,
+            RecommendClient(client_options(reachable.kafka)) as client,
         ):
             world = World(seed=seed, start_ms=now_ms())
             past_watches = _first_release(world, reachable, console)
             claims = Claims(console)
-            with SimulatedTraffic(world, reachable.kafka, client, requests_per_s=4.0) as audience:
-                _show(DemoContext(world, audience, client, reachable, past_watches), claims)
+            with SimulatedTraffic(world, reachable.kafka, client, requests_per_s=4.0) as traffic:
+                _show(DemoContext(world, traffic, client, reachable, past_watches), claims)
                 _where(reachable, console)
                 console.print(f"\n{time.monotonic() - began:.0f} s after the start; all of it is still running.")
                 if keep:
@@ -104,8 +105,8 @@ def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) 
 
 
 def _examples_of(past: pl.DataFrame, settings: Settings) -> int:
-    """Where `training-examples` ends when the history worker has made those of the past: what comes from there on, no
-    release has learnt from. Raises TimeoutError."""
+    """Wait until the history worker has made the examples of the past; the offset at which `training-examples` ends
+    then. No release has learnt from what comes after it. Raises TimeoutError."""
     least_s = pl.min_horizontal(pl.col("duration_s"), pl.lit(settings.history.completed_s))
     completed = past.filter(pl.col("watch_s") >= least_s).height
     with TopicFollower(settings.kafka, topics.TRAINING_EXAMPLES) as follower:
@@ -147,29 +148,29 @@ def _train(
         )
 
 
-def _show(stage: DemoContext, claims: Claims) -> None:
-    before = {process: stage.samples(process) for process in ("history", "indexer", "trainer")}
-    _a_watch_moves_the_list(stage, claims)
-    _a_new_video_is_found(stage, claims)
-    _freshness(stage, before, claims)
-    _recall(stage, before["trainer"], claims)
-    impressions_teach_the_ranker(stage, claims)
+def _show(demo: DemoContext, claims: Claims) -> None:
+    before = {process: demo.samples(process) for process in ("history", "indexer", "trainer")}
+    _a_watch_moves_the_list(demo, claims)
+    _a_new_video_is_found(demo, claims)
+    _freshness(demo, before, claims)
+    _recall(demo, before["trainer"], claims)
+    impressions_teach_the_ranker(demo, claims)
 
 
-def _a_watch_moves_the_list(stage: DemoContext, claims: Claims) -> None:
+def _a_watch_moves_the_list(demo: DemoContext, claims: Claims) -> None:
     """One viewer, three watches of one channel, one second."""
-    console, channel_of = claims.console, stage.channels()
-    viewer, channel = _viewer_and_channel(stage, channel_of)
+    console, channel_of = claims.console, demo.channels()
+    viewer, channel = _viewer_and_channel(demo, channel_of)
     console.rule(f"1. a watch changes the next recommendation (viewer {viewer})", align="left")
-    first = stage.ask(viewer, CANDIDATES)
+    first = demo.ask(viewer, CANDIDATES)
     shown = {item.item_id for item in retrieved(first)}
     videos = [item_id for item_id, of in channel_of.items() if of == channel and item_id not in shown][:3]
-    *_, last = stage.audience.watch(viewer, *videos)
+    *_, last = demo.traffic.watch(viewer, *videos)
     console.print(
         f"the viewer watches three videos of channel [bold]{channel}[/]: {', '.join(videos)}; a second later:"
     )
     time.sleep(1.0)
-    second = stage.ask(viewer, CANDIDATES)
+    second = demo.ask(viewer, CANDIDATES)
     console.print(_moved(first, second, channel_of, channel))
     had, has = (_count(reply, channel_of, channel) for reply in (first, second))
     watches = f"{first.history_watches} -> {second.history_watches} watches in the history"
@@ -177,18 +178,18 @@ def _a_watch_moves_the_list(stage: DemoContext, claims: Claims) -> None:
     claims.check(has > had, f"more of the {CANDIDATES} candidates are from channel {channel} ({had} -> {has})")
 
 
-def _viewer_and_channel(stage: DemoContext, channel_of: dict[str, str | None]) -> tuple[str, str]:
+def _viewer_and_channel(demo: DemoContext, channel_of: dict[str, str | None]) -> tuple[str, str]:
     """Somebody for whom some of a favourite channel is retrieved, but at most a third: there is room for more.
 
     Only of a channel that people watch: where its videos have hardly been watched by anybody, or not lately (none of
     them is retrieved), no model can know that three of them are alike.
     """
-    known = watched_channels(channel_of, stage.past_watches)
-    for viewer in stage.world.visitors(60):
-        reply = stage.ask(viewer, CANDIDATES)
+    known = watched_channels(channel_of, demo.past_watches)
+    for viewer in demo.world.visitors(60):
+        reply = demo.ask(viewer, CANDIDATES)
         if not 3 <= reply.history_watches <= 12 or not reply.version:
             continue
-        for channel in stage.world.favourites(viewer, now_ms()):
+        for channel in demo.world.favourites(viewer, now_ms()):
             few = sum(of == channel for of in channel_of.values()) / 3
             if channel in known and 1 <= _count(reply, channel_of, channel) <= few:
                 return viewer, channel
@@ -204,21 +205,21 @@ def watched_channels(channel_of: Mapping[str, str | None], watches: Mapping[str,
     return {channel for channel, count in videos.items() if count >= LEAST_VIDEOS and watched[channel] >= LEAST_WATCHES}
 
 
-def _a_new_video_is_found(stage: DemoContext, claims: Claims) -> None:
+def _a_new_video_is_found(demo: DemoContext, claims: Claims) -> None:
     """A video that nobody has seen is published, some fans watch it, and retrieval finds it for other fans.
 
     Its place is that by retrieval score: where the ranker puts it is a matter of how long it will be watched."""
-    world, console = stage.world, claims.console
+    world, console = demo.world, claims.console
     channel = world.favourites(world.visitors(1)[0], now_ms())[0]
     fans = world.fans(channel, now_ms(), WATCHERS + OTHERS)
     console.rule(f"2. a video that did not exist is found (channel {channel})", align="left")
-    item = stage.audience.publish(channel)
+    item = demo.traffic.publish(channel)
     began = time.monotonic()
     for fan in fans[:WATCHERS]:
-        stage.audience.watch(fan, item.item_id)
+        demo.traffic.watch(fan, item.item_id)
 
     def places() -> list[int]:
-        lists = [reply.items for reply in stage.ask_many(fans[WATCHERS:], CANDIDATES)]
+        lists = [reply.items for reply in demo.ask_many(fans[WATCHERS:], CANDIDATES)]
         return [place for shown in lists if (place := retrieved_at(shown, item.item_id)) is not None]
 
     found = wait_for(lambda: len(found := places()) >= ENOUGH_FANS and found, 15, every_s=0.2) or places()
@@ -235,16 +236,16 @@ def retrieved_at(items: Sequence[Recommended], item_id: str) -> int | None:
     return None if score is None else 1 + sum((item.score or 0.0) > score for item in candidates)
 
 
-def _freshness(stage: DemoContext, before: dict[str, Samples], claims: Claims) -> None:
+def _freshness(demo: DemoContext, before: dict[str, Samples], claims: Claims) -> None:
     """Watch sent until a reply knows it, through the whole system, while the world goes on."""
     console = claims.console
     console.rule("3. how fresh", align="left")
-    catalogue = list(stage.channels())
+    catalogue = list(demo.channels())
     delays_s = []
-    for number, viewer in enumerate(stage.world.visitors(20), start=1):
+    for number, viewer in enumerate(demo.world.visitors(20), start=1):
         began = time.monotonic()
-        (event,) = stage.audience.watch(viewer, catalogue[-number])
-        wait_for(partial(_reply_knows, stage, event), 5, every_s=0.01)
+        (event,) = demo.traffic.watch(viewer, catalogue[-number])
+        wait_for(partial(_reply_knows, demo, event), 5, every_s=0.01)
         delays_s.append(time.monotonic() - began)
     p50_s, p95_s = sorted(delays_s)[len(delays_s) // 2], sorted(delays_s)[round(0.95 * len(delays_s)) - 1]
     console.print(f"watch sent to a reply that knows it: p50 {p50_s:.2f} s, p95 {p95_s:.2f} s ({len(delays_s)} probes)")
@@ -252,18 +253,18 @@ def _freshness(stage: DemoContext, before: dict[str, Samples], claims: Claims) -
         ("history", "event_to_history", "its user's history"),
         ("indexer", "event_to_vector", "its item's new vector searchable"),
     ):
-        delay = delay_of(since(stage.samples(process), before[process]), f"nextwatch_{name}_seconds")
+        delay = delay_of(since(demo.samples(process), before[process]), f"nextwatch_{name}_seconds")
         if delay is not None:
             console.print(f"watch sent to {what}: p50 {within_s(delay.p50_s)}, p99 {within_s(delay.p99_s)}")
     claims.check(p95_s < 1.0, "a reply knows a watch within a second, 19 times out of 20")
 
 
-def _recall(stage: DemoContext, before: Samples, claims: Claims) -> None:
+def _recall(demo: DemoContext, before: Samples, claims: Claims) -> None:
     """Each live watch was ranked before it was learnt: how often was its video in the top 100?"""
     claims.console.rule("4. does the model know better than trending?", align="left")
 
     def grown(name: str, **labels: str) -> float:
-        return since(stage.samples("trainer"), before).get((name, tuple(sorted(labels.items()))), 0)
+        return since(demo.samples("trainer"), before).get((name, tuple(sorted(labels.items()))), 0)
 
     def watched() -> float:
         return grown("nextwatch_prequential_examples_total")
@@ -316,8 +317,8 @@ def _knows(reply: RecommendReply, event_ms: int) -> bool:
     return reply.history_event_ms is not None and reply.history_event_ms >= event_ms
 
 
-def _reply_knows(stage: DemoContext, event: WatchEvent) -> bool:
-    return _knows(stage.ask(event.user_id, 1), event.event_ms)
+def _reply_knows(demo: DemoContext, event: WatchEvent) -> bool:
+    return _knows(demo.ask(event.user_id, 1), event.event_ms)
 
 
 def _demo_settings(settings: Settings, place: Path) -> Settings:

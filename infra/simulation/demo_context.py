@@ -1,6 +1,6 @@
-"""What a scene of the demo plays on, and what it claims.
+"""The ground of the demo's scenes, and the claims that they make.
 
-A scene is a function of these two: it acts through the stage and says what it found through the claims.
+A scene is a function of these two: it acts through the context and says what it found through the claims.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from infra.cli.learn import published
 from infra.operate.status import Samples, fetch_samples
+from infra.operate.training import announce_bundle
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
-from streams.releases import announce, wait_until_served
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
+from streams.releases import wait_until_served
 
 ASKED_WITHIN_S = 15.0
 LIVE_WITHIN_S = 60.0
@@ -29,7 +28,7 @@ LIVE_WITHIN_S = 60.0
 
 @dataclass
 class Claims:
-    """What the demo says, and whether it was true."""
+    """Claims of the demo, and which of them did not hold."""
 
     console: Console
     failed: list[str] = field(default_factory=list)
@@ -45,7 +44,7 @@ class DemoContext:
     """The running system, the world that lives on it, and how often each item was watched before it began to live."""
 
     world: World
-    audience: SimulatedTraffic
+    traffic: SimulatedTraffic
     client: RecommendClient
     settings: Settings
     past_watches: Counter[str]
@@ -74,6 +73,6 @@ class DemoContext:
 
 def go_live(settings: Settings, manifest: Manifest) -> None:
     """Announce a bundle and return when a server answers from it. Raises TimeoutError."""
-    announce(settings.kafka, published(manifest))
+    announce_bundle(settings, manifest)
     if not wait_until_served(settings.kafka, manifest.version, LIVE_WITHIN_S):
         raise TimeoutError(f"no server answers from release {manifest.version} after {LIVE_WITHIN_S:g} s")

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.cli.learn import Step, progress_bars, retrain_ranker
+from infra.operate.progress import Step, progress_bars
+from infra.operate.training import retrain_ranker
 from infra.platform.settings import Kafka
 from infra.simulation.demo_context import Claims, DemoContext, go_live
 from infra.simulation.simulated_traffic import now_ms, wait_for
+from nextwatch_client import Recommended
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import Recommended
 
 Doubles = NDArray[np.float64]
 
@@ -50,7 +51,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Gain:
-    """What one kind of lists is worth over another, as a share, with its 95 % interval over `viewers`."""
+    """Worth of one kind of lists over another, as a share, with its 95 % interval over `viewers`."""
 
     ours_s: float
     theirs_s: float
@@ -69,17 +70,17 @@ class Gain:
         )
 
 
-def impressions_teach_the_ranker(stage: DemoContext, claims: Claims) -> None:
+def impressions_teach_the_ranker(demo: DemoContext, claims: Claims) -> None:
     """Collect impressions, train a ranker on them, swap it in, and measure both against retrieval order."""
     console = claims.console
     console.rule("5. what was shown and not watched teaches the ranker", align="left")
-    viewers = list(dict.fromkeys(stage.world.visitors(10 * VIEWERS)))[:VIEWERS]
-    with progress_bars() as step, _calmer(stage):
-        lists = _collect_lists(stage, step)
-        manifest = retrain_ranker(stage.settings, step)
-        first = measure(stage, viewers, lambda done: step("lists of the first ranker", done, VIEWERS))
-        go_live(stage.settings, manifest)
-        second = measure(stage, viewers, lambda done: step("lists of the re-trained ranker", done, VIEWERS))
+    viewers = list(dict.fromkeys(demo.world.visitors(10 * VIEWERS)))[:VIEWERS]
+    with progress_bars() as step, _calmer(demo):
+        lists = _collect_lists(demo, step)
+        manifest = retrain_ranker(demo.settings, step)
+        first = measure(demo, viewers, lambda done: step("lists of the first ranker", done, VIEWERS))
+        go_live(demo.settings, manifest)
+        second = measure(demo, viewers, lambda done: step("lists of the re-trained ranker", done, VIEWERS))
     console.print(f"{lists} lists were shown; {WINDOW_S:g} s after each it became an example (join.window_s).")
     console.print(f"true expected seconds per shown video, the top {SHOWN} of the same {CANDIDATES} candidates:")
     against_order, over_first = over_retrieval(second), over_other(second, first)
@@ -94,17 +95,17 @@ def impressions_teach_the_ranker(stage: DemoContext, claims: Claims) -> None:
     )
 
 
-def measure(stage: DemoContext, viewers: Sequence[str], tell: Callable[[int], None]) -> dict[str, Measured]:
-    """By viewer what the live ranker's list and that of retrieval order are worth, by the world's truth; without those
-    whose answer was not ranked. `tell` hears how many are done."""
+def measure(demo: DemoContext, viewers: Sequence[str], tell: Callable[[int], None]) -> dict[str, Measured]:
+    """Measure for each viewer what the live ranker's list and that of retrieval order are worth, by the world's truth.
+    Those whose answer was not ranked are left out. `tell` hears how many are done."""
     measured = {}
     for start in range(0, len(viewers), TOGETHER):
         asked = viewers[start : start + TOGETHER]
-        for viewer, reply in zip(asked, stage.ask_many(asked, CANDIDATES), strict=True):
+        for viewer, reply in zip(asked, demo.ask_many(asked, CANDIDATES), strict=True):
             ranked = [item for item in reply.items if item.expected_watch_s is not None]
             if len(ranked) > SHOWN:
                 item_ids = [item.item_id for item in ranked]
-                measured[viewer] = two_orders(ranked, stage.world.expected_seconds(viewer, item_ids, now_ms()))
+                measured[viewer] = two_orders(ranked, demo.world.expected_seconds(viewer, item_ids, now_ms()))
         tell(start + len(asked))
     return measured
 
@@ -128,7 +129,7 @@ def over_other(ours: dict[str, Measured], theirs: dict[str, Measured]) -> Gain:
 
 
 def gain_of(ours_s: Sequence[float], theirs_s: Sequence[float], seed: int = 0) -> Gain:
-    """Of V viewers' numbers. The interval is a bootstrap over viewers, both of a viewer's numbers drawn together.
+    """The gain over V viewers' numbers. Its interval is a bootstrap over viewers, both numbers of a viewer together.
 
     Raises ValueError when there are none."""
     if not ours_s:
@@ -139,36 +140,36 @@ def gain_of(ours_s: Sequence[float], theirs_s: Sequence[float], seed: int = 0) -
     return Gain(float(ours.mean()), float(theirs.mean()), float(low), float(high), len(ours))
 
 
-def _collect_lists(stage: DemoContext, step: Step) -> int:
+def _collect_lists(demo: DemoContext, step: Step) -> int:
     """Let people ask more often until enough lists have become examples; how many did. Raises TimeoutError for none."""
-    before, asked = _examples(stage.settings.kafka), stage.audience.requests_per_s
+    before, asked = _examples(demo.settings.kafka), demo.traffic.requests_per_s
 
     def closed() -> int:
-        lists = _examples(stage.settings.kafka) - before
+        lists = _examples(demo.settings.kafka) - before
         step("lists shown and closed", min(lists, ENOUGH_LISTS), ENOUGH_LISTS)
         return lists
 
-    stage.audience.requests_per_s = BUSY_PER_S
+    demo.traffic.requests_per_s = BUSY_PER_S
     try:
         wait_for(lambda: closed() >= ENOUGH_LISTS, LISTS_WITHIN_S, every_s=1.0)
     finally:
-        stage.audience.requests_per_s = asked
+        demo.traffic.requests_per_s = asked
     if not (lists := closed()):
         raise TimeoutError(f"no impression became an example in {LISTS_WITHIN_S:.0f} s: is the join worker running?")
     return lists
 
 
 def _examples(kafka: Kafka) -> int:
-    """How many ranking examples there have been."""
+    """Number of ranking examples that there have been."""
     with TopicFollower(kafka, topics.RANKING_EXAMPLES) as follower:
         return sum(follower.ends().values())
 
 
 @contextmanager
-def _calmer(stage: DemoContext) -> Iterator[None]:
+def _calmer(demo: DemoContext) -> Iterator[None]:
     """Fewer self-chosen watches meanwhile."""
-    usual, stage.world.events_per_s = stage.world.events_per_s, CHOSEN_PER_S
+    usual, demo.world.events_per_s = demo.world.events_per_s, CHOSEN_PER_S
     try:
         yield
     finally:
-        stage.world.events_per_s = usual
+        demo.world.events_per_s = usual

@@ -49,7 +49,7 @@ EVERGREEN = 0.06  # share of its first-day popularity that a video keeps
 
 @dataclass(frozen=True)
 class Population:
-    """Who is there: U users and C channels, T topics, L latent dimensions."""
+    """The world's people and channels: U users and C channels, T topics, L latent dimensions."""
 
     seed: int
     channel_names: tuple[str, ...]
@@ -153,7 +153,7 @@ def surfaces(population: Population, users: Rows, at_ms: Rows) -> Rows:
 
 
 def channel_affinity(population: Population, users: Rows, at_ms: Rows) -> Floats:
-    """How much each user likes each channel at each moment, in logits. [B] -> [B, C]"""
+    """Liking of each user for each channel at each moment, in logits. [B] -> [B, C]"""
     liking = TOPIC_WEIGHT * 3 * (population.user_topics[users] @ population.channel_topics.T)
     loved = favourites(population, users, at_ms)
     each = np.arange(len(users))
@@ -164,14 +164,14 @@ def channel_affinity(population: Population, users: Rows, at_ms: Rows) -> Floats
 
 
 def affinity(population: Population, videos: Videos, users: Rows, at_ms: Rows) -> Floats:
-    """How much each user likes each video, popularity apart, in logits. [B] -> [B, N]"""
+    """Liking of each user for each video, popularity apart, in logits. [B] -> [B, N]"""
     liking = channel_affinity(population, users, at_ms)[:, videos.channel]
     liking += (LATENT_WEIGHT / LATENT**0.5) * (population.user_latent[users] @ videos.latent.T)
     return np.asarray(liking, np.float32)
 
 
 def log_popularity(population: Population, videos: Videos, at_ms: int) -> Floats:
-    """How much everybody is drawn to each video; -inf before it is published. [N]"""
+    """Popularity of each video, in logits; -inf before it is published. [N]"""
     age_ms = at_ms - videos.published_ms
     fresh = EVERGREEN + (1 - EVERGREEN) * np.exp2(-np.maximum(age_ms, 0) / POPULARITY_HALF_LIFE_MS)
     viral = videos.burst * np.exp(-np.abs(at_ms - videos.burst_ms) / (4 * HOUR_MS))
@@ -183,7 +183,7 @@ def log_popularity(population: Population, videos: Videos, at_ms: int) -> Floats
 
 
 def liking_of(population: Population, videos: Videos, users: Rows, rows: Rows, at_ms: Rows) -> Floats:
-    """How much each user likes one video each, in logits. [E] -> [E]"""
+    """Liking of each user for one video each, in logits. [E] -> [E]"""
     # A list is one person's at one moment: their taste for channels is computed once. 2^42 ms is the year 2109.
     _, first, of = np.unique((users << 42) + at_ms, return_index=True, return_inverse=True)
     channels = channel_affinity(population, users[first], at_ms[first])[of, videos.channel[rows]]

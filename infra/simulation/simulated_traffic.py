@@ -19,9 +19,9 @@ from kafka.errors import KafkaError
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from infra.simulation.world import World
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
-from streams.messages import Item, RecommendReply, RecommendRequest, SearchEvent, WatchEvent, encode
+from streams.messages import Item, SearchEvent, WatchEvent, encode
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ class SimulatedTraffic:
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # the world is one thread's at a time
         self._waiting: list[tuple[str, Future[RecommendReply]]] = []
-        self._thread = threading.Thread(target=self._run, name="audience", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 
     def __enter__(self) -> SimulatedTraffic:
         self._thread.start()
@@ -124,7 +124,7 @@ class SimulatedTraffic:
                     due -= int(due)
                     self._answer()
             except KafkaError as error:  # the system is stopping or its broker is away: people try again
-                log.debug("the audience cannot reach the broker", error=str(error))
+                log.debug("the simulated people cannot reach the broker", error=str(error))
 
     def _live(self) -> None:
         happened = self._world.step(now_ms())

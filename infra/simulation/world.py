@@ -53,7 +53,7 @@ QUERIES = ("{}", "best {}", "{} today", "{} new videos")
 
 @dataclass(frozen=True)
 class Happened:
-    """What the world did since the last step, each in order of time."""
+    """Everything that the world did since the last step, each in order of time."""
 
     items: list[Item]
     watches: list[WatchEvent]
@@ -142,7 +142,7 @@ class World:
         return [self.user_ids[row] for row in np.argsort(-liking, kind="stable")[:limit]]
 
     def visitors(self, count: int) -> list[str]:
-        """Who opens the app: people drawn by how active they are."""
+        """Users who open the app: drawn by how active they are."""
         return [self.user_ids[row] for row in self._draw_users(count)]
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class World:
         return self._searches(log["user_id"], rows.to_numpy(), started_ms.to_numpy(), chance)
 
     def past_exposures(self, start_ms: int, end_ms: int, lists: int, length: int = 20) -> pl.DataFrame:
-        """What was shown in that time and what became of it, in order of time and position: user_id, item_id, event_ms
+        """Lists shown in that time and what became of them, in order of time and position: user_id, item_id, event_ms
         (of being shown), watch_s (0: not started), duration_s, region, language, device, surface, request_id, position,
         and true_s, which no log has: the expected seconds at that moment, if looked at.
 
@@ -181,7 +181,7 @@ class World:
         return self.messages(self.past_log(start_ms, end_ms, events))
 
     def step(self, now_ms: int) -> Happened:
-        """What happened between the last step (at first: `start_ms`) and now."""
+        """Let the world go on; everything that happened between the last step (at first: `start_ms`) and now."""
         since_ms, self._now_ms = self._now_ms, max(self._now_ms, now_ms)
         items = self._publish_due()
         count = int(self._rng.poisson(self.events_per_s * (self._now_ms - since_ms) / 1000))
@@ -203,7 +203,7 @@ class World:
     def respond(
         self, user_id: str, item_ids: Sequence[str], now_ms: int, request_id: str | None = None
     ) -> list[WatchEvent]:
-        """What a person watches out of a list shown to them, top first: at most three, each a second after the other.
+        """Watches of a person out of a list shown to them, top first: at most three, each a second after the other.
         Items that the world does not have, or that they have watched before, are passed over."""
         user = self._user(user_id)
         rows = np.array([self._known(item_id) for item_id in item_ids], np.int64)
@@ -253,7 +253,7 @@ class World:
         return users[drawn], first[taken], at_ms[drawn]
 
     def _watch(self, users: Rows, rows: Rows, at_ms: Rows) -> pl.DataFrame:
-        """How long each choice is watched; who had watched a video before does not watch it again."""
+        """Watch each choice for as long as it is liked; who had watched a video before does not watch it again."""
         watch_s = draw_watch_s(self.population, self.videos, self._rng, users, rows, at_ms)
         self._memory.watch(users, rows)
         return pl.DataFrame(
@@ -279,7 +279,7 @@ class World:
         return [self._item(row) for row in range(len(self.videos) - len(due), len(self.videos))]
 
     def _searches(self, user_ids: pl.Series, rows: Rows, started_ms: Rows, chance: float) -> pl.DataFrame:
-        """What was searched for before some of E watches: the name of the video's channel, or its topic."""
+        """Searches before some of E watches: the name of the video's channel, or its topic."""
         rng = self._search_rng
         chosen = np.flatnonzero(rng.random(len(rows)) < chance)
         channels = self.videos.channel[rows[chosen]]

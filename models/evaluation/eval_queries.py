@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.logs.timeline import first_of_pair
-from models.retrieval.encoders import HISTORY
+from models.logs.timeline import HISTORY, Timeline, first_of_pair
 
 Rows = npt.NDArray[np.int64]
 
@@ -72,8 +71,8 @@ class History:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self._new = first_of_pair(stream.users, stream.items)  # [N] no repeat
-        self._watches = Past(stream.users, np.arange(len(stream)))
-        self._firsts = Past(stream.users, np.flatnonzero(self._new))
+        self._watches = Timeline(stream.users)
+        self._firsts = Timeline(stream.users, counts=self._new.__getitem__)
 
     def watched_before(self, users: Rows, before: Rows) -> Rows:
         """int64 [n]: how many watches, repeats included."""
@@ -124,36 +123,3 @@ class History:
 
     def _warm(self, asked: EvalQuery) -> EvalQuery:
         return asked[np.flatnonzero(self.watched_before(asked.users, asked.before) > 0)]
-
-
-class Past:
-    """Some rows of the stream, user by user in time, as one sorted key (user * N + row): what a user did before any row
-    is found by two searches."""
-
-    def __init__(self, users: Rows, rows: Rows) -> None:
-        self._span = max(1, len(users))
-        self._keys = np.sort(users[rows] * self._span + rows)
-
-    def count(self, users: Rows, before: Rows) -> Rows:
-        first, end = self._bounds(users, before)
-        return end - first
-
-    def newest(self, users: Rows, before: Rows, length: int) -> Rows:
-        """int64 [B, length]: the newest rows, oldest first, -1 in front."""
-        first, end = self._bounds(users, before)
-        places = end[:, None] - np.arange(length, 0, -1)  # [B, length]
-        inside = places >= first[:, None]
-        return np.where(inside, self._keys[np.where(inside, places, 0)] % self._span, -1)
-
-    def all(self, users: Rows, before: Rows) -> tuple[Rows, Rows]:
-        """int64 [K] twice: which of the users, and the row."""
-        first, end = self._bounds(users, before)
-        sizes = end - first
-        case = np.repeat(np.arange(len(users)), sizes)
-        place = np.arange(len(case)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(first, sizes)
-        return case, self._keys[place] % self._span
-
-    def _bounds(self, users: Rows, before: Rows) -> tuple[Rows, Rows]:
-        keys = np.stack([users * self._span, users * self._span + before])
-        first, end = np.searchsorted(self._keys, keys)
-        return first, end

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from models.logs.examples import Examples, Queries
 from models.logs.stored_searches import SearchTimeline
-from models.logs.timeline import Timeline, first_of_pair
-from models.retrieval.encoders import HISTORY
+from models.logs.timeline import HISTORY, Timeline, first_of_pair
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -34,24 +33,21 @@ class Dataset:
     contexts: npt.NDArray[np.integer] | None = None
     traits: Floats | None = None
     searches: SearchTimeline | None = None
-    directory: Path | None = None  # where the timeline's tables may lie
+    timeline_file: Path | None = None  # where the timeline may lie
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "timeline", Timeline(self.users, self.directory))
+        object.__setattr__(self, "timeline", Timeline(self.users, self.timeline_file))
 
     def __len__(self) -> int:
         return len(self.users)
 
-    def histories(self, rows: Rows, *, leak: bool = False) -> Rows:
-        """int64 [B, H]: items watched before each row, oldest first, -1 in front. `leak` takes as many from around the
-        row as from before it: what a random hold-out does (paper section 3.4), for the ablation that shows it."""
-        windows = self.timeline.around(rows, HISTORY) if leak else self.timeline.before(rows, HISTORY)
+    def histories(self, rows: Rows) -> Rows:
+        """int64 [B, H]: items watched before each row, oldest first, -1 in front."""
+        windows = self.timeline.before(rows, HISTORY)
         return np.where(windows >= 0, self.items[windows].astype(np.int64), -1)
 
-    def queries(
-        self, rows: Rows, *, age_window_ms: float | None = None, until: int | None = None, leak: bool = False
-    ) -> Queries:
+    def queries(self, rows: Rows, *, age_window_ms: float | None = None, until: int | None = None) -> Queries:
         """What was known just before each row. With `age_window_ms`, the age of the row against the newest one before
         `until` (paper section 3.3, "example age"), in windows, at most 1; without, it is 0 as in serving."""
         size = len(rows)
@@ -60,7 +56,7 @@ class Dataset:
             newest_ms = self.event_ms[(until or len(self)) - 1]
             age = np.clip((newest_ms - self.event_ms[rows]) / age_window_ms, 0, 1).astype(np.float32)
         return Queries(
-            self.histories(rows, leak=leak),
+            self.histories(rows),
             self._tokens(self.users[rows], self.event_ms[rows]),
             np.empty((size, 0), np.int64) if self.contexts is None else self.contexts[rows].astype(np.int64),
             np.empty((size, 0), np.float32) if self.traits is None else np.asarray(self.traits[rows]),
@@ -76,7 +72,7 @@ class Dataset:
         return np.flatnonzero(first[:until])
 
     def queries_at(self, histories: Rows, users: Rows, event_ms: Rows, newest: Rows) -> Queries:
-        """Users at any moment: their histories int64 [B, H], and the row of their newest watch then (-1: none), whose
+        """Users as of any time: their histories int64 [B, H], and the row of their newest watch then (-1: none), whose
         context they are taken to be in."""
         size, known = len(users), newest >= 0
         there = np.where(known, newest, 0)

@@ -1,13 +1,13 @@
-"""Who watched what before: the windows of earlier rows that make a history, for any row of a log sorted by time.
+"""The earlier rows of each user in a log sorted by time: the windows that make a history, cut as of any row.
 
 A history holds only rows before its own (paper section 3.4): a window is cut from the user's own sequence and ends at
-the row it belongs to, so that the future cannot leak into it. With a directory the tables lie in files there and are
-mapped, so that a log may be larger than memory.
+the row it belongs to, so that the future cannot leak into it. All is in one sorted array with a single number for each
+row, `user * N + row`; a window is found by bisection. As a file it is mapped, so a log may be larger than memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +16,93 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.integer[Any]]
+Flags = npt.NDArray[np.bool_]
 
 CHUNK = 1_000_000
-SPARSE = 4  # user numbers that reach this many times the number of rows are numbered anew first
+HISTORY = 50  # completed watches that a user tower reads (paper section 3.3)
 
 
 class Timeline:
-    """Windows over a log whose rows are sorted by time. `users` integers [N], not negative: each row's user.
+    """Windows over those rows of a log that count. `users` integers [N], not negative: each row's user.
 
-    With `directory` the two tables of [N] are files there (`timeline_*.npy`); in memory is one number for each user.
-    """
+    `counts(rows)` -> bool: the rows of a slice that count; all, where it is not given. With `path` the sorted numbers
+    are a file there. `chunk`: rows that are read together."""
 
-    def __init__(self, users: Integers, directory: Path | None = None, *, chunk: int = CHUNK) -> None:
-        self._chunk = chunk
-        self._users = _dense(users, chunk)
-        self._starts = self._count()  # [U + 1] where each user begins in `_order`
-        self._order = _table(len(users), directory, "order")  # [N] rows, user by user, in time
-        self._place = _table(len(users), directory, "place")  # [N] where each row stands in `_order`
-        self._fill()
+    def __init__(
+        self,
+        users: Integers,
+        path: Path | None = None,
+        *,
+        counts: Callable[[slice], Flags] | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        self._size, self._chunk = max(1, len(users)), chunk or CHUNK
+        self._users = _dense(users, self._chunk)
+        shape = (self._size,)
+        keys = np.zeros(shape, np.int64) if path is None else np.lib.format.open_memmap(path, "w+", np.int64, shape)
+        kept = 0
+        for block in _blocks(len(users), self._chunk):
+            rows = np.arange(block.start, block.stop)
+            rows = rows if counts is None else rows[counts(block)]
+            keys[kept : kept + len(rows)] = self._users[rows].astype(np.int64) * self._size + rows
+            kept += len(rows)
+        self._keys = keys[:kept]
+        self._keys.sort()
 
     def before(self, rows: Rows, length: int) -> Rows:
-        """int64 [B, H]: the `length` rows of the same user before each of `rows`, oldest first, -1 in front."""
-        places = self._place[rows][:, None] - np.arange(length, 0, -1)  # [B, H]
-        inside = places >= self._starts[self._users[rows]][:, None]
-        windows: Rows = np.where(inside, self._order[np.where(inside, places, 0)], -1)
-        return windows
+        """int64 [B, length]: the newest rows of the same user before each of `rows`, oldest first, -1 in front."""
+        return self.newest(self._users[rows], rows, length)
 
-    def around(self, rows: Rows, length: int) -> Rows:
-        """int64 [B, H]: rows of the same user on both sides of each of `rows`, itself left out: half of them lie in its
-        future. Only the ablation that shows why this is wrong asks for it."""
-        half = length // 2
-        away = np.r_[np.arange(-half, 0), np.arange(1, length - half + 1)]
-        places = self._place[rows][:, None] + away  # [B, H]
-        users = self._users[rows]
-        inside = (places >= self._starts[users][:, None]) & (places < self._starts[users + 1][:, None])
-        windows: Rows = np.where(inside, self._order[np.where(inside, places, 0)], -1)
-        return windows
+    def newest(self, users: Integers, before: Rows, length: int) -> Rows:
+        """int64 [B, length]: the newest rows of each user before that row, oldest first, -1 in front."""
+        first, end = self._bounds(users, before)
+        places = end[:, None] - np.arange(length, 0, -1)  # [B, length]
+        if not len(self._keys):
+            return np.full(places.shape, -1, np.int64)
+        inside = places >= first[:, None]
+        return np.where(inside, self._keys[np.where(inside, places, 0)] % self._size, -1)
+
+    def count(self, users: Integers, before: Rows) -> Rows:
+        """int64 [B]: how many rows each user has before that row."""
+        first, end = self._bounds(users, before)
+        return end - first
+
+    def all(self, users: Integers, before: Rows) -> tuple[Rows, Rows]:
+        """int64 [K] twice: which of the users, and one of their rows before that row."""
+        first, end = self._bounds(users, before)
+        sizes = end - first
+        which = np.repeat(np.arange(len(users)), sizes)
+        place = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(first, sizes)
+        return which, self._keys[place] % self._size
 
     def by_user(self) -> Iterator[Rows]:
         """All rows, user by user and each user's in time: whole users, about a chunk of rows together."""
-        start = 0
-        while start < len(self._order):
-            stop = int(self._starts[np.searchsorted(self._starts, start + self._chunk, side="right") - 1])
-            if stop <= start:  # one user with more rows than that
-                stop = int(self._starts[np.searchsorted(self._starts, start, side="right")])
-            yield np.asarray(self._order[start:stop])
+        start, total = 0, len(self._keys)
+        while start < total:
+            stop = min(start + self._chunk, total)
+            if stop < total:
+                stop = self._begin_of(stop)
+                if stop <= start:  # one user with more rows than that
+                    stop = self._begin_of(start, later=True)
+            yield np.asarray(self._keys[start:stop]) % self._size
             start = stop
 
-    def _count(self) -> Rows:
-        counts = np.zeros(0, np.int64)
-        for users in _chunks(self._users, self._chunk):
-            more = np.bincount(users, minlength=len(counts))
-            more[: len(counts)] += counts
-            counts = more
-        starts: Rows = np.r_[0, np.cumsum(counts)].astype(np.int64)
-        return starts
+    def _begin_of(self, place: int, *, later: bool = False) -> int:
+        """Where the user of this place begins, or with `later` the next user."""
+        user = int(self._keys[place]) // self._size + later
+        return int(np.searchsorted(self._keys, user * self._size))
 
-    def _fill(self) -> None:
-        """A counting sort: each row goes to its user's next free place."""
-        free = self._starts.copy()
-        first = 0
-        for users in _chunks(self._users, self._chunk):
-            order = np.argsort(users, kind="stable")
-            ordered = users[order]
-            begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-            counts = np.diff(np.r_[begins, len(ordered)])
-            places = free[ordered] + np.arange(len(ordered)) - np.repeat(begins, counts)
-            free[ordered[begins]] += counts
-            self._order[places] = first + order
-            self._place[first + order] = places
-            first += len(users)
+    def _bounds(self, users: Integers, before: Rows) -> tuple[Rows, Rows]:
+        own = np.asarray(users, np.int64) * self._size
+        return np.searchsorted(self._keys, own), np.searchsorted(self._keys, own + before)
 
 
-def first_of_pair(
-    users: Integers, items: Integers, *, timeline: Timeline | None = None, directory: Path | None = None
-) -> npt.NDArray[np.bool_]:
+def first_of_pair(users: Integers, items: Integers, *, timeline: Timeline | None = None) -> Flags:
     """bool [N]: whether a row is the first of its user and item; later ones are repeats, which serving would drop.
 
-    With the `timeline` of `users` it goes through the log user by user, and what it needs beside the answer is a chunk;
-    with a `directory` the answer is a file there.
+    With the `timeline` of `users` it goes through the log user by user, and what it needs beside the answer is a chunk.
     """
-    first = _table(len(users), directory, "first", np.bool_)
+    first = np.zeros(len(users), np.bool_)
     width = int(items.max(initial=0)) + 1
     for rows in [np.arange(len(users))] if timeline is None else timeline.by_user():
         pairs = users[rows].astype(np.int64) * width + items[rows]
@@ -104,23 +110,14 @@ def first_of_pair(
     return first
 
 
-def _chunks(values: Integers, chunk: int) -> Iterator[Rows]:
-    for start in range(0, len(values), chunk):
-        yield np.asarray(values[start : start + chunk], np.int64)
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def _dense(users: Integers, chunk: int) -> Integers:
-    """The same users under small numbers, if theirs are large."""
-    most = max((int(some.max()) for some in _chunks(users, chunk)), default=0)
-    if most <= SPARSE * len(users) + chunk:
+    """The same users under small numbers, where theirs are so large that a key would not fit into 64 bits."""
+    most = max((int(users[block].max()) for block in _blocks(len(users), chunk)), default=0)
+    if (most + 1) * (len(users) + 1) < 2**63:
         return users
     dense: Integers = np.unique(users, return_inverse=True)[1]
     return dense
-
-
-def _table(
-    rows: int, directory: Path | None, name: str, dtype: npt.DTypeLike = np.int64
-) -> np.ndarray[tuple[int], np.dtype[Any]]:
-    if directory is None or not rows:  # an empty file cannot be mapped
-        return np.zeros(rows, dtype)
-    return np.lib.format.open_memmap(directory / f"timeline_{name}.npy", "w+", np.dtype(dtype), (rows,))

@@ -74,7 +74,7 @@ def prepare(
         contexts=columns.get("contexts"),
         traits=columns.get("traits"),
         searches=SearchTimeline(searches) if searches is not None and len(searches) else None,
-        directory=log.directory,
+        timeline_file=log.directory / "timeline.npy",
     )
     return TrainingSet(
         dataset, catalogue, vocabulary, facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy(), completed, rows

@@ -19,8 +19,8 @@ from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.logs.decayed_past import DecayedPast
 from models.logs.stored_log import StoredLog
+from models.logs.timeline import Timeline
 from models.logs.training_set import TrainingSet
-from models.logs.user_windows import UserWindows
 from models.ranking.features import compute_ids, compute_numbers
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranking_batch import (
@@ -71,8 +71,8 @@ class ImpressionLog:
         directory.mkdir(parents=True, exist_ok=True)
         self.log, self.source, self.delays, self._directory = log, source, delays, directory
         self.catalogue: Catalogue = source.catalogue
-        self._shown = UserWindows(log.users, directory / "shown.npy")
-        self._watched = UserWindows(log.users, directory / "watched.npy", self._is_watch)
+        self._shown = Timeline(log.users, directory / "shown.npy")
+        self._watched = Timeline(log.users, directory / "watched.npy", counts=self._is_watch)
         self.pages = self._first_of_page(directory / "pages.npy")
 
     def __len__(self) -> int:
@@ -221,13 +221,10 @@ class ImpressionLog:
     def _first_of_page(self, path: Path) -> Rows:
         """int64 [N] on disk: the first row of each row's user and hour."""
         pages: Rows = np.lib.format.open_memmap(path, "w+", np.dtype(np.int64), (max(1, len(self)),))
-        last = (-1, -1, -1)  # user, hour and first row of the page that a chunk ended in
-        for users, rows in self._shown.by_user():
-            hours = np.asarray(self.log.event_ms[rows]) // PAGE_MS
-            new = np.r_[(users[0], hours[0]) != last[:2], (users[1:] != users[:-1]) | (hours[1:] != hours[:-1])]
-            place = np.maximum.accumulate(np.where(new, np.arange(len(rows)), -1))
-            pages[rows] = np.where(place >= 0, rows[np.maximum(place, 0)], last[2])
-            last = (int(users[-1]), int(hours[-1]), int(pages[rows[-1]]))
+        for rows in self._shown.by_user():
+            users, hours = self.log.users[rows], self.log.event_ms[rows] // PAGE_MS
+            new = np.r_[True, (users[1:] != users[:-1]) | (hours[1:] != hours[:-1])]
+            pages[rows] = rows[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
         return pages
 
 

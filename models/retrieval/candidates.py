@@ -21,7 +21,7 @@ from models.catalogue.user_profile import UserProfile
 from models.logs.array_file import forget_pages
 from models.logs.examples import Queries
 from models.logs.searches import MOST_HISTORY, history_tokens
-from models.retrieval.encoders import HISTORY
+from models.logs.timeline import HISTORY
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table
 from models.retrieval.tower import Inputs, UserTowers

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HISTORY = 50  # completed watches that an encoder reads (paper section 3.3)
+from models.logs.timeline import HISTORY
+
 HEADS = 2
 BLOCKS = 1
 

@@ -14,6 +14,7 @@ and a candidate that is only ever shown there looks worse than it is.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,11 @@ class Draws(NamedTuple):
 
 
 NOTHING = Draws(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+def seed_of(request_id: str, seed: int) -> int:
+    """The same request draws the same list on every machine, as long as what is known of its candidates is the same."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{request_id}".encode(), digest_size=8).digest(), "little")
 
 
 def draw(

@@ -1,4 +1,4 @@
-"""What may not be in an answer: watched before, excluded, shown too often, taken down, outside the request's filter.
+"""Rules out what was watched before, excluded, shown too often, taken down, or is outside the request's filter.
 
 The same rules for every source. What few items are banned by name is a set; what was watched long ago is a compact set
 of hashes (streams/history/watched_filter.py); the request's filter reads the catalogue's columns. Nothing here loops
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.item_filter import ItemFilter
-from serving.request.draft import ResponseDraft
+from serving.request.response_draft import ResponseDraft
 from serving.state.views import CatalogueView
 from streams.history.watched_filter import codes_of, seen_mask
 from streams.messages import UserHistory
@@ -32,29 +33,31 @@ def banned_by(history: UserHistory, shown_most: int) -> set[str]:
     return banned
 
 
-def wanted(
-    draft: ResponseDraft,
-    item_ids: Sequence[str],
-    catalogue: Catalogue | None,
-    view: CatalogueView,
-    *,
-    now_ms: int,
-    seen_days: int,
-) -> Flags:
-    """bool [C]: which of these may be in the answer. `catalogue`: the release's, None where there is none yet."""
-    banned, unavailable = draft.banned, view.unavailable
-    allowed = np.array([item not in banned and item not in unavailable for item in item_ids], np.bool_)
-    if draft.history.seen and len(item_ids):
-        allowed &= ~seen_mask(draft.history.seen, codes_of(item_ids), now_ms=now_ms, days=seen_days)
-    if draft.asked.filter is not None and len(item_ids):
-        allowed &= passes(draft.asked.filter, item_ids, catalogue, view)
-    return allowed
+class MayBeShown(NamedTuple):
+    """The rules at one moment. `catalogue`: the release's, None where there is none yet; `watched_days`: what was
+    watched longer ago may be shown again."""
 
+    view: CatalogueView
+    catalogue: Catalogue | None
+    now_ms: int
+    watched_days: int
 
-def passes(item_filter: ItemFilter, item_ids: Sequence[str], catalogue: Catalogue | None, view: CatalogueView) -> Flags:
-    """bool [C]. Without a release the facts are read from the catalogue's own records, item by item."""
-    if catalogue is None:
-        catalogue = Catalogue()
-        for item_id in item_ids:
-            view.describe(item_id, catalogue)
-    return np.asarray(item_filter.mask(catalogue, catalogue.rows(item_ids)))
+    def __call__(self, draft: ResponseDraft, item_ids: Sequence[str]) -> Flags:
+        """bool [C]: True for each of these items that may be in the draft's answer."""
+        banned, unavailable = draft.banned, self.view.unavailable
+        allowed = np.array([item not in banned and item not in unavailable for item in item_ids], np.bool_)
+        if draft.history.seen and len(item_ids):
+            codes = codes_of(item_ids)
+            allowed &= ~seen_mask(draft.history.seen, codes, now_ms=self.now_ms, days=self.watched_days)
+        if draft.context.filter is not None and len(item_ids):
+            allowed &= self._passes(draft.context.filter, item_ids)
+        return allowed
+
+    def _passes(self, item_filter: ItemFilter, item_ids: Sequence[str]) -> Flags:
+        """bool [C]. Without a release the attributes are read from the view, item by item."""
+        catalogue = self.catalogue
+        if catalogue is None:
+            catalogue = Catalogue()
+            for item_id in item_ids:
+                self.view.describe(item_id, catalogue)
+        return np.asarray(item_filter.mask(catalogue, catalogue.rows(item_ids)))

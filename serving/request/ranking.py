@@ -1,7 +1,6 @@
-"""Ranks the candidates of a batch, and puts on record what the ranker was fed: features as served train the next one.
+"""Ranks the candidates of a batch in one forward pass, as far as there is time for it (paper section 4).
 
 Nothing here loops over candidates: queries, features, codes and network take all candidates of all requests at once.
-Only what is shown, a few items of each request, is written down item by item.
 """
 
 from __future__ import annotations
@@ -9,24 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
+import structlog
 
-from models.ranking.features import SCHEMA_HASH
+from infra.platform.settings import Serving
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.ranker import Ranked, id_strings
 from models.ranking.ranking_batch import IMPRESSIONS
 from models.ranking.ranking_examples import CAP_S
-from models.ranking.ranking_request import Nominations, RankingQuery, ranking_batch_of
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.threads import in_parts
+from serving.request.response_draft import Floats, RankerInputs, ResponseDraft
 from serving.state.release import LiveRelease
-from streams.messages import Impression, Shown, UserHistory
 
-Floats = NDArray[np.float32]
-Asked = tuple[UserHistory, Sequence[str], Floats, Nominations | None]
+log = structlog.get_logger(__name__)
 
 REQUESTS_OF_A_PART = 4  # ranked by one thread, of a batch that is ranked by two: fewer are not worth a second one
 FORGET = 0.8  # of the time that the ranker took before
@@ -34,7 +29,7 @@ RECOVER = 0.7  # of what is expected of it, each time that it was not asked: it 
 
 
 class LatencyEstimate:
-    """How long the ranker takes for a request, from what it took lately."""
+    """The time that the ranker takes for a request, from what it took lately."""
 
     def __init__(self) -> None:
         self.expected_s = 0.0
@@ -54,90 +49,79 @@ class LatencyEstimate:
             self.expected_s = max(took_s, FORGET * self.expected_s + (1 - FORGET) * took_s)
 
 
-class RankerInputs(NamedTuple):
-    """What the ranker was fed of one request: its row among the queries, its first candidate's row; ranks [C] by
-    retrieval score; `shown` [C] decayed impressions of each candidate and `spread` [C] of what the members say."""
+def drop_late(
+    drafts: list[ResponseDraft], spent_s: float, latency: LatencyEstimate, settings: Serving
+) -> list[ResponseDraft]:
+    """The drafts whose clients still wait when the ranker is done, by what it took lately."""
+    in_time = []
+    for draft in drafts:
+        if draft.context.left_s(settings.deadline_s) - spent_s >= len(drafts) * latency.expected_s:
+            in_time.append(draft)
+        elif draft.candidates.item_ids:
+            draft.degrade("unranked", "no time is left for the ranker")
+    if drafts and not in_time:
+        latency.skipped()
+    return in_time
 
-    ranked: Ranked
-    query: int
-    first: int
-    ranks: Floats
-    best: float
-    factor: float
-    shown: NDArray[np.float64]
-    spread: Floats | None
+
+def rank(
+    drafts: Sequence[ResponseDraft],
+    live: LiveRelease,
+    statistics: ItemStatistics,
+    latency: LatencyEstimate,
+    now_ms: int,
+) -> None:
+    """Write into the drafts the expected watch seconds of all candidates."""
+    drafts = [draft for draft in drafts if draft.candidates.item_ids]
+    if not drafts or not live.ranker.trained:
+        return
+    try:
+        with latency.watch(len(drafts)):
+            queries = [query_of(draft, now_ms) for draft in drafts]
+            ranked = score_candidates(queries, live, statistics, now_ms=now_ms)
+    except Exception as error:  # whatever a ranker dies of, the retrieval order is still a good answer
+        log.exception("the ranker failed", version=live.version)
+        for draft in drafts:
+            draft.degrade("unranked", f"the ranker failed: {type(error).__name__}")
+        return
+    for draft, (expected_s, inputs) in zip(drafts, ranked, strict=True):
+        if np.isfinite(expected_s).all():
+            draft.expected_s, draft.ranker_inputs = expected_s, inputs
+        else:
+            draft.degrade("unranked", "the ranker gave a value that is not finite")
+
+
+def query_of(draft: ResponseDraft, now_ms: int) -> RankingQuery:
+    item_ids, scores, nominations = draft.candidates
+    return RankingQuery(draft.history, now_ms, item_ids, scores, nominations=nominations)
 
 
 def score_candidates(
-    asked: Sequence[Asked],
-    live: LiveRelease,
-    statistics: ItemStatistics,
-    *,
-    now_ms: int,
+    queries: Sequence[RankingQuery], live: LiveRelease, statistics: ItemStatistics, *, now_ms: int
 ) -> list[tuple[Floats, RankerInputs]]:
-    """Of each history with its candidates, their retrieval scores [C] and who nominated them: expected watch seconds
-    float32 [C], by the rolling calibration of this version, and what the ranker was fed."""
+    """For each query: expected watch seconds float32 [C], by the rolling calibration of this version, and what the
+    ranker was given."""
     parts = in_parts(
-        lambda some: _score_together(asked[some], live, statistics, now_ms=now_ms), len(asked), REQUESTS_OF_A_PART
+        lambda some: _score_together(queries[some], live, statistics, now_ms), len(queries), REQUESTS_OF_A_PART
     )
     return [each for part in parts for each in part]
 
 
 def _score_together(
-    asked: Sequence[Asked], live: LiveRelease, statistics: ItemStatistics, *, now_ms: int
+    queries: Sequence[RankingQuery], live: LiveRelease, statistics: ItemStatistics, now_ms: int
 ) -> list[tuple[Floats, RankerInputs]]:
-    queries = [
-        RankingQuery(history, now_ms, item_ids, scores, nominations=nominations)
-        for history, item_ids, scores, nominations in asked
-    ]
-    moment = ranking_batch_of(queries, live.catalogue, [live.statistics, statistics])
-    ranked = live.ranker.rank(moment)
+    batch = ranking_batch_of(queries, live.catalogue, [live.statistics, statistics])
+    ranked = live.ranker.rank(batch)
     factor = statistics.factor(live.version, now_ms)
     raw = ranked.expected_s
     expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(CAP_S)), raw)
-    found, first = [], 0
-    for query, (_, item_ids, _, _) in enumerate(asked):
-        rows = slice(first, first + len(item_ids))
-        best = float(moment.candidates.best[query])
+    scored, first = [], 0
+    for number, query in enumerate(queries):
+        rows = slice(first, first + len(query.item_ids))
+        best = float(batch.candidates.best[number])
         spread = None if ranked.spread is None else ranked.spread[rows]
-        shown = moment.candidates.item[rows, IMPRESSIONS]
-        fed = RankerInputs(ranked, query, first, moment.candidates.rank[rows], best, factor, shown, spread)
-        found.append((expected_s[rows], fed))
-        first += len(item_ids)
-    return found
-
-
-def record_shown(shown: Sequence[Shown], fed: RankerInputs, rows: Sequence[int | None]) -> tuple[Shown, ...]:
-    """`rows`: each item's place among its request's candidates; None for one that was none."""
-    there = [row for row in rows if row is not None]
-    ids = iter(id_strings(fed.ranked.ids, "impression", [fed.first + row for row in there]))
-    return tuple(
-        each if row is None else _record_one(each, fed, row, next(ids)) for each, row in zip(shown, rows, strict=True)
-    )
-
-
-def _record_one(shown: Shown, fed: RankerInputs, row: int, ids: dict[str, tuple[str, ...]]) -> Shown:
-    rank = fed.ranks[row]
-    return msgspec.structs.replace(
-        shown,
-        retrieval_rank=None if np.isnan(rank) else int(rank),
-        ids=ids,
-        values=to_bytes(fed.ranked.numbers["impression"][fed.first + row]),
-    )
-
-
-def record_query(impression: Impression, fed: RankerInputs, marks: dict[str, Any]) -> Impression:
-    [ids] = id_strings(fed.ranked.ids, "query", [fed.query])
-    return msgspec.structs.replace(
-        impression,
-        schema_hash=SCHEMA_HASH,
-        ids=ids,
-        values=to_bytes(fed.ranked.numbers["query"][fed.query]),
-        factor=fed.factor,
-        best_score=fed.best if np.isfinite(fed.best) else None,
-        marks=marks,
-    )
-
-
-def to_bytes(values: Floats) -> bytes:
-    return values.astype("<f4").tobytes()
+        shown = batch.candidates.item[rows, IMPRESSIONS]
+        inputs = RankerInputs(ranked, number, first, batch.candidates.rank[rows], best, factor, shown, spread)
+        scored.append((expected_s[rows], inputs))
+        first = rows.stop
+    return scored

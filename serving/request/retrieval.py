@@ -1,12 +1,12 @@
-"""How the candidates of a batch are searched: the index first, the exact mirror behind it, and which of them to trust.
+"""Searches the candidates of a batch: the index first, the exact mirror behind it; and decides which of them to trust.
 
 A search of the index runs in a thread of its own, so that the answering thread ranks another batch meanwhile. One that
 fails, or is not back within its time, is answered by the mirror, and the index is then left alone for a while
 (serving/state/breaker.py): no second request waits for a dead Milvus. While there is a mirror no request is ever used
 to find out whether it is back; a copy of a query is sent in the shadow. A share of the answers is audited
-(serving/state/recall_audit.py). Without a mirror nobody can tell a good answer from that of a half-filled collection,
-as there is one when Milvus has lost its data: so after a failure the collection must say that it is whole before it is
-searched again.
+(serving/state/recall_audit.py). Without a mirror nobody can tell a good answer from that of a half-filled collection
+(Milvus may have lost its data): so after a failure the collection must say that it is whole before it is searched
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from indexer.errors import IndexFailure, IndexMissing
 from indexer.item_attributes import to_milvus
@@ -28,14 +27,12 @@ from indexer.rollout import is_whole
 from infra.platform import metrics
 from infra.platform.settings import Serving
 from models.catalogue.item_filter import ItemFilter
+from serving.request.response_draft import Floats, Ids
 from serving.state.breaker import Breaker
 from serving.state.recall_audit import RecallAudit
 from serving.state.release import LiveRelease
 
 log = structlog.get_logger(__name__)
-
-Floats = NDArray[np.float32]
-Ids = tuple[list[str], Floats]  # items and inner products, best first
 
 MOST_RESULTS = 16384  # what a Milvus server returns at most
 LEAST_SEARCH_S = 0.05
@@ -53,8 +50,8 @@ class Query(NamedTuple):
 
 @dataclass
 class Search:
-    """A search under way. `pending` is None where the index is not asked; then `reason` says why (empty: by choice).
-    `beside`: what the mirror is asked while the index searches."""
+    """A search that has started. `pending` is None where the index is not asked; then `reason` says why (empty: by
+    choice). `beside`: what the mirror is asked while the index searches."""
 
     queries: Sequence[Query]
     release: LiveRelease
@@ -75,7 +72,7 @@ class Answer(NamedTuple):
 
 
 class Retrieval:
-    """Remembers how the index has done. One answering thread; `seed` decides which answers are audited."""
+    """Remembers how well the index has answered. One answering thread; `seed` decides which answers are audited."""
 
     def __init__(self, settings: Serving, seed: int) -> None:
         self._settings = settings
@@ -104,10 +101,10 @@ class Retrieval:
         reason = self._reason(queries, release, now_ms)
         if reason is not None:
             return Search([*queries, *others], release, None, timeout_s, deadline_s, reason)
-        asked, beside = (queries, others) if release.mirror is not None else ([*queries, *others], ())
+        for_index, beside = (queries, others) if release.mirror is not None else ([*queries, *others], ())
         is_retry = self._breaker.is_open
-        pending = self._threads.submit(ask_again if is_retry else ask_index, release, asked, timeout_s)
-        return Search(asked, release, pending, timeout_s, deadline_s, beside=beside, is_retry=is_retry)
+        pending = self._threads.submit(ask_again if is_retry else ask_index, release, for_index, timeout_s)
+        return Search(for_index, release, pending, timeout_s, deadline_s, beside=beside, is_retry=is_retry)
 
     def finish(self, search: Search, *, now_ms: int) -> Answer:
         """Wait for the index, and ask the mirror if it has not answered."""
@@ -118,7 +115,7 @@ class Retrieval:
         return answer if answer.found is None else answer._replace(found=[*answer.found, *beside])
 
     def _wait(self, search: Search, pending: Future[list[Ids]], now_ms: int) -> Answer:
-        """What the index says, or the mirror in its place."""
+        """The answer of the index, or of the mirror in its place."""
         try:
             found = pending.result(max(0.0, search.deadline_s - time.monotonic()))
         except NotInTime:
@@ -130,7 +127,7 @@ class Retrieval:
         if search.is_retry or search.release.mirror is not None or not self._breaker.is_open:
             self._breaker.succeeded()
             metrics.INDEX_IN_USE.set(1)
-        self._look_closely(search, found, now_ms)
+        self._sample(search, found, now_ms)
         return Answer(found)
 
     def search_mirror(self, queries: Sequence[Query], release: LiveRelease) -> list[Ids] | None:
@@ -161,7 +158,7 @@ class Retrieval:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _reason(self, queries: Sequence[Query], release: LiveRelease, now_ms: int) -> str | None:
-        """Why the index is not asked now, empty for by choice; None: it is."""
+        """The reason not to ask the index now, empty for by choice; None: it is asked."""
         if self._settings.first == "mirror" and release.mirror is not None:
             return ""
         if release.mirror is None or not self._breaker.is_open:
@@ -205,7 +202,7 @@ class Retrieval:
         metrics.INDEX_IN_USE.set(0)
         return reason
 
-    def _look_closely(self, search: Search, found: Sequence[Ids], now_ms: int) -> None:
+    def _sample(self, search: Search, found: Sequence[Ids], now_ms: int) -> None:
         """Compare a share of the answers with exact ones."""
         if search.release.mirror is None or not self._settings.audit_share:
             return

@@ -1,0 +1,4 @@
+"""The state that a server holds in memory: views of topics, the live release, the mirror, the health of the index.
+
+Imported by serving.request and serving.worker; imports neither. Open views.py first, then release.py.
+"""

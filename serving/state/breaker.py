@@ -17,16 +17,16 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last try has failed."""
+        """True if the last try has failed."""
         return self._pause_ms > 0
 
     @property
     def last_reason(self) -> str:
-        """Of the last failure."""
+        """The reason of the last failure."""
         return self._reason
 
     def reason(self, now_ms: int) -> str | None:
-        """Why not to try now; None: try. Before the pause began only a clock that went back can be: then it is over."""
+        """The reason not to try now; None: try. A clock that went back, before the pause began, ends the pause."""
         return self._reason if self._until_ms - self._pause_ms <= now_ms < self._until_ms else None
 
     def failed(self, now_ms: int, reason: str) -> None:

@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
     generation: int  # of the assignment that the reader followed
     records: list[Any]  # kafka-python ConsumerRecords
     caught_up: frozenset[int]  # of the partitions asked for, those that had been read to the end by then
-    complete: bool  # whether all that is followed had been
+    complete: bool  # all that is followed had been
 
 
 class Feed:
@@ -39,7 +39,7 @@ class Feed:
         self.generation = 0
         self._follower = TopicFollower(kafka, *topics, partitions=partitions)
         self._followed = None if partitions is None else frozenset(partitions)  # the reader's, None: all
-        self._asked: deque[tuple[int, frozenset[int]]] = deque()  # assignments that the reader has not looked at
+        self._assignments: deque[tuple[int, frozenset[int]]] = deque()  # assignments that the reader has not looked at
         self._lag = Lags()
         self._chunks: deque[Chunk] = deque()
         self._closed = threading.Event()
@@ -50,7 +50,7 @@ class Feed:
     def follow(self, partitions: Iterable[int]) -> int:
         """Follow these partitions from now on, new ones from their beginning; the generation of this assignment."""
         self.generation += 1
-        self._asked.append((self.generation, frozenset(partitions)))
+        self._assignments.append((self.generation, frozenset(partitions)))
         return self.generation
 
     def take(self, most: int) -> list[Chunk]:
@@ -75,15 +75,15 @@ class Feed:
             self._error = error
 
     def _follow(self) -> None:
-        generation, told, lag_at = 0, None, 0.0
+        generation, reported, lag_at = 0, None, 0.0
         while not self._closed.is_set():
             generation = self._take_over(generation)
             records = self._follower.poll(0.0 if self._follower.caught_up else POLL_S)
             caught_up = frozenset(filter(self._follower.caught_up_on, self._followed or ()))
             state = (generation, caught_up, self._follower.caught_up)
-            if records or state != told:
+            if records or state != reported:
                 self._chunks.append(Chunk(generation, records, caught_up, self._follower.caught_up))
-                told = state
+                reported = state
             lag_at = self._report_lag(lag_at)
             if self._follower.caught_up:
                 self._closed.wait(PACE_S)
@@ -93,11 +93,11 @@ class Feed:
     def _take_over(self, generation: int) -> int:
         """Follow the newest assignment; its generation. A partition that was gone in between has lost its users in the
         view, so it is given up first, to be read from its beginning again."""
-        asked = [self._asked.popleft() for _ in range(len(self._asked))]
-        if not asked:
+        assignments = [self._assignments.popleft() for _ in range(len(self._assignments))]
+        if not assignments:
             return generation
-        generation, self._followed = asked[-1]
-        self._follower.assign(frozenset.intersection(*(partitions for _, partitions in asked)))
+        generation, self._followed = assignments[-1]
+        self._follower.assign(frozenset.intersection(*(partitions for _, partitions in assignments)))
         self._follower.assign(self._followed)
         return generation
 

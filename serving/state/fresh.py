@@ -22,7 +22,7 @@ class FreshView:
         return len(self._ordered)
 
     def put(self, item_id: str, published_ms: int | None, now_ms: int) -> None:
-        """What is known of an item now; one published in the future is fresh from then on."""
+        """Set when an item was published; one published in the future is fresh from then on."""
         self.remove(item_id)
         if published_ms is None or published_ms < now_ms - self._window_ms:
             return

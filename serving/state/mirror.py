@@ -53,7 +53,7 @@ class Mirror:
 
     @property
     def nbytes(self) -> int:
-        """What its vectors take."""
+        """Bytes that its vectors take."""
         return int(self._vectors.nbytes)
 
     @property
@@ -74,12 +74,12 @@ class Mirror:
         self._hide(row)
 
     def set_catalogue_row(self, item_id: str, catalogue_row: int) -> None:
-        """Where the item's facts are; one that is not here is passed over."""
+        """Set where the item's attributes are; one that is not here is passed over."""
         if (row := self._row_of.get(item_id)) is not None:
             self._columns["catalogue_row"][row] = catalogue_row
 
     def set_down(self, item_id: str, down: bool) -> None:
-        """Whether the item is down: then no search finds it. One that is not here is passed over."""
+        """Take the item down, so that no search finds it, or bring it back. One that is not here is passed over."""
         row = self._row_of.get(item_id)
         if row is not None and self._columns["down"][row] != down:
             self._columns["down"][row] = down

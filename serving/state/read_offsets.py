@@ -1,10 +1,10 @@
-"""How far the views had read when an answer was made: with it the answer's features can be computed again."""
+"""The offsets that the views had read when an answer was made: with them its features can be computed again."""
 
 from __future__ import annotations
 
 
 class ReadOffsets:
-    """How far the views have read: by topic the next offset of each partition."""
+    """By topic the next offset of each partition."""
 
     def __init__(self) -> None:
         self._next: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Whether the index still answers well: samples of its answers beside the exact ones.
+"""Compares samples of the index's answers with the exact ones.
 
 An index may be up and wrong: a damaged segment, a parameter that does not fit the data, a writer that lags. Nobody sees
 it in a reply. So a share of the answers is compared with an exact search over the mirror; their mean recall and what
@@ -40,17 +40,17 @@ class RecallAudit:
         return recall
 
     def alarm(self) -> str | None:
-        """Why the index should be left alone; None when there is no reason."""
+        """The reason to leave the index alone; None when there is none."""
         if len(self._recalls) < ENOUGH or (recall := float(np.mean(self._recalls))) >= self._least:
             return None
         return f"the index found {recall:.3f} of the exact answers (serving.audit_recall is {self._least})"
 
     def is_good(self, recall: float) -> bool:
-        """Whether one answer is good enough to trust the index again."""
+        """True if one answer is good enough to trust the index again."""
         return recall >= self._least
 
     def forget(self) -> None:
-        """What was before the index was left alone says nothing of it afterwards."""
+        """Begin anew: answers from before the index was left alone say nothing of it afterwards."""
         self._recalls.clear()
         self._gaps.clear()
 

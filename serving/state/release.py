@@ -43,7 +43,7 @@ MOST_RETRY_S = 30.0
 
 
 class Index(Protocol):
-    """What serving needs of indexer.collection.Index."""
+    """The methods of indexer.collection.Index that serving needs."""
 
     def mark_of(self, version: str, timeout_s: float | None = None) -> str: ...
     def dim(self, version: str) -> int: ...
@@ -119,7 +119,7 @@ class Releases:
 
     @property
     def settled(self) -> bool:
-        """Whether the announced release is live, or has been tried and cannot be."""
+        """True if the announced release is live, or has been tried and cannot be."""
         return self._wanted == self._tried and self._loaded is None
 
     def apply_release(self, value: bytes | None) -> None:
@@ -345,7 +345,7 @@ def let_go(item_id: str, at_ms: int, release: LiveRelease) -> None:
 
 
 def learnt_rows(release: LiveRelease) -> dict[str, ItemVector]:
-    """What a release that is written to no more has learnt since its bundle, by item. Vectors only where it has a
+    """The rows that a release, written to no more, has learnt since its bundle, by item. Vectors only where it has a
     mirror."""
     item_ids, mirror = list(release.learnt), release.mirror
     vectors = np.zeros((len(item_ids), 0), "<f4") if mirror is None else mirror.vectors(mirror.rows(item_ids))

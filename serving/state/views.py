@@ -1,4 +1,4 @@
-"""What serving knows without asking anybody: histories, the catalogue and what is trending, kept in memory from topics.
+"""The state that serving keeps in memory from topics: histories, the catalogue, statistics and what is trending.
 
 Plain tables with one writer: the thread that answers requests applies what the feeds have read before each batch, so
 nothing here needs a lock and a batch never sees half a change. Histories stay encoded until their user asks: most never
@@ -28,11 +28,11 @@ log = structlog.get_logger(__name__)
 
 
 class HistoryView:
-    """The newest history of each user of the partitions that this worker owns, as far as the user was not forgotten."""
+    """The newest history of each user of the partitions that this worker owns, as far as the user was not erased."""
 
-    def __init__(self, forgotten: ErasedUsers | None = None) -> None:
+    def __init__(self, erased: ErasedUsers | None = None) -> None:
         self._encoded: dict[int, dict[bytes, bytes]] = {}  # by partition, by user id
-        self._forgotten = forgotten
+        self._erased = erased
 
     def __len__(self) -> int:
         return sum(len(users) for users in self._encoded.values())
@@ -58,14 +58,14 @@ class HistoryView:
         history: UserHistory | None = None
         if encoded is not None:
             history = read(topics.USER_HISTORIES, UserHistory, encoded)
-        if history is not None and self._forgotten is not None:
-            history = self._forgotten.begin(history)  # the history worker may not have come to it
+        if history is not None and self._erased is not None:
+            history = self._erased.begin(history)  # the history worker may not have come to it
         return history
 
 
-class Facts(msgspec.Struct, array_like=True, frozen=True):
-    """What is kept of an item, encoded: all that Catalogue.upsert takes, without names of fields and without the
-    title."""
+class Attributes(msgspec.Struct, array_like=True, frozen=True):
+    """The attributes of an item that are kept, encoded: all that Catalogue.upsert takes, without the names of fields
+    and the title."""
 
     channel: str | None
     topics: tuple[str, ...]
@@ -75,11 +75,11 @@ class Facts(msgspec.Struct, array_like=True, frozen=True):
     ids: dict[str, tuple[str, ...]]
 
 
-_FACTS = msgspec.msgpack.Decoder(Facts)
+_ATTRIBUTES = msgspec.msgpack.Decoder(Attributes)
 
 
 class CatalogueView:
-    """The catalogue as the `items` topic tells it: what may be shown, and the facts that a release's ranker reads.
+    """The catalogue as the `items` topic tells it: what may be shown, and the attributes that a release's ranker reads.
 
     What was taken down is remembered, not only forgotten: the index may still hold it for a while.
     """
@@ -87,14 +87,14 @@ class CatalogueView:
     def __init__(self, fresh_ms: float = 0.0) -> None:
         self.unavailable: set[str] = set()
         self.fresh = FreshView(fresh_ms)
-        self._facts: dict[str, bytes] = {}  # of available items, in the order in which they came
+        self._attributes: dict[str, bytes] = {}  # of available items, in the order in which they came
 
     def __len__(self) -> int:
-        return len(self._facts)
+        return len(self._attributes)
 
     def __iter__(self) -> Iterator[str]:
         """The items that may be shown, oldest entry first."""
-        return iter(self._facts)
+        return iter(self._attributes)
 
     def apply(self, key: bytes | None, value: bytes | None, now_ms: int | None = None) -> str | None:
         """Take over one record of `items`; the id of the item that changed. A tombstone or `available: false` takes it
@@ -107,29 +107,29 @@ class CatalogueView:
         if not item.available:
             return self._take_down(item.item_id)
         self.unavailable.discard(item.item_id)
-        facts = Facts(item.channel, item.topics, item.duration_s, item.published_ms, item.language, item.ids)
-        self._facts[sys.intern(item.item_id)] = msgspec.msgpack.encode(facts)
+        attributes = Attributes(item.channel, item.topics, item.duration_s, item.published_ms, item.language, item.ids)
+        self._attributes[sys.intern(item.item_id)] = msgspec.msgpack.encode(attributes)
         if now_ms is not None:
             self.fresh.put(item.item_id, item.published_ms, now_ms)
         return item.item_id
 
     def describe(self, item_id: str, catalogue: Catalogue) -> None:
         """Write what is known of an item into a release's catalogue."""
-        value = self._facts.get(item_id)
+        value = self._attributes.get(item_id)
         if value is None:
             catalogue.remove(item_id)
             return
-        catalogue.upsert(item_id, **msgspec.structs.asdict(_FACTS.decode(value)))
+        catalogue.upsert(item_id, **msgspec.structs.asdict(_ATTRIBUTES.decode(value)))
 
     def describe_all(self, catalogue: Catalogue) -> None:
         """The same for all items. May run beside the thread that applies records: list() of a dict or set is one step
         of the interpreter."""
-        for item_id in [*list(self._facts), *list(self.unavailable)]:
+        for item_id in [*list(self._attributes), *list(self.unavailable)]:
             self.describe(item_id, catalogue)
 
     def _take_down(self, item_id: str) -> str:
         self.unavailable.add(item_id)
-        self._facts.pop(item_id, None)
+        self._attributes.pop(item_id, None)
         self.fresh.remove(item_id)
         return item_id
 
@@ -208,13 +208,13 @@ def _scope_of(key: bytes) -> str:
 
 @dataclass(frozen=True)
 class Views:
-    """All of them, and how far they had been read."""
+    """All views, and the offsets that they have read."""
 
     histories: HistoryView
     catalogue: CatalogueView
     trending: TrendingView
     statistics: StatisticsView
-    marks: ReadOffsets = field(default_factory=ReadOffsets)
+    read_offsets: ReadOffsets = field(default_factory=ReadOffsets)
 
 
 def add_up(parts: Iterable[Trending]) -> list[tuple[str, float]]:

@@ -1,6 +1,7 @@
-"""Which requests are done: an offset is due for commit only when everything that its batch, and all earlier ones, have
-sent is acknowledged. So a crash answers some requests twice, with the same request id, and forgets none. A topic that a
-client has named is waited for as long as others can be made to wait, and is sent to on and on after that.
+"""Tracks the offsets of requests: one is due for commit when all that its batch and earlier ones sent is acknowledged.
+
+So a crash answers some requests twice, with the same request id, and forgets none. A topic that a client has named is
+waited for only as long as others can be made to wait; what was sent to it is still tried after that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROUNDING_S = 0.01  # a future may be back a millisecond before its time
 
 
 @dataclass
-class Batch:
+class SentBatch:
     """Topics and kafka-python futures of what was sent, and the offsets that it was sent for."""
 
     sent: list[tuple[str, Any]] = field(default_factory=list)
@@ -41,8 +42,8 @@ class OffsetTracker:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._open = Batch()
-        self._sealed: deque[Batch] = deque()
+        self._open = SentBatch()
+        self._sealed: deque[SentBatch] = deque()
 
     def __len__(self) -> int:
         return len(self._sealed)
@@ -55,7 +56,7 @@ class OffsetTracker:
         """All that these offsets have caused is sent."""
         self._open.offsets, self._open.sealed_s = dict(offsets), self._clock()
         self._sealed.append(self._open)
-        self._open = Batch()
+        self._open = SentBatch()
 
     def acknowledged(self) -> Offsets:
         """Offsets that have become due since the last call.
@@ -82,19 +83,19 @@ class OffsetTracker:
         if not all(map(self._is_done, self._sealed)):
             raise KafkaTimeoutError(f"not acknowledged within {timeout_s:g} s")
 
-    def _wait(self, batch: Batch, until_s: float) -> None:
+    def _wait(self, batch: SentBatch, until_s: float) -> None:
         for topic, future in batch.sent:
             last_s = until_s if topic != CLIENT else batch.sealed_s + CLIENT_S + ROUNDING_S
             with contextlib.suppress(KafkaError):
                 future.get(max(0.0, last_s - self._clock()))
 
-    def _is_done(self, batch: Batch) -> bool:
+    def _is_done(self, batch: SentBatch) -> bool:
         is_late = self._clock() - batch.sealed_s >= CLIENT_S
         return all(future.is_done or (is_late and topic == CLIENT) for topic, future in batch.sent)
 
-    def forget(self, kept: Iterable[int]) -> None:
-        """Offsets of partitions other than these are somebody else's now."""
-        numbers = set(kept)
+    def keep(self, partitions: Iterable[int]) -> None:
+        """Drop the offsets of all partitions but these: they are somebody else's now."""
+        numbers = set(partitions)
         for batch in self._sealed:
             batch.offsets = {tp: offset for tp, offset in batch.offsets.items() if tp.partition in numbers}
 
@@ -105,7 +106,7 @@ def undelivered(error: BaseException) -> None:
     log.warning("a reply could not be delivered to its client's topic", error=str(error))
 
 
-def _count(batch: Batch) -> None:
+def _count(batch: SentBatch) -> None:
     arrived = Counter(topic for topic, future in batch.sent if future.succeeded())
     for topic, count in arrived.items():
         metrics.SENT.labels(topic).inc(count)

@@ -1,7 +1,7 @@
 """Replies, impressions, dead letters and forwarded requests on their way to the brokers.
 
 They are sent without waiting for their acknowledgement, so that no batch pays for the round trip of the one before; the
-ledger says when their requests are done.
+offset tracker says when their requests are done.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Outbox:
     """
 
     def __init__(self, kafka: Kafka) -> None:
-        self.ledger = OffsetTracker()
+        self.offsets = OffsetTracker()
         self._prefix = kafka.topic_prefix
         # Not idempotent: a client's topic that refuses a message must not stall what follows, and readers know
         # duplicates by the request id. One for all: an impression is never behind its reply.
@@ -60,18 +60,18 @@ class Outbox:
 
     def send(self, topic: str, value: bytes | None, **how: Any) -> None:
         """Send to one of our own topics; `how`: key, headers, partition, timestamp_ms."""
-        self.ledger.add(topic, self._producer.send(self._prefix + topic, value, **how))
+        self.offsets.add(topic, self._producer.send(self._prefix + topic, value, **how))
 
     def send_outside(self, topic: str, value: bytes, **how: Any) -> None:
         """Send to a topic that a client has named; a failure is its own loss, logged and counted."""
         try:
             self._meet(topic)
-            self.ledger.add(CLIENT, self._producer.send(topic, value, **how))
+            self.offsets.add(CLIENT, self._producer.send(topic, value, **how))
         except (KafkaError, ValueError) as error:
             undelivered(error)
 
-    def let_go(self) -> set[str]:
-        """Outside topics that the producer holds no more. It asks for them no longer."""
+    def drop_gone_topics(self) -> set[str]:
+        """Have the producer ask no longer for outside topics that are there no more; these topics."""
         metadata, accumulator = self._producer._metadata, self._producer._accumulator
         held = self._held()
         waiting = {place.topic for place, batches in list(accumulator._batches.items()) if batches}
@@ -90,12 +90,12 @@ class Outbox:
 
     def seal(self, offsets: Mapping[TopicPartition, int]) -> None:
         """All that these offsets have caused is sent."""
-        self.ledger.seal(offsets)
-        if len(self.ledger) > MOST_BATCHES:
-            self.ledger.wait_for_oldest(ACKNOWLEDGE_S)
+        self.offsets.seal(offsets)
+        if len(self.offsets) > MOST_BATCHES:
+            self.offsets.wait_for_oldest(ACKNOWLEDGE_S)
 
     def close(self) -> None:
-        """What is not acknowledged by now is given up: replies to a client's topic that takes nothing."""
+        """Give up what is not acknowledged by now: replies to a client's topic that takes nothing."""
         try:
             self._producer.close(timeout=CLOSE_S)
         except KafkaTimeoutError as error:

@@ -1,10 +1,10 @@
-"""Which users this worker answers for: the partitions of `recommend-requests` that it owns, and their histories.
+"""The partitions of `recommend-requests` that this worker owns, and the histories of their users.
 
 Histories are co-partitioned with requests. A partition that has been assigned is paused until the histories of the same
 number have been read to the end, so that no request is answered from half a view, and until the replies that another
 worker gave a moment ago are known; after a rebalance the partitions that are kept keep their users, and those that are
-lost are forgotten. Before partitions are given up everything under way is answered and committed (`settle`), so that
-no other worker answers it again.
+lost are dropped. Before partitions are given up the batch in flight is answered and committed (`settle`), so that no
+other worker answers it again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from infra.platform import metrics
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from serving.state.feed import Chunk, Feed
-from serving.state.read_offsets import ReadOffsets
-from serving.state.views import HistoryView
+from serving.state.views import Views
 from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from streams import topics
 from streams.kafka.fetching import unpack_for
@@ -39,7 +38,7 @@ LONGEST_JOIN_MS = 8000  # so each next try is twice as long, or on a busy machin
 FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
 BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
 PACE_S = 0.01
-SETTLE_S = 8.0  # what is under way is left to the next owner after this
+SETTLE_S = 8.0  # after this, the batch in flight is left to the next owner
 
 
 class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
@@ -54,16 +53,14 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         kafka: Kafka,
         group: str,
         feed: Feed,
-        histories: HistoryView,
-        marks: ReadOffsets,
-        handed_over: ReplyCacheWarmup,
+        views: Views,
+        warmup: ReplyCacheWarmup,
         settle: Callable[[], None],
     ) -> None:
         self.owned: frozenset[int] = frozenset()
         self.open: frozenset[int] = frozenset()  # of the owned ones: those that are answered
         self._topic = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
-        self._feed, self._histories, self._marks = feed, histories, marks
-        self._handed_over, self._settle = handed_over, settle
+        self._feed, self._views, self._warmup, self._settle = feed, views, warmup, settle
         self._read_to_end: frozenset[int] = frozenset()
         self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
@@ -112,31 +109,31 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._is_paced = about["fetch-rate"] > BUSY_FETCHES_S + 4 * about["records-consumed-rate"]
 
     def take_over(self, now_ms: int) -> bool:
-        """Take over a new assignment, if there is one; whether there was."""
+        """Take over a new assignment; False if there is none."""
         if not self._assigned:
             return False
         assigned = self._assigned.popleft()
         log.info("partitions assigned", partitions=sorted(assigned), before=sorted(self.owned))
         self.owned, self.open, self.has_joined = assigned, frozenset(), True
         self._read_to_end = frozenset()
-        self._histories.keep(assigned)
+        self._views.histories.keep(assigned)
         self._feed.follow(assigned)
-        self._handed_over.begin(assigned, now_ms)
+        self._warmup.begin(assigned, now_ms)
         return True
 
     def apply(self, chunk: Chunk) -> None:
-        """Take over what the feed has read of `user-histories`."""
+        """Apply what the feed has read of `user-histories`."""
         metrics.RECEIVED.labels(topics.USER_HISTORIES).inc(len(chunk.records))
         for record in chunk.records:
             if record.partition in self.owned:
-                self._histories.apply(record.partition, record.key, record.value)
-                self._marks.read(topics.USER_HISTORIES, record.partition, record.offset)
+                self._views.histories.apply(record.partition, record.key, record.value)
+                self._views.read_offsets.read(topics.USER_HISTORIES, record.partition, record.offset)
         if chunk.generation == self._feed.generation:
             self._read_to_end = chunk.caught_up
 
     def resume(self) -> None:
         """Answer the partitions whose histories are there."""
-        whole = (self.owned & self._read_to_end & self._handed_over.read) - self.open
+        whole = (self.owned & self._read_to_end & self._warmup.read) - self.open
         # A rebalance may take one away in this very moment; the next assignment says what holds.
         with contextlib.suppress(KeyError):
             if whole:
@@ -145,7 +142,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     @property
     def are_open(self) -> bool:
-        """Whether the group has been joined and everything that is owned is answered."""
+        """True once the group has been joined and all owned partitions are answered."""
         return self.has_joined and not self._assigned and self.open == self.owned
 
     def lags(self) -> dict[int, int]:

@@ -19,38 +19,38 @@ class Key(NamedTuple):
 
 
 class ReplyCache(Generic[T]):
-    """Encoded replies of the last `window_ms`, at most `most`; and who else waits for those under way."""
+    """Encoded replies of the last `window_ms`, at most `most`; and who waits for those that are being answered."""
 
     def __init__(self, window_ms: float, most: int) -> None:
         self._window_ms, self._most = window_ms, most
         self._sent: OrderedDict[Key, tuple[float, bytes]] = OrderedDict()  # oldest first
-        self._under_way: dict[Key, list[T]] = {}
+        self._pending: dict[Key, list[T]] = {}
 
     def __len__(self) -> int:
         return len(self._sent)
 
     def reply_to(self, key: Key, now_ms: float) -> bytes | None:
-        """What was answered to this request lately."""
+        """The reply that this request got lately."""
         found = self._sent.get(key)
         return found[1] if found is not None and now_ms - found[0] < self._window_ms else None
 
     def begin(self, key: Key) -> None:
-        """It is being answered now."""
-        self._under_way.setdefault(key, [])
+        """Note that it is being answered now."""
+        self._pending.setdefault(key, [])
 
     def join(self, key: Key, also: T) -> bool:
-        """Wait for the reply to a request that is under way; False when it is not."""
-        waiting = self._under_way.get(key)
+        """Wait for the reply to a request that is being answered; False when it is not."""
+        waiting = self._pending.get(key)
         if waiting is None:
             return False
         waiting.append(also)
         return True
 
     def end(self, key: Key, reply: bytes | None, now_ms: float) -> list[T]:
-        """It was answered (None: it could not be); those who wait for the same."""
+        """Note that it was answered (None: it could not be); returns those who wait for the same."""
         if reply is not None:
             self.remember(key, reply, now_ms)
-        return self._under_way.pop(key, [])
+        return self._pending.pop(key, [])
 
     def remember(self, key: Key, reply: bytes, now_ms: float) -> None:
         """Answer with this from now on."""

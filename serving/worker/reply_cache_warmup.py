@@ -1,4 +1,4 @@
-"""What another worker has answered a moment ago, read from `impressions` when its partitions become ours.
+"""Reads from `impressions` what another worker answered a moment ago, when its partitions become ours.
 
 A client whose request was answered by a worker that then went away may send it again: it gets the list that it was, or
 would have been, given. An impression holds all of it but timings, and is sent before its reply. Requests that leave no
@@ -27,7 +27,7 @@ POLL_S = 0.1
 
 
 class Recent(NamedTuple):
-    """A reply of another worker; `at_ms` when it was made."""
+    """A reply of another worker, made at `at_ms`."""
 
     key: Key
     reply: bytes
@@ -52,10 +52,10 @@ class ReplyCacheWarmup:
             missing = partitions - self.read
         if missing:
             arguments = (missing, self._newest, now_ms - self._window_ms)
-            threading.Thread(target=self._run, args=arguments, name="handed-over", daemon=True).start()
+            threading.Thread(target=self._run, args=arguments, name="reply-cache-warmup", daemon=True).start()
 
     def take(self) -> list[Recent]:
-        """What was found since the last call."""
+        """Return what was found since the last call."""
         found = []
         while self._found:
             found.append(self._found.popleft())

@@ -1,4 +1,4 @@
-"""Which topics there are to reply to, asked of the brokers rarely.
+"""The topics that there are to reply to, asked of the brokers rarely.
 
 A client names its reply topic. Sending to one that does not exist would stall the producer, so existence is known
 before; and asking is bounded, so that nobody can make the worker do nothing else: one look at all names at a time, and
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 KNOWN_S = 60.0
 ASK_EVERY_S = 0.5  # a topic made just now may be refused for so long
-PATIENCE_S = 60.0
+GIVE_UP_S = 60.0
 AGAIN_S = 0.5
 
 
@@ -31,37 +31,37 @@ class ReplyTopics:
     ) -> None:
         self._consumer, self._clock, self._pause = consumer, clock, pause
         self._known: dict[str, tuple[float, int]] = {}  # when asked, partitions
-        self._there: set[str] = set()  # all names, as of the last look
+        self._all_names: set[str] = set()  # all names, as of the last look
         self._looked_at = -KNOWN_S
 
     def __call__(self, topic: str) -> int:
         now = self._clock()
-        asked_at, partitions = self._known.get(topic, (-KNOWN_S, 0))
-        if now - asked_at < KNOWN_S:
+        known_at, partitions = self._known.get(topic, (-KNOWN_S, 0))
+        if now - known_at < KNOWN_S:
             return partitions
-        if topic not in self._there:
+        if topic not in self._all_names:
             if now - self._looked_at < ASK_EVERY_S:
                 return partitions
             self._looked_at = now
-            self._there = set(self._patiently(self._consumer.topics))
-        partitions = self._count(topic) if topic in self._there else 0
+            self._all_names = set(self._retry(self._consumer.topics))
+        partitions = self._count(topic) if topic in self._all_names else 0
         if partitions:
             self._known[topic] = now, partitions
         else:
             self._known.pop(topic, None)
-            self._there.discard(topic)
+            self._all_names.discard(topic)
         return partitions
 
     def forget(self, topic: str) -> None:
-        """It was found to be there no more: look again before anything is sent to it."""
+        """Look again before anything is sent to a topic that was found to be there no more."""
         self._known.pop(topic, None)
-        self._there.discard(topic)
+        self._all_names.discard(topic)
 
     def _count(self, topic: str) -> int:
-        return len(self._patiently(lambda: self._consumer.partitions_for_topic(topic)) or ())
+        return len(self._retry(lambda: self._consumer.partitions_for_topic(topic)) or ())
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
-        give_up = self._clock() + PATIENCE_S
+    def _retry(self, ask: Callable[[], Any]) -> Any:
+        give_up = self._clock() + GIVE_UP_S
         while True:
             try:
                 return ask()

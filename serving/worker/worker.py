@@ -2,8 +2,8 @@
 
 One thread answers. It applies what the feeds have read (histories, catalogue, trending, releases, item vectors), takes
 over a release that has been loaded, and answers what has arrived, together. While the index searches for one batch, the
-one before is ranked and sent. Nothing is answered before all that every partition shares has been read to the end, so
-that no item that was taken down comes back with a restart.
+one before is ranked and sent. Nothing is answered before every shared topic has been read to the end, so that no item
+that was taken down comes back with a restart.
 
 What arrives waits in a bounded queue, oldest first; beyond it in Kafka. A request whose deadline has passed is answered
 from the ladder's bottom, which costs little, so a burst is worked off and nobody is left without a reply.
@@ -15,17 +15,14 @@ its client is told, and then the process stops loudly.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 import torch
@@ -38,20 +35,20 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
 from infra.platform.settings import Serving, Settings
 from models.threads import limit_threads
-from serving.request.pipeline import ServingContext, begin, finish
-from serving.request.ranking import LatencyEstimate
+from serving.request.parsing import ParsedRequest
+from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.retrieval import Retrieval
 from serving.state.feed import Feed
 from serving.state.release import Releases
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from serving.worker.clock_skew import ClockSkew
-from serving.worker.dispatcher import Dispatcher, InFlightWork, Pipeline
-from serving.worker.intake import ParsedRequest
+from serving.worker.dispatcher import Dispatcher
 from serving.worker.outbox import Outbox
 from serving.worker.partitions import Partitions
 from serving.worker.reply_cache import ReplyCache
 from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from serving.worker.reply_topics import ReplyTopics
+from serving.worker.request_queue import RequestQueue, place_of
 from streams import topics
 from streams.epochs import Epochs
 from streams.erasure.erased_users import ErasedUsers
@@ -94,14 +91,6 @@ def run_serving(settings: Settings, stop: threading.Event) -> None:
             worker.close()
 
 
-class Batch(NamedTuple):
-    """A batch under way, the offsets to commit when it is done, and when its requests were read."""
-
-    work: InFlightWork
-    next_offsets: dict[TopicPartition, int]
-    read_s: list[float]
-
-
 class Worker:
     """The answering thread's state; `step` is one round of its loop."""
 
@@ -111,8 +100,8 @@ class Worker:
         self._settings, self._health = settings, health
         statistics = StatisticsView(kafka.partitions, settings.join.half_life_h)
         catalogue = CatalogueView(serving.fresh_h * 3_600_000)
-        self._forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
-        self._views = Views(HistoryView(self._forgotten), catalogue, TrendingView(), statistics)
+        self._erased = ErasedUsers(settings.forget.secret.get_secret_value())
+        self._views = Views(HistoryView(self._erased), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
         self._releases = Releases(
             settings.bundles_dir,
@@ -122,51 +111,33 @@ class Worker:
             in_bfloat16=in_bfloat16(serving),
         )
         self._epochs = Epochs()
-        self._retrieval = Retrieval(serving, seed=os.getpid())
-        self._kitchen = ServingContext(
-            self._views,
-            self._retrieval,
-            LatencyEstimate(),
-            serving,
-            settings.selection,
-            self.server_id,
-            settings.history.seen_days,
-        )
+        retrieval, days = Retrieval(serving, seed=os.getpid()), settings.history.seen_days
+        self._pipeline = Pipeline(self._views, retrieval, serving, settings.selection, self.server_id, days)
         self._shared = Feed(kafka, *SHARED)
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
-        self._handed_over = ReplyCacheWarmup(kafka, serving.repeat_s)
-        self._repeats: ReplyCache[ParsedRequest] = ReplyCache(serving.repeat_s * 1000, serving.repeats)
-        self._partitions = Partitions(
-            kafka,
-            GROUP,
-            self._histories,
-            self._views.histories,
-            self._views.marks,
-            self._handed_over,
-            self._settle,
-        )
+        self._warmup = ReplyCacheWarmup(kafka, serving.repeat_s)
+        self._reply_cache: ReplyCache[ParsedRequest] = ReplyCache(serving.repeat_s * 1000, serving.repeats)
+        self._partitions = Partitions(kafka, GROUP, self._histories, self._views, self._warmup, self._settle)
         self._consumer = self._partitions.consumer
+        self._queue = RequestQueue(self._consumer)
         self._reply_topics = ReplyTopics(self._consumer)
-        self._desk = Dispatcher(
-            settings, self._outbox, self._reply_topics, self.server_id, self._repeats, catalogue.unavailable
+        self._dispatcher = Dispatcher(
+            settings, self._pipeline, self._outbox, self._reply_topics, self._reply_cache, catalogue.unavailable
         )
-        self._skew, self._lag = ClockSkew(), metrics.Lags()
+        self._clock_skew, self._lag = ClockSkew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
-        self._queue: deque[tuple[Any, float]] = deque()  # requests and when they were read
-        self._read: dict[TopicPartition, int] = {}  # the offset after the last request that was queued
-        self._given_back: dict[TopicPartition, int] = {}  # the first request of each partition that only was read
-        self._under_way: Batch | None = None
+        self._in_flight: InFlightBatch | None = None
         self._bug: Exception | None = None
         self._is_closing = False
         self._due: dict[TopicPartition, int] = {}  # acknowledged, not yet committed
         self._commit_at = self._report_at = self._heartbeat_at = 0.0
-        self._told: str | None = None  # the version of the last heartbeat
+        self._reported_version: str | None = None  # in the last heartbeat
 
     def step(self) -> None:
         """Apply, take over, read, begin a batch, finish the one before, commit, report."""
         if self._partitions.take_over(_now_ms()):
-            self._forget_lost()
+            self._drop_lost()
         self._apply()
         if not self._may_join():
             time.sleep(WAIT_S)
@@ -177,8 +148,8 @@ class Worker:
         self._apply()
         begun = self._begin()
         self._finish()
-        self._under_way = begun
-        if begun is not None and not begun.work.waits:
+        self._in_flight = begun
+        if begun is not None and not begun.waits:
             self._finish()
         if self._bug is not None:
             self.leave()
@@ -187,7 +158,7 @@ class Worker:
         self._report()
 
     def leave(self) -> None:
-        """Finish what is under way and say goodbye; nothing that was answered is answered again by the next owner."""
+        """Finish the batch in flight and say goodbye; nothing that was answered is answered again by the next owner."""
         try:
             self._outbox.send(topics.RELEASES, None, key=self._heartbeat_key)
             self._outbox.seal({})
@@ -198,7 +169,7 @@ class Worker:
 
     def close(self) -> None:
         self._health.ready, self._is_closing = False, True
-        self._retrieval.close()
+        self._pipeline.retrieval.close()
         for part in (self._shared, self._histories, self._releases, self._outbox):
             part.close()
         self._consumer.close(autocommit=False, timeout_ms=int(CLOSE_S * 1000))
@@ -212,8 +183,8 @@ class Worker:
             self._is_primed |= chunk.complete
         for chunk in self._histories.take(MOST_APPLIED):
             self._partitions.apply(chunk)
-        for recent in self._handed_over.take():
-            self._repeats.remember(recent.key, recent.reply, recent.at_ms)
+        for recent in self._warmup.take():
+            self._reply_cache.remember(recent.key, recent.reply, recent.at_ms)
         self._releases.refresh()
         if self._is_primed and self._releases.settled:
             self._partitions.resume()
@@ -222,7 +193,7 @@ class Worker:
         topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
         metrics.RECEIVED.labels(topic).inc()
         if topic in RECORDED:
-            self._views.marks.read(topic, record.partition, record.offset)
+            self._views.read_offsets.read(topic, record.partition, record.offset)
         if topic == topics.ITEMS:
             item_id = self._views.catalogue.apply(record.key, record.value, _now_ms())
             if item_id is not None:
@@ -232,7 +203,7 @@ class Worker:
         elif topic == topics.ITEM_STATISTICS:
             self._views.statistics.apply(record.key, record.value)
         elif topic == topics.FORGOTTEN:
-            self._forgotten.hear(record.key, record.value, record.offset)
+            self._erased.hear(record.key, record.value, record.offset)
         elif topic == topics.ITEM_VECTORS:
             if self._epochs.take(record):  # not a row of a trainer that had been replaced
                 self._releases.apply_vector(record.key, record.value, record.timestamp)
@@ -240,7 +211,7 @@ class Worker:
             self._releases.apply_release(record.value)
 
     def _may_join(self) -> bool:
-        """Whether to take part in the group: whoever owns its partitions now goes on until we could answer as well."""
+        """True when it is time to join the group: who owns its partitions now goes on until we could answer as well."""
         return self._partitions.has_joined or (self._is_primed and self._releases.settled)
 
     def _read_requests(self) -> bool:
@@ -248,7 +219,7 @@ class Worker:
         room = self._settings.serving.queue - len(self._queue)
         if room <= 0:
             return True
-        is_idle = not self._queue and self._under_way is None
+        is_idle = not self._queue and self._in_flight is None
         try:
             records = self._partitions.poll(room, wait=is_idle)
         except RetriableError as error:
@@ -258,84 +229,62 @@ class Worker:
             return False
         read_s = time.perf_counter()
         self._compare_clocks(records, read_s)
-        for record in records:
-            if record.offset >= self._read.get(_place(record), 0):
-                self._queue.append((record, read_s))
-                self._read[_place(record)] = record.offset + 1
+        self._queue.add(records, read_s)
         return True
 
     def _compare_clocks(self, records: Iterable[Any], read_s: float) -> None:
         """Look at the stamps of those that were just read and are the newest of their partitions."""
         now_ms = _now_ms()
         for record in records:
-            if record.timestamp > 0 and record.offset + 1 >= (self._consumer.highwater(_place(record)) or sys.maxsize):
-                self._skew.observe(now_ms - record.timestamp, read_s)
-        self._desk.ahead_ms = self._skew.ahead_ms
+            if record.timestamp > 0 and record.offset + 1 >= (
+                self._consumer.highwater(place_of(record)) or sys.maxsize
+            ):
+                self._clock_skew.observe(now_ms - record.timestamp, read_s)
+        self._dispatcher.ahead_ms = self._clock_skew.ahead_ms
 
-    def _begin(self) -> Batch | None:
+    def _begin(self) -> InFlightBatch | None:
         """The first half of the next batch. The live release is read here, once."""
-        size = min(len(self._queue), self._settings.serving.batch)
-        if not size:
+        queued = self._queue.take(self._settings.serving.batch)
+        if not queued:
             return None
-        taken = [self._queue.popleft() for _ in range(size)]
-        now_ms = _now_ms()
-        metrics.BATCH_SIZE.labels("serving").observe(size)
-        cook = Pipeline(
-            partial(begin, live=self._releases.live, kitchen=self._kitchen, now_ms=now_ms),
-            partial(finish, kitchen=self._kitchen),
-        )
+        metrics.BATCH_SIZE.labels("serving").observe(len(queued))
         with metrics.BATCH_TIME.labels("serving_begin").time():
-            work = self._desk.begin([record for record, _ in taken], cook, now_ms)
-        next_offsets = {_place(record): record.offset + 1 for record, _ in taken}
-        return Batch(work, next_offsets, [read_s for _, read_s in taken])
+            return self._dispatcher.begin(queued, self._releases.live, _now_ms())
 
     def _finish(self) -> None:
-        """The second half of the batch under way: everything it causes is sent, then its offsets wait for the
+        """The second half of the batch in flight: everything it causes is sent, then its offsets wait for the
         acknowledgements."""
-        batch, self._under_way = self._under_way, None
+        batch, self._in_flight = self._in_flight, None
         if batch is None:
             return
         with metrics.BATCH_TIME.labels("serving").time():
-            self._bug = self._desk.finish(batch.work) or self._bug
-        self._outbox.seal(batch.next_offsets)
-        for read_s in batch.read_s:
+            self._bug = self._dispatcher.finish(batch) or self._bug
+        self._outbox.seal({place_of(record): record.offset + 1 for record, _ in batch.queued})
+        for _, read_s in batch.queued:
             metrics.REQUEST_TIME.observe(time.perf_counter() - read_s)
 
     def _settle(self) -> None:
-        """Answer and commit what is under way, and give back what only was read: partitions may be another's next."""
+        """Answer and commit the batch in flight, and give back what only was read: partitions may be another's next."""
         if self._is_closing:
             return
         self._finish()
-        self._given_back = first_of_each(record for record, _ in self._queue) | self._given_back
-        self._queue.clear()
-        self._read.clear()
-        self._outbox.ledger.wait(CLOSE_S)
-        self._due |= self._outbox.ledger.acknowledged()
+        self._queue.give_back()
+        self._outbox.offsets.wait(CLOSE_S)
+        self._due |= self._outbox.offsets.acknowledged()
         due, self._due = self._due, {}
         reached("serving: settled")
         if due:
             self._consumer.commit(_commits(due), timeout_ms=int(CLOSE_S * 1000))
 
-    def _forget_lost(self) -> None:
-        """What is owned no more is another's; on partitions that are kept, what was given back is read again."""
+    def _drop_lost(self) -> None:
+        """Leave what is owned no more to its new owner."""
         owned = self._partitions.owned
-        self._given_back = {place: first for place, first in self._given_back.items() if place.partition in owned}
-        self._queue = deque(
-            (record, read_s)
-            for record, read_s in self._queue
-            if record.partition in owned and record.offset < self._given_back.get(_place(record), record.offset + 1)
-        )
-        for place, first in list(self._given_back.items()):
-            # A rebalance may have taken it away in this very moment; then the next assignment says what holds.
-            with contextlib.suppress(KeyError, ValueError):
-                self._consumer.seek(place, first)
-                self._read[place] = first
-                del self._given_back[place]
-        self._outbox.ledger.forget(owned)
+        self._queue.keep(owned)
+        self._outbox.offsets.keep(owned)
         self._due = {tp: offset for tp, offset in self._due.items() if tp.partition in owned}
 
     def _commit(self) -> None:
-        self._due |= self._outbox.ledger.acknowledged()
+        self._due |= self._outbox.offsets.acknowledged()
         now = time.monotonic()
         if self._due and now - self._commit_at >= COMMIT_EVERY_S:
             reached("serving: before commit")
@@ -346,25 +295,25 @@ class Worker:
         now = time.monotonic()
         live = self._releases.live
         version = live.version if live else ""
-        if version != self._told or now - self._heartbeat_at >= self._settings.serving.heartbeat_s:
-            self._told, self._heartbeat_at = version, now
+        if version != self._reported_version or now - self._heartbeat_at >= self._settings.serving.heartbeat_s:
+            self._reported_version, self._heartbeat_at = version, now
             state = ServerState(self.server_id, version, _now_ms())
             self._outbox.send(topics.RELEASES, encode(state), key=self._heartbeat_key)
             self._outbox.seal({})
         if now - self._report_at >= REPORT_EVERY_S:
             self._report_at = now
             self._partitions.pace()
-            for topic in self._outbox.let_go():
+            for topic in self._outbox.drop_gone_topics():
                 self._reply_topics.forget(topic)
             self._gauge()
 
     def _gauge(self) -> None:
-        """What changes slowly: gauges and health, once a second."""
+        """Show what changes slowly: gauges and health, once a second."""
         live, views = self._releases.live, self._views
         metrics.HISTORIES.set(len(views.histories))
         metrics.CATALOGUE.set(len(views.catalogue))
         metrics.QUEUED.set(len(self._queue))
-        self._kitchen.drift.show()
+        self._pipeline.drift.show()
         metrics.MIRROR_ITEMS.set(0 if live is None or live.mirror is None else len(live.mirror))
         if live is not None:
             metrics.MODEL_AGE.set(max(0, _now_ms() - live.created_ms) / 1000)
@@ -393,23 +342,11 @@ class Worker:
 
 
 def in_bfloat16(serving: Serving) -> bool:
-    """Whether the ranker computes in 16 bits: by default where the processor has instructions for it, since it would be
+    """True if the ranker computes in 16 bits: by default where the processor has instructions for it, since it would be
     slower elsewhere."""
     able: Mapping[str, Any] = torch.cpu.get_capabilities()
     has_it = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return serving.ranker_format == "bfloat16" or (serving.ranker_format == "auto" and has_it)
-
-
-def first_of_each(records: Iterable[Any]) -> dict[TopicPartition, int]:
-    """The offset of the first of these records on each partition; they are in order."""
-    first: dict[TopicPartition, int] = {}
-    for record in records:
-        first.setdefault(_place(record), record.offset)
-    return first
-
-
-def _place(record: Any) -> TopicPartition:
-    return TopicPartition(record.topic, record.partition)
 
 
 def _commits(offsets: dict[TopicPartition, int]) -> dict[TopicPartition, OffsetAndMetadata]:

@@ -21,9 +21,9 @@ from kafka.errors import KafkaError
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
-from streams.dead_letters.box import TIMES, Entry, Place, Progress, find, of
+from streams.dead_letters.box import TIMES, Entry, Place, find, of
 from streams.kafka.dead_letters import RETRIED, marked
-from streams.kafka.follow import TopicFollower, TopicMissing
+from streams.kafka.follow import Progress, TopicFollower, TopicMissing
 from streams.messages import DeadLetter, encode
 
 AT_ONCE = 200  # letters sent before their marks are

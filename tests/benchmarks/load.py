@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Producer
 
 from infra.platform.settings import Kafka
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from tests.harness.beside import beside, paced
 
 

@@ -27,11 +27,11 @@ from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from models.retrieval.incremental import STATE_COLUMNS
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams import messages, topics
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
@@ -121,7 +121,9 @@ class Memory:
                 self.most[name] = max(mb, self.most.get(name, 0.0))
 
     def _look(self) -> dict[str, float]:
-        return {name: resident_mb(child.pid) for name, child in self._system.children.items() if child.poll() is None}
+        return {
+            name: resident_mb(process.pid) for name, process in self._system.processes.items() if process.poll() is None
+        }
 
 
 @dataclass
@@ -154,8 +156,8 @@ class System:
         self._item_keys = {item.encode() for item in self.releases.items}
 
     @property
-    def children(self) -> dict[str, GuardedProcess]:
-        return self.service.children
+    def processes(self) -> dict[str, GuardedProcess]:
+        return self.service.processes
 
     @contextlib.contextmanager
     def watching(self, per_s: float) -> Iterator[Watching]:
@@ -167,7 +169,7 @@ class System:
     def asking(self, per_s: float) -> Iterator[list[Asked]]:
         asked: list[Asked] = []
         users = list(self.releases.histories)
-        with RecommendClient(self.settings.kafka) as client:
+        with RecommendClient(client_options(self.settings.kafka)) as client:
             with steady(client, users, per_s, asked, tag=uuid.uuid4().hex[:6]):
                 yield asked
             wait_for_replies(asked, PATIENCE_S)
@@ -185,7 +187,7 @@ class System:
 
     @contextlib.contextmanager
     def broker_killed(self) -> Iterator[None]:
-        self.broker.child.kill()
+        self.broker.process.kill()
         try:
             yield
         finally:
@@ -193,7 +195,7 @@ class System:
 
     @contextlib.contextmanager
     def milvus_killed(self) -> Iterator[None]:
-        self.milvus.child.kill()
+        self.milvus.process.kill()
         try:
             yield
         finally:
@@ -205,8 +207,8 @@ class System:
         """/health of each process by its name here."""
         records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
         return {
-            name: fetch_health(records[child.pid]) if child.pid in records else {"ready": False}
-            for name, child in self.children.items()
+            name: fetch_health(records[process.pid]) if process.pid in records else {"ready": False}
+            for name, process in self.processes.items()
         }
 
     def all_ready(self) -> bool:
@@ -231,7 +233,7 @@ class System:
         self.acknowledged[event.event_id] = (user, item)
         wait_until(lambda: self._has_history(user), "a watch in its history", PATIENCE_S)
         done("watch")
-        with RecommendClient(self.settings.kafka) as client:
+        with RecommendClient(client_options(self.settings.kafka)) as client:
             client.recommend(next(iter(self.releases.histories)), timeout_s=PATIENCE_S, retries=round(PATIENCE_S))
         done("request")
         return after_s
@@ -408,9 +410,9 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
     releases = train_releases(settings.bundles_dir, 1, size or Size(), now_ms=now_ms())
     with contextlib.ExitStack() as stack:
         broker = start_broker(settings)
-        stack.callback(broker.child.stop)
+        stack.callback(broker.process.stop)
         milvus = start_milvus(settings, probe=milvus_answers)
-        stack.callback(milvus.child.stop)
+        stack.callback(milvus.process.stop)
         settings = fill_in(settings, broker.bootstrap, milvus.uri)
         topics.create_topics(settings.kafka)
         traffic = Traffic(settings.kafka)
@@ -435,8 +437,8 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
 def start_again(service: Service, environ: Mapping[str, str], stop: threading.Event) -> None:
     """As a supervisor does, those that have stepped aside because the group had gone on without them; no others."""
     while not stop.wait(0.2):
-        for name, child in list(service.children.items()):
-            if child.poll() == EXIT_AGAIN:
+        for name, process in list(service.processes.items()):
+            if process.poll() == EXIT_AGAIN:
                 with environ_with(environ):
                     service.start(name)
 
@@ -452,7 +454,7 @@ def tell(service: Service) -> None:
 
 def ask_and_wait(bootstrap: str, partitions: str, user: str, count: str) -> None:
     """A client as a process of its own: it sends, says so, and then reads its replies, or tries to."""
-    with RecommendClient(Kafka(bootstrap=bootstrap, partitions=int(partitions))) as client:
+    with RecommendClient(client_options(Kafka(bootstrap=bootstrap, partitions=int(partitions)))) as client:
         waiting = [client.submit(messages.RecommendRequest(f"slow/{n}", user)) for n in range(int(count))]
         print("sent", flush=True)
         answered = [future.result(PATIENCE_S) for future in waiting]

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from infra.cli.learn import published
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.operate.releases import read_topic
+from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.simulation.world import World
@@ -123,16 +123,16 @@ class Service:
     milvus: MilvusServer
     traffic: Traffic
     stack: contextlib.ExitStack
-    children: dict[str, GuardedProcess] = field(default_factory=dict)
+    processes: dict[str, GuardedProcess] = field(default_factory=dict)
 
     def start(self, name: str, command: str = "") -> GuardedProcess:
         """Start a process of ours (`command`: which, when it is not its name)."""
         how = cli(*COMMANDS[command or name])
-        self.children[name] = self.stack.enter_context(process(self.settings, name, how))
-        return self.children[name]
+        self.processes[name] = self.stack.enter_context(process(self.settings, name, how))
+        return self.processes[name]
 
     def wait_ready(self, *names: str) -> None:
-        wait_for_health(self.settings, *(self.children[name] for name in names), timeout_s=READY_S)
+        wait_for_health(self.settings, *(self.processes[name] for name in names), timeout_s=READY_S)
 
     def publish(self, number: int) -> str:
         """Announce a bundle as `nextwatch train` does; its version."""
@@ -174,13 +174,13 @@ class Service:
 
     def empty_milvus(self) -> None:
         """A Milvus that has lost everything, on the port that it had."""
-        self.milvus.child.stop()
+        self.milvus.process.stop()
         shutil.rmtree(self.settings.data_dir / "milvus")
         self.restart_milvus()
 
     def restart_milvus(self) -> None:
-        child = self.milvus.restart()
-        self.stack.callback(child.stop)
+        started = self.milvus.restart()
+        self.stack.callback(started.stop)
         wait_until(self.milvus.is_ready, "Milvus", 60)
 
 
@@ -207,7 +207,7 @@ def running_service(
     with contextlib.ExitStack() as stack:
         settings = stack.enter_context(embedded(settings, milvus=False))
         milvus = start_milvus(settings, probe=milvus_answers)
-        stack.callback(milvus.child.stop)
+        stack.callback(milvus.process.stop)
         settings = with_section(settings, "milvus", uri=milvus.uri)
         traffic = Traffic(settings.kafka)
         stack.callback(traffic.close)

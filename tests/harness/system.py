@@ -22,7 +22,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from infra.local.broker import start_broker
 from infra.local.milvus_server import start_milvus
-from infra.local.processes import child_environ
+from infra.local.processes import process_environ
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.platform.guarded_process import GuardedProcess, start_guarded, wait_until_ready
 from infra.platform.health import fetch_health
@@ -45,7 +45,7 @@ def run_cli(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> str
     """Run a command of ours to its end; its output. Raises AssertionError with all it said when it fails."""
     done = subprocess.run(
         cli(*arguments),
-        env=child_environ(settings, os.environ),
+        env=process_environ(settings, os.environ),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -60,11 +60,11 @@ def embedded(settings: Settings, *, milvus: bool = True) -> Iterator[Settings]:
     """A broker (Apache Kafka when KAFKA_HOME is set) with our topics, and Milvus Lite; settings with both addresses."""
     with contextlib.ExitStack() as stack:
         broker = start_broker(settings)
-        stack.callback(broker.child.stop)
+        stack.callback(broker.process.stop)
         uri = ""
         if milvus:
             server = start_milvus(settings, probe=milvus_answers)
-            stack.callback(server.child.stop)
+            stack.callback(server.process.stop)
             uri = server.uri
         settings = fill_in(settings, broker.bootstrap, uri)
         create_topics(settings.kafka)
@@ -77,10 +77,10 @@ def running(
 ) -> Iterator[dict[str, GuardedProcess]]:
     """Our processes by name, started in this order; `ready`: once all of them say so on /health."""
     with contextlib.ExitStack() as stack:
-        children = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in processes}
+        processes = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in processes}
         if ready:
-            wait_for_health(settings, *children.values())
-        yield children
+            wait_for_health(settings, *processes.values())
+        yield processes
 
 
 @contextlib.contextmanager
@@ -94,24 +94,26 @@ def running_system(settings: Settings, processes: Sequence[str] = ALL) -> Iterat
 def process(settings: Settings, name: str, command: Sequence[str]) -> Iterator[GuardedProcess]:
     """One process of this checkout with exactly these settings."""
     here = str(Path(__file__).parents[2])  # for commands that live in tests/
-    environ = child_environ(settings, os.environ)
+    environ = process_environ(settings, os.environ)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH")]))
-    child = start_guarded(name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0)
+    started = start_guarded(
+        name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0
+    )
     try:
-        yield child
+        yield started
     finally:
-        child.stop()
+        started.stop()
 
 
-def wait_for_health(settings: Settings, *children: GuardedProcess, timeout_s: float = READY_S) -> None:
+def wait_for_health(settings: Settings, *processes: GuardedProcess, timeout_s: float = READY_S) -> None:
     """Return when every process's /health says ready. Raises ServiceError with the end of the log of one that ends."""
 
     def is_ready(pid: int) -> bool:
         record = next((each for each in read_run_files(settings.run_dir) if each["pid"] == pid), None)
         return record is not None and bool(fetch_health(record)["ready"])
 
-    for child in children:
-        wait_until_ready(child, lambda pid=child.pid: is_ready(pid), timeout_s)  # type: ignore[misc]
+    for started in processes:
+        wait_until_ready(started, lambda pid=started.pid: is_ready(pid), timeout_s)  # type: ignore[misc]
 
 
 def release(settings: Settings, log: pl.DataFrame, items: pl.DataFrame) -> dict[str, Any]:

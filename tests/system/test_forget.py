@@ -15,7 +15,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.local.broker import Broker
-from infra.local.processes import child_environ
+from infra.local.processes import process_environ
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Forget, Join, Kafka, Settings
@@ -218,7 +218,7 @@ def test_a_forgotten_user_is_in_no_stored_byte_and_no_replay_brings_the_user_bac
     # whoever is down forgets before he reads on
     unsure = subprocess.run(
         cli("forget", carol, "--wait-s", "0.2", "--json"),
-        env=child_environ(settings, os.environ),
+        env=process_environ(settings, os.environ),
         capture_output=True,
         text=True,
         check=False,
@@ -289,7 +289,7 @@ def test_what_the_ranker_learns_from_leaves_the_forgotten_out(settings, town, tm
     assert store_served(settings, tmp_path / "before", None).forgotten == 0
     done = subprocess.run(
         cli("forget", "-", "--wait-s", "0", "--no-held"),
-        env=child_environ(settings, os.environ),
+        env=process_environ(settings, os.environ),
         input="eve\n",
         capture_output=True,
         text=True,

@@ -17,24 +17,13 @@ import pytest
 
 from indexer.collection import Index
 from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import client_options
 from infra.platform.run_files import read_run_files
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
 from streams.dead_letters.box import Place, read_box
 from streams.dead_letters.retry import retry
-from streams.messages import (
-    Impression,
-    Item,
-    JoinState,
-    RecommendReply,
-    RecommendRequest,
-    Refused,
-    SearchEvent,
-    Shown,
-    WatchEvent,
-    decode,
-    encode,
-)
+from streams.messages import Impression, Item, JoinState, Refused, SearchEvent, Shown, WatchEvent, decode, encode
 from tests.harness.flood import PASSED_OVER, SET_ASIDE, Account, allow_any_time, pour, pour_refused_requests
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import read_metrics, wait_until
@@ -92,7 +81,7 @@ class Outcome:
         self.replies += self.client.recommend_many(requests, timeout_s=WAIT_S)
 
     def ready(self) -> set[str]:
-        own = {child.pid for child in self.service.children.values()}
+        own = {process.pid for process in self.service.processes.values()}
         records = [each for each in read_run_files(self.service.settings.run_dir) if each["pid"] in own]
         return {each["name"] for each in records if fetch_health(each)["ready"]}
 
@@ -106,12 +95,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         service.wait_ready(*WORKERS)
         kafka = service.settings.kafka
         allow_any_time(kafka)
-        client = stack.enter_context(RecommendClient(kafka))
+        client = stack.enter_context(RecommendClient(client_options(kafka)))
         parts = Account(kafka), Histories(kafka), Reader(kafka, topics.JOIN_STATE)
         for part in parts:
             stack.callback(part.close)
         account, histories, join_states = parts
-        pids = {name: child.pid for name, child in service.children.items()}
+        pids = {name: process.pid for name, process in service.processes.items()}
         outcome = Outcome(service, account, client, histories, join_states, pids)
         outcome.catalogue = read_metrics(service.settings, "serving")["nextwatch_catalogue_items"]
         for number in range(ROUNDS):
@@ -130,8 +119,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
 
 def test_every_process_lives_and_is_ready(outcome):
     wait_until(lambda: outcome.ready() == set(ALL), "all ready", WAIT_S)
-    assert {name: child.poll() for name, child in outcome.service.children.items()} == dict.fromkeys(ALL)
-    assert {name: child.pid for name, child in outcome.service.children.items()} == outcome.pids
+    assert {name: process.poll() for name, process in outcome.service.processes.items()} == dict.fromkeys(ALL)
+    assert {name: process.pid for name, process in outcome.service.processes.items()} == outcome.pids
 
 
 def test_each_bad_message_is_one_dead_letter_and_no_good_one_is(outcome):
@@ -211,12 +200,12 @@ def test_a_message_that_has_become_good_is_sent_again_and_counts_once_though_it_
 def test_workers_that_start_anew_find_their_state_among_all_of_it(outcome):
     service = outcome.service
     for name in WORKERS:
-        service.children[name].ask_to_stop()
+        service.processes[name].ask_to_stop()
     for name in WORKERS:
-        assert service.children[name].stop() == 0
+        assert service.processes[name].stop() == 0
         service.start(name)
     service.wait_ready(*WORKERS)
     user = outcome.users[0]
     service.traffic.watch(user, "one more")
     outcome.histories.of(user, lambda history: [watch.item_id for watch in history.watches][3:] == ["one more"])
-    assert {name: child.poll() for name, child in service.children.items()} == dict.fromkeys(ALL)
+    assert {name: process.poll() for name, process in service.processes.items()} == dict.fromkeys(ALL)

@@ -28,11 +28,11 @@ from infra.local.milvus_server import start_milvus
 from infra.local.processes import broker_part
 from infra.local.stack import milvus_answers
 from infra.local.supervisor import Supervisor
-from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.kafka_clients import client_options, close_producer, kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Milvus, Settings
-from serving.client import client as client_module
-from serving.client.client import RecommendClient, RequestFailed
+from nextwatch_client import RecommendClient, RequestFailed
+from nextwatch_client import client as client_module
 from streams import topics
 from tests.harness.outages import Memory, Replies, System, running_outages
 from tests.harness.system import wait_until
@@ -67,7 +67,7 @@ def live_through(system: System, outage: contextlib.AbstractContextManager[objec
         again_s = system.wait_until_it_works()["request"]
     grown = memory.grown_mb()
     assert max(grown.values()) < MOST_GROWN_MB, grown
-    assert all(child.poll() is None for child in system.children.values()), "nobody had to be started again"
+    assert all(process.poll() is None for process in system.processes.values()), "nobody had to be started again"
     return Replies.of(asked), again_s
 
 
@@ -96,7 +96,7 @@ def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_an
     """It takes connections and answers nothing. Every session is over when it goes on. One client gives up early: its
     requests fail with a reason, and it serves again when the broker does."""
     monkeypatch.setattr(client_module, "SEND_S", 3.0)
-    with RecommendClient(system.settings.kafka) as impatient:
+    with RecommendClient(client_options(system.settings.kafka)) as impatient:
         user = next(iter(system.releases.histories))
         assert impatient.recommend(user, timeout_s=PATIENCE_S, retries=20).items
         monkeypatch.undo()
@@ -114,7 +114,7 @@ def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_an
 
         @contextlib.contextmanager
         def stands_still() -> Iterator[None]:
-            with system.stopped(system.broker.child.pid):
+            with system.stopped(system.broker.process.pid):
                 asking.start()
                 yield
                 stop.set()
@@ -139,7 +139,7 @@ def test_slow_consumers_harm_nobody_else(system: System):
         @contextlib.contextmanager
         def standing() -> Iterator[None]:
             os.kill(slow.pid, signal.SIGSTOP)
-            with system.stopped(system.children["indexer"].pid):
+            with system.stopped(system.processes["indexer"].pid):
                 yield
                 others = {name: each for name, each in system.health().items() if name != "indexer"}
                 assert all(each["ready"] for each in others.values()), others
@@ -206,7 +206,7 @@ def test_a_broker_whose_disk_is_full_says_so_and_has_all_that_it_acknowledged_wh
         broker = start_broker(Settings(data_dir=tmp_path, kafka=Kafka(partitions=1)))
         said: list[str] = []
         with Supervisor(lambda process, what: said.append(f"{process} {what}")) as supervisor:
-            supervisor.add(broker_part(broker), broker.child)
+            supervisor.add(broker_part(broker), broker.process)
             settings = fill_in(broker.settings, broker.bootstrap, "")
             topics.create_topics(settings.kafka)
             hog = fill(tmp_path / "kafka", 2_000_000)
@@ -214,7 +214,7 @@ def test_a_broker_whose_disk_is_full_says_so_and_has_all_that_it_acknowledged_wh
                 acknowledged = set(itertools.takewhile(produce, itertools.count()))
             wait_until(lambda: any("is full" in each for each in said), "the reason is told", PATIENCE_S)
             hog.unlink()
-            wait_until(lambda: supervisor.child("broker") is not None and broker.is_ready(), "ready", PATIENCE_S)
+            wait_until(lambda: supervisor.process("broker") is not None and broker.is_ready(), "ready", PATIENCE_S)
             with contextlib.closing(Reader(settings.kafka, topics.DEAD_LETTERS)) as reader:
                 found = {int(record.key) for record in reader.to_the_end()}
             assert acknowledged and acknowledged <= found
@@ -273,7 +273,7 @@ def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_o
             hog.unlink()
             write(50_000)
             write(60_000)
-            server.child.kill()
+            server.process.kill()
             server.restart()
             wait_until(server.is_ready, "Milvus", PATIENCE_S)
             index.load("v1")
@@ -282,4 +282,4 @@ def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_o
             assert all(np.allclose(found[item][1], vector, atol=1e-5) for item, vector in written.items())
         finally:
             index.close()
-            server.child.stop()
+            server.process.stop()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from infra.operate.replay import replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic
 from infra.simulation.world import World
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, WATCH_EVENTS, create_topics
 from tests.harness.parity import check_parity
 from tests.harness.system import Cluster, release, running, wait_for_health, wait_until
@@ -35,12 +36,15 @@ def served(kafka: str, milvus_uri: str, make_settings: Callable[..., Settings]) 
     create_topics(settings.kafka)
     world = World(seed=3, start_ms=now_ms(), users=60, channels=12, items=150, events_per_s=5.0, item_every_s=2.0)
     log, items = world.past_log(now_ms() - 3 * DAY_MS, now_ms(), 1500), world.items_frame(now_ms())
-    with running(settings) as children, Cluster(settings.kafka) as cluster:
+    with running(settings) as processes, Cluster(settings.kafka) as cluster:
         replay(log, settings, items=items)
         wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         release(settings, log, items)
-        wait_for_health(settings, *children.values())
-        with RecommendClient(settings.kafka) as client, SimulatedTraffic(world, settings.kafka, client, 10.0):
+        wait_for_health(settings, *processes.values())
+        with (
+            RecommendClient(client_options(settings.kafka)) as client,
+            SimulatedTraffic(world, settings.kafka, client, 10.0),
+        ):
             wait_until(lambda: cluster.total(ITEM_STATISTICS) > 100, "statistics of what was shown", 120)
             before = cluster.total(IMPRESSIONS)
             wait_until(lambda: cluster.total(IMPRESSIONS) >= before + LISTS, "lists", 120)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from infra.cli.learn import published
 from infra.operate.releases import read_topic
+from infra.operate.training import published
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Kafka, Settings

@@ -13,9 +13,9 @@ from concurrent.futures import Future
 import pytest
 
 from infra.platform.health import fetch_health
+from infra.platform.kafka_clients import client_options
 from infra.platform.run_files import read_run_files
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import Cluster, wait_until
@@ -56,7 +56,7 @@ def wait_settled(service: Service, servers: Sequence[str] = SERVERS) -> None:
 
 
 def is_settled(service: Service, servers: Sequence[str]) -> bool:
-    own = {service.children[name].pid for name in servers}
+    own = {service.processes[name].pid for name in servers}
     records = [each for each in read_run_files(service.settings.run_dir) if each["pid"] in own]
     health = [each for each in map(fetch_health, records) if "partitions" in each]
     answered = sorted(number for each in health for number in each["partitions"])
@@ -119,13 +119,13 @@ class Load:
 
 def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list(service, witness, capsys):
     users = list(service.releases.histories)
-    with RecommendClient(service.settings.kafka) as client:
+    with RecommendClient(client_options(service.settings.kafka)) as client:
         with Load(client, users) as load:
             marks = [("before", time.monotonic())]
             time.sleep(1.0)
             for name in SERVERS:
                 marks.append((f"{name} leaves", time.monotonic()))
-                assert service.children[name].stop() == 0, "SIGTERM ends it cleanly"
+                assert service.processes[name].stop() == 0, "SIGTERM ends it cleanly"
                 marks.append((f"{name} starts and joins", time.monotonic()))
                 service.start(name, "serving")
                 wait_settled(service)
@@ -142,9 +142,9 @@ def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answe
     """Bursts, so that the queue is never empty: a rebalance gives back what was read and not answered, also where the
     partition comes back to the same server."""
     users = list(service.releases.histories)
-    with RecommendClient(service.settings.kafka) as client:
+    with RecommendClient(client_options(service.settings.kafka)) as client:
         burst = Load(client, users)
-        assert service.children[SERVERS[1]].stop() == 0
+        assert service.processes[SERVERS[1]].stop() == 0
         wait_settled(service, SERVERS[:1])
         service.start(SERVERS[1], "serving")
         wait_until(lambda: burst.keep_busy(300) and is_settled(service, SERVERS), "both at work", PATIENCE_S)
@@ -156,12 +156,12 @@ def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answe
 
 def test_requests_of_a_killed_server_are_answered_by_the_other_and_duplicates_are_alike(service, witness, capsys):
     users = list(service.releases.histories)
-    with Cluster(service.settings.kafka) as cluster, RecommendClient(service.settings.kafka) as client:
+    with Cluster(service.settings.kafka) as cluster, RecommendClient(client_options(service.settings.kafka)) as client:
         before = cluster.total(RECOMMEND_REQUESTS)
         with Load(client, users, AGAIN_S) as load:
             time.sleep(2.0)
             marks = [("killed", time.monotonic())]
-            service.children[SERVERS[0]].kill()
+            service.processes[SERVERS[0]].kill()
             wait_settled(service, SERVERS[1:])
             marks.append(("the other has all", time.monotonic()))
             time.sleep(2.0)

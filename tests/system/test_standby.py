@@ -22,8 +22,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from infra.cli.learn import published
 from infra.operate.status import fetch_samples
+from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
@@ -66,13 +66,13 @@ class Story:
     stack: contextlib.ExitStack
     traffic: Traffic
     reader: Reader
-    children: dict[str, GuardedProcess] = field(default_factory=dict)
+    processes: dict[str, GuardedProcess] = field(default_factory=dict)
     sent: list[TrainingExample] = field(default_factory=list)
 
     def start(self, name: str, worker: str = "trainer") -> GuardedProcess:
         command = [sys.executable, "-m", "tests.harness.slow_trainer", "worker", worker]
-        self.children[name] = self.stack.enter_context(process(self.settings, name, command))
-        return self.children[name]
+        self.processes[name] = self.stack.enter_context(process(self.settings, name, command))
+        return self.processes[name]
 
     def health(self, name: str) -> dict[str, Any]:
         return fetch_health(self._run_file(name))
@@ -125,7 +125,7 @@ class Story:
         wait_until(lambda: self.learnt() >= len(self.sent), f"{len(self.sent)} examples learnt", PATIENCE_S)
 
     def _run_file(self, name: str) -> dict[str, Any]:
-        pid = self.children[name].pid
+        pid = self.processes[name].pid
         return next(each for each in read_run_files(self.settings.run_dir) if each["pid"] == pid)
 
 
@@ -187,7 +187,7 @@ def test_killed_workers_are_replaced_within_20_s_and_the_rows_are_one_trainers(s
     story.send(*(ITEMS[number] for number in rng.integers(0, 20, 600)))
     wait_until(lambda: story.learnt() > 200, "some of it learnt", PATIENCE_S, every_s=0.01)
     for name in ("first", "history-1"):
-        story.children[name].kill()
+        story.processes[name].kill()
     killed_s, at_kill = time.monotonic(), story.learnt()
     story.send("item-30")
     for user in users:
@@ -201,7 +201,7 @@ def test_killed_workers_are_replaced_within_20_s_and_the_rows_are_one_trainers(s
         print(f"\nkilled at {at_kill} of {len(story.sent)} examples; what was sent after it is handled after: {told}")
     assert max(took_s.values()) < TAKE_OVER_S
     assert (story.health("second")["role"], story.health("second")["epoch"]) == ("active", 2)
-    story.children["history-2"].kill()
+    story.processes["history-2"].kill()
     check_rows(story, learnt_again=2 * BATCH)
 
 
@@ -214,7 +214,7 @@ def test_a_paused_trainer_that_goes_on_changes_nothing_and_says_so(story: Story)
     begun = len(story.sent) + 100
     story.send(*(ITEMS[number] for number in rng.integers(0, 20, 400)))
     wait_until(lambda: story.learnt() > begun, "some of it learnt", PATIENCE_S, every_s=0.01)
-    paused = story.children["second"]
+    paused = story.processes["second"]
     os.kill(paused.pid, signal.SIGSTOP)
     try:
         story.send("item-31")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from serving.client.client import RecommendClient
+from infra.platform.kafka_clients import client_options
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
-from streams.messages import Item, RecommendReply, RecommendRequest, encode
+from streams.messages import Item, encode
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import wait_until
 from tests.harness.traffic import WAIT_S
@@ -36,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[RecommendClient]:
-    with RecommendClient(service.settings.kafka) as client:
+    with RecommendClient(client_options(service.settings.kafka)) as client:
         yield client
 
 
@@ -133,7 +134,7 @@ def test_what_is_taken_down_is_in_no_reply_after_two_seconds_and_comes_back(serv
 
 def test_what_is_taken_down_while_milvus_is_away_is_in_no_reply_then_nor_when_it_is_back(service, client, items):
     user = viewers(service)[0]
-    service.milvus.child.kill()
+    service.milvus.process.kill()
     wait_until(lambda: mirror_answers(client, user), "the mirror answers", WAIT_S)
     assert all(all_of(items, shown(client, user)) for user in everybody(service))
     since_s = take_down(service, items)
@@ -147,7 +148,7 @@ def test_what_is_taken_down_while_milvus_is_away_is_in_no_reply_then_nor_when_it
 
 def test_what_is_down_stays_down_when_the_index_is_built_anew_from_bundle_and_topics(service, client, items):
     since_s = take_down(service, items)
-    service.children["indexer"].stop()
+    service.processes["indexer"].stop()
     service.empty_milvus()
     service.start("indexer")
     service.wait_ready("indexer")
@@ -189,7 +190,7 @@ def passes(service: Service, item: str, marker: np.ndarray) -> bool:
 def test_a_server_that_starts_anew_shows_nothing_that_is_down(service, client, items):
     since_s = take_down(service, items)
     assert_gone(service, client, items, since_s)
-    assert service.children["serving"].stop() == 0
+    assert service.processes["serving"].stop() == 0
     service.start("serving")
     assert_gone(service, client, items, since_s)  # from its very first reply
     service.wait_ready("serving")
@@ -216,7 +217,7 @@ def test_what_the_trainer_lets_go_of_while_milvus_is_away_leaves_the_mirror_and_
         assert any("mirror" in step for step in reply.degraded)
         return item in {each.item_id for each in reply.items if each.source in TOWERS}
 
-    service.milvus.child.kill()
+    service.milvus.process.kill()
     wait_until(lambda: mirror_answers(client, user), "the mirror answers", WAIT_S)
     assert is_found()
     service.traffic.send(topics.ITEM_VECTORS, item, None)

@@ -25,12 +25,12 @@ from indexer.collection import Index
 from infra.local.stack import COMMANDS
 from infra.platform import metrics
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
 from infra.platform.settings import Kafka as KafkaSettings
 from models.retrieval.incremental import STATE_COLUMNS
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
     ITEM_VECTORS,
@@ -70,7 +70,7 @@ class System:
     """A running system, and what was seen of it on its way to the first release."""
 
     settings: Settings
-    children: dict[str, GuardedProcess]
+    processes: dict[str, GuardedProcess]
     stack: contextlib.ExitStack  # whatever is started later is stopped with the rest
     client: RecommendClient
     traffic: Traffic
@@ -105,8 +105,8 @@ class System:
 
     def start(self, name: str) -> GuardedProcess:
         command = cli(*COMMANDS[name])
-        child = self.children[name] = self.stack.enter_context(process(self.settings, name, command))
-        return child
+        started = self.processes[name] = self.stack.enter_context(process(self.settings, name, command))
+        return started
 
     def row(self, item: str, found: Any, what: str) -> ItemVector:
         """The item's newest published row, once `found` is true of it."""
@@ -154,8 +154,8 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
     )
     create_topics(settings.kafka)
     with contextlib.ExitStack() as stack:
-        children = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in ALL}
-        wait_for_health(settings, *children.values())
+        processes = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in ALL}
+        wait_for_health(settings, *processes.values())
         log, items = past(seed=1, until_ms=now_ms())
         log.write_parquet(settings.data_dir / "log.parquet")
         items.write_parquet(settings.data_dir / "items.parquet")
@@ -164,18 +164,18 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
         viewer, watches = log["user_id"][-1], log.filter(log["user_id"] == log["user_id"][-1]).height
         histories = Histories(settings.kafka)
         histories.of(viewer, lambda history: len(history.watches) >= min(50, watches))
-        client, traffic = RecommendClient(settings.kafka), Traffic(settings.kafka)
+        client, traffic = RecommendClient(client_options(settings.kafka)), Traffic(settings.kafka)
         vectors = Reader(settings.kafka, ITEM_VECTORS)
         for each in (client, traffic, histories, vectors):
             stack.callback(each.close)
         before = until_trending(client, viewer)
         first = json.loads(run_cli(settings, "train", "--from-topics", "--wait-s", "60", "--json", timeout_s=180))
-        wait_for_health(settings, *children.values())
-        yield System(settings, children, stack, client, traffic, histories, vectors, before, first)
-        for child in children.values():
-            child.ask_to_stop()
-        ended = {name: child.stop() for name, child in children.items()}
-        assert ended == dict.fromkeys(children, 0), "every process ends cleanly when it is asked to"
+        wait_for_health(settings, *processes.values())
+        yield System(settings, processes, stack, client, traffic, histories, vectors, before, first)
+        for started in processes.values():
+            started.ask_to_stop()
+        ended = {name: started.stop() for name, started in processes.items()}
+        assert ended == dict.fromkeys(processes, 0), "every process ends cleanly when it is asked to"
     index = Index(settings.milvus)
     for version in index.versions():
         index.drop(version)
@@ -385,7 +385,7 @@ def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):
     wait_for_rest(system)
     before = {item: system.row(item, lambda row: True, "a row") for item in (learnt, resting, fresh)}
     progress = progress_of(system)
-    assert system.children["trainer"].stop() == 0
+    assert system.processes["trainer"].stop() == 0
     for number in range(3):  # while nobody learns
         system.traffic.watch(f"{tag}-gone-{number}", learnt)
     wait_for_health(system.settings, system.start("trainer"))

@@ -14,10 +14,11 @@ import numpy as np
 from indexer.collection import MOST_HITS, Index
 from indexer.errors import IndexFailure
 from infra.operate.replay import replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
-from serving.client.client import RecommendClient
-from streams.messages import RecommendRequest, WatchEvent, encode
+from nextwatch_client import RecommendClient, RecommendRequest
+from streams.messages import WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS
 from tests.benchmarks.load import create_load, steady_requests
 from tests.benchmarks.report import Report, histogram_quantile, main, quantile
@@ -47,12 +48,12 @@ def measure(report: Report, quick: bool) -> None:
     now_ms = _now_ms()
     world = World(seed=3, start_ms=now_ms, events_per_s=EVENTS_PER_S)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
-    with temporary_settings() as own, embedded(own) as settings, running(settings) as children:
+    with temporary_settings() as own, embedded(own) as settings, running(settings) as processes:
         replay(log, settings, items=items)
         with Cluster(settings.kafka) as cluster:
             wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         version = release(settings, log, items)["version"]
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         probe(report, settings, Feed(world, settings), version, seconds)
 
 
@@ -115,7 +116,7 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds:
     before = {name: read_metrics(settings, name) for name in ("history", "indexer")}
     began_s = time.monotonic()
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(RecommendClient(settings.kafka))
+        client = stack.enter_context(RecommendClient(client_options(settings.kafka)))
         index = stack.enter_context(contextlib.closing(Index(settings.milvus)))
         stack.callback(feed.close)
         stack.enter_context(every(0.02, feed.step))

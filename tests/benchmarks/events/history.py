@@ -121,7 +121,7 @@ def measure_lane(lane: Lane, settings: Settings, messages: Messages, broker: Bro
             stack.enter_context(process(settings, f"{lane.group}-{n}", lane.command)) for n in range(lane.workers)
         ]
         wait_for_group(settings, lane, workers, cluster)
-        pids = [worker.pid for worker in workers] + [broker.child.pid]
+        pids = [worker.pid for worker in workers] + [broker.process.pid]
         cpu_before = [cpu_s(pid) for pid in pids]
         began_s = time.time()
         send_all(settings.kafka, WATCH_EVENTS, messages)
@@ -175,7 +175,7 @@ def running_broker(settings: Settings) -> Iterator[Broker]:
     try:
         yield broker
     finally:
-        broker.child.stop()
+        broker.process.stop()
 
 
 def broker_name(broker: Broker) -> str:

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 from infra.operate.replay import replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams.topics import WATCH_EVENTS, create_topics
 from tests.benchmarks.report import Report, main, quantile
 from tests.harness.system import (
@@ -44,16 +44,16 @@ def measure(report: Report, quick: bool) -> None:
     now_ms = round(time.time() * 1000)
     world = World(seed=5, start_ms=now_ms)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
-    with temporary_settings() as own, embedded(own) as settings, running(settings) as children:
+    with temporary_settings() as own, embedded(own) as settings, running(settings) as processes:
         replay(log, settings, items=items)
         with Cluster(settings.kafka) as cluster:
             wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         release(settings, log, items)
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         echo = with_section(settings, "kafka", topic_prefix="echo-")
         create_topics(echo.kafka)
-        with process(echo, "echo", ECHO) as child:
-            wait_for_health(echo, child)
+        with process(echo, "echo", ECHO) as started:
+            wait_for_health(echo, started)
             for concurrency in (1, 16):
                 bare = ask(echo, world.visitors(count), concurrency)
                 real = ask(settings, world.visitors(count), concurrency)
@@ -62,7 +62,7 @@ def measure(report: Report, quick: bool) -> None:
 
 def ask(settings: Settings, user_ids: Sequence[str], concurrency: int) -> list[Answer]:
     """Ask for everyone, `concurrency` requests at a time; the first tenth is a warm-up and left out."""
-    with RecommendClient(settings.kafka) as client, ThreadPoolExecutor(concurrency) as pool:
+    with RecommendClient(client_options(settings.kafka)) as client, ThreadPoolExecutor(concurrency) as pool:
 
         def one(user_id: str) -> Answer:
             request = RecommendRequest(uuid.uuid4().hex, user_id)

@@ -1,0 +1,1 @@
+"""The index in Milvus: recall, lag behind the trainer, upserts."""

@@ -65,7 +65,7 @@ def add_kind(report: Report, kind: str, ground: Ground, queries: Floats) -> None
             found = found[1:]  # without the one that warms up
         finally:
             index.close()
-            server.child.stop()
+            server.process.stop()
     model = ground.bundle.model
     places = np.arange(len(model.item_ids))
     recall = recall_of(found, model, places, queries, HITS)

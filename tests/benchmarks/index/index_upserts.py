@@ -45,7 +45,7 @@ def measure(report: Report, quick: bool) -> None:
         finally:
             client.close()
             index.close()
-            server.child.stop()
+            server.process.stop()
 
 
 def in_turns(writers: dict[str, Prepare], rounds: int) -> dict[str, list[float]]:

@@ -1,0 +1,1 @@
+"""Retrieval judged on logs: against baselines, without its parts, live."""

@@ -11,8 +11,9 @@ from typing import Any
 import polars as pl
 
 from infra.operate.replay import Replayed, replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.topics import DEAD_LETTERS, TRAINING_EXAMPLES, WATCH_EVENTS
 from tests.benchmarks.load import Asked, steady_requests
 from tests.benchmarks.report import Report, histogram_quantile, main, quantile
@@ -49,13 +50,13 @@ def measure(report: Report, quick: bool) -> None:
     with (
         temporary_settings() as own,
         embedded(own) as settings,
-        running(settings) as children,
+        running(settings) as processes,
         Cluster(settings.kafka) as cluster,
     ):
         replay(past, settings, items=items)  # the histories as they were on the evening of 3 May
         wait_until(lambda: is_worked_off(cluster), "histories of the past", PATIENCE_S, every_s=0.5)
         trained_s = seconds_of(lambda: release(settings, past, items))
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         wait_until(lambda: is_worked_off(cluster), "the trainer", PATIENCE_S, every_s=0.5)
         run(report, settings, cluster, live, past.height, trained_s)
 
@@ -77,7 +78,7 @@ def run(
     before, dead, examples = read_all(settings), cluster.total(DEAD_LETTERS), cluster.total(TRAINING_EXAMPLES)
     began_s = time.monotonic()
     with (
-        RecommendClient(settings.kafka) as client,
+        RecommendClient(client_options(settings.kafka)) as client,
         steady_requests(client, lambda: pick.choice(users), REQUESTS_PER_S) as asked,
     ):
         sent = replay(live, settings)

@@ -1,0 +1,1 @@
+"""The ranker judged on exposures: against baselines, without its features, as served."""

@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 from infra.operate.replay import replay
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic
 from infra.simulation.world import NOTICE, World
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS
 from tests.benchmarks.ranking.ranking_ground import say
 from tests.benchmarks.report import Report, main
@@ -51,13 +52,13 @@ def measure(report: Report, quick: bool) -> None:
     with (
         temporary_settings(**SECTIONS) as own,
         embedded(own) as settings,
-        running(settings) as children,
+        running(settings) as processes,
         Cluster(settings.kafka) as cluster,
     ):
         replay(log, settings, items=items)
         wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
         release(settings, log, items)
-        wait_for_health(settings, *children.values())
+        wait_for_health(settings, *processes.values())
         serve(settings, world, cluster, wanted)
         for topic in (USER_HISTORIES, ITEM_STATISTICS):
             report.add(what=f"records of {topic}", value=cluster.total(topic))
@@ -67,15 +68,15 @@ def measure(report: Report, quick: bool) -> None:
 def serve(settings: Settings, world: World, cluster: Cluster, wanted: int) -> None:
     """Let people ask until so many lists are recorded; no faster than they are answered, so that all are ranked."""
     with (
-        RecommendClient(settings.kafka) as client,
-        SimulatedTraffic(world, settings.kafka, client, REQUESTS_PER_S) as audience,
+        RecommendClient(client_options(settings.kafka)) as client,
+        SimulatedTraffic(world, settings.kafka, client, REQUESTS_PER_S) as traffic,
     ):
         before, began_s = cluster.total(IMPRESSIONS), time.monotonic()
         while (lists := cluster.total(IMPRESSIONS) - before) < wanted and time.monotonic() - began_s < WITHIN_S:
-            waiting = audience.asked - audience.answered - audience.failed
-            audience.requests_per_s = REQUESTS_PER_S if waiting < MOST_WAITING else 0.0
+            waiting = traffic.asked - traffic.answered - traffic.failed
+            traffic.requests_per_s = REQUESTS_PER_S if waiting < MOST_WAITING else 0.0
             time.sleep(0.1)
-        say(f"{lists:,} lists, {audience.watched:,} watches, {audience.failed} requests failed")
+        say(f"{lists:,} lists, {traffic.watched:,} watches, {traffic.failed} requests failed")
 
 
 def add_parity(report: Report, settings: Settings) -> None:

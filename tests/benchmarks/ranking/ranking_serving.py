@@ -89,11 +89,11 @@ def in_turns(release: LiveRelease, live: ItemStatistics, requests: int, ground: 
         return result
 
     for turn in range(1, turns + 6):
-        asked = [(*one_request(ground, rng), None) for _ in range(requests)]
-        queries = [RankingQuery(history, NOW_MS, ids, scores) for history, ids, scores, _ in asked]
+        asked = [one_request(ground, rng) for _ in range(requests)]
+        queries = [RankingQuery(history, NOW_MS, ids, scores) for history, ids, scores in asked]
         ready = tensors_of(ranker, ranking_batch_of(queries, release.catalogue, known))
         both: dict[str, Callable[[], Any]] = {
-            "whole": partial(score_candidates, asked, release, live, now_ms=NOW_MS),
+            "whole": partial(score_candidates, queries, release, live, now_ms=NOW_MS),
             "bare pass": partial(forward, ranker, *ready),
         }
         for part in both if turn % 2 else reversed(both):  # whoever comes second finds the caches warm

@@ -1,0 +1,1 @@
+"""Endurance: crashes, outages, bad messages, long runs. The short forms are in tests/system."""

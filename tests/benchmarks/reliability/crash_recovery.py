@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 
 from confluent_kafka import Producer
 
-from infra.cli.learn import published
 from infra.local.processes import command_part
 from infra.local.stack import COMMANDS
 from infra.local.supervisor import Supervisor
+from infra.operate.training import published
 from infra.platform.settings import Embedded, Settings
 from streams import topics
 from streams.messages import (
@@ -67,11 +67,11 @@ def measure_recovery(
 
 def recover(supervisor: Supervisor, name: str) -> float:
     """Kill a process and wait until it is ready; the seconds."""
-    child = supervisor.child(name)
-    assert child is not None
+    process = supervisor.process(name)
+    assert process is not None
     began_s = time.monotonic()
-    os.kill(child.pid, signal.SIGKILL)
-    while supervisor.child(name) is child:
+    os.kill(process.pid, signal.SIGKILL)
+    while supervisor.process(name) is process:
         time.sleep(0.01)
     supervisor.wait_ready(READY_S, [name], crashes=1000)  # of our own doing
     return time.monotonic() - began_s

@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from infra.platform.kafka_clients import client_options
 from infra.simulation.world import NOTICE
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient, RecommendRequest
 from streams import topics
-from streams.messages import RecommendRequest
 from tests.benchmarks.report import Report, main
 from tests.harness.flood import PASSED_OVER, SET_ASIDE, Account, allow_any_time, pour, pour_refused_requests
 from tests.harness.service import Service, Size, running_service
@@ -42,11 +42,11 @@ def measure(report: Report, quick: bool) -> None:
         kafka = service.settings.kafka
         allow_any_time(kafka)
         account = stack.enter_context(closing(Account(kafka)))
-        client = stack.enter_context(RecommendClient(kafka))
+        client = stack.enter_context(RecommendClient(client_options(kafka)))
         unanswered = 0
         for seed, topic in enumerate((*SET_ASIDE, *PASSED_OVER)):
             unanswered += flood(report, service, account, client, topic, count, seed)
-        died = [name for name, child in service.children.items() if child.poll() is not None]
+        died = [name for name, process in service.processes.items() if process.poll() is not None]
     report.bar("unaccounted", sum(row["unaccounted"] for row in report.rows), at_most=0)
     report.bar("processes that died", len(died), at_most=0)
     report.bar("requests without a reply", unanswered, at_most=0)

@@ -32,10 +32,10 @@ def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
     """By name, what is taken away while the block runs."""
     found: dict[str, Callable[[], Outage]] = {
         "broker killed": system.broker_killed,
-        "broker stands still": lambda: system.stopped(system.broker.child.pid),
+        "broker stands still": lambda: system.stopped(system.broker.process.pid),
         "Milvus killed": system.milvus_killed,
-        "Milvus stands still": lambda: system.stopped(system.milvus.child.pid),
-        "indexer stands still": lambda: system.stopped(system.children["indexer"].pid),
+        "Milvus stands still": lambda: system.stopped(system.milvus.process.pid),
+        "indexer stands still": lambda: system.stopped(system.processes["indexer"].pid),
     }
     clock = system.clock
     if clock is not None:
@@ -55,7 +55,7 @@ def measure(report: Report, quick: bool) -> None:
         for name, outage in outages_of(system).items():
             print(f"outages: {name}", file=sys.stderr, flush=True)
             add_row(report, name, outage, system, away_s)
-        ended = [name for name, child in system.children.items() if child.poll() is not None]
+        ended = [name for name, process in system.processes.items() if process.poll() is not None]
         report.bar("processes that ended", len(ended), at_most=0)
         if system.clock is None:
             report.note("no libfaketime (Debian's package, or FAKETIME_LIB): clocks were left alone")

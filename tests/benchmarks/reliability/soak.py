@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from infra.platform.kafka_clients import client_options
 from infra.simulation.world import NOTICE
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.topics import RECOMMEND_REQUESTS
 from tests.benchmarks.events.freshness import every
 from tests.benchmarks.reliability.soak_events import AWAY, HEALTHY, Editor, Operator
@@ -88,7 +89,7 @@ def run_soak(plan: Plan, data_dir: Path, say: Callable[[str], None]) -> Outcome:
         capacity = measure_capacity(service, 10.0) if not plan.per_s else float("nan")
         per_s = plan.per_s or capacity / 2
         say(f"capacity {capacity:.0f} requests/s; {plan.seconds:.0f} s at {per_s:.0f}")
-        client = stack.enter_context(RecommendClient(service.settings.kafka))
+        client = stack.enter_context(RecommendClient(client_options(service.settings.kafka)))
         cluster = stack.enter_context(Cluster(service.settings.kafka))
         witness = stack.enter_context(contextlib.closing(Witness(service.settings.kafka, service.releases)))
         operator, editor = Operator(service, plan.servers, plan.away_s), Editor(service, witness)
@@ -118,9 +119,9 @@ def live_through(service: Service, client: RecommendClient, outcome: Outcome, sa
 
 
 def note_memory(service: Service, memory: dict[str, list[tuple[float, float]]], began_s: float) -> None:
-    for name, child in list(service.children.items()):
-        if mb := resident_mb(child.pid):
-            memory[f"{name} (pid {child.pid})"].append((time.monotonic() - began_s, mb))
+    for name, process in list(service.processes.items()):
+        if mb := resident_mb(process.pid):
+            memory[f"{name} (pid {process.pid})"].append((time.monotonic() - began_s, mb))
 
 
 def resident_mb(pid: int) -> float:

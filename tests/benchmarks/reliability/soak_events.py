@@ -70,12 +70,12 @@ class Operator:
             case "server restarted":
                 with self.spans.during(what):
                     name = next(self._servers)
-                    self._service.children[name].stop()
+                    self._service.processes[name].stop()
                     self._start(name)
             case "server killed":
                 with self.spans.during(what):
                     name = next(self._servers)
-                    self._service.children[name].kill()
+                    self._service.processes[name].kill()
                     time.sleep(self._away_s)
                     self._start(name)
 
@@ -108,7 +108,7 @@ class Operator:
     def _lose_milvus(self) -> None:
         time.sleep(0.5)
         with self.spans.during(AWAY):
-            self._service.milvus.child.kill()
+            self._service.milvus.process.kill()
             time.sleep(self._away_s)
         with self.spans.during("Milvus coming back"):
             self._service.restart_milvus()

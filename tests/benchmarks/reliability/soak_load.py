@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from serving.client.client import RecommendClient
-from streams.messages import RecommendReply, RecommendRequest
+from infra.platform.kafka_clients import client_options
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from tests.harness.beside import beside, paced
 from tests.harness.service import Service
 
@@ -80,5 +80,5 @@ def measure_capacity(service: Service, seconds: float, concurrency: int = 32) ->
             done += 1
         return done
 
-    with RecommendClient(service.settings.kafka) as client, ThreadPoolExecutor(concurrency) as pool:
+    with RecommendClient(client_options(service.settings.kafka)) as client, ThreadPoolExecutor(concurrency) as pool:
         return sum(pool.map(work, range(concurrency))) / seconds

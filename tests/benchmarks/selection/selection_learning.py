@@ -20,7 +20,7 @@ import torch
 from infra.platform.settings import Selection
 from infra.simulation.world import NOTICE
 from models.ranking.ranker import Ranker
-from serving.request.selection import DRAWN
+from serving.request.reranking import DRAWN
 from tests.benchmarks.report import Report
 from tests.benchmarks.selection.selection_scene import HOUR_MS, NOW_MS, Scene, make_scene
 from tests.benchmarks.selection.selection_service import (

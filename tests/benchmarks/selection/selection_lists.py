@@ -15,7 +15,8 @@ import torch
 
 from infra.platform.settings import Selection
 from infra.simulation.world import NOTICE
-from serving.request.selection import Options, choose, seed_of
+from serving.request.exploration import seed_of
+from serving.request.reranking import Options, choose
 from tests.benchmarks.report import Report
 from tests.benchmarks.selection.selection_scene import NOW_MS, Scene, make_scene
 from tests.benchmarks.selection.selection_service import (

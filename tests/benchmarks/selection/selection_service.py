@@ -1,6 +1,6 @@
 """A service of the simulated world in one process: it answers people with lists, sees what they watch, and learns.
 
-The parts are those that serve and train (towers, features, ranker, serving.request.selection); what is left out is
+The parts are those that serve and train (towers, features, ranker, serving.request.reranking); what is left out is
 what only carries (topics, index, join): an impression's outcome is known at once. The towers stay as they were
 released, the ranker is trained anew on everything that was served so far, as `nextwatch train --stage ranking
 --from-topics` does.
@@ -27,7 +27,8 @@ from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_batch import SOURCES, Codes, id_names, length_codes
 from models.ranking.ranking_examples import SCOPES, ExampleWriter
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
-from serving.request.selection import Choice, Options, choose, seed_of
+from serving.request.exploration import seed_of
+from serving.request.reranking import Choice, Options, choose
 from streams.messages import ShownList
 from tests.benchmarks.selection.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of
 

@@ -1,0 +1,1 @@
+"""Serving alone: requests, precision, memory, and the mirror against the index."""

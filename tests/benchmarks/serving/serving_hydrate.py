@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from infra.platform.settings import Settings
-from serving.request.draft import RequestContext
-from serving.request.pipeline import hydrate
+from serving.request.hydration import hydrate
+from serving.request.response_draft import RequestContext
 from serving.state.views import HistoryView
 from streams.messages import RecommendRequest, UserHistory, encode
 from tests.benchmarks.ranking.ranking_ground import NOW_MS, say
@@ -81,9 +81,9 @@ def in_turns(views: dict[tuple[int, int], HistoryView]) -> dict[tuple[int, int],
 def hydrate_us(view: HistoryView, users: Sequence[int]) -> list[float]:
     settings, spent = Settings.model_construct().serving, []
     for number in users:
-        asked = RequestContext(RecommendRequest("r", f"u{number:07d}"), number % PARTITIONS)
+        context = RequestContext(RecommendRequest("r", f"u{number:07d}"), number % PARTITIONS)
         began_ns = time.perf_counter_ns()
-        draft = hydrate(asked, view, settings)
+        draft = hydrate(context, view, settings)
         spent.append((time.perf_counter_ns() - began_ns) / 1000)
         assert len(draft.history.watches) == HISTORY
     return spent

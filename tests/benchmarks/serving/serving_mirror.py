@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 
 from infra.platform.guarded_process import wait_until_ready
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from tests.benchmarks.ranking.ranking_ground import say
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving.serving_ground import note_of, small_release
@@ -38,13 +39,16 @@ def measure(report: Report, quick: bool) -> None:
             with served(on, first="index") as (settings, _):
                 when_killed(report, on, settings, quick)
             on.milvus.restart()
-            wait_until_ready(on.milvus.child, on.milvus.is_ready, 60)
+            wait_until_ready(on.milvus.process, on.milvus.is_ready, 60)
 
 
 def by_choice(report: Report, on: Ground, settings: Settings, echo: Settings, quick: bool) -> None:
     requests = QUICK_REQUESTS if quick else REQUESTS
     whole, broker = dict.fromkeys(requests, NO_LOAD), dict.fromkeys(requests, NO_LOAD)
-    with RecommendClient(settings.kafka) as client, RecommendClient(echo.kafka) as echo_client:
+    with (
+        RecommendClient(client_options(settings.kafka)) as client,
+        RecommendClient(client_options(echo.kafka)) as echo_client,
+    ):
         for _ in range(QUICK_ROUNDS if quick else ROUNDS):
             for concurrency, count in requests.items():
                 whole[concurrency] += ask(client, users(on, count), concurrency)
@@ -62,10 +66,10 @@ def by_choice(report: Report, on: Ground, settings: Settings, echo: Settings, qu
 def when_killed(report: Report, on: Ground, settings: Settings, quick: bool) -> None:
     """Healthy at each concurrency; then Milvus dies under a load, and stays dead."""
     counts, items = QUICK_FALLEN if quick else FALLEN, len(on.bundle.model.item_ids)
-    with RecommendClient(settings.kafka) as client:
+    with RecommendClient(client_options(settings.kafka)) as client:
         healthy = {each: ask(client, users(on, count), each) for each, count in counts.items()}
         say("killing Milvus")
-        killer = threading.Timer(KILL_AFTER_S, on.milvus.child.kill)
+        killer = threading.Timer(KILL_AFTER_S, on.milvus.process.kill)
         killer.start()
         down = {32: ask(client, users(on, counts[32]), 32, warm_up=False)}
         killer.join()

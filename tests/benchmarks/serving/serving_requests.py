@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving.serving_ground import note_of, small_release
 from tests.benchmarks.serving.serving_raw import Search, batches_of, measure_raw, raw_client
@@ -65,9 +66,9 @@ def measure(report: Report, quick: bool) -> None:
     with ground(small) as on:
         for items in QUICK_SIZES if quick else SIZES:
             publish(on, small, items)
-            with served(on, search_s=PATIENT_S) as (settings, child), echoing(on) as echo:
+            with served(on, search_s=PATIENT_S) as (settings, process), echoing(on) as echo:
                 found = in_turns(on, settings, echo, rounds, requests)
-                memory = memory_of(child.pid)
+                memory = memory_of(process.pid)
             add_rows(report, items, found)
             report.note(
                 f"{items:,} items: the serving process has {memory['anonymous']:,.0f} MB of its own in memory "
@@ -81,8 +82,8 @@ def in_turns(
     """Round by round: requests, echoes and bare parts at each concurrency; who goes first changes."""
     found = {concurrency: Measured() for concurrency in CONCURRENCIES}
     with (
-        RecommendClient(settings.kafka) as client,
-        RecommendClient(echo.kafka) as echo_client,
+        RecommendClient(client_options(settings.kafka)) as client,
+        RecommendClient(client_options(echo.kafka)) as echo_client,
         raw_client(settings.milvus.uri, on.bundle.manifest.version) as search,
     ):
         for number in range(rounds):

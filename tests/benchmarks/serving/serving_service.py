@@ -18,17 +18,17 @@ from typing import Any
 
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from infra.cli.learn import published
 from infra.local.broker import start_broker
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import milvus_answers
+from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
-from serving.client.client import RecommendClient, RequestFailed
-from streams.messages import RecommendReply, RecommendRequest, UserHistory, encode
+from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest, RequestFailed
+from streams.messages import UserHistory, encode
 from streams.releases import announce
 from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics
 from tests.benchmarks.load import send_all
@@ -55,7 +55,7 @@ class Ground:
 
     def stop_milvus(self) -> None:
         """The newest one: it may have been killed and started again."""
-        self.milvus.child.stop()
+        self.milvus.process.stop()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def ground(small: Bundle, **sections: dict[str, Any]) -> Iterator[Ground]:
     """Services, topics and an indexer; no release is announced yet."""
     with temporary_settings(**sections) as own, contextlib.ExitStack() as stack:
         broker = start_broker(own)
-        stack.callback(broker.child.stop)
+        stack.callback(broker.process.stop)
         milvus = start_milvus(own, probe=milvus_answers)
         on = Ground(fill_in(own, broker.bootstrap, milvus.uri), milvus, small, [])
         stack.callback(on.stop_milvus)
@@ -138,11 +138,11 @@ def _wait_for_collection(settings: Settings, version: str, items: int) -> None:
 def served(on: Ground, **serving: Any) -> Iterator[tuple[Settings, GuardedProcess]]:
     """A serving process with these settings, once it answers from the release that was announced last."""
     settings = with_section(on.settings, "serving", **serving)
-    with process(settings, "serving", cli("serve")) as child:
-        wait_for_health(settings, child)
+    with process(settings, "serving", cli("serve")) as started:
+        wait_for_health(settings, started)
         version = on.bundle.manifest.version
         wait_until(lambda: health_of(settings, "serving").get("version_served") == version, version, 120)
-        yield settings, child
+        yield settings, started
 
 
 @contextlib.contextmanager
@@ -150,8 +150,8 @@ def echoing(on: Ground) -> Iterator[Settings]:
     """Somebody who answers requests at once, on topics of his own: the broker round trip."""
     echo = with_section(on.settings, "kafka", topic_prefix="echo-")
     create_topics(echo.kafka)
-    with process(echo, "echo", ECHO) as child:
-        wait_for_health(echo, child)
+    with process(echo, "echo", ECHO) as started:
+        wait_for_health(echo, started)
         yield echo
 
 

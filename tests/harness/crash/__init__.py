@@ -1,1 +1,1 @@
-"""The whole system is killed, part by part and step by step, and afterwards is what its topics imply."""
+"""The crash run: load, a killer, and a verdict from the topics alone. Begin with `run.py`."""

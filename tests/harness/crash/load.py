@@ -19,10 +19,10 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from infra.platform.kafka_clients import close_producer, kafka_python_options
+from infra.platform.kafka_clients import client_options, close_producer, kafka_python_options
 from infra.platform.settings import Kafka
-from serving.client.client import RecommendClient, RequestFailed
-from streams.messages import Item, RecommendReply, SearchEvent, WatchEvent, encode
+from nextwatch_client import RecommendClient, RecommendReply, RequestFailed
+from streams.messages import Item, SearchEvent, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 from tests.benchmarks.reliability.soak_load import ask
 from tests.harness.beside import beside
@@ -88,7 +88,7 @@ class Load:
         self._last: list[WatchEvent] = []
         self._taken_ms: set[tuple[str, int]] = set()  # a user's watches are never at the same time
         self._down: dict[str, list[int]] = {}  # items, and when that was acknowledged, as soon as it is
-        self._client = RecommendClient(kafka)
+        self._client = RecommendClient(client_options(kafka))
         self._producer = KafkaProducer(**kafka_python_options(kafka), acks="all", delivery_timeout_ms=240_000)
 
     def publish_catalogue(self) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.cli.learn import published
 from infra.operate.releases import read_topic
+from infra.operate.training import published
 from infra.platform.settings import Indexer, Join, Kafka, Serving, Settings, Trending
 from streams import topics
 from streams.releases import announce

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infra.local.broker import answers
-from infra.local.processes import child_environ
+from infra.local.processes import process_environ
 from infra.local.stack import COMMANDS
 from infra.platform import fault_points
 from infra.platform.health import fetch_health
-from infra.platform.port_locks import LOOPBACK, claim_port, is_listening
+from infra.platform.port_locks import LOOPBACK, free_port, is_listening
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from tests.harness.system import cli, wait_until, with_section
@@ -35,7 +35,7 @@ class Supervised:
     """
 
     def __init__(self, settings: Settings) -> None:
-        ports = {name: claim_port(0, f"embedded.{name}") for name in ("kafka_port", "milvus_port")}
+        ports = {name: free_port(0, f"embedded.{name}") for name in ("kafka_port", "milvus_port")}
         self._own = with_section(settings, "embedded", ready_timeout_s=READY_S, **ports)
         addresses = f"{LOOPBACK}:{ports['kafka_port']}", f"http://{LOOPBACK}:{ports['milvus_port']}"
         self.settings = fill_in(self._own, *addresses)
@@ -48,7 +48,7 @@ class Supervised:
 
     def start(self) -> None:
         """Start `up`; it is not waited for."""
-        environ = child_environ(self._own, os.environ) | {fault_points.VARIABLE: str(self.faults)}
+        environ = process_environ(self._own, os.environ) | {fault_points.VARIABLE: str(self.faults)}
         with self._log.open("ab") as output:
             self._up = subprocess.Popen(
                 cli("up"), env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True

@@ -9,7 +9,7 @@ import pytest
 
 from infra.platform.settings import Selection
 from infra.simulation.browsing_model import look_down
-from serving.request.selection import DRAWN
+from serving.request.reranking import DRAWN
 from tests.benchmarks.selection.selection_scene import NOW_MS, make_scene
 from tests.benchmarks.selection.selection_service import K, Service, value_of
 

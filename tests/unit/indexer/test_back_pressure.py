@@ -30,7 +30,7 @@ def test_rows_wait_in_order_while_milvus_is_away(kafka_settings: Settings, train
         site.start()
         bundle = site.publish(1)
         site.wait_for_announcement(bundle)
-        own.child.kill()
+        own.process.kill()
         for step in (1, 2, 3):
             site.touch(bundle, "item-3", value=step, step=step)
         site.take_down("item-4")
@@ -44,7 +44,7 @@ def test_rows_wait_in_order_while_milvus_is_away(kafka_settings: Settings, train
         site.wait(lambda: fetch_health(record)["ready"], "/health says ready")
     finally:
         site.close()
-        own.child.stop()
+        own.process.stop()
 
 
 ITEMS, STEPS, READ_TOGETHER = 400, 15, 100

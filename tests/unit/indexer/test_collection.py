@@ -338,7 +338,7 @@ def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) ->
         index.create("a", DIM)
         index.upsert("a", ids(3), vectors(3), [0] * 3)
         index.mark("a", "whole")
-        server.child.kill()
+        server.process.kill()
         for call in (index.ping, lambda: index.search("a", vectors(1), 3), lambda: index.delete("a", ids(1))):
             with pytest.raises(IndexUnavailable):
                 call()
@@ -350,7 +350,7 @@ def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) ->
         assert index.mark_of("a") == "whole"
         assert index.count("a") == 3
     finally:
-        server.child.stop()
+        server.process.stop()
 
 
 def test_nobody_at_the_address_is_unavailable_at_once() -> None:

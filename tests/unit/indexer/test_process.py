@@ -176,15 +176,15 @@ def delays_seen() -> float:
 def test_a_killed_indexer_loses_no_row(site: Site) -> None:
     site.settings = with_section(site.settings, "kafka", session_timeout_s=6.0)
     bundle = site.publish(1)
-    with process(site.settings, "indexer", cli("indexer")) as child:
-        wait_for_health(site.settings, child)
+    with process(site.settings, "indexer", cli("indexer")) as started:
+        wait_for_health(site.settings, started)
         site.wait_for_announcement(bundle)
         for number in range(60):
             site.touch(bundle, f"new-{number}", value=number, step=number)
             if number == 30:
-                child.kill()
+                started.kill()
     items = [f"new-{number}" for number in range(60)]
-    with process(site.settings, "indexer-again", cli("indexer")) as child:
-        wait_for_health(site.settings, child)
+    with process(site.settings, "indexer-again", cli("indexer")) as started:
+        wait_for_health(site.settings, started)
         site.wait(lambda: len(site.index.vectors(bundle.manifest.version, items)) == 60, "all rows")
     assert [site.value_of(bundle, item_id) for item_id in items] == list(range(60))

@@ -120,7 +120,7 @@ def test_a_take_down_holds_over_stale_vectors_restarts_and_a_new_milvus(
         site.touch(bundle, "item-5", value=6, step=5)
         site.wait_for(bundle, item_5=6.0, item_3=None)
         site.stop()
-        own.child.stop()
+        own.process.stop()
         shutil.rmtree(kafka_settings.data_dir / "milvus")
         own.restart()
         site.start()
@@ -130,7 +130,7 @@ def test_a_take_down_holds_over_stale_vectors_restarts_and_a_new_milvus(
         site.wait_for(bundle, item_3=4.0)
     finally:
         site.close()
-        own.child.stop()
+        own.process.stop()
 
 
 def test_what_the_trainer_lets_go_of_stays_away_over_a_restart_and_a_rebuild_until_its_next_row(site: Site) -> None:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from infra.local.broker import server_properties
 from infra.platform.guarded_process import start_guarded, wait_until_ready
-from infra.platform.port_locks import LOOPBACK, claim_port, is_listening
+from infra.platform.port_locks import LOOPBACK, free_port, is_listening
 from infra.platform.settings import Kafka
 from tests.unit.infra.certificates import Certificates, make_certificates
 
@@ -62,7 +62,7 @@ def secured_broker(directory: Path) -> Iterator[Secured]:
     home = os.environ.get("KAFKA_HOME")
     if not home:
         pytest.skip("KAFKA_HOME is not set: the stand-in knows neither SASL nor TLS")
-    secured = Secured(*(claim_port(0, "port") for _ in range(3)), make_certificates(directory))
+    secured = Secured(*(free_port(0, "port") for _ in range(3)), make_certificates(directory))
     properties = directory / "server.properties"
     properties.write_text(_properties(directory, secured), encoding="utf-8")
     java_home = os.environ.get("JAVA_HOME")
@@ -71,20 +71,20 @@ def secured_broker(directory: Path) -> Iterator[Secured]:
     tool = [*java, "kafka.tools.StorageTool", "format", "-t", "c2VjdXJlZC1icm9rZXIwMA", "-c", str(properties)]
     subprocess.run([*tool, "--add-scram", scram], capture_output=True, check=True, timeout=READY_S)
     log = directory / "broker.log"
-    child = start_guarded("broker", [*java, "kafka.Kafka", str(properties)], log=log, grace_s=20.0)
+    process = start_guarded("broker", [*java, "kafka.Kafka", str(properties)], log=log, grace_s=20.0)
     try:
         ports = (secured.scram_port, secured.certificate_port)
-        wait_until_ready(child, lambda: all(is_listening(f"{LOOPBACK}:{port}") for port in ports), READY_S)
+        wait_until_ready(process, lambda: all(is_listening(f"{LOOPBACK}:{port}") for port in ports), READY_S)
         yield secured
     finally:
-        child.stop()
+        process.stop()
 
 
 def _properties(directory: Path, secured: Secured) -> str:
     """The embedded broker's, with listeners that ask who is there."""
     certificates, shown = secured.certificates, directory / "shown.pem"
     shown.write_bytes(certificates.key("server").read_bytes() + certificates.pem("server").read_bytes())
-    embedded = server_properties(directory / "data", secured.own_port, claim_port(0, "port"), Kafka().max_message_bytes)
+    embedded = server_properties(directory / "data", secured.own_port, free_port(0, "port"), Kafka().max_message_bytes)
     properties = dict(line.split("=", 1) for line in embedded.splitlines())
     ports = {"PLAINTEXT": secured.own_port, "SASL_SSL": secured.scram_port, "SSL": secured.certificate_port}
     listeners = ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in ports.items())

@@ -19,9 +19,9 @@ from infra.platform.settings import Model, Ranker, Selection, Serving
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, Manifest, read_bundle
 from models.release.training import train_bundle
-from serving.request.draft import Answered, RequestContext
-from serving.request.pipeline import ServingContext, begin, finish
+from serving.request.pipeline import Pipeline
 from serving.request.ranking import LatencyEstimate
+from serving.request.response_draft import Answered, RequestContext
 from serving.request.retrieval import Retrieval
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
@@ -83,23 +83,17 @@ def no_views() -> Views:
     return Views(HistoryView(), catalogue, TrendingView(), StatisticsView(1, half_life_h=24.0))
 
 
-def kitchen_of(
-    views: Views,
-    settings: Serving,
-    retrieval: Retrieval | None = None,
-    pace: LatencyEstimate | None = None,
-    **selection: Any,
-) -> ServingContext:
-    """What a worker answers with; the index and the ranker are not known to have done badly."""
-    retrieval = retrieval or Retrieval(settings, seed=1)
-    return ServingContext(views, retrieval, pace or LatencyEstimate(), settings, Selection(**selection), "test")
+def pipeline_of(views: Views, settings: Serving, latency: LatencyEstimate | None = None, **selection: Any) -> Pipeline:
+    """As in a worker; the index and the ranker are not known to have done badly."""
+    retrieval, latency = Retrieval(settings, seed=1), latency or LatencyEstimate()
+    return Pipeline(views, retrieval, settings, Selection(**selection), "test", latency=latency)
 
 
 def answer(
-    batch: Sequence[RequestContext], live: LiveRelease | None, kitchen: ServingContext, *, now_ms: int
+    contexts: Sequence[RequestContext], live: LiveRelease | None, pipeline: Pipeline, *, now_ms: int
 ) -> list[Answered]:
     """Both halves of the pipeline, one after the other."""
-    return finish(begin(batch, live, kitchen, now_ms=now_ms), kitchen)
+    return pipeline.finish(pipeline.begin(contexts, live, now_ms))
 
 
 class ExactIndex:

@@ -25,9 +25,9 @@ from indexer.pending_writes import PendingWrites
 from infra.operate.releases import hear
 from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
+from serving.request.parsing import parse_request
 from serving.state.release import Releases
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView
-from serving.worker.intake import parse_request
 from streams import topics
 from streams.history.rules import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from infra.platform.settings import Settings
 from streams.topics import create_topics
+from tests.unit.clients.responder import responding
 from tests.unit.infra.command import commands
-from tests.unit.serving.responder import responding
 
 
 def test_exclusions_and_a_filter_travel_with_the_request(kafka_settings: Settings, monkeypatch, capsys):

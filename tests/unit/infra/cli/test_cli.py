@@ -207,7 +207,7 @@ def test_a_damaged_history_is_one_line_with_the_command_that_mends_it(nextwatch,
             return [SimpleNamespace(key=b"alice", value=b"{junk")]
 
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
-    monkeypatch.setattr("streams.kafka.follow.TopicFollower", Follower)
+    monkeypatch.setattr("infra.operate.user_history.TopicFollower", Follower)
     done = nextwatch("history", "alice")
     assert done.code == 2 and is_one_line(done.err) and "nextwatch rebuild histories" in done.err
 

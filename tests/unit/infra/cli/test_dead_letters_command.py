@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaTimeoutError
 
-from infra.local.processes import child_environ
+from infra.local.processes import process_environ
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.dead_letters import RETRIED, dead_letter, marked
@@ -108,7 +108,7 @@ def test_a_letter_is_shown_whole_and_cannot_speak_to_the_terminal(desk: Desk):
 
 
 def test_the_bytes_of_a_letter_come_out_as_they_are(desk: Desk):
-    letter, environ = desk.put(b"\x00\xff\r\n"), child_environ(desk.settings, os.environ)
+    letter, environ = desk.put(b"\x00\xff\r\n"), process_environ(desk.settings, os.environ)
     command = cli("dead-letters", "show", letter, "--raw")
     assert subprocess.run(command, env=environ, capture_output=True, check=True).stdout == b"\x00\xff\r\n"
 

@@ -22,7 +22,7 @@ def own_milvus(make_settings: MakeSettings) -> Iterator[MilvusServer]:
     """A server of this test alone, which it may stop and kill."""
     server = start_milvus(make_settings(), probe=milvus_answers)
     yield server
-    server.child.stop()
+    server.process.stop()
 
 
 @pytest.mark.system
@@ -32,13 +32,13 @@ def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
     client.create_collection("things", dimension=2)
     client.insert("things", [{"id": 1, "vector": [1.0, 0.0]}])
     client.close()
-    code = own_milvus.child.stop() if end == "stop" else own_milvus.child.kill()
+    code = own_milvus.process.stop() if end == "stop" else own_milvus.process.kill()
     assert code == (0 if end == "stop" else 137)
     before = own_milvus.uri
     own_milvus.restart()
     deadline = time.monotonic() + 30
     while not own_milvus.is_ready():
-        assert time.monotonic() < deadline, own_milvus.child.tail()
+        assert time.monotonic() < deadline, own_milvus.process.tail()
         time.sleep(0.05)
     assert own_milvus.uri == before
     client = MilvusClient(uri=own_milvus.uri)
@@ -51,7 +51,7 @@ def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
 def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_directory(
     own_milvus: MilvusServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.platform.port_locks.CLAIM_WAIT_S", 0.2)
+    monkeypatch.setattr("infra.platform.port_locks.LOCK_WAIT_S", 0.2)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", own_milvus.port), timeout=1)
     with pytest.raises(ServiceError, match=r"milvus is in use by another nextwatch.*--data-dir"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.broker import answers
-from infra.local.processes import STOP_ORDER, child_environ, command_part, embedded_services
+from infra.local.processes import STOP_ORDER, command_part, embedded_services, process_environ
 from infra.local.supervisor import Supervisor
 from infra.platform.run_files import find_services
 from infra.platform.settings import Settings, load_settings
@@ -34,8 +34,8 @@ report = lambda name, what: print(name, what, file=sys.stderr, flush=True)
 try:
     with interrupted_by_signals(), Supervisor(report) as supervisor:
         with embedded_services(settings, supervisor, probe=milvus_answers):
-            children = [supervisor.child(state.name) for state in supervisor.states()]
-            print(*[pid for child in children for pid in (child.pid, child.guard.pid)], flush=True)
+            processes = [supervisor.process(state.name) for state in supervisor.states()]
+            print(*[pid for process in processes for pid in (process.pid, process.guard.pid)], flush=True)
             time.sleep(60)
 except KeyboardInterrupt:
     sys.exit(0)
@@ -115,7 +115,7 @@ def test_a_crashed_service_comes_back_at_its_address(make_settings: MakeSettings
         Supervisor(lambda name, what: None) as supervisor,
         embedded_services(settings, supervisor, probe=milvus_answers, environ=environ_for("noida")) as filled,
     ):
-        crashed = supervisor.child("broker")
+        crashed = supervisor.process("broker")
         assert crashed is not None
         os.kill(crashed.pid, signal.SIGKILL)
         assert until(lambda: supervisor.states()[0].restarts == 1)
@@ -142,12 +142,12 @@ with serve_health(health, load_settings(), started_ms=1):
     part = command_part("history", [str(tmp_path / "page.py")], settings, program=[sys.executable])
     news: list[str] = []
     with Supervisor(lambda name, what: news.append(what)) as supervisor:
-        child = part.start()
-        supervisor.add(part, child)
+        process = part.start()
+        supervisor.add(part, process)
         assert until(lambda: supervisor.states()[0].health.get("reasons") == ["waiting for its partitions"])
         supervisor.wait_ready(10)
         state = supervisor.states()[0]
-        assert state.health["pid"] == state.pid == child.pid
+        assert state.health["pid"] == state.pid == process.pid
         assert state.health["address"].startswith("127.0.0.1:")
     assert news[0] == "ready"
 
@@ -157,7 +157,7 @@ def test_children_get_these_settings_and_no_others(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = make_settings("a:1", "http://b:2", data_dir=Path("here"), metrics={"port": 9100})
-    environ = child_environ(settings, {"PATH": "/bin", "NEXTWATCH_KAFKA__BOOTSTRAP": "other:1", "HOME": "/h"})
+    environ = process_environ(settings, {"PATH": "/bin", "NEXTWATCH_KAFKA__BOOTSTRAP": "other:1", "HOME": "/h"})
     assert (environ["PATH"], environ["HOME"]) == ("/bin", "/h")
     for name in [name for name in os.environ if name.startswith("NEXTWATCH_")]:
         monkeypatch.delenv(name)

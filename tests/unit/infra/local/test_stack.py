@@ -45,7 +45,7 @@ class Running:
 def part(name: str, log: Path, *, ready_after_s: float = 0.0, code: int | None = None) -> Part:
     ready_s = time.monotonic() + ready_after_s
 
-    def ask(child: Any) -> dict[str, Any]:
+    def ask(process: Any) -> dict[str, Any]:
         return {"ready": time.monotonic() >= ready_s, "reasons": ["waiting for the catalogue"]}
 
     return Part(name, lambda: Running(log, code), ask)  # type: ignore[arg-type, return-value]
@@ -125,11 +125,16 @@ def test_the_limit_of_an_embedded_service_is_named(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(milvus_uri="http://127.0.0.1:1", embedded={"ready_timeout_s": 0.3})
-    child = Running(settings.data_dir / "log")
+    process = Running(settings.data_dir / "log")
     broker = SimpleNamespace(
-        kind="kafka", bootstrap="127.0.0.1:1", settings=settings, child=child, restart=lambda: child, is_ready=bool
+        kind="kafka",
+        bootstrap="127.0.0.1:1",
+        directory=settings.data_dir,
+        process=process,
+        restart=lambda: process,
+        is_ready=bool,
     )
-    monkeypatch.setattr(processes, "launch_broker", lambda settings, environ: broker)
+    monkeypatch.setattr(processes, "Broker", lambda settings, environ: broker)
     named = r"broker is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH_EMBEDDED__READY_TIMEOUT_S\)"
     with (
         Supervisor(lambda name, what: None) as watcher,

@@ -23,7 +23,7 @@ def part(directory: Path, name: str, command: list[str], stop_order: int = 0, **
     def start() -> GuardedProcess:
         return start_guarded(name, command, log=directory / f"{name}.log", grace_s=5)
 
-    return Part(name, start, lambda child: {"ready": True} | health, stop_order)
+    return Part(name, start, lambda process: {"ready": True} | health, stop_order)
 
 
 def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
@@ -42,18 +42,18 @@ def test_crashes_in_a_row_wait_longer_and_a_steady_run_is_forgiven(tmp_path: Pat
 
     def crash_at(now_s: float) -> str:
         assert watched.step(now_s) is None  # started
-        assert watched.child is not None
-        watched.child.wait(10)
+        assert watched.process is not None
+        watched.process.wait(10)
         return str(watched.step(now_s + 0.1))
 
     assert crash_at(0) == f"ended with code 3 (log: {tmp_path}/x.log); starting it again in 0.5 s"
     assert watched.step(0.5) is None
-    assert watched.child is None, "it is too early"
+    assert watched.process is None, "it is too early"
     assert crash_at(0.7).endswith("in 1 s")
     assert crash_at(2).endswith("in 2 s")
     watched.step(5)
-    assert watched.child is not None
-    watched.child.wait(10)
+    assert watched.process is not None
+    watched.process.wait(10)
     assert str(watched.step(5 + 61)).endswith("in 0.5 s")
     assert watched.restarts == 4
 
@@ -62,8 +62,8 @@ def test_who_was_ready_for_a_while_is_forgiven_too(tmp_path: Path) -> None:
     watched = Watched(part(tmp_path, "x", LONG), crashes=5)
 
     def die_at(now_s: float) -> str:
-        assert watched.child is not None
-        watched.child.kill()
+        assert watched.process is not None
+        watched.process.kill()
         return str(watched.step(now_s))
 
     watched.step(0)
@@ -84,7 +84,7 @@ def test_a_part_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
 def test_readiness_comes_and_goes(tmp_path: Path) -> None:
     answers = [{"ready": False}, {"ready": True}, {"ready": False, "reasons": ["waiting for Kafka"]}]
     watched = Watched(
-        Part("x", part(tmp_path, "x", LONG).start, lambda child: answers.pop(0)),
+        Part("x", part(tmp_path, "x", LONG).start, lambda process: answers.pop(0)),
     )
     watched.step(0)
     try:
@@ -93,8 +93,8 @@ def test_readiness_comes_and_goes(tmp_path: Path) -> None:
         assert watched.step(2.5) is None, "a ready one is asked less often"
         assert watched.step(5) == "not ready: waiting for Kafka"
     finally:
-        assert watched.child is not None
-        watched.child.stop()
+        assert watched.process is not None
+        watched.process.stop()
 
 
 def test_a_killed_process_is_started_again_and_reported(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_killed_process_is_started_again_and_reported(tmp_path: Path) -> None:
     with Supervisor(lambda name, what: news.append((name, what))) as supervisor:
         supervisor.add(part(tmp_path, "x", LONG))
         supervisor.wait_ready(10)
-        first = supervisor.child("x")
+        first = supervisor.process("x")
         assert first is not None
         os.kill(first.pid, signal.SIGKILL)
         until(lambda: supervisor.states()[0].restarts == 1)
@@ -190,9 +190,9 @@ def test_a_second_ctrl_c_does_not_wait_for_the_grace(tmp_path: Path) -> None:
     with interrupted_by_signals():
         supervisor = Supervisor(lambda name, what: None)
         with supervisor:
-            supervisor.add(Part("deaf", start, lambda child: {"ready": True}))
+            supervisor.add(Part("deaf", start, lambda process: {"ready": True}))
             until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text())
-            child = supervisor.child("deaf")
+            process = supervisor.process("deaf")
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert child is not None
-    assert child.poll() == 137
+    assert process is not None
+    assert process.poll() == 137

@@ -14,7 +14,6 @@ import pytest
 from kafka import KafkaProducer
 
 from indexer.rollout import WHOLE, Releases, announced
-from infra.cli.learn import published
 from infra.local.milvus_server import start_milvus
 from infra.local.stack import COMMANDS, milvus_answers
 from infra.operate.releases import (
@@ -28,12 +27,13 @@ from infra.operate.releases import (
     spare_of,
 )
 from infra.operate.roll_back import RollBackRefused, check_spare, choose, coming, living
+from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module
 from models.release.bundle import Manifest, read_manifest
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams.messages import BundlePublished, IndexReady, ServerState, encode
 from streams.releases import announce, key_of
 from streams.topics import RELEASES, create_topics
@@ -161,7 +161,7 @@ def test_a_spare_that_no_server_would_take_is_not_gone_back_to(tmp_path: Path, d
 class System:
     settings: Settings
     manifests: list[Manifest]
-    children: dict[str, GuardedProcess]
+    processes: dict[str, GuardedProcess]
     stack: contextlib.ExitStack
 
     def publish(self, number: int) -> str:
@@ -177,9 +177,9 @@ class System:
         return dict(read_releases(self.settings).to_builtins())
 
     def start(self, name: str, as_name: str) -> GuardedProcess:
-        child = self.stack.enter_context(process(self.settings, as_name, cli(*COMMANDS[name])))
-        self.children[as_name] = child
-        return child
+        started = self.stack.enter_context(process(self.settings, as_name, cli(*COMMANDS[name])))
+        self.processes[as_name] = started
+        return started
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +194,12 @@ def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sys
     manifests = [train_small(settings.bundles_dir, seed) for seed in (1, 2, 3)]
     with contextlib.ExitStack() as stack:
         milvus = start_milvus(settings, probe=milvus_answers)
-        stack.callback(milvus.child.stop)
+        stack.callback(milvus.process.stop)
         settings = with_section(settings, "milvus", uri=milvus.uri)
         system = System(settings, manifests, {}, stack)
         for name in ("indexer", "serving"):
             system.start(name, name)
-        wait_for_health(settings, *system.children.values())
+        wait_for_health(settings, *system.processes.values())
         yield system
 
 
@@ -225,7 +225,7 @@ def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
     assert (report["live"], report["spare"], report["newest"]) == (second, first, second)
     collections = [(each["version"], each["state"], each["rows"]) for each in report["collections"]]
     assert collections == [(each.version, "announced", each.items) for each in system.manifests[:2]]
-    with RecommendClient(system.settings.kafka) as client:
+    with RecommendClient(client_options(system.settings.kafka)) as client:
         assert client.recommend("ann", timeout_s=WAIT_S).version == second
         began = time.perf_counter()
         done = json.loads(run_cli(system.settings, "releases", "--rollback", "--json"))
@@ -237,7 +237,7 @@ def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
     assert len(done["served_by"]) == 1
     assert done["spent_s"] < 5.0
 
-    system.children["indexer"].stop()
+    system.processes["indexer"].stop()
     wait_for_health(system.settings, system.start("indexer", "indexer-again"))
     time.sleep(3.0)  # it decides every second
     report = system.report()

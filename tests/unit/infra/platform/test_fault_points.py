@@ -41,7 +41,7 @@ def test_every_point_that_is_listed_is_in_the_code_and_every_one_in_the_code_is_
     root = Path(__file__).parents[4]
     found = set()
     for package in ("streams", "indexer", "serving"):
-        for path in (root / package).glob("*.py"):
+        for path in (root / package).rglob("*.py"):
             found |= set(re.findall(r'reached\(f?"([^"]+)"\)', path.read_text(encoding="utf-8")))
     stages = ("history", "join", "trending", "trainer")
     found = {point.replace("{stage}", stage) for point in found for stage in stages}

@@ -35,15 +35,15 @@ def test_who_has_something_to_send_to_a_broker_that_was_stopped_in_order_does_no
     producer = create_producer(kafka)
     try:
         producer.send(topics.WATCH_EVENTS, b"before").get(10)
-        broker.child.ask_to_stop()
+        broker.process.ask_to_stop()
         before_s, until_s = spent_s(), time.monotonic() + AWAY_S
         while time.monotonic() < until_s:
             sent = producer.send(topics.WATCH_EVENTS, b"meanwhile", key=os.urandom(4))
             time.sleep(LEAST_PAUSE_S)
         assert spent_s() - before_s < AWAY_S / 3
-        broker.child.stop()
+        broker.process.stop()
         broker.restart()
         sent.get(60)
     finally:
         producer.close(timeout=5)
-        broker.child.stop()
+        broker.process.stop()

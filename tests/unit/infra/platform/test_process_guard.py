@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra.platform.guarded_process import GUARD, ServiceError, start_guarded
-from infra.platform.port_locks import CLAIM_WAIT_S
+from infra.platform.port_locks import LOCK_WAIT_S
 from infra.platform.process_guard import ORPHAN_GRACE_S
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of the guard is Linux's")
@@ -22,8 +22,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of
 PARENT = """
 import sys, time
 from pathlib import Path
-from infra.platform.guarded_process import start_child
-child = start_child("x", sys.argv[2:], log=Path(sys.argv[1]), grace_s=0.5)
+from infra.platform.guarded_process import start_guarded
+child = start_guarded("x", sys.argv[2:], log=Path(sys.argv[1]), grace_s=0.5)
 print(child.pid, child.guard.pid, flush=True)
 time.sleep(60)
 """
@@ -107,7 +107,7 @@ def test_whoever_a_killed_parent_has_left_is_not_waited_for_long(tmp_path: Path)
     parent.kill()
     parent.wait()
     assert until(lambda: not is_alive(guard) and not is_alive(pid), ORPHAN_GRACE_S + 10)
-    assert ORPHAN_GRACE_S < CLAIM_WAIT_S, "a successor that is started at once finds their directories free"
+    assert ORPHAN_GRACE_S < LOCK_WAIT_S, "a successor that is started at once finds their directories free"
 
 
 def test_the_graceful_signal_reaches_the_command_first(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_settings_show_none_when_they_are_shown_in_whatever_way() -> None:
     values = {section: {name: SECRET[f"{section}.{name}"]} for section, name in SECRETS}
     settings = Settings(**values)  # type: ignore[arg-type]
     assert not told_in(repr(settings), str(settings), f"{settings.kafka}", settings.model_dump_json())
-    assert len(told_in(*to_environ(settings).values())) == len(SECRETS), "a child gets them, by its environment"
+    assert len(told_in(*to_environ(settings).values())) == len(SECRETS), "a process gets them, by its environment"
 
 
 def test_a_settings_file_with_one_is_refused_without_repeating_it(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from kafka import KafkaConsumer, KafkaProducer
 from pydantic import SecretStr
 
 from infra.platform.kafka_access import KafkaRefused, require_access
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Kafka, Settings, SettingsError, to_environ
-from serving.client.client import RecommendClient
+from nextwatch_client import RecommendClient
 from streams import topics
 from streams.messages import Trending, UserHistory, WatchEvent, decode, encode
 from tests.harness.system import run_cli, running, with_section
@@ -127,9 +127,11 @@ def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(
         producer.close()
         history = first(by_certificate.kafka, topics.USER_HISTORIES, UserHistory)
         trending = first(by_password.kafka, topics.TRENDING, Trending)
-        with RecommendClient(by_password.kafka) as client:
+        with RecommendClient(client_options(by_password.kafka)) as client:
             reply = client.recommend("alice", timeout_s=SOON_S, retries=3)
-        commands_told = [Path(f"/proc/{child.pid}/cmdline").read_text() for child in (*ours.values(), *others.values())]
+        commands_told = [
+            Path(f"/proc/{process.pid}/cmdline").read_text() for process in (*ours.values(), *others.values())
+        ]
     logs = [path.read_text() for path in (tmp_path / "logs").iterdir()]
     assert len(logs) == 4 and not [text for text in (*logs, *commands_told) if PASSWORD in text]
     assert [watched.item_id for watched in history.watches] == ["some-video"]

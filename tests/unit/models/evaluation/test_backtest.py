@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from models.evaluation.backtest import MISS, Cases, History, Stream, judge, top_items, walk_frozen, walk_live
-from models.evaluation.eval_queries import Past
-from models.logs.timeline import first_of_pair
-from models.retrieval.encoders import HISTORY
+from models.evaluation.backtest import MISS, EvalQueries, History, Stream, judge, top_items, walk_frozen, walk_live
+from models.logs.timeline import HISTORY
 
 CUT = 6
 #                     0  1  2  3  4  5 | 6  7  8  9 10 11 12
@@ -22,7 +20,7 @@ class Recorder:
     def __init__(self, name="recorder", values=(4.0, 3.0, 2.0, 1.0)):
         self.name = name
         self.values = np.array(values, np.float32)
-        self.cases: list[Cases] = []
+        self.cases: list[EvalQueries] = []
         self.events: list[object] = []
 
     def scores(self, cases):
@@ -176,25 +174,6 @@ def test_a_history_is_the_newest_fifty():
     assert cases.histories[0].tolist() == list(range(50, 100))
     assert cases.histories.shape == (20, HISTORY)
     assert (cases.seen_case == 19).sum() == 119
-
-
-def test_past_agrees_with_looking_at_every_row():
-    rng = np.random.default_rng(2)
-    users = rng.integers(0, 7, 200)
-    rows = np.flatnonzero(rng.random(200) < 0.6)
-    past = Past(users, rows)
-    asked, before = rng.integers(0, 8, 50), rng.integers(0, 201, 50)
-    case, found = past.all(asked, before)
-    newest = past.newest(asked, before, 5)
-    for place in range(50):
-        mine = [row for row in rows if users[row] == asked[place] and row < before[place]]
-        assert found[case == place].tolist() == mine
-        assert past.count(asked, before)[place] == len(mine)
-        assert newest[place].tolist() == [-1] * (5 - len(mine[-5:])) + mine[-5:]
-
-
-def test_a_pair_is_new_once():
-    assert first_of_pair(np.array([0, 0, 1, 0]), np.array([5, 5, 5, 6])).tolist() == [True, False, True, True]
 
 
 def test_no_cases_are_an_empty_walk(history):

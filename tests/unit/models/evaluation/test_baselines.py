@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from models.evaluation.backtest import Cases, History, Recommender, Stream, walk_frozen, walk_live
+from models.evaluation.backtest import EvalQueries, History, Recommender, Stream, walk_frozen, walk_live
 from models.evaluation.baselines import PRIOR, DecayedPopular, ModelSelection, Popular, TimesRecency, choose
 from models.evaluation.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
 
@@ -14,7 +14,7 @@ STREAM = Stream(USERS, ITEMS, np.arange(10))
 CUT, CATALOGUE = 7, 4
 
 
-def cases_of(*pasts: list[int]) -> Cases:
+def cases_of(*pasts: list[int]) -> EvalQueries:
     """Users with these watches behind them."""
     seen = [(place, item) for place, past in enumerate(pasts) for item in dict.fromkeys(past)]
     pairs = np.array(seen, np.int64).reshape(-1, 2)
@@ -22,7 +22,7 @@ def cases_of(*pasts: list[int]) -> Cases:
     for place, past in enumerate(pasts):
         histories[place, 50 - len(past) :] = past
     nothing = np.zeros(len(pasts), np.int64)
-    return Cases(nothing, nothing, nothing, histories, pairs[:, 0], pairs[:, 1], nothing)
+    return EvalQueries(nothing, nothing, nothing, histories, pairs[:, 0], pairs[:, 1], nothing)
 
 
 ANYONE = cases_of([])

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from models.logs import user_windows
-from models.logs.user_windows import UserWindows
+from models.logs import timeline
 from models.ranking import impression_log as module
 from models.ranking.features import FEATURES, Scope, compute_ids, compute_numbers, numbers_of
 from models.ranking.impression_log import PAGE_MS, Delays, ImpressionLog
@@ -21,7 +20,7 @@ from models.ranking.ranker import id_strings
 from models.ranking.ranking_batch import HISTORY, LENGTHS, MOST_TOPICS, length_codes
 from models.ranking.ranking_examples import CAP_S, QUERY_IDS, SCOPES, RankingExamples
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
-from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch, scratch, small_exposures, small_log
+from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch, small_exposures, small_log
 
 MINUTE_MS = 60_000
 DELAYS = Delays(window_ms=30 * MINUTE_MS, half_life_ms=2 * 3_600_000.0)
@@ -33,12 +32,12 @@ FILES = settings(deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.gener
 @contextmanager
 def chunks_of(exposures: int, settled: int, windows: int) -> Iterator[None]:
     """Sizes of the pieces that a log is read in."""
-    before = module.CHUNK, module.SETTLED, user_windows.CHUNK
-    module.CHUNK, module.SETTLED, user_windows.CHUNK = exposures, settled, windows
+    before = module.CHUNK, module.SETTLED, timeline.CHUNK
+    module.CHUNK, module.SETTLED, timeline.CHUNK = exposures, settled, windows
     try:
         yield
     finally:
-        module.CHUNK, module.SETTLED, user_windows.CHUNK = before
+        module.CHUNK, module.SETTLED, timeline.CHUNK = before
 
 
 @dataclass(frozen=True)
@@ -406,26 +405,6 @@ def test_progress_is_told_up_to_the_end(at_rest: tuple[ImpressionLog, RankingExa
         at_rest[0].examples("told", start=100, progress=lambda *step: told.append(step))
     assert told[0] == (64, 400)
     assert told[-1] == (400, 400)
-
-
-# --- windows ---------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40), st.integers(1, 5), st.sampled_from([1, 4]))
-def test_windows_are_the_newest_counted_rows_of_the_user(log: list[tuple[int, bool]], length: int, chunk: int):
-    users, counted = (np.array([each[n] for each in log], int) for n in (0, 1))
-    before, user_windows.CHUNK = user_windows.CHUNK, chunk
-    try:
-        windows = UserWindows(users.astype(np.int32), scratch() / "w.npy", lambda rows: counted[rows] > 0)
-        found = windows.before(np.arange(len(users)), length)
-        by_user = [pair for parts in windows.by_user() for pair in zip(*(p.tolist() for p in parts), strict=True)]
-    finally:
-        user_windows.CHUNK = before
-    for row, window in enumerate(found.tolist()):
-        mine = [n for n in range(row) if counted[n] and users[n] == users[row]][-length:]
-        assert window == [-1] * (length - len(mine)) + mine
-    assert by_user == sorted((user, row) for row, (user, counts) in enumerate(log) if counts)
 
 
 def test_all_id_features_are_stored_and_a_whole_history_with_them(at_rest: tuple[ImpressionLog, RankingExamples]):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from models.logs.timeline import HISTORY
 from models.release.bundle import Bundle
-from models.retrieval.encoders import HISTORY
 from tests.unit.models.samples import START_MS, Viewer, Watch, watched
 
 

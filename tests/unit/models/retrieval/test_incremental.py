@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.logs.timeline import HISTORY
 from models.release.bundle import Bundle
-from models.retrieval.encoders import HISTORY
 from models.retrieval.incremental import (
     EXPLODED,
     PUBLISH_MOVE,

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.retrieval.encoders import HISTORY, AttentionEncoder, mean_of
+from models.logs.timeline import HISTORY
+from models.retrieval.encoders import AttentionEncoder, mean_of
 from models.retrieval.tower import Inputs, TowerShape, UserTower, UserTowers
 
 ENCODERS = ("average", "attention")

@@ -18,10 +18,8 @@ from models.ranking.ranker import Ranked, id_strings
 from models.ranking.ranking_batch import RankingBatch
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Manifest
-from serving.request.draft import Answered, RequestContext
-from serving.request.pipeline import begin, finish
 from serving.request.ranking import LatencyEstimate
-from serving.request.retrieval import Retrieval
+from serving.request.response_draft import Answered, RequestContext
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import Views
@@ -32,9 +30,9 @@ from tests.unit.serving.worlds import (
     ExactIndex,
     answer,
     history,
-    kitchen_of,
     load,
     no_views,
+    pipeline_of,
     unavailable,
 )
 
@@ -62,10 +60,10 @@ def ask(
     views: Views, live: LiveRelease | None, *batch: RequestContext | RecommendRequest, **changes: Any
 ) -> list[Answered]:
     """Answers of the two towers alone unless other sources are given in `changes` of the settings."""
-    pace, retrieval, selection = changes.pop("pace", None), changes.pop("retrieval", None), changes.pop("selection", {})
+    latency, selection = changes.pop("latency", None), changes.pop("selection", {})
     settings = Serving(**({"trending": 0, "similar": 0, "fresh": 0} | changes))
-    asked = [each if isinstance(each, RequestContext) else RequestContext(each, 0) for each in batch]
-    return answer(asked, live, kitchen_of(views, settings, retrieval, pace, **selection), now_ms=NOW_MS)
+    contexts = [each if isinstance(each, RequestContext) else RequestContext(each, 0) for each in batch]
+    return answer(contexts, live, pipeline_of(views, settings, latency, **selection), now_ms=NOW_MS)
 
 
 def of_ann(**changes: Any) -> RecommendRequest:
@@ -95,10 +93,10 @@ def test_a_known_user_gets_ranked_items_of_the_live_version(views: Views, live: 
 
 
 def test_what_was_scored_is_looked_at_for_drift(views: Views, live: LiveRelease, monkeypatch) -> None:
-    seen: list[tuple[str, int]] = []
-    monkeypatch.setattr(AnswerDrift, "observe", lambda _, version, drafts: seen.append((version, len(drafts))))
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(AnswerDrift, "observe", lambda _, version, *scores: seen.append((version, *map(len, scores))))
     ask(views, live, RecommendRequest("r", "ann"), RecommendRequest("s", "nobody"))
-    assert seen == [(live.version, 1)], "who has no history is not scored"
+    assert seen == [(live.version, 1, 1)], "who has no history is not scored"
 
 
 def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> None:
@@ -172,15 +170,14 @@ def test_a_failing_index_degrades_to_trending_and_says_why(views: Views, live: L
 
 def test_a_failed_index_is_left_alone_and_taken_up_again(views: Views, live: LiveRelease, index: ExactIndex) -> None:
     """The pause of the breaker is half a second."""
-    retrieval = Retrieval(Serving(), seed=1)
-    kitchen = kitchen_of(views, Serving(), retrieval)
+    pipeline = pipeline_of(views, Serving())
     index.failure = unavailable()
-    answer([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
+    answer([RequestContext(of_ann(), 0)], live, pipeline, now_ms=NOW_MS)
     index.failure = None
-    [answered] = answer([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 499)
+    [answered] = answer([RequestContext(of_ann(), 0)], live, pipeline, now_ms=NOW_MS + 499)
     assert answered.reply.degraded
     assert index.searched == []
-    [answered] = answer([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS + 501)
+    [answered] = answer([RequestContext(of_ann(), 0)], live, pipeline, now_ms=NOW_MS + 501)
     assert answered.reply.degraded == ()
 
 
@@ -287,7 +284,7 @@ def test_the_impression_holds_the_features_that_the_ranker_was_fed(views: Views,
     """Computed again from the history, the record's scores and ranks, and what was known then: equal to the bit."""
     views.statistics.apply(b"item/0/item-7", encode(statistics_row("item", "item-7")))
     views.statistics.apply(b"all/0/", encode(statistics_row("all", "")))
-    views.marks.read("items", 1, 41)
+    views.read_offsets.read("items", 1, 41)
     [answered] = ask(views, live, of_ann(context=Context(region="de")))
     impression = answered.impression
     assert impression is not None
@@ -354,16 +351,16 @@ def test_expectations_follow_what_was_watched_of_this_version(views: Views, live
 def test_a_slow_ranker_is_left_out_where_its_answer_would_come_too_late(views: Views, live: LiveRelease) -> None:
     """It took a second for the last batch: who waits for half a second gets retrieval order and is told; in time it is
     tried again."""
-    pace = LatencyEstimate()
-    pace.expected_s = 1.0
+    latency = LatencyEstimate()
+    latency.expected_s = 1.0
     hurried = of_ann(deadline_ms=500)
-    [answered] = ask(views, live, hurried, pace=pace)
+    [answered] = ask(views, live, hurried, latency=latency)
     assert answered.reply.degraded == ("unranked: no time is left for the ranker",)
     assert all(item.expected_watch_s is None for item in answered.reply.items)
-    [patient] = ask(views, live, of_ann(deadline_ms=5000), pace=pace)
+    [patient] = ask(views, live, of_ann(deadline_ms=5000), latency=latency)
     assert patient.reply.degraded == ()
     for _ in range(10):
-        [answered] = ask(views, live, hurried, pace=pace)
+        [answered] = ask(views, live, hurried, latency=latency)
     assert answered.reply.degraded == ()
 
 
@@ -411,12 +408,12 @@ def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
 
 def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveRelease) -> None:
     """Histories are read in the first half of a batch, the catalogue's facts in the second."""
-    kitchen = kitchen_of(views, Serving())
-    views.marks.read("user-histories", 0, 4)
-    views.marks.read("items", 0, 4)
-    begun = begin([RequestContext(of_ann(), 0)], live, kitchen, now_ms=NOW_MS)
-    views.marks.read("user-histories", 0, 9)
-    views.marks.read("items", 0, 9)
-    [answered] = finish(begun, kitchen)
+    pipeline = pipeline_of(views, Serving())
+    views.read_offsets.read("user-histories", 0, 4)
+    views.read_offsets.read("items", 0, 4)
+    batch = pipeline.begin([RequestContext(of_ann(), 0)], live, NOW_MS)
+    views.read_offsets.read("user-histories", 0, 9)
+    views.read_offsets.read("items", 0, 9)
+    [answered] = pipeline.finish(batch)
     assert answered.impression is not None
     assert answered.impression.marks == {"user-histories": (5,), "items": (10,)}

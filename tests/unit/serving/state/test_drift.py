@@ -4,27 +4,17 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from serving.request.draft import Found, RequestContext, ResponseDraft
 from serving.state.drift import EVERY, EXPECTED, TWO_TOWERS, AnswerDrift
-from streams.messages import RecommendRequest, UserHistory
 
 RNG = np.random.default_rng(2)
 CANDIDATES = 500
 
 
-def draft(scores: np.ndarray, expected_s: np.ndarray | None) -> ResponseDraft:
-    asked = RequestContext(RecommendRequest("r", "u"), 0)
-    ids = [f"i{at}" for at in range(len(scores))]
-    return ResponseDraft(asked, 10, UserHistory("u"), set(), found=Found(ids, scores, None), expected_s=expected_s)  # type: ignore[arg-type]
-
-
 def batches(drift: AnswerDrift, version: str, mean: float, seconds: float, count: int = 30) -> None:
     for _ in range(count):
-        drafts = [
-            draft(RNG.normal(mean, 1, CANDIDATES).astype(np.float32), np.full(CANDIDATES, seconds, np.float32))
-            for _ in range(4)
-        ]
-        drift.observe(version, [*drafts, draft(np.zeros(0, np.float32), None)])
+        scores = [RNG.normal(mean, 1, CANDIDATES).astype(np.float32) for _ in range(4)]
+        expected_s = [np.full(CANDIDATES, seconds, np.float32)] * 4
+        drift.observe(version, [*scores, np.zeros(0, np.float32)], expected_s)
     drift.show()
 
 

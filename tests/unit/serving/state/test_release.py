@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.release.bundle import Manifest
-from serving.request.draft import RequestContext
+from serving.request.response_draft import RequestContext
 from serving.state import release as release_module
 from serving.state.release import LiveRelease, ReleaseError, Releases, load_release
 from serving.state.views import CatalogueView
@@ -26,9 +26,9 @@ from tests.unit.serving.worlds import (
     ExactIndex,
     answer,
     history,
-    kitchen_of,
     load,
     no_views,
+    pipeline_of,
     unavailable,
 )
 
@@ -461,7 +461,7 @@ def test_a_batch_never_mixes_versions_whenever_the_swap_comes(
     for target, moment in plan:
         holder.swap_at(moment, target)
         asked = [RequestContext(RecommendRequest(f"r{at}", "ann"), 0) for at in range(2)]
-        answers = answer(asked, holder.live, kitchen_of(views, Serving()), now_ms=CREATED_MS)
+        answers = answer(asked, holder.live, pipeline_of(views, Serving()), now_ms=CREATED_MS)
         used = holder.take_used()
         assert len(used) == 1
         assert {answered.reply.version for answered in answers} == used

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from infra.platform.settings import Kafka, Settings
-from serving.request.draft import Answered, RequestContext
-from serving.worker.dispatcher import Dispatcher, Pipeline
+from serving.request.pipeline import InFlightBatch
+from serving.request.response_draft import Answered, RequestContext
+from serving.worker.dispatcher import Dispatcher
 from serving.worker.reply_cache import ReplyCache
 from streams import topics
 from streams.messages import DeadLetter, Impression, Recommended, RecommendReply, RecommendRequest, decode, encode
@@ -43,12 +44,29 @@ def record(user_id: str, *, partition: int | None = None, age_ms: int = 0, heade
     )
 
 
-def answer(batch: Sequence[RequestContext]) -> list[Answered]:
-    """Answers everybody but mallory, who shows a bug."""
-    if any(asked.request.user_id == "mallory" for asked in batch):
-        raise ZeroDivisionError("a bug")
-    items = (Recommended("item-1", 0, "trending"),)
-    return [Answered(RecommendReply(asked.request.request_id, items), None) for asked in batch]
+class Pipeline:
+    """Answers everybody but eve and mallory, who show bugs in the first and in the second half. `waited_ms` are those
+    of the requests that it has answered, by their ids."""
+
+    served_by = "test"
+
+    def __init__(self) -> None:
+        self.items = (Recommended("item-1", 1, "trending"),)
+        self.impression: Impression | None = None
+        self.waited_ms: dict[str, float] = {}
+
+    def begin(self, contexts: Sequence[RequestContext], live: None, now_ms: int) -> InFlightBatch:
+        if any(context.request.user_id == "eve" for context in contexts):
+            raise KeyError("a bug")
+        return InFlightBatch(contexts, live, now_ms)
+
+    def finish(self, batch: InFlightBatch) -> list[Answered]:
+        if any(context.request.user_id == "mallory" for context in batch.contexts):
+            raise ZeroDivisionError("a bug")
+        ids = [context.request.request_id for context in batch.contexts]
+        assert not self.waited_ms.keys() & ids, "each is answered once"
+        self.waited_ms |= dict(zip(ids, (context.wait_ms for context in batch.contexts), strict=True))
+        return [Answered(RecommendReply(request_id, self.items), self.impression) for request_id in ids]
 
 
 @pytest.fixture
@@ -57,19 +75,22 @@ def sent() -> Sent:
 
 
 @pytest.fixture
-def desk(sent: Sent) -> Dispatcher:
-    return Dispatcher(SETTINGS, sent, lambda topic: 4, "test", ReplyCache(60_000, 100), TAKEN_DOWN)  # type: ignore[arg-type]
+def pipeline() -> Pipeline:
+    return Pipeline()
 
 
-def cook_of(finish: Callable[[Any], list[Answered]]) -> Pipeline:
-    return Pipeline(list, finish)
+@pytest.fixture
+def dispatcher(sent: Sent, pipeline: Pipeline) -> Dispatcher:
+    return Dispatcher(SETTINGS, pipeline, sent, lambda topic: 4, ReplyCache(60_000, 100), TAKEN_DOWN)  # type: ignore[arg-type]
 
 
-def handle(
-    desk: Dispatcher, records: Sequence[Any], finish: Callable[[Any], list[Answered]] = answer, now_ms: int = NOW_MS
-) -> Exception | None:
+def begin(dispatcher: Dispatcher, *records: Any, now_ms: int = NOW_MS) -> InFlightBatch:
+    return dispatcher.begin([(record, 0.0) for record in records], None, now_ms)
+
+
+def handle(dispatcher: Dispatcher, *records: Any, now_ms: int = NOW_MS) -> Exception | None:
     """Both halves of a batch, one after the other."""
-    return desk.finish(desk.begin(records, Pipeline(list, finish), now_ms))
+    return dispatcher.finish(begin(dispatcher, *records, now_ms=now_ms))
 
 
 def replies(sent: Sent) -> dict[str, RecommendReply]:
@@ -77,8 +98,8 @@ def replies(sent: Sent) -> dict[str, RecommendReply]:
     return {reply.request_id: reply for reply in found}
 
 
-def test_a_bug_harms_only_the_request_that_shows_it_and_is_handed_back(desk: Dispatcher, sent: Sent) -> None:
-    bug = handle(desk, [record("ann"), record("mallory"), record("bob")], answer)
+def test_a_bug_harms_only_the_request_that_shows_it_and_is_handed_back(dispatcher: Dispatcher, sent: Sent) -> None:
+    bug = handle(dispatcher, record("ann"), record("mallory"), record("bob"))
     assert isinstance(bug, ZeroDivisionError)
     found = replies(sent)
     assert [found[f"r-{user}"].error for user in ("ann", "bob")] == [None, None]
@@ -87,10 +108,10 @@ def test_a_bug_harms_only_the_request_that_shows_it_and_is_handed_back(desk: Dis
     assert (letter.code, letter.offset, letter.topic) == ("bug", 7, "recommend-requests")
 
 
-def test_a_foreign_request_is_forwarded_whole_with_its_time(desk: Dispatcher, sent: Sent) -> None:
+def test_a_foreign_request_is_forwarded_whole_with_its_time(dispatcher: Dispatcher, sent: Sent) -> None:
     home = topics.partition_of("ann", 4)
     moved = record("ann", partition=(home + 1) % 4, age_ms=40, headers=[("correlation_id", b"c")])
-    assert handle(desk, [moved], answer) is None
+    assert handle(dispatcher, moved) is None
     [(topic, value, how)] = sent
     assert (topic, value) == ("recommend-requests", moved.value)
     assert (how["partition"], how["timestamp_ms"], how["key"]) == (home, NOW_MS - 40, b"ann")
@@ -98,28 +119,22 @@ def test_a_foreign_request_is_forwarded_whole_with_its_time(desk: Dispatcher, se
     assert how["headers"][1][0] == topics.FORWARDED
 
 
-def test_a_request_is_forwarded_only_once(desk: Dispatcher, sent: Sent) -> None:
+def test_a_request_is_forwarded_only_once(dispatcher: Dispatcher, sent: Sent) -> None:
     home = topics.partition_of("ann", 4)
     moved = record("ann", partition=(home + 1) % 4, headers=[(topics.FORWARDED, b"x")])
-    handle(desk, [moved], answer)
+    handle(dispatcher, moved)
     assert list(replies(sent)) == ["r-ann"]
 
 
-def test_the_pipeline_is_told_how_long_a_request_has_waited(desk: Dispatcher) -> None:
-    waited: list[float] = []
-
-    def note(batch: Sequence[RequestContext]) -> list[Answered]:
-        waited.extend(asked.wait_ms for asked in batch)
-        return answer(batch)
-
-    handle(desk, [record("ann", age_ms=30), record("bob", age_ms=-30)], note)
-    assert waited == [30.0, 0.0]
+def test_the_pipeline_is_told_how_long_a_request_has_waited(dispatcher: Dispatcher, pipeline: Pipeline) -> None:
+    handle(dispatcher, record("ann", age_ms=30), record("bob", age_ms=-30))
+    assert pipeline.waited_ms == {"r-ann": 30.0, "r-bob": 0.0}
 
 
-def test_what_is_not_supported_is_told_and_is_no_dead_letter(desk: Dispatcher, sent: Sent) -> None:
-    asked = record("ann")
-    asked.value = encode(RecommendRequest("r-ann", "ann", filter="x =="))
-    handle(desk, [asked], answer)
+def test_what_is_not_supported_is_told_and_is_no_dead_letter(dispatcher: Dispatcher, sent: Sent) -> None:
+    unsupported = record("ann")
+    unsupported.value = encode(RecommendRequest("r-ann", "ann", filter="x =="))
+    handle(dispatcher, unsupported)
     assert "filter: " in (replies(sent)["r-ann"].error or "")
     assert sent.to("dead-letters") == []
 
@@ -135,73 +150,60 @@ def correlations(sent: Sent) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def test_a_repeated_request_is_answered_once_and_replied_to_each_time(desk: Dispatcher, sent: Sent) -> None:
-    """In one batch, in the next one while the first is under way, and afterwards; each with its own correlation id."""
-    asked: list[str] = []
-
-    def note(batch: Sequence[RequestContext]) -> list[Answered]:
-        asked.extend(each.request.request_id for each in batch)
-        return answer(batch)
-
-    first = desk.begin(
-        [record("ann", headers=headers(b"1")), record("ann", headers=headers(b"2"))], cook_of(note), NOW_MS
-    )
-    second = desk.begin(
-        [record("ann", headers=headers(b"3")), record("bob", headers=headers(b"b"))], cook_of(note), NOW_MS
-    )
-    desk.finish(first)
-    desk.finish(second)
-    handle(desk, [record("ann", headers=headers(b"4"))], note)
-    assert asked == ["r-ann", "r-bob"]
+def test_a_repeated_request_is_answered_once_and_replied_to_each_time(
+    dispatcher: Dispatcher, pipeline: Pipeline, sent: Sent
+) -> None:
+    """In one batch, in the next one while the first is in flight, and afterwards; each with its own correlation id."""
+    first = begin(dispatcher, record("ann", headers=headers(b"1")), record("ann", headers=headers(b"2")))
+    second = begin(dispatcher, record("ann", headers=headers(b"3")), record("bob", headers=headers(b"b")))
+    dispatcher.finish(first)
+    dispatcher.finish(second)
+    handle(dispatcher, record("ann", headers=headers(b"4")))
+    assert list(pipeline.waited_ms) == ["r-ann", "r-bob"]
     found = correlations(sent)
     assert [correlation for correlation, _ in found] == [b"1", b"2", b"3", b"b", b"4"]
     assert len({reply for correlation, reply in found if correlation != b"b"}) == 1
 
 
-def test_a_request_is_answered_anew_when_its_reply_is_forgotten(desk: Dispatcher, sent: Sent) -> None:
-    handle(desk, [record("ann", headers=headers(b"1"))])
-    handle(desk, [record("ann", age_ms=-60_000, headers=headers(b"2"))], answer, NOW_MS + 60_000)
+def test_a_request_is_answered_anew_when_its_reply_is_forgotten(
+    dispatcher: Dispatcher, pipeline: Pipeline, sent: Sent
+) -> None:
+    handle(dispatcher, record("ann", headers=headers(b"1")))
+    assert pipeline.waited_ms.pop("r-ann") == 0.0
+    handle(dispatcher, record("ann", age_ms=-60_000, headers=headers(b"2")), now_ms=NOW_MS + 60_000)
+    assert list(pipeline.waited_ms) == ["r-ann"]
     assert len(correlations(sent)) == 2
     assert len({encode(reply) for reply in replies(sent).values()}) == 1
 
 
-def test_who_waits_for_a_request_that_shows_a_bug_is_told_as_well(desk: Dispatcher, sent: Sent) -> None:
+def test_who_waits_for_a_request_that_shows_a_bug_is_told_as_well(dispatcher: Dispatcher, sent: Sent) -> None:
     batch = [record("mallory", headers=headers(b"1")), record("mallory", headers=headers(b"2"))]
-    assert isinstance(handle(desk, batch), ZeroDivisionError)
+    assert isinstance(handle(dispatcher, *batch), ZeroDivisionError)
     assert [correlation for correlation, _ in correlations(sent)] == [b"1", b"2"]
     assert all(b"internal error" in reply for _, reply in correlations(sent))
 
 
-def test_a_bug_in_the_first_half_harms_only_the_request_that_shows_it(desk: Dispatcher, sent: Sent) -> None:
-    def begin(batch: Sequence[RequestContext]) -> list[RequestContext]:
-        if any(asked.request.user_id == "eve" for asked in batch):
-            raise KeyError("a bug")
-        return list(batch)
-
-    work = desk.begin([record("ann"), record("eve"), record("bob")], Pipeline(begin, answer), NOW_MS)
-    assert isinstance(desk.finish(work), KeyError)
+def test_a_bug_in_the_first_half_harms_only_the_request_that_shows_it(dispatcher: Dispatcher, sent: Sent) -> None:
+    assert isinstance(handle(dispatcher, record("ann"), record("eve"), record("bob")), KeyError)
     found = replies(sent)
     assert [found[f"r-{user}"].error for user in ("ann", "bob")] == [None, None]
     assert "internal error" in (found["r-eve"].error or "")
 
 
-def test_an_impression_is_sent_before_its_reply(desk: Dispatcher, sent: Sent) -> None:
-    def shown(batch: Sequence[RequestContext]) -> list[Answered]:
-        return [Answered(each.reply, Impression("r-ann", "ann", NOW_MS, "test", "v", ())) for each in answer(batch)]
-
-    handle(desk, [record("ann")], shown)
+def test_an_impression_is_sent_before_its_reply(dispatcher: Dispatcher, pipeline: Pipeline, sent: Sent) -> None:
+    pipeline.impression = Impression("r-ann", "ann", NOW_MS, "test", "v", ())
+    handle(dispatcher, record("ann"))
     assert [topic for topic, _, _ in sent] == ["impressions", "recommend-replies"]
 
 
-def test_a_repeated_reply_leaves_out_what_was_taken_down_since(desk: Dispatcher, sent: Sent) -> None:
-    def two(batch: Sequence[RequestContext]) -> list[Answered]:
-        items = (Recommended("item-1", 1, "trending"), Recommended("item-2", 2, "trending"))
-        return [Answered(RecommendReply(asked.request.request_id, items), None) for asked in batch]
-
-    handle(desk, [record("ann")], two)
+def test_a_repeated_reply_leaves_out_what_was_taken_down_since(
+    dispatcher: Dispatcher, pipeline: Pipeline, sent: Sent
+) -> None:
+    pipeline.items = (Recommended("item-1", 1, "trending"), Recommended("item-2", 2, "trending"))
+    handle(dispatcher, record("ann"))
     TAKEN_DOWN.add("item-1")
     try:
-        handle(desk, [record("ann")], two)
+        handle(dispatcher, record("ann"))
     finally:
         TAKEN_DOWN.clear()
     first, again = [decode(RecommendReply, value) for value in sent.to("recommend-replies")]
@@ -210,14 +212,8 @@ def test_a_repeated_reply_leaves_out_what_was_taken_down_since(desk: Dispatcher,
     assert again.degraded == ("repeated: without what was taken down since",)
 
 
-def test_a_clock_that_is_ahead_makes_no_request_look_late(desk, sent):
+def test_a_clock_that_is_ahead_makes_no_request_look_late(dispatcher, pipeline):
     """As far ahead as it is known to be, and no farther: what was waited beside that counts."""
-    waited: list[float] = []
-
-    def look(batch: Sequence[RequestContext]) -> list[Answered]:
-        waited.extend(asked.wait_ms for asked in batch)
-        return answer(batch)
-
-    desk.ahead_ms = 3_600_000
-    handle(desk, [record("ann", age_ms=3_600_250), record("ben", age_ms=10)], look)
-    assert sorted(waited) == [0.0, 250.0]
+    dispatcher.ahead_ms = 3_600_000
+    handle(dispatcher, record("ann", age_ms=3_600_250), record("ben", age_ms=10))
+    assert pipeline.waited_ms == {"r-ann": 250.0, "r-ben": 0.0}

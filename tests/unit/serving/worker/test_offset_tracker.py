@@ -32,86 +32,86 @@ class Unanswered(Future):
 
 
 def test_offsets_wait_for_everything_that_they_caused() -> None:
-    ledger, reply, impression = OffsetTracker(), Future(), Future()
-    ledger.add("recommend-replies", reply)
-    ledger.add("impressions", impression)
-    ledger.seal({P0: 5})
-    assert ledger.acknowledged() == {}
+    offsets, reply, impression = OffsetTracker(), Future(), Future()
+    offsets.add("recommend-replies", reply)
+    offsets.add("impressions", impression)
+    offsets.seal({P0: 5})
+    assert offsets.acknowledged() == {}
     reply.success(None)
-    assert ledger.acknowledged() == {}
+    assert offsets.acknowledged() == {}
     impression.success(None)
-    assert ledger.acknowledged() == {P0: 5}
-    assert ledger.acknowledged() == {}
+    assert offsets.acknowledged() == {P0: 5}
+    assert offsets.acknowledged() == {}
 
 
 def test_a_later_batch_never_overtakes_an_earlier_one() -> None:
-    ledger, first = OffsetTracker(), Future()
-    ledger.add("recommend-replies", first)
-    ledger.seal({P0: 5})
-    ledger.add("recommend-replies", acknowledged())
-    ledger.seal({P0: 7, P1: 3})
-    assert ledger.acknowledged() == {}
+    offsets, first = OffsetTracker(), Future()
+    offsets.add("recommend-replies", first)
+    offsets.seal({P0: 5})
+    offsets.add("recommend-replies", acknowledged())
+    offsets.seal({P0: 7, P1: 3})
+    assert offsets.acknowledged() == {}
     first.success(None)
-    assert ledger.acknowledged() == {P0: 7, P1: 3}
+    assert offsets.acknowledged() == {P0: 7, P1: 3}
 
 
 def test_offsets_of_lost_partitions_are_not_committed() -> None:
-    ledger, first = OffsetTracker(), Future()
-    ledger.add("recommend-replies", first)
-    ledger.seal({P0: 5, P1: 3})
-    ledger.forget([1])
+    offsets, first = OffsetTracker(), Future()
+    offsets.add("recommend-replies", first)
+    offsets.seal({P0: 5, P1: 3})
+    offsets.keep([1])
     first.success(None)
-    assert ledger.acknowledged() == {P1: 3}
+    assert offsets.acknowledged() == {P1: 3}
 
 
 def test_a_loss_on_our_own_topic_is_raised_and_its_offset_not_due() -> None:
-    ledger = OffsetTracker()
-    ledger.add("impressions", lost())
-    ledger.seal({P0: 5})
+    offsets = OffsetTracker()
+    offsets.add("impressions", lost())
+    offsets.seal({P0: 5})
     with pytest.raises(KafkaTimeoutError):
-        ledger.acknowledged()
-    assert ledger.acknowledged() == {}
+        offsets.acknowledged()
+    assert offsets.acknowledged() == {}
 
 
 def test_a_clients_topic_that_does_not_answer_holds_offsets_for_a_moment_only() -> None:
     now_s = [100.0]
-    ledger, theirs, ours = OffsetTracker(lambda: now_s[0]), Future(), Future()
-    ledger.add(CLIENT, theirs)
-    ledger.add("impressions", ours)
-    ledger.seal({P0: 5})
+    offsets, theirs, ours = OffsetTracker(lambda: now_s[0]), Future(), Future()
+    offsets.add(CLIENT, theirs)
+    offsets.add("impressions", ours)
+    offsets.seal({P0: 5})
     now_s[0] += CLIENT_S
-    assert ledger.acknowledged() == {}, "our own topic is waited for"
+    assert offsets.acknowledged() == {}, "our own topic is waited for"
     ours.success(None)
-    assert ledger.acknowledged() == {P0: 5}
+    assert offsets.acknowledged() == {P0: 5}
     before = metrics.REQUESTS.labels("undeliverable")._value.get()
     theirs.failure(KafkaTimeoutError("after two minutes"))
     assert metrics.REQUESTS.labels("undeliverable")._value.get() == before + 1
 
 
 def test_a_loss_on_a_clients_topic_is_borne() -> None:
-    ledger = OffsetTracker()
-    ledger.add(CLIENT, lost())
-    ledger.seal({P0: 5})
-    assert ledger.acknowledged() == {P0: 5}
+    offsets = OffsetTracker()
+    offsets.add(CLIENT, lost())
+    offsets.seal({P0: 5})
+    assert offsets.acknowledged() == {P0: 5}
 
 
 def test_who_gives_partitions_up_waits_for_a_clients_topic_for_a_moment_only() -> None:
     """Else what was answered is answered again by the next owner."""
     now_s = [100.0]
-    ledger = OffsetTracker(lambda: now_s[0])
+    offsets = OffsetTracker(lambda: now_s[0])
     for offset in (5, 6):
-        ledger.add(CLIENT, Unanswered(now_s))
-        ledger.seal({P0: offset})
-    ledger.wait(60.0)
+        offsets.add(CLIENT, Unanswered(now_s))
+        offsets.seal({P0: offset})
+    offsets.wait(60.0)
     assert now_s == [pytest.approx(100.0 + CLIENT_S, abs=0.02)]
-    assert ledger.acknowledged() == {P0: 6}
+    assert offsets.acknowledged() == {P0: 6}
 
 
 def test_who_gives_partitions_up_says_when_our_own_topics_do_not_answer() -> None:
     now_s = [100.0]
-    ledger = OffsetTracker(lambda: now_s[0])
-    ledger.add("impressions", Unanswered(now_s))
-    ledger.seal({P0: 5})
+    offsets = OffsetTracker(lambda: now_s[0])
+    offsets.add("impressions", Unanswered(now_s))
+    offsets.seal({P0: 5})
     with pytest.raises(KafkaTimeoutError):
-        ledger.wait(60.0)
-    assert now_s == [pytest.approx(160.0, abs=0.01)] and ledger.acknowledged() == {}
+        offsets.wait(60.0)
+    assert now_s == [pytest.approx(160.0, abs=0.01)] and offsets.acknowledged() == {}

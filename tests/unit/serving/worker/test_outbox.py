@@ -76,7 +76,7 @@ def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no
     producer.there.add("theirs")
     outbox.send_outside("theirs", b"a")
     assert producer.sent == ["theirs"]
-    assert outbox.let_go() == set()
+    assert outbox.drop_gone_topics() == set()
     producer.there.discard("theirs")
     producer.refresh()
     before = undelivered()
@@ -85,11 +85,11 @@ def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no
     assert undelivered() == before + 3
     assert producer.sent == ["theirs"]
     assert producer.waited_ms == MEET_MS
-    assert outbox.let_go() == set(), "a reply waits"
+    assert outbox.drop_gone_topics() == set(), "a reply waits"
     producer._accumulator._batches[TopicPartition("theirs", 0)].clear()  # after two minutes
-    assert outbox.let_go() == {"theirs"}
+    assert outbox.drop_gone_topics() == {"theirs"}
     assert "theirs" not in producer._metadata._topics
-    assert outbox.let_go() == set()
+    assert outbox.drop_gone_topics() == set()
 
 
 def test_a_reply_topic_that_one_answer_of_the_brokers_left_out_is_sent_to(outbox: Outbox, producer: Producer) -> None:
@@ -97,7 +97,7 @@ def test_a_reply_topic_that_one_answer_of_the_brokers_left_out_is_sent_to(outbox
     for value in (b"a", b"b"):
         outbox.send_outside("theirs", value)
         producer._metadata._partitions = {}  # until it is asked for again
-        assert outbox.let_go() == set()
+        assert outbox.drop_gone_topics() == set()
     assert producer.sent == ["theirs", "theirs"]
 
 
@@ -113,10 +113,10 @@ def test_a_queue_to_a_topic_that_was_deleted_is_kept_as_long_as_there_is_a_reply
     producer.refresh()
     batches = producer._accumulator._batches
     batches[TopicPartition("x-impressions", 0)].clear()
-    outbox.let_go()
+    outbox.drop_gone_topics()
     assert list(batches[theirs]) == [b"a"]
     batches[theirs].clear()  # after two minutes
-    outbox.let_go()
+    outbox.drop_gone_topics()
     assert list(batches) == [TopicPartition("x-impressions", 0)], "our own are none of its business"
 
 
@@ -128,7 +128,7 @@ def test_a_reply_topic_that_does_not_come_is_waited_for_once_and_for_a_second(
         outbox.send_outside("theirs", b"a")
     assert undelivered() == before + 5
     assert producer.waited_ms == MEET_MS
-    assert outbox.let_go() == {"theirs"}
+    assert outbox.drop_gone_topics() == {"theirs"}
     producer.there.add("theirs")
     outbox.send_outside("theirs", b"b")
     assert producer.sent == ["theirs"]

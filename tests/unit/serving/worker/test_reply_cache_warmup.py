@@ -51,26 +51,26 @@ def test_the_replies_of_the_last_moments_are_read_from_impressions(told: Setting
 
 
 def test_only_partitions_that_are_new_are_read_and_each_says_when_it_was(told: Settings) -> None:
-    handed_over = ReplyCacheWarmup(told.kafka, window_s=30.0)
-    handed_over.begin(frozenset({0}), NOW_MS)
-    assert [recent.key.request_id for recent in until_read(handed_over, frozenset({0}))] == ["new"]
-    handed_over.begin(frozenset({0, 1}), NOW_MS)
-    assert handed_over.read >= {0}
-    assert [recent.key.request_id for recent in until_read(handed_over, frozenset({0, 1}))] == ["other"]
-    handed_over.begin(frozenset({1}), NOW_MS)
-    assert handed_over.read == {1}
+    warmup = ReplyCacheWarmup(told.kafka, window_s=30.0)
+    warmup.begin(frozenset({0}), NOW_MS)
+    assert [recent.key.request_id for recent in until_read(warmup, frozenset({0}))] == ["new"]
+    warmup.begin(frozenset({0, 1}), NOW_MS)
+    assert warmup.read >= {0}
+    assert [recent.key.request_id for recent in until_read(warmup, frozenset({0, 1}))] == ["other"]
+    warmup.begin(frozenset({1}), NOW_MS)
+    assert warmup.read == {1}
 
 
 def test_without_a_window_nothing_is_waited_for(told: Settings) -> None:
-    handed_over = ReplyCacheWarmup(told.kafka, window_s=0.0)
-    handed_over.begin(frozenset({0, 1}), NOW_MS)
-    assert handed_over.read == {0, 1}
-    assert handed_over.take() == []
+    warmup = ReplyCacheWarmup(told.kafka, window_s=0.0)
+    warmup.begin(frozenset({0, 1}), NOW_MS)
+    assert warmup.read == {0, 1}
+    assert warmup.take() == []
 
 
-def until_read(handed_over: ReplyCacheWarmup, partitions: frozenset[int]) -> list[Recent]:
+def until_read(warmup: ReplyCacheWarmup, partitions: frozenset[int]) -> list[Recent]:
     deadline = time.monotonic() + 20
-    while handed_over.read != partitions:
+    while warmup.read != partitions:
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.01)
-    return handed_over.take()
+    return warmup.take()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from kafka.errors import KafkaTimeoutError
 
-from serving.worker.reply_topics import ASK_EVERY_S, KNOWN_S, PATIENCE_S, ReplyTopics
+from serving.worker.reply_topics import ASK_EVERY_S, GIVE_UP_S, KNOWN_S, ReplyTopics
 
 
 class Cluster:
@@ -93,8 +93,8 @@ def test_a_topic_that_is_forgotten_is_looked_for_again_at_once() -> None:
 
 def test_brokers_that_are_away_are_waited_for_and_not_for_ever() -> None:
     cluster = Cluster(theirs=2)
-    cluster.away_until = PATIENCE_S / 2
+    cluster.away_until = GIVE_UP_S / 2
     assert asker(cluster)("theirs") == 2
-    cluster.away_until = cluster.now + 2 * PATIENCE_S
+    cluster.away_until = cluster.now + 2 * GIVE_UP_S
     with pytest.raises(KafkaTimeoutError):
         asker(cluster)("theirs")

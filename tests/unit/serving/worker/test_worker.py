@@ -20,11 +20,11 @@ from kafka.admin import NewTopic
 from indexer.collection import Index
 from indexer.schema import collection_name
 from infra.local.milvus_server import start_milvus
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Serving, Settings
 from models.release.bundle import Manifest
-from serving.client.client import RecommendClient, RequestTimeout
+from nextwatch_client import RecommendClient, RequestTimeout
 from serving.state.feed import Chunk, Feed
 from serving.worker.worker import run_serving
 from streams import topics
@@ -126,7 +126,7 @@ def system(
     for manifest in bundles:
         fill(index, load(bundles_dir, manifest))
     producer = KafkaProducer(**kafka_python_options(settings.kafka))
-    with serving(settings), RecommendClient(settings.kafka) as client:
+    with serving(settings), RecommendClient(client_options(settings.kafka)) as client:
         running = System(settings, producer, client, index, bundles)
         furnish(running)
         yield running
@@ -504,7 +504,7 @@ def test_without_milvus_everybody_is_answered_and_with_it_the_index_is_used_agai
             fill(other.index, load(bundles_dir, system.bundles[0]))
             furnish(other)
             other.tell(history("ann", "item-3"))
-            milvus.child.stop()
+            milvus.process.stop()
             reply = other.client.recommend("ann", k=5, timeout_s=WAIT_S)
             step = "mirror" if mirror_items else "trending"
             assert {item.source for item in reply.items} == {source}
@@ -512,7 +512,7 @@ def test_without_milvus_everybody_is_answered_and_with_it_the_index_is_used_agai
             milvus.restart()
             other.until(lambda: other.client.recommend("ann", k=5, timeout_s=WAIT_S).degraded == ())
     finally:
-        milvus.child.stop()
+        milvus.process.stop()
 
 
 @contextlib.contextmanager
@@ -524,14 +524,14 @@ def beside(system: System, milvus_uri: str, **serving: Any) -> Iterator[System]:
     settings = system.settings.model_copy(update={"kafka": kafka, "milvus": milvus, "serving": ours})
     topics.create_topics(kafka)
     index = Index(milvus)
-    with RecommendClient(kafka) as client:
+    with RecommendClient(client_options(kafka)) as client:
         yield System(settings, system.producer, client, index, system.bundles)
     index.close()
 
 
 def test_without_a_server_the_client_times_out_with_a_clear_message(kafka_settings: Settings) -> None:
     topics.create_topics(kafka_settings.kafka)
-    with RecommendClient(kafka_settings.kafka) as client:
+    with RecommendClient(client_options(kafka_settings.kafka)) as client:
         with pytest.raises(TimeoutError, match="is a serving worker running"):
             client.recommend("ann", timeout_s=2.0)
         with pytest.raises(RequestTimeout):

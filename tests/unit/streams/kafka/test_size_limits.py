@@ -6,26 +6,21 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from infra.platform.settings import MOST_FILE_BYTES, Kafka, SettingsError, load_settings
+from infra.platform.settings import MOST_FILE_BYTES, SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
-from serving.client.client import MOST_TIMES, RecommendClient, RequestFailed
-from serving.client.pending_requests import PendingRequests
-from serving.worker.intake import Unsupported, read_filter
+from serving.request.parsing import Unsupported, read_filter
 from streams.messages import (
     Impression,
     Item,
-    RecommendReply,
     RecommendRequest,
     Refused,
     SearchEvent,
     WatchEvent,
     decode,
-    encode,
 )
 
 WATCH = {"event_id": "e", "user_id": "u", "item_id": "i", "event_ms": 1, "watch_s": 1}
@@ -85,20 +80,6 @@ def test_a_message_over_the_limit_is_refused_before_it_is_read() -> None:
 def test_a_filter_too_long_to_be_read_is_told_as_such() -> None:
     with pytest.raises(Unsupported, match=f"at most {MOST_CHARACTERS:,}"):
         read_filter(RecommendRequest("r", "u", filter="a" * (MOST_CHARACTERS + 1)))
-
-
-def test_a_reply_that_is_too_large_fails_its_request_and_nothing_else() -> None:
-    client = RecommendClient.__new__(RecommendClient)  # what reads replies, without brokers
-    client._kafka, client._under_way = Kafka(max_message_bytes=100), PendingRequests()
-    for size, fits in ((10, True), (MOST_TIMES * 100, False)):
-        correlation, waiting = client._under_way.add(RecommendRequest("r", "u"), 0.0, ())
-        reply = encode(RecommendReply("r", version="v" * size))
-        client._deliver(SimpleNamespace(headers=[("correlation_id", correlation)], value=reply))
-        if fits:
-            assert waiting.future.result(0).version == "v" * size
-        else:
-            with pytest.raises(RequestFailed, match="over the limit"):
-                waiting.future.result(0)
 
 
 def test_a_settings_file_has_a_size(tmp_path: Path) -> None:

@@ -4,44 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Kafka
-from serving.client.async_client import AsyncRecommendClient
-from serving.client.client import RequestFailed, RequestTimeout
-from streams.messages import RecommendRequest
-from streams.topics import create_topics
+from nextwatch_client import AsyncRecommendClient, RecommendRequest, RequestFailed, RequestTimeout
 from tests.conftest import on_both_brokers
-from tests.unit.serving.responder import echo, responding
+from tests.unit.clients.responder import echo, responding
 
 pytestmark = [pytest.mark.system, on_both_brokers]
 
 WAIT_S = 20.0
 
 
-@pytest.fixture(scope="module")
-def topics(kafka: str) -> Kafka:
-    settings = Kafka(bootstrap=kafka, topic_prefix=f"a{uuid.uuid4().hex[:8]}-", partitions=2)
-    create_topics(settings)
-    return settings
-
-
 def run(kafka: Kafka, task: Callable[[AsyncRecommendClient], Awaitable[None]]) -> None:
     """Run a task with an open client."""
 
     async def opened() -> None:
-        async with AsyncRecommendClient(kafka) as client:
+        async with AsyncRecommendClient(client_options(kafka)) as client:
             await task(client)
 
     asyncio.run(opened())
-
-
-def waiting(client: AsyncRecommendClient) -> int:
-    assert client._client is not None
-    return len(client._client._under_way)
 
 
 def test_a_thousand_at_once_are_all_answered_and_nothing_is_kept(topics: Kafka):
@@ -53,7 +38,7 @@ def test_a_thousand_at_once_are_all_answered_and_nothing_is_kept(topics: Kafka):
         )
         print(f"1,000 at once, async: {time.perf_counter() - began:.2f} s")
         assert [reply.request_id for reply in replies] == ids
-        assert waiting(client) == 0
+        assert client.pending == 0
 
     with responding(topics):
         run(topics, ask)
@@ -74,13 +59,13 @@ def test_a_cancelled_wait_frees_its_entry_at_once(topics: Kafka):
     async def ask(client: AsyncRecommendClient) -> None:
         tasks = [asyncio.create_task(client.recommend("ann", timeout_s=WAIT_S)) for _ in range(10)]
         await asyncio.sleep(0.05)
-        assert waiting(client) == 10
+        assert client.pending == 10
         for task in tasks:
             task.cancel()
         assert all(
             isinstance(ended, asyncio.CancelledError) for ended in await asyncio.gather(*tasks, return_exceptions=True)
         )
-        assert waiting(client) == 0
+        assert client.pending == 0
 
     run(topics, ask)
 
@@ -89,7 +74,7 @@ def test_a_reply_that_does_not_come_is_a_time_out(topics: Kafka):
     async def ask(client: AsyncRecommendClient) -> None:
         with pytest.raises(RequestTimeout, match="is a serving worker running"):
             await client.ask(RecommendRequest("r", "ann"), timeout_s=0.3)
-        assert waiting(client) == 0
+        assert client.pending == 0
 
     run(topics, ask)
 
@@ -110,7 +95,7 @@ def test_the_event_loop_goes_on_while_replies_are_awaited(topics: Kafka):
 
 def test_a_client_that_is_not_open_says_so(topics: Kafka):
     async def ask() -> None:
-        client = AsyncRecommendClient(topics)
+        client = AsyncRecommendClient(client_options(topics))
         with pytest.raises(RequestFailed, match="not open"):
             await client.recommend("ann")
         async with client:

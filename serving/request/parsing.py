@@ -34,7 +34,7 @@ class Unsupported(Refused):
 
 
 class Address(NamedTuple):
-    """Where a reply goes. `topic` is a full name; `headers` carry the correlation id."""
+    """The place that a reply goes to. `topic` is a full name; `headers` carry the correlation id."""
 
     topic: str
     partition: int | None = None
@@ -42,7 +42,7 @@ class Address(NamedTuple):
 
 
 class ParsedRequest(NamedTuple):
-    """A record that was opened. `refused` says why it has no answer; `address` is None when nobody can be told."""
+    """A request as it was read. `refused` says why it has no answer; `address` is None when nobody can be told."""
 
     record: Any
     address: Address | None
@@ -53,7 +53,7 @@ class ParsedRequest(NamedTuple):
 
 
 def parse_request(record: Any, settings: Settings, partitions_of: PartitionsOf) -> ParsedRequest:
-    """Read a request and its reply address. Never raises Refused: what is wrong is in the letter."""
+    """Read a request and its reply address. Never raises Refused: what is wrong is in what it returns."""
     headers = record.headers or ()
     prefix = settings.kafka.topic_prefix
     address = Address(prefix + topics.RECOMMEND_REPLIES)

@@ -1,9 +1,9 @@
-"""Which of a request's candidates are shown, and in which places: pins on top, then the best, some places drawn.
+"""Re-ranks the candidates of one request into its list: pins on top, then the best, some places drawn.
 
-Pure, of one request. Off, which is the default, it is the k best in order. The best list is made first, with its cap
-per channel and its diversity; then some of its places are given to candidates that are not in it
-(serving.request.exploration). So what can be drawn never stands in a list for its score, and the probability on record
-is the whole one.
+`choose` decides, and is pure; `select` and `add_pins` apply it to a draft. Switched off, which is the default, the list
+is the k best in order. The best list is made first, with its cap per channel and its diversity; then some of its places
+are given to candidates that are not in it (serving.request.exploration). So what can be drawn never stands in a list
+for its score, and the probability on record is the whole one.
 
 Whenever there are k candidates there are k items: a cap is relaxed when too few others are there, and a step that
 cannot be taken is skipped and named. Equal scores keep the order in which the candidates came.
@@ -11,7 +11,6 @@ cannot be taken is skipped and named. Equal scores keep the order in which the c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.platform.settings import Selection
+from models.ranking.ranking_batch import SOURCES
+from models.ranking.ranking_request import Nominations
 from serving.request.diversity import pick_apart
-from serving.request.exploration import NOTHING, Draws, draw
+from serving.request.exploration import NOTHING, Draws, draw, seed_of
+from serving.request.filtering import MayBeShown
+from serving.request.response_draft import CandidateSet, Floats, ResponseDraft
+from serving.state.release import LiveRelease
+from streams.messages import Recommended
 
 Rows = NDArray[np.int64]
-Floats = NDArray[np.float32]
 Numbers = NDArray[Any]  # real numbers of any width
 
 PINNED, BEST, DRAWN = "pinned", "best", "drawn"
@@ -36,9 +40,7 @@ class Options(NamedTuple):
     scores: Floats  # [C]: expected seconds, or retrieval scores where nothing was ranked
     channels: NDArray[np.integer[Any]]  # [C]: codes; 0: not known, and never capped
     shown: Numbers  # [C]: decayed impressions of each
-    spread: (
-        Floats  # [C]: how unsure the ranker is (models.ranking.ranker.Ranked.spread); zeros where nothing was ranked
-    )
+    spread: Floats  # [C]: how unsure the ranker is (models.ranking.ranker.Ranked); zeros where nothing was ranked
     vectors: Floats | None = None  # [C, D + 1]: as in the index, popularity last; None: there are none
     pinned: Sequence[int] = ()  # candidates that go on top, in this order
 
@@ -58,13 +60,82 @@ class Choice(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
-def seed_of(request_id: str, seed: int) -> int:
-    """The same request draws the same list on every machine, as long as what is known of its candidates is the same."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{request_id}".encode(), digest_size=8).digest(), "little")
+def add_pins(draft: ResponseDraft, settings: Selection, may_be_shown: MayBeShown) -> None:
+    """Make candidates of the pins that nobody has nominated, as far as they may be shown."""
+    pins = dict.fromkeys((*draft.request.pinned, *settings.pinned))
+    missing = [pin for pin in pins if pin not in draft.candidates.item_ids] if pins else []
+    if not missing:
+        return
+    keep = may_be_shown(draft, missing)
+    draft.candidates = behind(draft.candidates, [pin for pin, yes in zip(missing, keep.tolist(), strict=True) if yes])
+
+
+def behind(candidates: CandidateSet, item_ids: list[str]) -> CandidateSet:
+    """The candidates and more of them, that no source has nominated."""
+    nothing = np.full(len(item_ids), np.nan, np.float32)
+    sources = np.zeros((len(item_ids), len(SOURCES) - 1), np.int64)
+    old = candidates.nominations
+    return CandidateSet(
+        [*candidates.item_ids, *item_ids],
+        np.concatenate([candidates.scores, nothing]),
+        Nominations(
+            np.concatenate([old.sources, sources]),
+            np.concatenate([old.trending, nothing]),
+            np.concatenate([old.similar, nothing]),
+        ),
+    )
+
+
+def select(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) -> None:
+    """Put the k best candidates under the rules of `selection` into the list."""
+    candidates = draft.candidates
+    if not candidates.item_ids:
+        return
+    options = options_of(draft, live, settings)
+    choice = choose(options, draft.k, settings, seed_of(draft.request.request_id, settings.seed))
+    draft.degraded += [f"selection: {step}" for step in choice.skipped]
+    for rank, (at, probability, reason) in enumerate(choice.items, 1):
+        draft.items.append(
+            Recommended(
+                candidates.item_ids[at],
+                rank,
+                PINNED if reason == PINNED else primary_source(candidates, at),
+                None if np.isnan(candidates.scores[at]) else float(candidates.scores[at]),
+                None if draft.expected_s is None else float(draft.expected_s[at]),
+                probability=probability,
+            )
+        )
+
+
+def options_of(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) -> Options:
+    """The candidates of a draft as the choice wants them."""
+    item_ids, inputs = draft.candidates.item_ids, draft.ranker_inputs
+    nothing = np.zeros(len(item_ids), np.float32)
+    channels: NDArray[np.int32] = np.zeros(len(item_ids), np.int32)
+    vectors = None
+    if live is not None and settings.channel_cap:
+        channels = live.catalogue.channel_codes(live.catalogue.rows(item_ids))
+    if live is not None and live.mirror is not None and settings.diversity != "none":
+        rows = live.mirror.rows(item_ids)
+        vectors = np.where((rows >= 0)[:, None], live.mirror.vectors(rows), np.float32(0))
+    return Options(
+        draft.candidates.scores if draft.expected_s is None else draft.expected_s,
+        channels,
+        nothing if inputs is None else inputs.shown,
+        nothing if inputs is None or inputs.spread is None else inputs.spread,
+        vectors,
+        pins_of(item_ids, draft.request.pinned, settings.pinned),
+    )
+
+
+def primary_source(candidates: CandidateSet, row: int) -> str:
+    """The first of a candidate's sources, in the order of SOURCES."""
+    codes = candidates.nominations.sources[row]
+    return next((SOURCES[code] for code in codes.tolist() if code), "")
 
 
 def pins_of(item_ids: Sequence[str], *pinned: Sequence[str]) -> list[int]:
-    """Which candidates are pinned, in the order of the pins; pins that are no candidates are passed over."""
+    """The rows of the pinned candidates, in the order of the pins; pins that are no candidates are passed over."""
     wanted = dict.fromkeys(item_id for pins in pinned for item_id in pins)
     if not wanted:
         return []
@@ -102,7 +173,7 @@ def _best_first(scores: Floats, pins: Rows) -> Rows:
 
 
 def _nth_of_equals(codes: NDArray[np.integer[Any]]) -> Rows:
-    """How many of the same code stand before each. [N]"""
+    """Count for each how many of the same code stand before it. [N]"""
     by_code = np.argsort(codes, kind="stable")
     ordered = codes[by_code]
     nth = np.empty(len(codes), np.int64)
@@ -151,7 +222,7 @@ def _draw(order: Rows, best: Rows, pins: Rows, k: int, options: Options, setting
 
 
 def _weights(options: Options, pool: Rows, settings: Selection) -> Numbers:
-    """How much each of the pool is to be drawn. [Q]"""
+    """The weight with which each of the pool is drawn. [Q]"""
     if settings.explore_by == "little_shown":
         return np.asarray(1 / (1 + np.maximum(np.nan_to_num(options.shown[pool]), 0)))
     scores = options.scores[pool].astype(np.float64)

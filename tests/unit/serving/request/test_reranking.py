@@ -13,8 +13,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from infra.platform.settings import Selection
-from serving.request.exploration import chances_of, comb
-from serving.request.selection import BEST, DRAWN, PINNED, Chosen, Options, choose, pins_of, seed_of
+from serving.request.exploration import chances_of, comb, seed_of
+from serving.request.reranking import BEST, DRAWN, PINNED, Chosen, Options, choose, pins_of
 
 OFF = Selection()
 

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from confluent_kafka import Producer
 from kafka.errors import KafkaError
 
 from infra.local.broker import start_broker
+from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Kafka, Settings
-from serving.client import client as client_module
-from serving.client.client import RecommendClient, RequestFailed, RequestTimeout
-from streams.kafka.follow import TopicMissing
-from streams.messages import RecommendReply, RecommendRequest, encode
+from nextwatch_client import (
+    RecommendClient,
+    RecommendReply,
+    RecommendRequest,
+    RequestFailed,
+    RequestTimeout,
+    TopicMissing,
+)
+from nextwatch_client import client as client_module
+from streams import messages
+from streams.messages import encode
 from streams.topics import create_topics
 from tests.conftest import environ_for
 from tests.harness.system import wait_until
-from tests.unit.serving.responder import echo, responding
+from tests.unit.clients.responder import echo, responding
 
 pytestmark = pytest.mark.system
 
 WAIT_S = 20.0
-PARTITIONS = 2
-
-
-@pytest.fixture(scope="module")
-def topics(kafka: str) -> Kafka:
-    """Topics that the tests share: each has a client of its own."""
-    settings = Kafka(bootstrap=kafka, topic_prefix=f"c{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS)
-    create_topics(settings)
-    return settings
 
 
 @pytest.fixture
 def client(topics: Kafka) -> Iterator[RecommendClient]:
-    with RecommendClient(topics) as client:
+    with RecommendClient(client_options(topics)) as client:
         yield client
 
 
@@ -48,7 +48,7 @@ def test_all_that_is_asked_for_travels_with_the_request(topics: Kafka, client: R
         )
     assert reply.request_id == "mine"
     assert [request for _, request in seen] == [
-        RecommendRequest("mine", "ann", 3, None, "duration_s < 600", ("a",), round(WAIT_S * 1000))
+        messages.RecommendRequest("mine", "ann", 3, None, "duration_s < 600", ("a",), round(WAIT_S * 1000))
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_thousand_at_once_are_all_answered_and_nothing_is_kept(topics: Kafka, 
         replies = client.recommend_many(requests, timeout_s=60, retries=2)
         print(f"1,000 at once, sync: {time.perf_counter() - began:.2f} s")
     assert [reply.request_id for reply in replies] == [request.request_id for request in requests]
-    assert len(client._under_way) == 0
+    assert client.pending == 0
 
 
 def test_threads_share_a_client(topics: Kafka, client: RecommendClient):
@@ -111,6 +111,26 @@ def test_a_reply_that_cannot_be_read_fails_its_request_alone(topics: Kafka, clie
         assert client.recommend("good", request_id="x", timeout_s=WAIT_S).request_id == "x"
 
 
+def test_a_reply_that_is_too_large_fails_its_request_alone(topics: Kafka):
+    def answer(request: messages.RecommendRequest, copy: int) -> list[bytes]:
+        return [encode(RecommendReply("r", version="v" * (1000 if request.user_id == "large" else 10)))]
+
+    with responding(topics, answer), RecommendClient(replace(client_options(topics), max_reply_bytes=500)) as client:
+        with pytest.raises(RequestFailed, match="over the limit of 500 bytes"):
+            client.recommend("large", timeout_s=WAIT_S)
+        assert client.recommend("small", timeout_s=WAIT_S).version == "v" * 10
+
+
+def test_a_batch_that_cannot_be_read_is_left_behind(topics: Kafka, client: RecommendClient):
+    """lz4 is a package that the client does not have."""
+    stranger = Producer({"bootstrap.servers": topics.bootstrap, "compression.type": "lz4"})
+    for partition in range(topics.partitions):
+        stranger.produce(f"{topics.topic_prefix}recommend-replies", b"x" * 10_000, partition=partition)
+    assert stranger.flush(WAIT_S) == 0
+    with responding(topics):
+        assert client.recommend("ann", request_id="x", timeout_s=WAIT_S, retries=10).request_id == "x"
+
+
 def test_whoever_stops_waiting_leaves_nothing_behind(topics: Kafka, client: RecommendClient):
     future = client.submit(RecommendRequest("r", "ann"), [0.1])
     future.cancel()
@@ -118,11 +138,11 @@ def test_whoever_stops_waiting_leaves_nothing_behind(topics: Kafka, client: Reco
         client.recommend("ann", timeout_s=0.1)
     with pytest.raises(TimeoutError):
         client.recommend_many([RecommendRequest(f"r{number}", "ann") for number in range(10)], timeout_s=0.1)
-    assert len(client._under_way) == 0
+    assert client.pending == 0
 
 
 def test_a_client_that_is_closed_fails_whoever_waits_and_whoever_comes(topics: Kafka):
-    with RecommendClient(topics) as client:
+    with RecommendClient(client_options(topics)) as client:
         waiting = client.submit(RecommendRequest("r", "ann"))
     with pytest.raises(RequestFailed, match="the client is closed"):
         waiting.result(0)
@@ -132,28 +152,34 @@ def test_a_client_that_is_closed_fails_whoever_waits_and_whoever_comes(topics: K
 
 def test_without_topics_it_does_not_start(kafka_settings: Settings):
     with pytest.raises(TopicMissing, match="topics --create"):
-        RecommendClient(kafka_settings.kafka)
+        RecommendClient(client_options(kafka_settings.kafka))
 
 
 def test_without_a_broker_it_does_not_start(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "START_S", 1.0)
     began = time.monotonic()
     with pytest.raises(KafkaError):
-        RecommendClient(Kafka(bootstrap="127.0.0.1:1"))
+        RecommendClient(client_options(Kafka(bootstrap="127.0.0.1:1")))
     assert time.monotonic() - began < 10
 
 
-def test_a_broker_that_goes_away_is_named_by_the_time_out_and_nobody_hangs(make_settings, tmp_path):
+def test_a_broker_that_goes_away_is_named_by_the_time_out_and_nobody_hangs(make_settings, monkeypatch):
+    def alive() -> set[threading.Thread]:
+        return set(threading.enumerate())
+
+    monkeypatch.setattr(client_module, "SEND_S", 6.0)
+    before = alive()
     settings = make_settings(kafka={"partitions": 1})
     broker = start_broker(settings, environ=environ_for("noida"))
     kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap})
     try:
         create_topics(kafka)
-        with RecommendClient(kafka) as client:
-            broker.child.stop()
+        with RecommendClient(client_options(kafka)) as client:
+            broker.process.stop()
             began = time.monotonic()
             with pytest.raises(RequestTimeout, match=rf"nor have the brokers acknowledged.*{broker.bootstrap}"):
                 client.recommend("ann", timeout_s=0.5)
             assert time.monotonic() - began < 8
+        wait_until(lambda: not alive() - before, "the closed client's threads to end", WAIT_S)
     finally:
-        broker.child.stop()
+        broker.process.stop()

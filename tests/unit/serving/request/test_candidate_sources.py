@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
-from serving.request.draft import Answered, RequestContext, ResponseDraft
-from serving.request.filtering import banned_by, wanted
-from serving.request.sources import NOBODY, Nominees, ask, scores_by_source, unite
+from serving.request.candidate_sources import NOBODY, Nominees, ask, scores_by_source, unite
+from serving.request.filtering import MayBeShown, banned_by
+from serving.request.response_draft import Answered, RequestContext, ResponseDraft
 from serving.state.fresh import FreshView
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import CatalogueView, Views
@@ -32,7 +32,7 @@ from streams.messages import (
     Watch,
     encode,
 )
-from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, kitchen_of, load, no_views
+from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, load, no_views, pipeline_of
 
 HOUR_MS = 3_600_000
 NOW_MS = CREATED_MS + 60_000
@@ -59,8 +59,8 @@ def trend(views: Views, scope: str, *counts: tuple[str, float]) -> None:
 
 
 def ask_for(views: Views, live: LiveRelease | None, request: RecommendRequest, **settings: Any) -> Answered:
-    asked = RequestContext(request, 0, 0.0, None if request.filter is None else parse_filter(request.filter))
-    [answered] = answer([asked], live, kitchen_of(views, Serving(**settings)), now_ms=NOW_MS)
+    context = RequestContext(request, 0, 0.0, None if request.filter is None else parse_filter(request.filter))
+    [answered] = answer([context], live, pipeline_of(views, Serving(**settings)), now_ms=NOW_MS)
     return answered
 
 
@@ -69,10 +69,8 @@ def shown_sources(answered: Answered) -> dict[str, dict[str, float | None]]:
     return {shown.item_id: shown.sources for shown in answered.impression.items}
 
 
-def draft(user: UserHistory | None = None, filter_: str | None = None) -> ResponseDraft:
-    request = RecommendRequest("r1", "ann", filter=filter_)
-    parsed = None if filter_ is None else parse_filter(filter_)
-    return ResponseDraft(RequestContext(request, 0, 0.0, parsed), 10, user or UserHistory("ann"), set())
+def draft(user: UserHistory | None = None) -> ResponseDraft:
+    return ResponseDraft(RequestContext(RecommendRequest("r1", "ann"), 0), 10, user or UserHistory("ann"), set())
 
 
 def test_a_candidate_keeps_all_its_sources_and_their_scores(views: Views, live: LiveRelease) -> None:
@@ -229,8 +227,7 @@ def test_what_was_watched_long_ago_is_left_out_for_as_long_as_it_is_remembered()
     user = UserHistory("ann", seen=seen)
     names = ["item-6", "item-7"]
     for days, expected in ((90, [True, False]), (5, [True, True])):
-        found = wanted(draft(user), names, None, CatalogueView(), now_ms=NOW_MS, seen_days=days)
-        assert found.tolist() == expected
+        assert MayBeShown(CatalogueView(), None, NOW_MS, days)(draft(user), names).tolist() == expected
 
 
 def test_what_was_shown_too_often_is_banned_and_what_was_watched_always() -> None:

@@ -1,4 +1,4 @@
-"""What is known of one answer on its way through the stages, and the time that the stages take."""
+"""One answer on its way through the stages, and the time that the stages take."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from infra.platform import metrics
 from models.catalogue.item_filter import ItemFilter
+from models.ranking.ranker import Ranked
 from models.ranking.ranking_request import Nominations, by_two_towers
-from serving.request.ranking import RankerInputs
 from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, UserHistory
 
 Floats = NDArray[np.float32]
+Ids = tuple[list[str], Floats]  # items and their scores, best first
 
 
 class RequestContext(NamedTuple):
-    """A request that was understood. `partition` is its user's; `wait_ms` what it has waited before it was read;
-    `filter` the request's own, parsed."""
+    """A request that was understood. `partition` is its user's; `wait_ms` the time before it was read; `filter` the
+    request's own, parsed."""
 
     request: RecommendRequest
     partition: int
@@ -30,7 +31,8 @@ class RequestContext(NamedTuple):
     filter: ItemFilter | None = None
 
     def left_s(self, deadline_s: float) -> float:
-        """How much longer its client waits; negative when it has given up. `deadline_s` when the request says none."""
+        """The time that its client still waits; negative when it has given up. `deadline_s` when the request says
+        none."""
         return ((self.request.deadline_ms or deadline_s * 1000) - self.wait_ms) / 1000
 
 
@@ -39,39 +41,67 @@ class Answered(NamedTuple):
     impression: Impression | None
 
 
-class Found(NamedTuple):
-    """C candidates: ids, two-tower scores float32 [C] (NaN where there is none), and who nominated them."""
+class CandidateSet(NamedTuple):
+    """C candidates: ids, two-tower scores float32 [C] (NaN where there is none), and the sources of each."""
 
     item_ids: list[str]
     scores: Floats
     nominations: Nominations
 
 
-def nothing_found() -> Found:
-    return Found([], np.zeros(0, np.float32), by_two_towers(0))
+class RankerInputs(NamedTuple):
+    """The inputs of the ranker for one request, to go on record. `query` is its row among the queries of `ranked`,
+    `first` the row of its first candidate; `ranks` [C] by retrieval score; `shown` [C] decayed impressions of each
+    candidate; `spread` [C] how far the members disagree."""
+
+    ranked: Ranked
+    query: int
+    first: int
+    ranks: Floats
+    best: float
+    factor: float
+    shown: NDArray[np.float64]
+    spread: Floats | None
+
+
+def no_vector() -> Floats:
+    return np.zeros(0, np.float32)
+
+
+def no_candidates() -> CandidateSet:
+    return CandidateSet([], np.zeros(0, np.float32), by_two_towers(0))
 
 
 @dataclass
 class ResponseDraft:
     """`banned`: items that this answer may not hold, whatever nominates them."""
 
-    asked: RequestContext
+    context: RequestContext
     k: int
     history: UserHistory
     banned: set[str]
     degraded: list[str] = field(default_factory=list)
-    found: Found = field(default_factory=nothing_found)
+    vector: Floats = field(default_factory=no_vector)  # [D], of the user
+    last_watch_vector: Floats = field(
+        default_factory=no_vector
+    )  # [D], as if the last completed watch were the only one
+    similar: Ids | None = None  # what was found for it
+    candidates: CandidateSet = field(default_factory=no_candidates)
     expected_s: Floats | None = None  # [C], calibrated
-    fed: RankerInputs | None = None  # what the ranker was fed
+    ranker_inputs: RankerInputs | None = None
     items: list[Recommended] = field(default_factory=list)
 
-    def fall(self, step: str, reason: str) -> None:
+    @property
+    def request(self) -> RecommendRequest:
+        return self.context.request
+
+    def degrade(self, step: str, reason: str) -> None:
         """Go down the ladder to `step`; a request that lies lower already stays there."""
         metrics.FALLBACKS.labels(step).inc()
         self.degraded.append(f"{step}: {reason}")
 
 
-class Stages:
+class StageTimes:
     """The time of each stage of a batch, as far as this process spends it."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Kafka, Serving, Settings
-from serving.worker.intake import ParsedRequest, Unsupported, parse_request
+from serving.request.parsing import ParsedRequest, Unsupported, parse_request
 from streams.messages import RecommendRequest, encode
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-"), serving=Serving(max_k=50))
@@ -17,17 +17,17 @@ OURS = {"x-watch-events": 4, "x-recommend-requests": 4, "__consumer_offsets": 50
 GOOD = encode(RecommendRequest("r1", "ann", k=5))
 
 
-def opened(value: bytes | None = GOOD, *headers: tuple[str, bytes]) -> ParsedRequest:
+def parse(value: bytes | None = GOOD, *headers: tuple[str, bytes]) -> ParsedRequest:
     record: Any = SimpleNamespace(value=value, headers=headers)
     return parse_request(record, SETTINGS, lambda topic: (THEIRS | OURS).get(topic, 0))
 
 
 def test_a_plain_request_is_answered_on_the_default_topic() -> None:
-    letter = opened()
-    assert letter.refused is None
-    assert letter.request == RecommendRequest("r1", "ann", k=5)
-    assert letter.address is not None
-    assert letter.address == ("x-recommend-replies", None, ())
+    parsed = parse()
+    assert parsed.refused is None
+    assert parsed.request == RecommendRequest("r1", "ann", k=5)
+    assert parsed.address is not None
+    assert parsed.address == ("x-recommend-replies", None, ())
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,15 @@ def test_plain_and_spring_headers_are_understood_and_correlation_is_echoed_as_it
     topic: str, partition: str, correlation: str
 ) -> None:
     opaque = bytes(range(16))
-    letter = opened(GOOD, (topic, b"theirs"), (partition, struct.pack(">i", 2)), (correlation, opaque))
-    assert letter.refused is None
-    assert letter.address == ("theirs", 2, ((correlation, opaque),))
+    parsed = parse(GOOD, (topic, b"theirs"), (partition, struct.pack(">i", 2)), (correlation, opaque))
+    assert parsed.refused is None
+    assert parsed.address == ("theirs", 2, ((correlation, opaque),))
 
 
 def test_a_reply_partition_may_be_text() -> None:
-    letter = opened(GOOD, ("reply_topic", b"theirs"), ("reply_partition", b"1"))
-    assert letter.address is not None
-    assert letter.address.partition == 1
+    parsed = parse(GOOD, ("reply_topic", b"theirs"), ("reply_partition", b"1"))
+    assert parsed.address is not None
+    assert parsed.address.partition == 1
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_a_reply_partition_may_be_text() -> None:
 def test_an_impossible_reply_address_is_refused_on_the_default_topic(
     headers: list[tuple[str, bytes]], code: str
 ) -> None:
-    letter = opened(GOOD, *headers)
-    assert letter.refused is not None
-    assert letter.refused.code == code
-    assert letter.address is not None
-    assert letter.address.topic == "x-recommend-replies"
-    assert letter.request_id == "r1"
+    parsed = parse(GOOD, *headers)
+    assert parsed.refused is not None
+    assert parsed.refused.code == code
+    assert parsed.address is not None
+    assert parsed.address.topic == "x-recommend-replies"
+    assert parsed.request_id == "r1"
 
 
 @pytest.mark.parametrize(
@@ -92,28 +92,28 @@ def test_an_impossible_reply_address_is_refused_on_the_default_topic(
     ],
 )
 def test_a_broken_request_says_what_is_wrong_and_whose_it_is(value: bytes | None, says: str, request_id: str) -> None:
-    letter = opened(value, ("correlation_id", b"c"))
-    assert letter.refused is not None
-    assert not isinstance(letter.refused, Unsupported)
-    assert says in str(letter.refused)
-    assert letter.request_id == request_id
-    assert letter.address is not None
+    parsed = parse(value, ("correlation_id", b"c"))
+    assert parsed.refused is not None
+    assert not isinstance(parsed.refused, Unsupported)
+    assert says in str(parsed.refused)
+    assert parsed.request_id == request_id
+    assert parsed.address is not None
 
 
 def test_nobody_is_told_when_neither_request_nor_correlation_id_is_known() -> None:
-    assert opened(b"{not json").address is None
+    assert parse(b"{not json").address is None
 
 
 def test_a_request_over_the_size_limit_is_refused() -> None:
     big = json.dumps({"request_id": "r1", "user_id": "ann", "exclude": ["x" * 250] * 5000}).encode()
-    letter = opened(big)
-    assert letter.refused is not None
-    assert letter.refused.code == "too_large"
+    parsed = parse(big)
+    assert parsed.refused is not None
+    assert parsed.refused.code == "too_large"
 
 
 @pytest.mark.parametrize(("change", "says"), [({"k": 51}, "at most 50"), ({"filter": "duration < 60"}, "duration_s")])
 def test_what_this_server_does_not_do_is_refused_without_being_broken(change: dict[str, Any], says: str) -> None:
-    letter = opened(encode(RecommendRequest("r1", "ann", **change)))
-    assert isinstance(letter.refused, Unsupported)
-    assert says in str(letter.refused)
-    assert letter.request_id == "r1"
+    parsed = parse(encode(RecommendRequest("r1", "ann", **change)))
+    assert isinstance(parsed.refused, Unsupported)
+    assert says in str(parsed.refused)
+    assert parsed.request_id == "r1"

@@ -1,8 +1,6 @@
-"""The client for asyncio: serving/client/client.py's, awaited.
+"""The client for asyncio: the sync one, awaited.
 
-    from serving.client.async_client import AsyncRecommendClient
-
-    async with AsyncRecommendClient(load_settings().kafka) as client:
+    async with AsyncRecommendClient(ConnectionOptions(bootstrap="kafka-1:9092")) as client:
         replies = await asyncio.gather(*(client.recommend(user, k=20, timeout_s=1.0) for user in users))
 
 One implementation of the protocol serves both: the sync client's thread reads and sends again, and sending does not
@@ -16,21 +14,27 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from infra.platform.settings import Kafka
-from serving.client.client import RecommendClient, RequestFailed
-from serving.client.pending_requests import request_for, shares
-from streams.messages import Context, RecommendReply, RecommendRequest
+from nextwatch_client.client import RecommendClient
+from nextwatch_client.errors import RequestFailed
+from nextwatch_client.messages import Context, RecommendReply, RecommendRequest
+from nextwatch_client.options import ConnectionOptions
+from nextwatch_client.pending_requests import new_request, resend_times_s
 
 
 class AsyncRecommendClient:
     """Use it as an async context manager, in one event loop.
 
-    Entering raises TopicMissing when the topics are not there, and KafkaError when no broker answers.
+    Entering raises OptionsError, TopicMissing when the topics are not there, and KafkaError when no broker answers.
     """
 
-    def __init__(self, kafka: Kafka) -> None:
-        self._kafka = kafka
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
         self._client: RecommendClient | None = None
+
+    @property
+    def pending(self) -> int:
+        """How many requests wait for their reply."""
+        return 0 if self._client is None else self._client.pending
 
     async def recommend(
         self,
@@ -45,25 +49,25 @@ class AsyncRecommendClient:
         retries: int = 1,
     ) -> RecommendReply:
         """As RecommendClient.recommend. Raises RequestTimeout (a TimeoutError) and RequestFailed."""
-        request = request_for(user_id, k, context, exclude, filter=filter, request_id=request_id, timeout_s=timeout_s)
+        request = new_request(user_id, k, context, exclude, filter=filter, request_id=request_id, timeout_s=timeout_s)
         return await self.ask(request, timeout_s=timeout_s, retries=retries)
 
     async def ask(self, request: RecommendRequest, *, timeout_s: float = 5.0, retries: int = 1) -> RecommendReply:
-        """The reply to a ready request. Raises as `recommend`."""
+        """Send a ready request and wait for its reply. Raises as `recommend`."""
         if self._client is None:
             raise RequestFailed("the client is not open: use it in `async with`")
-        future = self._client.submit(request, shares(timeout_s, retries))
-        answer = asyncio.wrap_future(future)
+        future = self._client.submit(request, resend_times_s(timeout_s, retries))
+        reply = asyncio.wrap_future(future)
         try:
-            await asyncio.wait([answer], timeout=timeout_s)
-            if answer.done():
-                return answer.result()
-            raise self._client.late(future, request, timeout_s)
+            await asyncio.wait([reply], timeout=timeout_s)
+            if reply.done():
+                return reply.result()
+            raise self._client.timeout_of(future, request, timeout_s)
         finally:
             future.cancel()
 
     async def __aenter__(self) -> AsyncRecommendClient:
-        self._client = await asyncio.to_thread(RecommendClient, self._kafka)
+        self._client = await asyncio.to_thread(RecommendClient, self._options)
         return self
 
     async def __aexit__(self, *_: Any) -> None:

@@ -1,0 +1,21 @@
+"""Options that several commands have, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LOG = typer.Argument(
+    help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]; for the ranker every exposure, "
+    "watch_s 0 where it was not watched"
+)
+ItemsFile = Annotated[
+    Path | None, typer.Option("--items", help="Catalogue: item_id[,channel,topics,duration_s,published_ms]")
+]
+SearchesFile = Annotated[Path | None, typer.Option("--searches", help="Searches: user_id,query,event_ms")]
+Mapping = Annotated[
+    list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]

@@ -1,0 +1,28 @@
+"""A user's history as it stands in the topic: what `nextwatch history` shows."""
+
+from __future__ import annotations
+
+from infra.platform.guarded_process import ServiceError
+from infra.platform.settings import Settings
+from streams import topics
+from streams.kafka.follow import TopicFollower
+from streams.messages import Refused, UserHistory, decode
+
+
+def read_history(settings: Settings, user: str) -> UserHistory | None:
+    """The user's newest history, read from their partition of `user-histories`; None if there is none.
+
+    Raises ServiceError when it is damaged.
+    """
+    newest = None
+    place = topics.partition_of(user, settings.kafka.partitions)
+    with TopicFollower(settings.kafka, topics.USER_HISTORIES, partitions=[place]) as follower:
+        while not follower.caught_up:
+            for record in follower.poll(0.5):
+                if record.key == user.encode():
+                    newest = record.value
+    try:
+        return None if newest is None else decode(UserHistory, newest, max_bytes=len(newest))
+    except Refused as refused:
+        text = f"the history is damaged ({refused}): stop the history workers, then `nextwatch rebuild histories`"
+        raise ServiceError(text) from None

@@ -1,0 +1,217 @@
+"""The rules of the house, on the source as it stands: who may import whom, and where third parties are known.
+
+Each rule is a function that returns its violations as text. What still stands is in KNOWN, with who mends it.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+
+import pytest
+
+from tests.harness.structure import CLIENT, ROOT, SourceFile, circles, read_structure
+
+MOST_FILES = 18  # of one folder, its __init__ apart
+LAYERS = (
+    ("nextwatch_client",),  # its own distribution: whoever installs it has nothing else of ours
+    ("infra.platform",),
+    ("models",),
+    ("streams",),
+    ("indexer",),
+    ("serving",),
+    ("infra.local", "infra.operate", "infra.backtest", "infra.simulation"),
+    ("infra.cli",),
+)
+NOT_IN_MODELS = ("infra", "kafka", "confluent_kafka", "aiokafka", "faust", "pymilvus", "pydantic_settings", "time")
+NOT_IN_THE_CLIENT = ("infra", "models", "streams", "indexer", "serving", "torch", "faust", "pymilvus", "numpy")
+ONLY_IN = {
+    "pymilvus": ("indexer/*", "infra/local/*"),
+    "aiokafka": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*", f"{CLIENT}/*"),  # ground: options, log-in
+    "faust": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*"),
+}
+PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
+ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/system", "tests/harness", "tests/harness/crash", "tests/benchmarks")
+
+FOLDER = re.compile(r"(?<![\w./-])(?:infra|models|streams|indexer|serving|tests)/[\w/{},]*")  # as a page names it
+STRUCTURE = read_structure()
+FILES = list(STRUCTURE.files.values())
+
+# A violation, or how it begins, and whose it is. Nothing may be added.
+KNOWN: dict[str, str] = {
+    "models/ranking/ranker_release.py imports infra.platform": "models",
+    "models/ranking/ranker_training.py imports infra.platform": "models",
+    "models/retrieval/incremental.py imports infra.platform": "models",
+    "models/retrieval/candidate_training.py imports infra.platform": "models",
+    "models/retrieval/candidate_learning.py imports infra.platform": "models",
+    "models/retrieval/checkpoint.py imports infra.platform": "models",
+    "models/retrieval/checkpoint.py imports time": "models",
+    "models/release/training.py imports infra.platform": "models",
+    "circle models/evaluation, models/logs, models/retrieval": "models",
+    "circle serving/request, serving/state": "serving",
+    "circle streams, streams/dead_letters, streams/erasure, streams/history, streams/kafka": "streams",
+    "indexer has 20 files": "writers",
+    "tests/unit/indexer has 23 files": "writers",
+    "models/catalogue says nothing": "models",
+    "models/evaluation says nothing": "models",
+    "models/logs says nothing": "models",
+    "models/ranking says nothing": "models",
+    "models/release says nothing": "models",
+    "models/retrieval says nothing": "models",
+    "infra/backtest says nothing": "models",
+    "serving/client says nothing": "packaging",
+    "serving/request says nothing": "serving",
+    "serving/state says nothing": "serving",
+    "serving/worker says nothing": "serving",
+    "streams/dead_letters says nothing": "streams",
+    "streams/erasure says nothing": "streams",
+    "streams/export says nothing": "streams",
+    "streams/history says nothing": "streams",
+    "streams/join says nothing": "streams",
+    "streams/kafka says nothing": "streams",
+    "streams/trending says nothing": "streams",
+    "streams/trainer says nothing": "writers",
+    "SLF001 is off for indexer/lease.py": "writers",
+    "SLF001 is off for streams/kafka/membership.py": "writers",
+    "SLF001 is off for infra/platform/kafka_clients.py": "streams",
+    "SLF001 is off for models/ranking/watch_quantiles.py": "models",
+    "SLF001 is off for serving/worker/outbox.py": "serving",
+    "SLF001 is off for serving/worker/partitions.py": "serving",
+    "SLF001 is off for streams/kafka/consumer_progress.py": "streams",
+    "SLF001 is off for streams/kafka/faust_app.py": "streams",
+    "SLF001 is off for streams/kafka/fetching.py": "streams",
+    "SLF001 is off for streams/kafka/recovery.py": "streams",
+    "SLF001 is off for streams/kafka/tables.py": "streams",
+}
+
+
+def imports_upwards() -> Iterator[str]:
+    for source in FILES:
+        own = layer_of(source.module)
+        above = {name for name in source.imported if (layer := layer_of(name)) is not None and layer > (own or 0)}
+        if own is not None:
+            yield from (f"{source.path} imports {name}" for name in sorted(above))
+
+
+def circles_of_folders() -> Iterator[str]:
+    return (f"circle {', '.join(group)}" for group in circles(STRUCTURE.folder_graph()))
+
+
+def circles_of_files() -> Iterator[str]:
+    return (f"circle {', '.join(group)}" for group in circles(STRUCTURE.file_graph()))
+
+
+def impure_models() -> Iterator[str]:
+    for source in FILES:
+        if source.module.partition(".")[0] == "models":
+            found = sorted(name for name in source.imported if is_of(name, NOT_IN_MODELS))
+            yield from (f"{source.path} imports {name}" for name in found)
+            yield from (f"{source.path} reads the clock in line {line}" for line in clock_readings(source))
+
+
+def a_client_that_needs_us() -> Iterator[str]:
+    for source in FILES:
+        if source.path.startswith(str(CLIENT)):
+            found = sorted(name for name in source.imported if is_of(name, NOT_IN_THE_CLIENT))
+            yield from (f"{source.path} imports {name}" for name in found)
+
+
+def third_parties_out_of_their_room() -> Iterator[str]:
+    for (package, rooms), source in itertools.product(ONLY_IN.items(), FILES):
+        if source.imports(package) and not any(fnmatch(source.path, room) for room in rooms):
+            yield f"{source.path} imports {package}"
+
+
+def private_touches_allowed() -> Iterator[str]:
+    """Ruff finds the touches (`make lint`); what is read here is that it looks everywhere it should."""
+    lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    if "SLF001" not in lint["select"] or "SLF001" in lint["ignore"]:
+        yield "SLF001 is off"
+    for pattern, rules in lint["per-file-ignores"].items():
+        if any(rule.startswith("SLF") for rule in rules) and pattern not in PRIVATE_TOUCHES_IN:
+            yield f"SLF001 is off for {pattern}"
+    for source in FILES:
+        if re.search(r"noqa:[^\n]*SLF|ruff: noqa", (ROOT / source.path).read_text()):
+            yield f"SLF001 is off for {source.path}"
+
+
+def crowded_folders() -> Iterator[str]:
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")} | {(ROOT / each.path).parent for each in FILES}
+    for folder in sorted(folders):
+        count = sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        if count > MOST_FILES:
+            yield f"{folder.relative_to(ROOT)} has {count} files"
+
+
+def silent_rooms() -> Iterator[str]:
+    """A mirror of the product below tests/unit says nothing that its room does not say."""
+    rooms = {each.folder for each in FILES} | {*ROOMS_OF_TESTS}
+    rooms |= {str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests/benchmarks").glob("*/__init__.py")}
+    for room in sorted(rooms - {str(CLIENT)}):
+        path = ROOT / room / "__init__.py"
+        if not path.is_file() or not ast.get_docstring(ast.parse(path.read_text())):
+            yield f"{room} says nothing"
+
+
+def rooms_that_are_not_there() -> Iterator[str]:
+    for page in ("README.md", "docs/architecture.md"):
+        text = (ROOT / page).read_text() if (ROOT / page).is_file() else ""
+        for name in sorted(set(FOLDER.findall(text))):
+            for folder in unfolded(name.rpartition("/")[0]):
+                if not (ROOT / folder).is_dir():
+                    yield f"{page} names {folder}/"
+
+
+RULES: tuple[Callable[[], Iterator[str]], ...] = (
+    imports_upwards,
+    circles_of_folders,
+    circles_of_files,
+    impure_models,
+    a_client_that_needs_us,
+    third_parties_out_of_their_room,
+    private_touches_allowed,
+    crowded_folders,
+    silent_rooms,
+    rooms_that_are_not_there,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_nothing_breaks_the_rule(rule: Callable[[], Iterator[str]]):
+    assert [found for found in rule() if not any(found.startswith(known) for known in KNOWN)] == []
+
+
+def test_the_graph_is_of_all_our_code():
+    """The rules say nothing of a file that the graph does not have."""
+    assert {each.module.partition(".")[0] for each in FILES} >= {"infra", "models", "streams", "indexer", "serving"}
+    edges = STRUCTURE.file_graph()
+    assert "infra/cli/ask.py" in edges["infra/cli/main.py"], "from package import module"
+    assert "streams/messages.py" in edges["infra/cli/ask.py"], "inside a function"
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def is_of(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == each or name.startswith(each + ".") for each in packages)
+
+
+def layer_of(module: str) -> int | None:
+    """None for what is not ours, and for the few files that are in no layer (`infra`, `infra.deploy`)."""
+    return next((height for height, rooms in enumerate(LAYERS) if is_of(module, rooms)), None)
+
+
+def clock_readings(source: SourceFile) -> Iterator[int]:
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Attribute(attr="now" | "utcnow" | "today", value=ast.Name(id="datetime" | "date")):
+                yield node.lineno
+
+
+def unfolded(name: str) -> Iterator[str]:
+    """`streams/{join,kafka}` as the two folders that it stands for."""
+    parts = [part.strip("{}").split(",") for part in PurePosixPath(name).parts]
+    return ("/".join(each) for each in itertools.product(*parts))
