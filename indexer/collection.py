@@ -1,17 +1,11 @@
-"""The index: one Milvus collection per version, known by the alias `items_<version>`. What it raises
-(indexer/errors.py):
-
-    IndexFailure
-    ├── IndexUnavailable   Milvus does not answer, or not in time, or is overloaded: the same call may work later
-    ├── IndexMissing       there is no collection of this version
-    └── IndexRefused       Milvus will never accept this call: a wrong token, a wrong parameter
+"""The index: one Milvus collection per version, known by the alias `items_<version>`.
 
 Milvus Lite and a Milvus server want opposite things. Lite searches its memtable row by row in Python, so it is flushed
 every few thousand rows, a new collection at the end of its fill; a server makes a segment of each flush, so only the
 end of a fill flushes it. Both are read with strong consistency: what was upserted is found by the next search. After a
 restart collections are not loaded; a call that fails for it (code 101) loads and tries once more.
 
-Beside its vector a row has the item's facts, for filters (indexer/scalars.py).
+Beside its vector a row has the item's attributes, for filters (indexer/item_attributes.py).
 
 Milvus Lite writes a log before anything else, and reads it after a crash up to the first torn record. A write that
 fails (a full disk) may have torn it, and what is acknowledged behind would be gone with the next crash: so the first
@@ -36,42 +30,13 @@ from numpy.typing import NDArray
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
-from indexer.index_spec import (
-    FORMAT,
-    IndexSpec,
-    index_of,
-    metric_of,
-    properties_of,
-    search_parameters,
-    spec_for,
-    spec_from,
-)
+from indexer.errors import IndexFailure, IndexRefused
+from indexer.index_spec import FORMAT, IndexSpec
+from indexer.item_attributes import UNKNOWN, ItemAttributes
 from indexer.milvus import connect, is_not_loaded, translated
 from indexer.mips_to_l2 import inner_products, lift, lift_queries
-from indexer.scalars import UNKNOWN, Scalars
-from indexer.schema import (
-    PREFIX,
-    SHADOW,
-    collection_name,
-    is_indexable,
-    is_one_of,
-    is_stored_name,
-    rows_of,
-    schema_of,
-    stored_name,
-)
+from indexer.schema import PREFIX, SHADOW, collection_name, is_one_of, is_stored_name, rows_of, schema_of, stored_name
 from infra.platform.settings import Milvus
-
-__all__ = [
-    "Index",
-    "IndexFailure",
-    "IndexMissing",
-    "IndexRefused",
-    "IndexUnavailable",
-    "collection_name",
-    "is_indexable",
-]
 
 Floats = NDArray[np.float32]
 
@@ -84,20 +49,22 @@ _SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
 class Index:
     """One connection to Milvus, made at the first call. May be used from several threads; one writer per collection.
 
-    Every method raises the errors of this module; `version` is always a release's version.
+    Every method raises the errors of indexer/errors.py; `version` is always a release's version. With the `suffix`
+    SHADOW it is the collection that is to take the place of the version's own.
     """
 
-    def __init__(self, milvus: Milvus) -> None:
+    def __init__(self, milvus: Milvus, suffix: str = "") -> None:
         if not milvus.uri:
             raise IndexRefused("setting milvus.uri is empty: give a Milvus server's http(s)://host:port")
         self._milvus = milvus
+        self.suffix = suffix
         self._connected: MilvusClient | None = None
         self._lock = threading.Lock()
         self._is_lite = False
         self._unflushed: Counter[str] = Counter()
         self._filling: set[str] = set()  # versions that were made here and are not searched yet
         self._sound: set[str] = set()  # versions whose log is known not to be torn
-        self._forms: dict[str, IndexSpec] = {}  # by version, as far as known
+        self._specs: dict[str, IndexSpec] = {}  # by version, as far as known
 
     # --- collections -------------------------------------------------------------------------------------------------
 
@@ -113,25 +80,25 @@ class Index:
 
         Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
-        form, name = spec_for(self._milvus, longest=longest, rows=rows), stored_name(version)
+        spec, name = IndexSpec.of_new(self._milvus, longest=longest, rows=rows), stored_name(version + self.suffix)
         with translated("create", version):
             self._client().create_collection(
                 name,
-                schema=schema_of(dim + bool(form.radius)),
-                index_params=index_of(form, self._milvus),
+                schema=schema_of(dim + bool(spec.radius)),
+                index_params=spec.description(self._milvus),
                 consistency_level="Strong",
-                properties=properties_of(form),
+                properties=spec.properties(),
                 timeout=_SLOW_S,
             )
-            self._client().create_alias(name, collection_name(version), timeout=self._milvus.timeout_s)
+            self._client().create_alias(name, self._name(version), timeout=self._milvus.timeout_s)
         self._unflushed.pop(version, None)
         self._filling.add(version)
         self._sound.add(version)
-        self._forms[version] = form
+        self._specs[version] = spec
 
     def drop(self, version: str) -> None:
         """Remove a collection, and all that have no alias any more; nothing happens when there is none."""
-        client, name = self._client(), collection_name(version)
+        client, name = self._client(), self._name(version)
         with translated("drop", version):
             if name in self._aliases():
                 client.drop_alias(name, timeout=self._milvus.timeout_s)
@@ -141,27 +108,27 @@ class Index:
                     client.drop_collection(stored, timeout=_SLOW_S)
         self._unflushed.pop(version, None)
         self._filling.discard(version)
-        self._forms.pop(version, None)
+        self._specs.pop(version, None)
 
-    def replace(self, version: str, by: str) -> None:
-        """Let the collection of `by` be the one of `version` too, from the next search on."""
+    def replace(self, version: str) -> None:
+        """Let the version's shadow be its collection too, from the next search on."""
         client, timeout = self._client(), self._milvus.timeout_s
         with translated("replace", version):
-            stored = client.describe_alias(collection_name(by), timeout=timeout)["collection_name"]
-            client.alter_alias(stored, collection_name(version), timeout=timeout)
-        for known in (self._forms, self._unflushed):
+            stored = client.describe_alias(collection_name(version + SHADOW), timeout=timeout)["collection_name"]
+            client.alter_alias(stored, self._name(version), timeout=timeout)
+        for known in (self._specs, self._unflushed):
             known.pop(version, None)
         self._filling.discard(version)
         self._sound.discard(version)
 
-    def is_alike(self, version: str, other: str) -> bool:
-        """Whether two collections hold vectors in the same form, so that who searches one can search the other."""
-        return spec_from(self._describe(version)[0]) == spec_from(self._describe(other)[0])
+    def spec(self, version: str) -> IndexSpec:
+        """Return how the collection holds its vectors: who can search one can search another of the same."""
+        return IndexSpec.of(self._describe(version)[0])
 
     def mark(self, version: str, mark: str) -> None:
         """Write a word on the collection that outlives us: how far its making has come (see indexer/rollout.py)."""
         with translated("mark", version):
-            name, timeout = collection_name(version), self._milvus.timeout_s
+            name, timeout = self._name(version), self._milvus.timeout_s
             self._client().alter_collection_properties(name, {_MARK: mark}, timeout=timeout)
 
     def mark_of(self, version: str, timeout_s: float | None = None) -> str:
@@ -169,23 +136,23 @@ class Index:
         return self._describe(version, timeout_s)[0].get(_MARK, "")
 
     def is_of_today(self, version: str) -> bool:
-        """Whether it has the fields that we write; one that an older version of nextwatch made has not."""
-        return spec_from(self._describe(version)[0]).format == FORMAT
+        """Return whether it has the fields that we write; one of an older version of nextwatch has not."""
+        return self.spec(version).format == FORMAT
 
     def dim(self, version: str) -> int:
         """The length of the vectors that it takes."""
         properties, dim = self._describe(version)
-        return dim - bool(spec_from(properties).radius)
+        return dim - bool(IndexSpec.of(properties).radius)
 
     def load(self, version: str) -> None:
         """Make it searchable; needed after a restart of Milvus, harmless when it is."""
         with translated("load", version):
-            self._client().load_collection(collection_name(version), timeout=_SLOW_S)
+            self._client().load_collection(self._name(version), timeout=_SLOW_S)
 
     def flush(self, version: str) -> None:
         """Move what was written into segments. For the end of a fill; Milvus Lite flushes itself in between."""
         with translated("flush", version):
-            self._client().flush(collection_name(version), timeout=_SLOW_S)
+            self._client().flush(self._name(version), timeout=_SLOW_S)
         self._unflushed.pop(version, None)
         self._filling.discard(version)
         self._sound.add(version)
@@ -202,32 +169,32 @@ class Index:
         item_ids: Sequence[str],
         vectors: Floats,
         steps: Sequence[int],
-        scalars: Sequence[Scalars] | None = None,
+        attributes: Sequence[ItemAttributes] | None = None,
     ) -> None:
-        """Write or replace rows; vectors float32 [N, dim], `scalars` the items' facts (none: nothing is known of them).
+        """Write or replace rows; vectors float32 [N, dim], the items' attributes (none: nothing is known of them).
         Raises ValueError for a non-finite vector.
 
         When it returns, the next search finds them.
         """
-        facts = [UNKNOWN] * len(item_ids) if scalars is None else scalars
-        rows = rows_of(item_ids, self._stored(version, vectors), steps, facts)
+        known = [UNKNOWN] * len(item_ids) if attributes is None else attributes
+        rows = rows_of(item_ids, self._stored(version, vectors), steps, known)
         client = self._client()
         # On Milvus Lite an insert replaces a row too; its upsert reads the old one first, to keep what is not named.
         write = client.insert if self._is_lite else client.upsert
         with self._writing("upsert", version):
-            write(collection_name(version), rows, timeout=self._milvus.timeout_s)
+            write(self._name(version), rows, timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(rows))
 
     def delete(self, version: str, item_ids: Sequence[str]) -> None:
         """Remove rows; ids that are not there are passed over."""
         with self._writing("delete", version):
-            self._client().delete(collection_name(version), filter=is_one_of(item_ids), timeout=self._milvus.timeout_s)
+            self._client().delete(self._name(version), filter=is_one_of(item_ids), timeout=self._milvus.timeout_s)
         self._keep_memtable_small(version, len(item_ids))
 
     def vectors(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[int, Floats]]:
         """Step and vector float32 [dim] of those of these items that are there."""
         found = self._query(version, is_one_of(item_ids), ["item_id", "vector", "step"])
-        lifted = bool(self._form_of(version).radius)
+        lifted = bool(self._spec_of(version).radius)
         vectors = [np.asarray(row["vector"], np.float32) for row in found]
         return {
             row["item_id"]: (int(row["step"]), vector[:-1] if lifted else vector)
@@ -244,18 +211,18 @@ class Index:
         """
         if not np.isfinite(vectors).all():
             raise ValueError("query vectors must be finite")
-        limit, form, client = min(limit, MOST_HITS), self._form_of(version), self._client()
-        parameters = search_parameters(form, self._milvus, limit, filtered=bool(expression))
-        queries = lift_queries(vectors) if form.radius else vectors
+        limit, spec, client = min(limit, MOST_HITS), self._spec_of(version), self._client()
+        parameters = spec.search_parameters(self._milvus, limit, filtered=bool(expression))
+        queries = lift_queries(vectors) if spec.radius else vectors
 
         def run() -> Any:
             return client.search(
-                collection_name(version),
+                self._name(version),
                 data=list(np.ascontiguousarray(queries, np.float32)),
                 anns_field="vector",
                 filter=expression,
                 limit=limit,
-                search_params={"metric_type": metric_of(form), "params": parameters},
+                search_params={"metric_type": spec.metric, "params": parameters},
                 # Lite answers "no fields" with all of them, vectors too.
                 output_fields=["item_id"] if self._is_lite else [],
                 consistency_level="Strong",
@@ -264,10 +231,10 @@ class Index:
 
         # The columns behind the hits: one list each, where hit by hit would be a dictionary for every candidate.
         found = [(list(hits.ids), np.array(hits.distances, np.float32)) for hits in self._reading(version, run)]
-        if not form.radius:
+        if not spec.radius:
             return found
         pairs = zip(found, vectors, strict=True)
-        return [(ids, inner_products(far, query, form.radius)) for (ids, far), query in pairs]
+        return [(ids, inner_products(far, query, spec.radius)) for (ids, far), query in pairs]
 
     # --- connection --------------------------------------------------------------------------------------------------
 
@@ -276,7 +243,7 @@ class Index:
         self.versions()
 
     def is_ready(self) -> bool:
-        """Whether Milvus answers."""
+        """Return whether Milvus answers."""
         try:
             self.ping()
         except IndexFailure:
@@ -288,6 +255,9 @@ class Index:
             if self._connected is not None:
                 self._connected.close()
             self._connected = None
+
+    def _name(self, version: str) -> str:
+        return collection_name(version + self.suffix)
 
     def _client(self) -> MilvusClient:
         with self._lock:
@@ -304,17 +274,17 @@ class Index:
         """A collection's properties and the dimension of what it stores."""
         with translated("describe", version):
             timeout_s = timeout_s or self._milvus.timeout_s
-            about = self._client().describe_collection(collection_name(version), timeout=timeout_s)
+            about = self._client().describe_collection(self._name(version), timeout=timeout_s)
         dim = next(int(field["params"]["dim"]) for field in about["fields"] if field["name"] == "vector")
         return {str(name): str(value) for name, value in dict(about.get("properties") or {}).items()}, dim
 
-    def _form_of(self, version: str) -> IndexSpec:
-        if version not in self._forms:
-            self._forms[version] = spec_from(self._describe(version)[0])
-        return self._forms[version]
+    def _spec_of(self, version: str) -> IndexSpec:
+        if version not in self._specs:
+            self._specs[version] = self.spec(version)
+        return self._specs[version]
 
     def _stored(self, version: str, vectors: Floats) -> Floats:
-        radius = self._form_of(version).radius
+        radius = self._spec_of(version).radius
         return lift(vectors, radius) if radius else vectors
 
     def _query(self, version: str, expression: str, fields: list[str]) -> list[dict[str, Any]]:
@@ -322,7 +292,7 @@ class Index:
 
         def run() -> Any:
             return client.query(
-                collection_name(version),
+                self._name(version),
                 filter=expression,
                 output_fields=fields,
                 consistency_level="Strong",

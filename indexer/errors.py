@@ -1,4 +1,4 @@
-"""What can go wrong with the index, for those who only want to catch it (no pymilvus is imported by importing this).
+"""Errors of the index, for those who only want to catch them (no pymilvus is imported by importing this).
 
 IndexFailure
 ├── IndexUnavailable   Milvus does not answer, or not in time, or is overloaded: the same call may work later

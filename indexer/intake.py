@@ -1,35 +1,43 @@
-"""What a record of `items` or `item-vectors` means for the rows that wait to be written; no service is spoken to here.
+"""From a record of `items` or `item-vectors` to a change of the rows that wait to be written; no service is spoken to.
 
-A record below `written` was handled before (by us or by who was here before us): a row in it is in every collection
+A record that `is_written` was handled before (by us or by who was here before us): a row in it is in every collection
 that was whole then. It is read again all the same, for the collection that is catching up and for the items that are
-down, whose rows are parked in memory only. So an item that returned while nobody wrote, or before its rows were read
-again, stays down until they are: else it would come back without a row, or with an old one.
+unavailable, whose rows are held in memory only. So an item that returned while nobody wrote, or before its rows were
+read again, stays out of the index until they are: else it would come back without a row, or with an old one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from indexer.collection import is_indexable
-from indexer.facts import Facts
+from indexer.item_attributes import AttributeTable, attributes_of
 from indexer.pending_writes import PendingWrites, Row, problem_of
-from indexer.scalars import scalars_of
+from indexer.schema import is_indexable
 from streams.messages import Item, ItemVector, Refused, decode
 
 
 @dataclass
-class Intake:
-    """Turns records into changes of `rows` and `facts`. `dims`: vector length of each collection that takes rows;
-    `catching_up`: the one among them that has not yet seen all of `item-vectors`, made from a bundle of `made_ms`;
-    `is_opening`: until what was there at the start has been read, and `returning` then go back into the index."""
+class Targets:
+    """The collections that take rows, with their vectors' length. `catching_up`: the one among them that has not yet
+    seen all of `item-vectors`, made from a bundle of `made_ms`."""
 
-    rows: PendingWrites
-    facts: Facts
-    max_bytes: int
     dims: dict[str, int] = field(default_factory=dict)
     catching_up: str = ""
     made_ms: int = 0
+
+    def drop(self, version: str) -> None:
+        self.dims.pop(version, None)
+        self.catching_up = "" if self.catching_up == version else self.catching_up
+
+
+@dataclass
+class Intake:
+    """Turns records into changes of `rows` and `attributes`. `is_opening`: until what was there at the start has been
+    read, and `returning` then go back into the index."""
+
+    rows: PendingWrites
+    attributes: AttributeTable
+    max_bytes: int
     is_opening: bool = False
     returning: set[str] = field(default_factory=set)
 
@@ -45,13 +53,13 @@ class Intake:
         if not item.available:
             self._take_down(item.item_id, now_ms)
             return
-        was_down = item.item_id in self.rows.down
-        is_new = self.facts.set(item.item_id, scalars_of(item))
-        if was_down and self.is_opening and not is_written:
+        was_unavailable = item.item_id in self.rows.unavailable
+        is_new = self.attributes.set(item.item_id, attributes_of(item))
+        if was_unavailable and self.is_opening and not is_written:
             self.returning.add(item.item_id)
             return
         self.rows.bring_back(item.item_id, now_ms)
-        if (is_new or was_down) and not is_written and is_indexable(item.item_id):
+        if (is_new or was_unavailable) and not is_written and is_indexable(item.item_id):
             self.rows.rewrite(item.item_id, now_ms)
 
     def opened(self, now_ms: int) -> None:
@@ -62,7 +70,14 @@ class Intake:
         self.returning.clear()
 
     def hear_vector(
-        self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int, published_ms: int = 0
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        targets: Targets,
+        *,
+        is_written: bool,
+        now_ms: int,
+        published_ms: int = 0,
     ) -> str | None:
         """A touched row, or the tombstone of an item that the trainer has let go of; the item's id in that case.
         `published_ms`: the record's own time.
@@ -78,41 +93,38 @@ class Intake:
                 if is_indexable(item_id):
                     self.rows.expire(item_id, now_ms)
                 return item_id
-            if published_ms > self.made_ms and is_indexable(item_id):  # else the release may have the item again
-                self.rows.expire_in(self.catching_up, item_id, now_ms)
+            if published_ms > targets.made_ms and is_indexable(item_id):  # else the release may have the item again
+                self.rows.expire_in(targets.catching_up, item_id, now_ms)
             return None
-        if is_written and not self.catching_up and item_id not in self.rows.down:
+        if is_written and not targets.catching_up and item_id not in self.rows.unavailable:
             return None
         message = decode(ItemVector, value, max_bytes=self.max_bytes)
-        if message.version in self.dims:
-            self._take(item_id, message, is_written=is_written, now_ms=now_ms, published_ms=published_ms)
+        if message.version in targets.dims:
+            _check(item_id, message, targets.dims[message.version])
+            if not is_written:
+                row = Row(message.step, message.vector, message.produced_ms, published_ms)
+                self.rows.put(message.version, item_id, row, now_ms)
+            elif message.version == targets.catching_up:
+                self.rows.put(message.version, item_id, Row(message.step, message.vector), now_ms)
+            else:
+                self.rows.hold(message.version, item_id, Row(message.step, message.vector))
         return None
 
     def _take_down(self, item_id: str, now_ms: int) -> None:
-        self.facts.forget(item_id)
+        self.attributes.forget(item_id)
         self.returning.discard(item_id)
         if is_indexable(item_id):  # what Milvus cannot hold it cannot be asked to delete either
             self.rows.take_down(item_id, now_ms)
 
-    def _take(self, item_id: str, message: ItemVector, *, is_written: bool, now_ms: int, published_ms: int) -> None:
-        if problem := problem_of(message.vector, self.dims[message.version]):
-            raise Refused("invalid", f"item {item_id}, version {message.version}: {problem}")
-        if message.query_row and (problem := problem_of(message.query_row, self.dims[message.version] - 1)):
-            raise Refused("invalid", f"item {item_id}, version {message.version}, on the user's side: {problem}")
-        if not is_indexable(item_id):
-            raise Refused("invalid", "item id has control characters or is longer than 1024 bytes")
-        if not is_written:
-            row = Row(message.step, message.vector, message.produced_ms, published_ms)
-            self.rows.put(message.version, item_id, row, now_ms)
-        elif message.version == self.catching_up:
-            self.rows.put(message.version, item_id, Row(message.step, message.vector), now_ms)
-        else:
-            self.rows.park(message.version, item_id, Row(message.step, message.vector))
 
-
-def is_written(written: Mapping[tuple[str, int], int], topic: str, partition: int, offset: int) -> bool:
-    """Whether a record's effects are in the index already."""
-    return offset < written.get((topic, partition), 0)
+def _check(item_id: str, message: ItemVector, dim: int) -> None:
+    """Raises Refused when a row cannot go into an index of this dimension."""
+    if problem := problem_of(message.vector, dim):
+        raise Refused("invalid", f"item {item_id}, version {message.version}: {problem}")
+    if message.query_row and (problem := problem_of(message.query_row, dim - 1)):
+        raise Refused("invalid", f"item {item_id}, version {message.version}, on the user's side: {problem}")
+    if not is_indexable(item_id):
+        raise Refused("invalid", "item id has control characters or is longer than 1024 bytes")
 
 
 def _id_of(key: bytes | None) -> str:

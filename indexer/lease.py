@@ -1,11 +1,13 @@
-"""One indexer writes, others wait: who owns the one partition of `releases` in the group `indexer-lease` may write.
+"""The indexer's lease: who owns the one partition of `releases` in the group `indexer-lease` may write to Milvus.
 
 Two writers on one collection lose acknowledged rows on Milvus Lite, and on any Milvus an old one can overwrite a new
-one's rows. The group's coordinator already decides who owns a partition, and takes it from a dead owner after
+one's rows (streams/write_permit.py says how that is prevented). The group takes the partition from a dead owner after
 `kafka.session_timeout_s`. An owner that is started again in its old place (same host and data directory) has the same
-name in the group and goes on at once. Taking part is a thread's whole work, with ever longer polls while the group
-chooses: what a join has come to after the poll that began it is thrown away by the client, and the join begins again;
-on a busy machine polls of one length would never see its end.
+name in the group and goes on at once.
+
+Taking part is a thread's whole work, with ever longer polls while the group chooses: what a join has come to after the
+poll that began it is thrown away by the client, and the join begins again; on a busy machine polls of one length would
+never see its end.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import hashlib
 import math
 import socket
 import threading
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,40 +25,54 @@ from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, To
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import KafkaError
-from kafka.structs import OffsetAndMetadata
 
 from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_python.patches import hear_heartbeats
 from infra.platform.retrying import BackOff
 from infra.platform.settings import Kafka
 from streams import topics
 from streams.clock import running_s
+from streams.write_permit import LOOK_S, Fenced
 
 log = structlog.get_logger(__name__)
 
-GROUP = "indexer"
 _POLL_MS = 1000
 _LONGEST_POLL_MS = 8000  # below the longest poll interval, 10 s at least
 _REBALANCE_S = 10.0  # the group chooses anew when a member comes or goes
-_COMMIT_S = 5.0
-_LOOK_S = 0.05
 
 
-class LeaseLost(RuntimeError):
-    """Another indexer may have taken over; nothing may be written any more."""
+class GroupRole(ConsumerRebalanceListener):
+    """The member's role, as the group tells it. The consumer's own list still shows the partition while the group is
+    choosing anew."""
 
-
-class _Token(ConsumerRebalanceListener):
-    """Whether we hold the partition. The consumer's own list still shows it while the group is choosing anew.
-
-    `confirmed_s`: of the last request by which the group confirmed us, when it was *sent*; its answer may have lain
-    here while we were paused. kafka-python does not tell, so its record of heartbeats is overheard.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, session_s: float) -> None:
         self.held = threading.Event()
         self.is_choosing = True
-        self.losses = 0  # how often it may have been another's since
-        self.confirmed_s = self._asked_s = self._joined_s = -math.inf
+        self.losses = 0  # how often it may have been another's
+        self._session_s = session_s
+        self._confirmed_s = -math.inf  # when the last request was sent by which the group confirmed us
+        self._joined_s = self._asked_s = -math.inf
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Return whether the group has confirmed us within a session, so that nobody else can have our role."""
+        return running_s() - self._confirmed_s < self._session_s
+
+    @property
+    def is_standby(self) -> bool:
+        """Return whether the group has chosen, and not us."""
+        return not self.is_choosing and not self.held.is_set() and self.is_confirmed
+
+    def hear(self, consumer: KafkaConsumer, topic: str) -> None:
+        """Learn from this member of the group, which follows `topic`."""
+        hear_heartbeats(consumer, sent=self.on_heartbeat_sent, received=self.on_heartbeat_received)
+        consumer.subscribe([topic], listener=self)
+
+    def on_heartbeat_sent(self) -> None:
+        self._asked_s = running_s()
+
+    def on_heartbeat_received(self) -> None:
+        self._confirmed_s = max(self._confirmed_s, self._asked_s)
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         self.held.clear()
@@ -68,71 +83,61 @@ class _Token(ConsumerRebalanceListener):
         self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self.is_choosing, self.confirmed_s = False, max(self.confirmed_s, self._joined_s)
+        self.is_choosing, self._confirmed_s = False, max(self._confirmed_s, self._joined_s)
         if assigned:
             self.held.set()
-
-    def is_anothers(self, session_s: float) -> bool:
-        """Whether the group has chosen, and not us, and has confirmed it within a session."""
-        is_told = not self.is_choosing and running_s() - self.confirmed_s < session_s
-        return is_told and not self.held.is_set()
-
-    def overhear(self, heartbeat: Any) -> None:
-        sent, received = heartbeat.sent_heartbeat, heartbeat.received_heartbeat
-
-        def note_sent() -> None:
-            self._asked_s = running_s()
-            sent()
-
-        def note_received() -> None:
-            self.confirmed_s = max(self.confirmed_s, self._asked_s)
-            received()
-
-        heartbeat.sent_heartbeat, heartbeat.received_heartbeat = note_sent, note_received
+        else:
+            self.losses += 1
 
 
-class Lease:
+class IndexerLease:
     """A member of the group, from construction to `close`. Raises kafka.errors.KafkaError when no broker answers."""
 
     def __init__(self, kafka: Kafka, run_dir: Path) -> None:
         self._kafka = kafka
-        self._token = _Token()
+        self._role = GroupRole(kafka.session_timeout_s)
         self._leave = threading.Event()
-        self._place, self._lock = _claim_place(run_dir)
-        self._losses: int | None = None  # of the token, when it was given to us
-        self._consumer = _create_member(kafka, self._place, self._token)
+        self._place, self._lock = _lock_place(run_dir)
+        self._losses: int | None = None  # of the role, when the lease was given to us
+        self._consumer = _create_member(kafka, self._place)
+        token = TopicPartition(kafka.topic_prefix + topics.RELEASES, 0)
+        self._role.hear(self._consumer, token.topic)
+        # Without this the group may choose before it knows the topic; it then gives it to nobody, or chooses again.
+        self._consumer.end_offsets([token])
         self._thread = threading.Thread(target=self._take_part, name="lease", daemon=True)
         self._thread.start()
 
     def acquire(self, wait_s: float) -> bool:
-        """Whether the lease is ours, waiting up to `wait_s` for it. Raises LeaseLost when we are no member any more."""
-        losses = self._token.losses
-        held = self._token.held.wait(wait_s)
+        """Return whether the lease is ours, after `wait_s` at most. Raises Fenced when we are no member any more."""
+        losses = self._role.losses
+        held = self._role.held.wait(wait_s)
         if not held and not self._thread.is_alive():
-            raise LeaseLost("the connection to the group has ended")
+            raise Fenced("the connection to the group has ended")
         if held and self._losses is None:
             self._losses = losses
         return held
 
     @property
     def is_anothers(self) -> bool:
-        """Whether another indexer has it, as the group says: we are its standby."""
-        return self._token.is_anothers(self._kafka.session_timeout_s)
+        """Return whether another indexer has it, as the group says: we are its standby."""
+        return self._role.is_standby
+
+    def holds(self) -> bool:
+        """See streams.write_permit.Lease."""
+        held = self.acquire(0.0)
+        if self._role.losses != self._losses:
+            raise Fenced("another indexer has the writing, or has had it meanwhile")
+        return held and self._role.is_confirmed
 
     def check(self, stop: threading.Event) -> None:
-        """Raises LeaseLost when another has it, or nobody knows who has. Waits for a group that is choosing anew, and,
-        until `stop`, for one that has not confirmed us for so long that it may have chosen another: an owner that was
-        paused, or cut off, does not know it yet."""
-        while True:
-            if not self.acquire(0.0) and not self.acquire(_REBALANCE_S):
-                whose = "nobody tells who has" if self._token.is_choosing else "another indexer has taken over"
-                raise LeaseLost(f"{whose} the writing")
-            if self._token.losses != self._losses:
-                raise LeaseLost("another indexer may have had the writing meanwhile")
-            if running_s() - self._token.confirmed_s < self._kafka.session_timeout_s:
-                return
-            if stop.wait(_LOOK_S):
-                raise LeaseLost("stopped before the group has answered")
+        """Return when the lease is ours for certain: at once, as a rule. Waits for a group that is choosing anew, and,
+        until `stop`, for its next answer. Raises Fenced."""
+        began_s = running_s()
+        while not self.holds():
+            if self._role.is_choosing and running_s() - began_s >= _REBALANCE_S:
+                raise Fenced("nobody tells who has the writing")
+            if stop.wait(LOOK_S):
+                raise Fenced("stopped before the group has answered")
 
     def close(self) -> None:
         """Leave, so that whoever waits has it at once."""
@@ -145,57 +150,19 @@ class Lease:
         try:
             while not self._leave.is_set():
                 self._consumer.poll(timeout_ms=polls_ms.next())
-                if not self._token.is_choosing:
+                if not self._role.is_choosing:
                     polls_ms.reset()
                 self._consumer.pause(*self._consumer.assignment())  # a token: what is in it is read elsewhere
-            self._token.held.clear()
+            self._role.held.clear()
             _leave_group(self._kafka, self._place)
         except KafkaError as error:
             log.warning("no member of the group any more", error=str(error))
         finally:
-            self._token.held.clear()
+            self._role.held.clear()
             self._consumer.close(autocommit=False, timeout_ms=2000)
 
 
-class Offsets:
-    """How far all that was read is written, kept in Kafka as the offsets of the group `indexer`."""
-
-    def __init__(self, kafka: Kafka) -> None:
-        self._prefix = kafka.topic_prefix
-        self._consumer = KafkaConsumer(
-            **kafka_python_options(kafka),
-            client_id="nextwatch-indexer-offsets",
-            group_id=kafka.topic_prefix + GROUP,
-            enable_auto_commit=False,
-            allow_auto_create_topics=False,
-            reconnect_backoff_max_ms=2000,
-        )
-
-    def committed(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """The next offset to write from, by (topic without prefix, partition); 0 where nothing was committed."""
-        return {(topic, number): self._committed(topic, number) for topic, number in places}
-
-    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Say that everything below these offsets is written. A broker that is away is forgiven: what is not committed
-        is written again after a restart, with the same result."""
-        places: dict[Any, Any] = {
-            TopicPartition(self._prefix + topic, number): OffsetAndMetadata(offset, "", -1)
-            for (topic, number), offset in offsets.items()
-        }
-        try:
-            self._consumer.commit(places, timeout_ms=int(_COMMIT_S * 1000))
-        except KafkaError as error:
-            log.warning("offsets not committed", error=str(error))
-
-    def close(self) -> None:
-        self._consumer.close(autocommit=False)
-
-    def _committed(self, topic: str, number: int) -> int:
-        offset = self._consumer.committed(TopicPartition(self._prefix + topic, number))
-        return 0 if offset is None else max(0, int(offset))
-
-
-def _claim_place(run_dir: Path) -> tuple[str, BinaryIO]:
+def _lock_place(run_dir: Path) -> tuple[str, BinaryIO]:
     """A name in the group that nobody else on this host has while the returned file is open, and that is found again
     after a crash."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -212,9 +179,9 @@ def _claim_place(run_dir: Path) -> tuple[str, BinaryIO]:
             return f"{socket.gethostname()}-{where}-{number}", lock
 
 
-def _create_member(kafka: Kafka, place: str, token: _Token) -> Any:
+def _create_member(kafka: Kafka, place: str) -> KafkaConsumer:
     session_ms = max(1000, int(kafka.session_timeout_s * 1000))
-    consumer = KafkaConsumer(
+    return KafkaConsumer(
         **kafka_python_options(kafka),
         client_id="nextwatch-indexer-lease",
         group_id=_group(kafka),
@@ -228,12 +195,6 @@ def _create_member(kafka: Kafka, place: str, token: _Token) -> Any:
         metadata_max_age_ms=10_000,
         reconnect_backoff_max_ms=2000,
     )
-    topic = kafka.topic_prefix + topics.RELEASES
-    token.overhear(consumer._coordinator.heartbeat)
-    consumer.subscribe([topic], listener=token)
-    # Without this the group may choose before it knows the topic; it then gives it to nobody, or chooses again.
-    consumer.end_offsets([TopicPartition(topic, 0)])
-    return consumer
 
 
 def _leave_group(kafka: Kafka, place: str) -> None:
@@ -243,4 +204,4 @@ def _leave_group(kafka: Kafka, place: str) -> None:
 
 
 def _group(kafka: Kafka) -> str:
-    return f"{kafka.topic_prefix}{GROUP}-lease"
+    return f"{kafka.topic_prefix}indexer-lease"

@@ -41,7 +41,7 @@ def connect(milvus: Milvus) -> tuple[MilvusClient, bool]:
 
 
 def is_not_loaded(error: MilvusException) -> bool:
-    """Whether a collection must be loaded first, as after a restart of Milvus."""
+    """Return whether a collection must be loaded first, as after a restart of Milvus."""
     return bool(error.code == _NOT_LOADED)
 
 
@@ -58,7 +58,7 @@ def translated(call: str, version: str = "") -> Iterator[None]:
 
 
 def _kind_of(error: MilvusException) -> type[IndexFailure]:
-    """What is unknown is retried: it is better to wait in sight than to drop a row."""
+    """Retry what is unknown: it is better to wait in sight than to drop a row."""
     if error.code in {_NOT_FOUND, _NO_ALIAS}:
         return IndexMissing
     codes = {*_INPUT_ERRORS, *_NO_ACCESS, _LITE_INPUT_ERROR}

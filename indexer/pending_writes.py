@@ -1,8 +1,8 @@
-"""What is still to be written to the index: touched rows, coalesced per item, the items that must not be in it, and
-those of which the catalogue says something new, so that their rows are written again.
+"""Changes that are still to be written to the index: touched rows, coalesced per item, the items that must not be in
+it, and those of which the catalogue says something new, so that their rows are written again.
 
-An item that is taken down is remembered as down, and the newest row that is known of it is parked: a vector that
-arrives late cannot bring it back, and the item's return can. Deletions are written before rows, and whatever deletes an
+An item that is taken down is unavailable, and the newest row that is known of it is held: a vector that arrives late
+cannot bring it back, and the item's return can. Deletions are written before rows, and whatever deletes an
 item also discards the rows of it that were waiting, so that the index ends as if each change had been written at once.
 """
 
@@ -30,12 +30,12 @@ class PendingWrites:
     """Rows of the versions that are followed, waiting to be written. `len` is the number of changes waiting."""
 
     def __init__(self) -> None:
-        self.down: set[str] = set()
+        self.unavailable: set[str] = set()
         self._waiting: dict[str, dict[str, Row]] = {}  # by version, by item
-        self._parked: dict[str, dict[str, Row]] = {}
-        self._deleted: dict[str, bool] = {}  # by item: whether its row is parked, not lost
+        self._held: dict[str, dict[str, Row]] = {}
+        self._deleted: dict[str, bool] = {}  # by item: whether its row is held, not lost
         self._expired: dict[str, dict[str, None]] = {}  # by version: items to delete from this collection alone
-        self._changed: dict[str, None] = {}  # items whose facts have changed, in order
+        self._changed: dict[str, None] = {}  # items whose attributes have changed, in order
         self._since_ms: int | None = None
 
     def __len__(self) -> int:
@@ -49,56 +49,56 @@ class PendingWrites:
     def follow(self, version: str) -> None:
         """Take rows of this version from now on."""
         self._waiting.setdefault(version, {})
-        self._parked.setdefault(version, {})
+        self._held.setdefault(version, {})
 
     def forget(self, version: str) -> None:
         """Its collection is gone, and with it all that was waiting for it."""
         self._waiting.pop(version, None)
-        self._parked.pop(version, None)
+        self._held.pop(version, None)
         self._expired.pop(version, None)
 
     def put(self, version: str, item_id: str, row: Row, now_ms: int) -> None:
         """A row was touched; one of a version that is not followed is passed over."""
         if version not in self._waiting:
             return
-        if item_id in self.down:
-            _keep_newest(self._parked[version], item_id, row)
+        if item_id in self.unavailable:
+            _keep_newest(self._held[version], item_id, row)
         else:
             _keep_newest(self._waiting[version], item_id, row)
             self._note_change(now_ms)
 
-    def park(self, version: str, item_id: str, row: Row) -> None:
-        """Remember a row of an item that is down, in case it returns."""
-        if version in self._parked and item_id in self.down:
-            _keep_newest(self._parked[version], item_id, row)
+    def hold(self, version: str, item_id: str, row: Row) -> None:
+        """Remember a row of an unavailable item, in case it returns."""
+        if version in self._held and item_id in self.unavailable:
+            _keep_newest(self._held[version], item_id, row)
 
     def take_down(self, item_id: str, now_ms: int) -> None:
         """The item must be found in no collection until it is brought back."""
-        if item_id in self.down:
+        if item_id in self.unavailable:
             return
-        self.down.add(item_id)
+        self.unavailable.add(item_id)
         for version, waiting in self._waiting.items():
             if (row := waiting.pop(item_id, None)) is not None:
-                _keep_newest(self._parked[version], item_id, row)
+                _keep_newest(self._held[version], item_id, row)
         self._deleted.setdefault(item_id, True)
         self._note_change(now_ms)
 
     def bring_back(self, item_id: str, now_ms: int) -> None:
         """The item may be found again; its newest known row is put back."""
-        if item_id not in self.down:
+        if item_id not in self.unavailable:
             return
-        self.down.discard(item_id)
+        self.unavailable.discard(item_id)
         if self._deleted.get(item_id):
             del self._deleted[item_id]  # it was not written yet: the row is still there
-        for version, parked in self._parked.items():
-            if (row := parked.pop(item_id, None)) is not None:
+        for version, held in self._held.items():
+            if (row := held.pop(item_id, None)) is not None:
                 self.put(version, item_id, row._replace(produced_ms=0, published_ms=0), now_ms)
 
     def expire(self, item_id: str, now_ms: int) -> None:
         """The trainer has let go of the item; its next row brings it back."""
-        for rows in (*self._waiting.values(), *self._parked.values()):
+        for rows in (*self._waiting.values(), *self._held.values()):
             rows.pop(item_id, None)
-        if item_id not in self.down or item_id in self._deleted:
+        if item_id not in self.unavailable or item_id in self._deleted:
             self._deleted[item_id] = False
             self._note_change(now_ms)
 
@@ -106,21 +106,21 @@ class PendingWrites:
         """The same in one collection, for a word of the trainer that the others have heard before."""
         if version in self._waiting:
             self._waiting[version].pop(item_id, None)
-            self._parked[version].pop(item_id, None)
+            self._held[version].pop(item_id, None)
             self._expired.setdefault(version, {})[item_id] = None
             self._note_change(now_ms)
 
     def rewrite(self, item_id: str, now_ms: int) -> None:
-        """The item's facts have changed: the rows of it that are in the index say so from the next writing on."""
+        """The item's attributes have changed: the rows of it that are in the index say so from the next writing on."""
         self._changed[item_id] = None
         self._note_change(now_ms)
 
     def is_due(self, now_ms: int, window_ms: float, batch: int) -> bool:
-        """Whether to write now: the oldest change has waited for the window, or a batch is full."""
+        """Return whether to write now: the oldest change has waited for the window, or a batch is full."""
         return self._since_ms is not None and (now_ms - self._since_ms >= window_ms or len(self) >= batch)
 
     def take_deleted(self, most: int) -> dict[str, bool]:
-        """Items to delete from every collection, and whether their rows are to be parked; empty when none are left.
+        """Items to delete from every collection, and whether their rows are to be held; empty when none are left.
         They come before rows."""
         return {item_id: self._deleted.pop(item_id) for item_id in list(islice(self._deleted, most))}
 
@@ -135,15 +135,15 @@ class PendingWrites:
         return None
 
     def take_changed(self, most: int) -> list[str]:
-        """Items whose facts have changed; empty when none are left. They come after deletions and before rows."""
+        """Items whose attributes have changed; empty when none are left. They come after deletions and before rows."""
         taken = list(islice(self._changed, most))
         for item_id in taken:
             del self._changed[item_id]
         return taken
 
     def is_waiting(self, version: str, item_id: str) -> bool:
-        """Whether a row of this item is about to be written, or must not be."""
-        return item_id in self.down or item_id in self._waiting.get(version, ())
+        """Return whether a row of this item is about to be written, or must not be."""
+        return item_id in self.unavailable or item_id in self._waiting.get(version, ())
 
     def take_rows(self, most: int) -> tuple[str, dict[str, Row]] | None:
         """(version, rows by item) to write; None when nothing is left."""

@@ -1,18 +1,19 @@
 """The indexer process: releases, catalogue and touched rows from Kafka into Milvus, one collection per version.
 
 One loop does everything, so everything has an order. A round: hear releases and catalogue, read rows, write what is
-due, go on with a build, decide the next step of the hand-over (indexer/rollout_executor.py). Order of effects of what
-was read: rows deleted and upserted, dead letters sent, all of it acknowledged, then offsets committed; so a crash
-writes a few rows again and skips none.
+due, carry out what the rollout needs next (indexer/rollout.py). Order of effects of what was read: rows deleted and
+upserted, dead letters sent, all of it acknowledged, then offsets committed; so a crash writes a few rows again and
+skips none.
 
 A new collection catches up by reading `item-vectors` from the beginning. The same happens at every start, where rows
-below the committed offsets only matter for items that are down.
+below the committed offsets only matter for items that are unavailable.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,17 +22,20 @@ from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from indexer import rebuilding, rollout
+from indexer import rollout
+from indexer.build import BuildFailed
 from indexer.collection import Index
 from indexer.errors import IndexMissing
-from indexer.facts import Facts
-from indexer.intake import Intake, is_written
-from indexer.lease import Lease, LeaseLost, Offsets
+from indexer.intake import Intake
+from indexer.item_attributes import AttributeTable
+from indexer.lease import IndexerLease
+from indexer.offset_tracker import OffsetTracker
 from indexer.pending_writes import PendingWrites
+from indexer.rebuilding import Rebuilding
 from indexer.retry import Retry, Stopped
-from indexer.rollout import Releases
+from indexer.rollout import Announce, Effect, Releases, Stage, Step
 from indexer.rollout_executor import Collections
-from indexer.upserts import write_all
+from indexer.upserts import Upserts
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
@@ -42,12 +46,13 @@ from streams.epochs import Epochs
 from streams.kafka.dead_letters import dead_letter
 from streams.kafka.follow import TopicFollower, TopicMissing
 from streams.kafka.requirements import require_settings
-from streams.messages import IndexReady, ItemVector, RebuildAsked, RebuildDone, Refused, Release, decode, encode
+from streams.messages import BundlePublished, IndexReady, ItemVector, RebuildAsked, Refused, Release, decode, encode
+from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.05
-DECIDE_S = 1.0  # how often the hand-over is looked at when nothing has happened
+DECIDE_S = 1.0  # how often the rollout is looked at when nothing has happened
 REPORT_S = 5.0
 RETRY_S = 2.0  # Kafka away or topics missing
 SEND_S = 30.0
@@ -71,7 +76,7 @@ def run_indexer(settings: Settings, stop: threading.Event) -> None:
                 break
             except MessageSizeTooLargeError:
                 raise  # starting again would send it again
-            except (LeaseLost, TopicMissing, KafkaError) as error:
+            except (Fenced, TopicMissing, KafkaError) as error:
                 log.warning("starting again", reason=str(error))
                 health.waiting_for = f"Kafka: {error}"
                 stop.wait(RETRY_S)
@@ -85,9 +90,9 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
     with ExitStack() as stack:
         control = stack.enter_context(TopicFollower(settings.kafka, topics.RELEASES, topics.ITEMS))
         vectors = stack.enter_context(TopicFollower(settings.kafka, topics.ITEM_VECTORS))
-        offsets = Offsets(settings.kafka)
+        offsets = OffsetTracker(settings.kafka)
         stack.callback(offsets.close)
-        lease = Lease(settings.kafka, settings.run_dir)
+        lease = IndexerLease(settings.kafka, settings.run_dir)
         stack.callback(lease.close)
         producer = create_producer(settings.kafka)
         stack.callback(producer.close, timeout=5)
@@ -98,13 +103,13 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
             if stop.is_set():
                 return
         health.standby, health.detail["role"] = False, "active"
-        patiently = Retry(stop, health, lambda: lease.check(stop))
-        keeper = IndexerLoop(settings, health, index, control, vectors, offsets, producer, patiently)
-        stack.callback(keeper.lags.show, {})
-        keeper.open()
+        retry = Retry(stop, health, lambda: lease.check(stop))
+        loop = IndexerLoop(settings, health, index, control, vectors, offsets, producer, retry)
+        stack.callback(loop.lags.show, {})
+        loop.open()
         while not stop.is_set():
-            keeper.turn()
-        keeper.write()
+            loop.turn()
+        loop.write()
 
 
 class IndexerLoop:
@@ -117,46 +122,44 @@ class IndexerLoop:
         index: Index,
         control: TopicFollower,
         vectors: TopicFollower,
-        offsets: Offsets,
+        offsets: OffsetTracker,
         producer: KafkaProducer,
-        patiently: Retry,
+        retry: Retry,
     ) -> None:
         self.lags = metrics.Lags()
         self._settings, self._health = settings, health
-        self._index, self._patiently = index, patiently
+        self._index, self._retry = index, retry
         self._control, self._vectors, self._offsets, self._producer = control, vectors, offsets, producer
         self._releases = Releases()
         self._rows = PendingWrites()
-        self._facts = Facts()
-        self._requests = rebuilding.Requests()
+        attributes = AttributeTable()
         self._epochs = Epochs()
-        self._intake = Intake(self._rows, self._facts, settings.kafka.max_message_bytes)
-        self._collections = Collections(
-            index, self._intake, self, settings.indexer, settings.bundles_dir, patiently=patiently
-        )
-        self._written: dict[tuple[str, int], int] = {}  # next offsets: everything below is in the index
-        self._read: dict[tuple[str, int], int] = {}
+        self._intake = Intake(self._rows, attributes, settings.kafka.max_message_bytes)
+        self._upserts = Upserts(index, self._rows, attributes, batch=settings.indexer.batch, retry=retry)
+        self._collections = Collections(index, self._rows, attributes, settings, retry)
+        self._rebuilding = Rebuilding(index, self._rows, attributes, settings, retry)
         self._letters: list[tuple[bytes | None, bytes]] = []
         self._decide_s = self._report_s = 0.0  # when to do so next, by the monotonic clock
 
     def open(self) -> None:
-        """Learn what there is: offsets, collections, all releases and the whole catalogue, rows of items that are
-        down."""
+        """Learn what there is: offsets, collections, all releases and the whole catalogue, rows of unavailable
+        items."""
         self._health.waiting_for = "the catalogue to be read"
         self._intake.is_opening = True
-        self._written = self._committed()
+        self._offsets.open(self._control.ends() | self._vectors.ends())
         self._collections.open()
         while not self._control.caught_up:
-            self._patiently.check()
+            self._retry.check()
             self._hear(POLL_S)
         self._collections.hold_unavailable()
         self._health.ready, self._health.waiting_for = True, ""
 
     def turn(self) -> None:
         """One round."""
-        self._patiently.meanwhile()
+        self._retry.meanwhile()
         self._hear(0.0)
-        for record in self._vectors.poll(0.0 if self._collections.is_filling else POLL_S):
+        is_filling = self._collections.stage in {Stage.FILLING, Stage.FILLED}
+        for record in self._vectors.poll(0.0 if is_filling else POLL_S):
             self._handle(record)
         if self._intake.is_opening and self._vectors.caught_up:
             self._intake.opened(_now_ms())
@@ -166,42 +169,14 @@ class IndexerLoop:
             log.error("collection is gone", error=str(error))
             self._look_again()
 
-    # --- what a new collection needs of us (releasing.Stream) --------------------------------------------------------
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether all of `item-vectors` has been read since the last rewind."""
-        return self._vectors.caught_up
-
-    def rewind(self) -> None:
-        """Read `item-vectors` from the beginning."""
-        self._vectors.rewind()
-
     def write(self) -> None:
         """Write all that was read, then commit it."""
-        batch = self._settings.indexer.batch
-        to, patiently = self._collections.marks, self._patiently
-        lost = write_all(self._index, self._rows, self._facts, to, batch=batch, patiently=patiently)
-        if lost:
+        if self._upserts.write_all(self._collections.marks):
             self._look_again()
         if self._letters:
-            self._patiently(lambda: self._send(topics.DEAD_LETTERS, self._letters), of="kafka")
+            self._send(topics.DEAD_LETTERS, self._letters)
             self._letters.clear()
-        held = {topics.ITEMS} if self._intake.is_opening else set()  # with what they bring back
-        changed = {
-            place: offset
-            for place, offset in self._read.items()
-            if offset > self._written.get(place, 0) and place[0] not in held
-        }
-        if changed:
-            reached("indexer: rows written")
-            self._offsets.commit(changed)
-            reached("indexer: offsets committed")
-            self._written |= changed
-
-    def announce(self, ready: IndexReady) -> None:
-        """Tell servers that an index is ready; returns when it is acknowledged."""
-        self._patiently(lambda: self._send(topics.RELEASES, [(b"index", encode(ready))]), of="kafka")
+        self._offsets.commit(but={topics.ITEMS} if self._intake.is_opening else ())  # with what they bring back
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -212,13 +187,13 @@ class IndexerLoop:
     def _handle(self, record: ConsumerRecord) -> None:
         topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
         metrics.RECEIVED.labels(topic).inc()
-        known = is_written(self._written, topic, record.partition, record.offset)
+        place = topic, record.partition
+        known = self._offsets.is_written(place, record.offset)
         try:
             self._apply(topic, record, known)
         except Refused as refused:
             self._refuse(topic, record, refused, known)
-        place = topic, record.partition
-        self._read[place] = max(self._read.get(place, 0), record.offset + 1)
+        self._offsets.note_read(place, record.offset)
 
     def _apply(self, topic: str, record: ConsumerRecord, known: bool) -> None:
         key, value, now_ms = record.key, record.value, _now_ms()
@@ -230,7 +205,12 @@ class IndexerLoop:
             if value is not None:
                 decode(ItemVector, value, max_bytes=self._settings.kafka.max_message_bytes)
         elif gone := self._intake.hear_vector(
-            key, value, is_written=known, now_ms=now_ms, published_ms=max(0, record.timestamp)
+            key,
+            value,
+            self._collections.targets,
+            is_written=known,
+            now_ms=now_ms,
+            published_ms=max(0, record.timestamp),
         ):
             self._collections.let_go(gone)
 
@@ -238,12 +218,9 @@ class IndexerLoop:
         kind, _, server_id = (key or b"").decode(errors="replace").partition("/")
         if value is not None:
             message = decode(_RELEASE, value, max_bytes=self._settings.kafka.max_message_bytes)
-            if isinstance(message, RebuildAsked | RebuildDone):
-                self._requests.hear(message)
-                return
             heard_ms = time.monotonic_ns() // 1_000_000  # the wall clock may jump, and then nobody has fallen silent
             self._releases = rollout.hear(self._releases, message, heard_ms)
-            if kind != "server":
+            if isinstance(message, BundlePublished | IndexReady):
                 self._collections.try_again(message.version)
                 self._decide_s = 0.0
         elif kind == "server":
@@ -269,44 +246,67 @@ class IndexerLoop:
         is_late = self._rows.is_due(now_ms, self._settings.indexer.window_s * 1000, self._settings.indexer.batch)
         if is_late or self._letters:
             self.write()
-        if self._collections.go_on_building(now_ms):
-            self._decide_s = 0.0
-        if self._requests.open is not None and self._control.caught_up and not self._collections.is_building:
-            self._rebuild(self._requests.open)
+        self._go_on_building(now_ms)
+        if self._releases.rebuild is not None and self._control.caught_up and self._collections.stage is None:
+            self._rebuild(self._releases.rebuild)
         if now_s >= self._decide_s and self._control.caught_up and not any(self._control.lags().values()):
             self._decide_s = now_s + DECIDE_S
-            self._collections.decide(self._releases, now_ms)
+            for decision in self._collections.decide(self._releases, now_ms):
+                log.info("rollout", action=type(decision).__name__.lower(), version=decision.version)
+                self._carry_out(decision, now_ms)
         if now_s >= self._report_s:
             self._report_s = now_s + REPORT_S
             self.write()
             self._report(now_ms)
 
+    def _go_on_building(self, now_ms: int) -> None:
+        """Do a small part of the work on a new collection."""
+        stage = self._collections.stage
+        if stage is None:
+            return
+        try:
+            for step in rollout.go_on(stage, caught_up=self._vectors.caught_up):
+                self._carry_out(step, now_ms)
+                if step is Step.FINISH:
+                    self._decide_s = 0.0
+        except (BuildFailed, IndexMissing) as error:
+            self._collections.give_up(error, now_ms)
+
+    def _carry_out(self, effect: Effect, now_ms: int) -> None:
+        match effect:
+            case Step.WRITE:
+                self.write()
+            case Step.REREAD:
+                self._retry(self._vectors.rewind, of="kafka")
+            case Announce(version):
+                ready = self._collections.ready(version, now_ms)
+                self._send(topics.RELEASES, [(b"index", encode(ready))])
+                reached("indexer: announced")
+                self._collections.mark(version, rollout.announced(now_ms))
+                reached("indexer: marked announced")
+                log.info("index ready", version=version, items=ready.items)
+            case _:
+                self._collections.carry_out(effect, now_ms)
+
     def _rebuild(self, asked: RebuildAsked) -> None:
         """Make the live collection anew; nothing is read meanwhile."""
         self.write()
         self._health.detail["rebuilding"] = asked.version
-        live, settings = self._releases.live, self._settings
-        done = rebuilding.answer(asked, live, self._index, self._rows, self._facts, settings, self._patiently)
-        self._patiently(lambda: self._send(topics.RELEASES, [(b"rebuilt", encode(done))]), of="kafka")
-        self._requests.hear(done)
+        done = self._rebuilding.answer(asked, self._releases.live)
+        self._send(topics.RELEASES, [(b"rebuilt", encode(done))])
+        self._releases = rollout.hear(self._releases, done, 0)
         self._health.detail.pop("rebuilding")
 
-    def _send(self, topic: str, records: list[tuple[bytes | None, bytes]]) -> None:
-        """Returns when all are acknowledged."""
-        name = self._settings.kafka.topic_prefix + topic
-        for future in [self._producer.send(name, key=key, value=value) for key, value in records]:
-            future.get(timeout=SEND_S)
-        metrics.SENT.labels(topic).inc(len(records))
+    def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes]]) -> None:
+        """Returns when all are acknowledged, however long that takes."""
+        name, records = self._settings.kafka.topic_prefix + topic, list(records)
 
-    def _committed(self) -> dict[tuple[str, int], int]:
-        """Where the group has come to; from the beginning in a topic that was made anew since."""
-        ends = self._control.ends() | self._vectors.ends()
-        written = self._offsets.committed(ends)
-        for place, end in ends.items():
-            if written[place] > end:
-                log.warning("topic is shorter than what was read of it, reading all of it", topic=place[0])
-                written[place] = 0
-        return written
+        def send() -> None:
+            for future in [self._producer.send(name, key=key, value=value) for key, value in records]:
+                future.get(timeout=SEND_S)
+
+        self._retry(send, of="kafka")
+        metrics.SENT.labels(topic).inc(len(records))
 
     def _look_again(self) -> None:
         self._collections.look_again()
@@ -318,7 +318,7 @@ class IndexerLoop:
         self._health.detail |= {"index_version": live, "rows_waiting": len(self._rows)}
         if live not in self._collections.marks:
             return
-        metrics.INDEX_ROWS.set(self._patiently(lambda: self._index.count(live)))
+        metrics.INDEX_ROWS.set(self._retry(lambda: self._index.count(live)))
         metrics.MODEL_INFO.clear()
         metrics.MODEL_INFO.labels(live).set(1)
         bundle = self._releases.bundle

@@ -46,7 +46,7 @@ def _is_absence(error: Exception) -> bool:
 
 
 class Retry:
-    """`patiently(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
+    """`retry(call)` is the answer of `call`, however long Milvus (or Kafka) takes to give one. What that takes is
     counted: in this time nothing is read.
 
     `meanwhile` runs before each try. Raises what it raises, Stopped when `stop` is set after a failed try, and whatever

@@ -1,4 +1,8 @@
-"""Which collection is made, announced and dropped: the hand-over from one release to the next, decided but not done.
+"""The rollout of a release: which collection is made, announced and dropped, decided here and done elsewhere.
+
+`decide` and `go_on` return effects; the indexer's loop (indexer/process.py) carries them out, each acknowledged before
+the next begins. A new collection goes through: filled and verified, caught up with all of `item-vectors`, marked whole,
+announced, marked announced. A crash in between leaves a mark that says where to go on, or that nothing of it counts.
 
 A collection's mark in Milvus says how far its making has come, so that whoever starts next knows what it finds:
 none (being filled, or left half full), `whole` (filled, verified, up to date), `announced:<ms>` (servers were told).
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
 
@@ -28,11 +33,13 @@ class Server:
 
 @dataclass(frozen=True)
 class Releases:
-    """What the `releases` topic says, as far as it was read."""
+    """The state that the `releases` topic tells, as far as it was read."""
 
     bundle: BundlePublished | None = None  # the newest
     ready: IndexReady | None = None  # the newest: what servers shall serve
     servers: Mapping[str, Server] | None = None  # by server id
+    rebuild: RebuildAsked | None = None  # the newest request to make the live collection anew, while it is not answered
+    rebuilt_ms: int | None = None  # the request that was answered last
 
     @property
     def live(self) -> str:
@@ -40,9 +47,17 @@ class Releases:
         return self.ready.version if self.ready else ""
 
 
+class Stage(Enum):
+    """A stage of the collection that is being made."""
+
+    FILLING = auto()
+    FILLED = auto()
+    CATCHING_UP = auto()
+
+
 @dataclass(frozen=True)
-class Build:
-    """Fill a new collection from the bundle of this version, then catch up with its vectors."""
+class Begin:
+    """Begin to make the collection of this version from its bundle."""
 
     version: str
 
@@ -64,12 +79,23 @@ class Renew:
 
 @dataclass(frozen=True)
 class Drop:
-    """Remove a collection (and stop building it)."""
+    """Remove a collection (and stop making it)."""
 
     version: str
 
 
-Action = Build | Announce | Renew | Drop
+class Step(Enum):
+    """An effect that the collection that is being made needs."""
+
+    FILL = "write the next batch of its bundle"
+    WRITE = "write all rows that were read"
+    VERIFY = "see that it holds its bundle, and let it take rows from now on"
+    REREAD = "read `item-vectors` from the beginning"
+    FINISH = "mark it whole"
+
+
+Decision = Begin | Announce | Renew | Drop
+Effect = Decision | Step
 
 
 def announced(at_ms: int) -> str:
@@ -78,7 +104,7 @@ def announced(at_ms: int) -> str:
 
 
 def announced_ms(mark: str) -> int | None:
-    """When servers were told of a collection with this mark; None when they were not."""
+    """Return when servers were told of a collection with this mark; None when they were not."""
     number = mark.removeprefix(_ANNOUNCED)
     return int(number) if mark.startswith(_ANNOUNCED) and number.isdigit() else None
 
@@ -88,7 +114,7 @@ def is_whole(mark: str) -> bool:
 
 
 def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
-    """What is known after one more message; `heard_ms` is our own clock when it was read."""
+    """Return what is known after one more message; `heard_ms` is our own clock when it was read."""
     match message:
         case BundlePublished():
             return replace(releases, bundle=message)
@@ -97,8 +123,11 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case ServerState():
             server = Server(message.version, heard_ms)
             return replace(releases, servers={**(releases.servers or {}), message.server_id: server})
-        case RebuildAsked() | RebuildDone():
-            return releases  # no matter of the hand-over
+        case RebuildAsked(at_ms=at_ms):  # who asks has a clock of their own: it is no more than the request's name
+            return releases if at_ms == releases.rebuilt_ms else replace(releases, rebuild=message)
+        case RebuildDone(asked_ms=asked_ms):
+            is_answer = releases.rebuild is not None and releases.rebuild.at_ms == asked_ms
+            return replace(releases, rebuild=None if is_answer else releases.rebuild, rebuilt_ms=asked_ms)
 
 
 def forget_server(releases: Releases, server_id: str) -> Releases:
@@ -121,14 +150,14 @@ def decide(
     building: str = "",
     unusable: frozenset[str] = frozenset(),
     timeout_ms: int,
-) -> list[Action]:
-    """What to do now, in this order.
+) -> list[Decision]:
+    """Return what to do now, in this order.
 
     `marks`: the mark of every collection there is. `building`: the version being built here. `unusable`: versions whose
     bundle cannot be read just now. Ask again after the actions are done: one step is decided at a time.
     """
     wanted = _wanted(releases, marks, unusable)
-    actions: list[Action] = [*_renewed(releases, marks)]
+    actions: list[Decision] = [*_renewed(releases, marks)]
     if building and building != wanted:
         actions.append(Drop(building))
         building = ""
@@ -136,9 +165,20 @@ def decide(
         actions.append(Announce(wanted))
     elif wanted and wanted != building:
         actions += [Drop(wanted)] if wanted in marks else []
-        actions.append(Build(wanted))
+        actions.append(Begin(wanted))
     done = {action.version for action in actions}
     return actions + [Drop(v) for v in sorted(_superfluous(releases, marks, timeout_ms) - done - {building, wanted})]
+
+
+def go_on(stage: Stage, *, caught_up: bool) -> list[Effect]:
+    """The next effects for the collection that is being made; `caught_up`: all of `item-vectors` has been read since
+    the last REREAD."""
+    match stage:
+        case Stage.FILLING:
+            return [Step.FILL]
+        case Stage.FILLED:
+            return [Step.WRITE, Step.VERIFY, Step.REREAD]
+    return [Step.WRITE, Step.FINISH] if caught_up else []
 
 
 def _wanted(releases: Releases, marks: Mapping[str, str], unusable: frozenset[str]) -> str:
@@ -170,7 +210,7 @@ def _renewed(releases: Releases, marks: Mapping[str, str]) -> list[Renew]:
 
 
 def spare_of(live: str, marks: Mapping[str, str]) -> str:
-    """What a roll-back goes to: of the others that servers were told of, the one told of last; empty for none."""
+    """Return what a roll-back goes to: the other one that servers were told of last; empty for none."""
     told = {version: ms for version, mark in marks.items() if (ms := announced_ms(mark)) is not None}
     others = [version for version in told if version != live]
     return max(others, key=lambda version: (told[version], version), default="") if live else ""

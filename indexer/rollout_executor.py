@@ -1,27 +1,35 @@
-"""The collections and what becomes of them: does what indexer/rollout.py decides.
+"""The collections and what becomes of them: does to Milvus what indexer/rollout.py decides.
 
-A new collection goes through: filled and verified, caught up with all of `item-vectors`, marked whole, announced,
-marked announced. Each of these is acknowledged before the next begins, and a crash in between leaves a mark that says
-where to go on (or that nothing of it counts).
+It knows nothing of Kafka: what is read, written and announced in between is the loop's work (indexer/process.py).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
-
 import structlog
 
-from indexer import rollout
-from indexer.build import Build, BuildFailed, fill, hold_unavailable
-from indexer.collection import Index, collection_name
-from indexer.errors import IndexMissing
-from indexer.intake import Intake
+from indexer.build import Build, fill, hold_unavailable, verify
+from indexer.collection import Index
+from indexer.intake import Targets
+from indexer.item_attributes import AttributeTable
+from indexer.pending_writes import PendingWrites
 from indexer.retry import Retry
-from indexer.rollout import WHOLE, Action, Announce, Drop, Releases, Renew, announced
-from indexer.verify import verify
+from indexer.rollout import (
+    WHOLE,
+    Begin,
+    Decision,
+    Drop,
+    Effect,
+    Releases,
+    Renew,
+    Stage,
+    Step,
+    announced,
+    decide,
+    is_whole,
+)
+from indexer.schema import collection_name
 from infra.platform.fault_points import reached
-from infra.platform.settings import Indexer
+from infra.platform.settings import Settings
 from models.release.bundle import BundleError, read_bundle
 from streams.messages import IndexReady
 
@@ -30,51 +38,40 @@ log = structlog.get_logger(__name__)
 RETRY_S = 5.0  # until a bundle that cannot be used is tried again
 
 
-class Stream(Protocol):
-    """The rows' side of the process."""
-
-    @property
-    def caught_up(self) -> bool: ...
-    def rewind(self) -> None: ...  # read `item-vectors` from the beginning
-    def write(self) -> None: ...  # write and commit all that was read
-    def announce(self, ready: IndexReady) -> None: ...  # returns when it is acknowledged
-
-
 class Collections:
-    """What collections there are (`marks`), and the one that is being built."""
+    """The collections that there are (`marks`), those that take rows (`targets`), and the one that is being made."""
 
     def __init__(
-        self, index: Index, intake: Intake, stream: Stream, settings: Indexer, bundles_dir: Path, patiently: Retry
+        self, index: Index, rows: PendingWrites, attributes: AttributeTable, settings: Settings, retry: Retry
     ) -> None:
         self.marks: dict[str, str] = {}
-        self._index, self._intake, self._rows, self._facts = index, intake, intake.rows, intake.facts
-        self._stream = stream
-        self._settings, self._bundles_dir = settings, bundles_dir
-        self._patiently = patiently
+        self.targets = Targets()
+        self._index, self._rows, self._attributes = index, rows, attributes
+        self._settings, self._bundles_dir = settings.indexer, settings.bundles_dir
+        self._retry = retry
         self._build: Build | None = None
         self._unusable: dict[str, int] = {}  # versions whose bundle could not be used, and when (ms)
 
     @property
-    def is_building(self) -> bool:
-        return self._build is not None
-
-    @property
-    def is_filling(self) -> bool:
-        return self._build is not None and self._build.steps is not None
+    def stage(self) -> Stage | None:
+        """The stage of the collection that is being made; None when none is."""
+        return self._build.stage if self._build else None
 
     def open(self) -> None:
         """See what there is, and take rows for what is whole."""
         self.marks = self._read_marks()
-        for version in [version for version, mark in self.marks.items() if rollout.is_whole(mark)]:
-            self._open(version)
+        for version in [version for version, mark in self.marks.items() if is_whole(mark)]:
+            self._retry(lambda version=version: self._index.load(version))  # type: ignore[misc]
+            self.targets.dims[version] = self._retry(lambda version=version: self._index.dim(version))  # type: ignore[misc]
+            self._rows.follow(version)
 
     def hold_unavailable(self) -> None:
-        """Read the rows of items that are down from the bundles of the collections."""
-        for version in self._rows.followed if self._rows.down else ():
+        """Read the rows of unavailable items from the bundles of the collections."""
+        for version in self._rows.followed if self._rows.unavailable else ():
             try:
                 hold_unavailable(read_bundle(self._bundles_dir / version), self._rows)
             except BundleError as error:
-                log.warning("items that are down may come back without a vector", version=version, error=str(error))
+                log.warning("unavailable items may come back without a vector", version=version, error=str(error))
 
     def try_again(self, version: str) -> None:
         """There is news of this version."""
@@ -85,32 +82,49 @@ class Collections:
         if self._build is not None:
             self._build.expired.add(item_id)
 
-    def decide(self, releases: Releases, now_ms: int) -> None:
-        """Take the next step of the hand-over, if there is one."""
-        actions = rollout.decide(
+    def decide(self, releases: Releases, now_ms: int) -> list[Decision]:
+        """Return what the rollout needs next."""
+        return decide(
             releases,
             self.marks,
             building=self._build.version if self._build else "",
             unusable=frozenset(v for v, since_ms in self._unusable.items() if 0 <= now_ms - since_ms < RETRY_S * 1000),
             timeout_ms=int(self._settings.server_timeout_s * 1000),
         )
-        for action in actions:
-            self._act(action, now_ms)
 
-    def go_on_building(self, now_ms: int) -> bool:
-        """Do a small part of the work on a new collection; True when it has just become whole."""
-        build = self._build
-        if build is None:
-            return False
-        try:
-            if build.steps is None:
-                return self._finish_if_caught_up(build)
-            if next(build.steps, None) is None:
-                self._catch_up(build)
-        except (BuildFailed, IndexMissing) as error:
-            self._drop(build.version)
-            self._set_aside(build.version, error, now_ms)
-        return False
+    def carry_out(self, effect: Effect, now_ms: int) -> None:
+        """Do what Milvus has to do with it. Raises BuildFailed, IndexMissing."""
+        match effect, self._build:
+            case Drop(version), _:
+                self._drop(version)
+            case Renew(version, at_ms), _:
+                self.mark(version, announced(at_ms))
+            case Begin(version), _:
+                self._begin(version, now_ms)
+            case Step.FILL, Build() as build:
+                if next(build.batches, None) is None:
+                    build.stage = Stage.FILLED
+            case Step.VERIFY, Build() as build:
+                self._verify(build)
+            case Step.FINISH, Build() as build:
+                self.mark(build.version, WHOLE)
+                reached("indexer: marked whole")
+                self.targets.catching_up, self._build = "", None
+
+    def give_up(self, error: Exception, now_ms: int) -> None:
+        """Drop the collection that is being made; it is tried again later."""
+        if self._build is not None:
+            version = self._build.version
+            self._drop(version)
+            self._set_aside(version, error, now_ms)
+
+    def ready(self, version: str, now_ms: int) -> IndexReady:
+        """Return what servers are told of a collection that is whole."""
+        return IndexReady(version, collection_name(version), self._retry(lambda: self._index.count(version)), now_ms)
+
+    def mark(self, version: str, mark: str) -> None:
+        self._retry(lambda: self._index.mark(version, mark))
+        self.marks[version] = mark
 
     def look_again(self) -> None:
         """Milvus may have lost collections (a server set up anew): see what is left."""
@@ -118,18 +132,6 @@ class Collections:
             log.error("collection is gone", version=version)
             if self._build is None or self._build.version != version:
                 self._forget(version)
-
-    def _act(self, action: Action, now_ms: int) -> None:
-        log.info("hand-over", action=type(action).__name__.lower(), version=action.version)
-        match action:
-            case Drop(version):
-                self._drop(version)
-            case Announce(version):
-                self._announce(version, now_ms)
-            case Renew(version, at_ms):
-                self._mark(version, announced(at_ms))
-            case rollout.Build(version):
-                self._begin(version, now_ms)
 
     def _begin(self, version: str, now_ms: int) -> None:
         try:
@@ -140,60 +142,30 @@ class Collections:
         self._rows.follow(version)
         self.marks[version] = ""
         batch = self._settings.batch
-        steps = fill(self._index, bundle, self._rows, self._facts, batch=batch, patiently=self._patiently)
-        self._build = Build(version, bundle, steps)
+        batches = fill(self._index, bundle, self._rows, self._attributes, batch=batch, retry=self._retry)
+        self._build = Build(version, bundle, batches)
 
-    def _catch_up(self, build: Build) -> None:
-        """The collection is filled: verify it, then have all of `item-vectors` read again for it."""
+    def _verify(self, build: Build) -> None:
         assert build.bundle is not None
-        self._stream.write()
-        least, expired = self._settings.least_recall, build.expired
-        verify(self._index, build.bundle, self._rows, expired=expired, least_recall=least, patiently=self._patiently)
+        least, manifest = self._settings.least_recall, build.bundle.manifest
+        verify(self._index, build.bundle, self._rows, expired=build.expired, least_recall=least, retry=self._retry)
         reached("indexer: collection filled")
-        self._intake.dims[build.version] = build.bundle.manifest.dim
-        self._intake.catching_up, self._intake.made_ms = build.version, build.bundle.manifest.created_ms
-        build.bundle = build.steps = None
-        self._patiently(self._stream.rewind, of="kafka")
-
-    def _finish_if_caught_up(self, build: Build) -> bool:
-        if not self._stream.caught_up:
-            return False
-        self._stream.write()
-        self._mark(build.version, WHOLE)
-        reached("indexer: marked whole")
-        self._intake.catching_up = ""
-        self._build = None
-        return True
-
-    def _announce(self, version: str, now_ms: int) -> None:
-        items = self._patiently(lambda: self._index.count(version))
-        self._stream.announce(IndexReady(version, collection_name(version), items, now_ms))
-        reached("indexer: announced")
-        self._mark(version, announced(now_ms))
-        reached("indexer: marked announced")
-        log.info("index ready", version=version, items=items)
-
-    def _mark(self, version: str, mark: str) -> None:
-        self._patiently(lambda: self._index.mark(version, mark))
-        self.marks[version] = mark
+        self.targets.dims[build.version] = manifest.dim
+        self.targets.catching_up, self.targets.made_ms = build.version, manifest.created_ms
+        build.bundle, build.batches, build.stage = None, iter(()), Stage.CATCHING_UP
 
     def _drop(self, version: str) -> None:
         if self._build is not None and self._build.version == version:
             self._build = None
         self._forget(version)
-        self._patiently(lambda: self._index.drop(version))
+        self._retry(lambda: self._index.drop(version))
 
     def _set_aside(self, version: str, error: Exception, now_ms: int) -> None:
         log.error("release cannot be indexed", version=version, error=str(error), again_s=RETRY_S)
         self._unusable[version] = now_ms
 
-    def _open(self, version: str) -> None:
-        self._patiently(lambda: self._index.load(version))
-        self._intake.dims[version] = self._patiently(lambda: self._index.dim(version))
-        self._rows.follow(version)
-
     def _read_marks(self) -> dict[str, str]:
-        return self._patiently(lambda: {version: self._mark_of(version) for version in self._index.versions()})
+        return self._retry(lambda: {version: self._mark_of(version) for version in self._index.versions()})
 
     def _mark_of(self, version: str) -> str:
         """A collection that an older version of nextwatch made lacks fields: it is not whole, and is made anew."""
@@ -205,6 +177,4 @@ class Collections:
     def _forget(self, version: str) -> None:
         self.marks.pop(version, None)
         self._rows.forget(version)
-        self._intake.dims.pop(version, None)
-        if self._intake.catching_up == version:
-            self._intake.catching_up = ""
+        self.targets.drop(version)

@@ -1,4 +1,4 @@
-"""What stands in Milvus: the names of collections, the fields of a row, and ids as Milvus reads them.
+"""The words of what stands in Milvus: the names of collections, the fields of a row, and ids as Milvus reads them.
 
 Rows are always written whole: Milvus Lite's upsert keeps what an old row has and the new one does not name, a server's
 does not.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient
 
-from indexer.scalars import Scalars, add_fields, as_row
+from indexer.item_attributes import ItemAttributes, add_fields, as_row
 
 Floats = NDArray[np.float32]
 
@@ -43,12 +43,12 @@ def is_stored_name(name: str) -> bool:
 
 
 def is_indexable(item_id: str) -> bool:
-    """Whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
+    """Return whether Milvus can hold this id and find it again: at most 1024 bytes, no control characters."""
     return bool(item_id) and _UNWRITABLE.search(item_id) is None and len(item_id.encode()) <= _ID_BYTES
 
 
 def schema_of(stored_dim: int) -> Any:
-    """Of vectors that are stored with this length."""
+    """Return the schema of a collection whose vectors are stored with this length."""
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("item_id", DataType.VARCHAR, max_length=_ID_BYTES, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stored_dim)
@@ -58,15 +58,15 @@ def schema_of(stored_dim: int) -> Any:
 
 
 def rows_of(
-    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], scalars: Sequence[Scalars]
+    item_ids: Sequence[str], vectors: Floats, steps: Sequence[int], attributes: Sequence[ItemAttributes]
 ) -> list[dict[str, Any]]:
     """pymilvus' rows. Milvus would take a NaN without a word and rank it anywhere."""
     if not np.isfinite(vectors).all():
         bad = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
         raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
     return [
-        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(facts)
-        for item_id, vector, step, facts in zip(item_ids, vectors, steps, scalars, strict=True)
+        {"item_id": item_id, "vector": vector, "step": int(step)} | as_row(known)
+        for item_id, vector, step, known in zip(item_ids, vectors, steps, attributes, strict=True)
     ]
 
 

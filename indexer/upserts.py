@@ -1,110 +1,111 @@
-"""From waiting rows to Milvus: deletions, then rows whose item's facts have changed, then touched rows, in bounded
+"""From pending writes to Milvus: deletions, then rows whose item has new attributes, then touched rows, in bounded
 batches, each one acknowledged before the next.
 
-Before an item that was taken down is deleted its row is read and parked, so that its return does not have to wait for
+Before an item that was taken down is deleted its row is read and held, so that its return does not have to wait for
 the trainer. All writes may be repeated: a batch whose acknowledgement was lost is sent again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexMissing
-from indexer.facts import Facts
+from indexer.item_attributes import AttributeTable, ItemAttributes
 from indexer.pending_writes import PendingWrites, Row, stack
 from indexer.retry import Retry
-from indexer.scalars import Scalars
 from infra.platform import metrics
 
 Floats = NDArray[np.float32]
 
 
 class WritableIndex(Protocol):
-    """What is needed of indexer.collection.Index."""
+    """The methods that are needed of indexer.collection.Index."""
 
     def upsert(
-        self, version: str, item_ids: list[str], vectors: Floats, steps: list[int], scalars: Sequence[Scalars]
+        self,
+        version: str,
+        item_ids: list[str],
+        vectors: Floats,
+        steps: list[int],
+        attributes: Sequence[ItemAttributes],
     ) -> None: ...
     def delete(self, version: str, item_ids: list[str]) -> None: ...
     def vectors(self, version: str, item_ids: list[str]) -> Mapping[str, tuple[int, Floats]]: ...
 
 
-def write_all(
-    index: WritableIndex, rows: PendingWrites, facts: Facts, collections: Iterable[str], *, batch: int, patiently: Retry
-) -> set[str]:
-    """Write all that waits in `rows`; deletions and changed facts go to all `collections`.
+class Upserts:
+    """Writes what waits in `rows` to `index`, `batch` items at a time."""
 
-    The versions whose collection turned out to be gone: their rows are lost with it, it has to be built again.
-    """
-    collections, lost = list(collections), set[str]()
-    while deleted := rows.take_deleted(batch):
-        for version in collections:
+    def __init__(
+        self, index: WritableIndex, rows: PendingWrites, attributes: AttributeTable, *, batch: int, retry: Retry
+    ) -> None:
+        self._index, self._rows, self._attributes = index, rows, attributes
+        self._batch, self._retry = batch, retry
+
+    def write_all(self, collections: Collection[str]) -> set[str]:
+        """Write all that waits; deletions and new attributes go to all `collections`.
+
+        The versions whose collection turned out to be gone: their rows are lost with it, it has to be built again.
+        """
+        lost = set[str]()
+        for version, write in self._writes(collections):
             try:
-                _delete(index, rows, version, deleted, patiently)
+                write()
             except IndexMissing:
                 lost.add(version)
-    while expired := rows.take_expired(batch):
-        version, item_ids = expired
-        try:
-            _delete(index, rows, version, dict.fromkeys(item_ids, False), patiently)
-        except IndexMissing:
-            lost.add(version)
-    while changed := rows.take_changed(batch):
-        for version in collections:
-            try:
-                _rewrite(index, version, [i for i in changed if not rows.is_waiting(version, i)], facts, patiently)
-            except IndexMissing:
-                lost.add(version)
-    while taken := rows.take_rows(batch):
-        version, touched = taken
-        try:
-            _upsert(index, version, touched, facts, patiently)
-        except IndexMissing:
-            lost.add(version)
-            rows.forget(version)
-    return lost
+                self._rows.forget(version)
+        return lost
 
+    def _writes(self, collections: Collection[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+        """One batch after the other, in the order of the module, each for one collection."""
+        rows, most = self._rows, self._batch
+        while deleted := rows.take_deleted(most):
+            yield from ((version, partial(self._delete, version, deleted)) for version in collections)
+        while expired := rows.take_expired(most):
+            yield expired[0], partial(self._delete, expired[0], dict.fromkeys(expired[1], False))
+        while changed := rows.take_changed(most):
+            yield from ((version, partial(self._rewrite, version, changed)) for version in collections)
+        while touched := rows.take_rows(most):
+            yield touched[0], partial(self._upsert, *touched)
 
-def _delete(
-    index: WritableIndex, rows: PendingWrites, version: str, deleted: Mapping[str, bool], patiently: Retry
-) -> None:
-    found = patiently(lambda: index.vectors(version, list(deleted)))
-    if not found:
-        return
-    for item_id, (step, vector) in found.items():
-        if deleted[item_id]:
-            rows.park(version, item_id, Row(step, vector.astype("<f4").tobytes()))
-    patiently(lambda: index.delete(version, list(found)))
-    metrics.DELETED.inc(len(found))
+    def _delete(self, version: str, deleted: Mapping[str, bool]) -> None:
+        found = self._retry(lambda: self._index.vectors(version, list(deleted)))
+        if not found:
+            return
+        for item_id, (step, vector) in found.items():
+            if deleted[item_id]:
+                self._rows.hold(version, item_id, Row(step, vector.astype("<f4").tobytes()))
+        self._retry(lambda: self._index.delete(version, list(found)))
+        metrics.DELETED.inc(len(found))
 
+    def _rewrite(self, version: str, changed: list[str]) -> None:
+        """Those of the items that are in the index, with their vectors as they are: a row is written whole or not at
+        all (an upsert that names some of the fields keeps the others on Milvus Lite only)."""
+        item_ids = [item_id for item_id in changed if not self._rows.is_waiting(version, item_id)]
+        found = self._retry(lambda: self._index.vectors(version, item_ids)) if item_ids else {}
+        if found:
+            steps, vectors = zip(*found.values(), strict=True)
+            self._write(version, list(found), np.stack(vectors), list(steps))
+            metrics.INDEX_REWRITTEN.inc(len(found))
 
-def _rewrite(index: WritableIndex, version: str, item_ids: list[str], facts: Facts, patiently: Retry) -> None:
-    """Those of the items that are in the index, with their vectors as they are: a row is written whole or not at all
-    (an upsert that names some of the fields keeps the others on Milvus Lite only)."""
-    found = patiently(lambda: index.vectors(version, item_ids)) if item_ids else {}
-    if not found:
-        return
-    vectors, steps = np.stack([vector for _, vector in found.values()]), [step for step, _ in found.values()]
-    scalars = [facts.of(item_id) for item_id in found]
-    patiently(lambda: index.upsert(version, list(found), vectors, steps, scalars))
-    metrics.INDEX_REWRITTEN.inc(len(found))
+    def _upsert(self, version: str, touched: Mapping[str, Row]) -> None:
+        with metrics.BATCH_TIME.labels("upsert").time():
+            self._write(version, list(touched), stack(touched.values()), [row.step for row in touched.values()])
+        metrics.BATCH_SIZE.labels("upsert").observe(len(touched))
+        metrics.UPSERTED.inc(len(touched))
+        now_ms = time.time() * 1000  # a measurement; nothing is decided by it
+        for row in touched.values():
+            if row.produced_ms:
+                metrics.EVENT_TO_VECTOR.observe(max(0.0, now_ms - row.produced_ms) / 1000)
+            if row.published_ms:
+                metrics.INDEX_LAG.observe(max(0.0, now_ms - row.published_ms) / 1000)
 
-
-def _upsert(index: WritableIndex, version: str, touched: Mapping[str, Row], facts: Facts, patiently: Retry) -> None:
-    vectors, steps = stack(touched.values()), [row.step for row in touched.values()]
-    scalars = [facts.of(item_id) for item_id in touched]
-    with metrics.BATCH_TIME.labels("upsert").time():
-        patiently(lambda: index.upsert(version, list(touched), vectors, steps, scalars))
-    metrics.BATCH_SIZE.labels("upsert").observe(len(touched))
-    metrics.UPSERTED.inc(len(touched))
-    now_ms = time.time() * 1000  # a measurement; nothing is decided by it
-    for row in touched.values():
-        if row.produced_ms:
-            metrics.EVENT_TO_VECTOR.observe(max(0.0, now_ms - row.produced_ms) / 1000)
-        if row.published_ms:
-            metrics.INDEX_LAG.observe(max(0.0, now_ms - row.published_ms) / 1000)
+    def _write(self, version: str, item_ids: list[str], vectors: Floats, steps: list[int]) -> None:
+        attributes = [self._attributes.of(item_id) for item_id in item_ids]
+        self._retry(lambda: self._index.upsert(version, item_ids, vectors, steps, attributes))

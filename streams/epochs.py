@@ -1,4 +1,4 @@
-"""Whose rows of `item-vectors` count: the one rule of indexer, serving and trainer.
+"""The fencing token of `item-vectors`, by which indexer, serving and trainer know whose rows count.
 
 A trainer that takes over claims an epoch, greater than every one before it, on every partition of the topic, and its
 rows carry that epoch. In a partition a record counts unless one of a greater epoch stands before it. So what a trainer
@@ -29,7 +29,7 @@ HEADER = "nextwatch-epoch"  # of a tombstone, which has no value that could hold
 
 
 class Record(Protocol):
-    """What is needed of a consumed record of `item-vectors`."""
+    """The parts that are needed of a consumed record of `item-vectors`."""
 
     @property
     def partition(self) -> int: ...
@@ -44,7 +44,7 @@ class Record(Protocol):
 
 
 class Epochs:
-    """What was claimed where, as far as it was read."""
+    """The claims, as far as they were read."""
 
     def __init__(self) -> None:
         self._raised: dict[int, list[tuple[int, int]]] = {}  # by partition: (offset, epoch), both growing
@@ -75,7 +75,7 @@ class Epochs:
     def take(self, record: Record) -> bool:
         """Take note of a record; whether it is a row, or the tombstone of one, that counts. What no epoch can be read
         of counts, so that its reader reports it, or lets go of the item that somebody took out by hand; so does what
-        says a greater one and is junk otherwise: it must not end a trainer's tenure."""
+        says a greater one and is junk otherwise: it must not end the epoch of a trainer."""
         epoch = epoch_of(record)
         if epoch is None or (epoch > self.before(record.partition, record.offset) and not is_readable(record)):
             return True
@@ -108,7 +108,7 @@ def epoch_of(record: Record) -> int | None:
 
 
 def is_readable(record: Record) -> bool:
-    """Whether all of a record can be read, not its epoch alone."""
+    """Return whether all of a record can be read, not its epoch alone."""
     try:
         return record.value is None or bool(decode(ItemVector, record.value, max_bytes=len(record.value)))
     except Refused:

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from indexer import rollout
-from indexer.collection import collection_name
 from indexer.rollout import WHOLE, announced_ms, spare_of
+from indexer.schema import collection_name
 from infra.operate.releases import BundleFound, CollectionFound, hear, read_bundles, read_collections, servers_of
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings

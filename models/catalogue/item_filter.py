@@ -11,7 +11,7 @@
 **A comparison with an unknown value is false, also `!=` and `not in`**; so is every comparison with an item that the
 catalogue does not know. `not` turns it round: `not (channel == "a")` is true for an item without a channel,
 `channel != "a"` is not. So there are two truth values only, and Milvus, which holds "" and -1 for what is unknown
-(indexer/scalars.py), gives the same set of items (indexer/expression.py). How a text is read:
+(indexer/item_attributes.py), gives the same set of items. How a text is read:
 models/catalogue/filter_syntax.py.
 """
 

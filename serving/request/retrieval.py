@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 
 from indexer.errors import IndexFailure, IndexMissing
-from indexer.expression import to_milvus
+from indexer.item_attributes import to_milvus
 from indexer.rollout import is_whole
 from infra.platform import metrics
 from infra.platform.settings import Serving

@@ -3,7 +3,7 @@
 At-least-once with effects acknowledged before offsets are committed. `take_events` acknowledges a batch when the agent
 asks for the next one, also when the agent raised or was cancelled; so an agent of ours does neither (`handle_batches`):
 a bug is reported with the event that showed it, the rest of the batch is finished, and then the process stops loudly.
-A worker that the group has gone on without leaves, too, and forgets what it had in hand (streams.kafka.membership).
+A worker that the group has gone on without leaves, too, and forgets what it had in hand (streams.write_permit).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from streams.kafka.aiokafka.patches import note_confirmations, pace_empty_fetche
 from streams.kafka.faust.patches import committed_offset, fetch_from_flowing_only, read_offset
 from streams.kafka.fetching import unpack_for_faust
 from streams.kafka.intake import Raw, raw_of
-from streams.kafka.membership import Membership, NotAMember
+from streams.kafka.membership import Membership
 from streams.kafka.outbox import Outbox, create_producer
 from streams.kafka.recovery import OrderedTables, finished
+from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
 
@@ -161,7 +162,7 @@ async def open_outbox(app: faust.App, settings: Settings, client_id: str) -> Asy
     producer = create_producer(settings.kafka, client_id)
     await producer.start()
     try:
-        yield Outbox(producer, settings.kafka.topic_prefix, membership.confirmed)
+        yield Outbox(producer, settings.kafka.topic_prefix, membership.check)
     finally:
         await producer.stop()
 
@@ -191,7 +192,7 @@ async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseExc
     """
     try:
         return await finished(work)
-    except NotAMember as error:
+    except Fenced as error:
         _leave("stopping because the partitions may be another's; the batch will be read again", error, EXIT_AGAIN)
     except Exception as error:  # whatever it is, the offsets of this batch must not be committed
         _leave("stopping because a batch failed; it will be read again", error)

@@ -4,7 +4,7 @@ goes on.
 Faust sends message by message, which costs more than all our work on an event (see README, "Measured"), so batches are
 built here and handed to Faust's own client, aiokafka. `flush` returns when the brokers have acknowledged everything; a
 broker that is away is waited for in place, so order is kept and nothing is dropped. Before each try it is asked whether
-we still may (see streams.kafka.membership).
+we still may (see streams.write_permit).
 """
 
 from __future__ import annotations

@@ -38,16 +38,13 @@ from streams.kafka.faust_app import create_app, follow_readiness, handle_batches
 from streams.kafka.follow import TopicMissing
 from streams.kafka.intake import Raw, reject
 from streams.kafka.outbox import Outbox, create_producer
-from streams.messages import (
-    BundlePublished,
-    Refused,
-    TrainingExample,
-)
+from streams.messages import BundlePublished, Refused, TrainingExample
 from streams.trainer.control_state import ControlState
 from streams.trainer.learner import Learner, Learnt, batches
-from streams.trainer.restore import examples_between, is_forgotten, read_example, restore_release
+from streams.trainer.restore import examples_between, is_erased, read_example, restore_release
 from streams.trainer.row_publisher import RowPublisher
-from streams.trainer.writer_epoch import Fenced, RowLog
+from streams.trainer.writer_epoch import RowLog
+from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +54,8 @@ RETRY_S = 5.0
 def create_trainer_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trainer", has_standby=True)
     prefix = settings.kafka.topic_prefix
-    known = ControlState(settings)
-    worker = TrainerWorker(settings, known)
+    control = ControlState(settings)
+    worker = TrainerWorker(settings, control)
     follow_readiness(app, health, recovered=lambda: worker.is_current or not app.consumer.assignment())
 
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
@@ -85,7 +82,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
 
     @app.agent(raw_topic(app, settings, topics.TRAINING_EXAMPLES), name="trainer")  # type: ignore[untyped-decorator]
     async def trainer(stream: Any) -> None:
-        known.start()
+        control.start()
         producer = create_producer(settings.kafka, "nextwatch-trainer")
         await producer.start()
         worker.writer.outbox = Outbox(producer, prefix)
@@ -100,7 +97,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
                 within=settings.trainer.wait_s,
             )
         finally:
-            known.stop()
+            control.stop()
             await worker.writer.close()
             await producer.stop()
 
@@ -111,11 +108,11 @@ class TrainerWorker:
     """The learner in use and what is done with a batch. One lock: a release is adopted between two batches."""
 
     def __init__(
-        self, settings: Settings, known: ControlState, open_row_log: Callable[[], RowLog] | None = None
+        self, settings: Settings, control: ControlState, open_row_log: Callable[[], RowLog] | None = None
     ) -> None:
         self.learner: Learner | None = None
         self._settings = settings
-        self._known = known
+        self._control = control
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.writer = RowPublisher(settings.kafka, self._executor, open_row_log)
@@ -124,8 +121,8 @@ class TrainerWorker:
 
     @property
     def is_current(self) -> bool:
-        newest = self._known.newest
-        return self._known.caught_up.is_set() and (newest is None or self._version == newest.version)
+        newest = self._control.newest
+        return self._control.caught_up.is_set() and (newest is None or self._version == newest.version)
 
     @property
     def role(self) -> str:
@@ -144,9 +141,9 @@ class TrainerWorker:
 
     async def handle(self, batch: Sequence[Raw]) -> BaseException | None:
         """One batch's way, in the order that the module promises. Returns the bug if there was one."""
-        outbox = self._outbox()
+        outbox = self.writer.started()
         await self.adopt_newest()
-        examples = list(self._read(batch, outbox))  # now it is known who was forgotten
+        examples = list(self._read(batch, outbox))  # now it is known who was erased
         async with self._lock:
             bug = None
             try:
@@ -160,11 +157,11 @@ class TrainerWorker:
     async def adopt_newest(self) -> None:
         """Change to the newest release if there is a newer one than ours, and catch up with the stream; a standby has
         none, also when a batch of the time before is still in its hands. Raises ForgetSecretWrong."""
-        if not self._known.caught_up.is_set():
-            await asyncio.get_running_loop().run_in_executor(None, self._known.caught_up.wait)
-        self._known.check()
+        if not self._control.caught_up.is_set():
+            await asyncio.get_running_loop().run_in_executor(None, self._control.caught_up.wait)
+        self._control.check()
         async with self._lock:
-            newest = self._known.newest
+            newest = self._control.newest
             loop = asyncio.get_running_loop()
             if newest is None or newest.version == self._version:
                 return
@@ -193,10 +190,10 @@ class TrainerWorker:
         loop = asyncio.get_running_loop()
         epoch = await self.writer.claim()
         found = await loop.run_in_executor(
-            self._executor, restore_release, self._settings, newest.version, self._known.items, epoch
+            self._executor, restore_release, self._settings, newest.version, self._control.items, epoch
         )
         learner = found.learner
-        self.writer.took_back(learner, found.shadowed)
+        self.writer.note_restored(learner, found.shadowed)
         if learner.is_new:  # where it begins, before Faust commits what it has learnt: a crash must not skip that
             await self.writer.send(learner, Learnt([], 0))
         await self._catch_up(learner, found.start, found.stop)
@@ -227,7 +224,7 @@ class TrainerWorker:
         self, learner: Learner, batch: Sequence[Raw], examples: list[tuple[int, TrainingExample]]
     ) -> BaseException | None:
         """Learn what of a batch could be read. Returns the bug if there was one. Raises Fenced."""
-        outbox = self._outbox()
+        outbox = self.writer.started()
         if 0 < learner.progress.next_offset < batch[0].offset:  # handed out while nobody could learn it
             await self._catch_up(learner, learner.progress.next_offset, batch[0].offset)
         learnt, failed, bug = await self._learn(learner, examples, evaluate=True)
@@ -246,7 +243,7 @@ class TrainerWorker:
         """Learn the examples of these offsets that are there; those that Faust has yet to hand out included. One that
         shows a bug is passed over: it would be met again at every start."""
         loop = asyncio.get_running_loop()
-        examples = examples_between(self._settings.kafka, start, stop, self._known.forgotten)
+        examples = examples_between(self._settings.kafka, start, stop, self._control.erased)
         chunks = batches(examples, self._settings.trainer.batch)
         while chunk := await loop.run_in_executor(self._executor, next, chunks, None):
             learnt, failed, _ = await self._learn(learner, chunk, evaluate=False)
@@ -272,14 +269,9 @@ class TrainerWorker:
         for raw in batch:
             try:
                 example = read_example(raw.value)
-                if is_forgotten(example, self._known.forgotten):
+                if is_erased(example, self._control.erased):
                     metrics.FORGOTTEN.labels(topics.TRAINING_EXAMPLES).inc()
                 else:
                     yield raw.offset, example
             except Refused as refused:
                 reject(raw, refused, self._settings, outbox, now_ms=now_ms())
-
-    def _outbox(self) -> Outbox:
-        if self.writer.outbox is None:
-            raise RuntimeError("the trainer's agent has not started")
-        return self.writer.outbox

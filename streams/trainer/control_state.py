@@ -1,5 +1,5 @@
-"""What the trainer follows beside its examples, kept by a thread: the newest bundle, the catalogue, and who was
-forgotten."""
+"""The state that the trainer follows beside its examples, kept by a thread: the newest bundle, the catalogue, erased
+users."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ RETRY_S = 1.0
 
 
 class ControlState:
-    """`newest`, `items` and `forgotten` are as they are told, and whole once `caught_up` is set."""
+    """`newest`, `items` and `erased` are as they are told, and whole once `caught_up` is set."""
 
     def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
         self.items: dict[str, Item] = {}
-        self.forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
+        self.erased = ErasedUsers(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
         self._kafka = settings.kafka
         self._failure: Exception | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="known", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="control state", daemon=True)
 
     def start(self) -> None:
         if not self._thread.is_alive():
@@ -69,7 +69,7 @@ class ControlState:
     def _take(self, record: Any) -> None:
         try:
             if record.topic.endswith(topics.FORGOTTEN):
-                self.forgotten.hear(record.key, record.value, record.offset)
+                self.erased.hear(record.key, record.value, record.offset)
             elif record.topic.endswith(topics.ITEMS):
                 self._take_item(record)
             elif record.value is not None:

@@ -1,4 +1,4 @@
-"""What the trainer worker knows and does with a batch: adopt a release, rank before learning, learn, say what changed.
+"""The trainer's state for a release, and its work on a batch: rank before learning, learn, say what changed.
 
 A thin layer between messages and models.retrieval.incremental: it keeps the release in use, the place in
 `training-examples` up to which the rows have learnt (`Progress`, published with the rows), and the share of examples
@@ -36,7 +36,7 @@ LEAST_REFRESHES = 64  # per batch; an eighth as many as examples more
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """How far the published rows have learnt: the next offset of `training-examples`, and by partition of
+    """The place up to which the published rows have learnt: the next offset of `training-examples`, and by partition of
     `watch-events` the newest watch learnt (an example at or below is a duplicate of the history worker's)."""
 
     next_offset: int = 0
@@ -69,7 +69,7 @@ class Learner:
         self._turned, self._grown = FadingMean(MOVED), FadingMean(MOVED)
 
     def restore(self, key: bytes, row: ItemVector | None) -> None:
-        """Take back one published row of this release, or the tombstone of one that expired."""
+        """Restore one published row of this release, or the tombstone of one that expired."""
         if row is None:
             self._trainer.remove_item(key.decode())  # it had expired
             return
@@ -199,7 +199,7 @@ class Learner:
             metrics.PREQUENTIAL_RECALL.labels(model, k).set(share)
 
     def _tell_drift(self, touched: np.ndarray) -> None:
-        """How far the rows that have just moved are from where the release had them."""
+        """Show how far the rows that have just moved are from where the release had them."""
         means = (self._turned, self._grown)
         for gauge, mean, moved in zip(
             (metrics.ROW_TURN, metrics.ROW_GROWTH), means, self._trainer.drift(touched), strict=True

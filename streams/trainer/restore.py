@@ -59,10 +59,8 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, Item],
     return Restored(learner, start, stop, shadowed)
 
 
-def examples_between(
-    kafka: Kafka, start: int, stop: int, forgotten: ErasedUsers
-) -> Iterator[tuple[int, TrainingExample]]:
-    """The examples of these offsets that are there, each with its offset; none of who was forgotten since."""
+def examples_between(kafka: Kafka, start: int, stop: int, erased: ErasedUsers) -> Iterator[tuple[int, TrainingExample]]:
+    """The examples of these offsets that are there, each with its offset; none of who was erased since."""
     if start >= stop:
         return
     with TopicFollower(kafka, topics.TRAINING_EXAMPLES) as follower:
@@ -72,13 +70,13 @@ def examples_between(
                 return
             with suppress(Refused):  # reported when it first came
                 example = read_example(record.value)
-                if not is_forgotten(example, forgotten):
+                if not is_erased(example, erased):
                     yield record.offset, example
 
 
-def is_forgotten(example: TrainingExample, forgotten: ErasedUsers) -> bool:
-    """Whether an example is from before its user was forgotten."""
-    return forgotten.is_from_before(example.user_id, example.event_ms, example.produced_ms)
+def is_erased(example: TrainingExample, erased: ErasedUsers) -> bool:
+    """Return whether an example is from before its user was erased."""
+    return erased.is_from_before(example.user_id, example.event_ms, example.produced_ms)
 
 
 def read_example(value: bytes | None) -> TrainingExample:
@@ -100,7 +98,7 @@ def committed_examples(kafka: Kafka) -> int:
 
 
 def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:
-    """Take back the rows that count; the keys whose newest record does not."""
+    """Restore the rows that count; the keys whose newest record does not."""
     epochs, shadowed = Epochs(), set[bytes]()
     for record in read_to_end(kafka, topics.ITEM_VECTORS):
         key = record.key or b""

@@ -33,16 +33,13 @@ from streams.epochs import Epochs, Record, claim, epoch_of, is_claim, is_readabl
 from streams.kafka.fetching import unpack_for
 from streams.kafka.follow import TopicMissing
 from streams.kafka.outbox import Placed
+from streams.write_permit import Fenced
 
 POLL_MS = 200
 LOOK_EVERY_S = 2.0
 
 T = TypeVar("T")
 Send = Callable[[Iterable[int], bytes, bytes], Awaitable[Iterable[Placed]]]  # a record to these partitions
-
-
-class Fenced(RuntimeError):
-    """Another trainer writes `item-vectors` now; what we learn counts no more."""
 
 
 class RowLog(Protocol):
@@ -53,7 +50,7 @@ class RowLog(Protocol):
         ...
 
     def read(self, partition: int, start: int, stop: int) -> Iterator[Record]:
-        """What there is from `start` to before `stop`."""
+        """Yield what there is from `start` to before `stop`."""
         ...
 
     def close(self) -> None: ...
@@ -97,7 +94,7 @@ class WriterEpoch:
     def check(self) -> None:
         """Raises Fenced when it is over."""
         if self.is_over:
-            raise Fenced("the tenure is over")
+            raise Fenced("the epoch is over")
 
     def note(self, placed: Iterable[Placed]) -> None:
         """Records of ours are acknowledged."""
@@ -111,7 +108,7 @@ class WriterEpoch:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last look at the ends is a while ago."""
+        """Return whether the last look at the ends is a while ago."""
         return asyncio.get_running_loop().time() - self._looked_s >= LOOK_EVERY_S
 
     async def look(self, *, at_ends: bool = True) -> None:
@@ -166,7 +163,7 @@ class KafkaRowLog:
         self._topic = kafka.topic_prefix + topics.ITEM_VECTORS
         self._consumer = KafkaConsumer(
             **kafka_python_options(kafka),
-            client_id="nextwatch-trainer-tenure",
+            client_id="nextwatch-trainer-epochs",
             auto_offset_reset="earliest",  # of what has been compacted away
             enable_auto_commit=False,
             allow_auto_create_topics=False,

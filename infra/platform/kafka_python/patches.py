@@ -5,7 +5,7 @@ tests/unit/infra/platform/test_kafka_python_patches.py tells of each when it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -55,6 +55,27 @@ def stop_sending(producer: Any, timeout_s: float) -> None:
     """
     producer._sender.force_close()
     producer._sender.join(timeout_s)
+
+
+def hear_heartbeats(consumer: Any, *, sent: Callable[[], None], received: Callable[[], None]) -> None:
+    """Call `sent` when a consumer sends a heartbeat to its group, and `received` when the group has answered it.
+
+    Why: a member that was paused must know whether its partitions may be another's by now. That is told by when the
+    last answered heartbeat was *sent* (its answer may have lain in the socket of the paused process), and kafka-python
+    keeps the times of the last one sent and of the last answer only.
+    Upstream: kafka-python-ng/kafka-python-ng#188 (the same wish); kafka/coordinator/heartbeat.py, `Heartbeat`.
+    """
+    heartbeat = consumer._coordinator.heartbeat
+    heartbeat.sent_heartbeat = _after(sent, heartbeat.sent_heartbeat)
+    heartbeat.received_heartbeat = _after(received, heartbeat.received_heartbeat)
+
+
+def _after(ours: Callable[[], None], theirs: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        ours()
+        theirs()
+
+    return call
 
 
 def read_batches(consumer: Any, batches: Batches) -> Any:

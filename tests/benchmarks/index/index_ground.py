@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from indexer.facts import Facts
-from indexer.scalars import scalars_of
+from indexer.item_attributes import AttributeTable, attributes_of
 from infra.platform.settings import Model, Ranker
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
@@ -32,7 +31,7 @@ NOTE = "vectors and users of a release of the simulated world, {events:,} watche
 
 @dataclass(frozen=True)
 class Ground:
-    """A bundle, the catalogue's facts, and the world's last watches."""
+    """A bundle, the catalogue's attributes, and the world's last watches."""
 
     bundle: Bundle
     items: list[Item]
@@ -42,11 +41,11 @@ class Ground:
     def note(self) -> str:
         return NOTE.format(events=len(self.log), dim=self.bundle.manifest.dim)
 
-    def facts(self) -> Facts:
-        facts = Facts()
+    def attributes(self) -> AttributeTable:
+        attributes = AttributeTable()
         for item in self.items:
-            facts.set(item.item_id, scalars_of(item))
-        return facts
+            attributes.set(item.item_id, attributes_of(item))
+        return attributes
 
     def user_vectors(self, count: int) -> Floats:
         """float32 [B, dim]: what serving would search with for the first users of the log."""

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from indexer.build import fill
+from indexer.build import fill, recall_of
 from indexer.collection import Index
 from indexer.pending_writes import PendingWrites
-from indexer.verify import recall_of
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Settings
 from tests.benchmarks.index.index_ground import Floats, Ground, many, world_ground
@@ -81,7 +80,7 @@ def fill_index(index: Index, ground: Ground, settings: Settings) -> float:
     """Seconds until a search uses what was built (Milvus Lite searches a segment row by row until then)."""
     began_s, version = time.monotonic(), ground.bundle.manifest.version
     batch = settings.indexer.batch
-    for _ in fill(index, ground.bundle, PendingWrites(), ground.facts(), batch=batch, patiently=lambda call: call()):  # type: ignore[arg-type]
+    for _ in fill(index, ground.bundle, PendingWrites(), ground.attributes(), batch=batch, retry=lambda call: call()):  # type: ignore[arg-type]
         pass
     client = index._client()
     wait_until(

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from pymilvus import MilvusClient
 
-from indexer.collection import LITE_MEMTABLE_ROWS, Index, collection_name
-from indexer.facts import Facts
+from indexer.collection import LITE_MEMTABLE_ROWS, Index
+from indexer.item_attributes import AttributeTable, as_row
 from indexer.pending_writes import PendingWrites, Row
-from indexer.scalars import as_row
-from indexer.upserts import write_all
+from indexer.schema import collection_name
+from indexer.upserts import Upserts
 from infra.local.milvus_server import start_milvus
 from tests.benchmarks.index.index_ground import Ground, world_ground
 from tests.benchmarks.report import Report
@@ -71,7 +71,7 @@ def add_rows(report: Report, rates: dict[str, list[float]]) -> None:
 
 
 def writers(index: Index, client: MilvusClient, ground: Ground) -> dict[str, Prepare]:
-    bundle, facts = ground.bundle, ground.facts()
+    bundle, attributes = ground.bundle, ground.attributes()
     item_ids, vectors = bundle.model.item_ids[:ITEMS], bundle.model.item_vectors()[:ITEMS]
     for version in ("ours", "raw", "flushed"):
         index.create(version, bundle.manifest.dim, rows=ITEMS)
@@ -82,16 +82,17 @@ def writers(index: Index, client: MilvusClient, ground: Ground) -> dict[str, Pre
         return [([item_ids[row] for row in rows], vectors[rows]) for rows in order]
 
     return {
-        OURS: ours(index, facts, batches),
-        RAW: raw(client, "raw", facts, batches, flush=False),
-        FLUSHED: raw(client, "flushed", facts, batches, flush=True),
+        OURS: ours(index, attributes, batches),
+        RAW: raw(client, "raw", attributes, batches, flush=False),
+        FLUSHED: raw(client, "flushed", attributes, batches, flush=True),
     }
 
 
-def ours(index: Index, facts: Facts, batches: Callable[[int], Batches]) -> Prepare:
+def ours(index: Index, attributes: AttributeTable, batches: Callable[[int], Batches]) -> Prepare:
     """From touched rows, as they were read from the topic."""
     rows = PendingWrites()
     rows.follow("ours")
+    upserts = Upserts(index, rows, attributes, batch=BATCH, retry=_at_once)  # type: ignore[arg-type]
 
     def prepare(step: int) -> Write:
         read = [
@@ -103,7 +104,7 @@ def ours(index: Index, facts: Facts, batches: Callable[[int], Batches]) -> Prepa
             for batch in read:
                 for item_id, row in batch:
                     rows.put("ours", item_id, row, now_ms=0)
-                write_all(index, rows, facts, ["ours"], batch=BATCH, patiently=_at_once)  # type: ignore[arg-type]
+                upserts.write_all(["ours"])
             if step == 0:
                 index.flush("ours")  # the end of a fill
 
@@ -112,13 +113,15 @@ def ours(index: Index, facts: Facts, batches: Callable[[int], Batches]) -> Prepa
     return prepare
 
 
-def raw(client: MilvusClient, version: str, facts: Facts, batches: Callable[[int], Batches], *, flush: bool) -> Prepare:
+def raw(
+    client: MilvusClient, version: str, attributes: AttributeTable, batches: Callable[[int], Batches], *, flush: bool
+) -> Prepare:
     """The client's own call, with rows that are ready for it."""
     name = collection_name(version)
 
     def prepare(step: int) -> Write:
         ready = [
-            [{"item_id": i, "vector": v, "step": step} | as_row(facts.of(i)) for i, v in zip(*batch, strict=True)]
+            [{"item_id": i, "vector": v, "step": step} | as_row(attributes.of(i)) for i, v in zip(*batch, strict=True)]
             for batch in batches(step)
         ]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from pymilvus import MilvusClient
 
-from indexer.collection import collection_name
+from indexer.schema import collection_name
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Bundle
 from streams.messages import UserHistory

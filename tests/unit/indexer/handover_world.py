@@ -1,4 +1,4 @@
-"""The world of the hand-over, one effect at a time: topic, Milvus, bundles, an indexer, servers, an operator.
+"""The world of a rollout, one effect at a time: topic, Milvus, bundles, an indexer, servers, an operator.
 
 What decides is the real thing: indexer/rollout.py, the acceptance rule of serving/state/release.py, the operator's
 choice of infra/operate/roll_back.py. What only carries it out is written down here, in the order in which
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from indexer import rollout
 from indexer.errors import IndexMissing
-from indexer.rollout import WHOLE, Announce, Build, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
+from indexer.rollout import WHOLE, Announce, Begin, Drop, Releases, Renew, announced, announced_ms, is_whole, spare_of
 from infra.operate.releases import BundleFound, CollectionFound
 from infra.operate.roll_back import RollBackRefused, choose
 from serving.state.release import ReleaseError, check_collection
@@ -173,7 +173,7 @@ class World:
 
 
 class Indexer:
-    """indexer/process.py and releasing.py; `step` goes on to the next effect."""
+    """indexer/process.py and rollout_executor.py; `step` goes on to the next effect."""
 
     def __init__(self, world: World, *, compacted: bool) -> None:
         self.world = world
@@ -192,7 +192,7 @@ class Indexer:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is on its way to servers."""
+        """Return whether nothing is on its way to servers."""
         return not self.building and not self.announcing
 
     def last_heard_of(self, server_id: str) -> str:
@@ -220,12 +220,12 @@ class Indexer:
                 self.look_again()
             self.announcing = ""
 
-    def _decide(self) -> list[rollout.Action]:
+    def _decide(self) -> list[rollout.Decision]:
         unusable = frozenset(version for version, until_ms in self.unusable.items() if self.world.now_ms < until_ms)
         actions = rollout.decide(
             self.releases, self.marks, building=self.building, unusable=unusable, timeout_ms=TIMEOUT_MS
         )
-        assert not any(isinstance(action, Build) and action.version in unusable for action in actions)
+        assert not any(isinstance(action, Begin) and action.version in unusable for action in actions)
         self._check_spare({action.version for action in actions if isinstance(action, Drop)})
         return actions
 
@@ -238,11 +238,11 @@ class Indexer:
             assert version != self.releases.live, f"the live collection {version} is dropped"
             assert kept and max(kept) >= told[version], f"{version} is dropped and no later spare is kept"
 
-    def _act(self, action: rollout.Action) -> Iterator[None]:
+    def _act(self, action: rollout.Decision) -> Iterator[None]:
         match action:
             case Drop(version):
                 self._drop(version)
-            case Build(version):
+            case Begin(version):
                 assert version not in self.marks, "half a collection was built upon"
                 assert not self.building, f"{version} was begun while {self.building} is being made"
                 if version in self.world.bundles:

@@ -89,7 +89,7 @@ def test_a_slow_milvus_makes_reading_wait_and_nothing_is_dropped_or_reordered(
 
 
 def behind(written: dict[str, list[int]]) -> bool:
-    """Whether some of the rows were not written yet."""
+    """Return whether some of the rows were not written yet."""
     return any(steps[-1] < STEPS for steps in written.values())
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
+from indexer.item_attributes import ItemAttributes
 from indexer.mips_to_l2 import longest_of
 from indexer.rollout import WHOLE, announced
-from indexer.scalars import Scalars
 from infra.platform import metrics
 from models.release.bundle import Bundle
 from streams import topics
@@ -90,19 +90,19 @@ def test_a_collection_that_does_not_hold_its_bundle_is_never_announced(
         item_ids: list[str],
         vectors: np.ndarray,
         steps: list[int],
-        scalars: Sequence[Scalars],
+        attributes: Sequence[ItemAttributes],
     ) -> None:
         nonlocal faulty
         if faulty and item_ids[0] == bundle.model.item_ids[0]:
             faulty -= 1
             if fault == "a row is lost":
-                item_ids, vectors, steps, scalars = item_ids[1:], vectors[1:], steps[1:], scalars[1:]
+                item_ids, vectors, steps, attributes = item_ids[1:], vectors[1:], steps[1:], attributes[1:]
             elif fault == "a row is foreign":
                 item_ids, vectors, steps = [*item_ids, "foreign"], vectors[[*range(len(vectors)), 0]], [*steps, 0]
-                scalars = [*scalars, scalars[0]]
+                attributes = [*attributes, attributes[0]]
             else:
                 vectors = vectors + 1
-        original(self, version, item_ids, vectors, steps, scalars)
+        original(self, version, item_ids, vectors, steps, attributes)
 
     monkeypatch.setattr(Index, "upsert", upsert)
     monkeypatch.setattr("indexer.rollout_executor.RETRY_S", 0.2)
@@ -142,7 +142,7 @@ def test_a_collection_without_the_items_facts_is_made_anew_and_the_reason_is_log
     bundle = site.publish(1)
     version = bundle.manifest.version
     monkeypatch.setattr("indexer.schema.add_fields", lambda schema: None)
-    monkeypatch.setattr("indexer.collection.properties_of", lambda form: {"nextwatch.radius": "0.0"})
+    monkeypatch.setattr("indexer.index_spec.IndexSpec.properties", lambda spec: {"nextwatch.radius": "0.0"})
     site.index.create(version, bundle.manifest.dim)
     site.index.mark(version, announced(5))
     monkeypatch.undo()
@@ -180,7 +180,7 @@ def test_rows_carry_the_newest_facts_of_their_items(site: Site) -> None:
     site.send(topics.ITEMS, "item-4", encode(Item("item-4", channel="music")))
     site.send(topics.ITEMS, "item-5", encode(Item("item-5", channel="music", language="en")))
     music = {"item-3", "item-4", "item-5"}
-    site.wait(lambda: found_where(site, bundle, 'channel == "music"') == music, "the new facts")
+    site.wait(lambda: found_where(site, bundle, 'channel == "music"') == music, "the new attributes")
     assert found_where(site, bundle, 'channel == "music" and language == "en"') == {"item-5"}
     found = site.index.vectors(bundle.manifest.version, ["item-3", "item-4", "item-5"])
     for item_id, (step, vector) in vectors.items():

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.collection import Index, collection_name, is_indexable
+from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.item_attributes import ItemAttributes
 from indexer.mips_to_l2 import longest_of
-from indexer.scalars import Scalars
-from indexer.schema import SHADOW
+from indexer.schema import SHADOW, collection_name, is_indexable
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers
@@ -104,7 +104,7 @@ def test_a_filtered_search_finds_the_best_of_what_the_filter_leaves(milvus_uri: 
     index = Index(Milvus(uri=milvus_uri, index_type=kind))
     rows, queries, channels = popular(4000, seed=0), users(5), [f"c{number % 40}" for number in range(4000)]
     index.create("a", 65, longest=longest_of(rows), rows=4000)
-    index.upsert("a", ids(4000), rows, [0] * 4000, [Scalars(channel) for channel in channels])
+    index.upsert("a", ids(4000), rows, [0] * 4000, [ItemAttributes(channel) for channel in channels])
     index.flush("a")
     index.load("a")
     time.sleep(2.0)
@@ -128,7 +128,7 @@ def test_an_expression_that_milvus_does_not_understand_is_refused(index: Index) 
 
 def test_a_row_is_written_whole(index: Index) -> None:
     index.create("a", DIM)
-    index.upsert("a", ["x"], vectors(1), [1], [Scalars("music", ("t",), "en", 30.0, 5)])
+    index.upsert("a", ["x"], vectors(1), [1], [ItemAttributes("music", ("t",), "en", 30.0, 5)])
     index.flush("a")
     index.upsert("a", ["x"], vectors(1), [2])
     [row] = index._query("a", "", ["channel", "language", "duration_s", "published_ms", "step"])

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymilvus import DataType, MilvusClient
 
-from indexer.expression import to_milvus
-from indexer.scalars import SCALARS, UNKNOWN, add_fields, as_row, scalars_of
+from indexer.item_attributes import UNKNOWN, ItemAttributes, add_fields, as_row, attributes_of, to_milvus
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.filter_syntax import parse_filter
 from models.catalogue.item_filter import FIELDS, can_be_named
@@ -72,7 +71,7 @@ def site(milvus_uri: str) -> Iterator[Site]:
     rows = []
     for number, item in enumerate(some_items(seed=1)):
         known = number % 7 > 0
-        rows.append({"item_id": item.item_id, "vector": [1.0, 2.0]} | as_row(scalars_of(item) if known else UNKNOWN))
+        rows.append({"item_id": item.item_id, "vector": [1.0, 2.0]} | as_row(attributes_of(item) if known else UNKNOWN))
         if known:
             catalogue.upsert(
                 item.item_id,
@@ -192,4 +191,4 @@ def test_an_expression_says_what_is_unknown() -> None:
 
 
 def test_a_filters_fields_are_called_as_those_of_milvus() -> None:
-    assert set(FIELDS) == set(SCALARS) - {"available"}
+    assert set(FIELDS) == set(ItemAttributes._fields) - {"available"}

@@ -1,4 +1,4 @@
-"""The hand-over as a state machine: releases, crashes, late and repeated words, two servers, roll-backs, losses.
+"""The rollout as a state machine: releases, crashes, late and repeated words, two servers, roll-backs, losses.
 
 Always: no server answers from a collection that is not whole or not of its towers' version; a collection that a living
 server has said it uses is not dropped; one spare is kept. Left alone: the newest release is live on all servers, or the
@@ -196,7 +196,7 @@ class HandOver(RuleBasedStateMachine):
         assert len(set(self.world.milvus) - {live, newest}) <= 1, "more than one spare is kept"
 
     def _came_after(self, live: str, newest: str) -> bool:
-        """Whether servers were told of `live` after they were told of `newest`."""
+        """Return whether servers were told of `live` after they were told of `newest`."""
         told = [message.version for key, message in self.world.topic if key == "index" and message is not None]
         return newest in told and told[::-1].index(live) < told[::-1].index(newest)
 

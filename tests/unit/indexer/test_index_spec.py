@@ -6,16 +6,7 @@ from typing import Any
 
 import pytest
 
-from indexer.index_spec import (
-    FORMAT,
-    IndexSpec,
-    index_of,
-    metric_of,
-    properties_of,
-    search_parameters,
-    spec_for,
-    spec_from,
-)
+from indexer.index_spec import FORMAT, IndexSpec
 from infra.platform.settings import Milvus, SettingsError, load_settings
 
 HNSW, IVF = Milvus(index_type="HNSW"), Milvus(index_type="IVF_FLAT", ivf_nlist=64, ivf_nprobe=48)
@@ -23,14 +14,16 @@ HNSW, IVF = Milvus(index_type="HNSW"), Milvus(index_type="IVF_FLAT", ivf_nlist=6
 
 @pytest.mark.parametrize("milvus", [Milvus(), HNSW, IVF])
 def test_what_is_written_on_a_collection_is_read_again(milvus: Milvus) -> None:
-    form = spec_for(milvus, longest=3.0, rows=10)
-    assert spec_from(properties_of(form) | {"nextwatch.mark": "whole"}) == form
-    assert form.format == FORMAT
+    spec = IndexSpec.of_new(milvus, longest=3.0, rows=10)
+    assert IndexSpec.of(spec.properties() | {"nextwatch.mark": "whole"}) == spec
+    assert spec.format == FORMAT
 
 
 def test_only_flat_collections_hold_vectors_as_they_are() -> None:
-    forms = {kind: spec_for(Milvus(index_type=kind), longest=3.0, rows=10) for kind in ("FLAT", "HNSW", "IVF_FLAT")}
-    assert {kind: (metric_of(form), form.radius) for kind, form in forms.items()} == {
+    specs = {
+        kind: IndexSpec.of_new(Milvus(index_type=kind), longest=3.0, rows=10) for kind in ("FLAT", "HNSW", "IVF_FLAT")
+    }
+    assert {kind: (spec.metric, spec.radius) for kind, spec in specs.items()} == {
         "FLAT": ("IP", 0.0),
         "HNSW": ("L2", 6.0),
         "IVF_FLAT": ("L2", 6.0),
@@ -39,19 +32,19 @@ def test_only_flat_collections_hold_vectors_as_they_are() -> None:
 
 @pytest.mark.parametrize(("radius", "kind"), [("0.0", "FLAT"), ("6.0", "HNSW")])
 def test_a_collection_of_an_older_version_is_known_for_one(radius: str, kind: str) -> None:
-    assert spec_from({"nextwatch.radius": radius}) == IndexSpec(kind, float(radius), format=1)
-    assert spec_from({}).format < FORMAT
+    assert IndexSpec.of({"nextwatch.radius": radius}) == IndexSpec(kind, float(radius), format=1)
+    assert IndexSpec.of({}).format < FORMAT
 
 
 def test_parameters_reach_both_kinds_of_milvus() -> None:
     """Milvus Lite reads those that stand in a text of their own, and passes over all others."""
-    [index] = index_of(spec_for(HNSW, longest=1.0, rows=1), HNSW)
+    [index] = IndexSpec.of_new(HNSW, longest=1.0, rows=1).description(HNSW)
     assert index.get_index_configs() == {
         "index_type": "HNSW",
         "metric_type": "L2",
         "params": {"M": 32, "efConstruction": 400},
     }
-    [index] = index_of(spec_for(Milvus(), longest=1.0, rows=1), Milvus())
+    [index] = IndexSpec.of_new(Milvus(), longest=1.0, rows=1).description(Milvus())
     assert index.get_index_configs() == {"index_type": "FLAT", "metric_type": "IP"}
 
 
@@ -59,20 +52,18 @@ def test_parameters_reach_both_kinds_of_milvus() -> None:
 @pytest.mark.parametrize("limit", [1, 64, 500, 16384])
 def test_ef_is_never_below_the_limit(per_hit: int, limit: int) -> None:
     milvus = HNSW.model_copy(update={"hnsw_ef_per_hit": per_hit})
-    found = search_parameters(IndexSpec("HNSW", 6.0), milvus, limit, filtered=False)
+    found = IndexSpec("HNSW", 6.0).search_parameters(milvus, limit, filtered=False)
     assert limit <= found["ef"] <= 32768
 
 
 @pytest.mark.parametrize(("rows", "filtered", "lists"), [(4000, False, 48), (3999, False, 64), (4000, True, 64)])
 def test_all_lists_are_searched_where_hits_may_lie_in_all(rows: int, filtered: bool, lists: int) -> None:
-    form = spec_for(IVF, longest=1.0, rows=rows)
-    assert search_parameters(form, IVF, 500, filtered=filtered) == {"nprobe": lists}
+    spec = IndexSpec.of_new(IVF, longest=1.0, rows=rows)
+    assert spec.search_parameters(IVF, 500, filtered=filtered) == {"nprobe": lists}
 
 
 def test_a_collection_with_fewer_lists_than_the_setting_is_searched_in_those_it_has() -> None:
-    assert search_parameters(IndexSpec("IVF_FLAT", 6.0, nlist=16, rows=9999), IVF, 500, filtered=False) == {
-        "nprobe": 16
-    }
+    assert IndexSpec("IVF_FLAT", 6.0, nlist=16, rows=9999).search_parameters(IVF, 500, filtered=False) == {"nprobe": 16}
 
 
 @pytest.mark.parametrize("kind", ["IVF_SQ8", "IVF_PQ", "HNSW_PQ", "HNSW_SQ", "SCANN", "DISKANN", "AUTOINDEX"])

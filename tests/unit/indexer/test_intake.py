@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexer.facts import Facts
-from indexer.intake import Intake, is_written
+from indexer.intake import Intake, Targets
+from indexer.item_attributes import UNKNOWN, AttributeTable, ItemAttributes
 from indexer.pending_writes import PendingWrites
-from indexer.scalars import UNKNOWN, Scalars
 from streams.messages import Item, ItemVector, Refused, encode
 
 
@@ -20,16 +19,26 @@ def intake(*versions: str) -> Intake:
     rows = PendingWrites()
     for version in versions:
         rows.follow(version)
-    return Intake(rows, Facts(), 1_000_000, dims=dict.fromkeys(versions, 2))
+    return Intake(rows, AttributeTable(), 1_000_000)
 
 
-def hear(to: Intake, value: bytes | None, key: bytes | None = b"a", *, written: bool = False) -> str | None:
-    return to.hear_vector(key, value, is_written=written, now_ms=0)
+def hear(
+    to: Intake,
+    value: bytes | None,
+    key: bytes | None = b"a",
+    *,
+    written: bool = False,
+    catching_up: str = "",
+    published_ms: int = 0,
+) -> str | None:
+    """A record of `item-vectors`; what catches up is of a release made at 100."""
+    targets = Targets(dict.fromkeys(to.rows.followed, 2), catching_up, 100)
+    return to.hear_vector(key, value, targets, is_written=written, now_ms=0, published_ms=published_ms)
 
 
 def test_a_touched_row_waits_to_be_written() -> None:
     to = intake("v")
-    to.hear_vector(b"a", vector(7, produced_ms=5), is_written=False, now_ms=0, published_ms=6)
+    hear(to, vector(7, produced_ms=5), published_ms=6)
     assert to.rows.take_rows(9) == ("v", {"a": (7, np.array([1, 2], "<f4").tobytes(), 5, 6)})
 
 
@@ -42,10 +51,9 @@ def test_a_row_of_another_version_is_passed_over() -> None:
 def test_a_row_that_was_written_is_read_again_only_for_the_collection_that_catches_up() -> None:
     to = intake("v", "w")
     hear(to, vector(version="v"), written=True)
-    to.catching_up = "w"
-    hear(to, vector(version="v"), b"b", written=True)
+    hear(to, vector(version="v"), b"b", written=True, catching_up="w")
     assert len(to.rows) == 0
-    hear(to, vector(3, version="w", produced_ms=5), written=True)
+    hear(to, vector(3, version="w", produced_ms=5), written=True, catching_up="w")
     assert to.rows.take_rows(9) == ("w", {"a": (3, np.array([1, 2], "<f4").tobytes(), 0, 0)})
 
 
@@ -61,9 +69,9 @@ def test_unavailable_and_tombstone_both_take_an_item_down() -> None:
     to = intake("v")
     to.hear_item(b"a", encode(Item("a", available=False)), is_written=False, now_ms=0)
     to.hear_item(b"b", None, is_written=False, now_ms=0)
-    assert to.rows.down == {"a", "b"}
+    assert to.rows.unavailable == {"a", "b"}
     to.hear_item(b"a", encode(Item("a")), is_written=False, now_ms=0)
-    assert to.rows.down == {"b"}
+    assert to.rows.unavailable == {"b"}
 
 
 def test_the_trainers_tombstone_expires_the_item_but_not_when_it_is_read_again() -> None:
@@ -76,12 +84,11 @@ def test_the_trainers_tombstone_expires_the_item_but_not_when_it_is_read_again()
 
 def test_a_tombstone_that_is_younger_than_the_release_is_heard_by_the_collection_that_catches_up() -> None:
     to = intake("v", "w")
-    to.catching_up, to.made_ms = "w", 100
     for published_ms in (99, 100):
-        to.hear_vector(b"a", None, is_written=True, now_ms=0, published_ms=published_ms)
+        hear(to, None, written=True, catching_up="w", published_ms=published_ms)
     assert to.rows.take_expired(9) is None
-    to.hear_vector(b"a", vector(3, version="w"), is_written=True, now_ms=0, published_ms=101)
-    to.hear_vector(b"a", None, is_written=True, now_ms=0, published_ms=102)
+    hear(to, vector(3, version="w"), written=True, catching_up="w", published_ms=101)
+    hear(to, None, written=True, catching_up="w", published_ms=102)
     assert to.rows.take_rows(9) is None
     assert to.rows.take_expired(9) == ("w", ["a"])
     assert to.rows.take_deleted(9) == {}
@@ -116,13 +123,13 @@ def test_a_bad_catalogue_entry_is_refused_and_changes_nothing() -> None:
     to = intake("v")
     with pytest.raises(Refused):
         to.hear_item(b"a", b'{"item_id": ""}', is_written=False, now_ms=0)
-    assert not to.rows.down
+    assert not to.rows.unavailable
 
 
 def test_a_catalogue_entry_is_kept_as_facts_and_only_news_writes_rows_again() -> None:
     to, entry = intake("v"), encode(Item("a", channel="music", duration_s=30.0))
     to.hear_item(b"a", entry, is_written=False, now_ms=0)
-    assert to.facts.of("a") == Scalars("music", duration_s=30.0)
+    assert to.attributes.of("a") == ItemAttributes("music", duration_s=30.0)
     assert to.rows.take_changed(9) == ["a"]
     to.hear_item(b"a", entry, is_written=False, now_ms=0)
     to.hear_item(b"b", encode(Item("b")), is_written=False, now_ms=0)
@@ -134,7 +141,7 @@ def test_a_catalogue_entry_is_kept_as_facts_and_only_news_writes_rows_again() ->
 def test_an_entry_that_was_written_before_a_restart_is_known_and_not_written_again() -> None:
     to = intake("v")
     to.hear_item(b"a", encode(Item("a", channel="music")), is_written=True, now_ms=0)
-    assert to.facts.of("a") == Scalars("music")
+    assert to.attributes.of("a") == ItemAttributes("music")
     assert len(to.rows) == 0
 
 
@@ -142,14 +149,7 @@ def test_an_item_that_returns_with_other_facts_before_it_was_deleted_is_written_
     to = intake("v")
     to.hear_item(b"a", encode(Item("a", channel="music")), is_written=True, now_ms=0)
     to.hear_item(b"a", None, is_written=False, now_ms=0)
-    assert to.facts.of("a") == UNKNOWN
+    assert to.attributes.of("a") == UNKNOWN
     to.hear_item(b"a", encode(Item("a")), is_written=False, now_ms=0)
     assert to.rows.take_deleted(9) == {}
     assert to.rows.take_changed(9) == ["a"]
-
-
-def test_offsets_below_the_committed_one_are_written() -> None:
-    written = {("items", 0): 5}
-    assert is_written(written, "items", 0, 4)
-    assert not is_written(written, "items", 0, 5)
-    assert not is_written(written, "items", 1, 0)

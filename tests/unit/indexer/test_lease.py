@@ -1,4 +1,4 @@
-"""Who may write, on a real broker of each kind."""
+"""The right to write, on a real broker of each kind."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from indexer import lease as lease_module
-from indexer.lease import Lease, LeaseLost, Offsets
+from indexer.lease import GroupRole, IndexerLease
+from indexer.offset_tracker import OffsetTracker
 from infra.platform.settings import Kafka, Settings
 from streams import topics
+from streams.write_permit import Fenced
 from tests.harness.system import with_section
 
 pytestmark = pytest.mark.system
@@ -33,9 +36,9 @@ def kafka(kafka_settings: Settings) -> Iterator[Kafka]:
 
 @pytest.mark.parametrize("where", ["on the same host", "elsewhere"])
 def test_one_holds_the_lease_and_a_newcomer_does_not_take_it(kafka: Kafka, tmp_path: Path, where: str) -> None:
-    first = Lease(kafka, tmp_path)
+    first = IndexerLease(kafka, tmp_path)
     assert first.acquire(PATIENCE_S)
-    second = Lease(kafka, tmp_path if where == "on the same host" else tmp_path / "elsewhere")
+    second = IndexerLease(kafka, tmp_path if where == "on the same host" else tmp_path / "elsewhere")
     assert not second.acquire(2.0)
     first.check(threading.Event())
     first.close()
@@ -49,7 +52,7 @@ def test_polls_that_are_shorter_than_a_join_lose_no_lease(
 ) -> None:
     monkeypatch.setattr(lease_module, "_POLL_MS", 5)  # as on a machine that is two hundred times slower
     for number in range(3):
-        lease = Lease(kafka, tmp_path / str(number))
+        lease = IndexerLease(kafka, tmp_path / str(number))
         assert lease.acquire(PATIENCE_S)
         time.sleep(1.0)  # the group does not choose again over what it knew when it chose
         assert lease.acquire(1.0)
@@ -57,19 +60,19 @@ def test_polls_that_are_shorter_than_a_join_lose_no_lease(
 
 
 def test_who_has_left_holds_nothing(kafka: Kafka, tmp_path: Path) -> None:
-    lease = Lease(kafka, tmp_path)
+    lease = IndexerLease(kafka, tmp_path)
     assert lease.acquire(PATIENCE_S)
     lease.close()
-    with pytest.raises(LeaseLost):
+    with pytest.raises(Fenced):
         lease.check(threading.Event())
 
 
 def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, time\n"
-        "from indexer.lease import Lease\n"
+        "from indexer.lease import IndexerLease\n"
         "from infra.platform.settings import Kafka\n"
-        "lease = Lease(Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "lease = IndexerLease(Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
         "print(lease.acquire(20), flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -78,7 +81,7 @@ def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_pat
         assert crashing.stdout is not None
         assert crashing.stdout.readline() == b"True\n"
         crashing.kill()
-    lease = Lease(kafka, tmp_path)
+    lease = IndexerLease(kafka, tmp_path)
     assert lease.acquire(5.0)
     lease.check(threading.Event())
     lease.close()
@@ -93,10 +96,11 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
 ) -> None:
     code = (
         "import sys, pathlib, threading, time\n"
-        "from indexer.lease import Lease, LeaseLost\n"
+        "from indexer.lease import IndexerLease\n"
+        "from streams.write_permit import Fenced\n"
         "from infra.platform.settings import Kafka\n"
         "kafka = Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2], session_timeout_s=6)\n"
-        "lease, stop = Lease(kafka, pathlib.Path(sys.argv[3])), threading.Event()\n"
+        "lease, stop = IndexerLease(kafka, pathlib.Path(sys.argv[3])), threading.Event()\n"
         "print(lease.acquire(60), flush=True)\n"
         "late, resumed, before = 0, False, time.monotonic()\n"
         "try:\n"
@@ -105,7 +109,7 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
         "        late += resumed\n"  # one in which the pause fell has looked before it
         "        now = time.monotonic()\n"
         "        resumed, before = resumed or now - before > 3, now\n"
-        "except LeaseLost:\n"
+        "except Fenced:\n"
         "    print(late, flush=True)\n"
     )
     command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path / "paused")]
@@ -113,7 +117,7 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
         assert paused.stdout is not None
         assert paused.stdout.readline() == b"True\n"
         paused.send_signal(signal.SIGSTOP)
-        other = Lease(kafka, tmp_path)
+        other = IndexerLease(kafka, tmp_path)
         assert other.acquire(PATIENCE_S)
         time.sleep(1.0)
         if other_then == "leaves again":  # so the first one has it once more, but may not trust what it knew
@@ -131,11 +135,44 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
 
 def test_what_one_has_written_the_next_one_knows(kafka: Kafka) -> None:
     place, other = (topics.ITEM_VECTORS, 0), (topics.ITEMS, 1)
-    offsets = Offsets(kafka)
-    assert offsets.committed([place, other]) == {place: 0, other: 0}
-    offsets.commit({place: 7})
-    offsets.commit({place: 9})
-    offsets.close()
-    offsets = Offsets(kafka)
-    assert offsets.committed([place, other]) == {place: 9, other: 0}
-    offsets.close()
+    with closing(OffsetTracker(kafka)) as offsets:
+        offsets.open({place: 99, other: 99})
+        assert not offsets.is_written(place, 0) and not offsets.is_written(other, 0)
+        for offset in (6, 8):
+            offsets.note_read(place, offset)
+            offsets.note_read(other, offset)
+            offsets.commit(but={topics.ITEMS})
+    with closing(OffsetTracker(kafka)) as offsets:
+        offsets.open({place: 99, other: 99})
+        assert offsets.is_written(place, 8) and not offsets.is_written(place, 9) and not offsets.is_written(other, 0)
+        offsets.open({place: 5})
+        assert not offsets.is_written(place, 0), "the topic was made anew"
+
+
+SESSION_S = 10.0
+
+
+def test_a_standby_is_who_the_group_has_confirmed_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(lease_module, "running_s", lambda: now_s)
+    role = GroupRole(SESSION_S)
+    assert not role.is_standby, "the group has not chosen yet"
+    role.on_partitions_revoked([])
+    assert not role.is_standby
+    role.on_partitions_assigned([])
+    assert role.is_standby, "it has chosen another"
+    now_s += SESSION_S
+    assert not role.is_standby, "whoever that was, nobody has told us for a session"
+    role.on_heartbeat_sent()
+    now_s += SESSION_S / 2  # the answer lay here while we were paused
+    role.on_heartbeat_received()
+    assert role.is_standby
+    now_s += SESSION_S / 2
+    assert not role.is_standby
+    role.on_heartbeat_sent()
+    role.on_heartbeat_received()
+    assert role.is_standby
+    role.on_partitions_lost([])
+    role.on_partitions_assigned(["releases-0"])
+    assert not role.is_standby, "it is ours"
+    assert role.losses == 2, "it was another's twice"

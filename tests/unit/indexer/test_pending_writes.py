@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import IndexMissing
-from indexer.facts import Facts
 from indexer.intake import Intake
+from indexer.item_attributes import UNKNOWN, AttributeTable, ItemAttributes
 from indexer.pending_writes import PendingWrites, Row, problem_of, stack
-from indexer.scalars import UNKNOWN, Scalars
-from indexer.upserts import write_all
+from indexer.upserts import Upserts
 from streams.messages import Item, encode
 
 
@@ -27,17 +27,22 @@ class Shelf:
 
     def __init__(self, *versions: str) -> None:
         self.rows: dict[str, dict[str, tuple[int, np.ndarray]]] = {version: {} for version in versions}
-        self.facts: dict[str, dict[str, Scalars]] = {version: {} for version in versions}
+        self.attributes: dict[str, dict[str, ItemAttributes]] = {version: {} for version in versions}
         self.calls: list[int] = []
 
     def upsert(
-        self, version: str, item_ids: list[str], vectors: np.ndarray, steps: list[int], scalars: Sequence[Scalars]
+        self,
+        version: str,
+        item_ids: list[str],
+        vectors: np.ndarray,
+        steps: list[int],
+        attributes: Sequence[ItemAttributes],
     ) -> None:
         self.calls.append(len(item_ids))
         if version not in self.rows:
             raise IndexMissing(version)
         self.rows[version].update({i: (s, v) for i, s, v in zip(item_ids, steps, vectors, strict=True)})
-        self.facts[version].update(zip(item_ids, scalars, strict=True))
+        self.attributes[version].update(zip(item_ids, attributes, strict=True))
 
     def delete(self, version: str, item_ids: list[str]) -> None:
         for item_id in item_ids:
@@ -52,12 +57,17 @@ class Shelf:
         return {item_id: step for item_id, (step, _) in self.rows[version].items()}
 
     def channels(self, version: str) -> dict[str, str]:
-        return {item_id: self.facts[version][item_id].channel for item_id in self.rows[version]}
+        return {item_id: self.attributes[version][item_id].channel for item_id in self.rows[version]}
 
 
-def write(shelf: Shelf, rows: PendingWrites, batch: int = 100, facts: Facts | None = None) -> set[str]:
-    facts = facts or Facts()
-    return write_all(shelf, rows, facts, shelf.rows, batch=batch, patiently=lambda call: call())  # type: ignore[arg-type]
+def at_once(call: Any) -> Any:
+    """A Retry that tries once."""
+    return call()
+
+
+def write(shelf: Shelf, rows: PendingWrites, batch: int = 100, attributes: AttributeTable | None = None) -> set[str]:
+    attributes = attributes or AttributeTable()
+    return Upserts(shelf, rows, attributes, batch=batch, retry=at_once).write_all(shelf.rows)
 
 
 def following(*versions: str) -> PendingWrites:
@@ -92,54 +102,54 @@ def test_the_lag_is_counted_from_the_oldest_row_that_is_not_written_yet() -> Non
 
 
 def test_a_touched_row_is_written_with_its_items_facts() -> None:
-    rows, facts, shelf = following("v"), Facts(), Shelf("v")
-    facts.set("a", Scalars("music"))
+    rows, attributes, shelf = following("v"), AttributeTable(), Shelf("v")
+    attributes.set("a", ItemAttributes("music"))
     rows.put("v", "a", row(1), now_ms=0)
     rows.put("v", "b", row(1), now_ms=0)
-    write(shelf, rows, facts=facts)
-    assert shelf.facts["v"] == {"a": Scalars("music"), "b": UNKNOWN}
+    write(shelf, rows, attributes=attributes)
+    assert shelf.attributes["v"] == {"a": ItemAttributes("music"), "b": UNKNOWN}
 
 
 def test_changed_facts_write_the_rows_that_are_there_again_and_make_none() -> None:
-    rows, facts, shelf = following("v", "w"), Facts(), Shelf("v", "w")
+    rows, attributes, shelf = following("v", "w"), AttributeTable(), Shelf("v", "w")
     rows.put("v", "a", row(3, value=5.0), now_ms=0)
-    write(shelf, rows, facts=facts)
-    facts.set("a", Scalars("music"))
+    write(shelf, rows, attributes=attributes)
+    attributes.set("a", ItemAttributes("music"))
     rows.rewrite("a", now_ms=1000)
     rows.rewrite("a", now_ms=1200)
     assert not rows.is_due(1499, 500, 9)
     assert rows.is_due(1500, 500, 9)
     shelf.calls.clear()
-    write(shelf, rows, facts=facts)
-    assert shelf.facts == {"v": {"a": Scalars("music")}, "w": {}}
+    write(shelf, rows, attributes=attributes)
+    assert shelf.attributes == {"v": {"a": ItemAttributes("music")}, "w": {}}
     assert shelf.steps("v") == {"a": 3}
     assert shelf.rows["v"]["a"][1].tolist() == [5.0, 3.0]
     assert shelf.calls == [1]
 
 
 def test_an_item_whose_row_waits_is_not_written_twice_for_its_facts() -> None:
-    rows, facts, shelf = following("v"), Facts(), Shelf("v")
+    rows, attributes, shelf = following("v"), AttributeTable(), Shelf("v")
     rows.put("v", "a", row(1), now_ms=0)
-    write(shelf, rows, facts=facts)
-    facts.set("a", Scalars("music"))
+    write(shelf, rows, attributes=attributes)
+    attributes.set("a", ItemAttributes("music"))
     rows.rewrite("a", now_ms=0)
     rows.put("v", "a", row(2), now_ms=0)
     shelf.calls.clear()
-    write(shelf, rows, facts=facts)
+    write(shelf, rows, attributes=attributes)
     assert (shelf.calls, shelf.channels("v"), shelf.steps("v")) == ([1], {"a": "music"}, {"a": 2})
 
 
 def test_rewriting_is_bounded_by_the_batch() -> None:
-    rows, facts, shelf = following("v"), Facts(), Shelf("v")
+    rows, attributes, shelf = following("v"), AttributeTable(), Shelf("v")
     for number in range(25):
         rows.put("v", f"i{number}", row(1), now_ms=0)
-    write(shelf, rows, facts=facts)
+    write(shelf, rows, attributes=attributes)
     shelf.calls.clear()
     for number in range(25):
-        facts.set(f"i{number}", Scalars("music"))
+        attributes.set(f"i{number}", ItemAttributes("music"))
         rows.rewrite(f"i{number}", now_ms=0)
     assert len(rows) == 25
-    write(shelf, rows, batch=10, facts=facts)
+    write(shelf, rows, batch=10, attributes=attributes)
     assert shelf.calls == [10, 10, 5]
     assert set(shelf.channels("v").values()) == {"music"}
 
@@ -247,9 +257,9 @@ def test_a_collection_that_is_gone_is_reported_and_the_others_are_written() -> N
 CHANGES = st.tuples(st.sampled_from(["put v", "put w", "down", "entry", "expire", "write"]), st.sampled_from("ab"))
 
 
-def hear(rows: PendingWrites, facts: Facts, what: str, item_id: str, step: int) -> None:
+def hear(rows: PendingWrites, attributes: AttributeTable, what: str, item_id: str, step: int) -> None:
     """One change; a catalogue entry says another channel each time."""
-    catalogue = Intake(rows, facts, 10_000)
+    catalogue = Intake(rows, attributes, 10_000)
     match what.split():
         case ["put", version]:
             rows.put(version, item_id, row(step), now_ms=0)
@@ -267,20 +277,20 @@ def hear(rows: PendingWrites, facts: Facts, what: str, item_id: str, step: int) 
 def test_coalesced_writing_ends_as_if_each_change_had_been_written_at_once(
     changes: list[tuple[str, str]], batch: int
 ) -> None:
-    late, late_facts, late_shelf = following("v", "w"), Facts(), Shelf("v", "w")
-    prompt, prompt_facts, prompt_shelf = following("v", "w"), Facts(), Shelf("v", "w")
+    late, late_attributes, late_shelf = following("v", "w"), AttributeTable(), Shelf("v", "w")
+    prompt, prompt_attributes, prompt_shelf = following("v", "w"), AttributeTable(), Shelf("v", "w")
     for step, (what, item_id) in enumerate(changes, start=1):
-        hear(late, late_facts, what, item_id, step)
-        hear(prompt, prompt_facts, what, item_id, step)
+        hear(late, late_attributes, what, item_id, step)
+        hear(prompt, prompt_attributes, what, item_id, step)
         if what == "write":
-            write(late_shelf, late, batch, late_facts)
-        write(prompt_shelf, prompt, facts=prompt_facts)
-    write(late_shelf, late, batch, late_facts)
+            write(late_shelf, late, batch, late_attributes)
+        write(prompt_shelf, prompt, attributes=prompt_attributes)
+    write(late_shelf, late, batch, late_attributes)
     for version in ("v", "w"):
         assert late_shelf.steps(version) == prompt_shelf.steps(version)
         assert late_shelf.channels(version) == prompt_shelf.channels(version)
-        assert late_shelf.channels(version) == {i: late_facts.of(i).channel for i in late_shelf.rows[version]}
-        assert not late.down & set(late_shelf.steps(version))
+        assert late_shelf.channels(version) == {i: late_attributes.of(i).channel for i in late_shelf.rows[version]}
+        assert not late.unavailable & set(late_shelf.steps(version))
 
 
 def test_a_vector_of_another_length_or_with_nan_is_a_problem() -> None:

@@ -38,20 +38,20 @@ def patient(health: Health) -> Retry:
 
 def test_an_indexer_is_ready_again_whatever_milvus_says_when_it_is_back() -> None:
     health = Health("indexer", ready=True, waiting_for="")
-    patiently = patient(health)
+    retry = patient(health)
     call = answering(IndexUnavailable("away"), IndexMissing("it came back empty"), "an answer")
     with pytest.raises(IndexMissing):
-        patiently(call)
+        retry(call)
     assert (health.ready, health.waiting_for) == (True, "")
-    assert patiently(call) == "an answer"
+    assert retry(call) == "an answer"
     assert (health.ready, health.waiting_for) == (True, "")
 
 
 def test_while_milvus_or_kafka_is_away_it_is_not_ready_and_says_why() -> None:
     health, seen = Health("indexer", ready=True, waiting_for=""), []
     call = answering(IndexUnavailable("no port"), KafkaTimeoutError("no leader"), "an answer")
-    patiently = Retry(threading.Event(), health, lambda: seen.append((health.ready, health.waiting_for)))
-    assert patiently(call) == "an answer"
+    retry = Retry(threading.Event(), health, lambda: seen.append((health.ready, health.waiting_for)))
+    assert retry(call) == "an answer"
     assert [ready for ready, _ in seen] == [True, False, False]
     assert "Milvus: no port" in seen[1][1] and "no leader" in seen[2][1]
 

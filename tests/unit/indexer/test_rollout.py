@@ -1,4 +1,4 @@
-"""The hand-over between releases: what is built, announced and dropped. Whatever happens in between is in
+"""The rollout of a release: what is built, announced and dropped. Whatever happens in between is in
 test_handover_machine.py."""
 
 from __future__ import annotations
@@ -8,18 +8,21 @@ from typing import Any
 from indexer.rollout import (
     WHOLE,
     Announce,
-    Build,
+    Begin,
     Drop,
     Releases,
     Renew,
+    Stage,
+    Step,
     announced,
     decide,
     forget_server,
+    go_on,
     hear,
     spare_of,
     versions_served,
 )
-from streams.messages import BundlePublished, IndexReady, Release, ServerState
+from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
 
 TIMEOUT_MS = 60_000
 
@@ -43,13 +46,20 @@ def next_actions(releases: Releases, marks: dict[str, str], **more: Any) -> list
     return decide(releases, marks, timeout_ms=TIMEOUT_MS, **more)
 
 
+def test_a_filled_collection_is_verified_before_it_takes_rows_and_is_whole_when_it_has_seen_all_of_them() -> None:
+    assert go_on(Stage.FILLING, caught_up=True) == [Step.FILL]
+    assert go_on(Stage.FILLED, caught_up=True) == [Step.WRITE, Step.VERIFY, Step.REREAD]
+    assert go_on(Stage.CATCHING_UP, caught_up=False) == []
+    assert go_on(Stage.CATCHING_UP, caught_up=True) == [Step.WRITE, Step.FINISH]
+
+
 def test_nothing_is_done_before_the_first_release() -> None:
     assert next_actions(Releases(), {}) == []
     assert next_actions(Releases(), {"leftover": ""}) == []
 
 
 def test_a_new_bundle_is_built() -> None:
-    assert next_actions(heard(bundle("a")), {}) == [Build("a")]
+    assert next_actions(heard(bundle("a")), {}) == [Begin("a")]
     assert next_actions(heard(bundle("a")), {"a": ""}, building="a") == []
 
 
@@ -59,11 +69,11 @@ def test_a_whole_collection_is_announced_and_then_left_alone() -> None:
 
 
 def test_an_interrupted_build_is_dropped_and_started_again() -> None:
-    assert next_actions(heard(bundle("a")), {"a": ""}) == [Drop("a"), Build("a")]
+    assert next_actions(heard(bundle("a")), {"a": ""}) == [Drop("a"), Begin("a")]
 
 
 def test_a_build_that_was_overtaken_by_a_newer_bundle_is_dropped() -> None:
-    assert next_actions(heard(bundle("a"), bundle("b")), {"a": ""}, building="a") == [Drop("a"), Build("b")]
+    assert next_actions(heard(bundle("a"), bundle("b")), {"a": ""}, building="a") == [Drop("a"), Begin("b")]
 
 
 def test_one_spare_is_kept_and_older_ones_are_dropped() -> None:
@@ -125,8 +135,8 @@ def test_a_release_that_is_announced_by_a_clock_that_is_behind_is_the_newest_all
 
 
 def test_a_live_collection_that_milvus_has_lost_is_built_again() -> None:
-    assert next_actions(heard(bundle("a"), ready("a")), {}) == [Build("a")]
-    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}) == [Build("a")]
+    assert next_actions(heard(bundle("a"), ready("a")), {}) == [Begin("a")]
+    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}) == [Begin("a")]
 
 
 def test_nothing_is_dropped_while_the_live_collection_is_missing() -> None:
@@ -140,3 +150,39 @@ def test_a_topic_that_was_lost_is_told_again_of_a_collection_that_was_not() -> N
 
 def test_a_bundle_that_cannot_be_used_is_passed_over() -> None:
     assert next_actions(heard(bundle("a")), {}, unusable=frozenset({"a"})) == []
+
+
+def asked(at_ms: int) -> RebuildAsked:
+    return RebuildAsked("v", at_ms)
+
+
+def done(asked_ms: int) -> RebuildDone:
+    return RebuildDone("v", asked_ms, 1, "", 1)
+
+
+def open_after(*messages: Release) -> RebuildAsked | None:
+    """The request that is open: told by order of arrival, whatever the clocks of those who ask say."""
+    return heard(*messages).rebuild
+
+
+def test_a_request_is_open_until_its_answer() -> None:
+    assert open_after() is None
+    assert open_after(asked(100)) == asked(100)
+    assert open_after(asked(100), done(100)) is None
+    assert open_after(done(100)) is None, "compaction has taken the request"
+
+
+def test_an_answered_request_of_a_clock_that_is_ahead_hides_no_later_one() -> None:
+    assert open_after(asked(100), done(100), asked(50)) == asked(50)
+    assert open_after(asked(100), done(100), asked(50), done(50)) is None
+    assert open_after(done(100), asked(50)) == asked(50), "compacted"
+
+
+def test_the_newest_is_open_when_an_older_one_is_answered_meanwhile() -> None:
+    assert open_after(asked(50), asked(100), done(50)) == asked(100)
+    assert open_after(asked(100), asked(50), done(100)) == asked(50)
+    assert open_after(asked(100), asked(50), done(50), done(100)) is None, "our own answers are read again later"
+
+
+def test_a_request_that_was_sent_twice_is_done_once() -> None:
+    assert open_after(asked(100), done(100), asked(100)) is None

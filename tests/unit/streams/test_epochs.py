@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streams.epochs import CLAIM, HEADER, Epochs, claim, epoch_of, is_claim, mark
 from streams.kafka.outbox import Placed
 from streams.messages import ItemVector, encode
-from streams.trainer.writer_epoch import Fenced, WriterEpoch
+from streams.trainer.writer_epoch import WriterEpoch
+from streams.write_permit import Fenced
 from tests.unit.streams.memory_log import Kept, MemoryLog
 
 LOOPS = threading.local()
@@ -122,9 +123,9 @@ def sender(log: MemoryLog, before: Any = lambda: None) -> Any:
 
 
 def begun(log: MemoryLog, owner: str, before: Any = lambda: None) -> WriterEpoch:
-    tenure = WriterEpoch(owner, log, Inline())
-    run(tenure.begin(HOME, sender(log, before)))
-    return tenure
+    claimed = WriterEpoch(owner, log, Inline())
+    run(claimed.begin(HOME, sender(log, before)))
+    return claimed
 
 
 def test_of_two_that_claim_at_once_the_later_one_has_the_greater_epoch():
@@ -152,31 +153,31 @@ def test_a_broker_that_does_not_tell_where_a_claim_stands_gives_none():
 
 def test_nothing_is_read_while_nobody_else_writes():
     log = MemoryLog(PARTITIONS)
-    tenure = begun(log, "me")
+    claimed = begun(log, "me")
     for _ in range(5):
-        tenure.note([Placed(0, log.append(0, b"a", row(1)), 1)])
+        claimed.note([Placed(0, log.append(0, b"a", row(1)), 1)])
     log.read = None  # type: ignore[assignment]
-    run(tenure.look())
+    run(claimed.look())
 
 
-def test_junk_that_says_a_greater_epoch_ends_no_tenure():
+def test_junk_that_says_a_greater_epoch_ends_no_epoch():
     log = MemoryLog(PARTITIONS)
-    tenure = begun(log, "me")
+    claimed = begun(log, "me")
     log.append(0, b"a", JUNK_OF_EPOCH_9)
-    run(tenure.look())
-    assert tenure.shadowed == {b"a"}, "what it hides is written again"
+    run(claimed.look())
+    assert claimed.shadowed == {b"a"}, "what it hides is written again"
     log.append(0, b"a", row(9))
     with pytest.raises(Fenced, match="epoch 9"):
-        run(tenure.look())
+        run(claimed.look())
 
 
-def test_a_tenure_that_is_over_writes_nothing_more():
-    tenure = begun(MemoryLog(PARTITIONS), "me")
-    tenure.end()
+def test_an_epoch_that_is_over_writes_nothing_more():
+    claimed = begun(MemoryLog(PARTITIONS), "me")
+    claimed.end()
     with pytest.raises(Fenced):
-        tenure.check()
+        claimed.check()
     with pytest.raises(Fenced):
-        run(tenure.look())
+        run(claimed.look())
 
 
 class TrainerModel:
@@ -190,9 +191,9 @@ class TrainerModel:
                 previous.write_next(next(moments, 0))
 
         self.log = log
-        self.tenure = begun(log, name, meanwhile)
+        self.claimed = begun(log, name, meanwhile)
         meanwhile()
-        self.rows, self.tenure.shadowed = restored(log)
+        self.rows, self.claimed.shadowed = restored(log)
         self.batch = self.rows.get(PROGRESS, 0)
         self.pending: list[tuple[bytes, int | None]] = []
 
@@ -209,14 +210,14 @@ class TrainerModel:
         del self.pending[:records]
 
     def write(self, key: bytes, step: int | None) -> None:
-        partition, epoch = PLACES[key], self.tenure.epoch
+        partition, epoch = PLACES[key], self.claimed.epoch
         value, headers = (None, [mark(epoch)]) if step is None else (row(epoch, step), [])
-        self.tenure.note([Placed(partition, self.log.append(partition, key, value, headers), 1)])
+        self.claimed.note([Placed(partition, self.log.append(partition, key, value, headers), 1)])
         self.rows[key] = step
 
     def mend(self) -> None:
-        run(self.tenure.look())
-        hidden, self.tenure.shadowed = self.tenure.shadowed, set()
+        run(self.claimed.look())
+        hidden, self.claimed.shadowed = self.claimed.shadowed, set()
         for key in sorted(hidden & self.rows.keys()):
             self.write(key, self.rows[key])
 
@@ -286,7 +287,7 @@ class Interleaved(RuleBasedStateMachine):
     @precondition(lambda self: len(self.trainers) > 1)
     def a_replaced_one_looks(self, number: int) -> None:
         with pytest.raises(Fenced):
-            run(self.trainers[number % (len(self.trainers) - 1)].tenure.look())
+            run(self.trainers[number % (len(self.trainers) - 1)].claimed.look())
 
     @rule(partition=st.integers(0, PARTITIONS - 1), share=st.floats(0, 1))
     def compact(self, partition: int, share: float) -> None:

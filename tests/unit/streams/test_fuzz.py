@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from random import Random
 from types import SimpleNamespace
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
 from indexer import rollout
-from indexer.facts import Facts
-from indexer.intake import Intake
+from indexer.intake import Intake, Targets
+from indexer.item_attributes import AttributeTable
 from indexer.pending_writes import PendingWrites
 from infra.operate.releases import hear
 from infra.platform.settings import Settings
@@ -170,8 +171,9 @@ def test_each_request_is_opened_and_has_a_reason_where_it_has_no_answer():
 def test_the_indexer_takes_or_refuses_each_record():
     rows = PendingWrites()
     rows.follow("v1")
-    intake = Intake(rows, Facts(), 1_000_000, dims={"v1": 8})
-    for topic, take in ((topics.ITEMS, intake.hear_item), (topics.ITEM_VECTORS, intake.hear_vector)):
+    intake = Intake(rows, AttributeTable(), 1_000_000)
+    hear_vector = partial(intake.hear_vector, targets=Targets({"v1": 8}))
+    for topic, take in ((topics.ITEMS, intake.hear_item), (topics.ITEM_VECTORS, hear_vector)):
         for at, value in enumerate([*everything(topic), *len(KEYS) * [None]]):
             with suppress(Refused):
                 take(KEYS[at % len(KEYS)], value, is_written=False, now_ms=NOW_MS)

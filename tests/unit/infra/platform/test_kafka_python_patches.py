@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from threading import RLock
 from types import SimpleNamespace
 
@@ -9,11 +10,12 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
+from kafka.coordinator.heartbeat import Heartbeat
 from kafka.errors import CorruptRecordError, KafkaTimeoutError
 from kafka.record import MemoryRecords
 
 from infra.platform.kafka_clients import close_producer
-from infra.platform.kafka_python.patches import ask_for_metadata_once
+from infra.platform.kafka_python.patches import ask_for_metadata_once, hear_heartbeats
 from infra.platform.patching import original
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name
 from tests.unit.streams.kafka.test_unpacking import PLACE
@@ -38,6 +40,25 @@ def test_a_client_that_waits_for_metadata_is_woken_up_for_each_question():
     ask_for_metadata_once()
     assert wake_ups_of(original(ClusterMetadata, "request_update")) == 2
     assert wake_ups_of(ClusterMetadata.request_update) == 1
+
+
+def test_no_consumer_tells_when_the_heartbeat_was_sent_that_its_group_has_answered():
+    heartbeat, heard = Heartbeat(), []
+    hear_heartbeats(
+        SimpleNamespace(_coordinator=SimpleNamespace(heartbeat=heartbeat)),
+        sent=lambda: heard.append("sent"),
+        received=lambda: heard.append("received"),
+    )
+    heartbeat.sent_heartbeat()
+    heartbeat.received_heartbeat()
+    assert heard == ["sent", "received"] and heartbeat.last_send <= heartbeat.last_receive < inf
+    assert {name for name in vars(heartbeat) if name.startswith("last_")} == {
+        "last_send",
+        "last_receive",
+        "last_poll",
+        "last_reset",
+    }
+    assert not [name for name in dir(KafkaConsumer) if "heartbeat" in name]
 
 
 @pytest.fixture

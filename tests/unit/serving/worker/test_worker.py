@@ -17,7 +17,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from indexer.collection import Index, collection_name
+from indexer.collection import Index
+from indexer.schema import collection_name
 from infra.local.milvus_server import start_milvus
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 
 from streams.kafka import faust_app
 from streams.kafka.faust_app import EXIT_AGAIN, EXIT_BUG, report_lag, to_the_end
-from streams.kafka.membership import NotAMember
+from streams.write_permit import Fenced
 
 
 class Left(BaseException):
@@ -57,7 +57,7 @@ async def cancelled_in(end: Exception | None, times: int) -> list[str]:
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
-@pytest.mark.parametrize(("error", "code"), [(NotAMember("gone"), EXIT_AGAIN), (OSError("no broker"), EXIT_BUG)])
+@pytest.mark.parametrize(("error", "code"), [(Fenced("gone"), EXIT_AGAIN), (OSError("no broker"), EXIT_BUG)])
 def test_a_batch_that_fails_ends_the_process_also_when_it_is_cancelled_before(error, code, times):
     with pytest.raises(Left) as left:
         asyncio.run(cancelled_in(error, times))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from streams.clock import running_s
-from streams.kafka.membership import Membership, NotAMember
+from streams.kafka.membership import Membership
+from streams.write_permit import Fenced
 
 SESSION_S, REBALANCE_S = 10.0, 20.0
 
@@ -36,7 +37,7 @@ def confirmed(coordinator: Any, timeout_s: float = 0.2) -> bool:
 
     async def look() -> bool:
         try:
-            await asyncio.wait_for(membership.confirmed(), timeout_s)
+            await asyncio.wait_for(membership.check(), timeout_s)
         except TimeoutError:
             return False
         return True
@@ -51,7 +52,7 @@ def test_within_a_session_nobody_else_can_have_our_partitions(is_choosing: bool)
 
 def test_a_group_that_chooses_anew_waits_for_the_batch_in_hand_and_not_for_ever() -> None:
     assert confirmed(Coordinator(1.0, 19.0, is_choosing=True))
-    with pytest.raises(NotAMember):
+    with pytest.raises(Fenced):
         confirmed(Coordinator(1.0, 21.0, is_choosing=True))
 
 
@@ -61,12 +62,12 @@ def test_who_has_heard_nothing_for_a_session_waits_for_the_next_answer() -> None
 
 @pytest.mark.parametrize("how", [{"member_id": ""}, {"is_choosing": True}])
 def test_who_is_told_that_the_group_has_gone_on_stops(how: dict[str, Any]) -> None:
-    with pytest.raises(NotAMember, match=r"11\.\d s ago"):
+    with pytest.raises(Fenced, match=r"11\.\d s ago"):
         confirmed(Coordinator(11.0, 11.0, **how))
 
 
 def test_who_will_hear_nothing_more_stops() -> None:
     coordinator = Coordinator(11.0, 11.0)
     coordinator._pending_exception = PermissionError()
-    with pytest.raises(NotAMember):
+    with pytest.raises(Fenced):
         confirmed(coordinator)

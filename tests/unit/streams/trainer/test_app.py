@@ -16,7 +16,8 @@ from streams.epochs import claim, is_claim, mark
 from streams.kafka.intake import Raw
 from streams.kafka.outbox import Placed
 from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
-from streams.trainer.app import Known, TrainerWorker
+from streams.trainer.app import TrainerWorker
+from streams.trainer.control_state import ControlState
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress
 from streams.trainer.restore import Restored
 from tests.unit.streams.erasure.test_erased_users import record_of
@@ -64,9 +65,9 @@ def sent() -> Sent:
 @pytest.fixture
 def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
     settings = Settings()
-    known = Known(settings)
-    known.caught_up.set()  # and no newer release: the learner stays
-    worker = TrainerWorker(settings, known, lambda: sent.log)
+    control = ControlState(settings)
+    control.caught_up.set()  # and no newer release: the learner stays
+    worker = TrainerWorker(settings, control, lambda: sent.log)
     worker.writer.outbox = sent  # type: ignore[assignment]
     worker.learner = Learner(bundle, {}, settings.trainer, seed=1, epoch=1)
     yield worker
@@ -237,7 +238,7 @@ def test_a_batch_that_is_still_in_hand_makes_no_trainer_of_one_that_the_group_ha
         adopted.append(newest.version)
 
     async def passed_over() -> None:
-        worker._known.newest = BundlePublished("v2", 1, 8, 10, "")
+        worker._control.newest = BundlePublished("v2", 1, 8, 10, "")
         monkeypatch.setattr(worker, "_adopt", adopt)
         worker.hear_assignment(True)
         worker.hear_assignment(False)
@@ -257,11 +258,11 @@ def test_where_a_new_release_begins_is_published_before_anything_is_learnt(
     assert worker.learner is not None
     learner = worker.learner
     learner.begin_at(5)
-    monkeypatch.setattr("streams.trainer.app.take_back", lambda *_: Restored(learner, 5, 5, set()))
+    monkeypatch.setattr("streams.trainer.app.restore_release", lambda *_: Restored(learner, 5, 5, set()))
 
     async def adopted() -> None:
         worker.hear_assignment(True)
-        worker.learner, worker._known.newest = None, BundlePublished("v2", 1, 8, 10, "")
+        worker.learner, worker._control.newest = None, BundlePublished("v2", 1, 8, 10, "")
         await worker.adopt_newest()
 
     asyncio.run(adopted())
@@ -294,7 +295,7 @@ def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched
 def test_what_is_from_before_its_user_was_forgotten_is_not_learnt(worker: TrainerWorker, sent: Sent):
     records = batch("item-1", "item-2")
     at_ms = decode(TrainingExample, records[0].value).event_ms
-    worker._known.forgotten.hear(*record_of("u", at_ms), 0)
+    worker._control.erased.hear(*record_of("u", at_ms), 0)
 
     async def one_batch() -> None:
         await worker.writer.claim()

@@ -36,7 +36,7 @@ def taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
                 learner.restore(key, row)
             return set()
 
-        monkeypatch.setattr(module, "_restore", restore)
+        monkeypatch.setattr(module, "_restore_rows", restore)
         return restore_release(Settings(), bundle.manifest.version, {}, 1)
 
     return take
