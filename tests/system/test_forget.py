@@ -37,6 +37,7 @@ from streams.messages import (
     decode,
     encode,
 )
+from tests.harness.needs import require_kafka
 from tests.harness.system import Cluster, cli, read_metrics, run_cli, running, wait_until
 from tests.harness.traffic import Traffic, now_ms
 
@@ -73,8 +74,7 @@ def settings(broker: Broker, tmp_path: Path) -> Settings:
 @pytest.fixture
 def cleaner_in_a_hurry(broker: Broker, settings: Settings) -> Iterator[None]:
     """Compaction within a second instead of a day: what is overwritten goes at once, tombstones too."""
-    if broker.kind == "noida":
-        pytest.skip("noida does not compact: only Apache Kafka (KAFKA_HOME) can show this")
+    require_kafka(broker.kind, "noida does not compact")
     admin = KafkaAdminClient(**kafka_python_options(settings.kafka))
 
     def alter(kind: Any, name: str, **config: Any) -> None:

@@ -15,6 +15,7 @@ from models.ranking.features import numbers_of
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle
 from tests.harness import kuairand
+from tests.harness.needs import KUAIRAND, needs
 from tests.unit.models.samples import RANKER, SETTINGS, START_MS, Viewer, small_items, small_log, watched
 
 QUICK = SETTINGS.model_copy(update={"epochs": 1})
@@ -109,7 +110,7 @@ def test_progress_goes_through_every_stage(tmp_path: Path):
         assert done == total
 
 
-@pytest.mark.skipif(not kuairand.is_there(), reason="the KuaiRand data is not beside the checkout")
+@needs(KUAIRAND)
 def test_kuairand_is_read_with_its_invented_times_before_the_real_ones():
     log, items = kuairand.read_kuairand()
     assert (log.height, items.height) == (571_058, 7_583)
