@@ -40,7 +40,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)  ## docs/ as a site, in site/
+docs: $(STAMP)  ## docs/ as a site, in build/site
 	$(BIN)/zensical build --clean --strict
 
 structure: $(STAMP)  ## who imports whom, and how large everything is
@@ -65,5 +65,5 @@ audit: $(STAMP)  ## known weaknesses of what is installed, asked of osv.dev; fai
 	@$(BIN)/python infra/operate/audit.py $(BIN)/python
 
 clean:  ## remove what the targets above have made
-	rm -rf $(VENV) build site *.egg-info clients/python/build clients/python/src/*.egg-info
+	rm -rf $(VENV) build *.egg-info clients/python/build clients/python/src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache
