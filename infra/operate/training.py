@@ -29,8 +29,8 @@ from models.retrieval.checkpoint import Checkpoints, identity_of
 from models.threads import limit_threads
 from streams.export.archive import store_archive
 from streams.export.ranking_archive import ServedExamples
-from streams.messages import BundlePublished
 from streams.kafka.releases import announce
+from streams.messages import BundlePublished
 
 NEWEST = "newest"  # instead of a version
 

@@ -28,8 +28,8 @@ from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest, RequestFailed
-from streams.messages import UserHistory, encode
 from streams.kafka.releases import announce
+from streams.messages import UserHistory, encode
 from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics
 from tests.benchmarks.load import send_all
 from tests.benchmarks.ranking.ranking_ground import say
