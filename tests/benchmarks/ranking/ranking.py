@@ -4,7 +4,7 @@ that were served are those that are computed from the topics. Each part is a tab
 
 from __future__ import annotations
 
-from tests.benchmarks.ranking.ranking import (
+from tests.benchmarks.ranking import (
     ranking_ablations,
     ranking_kuairand,
     ranking_memory,

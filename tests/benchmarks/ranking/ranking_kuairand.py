@@ -15,7 +15,7 @@ from infra.backtest.ranking import calibrated
 from infra.platform.settings import Ranker, Settings
 from models.evaluation.ranking_metrics import calibration
 from models.ranking.ranking_evaluation import Predictions, item_means
-from tests.benchmarks.ranking.ranking import ranking_trees
+from tests.benchmarks.ranking import ranking_trees
 from tests.benchmarks.ranking.ranking_ground import Ground, Part, kuairand_ground, say
 from tests.benchmarks.ranking.ranking_judged import (
     OF_ORDER,

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.benchmarks.report import Benchmark
-from tests.benchmarks.selection.selection import selection_learning, selection_lists
+from tests.benchmarks.selection import selection_learning, selection_lists
 
 PARTS: dict[str, Benchmark] = {"lists": selection_lists.measure, "learning": selection_learning.measure}

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from streams.messages import RecommendReply
+from tests.benchmarks.__main__ import ROOMS, tables_of
 from tests.benchmarks.events.request import rest_ms
 from tests.benchmarks.report import Report, histogram_quantile, machine, main, quantile
 
@@ -64,3 +65,8 @@ def test_what_is_left_of_a_request_excludes_milvus_torch_broker_and_its_share_of
     # 6 ms around; waited for a batch ahead that is three quarters Milvus and torch
     assert rest_ms(30.0, reply, 4.0, batched=True) == pytest.approx(11.0 - 6.0 * 0.75)
     assert rest_ms(10.0, reply, 4.0, batched=False) == 0.0
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_every_benchmark_that_is_named_can_be_started(name: str) -> None:
+    assert all(map(callable, tables_of(name, None, pytest.fail).values()))
