@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from infra.backtest.page import render_page
 from infra.backtest.report import KIND
+from models.arrays import Floats, Rows
 from models.evaluation.backtest import Walk
 from models.evaluation.eval_queries import EvalQueries, Stream
 from models.evaluation.split import BacktestError
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 REPORT = "report.json"
 

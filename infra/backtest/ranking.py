@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from infra.backtest.files import new_directory, write_json
@@ -32,8 +31,6 @@ from models.ranking.ranking_evaluation import Predictions, item_means, judge, pa
 from models.ranking.ranking_examples import CAP_S, RankingExamples
 
 Step = Callable[[str, int, int], None]
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 Json = dict[str, Any]
 
 FAVOURS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats
 from models.evaluation.eval_queries import EvalQueries, History
 from models.logs.examples import Examples, Queries
 from models.logs.training_set import TrainingSet
@@ -14,9 +14,6 @@ from models.retrieval.candidate_learning import case_queries
 from models.retrieval.candidates import CandidateModel, with_one
 from models.retrieval.hyper_parameters import LiveParameters
 from models.retrieval.incremental import IncrementalTrainer
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 class Released:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Rows
 from models.evaluation.backtest import Entrant, Walk
 from models.evaluation.comparison import (
     Estimate,
@@ -28,7 +29,6 @@ from models.evaluation.comparison import (
 from models.evaluation.coverage import DEPTHS
 from models.evaluation.eval_queries import History
 
-Rows = npt.NDArray[np.int64]
 Json = dict[str, Any]
 
 KIND = "nextwatch backtest"

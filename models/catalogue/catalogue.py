@@ -10,16 +10,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Array, Doubles, Flags, Floats, Rows
 from models.catalogue.columns import Columns
 from models.catalogue.id_lists import IdLists
-
-Rows = npt.NDArray[np.int64]
-
 
 CHANNEL, TOPICS = "channel", "topics"
 MOST_ID_NAMES = 16  # beside channel and topics
@@ -97,7 +94,7 @@ class Catalogue:
         """int64 [N], -1 for unknown items."""
         return np.fromiter(map(self._row_of.get, item_ids, repeat(-1)), np.int64)
 
-    def is_available(self, rows: Rows) -> npt.NDArray[np.bool_]:
+    def is_available(self, rows: Rows) -> Flags:
         """bool [N]; unknown items are available."""
         return self._at("available", rows, True)
 
@@ -165,11 +162,11 @@ class Catalogue:
         """int32, in the shape of `rows` and [T] behind it: the first `most` topics of each, 0 for none."""
         return self._ids[TOPICS].first_of(rows, most)
 
-    def duration_s(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def duration_s(self, rows: Rows) -> Floats:
         """float32 [N], NaN for unknown."""
         return self._at("duration_s", rows, np.nan)
 
-    def published_ms(self, rows: Rows) -> npt.NDArray[np.float64]:
+    def published_ms(self, rows: Rows) -> Doubles:
         """float64 [N], NaN for unknown."""
         return self._at("published_ms", rows, np.nan)
 
@@ -193,7 +190,7 @@ class Catalogue:
         for name, lists in self._ids.items():
             lists.set(row, ids.get(name) or ())
 
-    def _at(self, name: str, rows: Rows, unknown: object) -> npt.NDArray[Any]:
+    def _at(self, name: str, rows: Rows, unknown: object) -> Array:
         column = self._columns[name]
         if not len(column):
             return np.full(np.shape(rows), unknown, column.dtype)

@@ -11,10 +11,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from models.arrays import Floats, Rows
 
 FIELDS = ("region", "language", "device", "surface")
 TRAITS = ("signed_in", "gender", "age")

@@ -9,12 +9,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats
 from models.evaluation.eval_queries import EvalQueries, Stream
 from models.evaluation.item_to_item import seen_matrix, watch_matrix
-
-Floats = npt.NDArray[np.float32]
 
 
 def als_is_installed() -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats, Rows
 from models.evaluation.comparison import Estimate
 from models.evaluation.coverage import Coverage
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
@@ -31,8 +31,6 @@ __all__ = [
     "walk_live",
 ]
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Lists = Callable[[EvalQueries, Rows, Floats], None]
 Progress = Callable[[int, int], None]
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from models.arrays import Rows
 from models.evaluation.eval_queries import Stream
 from models.logs.stored_log import StoredLog
 from models.logs.stored_searches import StoredSearches
 from models.logs.training_set import TrainingSet, prepare
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Rows
 from models.evaluation.als import Als, als_is_installed
 from models.evaluation.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
@@ -18,7 +18,6 @@ from models.evaluation.eval_queries import EvalQuery, Stream
 from models.evaluation.item_to_item import EASE_ITEMS, Ease, ItemKnn
 from models.evaluation.split import Split, validation_history
 
-Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 WINDOW_SHARE = 0.02

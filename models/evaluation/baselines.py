@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Floats, Rows
 from models.evaluation.backtest import Recommender
 from models.evaluation.comparison import Estimate, log_rank
 from models.evaluation.eval_queries import EvalQueries, Stream
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.float64]
 Setting = dict[str, Any]
 
 PRIOR = 200.0  # watches' worth of the all-time share in a decayed one: it orders the items that nobody watches now
@@ -56,15 +53,15 @@ class DecayedPopular:
         self._decayed, self._totals = np.zeros(catalogue), np.zeros(catalogue)
         self.learn(slice(0, cut))
 
-    def shares(self) -> Counts:
+    def shares(self) -> Doubles:
         """float64 [C], positive."""
         return np.asarray((self._decayed + PRIOR * self._prior()) / (self._decayed.sum() + PRIOR))
 
-    def trend(self) -> Counts:
+    def trend(self) -> Doubles:
         """float64 [C]: the decayed share over the all-time one."""
         return self.shares() / self._prior()
 
-    def _prior(self) -> Counts:
+    def _prior(self) -> Doubles:
         return np.asarray((self._totals + 1) / (self._totals.sum() + len(self._totals)))
 
     def scores(self, cases: EvalQueries) -> Floats:
@@ -128,7 +125,7 @@ def _worst_if_nan(value: float) -> float:
     return np.inf if np.isnan(value) else value
 
 
-def _count(items: Rows, catalogue: int, weights: Counts | None = None) -> Counts:
+def _count(items: Rows, catalogue: int, weights: Doubles | None = None) -> Doubles:
     """float64 [C]; items that were not known at the cut are left out."""
     known = items < catalogue
     chosen = None if weights is None else weights[known]

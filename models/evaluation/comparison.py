@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-Rows = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float64]
+from models.arrays import Doubles, Rows
 
 CONFIDENCE = 0.95
 
@@ -67,7 +66,7 @@ def mean(values: npt.ArrayLike, clusters: Rows | None = None) -> Estimate:
     return Estimate(float(sample.mean()), _error(sample, clusters)[0], len(sample))
 
 
-def hits(ranks: Rows, k: int) -> Values:
+def hits(ranks: Rows, k: int) -> Doubles:
     """float64 [n]: 1 where the rank (from 0, negative for a miss) is among the first k."""
     return ((ranks >= 0) & (ranks < k)).astype(np.float64)
 
@@ -139,7 +138,7 @@ def recall_within(
     return points
 
 
-def bins(values: Values, edges: Sequence[float]) -> Rows:
+def bins(values: Doubles, edges: Sequence[float]) -> Rows:
     """int64 [n]: the bin of each value, -1 for those outside or NaN."""
     if len(edges) < 2:
         return np.full(len(values), -1)
@@ -148,7 +147,7 @@ def bins(values: Values, edges: Sequence[float]) -> Rows:
     return np.where(np.isnan(values) | (places > len(edges) - 2), -1, places)
 
 
-def even_edges(values: Values, most: int) -> list[float]:
+def even_edges(values: Doubles, most: int) -> list[float]:
     """At most `most` bins with about as many values in each; fewer where values are equal or there are none."""
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -175,7 +174,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in justified)
 
 
-def _error(sample: Values, clusters: Rows | None) -> tuple[float, int]:
+def _error(sample: Doubles, clusters: Rows | None) -> tuple[float, int]:
     """Standard error of the mean and the number of clusters; NaN where one cluster is all there is."""
     away = sample - sample.mean()
     if clusters is not None:

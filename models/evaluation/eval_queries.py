@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Rows
 from models.logs.timeline import HISTORY, Timeline, first_of_pair
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class History:
             event_ms=np.asarray(self.stream.event_ms[moments]),
         )
 
-    def log_shares(self, cut: int, catalogue: int) -> npt.NDArray[np.float64]:
+    def log_shares(self, cut: int, catalogue: int) -> Doubles:
         """float64 [C]: log of each item's share of the watches before the cut, one watch granted to each."""
         counts = np.bincount(self.stream.items[:cut], minlength=catalogue)[:catalogue] + 1
         return np.asarray(np.log(counts / counts.sum()))

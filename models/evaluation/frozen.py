@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats
 from models.evaluation.backtest import Recommender
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History
-
-Floats = npt.NDArray[np.float32]
 
 
 class Frozen:

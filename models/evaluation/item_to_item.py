@@ -8,15 +8,12 @@ by the most watched items; the rest scores 0 there.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import lapack
 
+from models.arrays import Floats
 from models.evaluation.eval_queries import EvalQueries, Stream
 from models.logs.timeline import first_of_pair
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 MOST_WATCHES = 500  # of one user: pairs grow with the square
 EASE_ITEMS = 10_000  # 400 MB of weights

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+from models.arrays import Doubles, Rows
 
 RESAMPLES = 1000
 

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+from models.arrays import Doubles, Flags, Rows
+
 Values = npt.NDArray[np.floating]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

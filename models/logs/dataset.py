@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats, Integers, Rows
 from models.logs.examples import Examples, Queries
 from models.logs.stored_searches import SearchTimeline
 from models.logs.timeline import HISTORY, Timeline, first_of_pair
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,10 @@ class Dataset:
 
     contexts int [N, K] codes, traits float32 [N, M]: of the watch itself, as a request would carry them."""
 
-    users: npt.NDArray[np.integer]
-    items: npt.NDArray[np.integer]
-    event_ms: npt.NDArray[np.int64]
-    contexts: npt.NDArray[np.integer] | None = None
+    users: Integers
+    items: Integers
+    event_ms: Rows
+    contexts: Integers | None = None
     traits: Floats | None = None
     searches: SearchTimeline | None = None
     timeline_file: Path | None = None  # where the timeline may lie
@@ -83,7 +80,7 @@ class Dataset:
             traits = np.where(known[:, None], self.traits[there], np.nan).astype(np.float32)
         return Queries(histories, self._tokens(users, event_ms), context, traits, np.zeros(size, np.float32))
 
-    def _tokens(self, users: npt.NDArray[np.integer], event_ms: npt.NDArray[np.integer]) -> Rows:
+    def _tokens(self, users: Integers, event_ms: Integers) -> Rows:
         """int64 [B, Q]: words searched before that, -1 for none."""
         if self.searches is None:
             return np.empty((len(users), 0), np.int64)

@@ -9,14 +9,12 @@ one block, however many they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Array
 from models.logs.array_file import ArrayFile
 
-Array = npt.NDArray[Any]
 Files = Mapping[str, ArrayFile]
 
 TIME = "event_ms"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Array, Doubles, Flags, Floats
 from models.ranking.ranking_batch import (
     COMPLETIONS,
     DAY_MS,
@@ -34,9 +35,6 @@ from models.ranking.ranking_batch import (
     newest,
 )
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 Scope = Literal["query", "impression"]
 
 REVISION = 1  # to be raised when a feature is computed differently; test_features.py holds golden values
@@ -483,15 +481,15 @@ def _context(moment: RankingBatch, field: str) -> Codes:
     return moment.requests.contexts.get(field, nothing)
 
 
-def _count(entries: npt.NDArray[np.bool_]) -> Floats:
+def _count(entries: Flags) -> Floats:
     return np.asarray(np.count_nonzero(entries, axis=1), np.float32)
 
 
-def _where(known: npt.NDArray[np.bool_], values: npt.NDArray[np.floating]) -> Floats:
+def _where(known: Flags, values: npt.NDArray[np.floating]) -> Floats:
     return np.where(known, values, np.nan).astype(np.float32)
 
 
-def _level(moment: RankingBatch, values: npt.NDArray[Any], newest_ones: int, column: int) -> Floats:
+def _level(moment: RankingBatch, values: Array, newest_ones: int, column: int) -> Floats:
     """[B]: mean over the newest entries with FEW entries' worth of everybody's mean per watch (none of it while nothing
     is known of anybody); NaN for who has none: a level out of three watches is mostly luck."""
     chosen = moment.timed[:, -newest_ones:]
@@ -504,7 +502,7 @@ def _level(moment: RankingBatch, values: npt.NDArray[Any], newest_ones: int, col
     return _where(count > 0, (total + few * np.nan_to_num(usual)) / np.maximum(count + few, 1))
 
 
-def _mean(values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> Floats:
+def _mean(values: Array, chosen: Flags) -> Floats:
     """[B, H], [B, H] -> [B]: of the chosen entries, NaN for none."""
     count = chosen.sum(axis=1)
     total = np.where(chosen, values, np.float32(0)).sum(axis=1, dtype=np.float32)

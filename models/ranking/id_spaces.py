@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Rows
 from models.ranking.ranking_batch import Codes
 
-CodeArray = npt.NDArray[np.int64]
+CodeArray = Rows
 
 WIDTH = 0.6  # numbers of an embedding for each doubling of its space
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Doubles, Flags, Floats, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.logs.decayed_past import DecayedPast
@@ -40,9 +41,6 @@ from models.ranking.ranking_batch import (
 )
 from models.ranking.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 # Of rows of the log and the rows at which their requests were frozen: retrieval score, the request's best, and place.
 Scorer = Callable[[Rows, Rows], tuple[Floats, Floats, Floats]]
@@ -78,7 +76,7 @@ class ImpressionLog:
     def __len__(self) -> int:
         return len(self.log)
 
-    def timed(self, rows: slice | Rows) -> npt.NDArray[np.bool_]:
+    def timed(self, rows: slice | Rows) -> Flags:
         return np.isfinite(self.log.watch_s[rows])
 
     def items(self, rows: slice | Rows) -> Rows:
@@ -204,7 +202,7 @@ class ImpressionLog:
             everything=statistics.of_all(np.asarray(self.log.event_ms[firsts])),
         )
 
-    def _is_watch(self, rows: slice) -> npt.NDArray[np.bool_]:
+    def _is_watch(self, rows: slice) -> Flags:
         watch_s = np.asarray(self.log.watch_s[rows])
         return np.asarray((watch_s > 0) | np.isnan(watch_s))
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.arrays import Array, Floats, Rows
 from models.ranking.features import Scope, compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.quantiles import Quantiles
@@ -25,9 +24,6 @@ from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes, RankingBatch
 from models.ranking.ranking_examples import CAP_S, SCOPES
 from models.ranking.watch_quantiles import WatchQuantiles
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 LEAST_LOGIT = -10.0
 FEW_REQUESTS = 64
@@ -127,9 +123,9 @@ class Ranker:
         seconds = np.stack([self.seconds(each[:, 0], duration_s) for each in members])  # [M, N]
         return np.asarray(np.log(np.maximum(seconds, LEAST_S)).std(axis=0), np.float32)
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def to_arrays(self) -> dict[str, Array]:
         """Everything that was learnt but the ids' names, by name."""
-        arrays: dict[str, npt.NDArray[Any]] = {}
+        arrays: dict[str, Array] = {}
         for scope, table in self.quantiles.items():
             arrays |= {f"{scope}.points": table.points, f"{scope}.ranks": table.ranks}
         if self.watch_quantiles is not None:
@@ -140,7 +136,7 @@ class Ranker:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], shape: RankerShape | None, names: Mapping[str, Sequence[str]]
+        cls, arrays: Mapping[str, Array], shape: RankerShape | None, names: Mapping[str, Sequence[str]]
     ) -> Ranker:
         """The reverse of `to_arrays`. Raises KeyError or RuntimeError (torch) when a name or shape does not fit."""
         if shape is None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats, Rows
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
 from models.logs.stored_log import StoredLog
@@ -27,8 +27,6 @@ from models.ranking.ranking_evaluation import Predictions, item_means, judge, pr
 from models.ranking.ranking_examples import RankingExamples
 from models.retrieval.candidates import CandidateModel, with_one
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.arrays import Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import LogError
 from models.ranking.features import FEATURES, Scope, ids_of
@@ -31,8 +31,6 @@ from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 from models.retrieval.batches import batch_size, epoch_batches
 from models.retrieval.losses import paper_logistic, watch_time_logistic
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 LEAST_ROWS = 200  # with fewer, retrieval order is better than a fit

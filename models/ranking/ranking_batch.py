@@ -14,12 +14,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import CHANNEL, TOPICS, Catalogue
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 HISTORY = 50  # watches of any length that are looked at
 SHOWN = 100  # shown items that are looked at
@@ -219,7 +215,7 @@ class RankingBatch:
         """[B, H, T]"""
         return self.catalogue.topics_at(self.requests.watch_rows, MOST_TOPICS)
 
-    def _among(self, theirs: npt.NDArray[np.integer], mine: npt.NDArray[np.integer], none: int) -> Flags:
+    def _among(self, theirs: Integers, mine: Integers, none: int) -> Flags:
         """theirs [B, H], mine [N] -> bool [N, H]"""
         each = theirs if len(theirs) == 1 else theirs[self.request]
         return np.asarray((each == mine[:, None]) & (mine != none)[:, None])

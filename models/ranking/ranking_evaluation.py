@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Rows
 from models.evaluation.ranking_comparison import Ratio, Totals
 from models.evaluation.ranking_metrics import pair_loss, top_seconds, user_auc, xauc_parts
 from models.logs.decayed_past import DecayedPast
@@ -21,10 +21,6 @@ from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
 from models.ranking.ranker import Ranker
 from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import QUERY_IDS, SCOPES, RankingExamples
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 BLOCK = 16_384
 

@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Array, Flags, Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
 from models.ranking.features import Scope, ids_of, numbers_of
 from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Codes
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Array = npt.NDArray[Any]
 
 SCOPES: tuple[Scope, Scope] = ("query", "impression")
 CAP_S = 600.0  # watch time beyond this neither trains nor is promised
@@ -51,7 +48,7 @@ class RankingExamples:
     request: Rows
     target_s: Floats
     duration_s: Floats
-    completed: npt.NDArray[np.bool_]
+    completed: Flags
     position: npt.NDArray[np.int32]
     user: Rows
     at_ms: Rows

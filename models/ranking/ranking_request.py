@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Floats, Integers, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.catalogue.user_profile import RankedUserProfile
@@ -28,10 +28,6 @@ from models.ranking.ranking_batch import (
     length_codes,
     nominated,
 )
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ class _Known:
     def of_names(self, scope: str, names: Sequence[str]) -> Doubles:
         return self._sum(scope, names, self._now_ms)
 
-    def of_codes(self, scope: str, codes: npt.NDArray[np.integer], catalogue: Catalogue) -> Doubles:
+    def of_codes(self, scope: str, codes: Integers, catalogue: Catalogue) -> Doubles:
         """By the catalogue's codes: each distinct one is looked up once per moment."""
         moments, at = np.unique(self._now_ms, return_inverse=True)
         keys, inverse = np.unique(codes.astype(np.int64) * len(moments) + at.reshape(-1), return_inverse=True)

@@ -7,9 +7,8 @@ watches of videos that last as long. The tables are made from training data and 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from models.arrays import Floats, Rows
 
 GROUPS = 20  # of duration; one more for those that are not known
 POINTS = 101
@@ -43,7 +42,7 @@ class WatchQuantiles:
         # so that rounding leads neither beyond the neighbours nor out of order
         return np.asarray(np.minimum(below + (above - below) * (at - low).astype(np.float32), above), np.float32)
 
-    def _group(self, duration_s: Floats) -> npt.NDArray[np.int64]:
+    def _group(self, duration_s: Floats) -> Rows:
         group = np.searchsorted(self.edges, duration_s)
         return np.where(np.isnan(duration_s), len(self.table) - 1, group).astype(np.int64)
 

@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 
+from models.arrays import Array
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import ContextVocabulary
 from models.logs.array_file import mapped
@@ -238,7 +238,7 @@ def read_bundle(directory: Path) -> Bundle:
     return Bundle(manifest, model, ranker, catalogue, statistics)
 
 
-def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
+def _tables(model: CandidateModel) -> dict[str, Array]:
     rows = {"vectors": model.vectors, "bias": model.bias, "query_rows": model.query_rows, "words": model.encoder.words}
     return rows | model.popularity.arrays()
 
@@ -270,7 +270,7 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
     return model
 
 
-def _read_table(path: Path) -> npt.NDArray[Any]:
+def _read_table(path: Path) -> Array:
     try:
         return mapped(path, "c")  # copy on write: torch reads no array that it may not write to
     except (ValueError, OSError, EOFError, MemoryError) as error:  # the last: of a size that nobody has
@@ -299,9 +299,9 @@ def _check_file(path: Path, checksum: str) -> None:
         raise BundleError("damaged", text)
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read_arrays(path: Path) -> dict[str, Array]:
     try:
-        arrays: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
+        arrays: dict[str, Array] = safetensors.numpy.load_file(path)
     except (SafetensorError, OSError) as error:
         raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
     return arrays
@@ -370,7 +370,7 @@ def _read_statistics(path: Path, half_life_ms: float) -> ItemStatistics:
     return statistics
 
 
-def _contiguous(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def _contiguous(arrays: dict[str, Array]) -> dict[str, Array]:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

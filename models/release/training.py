@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from models.logs.dataset import Dataset
@@ -29,7 +28,6 @@ from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import Checkpoints
 from models.retrieval.hyper_parameters import CandidateParameters
 
-Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 HELD_OUT = 0.1  # share of the positives, newest last, that are the validation days

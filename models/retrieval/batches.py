@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
+from models.arrays import Rows
 
 LEAST_BATCH = 64
 CHUNK = 4096  # neighbours in time that are read together

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from models.arrays import Floats, Rows
 from models.catalogue.catalogue import Catalogue
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
@@ -35,8 +35,6 @@ from models.retrieval.net import CandidateNet
 from models.retrieval.popularity import HALF_LIFE, choose_half_life, popularity_of
 from models.retrieval.tower import TowerShape, UserTowers
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 CUTOFFS = (10, 50, 100, 500)

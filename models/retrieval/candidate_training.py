@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.arrays import Flags, Floats, Integers, Rows
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
 from models.retrieval.batches import batch_size, epoch_batches
@@ -27,8 +27,6 @@ from models.retrieval.net import CandidateNet, Touched
 from models.retrieval.popularity import Snapshots
 from models.retrieval.sampling import Negatives, draw_negatives, find_hits
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 AfterStep = Callable[[], None]
@@ -168,7 +166,7 @@ def choose_examples(dataset: Dataset, rows: Rows, settings: CandidateParameters)
     return rows
 
 
-def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -> Flags:
     """bool [N]: at most `most` rows of each user and window, each with the same chance."""
     order = np.lexsort((rng.random(len(users)), windows, users))
     user, window = users[order], windows[order]
@@ -180,7 +178,7 @@ def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -
     return keep
 
 
-def example_weights(users: npt.NDArray[np.integer], settings: CandidateParameters) -> Floats:
+def example_weights(users: Integers, settings: CandidateParameters) -> Floats:
     """float32 [N], mean 1: all alike, or 1/n of a user with n examples."""
     if not settings.equal_users or not len(users):
         return np.ones(len(users), np.float32)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.arrays import Floats, Rows
 from models.catalogue.context import ContextVocabulary
 from models.catalogue.user_profile import UserProfile
 from models.logs.array_file import forget_pages
@@ -24,9 +24,6 @@ from models.logs.timeline import HISTORY
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from models.arrays import Array, Flags, Floats, Rows
 from models.catalogue.catalogue import NO_IDS, Catalogue
 from models.catalogue.columns import Columns
 from models.catalogue.user_profile import Example
@@ -29,9 +28,6 @@ from models.retrieval.popularity import Popularity
 from models.retrieval.refresh import RefreshSchedule
 from models.retrieval.sampling import Frequency, draw_negatives, find_hits
 from models.retrieval.table import Distinct, Table
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
 PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
@@ -243,7 +239,7 @@ class IncrementalTrainer:
         old = rows[self.in_release(rows)]
         return turned_and_grown(self._vectors.values.numpy()[old], self._released[old])
 
-    def in_release(self, rows: Rows) -> npt.NDArray[np.bool_]:
+    def in_release(self, rows: Rows) -> Flags:
         """bool [R]: whether each row is an item that the release has in that very row."""
         return np.asarray(self._items["released"][rows])
 
@@ -291,7 +287,7 @@ class IncrementalTrainer:
         return exploded
 
 
-def _pieces(rows: npt.NDArray[Any]) -> Iterator[bytes]:
+def _pieces(rows: Array) -> Iterator[bytes]:
     """The bytes of each row."""
     whole, size = rows.tobytes(), rows.nbytes // max(len(rows), 1)
     return (whole[at : at + size] for at in range(0, len(whole), size)) if size else iter(())

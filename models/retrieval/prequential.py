@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Flags, Rows
 from models.evaluation.backtest import rows_at_once, target_ranks
 from models.logs.examples import Examples
 from models.retrieval.candidates import CandidateModel, with_one
 from models.retrieval.incremental import IncrementalTrainer
-
-Rows = npt.NDArray[np.int64]
 
 LEAST_EXAMPLES = 16  # ranked together at least: reading the table costs as much
 
@@ -32,7 +30,7 @@ class Ranks(NamedTuple):
     live: Rows
     frozen: Rows
     popular: Rows
-    counted: npt.NDArray[np.bool_]
+    counted: Flags
 
 
 class Budget:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Rows
 from models.retrieval.popularity import Popularity
-
-Rows = npt.NDArray[np.int64]
 
 FIRST_SHARE = 1 / 4  # of a half-life
 NEGLIGIBLE = 0.01  # a decayed count below this share of the prior is at rest
