@@ -35,7 +35,7 @@ ASIDE = {"threads"}  # of the settings: they change nothing of what is learnt
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as
+    """A backtest to be made. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as
     models.evaluation.split says."""
 
     log: Path
@@ -56,9 +56,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Field:
-    """Who takes part: `entrants` are walked frozen (the first is ours: its candidates are written); `live` are walked
-    live where that is asked for, the first of them ours too; `left_out` says who could not be built, and why. `ours`
-    are compared with all others."""
+    """The recommenders that take part: `entrants` are walked frozen (the first is ours: its candidates are written);
+    `live` are walked live where that is asked for, the first of them ours too; `left_out` says who could not be built,
+    and why. `ours` are compared with all others."""
 
     entrants: Sequence[Entrant]
     live: Sequence[Entrant]
@@ -85,31 +85,31 @@ def _train(
     settings: Settings, reading: Reading, parts: Split, request: Request, step: Step
 ) -> tuple[list[Entrant], list[Entrant]]:
     """Our entrants of the frozen and of the live walk, from one training."""
-    source = reading.source
+    training_set = reading.training_set
     model_settings = settings.model.model_copy(update={"seed": request.seed})
     learned = learn_candidates(
-        source,
+        training_set,
         model_settings,
         until=parts.cut,
         valid_from=parts.validation,
         items=reading.known_at(parts.cut),
         progress=step,
     )
-    choice, history = learned.choice, History(reading.stream)
-    chosen = {"epochs": choice.epochs, "weight": choice.weight, "linear_weight": choice.linear}
-    released = Released(learned.model, source, history)
+    selection, history = learned.selection, History(reading.stream)
+    chosen = {"epochs": selection.epochs, "weight": selection.weight, "linear_weight": selection.linear}
+    released = Released(learned.model, training_set, history)
     as_trained = Entrant(released, settings=model_settings.model_dump(exclude=ASIDE) | chosen)
     if not request.live:
         return [as_trained], []
     live = Live(
         learned.model,
-        source,
+        training_set,
         history,
         settings=settings.trainer,
         seed=request.seed,
         name="tower, live",
     )
-    follows = Released(learned.model, source, history, name="tower, live histories only")
+    follows = Released(learned.model, training_set, history, name="tower, live histories only")
     at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
     trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch"})
     return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]

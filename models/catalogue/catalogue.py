@@ -1,4 +1,4 @@
-"""What is known of each item, in columns: channel, topics, further ids, language, duration, time, availability.
+"""All that is known of each item, in columns: channel, topics, further ids, language, duration, time, availability.
 
 Features and side embeddings read whole arrays by row number, never one item at a time. An item that nothing is known
 of is not an error: streams are not ordered between topics, so a watch may arrive before its catalogue entry.

@@ -103,7 +103,7 @@ class ItemFilter:
 
 
 def can_be_named(name: str) -> bool:
-    """Whether a filter can name this channel, topic or language."""
+    """Return whether a filter can name this channel, topic or language."""
     return 0 < len(name) <= LONGEST_NAME and _UNWRITABLE.search(name) is None
 
 

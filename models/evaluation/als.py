@@ -1,6 +1,6 @@
 """Alternating least squares (Hu, Koren and Volinsky, ICDM 2008) by the library `implicit`, where it is installed.
 
-Item factors are those of the cut; a user's are solved anew from the whole past that a case brings, as the library
+Item factors are those of the cut; a user's are solved anew from the whole past that a query brings, as the library
 serves.
 """
 
@@ -33,9 +33,9 @@ class Als:
         )
         self._model.fit(_matrix(watch_matrix(stream, cut, catalogue)), show_progress=False)
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        watched = _matrix(seen_matrix(cases, self._catalogue))
-        users = self._model.recalculate_user(np.arange(len(cases)), watched)  # [B, D]
+    def scores(self, queries: EvalQueries) -> Floats:
+        watched = _matrix(seen_matrix(queries, self._catalogue))
+        users = self._model.recalculate_user(np.arange(len(queries)), watched)  # [B, D]
         return np.asarray(users @ self._model.item_factors.T, np.float32)
 
     def learn(self, rows: slice) -> None:

@@ -31,8 +31,8 @@ ALS = [{"factors": d, "regularization": r, "alpha": a} for d, r, a in product((1
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What a recommender is built from: the stream's rows before `cut`, the first `catalogue` items."""
+class KnownPart:
+    """All that a recommender is built from: the stream's rows before `cut`, the first `catalogue` items."""
 
     stream: Stream
     cut: int
@@ -58,9 +58,9 @@ class Baselines:
         ease_items: int = EASE_ITEMS,
     ) -> None:
         """`catalogue` and `validation_catalogue`: items known at the cut and when validation begins."""
-        self._test = Moment(stream, parts.cut, catalogue)
+        self._test = KnownPart(stream, parts.cut, catalogue)
         self._history = validation_history(stream, parts)
-        self._validation = Moment(self._history.stream, parts.validation, validation_catalogue)
+        self._validation = KnownPart(self._history.stream, parts.validation, validation_catalogue)
         self._asked = _evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
         self._live, self._block, self._seed, self._ease_items = live, block, seed, ease_items
         self.left_out: dict[str, str] = {}
@@ -123,8 +123,8 @@ class Baselines:
         second = choose(lambda **setting: build(setting), others, self._ranks)
         return second.setting, first.tried + second.tried
 
-    def _times_recency(self, moment: Moment, source: Recommender, setting: Setting) -> Recommender:
-        popularity = DecayedPopular(moment.stream, moment.cut, moment.catalogue, half_life=setting["half_life"])
+    def _times_recency(self, known: KnownPart, source: Recommender, setting: Setting) -> Recommender:
+        popularity = DecayedPopular(known.stream, known.cut, known.catalogue, half_life=setting["half_life"])
         return TimesRecency(
             source, popularity, exponent=setting["exponent"], floor=setting["floor"], name="EASE x recency"
         )
@@ -148,7 +148,7 @@ class Baselines:
             walk = walk_live([recommender], self._history, cut=cut, catalogue=catalogue, block=self._block)
         else:
             walk = walk_frozen(
-                [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, exposure=False
+                [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, coverage=False
             )
         return walk.ranks[recommender.name]
 

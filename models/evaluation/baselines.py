@@ -1,6 +1,6 @@
 """Popularity, the baseline that most recommenders lose to on a stream, and what turns any source into a recent one.
 
-Baselines get the same care as the model: their settings are chosen on validation cases by the same walk (`choose`),
+Baselines get the same care as the model: their settings are chosen on validation queries by the same walk (`choose`),
 never on the test. Each follows the stream in a live walk at the cost of its block.
 """
 
@@ -31,8 +31,8 @@ class Popular:
         first = 0 if window is None else max(0, cut - window)
         self._counts = _count(stream.items[first:cut], catalogue)
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return np.tile(self._counts.astype(np.float32), (len(cases), 1))
+    def scores(self, queries: EvalQueries) -> Floats:
+        return np.tile(self._counts.astype(np.float32), (len(queries), 1))
 
     def learn(self, rows: slice) -> None:
         self._counts += _count(self._stream.items[rows], len(self._counts))
@@ -64,8 +64,8 @@ class DecayedPopular:
     def _prior(self) -> Doubles:
         return np.asarray((self._totals + 1) / (self._totals.sum() + len(self._totals)))
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return np.tile(self.shares().astype(np.float32), (len(cases), 1))
+    def scores(self, queries: EvalQueries) -> Floats:
+        return np.tile(self.shares().astype(np.float32), (len(queries), 1))
 
     def learn(self, rows: slice) -> None:
         items = self._stream.items[rows]
@@ -87,8 +87,8 @@ class TimesRecency:
         self._source, self._popularity = source, popularity
         self._exponent, self._floor = exponent, floor
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        scores = self._source.scores(cases)
+    def scores(self, queries: EvalQueries) -> Floats:
+        scores = self._source.scores(queries)
         np.maximum(scores, 0, out=scores)
         scores *= (self._popularity.trend() ** self._exponent).astype(np.float32)
         shares = self._popularity.shares()
@@ -107,18 +107,18 @@ class Walked(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelSelection:
-    """The setting with the lowest mean log2 rank on validation cases, and what all of them reached."""
+class SettingSelection:
+    """The setting with the lowest mean log2 rank on validation queries, and what all of them reached."""
 
     setting: Setting
     tried: list[tuple[Setting, Estimate]]
 
 
-def choose(build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Walked) -> ModelSelection:
-    """Try `build(**setting)` for each setting of the grid on validation cases. The first of equals wins."""
+def choose(build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Walked) -> SettingSelection:
+    """Try `build(**setting)` for each setting of the grid on validation queries. The first of equals wins."""
     tried = [(setting, log_rank(ranks_of(build(**setting)))) for setting in grid]
     best = min(range(len(tried)), key=lambda place: _worst_if_nan(tried[place][1].value))
-    return ModelSelection(tried[best][0], tried)
+    return SettingSelection(tried[best][0], tried)
 
 
 def _worst_if_nan(value: float) -> float:

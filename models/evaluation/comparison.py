@@ -1,7 +1,7 @@
-"""Numbers with their errors, and differences that were measured on the same cases.
+"""Numbers with their errors, and differences that were measured on the same queries.
 
-Two recommenders judged on the same cases share most of their luck, so a difference is taken case by case. Cases of one
-user are not independent: where a user has several (the live walk), errors are those of users, not of cases
+Two recommenders judged on the same queries share most of their luck, so a difference is taken query by query. Queries
+of one user are not independent: where a user has several (the live walk), errors are those of users, not of queries
 (cluster-robust). Intervals are 95 %, by Student's t with users minus one degrees of freedom.
 """
 
@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` cases and its standard error (0 cases: both NaN)."""
+    """A mean over `n` queries and its standard error (0 queries: both NaN)."""
 
     value: float
     se: float
@@ -33,8 +33,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of `ours` minus `theirs` in recall@k, over the same cases. `won` and `lost` count the cases that only one of the
-    two hit; `z` is McNemar's (won - lost) / sqrt(won + lost) where each case is its own cluster, and the difference
+    """`ours` minus `theirs` in recall@k, over the same queries. `won` and `lost` count the queries that only one of the
+    two hit; `z` is McNemar's (won - lost) / sqrt(won + lost) where each query is its own cluster, and the difference
     over its cluster-robust error in general."""
 
     ours: str
@@ -81,17 +81,17 @@ def reciprocal_rank(ranks: Rows, clusters: Rows | None = None) -> Estimate:
 
 
 def log_rank(ranks: Rows, clusters: Rows | None = None) -> Estimate:
-    """Mean of log2 of the rank from 1, over the items that could be ranked. Every case counts, not only those near
+    """Mean of log2 of the rank from 1, over the items that could be ranked. Every query counts, not only those near
     some k."""
     known = ranks >= 0
     return mean(np.log2(ranks[known] + 1.0), None if clusters is None else clusters[known])
 
 
 def paired(ours: tuple[str, Rows], theirs: tuple[str, Rows], k: int, clusters: Rows | None = None) -> Difference:
-    """The difference of two (name, ranks) in recall@k. Raises ValueError when they are not of the same cases."""
+    """The difference of two (name, ranks) in recall@k. Raises ValueError when they are not of the same queries."""
     (our_name, our_ranks), (their_name, their_ranks) = ours, theirs
     if len(our_ranks) != len(their_ranks):
-        raise ValueError(f"{our_name} has {len(our_ranks)} cases and {their_name} {len(their_ranks)}")
+        raise ValueError(f"{our_name} has {len(our_ranks)} queries and {their_name} {len(their_ranks)}")
     each = hits(our_ranks, k) - hits(their_ranks, k)
     won, lost = int((each > 0).sum()), int((each < 0).sum())
     estimate = mean(each, clusters)
@@ -116,7 +116,7 @@ def paired(ours: tuple[str, Rows], theirs: tuple[str, Rows], k: int, clusters: R
 
 @dataclass(frozen=True)
 class Slice:
-    """One point of a curve: the cases with low <= value < high."""
+    """One point of a curve: the queries with low <= value < high."""
 
     low: float
     high: float

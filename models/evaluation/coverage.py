@@ -1,4 +1,4 @@
-"""What recommendation lists show: how much of the catalogue, and how popular that is.
+"""The catalogue as recommendation lists show it: how much of the catalogue, and how popular that is.
 
 A list can be right and the same for everyone; coverage and popularity say so. Only counts per item and a number per
 list are kept, never the lists.
@@ -17,7 +17,7 @@ NOBODY, SEVERAL = -1, -2
 
 
 class Coverage:
-    """Of one recommender: the first k items of each list, for k in DEPTHS."""
+    """The lists of one recommender: the first k items of each list, for k in DEPTHS."""
 
     def __init__(self, log_shares: Doubles) -> None:
         """log_shares float64 [C]: of the watches before the cut."""

@@ -1,7 +1,7 @@
-"""How far what is scored and learnt has moved away from where a release began.
+"""The distance of scores and rows from where a release began.
 
 A release is judged before it goes live. What makes it wrong afterwards comes slowly and shows in no single answer:
-other viewers, a producer that leaves a field out, rows that learn away from their tower. So recent scores are compared
+other users, a producer that leaves a field out, rows that learn away from their tower. So recent scores are compared
 with the first ones of the release, by the population stability index (below 0.1 nothing has happened, above 0.25 it is
 another distribution) and by the shift of their mean in standard deviations. Pure; the cost of a batch is that of
 sorting its scores into `BINS` bins, whatever the size of the catalogue.
@@ -90,7 +90,7 @@ class FadingMean:
 
 
 def turned_and_grown(rows: Floats, released: Floats) -> tuple[Floats, Floats]:
-    """Of rows [R, D] and the same as they were released [R, D]: 1 - cosine [R], and norm over norm [R]. Rows of zeros
+    """Compare rows [R, D] with themselves as released [R, D]: 1 - cosine [R], and norm over norm [R]. Rows of zeros
     have no direction: they have neither turned nor grown."""
     now, before = np.linalg.norm(rows, axis=1), np.linalg.norm(released, axis=1)
     known = (now > 0) & (before > 0)

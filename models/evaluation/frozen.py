@@ -22,13 +22,13 @@ class Frozen:
         self._recommender, self._history, self._cut = recommender, history, cut
         self._follow_history = follow_history
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return self._recommender.scores(cases if self._follow_history else self._as_of_the_cut(cases))
+    def scores(self, queries: EvalQueries) -> Floats:
+        return self._recommender.scores(queries if self._follow_history else self._as_of_the_cut(queries))
 
     def learn(self, rows: slice) -> None:
         """It does not."""
 
-    def _as_of_the_cut(self, cases: EvalQueries) -> EvalQueries:
-        nothing = np.full(len(cases), -1)
-        asked = EvalQuery(cases.users, np.minimum(cases.rows, self._cut), nothing)
-        return replace(self._history.cases(asked), targets=cases.targets)
+    def _as_of_the_cut(self, queries: EvalQueries) -> EvalQueries:
+        nothing = np.full(len(queries), -1)
+        asked = EvalQuery(queries.users, np.minimum(queries.rows, self._cut), nothing)
+        return replace(self._history.queries(asked), targets=queries.targets)

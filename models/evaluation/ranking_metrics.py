@@ -1,4 +1,4 @@
-"""How a ranking is judged, each metric with the objective that it favours. Pure; hand-computed numbers in the tests.
+"""The metrics of a ranking, each with the objective that it favours. Pure; hand-computed numbers in the tests.
 
 | metric | what | favours |
 | --- | --- | --- |
@@ -64,7 +64,8 @@ def xauc(predicted: Values, watched_s: Values) -> float:
 
 
 def xauc_parts(predicted: Values, watched_s: Values) -> tuple[Doubles, Doubles]:
-    """Of each row [N]: its pairs with rows of another watch time that are in order (ties half), and all such pairs.
+    """Count for each row [N] its pairs with rows of another watch time that are in order (ties half), and all such
+    pairs.
 
     By counting in a Fenwick tree of the predictions: N log N."""
     n = len(predicted)
@@ -148,7 +149,7 @@ def calibration(predicted: Values, watched_s: Values, deciles: int = 10) -> list
 
 
 def _runs(ordered: Rows) -> tuple[Rows, Rows]:
-    """Where each run of equal numbers begins and ends."""
+    """The begin and end of each run of equal numbers."""
     edges = np.flatnonzero(np.diff(ordered)) + 1
     bounds = np.r_[0, edges, len(ordered)] if len(ordered) else np.zeros(1, np.int64)
     return bounds[:-1], bounds[1:]

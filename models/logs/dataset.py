@@ -45,8 +45,8 @@ class Dataset:
         return np.where(windows >= 0, self.items[windows].astype(np.int64), -1)
 
     def queries(self, rows: Rows, *, age_window_ms: float | None = None, until: int | None = None) -> Queries:
-        """What was known just before each row. With `age_window_ms`, the age of the row against the newest one before
-        `until` (paper section 3.3, "example age"), in windows, at most 1; without, it is 0 as in serving."""
+        """Return what was known just before each row. With `age_window_ms`, the age of the row against the newest one
+        before `until` (paper section 3.3, "example age"), in windows, at most 1; without, it is 0 as in serving."""
         size = len(rows)
         age = np.zeros(size, np.float32)
         if age_window_ms:

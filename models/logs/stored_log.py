@@ -52,7 +52,7 @@ CONTEXT: dict[str, Any] = dict.fromkeys(CONTEXT_NAMES, np.int32) | dict.fromkeys
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What log.json says of the arrays beside it."""
+    """The content of log.json about the arrays beside it."""
 
     completed_s: float
     duplicates: int
@@ -155,7 +155,7 @@ def store_frame(
 
 
 def open_log(directory: Path) -> StoredLog:
-    """What was stored there. Raises LogError when there is no whole log."""
+    """Open a stored log. Raises LogError when there is no whole log."""
     path = Path(directory) / FACTS
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=_Facts)

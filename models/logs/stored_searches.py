@@ -1,7 +1,7 @@
 """The searches of a log's users, of any number: memory-mapped, in order of time, already as tokens.
 
-A query's tokens lie one after the other (`starts` says where each query's begin), since most queries have few. Whoever
-trains asks for the tokens before a moment, and gets what serving would have had then
+A query's tokens lie one after the other (`starts` says where each query's begin), since most queries have few. Training
+asks for the tokens before some time, and gets what serving would have had then
 (models.logs.searches.history_tokens).
 """
 
@@ -49,7 +49,7 @@ class StoredSearches:
 
 
 class SearchTimeline:
-    """Who searched what before. Memory: 16 bytes for each search and 4 for each token."""
+    """The earlier searches of each user. Memory: 16 bytes for each search and 4 for each token."""
 
     def __init__(self, searches: StoredSearches) -> None:
         self._event_ms = searches.event_ms

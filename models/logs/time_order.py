@@ -88,7 +88,7 @@ def _range(times: ArrayFile, start: int, stop: int, rows: int) -> tuple[int, int
 
 
 def _spans(times: ArrayFile, start: int, stop: int, rows: int, first: int, last: int) -> Array:
-    """Where each span of time but the first begins; at least one lies within (first, last], so that each deal ends with
+    """The begin of each span of time but the first; at least one lies within (first, last], so that each deal ends with
     fewer rows in a span than before."""
     stride = max(1, (stop - start) // SAMPLE)
     pieces = [times.read(at, min(at + rows, stop))[::stride] for at in range(start, stop, rows)]

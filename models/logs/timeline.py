@@ -84,7 +84,7 @@ class Timeline:
             start = stop
 
     def _begin_of(self, place: int, *, later: bool = False) -> int:
-        """Where the user of this place begins, or with `later` the next user."""
+        """The first place of the user at this place, or with `later` of the next user."""
         user = int(self._keys[place]) // self._size + later
         return int(np.searchsorted(self._keys, user * self._size))
 

@@ -1,6 +1,6 @@
-"""From a stored log to what is learnt from: its items as rows of a catalogue, its completed watches as a data set.
+"""A stored log as it is learnt from: its items as rows of a catalogue, its completed watches as a data set.
 
-Items are numbered in the order in which they became known, so that those known at any moment are the first so many:
+Items are numbered in the order in which they became known, so that those known at any time are the first so many:
 a model that is judged at a cut must not have a row for what nobody could know then.
 """
 
@@ -39,7 +39,7 @@ class TrainingSet:
     rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     def known_at(self, cut: int) -> int:
-        """How many items were known just before row `cut` of the data set."""
+        """Count the items that were known just before row `cut` of the data set."""
         return int(np.searchsorted(self.known_ms, self.dataset.event_ms[cut], side="left"))
 
 

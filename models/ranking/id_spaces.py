@@ -61,7 +61,7 @@ class _Translation:
 
 
 def width_of(size: int) -> int:
-    """How wide the embedding of so many ids is: "approximately proportional to the logarithm" of them."""
+    """The width of an embedding of so many ids: "approximately proportional to the logarithm" of them."""
     return max(2, round(WIDTH * float(np.log2(max(2, size)))))
 
 

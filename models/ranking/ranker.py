@@ -69,13 +69,13 @@ class Ranker:
         nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
         return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
 
-    def rank(self, moment: RankingBatch) -> Ranked:
-        """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
-        numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
-        ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
-        members = self._member_logits(numbers, ids, moment.request)
+    def rank(self, batch: RankingBatch) -> Ranked:
+        """Expected watch seconds of all candidates of a batch, in one pass. Raises RuntimeError when untrained."""
+        numbers = {scope: compute_numbers(batch, scope) for scope in SCOPES}
+        ids = {name: named for scope in SCOPES for name, named in compute_ids(batch, scope).items()}
+        members = self._member_logits(numbers, ids, batch.request)
         logits = _mean(members)
-        duration_s = moment.catalogue.duration_s(moment.candidates.rows)
+        duration_s = batch.catalogue.duration_s(batch.candidates.rows)
         expected_s = self.seconds(logits[:, 0], duration_s)
         completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
         return Ranked(expected_s, numbers, ids, completion, self._spread(members, duration_s))
@@ -85,7 +85,7 @@ class Ranker:
         return _mean(self._member_logits(numbers, ids, request))
 
     def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> list[Floats]:
-        """Of each member float32 [N, 1 + completion]."""
+        """The logits of each member, float32 [N, 1 + completion]."""
         if not self.nets or self.shape is None:
             raise RuntimeError("this ranker is not trained")
         inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
@@ -102,7 +102,7 @@ class Ranker:
         return members
 
     def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Codes]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a network reads of a scope: quantiles and codes."""
+        """Encode a scope as a network reads it: quantiles and codes."""
         assert self.shape is not None
         _, columns, used = self.shape.used(scope)
         x = torch.from_numpy(self.quantiles[scope].encode(numbers[:, columns]))
@@ -178,7 +178,7 @@ def _add_queries(hidden: Tensor, query: Tensor, request: Rows) -> None:
 
 
 def _mean(members: Sequence[Floats]) -> Floats:
-    """Of the members' logits."""
+    """The mean of the members' logits."""
     total = members[0]
     for logits in members[1:]:
         total = total + logits

@@ -103,7 +103,7 @@ class RankerNet(nn.Module):
             nn.init.zeros_(self.position.weight)
 
     def query_part(self, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
-        """What the first layer makes of B queries: [B, hidden]"""
+        """The first layer's part of B queries: [B, hidden]"""
         return F.linear(self.query(x, ids), self.of_query, self.bias)
 
     def forward(self, query: Tensor, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:

@@ -180,7 +180,7 @@ def _clicked_counts(examples: RankingExamples, rows: Rows, named: Codes, scope: 
 
 
 def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters) -> RankerShape:
-    """What is to be trained. Raises LogError when a feature is to be left out that there is not."""
+    """The shape to be trained. Raises LogError when a feature is to be left out that there is not."""
     unknown = sorted(set(settings.without) - {feature.name for feature in FEATURES})
     if unknown:
         has = ", ".join(feature.name for feature in FEATURES)
@@ -262,7 +262,7 @@ def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: 
 
 
 def _fits(warm: Ranker, examples: int, settings: RankerParameters) -> bool:
-    """Whether a ranker is of the shape that these settings want, so that one may go on from it."""
+    """Return whether a ranker is of the shape that these settings want, so that one may go on from it."""
     assert warm.shape is not None
     learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None
     return learns_seconds and warm.shape == shape_of(warm.spaces, examples, settings)

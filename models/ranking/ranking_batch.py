@@ -1,4 +1,4 @@
-"""What is known at the moment of a request: the columns that features are computed from, for many requests at once.
+"""All that is known when a request is made: the columns that features are computed from, for many requests at once.
 
 B requests with N candidates in all. Everything a feature may look at is here and was true at `now_ms`, so that whoever
 fills a RankingBatch, serving from its views or training from a log, decides what a feature can know. What several
@@ -100,7 +100,7 @@ class RankingBatch:
 
     @cached_property
     def entries(self) -> Rows:
-        """[B]: how many watches of each viewer are known."""
+        """[B]: how many watches of each user are known."""
         return np.asarray(np.count_nonzero(self.requests.there, axis=1), np.int64)
 
     @cached_property
@@ -160,7 +160,7 @@ class RankingBatch:
         """[N]: codes of LENGTHS."""
         return length_codes(self.durations_s)
 
-    # Which of the viewer's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
+    # Which of the user's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
 
     @cached_property
     def of_item(self) -> Flags:
@@ -234,7 +234,7 @@ def length_codes(duration_s: Floats) -> Rows:
 
 
 def nominated(by: Sequence[Flags]) -> Rows:
-    """Who has nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
+    """Encode who has nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
     sources = np.zeros((len(by[0]), len(SOURCES) - 1), np.int64)
     for code, mine in enumerate(by, 1):
         sources[:, code - 1] = np.where(mine, code, 0)

@@ -27,8 +27,8 @@ BLOCK = 16_384
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of the same N impressions: expected seconds and score with the state frozen at the page, and at the user's first
-    impression. float64 [N] each."""
+    """Predictions of the same N impressions: expected seconds and score with the state frozen at the page, and at the
+    user's first impression. float64 [N] each."""
 
     page: Doubles
     user: Doubles

@@ -1,4 +1,5 @@
-"""What a ranker is trained from, as columns on disk: the features of impressions as they were served, and outcomes.
+"""The examples that a ranker is trained from, as columns on disk: the features of impressions as they were served, and
+outcomes.
 
 Written in pieces and mapped when read, so neither a log nor a topic has to fit into memory. Ids are numbered by lists
 of names that stand beside them; which of them the ranker knows is decided in training (models.ranking.ranker_training).
@@ -114,6 +115,6 @@ class ExampleWriter:
 
 
 def target_of(watched_s: Floats, duration_s: Floats) -> Floats:
-    """What is learnt, float32 [N]: the seconds watched, at most the duration where it is known (a replay is no longer
+    """The target, float32 [N]: the seconds watched, at most the duration where it is known (a replay is no longer
     video) and at most CAP_S."""
     return np.minimum(np.fmin(watched_s, duration_s), np.float32(CAP_S)).astype(np.float32)

@@ -65,7 +65,7 @@ class BundleError(ValueError):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a bundle is. `dim` is the length of an index vector; `offsets` are the next ones to read, by
+    """The description of a bundle. `dim` is the length of an index vector; `offsets` are the next ones to read, by
     `topic/partition`; `files` are SHA-256 sums."""
 
     format: int

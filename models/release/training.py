@@ -61,7 +61,7 @@ def train_bundle(
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
-    source, learned, cut = _learn(
+    training_set, learned, cut = _learn(
         log,
         items,
         settings=settings,
@@ -74,11 +74,11 @@ def train_bundle(
     if served is None:
         trained = learn_ranker(
             log,
-            source,
+            training_set,
             settings=ranker,
             delays=delays,
             earlier=learned.earlier,
-            since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
+            since=int(training_set.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
             warm=warm_ranker,
             progress=progress,
         )
@@ -90,12 +90,12 @@ def train_bundle(
         bundles_dir,
         model=learned.model,
         ranker=trained.ranker,
-        catalogue=source.catalogue,
+        catalogue=training_set.catalogue,
         statistics=trained.statistics,
         created_ms=created_ms,
         completed_s=log.completed_s,
         seed=settings.seed,
-        metrics=learned.choice.metrics | trained.metrics,
+        metrics=learned.selection.metrics | trained.metrics,
         offsets=offsets,
     )
     if checkpoints is not None:
@@ -112,7 +112,7 @@ def help_training(
     warm: CandidateModel | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> None:
-    """What the other processes of a distributed training do: their share of the candidates' batches, from the same
+    """Do what the other processes of a distributed training do: their share of the candidates' batches, from the same
     arguments. The first process calls train_bundle."""
     _learn(log, items, settings=settings, searches=searches, warm=warm, checkpoints=checkpoints)
 
@@ -128,22 +128,22 @@ def _learn(
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
 ) -> tuple[TrainingSet, Learned, int]:
-    """What was learnt from, what was learnt, and the row of the data set where the validation days begin."""
-    source = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
-    check_size(source.dataset)
-    until = len(source.dataset)
+    """Return what was learnt from, what was learnt, and the row of the data set where the validation days begin."""
+    training_set = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
+    check_size(training_set.dataset)
+    until = len(training_set.dataset)
     cut = int(until * (1 - HELD_OUT))
     learned = learn_candidates(
-        source,
+        training_set,
         settings,
         until=until,
         valid_from=cut if measure else None,
-        items=len(source.catalogue),
+        items=len(training_set.catalogue),
         warm=warm,
         checkpoints=checkpoints,
         progress=progress,
     )
-    return source, learned, cut
+    return training_set, learned, cut
 
 
 def check_size(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""How examples are dealt into steps: shuffled anew each epoch, and a short log into smaller batches."""
+"""The dealing of examples into steps: shuffled anew each epoch, and a short log into smaller batches."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ EPOCH_EXAMPLES = 2_000_000  # most examples of an epoch: validation is asked aft
 
 
 class TrainingData:
-    """What the members of one model learn from: the data set's rows before `until`.
+    """The examples that the members of one model learn from: the data set's rows before `until`.
 
     new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
     [E]; share float [N] of each of the `items` among the targets; snapshots of popularity before each row."""
@@ -75,7 +75,7 @@ class Fit:
 
     @property
     def steps(self) -> int:
-        """Of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
+        """The steps of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
         return -(-min(len(self.data.rows), EPOCH_EXAMPLES) // self.batch)
 
     def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
@@ -150,7 +150,8 @@ class Fit:
         )
 
     def extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
-        """What is added to the logits: popularity as it was before each of `rows`, less the log of expected counts."""
+        """Return what is added to the logits: popularity as it was before each of `rows`, less the log of expected
+        counts."""
         own, others = self.data.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
         return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
 

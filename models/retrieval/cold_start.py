@@ -1,4 +1,4 @@
-"""Where an item starts that nobody has watched yet: at the mean of its channel, its topics and its other ids, not at
+"""The start of an item that nobody has watched yet: at the mean of its channel, its topics and its other ids, not at
 noise.
 
 Means are shrunk towards the mean of all items, so that a channel with a single item does not make a twin of it.
@@ -20,7 +20,7 @@ MOST_IDS = 8  # of an item in one column that count
 
 
 class Start(NamedTuple):
-    """What an item begins with: output vector [D], bias, embedding on the user's side [D]."""
+    """The first values of an item: output vector [D], bias, embedding on the user's side [D]."""
 
     vector: Floats
     bias: float

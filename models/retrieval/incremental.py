@@ -234,7 +234,7 @@ class IncrementalTrainer:
         return due[[bool(self.item_ids[row]) for row in due.tolist()]] if self._free else due
 
     def drift(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Of those of the rows [R] that the release has too [<= R]: how far each has turned and grown since
+        """Measure how far those of the rows [R] that the release has too [<= R] have turned and grown since
         (models.evaluation.drift)."""
         old = rows[self.in_release(rows)]
         return turned_and_grown(self._vectors.values.numpy()[old], self._released[old])
@@ -276,8 +276,8 @@ class IncrementalTrainer:
         return loss, rows[self._items["moved"][rows] > PUBLISH_MOVE]
 
     def _diverged(self, loss: float) -> bool:
-        """Whether a step's loss is no number or far above the mean of those before it. It joins the mean in either
-        case: a stream whose losses rise for good is learnt from again after some dropped steps."""
+        """Return whether a step's loss is no number or far above the mean of those before it. It joins the mean in
+        either case: a stream whose losses rise for good is learnt from again after some dropped steps."""
         if not np.isfinite(loss):
             return True
         exploded = self._steps >= WARM_UP and loss > EXPLODED * self._mean_loss

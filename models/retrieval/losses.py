@@ -72,9 +72,9 @@ class SharedSoftmax(torch.autograd.Function):
 
 
 class Extra(NamedTuple):
-    """What is added to the logits without being learnt. own [B]: popularity of the positives. others [S] or [B, S]:
-    popularity of the negatives minus the log of their expected counts; [B, S] is overwritten. hits int64 [2, K]: which
-    example and which negative are the same item."""
+    """Terms that are added to the logits without being learnt. own [B]: popularity of the positives. others [S] or [B,
+    S]: popularity of the negatives minus the log of their expected counts; [B, S] is overwritten. hits int64 [2, K]:
+    which example and which negative are the same item."""
 
     own: Tensor
     others: Tensor

@@ -1,4 +1,4 @@
-"""How well the stream is foreseen: the rank of each example's item before it is learnt, by three models at once.
+"""The prequential test: the rank of each example's item before it is learnt, by three models at once.
 
 The live model, the release as it was, and popularity are ranked over the whole catalogue, on the same examples, before
 any of them learns these: test, then train. That costs in proportion to the catalogue, so a trainer ranks as many as a
@@ -34,13 +34,13 @@ class Ranks(NamedTuple):
 
 
 class Budget:
-    """How many examples of a batch may be ranked: `scores` numbers per batch are granted and saved up."""
+    """A limit to the examples of a batch that are ranked: `scores` numbers per batch are granted and saved up."""
 
     def __init__(self, scores: int) -> None:
         self._scores = self._saved = scores
 
     def grant(self, examples: int, items: int) -> int:
-        """Of this batch; 0 until enough is saved up for as many examples as the table is read for anyway."""
+        """Grant some of this batch; 0 until enough is saved up for as many examples as the table is read for anyway."""
         least = min(examples, LEAST_EXAMPLES)
         granted = min(examples, self._saved // max(items, 1))
         granted = granted if granted >= least else 0

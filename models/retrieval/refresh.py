@@ -1,4 +1,5 @@
-"""When a row that nobody watches must be published again, because its popularity has decayed since it last was.
+"""The schedule by which a row that nobody watches is published again, because its popularity has decayed since it last
+was.
 
 A published vector carries its popularity as a number; the number ages while the item rests. Each row is due at ages of
 1/4, 1/2, 1 ... of a half-life after its last watch, until the decayed count no longer matters beside the prior. So a

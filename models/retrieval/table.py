@@ -79,8 +79,9 @@ class Table:
         return self._values.index_select(0, rows).requires_grad_()
 
     def change(self, rows: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """What a step would do to distinct `rows` [T] with their summed `gradient` [T, D]: the change [T, D] and the
-        accumulators after it [T]. Nothing is changed yet, so that a step which is not finite can be dropped whole."""
+        """Work out what a step would do to distinct `rows` [T] with their summed `gradient` [T, D]: the change [T, D]
+        and the accumulators after it [T]. Nothing is changed yet, so that a step which is not finite can be dropped
+        whole."""
         squares = self._squares.index_select(0, rows) + gradient.square().mean(dim=1)
         return gradient * (-rate * squares.rsqrt())[:, None], squares
 

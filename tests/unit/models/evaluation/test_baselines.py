@@ -164,8 +164,8 @@ def test_recency_lifts_what_is_watched_more_than_it_used_to_be():
     class Constant:
         name = "constant"
 
-        def scores(self, cases):
-            return np.full((len(cases), 2), 0.5, np.float32)
+        def scores(self, queries):
+            return np.full((len(queries), 2), 0.5, np.float32)
 
         def learn(self, rows):
             pass

@@ -99,7 +99,7 @@ def test_a_clear_difference_is_significant_and_changes_sign_with_the_order():
 
 
 def test_ranks_of_other_cases_are_refused():
-    with pytest.raises(ValueError, match="a has 3 cases and b 2"):
+    with pytest.raises(ValueError, match="a has 3 queries and b 2"):
         paired(("a", np.zeros(3, int)), ("b", np.zeros(2, int)), 10)
 
 

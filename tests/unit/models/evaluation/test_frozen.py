@@ -18,11 +18,11 @@ class Recorder:
     def __init__(self):
         self.seen, self.learnt = {}, []
 
-    def scores(self, cases):
-        for place, row in enumerate(cases.rows.tolist()):
-            history = [item for item in cases.histories[place].tolist() if item >= 0]
-            self.seen[int(cases.users[place]), len(self.seen)] = history, row
-        return np.zeros((len(cases), CATALOGUE), np.float32)
+    def scores(self, queries):
+        for place, row in enumerate(queries.rows.tolist()):
+            history = [item for item in queries.histories[place].tolist() if item >= 0]
+            self.seen[int(queries.users[place]), len(self.seen)] = history, row
+        return np.zeros((len(queries), CATALOGUE), np.float32)
 
     def learn(self, rows):
         self.learnt.append(rows)
