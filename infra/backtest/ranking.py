@@ -19,7 +19,7 @@ import polars as pl
 from infra.backtest.files import new_directory, write_json
 from infra.backtest.report import KIND
 from infra.platform.settings import Ranker as RankerSettings
-from models.evaluation.ranking_comparison import Compared, Ratio, difference, estimate
+from models.evaluation.comparison import Interval, Ratio, difference, estimate
 from models.evaluation.ranking_metrics import calibration
 from models.evaluation.split import BacktestError, iso
 from models.logs.log import read_items
@@ -189,7 +189,7 @@ def _estimate(ratio: Ratio) -> Json:
     return _plain(estimate(ratio)) | {"users": ratio.users}
 
 
-def _plain(found: Compared) -> Json:
+def _plain(found: Interval) -> Json:
     return {name: None if np.isnan(value) else value for name, value in asdict(found).items()}
 
 

@@ -185,7 +185,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
     from models.logs.stored_log import store_log
     from models.logs.stored_searches import store_searches
     from models.release.distributed import process_group
-    from models.release.training import help_training, train_bundle
+    from models.release.training import learn_from_log, train_bundle
     from models.threads import limit_threads
     from streams.export.archive import store_archive
 
@@ -213,7 +213,7 @@ def _train(settings: Settings, job: Job, step: Step) -> Any:
         warm = None if base is None else base.model
         checkpoints = _checkpoints(settings, job, log, writes=not rank)
         if rank:
-            help_training(
+            learn_from_log(
                 log, catalogue, settings=settings.model, searches=searches, warm=warm, checkpoints=checkpoints
             )
             return None

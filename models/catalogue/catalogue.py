@@ -133,11 +133,6 @@ class Catalogue:
     def topics(self) -> list[str]:
         return self.id_values(TOPICS)
 
-    @property
-    def languages(self) -> list[str]:
-        """The language of each code; that of 0 is empty."""
-        return self._languages.names
-
     def code_of_id(self, name: str, value: str) -> int:
         """The code of an id in a column, 0 when no item has had it."""
         return self._ids[name].code_of(value)
@@ -173,15 +168,8 @@ class Catalogue:
     def channel_of(self, row: int) -> str | None:
         return next(iter(self._ids[CHANNEL].names_of(row)), None)
 
-    def language_of(self, row: int) -> str | None:
-        return next(iter(self._languages.names_of(row)), None)
-
     def topics_of(self, row: int) -> tuple[str, ...]:
         return self._ids[TOPICS].names_of(row)
-
-    def topic_table(self, most: int) -> Rows:
-        """int64 [N, T]: the codes of each item's first `most` topics, as id_table gives them."""
-        return self.id_table(TOPICS, most)
 
     def _set_ids(self, row: int, ids: Mapping[str, Sequence[str] | None]) -> None:
         for name in ids:

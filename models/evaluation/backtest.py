@@ -16,20 +16,7 @@ import numpy as np
 from models.arrays import Floats, Rows
 from models.evaluation.comparison import Estimate
 from models.evaluation.coverage import Coverage
-from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
-
-__all__ = [
-    "Entrant",
-    "EvalQueries",
-    "EvalQuery",
-    "History",
-    "Recommender",
-    "Stream",
-    "Walk",
-    "judge",
-    "walk_frozen",
-    "walk_live",
-]
+from models.evaluation.eval_queries import EvalQueries, EvalQuery, History
 
 Lists = Callable[[EvalQueries, Rows, Floats], None]
 Progress = Callable[[int, int], None]

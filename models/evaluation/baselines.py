@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -100,12 +100,6 @@ class TimesRecency:
         self._popularity.learn(rows)
 
 
-class Walked(Protocol):
-    """Walks a validation part with one recommender: its ranks."""
-
-    def __call__(self, recommender: Recommender) -> Rows: ...
-
-
 @dataclass(frozen=True)
 class SettingSelection:
     """The setting with the lowest mean log2 rank on validation queries, and what all of them reached."""
@@ -114,8 +108,11 @@ class SettingSelection:
     tried: list[tuple[Setting, Estimate]]
 
 
-def choose(build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Walked) -> SettingSelection:
-    """Try `build(**setting)` for each setting of the grid on validation queries. The first of equals wins."""
+def choose(
+    build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Callable[[Recommender], Rows]
+) -> SettingSelection:
+    """Try `build(**setting)` for each setting of the grid on validation queries, by the ranks of their
+    walk. The first of equals wins."""
     tried = [(setting, log_rank(ranks_of(build(**setting)))) for setting in grid]
     best = min(range(len(tried)), key=lambda place: _worst_if_nan(tried[place][1].value))
     return SettingSelection(tried[best][0], tried)

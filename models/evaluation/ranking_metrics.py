@@ -57,12 +57,6 @@ def pair_loss(groups: Rows, score: Values, seconds: Values, watched: Flags) -> P
     return PairLoss(np.array(found, np.int64), np.array(weights), np.array(wrong))
 
 
-def xauc(predicted: Values, watched_s: Values) -> float:
-    """Share of all pairs of different watch time that are in the predicted order, ties of the prediction half."""
-    ordered, pairs = xauc_parts(predicted, watched_s)
-    return float(ordered.sum() / pairs.sum()) if pairs.sum() else float("nan")
-
-
 def xauc_parts(predicted: Values, watched_s: Values) -> tuple[Doubles, Doubles]:
     """Count for each row [N] its pairs with rows of another watch time that are in order (ties half), and all such
     pairs.
@@ -104,12 +98,6 @@ def _prefix(tree: list[int], place: int) -> int:
         total += tree[place]
         place -= place & -place
     return total
-
-
-def gauc(users: Rows, score: Values, completed: Flags) -> float:
-    """AUC of completion within each user that has both, weighted by the user's rows."""
-    _, auc, rows = user_auc(users, score, completed)
-    return float((auc * rows).sum() / rows.sum()) if len(rows) else float("nan")
 
 
 def user_auc(users: Rows, score: Values, completed: Flags) -> tuple[Rows, Doubles, Rows]:

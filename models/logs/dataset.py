@@ -7,7 +7,7 @@ leak into it whoever asks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +47,12 @@ class Dataset:
     def queries(self, rows: Rows, *, age_window_ms: float | None = None, until: int | None = None) -> Queries:
         """Return what was known just before each row. With `age_window_ms`, the age of the row against the newest one
         before `until` (paper section 3.3, "example age"), in windows, at most 1; without, it is 0 as in serving."""
-        size = len(rows)
-        age = np.zeros(size, np.float32)
-        if age_window_ms:
-            newest_ms = self.event_ms[(until or len(self)) - 1]
-            age = np.clip((newest_ms - self.event_ms[rows]) / age_window_ms, 0, 1).astype(np.float32)
-        return Queries(
-            self.histories(rows),
-            self._tokens(self.users[rows], self.event_ms[rows]),
-            np.empty((size, 0), np.int64) if self.contexts is None else self.contexts[rows].astype(np.int64),
-            np.empty((size, 0), np.float32) if self.traits is None else np.asarray(self.traits[rows]),
-            age,
-        )
+        queries = self.queries_at(self.histories(rows), self.users[rows], self.event_ms[rows], rows)
+        if not age_window_ms:
+            return queries
+        newest_ms = self.event_ms[(until or len(self)) - 1]
+        age = np.clip((newest_ms - self.event_ms[rows]) / age_window_ms, 0, 1).astype(np.float32)
+        return replace(queries, age=age)
 
     def examples(self, rows: Rows) -> Examples:
         return Examples(self.queries(rows), self.items[rows].astype(np.int64))
@@ -68,7 +62,7 @@ class Dataset:
         first = first_of_pair(self.users, self.items, timeline=self.timeline)
         return np.flatnonzero(first[:until])
 
-    def queries_at(self, histories: Rows, users: Rows, event_ms: Rows, newest: Rows) -> Queries:
+    def queries_at(self, histories: Rows, users: Integers, event_ms: Rows, newest: Rows) -> Queries:
         """Users as of any time: their histories int64 [B, H], and the row of their newest watch then (-1: none), whose
         context they are taken to be in."""
         size, known = len(users), newest >= 0

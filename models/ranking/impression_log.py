@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from models.arrays import Doubles, Flags, Floats, Rows
+from models.arrays import Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.logs.decayed_past import DecayedPast
@@ -195,11 +194,11 @@ class ImpressionLog:
             sources=Codes(nominated([~np.isnan(score)]), SOURCES),
             trending=nothing,
             similar=nothing,
-            item=statistics.of_items(items, now_ms),
-            channel=statistics.of_channels(self.catalogue.channel_codes(items), now_ms),
-            topic=statistics.of_topics(self.catalogue.topic_codes(items), now_ms),
-            length=statistics.of_lengths(length_codes(self.catalogue.duration_s(items)), now_ms),
-            everything=statistics.of_all(np.asarray(self.log.event_ms[firsts])),
+            item=statistics.of("item", items, now_ms),
+            channel=statistics.of("channel", self.catalogue.channel_codes(items), now_ms),
+            topic=statistics.of("topic", self.catalogue.topic_codes(items), now_ms),
+            length=statistics.of("length", length_codes(self.catalogue.duration_s(items)), now_ms),
+            everything=statistics.of("all", np.zeros(len(firsts), np.int64), np.asarray(self.log.event_ms[firsts])),
         )
 
     def _is_watch(self, rows: slice) -> Flags:
@@ -268,23 +267,10 @@ class _Statistics:
                     found.set(scope, names[scope][code], 0, now_ms, sums[code].tolist())
         return found
 
-    def of_items(self, rows: Rows, now_ms: Rows) -> Doubles:
-        return self._at("item", rows, now_ms)
-
-    def of_channels(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
-        return self._at("channel", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
-
-    def of_topics(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
-        return self._at("topic", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
-
-    def of_lengths(self, codes: Rows, now_ms: Rows) -> Doubles:
-        return self._at("length", codes, now_ms) * (codes > 0)[:, None]
-
-    def of_all(self, now_ms: Rows) -> Doubles:
-        return self._at("all", np.zeros(len(now_ms), np.int64), now_ms)
-
-    def _at(self, scope: str, codes: Rows, now_ms: Rows) -> Doubles:
-        return self._past[scope].at(codes, now_ms - self._delay_ms, now_ms)
+    def of(self, scope: str, codes: Integers, now_ms: Rows) -> Doubles:
+        """float64 [B, 4]: of these codes at these times, zeros for the code 0 of an id."""
+        past = self._past[scope].at(codes.astype(np.int64), now_ms - self._delay_ms, now_ms)
+        return past if scope in ("item", "all") else past * (codes > 0)[:, None]
 
     def _events(self, start: int, stop: int) -> Iterator[tuple[str, tuple[Rows, Rows, Doubles]]]:
         """By scope: code, time and values of the timed rows `start` to `stop` of the log."""

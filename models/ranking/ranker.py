@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.arrays import Array, Floats, Rows
-from models.ranking.features import Scope, compute_ids, compute_numbers, ids_of
+from models.ranking.feature import Scope
+from models.ranking.features import compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.quantiles import Quantiles
 from models.ranking.ranker_net import RankerNet, RankerShape

@@ -19,7 +19,8 @@ from torch import Tensor
 from models.arrays import Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import LogError
-from models.ranking.features import FEATURES, Scope, ids_of
+from models.ranking.feature import Scope
+from models.ranking.features import FEATURES, ids_of
 from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
 from models.ranking.quantiles import Quantiles, fit_quantiles

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from models.arrays import Doubles, Flags, Floats, Integers, Rows
+from models.arrays import Array, Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import CHANNEL, TOPICS, Catalogue
 
 HISTORY = 50  # watches of any length that are looked at
@@ -225,6 +225,22 @@ def newest(ago_s: Floats, chosen: Flags) -> Floats:
     """The smallest of the chosen entries of each row, at least 0; NaN where none is chosen."""
     smallest = np.where(chosen, ago_s, np.float32(np.inf)).min(axis=1, initial=np.float32(np.inf))
     return np.where(np.isinf(smallest), np.float32(np.nan), np.maximum(smallest, 0)).astype(np.float32)
+
+
+def count_of(entries: Flags) -> Floats:
+    """[N, H] -> [N]"""
+    return np.asarray(np.count_nonzero(entries, axis=1), np.float32)
+
+
+def known_or_nan(known: Flags, values: npt.NDArray[np.floating]) -> Floats:
+    return np.where(known, values, np.nan).astype(np.float32)
+
+
+def mean_of(values: Array, chosen: Flags) -> Floats:
+    """[B, H], [B, H] -> [B]: of the chosen entries, NaN for none."""
+    count = chosen.sum(axis=1)
+    total = np.where(chosen, values, np.float32(0)).sum(axis=1, dtype=np.float32)
+    return known_or_nan(count > 0, total / np.maximum(count, 1).astype(np.float32))
 
 
 def length_codes(duration_s: Floats) -> Rows:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from models.arrays import Array, Flags, Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
-from models.ranking.features import Scope, ids_of, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import ids_of, numbers_of
 from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Codes
 
 SCOPES: tuple[Scope, Scope] = ("query", "impression")

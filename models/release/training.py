@@ -61,7 +61,7 @@ def train_bundle(
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
-    training_set, learned, cut = _learn(
+    training_set, learned, cut = learn_from_log(
         log,
         items,
         settings=settings,
@@ -103,7 +103,7 @@ def train_bundle(
     return manifest
 
 
-def help_training(
+def learn_from_log(
     log: StoredLog,
     items: pl.DataFrame | None,
     *,
@@ -111,24 +111,12 @@ def help_training(
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
     checkpoints: Checkpoints | None = None,
-) -> None:
-    """Do what the other processes of a distributed training do: their share of the candidates' batches, from the same
-    arguments. The first process calls train_bundle."""
-    _learn(log, items, settings=settings, searches=searches, warm=warm, checkpoints=checkpoints)
-
-
-def _learn(
-    log: StoredLog,
-    items: pl.DataFrame | None,
-    *,
-    settings: CandidateParameters,
-    searches: StoredSearches | None,
-    warm: CandidateModel | None,
-    checkpoints: Checkpoints | None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
 ) -> tuple[TrainingSet, Learned, int]:
-    """Return what was learnt from, what was learnt, and the row of the data set where the validation days begin."""
+    """Learn candidates; return what was learnt from, what was learnt, and the row where the validation days begin.
+
+    The first process of a distributed training comes here by train_bundle, the others help by calling this."""
     training_set = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
     check_size(training_set.dataset)
     until = len(training_set.dataset)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.evaluation.als import Als, als_is_installed
-from models.evaluation.backtest import History, Stream, walk_live
+from models.evaluation.backtest import walk_live
+from models.evaluation.eval_queries import History, Stream
 
 
 @pytest.mark.skipif(not als_is_installed(), reason="needs nextwatch[bench]")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from models.evaluation.backtest import MISS, EvalQueries, History, Stream, judge, top_items, walk_frozen, walk_live
+from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
+from models.evaluation.eval_queries import EvalQueries, History, Stream
 from models.logs.timeline import HISTORY
 
 CUT = 6
