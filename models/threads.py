@@ -1,4 +1,4 @@
-"""How many threads computing may use: torch's own, and those of numpy's BLAS.
+"""The threads that computing may use: torch's own, and those of numpy's BLAS.
 
 Not only for speed of computing: the threads of OpenBLAS wait by spinning. With two of them on two cores a core is busy
 for 40 ms after each product, and a Milvus on the same machine takes twice as long for the next search. What is worth

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from infra.backtest.page import render_page
 from infra.backtest.report import KIND
+from models.arrays import Floats, Rows
 from models.evaluation.backtest import Walk
 from models.evaluation.eval_queries import EvalQueries, Stream
 from models.evaluation.split import BacktestError
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 REPORT = "report.json"
 
@@ -61,14 +58,14 @@ class CandidateLists:
         self._parts.mkdir()
         self._written = 0
 
-    def add(self, cases: EvalQueries, items: Rows, scores: Floats) -> None:
-        case, place = np.nonzero(items >= 0)
+    def add(self, queries: EvalQueries, items: Rows, scores: Floats) -> None:
+        query, place = np.nonzero(items >= 0)
         frame = pl.DataFrame(
             {
-                "user_id": self._user_ids.gather(cases.users[case]),
-                "item_id": self._item_ids.gather(items[case, place]),
+                "user_id": self._user_ids.gather(queries.users[query]),
+                "item_id": self._item_ids.gather(items[query, place]),
                 "rank": (place + 1).astype(np.int32),
-                "score": scores[case, place],
+                "score": scores[query, place],
             }
         )
         frame.write_parquet(self._parts / f"{self._written:08}.parquet")

@@ -1,4 +1,4 @@
-"""A backtest of the ranker: an exposure log cut in time, the ranker of what is before, judged on the impressions after.
+"""A backtest of the ranker: an impression log cut in time, a ranker of what is before, judged on what is after.
 
 Every comparison is made with the user's state frozen, as one request sees it: at the first impression of the page (user
 and hour), and for comparisons across a user's pages at the user's first impression of the test. Expectations carry the
@@ -14,13 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from infra.backtest.files import new_directory, write_json
 from infra.backtest.report import KIND
 from infra.platform.settings import Ranker as RankerSettings
-from models.evaluation.ranking_comparison import Compared, Ratio, difference, estimate
+from models.evaluation.comparison import Interval, Ratio, difference, estimate
 from models.evaluation.ranking_metrics import calibration
 from models.evaluation.split import BacktestError, iso
 from models.logs.log import read_items
@@ -32,8 +31,6 @@ from models.ranking.ranking_evaluation import Predictions, item_means, judge, pa
 from models.ranking.ranking_examples import CAP_S, RankingExamples
 
 Step = Callable[[str, int, int], None]
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 Json = dict[str, Any]
 
 FAVOURS = {
@@ -58,7 +55,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class RankingRequest:
-    """What is asked for. `test_from_ms` wins over `test_fraction`, a share of the exposures, newest last."""
+    """A backtest to be made. `test_from_ms` wins over `test_fraction`, a share of the impressions, newest last."""
 
     log: Path
     out: Path
@@ -84,12 +81,12 @@ def run_ranking_backtest(request: RankingRequest, step: Step = lambda stage, don
     """Make the directory `request.out` with report.json and ranking.parquet; the report. Nothing is left behind when it
     fails. Raises LogError and BacktestError."""
     with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
-        exposures = _read(request, Path(scratch), step)
-        cut = _cut(exposures, request)
-        judged = _judge(exposures, cut, request, Path(scratch), step)
-        report = _report(exposures, cut, judged, request)
+        impressions = _read(request, Path(scratch), step)
+        cut = _cut(impressions, request)
+        judged = _judge(impressions, cut, request, Path(scratch), step)
+        report = _report(impressions, cut, judged, request)
         write_json(directory, report)
-        _write_predictions(directory / "ranking.parquet", exposures, cut, judged.predicted["ranker, calibrated"])
+        _write_predictions(directory / "ranking.parquet", impressions, cut, judged.predicted["ranker, calibrated"])
     return report
 
 
@@ -101,10 +98,10 @@ def _read(request: RankingRequest, scratch: Path, step: Step) -> ImpressionLog:
     return ImpressionLog(log, prepare(log, items), scratch / "exposures", request.delays)
 
 
-def _cut(exposures: ImpressionLog, request: RankingRequest) -> int:
+def _cut(impressions: ImpressionLog, request: RankingRequest) -> int:
     """The log's row where the test begins."""
-    times = exposures.log.event_ms
-    timed = np.flatnonzero(exposures.timed(slice(0, len(exposures))))
+    times = impressions.log.event_ms
+    timed = np.flatnonzero(impressions.timed(slice(0, len(impressions))))
     if not len(timed):
         raise BacktestError(f"{request.log}: has no row with watch_s, which the ranker is judged by")
     if request.test_from_ms is not None:
@@ -120,10 +117,10 @@ def _cut(exposures: ImpressionLog, request: RankingRequest) -> int:
     return cut
 
 
-def _judge(exposures: ImpressionLog, cut: int, request: RankingRequest, scratch: Path, step: Step) -> Judged:
-    known = exposures.examples("known", stop=cut, progress=lambda *at: step("features", *at))
+def _judge(impressions: ImpressionLog, cut: int, request: RankingRequest, scratch: Path, step: Step) -> Judged:
+    known = impressions.examples("known", stop=cut, progress=lambda *at: step("features", *at))
     ranker = train_ranker(known, scratch / "fit", settings=request.ranker, progress=lambda *at: step("ranker", *at))
-    page, user = frozen(exposures, cut, step)
+    page, user = frozen(impressions, cut, step)
     raw = Predictions(predict(ranker, page), predict(ranker, user))
     return Judged(
         page,
@@ -136,11 +133,11 @@ def _judge(exposures: ImpressionLog, cut: int, request: RankingRequest, scratch:
     )
 
 
-def frozen(exposures: ImpressionLog, cut: int, step: Step) -> tuple[RankingExamples, RankingExamples]:
+def frozen(impressions: ImpressionLog, cut: int, step: Step) -> tuple[RankingExamples, RankingExamples]:
     """The impressions from the cut on, the state frozen at the page, and at the user's first of them."""
-    page = exposures.examples("page", start=cut, progress=lambda *at: step("test, by page", *at))
-    first = exposures.first_of_user(cut)
-    user = exposures.examples("user", start=cut, frozen=first, progress=lambda *at: step("test, by user", *at))
+    page = impressions.examples("page", start=cut, progress=lambda *at: step("test, by page", *at))
+    first = impressions.first_of_user(cut)
+    user = impressions.examples("user", start=cut, frozen=first, progress=lambda *at: step("test, by user", *at))
     return page, user
 
 
@@ -152,11 +149,11 @@ def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predi
     return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)
 
 
-def _report(exposures: ImpressionLog, cut: int, judged: Judged, request: RankingRequest) -> Json:
+def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: RankingRequest) -> Json:
     seconds = np.asarray(judged.page.target_s, np.float64)
     rows = {name: judge(judged.page, predicted) for name, predicted in judged.predicted.items()}
     ours, means = rows["ranker, calibrated"], rows["item's mean seconds"]
-    times = exposures.log.event_ms
+    times = impressions.log.event_ms
     return {
         "kind": KIND,
         "stage": "ranking",
@@ -166,7 +163,7 @@ def _report(exposures: ImpressionLog, cut: int, judged: Judged, request: Ranking
             "first": iso(int(times[0])),
             "cut": iso(int(times[cut])),
             "last": iso(int(times[-1])),
-            "exposures_before": int(np.count_nonzero(exposures.timed(slice(0, cut)))),
+            "exposures_before": int(np.count_nonzero(impressions.timed(slice(0, cut)))),
             "exposures": len(seconds),
             "users": len(np.unique(judged.page.user)),
             "mean_s": float(seconds.mean()),
@@ -192,15 +189,15 @@ def _estimate(ratio: Ratio) -> Json:
     return _plain(estimate(ratio)) | {"users": ratio.users}
 
 
-def _plain(found: Compared) -> Json:
+def _plain(found: Interval) -> Json:
     return {name: None if np.isnan(value) else value for name, value in asdict(found).items()}
 
 
-def _write_predictions(path: Path, exposures: ImpressionLog, cut: int, ours: Predictions) -> None:
-    """One row per test exposure, in order of time: expected_watch_s with the state of its page, and `score`, the same
-    with the state of the user's first test exposure and not calibrated, which orders all that one user was shown."""
-    rows = cut + np.flatnonzero(exposures.timed(slice(cut, len(exposures))))
-    log = exposures.log
+def _write_predictions(path: Path, impressions: ImpressionLog, cut: int, ours: Predictions) -> None:
+    """One row per test impression, in order of time: expected_watch_s with the state of its page, and `score`, the same
+    with the state of the user's first test impression and not calibrated, which orders all that one user was shown."""
+    rows = cut + np.flatnonzero(impressions.timed(slice(cut, len(impressions))))
+    log = impressions.log
     pl.DataFrame(
         {
             "user_id": pl.Series(log.user_ids, dtype=pl.String).gather(np.asarray(log.users[rows], np.int64)),

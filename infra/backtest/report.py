@@ -1,4 +1,4 @@
-"""What a backtest found, as one JSON document: every number with its n and standard error, every difference paired.
+"""The findings of a backtest as one JSON document: every number with its n and standard error, every difference paired.
 
 The page (`infra.backtest.page`) is drawn from this document and nothing else, so whatever it shows can be
 read by a program too.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Rows
 from models.evaluation.backtest import Entrant, Walk
 from models.evaluation.comparison import (
     Estimate,
@@ -28,7 +29,6 @@ from models.evaluation.comparison import (
 from models.evaluation.coverage import DEPTHS
 from models.evaluation.eval_queries import History
 
-Rows = npt.NDArray[np.int64]
 Json = dict[str, Any]
 
 KIND = "nextwatch backtest"
@@ -41,7 +41,7 @@ HISTORY_EDGES = (1, 2, 5, 10, 20, 50, 100, math.inf)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How it was measured: what a reader must know before any number."""
+    """The protocol of a backtest: what a reader must know before any number."""
 
     log: str
     items_file: str | None
@@ -65,7 +65,8 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Grounds:
-    """What was walked: the history, when each item was born (int64 [I]), the cut, how many items were known then."""
+    """The data that was walked: the history, when each item was born (int64 [I]), the cut, how many items were known
+    then."""
 
     history: History
     born_ms: Rows
@@ -163,13 +164,13 @@ def _shown(walk: Walk) -> Json:
     return {
         name: {
             str(k): {
-                "coverage": _estimate(exposure.coverage(k)),
-                "mean_log_share": _estimate(exposure.popularity(k)),
-                "share_from_top_1_percent": _estimate(exposure.top_share(k)),
+                "coverage": _estimate(coverage.coverage(k)),
+                "mean_log_share": _estimate(coverage.popularity(k)),
+                "share_from_top_1_percent": _estimate(coverage.top_share(k)),
             }
             for k in DEPTHS
         }
-        for name, exposure in walk.exposure.items()
+        for name, coverage in walk.coverage.items()
     }
 
 

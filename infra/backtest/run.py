@@ -17,7 +17,7 @@ from infra.backtest.recommenders import Live, Released
 from infra.backtest.report import Grounds, Protocol, build_report
 from infra.platform.settings import Settings
 from models.evaluation.backtest import BLOCK, Entrant, Walk, walk_frozen, walk_live
-from models.evaluation.backtest_log import Reading, read_stream
+from models.evaluation.backtest_log import BacktestLog, read_stream
 from models.evaluation.baseline_choice import Baselines
 from models.evaluation.eval_queries import History
 from models.evaluation.frozen import Frozen
@@ -35,7 +35,7 @@ ASIDE = {"threads"}  # of the settings: they change nothing of what is learnt
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as
+    """A backtest to be made. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as
     models.evaluation.split says."""
 
     log: Path
@@ -56,9 +56,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Field:
-    """Who takes part: `entrants` are walked frozen (the first is ours: its candidates are written); `live` are walked
-    live where that is asked for, the first of them ours too; `left_out` says who could not be built, and why. `ours`
-    are compared with all others."""
+    """The recommenders that take part: `entrants` are walked frozen (the first is ours: its candidates are written);
+    `live` are walked live where that is asked for, the first of them ours too; `left_out` says who could not be built,
+    and why. `ours` are compared with all others."""
 
     entrants: Sequence[Entrant]
     live: Sequence[Entrant]
@@ -66,15 +66,15 @@ class Field:
     ours: Sequence[str]
 
 
-Enter = Callable[[Reading, Split, Request, Step], Field]
+Enter = Callable[[BacktestLog, Split, Request, Step], Field]
 
 
 def enter_with(settings: Settings) -> Enter:
     """Our model, trained with these settings, and the baselines."""
 
-    def enter(reading: Reading, parts: Split, request: Request, step: Step) -> Field:
-        ours, live = _train(settings, reading, parts, request, step)
-        field = enter_baselines(reading, parts, request, step)
+    def enter(log: BacktestLog, parts: Split, request: Request, step: Step) -> Field:
+        ours, live = _train(settings, log, parts, request, step)
+        field = enter_baselines(log, parts, request, step)
         names = [entrant.name for entrant in (*ours, *(live if request.live else []))]
         return Field([*ours, *field.entrants], [*live, *field.live], field.left_out, names)
 
@@ -82,46 +82,46 @@ def enter_with(settings: Settings) -> Enter:
 
 
 def _train(
-    settings: Settings, reading: Reading, parts: Split, request: Request, step: Step
+    settings: Settings, log: BacktestLog, parts: Split, request: Request, step: Step
 ) -> tuple[list[Entrant], list[Entrant]]:
     """Our entrants of the frozen and of the live walk, from one training."""
-    source = reading.source
+    training_set = log.training_set
     model_settings = settings.model.model_copy(update={"seed": request.seed})
     learned = learn_candidates(
-        source,
+        training_set,
         model_settings,
         until=parts.cut,
         valid_from=parts.validation,
-        items=reading.known_at(parts.cut),
+        items=log.training_set.known_at(parts.cut),
         progress=step,
     )
-    choice, history = learned.choice, History(reading.stream)
-    chosen = {"epochs": choice.epochs, "weight": choice.weight, "linear_weight": choice.linear}
-    released = Released(learned.model, source, history)
+    selection, history = learned.selection, History(log.stream)
+    chosen = {"epochs": selection.epochs, "weight": selection.weight, "linear_weight": selection.linear}
+    released = Released(learned.model, training_set, history)
     as_trained = Entrant(released, settings=model_settings.model_dump(exclude=ASIDE) | chosen)
     if not request.live:
         return [as_trained], []
     live = Live(
         learned.model,
-        source,
+        training_set,
         history,
         settings=settings.trainer,
         seed=request.seed,
         name="tower, live",
     )
-    follows = Released(learned.model, source, history, name="tower, live histories only")
+    follows = Released(learned.model, training_set, history, name="tower, live histories only")
     at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
     trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch"})
     return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
 
 
-def enter_baselines(reading: Reading, parts: Split, request: Request, step: Step) -> Field:
+def enter_baselines(log: BacktestLog, parts: Split, request: Request, step: Step) -> Field:
     """The baselines alone."""
     baselines = Baselines(
-        reading.stream,
+        log.stream,
         parts,
-        catalogue=reading.known_at(parts.cut),
-        validation_catalogue=reading.known_at(parts.validation),
+        catalogue=log.training_set.known_at(parts.cut),
+        validation_catalogue=log.training_set.known_at(parts.validation),
         live=request.live,
         block=request.block,
         seed=request.seed,
@@ -137,15 +137,15 @@ def run_backtest(request: Request, enter: Enter, step: Step = lambda stage, done
     Raises LogError and BacktestError.
     """
     with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
-        reading = _read(request, Path(scratch), step)
-        history = History(reading.stream)
+        log = _read(request, Path(scratch), step)
+        history = History(log.stream)
         parts = _split(history, request)
-        field = enter(reading, parts, request, step)
-        grounds = Grounds(history, reading.born_ms, parts.cut, reading.known_at(parts.cut))
-        frozen = _walk_frozen(directory, reading, grounds, field, step)
-        live = _walk_live(directory, reading, grounds, field, request.block, step) if request.live else None
+        field = enter(log, parts, request, step)
+        grounds = Grounds(history, log.training_set.born_ms, parts.cut, log.training_set.known_at(parts.cut))
+        frozen = _walk_frozen(directory, log, grounds, field, step)
+        live = _walk_live(directory, log, grounds, field, request.block, step) if request.live else None
         report = build_report(
-            _protocol(reading, parts, request),
+            _protocol(log, parts, request),
             entrants=_by_name([*field.entrants, *(field.live if request.live else [])]),
             left_out=field.left_out,
             grounds=grounds,
@@ -157,8 +157,8 @@ def run_backtest(request: Request, enter: Enter, step: Step = lambda stage, done
     return report
 
 
-def _walk_frozen(directory: Path, reading: Reading, grounds: Grounds, field: Field, step: Step) -> Walk:
-    lists = CandidateLists(directory, reading.user_ids, reading.item_ids)
+def _walk_frozen(directory: Path, log: BacktestLog, grounds: Grounds, field: Field, step: Step) -> Walk:
+    lists = CandidateLists(directory, log.user_ids, log.item_ids)
     walk = walk_frozen(
         [entrant.recommender for entrant in field.entrants],
         grounds.history,
@@ -171,7 +171,7 @@ def _walk_frozen(directory: Path, reading: Reading, grounds: Grounds, field: Fie
     return walk
 
 
-def _walk_live(directory: Path, reading: Reading, grounds: Grounds, field: Field, block: int, step: Step) -> Walk:
+def _walk_live(directory: Path, log: BacktestLog, grounds: Grounds, field: Field, block: int, step: Step) -> Walk:
     walk = walk_live(
         [entrant.recommender for entrant in field.live],
         grounds.history,
@@ -180,18 +180,18 @@ def _walk_live(directory: Path, reading: Reading, grounds: Grounds, field: Field
         block=block,
         progress=partial(step, "live"),
     )
-    ids = reading.user_ids, reading.item_ids
-    write_live(directory / "live.parquet", walk, field.live[0].name, reading.stream, ids)
+    ids = log.user_ids, log.item_ids
+    write_live(directory / "live.parquet", walk, field.live[0].name, log.stream, ids)
     return walk
 
 
-def _read(request: Request, scratch: Path, step: Step) -> Reading:
-    log = store_log(request.log, scratch, mapping=request.mapping, completed_s=request.completed_s, progress=step)
+def _read(request: Request, scratch: Path, step: Step) -> BacktestLog:
+    stored = store_log(request.log, scratch, mapping=request.mapping, completed_s=request.completed_s, progress=step)
     items = read_items(request.items) if request.items is not None else None
     searches = None
     if request.searches is not None:
-        searches = store_searches(request.searches, log, buckets=request.search_tokens)
-    return read_stream(log, items, searches=searches, context=request.context)
+        searches = store_searches(request.searches, stored, buckets=request.search_tokens)
+    return read_stream(stored, items, searches=searches, context=request.context)
 
 
 def _split(history: History, request: Request) -> Split:
@@ -203,8 +203,8 @@ def _split(history: History, request: Request) -> Split:
     return split(history, cut, live=request.live, validation_share=request.validation_fraction)
 
 
-def _protocol(reading: Reading, parts: Split, request: Request) -> Protocol:
-    stream = reading.stream
+def _protocol(log: BacktestLog, parts: Split, request: Request) -> Protocol:
+    stream = log.stream
     return Protocol(
         log=request.log.name,
         items_file=request.items.name if request.items is not None else None,
@@ -218,10 +218,10 @@ def _protocol(reading: Reading, parts: Split, request: Request) -> Protocol:
         positives_before=parts.cut,
         validation_positives=parts.cut - parts.validation,
         test_positives=parts.end - parts.cut,
-        users=len(reading.user_ids),
+        users=len(log.user_ids),
         users_before=len(np.unique(stream.users[: parts.cut])),
-        items=len(reading.item_ids),
-        items_known=reading.known_at(parts.cut),
+        items=len(log.item_ids),
+        items_known=log.training_set.known_at(parts.cut),
         live=request.live,
         block=request.block,
     )

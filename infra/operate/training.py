@@ -24,7 +24,7 @@ from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker_release import Served
 from models.release.bundle import Bundle, Manifest, has_release, newest_version, read_bundle
 from models.release.distributed import process_group
-from models.release.training import help_training, train_bundle
+from models.release.training import learn_from_log, train_bundle
 from models.retrieval.checkpoint import Checkpoints, identity_of
 from models.threads import limit_threads
 from streams.export.archive import store_archive
@@ -74,7 +74,7 @@ def train_release(settings: Settings, job: TrainingJob, step: Step) -> Manifest 
         warm = None if base is None else base.model
         checkpoints = _checkpoints(settings, job, material.log, writes=not rank)
         if rank:
-            help_training(
+            learn_from_log(
                 material.log,
                 material.items,
                 settings=settings.model,

@@ -1,4 +1,4 @@
-"""What is known of each item, in columns: channel, topics, further ids, language, duration, time, availability.
+"""All that is known of each item, in columns: channel, topics, further ids, language, duration, time, availability.
 
 Features and side embeddings read whole arrays by row number, never one item at a time. An item that nothing is known
 of is not an error: streams are not ordered between topics, so a watch may arrive before its catalogue entry.
@@ -10,16 +10,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Array, Doubles, Flags, Floats, Rows
 from models.catalogue.columns import Columns
 from models.catalogue.id_lists import IdLists
-
-Rows = npt.NDArray[np.int64]
-
 
 CHANNEL, TOPICS = "channel", "topics"
 MOST_ID_NAMES = 16  # beside channel and topics
@@ -97,7 +94,7 @@ class Catalogue:
         """int64 [N], -1 for unknown items."""
         return np.fromiter(map(self._row_of.get, item_ids, repeat(-1)), np.int64)
 
-    def is_available(self, rows: Rows) -> npt.NDArray[np.bool_]:
+    def is_available(self, rows: Rows) -> Flags:
         """bool [N]; unknown items are available."""
         return self._at("available", rows, True)
 
@@ -136,11 +133,6 @@ class Catalogue:
     def topics(self) -> list[str]:
         return self.id_values(TOPICS)
 
-    @property
-    def languages(self) -> list[str]:
-        """The language of each code; that of 0 is empty."""
-        return self._languages.names
-
     def code_of_id(self, name: str, value: str) -> int:
         """The code of an id in a column, 0 when no item has had it."""
         return self._ids[name].code_of(value)
@@ -165,26 +157,19 @@ class Catalogue:
         """int32, in the shape of `rows` and [T] behind it: the first `most` topics of each, 0 for none."""
         return self._ids[TOPICS].first_of(rows, most)
 
-    def duration_s(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def duration_s(self, rows: Rows) -> Floats:
         """float32 [N], NaN for unknown."""
         return self._at("duration_s", rows, np.nan)
 
-    def published_ms(self, rows: Rows) -> npt.NDArray[np.float64]:
+    def published_ms(self, rows: Rows) -> Doubles:
         """float64 [N], NaN for unknown."""
         return self._at("published_ms", rows, np.nan)
 
     def channel_of(self, row: int) -> str | None:
         return next(iter(self._ids[CHANNEL].names_of(row)), None)
 
-    def language_of(self, row: int) -> str | None:
-        return next(iter(self._languages.names_of(row)), None)
-
     def topics_of(self, row: int) -> tuple[str, ...]:
         return self._ids[TOPICS].names_of(row)
-
-    def topic_table(self, most: int) -> Rows:
-        """int64 [N, T]: the codes of each item's first `most` topics, as id_table gives them."""
-        return self.id_table(TOPICS, most)
 
     def _set_ids(self, row: int, ids: Mapping[str, Sequence[str] | None]) -> None:
         for name in ids:
@@ -193,7 +178,7 @@ class Catalogue:
         for name, lists in self._ids.items():
             lists.set(row, ids.get(name) or ())
 
-    def _at(self, name: str, rows: Rows, unknown: object) -> npt.NDArray[Any]:
+    def _at(self, name: str, rows: Rows, unknown: object) -> Array:
         column = self._columns[name]
         if not len(column):
             return np.full(np.shape(rows), unknown, column.dtype)

@@ -1,4 +1,5 @@
-"""Where and on what a person watches, as codes and reals (paper section 3.3, "priors for new users").
+"""The context of a watch or a request (region, device, ...) as codes and reals (paper section 3.3, "priors for new
+users").
 
 The fields that a log has are part of the model, the others are left out: nothing is learnt from constants. A value
 that training has not seen is code 0, which adds nothing.
@@ -11,17 +12,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from models.arrays import Floats, Rows
 
 FIELDS = ("region", "language", "device", "surface")
 TRAITS = ("signed_in", "gender", "age")
 
 
 class ContextVocabulary(msgspec.Struct, frozen=True):
-    """Of each field in use its values, whose codes count from 1; and the traits in use."""
+    """The values of each field in use, whose codes count from 1; and the traits in use."""
 
     fields: dict[str, tuple[str, ...]] = {}
     traits: tuple[str, ...] = ()

@@ -93,7 +93,7 @@ def _read(text: str) -> Term:
 
 
 def _start(text: str, line: int) -> int:
-    """Where a line, counted from 1, begins."""
+    """Return the place where a line, counted from 1, begins."""
     return sum(len(before) + 1 for before in text.split("\n")[: line - 1])
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Rows
 from models.catalogue.columns import Columns
 from models.catalogue.vocabulary import Vocabulary
-
-Rows = npt.NDArray[np.int64]
 
 
 class IdLists:

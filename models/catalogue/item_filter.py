@@ -21,12 +21,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from models.catalogue.catalogue import CHANNEL, TOPICS, Catalogue, Rows
+from models.arrays import Array, Flags, Rows
+from models.catalogue.catalogue import CHANNEL, TOPICS, Catalogue
 
 LANGUAGE, DURATION, PUBLISHED = "language", "duration_s", "published_ms"
 NUMBERS = (DURATION, PUBLISHED)
@@ -45,8 +46,6 @@ _COMPARE: Mapping[str, np.ufunc] = {
     ">": np.greater,
     ">=": np.greater_equal,
 }
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,13 @@ class ItemFilter:
     term: Term
     text: str = field(compare=False)
 
-    def mask(self, catalogue: Catalogue, rows: Rows) -> Mask:
+    def mask(self, catalogue: Catalogue, rows: Rows) -> Flags:
         """bool [N]: which of the catalogue's rows int64 [N] pass; -1 is an item that it does not know."""
         return _mask(self.term, catalogue, {name: _column(name, catalogue, rows) for name in _fields(self.term)})
 
 
 def can_be_named(name: str) -> bool:
-    """Whether a filter can name this channel, topic or language."""
+    """Return whether a filter can name this channel, topic or language."""
     return 0 < len(name) <= LONGEST_NAME and _UNWRITABLE.search(name) is None
 
 
@@ -117,7 +116,7 @@ def _fields(term: Term) -> set[str]:
     return {term.field}
 
 
-def _column(name: str, catalogue: Catalogue, rows: Rows) -> npt.NDArray[Any]:
+def _column(name: str, catalogue: Catalogue, rows: Rows) -> Array:
     """Codes [N, T], 0 for none, or numbers [N], NaN for unknown."""
     match name:
         case "channel":
@@ -140,7 +139,7 @@ def _topic_codes(catalogue: Catalogue, rows: Rows) -> npt.NDArray[np.int32]:
     return codes
 
 
-def _mask(term: Term, catalogue: Catalogue, columns: Mapping[str, npt.NDArray[Any]]) -> Mask:
+def _mask(term: Term, catalogue: Catalogue, columns: Mapping[str, Array]) -> Flags:
     match term:
         case Not(negated):
             return ~_mask(negated, catalogue, columns)
@@ -151,15 +150,13 @@ def _mask(term: Term, catalogue: Catalogue, columns: Mapping[str, npt.NDArray[An
     return _compared(term, catalogue, columns[term.field])
 
 
-def _reduced(
-    join: np.ufunc, terms: Iterable[Term], catalogue: Catalogue, columns: Mapping[str, npt.NDArray[Any]]
-) -> Mask:
-    mask: Mask = reduce(join, (_mask(term, catalogue, columns) for term in terms))
+def _reduced(join: np.ufunc, terms: Iterable[Term], catalogue: Catalogue, columns: Mapping[str, Array]) -> Flags:
+    mask: Flags = reduce(join, (_mask(term, catalogue, columns) for term in terms))
     return mask
 
 
-def _compared(term: IsOneOf | IsKnown | Compared, catalogue: Catalogue, column: npt.NDArray[Any]) -> Mask:
-    passes: Mask
+def _compared(term: IsOneOf | IsKnown | Compared, catalogue: Catalogue, column: Array) -> Flags:
+    passes: Flags
     match term:
         case Compared(_, sign, number):
             passes = (column >= 0) & _COMPARE[sign](column, number)

@@ -1,4 +1,4 @@
-"""Who asks and what they watched, as structure only: the messages of `streams` fit without being imported."""
+"""Users and their watches, as structure only: the messages of `streams` fit without being imported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Alternating least squares (Hu, Koren and Volinsky, ICDM 2008) by the library `implicit`, where it is installed.
 
-Item factors are those of the cut; a user's are solved anew from the whole past that a case brings, as the library
+Item factors are those of the cut; a user's are solved anew from the whole past that a query brings, as the library
 serves.
 """
 
@@ -9,12 +9,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats
 from models.evaluation.eval_queries import EvalQueries, Stream
 from models.evaluation.item_to_item import seen_matrix, watch_matrix
-
-Floats = npt.NDArray[np.float32]
 
 
 def als_is_installed() -> bool:
@@ -35,9 +33,9 @@ class Als:
         )
         self._model.fit(_matrix(watch_matrix(stream, cut, catalogue)), show_progress=False)
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        watched = _matrix(seen_matrix(cases, self._catalogue))
-        users = self._model.recalculate_user(np.arange(len(cases)), watched)  # [B, D]
+    def scores(self, queries: EvalQueries) -> Floats:
+        watched = _matrix(seen_matrix(queries, self._catalogue))
+        users = self._model.recalculate_user(np.arange(len(queries)), watched)  # [B, D]
         return np.asarray(users @ self._model.item_factors.T, np.float32)
 
     def learn(self, rows: slice) -> None:

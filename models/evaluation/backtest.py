@@ -1,4 +1,4 @@
-"""The walk of a backtest: recommenders are asked before each case, then told what happened, all on the same cases.
+"""The walk of a backtest: recommenders are asked before each query, then told what happened, all on the same queries.
 
 Frozen, everyone is asked once, at the cut. Live, the test part is walked in blocks: each watch is ranked by what was
 learnt before its block, with the history as it was before the watch itself, and only then is the block learnt. The
@@ -12,27 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats, Rows
 from models.evaluation.comparison import Estimate
 from models.evaluation.coverage import Coverage
-from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
+from models.evaluation.eval_queries import EvalQueries, EvalQuery, History
 
-__all__ = [
-    "Entrant",
-    "EvalQueries",
-    "EvalQuery",
-    "History",
-    "Recommender",
-    "Stream",
-    "Walk",
-    "judge",
-    "walk_frozen",
-    "walk_live",
-]
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Lists = Callable[[EvalQueries, Rows, Floats], None]
 Progress = Callable[[int, int], None]
 
@@ -43,12 +28,13 @@ MISS = -1  # the rank of an item that was not known at the cut
 
 
 class Recommender(Protocol):
-    """What a backtest judges. It was built from the stream's rows before the cut and keeps the stream to learn from."""
+    """A recommender under judgement. It was built from the stream's rows before the cut and keeps the stream to learn
+    from."""
 
     @property
     def name(self) -> str: ...
 
-    def scores(self, cases: EvalQueries) -> Floats:
+    def scores(self, queries: EvalQueries) -> Floats:
         """float32 [B, C], higher is better, finite; the caller may overwrite it."""
 
     def learn(self, rows: slice) -> None:
@@ -72,12 +58,12 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Walk:
-    """What came out: who was asked, and by recommender the rank of what was watched, int64 [n] from 0, MISS where the
+    """The outcome: who was asked, and by recommender the rank of what was watched, int64 [n] from 0, MISS where the
     item was unknown; and what was shown, where lists were made."""
 
     asked: EvalQuery
     ranks: dict[str, Rows]
-    exposure: dict[str, Coverage]
+    coverage: dict[str, Coverage]
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -91,26 +77,26 @@ def walk_frozen(
     catalogue: int,
     asked: EvalQuery | None = None,
     lists: Lists | None = None,
-    exposure: bool = True,
+    coverage: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Walk:
     """Each warm user's next unseen watch after the first `cut` rows, from what was known at the cut; `learn` is never
     called.
 
-    The first `catalogue` items are ranked. `lists(cases, items, scores)` receives the first recommender's candidates
+    The first `catalogue` items are ranked. `lists(queries, items, scores)` receives the first recommender's candidates
     (int64 and float32 [B, K], -1 and -inf where there are fewer) of these users and of those who only repeat
-    themselves after the cut, who are no cases. `exposure` says whether to look at what is shown at all; `asked` is who
-    is asked, where that is not everyone.
+    themselves after the cut, of whom nothing is asked. `coverage`: look at what is shown, too; `asked`: who is asked,
+    where that is not everyone.
     """
     asked = history.next_unseen(cut) if asked is None else asked
-    shown = {r.name: Coverage(history.log_shares(cut, catalogue)) for r in recommenders if exposure}
+    shown = {r.name: Coverage(history.log_shares(cut, catalogue)) for r in recommenders if coverage}
     blocks = [np.empty((len(recommenders), 0), np.int64)]
-    for cases in _batches(history, asked, catalogue):
-        ranks = np.empty((len(recommenders), len(cases)), np.int64)
+    for queries in _batches(history, asked, catalogue):
+        ranks = np.empty((len(recommenders), len(queries)), np.int64)
         for place, recommender in enumerate(recommenders):
-            scores = score(recommender, cases, catalogue)
-            ranks[place] = judge(scores, cases)  # strikes out what was seen
-            _show(scores, cases, shown.get(recommender.name), lists if place == 0 else None)
+            scores = score(recommender, queries, catalogue)
+            ranks[place] = judge(scores, queries)  # strikes out what was seen
+            _show(scores, queries, shown.get(recommender.name), lists if place == 0 else None)
         blocks.append(ranks)
         progress(sum(block.shape[1] for block in blocks), len(asked))
     if lists is not None:
@@ -135,8 +121,8 @@ def walk_live(
     for start in range(cut, end, block):
         rows = slice(start, min(start + block, end))
         mine = asked.between(rows)
-        for cases in _batches(history, mine, catalogue):
-            ranks = [judge(score(recommender, cases, catalogue), cases) for recommender in recommenders]
+        for queries in _batches(history, mine, catalogue):
+            ranks = [judge(score(recommender, queries, catalogue), queries) for recommender in recommenders]
             blocks.append(np.stack(ranks))
         for recommender in recommenders:
             recommender.learn(rows)
@@ -144,31 +130,31 @@ def walk_live(
     return Walk(asked, _by_name(recommenders, blocks), {})
 
 
-def score(recommender: Recommender, cases: EvalQueries, catalogue: int) -> Floats:
+def score(recommender: Recommender, queries: EvalQueries, catalogue: int) -> Floats:
     """float32 [B, C]. Raises ValueError for scores of another shape or not finite: NaN would rank as a hit."""
-    scores = recommender.scores(cases)
-    if scores.shape != (len(cases), catalogue):
-        raise ValueError(f"{recommender.name}: scores of shape {scores.shape}, not {(len(cases), catalogue)}")
+    scores = recommender.scores(queries)
+    if scores.shape != (len(queries), catalogue):
+        raise ValueError(f"{recommender.name}: scores of shape {scores.shape}, not {(len(queries), catalogue)}")
     if not np.isfinite(scores).all():
         raise ValueError(f"{recommender.name}: scores that are not finite")
     return scores
 
 
-def judge(scores: Floats, cases: EvalQueries) -> Rows:
+def judge(scores: Floats, queries: EvalQueries) -> Rows:
     """int64 [B]: rank of each target from 0 among all items but those seen before; equal scores share the middle, MISS
     for unknown targets. scores float32 [B, C] is overwritten with -inf where seen."""
     catalogue = scores.shape[1]
-    targets = np.where(cases.targets < catalogue, cases.targets, MISS)
-    inside = cases.seen_item < catalogue
-    return target_ranks(scores, targets, cases.seen_case[inside], cases.seen_item[inside])
+    targets = np.where(queries.targets < catalogue, queries.targets, MISS)
+    inside = queries.seen_item < catalogue
+    return target_ranks(scores, targets, queries.seen_query[inside], queries.seen_item[inside])
 
 
-def target_ranks(scores: Floats, targets: Rows, seen_case: Rows, seen_item: Rows) -> Rows:
+def target_ranks(scores: Floats, targets: Rows, seen_query: Rows, seen_item: Rows) -> Rows:
     """int64 [B]: rank of each target from 0 among all items but the seen ones, MISS for a negative target; equal scores
-    share the middle. scores float32 [B, N] (overwritten where seen); targets int64 [B]; seen_case, seen_item [K]."""
+    share the middle. scores float32 [B, N] (overwritten where seen); targets int64 [B]; seen_query, seen_item [K]."""
     known = targets >= 0
     own = scores[np.arange(len(targets)), np.where(known, targets, 0)][:, None]  # [B, 1], before it is struck out
-    scores[seen_case, seen_item] = -np.inf
+    scores[seen_query, seen_item] = -np.inf
     above = (scores > own).sum(axis=1)
     equal = (scores == own).sum(axis=1)
     return np.where(known, above + np.maximum(equal - 1, 0) // 2, MISS)
@@ -190,31 +176,31 @@ def _all_items(scores: Floats) -> Rows:
     return np.tile(np.arange(scores.shape[1]), (len(scores), 1))
 
 
-def _show(scores: Floats, cases: EvalQueries, exposure: Coverage | None, lists: Lists | None) -> None:
-    if exposure is None and lists is None:
+def _show(scores: Floats, queries: EvalQueries, coverage: Coverage | None, lists: Lists | None) -> None:
+    if coverage is None and lists is None:
         return
     items, values = top_items(scores, LISTED)
-    if exposure is not None:
-        exposure.add(items)
+    if coverage is not None:
+        coverage.add(items)
     if lists is not None:
-        lists(cases, items, values)
+        lists(queries, items, values)
 
 
 def _list_the_others(recommender: Recommender, history: History, *, cut: int, catalogue: int, lists: Lists) -> None:
-    for cases in _batches(history, history.only_repeating(cut), catalogue):
-        scores = score(recommender, cases, catalogue)
-        judge(scores, cases)
-        _show(scores, cases, None, lists)
+    for queries in _batches(history, history.only_repeating(cut), catalogue):
+        scores = score(recommender, queries, catalogue)
+        judge(scores, queries)
+        _show(scores, queries, None, lists)
 
 
 def _batches(history: History, asked: EvalQuery, catalogue: int) -> Iterator[EvalQueries]:
     size = rows_at_once(catalogue)
     for start in range(0, len(asked), size):
-        yield history.cases(asked[start : start + size])
+        yield history.queries(asked[start : start + size])
 
 
 def rows_at_once(catalogue: int) -> int:
-    """How many users can be scored against all items together, in bounded memory."""
+    """Return how many users can be scored against all items together, in bounded memory."""
     return max(1, min(1024, CELLS // max(1, catalogue)))
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Rows
 from models.evaluation.als import Als, als_is_installed
 from models.evaluation.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
@@ -18,7 +18,6 @@ from models.evaluation.eval_queries import EvalQuery, Stream
 from models.evaluation.item_to_item import EASE_ITEMS, Ease, ItemKnn
 from models.evaluation.split import Split, validation_history
 
-Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 WINDOW_SHARE = 0.02
@@ -32,8 +31,8 @@ ALS = [{"factors": d, "regularization": r, "alpha": a} for d, r, a in product((1
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What a recommender is built from: the stream's rows before `cut`, the first `catalogue` items."""
+class KnownPart:
+    """All that a recommender is built from: the stream's rows before `cut`, the first `catalogue` items."""
 
     stream: Stream
     cut: int
@@ -59,9 +58,9 @@ class Baselines:
         ease_items: int = EASE_ITEMS,
     ) -> None:
         """`catalogue` and `validation_catalogue`: items known at the cut and when validation begins."""
-        self._test = Moment(stream, parts.cut, catalogue)
+        self._test = KnownPart(stream, parts.cut, catalogue)
         self._history = validation_history(stream, parts)
-        self._validation = Moment(self._history.stream, parts.validation, validation_catalogue)
+        self._validation = KnownPart(self._history.stream, parts.validation, validation_catalogue)
         self._asked = _evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
         self._live, self._block, self._seed, self._ease_items = live, block, seed, ease_items
         self.left_out: dict[str, str] = {}
@@ -124,8 +123,8 @@ class Baselines:
         second = choose(lambda **setting: build(setting), others, self._ranks)
         return second.setting, first.tried + second.tried
 
-    def _times_recency(self, moment: Moment, source: Recommender, setting: Setting) -> Recommender:
-        popularity = DecayedPopular(moment.stream, moment.cut, moment.catalogue, half_life=setting["half_life"])
+    def _times_recency(self, known: KnownPart, source: Recommender, setting: Setting) -> Recommender:
+        popularity = DecayedPopular(known.stream, known.cut, known.catalogue, half_life=setting["half_life"])
         return TimesRecency(
             source, popularity, exponent=setting["exponent"], floor=setting["floor"], name="EASE x recency"
         )
@@ -149,7 +148,7 @@ class Baselines:
             walk = walk_live([recommender], self._history, cut=cut, catalogue=catalogue, block=self._block)
         else:
             walk = walk_frozen(
-                [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, exposure=False
+                [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, coverage=False
             )
         return walk.ranks[recommender.name]
 

@@ -1,6 +1,6 @@
 """Popularity, the baseline that most recommenders lose to on a stream, and what turns any source into a recent one.
 
-Baselines get the same care as the model: their settings are chosen on validation cases by the same walk (`choose`),
+Baselines get the same care as the model: their settings are chosen on validation queries by the same walk (`choose`),
 never on the test. Each follows the stream in a live walk at the cost of its block.
 """
 
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Floats, Rows
 from models.evaluation.backtest import Recommender
 from models.evaluation.comparison import Estimate, log_rank
 from models.evaluation.eval_queries import EvalQueries, Stream
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.float64]
 Setting = dict[str, Any]
 
 PRIOR = 200.0  # watches' worth of the all-time share in a decayed one: it orders the items that nobody watches now
@@ -34,8 +31,8 @@ class Popular:
         first = 0 if window is None else max(0, cut - window)
         self._counts = _count(stream.items[first:cut], catalogue)
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return np.tile(self._counts.astype(np.float32), (len(cases), 1))
+    def scores(self, queries: EvalQueries) -> Floats:
+        return np.tile(self._counts.astype(np.float32), (len(queries), 1))
 
     def learn(self, rows: slice) -> None:
         self._counts += _count(self._stream.items[rows], len(self._counts))
@@ -56,19 +53,19 @@ class DecayedPopular:
         self._decayed, self._totals = np.zeros(catalogue), np.zeros(catalogue)
         self.learn(slice(0, cut))
 
-    def shares(self) -> Counts:
+    def shares(self) -> Doubles:
         """float64 [C], positive."""
         return np.asarray((self._decayed + PRIOR * self._prior()) / (self._decayed.sum() + PRIOR))
 
-    def trend(self) -> Counts:
+    def trend(self) -> Doubles:
         """float64 [C]: the decayed share over the all-time one."""
         return self.shares() / self._prior()
 
-    def _prior(self) -> Counts:
+    def _prior(self) -> Doubles:
         return np.asarray((self._totals + 1) / (self._totals.sum() + len(self._totals)))
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return np.tile(self.shares().astype(np.float32), (len(cases), 1))
+    def scores(self, queries: EvalQueries) -> Floats:
+        return np.tile(self.shares().astype(np.float32), (len(queries), 1))
 
     def learn(self, rows: slice) -> None:
         items = self._stream.items[rows]
@@ -90,8 +87,8 @@ class TimesRecency:
         self._source, self._popularity = source, popularity
         self._exponent, self._floor = exponent, floor
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        scores = self._source.scores(cases)
+    def scores(self, queries: EvalQueries) -> Floats:
+        scores = self._source.scores(queries)
         np.maximum(scores, 0, out=scores)
         scores *= (self._popularity.trend() ** self._exponent).astype(np.float32)
         shares = self._popularity.shares()
@@ -103,32 +100,29 @@ class TimesRecency:
         self._popularity.learn(rows)
 
 
-class Walked(Protocol):
-    """Walks a validation part with one recommender: its ranks."""
-
-    def __call__(self, recommender: Recommender) -> Rows: ...
-
-
 @dataclass(frozen=True)
-class ModelSelection:
-    """The setting with the lowest mean log2 rank on validation cases, and what all of them reached."""
+class SettingSelection:
+    """The setting with the lowest mean log2 rank on validation queries, and what all of them reached."""
 
     setting: Setting
     tried: list[tuple[Setting, Estimate]]
 
 
-def choose(build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Walked) -> ModelSelection:
-    """Try `build(**setting)` for each setting of the grid on validation cases. The first of equals wins."""
+def choose(
+    build: Callable[..., Recommender], grid: Iterable[Setting], ranks_of: Callable[[Recommender], Rows]
+) -> SettingSelection:
+    """Try `build(**setting)` for each setting of the grid on validation queries, by the ranks of their
+    walk. The first of equals wins."""
     tried = [(setting, log_rank(ranks_of(build(**setting)))) for setting in grid]
     best = min(range(len(tried)), key=lambda place: _worst_if_nan(tried[place][1].value))
-    return ModelSelection(tried[best][0], tried)
+    return SettingSelection(tried[best][0], tried)
 
 
 def _worst_if_nan(value: float) -> float:
     return np.inf if np.isnan(value) else value
 
 
-def _count(items: Rows, catalogue: int, weights: Counts | None = None) -> Counts:
+def _count(items: Rows, catalogue: int, weights: Doubles | None = None) -> Doubles:
     """float64 [C]; items that were not known at the cut are left out."""
     known = items < catalogue
     chosen = None if weights is None else weights[known]

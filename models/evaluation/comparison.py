@@ -1,28 +1,31 @@
-"""Numbers with their errors, and differences that were measured on the same cases.
+"""Numbers with their errors, and differences that were measured on the same queries.
 
-Two recommenders judged on the same cases share most of their luck, so a difference is taken case by case. Cases of one
-user are not independent: where a user has several (the live walk), errors are those of users, not of cases
+Two recommenders judged on the same queries share most of their luck, so a difference is taken query by query. Queries
+of one user are not independent: where a user has several (the live walk), errors are those of users, not of queries
 (cluster-robust). Intervals are 95 %, by Student's t with users minus one degrees of freedom.
+
+Ratios of sums have no such formula: users are drawn (bootstrap, seeded), and two rankers are compared on the same
+draws, so that what they share cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-Rows = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float64]
+from models.arrays import Array, Doubles, Rows
 
 CONFIDENCE = 0.95
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` cases and its standard error (0 cases: both NaN)."""
+    """A mean over `n` queries and its standard error (0 queries: both NaN)."""
 
     value: float
     se: float
@@ -33,30 +36,37 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of `ours` minus `theirs` in recall@k, over the same cases. `won` and `lost` count the cases that only one of the
-    two hit; `z` is McNemar's (won - lost) / sqrt(won + lost) where each case is its own cluster, and the difference
+class Interval:
+    """A value or a difference and its standard error; it lies between `low` and `high` with CONFIDENCE."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Return whether 0 is outside the interval of a difference."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """`ours` minus `theirs` in recall@k, over the same queries. `won` and `lost` count the queries that only one of the
+    two hit; `z` is McNemar's (won - lost) / sqrt(won + lost) where each query is its own cluster, and the difference
     over its cluster-robust error in general."""
 
     ours: str
     theirs: str
     k: int
-    value: float
-    se: float
-    low: float
-    high: float
     z: float
     n: int
     clusters: int
     won: int
     lost: int
-
-    @property
-    def is_significant(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
 
 
 def mean(values: npt.ArrayLike, clusters: Rows | None = None) -> Estimate:
@@ -67,7 +77,7 @@ def mean(values: npt.ArrayLike, clusters: Rows | None = None) -> Estimate:
     return Estimate(float(sample.mean()), _error(sample, clusters)[0], len(sample))
 
 
-def hits(ranks: Rows, k: int) -> Values:
+def hits(ranks: Rows, k: int) -> Doubles:
     """float64 [n]: 1 where the rank (from 0, negative for a miss) is among the first k."""
     return ((ranks >= 0) & (ranks < k)).astype(np.float64)
 
@@ -82,42 +92,30 @@ def reciprocal_rank(ranks: Rows, clusters: Rows | None = None) -> Estimate:
 
 
 def log_rank(ranks: Rows, clusters: Rows | None = None) -> Estimate:
-    """Mean of log2 of the rank from 1, over the items that could be ranked. Every case counts, not only those near
+    """Mean of log2 of the rank from 1, over the items that could be ranked. Every query counts, not only those near
     some k."""
     known = ranks >= 0
     return mean(np.log2(ranks[known] + 1.0), None if clusters is None else clusters[known])
 
 
 def paired(ours: tuple[str, Rows], theirs: tuple[str, Rows], k: int, clusters: Rows | None = None) -> Difference:
-    """The difference of two (name, ranks) in recall@k. Raises ValueError when they are not of the same cases."""
+    """The difference of two (name, ranks) in recall@k. Raises ValueError when they are not of the same queries."""
     (our_name, our_ranks), (their_name, their_ranks) = ours, theirs
     if len(our_ranks) != len(their_ranks):
-        raise ValueError(f"{our_name} has {len(our_ranks)} cases and {their_name} {len(their_ranks)}")
+        raise ValueError(f"{our_name} has {len(our_ranks)} queries and {their_name} {len(their_ranks)}")
     each = hits(our_ranks, k) - hits(their_ranks, k)
     won, lost = int((each > 0).sum()), int((each < 0).sum())
     estimate = mean(each, clusters)
     groups = _error(each, clusters)[1] if len(each) else 0
     reach = float(stdtrit(groups - 1, (1 + CONFIDENCE) / 2)) * estimate.se if groups > 1 else np.nan
     z = (won - lost) / (won + lost) ** 0.5 if clusters is None and won + lost else _ratio(estimate)
-    return Difference(
-        our_name,
-        their_name,
-        k,
-        estimate.value,
-        estimate.se,
-        estimate.value - reach,
-        estimate.value + reach,
-        z,
-        n=len(each),
-        clusters=groups,
-        won=won,
-        lost=lost,
-    )
+    interval = (estimate.value, estimate.se, estimate.value - reach, estimate.value + reach)
+    return Difference(*interval, our_name, their_name, k, z, len(each), groups, won, lost)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One point of a curve: the cases with low <= value < high."""
+    """One point of a curve: the queries with low <= value < high."""
 
     low: float
     high: float
@@ -139,7 +137,7 @@ def recall_within(
     return points
 
 
-def bins(values: Values, edges: Sequence[float]) -> Rows:
+def bins(values: Doubles, edges: Sequence[float]) -> Rows:
     """int64 [n]: the bin of each value, -1 for those outside or NaN."""
     if len(edges) < 2:
         return np.full(len(values), -1)
@@ -148,7 +146,7 @@ def bins(values: Values, edges: Sequence[float]) -> Rows:
     return np.where(np.isnan(values) | (places > len(edges) - 2), -1, places)
 
 
-def even_edges(values: Values, most: int) -> list[float]:
+def even_edges(values: Doubles, most: int) -> list[float]:
     """At most `most` bins with about as many values in each; fewer where values are equal or there are none."""
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -167,15 +165,7 @@ def signed(value: float) -> str:
     return short(value) if value < 0 else f"+{short(value)}"
 
 
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns in line, the first to the left, the others to the right."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    justified = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in justified)
-
-
-def _error(sample: Values, clusters: Rows | None) -> tuple[float, int]:
+def _error(sample: Doubles, clusters: Rows | None) -> tuple[float, int]:
     """Standard error of the mean and the number of clusters; NaN where one cluster is all there is."""
     away = sample - sample.mean()
     if clusters is not None:
@@ -188,3 +178,62 @@ def _error(sample: Values, clusters: Rows | None) -> tuple[float, int]:
 
 def _ratio(estimate: Estimate) -> float:
     return estimate.value / estimate.se if estimate.se > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """above and below float64 [U]: each user's part of the two sums. `scale`: of the error, 2 for shares of pairs, in
+    which each pair stands in the sums of both its rows."""
+
+    above: Doubles
+    below: Doubles
+    scale: float = 1.0
+
+    @property
+    def value(self) -> float:
+        total = self.below.sum()
+        return float(self.above.sum() / total) if total else float("nan")
+
+    @property
+    def users(self) -> int:
+        """The users that have a part in it."""
+        return int(np.count_nonzero(self.below))
+
+
+def ratio_of(users: int, user: Rows, above: Array, below: Array, scale: float = 1.0) -> Ratio:
+    """Sum up parts [N] by user; user int64 [N]: the owner of each, of `users` in all."""
+    sums = [np.bincount(user, np.asarray(part, np.float64), minlength=users) for part in (above, below)]
+    return Ratio(sums[0].astype(np.float64), sums[1].astype(np.float64), scale)
+
+
+def estimate(ratio: Ratio, seed: int = 0) -> Interval:
+    """Return the ratio with the error of drawing users."""
+    return _summed_up(ratio.value, _draws(ratio, seed) - ratio.value, ratio.scale)
+
+
+def difference(ours: Ratio, theirs: Ratio, seed: int = 0) -> Interval:
+    """Ours minus theirs, on the same users. Raises ValueError when they are not of the same users."""
+    if len(ours.below) != len(theirs.below):
+        raise ValueError(f"{len(ours.below)} users are not the same as {len(theirs.below)}")
+    value = ours.value - theirs.value
+    return _summed_up(value, _draws(ours, seed) - _draws(theirs, seed) - value, ours.scale)
+
+
+def _draws(ratio: Ratio, seed: int) -> Doubles:
+    """[R]: the ratio over users drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    size = len(ratio.below)
+    found = np.empty(RESAMPLES)
+    for draw in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, size, size), minlength=size) if size else np.zeros(0)
+        below = times @ ratio.below
+        found[draw] = times @ ratio.above / below if below else np.nan
+    return found
+
+
+def _summed_up(value: float, away: Doubles, scale: float) -> Interval:
+    known = away[np.isfinite(away)] * scale
+    if not len(known):
+        return Interval(value, float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile(known, (0.025, 0.975))
+    return Interval(value, float(known.std()), value + float(low), value + float(high))

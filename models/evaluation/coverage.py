@@ -1,4 +1,4 @@
-"""What recommendation lists show: how much of the catalogue, and how popular that is.
+"""The catalogue as recommendation lists show it: how much of the catalogue, and how popular that is.
 
 A list can be right and the same for everyone; coverage and popularity say so. Only counts per item and a number per
 list are kept, never the lists.
@@ -7,12 +7,9 @@ list are kept, never the lists.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Flags, Rows
 from models.evaluation.comparison import Estimate, mean
-
-Rows = npt.NDArray[np.int64]
-Shares = npt.NDArray[np.float64]
 
 DEPTHS = (10, 50, 100, 500)
 TOP = 0.01  # of the items known, the most watched before the cut
@@ -20,17 +17,17 @@ NOBODY, SEVERAL = -1, -2
 
 
 class Coverage:
-    """Of one recommender: the first k items of each list, for k in DEPTHS."""
+    """The lists of one recommender: the first k items of each list, for k in DEPTHS."""
 
-    def __init__(self, log_shares: Shares) -> None:
+    def __init__(self, log_shares: Doubles) -> None:
         """log_shares float64 [C]: of the watches before the cut."""
         self._shares = log_shares
         self._is_top = np.zeros(len(log_shares), np.bool_)
         self._is_top[np.argsort(-log_shares, kind="stable")[: max(1, round(TOP * len(log_shares)))]] = True
         self._lists = 0
         self._owner = {k: np.full(len(log_shares), NOBODY) for k in DEPTHS}  # [C] the one list that shows an item
-        self._popularity: dict[int, list[Shares]] = {k: [] for k in DEPTHS}
-        self._top_share: dict[int, list[Shares]] = {k: [] for k in DEPTHS}
+        self._popularity: dict[int, list[Doubles]] = {k: [] for k in DEPTHS}
+        self._top_share: dict[int, list[Doubles]] = {k: [] for k in DEPTHS}
 
     def add(self, items: Rows) -> None:
         """items int64 [B, K], best first, -1 for none."""
@@ -58,12 +55,12 @@ class Coverage:
         """Mean over lists of the share of what is shown that belongs to the most watched 1 % of items."""
         return mean(_joined(self._top_share[k]))
 
-    def _mark(self, owner: Rows, items: Rows, there: npt.NDArray[np.bool_]) -> None:
+    def _mark(self, owner: Rows, items: Rows, there: Flags) -> None:
         lists, places = np.nonzero(there)
         shown, first, times = np.unique(items[lists, places], return_index=True, return_counts=True)
         once = (times == 1) & (owner[shown] == NOBODY)
         owner[shown] = np.where(once, self._lists + lists[first], SEVERAL)
 
 
-def _joined(parts: list[Shares]) -> Shares:
+def _joined(parts: list[Doubles]) -> Doubles:
     return np.concatenate(parts) if parts else np.empty(0)

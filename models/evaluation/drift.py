@@ -1,7 +1,7 @@
-"""How far what is scored and learnt has moved away from where a release began.
+"""The distance of scores and rows from where a release began.
 
 A release is judged before it goes live. What makes it wrong afterwards comes slowly and shows in no single answer:
-other viewers, a producer that leaves a field out, rows that learn away from their tower. So recent scores are compared
+other users, a producer that leaves a field out, rows that learn away from their tower. So recent scores are compared
 with the first ones of the release, by the population stability index (below 0.1 nothing has happened, above 0.25 it is
 another distribution) and by the shift of their mean in standard deviations. Pure; the cost of a batch is that of
 sorting its scores into `BINS` bins, whatever the size of the catalogue.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from models.arrays import Doubles, Floats, Rows
 
 BINS = 10  # with equal shares of the first scores
 LEAST_SHARE = 1e-3  # of a bin: an empty one would make the index infinite
@@ -30,7 +30,7 @@ class ScoreDrift:
 
     def __init__(self, first: int, recent: int) -> None:
         self._most, self._fading = first, 1.0 / recent
-        self._first: list[Floats] = []
+        self._first: list[Doubles] = []
         self._missing = first
         self._edges = np.zeros(0)
         self._shares = np.zeros(0)
@@ -61,7 +61,7 @@ class ScoreDrift:
         psi = float(np.sum((recent - self._shares) * np.log(recent / self._shares)))
         return Drift(psi, (self._sum / self._weight - self._mean) / self._deviation)
 
-    def _begin(self, first: Floats) -> None:
+    def _begin(self, first: Doubles) -> None:
         """Bins that hold equal shares of the first scores; of scores that are often equal, as nearly as can be."""
         self._edges = np.quantile(first, np.linspace(0, 1, BINS + 1)[1:-1])
         counts = np.bincount(self._bins(first), minlength=BINS)
@@ -69,7 +69,7 @@ class ScoreDrift:
         self._mean, self._deviation = float(first.mean()), max(float(first.std()), 1e-9)
         self._first.clear()
 
-    def _bins(self, values: Floats) -> npt.NDArray[np.int64]:
+    def _bins(self, values: Doubles) -> Rows:
         return np.searchsorted(self._edges, values, side="right").astype(np.int64)
 
 
@@ -89,10 +89,8 @@ class FadingMean:
         return self._sum / self._weight if self._weight else None
 
 
-def turned_and_grown(
-    rows: npt.NDArray[np.float32], released: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Of rows [R, D] and the same as they were released [R, D]: 1 - cosine [R], and norm over norm [R]. Rows of zeros
+def turned_and_grown(rows: Floats, released: Floats) -> tuple[Floats, Floats]:
+    """Compare rows [R, D] with themselves as released [R, D]: 1 - cosine [R], and norm over norm [R]. Rows of zeros
     have no direction: they have neither turned nor grown."""
     now, before = np.linalg.norm(rows, axis=1), np.linalg.norm(released, axis=1)
     known = (now > 0) & (before > 0)

@@ -1,7 +1,7 @@
-"""What a backtest asks: of whom, as of which moment, with what history, and what was watched then.
+"""The queries of a backtest: a user as of some time, their history, and what they watched then.
 
-A history holds only rows before the moment (paper section 3.4); it is cut from the user's own sequence, so the future
-cannot leak into it. Nothing here is as large as users times items: cases are put together batch by batch.
+A history holds only rows before that time (paper section 3.4); it is cut from the user's own sequence, so the future
+cannot leak into it. Nothing here is as large as users times items: queries are put together batch by batch.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Rows
 from models.logs.timeline import HISTORY, Timeline, first_of_pair
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Stream:
 
 @dataclass(frozen=True)
 class EvalQuery:
-    """int64 [n] each: of which user, as of just before which row of the stream, and the row of what they watched then
-    (frozen: some way behind the moment; -1: nothing)."""
+    """int64 [n] each: the user, the row of the stream just before which is asked, and the row of what they watched then
+    (frozen: some way behind; -1: nothing)."""
 
     users: Rows
     before: Rows
@@ -51,15 +49,15 @@ class EvalQuery:
 
 @dataclass(frozen=True)
 class EvalQueries:
-    """A batch that is asked. Item rows of C and above were not known at the cut."""
+    """A batch of queries with all that a recommender needs. Item rows of C and above were not known at the cut."""
 
     rows: Rows  # [B] as of just before this row of the stream
     users: Rows  # [B]
     targets: Rows  # [B] item row, -1 for none
     histories: Rows  # [B, HISTORY] item rows of the newest watches, oldest first, -1 in front
-    seen_case: Rows  # [K] with `seen_item`: all items that the user has watched before, each once
+    seen_query: Rows  # [K] with `seen_item`: all items that the user has watched before, each once
     seen_item: Rows  # [K]
-    event_ms: Rows  # [B] time of the moment
+    event_ms: Rows  # [B]
 
     def __len__(self) -> int:
         return len(self.users)
@@ -83,13 +81,14 @@ class History:
         return self._watches.newest(users, before, 1)[:, 0]
 
     def next_unseen(self, cut: int) -> EvalQuery:
-        """Of each user who has watched before the cut: the first unseen item after it, asked for at the cut."""
+        """The queries of all who have watched before the cut: their first unseen item after it, asked for at the
+        cut."""
         later = np.flatnonzero(self._new[cut:]) + cut
         users, at = np.unique(self.stream.users[later], return_index=True)
         return self._warm(EvalQuery(users, np.full(len(users), cut), later[at]))
 
     def only_repeating(self, cut: int) -> EvalQuery:
-        """Of each user who watches on both sides of the cut, but nothing unseen after it."""
+        """The users who watch on both sides of the cut, but nothing unseen after it."""
         users = np.setdiff1d(self.stream.users[cut:], self.next_unseen(cut).users)
         return self._warm(EvalQuery(users, np.full(len(users), cut), np.full(len(users), -1)))
 
@@ -102,21 +101,21 @@ class History:
         """int64 [n]: the item watched, -1 for none."""
         return np.where(asked.watched >= 0, self.stream.items[np.maximum(asked.watched, 0)], -1)
 
-    def cases(self, asked: EvalQuery) -> EvalQueries:
+    def queries(self, asked: EvalQuery) -> EvalQueries:
         windows = self._watches.newest(asked.users, asked.before, HISTORY)
-        seen_case, seen = self._firsts.all(asked.users, asked.before)
+        seen_query, seen = self._firsts.all(asked.users, asked.before)
         moments = np.minimum(asked.before, len(self.stream) - 1)
         return EvalQueries(
             rows=asked.before,
             users=asked.users,
             targets=self.targets(asked),
             histories=np.where(windows >= 0, self.stream.items[windows], -1),
-            seen_case=seen_case,
+            seen_query=seen_query,
             seen_item=np.asarray(self.stream.items[seen]),
             event_ms=np.asarray(self.stream.event_ms[moments]),
         )
 
-    def log_shares(self, cut: int, catalogue: int) -> npt.NDArray[np.float64]:
+    def log_shares(self, cut: int, catalogue: int) -> Doubles:
         """float64 [C]: log of each item's share of the watches before the cut, one watch granted to each."""
         counts = np.bincount(self.stream.items[:cut], minlength=catalogue)[:catalogue] + 1
         return np.asarray(np.log(counts / counts.sum()))

@@ -5,32 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats
 from models.evaluation.backtest import Recommender
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History
 
-Floats = npt.NDArray[np.float32]
-
 
 class Frozen:
-    """Learns nothing. With `follow_history` it is still shown what each user has watched since; without, it is shown
-    what they had watched at the cut (nothing, where they came later)."""
+    """A recommender that learns nothing and is shown what each user had watched at the cut (nothing, where they came
+    later)."""
 
-    def __init__(
-        self, recommender: Recommender, history: History, cut: int, *, name: str, follow_history: bool = False
-    ) -> None:
+    def __init__(self, recommender: Recommender, history: History, cut: int, *, name: str) -> None:
         self.name = name
         self._recommender, self._history, self._cut = recommender, history, cut
-        self._follow_history = follow_history
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return self._recommender.scores(cases if self._follow_history else self._as_of_the_cut(cases))
+    def scores(self, queries: EvalQueries) -> Floats:
+        nothing = np.full(len(queries), -1)
+        asked = EvalQuery(queries.users, np.minimum(queries.rows, self._cut), nothing)
+        return self._recommender.scores(replace(self._history.queries(asked), targets=queries.targets))
 
     def learn(self, rows: slice) -> None:
         """It does not."""
-
-    def _as_of_the_cut(self, cases: EvalQueries) -> EvalQueries:
-        nothing = np.full(len(cases), -1)
-        asked = EvalQuery(cases.users, np.minimum(cases.rows, self._cut), nothing)
-        return replace(self._history.cases(asked), targets=cases.targets)

@@ -8,15 +8,12 @@ by the most watched items; the rest scores 0 there.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import lapack
 
+from models.arrays import Floats
 from models.evaluation.eval_queries import EvalQueries, Stream
 from models.logs.timeline import first_of_pair
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 MOST_WATCHES = 500  # of one user: pairs grow with the square
 EASE_ITEMS = 10_000  # 400 MB of weights
@@ -44,8 +41,8 @@ class ItemKnn:
         self._neighbours, self._shrink, self._refit_events = neighbours, shrink, refit_events
         self._fit(cut)
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        return np.asarray((seen_matrix(cases, self._catalogue) @ self._similar).toarray())
+    def scores(self, queries: EvalQueries) -> Floats:
+        return np.asarray((seen_matrix(queries, self._catalogue) @ self._similar).toarray())
 
     def learn(self, rows: slice) -> None:
         if self._refit_events is not None and rows.stop - self._fitted >= self._refit_events:
@@ -73,9 +70,9 @@ class Ease:
         self._catalogue = catalogue
         self._weights = ease_weights(watched[:, self.items], l2)
 
-    def scores(self, cases: EvalQueries) -> Floats:
-        scores = np.zeros((len(cases), self._catalogue), np.float32)
-        scores[:, self.items] = seen_matrix(cases, self._catalogue)[:, self.items] @ self._weights
+    def scores(self, queries: EvalQueries) -> Floats:
+        scores = np.zeros((len(queries), self._catalogue), np.float32)
+        scores[:, self.items] = seen_matrix(queries, self._catalogue)[:, self.items] @ self._weights
         return scores
 
     def learn(self, rows: slice) -> None:
@@ -97,11 +94,11 @@ def watch_matrix(stream: Stream, cut: int, catalogue: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(kept), np.float32), pairs), shape=shape)
 
 
-def seen_matrix(cases: EvalQueries, catalogue: int) -> sparse.csr_array:
+def seen_matrix(queries: EvalQueries, catalogue: int) -> sparse.csr_array:
     """float32 [B, C]: 1 where the case's user has watched the item before."""
-    known = cases.seen_item < catalogue
-    pairs = (cases.seen_case[known], cases.seen_item[known])
-    return sparse.csr_array((np.ones(int(known.sum()), np.float32), pairs), shape=(len(cases), catalogue))
+    known = queries.seen_item < catalogue
+    pairs = (queries.seen_query[known], queries.seen_item[known])
+    return sparse.csr_array((np.ones(int(known.sum()), np.float32), pairs), shape=(len(queries), catalogue))
 
 
 def nearest(weighted: sparse.csr_array, neighbours: int, shrink: float) -> sparse.csr_array:

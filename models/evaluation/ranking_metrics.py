@@ -1,4 +1,4 @@
-"""How a ranking is judged, each metric with the objective that it favours. Pure; hand-computed numbers in the tests.
+"""The metrics of a ranking, each with the objective that it favours. Pure; hand-computed numbers in the tests.
 
 | metric | what | favours |
 | --- | --- | --- |
@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+from models.arrays import Doubles, Flags, Rows
+
 Values = npt.NDArray[np.floating]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,9 @@ def pair_loss(groups: Rows, score: Values, seconds: Values, watched: Flags) -> P
     return PairLoss(np.array(found, np.int64), np.array(weights), np.array(wrong))
 
 
-def xauc(predicted: Values, watched_s: Values) -> float:
-    """Share of all pairs of different watch time that are in the predicted order, ties of the prediction half."""
-    ordered, pairs = xauc_parts(predicted, watched_s)
-    return float(ordered.sum() / pairs.sum()) if pairs.sum() else float("nan")
-
-
 def xauc_parts(predicted: Values, watched_s: Values) -> tuple[Doubles, Doubles]:
-    """Of each row [N]: its pairs with rows of another watch time that are in order (ties half), and all such pairs.
+    """Count for each row [N] its pairs with rows of another watch time that are in order (ties half), and all such
+    pairs.
 
     By counting in a Fenwick tree of the predictions: N log N."""
     n = len(predicted)
@@ -106,12 +100,6 @@ def _prefix(tree: list[int], place: int) -> int:
     return total
 
 
-def gauc(users: Rows, score: Values, completed: Flags) -> float:
-    """AUC of completion within each user that has both, weighted by the user's rows."""
-    _, auc, rows = user_auc(users, score, completed)
-    return float((auc * rows).sum() / rows.sum()) if len(rows) else float("nan")
-
-
 def user_auc(users: Rows, score: Values, completed: Flags) -> tuple[Rows, Doubles, Rows]:
     """Users that have completed some and not others, the AUC of each (ties half), and how many rows each has."""
     order = np.lexsort((score, users))
@@ -149,7 +137,7 @@ def calibration(predicted: Values, watched_s: Values, deciles: int = 10) -> list
 
 
 def _runs(ordered: Rows) -> tuple[Rows, Rows]:
-    """Where each run of equal numbers begins and ends."""
+    """The begin and end of each run of equal numbers."""
     edges = np.flatnonzero(np.diff(ordered)) + 1
     bounds = np.r_[0, edges, len(ordered)] if len(ordered) else np.zeros(1, np.int64)
     return bounds[:-1], bounds[1:]

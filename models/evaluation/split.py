@@ -1,6 +1,6 @@
-"""Where a log is cut: what is before is learnt from, what is after is the test, and the end of the first validates.
+"""The cuts of a log: what is before is learnt from, what is after is the test, and the end of the first validates.
 
-Rows of one millisecond stay together, so that a cut is a moment and nothing of it is on both sides.
+Rows of one millisecond stay together, so that nothing of one time is on both sides.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from models.arrays import Array
 
 
 class ArrayFile:

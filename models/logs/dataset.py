@@ -7,18 +7,15 @@ leak into it whoever asks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats, Integers, Rows
 from models.logs.examples import Examples, Queries
 from models.logs.stored_searches import SearchTimeline
 from models.logs.timeline import HISTORY, Timeline, first_of_pair
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,10 @@ class Dataset:
 
     contexts int [N, K] codes, traits float32 [N, M]: of the watch itself, as a request would carry them."""
 
-    users: npt.NDArray[np.integer]
-    items: npt.NDArray[np.integer]
-    event_ms: npt.NDArray[np.int64]
-    contexts: npt.NDArray[np.integer] | None = None
+    users: Integers
+    items: Integers
+    event_ms: Rows
+    contexts: Integers | None = None
     traits: Floats | None = None
     searches: SearchTimeline | None = None
     timeline_file: Path | None = None  # where the timeline may lie
@@ -48,20 +45,14 @@ class Dataset:
         return np.where(windows >= 0, self.items[windows].astype(np.int64), -1)
 
     def queries(self, rows: Rows, *, age_window_ms: float | None = None, until: int | None = None) -> Queries:
-        """What was known just before each row. With `age_window_ms`, the age of the row against the newest one before
-        `until` (paper section 3.3, "example age"), in windows, at most 1; without, it is 0 as in serving."""
-        size = len(rows)
-        age = np.zeros(size, np.float32)
-        if age_window_ms:
-            newest_ms = self.event_ms[(until or len(self)) - 1]
-            age = np.clip((newest_ms - self.event_ms[rows]) / age_window_ms, 0, 1).astype(np.float32)
-        return Queries(
-            self.histories(rows),
-            self._tokens(self.users[rows], self.event_ms[rows]),
-            np.empty((size, 0), np.int64) if self.contexts is None else self.contexts[rows].astype(np.int64),
-            np.empty((size, 0), np.float32) if self.traits is None else np.asarray(self.traits[rows]),
-            age,
-        )
+        """Return what was known just before each row. With `age_window_ms`, the age of the row against the newest one
+        before `until` (paper section 3.3, "example age"), in windows, at most 1; without, it is 0 as in serving."""
+        queries = self.queries_at(self.histories(rows), self.users[rows], self.event_ms[rows], rows)
+        if not age_window_ms:
+            return queries
+        newest_ms = self.event_ms[(until or len(self)) - 1]
+        age = np.clip((newest_ms - self.event_ms[rows]) / age_window_ms, 0, 1).astype(np.float32)
+        return replace(queries, age=age)
 
     def examples(self, rows: Rows) -> Examples:
         return Examples(self.queries(rows), self.items[rows].astype(np.int64))
@@ -71,7 +62,7 @@ class Dataset:
         first = first_of_pair(self.users, self.items, timeline=self.timeline)
         return np.flatnonzero(first[:until])
 
-    def queries_at(self, histories: Rows, users: Rows, event_ms: Rows, newest: Rows) -> Queries:
+    def queries_at(self, histories: Rows, users: Integers, event_ms: Rows, newest: Rows) -> Queries:
         """Users as of any time: their histories int64 [B, H], and the row of their newest watch then (-1: none), whose
         context they are taken to be in."""
         size, known = len(users), newest >= 0
@@ -83,7 +74,7 @@ class Dataset:
             traits = np.where(known[:, None], self.traits[there], np.nan).astype(np.float32)
         return Queries(histories, self._tokens(users, event_ms), context, traits, np.zeros(size, np.float32))
 
-    def _tokens(self, users: npt.NDArray[np.integer], event_ms: npt.NDArray[np.integer]) -> Rows:
+    def _tokens(self, users: Integers, event_ms: Integers) -> Rows:
         """int64 [B, Q]: words searched before that, -1 for none."""
         if self.searches is None:
             return np.empty((len(users), 0), np.int64)

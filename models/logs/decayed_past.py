@@ -8,10 +8,8 @@ counts" lies a delay: a live system knows an impression's outcome only when its 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+from models.arrays import Doubles, Rows
 
 
 class DecayedPast:

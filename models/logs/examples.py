@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from models.arrays import Flags, Floats, Rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Examples:
     def take(self, at: Rows | slice) -> Examples:
         return Examples(self.queries.take(at), self.targets[at])
 
-    def repeated(self) -> npt.NDArray[np.bool_]:
+    def repeated(self) -> Flags:
         """bool [B]: whether the target is in the example's own history; serving would have left it out."""
         return np.asarray((self.queries.histories == self.targets[:, None]).any(axis=1) & (self.targets >= 0))
 

@@ -31,7 +31,7 @@ class LogError(ValueError):
 
 
 class Place(NamedTuple):
-    """Where a frame comes from, and how many of the source's rows came before its first: what an error names."""
+    """The origin of a frame, and how many of the source's rows came before its first: what an error names."""
 
     source: str
     before: int = 0

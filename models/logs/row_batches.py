@@ -42,7 +42,7 @@ def read_batches(path: Path, wanted: Wanted, rows: int = BATCH_ROWS) -> Iterator
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a file has; without Parquet about, since a line break may be quoted or missing at the end."""
+    """Count the rows of a file; without Parquet about, since a line break may be quoted or missing at the end."""
     check_format(path)
     try:
         if path.suffix == ".parquet":

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from models.arrays import Array, Flags, Floats, Rows
 from models.catalogue.vocabulary import Vocabulary
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import (
@@ -34,7 +35,6 @@ from models.logs.log import (
 from models.logs.row_batches import BATCH_ROWS, Wanted, count_rows, read_batches
 from models.logs.time_order import blocks_in_time
 
-Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
 BUFFER_ROWS = 1_000_000
@@ -52,7 +52,7 @@ CONTEXT: dict[str, Any] = dict.fromkeys(CONTEXT_NAMES, np.int32) | dict.fromkeys
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What log.json says of the arrays beside it."""
+    """The content of log.json about the arrays beside it."""
 
     completed_s: float
     duplicates: int
@@ -74,10 +74,10 @@ class StoredLog:
     directory: Path
     users: npt.NDArray[np.int32]
     items: npt.NDArray[np.int32]
-    event_ms: npt.NDArray[np.int64]
-    watch_s: npt.NDArray[np.float32]
-    duration_s: npt.NDArray[np.float32]
-    completed: npt.NDArray[np.bool_]
+    event_ms: Rows
+    watch_s: Floats
+    duration_s: Floats
+    completed: Flags
     user_ids: list[str]
     item_ids: list[str]
     contexts: dict[str, Array]
@@ -105,7 +105,7 @@ class StoredLog:
             columns[name] = known.replace("", None) if named else known.fill_nan(None)
         return pl.DataFrame(columns).with_columns(completed=pl.Series(self.completed[rows]))
 
-    def item_durations(self) -> npt.NDArray[np.float32]:
+    def item_durations(self) -> Floats:
         """float32 [I]: the last duration that the log tells of each item, NaN for none."""
         durations = np.full(len(self.item_ids), np.nan, np.float32)
         for start in range(0, len(self), BUFFER_ROWS):
@@ -155,7 +155,7 @@ def store_frame(
 
 
 def open_log(directory: Path) -> StoredLog:
-    """What was stored there. Raises LogError when there is no whole log."""
+    """Open a stored log. Raises LogError when there is no whole log."""
     path = Path(directory) / FACTS
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=_Facts)
@@ -273,7 +273,7 @@ class LogWriter:
         (self._directory / FACTS).write_bytes(msgspec.json.encode(facts))
 
 
-def is_repeat(event_ms: Array, *keys: Array) -> npt.NDArray[np.bool_]:
+def is_repeat(event_ms: Array, *keys: Array) -> Flags:
     """bool [B]: whether an earlier row has the same time and keys. `event_ms` is sorted."""
     same = event_ms[1:] == event_ms[:-1]
     tied = np.flatnonzero(np.r_[False, same] | np.r_[same, False])  # few: all others cannot be repeats
@@ -291,7 +291,7 @@ def _place(directory: Path, name: str) -> Path:
     return Path(directory) / f"{name}.npy"
 
 
-def _floats(column: pl.Series) -> npt.NDArray[np.float32]:
+def _floats(column: pl.Series) -> Floats:
     return column.cast(pl.Float32).fill_null(np.nan).to_numpy()
 
 

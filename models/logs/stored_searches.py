@@ -1,7 +1,7 @@
 """The searches of a log's users, of any number: memory-mapped, in order of time, already as tokens.
 
-A query's tokens lie one after the other (`starts` says where each query's begin), since most queries have few. Whoever
-trains asks for the tokens before a moment, and gets what serving would have had then
+A query's tokens lie one after the other (`starts` says where each query's begin), since most queries have few. Training
+asks for the tokens before some time, and gets what serving would have had then
 (models.logs.searches.history_tokens).
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from models.arrays import Array, Rows
 from models.catalogue.vocabulary import Vocabulary
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import SEARCH_COLUMNS, Place, checked_searches, require
@@ -26,7 +27,6 @@ from models.logs.searches import MOST_HISTORY, MOST_SEARCHES, MOST_TOKENS, token
 from models.logs.stored_log import BUFFER_ROWS, StoredLog, is_repeat
 from models.logs.time_order import blocks_in_time
 
-Array = npt.NDArray[Any]
 COLUMNS: dict[str, Any] = {"users": np.int32, "event_ms": np.int64, "query": np.int64, "tokens": np.int32}
 
 
@@ -37,8 +37,8 @@ class StoredSearches:
     does not have and `duplicates` (same user, time and query) were left out."""
 
     users: npt.NDArray[np.int32]
-    event_ms: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
+    event_ms: Rows
+    starts: Rows
     tokens: npt.NDArray[np.int32]
     buckets: int
     strangers: int
@@ -49,7 +49,7 @@ class StoredSearches:
 
 
 class SearchTimeline:
-    """Who searched what before. Memory: 16 bytes for each search and 4 for each token."""
+    """The earlier searches of each user. Memory: 16 bytes for each search and 4 for each token."""
 
     def __init__(self, searches: StoredSearches) -> None:
         self._event_ms = searches.event_ms
@@ -63,7 +63,7 @@ class SearchTimeline:
 
     def before(
         self, users: Array, event_ms: Array, *, most: int = MOST_SEARCHES, most_tokens: int = MOST_HISTORY
-    ) -> npt.NDArray[np.int64]:
+    ) -> Rows:
         """int64 [B, T]: the tokens of each user's last `most` searches before that moment, as history_tokens gives
         them, 0 behind; T is as long as the longest needs and at least 1."""
         users = np.asarray(users, np.int64)

@@ -9,14 +9,12 @@ one block, however many they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Array
 from models.logs.array_file import ArrayFile
 
-Array = npt.NDArray[Any]
 Files = Mapping[str, ArrayFile]
 
 TIME = "event_ms"
@@ -90,7 +88,7 @@ def _range(times: ArrayFile, start: int, stop: int, rows: int) -> tuple[int, int
 
 
 def _spans(times: ArrayFile, start: int, stop: int, rows: int, first: int, last: int) -> Array:
-    """Where each span of time but the first begins; at least one lies within (first, last], so that each deal ends with
+    """The begin of each span of time but the first; at least one lies within (first, last], so that each deal ends with
     fewer rows in a span than before."""
     stride = max(1, (stop - start) // SAMPLE)
     pieces = [times.read(at, min(at + rows, stop))[::stride] for at in range(start, stop, rows)]

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Integers = npt.NDArray[np.integer[Any]]
-Flags = npt.NDArray[np.bool_]
+from models.arrays import Flags, Integers, Rows
 
 CHUNK = 1_000_000
 HISTORY = 50  # completed watches that a user tower reads (paper section 3.3)
@@ -88,7 +84,7 @@ class Timeline:
             start = stop
 
     def _begin_of(self, place: int, *, later: bool = False) -> int:
-        """Where the user of this place begins, or with `later` the next user."""
+        """The first place of the user at this place, or with `later` of the next user."""
         user = int(self._keys[place]) // self._size + later
         return int(np.searchsorted(self._keys, user * self._size))
 

@@ -1,18 +1,18 @@
-"""From a stored log to what is learnt from: its items as rows of a catalogue, its completed watches as a data set.
+"""A stored log as it is learnt from: its items as rows of a catalogue, its completed watches as a data set.
 
-Items are numbered in the order in which they became known, so that those known at any moment are the first so many:
+Items are numbered in the order in which they became known, so that those known at any time are the first so many:
 a model that is judged at a cut must not have a row for what nobody could know then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from models.arrays import Array, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS, TRAITS, ContextVocabulary
 from models.logs.array_file import ArrayFile, mapped
@@ -20,8 +20,6 @@ from models.logs.dataset import Dataset
 from models.logs.log import items_from_frame
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import SearchTimeline, StoredSearches
-
-Rows = npt.NDArray[np.int64]
 
 ALWAYS_MS = -1  # when an item became known that the catalogue has without a date
 
@@ -41,7 +39,7 @@ class TrainingSet:
     rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     def known_at(self, cut: int) -> int:
-        """How many items were known just before row `cut` of the data set."""
+        """Count the items that were known just before row `cut` of the data set."""
         return int(np.searchsorted(self.known_ms, self.dataset.event_ms[cut], side="left"))
 
 
@@ -115,7 +113,7 @@ def _first_ms(log: StoredLog) -> Rows:
     return first
 
 
-def _positives(log: StoredLog, rows: Rows, *, context: bool) -> tuple[Rows, dict[str, npt.NDArray[Any]]]:
+def _positives(log: StoredLog, rows: Rows, *, context: bool) -> tuple[Rows, dict[str, Array]]:
     """The log's row of each completed watch, and its columns as files beside the log."""
     fields = [name for name in FIELDS if context and name in log.contexts]
     traits = [name for name in TRAITS if context and name in log.contexts]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Rows
 from models.ranking.ranking_batch import Codes
 
-CodeArray = npt.NDArray[np.int64]
+CodeArray = Rows
 
 WIDTH = 0.6  # numbers of an embedding for each doubling of its space
 
@@ -61,7 +61,7 @@ class _Translation:
 
 
 def width_of(size: int) -> int:
-    """How wide the embedding of so many ids is: "approximately proportional to the logarithm" of them."""
+    """The width of an embedding of so many ids: "approximately proportional to the logarithm" of them."""
     return max(2, round(WIDTH * float(np.log2(max(2, size)))))
 
 

@@ -1,4 +1,4 @@
-"""From an exposure log to ranking examples: every feature as a server would have known it when the list was asked for.
+"""Ranking examples from an impression log: every feature as a server would have known it when the list was asked for.
 
 The log is read forward once, in pieces. A row's request is its page: what the user was shown within one hour, and what
 is known is frozen at the first row of it, as one request sees it (within a page, features that move between the rows
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.logs.decayed_past import DecayedPast
@@ -40,9 +40,6 @@ from models.ranking.ranking_batch import (
 )
 from models.ranking.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 # Of rows of the log and the rows at which their requests were frozen: retrieval score, the request's best, and place.
 Scorer = Callable[[Rows, Rows], tuple[Floats, Floats, Floats]]
@@ -62,15 +59,15 @@ class Delays:
 
 
 class ImpressionLog:
-    """A stored log as exposures. `directory` takes the tables that windows are cut from.
+    """A stored log as impressions. `directory` takes the tables that windows are cut from.
 
     Rows whose watch_s is unknown are history only: completed, for how long nobody knows.
     """
 
-    def __init__(self, log: StoredLog, source: TrainingSet, directory: Path, delays: Delays) -> None:
+    def __init__(self, log: StoredLog, training_set: TrainingSet, directory: Path, delays: Delays) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.log, self.source, self.delays, self._directory = log, source, delays, directory
-        self.catalogue: Catalogue = source.catalogue
+        self.log, self.training_set, self.delays, self._directory = log, training_set, delays, directory
+        self.catalogue: Catalogue = training_set.catalogue
         self._shown = Timeline(log.users, directory / "shown.npy")
         self._watched = Timeline(log.users, directory / "watched.npy", counts=self._is_watch)
         self.pages = self._first_of_page(directory / "pages.npy")
@@ -78,12 +75,12 @@ class ImpressionLog:
     def __len__(self) -> int:
         return len(self.log)
 
-    def timed(self, rows: slice | Rows) -> npt.NDArray[np.bool_]:
+    def timed(self, rows: slice | Rows) -> Flags:
         return np.isfinite(self.log.watch_s[rows])
 
     def items(self, rows: slice | Rows) -> Rows:
         """Catalogue rows of rows of the log."""
-        return self.source.rows[self.log.items[rows]]
+        return self.training_set.rows[self.log.items[rows]]
 
     def target_s(self, rows: slice | Rows) -> Floats:
         return target_of(np.asarray(self.log.watch_s[rows]), self._duration_s(rows))
@@ -101,7 +98,7 @@ class ImpressionLog:
         return np.where((watched >= 0) & self.log.completed[at], self.items(at), -1)
 
     def statistics(self) -> ItemStatistics:
-        """What is known at the end of the log, all windows closed."""
+        """The statistics at the end of the log, all windows closed."""
         past = _Statistics(self)
         end_ms = int(self.log.event_ms[-1])
         past.move_to(end_ms + 1 + self.delays.window_ms, end_ms + 1 + self.delays.window_ms)
@@ -125,7 +122,7 @@ class ImpressionLog:
         stop = len(self) if stop is None else stop
         writer = ExampleWriter(self._directory / name)
         statistics = _Statistics(self)
-        if frozen is not None and len(frozen):  # of any moment: what they look back on is sorted once
+        if frozen is not None and len(frozen):  # of any time: what they look back on is sorted once
             statistics.move_to(int(self.log.event_ms[frozen].min()), int(self.log.event_ms[frozen].max()))
         for at in range(start, stop, CHUNK):
             rows = at + np.flatnonzero(self.timed(slice(at, min(at + CHUNK, stop))))
@@ -146,15 +143,15 @@ class ImpressionLog:
         named = {
             name: Codes(codes[first].astype(np.int64), self.log.vocabularies[name]) for name, codes in contexts.items()
         }
-        moment = RankingBatch(
+        batch = RankingBatch(
             self.catalogue,
             self._requests(asked[first], named),
             self._candidates(rows, asked, request.reshape(-1), asked[first], statistics, scorer),
         )
         before = writer.queries
         for scope in SCOPES:
-            codes = {name: each.codes for name, each in compute_ids(moment, scope).items()}
-            writer.add(scope, compute_numbers(moment, scope), codes)
+            codes = {name: each.codes for name, each in compute_ids(batch, scope).items()}
+            writer.add(scope, compute_numbers(batch, scope), codes)
         writer.add_outcomes(
             request=before + request.reshape(-1),
             target_s=self.target_s(rows),
@@ -197,14 +194,14 @@ class ImpressionLog:
             sources=Codes(nominated([~np.isnan(score)]), SOURCES),
             trending=nothing,
             similar=nothing,
-            item=statistics.of_items(items, now_ms),
-            channel=statistics.of_channels(self.catalogue.channel_codes(items), now_ms),
-            topic=statistics.of_topics(self.catalogue.topic_codes(items), now_ms),
-            length=statistics.of_lengths(length_codes(self.catalogue.duration_s(items)), now_ms),
-            everything=statistics.of_all(np.asarray(self.log.event_ms[firsts])),
+            item=statistics.of("item", items, now_ms),
+            channel=statistics.of("channel", self.catalogue.channel_codes(items), now_ms),
+            topic=statistics.of("topic", self.catalogue.topic_codes(items), now_ms),
+            length=statistics.of("length", length_codes(self.catalogue.duration_s(items)), now_ms),
+            everything=statistics.of("all", np.zeros(len(firsts), np.int64), np.asarray(self.log.event_ms[firsts])),
         )
 
-    def _is_watch(self, rows: slice) -> npt.NDArray[np.bool_]:
+    def _is_watch(self, rows: slice) -> Flags:
         watch_s = np.asarray(self.log.watch_s[rows])
         return np.asarray((watch_s > 0) | np.isnan(watch_s))
 
@@ -231,9 +228,9 @@ class ImpressionLog:
 class _Statistics:
     """Impressions, watches, seconds and completions by each scope, known as late as live."""
 
-    def __init__(self, exposures: ImpressionLog) -> None:
-        catalogue, half_life_ms = exposures.catalogue, exposures.delays.half_life_ms
-        self._exposures, self._delay_ms = exposures, exposures.delays.window_ms
+    def __init__(self, impressions: ImpressionLog) -> None:
+        catalogue, half_life_ms = impressions.catalogue, impressions.delays.half_life_ms
+        self._impressions, self._delay_ms = impressions, impressions.delays.window_ms
         self._settled = 0
         self._past = {
             "item": DecayedPast(len(catalogue), COLUMNS, half_life_ms),
@@ -244,8 +241,8 @@ class _Statistics:
         }
 
     def move_to(self, from_ms: int, until_ms: int) -> None:
-        """Be ready for questions of moments from `from_ms` to `until_ms`; the former never falls."""
-        event_ms = self._exposures.log.event_ms
+        """Be ready for questions of times from `from_ms` to `until_ms`; the former never falls."""
+        event_ms = self._impressions.log.event_ms
         base_ms = from_ms - self._delay_ms
         base, stop = np.searchsorted(event_ms, [base_ms, until_ms - self._delay_ms])
         for start in range(self._settled, int(base), SETTLED):
@@ -257,11 +254,11 @@ class _Statistics:
             self._past[scope].open(*events)
 
     def summed_up(self, now_ms: int) -> ItemStatistics:
-        """All that was ever shown, as of a moment at or before which nothing is missing."""
-        catalogue = self._exposures.catalogue
+        """All that was ever shown, as of a time at or before which nothing is missing."""
+        catalogue = self._impressions.catalogue
         spaces = {space: id_names(catalogue, space) for space in ("channel", "topic", "length")}
         names = spaces | {"item": catalogue.item_ids, "all": [""]}
-        found = ItemStatistics(self._exposures.delays.half_life_ms)
+        found = ItemStatistics(self._impressions.delays.half_life_ms)
         for scope, past in self._past.items():
             codes = np.arange(len(names[scope]))
             sums = past.at(codes, np.full(len(codes), now_ms), np.full(len(codes), now_ms))
@@ -270,37 +267,24 @@ class _Statistics:
                     found.set(scope, names[scope][code], 0, now_ms, sums[code].tolist())
         return found
 
-    def of_items(self, rows: Rows, now_ms: Rows) -> Doubles:
-        return self._at("item", rows, now_ms)
-
-    def of_channels(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
-        return self._at("channel", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
-
-    def of_topics(self, codes: npt.NDArray[np.int32], now_ms: Rows) -> Doubles:
-        return self._at("topic", codes.astype(np.int64), now_ms) * (codes > 0)[:, None]
-
-    def of_lengths(self, codes: Rows, now_ms: Rows) -> Doubles:
-        return self._at("length", codes, now_ms) * (codes > 0)[:, None]
-
-    def of_all(self, now_ms: Rows) -> Doubles:
-        return self._at("all", np.zeros(len(now_ms), np.int64), now_ms)
-
-    def _at(self, scope: str, codes: Rows, now_ms: Rows) -> Doubles:
-        return self._past[scope].at(codes, now_ms - self._delay_ms, now_ms)
+    def of(self, scope: str, codes: Integers, now_ms: Rows) -> Doubles:
+        """float64 [B, 4]: of these codes at these times, zeros for the code 0 of an id."""
+        past = self._past[scope].at(codes.astype(np.int64), now_ms - self._delay_ms, now_ms)
+        return past if scope in ("item", "all") else past * (codes > 0)[:, None]
 
     def _events(self, start: int, stop: int) -> Iterator[tuple[str, tuple[Rows, Rows, Doubles]]]:
         """By scope: code, time and values of the timed rows `start` to `stop` of the log."""
-        exposures = self._exposures
-        rows = start + np.flatnonzero(exposures.timed(slice(start, stop)))
-        items, at_ms = exposures.items(rows), np.asarray(exposures.log.event_ms[rows])
-        target_s = exposures.target_s(rows)
+        impressions = self._impressions
+        rows = start + np.flatnonzero(impressions.timed(slice(start, stop)))
+        items, at_ms = impressions.items(rows), np.asarray(impressions.log.event_ms[rows])
+        target_s = impressions.target_s(rows)
         values = np.stack(
-            [np.ones(len(rows)), exposures.log.watch_s[rows] > 0, target_s, exposures.log.completed[rows]], axis=1
+            [np.ones(len(rows)), impressions.log.watch_s[rows] > 0, target_s, impressions.log.completed[rows]], axis=1
         ).astype(np.float64)
-        topics = exposures.catalogue.topics_at(items, MOST_TOPICS).astype(np.int64)  # [E, T]
+        topics = impressions.catalogue.topics_at(items, MOST_TOPICS).astype(np.int64)  # [E, T]
         event, place = np.nonzero(topics)
         yield "item", (items, at_ms, values)
-        yield "channel", (exposures.catalogue.channel_codes(items).astype(np.int64), at_ms, values)
+        yield "channel", (impressions.catalogue.channel_codes(items).astype(np.int64), at_ms, values)
         yield "topic", (topics[event, place], at_ms[event], values[event])
-        yield "length", (length_codes(exposures.catalogue.duration_s(items)), at_ms, values)
+        yield "length", (length_codes(impressions.catalogue.duration_s(items)), at_ms, values)
         yield "all", (np.zeros(len(rows), np.int64), at_ms, values)

@@ -12,13 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Rows
 from models.catalogue.columns import Columns
 from models.ranking.ranking_batch import COLUMNS
-
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 
 # In `calibration` the last column holds expected seconds instead of completions.
 SCOPES = ("item", "channel", "topic", "length", "all", "calibration")

@@ -7,9 +7,8 @@ missing stays missing (NaN) instead of passing for a small number: the network h
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from models.arrays import Doubles, Floats
 
 POINTS = 1000
 
@@ -57,7 +56,7 @@ def _fit_one(values: Floats, points: int) -> tuple[Floats, Floats]:
     return padded[0].astype(np.float32), padded[1].astype(np.float32)
 
 
-def _distinct(points: Floats, ranks: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _distinct(points: Floats, ranks: Floats) -> tuple[Doubles, Doubles]:
     """The table without its padding, as np.interp wants it."""
     keep = ~np.isnan(points)
     keep[1:] &= points[1:] != points[:-1]

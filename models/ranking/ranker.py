@@ -10,24 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ranking.features import Scope, compute_ids, compute_numbers, ids_of
+from models.arrays import Array, Floats, Rows
+from models.ranking.feature import Scope
+from models.ranking.features import compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.quantiles import Quantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes, RankingBatch
 from models.ranking.ranking_examples import CAP_S, SCOPES
 from models.ranking.watch_quantiles import WatchQuantiles
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 LEAST_LOGIT = -10.0
 FEW_REQUESTS = 64
@@ -73,13 +70,13 @@ class Ranker:
         nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
         return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
 
-    def rank(self, moment: RankingBatch) -> Ranked:
-        """Expected watch seconds of all candidates of a moment, in one pass. Raises RuntimeError when untrained."""
-        numbers = {scope: compute_numbers(moment, scope) for scope in SCOPES}
-        ids = {name: named for scope in SCOPES for name, named in compute_ids(moment, scope).items()}
-        members = self._member_logits(numbers, ids, moment.request)
+    def rank(self, batch: RankingBatch) -> Ranked:
+        """Expected watch seconds of all candidates of a batch, in one pass. Raises RuntimeError when untrained."""
+        numbers = {scope: compute_numbers(batch, scope) for scope in SCOPES}
+        ids = {name: named for scope in SCOPES for name, named in compute_ids(batch, scope).items()}
+        members = self._member_logits(numbers, ids, batch.request)
         logits = _mean(members)
-        duration_s = moment.catalogue.duration_s(moment.candidates.rows)
+        duration_s = batch.catalogue.duration_s(batch.candidates.rows)
         expected_s = self.seconds(logits[:, 0], duration_s)
         completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
         return Ranked(expected_s, numbers, ids, completion, self._spread(members, duration_s))
@@ -89,7 +86,7 @@ class Ranker:
         return _mean(self._member_logits(numbers, ids, request))
 
     def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> list[Floats]:
-        """Of each member float32 [N, 1 + completion]."""
+        """The logits of each member, float32 [N, 1 + completion]."""
         if not self.nets or self.shape is None:
             raise RuntimeError("this ranker is not trained")
         inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
@@ -106,7 +103,7 @@ class Ranker:
         return members
 
     def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Codes]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a network reads of a scope: quantiles and codes."""
+        """Encode a scope as a network reads it: quantiles and codes."""
         assert self.shape is not None
         _, columns, used = self.shape.used(scope)
         x = torch.from_numpy(self.quantiles[scope].encode(numbers[:, columns]))
@@ -127,9 +124,9 @@ class Ranker:
         seconds = np.stack([self.seconds(each[:, 0], duration_s) for each in members])  # [M, N]
         return np.asarray(np.log(np.maximum(seconds, LEAST_S)).std(axis=0), np.float32)
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def to_arrays(self) -> dict[str, Array]:
         """Everything that was learnt but the ids' names, by name."""
-        arrays: dict[str, npt.NDArray[Any]] = {}
+        arrays: dict[str, Array] = {}
         for scope, table in self.quantiles.items():
             arrays |= {f"{scope}.points": table.points, f"{scope}.ranks": table.ranks}
         if self.watch_quantiles is not None:
@@ -140,7 +137,7 @@ class Ranker:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], shape: RankerShape | None, names: Mapping[str, Sequence[str]]
+        cls, arrays: Mapping[str, Array], shape: RankerShape | None, names: Mapping[str, Sequence[str]]
     ) -> Ranker:
         """The reverse of `to_arrays`. Raises KeyError or RuntimeError (torch) when a name or shape does not fit."""
         if shape is None:
@@ -182,7 +179,7 @@ def _add_queries(hidden: Tensor, query: Tensor, request: Rows) -> None:
 
 
 def _mean(members: Sequence[Floats]) -> Floats:
-    """Of the members' logits."""
+    """The mean of the members' logits."""
     total = members[0]
     for logits in members[1:]:
         total = total + logits

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ranking.features import FEATURES, Feature, Scope
+from models.ranking.feature import Feature, Scope
+from models.ranking.features import FEATURES
 
 # Mean and standard deviation of x, x^2 and sqrt(x) for x uniform in [0, 1].
 POWERS = ((1 / 2, 0.2887), (1 / 3, 0.2981), (2 / 3, 0.2357))
@@ -103,7 +104,7 @@ class RankerNet(nn.Module):
             nn.init.zeros_(self.position.weight)
 
     def query_part(self, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
-        """What the first layer makes of B queries: [B, hidden]"""
+        """The first layer's part of B queries: [B, hidden]"""
         return F.linear(self.query(x, ids), self.of_query, self.bias)
 
     def forward(self, query: Tensor, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:

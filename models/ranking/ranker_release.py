@@ -1,4 +1,4 @@
-"""The ranker of a release, from an exposure log: features, a first fit that is measured on the newest days, the fit.
+"""The ranker of a release, from an impression log: features, a first fit that is measured on the newest days, the fit.
 
 The retrieval score of an impression comes from a candidate model that has not seen it, so it exists for the newest days
 only and is missing before; a score of the final model would know the answer.
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats, Rows
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
 from models.logs.stored_log import StoredLog
@@ -27,8 +27,6 @@ from models.ranking.ranking_evaluation import Predictions, item_means, judge, pr
 from models.ranking.ranking_examples import RankingExamples
 from models.retrieval.candidates import CandidateModel, with_one
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
@@ -51,7 +49,7 @@ class RankerRelease(NamedTuple):
 
 def learn_ranker(
     log: StoredLog,
-    source: TrainingSet,
+    training_set: TrainingSet,
     *,
     settings: RankerParameters,
     delays: Delays,
@@ -65,12 +63,12 @@ def learn_ranker(
     `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
     retrieval scores, and a ranker of those before is measured on them."""
     directory = log.directory / "ranking"
-    exposures = ImpressionLog(log, source, directory, delays)
-    statistics = exposures.statistics()
+    impressions = ImpressionLog(log, training_set, directory, delays)
+    statistics = impressions.statistics()
     if not log.watch_times:
         return RankerRelease(Ranker(), {}, statistics)
-    scorer = None if earlier is None else UnseenScores(earlier, exposures, max(since, len(log) - SCORED_ROWS))
-    examples = exposures.examples("all", scorer=scorer, progress=_staged(progress, "features"))
+    scorer = None if earlier is None else UnseenScores(earlier, impressions, max(since, len(log) - SCORED_ROWS))
+    examples = impressions.examples("all", scorer=scorer, progress=_staged(progress, "features"))
     metrics = {}
     if earlier is not None:
         metrics = _measure(examples, int(log.event_ms[since]), directory, settings)
@@ -94,7 +92,7 @@ def learn_from_served(
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:
-    """What a release's report says of a ranker, on impressions that it has not seen."""
+    """The figures of a ranker in a release's report, on impressions that it has not seen."""
     if not ranker.trained or len(unseen) < LEAST_JUDGED:
         return {}
     predicted = predict(ranker, unseen)
@@ -123,15 +121,15 @@ def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: 
 
 
 class UnseenScores:
-    """Retrieval scores of exposures by a model that was trained on rows before `since`: a
+    """Retrieval scores of impressions by a model that was trained on rows before `since`: a
     models.ranking.impression_log.Scorer."""
 
-    def __init__(self, model: CandidateModel, exposures: ImpressionLog, since: int) -> None:
-        self._model, self._exposures, self._since = model, exposures, since
+    def __init__(self, model: CandidateModel, impressions: ImpressionLog, since: int) -> None:
+        self._model, self._impressions, self._since = model, impressions, since
         self._vectors = model.item_vectors()
 
     def __call__(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
-        """Score, the best score of an item that is not in the viewer's history, and the place by score; NaN before
+        """Score, the best score of an item that is not in the user's history, and the place by score; NaN before
         `since`."""
         score, best, rank = np.full((3, len(rows)), np.nan, np.float32)
         chosen = np.flatnonzero(rows >= self._since)
@@ -142,8 +140,8 @@ class UnseenScores:
         return score, best, rank
 
     def _of(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
-        histories = self._exposures.completed_before(asked, HISTORY)  # [B, H]
-        items = self._exposures.items(rows)
+        histories = self._impressions.completed_before(asked, HISTORY)  # [B, H]
+        items = self._impressions.items(rows)
         scores = with_one(self._model.encode(self._model.encoder.queries_of(histories))) @ self._vectors.T  # [B, N]
         known = items < scores.shape[1]
         own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)

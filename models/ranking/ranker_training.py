@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.arrays import Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import LogError
-from models.ranking.features import FEATURES, Scope, ids_of
+from models.ranking.feature import Scope
+from models.ranking.features import FEATURES, ids_of
 from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
 from models.ranking.quantiles import Quantiles, fit_quantiles
@@ -31,8 +32,6 @@ from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 from models.retrieval.batches import batch_size, epoch_batches
 from models.retrieval.losses import paper_logistic, watch_time_logistic
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 LEAST_ROWS = 200  # with fewer, retrieval order is better than a fit
@@ -182,7 +181,7 @@ def _clicked_counts(examples: RankingExamples, rows: Rows, named: Codes, scope: 
 
 
 def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters) -> RankerShape:
-    """What is to be trained. Raises LogError when a feature is to be left out that there is not."""
+    """The shape to be trained. Raises LogError when a feature is to be left out that there is not."""
     unknown = sorted(set(settings.without) - {feature.name for feature in FEATURES})
     if unknown:
         has = ", ".join(feature.name for feature in FEATURES)
@@ -264,7 +263,7 @@ def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: 
 
 
 def _fits(warm: Ranker, examples: int, settings: RankerParameters) -> bool:
-    """Whether a ranker is of the shape that these settings want, so that one may go on from it."""
+    """Return whether a ranker is of the shape that these settings want, so that one may go on from it."""
     assert warm.shape is not None
     learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None
     return learns_seconds and warm.shape == shape_of(warm.spaces, examples, settings)

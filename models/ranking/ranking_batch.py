@@ -1,4 +1,4 @@
-"""What is known at the moment of a request: the columns that features are computed from, for many requests at once.
+"""All that is known when a request is made: the columns that features are computed from, for many requests at once.
 
 B requests with N candidates in all. Everything a feature may look at is here and was true at `now_ms`, so that whoever
 fills a RankingBatch, serving from its views or training from a log, decides what a feature can know. What several
@@ -14,12 +14,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Array, Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import CHANNEL, TOPICS, Catalogue
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 HISTORY = 50  # watches of any length that are looked at
 SHOWN = 100  # shown items that are looked at
@@ -104,7 +100,7 @@ class RankingBatch:
 
     @cached_property
     def entries(self) -> Rows:
-        """[B]: how many watches of each viewer are known."""
+        """[B]: how many watches of each user are known."""
         return np.asarray(np.count_nonzero(self.requests.there, axis=1), np.int64)
 
     @cached_property
@@ -164,7 +160,7 @@ class RankingBatch:
         """[N]: codes of LENGTHS."""
         return length_codes(self.durations_s)
 
-    # Which of the viewer's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
+    # Which of the user's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
 
     @cached_property
     def of_item(self) -> Flags:
@@ -219,7 +215,7 @@ class RankingBatch:
         """[B, H, T]"""
         return self.catalogue.topics_at(self.requests.watch_rows, MOST_TOPICS)
 
-    def _among(self, theirs: npt.NDArray[np.integer], mine: npt.NDArray[np.integer], none: int) -> Flags:
+    def _among(self, theirs: Integers, mine: Integers, none: int) -> Flags:
         """theirs [B, H], mine [N] -> bool [N, H]"""
         each = theirs if len(theirs) == 1 else theirs[self.request]
         return np.asarray((each == mine[:, None]) & (mine != none)[:, None])
@@ -231,6 +227,22 @@ def newest(ago_s: Floats, chosen: Flags) -> Floats:
     return np.where(np.isinf(smallest), np.float32(np.nan), np.maximum(smallest, 0)).astype(np.float32)
 
 
+def count_of(entries: Flags) -> Floats:
+    """[N, H] -> [N]"""
+    return np.asarray(np.count_nonzero(entries, axis=1), np.float32)
+
+
+def known_or_nan(known: Flags, values: npt.NDArray[np.floating]) -> Floats:
+    return np.where(known, values, np.nan).astype(np.float32)
+
+
+def mean_of(values: Array, chosen: Flags) -> Floats:
+    """[B, H], [B, H] -> [B]: of the chosen entries, NaN for none."""
+    count = chosen.sum(axis=1)
+    total = np.where(chosen, values, np.float32(0)).sum(axis=1, dtype=np.float32)
+    return known_or_nan(count > 0, total / np.maximum(count, 1).astype(np.float32))
+
+
 def length_codes(duration_s: Floats) -> Rows:
     """int64, in the shape of `duration_s`: codes of LENGTHS."""
     codes = np.searchsorted(_EDGES_S, duration_s, side="right") + 1
@@ -238,7 +250,7 @@ def length_codes(duration_s: Floats) -> Rows:
 
 
 def nominated(by: Sequence[Flags]) -> Rows:
-    """Who has nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
+    """Encode who has nominated each candidate: bool [C] by source, in the order of SOURCES -> codes int64 [C, M]."""
     sources = np.zeros((len(by[0]), len(SOURCES) - 1), np.int64)
     for code, mine in enumerate(by, 1):
         sources[:, code - 1] = np.where(mine, code, 0)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from models.evaluation.ranking_comparison import Ratio, Totals
+from models.arrays import Doubles, Rows
+from models.evaluation.comparison import Ratio, ratio_of
 from models.evaluation.ranking_metrics import pair_loss, top_seconds, user_auc, xauc_parts
 from models.logs.decayed_past import DecayedPast
 from models.ranking.features import numbers_of
@@ -22,17 +23,13 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import QUERY_IDS, SCOPES, RankingExamples
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-
 BLOCK = 16_384
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of the same N impressions: expected seconds and score with the state frozen at the page, and at the user's first
-    impression. float64 [N] each."""
+    """Predictions of the same N impressions: expected seconds and score with the state frozen at the page, and at the
+    user's first impression. float64 [N] each."""
 
     page: Doubles
     user: Doubles
@@ -88,7 +85,7 @@ def judge(examples: RankingExamples, predicted: Predictions) -> dict[str, Ratio]
     user = user.reshape(-1).astype(np.int64)
     user_of_page = np.zeros(int(pages.max(initial=-1)) + 1, np.int64)
     user_of_page[pages] = user
-    total = Totals(len(users))
+    total = partial(ratio_of, len(users))
     by_page = pair_loss(pages, predicted.page, seconds, completed)
     by_user = pair_loss(user, predicted.user, seconds, completed)
     of_page, top_s = top_seconds(pages, predicted.page, seconds)
@@ -96,13 +93,13 @@ def judge(examples: RankingExamples, predicted: Predictions) -> dict[str, Ratio]
     auc_user, auc, rows = user_auc(user, predicted.user, completed)
     ones = np.ones(len(seconds))
     return {
-        "weighted_loss_page": total.ratio(user_of_page[by_page.groups], by_page.misordered, by_page.weight),
-        "weighted_loss_user": total.ratio(by_user.groups, by_user.misordered, by_user.weight),
-        "top1_s": total.ratio(user_of_page[of_page], top_s, np.ones(len(of_page))),
-        "calibration": total.ratio(user, predicted.page, seconds),
-        "mae_s": total.ratio(user, np.abs(predicted.page - seconds), ones),
-        "xauc": total.ratio(user, ordered, pairs, scale=2.0),
-        "gauc": total.ratio(auc_user, auc * rows, rows.astype(np.float64)),
+        "weighted_loss_page": total(user_of_page[by_page.groups], by_page.misordered, by_page.weight),
+        "weighted_loss_user": total(by_user.groups, by_user.misordered, by_user.weight),
+        "top1_s": total(user_of_page[of_page], top_s, np.ones(len(of_page))),
+        "calibration": total(user, predicted.page, seconds),
+        "mae_s": total(user, np.abs(predicted.page - seconds), ones),
+        "xauc": total(user, ordered, pairs, scale=2.0),
+        "gauc": total(auc_user, auc * rows, rows.astype(np.float64)),
     }
 
 

@@ -1,4 +1,5 @@
-"""What a ranker is trained from, as columns on disk: the features of impressions as they were served, and outcomes.
+"""The examples that a ranker is trained from, as columns on disk: the features of impressions as they were served, and
+outcomes.
 
 Written in pieces and mapped when read, so neither a log nor a topic has to fit into memory. Ids are numbered by lists
 of names that stand beside them; which of them the ranker knows is decided in training (models.ranking.ranker_training).
@@ -14,13 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Array, Flags, Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
-from models.ranking.features import Scope, ids_of, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import ids_of, numbers_of
 from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Codes
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Array = npt.NDArray[Any]
 
 SCOPES: tuple[Scope, Scope] = ("query", "impression")
 CAP_S = 600.0  # watch time beyond this neither trains nor is promised
@@ -51,7 +50,7 @@ class RankingExamples:
     request: Rows
     target_s: Floats
     duration_s: Floats
-    completed: npt.NDArray[np.bool_]
+    completed: Flags
     position: npt.NDArray[np.int32]
     user: Rows
     at_ms: Rows
@@ -117,6 +116,6 @@ class ExampleWriter:
 
 
 def target_of(watched_s: Floats, duration_s: Floats) -> Floats:
-    """What is learnt, float32 [N]: the seconds watched, at most the duration where it is known (a replay is no longer
+    """The target, float32 [N]: the seconds watched, at most the duration where it is known (a replay is no longer
     video) and at most CAP_S."""
     return np.minimum(np.fmin(watched_s, duration_s), np.float32(CAP_S)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""From viewers and their candidates to a RankingBatch: the arrays that features are computed from, for a batch of
+"""From users and their candidates to a RankingBatch: the arrays that features are computed from, for a batch of
 requests.
 
 Used where an answer is made and where one is computed again from the topics, so both see the same to the bit.
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Floats, Integers, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.catalogue.user_profile import RankedUserProfile
@@ -29,15 +29,11 @@ from models.ranking.ranking_batch import (
     nominated,
 )
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Nominations:
-    """Who nominated C candidates. sources int64 [C, M]: codes of SOURCES, 0 for none; trending and similar float32 [C]:
-    the scores that these sources gave, NaN where they did not nominate."""
+    """The nominations of C candidates. sources int64 [C, M]: codes of SOURCES, 0 for none; trending and similar float32
+    [C]: the scores that these sources gave, NaN where they did not nominate."""
 
     sources: Rows
     trending: Floats
@@ -50,7 +46,7 @@ class RankingQuery:
     their places from 1 and `best` the best score, worked out from `scores` where they are not given. Without
     `nominations` all are the two towers'."""
 
-    viewer: RankedUserProfile
+    user: RankedUserProfile
     now_ms: int
     item_ids: Sequence[str]
     scores: Floats
@@ -60,19 +56,19 @@ class RankingQuery:
 
 
 def ranking_batch_of(
-    batch: Sequence[RankingQuery], catalogue: Catalogue, statistics: Sequence[ItemStatistics]
+    queries: Sequence[RankingQuery], catalogue: Catalogue, statistics: Sequence[ItemStatistics]
 ) -> RankingBatch:
-    """What is known of all queries and candidates of a batch; `statistics` are added up."""
-    now_ms = np.array([query.now_ms for query in batch], np.int64)
-    sizes = [len(query.item_ids) for query in batch]
-    request = np.repeat(np.arange(len(batch)), sizes)
-    item_ids = [item_id for query in batch for item_id in query.item_ids]
+    """Put together what is known of all queries and their candidates; `statistics` are added up."""
+    now_ms = np.array([query.now_ms for query in queries], np.int64)
+    sizes = [len(query.item_ids) for query in queries]
+    request = np.repeat(np.arange(len(queries)), sizes)
+    item_ids = [item_id for query in queries for item_id in query.item_ids]
     rows = catalogue.rows(item_ids)
     known = _Known(statistics, now_ms[request])
-    scores = [np.where(np.isfinite(query.scores), query.scores, np.nan).astype(np.float32) for query in batch]
-    ranks = [_ranks(own) if q.ranks is None else q.ranks for q, own in zip(batch, scores, strict=True)]
-    best = [_best(own) if q.best is None else q.best for q, own in zip(batch, scores, strict=True)]
-    nominations = [query.nominations or by_two_towers(size) for query, size in zip(batch, sizes, strict=True)]
+    scores = [np.where(np.isfinite(query.scores), query.scores, np.nan).astype(np.float32) for query in queries]
+    ranks = [_ranks(own) if q.ranks is None else q.ranks for q, own in zip(queries, scores, strict=True)]
+    best = [_best(own) if q.best is None else q.best for q, own in zip(queries, scores, strict=True)]
+    nominations = [query.nominations or by_two_towers(size) for query, size in zip(queries, sizes, strict=True)]
     candidates = Candidates(
         request=request,
         rows=rows,
@@ -86,9 +82,9 @@ def ranking_batch_of(
         channel=known.of_codes("channel", catalogue.channel_codes(rows), catalogue),
         topic=known.of_codes("topic", catalogue.topic_codes(rows), catalogue),
         length=known.of_codes("length", length_codes(catalogue.duration_s(rows)), catalogue),
-        everything=_Known(statistics, now_ms).of_names("all", [""] * len(batch)),
+        everything=_Known(statistics, now_ms).of_names("all", [""] * len(queries)),
     )
-    return RankingBatch(catalogue, read_requests([query.viewer for query in batch], now_ms, catalogue), candidates)
+    return RankingBatch(catalogue, read_requests([query.user for query in queries], now_ms, catalogue), candidates)
 
 
 def by_two_towers(size: int) -> Nominations:
@@ -97,14 +93,14 @@ def by_two_towers(size: int) -> Nominations:
     return Nominations(nominated([np.ones(size, np.bool_)]), nothing, nothing)
 
 
-def read_requests(viewers: Sequence[RankedUserProfile], now_ms: Rows, catalogue: Catalogue) -> Requests:
-    """The newest watches and shown items of each viewer as arrays, and their contexts."""
-    size, width = len(viewers), (len(viewers), HISTORY)
+def read_requests(users: Sequence[RankedUserProfile], now_ms: Rows, catalogue: Catalogue) -> Requests:
+    """The newest watches and shown items of each user as arrays, and their contexts."""
+    size, width = len(users), (len(users), HISTORY)
     watch_rows, watch_ms = np.full(width, -1, np.int64), np.zeros(width, np.int64)
     watch_s, completed, there = np.zeros(width, np.float32), np.zeros(width, np.bool_), np.zeros(width, np.bool_)
     shown_rows, shown_ms = np.full((size, SHOWN), -1, np.int64), np.zeros((size, SHOWN), np.int64)
-    for at, viewer in enumerate(viewers):
-        newest = viewer.watches[-HISTORY:]
+    for at, user in enumerate(users):
+        newest = user.watches[-HISTORY:]
         if newest:
             last = slice(HISTORY - len(newest), None)
             watch_rows[at, last] = catalogue.rows(watch.item_id for watch in newest)
@@ -112,34 +108,34 @@ def read_requests(viewers: Sequence[RankedUserProfile], now_ms: Rows, catalogue:
             watch_s[at, last] = [watch.watch_s for watch in newest]
             completed[at, last] = [watch.completed for watch in newest]
             there[at, last] = True
-        shown = _newest_shown(viewer)
+        shown = _newest_shown(user)
         if shown:
             last = slice(SHOWN - len(shown), None)
             shown_rows[at, last] = catalogue.rows(item_id for item_id, _ in shown)
             shown_ms[at, last] = [at_ms for _, at_ms in shown]
-    contexts = {name: _context(viewers, name) for name in FIELDS}
+    contexts = {name: _context(users, name) for name in FIELDS}
     return Requests(now_ms, watch_rows, watch_ms, watch_s, completed, there, shown_rows, shown_ms, contexts)
 
 
-def _newest_shown(viewer: RankedUserProfile) -> list[tuple[str, int]]:
+def _newest_shown(user: RankedUserProfile) -> list[tuple[str, int]]:
     """Item and time of the newest SHOWN shown items, oldest first."""
     found: list[tuple[str, int]] = []
-    for shown in reversed(viewer.impressions):
+    for shown in reversed(user.impressions):
         found[:0] = [(item_id, shown.at_ms) for item_id in shown.item_ids]
         if len(found) >= SHOWN:
             break
     return found[-SHOWN:]
 
 
-def _context(viewers: Sequence[RankedUserProfile], name: str) -> Codes:
-    values = [getattr(viewer.context, name, None) or "" for viewer in viewers]
+def _context(users: Sequence[RankedUserProfile], name: str) -> Codes:
+    values = [getattr(user.context, name, None) or "" for user in users]
     names = ["", *dict.fromkeys(value for value in values if value)]
     codes = {value: code for code, value in enumerate(names)}
     return Codes(np.array([codes[value] for value in values], np.int64), names)
 
 
 class _Known:
-    """Statistics of several sources at given moments [N]."""
+    """Statistics of several sources at given times [N]."""
 
     def __init__(self, statistics: Sequence[ItemStatistics], now_ms: Rows) -> None:
         self._statistics, self._now_ms = statistics, now_ms
@@ -147,12 +143,12 @@ class _Known:
     def of_names(self, scope: str, names: Sequence[str]) -> Doubles:
         return self._sum(scope, names, self._now_ms)
 
-    def of_codes(self, scope: str, codes: npt.NDArray[np.integer], catalogue: Catalogue) -> Doubles:
-        """By the catalogue's codes: each distinct one is looked up once per moment."""
-        moments, at = np.unique(self._now_ms, return_inverse=True)
-        keys, inverse = np.unique(codes.astype(np.int64) * len(moments) + at.reshape(-1), return_inverse=True)
-        distinct, names = keys // len(moments), id_names(catalogue, scope)
-        sums = self._sum(scope, [names[code] for code in distinct.tolist()], moments[keys % len(moments)])
+    def of_codes(self, scope: str, codes: Integers, catalogue: Catalogue) -> Doubles:
+        """By the catalogue's codes: each distinct one is looked up once per time."""
+        times, at = np.unique(self._now_ms, return_inverse=True)
+        keys, inverse = np.unique(codes.astype(np.int64) * len(times) + at.reshape(-1), return_inverse=True)
+        distinct, names = keys // len(times), id_names(catalogue, scope)
+        sums = self._sum(scope, [names[code] for code in distinct.tolist()], times[keys % len(times)])
         sums[distinct == 0] = 0.0
         return np.asarray(sums[inverse.reshape(-1)])
 

@@ -7,9 +7,8 @@ watches of videos that last as long. The tables are made from training data and 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from models.arrays import Floats, Rows
 
 GROUPS = 20  # of duration; one more for those that are not known
 POINTS = 101
@@ -24,7 +23,7 @@ class WatchQuantiles:
 
     def quantile(self, watch_s: Floats, duration_s: Floats) -> Floats:
         """float32 [N] in [0, 1]; equal seconds share the middle of their quantiles."""
-        group = self._group(duration_s)
+        group = group_of(self.edges, duration_s)
         out = np.empty(len(watch_s), np.float32)
         for g in np.unique(group):
             of = group == g
@@ -38,14 +37,15 @@ class WatchQuantiles:
         at = quantile.clip(0, 1) * (self.table.shape[1] - 1)
         low = np.floor(at).astype(np.int64)
         high = np.minimum(low + 1, self.table.shape[1] - 1)
-        group = self._group(duration_s)
+        group = group_of(self.edges, duration_s)
         below, above = self.table[group, low], self.table[group, high]
         # so that rounding leads neither beyond the neighbours nor out of order
         return np.asarray(np.minimum(below + (above - below) * (at - low).astype(np.float32), above), np.float32)
 
-    def _group(self, duration_s: Floats) -> npt.NDArray[np.int64]:
-        group = np.searchsorted(self.edges, duration_s)
-        return np.where(np.isnan(duration_s), len(self.table) - 1, group).astype(np.int64)
+
+def group_of(edges: Floats, duration_s: Floats) -> Rows:
+    """int64 [N]: the group of each duration, the last one for NaN."""
+    return np.where(np.isnan(duration_s), len(edges) + 1, np.searchsorted(edges, duration_s)).astype(np.int64)
 
 
 def fit_watch_quantiles(watch_s: Floats, duration_s: Floats) -> WatchQuantiles:
@@ -54,8 +54,7 @@ def fit_watch_quantiles(watch_s: Floats, duration_s: Floats) -> WatchQuantiles:
     edges = np.unique(np.quantile(known, np.linspace(0, 1, GROUPS + 1)[1:-1])) if len(known) else np.zeros(0)
     edges = edges.astype(np.float32)
     levels = np.linspace(0, 1, POINTS)
-    empty = WatchQuantiles(edges, np.zeros((len(edges) + 2, POINTS), np.float32))
-    group = empty._group(duration_s)
+    group = group_of(edges, duration_s)
     everything = np.quantile(watch_s, levels)
     tables = [
         np.quantile(watch_s[group == g], levels) if (group == g).any() else everything for g in range(len(edges) + 2)

@@ -13,6 +13,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +22,12 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 
+from models.arrays import Array
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import ContextVocabulary
 from models.logs.array_file import mapped
@@ -65,7 +67,7 @@ class BundleError(ValueError):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a bundle is. `dim` is the length of an index vector; `offsets` are the next ones to read, by
+    """The description of a bundle. `dim` is the length of an index vector; `offsets` are the next ones to read, by
     `topic/partition`; `files` are SHA-256 sums."""
 
     format: int
@@ -238,7 +240,7 @@ def read_bundle(directory: Path) -> Bundle:
     return Bundle(manifest, model, ranker, catalogue, statistics)
 
 
-def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
+def _tables(model: CandidateModel) -> dict[str, Array]:
     rows = {"vectors": model.vectors, "bias": model.bias, "query_rows": model.query_rows, "words": model.encoder.words}
     return rows | model.popularity.arrays()
 
@@ -270,11 +272,21 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
     return model
 
 
-def _read_table(path: Path) -> npt.NDArray[Any]:
+@contextmanager
+def _readable(path: Path, what: str = "") -> Iterator[None]:
+    """Raises BundleError for a file that cannot be read, or that does not hold what it should."""
     try:
+        yield
+    except (
+        *(pl.exceptions.PolarsError, SafetensorError, OSError, EOFError, TypeError, ValueError),
+        MemoryError,  # of a size that nobody has
+    ) as error:
+        raise BundleError("unreadable", f"{path}: cannot be read{what}: {error}") from None
+
+
+def _read_table(path: Path) -> Array:
+    with _readable(path):
         return mapped(path, "c")  # copy on write: torch reads no array that it may not write to
-    except (ValueError, OSError, EOFError, MemoryError) as error:  # the last: of a size that nobody has
-        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
 
 
 def _check_files(directory: Path, checksums: dict[str, str]) -> None:
@@ -299,12 +311,10 @@ def _check_file(path: Path, checksum: str) -> None:
         raise BundleError("damaged", text)
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        arrays: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
-    return arrays
+def _read_arrays(path: Path) -> dict[str, Array]:
+    with _readable(path):
+        arrays: dict[str, Array] = safetensors.numpy.load_file(path)
+        return arrays
 
 
 def catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
@@ -330,11 +340,9 @@ def catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
 
 def _read_catalogue(path: Path) -> Catalogue:
     catalogue = Catalogue()
-    try:
+    with _readable(path, " as a catalogue"):
         for facts in pl.read_parquet(path).iter_rows(named=True):
             catalogue.upsert(**facts)
-    except (pl.exceptions.PolarsError, OSError, TypeError) as error:
-        raise BundleError("unreadable", f"{path}: cannot be read as a catalogue: {error}") from None
     return catalogue
 
 
@@ -345,12 +353,8 @@ def _names_frame(ranker: Ranker) -> pl.DataFrame:
 
 
 def _read_names(path: Path) -> dict[str, list[str]]:
-    try:
-        frame = pl.read_parquet(path)
-        grouped = frame.group_by("space", maintain_order=True).agg("id")
-        return dict(grouped.iter_rows())
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BundleError("unreadable", f"{path}: cannot be read: {error}") from None
+    with _readable(path):
+        return dict(pl.read_parquet(path).group_by("space", maintain_order=True).agg("id").iter_rows())
 
 
 def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
@@ -362,15 +366,13 @@ def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
 
 def _read_statistics(path: Path, half_life_ms: float) -> ItemStatistics:
     statistics = ItemStatistics(half_life_ms)
-    try:
+    with _readable(path, " as statistics"):
         for scope, name, as_of_ms, *sums in pl.read_parquet(path).iter_rows():
             statistics.set(scope, name, 0, as_of_ms, sums)
-    except (pl.exceptions.PolarsError, OSError, TypeError, ValueError) as error:
-        raise BundleError("unreadable", f"{path}: cannot be read as statistics: {error}") from None
     return statistics
 
 
-def _contiguous(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def _contiguous(arrays: dict[str, Array]) -> dict[str, Array]:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

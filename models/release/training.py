@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from models.logs.dataset import Dataset
@@ -29,7 +28,6 @@ from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import Checkpoints
 from models.retrieval.hyper_parameters import CandidateParameters
 
-Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 HELD_OUT = 0.1  # share of the positives, newest last, that are the validation days
@@ -63,7 +61,7 @@ def train_bundle(
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
-    source, learned, cut = _learn(
+    training_set, learned, cut = learn_from_log(
         log,
         items,
         settings=settings,
@@ -76,11 +74,11 @@ def train_bundle(
     if served is None:
         trained = learn_ranker(
             log,
-            source,
+            training_set,
             settings=ranker,
             delays=delays,
             earlier=learned.earlier,
-            since=int(source.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
+            since=int(training_set.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
             warm=warm_ranker,
             progress=progress,
         )
@@ -92,12 +90,12 @@ def train_bundle(
         bundles_dir,
         model=learned.model,
         ranker=trained.ranker,
-        catalogue=source.catalogue,
+        catalogue=training_set.catalogue,
         statistics=trained.statistics,
         created_ms=created_ms,
         completed_s=log.completed_s,
         seed=settings.seed,
-        metrics=learned.choice.metrics | trained.metrics,
+        metrics=learned.selection.metrics | trained.metrics,
         offsets=offsets,
     )
     if checkpoints is not None:
@@ -105,7 +103,7 @@ def train_bundle(
     return manifest
 
 
-def help_training(
+def learn_from_log(
     log: StoredLog,
     items: pl.DataFrame | None,
     *,
@@ -113,39 +111,27 @@ def help_training(
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
     checkpoints: Checkpoints | None = None,
-) -> None:
-    """What the other processes of a distributed training do: their share of the candidates' batches, from the same
-    arguments. The first process calls train_bundle."""
-    _learn(log, items, settings=settings, searches=searches, warm=warm, checkpoints=checkpoints)
-
-
-def _learn(
-    log: StoredLog,
-    items: pl.DataFrame | None,
-    *,
-    settings: CandidateParameters,
-    searches: StoredSearches | None,
-    warm: CandidateModel | None,
-    checkpoints: Checkpoints | None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
 ) -> tuple[TrainingSet, Learned, int]:
-    """What was learnt from, what was learnt, and the row of the data set where the validation days begin."""
-    source = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
-    check_size(source.dataset)
-    until = len(source.dataset)
+    """Learn candidates; return what was learnt from, what was learnt, and the row where the validation days begin.
+
+    The first process of a distributed training comes here by train_bundle, the others help by calling this."""
+    training_set = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
+    check_size(training_set.dataset)
+    until = len(training_set.dataset)
     cut = int(until * (1 - HELD_OUT))
     learned = learn_candidates(
-        source,
+        training_set,
         settings,
         until=until,
         valid_from=cut if measure else None,
-        items=len(source.catalogue),
+        items=len(training_set.catalogue),
         warm=warm,
         checkpoints=checkpoints,
         progress=progress,
     )
-    return source, learned, cut
+    return training_set, learned, cut
 
 
 def check_size(dataset: Dataset) -> None:

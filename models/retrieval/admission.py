@@ -1,4 +1,4 @@
-"""Which new items get a row: those that have been watched often enough.
+"""The admission of new items: those get a row that have been watched often enough.
 
 A stream brings ids that are seen once and never again; each row they would take costs memory in the trainer and a
 write to the index (Monolith, 2022). Candidates are counted in bounded memory: when it is full, the one that has waited

@@ -1,13 +1,12 @@
-"""How examples are dealt into steps: shuffled anew each epoch, and a short log into smaller batches."""
+"""The dealing of examples into steps: shuffled anew each epoch, and a short log into smaller batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
+from models.arrays import Rows
 
 LEAST_BATCH = 64
 CHUNK = 4096  # neighbours in time that are read together

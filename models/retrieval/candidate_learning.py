@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from models.arrays import Floats, Rows
 from models.catalogue.catalogue import Catalogue
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
@@ -35,15 +35,13 @@ from models.retrieval.net import CandidateNet
 from models.retrieval.popularity import HALF_LIFE, choose_half_life, popularity_of
 from models.retrieval.tower import TowerShape, UserTowers
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 CUTOFFS = (10, 50, 100, 500)
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.0)  # of the towers beside popularity; the first wins a tie
 LINEAR_WEIGHTS = (0.0, 6.0, 12.0, 18.0, 27.0)  # of the linear part
 PATIENCE = 1  # epochs without a better one
-MOST_CASES = 4000  # users who are asked about; drawn when there are more
+MOST_QUERIES = 4000  # users who are asked about; drawn when there are more
 MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
 SIDE_IDS = 8  # most ids of one item in one column
 VALIDATION, FINAL = "validation", "candidates"  # stages
@@ -57,12 +55,12 @@ class Learned(NamedTuple):
     """The model of everything, what was chosen, and the model that has not seen the validation days (None: no such)."""
 
     model: CandidateModel
-    choice: ModelSelection
+    selection: ModelSelection
     earlier: CandidateModel | None
 
 
 def learn_candidates(
-    source: TrainingSet,
+    training_set: TrainingSet,
     settings: CandidateParameters,
     *,
     until: int,
@@ -77,26 +75,26 @@ def learn_candidates(
     Rows from `valid_from` on are validation first; None takes settings.epochs as they are. `warm` is an earlier model
     to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
     """
-    watched, half_life = source.dataset.items[:until], settings.half_life_events
+    watched, half_life = training_set.dataset.items[:until], settings.half_life_events
     if not settings.half_life_events:
         half_life = HALF_LIFE if valid_from is None else choose_half_life(watched, items, since=valid_from)
-    begin = partial(Training, source, settings, items=items, warm=warm)
-    choice, earlier = ModelSelection(settings.epochs), None
+    begin = partial(Training, training_set, settings, items=items, warm=warm)
+    selection, earlier = ModelSelection(settings.epochs), None
     if valid_from is not None:
         training = begin(until=valid_from, half_life_events=half_life)
-        choice = choose(training, until=until, checkpoints=checkpoints, progress=progress)
-        earlier = training.freeze(choice)
-    if not (choice.weight or choice.linear):  # popularity alone: at its best, and nothing to train
-        choice = msgspec.structs.replace(choice, epochs=0)
+        selection = choose(training, until=until, checkpoints=checkpoints, progress=progress)
+        earlier = training.freeze(selection)
+    if not (selection.weight or selection.linear):  # popularity alone: at its best, and nothing to train
+        selection = msgspec.structs.replace(selection, epochs=0)
         if not settings.half_life_events:
             half_life = choose_half_life(watched, items, since=valid_from or 0, tolerance=0.0)
         progress(FINAL, 1, 1)
     training = begin(until=until, half_life_events=half_life)
     if checkpoints is not None:
         checkpoints.restore(training.fits, FINAL)
-    while training.epoch < choice.epochs:
-        training.run_epoch(choice, FINAL, choice.epochs, checkpoints, progress)
-    return Learned(training.freeze(choice), choice, earlier)
+    while training.epoch < selection.epochs:
+        training.run_epoch(selection, FINAL, selection.epochs, checkpoints, progress)
+    return Learned(training.freeze(selection), selection, earlier)
 
 
 class Training:
@@ -106,7 +104,7 @@ class Training:
 
     def __init__(
         self,
-        source: TrainingSet,
+        training_set: TrainingSet,
         settings: CandidateParameters,
         *,
         half_life_events: float,
@@ -114,14 +112,14 @@ class Training:
         items: int,
         warm: CandidateModel | None = None,
     ) -> None:
-        self.source, self.settings, self.until, self.items = source, settings, until, items
-        dataset, self.fits = source.dataset, []
+        self.training_set, self.settings, self.until, self.items = training_set, settings, until, items
+        dataset, self.fits = training_set.dataset, []
         data = TrainingData(dataset, until, items, settings, half_life_events)
         for member in range(settings.members):
             seed = settings.seed + 1000 * member
-            net = new_net(source, settings, items=items, seed=seed, kind=self.net_type)
+            net = new_net(training_set, settings, items=items, seed=seed, kind=self.net_type)
             if warm is not None:
-                warm_start(net, warm, source.catalogue, member)
+                warm_start(net, warm, training_set.catalogue, member)
             self.fits.append(self.fit_type(net, data, settings, seed=seed))
         rows = data.new_rows
         self.linear = item_factors(
@@ -139,11 +137,11 @@ class Training:
         return min(fit.epoch for fit in self.fits)
 
     def run_epoch(
-        self, choice: ModelSelection, stage: str, epochs: int, checkpoints: Checkpoints | None, progress: Progress
+        self, selection: ModelSelection, stage: str, epochs: int, checkpoints: Checkpoints | None, progress: Progress
     ) -> None:
-        """The next epoch of every member that has not done it; `choice` is what a checkpoint is to remember."""
+        """The next epoch of every member that has not done it; `selection` is what a checkpoint is to remember."""
         target = self.epoch + 1
-        save = checkpoints.saver(self.fits, stage, choice) if checkpoints is not None else None
+        save = checkpoints.saver(self.fits, stage, selection) if checkpoints is not None else None
 
         def report(_: int, total: int) -> None:
             progress(stage, sum(fit.epoch * fit.steps + fit.step for fit in self.fits), total * len(self.fits))
@@ -166,14 +164,14 @@ class Training:
         biases = np.stack([fit.net.bias.values.numpy()[:, 0] for fit in self.fits])
         return np.asarray(biases.mean(axis=0, dtype=np.float32))
 
-    def freeze(self, choice: ModelSelection) -> CandidateModel:
+    def freeze(self, selection: ModelSelection) -> CandidateModel:
         """The model as it is served: side embeddings are added into the rows, the weights are multiplied into the
         output side, and items that nobody has watched start where a new item would."""
-        nets, catalogue = [fit.net for fit in self.fits], self.source.catalogue
+        nets, catalogue = [fit.net for fit in self.fits], self.training_set.catalogue
         queries = np.concatenate([*(net.queries.everything() for net in nets), self.linear[0]], axis=1)
-        weighted = np.float32(choice.weight) * self.output_vectors(), np.float32(choice.linear) * self.linear[1]
+        weighted = np.float32(selection.weight) * self.output_vectors(), np.float32(selection.linear) * self.linear[1]
         vectors = np.concatenate(weighted, axis=1)
-        bias = np.float32(choice.weight) * self.bias()
+        bias = np.float32(selection.weight) * self.bias()
         learnt = self.popularity.totals() > 0
         start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
         for row in np.flatnonzero(~learnt).tolist():
@@ -181,21 +179,21 @@ class Training:
         words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
         return CandidateModel(
             catalogue.item_ids[: self.items],
-            UserEncoder(self._towers(choice), words, self.source.contexts),
+            UserEncoder(self._towers(selection), words, self.training_set.contexts),
             vectors=vectors,
             bias=bias,
             query_rows=queries,
             popularity=self.popularity,
         )
 
-    def _towers(self, choice: ModelSelection) -> UserTowers:
+    def _towers(self, selection: ModelSelection) -> UserTowers:
         shape = self.fits[0].net.shape
         whole = msgspec.structs.replace(
             shape,
             members=len(self.fits),
             linear=self.linear[0].shape[1],
-            muted_towers=not choice.weight,
-            muted_linear=not choice.linear,
+            muted_towers=not selection.weight,
+            muted_linear=not selection.linear,
         )
         with torch.random.fork_rng(devices=[]):  # weights are drawn and then replaced
             towers = UserTowers(whole)
@@ -206,7 +204,7 @@ class Training:
 
 def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, progress: Progress) -> ModelSelection:
     """Train on what is before the validation days until they get no better; the epochs and weights that did best."""
-    dataset, epochs = training.source.dataset, training.settings.epochs
+    dataset, epochs = training.training_set.dataset, training.settings.epochs
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
     asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed)
@@ -215,7 +213,7 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
     best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or ModelSelection(epochs)
     while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
         training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
-        best = max([best, *judged(training, history, asked)], key=lambda choice: choice.quality)
+        best = max([best, *judged(training, history, asked)], key=lambda selection: selection.quality)
     if checkpoints is not None:
         checkpoints.save(training.fits, VALIDATION, best)
     if is_worth_it(best.metrics):
@@ -225,26 +223,26 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
 
 def drawn(asked: EvalQuery, items: int, seed: int) -> EvalQuery:
     """At most so many of those who could be asked that ranking the catalogue for them stays affordable."""
-    most = max(1, min(MOST_CASES, MOST_SCORES // items))
+    most = max(1, min(MOST_QUERIES, MOST_SCORES // items))
     if len(asked) <= most:
         return asked
     return asked[np.sort(np.random.default_rng([seed, 4]).choice(len(asked), most, replace=False))]
 
 
 def is_worth_it(metrics: Mapping[str, float]) -> bool:
-    """Whether the choice ranks what was watched better than popularity alone, by more than two standard errors: it is
-    the best of many, and luck alone would be worth one."""
+    """Return whether the selection ranks what was watched better than popularity alone, by more than two standard
+    errors: it is the best of many, and luck alone would be worth one."""
     return metrics.get("log_rank_gain", 1.0) > 2 * metrics.get("log_rank_gain_se", 0.0)
 
 
 def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures of popularity as those of the choice."""
+    """The figures of popularity as those of the selection."""
     own = {name.removeprefix("popular_"): value for name, value in metrics.items() if name.startswith("popular_")}
     return {**metrics, **own}
 
 
 def judged(training: Training, history: History, asked: EvalQuery) -> list[ModelSelection]:
-    """The present state as a choice, once with each pair of weights."""
+    """The present state as a selection, once with each pair of weights."""
     pairs = [(weight, linear) for linear in LINEAR_WEIGHTS for weight in WEIGHTS]
     if not training.settings.linear_dim:
         pairs = [(weight, 0.0) for weight in WEIGHTS]
@@ -252,12 +250,12 @@ def judged(training: Training, history: History, asked: EvalQuery) -> list[Model
     vectors, bias = training.output_vectors(), training.bias()
     popular = training.popularity.log_share()
     for start in range(0, len(asked), rows_at_once(training.items)):
-        cases = history.cases(asked[start : start + rows_at_once(training.items)])
-        personal = training.users(case_queries(training.source.dataset, history, cases)) @ vectors.T + bias
-        linear = linear_scores(training.linear, cases)
+        queries = history.queries(asked[start : start + rows_at_once(training.items)])
+        personal = training.users(tower_queries(training.training_set.dataset, history, queries)) @ vectors.T + bias
+        linear = linear_scores(training.linear, queries)
         for weight, linear_weight in pairs:
             scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
-            ranks[weight, linear_weight].append(judge(scores, cases))
+            ranks[weight, linear_weight].append(judge(scores, queries))
     together = {pair: np.concatenate(blocks) for pair, blocks in ranks.items()}
     alone = together[0.0, 0.0]
     found = {pair: recall_of(of_pair) | gain_of(of_pair, alone, training.items) for pair, of_pair in together.items()}
@@ -269,7 +267,7 @@ def judged(training: Training, history: History, asked: EvalQuery) -> list[Model
 
 
 def gain_of(ranks: Rows, popular: Rows, items: int) -> dict[str, float]:
-    """By how many doublings what was watched stands higher than by popularity alone, case by case: mean and its
+    """By how many doublings what was watched stands higher than by popularity alone, query by query: mean and its
     standard error. A miss stands behind all items."""
     if len(ranks) < 2:
         return {"log_rank_gain": 0.0, "log_rank_gain_se": 0.0}
@@ -285,26 +283,26 @@ def quality_of(found: Mapping[str, float]) -> float:
     return float(np.exp(np.log(np.maximum(recalls, 1e-9)).mean()))
 
 
-def linear_scores(factors: tuple[Floats, Floats], cases: EvalQueries) -> Floats:
+def linear_scores(factors: tuple[Floats, Floats], queries: EvalQueries) -> Floats:
     """float32 [B, N]: what the linear part says of every item, at weight 1."""
-    users = root_sum_of(torch.from_numpy(factors[0]), torch.from_numpy(cases.histories))  # [B, L]
+    users = root_sum_of(torch.from_numpy(factors[0]), torch.from_numpy(queries.histories))  # [B, L]
     return np.asarray(users.numpy() @ factors[1].T)
 
 
 def recall_of(ranks: Rows) -> dict[str, float]:
-    """`recall@k` and `cases` of ranks from 0, negative for misses."""
+    """`recall@k` and `cases` (their number) of ranks from 0, negative for misses."""
     hits = {f"recall@{k}": ((ranks >= 0) & (ranks < k)).mean() if len(ranks) else 0.0 for k in CUTOFFS}
     return {name: float(value) for name, value in hits.items()} | {"cases": float(len(ranks))}
 
 
-def case_queries(dataset: Dataset, history: History, cases: EvalQueries) -> Queries:
-    """The users of a walk's cases as serving would see them: searches up to then, the context of their newest watch."""
-    newest = history.newest(cases.users, cases.rows)
-    return dataset.queries_at(cases.histories, cases.users, cases.event_ms, newest)
+def tower_queries(dataset: Dataset, history: History, queries: EvalQueries) -> Queries:
+    """The users of a walk as serving would see them: searches up to then, the context of their newest watch."""
+    newest = history.newest(queries.users, queries.rows)
+    return dataset.queries_at(queries.histories, queries.users, queries.event_ms, newest)
 
 
 def new_net(
-    source: TrainingSet,
+    training_set: TrainingSet,
     settings: CandidateParameters,
     *,
     items: int,
@@ -313,7 +311,7 @@ def new_net(
 ) -> CandidateNet:
     """A net for the first `items` rows of the catalogue, with the inputs that the data set has; `seed` in place of the
     settings' own."""
-    dataset, contexts = source.dataset, source.contexts
+    dataset, contexts = training_set.dataset, training_set.contexts
     shape = TowerShape(
         settings.dim,
         settings.hidden,
@@ -325,10 +323,10 @@ def new_net(
         example_age=settings.example_age,
         dropout=settings.dropout,
     )
-    names = source.catalogue.id_names if settings.sides else ()
+    names = training_set.catalogue.id_names if settings.sides else ()
     return kind(
         shape,
-        {name: source.catalogue.id_table(name, SIDE_IDS)[:items].astype(np.int32) for name in names},
+        {name: training_set.catalogue.id_table(name, SIDE_IDS)[:items].astype(np.int32) for name in names},
         items,
         words=settings.search_tokens if shape.words else 0,
         seed=settings.seed if seed is None else seed,

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.arrays import Flags, Floats, Integers, Rows
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
 from models.retrieval.batches import batch_size, epoch_batches
@@ -27,8 +27,6 @@ from models.retrieval.net import CandidateNet, Touched
 from models.retrieval.popularity import Snapshots
 from models.retrieval.sampling import Negatives, draw_negatives, find_hits
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 AfterStep = Callable[[], None]
@@ -38,7 +36,7 @@ EPOCH_EXAMPLES = 2_000_000  # most examples of an epoch: validation is asked aft
 
 
 class TrainingData:
-    """What the members of one model learn from: the data set's rows before `until`.
+    """The examples that the members of one model learn from: the data set's rows before `until`.
 
     new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
     [E]; share float [N] of each of the `items` among the targets; snapshots of popularity before each row."""
@@ -77,7 +75,7 @@ class Fit:
 
     @property
     def steps(self) -> int:
-        """Of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
+        """The steps of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
         return -(-min(len(self.data.rows), EPOCH_EXAMPLES) // self.batch)
 
     def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
@@ -152,7 +150,8 @@ class Fit:
         )
 
     def extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
-        """What is added to the logits: popularity as it was before each of `rows`, less the log of expected counts."""
+        """Return what is added to the logits: popularity as it was before each of `rows`, less the log of expected
+        counts."""
         own, others = self.data.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
         return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
 
@@ -168,7 +167,7 @@ def choose_examples(dataset: Dataset, rows: Rows, settings: CandidateParameters)
     return rows
 
 
-def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -> Flags:
     """bool [N]: at most `most` rows of each user and window, each with the same chance."""
     order = np.lexsort((rng.random(len(users)), windows, users))
     user, window = users[order], windows[order]
@@ -180,7 +179,7 @@ def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -
     return keep
 
 
-def example_weights(users: npt.NDArray[np.integer], settings: CandidateParameters) -> Floats:
+def example_weights(users: Integers, settings: CandidateParameters) -> Floats:
     """float32 [N], mean 1: all alike, or 1/n of a user with n examples."""
     if not settings.equal_users or not len(users):
         return np.ones(len(users), np.float32)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.arrays import Floats, Rows
 from models.catalogue.context import ContextVocabulary
 from models.catalogue.user_profile import UserProfile
 from models.logs.array_file import forget_pages
@@ -25,13 +25,11 @@ from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class UserEncoder:
-    """How a user is read: the tower, the words' table [W, E] (read-only, may be a mapped file), the contexts known."""
+    """All that turns a user into a vector: the tower, the words' table [W, E] (read-only, may be a mapped file), the
+    contexts known."""
 
     tower: UserTowers
     words: Floats
@@ -40,17 +38,17 @@ class UserEncoder:
     def __post_init__(self) -> None:
         self.tower.eval().requires_grad_(False)
 
-    def queries(self, viewers: Sequence[UserProfile], row_of: Mapping[str, int]) -> Queries:
-        """What the tower reads of each viewer; `row_of` numbers the items."""
-        size = len(viewers)
-        codes, traits = self.contexts.read([viewer.context for viewer in viewers])
+    def queries(self, users: Sequence[UserProfile], row_of: Mapping[str, int]) -> Queries:
+        """Return what the tower reads of each user; `row_of` numbers the items."""
+        size = len(users)
+        codes, traits = self.contexts.read([user.context for user in users])
         tokens = np.empty((size, 0), np.int64)
         if self.tower.shape.words:
-            tokens = search_tokens(viewers, len(self.words))
-        return Queries(history_rows(viewers, row_of), tokens, codes, traits, np.zeros(size, np.float32))
+            tokens = search_tokens(users, len(self.words))
+        return Queries(history_rows(users, row_of), tokens, codes, traits, np.zeros(size, np.float32))
 
     def queries_of(self, histories: Rows) -> Queries:
-        """Of watches alone, where nothing else is known."""
+        """Queries of watches alone, where nothing else is known."""
         codes, traits = self.contexts.read([None] * len(histories))
         return Queries(
             histories, np.empty((len(histories), 0), np.int64), codes, traits, np.zeros(len(histories), np.float32)
@@ -114,12 +112,12 @@ class CandidateModel:
         """The row of an item on the user's side, -1 when it has none."""
         return self._row_of.get(item_id, -1)
 
-    def user_vectors(self, viewers: Sequence[UserProfile], now_ms: int) -> Floats:
+    def user_vectors(self, users: Sequence[UserProfile], now_ms: int) -> Floats:
         """float32 [B, dim], finite also for an empty history. `now_ms` is the time of the request: the example age of a
         request is 0 (paper section 3.3), so the vector does not depend on it.
 
         Items without a query row are passed over."""
-        return with_one(self.encode(self.encoder.queries(viewers, self._row_of)))
+        return with_one(self.encode(self.encoder.queries(users, self._row_of)))
 
     def encode(self, queries: Queries) -> Floats:
         """-> float32 [B, D]"""
@@ -152,21 +150,21 @@ class CandidateModel:
         return self.query_rows if self._query is None else self._query.values.numpy()
 
 
-def history_rows(viewers: Sequence[UserProfile], row_of: Mapping[str, int]) -> Rows:
+def history_rows(users: Sequence[UserProfile], row_of: Mapping[str, int]) -> Rows:
     """int64 [B, HISTORY]: rows of the newest completed watches, oldest first, -1 in front and for unknown items."""
-    rows = np.full((len(viewers), HISTORY), -1, np.int64)
+    rows = np.full((len(users), HISTORY), -1, np.int64)
     row = row_of.get
-    for at, viewer in enumerate(viewers):
-        newest = [row(watch.item_id, -1) for watch in viewer.watches if watch.completed][-HISTORY:]
+    for at, user in enumerate(users):
+        newest = [row(watch.item_id, -1) for watch in user.watches if watch.completed][-HISTORY:]
         if newest:
             rows[at, -len(newest) :] = newest
     return rows
 
 
-def search_tokens(viewers: Sequence[UserProfile], buckets: int) -> Rows:
+def search_tokens(users: Sequence[UserProfile], buckets: int) -> Rows:
     """int64 [B, Q]: words of the newest searches, -1 behind; unordered (paper section 3.3)."""
-    tokens = [history_tokens([search.query for search in viewer.searches], buckets) for viewer in viewers]
-    rows = np.full((len(viewers), MOST_HISTORY), -1, np.int64)
+    tokens = [history_tokens([search.query for search in user.searches], buckets) for user in users]
+    rows = np.full((len(users), MOST_HISTORY), -1, np.int64)
     for at, mine in enumerate(tokens):
         rows[at, : len(mine)] = mine
     return rows

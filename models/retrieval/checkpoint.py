@@ -40,8 +40,8 @@ def identity_of(log: StoredLog, settings: Mapping[str, object], warm_start: str 
 
 
 class ModelSelection(msgspec.Struct, frozen=True):
-    """What the validation days say: epochs to train, weights of the towers and of the linear part beside popularity,
-    how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`."""
+    """The verdict of the validation days: epochs to train, weights of the towers and of the linear part beside
+    popularity, how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`."""
 
     epochs: int
     weight: float = 1.0
@@ -51,11 +51,11 @@ class ModelSelection(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """Where a training is. `identity` says which one: a checkpoint of another is refused."""
+    """The place at which a training is. `identity` says which one: a checkpoint of another is refused."""
 
     identity: str
     places: tuple[tuple[int, int], ...]  # epoch and step of each member
-    choice: ModelSelection
+    selection: ModelSelection = msgspec.field(name="choice")
 
 
 class Checkpoints:
@@ -85,18 +85,18 @@ class Checkpoints:
         for number, (fit, place) in enumerate(zip(fits, found.places, strict=True)):
             _read_fit(fit, directory / f"{number}")
             fit.epoch, fit.step = place
-        return found.choice
+        return found.selection
 
-    def saver(self, fits: Sequence[Fit], stage: str, choice: ModelSelection) -> Callable[[], None]:
-        """What is called after each step."""
+    def saver(self, fits: Sequence[Fit], stage: str, selection: ModelSelection) -> Callable[[], None]:
+        """Return what is to be called after each step."""
 
         def save() -> None:
             if self._clock() - self._written_s >= self._every_s:
-                self.save(fits, stage, choice)
+                self.save(fits, stage, selection)
 
         return save
 
-    def save(self, fits: Sequence[Fit], stage: str, choice: ModelSelection) -> None:
+    def save(self, fits: Sequence[Fit], stage: str, selection: ModelSelection) -> None:
         if not self._writes:
             return
         place = self.directory / stage
@@ -104,7 +104,7 @@ class Checkpoints:
         shutil.rmtree(staging, ignore_errors=True)
         for number, fit in enumerate(fits):
             _write_fit(fit, staging / f"{number}")
-        state = State(self.identity, tuple((fit.epoch, fit.step) for fit in fits), choice)
+        state = State(self.identity, tuple((fit.epoch, fit.step) for fit in fits), selection)
         (staging / STATE).write_bytes(msgspec.json.encode(state))
         shutil.rmtree(old, ignore_errors=True)
         if place.exists():

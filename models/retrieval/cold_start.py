@@ -1,4 +1,4 @@
-"""Where an item starts that nobody has watched yet: at the mean of its channel, its topics and its other ids, not at
+"""The start of an item that nobody has watched yet: at the mean of its channel, its topics and its other ids, not at
 noise.
 
 Means are shrunk towards the mean of all items, so that a channel with a single item does not make a twin of it.
@@ -10,13 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Doubles, Flags, Floats, Integers
 from models.catalogue.catalogue import Catalogue
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Sums = npt.NDArray[np.float64]
 
 AT_ONCE = 100_000  # rows summed up together
 SHRINK = 2.0  # items' worth of the overall mean in each group's
@@ -24,7 +20,7 @@ MOST_IDS = 8  # of an item in one column that count
 
 
 class Start(NamedTuple):
-    """What an item begins with: output vector [D], bias, embedding on the user's side [D]."""
+    """The first values of an item: output vector [D], bias, embedding on the user's side [D]."""
 
     vector: Floats
     bias: float
@@ -35,7 +31,7 @@ class ColdStart:
     """Means of what items have learnt, by each id of each column of the catalogue (channel, topics, ...)."""
 
     def __init__(
-        self, vectors: Floats, bias: Floats, query_rows: Floats, *, catalogue: Catalogue, learnt: npt.NDArray[np.bool_]
+        self, vectors: Floats, bias: Floats, query_rows: Floats, *, catalogue: Catalogue, learnt: Flags
     ) -> None:
         """vectors and query_rows [N, D] and bias [N] by row of the catalogue; `learnt` bool [N]: whose are averaged."""
         self._dim = vectors.shape[1]
@@ -66,13 +62,13 @@ class ColdStart:
         start = self._overall if start is None else start
         return Start(start[: self._dim], float(start[self._dim]), start[self._dim + 1 :])
 
-    def _means(self, sums: Sums, counts: Sums, names: Sequence[str]) -> dict[str, Floats]:
+    def _means(self, sums: Doubles, counts: Doubles, names: Sequence[str]) -> dict[str, Floats]:
         """sums [C, P] and counts [C] by code, 0 is none."""
         means = (sums + SHRINK * self._overall) / (counts + SHRINK)[:, None]
         return {names[code]: means[code].astype(np.float32) for code in np.flatnonzero(counts).tolist() if code > 0}
 
 
-def _add(table: Floats, codes: npt.NDArray[np.integer], sums: Sums, counts: Sums) -> None:
+def _add(table: Floats, codes: Integers, sums: Doubles, counts: Doubles) -> None:
     """table [R, P]; codes [R, T], 0 for none; to sums [C, P] and counts [C]."""
     for column in codes.T:
         np.add.at(sums, column, table)

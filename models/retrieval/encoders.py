@@ -1,4 +1,4 @@
-"""How a history becomes one vector: the paper's average, or causal self-attention in the manner of SASRec.
+"""Encoders of a history into one vector: the paper's average, or causal self-attention in the manner of SASRec.
 
 Both read the embeddings of the distinct items of a batch and, per user, which of them the history holds. The average
 forgets order, as the paper does on purpose (section 3.3); attention keeps it, at many times the cost.

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from models.arrays import Array, Flags, Floats, Rows
 from models.catalogue.catalogue import NO_IDS, Catalogue
 from models.catalogue.columns import Columns
 from models.catalogue.user_profile import Example
@@ -29,9 +28,6 @@ from models.retrieval.popularity import Popularity
 from models.retrieval.refresh import RefreshSchedule
 from models.retrieval.sampling import Frequency, draw_negatives, find_hits
 from models.retrieval.table import Distinct, Table
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
 PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
@@ -238,12 +234,12 @@ class IncrementalTrainer:
         return due[[bool(self.item_ids[row]) for row in due.tolist()]] if self._free else due
 
     def drift(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Of those of the rows [R] that the release has too [<= R]: how far each has turned and grown since
+        """Measure how far those of the rows [R] that the release has too [<= R] have turned and grown since
         (models.evaluation.drift)."""
         old = rows[self.in_release(rows)]
         return turned_and_grown(self._vectors.values.numpy()[old], self._released[old])
 
-    def in_release(self, rows: Rows) -> npt.NDArray[np.bool_]:
+    def in_release(self, rows: Rows) -> Flags:
         """bool [R]: whether each row is an item that the release has in that very row."""
         return np.asarray(self._items["released"][rows])
 
@@ -280,8 +276,8 @@ class IncrementalTrainer:
         return loss, rows[self._items["moved"][rows] > PUBLISH_MOVE]
 
     def _diverged(self, loss: float) -> bool:
-        """Whether a step's loss is no number or far above the mean of those before it. It joins the mean in either
-        case: a stream whose losses rise for good is learnt from again after some dropped steps."""
+        """Return whether a step's loss is no number or far above the mean of those before it. It joins the mean in
+        either case: a stream whose losses rise for good is learnt from again after some dropped steps."""
         if not np.isfinite(loss):
             return True
         exploded = self._steps >= WARM_UP and loss > EXPLODED * self._mean_loss
@@ -291,7 +287,7 @@ class IncrementalTrainer:
         return exploded
 
 
-def _pieces(rows: npt.NDArray[Any]) -> Iterator[bytes]:
+def _pieces(rows: Array) -> Iterator[bytes]:
     """The bytes of each row."""
     whole, size = rows.tobytes(), rows.nbytes // max(len(rows), 1)
     return (whole[at : at + size] for at in range(0, len(whole), size)) if size else iter(())

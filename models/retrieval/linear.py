@@ -9,11 +9,9 @@ with the sparse X, and it fits into the same inner product as the tower.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from models.arrays import Floats, Rows
 
 POWER = 0.4  # a: how far popular items are held back on the user's side
 MORE = 16  # directions beyond those asked for, that sharpen them

@@ -12,23 +12,9 @@ from torch.autograd.function import once_differentiable
 LEAST = -1e30  # a logit that weighs nothing; minus infinity has no gradient where all negatives are hits
 
 
-def sampled_softmax(positive: Tensor, negatives: Tensor, log_expected: Tensor, hits: Tensor) -> Tensor:
-    """Negative log likelihood per example under a softmax whose denominator is estimated from a sample.
-
-    positive [B]: logit of the watched item, not corrected. negatives [B, S]: logits of the sample.
-    log_expected [S]: log of how often each is expected in the sample; it is *subtracted*, so that the sum over the
-    sample is an unbiased estimate of the sum over all other items. hits bool [B, S]: negatives that are the positive
-    itself, left out. Returns [B].
-
-    This is the definition. What trains is `shared_softmax`, which tests hold against it.
-    """
-    corrected = (negatives - log_expected).masked_fill_(hits, LEAST)  # [B, S]
-    loss: Tensor = F.softplus(torch.logsumexp(corrected, dim=1) - positive)
-    return loss
-
-
 class SharedSoftmax(torch.autograd.Function):
-    """`sampled_softmax` of dot products with negatives that the batch shares, its gradient worked out by hand.
+    """Sampled softmax of dot products with negatives that the batch shares, its gradient worked out by hand. A test
+    holds it against the plain definition.
 
     Autograd would keep and walk through several [B, S] arrays; here one is filled once, and the gradients are two
     matrix products of it. A product that no one asks for (the users', where the tower is frozen) is left out.
@@ -72,9 +58,9 @@ class SharedSoftmax(torch.autograd.Function):
 
 
 class Extra(NamedTuple):
-    """What is added to the logits without being learnt. own [B]: popularity of the positives. others [S] or [B, S]:
-    popularity of the negatives minus the log of their expected counts; [B, S] is overwritten. hits int64 [2, K]: which
-    example and which negative are the same item."""
+    """Terms that are added to the logits without being learnt. own [B]: popularity of the positives. others [S] or [B,
+    S]: popularity of the negatives minus the log of their expected counts; [B, S] is overwritten. hits int64 [2, K]:
+    which example and which negative are the same item."""
 
     own: Tensor
     others: Tensor

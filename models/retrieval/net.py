@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.arrays import Floats, Rows
 from models.logs.examples import Queries
 from models.retrieval.encoders import mean_of
 from models.retrieval.losses import Extra, shared_softmax
 from models.retrieval.table import Distinct, Table, distinct
 from models.retrieval.tower import Inputs, TowerShape, UserTower
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 
 DEVIATION = 0.05  # of an item's own embedding at the start

@@ -7,15 +7,10 @@ the all-time share and m the weight of p: q = (c + m p) / (sum c + m).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Array, Doubles, Floats, Integers, Rows
 from models.catalogue.columns import Columns
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 SNAPSHOT_EVENTS = 1000  # watches between two snapshots
 SNAPSHOT_CELLS = 50_000_000  # most numbers in all snapshots together
@@ -34,9 +29,9 @@ class Popularity:
     def __init__(
         self,
         half_life_events: float,
-        counts: npt.NDArray[np.float64],
-        totals: npt.NDArray[np.float64],
-        touched: npt.NDArray[np.int64],
+        counts: Doubles,
+        totals: Doubles,
+        touched: Rows,
         *,
         clock: int,
     ) -> None:
@@ -61,10 +56,10 @@ class Popularity:
     def __len__(self) -> int:
         return len(self._columns)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def arrays(self) -> dict[str, Array]:
         return {name: self._columns[name] for name in ("count", "total", "touched")}
 
-    def totals(self) -> npt.NDArray[np.float64]:
+    def totals(self) -> Doubles:
         """float64 [N]: all watches ever."""
         return np.asarray(self._columns["total"])
 
@@ -90,16 +85,16 @@ class Popularity:
         self._columns["touched"][row] = touched
         self.clock = max(self.clock, touched)
 
-    def stored(self, rows: Rows) -> tuple[npt.NDArray[Any], ...]:
+    def stored(self, rows: Rows) -> tuple[Array, ...]:
         """count, total, touched of each row [R]: what `restore` takes."""
         return tuple(self._columns[name][rows] for name in ("count", "total", "touched"))
 
-    def counts(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:
+    def counts(self, rows: Rows | slice = slice(None)) -> Doubles:
         """float64 [N]: decayed to the clock."""
         columns = self._columns
         return np.asarray(columns["count"][rows] * self._decay(self.clock - columns["touched"][rows]))
 
-    def prior(self, rows: Rows | slice = slice(None)) -> npt.NDArray[np.float64]:
+    def prior(self, rows: Rows | slice = slice(None)) -> Doubles:
         """float64 [N]: m p, with one watch granted to each item so that the logarithm is finite."""
         return np.asarray(self.prior_watches * (self._columns["total"][rows] + 1) / (self.clock + len(self)))
 
@@ -108,7 +103,7 @@ class Popularity:
         everything = decayed_sum(self.clock, self.half_life_events) + self.prior_watches
         return np.log((self.counts(rows) + self.prior(rows)) / everything).astype(np.float32)
 
-    def _decay(self, events: Rows) -> npt.NDArray[np.float64]:
+    def _decay(self, events: Rows) -> Doubles:
         return np.exp2(-events / self.half_life_events)
 
 
@@ -124,9 +119,7 @@ class Snapshots:
     Row k // every is older than watch k: an example never sees its own watch in its offset. Where there are many items
     snapshots are further apart, so that they fit into a bounded memory."""
 
-    def __init__(
-        self, items: npt.NDArray[np.integer], size: int, half_life_events: float, *, every: int = SNAPSHOT_EVENTS
-    ) -> None:
+    def __init__(self, items: Integers, size: int, half_life_events: float, *, every: int = SNAPSHOT_EVENTS) -> None:
         """`items` [N]: rows watched, in order of time."""
         self.every = max(every, -(-len(items) * size // SNAPSHOT_CELLS))
         state = Popularity.empty(size, half_life_events)
@@ -142,7 +135,7 @@ class Snapshots:
         return self._table[which, targets], (self._table[:, others] - minus)[which]
 
 
-def popularity_of(items: npt.NDArray[np.integer], size: int, half_life_events: float) -> Popularity:
+def popularity_of(items: Integers, size: int, half_life_events: float) -> Popularity:
     """The counts after all of `items`, without keeping what was before."""
     state = Popularity.empty(size, half_life_events)
     for start in range(0, len(items), AT_ONCE):
@@ -150,7 +143,7 @@ def popularity_of(items: npt.NDArray[np.integer], size: int, half_life_events: f
     return state
 
 
-def choose_half_life(items: npt.NDArray[np.integer], size: int, *, since: int, tolerance: float = NEAR_BEST) -> float:
+def choose_half_life(items: Integers, size: int, *, since: int, tolerance: float = NEAR_BEST) -> float:
     """The slowest half-life whose popularity foresees the watches from `since` on about as well as the best one does,
     walked through as a live system would: its mean log rank may be `tolerance` worse. Beside a personal part the slower
     finds more in depth. `items` [N]: rows watched, in order of time."""

@@ -1,4 +1,4 @@
-"""How well the stream is foreseen: the rank of each example's item before it is learnt, by three models at once.
+"""The prequential test: the rank of each example's item before it is learnt, by three models at once.
 
 The live model, the release as it was, and popularity are ranked over the whole catalogue, on the same examples, before
 any of them learns these: test, then train. That costs in proportion to the catalogue, so a trainer ranks as many as a
@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Flags, Rows
 from models.evaluation.backtest import rows_at_once, target_ranks
 from models.logs.examples import Examples
 from models.retrieval.candidates import CandidateModel, with_one
 from models.retrieval.incremental import IncrementalTrainer
-
-Rows = npt.NDArray[np.int64]
 
 LEAST_EXAMPLES = 16  # ranked together at least: reading the table costs as much
 
@@ -32,17 +30,17 @@ class Ranks(NamedTuple):
     live: Rows
     frozen: Rows
     popular: Rows
-    counted: npt.NDArray[np.bool_]
+    counted: Flags
 
 
 class Budget:
-    """How many examples of a batch may be ranked: `scores` numbers per batch are granted and saved up."""
+    """A limit to the examples of a batch that are ranked: `scores` numbers per batch are granted and saved up."""
 
     def __init__(self, scores: int) -> None:
         self._scores = self._saved = scores
 
     def grant(self, examples: int, items: int) -> int:
-        """Of this batch; 0 until enough is saved up for as many examples as the table is read for anyway."""
+        """Grant some of this batch; 0 until enough is saved up for as many examples as the table is read for anyway."""
         least = min(examples, LEAST_EXAMPLES)
         granted = min(examples, self._saved // max(items, 1))
         granted = granted if granted >= least else 0

@@ -1,4 +1,5 @@
-"""When a row that nobody watches must be published again, because its popularity has decayed since it last was.
+"""The schedule by which a row that nobody watches is published again, because its popularity has decayed since it last
+was.
 
 A published vector carries its popularity as a number; the number ages while the item rests. Each row is due at ages of
 1/4, 1/2, 1 ... of a half-life after its last watch, until the decayed count no longer matters beside the prior. So a
@@ -10,11 +11,9 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Rows
 from models.retrieval.popularity import Popularity
-
-Rows = npt.NDArray[np.int64]
 
 FIRST_SHARE = 1 / 4  # of a half-life
 NEGLIGIBLE = 0.01  # a decayed count below this share of the prior is at rest

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import Floats, Rows
 from models.catalogue.columns import Columns
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Shares = Callable[[Rows], npt.NDArray[np.floating]]
 
 GAP_RATE = 0.05  # how much of an item's gap the newest one is

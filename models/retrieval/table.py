@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from models.arrays import Array, Floats, Rows
 
 FIRST_SQUARE = 1e-12  # Adagrad's accumulator of a row that has not moved yet: its first step is a whole one
 ROOM = 1 << 20  # rows reserved at least where a table may grow; addresses, not memory
@@ -82,8 +79,9 @@ class Table:
         return self._values.index_select(0, rows).requires_grad_()
 
     def change(self, rows: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """What a step would do to distinct `rows` [T] with their summed `gradient` [T, D]: the change [T, D] and the
-        accumulators after it [T]. Nothing is changed yet, so that a step which is not finite can be dropped whole."""
+        """Work out what a step would do to distinct `rows` [T] with their summed `gradient` [T, D]: the change [T, D]
+        and the accumulators after it [T]. Nothing is changed yet, so that a step which is not finite can be dropped
+        whole."""
         squares = self._squares.index_select(0, rows) + gradient.square().mean(dim=1)
         return gradient * (-rate * squares.rsqrt())[:, None], squares
 
@@ -147,7 +145,7 @@ class Distinct:
         return found, places
 
 
-def write_table(path: Path, values: npt.NDArray[Any]) -> None:
+def write_table(path: Path, values: Array) -> None:
     """One array in one file that can be memory-mapped."""
     with path.open("wb") as file:
         np.save(file, values, allow_pickle=False)

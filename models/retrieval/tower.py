@@ -20,7 +20,7 @@ CONTEXT_DIM = 8
 
 
 class TowerShape(msgspec.Struct, frozen=True):
-    """What a tower is built from, as it stands in a bundle's manifest.
+    """The description of a tower, as it stands in a bundle's manifest.
 
     `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
     `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
@@ -44,19 +44,19 @@ class TowerShape(msgspec.Struct, frozen=True):
 
     @property
     def width(self) -> int:
-        """Of what goes into the first layer."""
+        """The numbers that go into the first layer."""
         return self.dim + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
 
     @property
     def item_dim(self) -> int:
-        """Of an item's embedding on either side."""
+        """The numbers of an item's embedding on either side."""
         return self.members * self.dim + self.linear
 
 
 class Inputs(NamedTuple):
-    """What a tower reads of a batch: embeddings of the distinct items [U, D] and words [W, E], and per user the places
-    of the watched items [B, H] and of the searched words [B, Q] among them (-1 for none), context codes [B, K], traits
-    [B, M] (NaN unknown), example age [B]."""
+    """The inputs of a tower for a batch: embeddings of the distinct items [U, D] and words [W, E], and per user the
+    places of the watched items [B, H] and of the searched words [B, Q] among them (-1 for none), context codes [B, K],
+    traits [B, M] (NaN unknown), example age [B]."""
 
     watched: Tensor
     watch_places: Tensor
@@ -98,7 +98,8 @@ class UserTower(nn.Module):
 
 
 class UserTowers(nn.Module):
-    """What serving asks: every member's tower on its slice of the embeddings, and behind them the linear part."""
+    """The towers as serving asks them: every member's tower on its slice of the embeddings, and behind them the linear
+    part."""
 
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()

@@ -20,7 +20,8 @@ import polars as pl
 
 from infra.platform.settings import Kafka, Settings
 from models.catalogue.vocabulary import Vocabulary
-from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import SCHEMA_HASH, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
 from streams.erasure.erased_users_topic import read_erased_users

@@ -21,7 +21,8 @@ from kafka import KafkaConsumer, TopicPartition
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
-from models.ranking.features import Scope, compute_ids, compute_numbers, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import compute_ids, compute_numbers, numbers_of
 from models.ranking.ranker import id_strings
 from models.ranking.ranking_batch import SIMILAR, SOURCES, TRENDING, nominated
 from models.ranking.ranking_request import Nominations, RankingQuery, ranking_batch_of

@@ -1,5 +1,4 @@
-"""Trainings with one choice of the candidate generator turned, as the ablations compare them; the product has none of
-these switches."""
+"""Trainings that differ in one choice, as the ablations compare them; the product has none of these switches."""
 
 from __future__ import annotations
 
@@ -28,11 +27,11 @@ COSINE_SCALE = 12.0
 
 
 def train(
-    kind: type[Training], source: TrainingSet, settings: CandidateParameters, *, until: int, items: int
+    kind: type[Training], training_set: TrainingSet, settings: CandidateParameters, *, until: int, items: int
 ) -> CandidateModel:
     """A model of the first `items` from the rows before `until`, trained for all of the settings' epochs."""
     selection = ModelSelection(settings.epochs)
-    training = kind(source, settings, half_life_events=settings.half_life_events, until=until, items=items)
+    training = kind(training_set, settings, half_life_events=settings.half_life_events, until=until, items=items)
     while training.epoch < settings.epochs:
         training.run_epoch(selection, "ablation", settings.epochs, None, lambda stage, done, total: None)
     return training.freeze(selection)
@@ -50,8 +49,8 @@ class NoPopularity(Training):
         def extra(self, rows: np.ndarray, targets: np.ndarray, negatives: Negatives, hits: np.ndarray) -> Extra:
             return Extra(torch.zeros(len(rows)), -torch.from_numpy(negatives.log_expected), torch.from_numpy(hits))
 
-    def freeze(self, choice: ModelSelection) -> CandidateModel:
-        model = super().freeze(choice)
+    def freeze(self, selection: ModelSelection) -> CandidateModel:
+        model = super().freeze(selection)
         model.popularity = flat(model.popularity)
         return model
 
@@ -133,9 +132,9 @@ class LeakyDataset(Dataset):
 
 
 class RandomHoldOut(Training):
-    def __init__(self, source: TrainingSet, *args: Any, **named: Any) -> None:
-        columns = {each.name: getattr(source.dataset, each.name) for each in fields(Dataset) if each.init}
-        super().__init__(replace(source, dataset=LeakyDataset(**columns)), *args, **named)
+    def __init__(self, training_set: TrainingSet, *args: Any, **named: Any) -> None:
+        columns = {each.name: getattr(training_set.dataset, each.name) for each in fields(Dataset) if each.init}
+        super().__init__(replace(training_set, dataset=LeakyDataset(**columns)), *args, **named)
 
 
 ABLATED = (NoPopularity, LogQOff, LogQAdded, FullSoftmax, TiedTables, Cosine, RandomHoldOut)

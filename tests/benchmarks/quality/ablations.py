@@ -122,7 +122,7 @@ def ranks_of(ground: Ground, cut: int, settings: Model, training: type[Training]
     catalogue = ground.source.known_at(cut)
     model = train(training, ground.source, settings, until=cut, items=catalogue)
     released = Released(model, ground.source, ground.history)
-    return walk_frozen([released], ground.history, cut=cut, catalogue=catalogue, exposure=False).ranks["tower"]
+    return walk_frozen([released], ground.history, cut=cut, catalogue=catalogue, coverage=False).ranks["tower"]
 
 
 def _searches(report: Report, quick: bool) -> None:

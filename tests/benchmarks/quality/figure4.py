@@ -77,7 +77,7 @@ def _predicted(
     asked = ground.history.next_unseen(cut)
     total = np.zeros(len(EDGES) - 1)
     for start in range(0, len(asked), rows_at_once(items)):
-        scores = torch.from_numpy(released.scores(ground.history.cases(asked[start : start + rows_at_once(items)])))
+        scores = torch.from_numpy(released.scores(ground.history.queries(asked[start : start + rows_at_once(items)])))
         total += np.bincount(bins, torch.softmax(scores, dim=1).sum(dim=0).numpy(), minlength=len(total))
     return total
 

@@ -39,8 +39,8 @@ def measure(report: Report, quick: bool) -> None:
     settings = Model(epochs=1, members=1) if quick else Model()
     learned = learn_candidates(ground.source, settings, until=cut, valid_from=max(0, cut - 10_000), items=catalogue)
     report.note(
-        f"chosen on validation: {learned.choice.epochs} epochs, towers x {learned.choice.weight:g}, "
-        f"linear part x {learned.choice.linear:g}, half-life {learned.model.popularity.half_life_events:g} watches"
+        f"chosen on validation: {learned.selection.epochs} epochs, towers x {learned.selection.weight:g}, "
+        f"linear part x {learned.selection.linear:g}, half-life {learned.model.popularity.half_life_events:g} watches"
     )
 
     def live(learns: Learns, name: str, refresh_ms: int = 0) -> Live:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.platform.settings import Ranker as RankerSettings
-from models.evaluation.ranking_comparison import Compared, Ratio, Totals, difference, estimate
+from models.evaluation.comparison import Interval, Ratio, difference, estimate, ratio_of
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_evaluation import Predictions, judge, predict
@@ -63,7 +63,7 @@ def true_top(part: Part, predicted_s: Doubles) -> Ratio:
     starts = np.r_[0, np.flatnonzero(np.diff(lists[order])) + 1]
     place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
     top = order[place < TOP]
-    return Totals(len(users)).ratio(user.reshape(-1)[top], true_s[top], np.ones(len(top)))
+    return ratio_of(len(users), user.reshape(-1)[top], true_s[top], np.ones(len(top)))
 
 
 def values_row(found: Judged, columns: Sequence[str] | None = None) -> dict[str, str]:
@@ -85,12 +85,12 @@ def differences_row(ours: Judged, theirs: Judged, columns: Sequence[str] | None 
     return row
 
 
-def shown(each: Compared, times: float, digits: int) -> str:
+def shown(each: Interval, times: float, digits: int) -> str:
     value, low, high = (f"{times * number:+.{digits}f}" for number in (each.value, each.low, each.high))
     return f"{value} [{low}, {high}]{' *' if each.is_significant else ''}"
 
 
-def compared(rows: Mapping[str, Judged], ours: str, theirs: str, metric: str) -> Compared:
+def compared(rows: Mapping[str, Judged], ours: str, theirs: str, metric: str) -> Interval:
     return difference(rows[ours][metric], rows[theirs][metric])
 
 

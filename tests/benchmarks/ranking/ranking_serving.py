@@ -110,7 +110,7 @@ def _stages(
     known: list[ItemStatistics],
 ) -> None:
     now_ms = np.full(len(queries), NOW_MS)
-    timed("arrays of requests", lambda: read_requests([q.viewer for q in queries], now_ms, release.catalogue))
+    timed("arrays of requests", lambda: read_requests([q.user for q in queries], now_ms, release.catalogue))
     moment = timed("those, candidates, statistics", lambda: ranking_batch_of(queries, release.catalogue, known))
     numbers = timed("features: numbers", lambda: {scope: compute_numbers(moment, scope) for scope in SCOPES})
     ids = timed("features: ids", lambda: {k: v for scope in SCOPES for k, v in compute_ids(moment, scope).items()})

@@ -41,7 +41,7 @@ def exposure_log(rows: int = ROWS) -> pl.DataFrame:
 @pytest.fixture
 def nextwatch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("models.evaluation.ranking_comparison.RESAMPLES", 100)
+    monkeypatch.setattr("models.evaluation.comparison.RESAMPLES", 100)
     for name, value in QUICK.items():
         monkeypatch.setenv(f"NEXTWATCH_RANKER__{name}", value)
 

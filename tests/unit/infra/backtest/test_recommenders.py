@@ -48,7 +48,7 @@ def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(
     released = Released(model, source, history)
     still = Live(model, source, history, settings=Trainer(learns="history"), seed=1, name="still")
     walk = walk_live([released, still], history, cut=cut, catalogue=len(model.vectors), block=50)
-    known = (history.cases(walk.asked).histories < len(model.vectors)).all(axis=1)  # else the trainer knows more
+    known = (history.queries(walk.asked).histories < len(model.vectors)).all(axis=1)  # else the trainer knows more
     assert known.sum() > 100
     np.testing.assert_array_equal(walk.ranks["tower"][known], walk.ranks["still"][known])
 
@@ -85,9 +85,11 @@ def test_vectors_are_taken_over_as_often_as_asked(
 def test_the_scores_are_those_that_serving_would_give(
     source: TrainingSet, history: History, cut: int, model: CandidateModel
 ):
-    cases = history.cases(history.next_unseen(cut)[:20])
-    scores = Released(model, source, history).scores(cases)
-    users = model.encode(model.encoder.queries_of(np.where(cases.histories < len(model.vectors), cases.histories, -1)))
+    queries = history.queries(history.next_unseen(cut)[:20])
+    scores = Released(model, source, history).scores(queries)
+    users = model.encode(
+        model.encoder.queries_of(np.where(queries.histories < len(model.vectors), queries.histories, -1))
+    )
     expected = users @ model.vectors.T + model.item_vectors()[:, -1]
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     walk = walk_frozen([Released(model, source, history)], history, cut=cut, catalogue=len(model.vectors))

@@ -12,9 +12,10 @@ from infra.backtest.curves import age_label, draw_curves, history_label
 from infra.backtest.files import CandidateLists, check_out, new_directory, write_live, write_report
 from infra.backtest.page import render_page
 from infra.backtest.report import CUTOFFS, Grounds, Protocol, build_report, finite
-from models.evaluation.backtest import Entrant, History, Stream, walk_frozen, walk_live
+from models.evaluation.backtest import Entrant, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular
 from models.evaluation.comparison import recall
+from models.evaluation.eval_queries import History, Stream
 from models.evaluation.split import BacktestError
 
 CUT, CATALOGUE, ROWS = 200, 20, 300

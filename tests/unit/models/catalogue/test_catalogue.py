@@ -14,7 +14,7 @@ def test_facts_are_read_by_row_and_unknown_items_say_so():
     assert catalogue.channel_codes(rows).tolist() == [0, 1, 0]
     assert catalogue.topic_codes(rows).tolist() == [0, 1, 0]
     assert catalogue.topics_of(0) == ("t", "s")
-    assert catalogue.topic_table(8).tolist() == [[1, 2], [0, 0]]
+    assert catalogue.id_table("topics", 8).tolist() == [[1, 2], [0, 0]]
 
 
 def test_an_upsert_replaces_what_was_known():
@@ -56,7 +56,6 @@ def test_any_id_column_is_a_table_of_its_own_as_channel_and_topics_are():
     assert catalogue.id_table("cast", 8).tolist() == [[1, 2], [0, 0], [2, 0]]
     assert catalogue.id_table("cast", 1).tolist() == [[1], [0], [2]]
     assert catalogue.id_table("channel", 1).tolist() == [[1], [0], [0]]
-    assert catalogue.id_table("topics", 8).tolist() == catalogue.topic_table(8).tolist()
     assert (catalogue.codes_of("cast", 0), catalogue.id_values("cast")) == ((1, 2), ["", "ann", "bob"])
     assert catalogue.ids_of(0) == {"music": ("77",), "cast": ("ann", "bob")}
 
@@ -83,11 +82,11 @@ def test_a_language_is_known_by_row_and_is_no_id_column():
     catalogue.upsert("z", language="en")
     rows = catalogue.rows(["z", "y", "x", "nobody"])
     assert catalogue.language_codes(rows).tolist() == [2, 0, 1, 0]
-    assert [catalogue.language_of(row) for row in range(3)] == ["de", None, "en"]
-    assert catalogue.languages == ["", "de", "en"]
+    assert catalogue.language_codes(np.arange(3)).tolist() == [1, 0, 2]
+    assert [catalogue.code_of_language(name) for name in ("de", "en")] == [1, 2]
     assert catalogue.id_names == ("channel", "topics", "language")  # that of y, from a grouping of the same name
     catalogue.upsert("x")
-    assert catalogue.language_of(0) is None
+    assert catalogue.language_codes(np.array([0])) == 0
 
 
 def test_the_code_of_a_name_that_no_item_has_is_0_and_asking_does_not_add_it():
@@ -95,4 +94,4 @@ def test_the_code_of_a_name_that_no_item_has_is_0_and_asking_does_not_add_it():
     catalogue.upsert("x", channel="c", language="de")
     assert (catalogue.code_of_id("channel", "c"), catalogue.code_of_language("de")) == (1, 1)
     assert (catalogue.code_of_id("channel", "d"), catalogue.code_of_language("d")) == (0, 0)
-    assert (catalogue.channels, catalogue.languages) == (["", "c"], ["", "de"])
+    assert (catalogue.channels, catalogue.code_of_language("de")) == (["", "c"], 1)

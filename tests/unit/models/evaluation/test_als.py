@@ -3,7 +3,8 @@
 import numpy as np
 
 from models.evaluation.als import Als
-from models.evaluation.backtest import History, Stream, walk_live
+from models.evaluation.backtest import walk_live
+from models.evaluation.eval_queries import History, Stream
 from tests.harness.needs import ALS, needs
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from models.evaluation.backtest import MISS, EvalQueries, History, Stream, judge, top_items, walk_frozen, walk_live
+from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
+from models.evaluation.eval_queries import EvalQueries, History, Stream
 from models.logs.timeline import HISTORY
 
 CUT = 6
@@ -20,13 +21,13 @@ class Recorder:
     def __init__(self, name="recorder", values=(4.0, 3.0, 2.0, 1.0)):
         self.name = name
         self.values = np.array(values, np.float32)
-        self.cases: list[EvalQueries] = []
+        self.queries: list[EvalQueries] = []
         self.events: list[object] = []
 
-    def scores(self, cases):
-        self.cases.append(cases)
-        self.events.append(cases.rows.tolist())
-        return np.tile(self.values, (len(cases), 1))
+    def scores(self, queries):
+        self.queries.append(queries)
+        self.events.append(queries.rows.tolist())
+        return np.tile(self.values, (len(queries), 1))
 
     def learn(self, rows):
         self.events.append((rows.start, rows.stop))
@@ -37,12 +38,12 @@ def history():
     return History(STREAM)
 
 
-def walked(cases, place):
-    return [item for item in cases.histories[place].tolist() if item >= 0]
+def walked(queries, place):
+    return [item for item in queries.histories[place].tolist() if item >= 0]
 
 
-def seen(cases, place):
-    return sorted(cases.seen_item[cases.seen_case == place].tolist())
+def seen(queries, place):
+    return sorted(queries.seen_item[queries.seen_query == place].tolist())
 
 
 def test_frozen_asks_each_warm_user_once_for_the_next_unseen_watch(history):
@@ -54,11 +55,11 @@ def test_frozen_asks_each_warm_user_once_for_the_next_unseen_watch(history):
 
 
 def test_a_frozen_history_ends_at_the_cut_and_not_at_the_watch(history):
-    cases = history.cases(history.next_unseen(CUT))
-    assert [walked(cases, place) for place in (0, 1)] == [[0, 2, 3], [1, 2]]
-    assert [seen(cases, place) for place in (0, 1)] == [[0, 2, 3], [1, 2]]
-    assert cases.targets.tolist() == [1, 4]
-    assert cases.event_ms.tolist() == [1060, 1060]
+    queries = history.queries(history.next_unseen(CUT))
+    assert [walked(queries, place) for place in (0, 1)] == [[0, 2, 3], [1, 2]]
+    assert [seen(queries, place) for place in (0, 1)] == [[0, 2, 3], [1, 2]]
+    assert queries.targets.tolist() == [1, 4]
+    assert queries.event_ms.tolist() == [1060, 1060]
 
 
 def test_frozen_ranks_and_never_learns(history):
@@ -77,12 +78,12 @@ def test_live_asks_for_every_unseen_watch_of_a_user_who_is_warm_at_that_moment(h
 
 
 def test_a_live_history_holds_everything_before_the_row_itself(history):
-    cases = history.cases(history.unseen_since(CUT))
-    assert walked(cases, 0) == [1]  # user 2, in the same block
-    assert walked(cases, 2) == [0, 2, 3, 2]  # repeats included
-    assert seen(cases, 2) == [0, 2, 3]  # each once
-    assert walked(cases, 3) == [1, 2, 4]  # with an item that was unknown at the cut
-    assert seen(cases, 3) == [1, 2, 4]
+    queries = history.queries(history.unseen_since(CUT))
+    assert walked(queries, 0) == [1]  # user 2, in the same block
+    assert walked(queries, 2) == [0, 2, 3, 2]  # repeats included
+    assert seen(queries, 2) == [0, 2, 3]  # each once
+    assert walked(queries, 3) == [1, 2, 4]  # with an item that was unknown at the cut
+    assert seen(queries, 3) == [1, 2, 4]
 
 
 def test_live_learns_a_block_only_after_all_of_it_was_ranked(history):
@@ -112,7 +113,7 @@ def test_what_follows_the_moment_changes_no_case(history):
     users, items = rng.integers(0, 9, 300), rng.integers(0, 20, 300)
     changed = np.r_[items[:200], rng.permutation(items[200:])]
     one, other = (History(Stream(users, rows, np.arange(300))) for rows in (items, changed))
-    before, after = one.cases(one.next_unseen(200)), other.cases(other.next_unseen(200))
+    before, after = one.queries(one.next_unseen(200)), other.queries(other.next_unseen(200))
     both = np.intersect1d(before.users, after.users)
     assert len(both) > 5
     for user in both:
@@ -124,8 +125,8 @@ def test_what_follows_the_moment_changes_no_case(history):
 def test_lists_leave_out_what_was_watched_and_include_users_who_only_repeat(history):
     lists = {}
 
-    def keep(cases, items, scores):
-        for place, user in enumerate(cases.users.tolist()):
+    def keep(queries, items, scores):
+        for place, user in enumerate(queries.users.tolist()):
             lists[user] = items[place].tolist(), scores[place].tolist()
 
     walk = walk_frozen([Recorder(), Recorder("second")], history, cut=CUT, catalogue=CATALOGUE, lists=keep)
@@ -139,11 +140,11 @@ def test_lists_leave_out_what_was_watched_and_include_users_who_only_repeat(hist
 
 
 def test_equal_scores_share_the_middle(history):
-    cases = history.cases(history.next_unseen(0))
-    scores = np.full((len(cases), 9), 7.0, np.float32)
-    assert judge(scores, cases).tolist() == []
-    cases = history.cases(history.next_unseen(CUT))
-    assert judge(np.full((2, 6), 7.0, np.float32), cases).tolist() == [1, 1]  # three, four are left
+    queries = history.queries(history.next_unseen(0))
+    scores = np.full((len(queries), 9), 7.0, np.float32)
+    assert judge(scores, queries).tolist() == []
+    queries = history.queries(history.next_unseen(CUT))
+    assert judge(np.full((2, 6), 7.0, np.float32), queries).tolist() == [1, 1]  # three, four are left
 
 
 def test_scores_that_are_not_finite_or_of_another_shape_are_refused(history):
@@ -156,7 +157,7 @@ def test_many_users_are_asked_in_batches_of_bounded_size(history, monkeypatch):
     monkeypatch.setattr("models.evaluation.backtest.CELLS", 4)
     recorder = Recorder()
     walk = walk_frozen([recorder], history, cut=CUT, catalogue=CATALOGUE)
-    assert [len(cases) for cases in recorder.cases] == [1, 1]
+    assert [len(queries) for queries in recorder.queries] == [1, 1]
     assert walk.ranks["recorder"].tolist() == [0, MISS]
 
 
@@ -170,10 +171,10 @@ def test_top_items_are_in_order_and_end_where_nothing_is_left():
 
 def test_a_history_is_the_newest_fifty():
     users, items = np.zeros(120, np.int64), np.arange(120)
-    cases = (history := History(Stream(users, items, items))).cases(history.unseen_since(100))
-    assert cases.histories[0].tolist() == list(range(50, 100))
-    assert cases.histories.shape == (20, HISTORY)
-    assert (cases.seen_case == 19).sum() == 119
+    queries = (history := History(Stream(users, items, items))).queries(history.unseen_since(100))
+    assert queries.histories[0].tolist() == list(range(50, 100))
+    assert queries.histories.shape == (20, HISTORY)
+    assert (queries.seen_query == 19).sum() == 119
 
 
 def test_no_cases_are_an_empty_walk(history):

@@ -60,7 +60,7 @@ def test_settings_of_a_live_backtest_are_chosen_by_a_live_walk():
     parts = split(History(stream), CUT, live=False)
     past = validation_history(stream, parts)
     asked = {False: past.next_unseen(parts.validation), True: past.unseen_since(parts.validation)}
-    known = {live: int((past.targets(cases) < CATALOGUE - 1).sum()) for live, cases in asked.items()}
+    known = {live: int((past.targets(queries) < CATALOGUE - 1).sum()) for live, queries in asked.items()}
     assert known[True] > known[False] > 0
     for live in (False, True):
         decayed = baselines_of(stream, live=live).fit()[2]

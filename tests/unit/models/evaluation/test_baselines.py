@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from models.evaluation.backtest import EvalQueries, History, Recommender, Stream, walk_frozen, walk_live
-from models.evaluation.baselines import PRIOR, DecayedPopular, ModelSelection, Popular, TimesRecency, choose
+from models.evaluation.backtest import Recommender, walk_frozen, walk_live
+from models.evaluation.baselines import PRIOR, DecayedPopular, Popular, SettingSelection, TimesRecency, choose
+from models.evaluation.eval_queries import EvalQueries, History, Stream
 from models.evaluation.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
 
 USERS = np.array([0, 1, 2, 3, 0, 1, 2, 0, 3, 1])
@@ -164,8 +165,8 @@ def test_recency_lifts_what_is_watched_more_than_it_used_to_be():
     class Constant:
         name = "constant"
 
-        def scores(self, cases):
-            return np.full((len(cases), 2), 0.5, np.float32)
+        def scores(self, queries):
+            return np.full((len(queries), 2), 0.5, np.float32)
 
         def learn(self, rows):
             pass
@@ -195,7 +196,7 @@ def test_the_setting_is_chosen_by_mean_log_rank():
         return Popular(STREAM, CUT, CATALOGUE, window=size, name=str(size))
 
     choice = choose(build, [{"size": 1}, {"size": 2}, {"size": 3}], lambda recommender: ranks[int(recommender.name)])
-    assert isinstance(choice, ModelSelection)
+    assert isinstance(choice, SettingSelection)
     assert choice.setting == {"size": 2}, "the first of equals"
     assert [estimate.value for _, estimate in choice.tried] == pytest.approx(
         [np.log2(1001) / 2, np.log2(10), np.log2(10)]

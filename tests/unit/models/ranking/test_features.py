@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from models.catalogue.catalogue import Catalogue
-from models.ranking.features import FEATURES, SCHEMA_HASH, Scope, compute_ids, compute_numbers, ids_of, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import FEATURES, SCHEMA_HASH, compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import id_strings
 from models.ranking.ranking_batch import DAY_MS, HISTORY, LENGTHS, SHOWN, RankingBatch, length_codes, nominated

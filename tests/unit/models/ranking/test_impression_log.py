@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from models.logs import timeline
 from models.ranking import impression_log as module
-from models.ranking.features import FEATURES, Scope, compute_ids, compute_numbers, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import FEATURES, compute_ids, compute_numbers, numbers_of
 from models.ranking.impression_log import PAGE_MS, Delays, ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import id_strings

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from models.ranking.features import FEATURES, Scope, ids_of
+from models.ranking.feature import Scope
+from models.ranking.features import FEATURES, ids_of
 from models.ranking.ranker_net import POSITIONS, RankerNet, RankerShape
 
 EVERYTHING = tuple(feature.name for feature in FEATURES)

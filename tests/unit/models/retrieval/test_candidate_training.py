@@ -258,7 +258,7 @@ def test_where_nobody_has_a_taste_the_model_is_popularity_alone_and_not_worse_th
     cut = int(0.9 * rows)
     settings = SETTINGS.model_copy(update={"epochs": 2, "linear_dim": 4, "half_life_events": 0.0})
     learned = learn_candidates(source, settings, until=cut, valid_from=int(0.8 * rows), items=items)
-    assert (learned.choice.weight, learned.choice.linear, learned.choice.epochs) == (0, 0, 0)
+    assert (learned.selection.weight, learned.selection.linear, learned.selection.epochs) == (0, 0, 0)
     queries = dataset.queries(np.arange(cut, rows))
     users = learned.model.encode(queries)
     assert (users == 0).all()

@@ -56,7 +56,7 @@ def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=stop_after)
     again = learn(source, tmp_path / "c")
-    assert again.choice == whole.choice
+    assert again.selection == whole.selection
     np.testing.assert_array_equal(again.model.item_vectors(), whole.model.item_vectors())
     np.testing.assert_array_equal(again.model.query_rows, whole.model.query_rows)
     np.testing.assert_array_equal(again.earlier.item_vectors(), whole.earlier.item_vectors())

@@ -4,8 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from models.retrieval.losses import Extra, paper_logistic, sampled_softmax, shared_softmax, watch_time_logistic
+from models.retrieval.losses import LEAST, Extra, paper_logistic, shared_softmax, watch_time_logistic
 from models.retrieval.sampling import find_hits
+
+
+def sampled_softmax(
+    positive: torch.Tensor, negatives: torch.Tensor, log_expected: torch.Tensor, hits: torch.Tensor
+) -> torch.Tensor:
+    """The definition, [B]: negative log likelihood under a softmax whose denominator is estimated from a sample.
+
+    positive [B]: logit of the watched item, not corrected; negatives [B, S]: logits of the sample. log_expected [S]:
+    log of how often each is expected in the sample; it is *subtracted*, so that the sum over the sample is an unbiased
+    estimate of the sum over all other items. hits bool [B, S]: negatives that are the positive itself, left out."""
+    corrected = (negatives - log_expected).masked_fill_(hits, LEAST)  # [B, S]
+    return torch.nn.functional.softplus(torch.logsumexp(corrected, dim=1) - positive)
 
 
 def no_hits(logits: torch.Tensor) -> torch.Tensor:

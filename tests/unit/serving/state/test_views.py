@@ -94,7 +94,7 @@ def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
     assert catalogue.channel_of(a) == "cats"
     assert catalogue.topics_of(a) == ("pets",)
     assert catalogue.ids_of(a) == {"music": ("7",)}
-    assert catalogue.language_of(a) == "de"
+    assert catalogue.code_of_language("de") == 1
     assert catalogue.is_available(catalogue.rows(["a", "b"])).tolist() == [True, False]
     assert b >= 0
 

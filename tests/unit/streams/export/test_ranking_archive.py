@@ -12,7 +12,8 @@ from kafka import KafkaProducer
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
-from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
+from models.ranking.feature import Scope
+from models.ranking.features import SCHEMA_HASH, ids_of, numbers_of
 from models.ranking.ranking_batch import HISTORY, Codes
 from models.ranking.ranking_examples import QUERY_IDS
 from streams.export import ranking_archive
