@@ -22,6 +22,7 @@ MENDABLE = (
     ("infra.platform.settings", "SettingsError"),
     ("infra.platform.guarded_process", "ServiceError"),
     ("infra.platform.kafka_access", "KafkaRefused"),
+    ("infra.platform.patching", "UncheckedVersion"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
     ("models.evaluation.split", "BacktestError"),

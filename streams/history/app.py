@@ -28,7 +28,7 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erased_users import ErasedUsers
+from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.kafka.consumer_progress import ConsumerProgress
@@ -105,7 +105,7 @@ def erase_between_batches(app: faust.App, settings: Settings, erasure: ErasureWo
 
 
 async def handle(
-    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, erased: ErasedUsers | None = None
+    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, erased: ErasedUsers = NOBODY
 ) -> BaseException | None:
     """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
     changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), erased=erased)
@@ -128,7 +128,7 @@ def apply(
     settings: Settings,
     *,
     now_ms: int,
-    erased: ErasedUsers | None = None,
+    erased: ErasedUsers = NOBODY,
 ) -> tuple[dict[str, UserHistory], list[int], BaseException | None]:
     """Apply a batch to the histories of its users: those that changed, the watches' send times, and the first bug.
 
@@ -141,7 +141,7 @@ def apply(
     for raw, event in _read(batch, settings, outbox, now_ms=now_ms, erased=erased):
         try:
             before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
-            before = before if erased is None else erased.begin(before)
+            before = erased.begin(before)
             applied = apply_event(before, event, raw, settings)
         except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
             bug = bug or error
@@ -162,7 +162,7 @@ def apply(
 
 
 def _read(
-    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, erased: ErasedUsers | None
+    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, erased: ErasedUsers
 ) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
     """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
     events, shown = [raw for raw in batch if raw.topic in KINDS], [raw for raw in batch if raw.topic in SHOWN]

@@ -50,6 +50,7 @@ AHEAD = 1000  # records sent and not yet acknowledged
 SEND_S = 30.0
 
 Progress = Callable[[str, int, int], None]
+Histories = dict[str, bytes]  # by user, as they are encoded
 
 
 class RebuildRefused(RuntimeError):
@@ -86,22 +87,11 @@ def rebuild_histories(
     """Make all histories again. Raises RebuildRefused, TopicMissing, KafkaError, ForgetSecretWrong."""
     refuse_beside_workers(settings.kafka)
     erased, rebuilt = read_erased_users(settings), Rebuilt()
-    producer = create_producer(settings.kafka)
-    try:
-        for number in range(settings.kafka.partitions):
-            progress("partitions", number, settings.kafka.partitions)
-            before = read_histories(settings.kafka, number)
-            after = replay(settings, number, {} if from_scratch else before, erased, rebuilt, progress)
-            changes = changes_of(before, after, rebuilt)
-            if changes and not dry_run:
-                refuse_beside_workers(settings.kafka)
-                _write(producer, settings.kafka, number, changes)
-        progress("partitions", settings.kafka.partitions, settings.kafka.partitions)
-    finally:
-        producer.close(timeout=SEND_S)
-    if dry_run:
-        rebuilt.written = rebuilt.deleted = 0
-    return rebuilt
+
+    def make(number: int, before: Histories) -> dict[str, UserHistory]:
+        return replay(settings, number, {} if from_scratch else before, erased, rebuilt, progress)
+
+    return _rewrite(settings.kafka, make, rebuilt, dry_run=dry_run, progress=progress)
 
 
 def adopt_histories(
@@ -109,7 +99,7 @@ def adopt_histories(
 ) -> Rebuilt:
     """Take the offsets of another cluster out of all histories. Raises as `rebuild_histories`; RebuildRefused too when
     the workers' group has read here, and offsets are this cluster's own."""
-    kafka, rebuilt = settings.kafka, Rebuilt()
+    kafka = settings.kafka
     refuse_beside_workers(kafka)
     if any(any(read_reach(kafka, number).committed.values()) for number in range(kafka.partitions)):
         raise RebuildRefused(
@@ -117,16 +107,33 @@ def adopt_histories(
             "before the first of them runs; delete the group and restore user-histories again"
         )
     erased = read_erased_users(settings)
+
+    def make(_: int, before: Histories) -> dict[str, UserHistory]:
+        found = [history for value in before.values() if (history := _readable(value)) is not None]
+        return {each.user_id: without_offsets(each) for each in map(erased.begin, found) if not _is_empty(each)}
+
+    return _rewrite(kafka, make, Rebuilt(), dry_run=dry_run, progress=progress)
+
+
+def _rewrite(
+    kafka: Kafka,
+    make: Callable[[int, Histories], dict[str, UserHistory]],
+    rebuilt: Rebuilt,
+    *,
+    dry_run: bool,
+    progress: Progress,
+) -> Rebuilt:
+    """Write what `make` makes of each partition's histories, where it differs."""
     producer = create_producer(kafka)
     try:
         for number in range(kafka.partitions):
+            progress("partitions", number, kafka.partitions)
             before = read_histories(kafka, number)
-            found = [history for value in before.values() if (history := _readable(value)) is not None]
-            after = {each.user_id: without_offsets(each) for each in map(erased.begin, found) if not _is_empty(each)}
-            changes = changes_of(before, after, rebuilt)
+            changes = changes_of(before, make(number, before), rebuilt)
             if changes and not dry_run:
+                refuse_beside_workers(kafka)
                 _write(producer, kafka, number, changes)
-            progress("partitions", number + 1, kafka.partitions)
+        progress("partitions", kafka.partitions, kafka.partitions)
     finally:
         producer.close(timeout=SEND_S)
     if dry_run:

@@ -80,23 +80,23 @@ def apply_watch(
     if any(watch.event_id == event.event_id for watch in watches):
         return Applied(_passed_over(history, source), Outcome.DUPLICATE)
     completed = is_completed(event.watch_s, event.duration_s, completed_s)
-    # A watch at the very same time is not "before".
-    first = bisect_left(watches, event.event_ms, key=_event_ms)
-    before, later = watches[:first], watches[first:]
-    if len(later) >= keep and not (completed and _completed(later) < keep):
-        remembered = remember(history.seen, [event], newest_ms=watches[-1].event_ms, keep=watched, days=watched_days)
-        return Applied(replace(_passed_over(history, source), seen=remembered), Outcome.TOO_OLD)
     watch = Watch(
         event.item_id, event.event_ms, event.watch_s, event.duration_s, completed, event.event_id, source.offset
     )
+    first = bisect_left(watches, event.event_ms, key=_event_ms)  # a watch at the very same time is not "before"
+    before, later = watches[:first], watches[first:]
+    is_too_old = len(later) >= keep and not (completed and _completed(later) < keep)
     place = bisect_right(watches, event.event_ms, key=_event_ms)
-    kept, gone = _newest((*watches[:place], watch, *watches[place:]), keep)
+    kept, gone = (watches, [watch]) if is_too_old else _newest((*watches[:place], watch, *watches[place:]), keep)
+    seen = history.seen
+    if gone:
+        seen = remember(seen, gone, newest_ms=kept[-1].event_ms, keep=watched, days=watched_days)
+    if is_too_old:
+        return Applied(replace(_passed_over(history, source), seen=seen), Outcome.TOO_OLD)
     newer = replace(
         history,
         watches=kept,
-        seen=remember(history.seen, gone, newest_ms=kept[-1].event_ms, keep=watched, days=watched_days)
-        if gone
-        else history.seen,
+        seen=seen,
         context=event.context or history.context,
         watch_offset=source.offset,
         produced_ms=max(history.produced_ms, source.produced_ms),

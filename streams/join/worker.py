@@ -27,6 +27,7 @@ from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Kafka, Settings
 from streams import topics
+from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import ErasureWorker
 from streams.join.attribution import Rules
 from streams.join.metrics import RankingQuality
@@ -77,6 +78,10 @@ class JoinWorker:
         self._read_rows = read_rows
         self._quality = RankingQuality()
         self._lock = asyncio.Lock()
+
+    @property
+    def _erased(self) -> ErasedUsers:
+        return NOBODY if self.erasure is None else self.erasure.users
 
     @property
     def is_current(self) -> bool:
@@ -163,7 +168,7 @@ class JoinWorker:
             partition = self.partitions[raw.partition]
             try:
                 before = changed.get(event.user_id) or load(self._states, JoinState, event.user_id)
-                before = before if self.erasure is None else self.erasure.users.begin(before)
+                before = self._erased.begin(before)
                 step = self._step(before, event, raw, partition)
             except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
                 bug = bug or error
@@ -184,10 +189,9 @@ class JoinWorker:
     def _read(self, batch: Sequence[Raw], outbox: Outbox, now_ms: int) -> Iterator[tuple[Raw, Impression | WatchEvent]]:
         """The good messages of a batch, impressions first: then fewer watches have to wait for theirs."""
         settings = self._settings
-        erased = None if self.erasure is None else self.erasure.users
         shown, watched = [raw for raw in batch if raw.topic in SHOWN], [raw for raw in batch if raw.topic in WATCHED]
-        yield from read(shown, SHOWN, settings, outbox, now_ms=now_ms, erased=erased)
-        yield from read(watched, WATCHED, settings, None, now_ms=now_ms, erased=erased)
+        yield from read(shown, SHOWN, settings, outbox, now_ms=now_ms, erased=self._erased)
+        yield from read(watched, WATCHED, settings, None, now_ms=now_ms, erased=self._erased)
 
     def _step(self, before: JoinState, event: Impression | WatchEvent, raw: Raw, partition: Partition) -> Step:
         watermark_ms = partition.watermark.value_ms

@@ -44,18 +44,23 @@ LAG_EVERY_S = 2.0
 BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
 
 
+def _patch_clients(kafka: Kafka) -> None:
+    """Mend what Faust and aiokafka have no settings for; the reasons stand in the two patches.py."""
+    pace_empty_fetches()
+    note_confirmations()
+    fetch_from_flowing_only()
+    unpack_for_faust(kafka)
+
+
 def create_app(settings: Settings, name: str, *, has_standby: bool = False, **options: Any) -> faust.App:
-    """A Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own.
+    """Return a Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own.
 
     Partitions are given up only when the batch in hand is done, so no batch may take as long as a rebalance may. Not so
     with `has_standby`, for an app that has one partition and whose batches may take minutes: who has it keeps it when
     another one joins, and that it is another's now is found out otherwise.
     """
-    pace_empty_fetches()
-    note_confirmations()
-    fetch_from_flowing_only()
     kafka = settings.kafka
-    unpack_for_faust(kafka)
+    _patch_clients(kafka)
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
     datadir.parent.mkdir(parents=True, exist_ok=True)
     app = faust.App(
@@ -69,12 +74,7 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
         topic_replication_factor=kafka.replication,
         topic_allow_declare=False,  # `nextwatch topics --create` makes them, with the policies that we rely on
         topic_disable_leader=True,
-        consumer_auto_offset_reset="earliest",
-        broker_session_timeout=kafka.session_timeout_s,
-        broker_heartbeat_interval=kafka.session_timeout_s / 5,
-        broker_rebalance_timeout=REBALANCE_SESSIONS * kafka.session_timeout_s,
-        broker_commit_interval=1.0,
-        broker_max_poll_interval=kafka.max_poll_s,
+        **_group_options(kafka),
         stream_wait_empty=not has_standby,
         stream_buffer_maxsize=BUFFER,
         # Without tables and replicas of them Faust has aiokafka deal the partitions anew each time somebody joins.
@@ -90,6 +90,18 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
         metrics.REBALANCES.inc()
 
     return app
+
+
+def _group_options(kafka: Kafka) -> dict[str, Any]:
+    """Return the keyword arguments of faust.App that say how its worker takes part in a group."""
+    return {
+        "consumer_auto_offset_reset": "earliest",
+        "broker_session_timeout": kafka.session_timeout_s,
+        "broker_heartbeat_interval": kafka.session_timeout_s / 5,
+        "broker_rebalance_timeout": REBALANCE_SESSIONS * kafka.session_timeout_s,
+        "broker_commit_interval": 1.0,
+        "broker_max_poll_interval": kafka.max_poll_s,
+    }
 
 
 def _connection(kafka: Kafka) -> dict[str, Any]:

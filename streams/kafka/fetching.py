@@ -12,7 +12,7 @@ from typing import Any
 from infra.platform.kafka_python import patches as kafka_python
 from infra.platform.settings import Kafka
 from streams.kafka.aiokafka import patches as aiokafka
-from streams.kafka.unpacking import TIMES, are_intact, readable, unpacked
+from streams.kafka.unpacking import TIMES, readable, unpacked
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,6 @@ class BoundedBatches:
 
     def unpacked(self, records: Any) -> Any:
         return unpacked(records, self.most_bytes)
-
-    def are_intact(self, records: Any) -> bool:
-        return are_intact(records)
 
     def readable(self, records: Any) -> bytes:
         return readable(records)

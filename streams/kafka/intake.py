@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erased_users import ErasedUsers
+from streams.erased_users import NOBODY, ErasedUsers
 from streams.kafka.dead_letters import check_headers, dead_letter
 from streams.kafka.outbox import Outbox
 from streams.messages import Impression, Refused, Source, decode, encode
@@ -55,7 +55,7 @@ def read(
     outbox: Outbox | None,
     *,
     now_ms: int,
-    erased: ErasedUsers | None = None,
+    erased: ErasedUsers = NOBODY,
 ) -> Iterator[tuple[Raw, Any]]:
     """Yield each good message of the batch with its record, in order; put the others where they belong into `outbox`.
 
@@ -85,9 +85,9 @@ def read(
                 reject(raw, refused, settings, outbox, now_ms=now_ms)
 
 
-def _is_from_before(erased: ErasedUsers | None, raw: Raw, message: Any) -> bool:
+def _is_from_before(erased: ErasedUsers, raw: Raw, message: Any) -> bool:
     """Return whether a record is from before its user was erased; of one that cannot be read the key tells the user."""
-    if erased is None or not len(erased):
+    if not len(erased):
         return False
     if message is None:
         return erased.is_from_before((raw.key or b"").decode(errors="replace"), raw.produced_ms)

@@ -67,12 +67,6 @@ def readable(records: Any) -> bytes:
     return bytes(raw)
 
 
-def are_intact(records: Any) -> bool:
-    """Return whether every whole batch has the checksum that it says."""
-    view = memoryview(records)
-    return all(_is_intact(view[start:end]) for start, end in _batches(records) if records[start + _MAGIC_AT] == 2)
-
-
 def _batches(records: Any) -> Iterator[tuple[int, int]]:
     """Yield where each whole batch begins and ends."""
     start = 0

@@ -23,7 +23,6 @@ class Batches(Protocol):
     """Fetched record batches made fit for a client (streams/kafka/unpacking.py)."""
 
     def unpacked(self, records: Any) -> Any: ...
-    def are_intact(self, records: Any) -> bool: ...
     def readable(self, records: Any) -> bytes: ...
 
 
@@ -94,15 +93,10 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
     """What a consumer has fetched of a partition."""
 
     def __init__(self, fetch_offset: int, tp: Any, records: Any, *, batches: Batches, **options: Any) -> None:
-        self._batches = batches
-        self._data = batches.unpacked(records._buffer)
-        self._is_intact = batches.are_intact(self._data)
-        options["check_crcs"] = False  # the client's own check is in Python and takes half a second for a megabyte
+        self._batches, self._data = batches, batches.unpacked(records._buffer)
         super().__init__(fetch_offset, tp, MemoryRecords(self._data), **options)
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
-        if not self._is_intact:
-            raise CorruptRecordError(f"a record batch of {tp} at {self.fetch_offset} or later failed its checksum")
         try:
             yield from super()._unpack_records(tp, records, *deserializers)
         except (CorruptRecordError, ValueError):

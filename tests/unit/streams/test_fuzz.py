@@ -38,6 +38,7 @@ from streams.messages import Impression, ItemVector, JoinState, Refused, SearchE
 from streams.trainer.control_state import ControlState
 from streams.trending.app import take_over
 from tests.harness.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
+from tests.unit.streams.kafka.test_intake import Waiting
 
 SETTINGS = Settings()
 MANY = 100_000
@@ -113,11 +114,6 @@ def everything(topic: str, seed: int = 3, few: int = FEW) -> Iterator[bytes]:
 
 
 KEYS = (b"ann", b"", b"\xff\xfe", b"a\0b", b"k" * 2000, b"server/x", b"item/" + b"9" * 5000 + b"/x", b"\xff/0", None)
-
-
-class Waiting(list[Any]):
-    def add(self, *record: Any) -> None:
-        self.append(record)
 
 
 @pytest.mark.parametrize("topic", [topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS])
