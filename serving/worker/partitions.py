@@ -19,13 +19,13 @@ from typing import Any
 import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.net.selector import KernelEvent
 
 from infra.platform import metrics
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from serving.state.feed import Chunk, Feed
 from serving.state.views import Views
+from serving.worker import patches
 from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from streams import topics
 from streams.kafka.fetching import unpack_for
@@ -80,7 +80,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         settled.start()
         give_up_s = time.monotonic() + SETTLE_S
         while settled.is_alive() and time.monotonic() < give_up_s:
-            await KernelEvent("_sleep", PACE_S)
+            await patches.pause(PACE_S)
 
     async def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         """They are another's already: nothing can be committed any more."""
@@ -94,8 +94,8 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     def poll(self, most: int, *, wait: bool = True) -> list[Any]:
         """Up to `most` requests that have arrived; empty when there are none for a moment (at once without `wait`)."""
         is_paced = (self._is_paced or not wait) and not self._is_joining
-        if self._is_joining:  # the consumer's own poll would go on waiting after the join
-            self.consumer._coordinator.poll(timeout_ms=self._join_ms)
+        if self._is_joining:
+            patches.join_group(self.consumer, self._join_ms)
         self._join_ms = min(2 * self._join_ms, LONGEST_JOIN_MS) if self._is_joining else JOIN_MS
         batches = self.consumer.poll(0 if is_paced else POLL_MS, max_records=most)
         if self._is_paced and wait and not batches:
