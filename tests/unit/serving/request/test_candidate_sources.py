@@ -1,4 +1,4 @@
-"""Who nominates what, what becomes of it, and that the ranker is told."""
+"""Candidate sources: their nominees, the union, and the record of it."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_the_viewers_region_comes_first_and_the_rest_of_the_world_fills_up(views
     trend(views, "global", ("item-20", 9.0), ("item-21", 8.0), ("item-22", 7.0))
     trend(views, "region/de", ("item-30", 2.0), ("item-21", 1.0))
     request = RecommendRequest("r1", "ann", k=40, context=Context(region="de"))
-    told = shown_sources(ask_for(views, live, request, trending=3))
-    assert {name: each["trending"] for name, each in told.items() if "trending" in each} == {
+    by_item = shown_sources(ask_for(views, live, request, trending=3))
+    assert {name: each["trending"] for name, each in by_item.items() if "trending" in each} == {
         "item-30": 2.0,
         "item-21": 1.0,
         "item-20": 9.0,
@@ -165,16 +165,16 @@ def test_every_fresh_item_is_nominated_for_some_and_the_same_ones_for_the_same_r
 
 
 def test_a_source_that_takes_too_long_is_left_out_for_the_rest_of_the_batch() -> None:
-    asked: list[ResponseDraft] = []
+    seen: list[ResponseDraft] = []
 
     def slow(each: ResponseDraft) -> Nominees:
-        asked.append(each)
+        seen.append(each)
         return Nominees(["a"], [1.0])
 
     drafts = [draft() for _ in range(3)]
     assert ask("trending", drafts, slow, timeout_s=-1.0) == [NOBODY] * 3
     assert ask("trending", drafts, slow, timeout_s=10.0) == [Nominees(["a"], [1.0])] * 3
-    assert len(asked) == 3
+    assert len(seen) == 3
 
 
 NAMES = st.lists(st.sampled_from([f"i{at}" for at in range(30)]), unique=True, max_size=20)
@@ -197,16 +197,16 @@ def test_the_union_has_each_candidate_once_and_keeps_what_others_nominate(
         alone = [name for name in towers if name not in nominated]
         assert [name for name in found.item_ids if name in alone] == alone[: most - len(nominated)]
     for row, name in enumerate(found.item_ids):
-        told = scores_by_source(found, row)
-        assert list(told) == [
+        scores_of = scores_by_source(found, row)
+        assert list(scores_of) == [
             source
             for source, names in (("two_tower", towers), ("trending", trending), ("fresh", fresh))
             if name in names
         ]
         if name in towers:
-            assert told["two_tower"] == scores[towers.index(name)]
+            assert scores_of["two_tower"] == scores[towers.index(name)]
         if name in trending:
-            assert told["trending"] == trending.index(name)
+            assert scores_of["trending"] == trending.index(name)
 
 
 def test_a_filter_holds_for_every_source_and_for_what_fills_up(views: Views, live: LiveRelease) -> None:

@@ -121,7 +121,7 @@ def test_without_a_mirror_a_collection_that_was_lost_is_asked_again_only_when_it
 def test_without_a_mirror_an_answer_from_before_a_failure_does_not_vouch_for_the_collection(
     bare: LiveRelease, index: ExactIndex
 ) -> None:
-    """A batch is begun before the one before it is finished."""
+    """A batch begins before the one before it is finished."""
     retrieval, version = Retrieval(Serving(), 1), bare.version
     kept = index.collections.pop(version)
     lost = retrieval.start(some(bare), bare, now_ms=NOW_MS, left_s=5.0)
