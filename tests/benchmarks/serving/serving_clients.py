@@ -23,6 +23,7 @@ from infra.platform.settings import Kafka
 from infra.simulation.world import NOTICE
 from nextwatch_client import RecommendClient
 from streams.topics import open_admin
+from tests.benchmarks.ranking.ranking_ground import say
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving import on_confluent
 from tests.benchmarks.serving.serving_ground import note_of, small_release
@@ -30,7 +31,7 @@ from tests.benchmarks.serving.serving_service import SERVE, Ground, ask, ground,
 from tests.harness.system import cpu_s
 
 ITEMS = 10_000
-ROUNDS, QUICK_ROUNDS = 3, 1
+ROUNDS, QUICK_ROUNDS = 3, 2
 REQUESTS, QUICK_REQUESTS = {1: 200, 32: 960}, {1: 60, 32: 320}  # of a round
 COMMANDS = {"kafka-python": SERVE, "confluent-kafka": [sys.executable, "-m", on_confluent.__name__, "serve"]}
 BOMB_MB = 512
@@ -73,6 +74,7 @@ def one_turn(costs: Costs, on: Ground, client: str, command: list[str], requests
             before_s = cpu_s(child.pid)
             load = ask(asking, [users[at % len(users)] for at in range(count)], concurrency, warm_up=False)
             cpu_ms = 1000 * (cpu_s(child.pid) - before_s) / count
+            say(f"{client}, concurrency {concurrency}: {cpu_ms:.2f} ms of CPU a request")
             costs.setdefault((client, concurrency), []).append((cpu_ms, quantile(load.whole_ms, 0.5), load.per_s))
 
 

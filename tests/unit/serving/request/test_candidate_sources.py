@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,11 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
-from models.release.bundle import Manifest
 from serving.request.candidate_sources import NOBODY, Nominees, ask, scores_by_source, unite
 from serving.request.filtering import MayBeShown, banned_by
 from serving.request.response_draft import Answered, RequestContext, ResponseDraft
 from serving.state.fresh import FreshView
-from serving.state.release import LiveRelease, load_release
+from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, Views
 from streams.history.watched_filter import remember
 from streams.messages import (
@@ -32,17 +29,10 @@ from streams.messages import (
     Watch,
     encode,
 )
-from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, load, no_views, pipeline_of
+from tests.unit.serving.worlds import CREATED_MS, ITEMS, answer, history, no_views, pipeline_of
 
 HOUR_MS = 3_600_000
 NOW_MS = CREATED_MS + 60_000
-
-
-@pytest.fixture
-def live(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
-    index = ExactIndex()
-    index.fill(load(bundles_dir, bundles[0]))
-    return load_release(bundles_dir, bundles[0].version, index, mirror_items=1000)
 
 
 @pytest.fixture

@@ -16,21 +16,9 @@ from models.release.bundle import Manifest
 from serving.request.retrieval import Answer, Query, Retrieval
 from serving.state.recall_audit import ENOUGH, RecallAudit, compare
 from serving.state.release import LiveRelease, load_release
-from tests.unit.serving.worlds import ITEMS, ExactIndex, load, unavailable
+from tests.unit.serving.worlds import ITEMS, ExactIndex, unavailable
 
 NOW_MS = 1_700_000_000_000
-
-
-@pytest.fixture
-def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
-    index = ExactIndex()
-    index.fill(load(bundles_dir, bundles[0]))
-    return index
-
-
-@pytest.fixture
-def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
-    return load_release(bundles_dir, bundles[0].version, index, mirror_items=1000)
 
 
 @pytest.fixture
