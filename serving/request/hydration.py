@@ -39,10 +39,10 @@ def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Servin
 def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now_ms: int) -> list[ResponseDraft]:
     """The drafts that have a usable user vector. All vectors come from one pass of the user tower, those after the last
     watches alone only where similar items are wanted."""
-    viewers = [draft.history for draft in drafts]
+    users = [draft.history for draft in drafts]
     if settings.similar:
-        viewers += [last_watch_alone(draft.history) for draft in drafts]
-    vectors = live.model.user_vectors(viewers, now_ms)  # [B or 2 B, D]
+        users += [last_watch_alone(draft.history) for draft in drafts]
+    vectors = live.model.user_vectors(users, now_ms)  # [B or 2 B, D]
     for at, draft in enumerate(drafts):
         draft.vector = vectors[at]
         if settings.similar:

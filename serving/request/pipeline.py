@@ -25,7 +25,7 @@ from serving.request.filtering import MayBeShown
 from serving.request.hydration import embed, hydrate, is_personal
 from serving.request.parsing import ParsedRequest
 from serving.request.ranking import LatencyEstimate, drop_late, rank
-from serving.request.recording import compose
+from serving.request.recording import Recorder
 from serving.request.reranking import add_pins, select
 from serving.request.response_draft import Answered, Ids, RequestContext, ResponseDraft, StageTimes
 from serving.request.retrieval import MOST_RESULTS, Query, Retrieval, Search
@@ -107,11 +107,11 @@ class Pipeline:
                 add_pins(draft, self.selection, may_be_shown)
                 select(draft, live, self.selection)
                 fill(draft, self.views, live, may_be_shown)
-        version = "" if live is None else live.version
         read_offsets = self.views.read_offsets.as_dict()
         if batch.histories_read:
             read_offsets[USER_HISTORIES] = batch.histories_read
-        return compose(batch.drafts, batch.stages, read_offsets, version, batch.now_ms, self.served_by)
+        version = "" if live is None else live.version
+        return Recorder(version, batch.now_ms, self.served_by, read_offsets).compose(batch.drafts, batch.stages)
 
     def _start_search(self, drafts: Sequence[ResponseDraft], live: LiveRelease, now_ms: int) -> Search:
         """Search under each request's own filter, for its user and, behind that, for the last watch alone."""

@@ -17,7 +17,7 @@ from infra.platform.settings import Kafka
 from streams.kafka.follow import TopicFollower
 
 POLL_S = 0.1  # while catching up
-PACE_S = 0.025  # between two polls afterwards: what arrives in between costs one fetch, not one each
+POLL_PAUSE_S = 0.025  # between two polls afterwards: what arrives in between costs one fetch, not one each
 MOST_CHUNKS = 50  # waiting to be applied; the reader pauses beyond
 LAG_EVERY_S = 2.0
 
@@ -86,9 +86,9 @@ class Feed:
                 reported = state
             lag_at = self._report_lag(lag_at)
             if self._follower.caught_up:
-                self._closed.wait(PACE_S)
+                self._closed.wait(POLL_PAUSE_S)
             while len(self._chunks) > MOST_CHUNKS and not self._closed.is_set():
-                time.sleep(PACE_S)
+                time.sleep(POLL_PAUSE_S)
 
     def _take_over(self, generation: int) -> int:
         """Follow the newest assignment; its generation. A partition that was gone in between has lost its users in the

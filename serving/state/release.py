@@ -149,7 +149,7 @@ class Releases:
             self._rows.pop(item_id, None)
             self._gone[item_id] = at_ms
             if self.live is not None:
-                let_go(item_id, at_ms, self.live)
+                remove_item(item_id, at_ms, self.live)
         elif (row := read(topics.ITEM_VECTORS, ItemVector, value)) is not None:
             self._gone.pop(item_id, None)
             if self.live is not None and row.version == self.live.version:
@@ -174,7 +174,7 @@ class Releases:
         for topic, item_id in self._news:
             self._write(topic, item_id, loaded)
         for item_id, at_ms in self._gone.items():
-            let_go(item_id, at_ms, loaded)
+            remove_item(item_id, at_ms, loaded)
         self._news.clear()
         self._rows = {item_id: row for item_id, row in self._rows.items() if row.version != loaded.version}
         log.info("release is live", version=loaded.version, before=self.live.version if self.live else None)
@@ -336,7 +336,7 @@ def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:
         mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))
 
 
-def let_go(item_id: str, at_ms: int, release: LiveRelease) -> None:
+def remove_item(item_id: str, at_ms: int, release: LiveRelease) -> None:
     """The trainer has let go of an item: nothing retrieves it until a row of it comes again. A release that was made
     since may have the item again."""
     if at_ms < release.created_ms:

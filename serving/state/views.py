@@ -19,7 +19,6 @@ from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.ranking.item_statistics import ItemStatistics
 from serving.state.fresh import FreshView
-from serving.state.read_offsets import ReadOffsets
 from streams import topics
 from streams.erased_users import ErasedUsers
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
@@ -204,6 +203,24 @@ class TrendingView:
 def _scope_of(key: bytes) -> str:
     """The scope of a key `<scope>/<partition>`."""
     return key.rpartition(b"/")[0].decode(errors="replace")
+
+
+class ReadOffsets:
+    """By topic the next offset of each partition: with them the features of an answer can be computed again."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, list[int]] = {}
+
+    def read(self, topic: str, partition: int, offset: int) -> None:
+        places = self._next.setdefault(topic, [])
+        places += [0] * (partition + 1 - len(places))
+        places[partition] = offset + 1
+
+    def of(self, topic: str) -> tuple[int, ...]:
+        return tuple(self._next.get(topic, ()))
+
+    def as_dict(self) -> dict[str, tuple[int, ...]]:
+        return {topic: tuple(places) for topic, places in self._next.items()}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import structlog
 from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
-from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
+from serving.worker import patches
 from serving.worker.offset_tracker import CLIENT, OffsetTracker, undelivered
 from streams import topics
 
@@ -30,11 +31,9 @@ MEET_MS = 1000  # the answering thread waits so long for the metadata of a clien
 class Outbox:
     """Topics are given without the prefix, except for a client's own reply topic (`send_outside`).
 
-    The producer's `send` stands still for a minute where it does not hold a topic's metadata, and it asks for a topic
-    that was deleted every 100 ms for ever. So ours are known from the start, an outside topic is only sent to while it
-    is held, and one that is held no more is let go. That needs `_wait_on_metadata`, `_metadata`, `_accumulator` and
-    `_sender` of KafkaProducer: nothing public waits for less than `max_block_ms`, forgets a topic, or ends at once.
-    Raises KafkaError.
+    The producer's `send` stands still for a minute where it does not know a topic, and it asks for a topic that was
+    deleted every 100 ms for ever (serving/worker/patches.py). So ours are known from the start, an outside topic is
+    only sent to while it is known, and one that is known no more is forgotten. Raises KafkaError.
     """
 
     def __init__(self, kafka: Kafka) -> None:
@@ -54,7 +53,7 @@ class Outbox:
             metrics_enabled=False,
         )
         self._outside: set[str] = set()  # topics that clients have named and the producer has been asked for
-        self._missed: set[str] = set()  # of them, those that were not held when they were last needed
+        self._missed: set[str] = set()  # of them, those that were not known when they were last needed
         for topic in OURS:
             self._producer.partitions_for(self._prefix + topic)
 
@@ -72,20 +71,12 @@ class Outbox:
 
     def drop_gone_topics(self) -> set[str]:
         """Have the producer ask no longer for outside topics that are there no more; these topics."""
-        metadata, accumulator = self._producer._metadata, self._producer._accumulator
-        held = self._held()
-        waiting = {place.topic for place, batches in list(accumulator._batches.items()) if batches}
-        gone = self._outside - held - waiting  # replies that wait may still find their topic: an answer may have erred
-        if gone:
-            self._outside -= gone
-            self._missed -= gone
-            metadata._topics = metadata._topics - gone  # a new set: another thread may be walking through the old one
-        # A queue without a leader has the producer ask for metadata too, also an empty one.
-        known = held | {self._prefix + topic for topic in OURS}
-        for place in [place for place in list(accumulator._batches) if place.topic not in known]:
-            with accumulator._tp_lock(place):
-                if not accumulator._batches[place]:
-                    del accumulator._batches[place]
+        known = patches.known_topics(self._producer)
+        waiting = patches.topics_waiting(self._producer)  # these replies may still be sent: an answer may have erred
+        gone = self._outside - known - waiting
+        self._outside -= gone
+        self._missed -= gone
+        patches.forget_topics(self._producer, gone, known | {self._prefix + topic for topic in OURS})
         return gone
 
     def seal(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -97,22 +88,17 @@ class Outbox:
     def close(self) -> None:
         """Give up what is not acknowledged by now: replies to a client's topic that takes nothing."""
         try:
-            self._producer.close(timeout=CLOSE_S)
+            close_producer(self._producer, CLOSE_S)
         except KafkaTimeoutError as error:
             log.warning("left with replies that could not be delivered", error=str(error))
-            self._producer._sender.force_close()  # else it tries on, for two minutes
 
     def _meet(self, topic: str) -> None:
-        """Raises KafkaError for a topic that `send` would wait for. One that is new, or was held until now, is waited
-        for here; one that was waited for in vain not again until it is held, or has been let go."""
+        """Raises KafkaError for a topic that `send` would wait for. One that is new, or was known until now, is waited
+        for here; one that was waited for in vain not again until it is known, or was forgotten."""
         self._outside.add(topic)
-        if topic not in self._held():
+        if topic not in patches.known_topics(self._producer):
             if topic in self._missed:
                 raise UnknownTopicOrPartitionError(f"{topic} is not there")
             self._missed.add(topic)
-            self._producer._wait_on_metadata(topic, MEET_MS)
+            patches.wait_for_topic(self._producer, topic, MEET_MS)
         self._missed.discard(topic)
-
-    def _held(self) -> set[str]:
-        held: set[str] = self._producer._metadata.topics(exclude_internal_topics=False)
-        return held

@@ -19,13 +19,13 @@ from typing import Any
 import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.net.selector import KernelEvent
 
 from infra.platform import metrics
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from serving.state.feed import Chunk, Feed
 from serving.state.views import Views
+from serving.worker import patches
 from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from streams import topics
 from streams.kafka.fetching import unpack_for
@@ -35,9 +35,11 @@ log = structlog.get_logger(__name__)
 POLL_MS = 50
 JOIN_MS = 1000  # what a join has come to after this is thrown away by the client, and it begins anew;
 LONGEST_JOIN_MS = 8000  # so each next try is twice as long, or on a busy machine the join would never end
-FETCH_MS = 100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one under way
+FETCH_MS = (
+    100  # a broker holds an empty fetch so long; a partition that is resumed waits for the one that the broker holds
+)
 BUSY_FETCHES_S = 60.0  # empty fetches per second that no broker reaches which holds them
-PACE_S = 0.01
+POLL_PAUSE_S = 0.01
 SETTLE_S = 8.0  # after this, the batch in flight is left to the next owner
 
 
@@ -66,7 +68,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self.has_joined = False
         self._is_joining = True
         self._join_ms = JOIN_MS
-        self._is_paced = False
+        self._is_throttled = False
         self.consumer = create_consumer(kafka, group)
         self.consumer.subscribe([self._topic], listener=self)
         # Right after a topic was made a group may assign it to nobody, or choose twice: know it before joining.
@@ -80,7 +82,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         settled.start()
         give_up_s = time.monotonic() + SETTLE_S
         while settled.is_alive() and time.monotonic() < give_up_s:
-            await KernelEvent("_sleep", PACE_S)
+            await patches.pause(POLL_PAUSE_S)
 
     async def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         """They are another's already: nothing can be committed any more."""
@@ -93,20 +95,20 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     def poll(self, most: int, *, wait: bool = True) -> list[Any]:
         """Up to `most` requests that have arrived; empty when there are none for a moment (at once without `wait`)."""
-        is_paced = (self._is_paced or not wait) and not self._is_joining
-        if self._is_joining:  # the consumer's own poll would go on waiting after the join
-            self.consumer._coordinator.poll(timeout_ms=self._join_ms)
+        is_throttled = (self._is_throttled or not wait) and not self._is_joining
+        if self._is_joining:
+            patches.join_group(self.consumer, self._join_ms)
         self._join_ms = min(2 * self._join_ms, LONGEST_JOIN_MS) if self._is_joining else JOIN_MS
-        batches = self.consumer.poll(0 if is_paced else POLL_MS, max_records=most)
-        if self._is_paced and wait and not batches:
-            time.sleep(PACE_S)
+        batches = self.consumer.poll(0 if is_throttled else POLL_MS, max_records=most)
+        if self._is_throttled and wait and not batches:
+            time.sleep(POLL_PAUSE_S)
         return [record for batch in batches.values() for record in batch]
 
-    def pace(self) -> None:
+    def throttle_polls(self) -> None:
         """Poll at our own pace where the broker answers empty fetches at once instead of holding them (noida does):
         a blocking poll would ask it without pause."""
         about = self.consumer.metrics()["consumer-fetch-manager-metrics"]
-        self._is_paced = about["fetch-rate"] > BUSY_FETCHES_S + 4 * about["records-consumed-rate"]
+        self._is_throttled = about["fetch-rate"] > BUSY_FETCHES_S + 4 * about["records-consumed-rate"]
 
     def take_over(self, now_ms: int) -> bool:
         """Take over a new assignment; False if there is none."""
@@ -168,6 +170,6 @@ def create_consumer(kafka: Kafka, group: str) -> Any:
         session_timeout_ms=int(kafka.session_timeout_s * 1000),
         heartbeat_interval_ms=int(kafka.session_timeout_s * 1000 / 4),
         reconnect_backoff_max_ms=2000,
-        metrics_sample_window_ms=2000,  # of the fetch rate that `pace` reads
+        metrics_sample_window_ms=2000,  # of the fetch rate that `throttle_polls` reads
     )
     return unpack_for(consumer, kafka)

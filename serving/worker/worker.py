@@ -146,10 +146,10 @@ class Worker:
         if not self._read_requests():
             return
         self._apply()
-        begun = self._begin()
+        batch = self._begin()
         self._finish()
-        self._in_flight = begun
-        if begun is not None and not begun.waits:
+        self._in_flight = batch
+        if batch is not None and not batch.waits:
             self._finish()
         if self._bug is not None:
             self.leave()
@@ -302,7 +302,7 @@ class Worker:
             self._outbox.seal({})
         if now - self._report_at >= REPORT_EVERY_S:
             self._report_at = now
-            self._partitions.pace()
+            self._partitions.throttle_polls()
             for topic in self._outbox.drop_gone_topics():
                 self._reply_topics.forget(topic)
             self._gauge()

@@ -138,7 +138,7 @@ class ConfluentPartitions(Partitions):
         found = consumer.consume(most, 0.0) or (consumer.consume(1, POLL_MS / 1000) if wait else [])
         return [record_of(message) for message in found if message.error() is None]
 
-    def pace(self) -> None:
+    def throttle_polls(self) -> None:
         """librdkafka fetches in the background."""
 
 

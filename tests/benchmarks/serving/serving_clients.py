@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from kafka import KafkaProducer
+from kafka.admin import NewTopic
 
 import serving.worker.outbox
 import serving.worker.partitions
@@ -21,6 +22,8 @@ from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Kafka
 from infra.simulation.world import NOTICE
 from nextwatch_client import RecommendClient
+from streams.topics import open_admin
+from tests.benchmarks.ranking.ranking_ground import say
 from tests.benchmarks.report import Report, quantile
 from tests.benchmarks.serving import on_confluent
 from tests.benchmarks.serving.serving_ground import note_of, small_release
@@ -28,7 +31,7 @@ from tests.benchmarks.serving.serving_service import SERVE, Ground, ask, ground,
 from tests.harness.system import cpu_s
 
 ITEMS = 10_000
-ROUNDS, QUICK_ROUNDS = 3, 1
+ROUNDS, QUICK_ROUNDS = 3, 2
 REQUESTS, QUICK_REQUESTS = {1: 200, 32: 960}, {1: 60, 32: 320}  # of a round
 COMMANDS = {"kafka-python": SERVE, "confluent-kafka": [sys.executable, "-m", on_confluent.__name__, "serve"]}
 BOMB_MB = 512
@@ -71,6 +74,7 @@ def one_turn(costs: Costs, on: Ground, client: str, command: list[str], requests
             before_s = cpu_s(child.pid)
             load = ask(asking, [users[at % len(users)] for at in range(count)], concurrency, warm_up=False)
             cpu_ms = 1000 * (cpu_s(child.pid) - before_s) / count
+            say(f"{client}, concurrency {concurrency}: {cpu_ms:.2f} ms of CPU a request")
             costs.setdefault((client, concurrency), []).append((cpu_ms, quantile(load.whole_ms, 0.5), load.per_s))
 
 
@@ -78,12 +82,11 @@ def memory_of_a_bomb(kafka: Kafka, client: str) -> float:
     """Megabytes that a process grows to which reads one gzip batch of many zeros, our bound on unpacking where we have
     one."""
     topic = f"bomb-{client}"
-    producer = KafkaProducer(
-        **kafka_python_options(kafka),
-        compression_type="gzip",
-        max_request_size=2 * BOMB_MB << 20,
-        buffer_memory=4 << 30,
-    )
+    with open_admin(kafka) as admin:
+        admin.create_topics([NewTopic(topic, 1, 1)])
+        admin.wait_for_topics([topic])
+    most = 2 * BOMB_MB << 20
+    producer = KafkaProducer(**kafka_python_options(kafka), max_request_size=most, compression_type="gzip")
     producer.send(topic, bytes(BOMB_MB << 20)).get(READ_S)
     producer.close()
     done = subprocess.run(

@@ -112,7 +112,7 @@ class FromMirror:
         return self.mirror.search(vectors, limit)
 
 
-def child(bundles_dir: Path) -> dict[str, float]:
+def memory_of_release(bundles_dir: Path) -> dict[str, float]:
     """Load what a worker holds; megabytes that were needed, and the raw arrays' bytes."""
     import serving.worker.worker  # noqa: F401  all that a worker imports
     from models.release.bundle import read_manifest
@@ -169,4 +169,4 @@ def peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(child(Path(sys.argv[1]))))
+    print(json.dumps(memory_of_release(Path(sys.argv[1]))))

@@ -67,8 +67,8 @@ def make_ready(bundle: Bundle, viewers: Sequence[UserHistory], search: Search, n
     queries = [RankingQuery(v, now_ms, ids, scores) for v, (ids, scores) in zip(viewers, found, strict=True)]
     asked = model.encoder.queries(viewers, {item_id: row for row, item_id in enumerate(model.item_ids)})
     inputs = model.encoder.inputs(asked, *distinct_rows(model.query_rows, asked.histories))
-    moment = ranking_batch_of(queries, bundle.catalogue, [bundle.statistics])
-    return Ready(vectors, inputs, tensors_of(bundle.ranker, moment))
+    batch = ranking_batch_of(queries, bundle.catalogue, [bundle.statistics])
+    return Ready(vectors, inputs, tensors_of(bundle.ranker, batch))
 
 
 def distinct_rows(query_rows: Floats, histories: Rows) -> tuple[torch.Tensor, Rows]:

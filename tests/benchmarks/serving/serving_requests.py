@@ -137,7 +137,7 @@ def add_rows(report: Report, items: int, found: dict[int, Measured]) -> None:
 
 
 def parts_of(mine: Measured, concurrency: int) -> dict[str, list[float]]:
-    """Milliseconds by part; bare parts are those of as many requests as are under way."""
+    """Milliseconds by part; bare parts are those of as many requests as are in flight."""
     replies = mine.whole.replies
     parts = {"whole": mine.whole.whole_ms, "broker round trip (echo)": mine.echo.whole_ms}
     for stage in dict.fromkeys(stage for reply in replies for stage in reply.stages_ms):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.release.bundle import Manifest
+from serving.state.release import LiveRelease, load_release
 from tests.unit.serving.worlds import ExactIndex, load, train_small
 
 
@@ -37,3 +38,9 @@ def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
     for manifest in bundles:
         index.fill(load(bundles_dir, manifest))
     return index
+
+
+@pytest.fixture
+def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
+    """The first of them, with a mirror."""
+    return load_release(bundles_dir, bundles[0].version, index, mirror_items=1000)

@@ -1,10 +1,8 @@
-"""Who nominates what, what becomes of it, and that the ranker is told."""
+"""Candidate sources: their nominees, the union, and the record of it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,11 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
-from models.release.bundle import Manifest
 from serving.request.candidate_sources import NOBODY, Nominees, ask, scores_by_source, unite
 from serving.request.filtering import MayBeShown, banned_by
 from serving.request.response_draft import Answered, RequestContext, ResponseDraft
 from serving.state.fresh import FreshView
-from serving.state.release import LiveRelease, load_release
+from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, Views
 from streams.history.watched_filter import remember
 from streams.messages import (
@@ -32,17 +29,10 @@ from streams.messages import (
     Watch,
     encode,
 )
-from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, load, no_views, pipeline_of
+from tests.unit.serving.worlds import CREATED_MS, ITEMS, answer, history, no_views, pipeline_of
 
 HOUR_MS = 3_600_000
 NOW_MS = CREATED_MS + 60_000
-
-
-@pytest.fixture
-def live(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
-    index = ExactIndex()
-    index.fill(load(bundles_dir, bundles[0]))
-    return load_release(bundles_dir, bundles[0].version, index, mirror_items=1000)
 
 
 @pytest.fixture
@@ -105,8 +95,8 @@ def test_the_viewers_region_comes_first_and_the_rest_of_the_world_fills_up(views
     trend(views, "global", ("item-20", 9.0), ("item-21", 8.0), ("item-22", 7.0))
     trend(views, "region/de", ("item-30", 2.0), ("item-21", 1.0))
     request = RecommendRequest("r1", "ann", k=40, context=Context(region="de"))
-    told = shown_sources(ask_for(views, live, request, trending=3))
-    assert {name: each["trending"] for name, each in told.items() if "trending" in each} == {
+    by_item = shown_sources(ask_for(views, live, request, trending=3))
+    assert {name: each["trending"] for name, each in by_item.items() if "trending" in each} == {
         "item-30": 2.0,
         "item-21": 1.0,
         "item-20": 9.0,
@@ -165,16 +155,16 @@ def test_every_fresh_item_is_nominated_for_some_and_the_same_ones_for_the_same_r
 
 
 def test_a_source_that_takes_too_long_is_left_out_for_the_rest_of_the_batch() -> None:
-    asked: list[ResponseDraft] = []
+    seen: list[ResponseDraft] = []
 
     def slow(each: ResponseDraft) -> Nominees:
-        asked.append(each)
+        seen.append(each)
         return Nominees(["a"], [1.0])
 
     drafts = [draft() for _ in range(3)]
     assert ask("trending", drafts, slow, timeout_s=-1.0) == [NOBODY] * 3
     assert ask("trending", drafts, slow, timeout_s=10.0) == [Nominees(["a"], [1.0])] * 3
-    assert len(asked) == 3
+    assert len(seen) == 3
 
 
 NAMES = st.lists(st.sampled_from([f"i{at}" for at in range(30)]), unique=True, max_size=20)
@@ -197,16 +187,16 @@ def test_the_union_has_each_candidate_once_and_keeps_what_others_nominate(
         alone = [name for name in towers if name not in nominated]
         assert [name for name in found.item_ids if name in alone] == alone[: most - len(nominated)]
     for row, name in enumerate(found.item_ids):
-        told = scores_by_source(found, row)
-        assert list(told) == [
+        scores_of = scores_by_source(found, row)
+        assert list(scores_of) == [
             source
             for source, names in (("two_tower", towers), ("trending", trending), ("fresh", fresh))
             if name in names
         ]
         if name in towers:
-            assert told["two_tower"] == scores[towers.index(name)]
+            assert scores_of["two_tower"] == scores[towers.index(name)]
         if name in trending:
-            assert told["trending"] == trending.index(name)
+            assert scores_of["trending"] == trending.index(name)
 
 
 def test_a_filter_holds_for_every_source_and_for_what_fills_up(views: Views, live: LiveRelease) -> None:

@@ -187,10 +187,10 @@ class BrokenRanker:
     def __init__(self, value: float | None) -> None:
         self.value = value
 
-    def rank(self, moment: RankingBatch) -> Ranked:
+    def rank(self, batch: RankingBatch) -> Ranked:
         if self.value is None:
             raise RuntimeError("no memory")
-        return Ranked(np.full(len(moment.request), self.value, np.float32), {}, {})
+        return Ranked(np.full(len(batch.request), self.value, np.float32), {}, {})
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -264,8 +264,8 @@ def test_a_batch_that_is_ranked_in_parts_gives_each_what_it_gets_alone(
         assert items_of(answered) == items_of(alone)
         assert answered.impression is not None and alone.impression is not None
         for mine, same in zip(answered.impression.items, alone.impression.items, strict=True):
-            fed = [np.frombuffer(shown.values, "<f4") for shown in (mine, same)]
-            np.testing.assert_allclose(*fed, rtol=1e-4, atol=1e-5)  # scores of a batch differ in the last bits
+            values = [np.frombuffer(shown.values, "<f4") for shown in (mine, same)]
+            np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)  # scores of a batch differ in the last bits
         assert answered.impression.values == alone.impression.values
 
 
@@ -301,11 +301,11 @@ def test_the_impression_holds_the_features_that_the_ranker_was_fed(views: Views,
         np.array([each.retrieval_rank for each in shown], np.float32),
         impression.best_score,
     )
-    moment = ranking_batch_of([query], live.catalogue, [live.statistics, views.statistics.statistics])
-    values = compute_numbers(moment, "impression")
+    batch = ranking_batch_of([query], live.catalogue, [live.statistics, views.statistics.statistics])
+    values = compute_numbers(batch, "impression")
     assert [each.values for each in shown] == [row.astype("<f4").tobytes() for row in values]
-    assert impression.values == compute_numbers(moment, "query")[0].astype("<f4").tobytes()
-    ids = compute_ids(moment, "query") | compute_ids(moment, "impression")
+    assert impression.values == compute_numbers(batch, "query")[0].astype("<f4").tobytes()
+    ids = compute_ids(batch, "query") | compute_ids(batch, "impression")
     assert impression.ids == id_strings(ids, "query", [0])[0]
     assert impression.ids["last_watched"] == ("item-1", "item-2", "item-3")
     assert impression.ids["region"] == ("de",)
@@ -407,7 +407,7 @@ def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
 
 
 def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveRelease) -> None:
-    """Histories are read in the first half of a batch, the catalogue's facts in the second."""
+    """Histories are read in the first half of a batch, the catalogue's attributes in the second."""
     pipeline = pipeline_of(views, Serving())
     views.read_offsets.read("user-histories", 0, 4)
     views.read_offsets.read("items", 0, 4)

@@ -16,21 +16,9 @@ from models.release.bundle import Manifest
 from serving.request.retrieval import Answer, Query, Retrieval
 from serving.state.recall_audit import ENOUGH, RecallAudit, compare
 from serving.state.release import LiveRelease, load_release
-from tests.unit.serving.worlds import ITEMS, ExactIndex, load, unavailable
+from tests.unit.serving.worlds import ITEMS, ExactIndex, unavailable
 
 NOW_MS = 1_700_000_000_000
-
-
-@pytest.fixture
-def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
-    index = ExactIndex()
-    index.fill(load(bundles_dir, bundles[0]))
-    return index
-
-
-@pytest.fixture
-def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
-    return load_release(bundles_dir, bundles[0].version, index, mirror_items=1000)
 
 
 @pytest.fixture
@@ -121,7 +109,7 @@ def test_without_a_mirror_a_collection_that_was_lost_is_asked_again_only_when_it
 def test_without_a_mirror_an_answer_from_before_a_failure_does_not_vouch_for_the_collection(
     bare: LiveRelease, index: ExactIndex
 ) -> None:
-    """A batch is begun before the one before it is finished."""
+    """A batch begins before the one before it is finished."""
     retrieval, version = Retrieval(Serving(), 1), bare.version
     kept = index.collections.pop(version)
     lost = retrieval.start(some(bare), bare, now_ms=NOW_MS, left_s=5.0)

@@ -437,8 +437,8 @@ def test_a_catalogue_entry_that_comes_later_is_where_filters_look(
     catalogue.apply(b"new", encode(Item("new", duration_s=30.0)))
     mirrored.apply_item("new")
     assert live.mirror is not None
-    facts = live.catalogue.duration_s(live.mirror.catalogue_rows)
-    assert facts[live.mirror.rows(["new"])].tolist() == [30.0]
+    duration_s = live.catalogue.duration_s(live.mirror.catalogue_rows)
+    assert duration_s[live.mirror.rows(["new"])].tolist() == [30.0]
 
 
 @pytest.fixture(scope="module")
@@ -458,10 +458,10 @@ def test_a_batch_never_mixes_versions_whenever_the_swap_comes(
     views = no_views()
     views.histories.apply(0, b"ann", encode(history("ann", "item-1")))
     holder = Holder(both)
-    for target, moment in plan:
-        holder.swap_at(moment, target)
-        asked = [RequestContext(RecommendRequest(f"r{at}", "ann"), 0) for at in range(2)]
-        answers = answer(asked, holder.live, pipeline_of(views, Serving()), now_ms=CREATED_MS)
+    for target, step in plan:
+        holder.swap_at(step, target)
+        contexts = [RequestContext(RecommendRequest(f"r{at}", "ann"), 0) for at in range(2)]
+        answers = answer(contexts, holder.live, pipeline_of(views, Serving()), now_ms=CREATED_MS)
         used = holder.take_used()
         assert len(used) == 1
         assert {answered.reply.version for answered in answers} == used
@@ -473,19 +473,19 @@ class Holder:
 
     def __init__(self, releases: Sequence[LiveRelease]) -> None:
         self._used = set[str]()
-        self._moment, self._target = "none", 0
+        self._step, self._target = "none", 0
         self._releases: list[LiveRelease] = [
             dataclasses.replace(each, **{name: _Part(self, each, name) for name in ("model", "index", "ranker")})
             for each in releases
         ]
         self.live = self._releases[0]
 
-    def swap_at(self, moment: str, target: int) -> None:
-        self._moment, self._target = moment, target
+    def swap_at(self, step: str, target: int) -> None:
+        self._step, self._target = step, target
 
-    def reached(self, moment: str, version: str) -> None:
+    def reached(self, step: str, version: str) -> None:
         self._used.add(version)
-        if moment == self._moment:
+        if step == self._step:
             self.live = self._releases[self._target]
 
     def take_used(self) -> set[str]:

@@ -257,7 +257,10 @@ def test_many_requests_in_flight_each_get_their_own_reply(system: System) -> Non
 def test_a_broken_request_gets_an_error_reply_and_goes_to_the_dead_letters(
     system: System, value: bytes, says: str
 ) -> None:
-    replies, letters = system.reading(system.name("recommend-replies")), system.reading(system.name("dead-letters"))
+    replies, dead_letters = (
+        system.reading(system.name("recommend-replies")),
+        system.reading(system.name("dead-letters")),
+    )
     correlation = uuid.uuid4().bytes
     system.send(topics.RECOMMEND_REQUESTS, value, "ann", headers=[("correlation_id", correlation)])
     record = next_record(replies)
@@ -265,11 +268,11 @@ def test_a_broken_request_gets_an_error_reply_and_goes_to_the_dead_letters(
     reply = decode(RecommendReply, record.value)
     assert says in (reply.error or "")
     assert reply.items == ()
-    letter = decode(DeadLetter, next_record(letters).value)
+    letter = decode(DeadLetter, next_record(dead_letters).value)
     assert letter.value == value
     assert letter.topic == "recommend-requests"
     replies.close()
-    letters.close()
+    dead_letters.close()
 
 
 @pytest.mark.parametrize(
