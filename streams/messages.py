@@ -1,4 +1,4 @@
-"""What travels: every message, checked when it is read.
+"""All that travels: every message, checked when it is read.
 
 JSON on the wire, binary (MessagePack) only where vectors travel. A reader accepts fields it does not know, so a change
 only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type,
@@ -12,7 +12,7 @@ its many entries took longer than reading them.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -37,8 +37,16 @@ class Refused(ValueError):
         self.code = code
 
 
+class Source(NamedTuple):
+    """The place of a message in its topic, and when it was sent there."""
+
+    partition: int
+    offset: int
+    produced_ms: int
+
+
 class Context(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Where and on what a person watches (paper section 3.3, "priors for new users")."""
+    """The place and the device at which a person watches (paper section 3.3, "priors for new users")."""
 
     region: Text | None = None
     language: Text | None = None
@@ -124,7 +132,7 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
 
     `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
     or below is a replay. `seen`: the items of older watches, hashed, with their days (see
-    streams.history.watched_filter). `since_ms`: when the user was forgotten, nothing from before is in here.
+    streams.history.watched_filter). `since_ms`: when the user was erased, nothing from before is in here.
     """
 
     user_id: Id
@@ -300,7 +308,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(Struct, frozen=True, array_like=True):
-    """What became of one shown item: seconds watched, 0 for not at all."""
+    """The end of one shown item: seconds watched, 0 for not at all."""
 
     item_id: str
     watched_s: float
@@ -349,8 +357,8 @@ class OpenImpression(Struct, frozen=True, gc=False):
 
 
 class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
-    below the offsets is a replay. `since_ms`: when the user was forgotten, nothing from before is in here."""
+    """All that the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
+    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here."""
 
     user_id: Id
     impressions: tuple[OpenImpression, ...] = ()
@@ -414,15 +422,15 @@ class DeadLetter(Struct, frozen=True, omit_defaults=True):
     cut: dict[str, int] = {}
 
 
-class UserForgotten(Struct, frozen=True, tag="user", tag_field="kind"):
-    """Key `user/<hash of the id>` (see streams.erasure.erased_users). What comes from before `at_ms` is not to be used
+class UserErased(Struct, frozen=True, tag="user", tag_field="kind"):
+    """Key `user/<hash of the id>` (see streams.erased_users). What comes from before `at_ms` is not to be used
     again. `secret`: which secret the hash was made with, without telling it."""
 
     at_ms: Millis
     secret: str
 
 
-class ForgettingDone(Struct, frozen=True, tag="done", tag_field="kind"):
+class ErasureDone(Struct, frozen=True, tag="done", tag_field="kind"):
     """Key `done/<worker>/<partition>`: of all users that `forgotten` names below this offset, the owner of the
     partition holds nothing from before any more."""
 
@@ -430,7 +438,7 @@ class ForgettingDone(Struct, frozen=True, tag="done", tag_field="kind"):
     at_ms: Millis
 
 
-Forgetting = UserForgotten | ForgettingDone
+Erasure = UserErased | ErasureDone
 
 M = TypeVar("M")
 _JSON = msgspec.json.Encoder()

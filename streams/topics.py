@@ -1,4 +1,4 @@
-"""Where it travels: every topic with its key, partitions and cleanup policy; how they are made and checked.
+"""Every topic that a message travels in, with its key, partitions and cleanup policy; how they are made and checked.
 
 All user-keyed topics that are read together have the same number of partitions and are keyed by the bare user id in
 UTF-8, partitioned as Kafka's Java client does (murmur2). A producer with another partitioner is forgiven: whoever reads
@@ -74,7 +74,7 @@ TOPICS = (
     Topic(RECOMMEND_REQUESTS, "user", "delete", messages.RecommendRequest),
     Topic(RECOMMEND_REPLIES, "request", "delete", messages.RecommendReply),
     Topic(DEAD_LETTERS, "as source", "delete", messages.DeadLetter),
-    Topic(FORGOTTEN, "user's hash", "compact", messages.Forgetting, single=True),
+    Topic(FORGOTTEN, "user's hash", "compact", messages.Erasure, single=True),
 )
 
 
@@ -131,7 +131,7 @@ def create_topics(kafka: Kafka) -> list[str]:
 
 
 def check_topics(kafka: Kafka) -> list[str]:
-    """What differs between the cluster and the design, one line each; empty when all is well."""
+    """Return what differs between the cluster and the design, one line each; empty when all is well."""
     with open_admin(kafka) as admin:
         there = set(admin.list_topics())
         names = {kafka.topic_prefix + topic.name: topic for topic in TOPICS}

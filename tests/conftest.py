@@ -2,12 +2,12 @@
 
 `kafka` is Apache Kafka where KAFKA_HOME is set, else noida; tests that are marked with `on_both_brokers` run on both
 then. Tests share the services and are kept apart by `kafka.topic_prefix`, which the `settings` fixture makes unique. A
-broken service is a failure; only a missing noida wheel on a developer's machine skips.
+broken service is a failure; a missing tool skips, and fails where CI says that it is there (tests/harness/needs.py).
+Whoever uses a service is marked `service` here, so that `make unit` can leave it out.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.stack import milvus_answers
 from infra.platform.run_files import fill_in
 from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
+from tests.harness.needs import NOIDA, require
 
 # the same examples in every run, so that a failure is of the change and not of the day;
 # `pytest --hypothesis-profile=default` draws new ones
@@ -32,6 +33,22 @@ hypothesis_settings.load_profile("same-examples")
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
 # tests run on the real broker where it is there; these ones, which show how we get on with each of them, on both
 on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
+
+
+SERVICES = {"broker", "milvus"}  # fixtures; whatever else reaches a service has one of them, or says `service`
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SERVICES & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("system"):
+            item.add_marker("service")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        require(*mark.args)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -50,8 +67,8 @@ def logging_as_it_was() -> Iterator[None]:
 
 def environ_for(kind: str) -> dict[str, str]:
     """The environment in which `start_broker` starts a broker of this kind."""
-    if kind == "noida" and importlib.util.find_spec("noida_db") is None and not os.environ.get("CI"):
-        pytest.skip("the noida-db wheel is not installed: pip install -e .[embedded,dev]")
+    if kind == "noida":
+        require(NOIDA)
     environ = dict(os.environ)
     if kind == "noida":
         environ.pop("KAFKA_HOME", None)

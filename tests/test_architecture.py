@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from tests.harness.needs import Tool, require
 from tests.harness.structure import CLIENT, ROOT, SourceFile, circles, read_structure
 
 MOST_FILES = 18  # of one folder, its __init__ apart
@@ -37,6 +38,7 @@ ONLY_IN = {
 }
 PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
 ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/system", "tests/harness", "tests/harness/crash", "tests/benchmarks")
+MAY_SKIP = {"tests/harness/needs.py", "tests/test_architecture.py"}
 
 FOLDER = re.compile(r"(?<![\w./-])(?:infra|models|streams|indexer|serving|tests)/[\w/{},]*")  # as a page names it
 STRUCTURE = read_structure()
@@ -153,6 +155,13 @@ def silent_rooms() -> Iterator[str]:
             yield f"{room} says nothing"
 
 
+def skips_out_of_their_place() -> Iterator[str]:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        place, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        if place not in MAY_SKIP and re.search(r"\bpytest\.(skip|importorskip|mark\.skip|mark\.xfail)", text):
+            yield f"{place} skips by itself: tests/harness/needs.py does that"
+
+
 def rooms_that_are_not_there() -> Iterator[str]:
     for page in ("README.md", "docs/architecture.md"):
         text = (ROOT / page).read_text() if (ROOT / page).is_file() else ""
@@ -172,6 +181,7 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
     private_touches_allowed,
     crowded_folders,
     silent_rooms,
+    skips_out_of_their_place,
     rooms_that_are_not_there,
 )
 
@@ -188,6 +198,18 @@ def test_the_graph_is_of_all_our_code():
     assert "infra/cli/ask.py" in edges["infra/cli/main.py"], "from package import module"
     assert "streams/messages.py" in edges["infra/cli/ask.py"], "inside a function"
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_a_missing_tool_is_a_failure_in_ci_and_a_skip_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    missing, excused = Tool("it", bool, "buy it"), Tool("it", bool, "buy it", why_not_in_ci="too dear")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=r"for this: it is not there \(buy it\)"):
+        require(missing, "for this")
+    with pytest.raises(pytest.skip.Exception):
+        require(excused)
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception):
+        require(missing)
 
 
 def is_of(name: str, packages: tuple[str, ...]) -> bool:

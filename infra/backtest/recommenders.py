@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from infra.platform.settings import Trainer
 from models.evaluation.eval_queries import EvalQueries, History
 from models.logs.examples import Examples, Queries
 from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import case_queries
 from models.retrieval.candidates import CandidateModel, with_one
-from models.retrieval.incremental import IncrementalTrainer, Learns
+from models.retrieval.hyper_parameters import LiveParameters
+from models.retrieval.incremental import IncrementalTrainer
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -46,9 +46,8 @@ class Live:
         source: TrainingSet,
         history: History,
         *,
-        settings: Trainer,
+        settings: LiveParameters,
         seed: int,
-        learns: Learns,
         refresh_ms: int = 0,
         name: str = "tower, live",
     ) -> None:
@@ -56,7 +55,7 @@ class Live:
         self.name = name
         self._source, self._history = source, history
         self._catalogue = len(model.vectors)
-        self._trainer = IncrementalTrainer.by_settings(model, source.catalogue, settings, seed=seed, learns=learns)
+        self._trainer = IncrementalTrainer(model, source.catalogue, settings, seed=seed)
         self._row_of = np.full(len(source.catalogue), -1, np.int64)  # [I] the trainer's row of each item
         self._row_of[: self._catalogue] = np.arange(self._catalogue)
         self._refresh_ms, self._refreshed_ms = refresh_ms, int(source.dataset.event_ms[0])

@@ -107,12 +107,11 @@ def _train(
         history,
         settings=settings.trainer,
         seed=request.seed,
-        learns=settings.trainer.learns,
         name="tower, live",
     )
     follows = Released(learned.model, source, history, name="tower, live histories only")
     at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
-    trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch", "pull"})
+    trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch"})
     return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
 
 

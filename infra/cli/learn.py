@@ -129,7 +129,7 @@ def read_speed(text: str) -> float | None:
 
 
 def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:
-    from streams.releases import wait_until_served
+    from streams.kafka.releases import wait_until_served
 
     with Console(stderr=True).status(f"waiting for a server to answer from {version}"):
         return wait_until_served(settings.kafka, version, wait_s)

@@ -30,7 +30,7 @@ MENDABLE = (
     ("models.release.distributed", "HelperFailed"),
     ("streams.kafka.follow", "TopicMissing"),
     ("streams.kafka.requirements", "TopicUnfit"),
-    ("streams.erasure.erased_users", "ForgetSecretWrong"),
+    ("streams.erased_users", "ForgetSecretWrong"),
     ("streams.history.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),
     ("nextwatch_client", "RequestFailed"),

@@ -16,8 +16,8 @@ from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.follow import TopicFollower
+from streams.kafka.releases import announce
 from streams.messages import RebuildAsked, RebuildDone, Refused, Release, decode
-from streams.releases import announce
 
 POLL_S = 0.2
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from indexer.rollout import announced_ms, is_whole, spare_of
 from infra.platform.settings import Kafka, Milvus, Settings
 from models.release.manifest_file import MANIFEST, read_manifest_bytes
 from streams import topics
-from streams.kafka.follow import TopicFollower, TopicMissing
+from streams.kafka.follow import TopicMissing, read_to_end
 from streams.messages import Refused, Release, decode
 
 _RELEASE: Any = Release  # a union; mypy wants a class
@@ -127,12 +128,7 @@ def read_collections(milvus: Milvus) -> list[CollectionFound]:
 
 def read_topic(kafka: Kafka) -> rollout.Releases:
     """Read what `releases` says; servers are heard at their records' times. Raises KafkaError, TopicMissing."""
-    with TopicFollower(kafka, topics.RELEASES) as follower:
-        told = rollout.Releases()
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                told = hear(told, record)
-    return told
+    return reduce(hear, read_to_end(kafka, topics.RELEASES), rollout.Releases())
 
 
 def hear(told: rollout.Releases, record: Any) -> rollout.Releases:

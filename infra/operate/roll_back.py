@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import msgspec
@@ -22,8 +23,8 @@ from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.follow import TopicFollower
+from streams.kafka.releases import announce
 from streams.messages import IndexReady
-from streams.releases import announce
 
 POLL_S = 0.05
 
@@ -74,10 +75,7 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
     Raises RollBackRefused, IndexFailure (Milvus does not answer), TopicMissing and KafkaError.
     """
     with TopicFollower(settings.kafka, topics.RELEASES) as follower:
-        told = rollout.Releases()
-        while not follower.caught_up:
-            for record in follower.poll(POLL_S):
-                told = hear(told, record)
+        told = reduce(hear, follower.to_end(), rollout.Releases())
         collections = read_collections(settings.milvus)
         spare = choose(told, collections, read_bundles(settings.bundles_dir))
         progress(f"checking {spare.version}")

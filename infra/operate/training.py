@@ -29,8 +29,8 @@ from models.retrieval.checkpoint import Checkpoints, identity_of
 from models.threads import limit_threads
 from streams.export.archive import store_archive
 from streams.export.ranking_archive import ServedExamples
+from streams.kafka.releases import announce
 from streams.messages import BundlePublished
-from streams.releases import announce
 
 NEWEST = "newest"  # instead of a version
 
@@ -160,4 +160,4 @@ def _read_release(settings: Settings, version: str) -> Bundle:
 def _checkpoints(settings: Settings, job: TrainingJob, log: StoredLog, *, writes: bool) -> Checkpoints | None:
     if job.checkpoints is None:
         return None
-    return Checkpoints(job.checkpoints, identity_of(log, settings.model, job.warm_start), writes=writes)
+    return Checkpoints(job.checkpoints, identity_of(log, settings.model.model_dump(), job.warm_start), writes=writes)

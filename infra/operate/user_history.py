@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import read_to_end
 from streams.messages import Refused, UserHistory, decode
 
 
@@ -16,11 +16,9 @@ def read_history(settings: Settings, user: str) -> UserHistory | None:
     """
     newest = None
     place = topics.partition_of(user, settings.kafka.partitions)
-    with TopicFollower(settings.kafka, topics.USER_HISTORIES, partitions=[place]) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                if record.key == user.encode():
-                    newest = record.value
+    for record in read_to_end(settings.kafka, topics.USER_HISTORIES, partitions=[place]):
+        if record.key == user.encode():
+            newest = record.value
     try:
         return None if newest is None else decode(UserHistory, newest, max_bytes=len(newest))
     except Refused as refused:

@@ -1,4 +1,4 @@
-"""How a private part of a third party is used: only in a version that was checked, and replaced at most once.
+"""The use of a private part of a third party: only in a version that was checked, and replaced at most once.
 
 Every use stands in a file named patches.py, one for each client, with the reason, the versions and the upstream issue.
 A private name may mean something else in the next release, so the import of such a file ends with a clear error there.

@@ -28,6 +28,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+_NEVER_PAID = "it was worth nothing measurable (docs/candidate-generation.md), leave it out"
 
 
 class SettingsError(ValueError):
@@ -202,11 +203,9 @@ class Ranker(Section):
 
 class Trainer(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="row-wise Adagrad on item rows")
-    query_rate: Rate = Field(1e-3, description="the same on the rows that histories average, with learns = input_rows")
     negatives: Count = Field(2048, description="shared negatives of a live step")
     in_batch: Share = Field(0.1, description="most of the negatives that come from the batch, as a share of all")
-    pull: Share = Field(0.0, description="share of its way from the release that a touched row is drawn back each step")
-    learns: Literal["history", "popularity", "output_rows", "input_rows"] = Field(
+    learns: Literal["history", "popularity", "output_rows"] = Field(
         "output_rows", description="what moves between releases; each also moves what stands before it"
     )
     admit_after: Count = Field(1, description="a new item gets a row with this many watches")
@@ -219,6 +218,13 @@ class Trainer(Section):
     evaluate_scores: Annotated[int, Field(ge=0)] = Field(
         500_000, description="scores per batch spent on ranking examples before they are learnt"
     )
+
+    @field_validator("learns", mode="before")
+    @classmethod
+    def _refuse_what_is_gone(cls, level: object) -> object:
+        if level == "input_rows":
+            raise ValueError(f"{level} is gone since 0.2: {_NEVER_PAID}")
+        return level
 
 
 class Forget(Section):
@@ -377,6 +383,10 @@ class Settings(BaseSettings):
 
 SECRETS = (("kafka", "password"), ("milvus", "token"), ("metrics", "token"), ("forget", "secret"))
 MOST_FILE_BYTES = 1_000_000
+GONE = {  # settings that there were: since when not, and what to do
+    "trainer.pull": f"gone since 0.2: {_NEVER_PAID}",
+    "trainer.query_rate": f"gone since 0.2, with trainer.learns = input_rows: {_NEVER_PAID}",
+}
 
 
 def load_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -464,7 +474,7 @@ def _check_environ() -> None:
         if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
             path = variable.removeprefix(ENV_PREFIX).lower().split("__")
             if not _is_setting(path):
-                raise SettingsError(f"unknown setting {'.'.join(path)} ({variable}); `nextwatch config` lists them all")
+                raise SettingsError(_unknown(".".join(path), f" ({variable})"))
             _check_list(path, variable)
 
 
@@ -489,12 +499,18 @@ def _is_setting(path: list[str]) -> bool:
     return len(path) == 1
 
 
+def _unknown(name: str, place: str = "") -> str:
+    if name in GONE:
+        return f"setting {name}{place}: {GONE[name]}"
+    return f"unknown setting {name}{place}; `nextwatch config` lists them all"
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {name}; `nextwatch config` lists them all")
+            lines.append(_unknown(name))
         elif not name:  # of several settings: it names them, and its input is the whole tree, secrets and all
             lines.append(str(problem["ctx"]["error"]))
         else:

@@ -20,7 +20,7 @@ from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
-from streams.releases import wait_until_served
+from streams.kafka.releases import wait_until_served
 
 ASKED_WITHIN_S = 15.0
 LIVE_WITHIN_S = 60.0

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infra.platform.settings import Ranker as Settings
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
 from models.logs.stored_log import StoredLog
 from models.logs.training_set import TrainingSet
+from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.impression_log import Delays, ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
@@ -53,7 +53,7 @@ def learn_ranker(
     log: StoredLog,
     source: TrainingSet,
     *,
-    settings: Settings,
+    settings: RankerParameters,
     delays: Delays,
     earlier: CandidateModel | None,
     since: int,
@@ -80,7 +80,7 @@ def learn_ranker(
 
 
 def learn_from_served(
-    served: Served, directory: Path, *, settings: Settings, warm: Ranker | None = None, progress: Progress
+    served: Served, directory: Path, *, settings: RankerParameters, warm: Ranker | None = None, progress: Progress
 ) -> RankerRelease:
     """The ranker of impressions as they were served; the newest tenth measures a fit of the rest.
 
@@ -115,7 +115,7 @@ def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
-def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: Settings) -> dict[str, float]:
+def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: RankerParameters) -> dict[str, float]:
     """Figures of a fit of what was before a moment, on what came after it."""
     is_old = np.asarray(examples.at_ms) < cut_ms
     measured = train_ranker(examples, directory / "measured", settings=settings, rows=np.flatnonzero(is_old))
@@ -144,7 +144,7 @@ class UnseenScores:
     def _of(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
         histories = self._exposures.completed_before(asked, HISTORY)  # [B, H]
         items = self._exposures.items(rows)
-        scores = with_one(self._model.encode(self._model.reader.queries_of(histories))) @ self._vectors.T  # [B, N]
+        scores = with_one(self._model.encode(self._model.encoder.queries_of(histories))) @ self._vectors.T  # [B, N]
         known = items < scores.shape[1]
         own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)
         case, place = np.nonzero(histories >= 0)

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infra.platform.settings import Ranker as Settings
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import LogError
 from models.ranking.features import FEATURES, Scope, ids_of
+from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
 from models.ranking.quantiles import Quantiles, fit_quantiles
 from models.ranking.ranker import Ranker
@@ -81,7 +81,7 @@ def train_ranker(
     examples: RankingExamples,
     directory: Path,
     *,
-    settings: Settings,
+    settings: RankerParameters,
     rows: Rows | None = None,
     warm: Ranker | None = None,
     progress: Progress = lambda done, total: None,
@@ -110,7 +110,7 @@ def train_ranker(
     return Ranker(shape, nets, quantiles, spaces, watch_quantiles)
 
 
-def fit(net: RankerNet, prepared: Prepared, settings: Settings, *, seed: int) -> Iterator[int]:
+def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed: int) -> Iterator[int]:
     """Train one member; yields how many examples it has seen, after each step."""
     rng = np.random.default_rng(seed)
     n = len(prepared.rows)
@@ -137,7 +137,7 @@ def fit(net: RankerNet, prepared: Prepared, settings: Settings, *, seed: int) ->
                 yield done
 
 
-def _loss(net: RankerNet, logits: Tensor, prepared: Prepared, rows: Rows, settings: Settings) -> Tensor:
+def _loss(net: RankerNet, logits: Tensor, prepared: Prepared, rows: Rows, settings: RankerParameters) -> Tensor:
     logit = logits[:, 0]
     examples = prepared.examples
     if settings.position:
@@ -159,7 +159,7 @@ def _loss(net: RankerNet, logits: Tensor, prepared: Prepared, rows: Rows, settin
     return loss
 
 
-def fit_spaces(examples: RankingExamples, rows: Rows, settings: Settings) -> IdSpaces:
+def fit_spaces(examples: RankingExamples, rows: Rows, settings: RankerParameters) -> IdSpaces:
     """The ids of each space by how often they stand in clicked impressions."""
     names: dict[str, list[str]] = {}
     for space in dict.fromkeys(str(f.space) for f in FEATURES if not f.is_number):
@@ -181,7 +181,7 @@ def _clicked_counts(examples: RankingExamples, rows: Rows, named: Codes, scope: 
     return counts
 
 
-def shape_of(spaces: IdSpaces, examples: int, settings: Settings) -> RankerShape:
+def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters) -> RankerShape:
     """What is to be trained. Raises LogError when a feature is to be left out that there is not."""
     unknown = sorted(set(settings.without) - {feature.name for feature in FEATURES})
     if unknown:
@@ -238,14 +238,14 @@ def prepare(
     return Prepared(examples, rows, x, spaces, shape, targets)
 
 
-def _watch_quantiles(examples: RankingExamples, rows: Rows, settings: Settings) -> WatchQuantiles | None:
+def _watch_quantiles(examples: RankingExamples, rows: Rows, settings: RankerParameters) -> WatchQuantiles | None:
     if settings.target == "seconds":
         return None
     newest = rows[-SAMPLE:]
     return fit_watch_quantiles(np.asarray(examples.target_s[newest]), np.asarray(examples.duration_s[newest]))
 
 
-def _new_net(prepared: Prepared, settings: Settings, member: int, warm: Ranker | None) -> RankerNet:
+def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: Ranker | None) -> RankerNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + member)
         net = RankerNet(prepared.shape)
@@ -263,7 +263,7 @@ def _new_net(prepared: Prepared, settings: Settings, member: int, warm: Ranker |
     return net
 
 
-def _fits(warm: Ranker, examples: int, settings: Settings) -> bool:
+def _fits(warm: Ranker, examples: int, settings: RankerParameters) -> bool:
     """Whether a ranker is of the shape that these settings want, so that one may go on from it."""
     assert warm.shape is not None
     learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None

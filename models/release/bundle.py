@@ -121,7 +121,7 @@ def write_bundle(
     try:
         for name, table in _tables(model).items():
             write_table(staging / f"{name}.npy", table)
-        tower = {name: tensor.numpy() for name, tensor in model.reader.tower.state_dict().items()}
+        tower = {name: tensor.numpy() for name, tensor in model.encoder.tower.state_dict().items()}
         safetensors.numpy.save_file(_contiguous(tower), staging / TOWER)
         safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
         _names_frame(ranker).write_parquet(staging / RANKER_IDS)
@@ -137,8 +137,8 @@ def write_bundle(
             schema_hash=SCHEMA_HASH,
             completed_s=completed_s,
             ranker=ranker.shape,
-            tower=model.reader.tower.shape,
-            contexts=model.reader.contexts,
+            tower=model.encoder.tower.shape,
+            contexts=model.encoder.contexts,
             half_life_h=statistics.half_life_ms / HOUR_MS,
             half_life_events=model.popularity.half_life_events,
             watches=model.popularity.clock,
@@ -239,7 +239,7 @@ def read_bundle(directory: Path) -> Bundle:
 
 
 def _tables(model: CandidateModel) -> dict[str, npt.NDArray[Any]]:
-    rows = {"vectors": model.vectors, "bias": model.bias, "query_rows": model.query_rows, "words": model.reader.words}
+    rows = {"vectors": model.vectors, "bias": model.bias, "query_rows": model.query_rows, "words": model.encoder.words}
     return rows | model.popularity.arrays()
 
 

@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from infra.platform.settings import Model
-from infra.platform.settings import Ranker as RankerSettings
 from models.logs.dataset import Dataset
 from models.logs.log import LogError
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import StoredSearches
 from models.logs.training_set import TrainingSet, prepare
+from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import Served, learn_from_served, learn_ranker
@@ -28,6 +27,7 @@ from models.release.bundle import Manifest, write_bundle
 from models.retrieval.candidate_learning import Learned, learn_candidates
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import Checkpoints
+from models.retrieval.hyper_parameters import CandidateParameters
 
 Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
@@ -41,8 +41,8 @@ def train_bundle(
     log: StoredLog,
     items: pl.DataFrame | None,
     *,
-    settings: Model,
-    ranker: RankerSettings,
+    settings: CandidateParameters,
+    ranker: RankerParameters,
     bundles_dir: Path,
     created_ms: int,
     offsets: dict[str, int],
@@ -109,7 +109,7 @@ def help_training(
     log: StoredLog,
     items: pl.DataFrame | None,
     *,
-    settings: Model,
+    settings: CandidateParameters,
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
     checkpoints: Checkpoints | None = None,
@@ -123,7 +123,7 @@ def _learn(
     log: StoredLog,
     items: pl.DataFrame | None,
     *,
-    settings: Model,
+    settings: CandidateParameters,
     searches: StoredSearches | None,
     warm: CandidateModel | None,
     checkpoints: Checkpoints | None,

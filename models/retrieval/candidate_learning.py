@@ -10,6 +10,7 @@ needs most.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -17,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.platform.settings import Model
 from models.catalogue.catalogue import Catalogue
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
 from models.logs.training_set import TrainingSet
-from models.retrieval.candidate_training import NOTHING, Ablation, Fit, TrainingData
+from models.retrieval.candidate_training import Fit, TrainingData
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.checkpoint import Checkpoints, ModelSelection
 from models.retrieval.cold_start import ColdStart
 from models.retrieval.encoders import root_sum_of
+from models.retrieval.hyper_parameters import CandidateParameters
 from models.retrieval.linear import item_factors
 from models.retrieval.net import CandidateNet
 from models.retrieval.popularity import HALF_LIFE, choose_half_life, popularity_of
@@ -62,13 +63,12 @@ class Learned(NamedTuple):
 
 def learn_candidates(
     source: TrainingSet,
-    settings: Model,
+    settings: CandidateParameters,
     *,
     until: int,
     valid_from: int | None,
     items: int,
     warm: CandidateModel | None = None,
-    ablation: Ablation = NOTHING,
     checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Learned:
@@ -77,27 +77,21 @@ def learn_candidates(
     Rows from `valid_from` on are validation first; None takes settings.epochs as they are. `warm` is an earlier model
     to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
     """
-
-    chosen = not settings.half_life_events
-    if chosen:
-        walked = source.dataset.items[:until]
-        half_life = HALF_LIFE if valid_from is None else choose_half_life(walked, items, since=valid_from)
-        settings = settings.model_copy(update={"half_life_events": half_life})
-
-    def begin(end: int, settings: Model = settings) -> Training:
-        return Training(source, settings, until=end, items=items, warm=warm, ablation=ablation)
-
+    watched, half_life = source.dataset.items[:until], settings.half_life_events
+    if not settings.half_life_events:
+        half_life = HALF_LIFE if valid_from is None else choose_half_life(watched, items, since=valid_from)
+    begin = partial(Training, source, settings, items=items, warm=warm)
     choice, earlier = ModelSelection(settings.epochs), None
     if valid_from is not None:
-        training = begin(valid_from)
+        training = begin(until=valid_from, half_life_events=half_life)
         choice = choose(training, until=until, checkpoints=checkpoints, progress=progress)
         earlier = training.freeze(choice)
     if not (choice.weight or choice.linear):  # popularity alone: at its best, and nothing to train
         choice = msgspec.structs.replace(choice, epochs=0)
-        best = choose_half_life(source.dataset.items[:until], items, since=valid_from or 0, tolerance=0.0)
-        settings = settings.model_copy(update={"half_life_events": best} if chosen else {})
+        if not settings.half_life_events:
+            half_life = choose_half_life(watched, items, since=valid_from or 0, tolerance=0.0)
         progress(FINAL, 1, 1)
-    training = begin(until, settings)
+    training = begin(until=until, half_life_events=half_life)
     if checkpoints is not None:
         checkpoints.restore(training.fits, FINAL)
     while training.epoch < choice.epochs:
@@ -108,26 +102,28 @@ def learn_candidates(
 class Training:
     """The members of one model under training, and its linear part."""
 
+    net_type, fit_type = CandidateNet, Fit
+
     def __init__(
         self,
         source: TrainingSet,
-        settings: Model,
+        settings: CandidateParameters,
         *,
+        half_life_events: float,
         until: int,
         items: int,
         warm: CandidateModel | None = None,
-        ablation: Ablation = NOTHING,
     ) -> None:
         self.source, self.settings, self.until, self.items = source, settings, until, items
         dataset, self.fits = source.dataset, []
-        lessons = TrainingData(dataset, until, items, settings)
+        data = TrainingData(dataset, until, items, settings, half_life_events)
         for member in range(settings.members):
-            own = settings.model_copy(update={"seed": settings.seed + 1000 * member})
-            net = new_net(source, own, items=items, ablation=ablation)
+            seed = settings.seed + 1000 * member
+            net = new_net(source, settings, items=items, seed=seed, kind=self.net_type)
             if warm is not None:
                 warm_start(net, warm, source.catalogue, member)
-            self.fits.append(Fit(net, lessons, own, ablation=ablation))
-        rows = lessons.new_rows
+            self.fits.append(self.fit_type(net, data, settings, seed=seed))
+        rows = data.new_rows
         self.linear = item_factors(
             dataset.users[rows].astype(np.int64),
             dataset.items[rows].astype(np.int64),
@@ -135,7 +131,7 @@ class Training:
             dim=settings.linear_dim,
             seed=settings.seed,
         )
-        self.popularity = popularity_of(dataset.items[:until], items, settings.half_life_events)
+        self.popularity = popularity_of(dataset.items[:until], items, half_life_events)
 
     @property
     def epoch(self) -> int:
@@ -163,7 +159,7 @@ class Training:
 
     def output_vectors(self) -> Floats:
         """float32 [N, members * dim]: of the towers; their logits are averaged."""
-        vectors: Floats = np.concatenate([fit.net.output_vectors() for fit in self.fits], axis=1)
+        vectors: Floats = np.concatenate([fit.net.outputs.everything() for fit in self.fits], axis=1)
         return vectors / np.float32(len(self.fits))
 
     def bias(self) -> Floats:
@@ -307,8 +303,16 @@ def case_queries(dataset: Dataset, history: History, cases: EvalQueries) -> Quer
     return dataset.queries_at(cases.histories, cases.users, cases.event_ms, newest)
 
 
-def new_net(source: TrainingSet, settings: Model, *, items: int, ablation: Ablation = NOTHING) -> CandidateNet:
-    """A net for the first `items` rows of the catalogue, with the inputs that the data set has."""
+def new_net(
+    source: TrainingSet,
+    settings: CandidateParameters,
+    *,
+    items: int,
+    seed: int | None = None,
+    kind: type[CandidateNet] = CandidateNet,
+) -> CandidateNet:
+    """A net for the first `items` rows of the catalogue, with the inputs that the data set has; `seed` in place of the
+    settings' own."""
     dataset, contexts = source.dataset, source.contexts
     shape = TowerShape(
         settings.dim,
@@ -322,21 +326,19 @@ def new_net(source: TrainingSet, settings: Model, *, items: int, ablation: Ablat
         dropout=settings.dropout,
     )
     names = source.catalogue.id_names if settings.sides else ()
-    return CandidateNet(
+    return kind(
         shape,
         {name: source.catalogue.id_table(name, SIDE_IDS)[:items].astype(np.int32) for name in names},
         items,
         words=settings.search_tokens if shape.words else 0,
-        tied=ablation.tied,
-        normalised=ablation.normalised,
-        seed=settings.seed,
+        seed=settings.seed if seed is None else seed,
     )
 
 
 def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, member: int) -> None:
     """Begin from an earlier model's rows and, where its tower has the same shape, from its tower. Items that it does
     not know begin at small noise, as in a cold start. Raises WarmStartError when the shapes differ."""
-    theirs = warm.reader.tower.shape
+    theirs = warm.encoder.tower.shape
     if theirs.dim != net.shape.dim or member >= theirs.members:
         has = f"{theirs.members} towers of {theirs.dim}"
         raise WarmStartError(f"the release to start from has {has}; set model.members and model.dim to that")
@@ -346,10 +348,10 @@ def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, me
     net.outputs.own.values.numpy()[known] = warm.vectors[rows[known], part] * theirs.members
     net.queries.own.values.numpy()[known] = warm.query_rows[rows[known], part]
     net.bias.values.numpy()[known, 0] = warm.bias[rows[known]]
-    state = warm.reader.tower.members[member].state_dict()
+    state = warm.encoder.tower.members[member].state_dict()
     ours = net.tower.state_dict()
     if {name: weight.shape for name, weight in state.items()} == {name: weight.shape for name, weight in ours.items()}:
         net.tower.load_state_dict(state)
-    words = warm.reader.words[:, member * theirs.words : (member + 1) * theirs.words]
+    words = warm.encoder.words[:, member * theirs.words : (member + 1) * theirs.words]
     if words.shape == tuple(net.words.values.shape):
         net.words.values.numpy()[...] = words

@@ -10,9 +10,7 @@ Several processes (torchrun) hold the same tables, take a share of each batch, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infra.platform.settings import Model
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
 from models.retrieval.batches import batch_size, epoch_batches
+from models.retrieval.hyper_parameters import CandidateParameters
 from models.retrieval.losses import Extra
 from models.retrieval.net import CandidateNet, Touched
 from models.retrieval.popularity import Snapshots
@@ -39,36 +37,26 @@ LEAST_STEPS = 50  # per epoch
 EPOCH_EXAMPLES = 2_000_000  # most examples of an epoch: validation is asked after so many of a long log
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """What a switch of the paper's is worth is shown by turning it; nothing but the ablations does.
-
-    `log_q`: subtract is right. `popularity`: False leaves the offset out. `leak`: histories from around the watch
-    instead of from before it. `tied`, `normalised`: see CandidateNet. `full`: all items as negatives."""
-
-    log_q: Literal["subtract", "off", "add"] = "subtract"
-    popularity: bool = True
-    leak: bool = False
-    tied: bool = False
-    normalised: float = 0.0
-    full: bool = False
-
-
-NOTHING = Ablation()
-
-
 class TrainingData:
     """What the members of one model learn from: the data set's rows before `until`.
 
     new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
     [E]; share float [N] of each of the `items` among the targets; snapshots of popularity before each row."""
 
-    def __init__(self, dataset: Dataset, until: int, items: int, settings: Model) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        until: int,
+        items: int,
+        settings: CandidateParameters,
+        half_life_events: float | None = None,
+    ) -> None:
+        """`half_life_events` in place of the settings' own."""
         self.dataset, self.until = dataset, until
         self.new_rows = dataset.new_rows(until)
         self.rows = choose_examples(dataset, self.new_rows, settings)
         self.weights = example_weights(dataset.users[self.rows], settings)
-        self.snapshots = Snapshots(dataset.items[:until], items, settings.half_life_events)
+        self.snapshots = Snapshots(dataset.items[:until], items, half_life_events or settings.half_life_events)
         counts = np.bincount(dataset.items[self.rows], minlength=items)
         self.share = counts / max(counts.sum(), 1)
 
@@ -77,24 +65,26 @@ class Fit:
     """A training under way: the net, the tower's optimiser, and how far it is."""
 
     def __init__(
-        self, net: CandidateNet, lessons: TrainingData, settings: Model, *, ablation: Ablation = NOTHING
+        self, net: CandidateNet, data: TrainingData, settings: CandidateParameters, *, seed: int | None = None
     ) -> None:
-        self.net, self.settings, self.ablation = net, settings, ablation
+        """`seed` in place of the settings' own."""
+        self.net, self.settings = net, settings
+        self.seed = settings.seed if seed is None else seed
         self.epoch = self.step = 0
         self.optimizer = torch.optim.Adam(net.tower.parameters(), lr=settings.tower_rate)
-        self.batch = batch_size(len(lessons.rows), largest=settings.batch, least_steps=LEAST_STEPS)
-        self._lessons = lessons
+        self.batch = batch_size(len(data.rows), largest=settings.batch, least_steps=LEAST_STEPS)
+        self.data = data
 
     @property
     def steps(self) -> int:
         """Of one epoch: all examples once, but no more than EPOCH_EXAMPLES of them, drawn anew each time."""
-        return -(-min(len(self._lessons.rows), EPOCH_EXAMPLES) // self.batch)
+        return -(-min(len(self.data.rows), EPOCH_EXAMPLES) // self.batch)
 
     def run_epoch(self, epochs: int, progress: Progress, after_step: AfterStep | None = None) -> float:
         """The rest of the present epoch, the learning rate falling linearly to 0 over `epochs`. Mean loss."""
         self.net.tower.train()
-        rng = np.random.default_rng([self.settings.seed, 1, self.epoch])
-        batches = islice(epoch_batches(len(self._lessons.rows), self.batch, rng), self.steps)
+        rng = np.random.default_rng([self.seed, 1, self.epoch])
+        batches = islice(epoch_batches(len(self.data.rows), self.batch, rng), self.steps)
         total, count = 0.0, 0
         for number, chosen in enumerate(batches):
             if number < self.step:
@@ -112,11 +102,11 @@ class Fit:
 
     def learn(self, chosen: Rows, rate: float) -> float:
         """One step on the examples numbered `chosen`, at this share of the learning rates. The mean loss."""
-        rows = self._lessons.rows[chosen]
-        rng = np.random.default_rng([self.settings.seed, 2, self.epoch, self.step])
-        targets = self._lessons.dataset.items[rows].astype(np.int64)
-        negatives = self._draw(targets, rng)
-        distinct, places = self.net.distinct(np.concatenate([targets, negatives.rows]))
+        rows = self.data.rows[chosen]
+        rng = np.random.default_rng([self.seed, 2, self.epoch, self.step])
+        targets = self.data.dataset.items[rows].astype(np.int64)
+        negatives = self.draw(targets, rng)
+        distinct, places = self.net.distinct_items(np.concatenate([targets, negatives.rows]))
         own, others = places[: len(rows)], places[len(rows) :]
         part = my_part(len(rows))
         with torch.random.fork_rng(devices=[]):
@@ -126,10 +116,10 @@ class Fit:
                 distinct,
                 own,
                 others,
-                self._extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
+                self.extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
                 part=part,
             )
-        weighted = (losses * torch.from_numpy(self._lessons.weights[chosen[part]])).sum()
+        weighted = (losses * torch.from_numpy(self.data.weights[chosen[part]])).sum()
         self.optimizer.zero_grad(set_to_none=True)
         weighted.backward()  # type: ignore[no-untyped-call]
         total = add_up(weighted.detach(), touched, self.net, size=len(rows))
@@ -143,37 +133,31 @@ class Fit:
         """As serving would see them, but for some watches that are left out at random: what a user is must not hang on
         any single one."""
         window_ms = self.settings.age_window_h * 3_600_000 if self.net.shape.example_age else None
-        lessons = self._lessons
-        queries = lessons.dataset.queries(rows, age_window_ms=window_ms, until=lessons.until, leak=self.ablation.leak)
+        queries = self.data.dataset.queries(rows, age_window_ms=window_ms, until=self.data.until)
         if not self.settings.history_dropout:
             return queries
         left_out = rng.random(queries.histories.shape) < self.settings.history_dropout
         return queries.with_histories(np.where(left_out, -1, queries.histories))
 
-    def _draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
-        settings, items = self.settings, self.net.items
-        if self.ablation.full:
-            return Negatives(np.arange(items), np.zeros(items, np.float32))
-        in_batch = round(settings.negatives * settings.in_batch)
-        drawn = draw_negatives(
+    def draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
+        """The negatives that a step shares."""
+        in_batch = round(self.settings.negatives * self.settings.in_batch)
+        return draw_negatives(
             targets,
-            self._lessons.share.take,
-            items=items,
+            self.data.share.take,
+            items=self.net.items,
             in_batch=in_batch,
-            uniform=settings.negatives - in_batch,
+            uniform=self.settings.negatives - in_batch,
             rng=rng,
         )
-        sign = {"subtract": 1.0, "off": 0.0, "add": -1.0}[self.ablation.log_q]
-        return Negatives(drawn.rows, (sign * drawn.log_expected).astype(np.float32))
 
-    def _extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
-        if not self.ablation.popularity:
-            return Extra(torch.zeros(len(rows)), -torch.from_numpy(negatives.log_expected), torch.from_numpy(hits))
-        own, others = self._lessons.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
+    def extra(self, rows: Rows, targets: Rows, negatives: Negatives, hits: Rows) -> Extra:
+        """What is added to the logits: popularity as it was before each of `rows`, less the log of expected counts."""
+        own, others = self.data.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
         return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
 
 
-def choose_examples(dataset: Dataset, rows: Rows, settings: Model) -> Rows:
+def choose_examples(dataset: Dataset, rows: Rows, settings: CandidateParameters) -> Rows:
     """Those of `rows` to learn from: of each user and window at most so many, drawn at random (paper section 3.3, "a
     fixed number of training examples per user")."""
     if settings.examples_per_user:
@@ -196,7 +180,7 @@ def reservoir(users: Rows, windows: Rows, most: int, rng: np.random.Generator) -
     return keep
 
 
-def example_weights(users: npt.NDArray[np.integer], settings: Model) -> Floats:
+def example_weights(users: npt.NDArray[np.integer], settings: CandidateParameters) -> Floats:
     """float32 [N], mean 1: all alike, or 1/n of a user with n examples."""
     if not settings.equal_users or not len(users):
         return np.ones(len(users), np.float32)

@@ -6,7 +6,6 @@ side is 1 there, so that the logit is one inner product and the index needs to k
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from models.logs.examples import Queries
 from models.logs.searches import MOST_HISTORY, history_tokens
 from models.logs.timeline import HISTORY
 from models.retrieval.popularity import Popularity
-from models.retrieval.table import Table
+from models.retrieval.table import Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
 
 Rows = npt.NDArray[np.int64]
@@ -78,19 +77,6 @@ class UserEncoder:
             torch.from_numpy(queries.age),
         )
 
-    def copy(self) -> UserEncoder:
-        """One whose tower may learn."""
-        return UserEncoder(copy.deepcopy(self.tower), self.words, self.contexts)
-
-
-def distinct(rows: Rows) -> tuple[Rows, Rows]:
-    """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
-    there = rows >= 0
-    found, inverse = np.unique(rows[there], return_inverse=True)
-    places = np.full(rows.shape, -1, np.int64)
-    places[there] = inverse
-    return found, places
-
 
 class CandidateModel:
     """`item_ids` are the items it was trained with, in the order of its rows; query rows of later items are added."""
@@ -98,7 +84,7 @@ class CandidateModel:
     def __init__(
         self,
         item_ids: list[str],
-        reader: UserEncoder,
+        encoder: UserEncoder,
         *,
         vectors: Floats,
         bias: Floats,
@@ -107,7 +93,7 @@ class CandidateModel:
     ) -> None:
         """vectors and query_rows float32 [N, D], bias float32 [N]; they may be mapped files and are not written to."""
         self.item_ids = item_ids
-        self.reader = reader
+        self.encoder = encoder
         self.vectors = vectors
         self.bias = bias
         self.popularity = popularity
@@ -133,11 +119,11 @@ class CandidateModel:
         request is 0 (paper section 3.3), so the vector does not depend on it.
 
         Items without a query row are passed over."""
-        return with_one(self.encode(self.reader.queries(viewers, self._row_of)))
+        return with_one(self.encode(self.encoder.queries(viewers, self._row_of)))
 
     def encode(self, queries: Queries) -> Floats:
         """-> float32 [B, D]"""
-        return self.reader.encode(queries, self._query_values())
+        return self.encoder.encode(queries, self._query_values())
 
     def item_vectors(self, rows: Rows | slice = slice(None)) -> Floats:
         """float32 [N, dim]: what goes into the index. The inner product with a user vector is the logit."""

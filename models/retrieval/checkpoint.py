@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import msgspec
 import safetensors.torch
 import torch
 
-from infra.platform.settings import Model
 from models.logs.array_file import mapped
 from models.logs.stored_log import StoredLog
 from models.retrieval.candidate_training import Fit
@@ -33,10 +32,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the text names the directory and the way out."""
 
 
-def identity_of(log: StoredLog, settings: Model, warm_start: str | None) -> str:
-    """Which training this is: of which data, how."""
+def identity_of(log: StoredLog, settings: Mapping[str, object], warm_start: str | None) -> str:
+    """Name a training by its data, its settings (plain values by name) and what it begins from."""
     ends = (len(log), len(log.user_ids), len(log.item_ids), int(log.event_ms[0]), int(log.event_ms[-1]))
-    content = repr((ends, log.completed_s, settings.model_dump(), warm_start)).encode()
+    content = repr((ends, log.completed_s, settings, warm_start)).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

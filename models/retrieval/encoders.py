@@ -6,18 +6,15 @@ forgets order, as the paper does on purpose (section 3.3); attention keeps it, a
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.logs.timeline import HISTORY
+from models.retrieval.hyper_parameters import EncoderName
 
 HEADS = 2
 BLOCKS = 1
-
-EncoderName = Literal["average", "attention"]
 
 
 class AverageEncoder(nn.Module):

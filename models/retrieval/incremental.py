@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from infra.platform.settings import Trainer
 from models.catalogue.catalogue import NO_IDS, Catalogue
 from models.catalogue.columns import Columns
 from models.catalogue.user_profile import Example
@@ -25,6 +23,7 @@ from models.evaluation.drift import turned_and_grown
 from models.logs.examples import Examples, Queries
 from models.retrieval.candidates import CandidateModel, UserEncoder, with_one
 from models.retrieval.cold_start import ColdStart
+from models.retrieval.hyper_parameters import LiveParameters
 from models.retrieval.losses import Extra, shared_softmax
 from models.retrieval.popularity import Popularity
 from models.retrieval.refresh import RefreshSchedule
@@ -33,12 +32,9 @@ from models.retrieval.table import Distinct, Table
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Learns = Literal["history", "popularity", "output_rows", "input_rows", "everything"]
 
-LEVELS: tuple[Learns, ...] = get_args(Learns)  # each learns what those before it learn, and more
 FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
 PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
-TOWER_RATE = 1e-4  # of "everything"
 STATE_COLUMNS = np.dtype(  # of a published row; packed, little-endian
     [
         ("count", "<f8"),
@@ -69,24 +65,11 @@ class StepResult:
 class IncrementalTrainer:
     """The item tables of one release, kept up to date. Rows are numbered as in the bundle, new items behind."""
 
-    def __init__(
-        self,
-        model: CandidateModel,
-        catalogue: Catalogue,
-        *,
-        learning_rate: float,
-        query_rate: float = 1e-3,
-        negatives: int,
-        in_batch: float = 0.5,
-        pull: float = 0.0,
-        learns: Learns = "output_rows",
-        seed: int,
-    ) -> None:
-        """`catalogue` describes the model's items, in the same rows; those behind them are not looked at. `pull`: share
-        of its way from the release by which a touched row is drawn back at each step."""
+    def __init__(self, model: CandidateModel, catalogue: Catalogue, settings: LiveParameters, *, seed: int) -> None:
+        """`catalogue` describes the model's items, in the same rows; those behind them are not looked at."""
         self.item_ids = list(model.item_ids)
         self.popularity: Popularity = model.popularity.copy()
-        self.reader: UserEncoder = model.reader
+        self.encoder: UserEncoder = model.encoder
         self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
         self._vectors = Table.of(model.vectors, first_square=FIRST_SQUARE)
         self._queries = Table.of(model.query_rows, first_square=FIRST_SQUARE)
@@ -108,36 +91,13 @@ class IncrementalTrainer:
             catalogue=catalogue,
             learnt=model.popularity.totals() > 0,
         )
-        self._rate, self._query_rate = learning_rate, query_rate
-        self._pull, self._level = pull, LEVELS.index(learns)
-        self._in_batch = round(negatives * in_batch)
-        self._uniform = negatives - self._in_batch
+        self._settings = settings
+        self._in_batch = round(settings.negatives * settings.in_batch)
+        self._uniform = settings.negatives - self._in_batch
         self._rng = np.random.default_rng(seed)
         self._distinct = Distinct(len(self.item_ids))
         self._mean_loss, self._steps = 0.0, 0
         self._refreshes = RefreshSchedule(self.popularity)
-        self._optimizer = None
-        if self._learns("everything"):
-            self.reader = self.reader.copy()
-            self.reader.tower.requires_grad_(True)
-            self._optimizer = torch.optim.Adam(self.reader.tower.parameters(), lr=TOWER_RATE)
-
-    @classmethod
-    def by_settings(
-        cls, model: CandidateModel, catalogue: Catalogue, settings: Trainer, *, seed: int, learns: Learns | None = None
-    ) -> IncrementalTrainer:
-        """As the trainer worker has it; `learns` in place of the settings' own."""
-        return cls(
-            model,
-            catalogue,
-            learning_rate=settings.learning_rate,
-            query_rate=settings.query_rate,
-            negatives=settings.negatives,
-            in_batch=settings.in_batch,
-            pull=settings.pull,
-            learns=learns or settings.learns,
-            seed=seed,
-        )
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -153,7 +113,7 @@ class IncrementalTrainer:
     def read(self, examples: Sequence[Example]) -> Examples:
         """Examples as numbers: the rows of items as they are known now."""
         targets = np.array([self.row(example.item_id) for example in examples], np.int64)
-        return Examples(self.reader.queries(examples, self._row_of), targets)
+        return Examples(self.encoder.queries(examples, self._row_of), targets)
 
     def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS) -> int:
         """The row of an item, made at first sight at the mean of its `ids` (by column of the catalogue). O(1)."""
@@ -240,7 +200,7 @@ class IncrementalTrainer:
 
     def user_vectors(self, queries: Queries) -> Floats:
         """float32 [B, D + 1]: of users as they are now."""
-        return with_one(self.reader.encode(queries, self._queries.values.numpy()))
+        return with_one(self.encoder.encode(queries, self._queries.values.numpy()))
 
     def vectors(self, rows: Rows | slice = slice(None)) -> Floats:
         """float32 [N, D + 1]: what goes into the index."""
@@ -256,12 +216,12 @@ class IncrementalTrainer:
         targets = examples.targets
         loss, moved = 0.0, np.empty(0, np.int64)
         new = np.flatnonzero(~examples.repeated())
-        if len(new) and self._learns("output_rows"):
+        if len(new) and self._settings.learns == "output_rows":
             step = self._step(examples.take(new))
             if step is None:
                 return StepResult(np.nan, moved, True)
             loss, moved = step
-        if self._learns("popularity"):
+        if self._settings.learns != "history":
             rows, counts = np.unique(targets, return_counts=True)
             since = self.popularity.clock + len(targets) - self.popularity.touched(rows)
             self._frequency.add(rows, counts, since)
@@ -287,9 +247,6 @@ class IncrementalTrainer:
         """bool [R]: whether each row is an item that the release has in that very row."""
         return np.asarray(self._items["released"][rows])
 
-    def _learns(self, what: Learns) -> bool:
-        return self._level >= LEVELS.index(what)
-
     def _step(self, examples: Examples) -> tuple[float, Rows] | None:
         """Sampled softmax and row-wise Adagrad (bias and popularity stay as offsets): the mean loss and the rows that
         have moved far enough to be published, None when the step is dropped."""
@@ -306,48 +263,21 @@ class IncrementalTrainer:
         own, others = torch.from_numpy(places[: len(targets)]), torch.from_numpy(places[len(targets) :])
         moving = torch.from_numpy(rows)
         vectors = self._vectors.gather(moving)  # [T, D]
-        users, read = self._users(examples.queries)
+        users = torch.from_numpy(self.encoder.encode(examples.queries, self._queries.values.numpy()))  # [B, D]
         offsets = torch.from_numpy(self._items["bias"][rows] + self.popularity.log_share(rows))  # [T]
         hits = torch.from_numpy(find_hits(own.numpy(), others.numpy(), len(rows)))
         extra = Extra(offsets[own], offsets[others] - torch.from_numpy(negatives.log_expected), hits)
         nothing = vectors.new_zeros(1)
         losses = shared_softmax(users, F.embedding(own, vectors), nothing, F.embedding(others, vectors), nothing, extra)
         loss = float(losses.detach().mean())
-        if self._optimizer is not None:
-            self._optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        changes = [(self._vectors, moving, *self._vectors.change(moving, _gradient(vectors), self._rate))]
-        if read is not None:
-            queried, leaf = read
-            gradient = _gradient(leaf)
-            if linear := self.reader.tower.shape.linear:
-                gradient[:, -linear:] = 0  # the linear part is a count of what was watched together, no gradient's
-            changes.append((self._queries, queried, *self._queries.change(queried, gradient, self._query_rate)))
-        if not all(squares.isfinite().all() for *_, squares in changes) or self._diverged(loss):
+        assert vectors.grad is not None
+        change, squares = self._vectors.change(moving, vectors.grad, self._settings.learning_rate)
+        if not squares.isfinite().all() or self._diverged(loss):
             return None
-        for table, which, change, squares in changes:
-            table.apply(which, change, squares)
-            self._items["moved"][which.numpy()] += change.norm(dim=1).numpy()
-        self._draw_back(rows)
-        if self._optimizer is not None:
-            self._optimizer.step()
-        candidates = rows if read is None else np.union1d(rows, read[0].numpy())
-        return loss, candidates[self._items["moved"][candidates] > PUBLISH_MOVE]
-
-    def _users(self, queries: Queries) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """User vectors [B, D]; and, where they are learnt, the query rows that took part and their leaf."""
-        if not self._learns("input_rows"):
-            return torch.from_numpy(self.reader.encode(queries, self._queries.values.numpy())), None
-        items, watch_places = self._distinct.places(queries.histories)
-        rows = torch.from_numpy(items)
-        leaf = self._queries.gather(rows)
-        return self.reader.tower(self.reader.inputs(queries, leaf, watch_places)), (rows, leaf)
-
-    def _draw_back(self, rows: Rows) -> None:
-        if self._pull:
-            old = rows[self.in_release(rows)]
-            values = self._vectors.values.numpy()
-            values[old] += self._pull * (self._released[old] - values[old])
+        self._vectors.apply(moving, change, squares)
+        self._items["moved"][rows] += change.norm(dim=1).numpy()
+        return loss, rows[self._items["moved"][rows] > PUBLISH_MOVE]
 
     def _diverged(self, loss: float) -> bool:
         """Whether a step's loss is no number or far above the mean of those before it. It joins the mean in either
@@ -365,8 +295,3 @@ def _pieces(rows: npt.NDArray[Any]) -> Iterator[bytes]:
     """The bytes of each row."""
     whole, size = rows.tobytes(), rows.nbytes // max(len(rows), 1)
     return (whole[at : at + size] for at in range(0, len(whole), size)) if size else iter(())
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None
-    return leaf.grad

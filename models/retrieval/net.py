@@ -19,7 +19,7 @@ from torch import Tensor
 from models.logs.examples import Queries
 from models.retrieval.encoders import mean_of
 from models.retrieval.losses import Extra, shared_softmax
-from models.retrieval.table import Distinct, Table
+from models.retrieval.table import Distinct, Table, distinct
 from models.retrieval.tower import Inputs, TowerShape, UserTower
 
 Rows = npt.NDArray[np.int64]
@@ -49,9 +49,8 @@ class SideEmbedding:
     def mean(self, rows: Rows, touched: list[Touched]) -> Tensor:
         """rows int64 [U] -> [U, D]"""
         codes = self.codes[rows].astype(np.int64)  # [U, T]
-        distinct, places = np.unique(codes, return_inverse=True)
-        leaf = gathered(self.table, distinct, touched)
-        return mean_of(leaf, torch.from_numpy(np.where(codes > 0, places.reshape(codes.shape), -1)))
+        ids, places = distinct(np.where(codes > 0, codes, -1))
+        return mean_of(gathered(self.table, ids, touched), torch.from_numpy(places))
 
 
 class ItemTable:
@@ -90,22 +89,19 @@ class CandidateNet:
         items: int,
         *,
         words: int = 0,
-        tied: bool = False,
-        normalised: float = 0.0,
         seed: int,
     ) -> None:
-        """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens. Ablations: `tied` makes both
-        item tables one; `normalised` above 0 makes both sides unit vectors and multiplies their cosine by it."""
+        """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens."""
         rng = np.random.default_rng([seed, 0])
-        self.shape, self.normalised = shape, normalised
+        self.shape = shape
         self.queries = ItemTable(sides, items, shape.dim, rng)
-        self.outputs = self.queries if tied else ItemTable(sides, items, shape.dim, rng)
+        self.outputs = ItemTable(sides, items, shape.dim, rng)
         self.bias = Table.of(np.zeros((items, 1), np.float32), room=0)
         self.words = random_table(words, shape.words, rng)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tower = UserTower(shape).eval()  # a fit sets it to training for as long as its epoch lasts
-        self._distinct_items, self._distinct_words = Distinct(items), Distinct(words)
+        self.distinct_items, self._distinct_words = Distinct(items), Distinct(words)
 
     @property
     def items(self) -> int:
@@ -113,7 +109,7 @@ class CandidateNet:
 
     def users(self, queries: Queries, touched: list[Touched], part: slice = ALL) -> Tensor:
         """-> user vectors [B, D] of a part of the batch; rows of the whole batch take part"""
-        items, places = self._distinct_items.places(queries.histories)
+        items, places = self.distinct_items.places(queries.histories)
         words, word_places = self._distinct_words.places(queries.tokens)
         inputs = Inputs(
             self.queries.embed(items, touched),
@@ -125,7 +121,7 @@ class CandidateNet:
             torch.from_numpy(queries.age[part]),
         )
         encoded: Tensor = self.tower(inputs)
-        return F.normalize(encoded, dim=1) if self.normalised else encoded
+        return encoded
 
     def losses(
         self, queries: Queries, rows: Rows, own: Rows, others: Rows, extra: Extra, *, part: slice = ALL
@@ -135,8 +131,6 @@ class CandidateNet:
         touched: list[Touched] = []
         users = self.users(queries, touched, part)  # [P, D]
         vectors = self.outputs.embed(rows, touched)  # [T, D]
-        if self.normalised:
-            vectors = self.normalised * F.normalize(vectors, dim=1)
         bias = gathered(self.bias, rows, touched)[:, 0]  # [T]
         own_places, other_places = torch.from_numpy(own[part]), torch.from_numpy(others)
         return (
@@ -151,22 +145,10 @@ class CandidateNet:
             touched,
         )
 
-    def distinct(self, rows: Rows) -> tuple[Rows, Rows]:
-        """int64 [K] -> the distinct items [U], and where each of the K stands among them [K]."""
-        return self._distinct_items(rows)
-
-    def output_vectors(self) -> Floats:
-        """float32 [N, D]: what the index gets."""
-        vectors = self.outputs.everything()
-        if self.normalised:
-            vectors *= self.normalised / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
-
     def tables(self) -> Iterator[tuple[str, Table]]:
         """Every table by name."""
         for side, item_table in (("queries", self.queries), ("outputs", self.outputs)):
-            if side == "queries" or item_table is not self.queries:
-                yield from ((f"{side}.{name}", table) for name, table in item_table.tables())
+            yield from ((f"{side}.{name}", table) for name, table in item_table.tables())
         yield "bias", self.bias
         yield "words", self.words
 

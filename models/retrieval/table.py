@@ -112,6 +112,15 @@ def reserve(numbers: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(memory, np.float32, numbers))
 
 
+def distinct(rows: Rows) -> tuple[Rows, Rows]:
+    """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
+    there = rows >= 0
+    found, inverse = np.unique(rows[there], return_inverse=True)
+    places = np.full(rows.shape, -1, np.int64)
+    places[there] = inverse
+    return found, places
+
+
 class Distinct:
     """Finds the distinct rows among many without sorting: a mark per row of the table, written over each time."""
 
@@ -130,7 +139,7 @@ class Distinct:
         return rows[is_last], (np.cumsum(is_last) - 1)[last]
 
     def places(self, rows: Rows) -> tuple[Rows, Rows]:
-        """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
+        """As `distinct`, the rows in another order."""
         there = rows >= 0
         found, inverse = self(rows[there])
         places = np.full(rows.shape, -1, np.int64)

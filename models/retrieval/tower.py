@@ -13,7 +13,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.retrieval.encoders import EncoderName, make_encoder, mean_of, root_sum_of
+from models.retrieval.encoders import make_encoder, mean_of, root_sum_of
+from models.retrieval.hyper_parameters import EncoderName
 
 CONTEXT_DIM = 8
 

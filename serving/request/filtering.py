@@ -18,7 +18,7 @@ from models.catalogue.catalogue import Catalogue
 from models.catalogue.item_filter import ItemFilter
 from serving.request.response_draft import ResponseDraft
 from serving.state.views import CatalogueView
-from streams.history.watched_filter import codes_of, seen_mask
+from streams.history.watched_filter import codes_of, watched_mask
 from streams.messages import UserHistory
 
 Flags = NDArray[np.bool_]
@@ -48,7 +48,7 @@ class MayBeShown(NamedTuple):
         allowed = np.array([item not in banned and item not in unavailable for item in item_ids], np.bool_)
         if draft.history.seen and len(item_ids):
             codes = codes_of(item_ids)
-            allowed &= ~seen_mask(draft.history.seen, codes, now_ms=self.now_ms, days=self.watched_days)
+            allowed &= ~watched_mask(draft.history.seen, codes, now_ms=self.now_ms, days=self.watched_days)
         if draft.context.filter is not None and len(item_ids):
             allowed &= self._passes(draft.context.filter, item_ids)
         return allowed

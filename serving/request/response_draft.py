@@ -31,8 +31,7 @@ class RequestContext(NamedTuple):
     filter: ItemFilter | None = None
 
     def left_s(self, deadline_s: float) -> float:
-        """The time that its client still waits; negative when it has given up. `deadline_s` when the request says
-        none."""
+        """The time that its client still waits, negative when it has given up; `deadline_s` if the request has none."""
         return ((self.request.deadline_ms or deadline_s * 1000) - self.wait_ms) / 1000
 
 

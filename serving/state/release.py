@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexFailure
 from indexer.rollout import is_whole
 from infra.platform import metrics
+from infra.platform.retrying import BackOff
 from models.catalogue.catalogue import Catalogue
 from models.logs.array_file import forget_pages
 from models.ranking.item_statistics import ItemStatistics
@@ -203,16 +204,17 @@ class Releases:
 
     def _load_forever(self) -> None:
         """The loader's thread: the newest announcement, and again after a pause for as long as it cannot be served."""
-        wait_s = RETRY_S
+        waits = BackOff(RETRY_S, MOST_RETRY_S)
         while (version := self._next()) is not None:
-            loaded = self._try(version)
+            loaded, wait_s = self._try(version), waits.next()
             with self._changed:
                 self._is_loading = False
                 if version == self._wanted:
                     self._loaded, self._tried, self._failed = loaded, version, loaded is None
                     if self._failed and not self._closed:
                         self._changed.wait(wait_s)
-            wait_s = RETRY_S if loaded else min(2 * wait_s, MOST_RETRY_S)
+            if loaded:
+                waits.reset()
             loaded = None  # one that is not wanted any more must not wait here for the next announcement
 
     def _next(self) -> str | None:

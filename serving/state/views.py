@@ -21,7 +21,7 @@ from models.ranking.item_statistics import ItemStatistics
 from serving.state.fresh import FreshView
 from serving.state.read_offsets import ReadOffsets
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
 
 log = structlog.get_logger(__name__)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
@@ -22,8 +23,6 @@ from streams.kafka.follow import TopicFollower
 from streams.messages import Impression, Recommended, RecommendReply, Refused, decode, encode
 
 log = structlog.get_logger(__name__)
-
-POLL_S = 0.1
 
 
 class Recent(NamedTuple):
@@ -76,15 +75,11 @@ def read_recent(kafka: Kafka, partitions: Iterable[int], since_ms: int) -> list[
     found = []
     with TopicFollower(kafka, topics.IMPRESSIONS, partitions=partitions) as follower:
         follower.go_to(since_ms)
-        while not follower.caught_up:
-            for record in follower.poll(POLL_S):
-                try:
-                    impression = decode(Impression, record.value, max_bytes=8 * kafka.max_message_bytes)
-                except Refused:
-                    continue
-                found.append(
-                    Recent(Key(impression.user_id, impression.request_id), reply_of(impression), record.timestamp)
-                )
+        for record in follower.to_end():
+            with suppress(Refused):
+                impression = decode(Impression, record.value, max_bytes=8 * kafka.max_message_bytes)
+                key = Key(impression.user_id, impression.request_id)
+                found.append(Recent(key, reply_of(impression), record.timestamp))
     return found
 
 

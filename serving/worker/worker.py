@@ -51,7 +51,7 @@ from serving.worker.reply_topics import ReplyTopics
 from serving.worker.request_queue import RequestQueue, place_of
 from streams import topics
 from streams.epochs import Epochs
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)

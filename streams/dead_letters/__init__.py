@@ -1,0 +1,1 @@
+"""Dead letters as a person works through them: listed, sent again, dropped. For the commands; open box.py first."""

@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Entry:
-    """What is listed of a letter: all but the bytes of its message."""
+    """A letter as it is listed: all but the bytes of its message."""
 
     place: Place
     at_ms: int
@@ -47,7 +47,7 @@ class Entry:
 
 
 class Wanted(NamedTuple):
-    """Which letters: those of a topic, of a code, from a time on; the closed ones too."""
+    """A choice of letters: those of a topic, of a code, from a time on; the closed ones too."""
 
     topic: str = ""
     code: str = ""

@@ -34,7 +34,7 @@ COMPACTED = frozenset(topic.name for topic in topics.TOPICS if topic.cleanup == 
 
 
 class Outcome(NamedTuple):
-    """What became of one that was asked for; `problem` says why it is not as was asked."""
+    """The end of one that was asked for; `problem` says why it is not as was asked."""
 
     place: str
     what: str
@@ -165,7 +165,7 @@ class _Sender:
         )
 
     def _told(self, letter: DeadLetter, future: Any) -> Outcome:
-        """What the broker says; raises what may pass by itself."""
+        """Return what the broker says; raise what may pass by itself."""
         try:
             found = future.get(SEND_S)
         except KafkaError as error:

@@ -1,4 +1,4 @@
-"""Forgetting users, from outside the workers: `forgotten` is told of them, the workers that keep something of them
+"""Erasing users, from outside the workers: `forgotten` is told of them, the workers that keep something of them
 delete it, and their dead letters are marked as dropped.
 
 The record in `forgotten` is what counts: once it is acknowledged, nothing from before it is used again, whoever is
@@ -16,9 +16,10 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import USER, ErasedUsers, fingerprint, hash_of, open_erased_users
+from streams.erased_users import USER, ErasedUsers, fingerprint, hash_of
 from streams.kafka.dead_letters import marked
-from streams.messages import DeadLetter, UserForgotten, encode
+from streams.kafka.follow import TopicFollower
+from streams.messages import DeadLetter, UserErased, encode
 
 WORKERS = ("history", "join")  # each keeps a table of users
 SEND_S = 30.0
@@ -28,7 +29,7 @@ POLL_S = 0.1
 def write_erased_users(settings: Settings, user_ids: Collection[str], at_ms: int) -> int:
     """Write down that these users are forgotten as of `at_ms`; the offset after it, acknowledged."""
     secret = settings.forget.secret.get_secret_value().encode()
-    value = encode(UserForgotten(at_ms, fingerprint(secret)))
+    value = encode(UserErased(at_ms, fingerprint(secret)))
     records = [((USER + hash_of(user_id, secret).hex()).encode(), value, 0) for user_id in user_ids]
     return max(_send(settings, topics.FORGOTTEN, records)) + 1
 
@@ -44,13 +45,13 @@ def wait_until_done(
     `<worker>/<partition>` that have not within `timeout_s`."""
     numbers = {topics.partition_of(user_id, settings.kafka.partitions) for user_id in user_ids}
     awaited = [f"{worker}/{number}" for worker in WORKERS for number in sorted(numbers)]
-    forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
+    erased = ErasedUsers(settings.forget.secret.get_secret_value())
     deadline = time.monotonic() + timeout_s
-    with open_erased_users(settings.kafka) as follower:
+    with TopicFollower(settings.kafka, topics.FORGOTTEN) as follower:
         while True:
             for record in follower.poll(POLL_S):
-                forgotten.hear(record.key, record.value, record.offset)
-            missing = [name for name in awaited if forgotten.done.get(name, 0) < offset]
+                erased.hear(record.key, record.value, record.offset)
+            missing = [name for name in awaited if erased.done.get(name, 0) < offset]
             progress(len(awaited) - len(missing), len(awaited))
             if not missing or (time.monotonic() > deadline and follower.caught_up):
                 return missing

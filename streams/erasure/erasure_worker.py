@@ -1,8 +1,8 @@
-"""How a worker that keeps a table of users forgets: it alone writes its table's changelog, so it alone deletes from it.
+"""The erasure of users from a worker's table: the worker alone writes its changelog, so it alone deletes from it.
 
-The order of effects, each acknowledged by the brokers before the next: the state of the forgotten user is deleted (a
+The order of effects, each acknowledged by the brokers before the next: the state of the erased user is deleted (a
 tombstone on the changelog), then `forgotten` is told that this partition is done. Both may be repeated: what is kept of
-a user who came back says that it was begun after the forgetting (see streams.erasure.erased_users). A partition that is
+a user who came back says that it was begun after the erasure (see streams.erased_users). A partition that is
 new to us is done before its first event: all that `forgotten` says by then is read, and no state that was recovered
 from before is built on.
 """
@@ -22,12 +22,12 @@ from infra.platform import metrics
 from infra.platform.retrying import retry
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import DONE, ErasedUsers, open_erased_users
+from streams.erased_users import DONE, ErasedUsers
 from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import TopicFollower
 from streams.kafka.outbox import Outbox
 from streams.kafka.tables import load
-from streams.messages import ForgettingDone, JoinState, UserHistory, encode
+from streams.messages import ErasureDone, JoinState, UserHistory, encode
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +38,11 @@ Drop = Callable[[str, Outbox], None]  # delete a user's state from the table and
 
 
 class ErasureWorker:
-    """The forgotten, and what of them is still in a worker's table. Callers hold their worker's lock, except of `look`:
-    it takes its time, in proportion to the users, while events go on. Who is known as forgotten is not built on any
-    more, so nobody comes into the table meanwhile."""
+    """The erased users, and what of them is still in a worker's table.
+
+    Callers hold their worker's lock, except of `look`: it takes its time, in proportion to the users, while events go
+    on. Who is known as erased is not built on any more, so nobody comes into the table meanwhile.
+    """
 
     def __init__(
         self,
@@ -58,17 +60,17 @@ class ErasureWorker:
         self._found: list[str] = []  # and these were there
         self._hearing = asyncio.Lock()
         self._follower: TopicFollower | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forgotten")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="erased-users")
 
     async def take_over(self, partitions: Iterable[int], outbox: Outbox) -> None:
-        """Before the first event of these partitions: nothing of theirs is from before a forgetting."""
+        """Before the first event of these partitions: nothing of theirs is from before an erasure."""
         missing = set(partitions) - self._taken.keys()
         if missing:
             await self._hear()
             await self._take(missing, outbox)
 
     async def look(self, lock: asyncio.Lock) -> None:
-        """Hear whom there is to forget, and find them in the table; `lock` is the worker's."""
+        """Hear whom there is to erase, and find them in the table; `lock` is the worker's."""
         await self._hear()
         newest = self.users.newest
         if newest == self._looked:
@@ -82,11 +84,11 @@ class ErasureWorker:
         self._looked, self._found = newest, found
 
     async def advance(self, partitions: Iterable[int], outbox: Outbox) -> None:
-        """Forget on these partitions, which are ours, whom the last look has found."""
+        """Erase on these partitions, which are ours, whom the last look has found."""
         known = set(partitions) & self._taken.keys()
         await self._take(set(partitions) - known, outbox)
         behind = {number for number in known if self._taken[number] < self._looked}
-        await self._forget(behind, self._found, self._looked, outbox)
+        await self._erase(behind, self._found, self._looked, outbox)
 
     def give_up(self, partitions: Iterable[int]) -> None:
         for number in partitions:
@@ -97,13 +99,13 @@ class ErasureWorker:
             self._follower.close()
 
     async def _take(self, partitions: set[int], outbox: Outbox) -> None:
-        """Partitions that are new to us: all that is heard is forgotten there."""
+        """Partitions that are new to us: all that is heard is erased there."""
         self._taken |= dict.fromkeys(partitions, 0)
         users = list(self._table) if partitions and len(self.users) else []
-        await self._forget(partitions, filter(self.users.at_ms, users), self.users.newest, outbox)
+        await self._erase(partitions, filter(self.users.at_ms, users), self.users.newest, outbox)
 
-    async def _forget(self, partitions: set[int], users: Iterable[str], offset: int, outbox: Outbox) -> None:
-        """Drop what is from before of these users, who were forgotten below `offset`, and say so."""
+    async def _erase(self, partitions: set[int], users: Iterable[str], offset: int, outbox: Outbox) -> None:
+        """Drop what is from before of these users, who were erased below `offset`, and say so."""
         if not partitions:
             return
         gone = [user_id for user_id in users if self._place_of(user_id) in partitions and self._is_from_before(user_id)]
@@ -114,14 +116,14 @@ class ErasureWorker:
         for number in sorted(partitions):
             name = f"{self._worker}/{number}"
             if self.users.done.get(name, 0) < offset:
-                outbox.add(topics.FORGOTTEN, 0, (DONE + name).encode(), encode(ForgettingDone(offset, now_ms())))
+                outbox.add(topics.FORGOTTEN, 0, (DONE + name).encode(), encode(ErasureDone(offset, now_ms())))
         await outbox.flush()
         self._taken |= dict.fromkeys(partitions & self._taken.keys(), offset)
         if gone:
-            log.info("users forgotten", worker=self._worker, users=len(gone))
+            log.info("users erased", worker=self._worker, users=len(gone))
 
     def _is_from_before(self, user_id: str) -> bool:
-        """Whether something in the table is from before the user's forgetting."""
+        """Return whether something in the table is from before the user's erasure."""
         if user_id not in self._table:
             return False
         return bool(load(self._table, self._kind, user_id).since_ms < self.users.at_ms(user_id))
@@ -137,7 +139,7 @@ class ErasureWorker:
 
     def _read_to_end(self) -> list[ConsumerRecord]:
         if self._follower is None:
-            self._follower = open_erased_users(self._settings.kafka)
+            self._follower = TopicFollower(self._settings.kafka, topics.FORGOTTEN)
         else:
             self._follower.expect_present()
         return list(self._follower.to_end())

@@ -1,5 +1,5 @@
-"""What the topics still hold of a user, and until when: what was written cannot be taken out of a topic that deletes by
-age, so whoever forgets a user must know what remains.
+"""The report of what the topics still hold of a user, and until when: what was written cannot be taken out of a topic
+that deletes by age, so whoever erases a user must know what remains.
 
 A record is a user's when its key is the user's id, when its value holds the id as a JSON string, when it is the reply
 to a request of the user's, or when it is the dead letter of a message that holds the id anywhere, or that message. All
@@ -42,8 +42,8 @@ _FIRST, _LAST = (
 
 
 class Held(msgspec.Struct):
-    """Of one topic: how many records are of the users, and when the last of them is gone (None: it is not known).
-    `in_use`: states that are not overwritten and from before the users were forgotten."""
+    """The holdings of one topic: how many records are of the users, and when the last of them is gone (None: it is not
+    known). `in_use`: states that are not overwritten and from before the users were erased."""
 
     topic: str
     records: int = 0
@@ -55,10 +55,10 @@ class Held(msgspec.Struct):
 def find_held(
     settings: Settings,
     user_ids: Collection[str],
-    forgotten_ms: int,
+    erased_ms: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> tuple[list[Held], list[DeadLetter]]:
-    """What every topic with users in it holds of these, and their dead letters that are not marked yet. Raises
+    """Return what every topic with users in it holds of these, and their dead letters that are not marked yet. Raises
     TopicMissing and KafkaError."""
     kafka, search = settings.kafka, _Search(user_ids)
     wanted = [topic for topic in topics.TOPICS if topic.key == "user" or topic.name in (*_FIRST, _LAST)]
@@ -77,7 +77,7 @@ def find_held(
             config = config_of(topic, kafka) | configs.get(kafka.topic_prefix + topic.name, {})
             held.until_ms = until_ms(topic, config, held.newest_ms)
         if topic.name in STATES:
-            held.in_use = sum(_is_in_use(STATES[topic.name], value, forgotten_ms) for value, _ in states.values())
+            held.in_use = sum(_is_in_use(STATES[topic.name], value, erased_ms) for value, _ in states.values())
         found.append(held)
     return found, search.open_letters()
 
@@ -93,7 +93,7 @@ def until_ms(topic: Topic, config: dict[str, str], newest_ms: int) -> int | None
 
 
 class _Request(msgspec.Struct):
-    """Of a request or an impression, what its reply is known by."""
+    """The part of a request or an impression by which its reply is known."""
 
     request_id: str
 
@@ -148,11 +148,11 @@ class _Search:
         return found
 
 
-def _is_in_use(kind: Any, value: bytes | None, forgotten_ms: int) -> bool:
-    """Whether the newest record of a user is a state from before the forgetting."""
+def _is_in_use(kind: Any, value: bytes | None, erased_ms: int) -> bool:
+    """Return whether the newest record of a user is a state from before the erasure."""
     if value is None:
         return False
     try:
-        return bool(decode(kind, value, max_bytes=len(value)).since_ms < forgotten_ms)
+        return bool(decode(kind, value, max_bytes=len(value)).since_ms < erased_ms)
     except Refused:
         return True

@@ -1,7 +1,7 @@
-"""What the topics hold, read to their end as what training takes: a team can start without any log.
+"""The events in the topics, read to their end as what training takes: a team can start without any log.
 
 Watches and searches go to disk as they are read, so that topics may hold more than memory does. A repeated or forwarded
-event is the same user, item and time, which a stored log has once. What is from before its user was forgotten is left
+event is the same user, item and time, which a stored log has once. What is from before its user was erased is left
 out.
 """
 
@@ -21,7 +21,7 @@ from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
-from streams.erasure.erased_users import read_erased_users
+from streams.erasure.erased_users_topic import read_erased_users
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
 
@@ -45,7 +45,7 @@ NOWHERE = (None,) * len(CONTEXT_COLUMNS)
 
 class Archive(NamedTuple):
     """The log of all watches, the searches of its users (None: there are none), the catalogue, and how many watches and
-    searches were unusable, or of users who were forgotten since.
+    searches were unusable, or of users who were erased since.
 
     `offsets`: by `topic/partition` the next offset of `training-examples`. They are taken before the watches are read,
     so every example below them comes from a watch that is here.
@@ -55,7 +55,7 @@ class Archive(NamedTuple):
     searches: StoredSearches | None
     items: pl.DataFrame
     refused: int
-    forgotten: int
+    erased: int
     offsets: dict[str, int]
 
 
@@ -76,24 +76,24 @@ def store_archive(settings: Settings, directory: Path, progress: Progress = lamb
     searches = store_search_batches(
         _frames(rows, SEARCH_SCHEMA), log, buckets=settings.model.search_tokens, source=topics.SEARCH_EVENTS
     )
-    return Archive(log, searches if len(searches) else None, reader.items(), reader.refused, reader.forgotten, offsets)
+    return Archive(log, searches if len(searches) else None, reader.items(), reader.refused, reader.erased, offsets)
 
 
 class _Reader:
     """Reads whole topics, message by message."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        self.refused = self.forgotten = 0
-        self._forgotten = read_erased_users(settings)
+        self.refused = self.erased = 0
+        self._erased = read_erased_users(settings)
         self._settings, self._progress = settings, progress
 
     def events(self, topic: str, kind: Any) -> Iterator[Any]:
-        """What can be used, and the rest counted."""
+        """Yield what can be used, and count the rest."""
         for _, message, produced_ms in self._messages(topic, kind):
             if message is None:
                 self.refused += 1
-            elif self._forgotten.is_from_before(message.user_id, message.event_ms, produced_ms):
-                self.forgotten += 1
+            elif self._erased.is_from_before(message.user_id, message.event_ms, produced_ms):
+                self.erased += 1
             else:
                 yield message
 

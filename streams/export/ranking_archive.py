@@ -3,7 +3,7 @@
 The topic is read twice. An example may be there again (after a crash) or corrected (a late watch); which of them holds
 is known at the end, so the first reading keeps the identities, a few numbers each, and the second writes those that
 hold to disk. Impressions that nothing was ranked for, or by other features than ours, train nothing and are counted;
-so are those from before their user was forgotten.
+so are those from before their user was erased.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.catalogue.vocabulary import Vocabulary
 from models.ranking.features import SCHEMA_HASH, Scope, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
-from streams.erasure.erased_users import read_erased_users
+from streams.erasure.erased_users_topic import read_erased_users
 from streams.kafka.follow import read_to_end
 from streams.messages import RankingExample, Refused, Shown, decode
 
@@ -35,13 +35,13 @@ CHUNK = 2_000  # impressions written together
 
 class ServedExamples(NamedTuple):
     """`passed_over`: impressions without features of ours; `repeated`: examples that another one replaces;
-    `forgotten`: impressions from before their user was forgotten."""
+    `erased`: impressions from before their user was erased."""
 
     examples: RankingExamples
     impressions: int
     passed_over: int
     repeated: int
-    forgotten: int
+    erased: int
 
 
 def store_served(
@@ -51,19 +51,20 @@ def store_served(
     progress: Progress = lambda stage, done, total: None,
 ) -> ServedExamples:
     """All examples that hold, in `directory`. `items`: a catalogue, for durations. Raises TopicMissing."""
-    kafka, users, forgotten = settings.kafka, read_erased_users(settings), 0
+    kafka, users, erased = settings.kafka, read_erased_users(settings), 0
     holding, repeated = _identities(kafka, progress)
     writer = _Writer(directory, items)
     for place, example in _examples(kafka, partial(progress, "served impressions")):
         if place in holding and users.is_from_before(example.impression.user_id, example.impression.at_ms):
-            forgotten += 1
+            erased += 1
         elif place in holding:
             writer.add(example)
-    return ServedExamples(writer.finish(), writer.impressions, writer.passed_over, repeated, forgotten)
+    return ServedExamples(writer.finish(), writer.impressions, writer.passed_over, repeated, erased)
 
 
 def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]], int]:
-    """Where the examples that hold lie, partition and offset in `ranking-examples`; and how many others there are."""
+    """Return where the examples that hold lie, partition and offset in `ranking-examples`; and how many others there
+    are."""
     best: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
     read = 0
     for place, example in _examples(kafka, partial(progress, "reading outcomes")):
@@ -150,8 +151,8 @@ class _Writer:
 
 
 def is_usable(example: RankingExample) -> bool:
-    """Whether the ranker can learn from it: features of our schema, of the width that the schema says, and outcomes of
-    the items that were shown."""
+    """Return whether the ranker can learn from it: features of our schema, of the width that the schema says, and
+    outcomes of the items that were shown."""
     impression = example.impression
     if impression.schema_hash != SCHEMA_HASH or len(example.outcomes) != len(impression.items):
         return False

@@ -1,0 +1,2 @@
+"""The history worker: watches, searches and impressions become users' histories and training examples. Serving imports
+watched_filter, the join and trending the rule of a completed watch; open rules.py first."""

@@ -28,7 +28,7 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.kafka.consumer_progress import ConsumerProgress
@@ -53,20 +53,20 @@ SHOWN = {topics.IMPRESSIONS: Impression}
 def create_history_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "history", Table=EncodedTable)
     histories = create_table(app, settings, "histories", topics.USER_HISTORIES)
-    forgetting = ErasureWorker(
+    erasure = ErasureWorker(
         settings,
         "history",
         histories,
         UserHistory,
         lambda user_id, outbox: _put(histories, user_id, None, outbox, settings),
     )
-    lock = asyncio.Lock()  # who is forgotten is so between two batches
+    lock = asyncio.Lock()  # who is erased is so between two batches
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
 
     async def handle_in_turn(batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
         async with lock:
-            await forgetting.take_over({raw.partition for raw in batch}, outbox)
-            return await handle(batch, histories, outbox, settings, forgetting.users)
+            await erasure.take_over({raw.partition for raw in batch}, outbox)
+            return await handle(batch, histories, outbox, settings, erasure.users)
 
     declare_agent(
         app,
@@ -77,38 +77,38 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
         max_=settings.history.batch,
         within=settings.history.wait_s,
     )
-    forget_between_batches(app, settings, forgetting, lock)
+    erase_between_batches(app, settings, erasure, lock)
     return app
 
 
-def forget_between_batches(app: faust.App, settings: Settings, forgetting: ErasureWorker, lock: asyncio.Lock) -> None:
+def erase_between_batches(app: faust.App, settings: Settings, erasure: ErasureWorker, lock: asyncio.Lock) -> None:
     """Beside the agent: delete whom `forgotten` names, also when no event comes."""
-    reading = ConsumerProgress(app, settings.kafka.topic_prefix)
+    progress = ConsumerProgress(app, settings.kafka.topic_prefix)
 
-    async def forget(outbox: Outbox) -> None:
-        await forgetting.look(lock)
+    async def erase(outbox: Outbox) -> None:
+        await erasure.look(lock)
         async with lock:
-            await forgetting.advance(reading.assigned(), outbox)
+            await erasure.advance(progress.assigned(), outbox)
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def give_up(_: Any, revoked: Iterable[TP], **__: Any) -> None:
         async with lock:
-            forgetting.give_up({tp.partition for tp in revoked})
+            erasure.give_up({tp.partition for tp in revoked})
 
     @app.task  # type: ignore[untyped-decorator]
-    async def forget_users() -> None:
-        async with open_outbox(app, settings, "nextwatch-history-forgetting") as outbox:
+    async def erase_users() -> None:
+        async with open_outbox(app, settings, "nextwatch-history-erasure") as outbox:
             while not app.should_stop:
                 await asyncio.sleep(EVERY_S)
-                await to_the_end(forget(outbox))
-        forgetting.close()
+                await to_the_end(erase(outbox))
+        erasure.close()
 
 
 async def handle(
-    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, forgotten: ErasedUsers | None = None
+    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, erased: ErasedUsers | None = None
 ) -> BaseException | None:
     """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
-    changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), forgotten=forgotten)
+    changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), erased=erased)
     await outbox.flush()
     reached("history: examples sent")
     for user_id, newer in changed.items():
@@ -128,7 +128,7 @@ def apply(
     settings: Settings,
     *,
     now_ms: int,
-    forgotten: ErasedUsers | None = None,
+    erased: ErasedUsers | None = None,
 ) -> tuple[dict[str, UserHistory], list[int], BaseException | None]:
     """Apply a batch to the histories of its users: those that changed, the watches' send times, and the first bug.
 
@@ -138,10 +138,10 @@ def apply(
     sent_ms: list[int] = []
     bug: BaseException | None = None
     outcomes = dict.fromkeys(Outcome, 0)
-    for raw, event in _read(batch, settings, outbox, now_ms=now_ms, forgotten=forgotten):
+    for raw, event in _read(batch, settings, outbox, now_ms=now_ms, erased=erased):
         try:
             before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
-            before = before if forgotten is None else forgotten.begin(before)
+            before = before if erased is None else erased.begin(before)
             applied = apply_event(before, event, raw, settings)
         except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
             bug = bug or error
@@ -162,12 +162,12 @@ def apply(
 
 
 def _read(
-    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, forgotten: ErasedUsers | None
+    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, erased: ErasedUsers | None
 ) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
     """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
     events, shown = [raw for raw in batch if raw.topic in KINDS], [raw for raw in batch if raw.topic in SHOWN]
-    yield from read(events, KINDS, settings, outbox, now_ms=now_ms, forgotten=forgotten)
-    yield from read(shown, SHOWN, settings, None, now_ms=now_ms, forgotten=forgotten)
+    yield from read(events, KINDS, settings, outbox, now_ms=now_ms, erased=erased)
+    yield from read(shown, SHOWN, settings, None, now_ms=now_ms, erased=erased)
 
 
 def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outbox, settings: Settings) -> None:
@@ -186,8 +186,8 @@ def apply_event(
             raw.source,
             keep=history.watches,
             completed_s=history.completed_s,
-            seen=history.seen,
-            seen_days=history.seen_days,
+            watched=history.seen,
+            watched_days=history.seen_days,
         )
     if isinstance(event, Impression):
         return apply_impression(before, event, raw.source, keep=settings.history.impressions)

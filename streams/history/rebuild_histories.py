@@ -3,13 +3,13 @@ own functions; of what is older than these topics the present histories tell.
 
 The rule, user by user. Kept of the present history: the watches and searches whose source offset lies before the
 beginning of their topic's partition, the lists that are in no impression that is still there, what is remembered as
-seen, the context. On that, every event is applied in the order of its offset, up to what the history workers' group has
-committed. So
+watched, the context. On that, every event is applied in the order of its offset, up to what the history workers' group
+has committed. So
 
 - nothing that only the present history knows is lost, and nothing that a topic still holds is taken from it: what was
   damaged comes from the events;
-- nothing is doubled: an entry comes from one of the two, told apart by its offset or its request id, and what is seen
-  holds each item once;
+- nothing is doubled: an entry comes from one of the two, told apart by its offset or its request id, and what is
+  remembered as watched holds each item once;
 - what the group has not committed is left for the worker to read, whose examples would else not be made.
 
 From scratch nothing is kept, and a user of whom the topics hold nothing has no history afterwards.
@@ -38,7 +38,8 @@ from msgspec.structs import replace
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers, read_erased_users
+from streams.erased_users import ErasedUsers
+from streams.erasure.erased_users_topic import read_erased_users
 from streams.history.app import KINDS, SHOWN, apply_event
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.intake import LATEST_MS, Raw, read
@@ -56,8 +57,8 @@ class RebuildRefused(RuntimeError):
 
 
 class Rebuilt(msgspec.Struct):
-    """What was found: histories, those that differ from what the events say (`missing`: of them, there were none),
-    events that were read, and histories written and deleted."""
+    """Counts of what was found: histories, those that differ from what the events say (`missing`: of them, there were
+    none), events that were read, and histories written and deleted."""
 
     users: int = 0
     differ: int = 0
@@ -68,7 +69,8 @@ class Rebuilt(msgspec.Struct):
 
 
 class Reach(msgspec.Struct):
-    """Of one partition, by topic: the first offset that is still there, and the next one that the group will read."""
+    """The reach of one partition, by topic: the first offset that is still there, and the next one that the group will
+    read."""
 
     first: dict[str, int]
     committed: dict[str, int]
@@ -83,13 +85,13 @@ def rebuild_histories(
 ) -> Rebuilt:
     """Make all histories again. Raises RebuildRefused, TopicMissing, KafkaError, ForgetSecretWrong."""
     refuse_beside_workers(settings.kafka)
-    forgotten, rebuilt = read_erased_users(settings), Rebuilt()
+    erased, rebuilt = read_erased_users(settings), Rebuilt()
     producer = create_producer(settings.kafka)
     try:
         for number in range(settings.kafka.partitions):
             progress("partitions", number, settings.kafka.partitions)
             before = read_histories(settings.kafka, number)
-            after = replay(settings, number, {} if from_scratch else before, forgotten, rebuilt, progress)
+            after = replay(settings, number, {} if from_scratch else before, erased, rebuilt, progress)
             changes = changes_of(before, after, rebuilt)
             if changes and not dry_run:
                 refuse_beside_workers(settings.kafka)
@@ -114,13 +116,13 @@ def adopt_histories(
             f"the history workers (group {_group(kafka)}) have read here already: restored histories are made ready "
             "before the first of them runs; delete the group and restore user-histories again"
         )
-    forgotten = read_erased_users(settings)
+    erased = read_erased_users(settings)
     producer = create_producer(kafka)
     try:
         for number in range(kafka.partitions):
             before = read_histories(kafka, number)
             found = [history for value in before.values() if (history := _readable(value)) is not None]
-            after = {each.user_id: without_offsets(each) for each in map(forgotten.begin, found) if not _is_empty(each)}
+            after = {each.user_id: without_offsets(each) for each in map(erased.begin, found) if not _is_empty(each)}
             changes = changes_of(before, after, rebuilt)
             if changes and not dry_run:
                 _write(producer, kafka, number, changes)
@@ -183,7 +185,7 @@ def replay(
     settings: Settings,
     number: int,
     present: dict[str, bytes],
-    forgotten: ErasedUsers,
+    erased: ErasedUsers,
     rebuilt: Rebuilt,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, UserHistory]:
@@ -192,7 +194,7 @@ def replay(
     begun = rebuilt.events
     while True:
         reach = read_reach(settings.kafka, number)
-        histories = _replay_from(reach, settings, number, present, forgotten, rebuilt, progress)
+        histories = _replay_from(reach, settings, number, present, erased, rebuilt, progress)
         if read_reach(settings.kafka, number).first == reach.first:
             return histories
         rebuilt.events = begun
@@ -203,13 +205,13 @@ def _replay_from(
     settings: Settings,
     number: int,
     present: dict[str, bytes],
-    forgotten: ErasedUsers,
+    erased: ErasedUsers,
     rebuilt: Rebuilt,
     progress: Progress,
 ) -> dict[str, UserHistory]:
     shown = _request_ids(settings, number, reach)
     histories = {
-        user_id: kept(forgotten.begin(history), reach, shown.get(user_id, set()))
+        user_id: kept(erased.begin(history), reach, shown.get(user_id, set()))
         for user_id, value in present.items()
         if (history := _readable(value)) is not None
     }
@@ -218,8 +220,8 @@ def _replay_from(
     for raw in _records(settings, number, SOURCES, reach):
         rebuilt.events += 1
         kinds = SHOWN if raw.topic in SHOWN else KINDS
-        for _, event in read([raw], kinds, settings, None, now_ms=raw.produced_ms, forgotten=forgotten):
-            before = histories.get(event.user_id) or forgotten.begin(UserHistory(event.user_id))
+        for _, event in read([raw], kinds, settings, None, now_ms=raw.produced_ms, erased=erased):
+            before = histories.get(event.user_id) or erased.begin(UserHistory(event.user_id))
             histories[event.user_id] = apply_event(before, event, raw, settings).history
         if rebuilt.events % 1000 == 0:
             progress(f"events of partition {number}", rebuilt.events, max(rebuilt.events, total))
@@ -231,8 +233,8 @@ def _replay_from(
 
 
 def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
-    """What only a history knows: all that the topics no longer hold. `shown`: the user's requests whose impressions are
-    still there."""
+    """Return what only a history knows: all that the topics no longer hold. `shown`: the user's requests whose
+    impressions are still there."""
     watches, searches, lists = (reach.first[topic] for topic in SOURCES)
     return replace(
         history,
@@ -246,7 +248,7 @@ def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
 
 
 def changes_of(before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt) -> dict[str, bytes | None]:
-    """What is to be written, a tombstone for what is to go; counted."""
+    """Return what is to be written, a tombstone for what is to go; counted."""
     changes: dict[str, bytes | None] = {}
     for user_id, history in after.items():
         encoded = encode(history)

@@ -31,6 +31,7 @@ from streams.messages import (
     Search,
     SearchEvent,
     ShownList,
+    Source,
     TrainingExample,
     UserHistory,
     Watch,
@@ -43,14 +44,6 @@ class Outcome(StrEnum):
     REPLAYED = "replayed"
     DUPLICATE = "duplicate"
     TOO_OLD = "too_old"
-
-
-class Source(NamedTuple):
-    """Where an event stands in its topic, and when it was sent there."""
-
-    partition: int
-    offset: int
-    produced_ms: int
 
 
 class Applied(NamedTuple):
@@ -72,11 +65,11 @@ def apply_watch(
     *,
     keep: int,
     completed_s: float,
-    seen: int = 0,
-    seen_days: int = 0,
+    watched: int = 0,
+    watched_days: int = 0,
 ) -> Applied:
     """Sort a watch in by event time, keep the newest `keep` and the newest `keep` completed ones, and make its example
-    if it was completed. Of the items that are not kept, the newest `seen` of the last `seen_days` are remembered.
+    if it was completed. Of the items that are not kept, the newest `watched` of the last `watched_days` are remembered.
 
     The example holds the history from before the watch's own time, also for a watch that comes late
     (paper section 3.3: predict the next watch, never a held-out one from the middle).
@@ -91,7 +84,7 @@ def apply_watch(
     first = bisect_left(watches, event.event_ms, key=_event_ms)
     before, later = watches[:first], watches[first:]
     if len(later) >= keep and not (completed and _completed(later) < keep):
-        remembered = remember(history.seen, [event], newest_ms=watches[-1].event_ms, keep=seen, days=seen_days)
+        remembered = remember(history.seen, [event], newest_ms=watches[-1].event_ms, keep=watched, days=watched_days)
         return Applied(replace(_passed_over(history, source), seen=remembered), Outcome.TOO_OLD)
     watch = Watch(
         event.item_id, event.event_ms, event.watch_s, event.duration_s, completed, event.event_id, source.offset
@@ -101,7 +94,7 @@ def apply_watch(
     newer = replace(
         history,
         watches=kept,
-        seen=remember(history.seen, gone, newest_ms=kept[-1].event_ms, keep=seen, days=seen_days)
+        seen=remember(history.seen, gone, newest_ms=kept[-1].event_ms, keep=watched, days=watched_days)
         if gone
         else history.seen,
         context=event.context or history.context,

@@ -1,5 +1,5 @@
-"""What a user has watched beyond the watches that the history keeps: a few bytes for each item, so that nothing is
-recommended twice to those who watch much.
+"""The items that a user has watched beyond the watches that the history keeps: a few bytes for each item, so that
+nothing is recommended twice to those who watch much.
 
 An entry is a hash of the item's id and the day of its newest watch that left the history, or that came too late for
 it: six bytes, oldest day first, each item once. The newest `keep` stay; of one day, the last to be remembered. What
@@ -32,27 +32,27 @@ _SIZE = _PACKED.size
 _LAST_DAY = 0xFFFF  # in the year 2149
 
 
-def remember(seen: bytes, gone: Iterable[Watch | WatchEvent], *, newest_ms: int, keep: int, days: int) -> bytes:
-    """`seen` and the watches that are `gone` from the history of a user whose newest watch is at `newest_ms`."""
+def remember(watched: bytes, gone: Iterable[Watch | WatchEvent], *, newest_ms: int, keep: int, days: int) -> bytes:
+    """`watched` and the watches that are `gone` from the history of a user whose newest watch is at `newest_ms`."""
     for watch in gone:
-        seen = _add(seen, crc32(watch.item_id.encode()), _day_of(watch.event_ms))
-    first, oldest_day = max(0, _count(seen) - keep), _day_of(newest_ms) - days
-    while first < _count(seen) and _day_at(seen, first) < oldest_day:
+        watched = _add(watched, crc32(watch.item_id.encode()), _day_of(watch.event_ms))
+    first, oldest_day = max(0, _count(watched) - keep), _day_of(newest_ms) - days
+    while first < _count(watched) and _day_at(watched, first) < oldest_day:
         first += 1
-    return seen[first * _SIZE :] if first else seen
+    return watched[first * _SIZE :] if first else watched
 
 
 def codes_of(item_ids: Sequence[str]) -> NDArray[np.uint32]:
-    """What `seen_mask` knows items by: [C]. Always the same for an id, so they can be kept beside it."""
+    """Return what `watched_mask` knows items by: [C]. Always the same for an id, so they can be kept beside it."""
     return np.array([crc32(item_id.encode()) for item_id in item_ids], np.uint32)
 
 
-def seen_mask(seen: bytes, codes: NDArray[np.uint32], *, now_ms: int, days: int) -> NDArray[np.bool_]:
-    """Which of the items with these codes [C] were watched within `days`, of those that have left the history: [C].
+def watched_mask(watched: bytes, codes: NDArray[np.uint32], *, now_ms: int, days: int) -> NDArray[np.bool_]:
+    """Return for items with these codes [C] whether they were watched within `days` and have left the history: [C].
 
     An item's day is that of its watch: what is counted for a moment longer than `days` is less than a day.
     """
-    entries = np.frombuffer(seen, _ENTRY, count=_count(seen))  # [keep]
+    entries = np.frombuffer(watched, _ENTRY, count=_count(watched))  # [keep]
     known = np.sort(entries["code"][np.searchsorted(entries["day"], _day_of(now_ms) - days) :])
     if not len(known):
         return np.zeros(len(codes), np.bool_)
@@ -60,36 +60,36 @@ def seen_mask(seen: bytes, codes: NDArray[np.uint32], *, now_ms: int, days: int)
     return found
 
 
-def _add(seen: bytes, code: int, day: int) -> bytes:
+def _add(watched: bytes, code: int, day: int) -> bytes:
     """An item at its newest day, behind the others of that day."""
-    at = _find(seen, code)
+    at = _find(watched, code)
     if at >= 0:
-        if _day_at(seen, at) >= day:
-            return seen
-        seen = seen[: at * _SIZE] + seen[(at + 1) * _SIZE :]
+        if _day_at(watched, at) >= day:
+            return watched
+        watched = watched[: at * _SIZE] + watched[(at + 1) * _SIZE :]
     entry = _PACKED.pack(code, day)
-    if not seen or _day_at(seen, _count(seen) - 1) <= day:  # as it nearly always is
-        return seen + entry
-    place = bisect_right(range(_count(seen)), day, key=lambda at: _day_at(seen, at)) * _SIZE
-    return seen[:place] + entry + seen[place:]
+    if not watched or _day_at(watched, _count(watched) - 1) <= day:  # as it nearly always is
+        return watched + entry
+    place = bisect_right(range(_count(watched)), day, key=lambda at: _day_at(watched, at)) * _SIZE
+    return watched[:place] + entry + watched[place:]
 
 
-def _find(seen: bytes, code: int) -> int:
+def _find(watched: bytes, code: int) -> int:
     """The entry of a code; -1 when there is none."""
     needle = code.to_bytes(4, "little")
-    at = seen.find(needle)
+    at = watched.find(needle)
     while at >= 0 and at % _SIZE:
-        at = seen.find(needle, at + 1)  # it was found astride two entries
+        at = watched.find(needle, at + 1)  # it was found astride two entries
     return at // _SIZE if at >= 0 else -1
 
 
-def _day_at(seen: bytes, at: int) -> int:
-    return seen[at * _SIZE + 4] | seen[at * _SIZE + 5] << 8
+def _day_at(watched: bytes, at: int) -> int:
+    return watched[at * _SIZE + 4] | watched[at * _SIZE + 5] << 8
 
 
 def _day_of(time_ms: int) -> int:
     return min(time_ms // DAY_MS, _LAST_DAY)
 
 
-def _count(seen: bytes) -> int:
-    return len(seen) // _SIZE
+def _count(watched: bytes) -> int:
+    return len(watched) // _SIZE

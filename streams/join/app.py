@@ -1,7 +1,7 @@
 """The join worker as a Faust app: impressions and watch events in, ranking examples and item statistics out.
 
 What it does with them, and in which order, is in streams.join.worker. Windows also close when nothing comes: a
-task moves event time on. A partition is given up only between two pieces of work (`forget` waits for the lock).
+task moves event time on. A partition is given up only between two pieces of work (`give_up` waits for the lock).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "join", Table=EncodedTable)
     states = create_table(app, settings, "join", topics.JOIN_STATE)
     worker = JoinWorker(settings, states, ConsumerProgress(app, settings.kafka.topic_prefix), read_statistics)
-    worker.forgetting = ErasureWorker(settings, "join", states, JoinState, worker.drop)
+    worker.erasure = ErasureWorker(settings, "join", states, JoinState, worker.drop)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and worker.is_current)
     declare_agent(app, settings, "join", TOPICS, worker.handle, max_=settings.join.batch, within=settings.join.wait_s)
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
-    async def forget(_: Any, revoked: Iterable[TP], **__: Any) -> None:
-        await worker.forget({tp.partition for tp in revoked})
+    async def give_up(_: Any, revoked: Iterable[TP], **__: Any) -> None:
+        await worker.give_up({tp.partition for tp in revoked})
 
     @app.task  # type: ignore[untyped-decorator]
     async def close_windows() -> None:

@@ -1,4 +1,4 @@
-"""Which impression a watch belongs to, and for how long it can.
+"""The impression that a watch belongs to, and for how long it can.
 
 The request id decides where the watch carries one and its list shows the item. Else, and where a player sends the id of
 another list, the newest impression that shows the item and whose window holds the watch's time. A watch that belongs

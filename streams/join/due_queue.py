@@ -1,4 +1,4 @@
-"""Who is due next, by event time: finding them costs in proportion to those who are due, not to all."""
+"""A queue of names by the event time at which they are due: finding these costs nothing for the others."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What viewers made of the items that were shown to them: decayed sums over closed impressions, by item, by channel, by
-topic, over all, and by version what the ranker had promised. Pure; time is the impressions' own.
+"""Statistics of what viewers made of the items that were shown to them: decayed sums over closed impressions, by item,
+by channel, by topic, over all, and by version what the ranker had promised. Pure; time is the impressions' own.
 
 A sum is decayed when it is touched: value * 2^-(dt / half-life) + new. An impression that is older than the row weighs
 as much less. No video counts for more than CAP_S.
@@ -109,7 +109,7 @@ class ItemStatistics:
 
 
 def contributions(tally: Tally) -> dict[Key, Sums]:
-    """What a tally adds to each row."""
+    """Return what a tally adds to each row."""
     before = {outcome.item_id: outcome for outcome in tally.counted or ()}
     first = tally.counted is None
     sums: dict[Key, Sums] = defaultdict(lambda: [0.0] * 5)

@@ -1,4 +1,5 @@
-"""How well the ranker ordered what was shown, measured on the live stream before anything is learnt from it.
+"""The quality of the order in which the ranker put what was shown, measured on the live stream before anything is
+learnt from it.
 
 The weighted per-user loss of the paper (section 4.3) within each impression, as models.evaluation.ranking_metrics
 defines it, and calibration: the seconds that were expected, as served, over those that were watched.

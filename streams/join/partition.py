@@ -1,4 +1,4 @@
-"""What the join worker knows of one of its partitions beside the states of its users: made anew by each owner."""
+"""A partition of the join worker beside the states of its users: made anew by each owner."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TOPICS = (topics.IMPRESSIONS, topics.WATCH_EVENTS)  # read together
 
 
 class Partition:
-    """What the worker knows of one partition beside the states of its users."""
+    """All that the worker knows of one partition beside the states of its users."""
 
     def __init__(self, number: int, settings: Settings, rows: Iterable[StatisticsRow], now_ms: int) -> None:
         self.number = number
-        self.schedule = DueQueue()
+        self.due_queue = DueQueue()
         self.statistics = ItemStatistics(number, settings.join.half_life_h)
         for row in rows:
             self.statistics.restore(row)

@@ -44,7 +44,7 @@ WATCHES_SHARE = 30  # of what impressions may take, in characters: one of an id 
 
 
 class Fate(StrEnum):
-    """What became of a watch. Who has none yet waits for its impression."""
+    """The end of a watch. One that has none yet waits for its impression."""
 
     JOINED = "joined"
     LATE = "late"
@@ -117,7 +117,7 @@ def apply_impression(
     impressions[everything.index(new)] = replace(new, watches=tuple(drawn))
     early = tuple(watch for watch in state.early if watch not in drawn)
     fates = (Fate.JOINED,) * (len(state.early) - len(early))
-    impressions, closings, tallies = _push_out(impressions, offset, partition, rules, _seen(state))
+    impressions, closings, tallies = _push_out(impressions, offset, partition, rules, _newest_offset(state))
     state = replace(state, impressions=tuple(impressions), early=early)
     return Step(state, fates, (*examples, *closings), tallies)
 
@@ -127,7 +127,7 @@ def advance(state: JoinState, *, watermark_ms: int, partition: int, rules: Rules
     kept, examples, tallies = [], [], []
     for each in state.impressions:
         if each.revision < 0 and each.closes_ms <= watermark_ms:
-            each, example, tally = _close(each, partition, _seen(state))  # noqa: PLW2901
+            each, example, tally = _close(each, partition, _newest_offset(state))  # noqa: PLW2901
             examples.append(example)
             tallies.append(tally)
         if each.closes_ms + rules.grace_ms > watermark_ms:
@@ -146,7 +146,8 @@ def due_ms(state: JoinState, rules: Rules) -> int | None:
 
 
 def outcomes_of(each: OpenImpression) -> tuple[Outcome, ...]:
-    """What became of each shown item, in the order in which they were shown; of one that was listed twice the first."""
+    """Return what became of each shown item, in the order in which they were shown; of one that was listed twice the
+    first."""
     watched: dict[str, tuple[float, bool]] = {}
     for watch in sorted(each.watches, key=lambda watch: watch.offset):  # a sum of floats has an order
         watched_s, completed = watched.get(watch.item_id, (0.0, False))
@@ -187,7 +188,7 @@ def _changed(
     """An impression with other watches; when its example is out, the one that corrects it."""
     if each.revision < 0:
         return replace(each, watches=watches), ()
-    each = replace(each, watches=watches, revision=_seen(state) + 1)
+    each = replace(each, watches=watches, revision=_newest_offset(state) + 1)
     return each, (_example(each, partition),)
 
 
@@ -229,8 +230,8 @@ def _size(impressions: Iterable[OpenImpression]) -> int:
     return sum(len(encode(each)) for each in impressions)
 
 
-def _seen(state: JoinState) -> int:
-    """How much of its events a state has read: what a revision is made of."""
+def _newest_offset(state: JoinState) -> int:
+    """Return how much of its events a state has read: a revision is made of it."""
     return state.watch_offset + state.impression_offset + 2
 
 
@@ -242,7 +243,7 @@ def _close(each: OpenImpression, partition: int, revision: int) -> tuple[OpenImp
 
 
 def _settle(each: OpenImpression, at_ms: int) -> list[Tally]:
-    """What has changed since it closed, if anything has."""
+    """Return what has changed since it closed, if anything has."""
     outcomes = outcomes_of(each)
     watched = tuple(outcome for outcome in outcomes if outcome.watched_s > 0)
     return [] if watched == each.counted else [Tally(each.impression, outcomes, each.counted, at_ms)]

@@ -1,4 +1,5 @@
-"""How far event time has come on a partition: what is stamped earlier has been read. Pure; the clock is an argument.
+"""The watermark, how far event time has come on a partition: what is stamped earlier has been read. Pure; the clock is
+an argument.
 
 The watermark is the minimum, over the topics that are read together, of the greatest event time seen. A topic that is
 read to its end and silent holds nobody back. When all are, event time goes on as the clock does: a window closes also
@@ -22,12 +23,12 @@ class Watermark:
     def __init__(self, topics: Iterable[str], now_ms: int, *, floor_ms: int = 0) -> None:
         self.value_ms = floor_ms
         self._latest_ms = floor_ms
-        self._seen_ms: dict[str, int] = {}
+        self._newest_ms: dict[str, int] = {}
         self._clock = Clock(now_ms)
         self._read_at_ms = dict.fromkeys(topics, 0)  # by the time that has passed
 
     def observe(self, topic: str, event_ms: int, now_ms: int) -> None:
-        self._seen_ms[topic] = max(event_ms, self._seen_ms.get(topic, 0))
+        self._newest_ms[topic] = max(event_ms, self._newest_ms.get(topic, 0))
         self._latest_ms = max(event_ms, self._latest_ms, self.value_ms)  # an old event does not take time back
         self._read_at_ms[topic] = self._clock.look(now_ms).passed_ms
 
@@ -44,7 +45,7 @@ class Watermark:
             if clock.passed_ms - read_at_ms < (STUCK_MS if topic in behind else IDLE_MS)
         ]
         if holding:
-            reached_ms = min(self._seen_ms.get(topic, 0) for topic in holding)
+            reached_ms = min(self._newest_ms.get(topic, 0) for topic in holding)
         else:
             reached_ms = self._latest_ms + clock.passed_ms - max(self._read_at_ms.values())
         self.value_ms = max(self.value_ms, min(reached_ms, clock.latest_ms))

@@ -1,4 +1,4 @@
-"""What the join worker does with a batch, and with time that passes: impressions and watch events become ranking
+"""The work of the join worker with a batch, and with time that passes: impressions and watch events become ranking
 examples and item statistics.
 
 The order of effects, of a batch of events and of a round of closings alike, each step acknowledged by the brokers
@@ -46,7 +46,7 @@ AGAIN_MS = 5000  # a state that could not be deleted yet is looked at again afte
 
 
 class Progress(Protocol):
-    """How far reading and committing have come, partition by partition."""
+    """The progress with reading and committing, partition by partition."""
 
     def assigned(self) -> set[int]:
         """The partitions that are ours and whose states are recovered."""
@@ -69,7 +69,7 @@ class JoinWorker:
         read_rows: Callable[[Kafka], dict[int, list[StatisticsRow]]],
     ) -> None:
         self.partitions: dict[int, Partition] = {}
-        self.forgetting: ErasureWorker | None = None
+        self.erasure: ErasureWorker | None = None
         self._settings = settings
         self._rules = Rules.of(settings)
         self._states = states
@@ -80,7 +80,7 @@ class JoinWorker:
 
     @property
     def is_current(self) -> bool:
-        """Whether all is known of the partitions that are ours."""
+        """True when all is known of the partitions that are ours."""
         return self._progress.assigned() <= self.partitions.keys()
 
     async def handle(self, batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
@@ -101,13 +101,13 @@ class JoinWorker:
 
     async def advance_all(self, outbox: Outbox) -> BaseException | None:
         """Move event time on and close what is due, on every partition that is ours."""
-        if self.forgetting is not None:
-            await self.forgetting.look(self._lock)
+        if self.erasure is not None:
+            await self.erasure.look(self._lock)
         async with self._lock:
             assigned = self._progress.assigned()
             await self._take_over(assigned, outbox)
-            if self.forgetting is not None:
-                await self.forgetting.advance(assigned, outbox)
+            if self.erasure is not None:
+                await self.erasure.advance(assigned, outbox)
             for number in sorted(assigned):
                 partition = self.partitions[number]
                 await self._advance(partition, partition.watermark.advance(self._behind(partition), now_ms()), outbox)
@@ -116,28 +116,28 @@ class JoinWorker:
             await outbox.flush()
         return None
 
-    async def forget(self, revoked: Iterable[int]) -> None:
+    async def give_up(self, revoked: Iterable[int]) -> None:
         async with self._lock:
             for number in revoked:
                 if number in self.partitions:
                     self.partitions.pop(number).hide()
-            if self.forgetting is not None:
-                self.forgetting.give_up(revoked)
+            if self.erasure is not None:
+                self.erasure.give_up(revoked)
 
     def drop(self, user_id: str, outbox: Outbox) -> None:
-        """Delete a forgotten user's state: no example is made of what waits in it."""
+        """Delete an erased user's state: no example is made of what waits in it."""
         partition = self.partitions.get(self._place_of(user_id))
         if partition is not None:
             partition.open -= open_count(load(self._states, JoinState, user_id))
-            partition.schedule.put(user_id, None)
+            partition.due_queue.put(user_id, None)
         put(self._states, topics.JOIN_STATE, user_id, None, outbox, self._settings.kafka.partitions)
 
     async def _take_over(self, numbers: set[int], outbox: Outbox) -> None:
         """Make what is known of partitions that are new to us, and finish what their last owner had begun."""
         if not (missing := numbers - self.partitions.keys()):
             return
-        if self.forgetting is not None:  # before anything is made of the states
-            await self.forgetting.take_over(missing, outbox)
+        if self.erasure is not None:  # before anything is made of the states
+            await self.erasure.take_over(missing, outbox)
         rows = await asyncio.get_running_loop().run_in_executor(None, self._read_rows, self._settings.kafka)
         self.partitions |= {
             number: Partition(number, self._settings, rows.get(number, ()), now_ms()) for number in missing
@@ -147,7 +147,7 @@ class JoinWorker:
             if partition is not None and partition.number in missing:
                 state = load(self._states, JoinState, user_id)
                 partition.open += open_count(state)
-                partition.schedule.put(user_id, self._due_ms(state, partition))
+                partition.due_queue.put(user_id, self._due_ms(state, partition))
                 partition.watermark.know(_latest_ms(state))
         for number in missing:
             await self._advance(self.partitions[number], self.partitions[number].closed_ms, outbox)
@@ -163,7 +163,7 @@ class JoinWorker:
             partition = self.partitions[raw.partition]
             try:
                 before = changed.get(event.user_id) or load(self._states, JoinState, event.user_id)
-                before = before if self.forgetting is None else self.forgetting.users.begin(before)
+                before = before if self.erasure is None else self.erasure.users.begin(before)
                 step = self._step(before, event, raw, partition)
             except Exception as error:  # a bug of ours: this event is set aside, the others are not harmed
                 bug = bug or error
@@ -184,10 +184,10 @@ class JoinWorker:
     def _read(self, batch: Sequence[Raw], outbox: Outbox, now_ms: int) -> Iterator[tuple[Raw, Impression | WatchEvent]]:
         """The good messages of a batch, impressions first: then fewer watches have to wait for theirs."""
         settings = self._settings
-        forgotten = None if self.forgetting is None else self.forgetting.users
+        erased = None if self.erasure is None else self.erasure.users
         shown, watched = [raw for raw in batch if raw.topic in SHOWN], [raw for raw in batch if raw.topic in WATCHED]
-        yield from read(shown, SHOWN, settings, outbox, now_ms=now_ms, forgotten=forgotten)
-        yield from read(watched, WATCHED, settings, None, now_ms=now_ms, forgotten=forgotten)
+        yield from read(shown, SHOWN, settings, outbox, now_ms=now_ms, erased=erased)
+        yield from read(watched, WATCHED, settings, None, now_ms=now_ms, erased=erased)
 
     def _step(self, before: JoinState, event: Impression | WatchEvent, raw: Raw, partition: Partition) -> Step:
         watermark_ms = partition.watermark.value_ms
@@ -209,7 +209,7 @@ class JoinWorker:
         """Close what is due, some users at a time, in the order that the module promises."""
         reached_ms = -1
         while reached_ms < watermark_ms:
-            users, reached_ms = partition.schedule.take(watermark_ms, MOST_AT_ONCE)
+            users, reached_ms = partition.due_queue.take(watermark_ms, MOST_AT_ONCE)
             changed = []
             for user_id in users:
                 before = load(self._states, JoinState, user_id)
@@ -243,11 +243,11 @@ class JoinWorker:
         """Write a user's state, or delete it when nothing is left of it that a crash could bring back."""
         user_id, is_stored = state.user_id, state.user_id in self._states
         if due_ms(state, self._rules) is None and (not is_stored or self._is_committed(state, partition.number)):
-            partition.schedule.put(user_id, None)
+            partition.due_queue.put(user_id, None)
             if is_stored:
                 put(self._states, topics.JOIN_STATE, user_id, None, outbox, self._settings.kafka.partitions)
             return
-        partition.schedule.put(user_id, self._due_ms(state, partition))
+        partition.due_queue.put(user_id, self._due_ms(state, partition))
         put(self._states, topics.JOIN_STATE, user_id, state, outbox, self._settings.kafka.partitions)
 
     def _due_ms(self, state: JoinState, partition: Partition) -> int:

@@ -1,4 +1,4 @@
-"""How far a Faust app has come with reading and committing, partition by partition of what it reads."""
+"""The progress of a Faust app with reading and committing, partition by partition of what it reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streams.kafka.faust.patches import committed_offset
 
 
 class ConsumerProgress:
-    """How far Faust has come with reading and committing; whose partitions are ours is told by those of `topic`."""
+    """The progress with reading and committing; `topic` tells which partitions are ours."""
 
     def __init__(self, app: faust.App, topic_prefix: str, topic: str = topics.IMPRESSIONS) -> None:
         self._app = app

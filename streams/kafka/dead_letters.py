@@ -1,5 +1,5 @@
-"""What becomes of a message that cannot be used: it goes to `dead-letters` whole, with the reason, and the stream goes
-on.
+"""Dead letters, the end of a message that cannot be used: it goes to `dead-letters` whole, with the reason, and the
+stream goes on.
 
 The raw bytes travel, not a decoded form: what could not be read cannot be re-encoded either. The source's topic,
 partition and offset say where the original lies, so that a person can find the producer, and `nextwatch dead-letters
@@ -71,8 +71,8 @@ def marked(letter: DeadLetter, mark: str, now_ms: int) -> DeadLetter:
 
 
 def is_whole(letter: DeadLetter) -> bool:
-    """Whether all of the record is in the letter: not of one that was cut (letters of before said it in the reason
-    only), nor of a batch that could not be unpacked, of which only a note is kept."""
+    """Return whether all of the record is in the letter: not of one that was cut (letters of before said it in the
+    reason only), nor of a batch that could not be unpacked, of which only a note is kept."""
     return not letter.cut and "(value cut to " not in letter.reason and letter.code != "unreadable"
 
 

@@ -1,4 +1,4 @@
-"""How every Faust worker of ours is built and run: one App with the settings that the guarantees rest on.
+"""The app of every Faust worker of ours, built and run in one way: with the settings that the guarantees rest on.
 
 At-least-once with effects acknowledged before offsets are committed. `take_events` acknowledges a batch when the agent
 asks for the next one, also when the agent raised or was cancelled; so an agent of ours does neither (`handle_batches`):

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from infra.platform import metrics
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers
-from streams.history.rules import Source
+from streams.erased_users import ErasedUsers
 from streams.kafka.dead_letters import check_headers, dead_letter
 from streams.kafka.outbox import Outbox
-from streams.messages import Impression, Refused, decode, encode
+from streams.messages import Impression, Refused, Source, decode, encode
 
 LATEST_MS = 253_402_300_799_999  # the end of the year 9999
 
@@ -56,13 +55,13 @@ def read(
     outbox: Outbox | None,
     *,
     now_ms: int,
-    forgotten: ErasedUsers | None = None,
+    erased: ErasedUsers | None = None,
 ) -> Iterator[tuple[Raw, Any]]:
     """Yield each good message of the batch with its record, in order; put the others where they belong into `outbox`.
 
     `kinds` says which message a topic holds. A message whose user lives on another partition is not yielded but
     forwarded. With no outbox, another worker that reads the same topic is trusted to report and forward. What is from
-    before its user was forgotten is passed over, whatever else is to be said of it.
+    before its user was erased is passed over, whatever else is to be said of it.
     """
     latest_ms = now_ms + int(settings.history.future_s * 1000)
     for raw in batch:
@@ -73,27 +72,27 @@ def read(
                 kinds[raw.topic], raw.value, max_bytes=settings.kafka.max_message_bytes, latest_ms=latest_ms
             )
             home = topics.partition_of(message.user_id, settings.kafka.partitions)
-            if _is_from_before(forgotten, raw, message):
+            if _is_from_before(erased, raw, message):
                 metrics.FORGOTTEN.labels(raw.topic).inc()
             elif home == raw.partition:
                 yield raw, message
             elif outbox is not None:
                 _forward(raw, message.user_id, home, outbox)
         except Refused as refused:
-            if _is_from_before(forgotten, raw, None):
+            if _is_from_before(erased, raw, None):
                 metrics.FORGOTTEN.labels(raw.topic).inc()
             elif outbox is not None:
                 reject(raw, refused, settings, outbox, now_ms=now_ms)
 
 
-def _is_from_before(forgotten: ErasedUsers | None, raw: Raw, message: Any) -> bool:
-    """Whether a record is from before its user was forgotten; of one that cannot be read the key tells the user."""
-    if forgotten is None or not len(forgotten):
+def _is_from_before(erased: ErasedUsers | None, raw: Raw, message: Any) -> bool:
+    """Return whether a record is from before its user was erased; of one that cannot be read the key tells the user."""
+    if erased is None or not len(erased):
         return False
     if message is None:
-        return forgotten.is_from_before((raw.key or b"").decode(errors="replace"), raw.produced_ms)
+        return erased.is_from_before((raw.key or b"").decode(errors="replace"), raw.produced_ms)
     time_ms = message.at_ms if isinstance(message, Impression) else message.event_ms
-    return forgotten.is_from_before(message.user_id, raw.produced_ms, time_ms)
+    return erased.is_from_before(message.user_id, raw.produced_ms, time_ms)
 
 
 def reject(raw: Raw, refused: Refused, settings: Settings, outbox: Outbox, *, now_ms: int) -> None:

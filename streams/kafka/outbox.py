@@ -1,4 +1,5 @@
-"""What a batch of events has caused, sent together: ready-made record batches, acknowledged before anything goes on.
+"""The records that a batch of events has caused, sent together: ready-made record batches, acknowledged before anything
+goes on.
 
 Faust sends message by message, which costs more than all our work on an event (see README, "Measured"), so batches are
 built here and handed to Faust's own client, aiokafka. `flush` returns when the brokers have acknowledged everything; a

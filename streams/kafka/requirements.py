@@ -1,5 +1,6 @@
-"""What a process relies on in its topics, looked at before it starts: a topic that is not compacted as it must be, or
-that forgets sooner than a join can wait, loses data without a word later; here it ends the start with one line.
+"""The settings that a process relies on in its topics, looked at before it starts: a topic that is not compacted as it
+must be, or that forgets sooner than a join can wait, loses data without a word later; here it ends the start with one
+line.
 
 One request to the brokers. A broker that does not tell topics' settings (noida, or for want of a permission) is
 believed. What else differs from the design can wait for a person: `nextwatch topics --check` lists it, and `--alter`
@@ -48,7 +49,7 @@ def require_settings(settings: Settings, names: Iterable[str]) -> None:
 
 
 def fatal_problems(topic: Topic, settings: Settings, config: Mapping[str, str]) -> Iterator[str]:
-    """What of a topic's settings would lose data."""
+    """Yield what in a topic's settings would lose data."""
     cleanup = config.get("cleanup.policy")
     if cleanup is not None and cleanup != topic.cleanup:
         why = (
@@ -76,8 +77,8 @@ _WAITED_FOR = {
 
 
 def least_retention_ms(name: str, settings: Settings) -> int:
-    """How long a topic must keep a message so that nothing that still waits for it can miss it; 0 where nothing waits
-    but the reader itself."""
+    """Return how long a topic must keep a message so that nothing that still waits for it can miss it; 0 where nothing
+    waits but the reader itself."""
     join = settings.join
     corrected_s = join.window_s + join.grace_s
     if name == topics.WATCH_EVENTS:

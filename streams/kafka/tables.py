@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 class EncodedTable(faust.Table):
-    """What an app takes as its Table."""
+    """The Table of an app."""
 
     def take_over(self, partition: int, records: Iterable[Any]) -> None:
         """Recovery, the only way (see streams.kafka.recovery): records of one partition of the changelog, as aiokafka

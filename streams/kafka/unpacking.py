@@ -6,8 +6,8 @@ libraries, while producers use lz4, snappy and zstd as well. So compressed batch
 and handed on as plain ones. One that is larger, or cannot be unpacked, becomes a single record that says so
 (`UNREADABLE`): every reader refuses it as it refuses any other junk, and the stream goes on.
 
-The names of headers are text, and clients insist; brokers do not check. A batch with names that are not UTF-8 is
-written anew with what can be read of them.
+The names of headers are text, and clients insist; brokers do not check. Such a name must cost neither its message nor
+the others of its batch, so what is no text in it is written over.
 
 Only batches of format 2 are looked at: brokers from version 3 on store no others.
 """
@@ -15,8 +15,8 @@ Only batches of format 2 are looked at: brokers from version 3 on store no other
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import cramjam
@@ -34,16 +34,15 @@ _LENGTH_AT, _MAGIC_AT, _CRC_AT, _ATTRIBUTES_AT = 8, 16, 17, 21
 _OVERHEAD = 12  # base offset and length, which are not part of the length
 _CODEC = 0x07
 _XERIAL = b"\x82SNAPPY\x00"
-_PIECE = 4096  # bytes fed to zlib at a time
 
 
 class TooLarge(ValueError):
-    """What a batch unpacks to is beyond the limit."""
+    """A batch unpacks to more than the limit."""
 
 
 def unpacked(records: Any, most_bytes: int) -> Any:
-    """Batches as they were fetched, with none of them compressed; the same object when none was. A batch that is not
-    intact stays as it is."""
+    """Return batches as they were fetched, with none of them compressed; the same object when none was. A batch that
+    is not intact stays as it is."""
     places = list(_batches(records))
     if not any(_is_packed(records, start) for start, _ in places):
         return records
@@ -55,22 +54,27 @@ def unpacked(records: Any, most_bytes: int) -> Any:
 
 
 def readable(records: Any) -> bytes:
-    """Batches (not compressed) whose headers have names that are text."""
-    view = memoryview(records)
-    places = list(_batches(records))
-    parts = [_with_names(view[start:end]) for start, end in places]
-    return b"".join([*parts, view[places[-1][1] if places else 0 :]])
+    """Return batches (not compressed) with a `?` in the names of headers for each byte that is not UTF-8."""
+    raw = bytearray(records)
+    for start, end in list(_batches(raw)):
+        if raw[start + _MAGIC_AT] == 2 and _is_intact(memoryview(raw)[start:end]):
+            at = start + _HEADER.size
+            for _ in range(_HEADER.unpack_from(raw, start)[-1]):
+                length, at = decode_varint(raw, at)
+                _mend_record(raw, at)
+                at += length
+            _CRC.pack_into(raw, start + _CRC_AT, calc_crc32c(raw[start + _ATTRIBUTES_AT : end]))
+    return bytes(raw)
 
 
 def are_intact(records: Any) -> bool:
-    """Whether every whole batch has the checksum that it says. kafka-python computes it in Python, which takes half a
-    second for a megabyte."""
+    """Return whether every whole batch has the checksum that it says."""
     view = memoryview(records)
     return all(_is_intact(view[start:end]) for start, end in _batches(records) if records[start + _MAGIC_AT] == 2)
 
 
 def _batches(records: Any) -> Iterator[tuple[int, int]]:
-    """Where each whole batch begins and ends."""
+    """Yield where each whole batch begins and ends."""
     start = 0
     while start + _OVERHEAD <= len(records):
         end = start + _OVERHEAD + _LENGTH.unpack_from(records, start + _LENGTH_AT)[0]
@@ -98,13 +102,13 @@ def _unpack(batch: memoryview, most_bytes: int) -> memoryview | bytes:
         return _batch(fields, UNPACK[codec](packed, most_bytes))
     except TooLarge:
         why = f"its {len(packed)} bytes become more than {most_bytes}"
-    except (KeyError, ValueError, zlib.error, struct.error, cramjam.DecompressionError, IndexError) as error:
+    except (KeyError, ValueError, struct.error, cramjam.DecompressionError, IndexError) as error:
         why = f"it cannot be unpacked (codec {codec}): {error}"
     return _batch((*fields[:-1], 1), _record(UNREADABLE + why.encode(errors="replace")[:500]))
 
 
 def _batch(fields: tuple[int, ...], body: bytes) -> bytes:
-    """A plain batch with the header `fields` of a packed one."""
+    """Return a plain batch with the header `fields` of a packed one."""
     base_offset, _, epoch, magic, _, attributes, *rest = fields
     length = _HEADER.size - _OVERHEAD + len(body)
     plain = bytearray(_HEADER.pack(base_offset, length, epoch, magic, 0, attributes & ~_CODEC, *rest) + body)
@@ -113,7 +117,7 @@ def _batch(fields: tuple[int, ...], body: bytes) -> bytes:
 
 
 def _record(value: bytes) -> bytes:
-    """The first record of a batch, with this value and nothing else."""
+    """Return the first record of a batch, with this value and nothing else."""
     body = bytearray(b"\x00")  # attributes
     for number in (0, 0, -1, len(value)):  # time, offset, no key, value
         encode_varint(number, body.append)
@@ -131,30 +135,8 @@ def _with_length(body: bytearray) -> bytes:
 # --- codecs ----------------------------------------------------------------------------------------------------------
 
 
-def _gunzip(packed: memoryview, most_bytes: int) -> bytes:
-    found, at = bytearray(), 0
-    while at < len(packed):  # a stream may have several members
-        at = _gunzip_member(packed, at, found, most_bytes)
-    return bytes(found)
-
-
-def _gunzip_member(packed: memoryview, at: int, found: bytearray, most_bytes: int) -> int:
-    """Where the member that begins at `at` ends. Fed in pieces: zlib copies what follows a member, and a stream of very
-    many would be copied as often."""
-    member = zlib.decompressobj(wbits=31)
-    while not member.eof:
-        piece = packed[at : at + _PIECE]
-        if not piece:
-            raise ValueError("its gzip stream is cut off")
-        found += member.decompress(piece, most_bytes + 1 - len(found))
-        if len(found) > most_bytes:
-            raise TooLarge
-        at += len(piece) - len(member.unused_data)
-    return at
-
-
-def _into(unpack: Callable[[Any, Any], int], packed: memoryview, most_bytes: int) -> bytes:
-    """What fits: memory is only touched as far as it is written."""
+def _into(unpack: Callable[[Any, Any], int], packed: memoryview | bytes, most_bytes: int) -> bytes:
+    """Unpack into room for the limit and one byte more; memory is only touched as far as it is written."""
     room = np.empty(most_bytes + 1, np.uint8)
     try:
         size = unpack(bytes(packed), room)
@@ -168,7 +150,7 @@ def _into(unpack: Callable[[Any, Any], int], packed: memoryview, most_bytes: int
 
 
 def _unsnappy(packed: memoryview, most_bytes: int) -> bytes:
-    """One raw block, or Java's frame around several."""
+    """Unpack one raw block, or Java's frame around several."""
     raw = bytes(packed)
     if not raw.startswith(_XERIAL):
         return _unsnappy_block(raw, most_bytes)
@@ -189,44 +171,30 @@ def _unsnappy_block(block: bytes, most_bytes: int) -> bytes:
 
 
 UNPACK: dict[int, Callable[[memoryview, int], bytes]] = {
-    1: _gunzip,
+    1: partial(_into, cramjam.gzip.decompress_into),
     2: _unsnappy,
-    3: lambda packed, most_bytes: _into(cramjam.lz4.decompress_into, packed, most_bytes),
-    4: lambda packed, most_bytes: _into(cramjam.zstd.decompress_into, packed, most_bytes),
+    3: partial(_into, cramjam.lz4.decompress_into),
+    4: partial(_into, cramjam.zstd.decompress_into),
 }
 
 # --- names of headers ------------------------------------------------------------------------------------------------
 
 
-def _with_names(batch: memoryview) -> bytes:
-    if batch[_MAGIC_AT] != 2 or not _is_intact(batch):
-        return bytes(batch)
-    fields = _HEADER.unpack_from(batch)
-    raw, at, body = bytearray(batch), _HEADER.size, bytearray()
-    for _ in range(fields[-1]):
-        length, start = decode_varint(raw, at)
-        at = start + length
-        body += _record_with_names(raw, start, at)
-    return _batch(fields, bytes(body))
-
-
-def _record_with_names(raw: bytearray, start: int, end: int) -> bytes:
-    at = start + 1  # attributes
+def _mend_record(raw: bytearray, at: int) -> None:
+    at += 1  # attributes
     for _ in range(2):  # time and offset
         _, at = decode_varint(raw, at)
     for _ in range(2):  # key and value
-        size, at = decode_varint(raw, at)
-        at += max(0, size)
+        at = _behind_bytes(raw, at)
     count, at = decode_varint(raw, at)
-    body = bytearray(raw[start:at])
     for _ in range(count):
-        size, at = decode_varint(raw, at)
-        name = raw[at : at + size].decode("utf-8", "replace").encode()
-        encode_varint(len(name), body.append)
-        body += name
-        value_at = at + size
-        size, at = decode_varint(raw, value_at)
-        at += max(0, size)
-        body += raw[value_at:at]
-    assert at == end, "the broker has checked the structure of a batch"
-    return _with_length(body)
+        size, first = decode_varint(raw, at)
+        name = raw[first : first + size].decode(errors="surrogateescape")
+        raw[first : first + size] = name.encode(errors="replace")  # as long as before
+        at = _behind_bytes(raw, first + size)
+
+
+def _behind_bytes(raw: bytearray, at: int) -> int:
+    """Return where the bytes end whose length stands at `at`; -1 is the length of none."""
+    size, at = decode_varint(raw, at)
+    return int(at + max(0, size))

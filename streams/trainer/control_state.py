@@ -11,7 +11,7 @@ from kafka.errors import KafkaError
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, Item, Refused, Release, decode
 

@@ -61,7 +61,7 @@ class Learner:
         self._step = 0
         self._has_stepped = False  # of the batch in hand, or the last one
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
-        self._trainer = IncrementalTrainer.by_settings(bundle.model, bundle.catalogue, settings, seed=seed)
+        self._trainer = IncrementalTrainer(bundle.model, bundle.catalogue, settings, seed=seed)
         self._released = bundle.model
         self._admission = Admission(settings.admit_after)
         self._idle_ms = round(settings.expire_h * 3_600_000)

@@ -18,7 +18,7 @@ from infra.platform.settings import Kafka, Settings
 from models.release.bundle import read_bundle
 from streams import topics
 from streams.epochs import Epochs, is_claim
-from streams.erasure.erased_users import ErasedUsers
+from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner

@@ -40,11 +40,11 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trending")
     counts: dict[int, PartitionCounts] = {}
     lock = asyncio.Lock()  # counts are taken up and given up between two batches
-    reading = ConsumerProgress(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
-    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and reading.assigned() <= counts.keys())
+    progress = ConsumerProgress(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
+    follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and progress.assigned() <= counts.keys())
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
-    async def forget(_: Any, revoked: Iterable[Any], **__: Any) -> None:
+    async def give_up(_: Any, revoked: Iterable[Any], **__: Any) -> None:
         async with lock:
             for tp in revoked:
                 counts.pop(tp.partition, None)
@@ -58,7 +58,7 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
     async def take_up_before_events_come() -> None:
         while not app.should_stop:
             async with lock:
-                await take_up(reading.assigned(), counts, settings)
+                await take_up(progress.assigned(), counts, settings)
             await asyncio.sleep(LOOK_S)
 
     declare_agent(

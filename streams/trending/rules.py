@@ -1,5 +1,5 @@
-"""What is watched now: exponentially decayed counts of completed watches per item, everybody's and those of the most
-watched regions. Pure; time is the events' own.
+"""Trending, the counts of what is watched now: exponentially decayed counts of completed watches per item, everybody's
+and those of the most watched regions. Pure; time is the events' own.
 
 Counts are kept on a scale that moves with time (a watch at time t weighs 2^((t - origin) / half-life)), so that decay
 costs nothing per event: an item's count changes only when it is watched.
@@ -54,8 +54,8 @@ class DecayedCounts:
 
     @property
     def level(self) -> float:
-        """How much is watched here: log2 of all counts, as if decay had begun at time 0. Of two scopes that decay
-        alike, the one with the higher level has the higher count at any time."""
+        """The amount that is watched here: log2 of all counts, as if decay had begun at time 0. Of two scopes that
+        decay alike, the one with the higher level has the higher count at any time."""
         return log2(self._total) + self._origin_ms / self._half_life_ms if self._total > 0 else -inf
 
     def add(self, item_id: str, event_ms: int, offset: int) -> bool:
@@ -102,7 +102,7 @@ class DecayedCounts:
 
 
 class PartitionCounts:
-    """What is trending on one partition of `watch-events`: in all, and in each of its most watched regions."""
+    """The counts of one partition of `watch-events`: in all, and in each of its most watched regions."""
 
     def __init__(self, half_life_s: float, *, items: int, regions: int, region_items: int) -> None:
         self._half_life_s = half_life_s
@@ -132,7 +132,7 @@ class PartitionCounts:
                 self._touched.add(scope)
 
     def changes(self, partition: int) -> dict[str, Trending | None]:
-        """What the topic must be told since the last call, by scope; None: the scope is no longer listed."""
+        """Return what the topic must be told since the last call, by scope; None: the scope is no longer listed."""
         before = set(self._listed)
         self._choose()
         self._bound_waiting()
@@ -162,7 +162,7 @@ class PartitionCounts:
 
     @property
     def _least_level(self) -> float:
-        """Of half a watch now: old watches, which are cheap to outdo, win no place."""
+        """The level of half a watch now: old watches, which are cheap to outdo, win no place."""
         return self._everybody.as_of_ms / (1000 * self._half_life_s) - 1
 
     def _unlist(self, scope: str) -> None:

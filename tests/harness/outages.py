@@ -38,6 +38,7 @@ from streams.messages import Impression, ItemVector, RankingExample, UserHistory
 from tests.benchmarks.reliability.soak import resident_mb
 from tests.benchmarks.reliability.soak_load import Asked, steady, wait_for_replies
 from tests.harness.beside import beside
+from tests.harness.needs import LIBFAKETIME
 from tests.harness.service import READY_S, Releases, Service, Size, train_releases
 from tests.harness.system import wait_until
 from tests.harness.traffic import Histories, Reader, Traffic, now_ms
@@ -376,12 +377,6 @@ class WallClock:
             self.jump(0)
 
 
-def find_faketime() -> str | None:
-    """libfaketime, of Debian's package of the same name or where FAKETIME_LIB says."""
-    places = [os.environ.get("FAKETIME_LIB", ""), *map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))]
-    return next((place for place in places if place and Path(place).is_file()), None)
-
-
 @contextlib.contextmanager
 def environ_with(variables: Mapping[str, str]) -> Iterator[None]:
     """What is started in the block sees these variables as well."""
@@ -419,7 +414,7 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
         service = Service(settings, releases, milvus, traffic, stack)
         tell(service)
         traffic.close()
-        library = find_faketime()
+        library = LIBFAKETIME.find()
         clock = WallClock(library, data_dir / "clock") if library else None
         with environ_with(clock.environ if clock else {}):
             for name in PROCESSES:

@@ -31,8 +31,8 @@ from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle
 from streams import topics
 from streams.history.rules import is_completed
+from streams.kafka.releases import announce
 from streams.messages import Item, ItemVector, Trending, UserHistory, Watch, encode
-from streams.releases import announce
 from tests.harness.system import cli, embedded, process, wait_for_health, wait_until, with_section
 from tests.harness.traffic import Traffic
 

@@ -3,7 +3,6 @@ protocols at each of their steps; afterwards everything that the topics imply is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,12 +10,11 @@ import pytest
 from tests.harness.crash.fast import POINTS, fast
 from tests.harness.crash.run import Outcome, Scale, counts, run_crashes, timed
 from tests.harness.crash.supervised import ALL, UP
+from tests.harness.needs import KAFKA, needs
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(
-        not os.environ.get("KAFKA_HOME"), reason="noida loses acknowledged records on kill -9: KAFKA_HOME is not set"
-    ),
+    needs(KAFKA, "noida loses acknowledged records on kill -9"),
 ]
 
 SEED = 1

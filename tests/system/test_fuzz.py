@@ -4,7 +4,6 @@ lives, each bad one is accounted for once, and the good ones are as if the other
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,13 +24,14 @@ from streams.dead_letters.box import Place, read_box
 from streams.dead_letters.retry import retry
 from streams.messages import Impression, Item, JoinState, Refused, SearchEvent, Shown, WatchEvent, decode, encode
 from tests.harness.flood import PASSED_OVER, SET_ASIDE, Account, allow_any_time, pour, pour_refused_requests
+from tests.harness.needs import KAFKA, needs
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import read_metrics, wait_until
 from tests.harness.traffic import Histories, Reader, now_ms
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(not os.environ.get("KAFKA_HOME"), reason="what brokers take is only known of Apache Kafka"),
+    needs(KAFKA, "what brokers take is only known of Apache Kafka"),
 ]
 
 WORKERS = ("history", "join", "trending", "trainer")

@@ -34,16 +34,14 @@ from infra.platform.settings import Kafka, Milvus, Settings
 from nextwatch_client import RecommendClient, RequestFailed
 from nextwatch_client import client as client_module
 from streams import topics
+from tests.harness.needs import KAFKA, LIBFAKETIME, MOUNT, lack, needs, require
 from tests.harness.outages import Memory, Replies, System, running_outages
 from tests.harness.system import wait_until
 from tests.harness.traffic import Reader
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(
-        not os.environ.get("KAFKA_HOME"),
-        reason="noida loses what it has acknowledged when it is killed: only Apache Kafka (KAFKA_HOME) can show this",
-    ),
+    needs(KAFKA, "noida loses what it has acknowledged when it is killed"),
 ]
 
 AWAY_S = 7.0  # longer than a session
@@ -154,8 +152,8 @@ def test_slow_consumers_harm_nobody_else(system: System):
 def test_clocks_that_jump_by_an_hour_lose_nothing_and_refuse_nothing(system: System):
     """Forward, then back behind the right time, then right: those of players and brokers did not jump."""
     clock = system.clock
-    if clock is None:
-        pytest.skip("no libfaketime, nor FAKETIME_LIB: `apt-get install libfaketime` brings it")
+    require(LIBFAKETIME)
+    assert clock is not None
 
     @contextlib.contextmanager
     def jumping() -> Iterator[None]:
@@ -182,7 +180,7 @@ def small_disk(directory: Path, size_mb: int) -> Iterator[None]:
         ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(directory)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("needs a file system of its own, which only root may mount")
+        lack(MOUNT)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from infra.operate.training import published
 from infra.platform.health import fetch_health
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Kafka, Settings
-from streams.releases import announce
+from streams.kafka.releases import announce
 from streams.topics import create_topics
 from tests.benchmarks.reliability.crash_recovery import fill
 from tests.harness.service import Size, train_releases

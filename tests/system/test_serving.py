@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import defaultdict
@@ -17,16 +16,14 @@ from infra.platform.kafka_clients import client_options
 from infra.platform.run_files import read_run_files
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
+from tests.harness.needs import KAFKA, needs
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import Cluster, wait_until
 from tests.harness.witness import Witness
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(
-        not os.environ.get("KAFKA_HOME"),
-        reason="noida lets no second member into a group: only Apache Kafka (KAFKA_HOME) can show this",
-    ),
+    needs(KAFKA, "noida lets no second member into a group"),
 ]
 
 PARTITIONS = 4

@@ -32,10 +32,11 @@ from models.release.bundle import read_bundle
 from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import Epochs, mark
+from streams.kafka.releases import announce
 from streams.messages import ItemVector, TrainingExample, decode, encode
-from streams.releases import announce
 from streams.topics import create_topics, partition_of
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress, batches
+from tests.harness.needs import KAFKA, needs, require_kafka
 from tests.harness.slow_trainer import GATE, SLOW
 from tests.harness.system import Cluster, process, wait_for_health, wait_until
 from tests.harness.traffic import Histories, Reader, Traffic
@@ -44,10 +45,7 @@ from tests.unit.streams.trainer.test_learner import example
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(
-        not os.environ.get("KAFKA_HOME"),
-        reason="noida lets no second member into a group: only Apache Kafka (KAFKA_HOME) can show this",
-    ),
+    needs(KAFKA, "noida lets no second member into a group"),
 ]
 
 PARTITIONS = 3
@@ -152,8 +150,7 @@ def story(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stor
 
 @pytest.fixture(autouse=True)
 def only_the_real_broker(broker: Any) -> None:
-    if broker.kind != "kafka":
-        pytest.skip("noida lets no second member into a group")
+    require_kafka(broker.kind, "noida lets no second member into a group")
 
 
 def test_a_step_that_is_longer_than_a_session_loses_nothing_also_when_a_standby_joins_meanwhile(story: Story):

@@ -1,2 +1,2 @@
-"""What we use of kafka-python beyond its public interface. For everybody who makes a consumer or producer of it; open
-patches.py."""
+"""The parts of kafka-python that we use beyond its public interface. For everybody who makes a consumer or producer of
+it; open patches.py."""

@@ -1,1 +1,2 @@
-"""What we use of aiokafka, Faust's own client, beyond its public interface. For streams.kafka only; open patches.py."""
+"""The parts of aiokafka, Faust's own client, that we use beyond its public interface. For streams.kafka only; open
+patches.py."""

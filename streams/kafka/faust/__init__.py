@@ -1,1 +1,1 @@
-"""What we use of Faust beyond its public interface. For streams.kafka only; open patches.py."""
+"""The parts of Faust that we use beyond its public interface. For streams.kafka only; open patches.py."""

@@ -16,9 +16,9 @@ import faust
 
 from infra.platform.health import Health, serve_health
 from infra.platform.settings import Settings, load_settings
-from streams.history.rules import Source, apply_watch
+from streams.history.rules import apply_watch
 from streams.kafka.faust_app import create_app, follow_readiness, now_ms, raw_topic, run
-from streams.messages import UserHistory, WatchEvent, decode, encode
+from streams.messages import Source, UserHistory, WatchEvent, decode, encode
 from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS
 
 

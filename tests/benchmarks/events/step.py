@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from infra.platform.settings import Trainer
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import ContextVocabulary
 from models.logs.array_file import mapped
 from models.logs.examples import Examples, queries_of
 from models.retrieval.candidates import CandidateModel, UserEncoder
-from models.retrieval.incremental import IncrementalTrainer, Learns
+from models.retrieval.incremental import IncrementalTrainer
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, write_table
 from models.retrieval.tower import TowerShape, UserTowers
@@ -32,8 +33,6 @@ BATCH, NEGATIVES, DIM, HISTORY = 512, 5000, 64, 50
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 QUICK_SIZES = (10_000, 100_000)
 STEPS = 60
-DEFAULT: Learns = "output_rows"
-LEVELS: tuple[Learns, ...] = (DEFAULT, "input_rows")
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -47,44 +46,37 @@ def measure(report: Report, quick: bool) -> None:
         with TemporaryDirectory(prefix="nextwatch-") as directory:
             found |= _at(size, report, Path(directory))
     largest, base = sizes[-1], 100_000
-    for level in LEVELS:
-        growth = found[level, largest] / found[level, base]
-        report.bar(f"{level}: step at {largest:,} over step at {base:,}", growth, at_most=1.35)
-        report.bar(
-            f"{level}: of the hand-tuned loop at {base:,}", found["hand", base] / found[level, base], at_least=0.7
-        )
+    growth = found["step", largest] / found["step", base]
+    report.bar(f"step at {largest:,} over step at {base:,}", growth, at_most=1.35)
+    report.bar(f"of the hand-tuned loop at {base:,}", found["hand", base] / found["step", base], at_least=0.7)
 
 
 def _at(size: int, report: Report, directory: Path) -> dict[tuple[str, int], float]:
     rng = np.random.default_rng(1)
     batches = [_examples(size, rng) for _ in range(8)]
     found = {("hand", size): _median(_hand_loop(size, rng), batches)}
-    for level in LEVELS:
-        gc.collect()
-        before = _anonymous_bytes()  # ids are counted, facts of a catalogue are not
-        trainer = _trainer(size, level, rng, directory)
-        found[level, size] = _median(trainer.learn, batches)
-        tables = size * (2 * (DIM + 1) * 4 + 4 + 24)  # two tables with accumulators, bias, popularity's counts
-        memory = (_anonymous_bytes() - before) / tables
-        del trainer
-        milliseconds = found[level, size]
-        report.add(
-            items=f"{size:,}",
-            learns=level,
-            step_ms=milliseconds,
-            examples_per_s=1000 * BATCH / milliseconds,
-            hand_ms=found["hand", size],
-            of_hand=found["hand", size] / milliseconds,
-            memory_over_tables=memory,
-        )
-        if size >= 10_000_000:
-            report.bar(
-                f"{level}: memory (item ids included) over what is learnt, at {size:,} items", memory, at_most=1.3
-            )
+    gc.collect()
+    before = _anonymous_bytes()  # ids are counted, facts of a catalogue are not
+    trainer = _trainer(size, rng, directory)
+    found["step", size] = _median(trainer.learn, batches)
+    tables = size * (2 * (DIM + 1) * 4 + 4 + 24)  # two tables with accumulators, bias, popularity's counts
+    memory = (_anonymous_bytes() - before) / tables
+    del trainer
+    milliseconds = found["step", size]
+    report.add(
+        items=f"{size:,}",
+        step_ms=milliseconds,
+        examples_per_s=1000 * BATCH / milliseconds,
+        hand_ms=found["hand", size],
+        of_hand=found["hand", size] / milliseconds,
+        memory_over_tables=memory,
+    )
+    if size >= 10_000_000:
+        report.bar(f"memory (item ids included) over what is learnt, at {size:,} items", memory, at_most=1.3)
     return found
 
 
-def _trainer(size: int, level: Learns, rng: np.random.Generator, directory: Path) -> IncrementalTrainer:
+def _trainer(size: int, rng: np.random.Generator, directory: Path) -> IncrementalTrainer:
     """Over `size` items that have no catalogue entries; rows are small noise."""
     torch.manual_seed(1)
     reader = UserEncoder(UserTowers(TowerShape(DIM)), np.empty((0, 0), np.float32), ContextVocabulary())
@@ -98,9 +90,7 @@ def _trainer(size: int, level: Learns, rng: np.random.Generator, directory: Path
         query_rows=rows,
         popularity=Popularity.empty(size, 8000),
     )
-    return IncrementalTrainer(
-        model, Catalogue(), learning_rate=0.02, negatives=NEGATIVES, in_batch=0.1, learns=level, seed=1
-    )
+    return IncrementalTrainer(model, Catalogue(), Trainer(negatives=NEGATIVES), seed=1)
 
 
 def _noise(size: int, rng: np.random.Generator) -> np.ndarray:

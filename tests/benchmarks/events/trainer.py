@@ -22,13 +22,13 @@ from infra.local.broker import Broker
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
-from infra.platform.settings import Model, Ranker, Settings
+from infra.platform.settings import Model, Ranker, Settings, Trainer
 from models.logs.stored_log import store_frame
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle
 from models.retrieval.incremental import IncrementalTrainer
+from streams.kafka.releases import announce
 from streams.messages import BundlePublished, TrainingExample, Watch, encode
-from streams.releases import announce
 from streams.topics import ITEM_VECTORS, TRAINING_EXAMPLES, create_topics
 from tests.benchmarks.events.history import (
     broker_name,
@@ -116,9 +116,7 @@ def small_release(settings: Settings) -> Manifest:
 
 def bare_rate(settings: Settings, manifest: Manifest, examples: list[TrainingExample]) -> float:
     bundle = read_bundle(settings.bundles_dir / manifest.version)
-    trainer = IncrementalTrainer(
-        bundle.model, bundle.catalogue, learning_rate=0.02, negatives=NEGATIVES, in_batch=0.1, seed=1
-    )
+    trainer = IncrementalTrainer(bundle.model, bundle.catalogue, Trainer(negatives=NEGATIVES), seed=1)
     batches = [trainer.read(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
     trainer.learn(batches[0])
     began_s = time.perf_counter()

@@ -5,7 +5,7 @@ Each part is a table of its own, a module beside this one.
 
 from __future__ import annotations
 
-from tests.benchmarks.index.index import index_lag, index_recall, index_upserts
+from tests.benchmarks.index import index_lag, index_recall, index_upserts
 from tests.benchmarks.report import Benchmark
 
 PARTS: dict[str, Benchmark] = {

@@ -69,7 +69,7 @@ def many(ground: Ground, times: int) -> Ground:
     columns = [np.tile(column, times) for column in model.popularity.arrays().values()]
     larger = CandidateModel(
         model.item_ids + [f"{item_id}-{copy}" for copy in range(1, times) for item_id in model.item_ids],
-        model.reader,
+        model.encoder,
         vectors=np.concatenate([model.vectors, *copies]).astype(np.float32),
         bias=np.tile(model.bias, times),
         query_rows=np.tile(model.query_rows, (times, 1)),

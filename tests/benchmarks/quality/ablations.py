@@ -19,9 +19,17 @@ from infra.backtest.recommenders import Released
 from infra.platform.settings import Model
 from infra.simulation.world import World
 from models.evaluation.backtest import walk_frozen
-from models.retrieval.candidate_learning import learn_candidates
-from models.retrieval.candidate_training import NOTHING, Ablation
-from models.retrieval.popularity import Popularity
+from models.retrieval.candidate_learning import Training
+from tests.benchmarks.quality.ablated import (
+    Cosine,
+    FullSoftmax,
+    LogQAdded,
+    LogQOff,
+    NoPopularity,
+    RandomHoldOut,
+    TiedTables,
+    train,
+)
 from tests.benchmarks.quality.judged import Ground, differences, ground_of, kuairand_ground, recalls
 from tests.benchmarks.report import Report, main
 from tests.harness import kuairand
@@ -38,7 +46,7 @@ class Variant:
     name: str
     paper: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    ablation: Ablation = NOTHING
+    training: type[Training] = Training
 
 
 VARIANTS = (
@@ -53,29 +61,29 @@ VARIANTS = (
     Variant("d 128", "", {"dim": 128}),
     Variant("two towers", "", {"members": 2}),
     Variant("with the linear part", "", {"linear_dim": 64}),
-    Variant("popularity coordinate off", "", ablation=Ablation(popularity=False)),
+    Variant("popularity coordinate off", "", training=NoPopularity),
     Variant("example age beside popularity", "", {"example_age": True}),
     Variant(
         "example age instead of popularity",
         "needed: else the average popularity of the window is predicted",
         {"example_age": True},
-        Ablation(popularity=False),
+        NoPopularity,
     ),
-    Variant("log q off", "needed (importance weighting)", ablation=Ablation(log_q="off")),
-    Variant("log q with the wrong sign", "", ablation=Ablation(log_q="add")),
+    Variant("log q off", "needed (importance weighting)", training=LogQOff),
+    Variant("log q with the wrong sign", "", training=LogQAdded),
     Variant("10 negatives", "", {"negatives": 10}),
     Variant("100 negatives", "", {"negatives": 100}),
     Variant("1,000 negatives", "", {"negatives": 1000}),
     Variant("5,000 negatives", "several thousand", {"negatives": 5000}),
-    Variant("all items (full softmax)", "over 100 times slower", ablation=Ablation(full=True)),
-    Variant("tied item tables", "own output table", ablation=Ablation(tied=True)),
-    Variant("L2-normalised (cosine)", "dot product, no norm", ablation=Ablation(normalised=12.0)),
+    Variant("all items (full softmax)", "over 100 times slower", training=FullSoftmax),
+    Variant("tied item tables", "own output table", training=TiedTables),
+    Variant("L2-normalised (cosine)", "dot product, no norm", training=Cosine),
     Variant("every user weighs the same (1/n)", "", {"equal_users": True}),
     Variant(
         "at most 10 examples of a user", "a fixed number per user", {"examples_per_user": 10, "example_window_h": 1e6}
     ),
     Variant("side features off", "", {"sides": False}),
-    Variant("random hold-out (history from both sides)", "next watch is much better", ablation=Ablation(leak=True)),
+    Variant("random hold-out (history from both sides)", "next watch is much better", training=RandomHoldOut),
     Variant("the base for one epoch", "", {"epochs": 1}),
     Variant("self-attention for one epoch (15 times the time)", "", {"encoder": "attention", "epochs": 1}),
 )
@@ -100,7 +108,7 @@ def _compare(report: Report, ground: Ground, cut: int, variants: list[Variant], 
     base_ranks = None
     for variant in variants:
         Console(stderr=True).print(variant.name)
-        ranks = ranks_of(ground, cut, base.model_copy(update=variant.settings), variant.ablation)
+        ranks = ranks_of(ground, cut, base.model_copy(update=variant.settings), variant.training)
         base_ranks = ranks if base_ranks is None else base_ranks
         row = {"variant": variant.name, "paper": variant.paper, **recalls(ranks)}
         if ranks is not base_ranks:
@@ -109,19 +117,12 @@ def _compare(report: Report, ground: Ground, cut: int, variants: list[Variant], 
     report.note(f"{len(base_ranks):,} users, {ground.source.known_at(cut):,} items; * the 95 % interval leaves 0 out")
 
 
-def ranks_of(ground: Ground, cut: int, settings: Model, ablation: Ablation = NOTHING) -> np.ndarray:
+def ranks_of(ground: Ground, cut: int, settings: Model, training: type[Training] = Training) -> np.ndarray:
     """int64 [n]: the rank of what each user watched next, by a model of these settings."""
     catalogue = ground.source.known_at(cut)
-    learned = learn_candidates(ground.source, settings, until=cut, valid_from=None, items=catalogue, ablation=ablation)
-    if not ablation.popularity:
-        learned.model.popularity = flat(learned.model.popularity)
-    released = Released(learned.model, ground.source, ground.history)
+    model = train(training, ground.source, settings, until=cut, items=catalogue)
+    released = Released(model, ground.source, ground.history)
     return walk_frozen([released], ground.history, cut=cut, catalogue=catalogue, exposure=False).ranks["tower"]
-
-
-def flat(popularity: Popularity) -> Popularity:
-    """The same for every item: the coordinate says nothing."""
-    return Popularity.empty(len(popularity), popularity.half_life_events)
 
 
 def _searches(report: Report, quick: bool) -> None:

@@ -18,9 +18,10 @@ import torch
 from infra.backtest.recommenders import Released
 from infra.simulation.world import NOTICE, World
 from models.evaluation.backtest import rows_at_once
-from models.retrieval.candidate_learning import learn_candidates
-from models.retrieval.candidate_training import NOTHING, Ablation
-from tests.benchmarks.quality.ablations import BASE, flat
+from models.retrieval.candidate_learning import Training
+from models.retrieval.hyper_parameters import CandidateParameters
+from tests.benchmarks.quality.ablated import NoPopularity, train
+from tests.benchmarks.quality.ablations import BASE
 from tests.benchmarks.quality.judged import Ground, ground_of
 from tests.benchmarks.report import Report, main
 
@@ -28,9 +29,9 @@ PLOT = Path(__file__).resolve().parents[3] / "docs" / "example-age.svg"
 DAY_MS = 24 * 3_600_000
 EDGES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 100)  # days
 MODELS = (
-    ("without example age", {}, Ablation(popularity=False)),
-    ("with example age", {"example_age": True}, Ablation(popularity=False)),
-    ("live popularity (default)", {}, NOTHING),
+    ("without example age", {}, NoPopularity),
+    ("with example age", {"example_age": True}, NoPopularity),
+    ("live popularity (default)", {}, Training),
 )
 
 
@@ -49,9 +50,9 @@ def measure(report: Report, quick: bool) -> None:
     bins = np.clip(np.searchsorted(EDGES, age_days, side="right") - 1, 0, len(EDGES) - 2)
     watched = ground.source.dataset.items[cut:]
     shares = {"watched after the cut": np.bincount(bins[watched[watched < items]], minlength=len(EDGES) - 1)}
-    for name, settings, ablation in MODELS:
+    for name, settings, training in MODELS:
         base = BASE.model_copy(update={"age_window_h": 480.0} | ({"epochs": 1} if quick else {}))
-        shares[name] = _predicted(ground, cut, items, bins, base.model_copy(update=settings), ablation)
+        shares[name] = _predicted(ground, cut, items, bins, base.model_copy(update=settings), training)
     shares = {name: share / share.sum() for name, share in shares.items()}
     for place in range(len(EDGES) - 1):
         span = f"{EDGES[place]} to {EDGES[place + 1]}" if place < len(EDGES) - 2 else f"over {EDGES[place]}"
@@ -69,20 +70,10 @@ def measure(report: Report, quick: bool) -> None:
 
 
 def _predicted(
-    ground: Ground, cut: int, items: int, bins: np.ndarray, settings: object, ablation: Ablation
+    ground: Ground, cut: int, items: int, bins: np.ndarray, settings: CandidateParameters, training: type[Training]
 ) -> np.ndarray:
     """float64 [bins]: the mean softmax over the test's users, by bin."""
-    learned = learn_candidates(
-        ground.source,
-        settings,
-        until=cut,
-        valid_from=None,
-        items=items,
-        ablation=ablation,  # type: ignore[arg-type]
-    )
-    if not ablation.popularity:
-        learned.model.popularity = flat(learned.model.popularity)
-    released = Released(learned.model, ground.source, ground.history)
+    released = Released(train(training, ground.source, settings, until=cut, items=items), ground.source, ground.history)
     asked = ground.history.next_unseen(cut)
     total = np.zeros(len(EDGES) - 1)
     for start in range(0, len(asked), rows_at_once(items)):

@@ -19,6 +19,7 @@ from infra.local.supervisor import Supervisor
 from infra.operate.training import published
 from infra.platform.settings import Embedded, Settings
 from streams import topics
+from streams.kafka.releases import announce
 from streams.messages import (
     Impression,
     JoinState,
@@ -30,7 +31,6 @@ from streams.messages import (
     Watch,
     encode,
 )
-from streams.releases import announce
 from tests.harness.service import Size, train_releases
 from tests.harness.system import embedded
 from tests.harness.traffic import now_ms

@@ -25,7 +25,7 @@ def enlarged(bundle: Bundle, bundles_dir: Path, items: int, seed: int = 1) -> Ma
     model, popularity = bundle.model, bundle.model.popularity.arrays()
     larger = CandidateModel(
         item_ids,
-        model.reader,
+        model.encoder,
         vectors=_varied(model.vectors, rows, known, rng),
         bias=np.asarray(model.bias[rows]),
         query_rows=_varied(model.query_rows, rows, known, rng),

@@ -1,12 +1,14 @@
 """What a request costs and what a serving worker takes: whole requests beside the bare work, the mirror in place of
-Milvus, what ranking costs, memory, and the look-up of histories. Each part is a table of its own, a module beside this
-one.
+Milvus, what ranking costs, memory, the look-up of histories, and the Kafka client below it all.
+
+Each part is a table of its own, a module beside this one.
 """
 
 from __future__ import annotations
 
 from tests.benchmarks.report import Benchmark
-from tests.benchmarks.serving.serving import (
+from tests.benchmarks.serving import (
+    serving_clients,
     serving_hydrate,
     serving_memory,
     serving_mirror,
@@ -20,4 +22,5 @@ PARTS: dict[str, Benchmark] = {
     "ranking": serving_precision.measure,
     "memory": serving_memory.measure,
     "hydrate": serving_hydrate.measure,
+    "clients": serving_clients.measure,
 }

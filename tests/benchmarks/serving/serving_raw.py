@@ -65,8 +65,8 @@ def make_ready(bundle: Bundle, viewers: Sequence[UserHistory], search: Search, n
     vectors = list(model.user_vectors(viewers, now_ms))
     found = [(list(hits.ids), np.array(hits.distances, np.float32)) for hits in search(vectors)]
     queries = [RankingQuery(v, now_ms, ids, scores) for v, (ids, scores) in zip(viewers, found, strict=True)]
-    asked = model.reader.queries(viewers, {item_id: row for row, item_id in enumerate(model.item_ids)})
-    inputs = model.reader.inputs(asked, *distinct_rows(model.query_rows, asked.histories))
+    asked = model.encoder.queries(viewers, {item_id: row for row, item_id in enumerate(model.item_ids)})
+    inputs = model.encoder.inputs(asked, *distinct_rows(model.query_rows, asked.histories))
     moment = ranking_batch_of(queries, bundle.catalogue, [bundle.statistics])
     return Ready(vectors, inputs, tensors_of(bundle.ranker, moment))
 
@@ -83,7 +83,7 @@ def distinct_rows(query_rows: Floats, histories: Rows) -> tuple[torch.Tensor, Ro
 
 def pass_forward(bundle: Bundle, ready: Ready) -> None:
     with torch.inference_mode():
-        bundle.model.reader.tower(ready.tower)
+        bundle.model.encoder.tower(ready.tower)
     forward(bundle.ranker, *ready.ranker)
 
 

@@ -28,8 +28,8 @@ from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest, RequestFailed
+from streams.kafka.releases import announce
 from streams.messages import UserHistory, encode
-from streams.releases import announce
 from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics
 from tests.benchmarks.load import send_all
 from tests.benchmarks.ranking.ranking_ground import say
@@ -41,6 +41,7 @@ VIEWERS = 200
 FILL_S, TELL_EVERY_S = 1800.0, 10.0
 PATIENCE_S = 30.0  # of a client, so that nothing is shed: what is late shall show as late
 MEMORY = {"anonymous": "Pss_Anon", "mapped": "Pss_File", "all": "Pss"}
+SERVE = cli("serve")
 ECHO = [sys.executable, "-m", "tests.benchmarks.events.echo"]
 
 
@@ -135,10 +136,10 @@ def _wait_for_collection(settings: Settings, version: str, items: int) -> None:
 
 
 @contextlib.contextmanager
-def served(on: Ground, **serving: Any) -> Iterator[tuple[Settings, GuardedProcess]]:
+def served(on: Ground, command: Sequence[str] = SERVE, **serving: Any) -> Iterator[tuple[Settings, GuardedProcess]]:
     """A serving process with these settings, once it answers from the release that was announced last."""
     settings = with_section(on.settings, "serving", **serving)
-    with process(settings, "serving", cli("serve")) as started:
+    with process(settings, "serving", command) as started:
         wait_for_health(settings, started)
         version = on.bundle.manifest.version
         wait_until(lambda: health_of(settings, "serving").get("version_served") == version, version, 120)

@@ -16,7 +16,7 @@ from infra.operate.releases import read_topic
 from infra.operate.training import published
 from infra.platform.settings import Indexer, Join, Kafka, Serving, Settings, Trending
 from streams import topics
-from streams.releases import announce
+from streams.kafka.releases import announce
 from tests.harness.crash.killer import Deaths, Killer, process_of
 from tests.harness.crash.load import Load, Pace, Sent
 from tests.harness.crash.replay import outcomes, read_events

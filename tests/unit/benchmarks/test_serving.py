@@ -11,7 +11,7 @@ import torch
 from models.ranking.features import FEATURES
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
-from tests.benchmarks.serving.serving_memory import process
+from tests.benchmarks.serving.serving_memory import child
 from tests.benchmarks.serving.serving_precision import FLOAT32, compared, passes_of
 from tests.benchmarks.serving.serving_raw import distinct_rows
 from tests.benchmarks.serving.serving_requests import batch_between
@@ -63,7 +63,7 @@ def test_rounds_of_a_load_add_up_to_their_mean_rate() -> None:
 
 def test_what_a_worker_holds_is_loaded_without_broker_and_milvus(tmp_path: Path) -> None:
     manifest = train_small(tmp_path)
-    found = process(tmp_path)
+    found = child(tmp_path)
     assert found["raw mirror"] == 4 * len(ITEMS) * manifest.dim
     assert found["raw query rows"] == 4 * len(ITEMS) * (manifest.dim - 1)
     assert found["raw statistics"] >= len(ITEMS) * 4 * (4 + 1) * 8  # four partitions, four sums and a time

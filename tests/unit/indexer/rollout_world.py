@@ -19,8 +19,8 @@ from indexer.rollout import WHOLE, Announce, Begin, Drop, Releases, Renew, annou
 from infra.operate.releases import BundleFound, CollectionFound
 from infra.operate.roll_back import RollBackRefused, choose
 from serving.state.release import ReleaseError, check_collection
+from streams.kafka.releases import key_of
 from streams.messages import BundlePublished, IndexReady, Release, ServerState
-from streams.releases import key_of
 
 TIMEOUT_MS = 60_000
 HEARTBEAT_MS = 5_000

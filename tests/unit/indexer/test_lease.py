@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from indexer.offset_tracker import OffsetTracker
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.write_permit import Fenced
+from tests.harness.needs import KAFKA, needs
 from tests.harness.system import with_section
 
 pytestmark = pytest.mark.system
@@ -87,9 +87,7 @@ def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_pat
     lease.close()
 
 
-@pytest.mark.skipif(
-    not os.environ.get("KAFKA_HOME"), reason="noida does not take a partition from a member that has fallen silent"
-)
+@needs(KAFKA, "noida does not take a partition from a member that has fallen silent")
 @pytest.mark.parametrize("other_then", ["goes on", "leaves again"])
 def test_who_was_paused_while_another_took_over_does_not_write_once_more(
     kafka: Kafka, tmp_path: Path, other_then: str

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from infra.platform.port_locks import LOOPBACK
+from tests.harness.needs import OPENSSL, require
 
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-keyout")
 
@@ -46,8 +44,7 @@ class Certificates:
 
 def make_certificates(directory: Path) -> Certificates:
     """Of a server and a client by one authority; `stranger` is another authority."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed: there are no certificates to test with")
+    require(OPENSSL)
     certificates = Certificates(directory)
     for authority in ("authority", "stranger"):
         certificates.make_authority(authority)

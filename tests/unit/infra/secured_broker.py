@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pydantic import SecretStr
 
 from infra.local.broker import server_properties
 from infra.platform.guarded_process import start_guarded, wait_until_ready
 from infra.platform.port_locks import LOOPBACK, free_port, is_listening
 from infra.platform.settings import Kafka
+from tests.harness.needs import KAFKA, require
 from tests.unit.infra.certificates import Certificates, make_certificates
 
 USER, PASSWORD = "nextwatch", "correct-horse-battery"
@@ -59,9 +59,7 @@ class Secured:
 @contextlib.contextmanager
 def secured_broker(directory: Path) -> Iterator[Secured]:
     """Start it; skips where there is no Kafka or no openssl."""
-    home = os.environ.get("KAFKA_HOME")
-    if not home:
-        pytest.skip("KAFKA_HOME is not set: the stand-in knows neither SASL nor TLS")
+    home = require(KAFKA, "the stand-in knows neither SASL nor TLS")
     secured = Secured(*(free_port(0, "port") for _ in range(3)), make_certificates(directory))
     properties = directory / "server.properties"
     properties.write_text(_properties(directory, secured), encoding="utf-8")

@@ -17,8 +17,8 @@ from tests.unit.models.samples import SETTINGS, small_source
 def losses_and_rows(epochs: int = 3) -> tuple[list[float], list[list[float]]]:
     source = small_source()
     items = len(source.catalogue)
-    lessons = TrainingData(source.dataset, len(source.dataset), items, SETTINGS)
-    fit = Fit(new_net(source, SETTINGS, items=items), lessons, SETTINGS)
+    data = TrainingData(source.dataset, len(source.dataset), items, SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=items), data, SETTINGS)
     losses = [fit.run_epoch(epochs, lambda done, total: None) for _ in range(epochs)]
     return losses, fit.net.output_vectors()[:10].tolist()
 

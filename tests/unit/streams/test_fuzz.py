@@ -140,7 +140,7 @@ def apply_all(events: list[tuple[Raw, Any]]) -> dict[str, Any]:
     for raw, event in events:
         before = histories.get(event.user_id) or UserHistory(event.user_id)
         if isinstance(event, WatchEvent):
-            after = apply_watch(before, event, raw.source, keep=50, completed_s=18.0, seen=500, seen_days=90)
+            after = apply_watch(before, event, raw.source, keep=50, completed_s=18.0, watched=500, watched_days=90)
         elif isinstance(event, SearchEvent):
             after = apply_search(before, event, raw.source, keep=50)
         else:

@@ -98,11 +98,10 @@ def test_deep_nesting_is_refused_not_a_crash():
 
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_for_every_topic(raw):
+    """Not one of the drawn strings is a message by chance: the shortest has ten bytes that must be right."""
     for topic in TOPICS:
-        try:
+        with pytest.raises(Refused):
             decode(topic.message, raw)
-        except Refused:
-            continue
 
 
 def test_releases_are_told_apart_by_kind():

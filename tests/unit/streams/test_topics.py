@@ -25,6 +25,7 @@ from streams.topics import (
     create_topics,
     partition_of,
 )
+from tests.harness.needs import require_kafka
 from tests.unit.infra.command import commands
 
 
@@ -105,8 +106,7 @@ def test_what_would_lose_data_is_fatal_and_what_the_broker_does_not_tell_is_beli
 
 @pytest.mark.system
 def test_a_table_that_is_not_compacted_ends_the_start_with_the_command_that_mends_it(broker, monkeypatch, capsys):
-    if broker.kind == "noida":
-        pytest.skip("noida does not tell the settings of topics")
+    require_kafka(broker.kind, "noida does not tell the settings of topics")
     settings = Settings(kafka=kafka_of(broker.bootstrap), milvus=Milvus(uri="http://127.0.0.1:1"))
     make(settings.kafka, USER_HISTORIES, 2, **{"cleanup.policy": "delete"})
     make(settings.kafka, WATCH_EVENTS, 2, **{"cleanup.policy": "delete", "retention.ms": "600000"})

@@ -46,7 +46,7 @@ def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(
     source: TrainingSet, history: History, cut: int, model: CandidateModel
 ):
     released = Released(model, source, history)
-    still = Live(model, source, history, settings=Trainer(), seed=1, learns="history", name="still")
+    still = Live(model, source, history, settings=Trainer(learns="history"), seed=1, name="still")
     walk = walk_live([released, still], history, cut=cut, catalogue=len(model.vectors), block=50)
     known = (history.cases(walk.asked).histories < len(model.vectors)).all(axis=1)  # else the trainer knows more
     assert known.sum() > 100
@@ -58,7 +58,7 @@ def test_learning_live_changes_ranks_and_knows_new_items_in_histories(
 ):
     catalogue = len(model.vectors)
     assert catalogue < len(source.catalogue)
-    live = Live(model, source, history, settings=Trainer(), seed=1, learns="output_rows")
+    live = Live(model, source, history, settings=Trainer(), seed=1)
     released = Released(model, source, history)
     walk = walk_live([live, released], history, cut=cut, catalogue=catalogue, block=50)
     assert (walk.ranks["tower, live"] != walk.ranks["tower"]).any()
@@ -72,10 +72,10 @@ def test_vectors_are_taken_over_as_often_as_asked(
     source: TrainingSet, history: History, cut: int, model: CandidateModel
 ):
     def ranks(refresh_ms: int) -> np.ndarray:
-        live = Live(model, source, history, settings=Trainer(), seed=1, learns="output_rows", refresh_ms=refresh_ms)
+        live = Live(model, source, history, settings=Trainer(), seed=1, refresh_ms=refresh_ms)
         return walk_live([live], history, cut=cut, catalogue=len(model.vectors), block=50).ranks["tower, live"]
 
-    still = Live(model, source, history, settings=Trainer(), seed=1, learns="history", name="still")
+    still = Live(model, source, history, settings=Trainer(learns="history"), seed=1, name="still")
     unlearnt = walk_live([still], history, cut=cut, catalogue=len(model.vectors), block=50).ranks["still"]
     at_once, never = ranks(0), ranks(1000 * HOUR_MS)
     assert (at_once != never).any()
@@ -87,7 +87,7 @@ def test_the_scores_are_those_that_serving_would_give(
 ):
     cases = history.cases(history.next_unseen(cut)[:20])
     scores = Released(model, source, history).scores(cases)
-    users = model.encode(model.reader.queries_of(np.where(cases.histories < len(model.vectors), cases.histories, -1)))
+    users = model.encode(model.encoder.queries_of(np.where(cases.histories < len(model.vectors), cases.histories, -1)))
     expected = users @ model.vectors.T + model.item_vectors()[:, -1]
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     walk = walk_frozen([Released(model, source, history)], history, cut=cut, catalogue=len(model.vectors))

@@ -194,20 +194,9 @@ def test_a_file_or_directory_that_cannot_be_used_is_one_line_and_no_bug(nextwatc
 
 
 def test_a_damaged_history_is_one_line_with_the_command_that_mends_it(nextwatch, monkeypatch):
-    class Follower:
-        caught_up = False
-
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: Any) -> None: ...
-        def poll(self, _: float) -> list[Any]:
-            self.caught_up = True
-            return [SimpleNamespace(key=b"alice", value=b"{junk")]
-
+    damaged = SimpleNamespace(key=b"alice", value=b"{junk")
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
-    monkeypatch.setattr("infra.operate.user_history.TopicFollower", Follower)
+    monkeypatch.setattr("infra.operate.user_history.read_to_end", lambda *_, **__: [damaged])
     done = nextwatch("history", "alice")
     assert done.code == 2 and is_one_line(done.err) and "nextwatch rebuild histories" in done.err
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.platform import metrics
 from infra.platform.metrics import LAG
+from tests.harness.needs import PROMTOOL, require
 
 INFRA = Path(metrics.__file__).parents[1] / "deploy"
 UNIT_TESTS = Path(__file__).with_name("alerts_test.yml")
@@ -130,10 +129,7 @@ def test_limits_are_found_and_a_zero_passes_those_that_it_would_have_passed(fres
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    found = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    if not found:
-        pytest.skip("no promtool on PATH, nor in PROMTOOL: `apt-get install promtool` brings it")
-    return found
+    return str(require(PROMTOOL))
 
 
 def run(*command: str) -> str:

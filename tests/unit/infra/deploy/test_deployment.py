@@ -11,7 +11,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 import typer.main
 import yaml
 
@@ -19,6 +18,7 @@ from infra.cli.main import app
 from infra.local.processes import STOP_S
 from infra.local.stack import COMMANDS
 from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, _is_setting
+from tests.harness.needs import DOCKER_COMPOSE, SYSTEMD, needs
 
 INFRA = Path(__file__).parents[4] / "infra" / "deploy"
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
@@ -27,11 +27,6 @@ COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "nextwatch"}
 IN_A_UNIT = "/opt/nextwatch/bin/nextwatch"
 EXPOSED_MOST = 2.0  # of 10, as `systemd-analyze security` counts
-
-DOCKER_COMPOSE = shutil.which("docker-compose")
-
-with_compose = pytest.mark.skipif(DOCKER_COMPOSE is None, reason="docker-compose is not installed")
-with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
 def options_of(unit: Path) -> list[tuple[str, str]]:
@@ -122,24 +117,24 @@ def test_a_composed_process_is_asked_where_it_listens(tmp_path: Path) -> None:
     assert done.returncode != 0, "nobody listens"
 
 
-@with_compose
+@needs(DOCKER_COMPOSE)
 def test_compose_takes_the_file() -> None:
     """As Compose itself parses it; no container is started."""
-    assert DOCKER_COMPOSE is not None
-    command = [DOCKER_COMPOSE, "-f", str(INFRA / "compose.yml"), "config", "--services"]
+    command = ["docker-compose", "-f", str(INFRA / "compose.yml"), "config", "--services"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == set(COMPOSE["services"]) and not done.stderr.strip()
 
 
 def test_the_image_has_all_that_the_package_has() -> None:
-    project = tomllib.loads((INFRA.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((INFRA.parents[1] / "pyproject.toml").read_text())
     copied = set(re.findall(r"^COPY (\w+) \1$", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
-    assert copied == {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    included = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert copied == {name.rstrip("*") for name in included}
     assert re.search(r"^USER nextwatch$", (INFRA / "Dockerfile").read_text(), re.MULTILINE), "not root"
 
 
-@with_systemd
+@needs(SYSTEMD)
 def test_systemd_takes_the_units_and_finds_them_shut(tmp_path: Path) -> None:
     shutil.copytree(INFRA / "systemd", tmp_path, dirs_exist_ok=True)
     (tmp_path / "nextwatch").write_text("#!/bin/sh\n")

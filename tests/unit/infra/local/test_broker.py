@@ -17,6 +17,7 @@ from infra.local.broker import Broker, answers, server_properties, start_broker
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from tests.conftest import BROKERS, environ_for
+from tests.harness.needs import KAFKA, needs
 
 MakeSettings = Callable[..., Settings]
 
@@ -84,7 +85,7 @@ def test_a_started_broker_answers_on_loopback_only_and_keeps_its_data_over_a_cle
 
 
 @pytest.mark.system
-@pytest.mark.skipif("kafka" not in BROKERS, reason="KAFKA_HOME is not set")
+@needs(KAFKA)
 def test_kafka_keeps_what_it_acknowledged_over_a_crash(make_settings: MakeSettings) -> None:
     broker = start_broker(make_settings(), environ=environ_for("kafka"))
     try:

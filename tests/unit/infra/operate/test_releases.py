@@ -34,8 +34,8 @@ from infra.platform.settings import Serving, Settings
 from models.release import bundle as bundle_module
 from models.release.bundle import Manifest, read_manifest
 from nextwatch_client import RecommendClient
+from streams.kafka.releases import announce, key_of
 from streams.messages import BundlePublished, IndexReady, ServerState, encode
-from streams.releases import announce, key_of
 from streams.topics import RELEASES, create_topics
 from tests.harness.system import cli, process, run_cli, wait_for_health, wait_until, with_section
 from tests.unit.infra.command import commands

@@ -13,6 +13,7 @@ from infra.local.broker import start_broker
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from tests.conftest import environ_for
+from tests.harness.needs import KAFKA, needs
 
 AWAY_S = 3.0
 LEAST_PAUSE_S = 0.05
@@ -23,7 +24,7 @@ def spent_s() -> float:
 
 
 @pytest.mark.system
-@pytest.mark.skipif(not os.environ.get("KAFKA_HOME"), reason="noida's partitions have a leader while it lives")
+@needs(KAFKA, "noida's partitions have a leader while it lives")
 def test_who_has_something_to_send_to_a_broker_that_was_stopped_in_order_does_not_spin(
     make_settings: Callable[..., Settings],
 ) -> None:

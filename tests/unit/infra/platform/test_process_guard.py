@@ -15,8 +15,7 @@ import pytest
 from infra.platform.guarded_process import GUARD, ServiceError, start_guarded
 from infra.platform.port_locks import LOCK_WAIT_S
 from infra.platform.process_guard import ORPHAN_GRACE_S
-
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of the guard is Linux's")
+from tests.harness.needs import LINUX, needs, require
 
 # A parent that guards a command and waits, as `up` does; the test kills it.
 PARENT = """
@@ -154,7 +153,7 @@ def test_what_a_command_leaves_behind_when_it_ends_is_stopped(tmp_path: Path) ->
         os.kill(left_group, signal.SIGKILL)
 
 
-@LINUX
+@needs(LINUX)
 def test_a_killed_guard_takes_its_command_along(tmp_path: Path) -> None:
     child = start_guarded("x", python(FAMILY), log=tmp_path / "log")
     in_group, left_group = family_of(tmp_path / "log")
@@ -183,8 +182,7 @@ def test_a_command_that_cannot_be_run_is_an_error_that_names_it(tmp_path: Path) 
 
 def test_the_command_inherits_neither_the_lifeline_nor_the_report(tmp_path: Path) -> None:
     program = "import os; print(os.readlink('/proc/self/fd/0'), sorted(map(int, os.listdir('/proc/self/fd')))[:-1])"
-    if sys.platform != "linux":
-        pytest.skip("reads /proc")
+    require(LINUX, "reads /proc")
     start_guarded("x", python(program), log=tmp_path / "log").wait(10)
     assert (tmp_path / "log").read_text().strip() == "/dev/null [0, 1, 2]"
 

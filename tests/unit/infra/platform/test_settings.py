@@ -68,7 +68,7 @@ def test_an_unknown_name_among_the_options_is_refused() -> None:
         ("kafka.security_protocol", "TLS"),
         ("metrics.port", "70000"),
         ("embedded.kafka_heap", "lots"),
-        ("trainer.pull", "1.5"),
+        ("trainer.in_batch", "1.5"),
         ("kafka.session_timeout_s", "0"),
         ("serving.k", "1001"),
     ],
@@ -79,6 +79,20 @@ def test_a_wrong_value_names_its_setting_and_its_variable(
     variable = "NEXTWATCH_" + name.replace(".", "__").upper()
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=rf"setting {name} \(or {variable}\): .*{value}"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("trainer.pull", 0.1), ("trainer.query_rate", 0.001), ("trainer.learns", "input_rows")]
+)
+def test_what_there_was_before_is_refused_with_since_when_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    section, _, leaf = name.partition(".")
+    with pytest.raises(SettingsError, match=rf"{name}.*gone since 0\.2"):
+        load_settings(toml(tmp_path, f"[{section}]\n{leaf} = {json.dumps(value)}\n"))
+    monkeypatch.setenv(f"NEXTWATCH_{section}__{leaf}".upper(), f"{value}")
+    with pytest.raises(SettingsError, match=rf"{name}.*gone since 0\.2"):
         load_settings()
 
 

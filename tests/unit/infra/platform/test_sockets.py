@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from tests.harness.needs import IPV6, lack
 from tests.unit.infra.sockets import is_loopback, listening
 
 
@@ -29,7 +30,7 @@ def test_a_listening_socket_is_seen_with_its_address(
         try:
             mine.bind((host, 0))
         except OSError as error:
-            pytest.skip(f"no {host} on this machine: {error}")
+            lack(IPV6, f"no {host} on this machine: {error}")
         if kind == socket.SOCK_STREAM:
             mine.listen()
         (found,) = listening([os.getpid()])[os.getpid()] - before

@@ -1,13 +1,13 @@
 """Only where the benchmark extra is installed: everywhere else the report says that ALS is left out."""
 
 import numpy as np
-import pytest
 
-from models.evaluation.als import Als, als_is_installed
+from models.evaluation.als import Als
 from models.evaluation.backtest import History, Stream, walk_live
+from tests.harness.needs import ALS, needs
 
 
-@pytest.mark.skipif(not als_is_installed(), reason="needs nextwatch[bench]")
+@needs(ALS)
 def test_als_finds_what_alike_users_watch_and_repeats_itself():
     rng = np.random.default_rng(1)
     users = rng.integers(0, 40, 900)

@@ -49,7 +49,7 @@ def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundl
         seen = [item for item in exposures.completed_before(asked[at : at + 1], HISTORY)[0].tolist() if item >= 0]
         history = np.full((1, HISTORY), -1)
         history[0, HISTORY - len(seen) :] = seen
-        user = bundle.model.encode(bundle.model.reader.queries_of(history))[0]
+        user = bundle.model.encode(bundle.model.encoder.queries_of(history))[0]
         scores = vectors[:, :-1] @ user + vectors[:, -1]
         own = int(exposures.items(np.array([row]))[0])
         others = [scores[item] for item in range(len(vectors)) if item not in seen]

@@ -15,6 +15,7 @@ from models.ranking.features import numbers_of
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle
 from tests.harness import kuairand
+from tests.harness.needs import KUAIRAND, needs
 from tests.unit.models.samples import RANKER, SETTINGS, START_MS, Viewer, small_items, small_log, watched
 
 QUICK = SETTINGS.model_copy(update={"epochs": 1})
@@ -109,7 +110,7 @@ def test_progress_goes_through_every_stage(tmp_path: Path):
         assert done == total
 
 
-@pytest.mark.skipif(not kuairand.is_there(), reason="the KuaiRand data is not beside the checkout")
+@needs(KUAIRAND)
 def test_kuairand_is_read_with_its_invented_times_before_the_real_ones():
     log, items = kuairand.read_kuairand()
     assert (log.height, items.height) == (571_058, 7_583)
@@ -142,11 +143,11 @@ def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_ser
     settings = SETTINGS.model_copy(update={"search_tokens": 500, "search_dim": 4, "members": 2, "epochs": 2})
     manifest = train_on(log, tmp_path, small_items(), settings=settings, searches=words)
     model = read_bundle(tmp_path / manifest.version).model
-    shape = model.reader.tower.shape
+    shape = model.encoder.tower.shape
     assert (shape.words, shape.contexts, shape.traits, shape.members) == (4, (3,), 1, 2)
-    assert model.reader.words.shape == (500, 8)
-    assert sorted(model.reader.contexts.fields["region"]) == ["de", "fr"]
-    model.reader.tower.shape = msgspec.structs.replace(shape, muted_towers=False)  # whatever validation said
+    assert model.encoder.words.shape == (500, 8)
+    assert sorted(model.encoder.contexts.fields["region"]) == ["de", "fr"]
+    model.encoder.tower.shape = msgspec.structs.replace(shape, muted_towers=False)  # whatever validation said
     nobody = Viewer()
     viewers = [
         nobody,

@@ -16,13 +16,14 @@ from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
 from models.logs.training_set import TrainingSet
 from models.retrieval.batches import epoch_batches
-from models.retrieval.candidate_learning import learn_candidates, new_net
-from models.retrieval.candidate_training import Ablation, Fit, TrainingData, choose_examples, example_weights, reservoir
+from models.retrieval.candidate_learning import Training, learn_candidates, new_net
+from models.retrieval.candidate_training import Fit, TrainingData, choose_examples, example_weights, reservoir
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.losses import Extra
 from models.retrieval.net import CandidateNet
 from models.retrieval.sampling import Negatives, find_hits
 from models.retrieval.tower import TowerShape, UserTowers
+from tests.benchmarks.quality.ablated import ABLATED, LeakyDataset, train
 from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
 
 ENCODERS = ("average", "attention")
@@ -38,9 +39,9 @@ def settings(request: pytest.FixtureRequest) -> Model:
     return SETTINGS.model_copy(update={"encoder": request.param, "epochs": 4})
 
 
-def learn(source: TrainingSet, settings: Model, ablation: Ablation = Ablation()) -> CandidateModel:
+def learn(source: TrainingSet, settings: Model) -> CandidateModel:
     return learn_candidates(
-        source, settings, until=len(source.dataset), valid_from=None, items=len(source.catalogue), ablation=ablation
+        source, settings, until=len(source.dataset), valid_from=None, items=len(source.catalogue)
     ).model
 
 
@@ -53,8 +54,8 @@ def test_the_same_seed_gives_the_same_model(source: TrainingSet, settings: Model
     again = learn(source, settings)
     np.testing.assert_array_equal(again.item_vectors(), model.item_vectors())
     np.testing.assert_array_equal(again.query_rows, model.query_rows)
-    for name, weight in model.reader.tower.state_dict().items():
-        np.testing.assert_array_equal(again.reader.tower.state_dict()[name], weight, err_msg=name)
+    for name, weight in model.encoder.tower.state_dict().items():
+        np.testing.assert_array_equal(again.encoder.tower.state_dict()[name], weight, err_msg=name)
 
 
 def test_another_seed_gives_another_model(source: TrainingSet, settings: Model, model: CandidateModel):
@@ -80,8 +81,8 @@ def test_the_served_user_vector_is_the_trained_one_bit_for_bit(source: TrainingS
         trained = net.users(queries, []).numpy()
     towers = UserTowers(net.shape)
     towers.members[0].load_state_dict(net.tower.state_dict())
-    reader = UserEncoder(towers, net.words.values.numpy(), ContextVocabulary())
-    np.testing.assert_array_equal(reader.encode(queries, net.queries.everything()), trained)
+    encoder = UserEncoder(towers, net.words.values.numpy(), ContextVocabulary())
+    np.testing.assert_array_equal(encoder.encode(queries, net.queries.everything()), trained)
 
 
 def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: TrainingSet):
@@ -109,7 +110,7 @@ def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_i
     negatives = Negatives(drawn, (sign * np.log(len(drawn) * share[drawn])).astype(np.float32))
 
     def loss_of(negatives: Negatives) -> tuple[float, np.ndarray]:
-        rows, places = net.distinct(np.concatenate([targets, negatives.rows]))
+        rows, places = net.distinct_items(np.concatenate([targets, negatives.rows]))
         extra = Extra(
             torch.from_numpy(popularity[np.arange(64), targets]),
             torch.from_numpy(popularity[:, negatives.rows] - negatives.log_expected),
@@ -126,7 +127,7 @@ def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_i
     sampled, sampled_gradient = loss_of(negatives)
     full, full_gradient = loss_of(Negatives(np.arange(70), np.zeros(70, np.float32)))
     with torch.no_grad():
-        logits = net.users(queries, []) @ torch.from_numpy(net.output_vectors()).T + net.bias.values[:, 0]
+        logits = net.users(queries, []) @ torch.from_numpy(net.outputs.everything()).T + net.bias.values[:, 0]
         expected = torch.nn.functional.cross_entropy(logits + torch.from_numpy(popularity), torch.from_numpy(targets))
     np.testing.assert_allclose(full, expected, rtol=1e-5)
     error = np.linalg.norm(sampled_gradient - full_gradient) / np.linalg.norm(full_gradient)
@@ -196,34 +197,24 @@ def test_the_papers_example_age_is_learnt_from_and_zero_when_serving(source: Tra
     assert ages[1] == 0
     np.testing.assert_allclose(ages[0], min(1, (dataset.event_ms[700] - dataset.event_ms[0]) / 1_800_000), rtol=1e-6)
     model = learn(source, settings)
-    assert model.reader.tower.shape.example_age
-    assert (model.reader.queries_of(np.array([[1]])).age == 0).all()
+    assert model.encoder.tower.shape.example_age
+    assert (model.encoder.queries_of(np.array([[1]])).age == 0).all()
 
 
-@pytest.mark.parametrize(
-    "ablation",
-    [
-        Ablation(log_q="off"),
-        Ablation(log_q="add"),
-        Ablation(popularity=False),
-        Ablation(leak=True),
-        Ablation(tied=True),
-        Ablation(normalised=8.0),
-        Ablation(full=True),
-    ],
-)
-def test_every_ablation_changes_the_model_and_keeps_it_finite(source: TrainingSet, ablation: Ablation):
+@pytest.mark.parametrize("ablation", ABLATED)
+def test_every_ablation_changes_the_model_and_keeps_it_finite(source: TrainingSet, ablation: type[Training]):
     settings = SETTINGS.model_copy(update={"negatives": 16, "epochs": 2})
-    plain, changed = learn(source, settings), learn(source, settings, ablation)
+    plain = learn(source, settings)
+    changed = train(ablation, source, settings, until=len(source.dataset), items=len(source.catalogue))
     assert np.isfinite(changed.item_vectors()).all()
     assert (changed.vectors != plain.vectors).any()
 
 
-def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not(source: TrainingSet):
-    dataset = source.dataset
-    rows = dataset.new_rows(len(dataset))[100:200]
-    for leak, leaks in ((False, False), (True, True)):
-        windows = dataset.timeline.around(rows, 50) if leak else dataset.timeline.before(rows, 50)
+def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not():
+    users, items = np.arange(200) % 3, np.arange(200)  # the item is the row
+    rows = np.arange(60, 120)
+    for kind, leaks in ((Dataset, False), (LeakyDataset, True)):
+        windows = kind(users, items, items).histories(rows)
         assert bool((windows > rows[:, None]).any()) is leaks
         assert not (windows == rows[:, None]).any()
 
@@ -237,9 +228,9 @@ def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
 
 def test_an_epoch_of_a_long_log_is_a_part_of_it(source: TrainingSet, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.retrieval.candidate_training.EPOCH_EXAMPLES", 300)
-    lessons = TrainingData(source.dataset, len(source.dataset), 70, SETTINGS)
-    fit = Fit(new_net(source, SETTINGS, items=70), lessons, SETTINGS)
-    assert len(lessons.rows) > 600
+    data = TrainingData(source.dataset, len(source.dataset), 70, SETTINGS)
+    fit = Fit(new_net(source, SETTINGS, items=70), data, SETTINGS)
+    assert len(data.rows) > 600
     assert fit.steps == -(-300 // fit.batch)
     learnt: list[np.ndarray] = []
     monkeypatch.setattr(fit, "learn", lambda chosen, rate: learnt.append(chosen) or 0.0)
@@ -273,7 +264,7 @@ def test_where_nobody_has_a_taste_the_model_is_popularity_alone_and_not_worse_th
     assert (users == 0).all()
     np.testing.assert_allclose(learned.model.item_vectors()[:, -1], learned.model.popularity.log_share())
     history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
-    ours = Live(learned.model, source, history, settings=Trainer(), seed=1, learns="output_rows")
+    ours = Live(learned.model, source, history, settings=Trainer(), seed=1)
     theirs = DecayedPopular(history.stream, cut, items, half_life=learned.model.popularity.half_life_events)
     walk = walk_live([ours, theirs], history, cut=cut, catalogue=items, block=50)
     assert paired(("ours", walk.ranks[ours.name]), ("theirs", walk.ranks[theirs.name]), 10).value > -0.02

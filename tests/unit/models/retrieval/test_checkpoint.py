@@ -93,13 +93,13 @@ def test_a_damaged_checkpoint_names_its_file_and_the_way_out(source: TrainingSet
 def test_the_identity_tells_log_settings_and_start(tmp_path: Path):
     log, other = stored(), stored(small_log(500))
     identities = {
-        identity_of(log, QUICK, None),
-        identity_of(other, QUICK, None),
-        identity_of(log, SETTINGS, None),
-        identity_of(log, QUICK, "newest"),
+        identity_of(log, QUICK.model_dump(), None),
+        identity_of(other, QUICK.model_dump(), None),
+        identity_of(log, SETTINGS.model_dump(), None),
+        identity_of(log, QUICK.model_dump(), "newest"),
     }
     assert len(identities) == 4
-    assert identity_of(stored(), QUICK, None) in identities
+    assert identity_of(stored(), QUICK.model_dump(), None) in identities
 
 
 def test_of_several_processes_the_first_writes_and_all_read(source: TrainingSet, tmp_path: Path):

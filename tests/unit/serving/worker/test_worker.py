@@ -29,7 +29,7 @@ from serving.state.feed import Chunk, Feed
 from serving.worker.worker import run_serving
 from streams import topics
 from streams.epochs import claim
-from streams.erasure.erased_users import USER, fingerprint, hash_of
+from streams.erased_users import USER, fingerprint, hash_of
 from streams.messages import (
     DeadLetter,
     Impression,
@@ -41,7 +41,7 @@ from streams.messages import (
     Release,
     ServerState,
     Trending,
-    UserForgotten,
+    UserErased,
     UserHistory,
     decode,
     encode,
@@ -198,7 +198,7 @@ def test_a_history_changes_the_reply_and_is_never_recommended(system: System) ->
 
 def test_a_forgotten_user_is_answered_as_a_new_one_also_before_the_history_is_gone(system: System) -> None:
     system.tell(history("gone", "item-3", "item-4"))
-    forgotten = UserForgotten(time.time_ns() // 1_000_000, fingerprint(b""))
+    forgotten = UserErased(time.time_ns() // 1_000_000, fingerprint(b""))
     system.send(topics.FORGOTTEN, encode(forgotten), USER + hash_of("gone", b"").hex())
     system.until(lambda: system.client.recommend("gone").history_watches == 0)
 

@@ -9,16 +9,16 @@ import pytest
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import DONE, USER, ErasedUsers, ForgetSecretWrong, fingerprint, hash_of
+from streams.erased_users import DONE, USER, ErasedUsers, ForgetSecretWrong, fingerprint, hash_of
 from streams.erasure.erasure_worker import ErasureWorker
 from streams.erasure.retention_report import FOR_EVER_MS, until_ms
 from streams.history.app import apply
 from streams.kafka.intake import Raw
 from streams.messages import (
-    ForgettingDone,
+    ErasureDone,
     JoinState,
     SearchEvent,
-    UserForgotten,
+    UserErased,
     UserHistory,
     Watch,
     WatchEvent,
@@ -33,38 +33,38 @@ HOME = topics.partition_of("u", SETTINGS.kafka.partitions)
 
 def record_of(user_id: str, at_ms: int = AT_MS, secret: str = "") -> tuple[bytes, bytes]:
     key = USER + hash_of(user_id, secret.encode()).hex()
-    return key.encode(), encode(UserForgotten(at_ms, fingerprint(secret.encode())))
+    return key.encode(), encode(UserErased(at_ms, fingerprint(secret.encode())))
 
 
-def forgotten_of(*users: str) -> ErasedUsers:
-    forgotten = ErasedUsers("")
+def erased_of(*users: str) -> ErasedUsers:
+    erased = ErasedUsers("")
     for offset, user in enumerate(users):
-        forgotten.hear(*record_of(user), offset)
-    return forgotten
+        erased.hear(*record_of(user), offset)
+    return erased
 
 
 def test_an_event_is_from_before_by_either_of_its_times_and_only_of_that_user():
-    forgotten = forgotten_of("u")
-    assert forgotten.is_from_before("u", AT_MS, AT_MS + 9) and forgotten.is_from_before("u", AT_MS + 9, AT_MS - 9)
-    assert not forgotten.is_from_before("u", AT_MS + 1, AT_MS + 1) and not forgotten.is_from_before("v", 0)
+    erased = erased_of("u")
+    assert erased.is_from_before("u", AT_MS, AT_MS + 9) and erased.is_from_before("u", AT_MS + 9, AT_MS - 9)
+    assert not erased.is_from_before("u", AT_MS + 1, AT_MS + 1) and not erased.is_from_before("v", 0)
 
 
 def test_the_newest_forgetting_holds_and_what_is_no_record_of_ours_is_passed_over():
-    forgotten = forgotten_of("u")
-    forgotten.hear(*record_of("u", AT_MS + 5), 7)
-    forgotten.hear(*record_of("u", AT_MS - 5), 8)
-    forgotten.hear(b"user/xy", b"junk", 9)
-    forgotten.hear(b"user/no hash", record_of("u")[1], 9)
-    forgotten.hear(None, None, 10)
-    assert forgotten.at_ms("u") == AT_MS + 5 and len(forgotten) == 1 and forgotten.newest == 9
+    erased = erased_of("u")
+    erased.hear(*record_of("u", AT_MS + 5), 7)
+    erased.hear(*record_of("u", AT_MS - 5), 8)
+    erased.hear(b"user/xy", b"junk", 9)
+    erased.hear(b"user/no hash", record_of("u")[1], 9)
+    erased.hear(None, None, 10)
+    assert erased.at_ms("u") == AT_MS + 5 and len(erased) == 1 and erased.newest == 9
 
 
 def test_a_confirmation_that_was_copied_from_another_cluster_confirms_nothing_here():
-    forgotten = forgotten_of("u")
-    forgotten.hear(f"{DONE}history/0".encode(), encode(ForgettingDone(500, AT_MS)), 12)
-    assert forgotten.done == {}
-    forgotten.hear(f"{DONE}history/0".encode(), encode(ForgettingDone(1, AT_MS)), 13)
-    assert forgotten.done == {"history/0": 1}
+    erased = erased_of("u")
+    erased.hear(f"{DONE}history/0".encode(), encode(ErasureDone(500, AT_MS)), 12)
+    assert erased.done == {}
+    erased.hear(f"{DONE}history/0".encode(), encode(ErasureDone(1, AT_MS)), 13)
+    assert erased.done == {"history/0": 1}
 
 
 def test_no_id_stands_in_a_record_and_another_secret_is_another_hash():
@@ -80,12 +80,12 @@ def test_records_of_another_secret_are_refused_with_the_way_out():
 
 @pytest.mark.parametrize("kind", [UserHistory, JoinState])
 def test_a_state_from_before_is_not_built_on_and_one_begun_since_is(kind: Any):
-    forgotten = forgotten_of("u")
-    assert forgotten.begin(kind("u", watch_offset=3)) == kind("u", since_ms=AT_MS)
+    erased = erased_of("u")
+    assert erased.begin(kind("u", watch_offset=3)) == kind("u", since_ms=AT_MS)
     since = kind("u", watch_offset=3, since_ms=AT_MS)
-    assert forgotten.begin(since) is since
+    assert erased.begin(since) is since
     other = kind("v", watch_offset=3)
-    assert forgotten.begin(other) is other
+    assert erased.begin(other) is other
 
 
 def raw(topic: str, message: Any, offset: int, produced_ms: int) -> Raw:
@@ -114,7 +114,7 @@ def test_the_history_worker_passes_over_what_is_from_before_and_begins_anew_with
     ]
     table = {"u": encode(UserHistory("u", (Watch("z", 1, 1.0, None, True, "e", 0),), seen=b"123456", watch_offset=4))}
     outbox: Any = Outbox()
-    changed, _, bug = apply(batch, table, outbox, SETTINGS, now_ms=AT_MS + 5, forgotten=forgotten_of("u"))
+    changed, _, bug = apply(batch, table, outbox, SETTINGS, now_ms=AT_MS + 5, erased=erased_of("u"))
     history = changed["u"]
     assert bug is None and [watch.item_id for watch in history.watches] == ["b"]
     assert (history.since_ms, history.seen, history.searches) == (AT_MS, b"", ())
@@ -131,26 +131,26 @@ def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_
         del table[user_id]
         outbox.add(topics.USER_HISTORIES, 0, user_id.encode(), None)
 
-    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, drop)
+    erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, drop)
     told = [(*record_of(user), offset) for offset, user in enumerate(users[:20])]
 
     async def hear() -> None:
         while told:
-            forgetting.users.hear(*told.pop())
+            erasure.users.hear(*told.pop())
 
-    forgetting._hear = hear  # type: ignore[method-assign]
+    erasure._hear = hear  # type: ignore[method-assign]
     ours = [user for user in users[1:20] if topics.partition_of(user, SETTINGS.kafka.partitions) in (0, 1)]
     outbox: Any = Outbox()
 
     async def forget() -> None:
-        await forgetting.take_over({0, 1}, outbox)
-        await forgetting.look(asyncio.Lock())
-        await forgetting.advance({0, 1}, outbox)
+        await erasure.take_over({0, 1}, outbox)
+        await erasure.look(asyncio.Lock())
+        await erasure.advance({0, 1}, outbox)
 
     asyncio.run(forget())
     first, second = outbox.index("flush"), len(outbox) - 1 - outbox[::-1].index("flush")
     assert sorted(key for _, key, _ in outbox[:first]) == sorted(user.encode() for user in ours)
-    done = {key: decode(ForgettingDone, value).offset for _, key, value in outbox[first + 1 : second]}
+    done = {key: decode(ErasureDone, value).offset for _, key, value in outbox[first + 1 : second]}
     assert done == {f"{DONE}history/{number}".encode(): 20 for number in (0, 1)}
     assert table.keys() == set(users) - set(ours) and back in table, "who came back stays"
 
@@ -158,15 +158,15 @@ def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_
 def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
     """One user in a hundred thousand is forgotten while events come."""
     table = {f"user-{number}": encode(UserHistory(f"user-{number}")) for number in range(20_000)}
-    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
     home = topics.partition_of("user-7", SETTINGS.kafka.partitions)
     turns, heard = 0, [(*record_of("user-7"), 0)]
 
     async def hear() -> None:
         while heard:
-            forgetting.users.hear(*heard.pop())
+            erasure.users.hear(*heard.pop())
 
-    forgetting._hear = hear  # type: ignore[method-assign]
+    erasure._hear = hear  # type: ignore[method-assign]
 
     async def count_turns() -> None:
         nonlocal turns
@@ -175,12 +175,12 @@ def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
             turns += 1
 
     async def look_beside_others() -> None:
-        forgetting._taken[home] = 0
+        erasure._taken[home] = 0
         others = asyncio.ensure_future(count_turns())
-        await forgetting.look(asyncio.Lock())
+        await erasure.look(asyncio.Lock())
         others.cancel()
         outbox: Any = Outbox()
-        await forgetting.advance({home}, outbox)
+        await erasure.advance({home}, outbox)
         assert outbox[1][0] == topics.FORGOTTEN
 
     asyncio.run(look_beside_others())
@@ -189,22 +189,22 @@ def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
 
 def test_who_is_put_into_the_table_by_a_batch_that_was_under_way_is_found():
     table: dict[str, bytes] = {}
-    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
-    forgetting._taken[HOME] = 0
+    erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    erasure._taken[HOME] = 0
 
     async def hear() -> None:
-        forgetting.users.hear(*record_of("u"), 0)
+        erasure.users.hear(*record_of("u"), 0)
 
-    forgetting._hear = hear  # type: ignore[method-assign]
+    erasure._hear = hear  # type: ignore[method-assign]
 
     async def look_beside_a_batch() -> None:
         lock = asyncio.Lock()
         async with lock:
-            looking = asyncio.ensure_future(forgetting.look(lock))
+            looking = asyncio.ensure_future(erasure.look(lock))
             await asyncio.sleep(0.01)
             table["u"] = encode(UserHistory("u"))
         await looking
-        await forgetting.advance({HOME}, Outbox())  # type: ignore[arg-type]
+        await erasure.advance({HOME}, Outbox())  # type: ignore[arg-type]
 
     asyncio.run(look_beside_a_batch())
     assert not table
@@ -213,10 +213,10 @@ def test_who_is_put_into_the_table_by_a_batch_that_was_under_way_is_found():
 def test_who_is_recovered_after_the_look_is_forgotten_too():
     """A partition that came to us since: its users were not there to be looked at."""
     table = {"u": encode(UserHistory("u"))}
-    forgetting = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
-    forgetting._looked, forgetting._found = 1, []
-    forgetting.users.hear(*record_of("u"), 0)
-    asyncio.run(forgetting.advance({HOME}, Outbox()))  # type: ignore[arg-type]
+    erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
+    erasure._looked, erasure._found = 1, []
+    erasure.users.hear(*record_of("u"), 0)
+    asyncio.run(erasure.advance({HOME}, Outbox()))  # type: ignore[arg-type]
     assert not table
 
 

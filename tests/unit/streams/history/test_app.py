@@ -8,7 +8,7 @@ import pytest
 
 from infra.platform.settings import Settings
 from streams.history.app import apply
-from streams.history.watched_filter import DAY_MS, codes_of, seen_mask
+from streams.history.watched_filter import DAY_MS, codes_of, watched_mask
 from streams.kafka.intake import Raw
 from streams.messages import Impression, Shown, WatchEvent, encode
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
@@ -60,5 +60,5 @@ def test_a_watch_beyond_what_the_settings_keep_is_remembered(seen: int, found: l
     watches = [WatchEvent(f"e-{item}", "u", item, NOW_MS - age * DAY_MS, 30.0, 60.0) for item, age in ages_d.items()]
     batch = [raw(WATCH_EVENTS, watch, offset) for offset, watch in enumerate(watches)]
     changed, _, bug = apply(batch, {}, Waiting(), small, now_ms=NOW_MS)  # type: ignore[arg-type]
-    mask = seen_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=90)
+    mask = watched_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=90)
     assert [item for item, is_seen in zip(ages_d, mask, strict=True) if is_seen] == found and bug is None

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.history.rules import Outcome, Source, apply_impression, apply_search, apply_watch, is_completed
-from streams.history.watched_filter import DAY_MS, codes_of, seen_mask
-from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, UserHistory, WatchEvent, encode
+from streams.history.rules import Outcome, apply_impression, apply_search, apply_watch, is_completed
+from streams.history.watched_filter import DAY_MS, codes_of, watched_mask
+from streams.messages import Context, Impression, SearchEvent, Shown, ShownList, Source, UserHistory, WatchEvent, encode
 
 KEEP = 5
 
@@ -19,7 +19,9 @@ def fold(events: list[WatchEvent], start: UserHistory | None = None, keep: int =
     """Histories and examples of events at offsets 0, 1, 2, ..."""
     history, examples = start or UserHistory("u"), []
     for offset, event in enumerate(events):
-        applied = apply_watch(history, event, Source(0, offset, 0), keep=keep, completed_s=18, seen=seen, seen_days=90)
+        applied = apply_watch(
+            history, event, Source(0, offset, 0), keep=keep, completed_s=18, watched=seen, watched_days=90
+        )
         history = applied.history
         if applied.example:
             examples.append(applied.example)
@@ -82,7 +84,7 @@ def test_a_watch_older_than_a_full_history_is_passed_over_and_said_so():
 
 
 def seen_of(history: UserHistory, *item_ids: str, today: int = 0) -> list[str]:
-    mask = seen_mask(history.seen, codes_of(item_ids), now_ms=today * DAY_MS, days=90)
+    mask = watched_mask(history.seen, codes_of(item_ids), now_ms=today * DAY_MS, days=90)
     return [item_ids[at] for at in np.flatnonzero(mask)]
 
 
@@ -278,7 +280,9 @@ def test_a_crash_anywhere_replays_to_the_same_bytes(drawn, data):
     back_to = data.draw(st.integers(0, crash))
     history, examples = fold(events[:crash])
     for offset, event in enumerate(events[back_to:], start=back_to):
-        applied = apply_watch(history, event, Source(0, offset, 0), keep=KEEP, completed_s=18, seen=3, seen_days=90)
+        applied = apply_watch(
+            history, event, Source(0, offset, 0), keep=KEEP, completed_s=18, watched=3, watched_days=90
+        )
         history = applied.history
         examples += [applied.example] if applied.example else []
     smooth, smooth_examples = fold(events)

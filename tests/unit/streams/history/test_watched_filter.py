@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.history.watched_filter import DAY_MS, codes_of, remember, seen_mask
+from streams.history.watched_filter import DAY_MS, codes_of, remember, watched_mask
 from streams.messages import UserHistory, WatchEvent, decode, encode
 
 TODAY = 20_000
@@ -28,7 +28,7 @@ def seen_of(*watches: tuple[str, int], keep: int = 10, days: int = 90, newest: i
 
 
 def found(seen: bytes, *item_ids: str, days: int = 90, today: int = TODAY) -> set[str]:
-    mask = seen_mask(seen, codes_of(item_ids), now_ms=today * DAY_MS + 5, days=days)
+    mask = watched_mask(seen, codes_of(item_ids), now_ms=today * DAY_MS + 5, days=days)
     return {item_id for item_id, is_seen in zip(item_ids, mask, strict=True) if is_seen}
 
 
@@ -36,7 +36,7 @@ def test_items_that_left_the_history_are_found_and_others_are_not():
     seen = seen_of(("a", TODAY), ("b", TODAY - 3), ("c", TODAY - 1))
     assert found(seen, "a", "b", "x", "c", "y") == {"a", "b", "c"}
     assert found(b"", "a") == set()
-    assert seen_mask(seen, codes_of([]), now_ms=NOW_MS, days=90).shape == (0,)
+    assert watched_mask(seen, codes_of([]), now_ms=NOW_MS, days=90).shape == (0,)
 
 
 def test_the_newest_items_stay_and_each_takes_six_bytes():

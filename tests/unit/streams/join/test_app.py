@@ -293,7 +293,7 @@ def test_an_event_that_shows_a_bug_is_set_aside_and_the_others_are_handled(
 def test_a_partition_that_was_given_up_is_taken_from_the_topics_again(world: World):
     world.put(topics.IMPRESSIONS, impression("r", 0, "ab"))
     world.handle()
-    asyncio.run(world.worker.forget({0, 1}))
+    asyncio.run(world.worker.give_up({0, 1}))
     assert world.worker.partitions == {}
     world.pass_s(200)
     world.pass_s(200)

@@ -78,22 +78,22 @@ def test_after_a_restart_it_goes_on_from_what_is_known():
 
 
 def test_who_is_due_is_taken_once_and_at_the_time_that_was_set_last():
-    schedule = DueQueue()
+    due_queue = DueQueue()
     for name, due_ms in (("a", 10), ("b", 20), ("a", 30), ("c", 5), ("c", None), ("b", 15)):
-        schedule.put(name, due_ms)
-    assert len(schedule) == 2
-    assert schedule.take(14, 9) == ([], 14) and schedule.take(20, 9) == (["b"], 20)
-    assert schedule.take(30, 9) == (["a"], 30) and schedule.take(99, 9) == ([], 99)
+        due_queue.put(name, due_ms)
+    assert len(due_queue) == 2
+    assert due_queue.take(14, 9) == ([], 14) and due_queue.take(20, 9) == (["b"], 20)
+    assert due_queue.take(30, 9) == (["a"], 30) and due_queue.take(99, 9) == ([], 99)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 20)), st.integers(1, 5))
 def test_of_many_some_are_taken_at_a_time_and_all_up_to_the_time_that_is_told(due, most):
-    schedule = DueQueue()
+    due_queue = DueQueue()
     for name, due_ms in due.items():
-        schedule.put(name, due_ms)
+        due_queue.put(name, due_ms)
     reached_ms, left = -1, dict(due)
     while reached_ms < 15:
-        taken, reached_ms = schedule.take(15, most)
+        taken, reached_ms = due_queue.take(15, most)
         assert sorted(taken) == sorted(name for name, due_ms in left.items() if due_ms <= reached_ms)
         left = {name: due_ms for name, due_ms in left.items() if name not in taken}
     assert left == {name: due_ms for name, due_ms in due.items() if due_ms > 15} and reached_ms == 15

@@ -104,7 +104,7 @@ def test_gzip_streams_of_several_members_and_cut_off_ones_are_told_apart():
     members = gzip.compress(body[:4]) + gzip.compress(body[4:])
     assert read(unpacked(with_checksum(with_body(plain, members)), MOST)) == read(batch([b"value"]))
     [record] = read(unpacked(with_checksum(with_body(plain, members[:-9])), MOST))
-    assert b"cut off" in record[3]
+    assert b"cannot be unpacked" in record[3]
 
 
 def test_gzip_of_very_many_members_takes_no_time_in_proportion_to_their_square():
@@ -133,7 +133,7 @@ def test_a_batch_with_a_wrong_checksum_is_left_for_the_client_to_fetch_again():
 
 def test_names_of_headers_that_are_not_text_are_read_as_far_as_they_can_be():
     mended = readable(with_bad_name(batch([b"a", None], headers=NAMED)))
-    assert [record[4] for record in read(mended)] == 2 * [[("caf\ufffd\ufffd", b"1"), ("plain", None)]]
+    assert [record[4] for record in read(mended)] == 2 * [[("caf??", b"1"), ("plain", None)]]
     assert [record[:4] for record in read(mended)] == [record[:4] for record in read(batch([b"a", None]))]
     assert readable(batch([b"a"], headers=NAMED)) == batch([b"a"], headers=NAMED)
 
@@ -172,7 +172,7 @@ def test_a_client_reads_good_messages_between_all_of_these(take):
     found = take(batch([b"0"]) + batch([b"1", b"2"], LZ4, first=1) + bomb + named)
     assert [offset for offset, *_ in found] == list(range(7))
     assert [value for _, value, _ in found if len(value) == 1] == [b"0", b"1", b"2", b"4", b"5", b"6"]
-    assert found[4][2][0] == ("caf\ufffd\ufffd", b"1")
+    assert found[4][2][0] == ("caf??", b"1")
     assert [offset for offset, *_ in take(named, first=5)] == [5, 6], "what was read before is not read again"
 
 

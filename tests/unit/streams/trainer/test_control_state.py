@@ -10,7 +10,7 @@ from kafka.errors import KafkaConnectionError
 
 from infra.platform.settings import Settings
 from streams import topics
-from streams.erasure.erased_users import ForgetSecretWrong
+from streams.erased_users import ForgetSecretWrong
 from streams.trainer import control_state as module
 from streams.trainer.control_state import ControlState
 from tests.unit.streams.erasure.test_erased_users import record_of

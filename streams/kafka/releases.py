@@ -45,7 +45,8 @@ def key_of(release: Release) -> str:
 def wait_until_served(
     kafka: Kafka, version: str, timeout_s: float, progress: Callable[[str], None] = lambda what: None
 ) -> bool:
-    """Whether a server says within `timeout_s` that it answers from `version`; `progress` is told of each step."""
+    """Return whether a server says within `timeout_s` that it answers from `version`; `progress` is told of each
+    step."""
     deadline = time.monotonic() + timeout_s
     with TopicFollower(kafka, topics.RELEASES) as follower:
         while time.monotonic() < deadline:

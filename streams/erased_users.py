@@ -1,11 +1,11 @@
-"""Who was forgotten, and when: so that nothing from before comes back, whatever is read again.
+"""The users that were erased, and when: so that nothing from before comes back, whatever is read again.
 
 The topic `forgotten` names a user by a keyed hash of the id (HMAC-SHA-256 with `forget.secret`), since the id itself is
-what was to be forgotten. Without a secret the hash is plain: whoever already has an id can then tell that its user was
-forgotten, and when; nobody can go from the hash to an id that he cannot guess. A record carries a fingerprint of the
-secret, since with another secret no forgotten user would be known as one, without a word.
+what was to be erased. Without a secret the hash is plain: whoever already has an id can then tell that its user was
+erased, and when; nobody can go from the hash to an id that he cannot guess. A record carries a fingerprint of the
+secret, since with another secret no erased user would be known as one, without a word.
 
-An event is from before when its own time or the time at which it was sent is not after the forgetting: a producer that
+An event is from before when its own time or the time at which it was sent is not after the erasure: a producer that
 delivers late, a replay and a restored topic all show in one of the two. A user who comes back begins anew: what is kept
 of the user from then on says so (`since_ms`), and what does not say so is from before.
 """
@@ -15,10 +15,8 @@ from __future__ import annotations
 import hmac
 from typing import Any, TypeVar
 
-from infra.platform.settings import Kafka, Settings
 from streams import topics
-from streams.kafka.follow import TopicFollower
-from streams.messages import Forgetting, ForgettingDone, JoinState, Refused, UserForgotten, UserHistory, decode
+from streams.messages import Erasure, ErasureDone, JoinState, Refused, UserErased, UserHistory, decode
 
 USER, DONE = "user/", "done/"
 _FINGERPRINT = 8  # characters
@@ -31,7 +29,7 @@ class ForgetSecretWrong(RuntimeError):
 
 
 class ErasedUsers:
-    """What the topic says, as far as it was heard."""
+    """The contents of the topic, as far as it was heard."""
 
     def __init__(self, secret: str) -> None:
         self.newest = 0  # the offset after the newest user
@@ -46,16 +44,16 @@ class ErasedUsers:
         """Take one record of the topic. Raises ForgetSecretWrong; what cannot be read is passed over."""
         kind, _, name = (key or b"").decode(errors="replace").partition("/")
         try:
-            message: Any = decode(Forgetting, value)  # type: ignore[arg-type]
+            message: Any = decode(Erasure, value)  # type: ignore[arg-type]
         except Refused:
             return
-        if isinstance(message, ForgettingDone):
+        if isinstance(message, ErasureDone):
             if message.offset <= offset:  # else a copy from another cluster, where offsets were others
                 self.done[name] = max(message.offset, self.done.get(name, 0))
-        elif isinstance(message, UserForgotten) and kind == "user":
+        elif isinstance(message, UserErased) and kind == "user":
             if message.secret != fingerprint(self._secret):
                 raise ForgetSecretWrong(
-                    f"{topics.FORGOTTEN} was written with another secret, so nobody in it would stay forgotten: set "
+                    f"{topics.FORGOTTEN} was written with another secret, so nobody in it would stay erased: set "
                     "NEXTWATCH_FORGET__SECRET to the one that `nextwatch forget` was run with"
                 )
             try:
@@ -66,16 +64,16 @@ class ErasedUsers:
             self.newest = max(self.newest, offset + 1)
 
     def at_ms(self, user_id: str) -> int:
-        """When the user was forgotten; 0 for never."""
+        """Return when the user was erased; 0 for never."""
         return self._at_ms.get(hash_of(user_id, self._secret), 0) if self._at_ms else 0
 
     def is_from_before(self, user_id: str, *times_ms: int) -> bool:
-        """Whether one of an event's times is not after its user's forgetting."""
+        """Return whether one of an event's times is not after its user's erasure."""
         at_ms = self.at_ms(user_id)
         return bool(at_ms) and min(times_ms) <= at_ms
 
     def begin(self, state: State) -> State:
-        """What is to be built on: the state of a user, an empty one where it is from before the forgetting."""
+        """Return the state of a user that is to be built on, an empty one where it is from before the erasure."""
         at_ms = self.at_ms(state.user_id)
         return state if state.since_ms >= at_ms else type(state)(state.user_id, since_ms=at_ms)
 
@@ -85,19 +83,5 @@ def hash_of(user_id: str, secret: bytes) -> bytes:
 
 
 def fingerprint(secret: bytes) -> str:
-    """Of a secret: the same for the same one, and of no use to find it out."""
+    """Return the same for the same secret, and nothing of use to find it out."""
     return hmac.digest(secret, b"which secret", "sha256").hex()[:_FINGERPRINT]
-
-
-def read_erased_users(settings: Settings) -> ErasedUsers:
-    """All that the topic says now. Raises TopicMissing, KafkaError, ForgetSecretWrong."""
-    forgotten = ErasedUsers(settings.forget.secret.get_secret_value())
-    with open_erased_users(settings.kafka) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                forgotten.hear(record.key, record.value, record.offset)
-    return forgotten
-
-
-def open_erased_users(kafka: Kafka) -> TopicFollower:
-    return TopicFollower(kafka, topics.FORGOTTEN)

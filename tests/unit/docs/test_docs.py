@@ -1,0 +1,192 @@
+"""The pages say what is there: links, paths, commands, settings, benchmarks; and they stay as short as they promise."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterator
+from enum import EnumType
+from typing import Any, get_type_hints
+
+import pytest
+import typer
+
+from infra.cli.main import app
+from infra.operate.configuration_page import configuration_page
+from infra.platform.settings import ENV_PREFIX, Section, Settings
+from tests.benchmarks.__main__ import ROOMS
+from tests.unit.docs.pages import BESIDE, DOCS, PAGES, ROOT, Page
+
+README = BESIDE[0]
+COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7}\b")
+BENCHMARK = re.compile(r"python -m tests\.benchmarks(?: ([a-z][a-z0-9-]*))?(?: --part ([a-z]+))?")
+PATH = re.compile(r"[\w./-]+")
+VARIABLES = {"NEXTWATCH_CONFIG", "NEXTWATCH_TEST_MILVUS"}  # that are no settings
+COMING = {"tests/test_architecture.py", "patches.py", "docs/demo.svg"}  # of the same change: to be emptied with it
+ELSEWHERE = {"nextwatch.toml", "report.json", "report.html"}  # files of the user, not of the repository
+SECTIONS = {name: field.annotation for name, field in Settings.model_fields.items()}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@each_page
+def test_every_link_leads_to_a_page_and_a_heading(page: Page):
+    by_path = {each.path: each for each in PAGES}
+    for link in page.links():
+        if link.startswith(("http://", "https://")) or link in COMING:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.path.parent / file).resolve() if file else page.path
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in by_path[target].anchors(), f"{page.name}: {link} has no such heading"
+
+
+@each_page
+def test_pages_of_the_site_link_to_pages_of_the_site_only(page: Page):
+    if page in DOCS:
+        assert not [link for link in page.links() if link.startswith("../")]
+
+
+@each_page
+def test_every_path_that_is_named_exists(page: Page):
+    names = {path.name for folder in (*_folders(), "docs") for path in (ROOT / folder).rglob("*.py")}
+    for span in page.spans():
+        if not PATH.fullmatch(span) or span.removeprefix("./") in ELSEWHERE | COMING:
+            continue
+        if span.split("/")[0] in _folders() and "/" in span:
+            assert (ROOT / span).exists(), f"{page.name}: {span}"
+        elif span.endswith((".py", ".md", ".toml", ".yml")):
+            assert (ROOT / span).exists() or span in names, f"{page.name}: {span}"
+
+
+@each_page
+def test_every_command_and_option_exists(page: Page):
+    root = typer.main.get_command(app)
+    for text in page.spans() + page.code_lines():
+        for words in _invocations(text):
+            problem = _problem(root, words)
+            assert not problem, f"{page.name}: nextwatch {' '.join(words)}: {problem}"
+
+
+@each_page
+def test_every_benchmark_and_module_exists(page: Page):
+    for text in page.spans() + page.code_lines():
+        for name, part in BENCHMARK.findall(text):
+            assert not name or name in ROOMS, f"{page.name}: {text}"
+            if part:
+                assert part in _parts(name), f"{page.name}: {text}"
+        for module in re.findall(r"python -m ((?:infra|tests)\.[\w.]+)", text):
+            assert importlib.util.find_spec(module) is not None, f"{page.name}: {module}"
+
+
+@each_page
+def test_every_setting_and_variable_exists(page: Page):
+    variables = {ENV_PREFIX + name.replace(".", "__").upper() for name in _settings()} | VARIABLES
+    for span in page.spans():
+        section, _, leaf = span.partition(".")
+        if section in SECTIONS and re.fullmatch(r"[a-z_]+", leaf) and leaf != "py":
+            assert span in _settings(), f"{page.name}: {span} is no setting"
+    for variable in re.findall(rf"\b{ENV_PREFIX}[A-Z_]+\b", page.text):
+        assert variable in variables, f"{page.name}: {variable} is no setting's"
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_who_names_a_benchmark_names_the_commit_of_its_figures(page: Page):
+    for block in page.blocks():
+        if any(name for name, _ in BENCHMARK.findall(block)):
+            assert COMMIT.search(block), f"{page.name}: no commit in: {block[:120]}"
+
+
+def test_the_page_of_settings_is_that_of_the_settings():
+    shown = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert shown == configuration_page(), "python -m infra.operate.configuration_page > docs/configuration.md"
+
+
+def test_every_setting_says_what_it_is():
+    silent = [
+        f"{name}.{leaf}"
+        for name, kind in SECTIONS.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+        for leaf, field in kind.model_fields.items()
+        if not field.description
+    ]
+    assert not silent
+
+
+def test_readme_has_900_words_at_most():
+    assert len(README.text.split()) <= 900
+
+
+def test_the_glossary_has_30_terms_at_most():
+    assert 0 < len(re.findall(r"^- \*\*", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)) <= 30
+
+
+def test_a_release_has_40_lines_in_the_changelog_at_most():
+    releases = re.split(r"^## ", BESIDE[2].text, flags=re.MULTILINE)[1:]
+    assert all(len(release.splitlines()) <= 40 for release in releases)
+
+
+def test_every_page_is_on_the_site():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert not [page.name for page in DOCS if f": {page.path.name}\n" not in site]
+
+
+def _folders() -> set[str]:
+    """The folders at the top that code and pages live in."""
+    return {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "build"))}
+
+
+def _settings() -> set[str]:
+    leaves = {
+        f"{name}.{leaf}"
+        for name, kind in SECTIONS.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+        for leaf in kind.model_fields
+    }
+    return leaves | set(SECTIONS)
+
+
+def _parts(benchmark: str) -> set[str]:
+    """The parts of a benchmark, read without importing what it measures."""
+    source = ROOT / "tests" / "benchmarks" / ROOMS[benchmark] / f"{benchmark}.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        if [getattr(target, "id", "") for target in targets] == ["PARTS"]:
+            return {key.value for key in node.value.keys}
+    return set()
+
+
+def _invocations(text: str) -> Iterator[list[str]]:
+    """The words behind each `nextwatch` of a line of code."""
+    for found in re.findall(r"(?:^|\s)nextwatch ([^;|]+)", text):
+        words = re.sub(r"'[^']*'", "QUOTED", found).split()
+        yield words[: words.index("or")] if "or" in words else words
+
+
+def _problem(command: Any, words: list[str]) -> str:
+    """What is wrong with a command line; empty when all its commands, options and choices are there."""
+    inner = getattr(command, "commands", {})
+    if inner:
+        at = next((place for place, word in enumerate(words) if word in inner), None)
+        if at is None:
+            return f"no command of {sorted(inner)}"
+        return _unknown_options(command, words[:at]) or _problem(inner[words[at]], words[at + 1 :])
+    return _unknown_options(command, words) or _no_choice(command, words)
+
+
+def _unknown_options(command: Any, words: list[str]) -> str:
+    known = {option for param in command.params for option in param.opts + param.secondary_opts} | {"--help"}
+    unknown = [word for word in words if word.startswith("-") and len(word) > 1 and word not in known]
+    return f"no option {unknown[0]}" if unknown else ""
+
+
+def _no_choice(command: Any, words: list[str]) -> str:
+    """The first word must be one of the choices of a first argument that has choices."""
+    first = next((param for param in command.params if param.param_type_name == "argument"), None)
+    kind = get_type_hints(inspect.unwrap(command.callback)).get(getattr(first, "name", ""))
+    named = [choice.value for choice in kind] if isinstance(kind, EnumType) else []
+    if named and words and not words[0].startswith("-") and words[0] not in named:
+        return f"{words[0]} is none of {named}"
+    return ""
