@@ -86,9 +86,7 @@ def test_rows_wait_in_order_while_milvus_is_away(kafka_settings: Settings, train
     own = start_milvus(kafka_settings, probe=milvus_answers)
     site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own.uri, timeout_s=2)}), trained)
     try:
-        site.start()
-        bundle = site.publish(1)
-        site.wait_for_announcement(bundle)
+        bundle = site.live()
         own.process.kill()
         for step in (1, 2, 3):
             site.touch(bundle, "item-3", value=step, step=step)
@@ -118,9 +116,7 @@ def test_a_slow_milvus_makes_reading_wait_and_nothing_is_dropped_or_reordered(
         site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=link.uri, timeout_s=5)}), trained)
         direct = Index(Milvus(uri=milvus.uri))
         try:
-            site.start()
-            bundle = site.publish(1)
-            site.wait_for_announcement(bundle)
+            bundle = site.live()
             written.clear()
             stood_still_s = metrics.INDEX_WAITED.labels("milvus")._value.get()
             link.delay_s, began_s = 0.1, time.monotonic()
