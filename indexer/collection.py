@@ -20,9 +20,10 @@ How the vectors are held (indexer/index_spec.py) is no matter of callers: they g
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,15 @@ LITE_MEMTABLE_ROWS = 2000  # a search pays about 15 ms per thousand of them, the
 _SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
 
 
+@dataclass
+class _Log:
+    """The state of what a collection has written, as far as Milvus Lite makes it our business."""
+
+    unflushed: int = 0  # rows in the memtable
+    is_filling: bool = False  # it was made here and is not searched yet
+    is_sound: bool = False  # it is known not to be torn
+
+
 class Index:
     """One connection to Milvus, made at the first call. May be used from several threads; one writer per collection.
 
@@ -61,9 +71,7 @@ class Index:
         self._connected: MilvusClient | None = None
         self._lock = threading.Lock()
         self._is_lite = False
-        self._unflushed: Counter[str] = Counter()
-        self._filling: set[str] = set()  # versions that were made here and are not searched yet
-        self._sound: set[str] = set()  # versions whose log is known not to be torn
+        self._logs: defaultdict[str, _Log] = defaultdict(_Log)  # by version
         self._specs: dict[str, IndexSpec] = {}  # by version, as far as known
 
     # --- collections -------------------------------------------------------------------------------------------------
@@ -91,9 +99,7 @@ class Index:
                 timeout=_SLOW_S,
             )
             self._client().create_alias(name, self._name(version), timeout=self._milvus.timeout_s)
-        self._unflushed.pop(version, None)
-        self._filling.add(version)
-        self._sound.add(version)
+        self._logs[version] = _Log(is_filling=True, is_sound=True)
         self._specs[version] = spec
 
     def drop(self, version: str) -> None:
@@ -106,9 +112,7 @@ class Index:
             for stored in client.list_collections(timeout=self._milvus.timeout_s):
                 if is_stored_name(stored) and not self._aliases(of=stored):
                     client.drop_collection(stored, timeout=_SLOW_S)
-        self._unflushed.pop(version, None)
-        self._filling.discard(version)
-        self._specs.pop(version, None)
+        self._forget(version)
 
     def replace(self, version: str) -> None:
         """Let the version's shadow be its collection too, from the next search on."""
@@ -116,10 +120,7 @@ class Index:
         with translated("replace", version):
             stored = client.describe_alias(collection_name(version + SHADOW), timeout=timeout)["collection_name"]
             client.alter_alias(stored, self._name(version), timeout=timeout)
-        for known in (self._specs, self._unflushed):
-            known.pop(version, None)
-        self._filling.discard(version)
-        self._sound.discard(version)
+        self._forget(version)
 
     def spec(self, version: str) -> IndexSpec:
         """Return how the collection holds its vectors: who can search one can search another of the same."""
@@ -153,9 +154,7 @@ class Index:
         """Move what was written into segments. For the end of a fill; Milvus Lite flushes itself in between."""
         with translated("flush", version):
             self._client().flush(self._name(version), timeout=_SLOW_S)
-        self._unflushed.pop(version, None)
-        self._filling.discard(version)
-        self._sound.add(version)
+        self._logs[version] = _Log(is_sound=True)
 
     def count(self, version: str) -> int:
         """Rows in the collection, exactly."""
@@ -256,6 +255,10 @@ class Index:
                 self._connected.close()
             self._connected = None
 
+    def _forget(self, version: str) -> None:
+        self._logs.pop(version, None)
+        self._specs.pop(version, None)
+
     def _name(self, version: str) -> str:
         return collection_name(version + self.suffix)
 
@@ -318,12 +321,13 @@ class Index:
             with translated(call, version):
                 yield
         except IndexFailure:
-            self._sound.discard(version)
+            self._logs[version].is_sound = False
             raise
 
     def _keep_memtable_small(self, version: str, rows: int) -> None:
-        if not self._is_lite or (version in self._filling and version in self._sound):
+        log = self._logs[version]
+        if not self._is_lite or (log.is_filling and log.is_sound):
             return
-        self._unflushed[version] += rows
-        if self._unflushed[version] >= LITE_MEMTABLE_ROWS or version not in self._sound:
+        log.unflushed += rows
+        if log.unflushed >= LITE_MEMTABLE_ROWS or not log.is_sound:
             self.flush(version)

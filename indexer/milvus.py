@@ -47,14 +47,14 @@ def is_not_loaded(error: MilvusException) -> bool:
 
 @contextmanager
 def translated(call: str, version: str = "") -> Iterator[None]:
+    what = f"Milvus: {call}{f' of version {version}' if version else ''}"
     try:
         yield
     except MilvusException as error:
-        text = f"Milvus: {call}{f' of version {version}' if version else ''}: {error.message}"
-        raise _kind_of(error)(text) from error
+        raise _kind_of(error)(f"{what}: {error.message}") from error
     except (grpc.RpcError, grpc.FutureTimeoutError) as error:
         reason = error.details() if isinstance(error, grpc.Call) else "no answer in time"
-        raise IndexUnavailable(f"Milvus: {call}{f' of version {version}' if version else ''}: {reason}") from error
+        raise IndexUnavailable(f"{what}: {reason}") from error
 
 
 def _kind_of(error: MilvusException) -> type[IndexFailure]:

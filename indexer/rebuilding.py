@@ -82,7 +82,7 @@ class Rebuilding:
             retry.check()
         retry(lambda: shadow.flush(version))
         count = retry(lambda: shadow.count(version))
-        reached("indexer: rebuilt beside")
+        reached("indexer: shadow rebuilt")
         retry(lambda: shadow.mark(version, mark))
         retry(lambda: index.replace(version))
         reached("indexer: rebuilt takes over")

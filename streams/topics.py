@@ -102,7 +102,7 @@ def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
         # The segment that is being written is never compacted, and views read all of it when they start.
         config["segment.bytes"] = str(SEGMENT_BYTES)
     if topic.name == ITEM_VECTORS:
-        # Until a trainer has written over what one that was replaced has written (see tenure.py).
+        # Until a trainer has written over what one that was replaced has written (see streams.trainer.writer_epoch).
         config["min.compaction.lag.ms"] = str(MEND_MS)
     if topic.cleanup == "compact" and topic.key == "user":
         config["delete.retention.ms"] = str(int(min(kafka.tombstone_h, USER_COMPACTION_H) * HOUR_MS))

@@ -38,7 +38,7 @@ POINTS = (
     "indexer: marked whole",
     "indexer: announced",
     "indexer: marked announced",
-    "indexer: rebuilt beside",
+    "indexer: shadow rebuilt",
     "indexer: rebuilt takes over",
     "serving: impression sent",
     "serving: reply sent",

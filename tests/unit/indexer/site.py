@@ -157,6 +157,13 @@ class Site:
         self.wait(lambda: announced_ms(self.index.mark_of(version)) is not None, f"{version} is marked announced")
         return next(ready for ready in self.announcements() if ready.version == version)
 
+    def live(self) -> Bundle:
+        """Run an indexer and publish a first bundle; returns when it is announced."""
+        self.start()
+        bundle = self.publish(1)
+        self.wait_for_announcement(bundle)
+        return bundle
+
     def value_of(self, bundle: Bundle, item_id: str) -> float | None:
         """The first number of an item's vector in the index; None when it is not there."""
         found = self.index.vectors(bundle.manifest.version, [item_id])

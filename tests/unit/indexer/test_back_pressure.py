@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections import defaultdict
 from typing import Any
@@ -18,18 +21,72 @@ from models.release.bundle import Bundle
 from tests.conftest import milvus_answers
 from tests.harness.system import wait_until
 from tests.unit.indexer.site import PATIENCE_S, Site, Trained
-from tests.unit.indexer.slow_link import slow_link
 
 pytestmark = pytest.mark.system
+
+
+class SlowLink:
+    """A TCP link to a server on this machine: passes on all that comes to `port`, `delay_s` late per piece."""
+
+    def __init__(self, to_port: int) -> None:
+        self.delay_s = 0.0
+        self._to_port = to_port
+        self._is_cut = False
+        self._open: set[socket.socket] = set()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Hang up on everyone, and on whoever calls from now on."""
+        self._is_cut = True
+        for each in list(self._open):
+            _hang_up(each)
+
+    def mend(self) -> None:
+        self._is_cut = False
+
+    def close(self) -> None:
+        self.cut()
+        self._server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                caller, _ = self._server.accept()
+                if self._is_cut:
+                    caller.close()
+                    continue
+                called = socket.create_connection(("127.0.0.1", self._to_port))
+                for pair in ((caller, called), (called, caller)):
+                    self._open.add(pair[0])
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                time.sleep(self.delay_s)
+                target.sendall(piece)
+        _hang_up(target)
+        _hang_up(source)
+        self._open.discard(source)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def test_rows_wait_in_order_while_milvus_is_away(kafka_settings: Settings, trained: Trained) -> None:
     own = start_milvus(kafka_settings, probe=milvus_answers)
     site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own.uri, timeout_s=2)}), trained)
     try:
-        site.start()
-        bundle = site.publish(1)
-        site.wait_for_announcement(bundle)
+        bundle = site.live()
         own.process.kill()
         for step in (1, 2, 3):
             site.touch(bundle, "item-3", value=step, step=step)
@@ -55,13 +112,11 @@ def test_a_slow_milvus_makes_reading_wait_and_nothing_is_dropped_or_reordered(
 ) -> None:
     monkeypatch.setattr("streams.kafka.follow._MAX_RECORDS", READ_TOGETHER)
     written, most_waiting = spy_on_upserts(monkeypatch), 0
-    with slow_link(milvus.port) as link:
+    with contextlib.closing(SlowLink(milvus.port)) as link:
         site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=link.uri, timeout_s=5)}), trained)
         direct = Index(Milvus(uri=milvus.uri))
         try:
-            site.start()
-            bundle = site.publish(1)
-            site.wait_for_announcement(bundle)
+            bundle = site.live()
             written.clear()
             stood_still_s = metrics.INDEX_WAITED.labels("milvus")._value.get()
             link.delay_s, began_s = 0.1, time.monotonic()

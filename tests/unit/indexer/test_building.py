@@ -126,9 +126,7 @@ def test_a_collection_that_is_not_found_in_is_never_announced_and_the_recall_is_
 
     monkeypatch.setattr(Index, "search", search)
     monkeypatch.setattr("indexer.rollout_executor.RETRY_S", 0.2)
-    bundle = site.publish(1)
-    site.start()
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     assert faulty < 0
     assert len(site.announcements()) == 1
     assert capsys.readouterr().out.count("finds 0.500 of the best, not 0.95") == 2
@@ -157,9 +155,7 @@ def test_a_collection_without_the_items_facts_is_made_anew_and_the_reason_is_log
 @pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
 def test_a_release_is_indexed_in_each_form_and_its_rows_stay_findable(site: Site, kind: str) -> None:
     site.use_milvus(index_type=kind)
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     assert_same(site.index, bundle)
     longer = 1.2 * longest_of(bundle.model.item_vectors())  # as rows may be that were learnt later
     value = float(np.float32(longer / np.sqrt(bundle.manifest.dim)))
@@ -172,9 +168,7 @@ def test_a_release_is_indexed_in_each_form_and_its_rows_stay_findable(site: Site
 def test_rows_carry_the_newest_facts_of_their_items(site: Site) -> None:
     site.send(topics.ITEMS, "item-3", encode(Item("item-3", channel="music", duration_s=30.0)))
     site.send(topics.ITEMS, "item-4", encode(Item("item-4", channel="sport")))
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     vectors = site.index.vectors(bundle.manifest.version, ["item-3", "item-4", "item-5"])
     assert found_where(site, bundle, 'channel == "music" and duration_s < 60') == {"item-3"}
     site.send(topics.ITEMS, "item-4", encode(Item("item-4", channel="music")))
@@ -194,9 +188,7 @@ def test_rows_carry_the_newest_facts_of_their_items(site: Site) -> None:
 def test_an_entry_that_changed_while_no_indexer_ran_reaches_the_rows_and_others_are_left_alone(site: Site) -> None:
     for item_id in ("item-3", "item-4"):
         site.send(topics.ITEMS, item_id, encode(Item(item_id, channel="music")))
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.stop()
     site.send(topics.ITEMS, "item-4", encode(Item("item-4", channel="sport")))
     rewritten = metrics.INDEX_REWRITTEN._value.get()

@@ -37,9 +37,7 @@ def test_the_first_bundle_is_indexed_and_announced_when_it_comes(site: Site) -> 
 
 
 def test_a_touched_row_replaces_the_bundles_and_the_newest_step_wins(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     upserted, seen = metrics.UPSERTED._value.get(), delays_seen()
     for step in (1, 2, 3):
         site.touch(bundle, "item-3", value=step, step=step, produced_ms=int(time.time() * 1000))
@@ -79,9 +77,7 @@ def test_the_spare_is_kept_and_what_no_living_server_serves_is_dropped(site: Sit
 
 
 def test_live_rows_go_on_while_the_next_release_is_built(site: Site) -> None:
-    site.start()
-    first = site.publish(1)
-    site.wait_for_announcement(first)
+    first = site.live()
     second = site.publish(2)
     site.touch(first, "item-3", value=3)
     site.touch(second, "item-4", value=4)
@@ -92,9 +88,7 @@ def test_live_rows_go_on_while_the_next_release_is_built(site: Site) -> None:
 
 
 def test_bad_messages_go_to_the_dead_letters_once_and_the_others_go_on(site: Site) -> None:
-    bundle = site.publish(1)
-    site.start()
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.send(topics.ITEM_VECTORS, "item-1", b"\xc1")
     site.touch(bundle, "item-2", value=float("nan"))
     site.send(topics.ITEMS, "item-1", b'{"item_id": 5}')
@@ -117,9 +111,7 @@ def test_bad_messages_go_to_the_dead_letters_once_and_the_others_go_on(site: Sit
 
 
 def test_a_row_of_a_trainer_that_was_replaced_is_not_indexed_now_nor_in_an_index_that_is_made_anew(site: Site) -> None:
-    bundle = site.publish(1)
-    site.start()
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     home = {item: partition_of(item, site.settings.kafka.partitions) for item in bundle.model.item_ids}
     beside = next(item for item in home if home[item] == home["item-3"] and item != "item-3")
     site.claim(1)
@@ -139,9 +131,7 @@ def test_a_row_of_a_trainer_that_was_replaced_is_not_indexed_now_nor_in_an_index
 
 
 def test_a_bundle_that_cannot_be_read_does_not_stop_the_live_one(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.send(topics.RELEASES, "bundle", encode(BundlePublished("20300101_000000_abcdef", 0, 9, 1, "x")))
     site.touch(bundle, "item-3", value=3)
     site.wait_for(bundle, item_3=3.0)
@@ -150,9 +140,7 @@ def test_a_bundle_that_cannot_be_read_does_not_stop_the_live_one(site: Site) -> 
 
 
 def test_only_one_of_two_indexers_writes_and_the_other_takes_over(site: Site, broker: Broker) -> None:
-    first_stop = site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    first_stop = bundle = site.live()
     site.start()
     site.wait(lambda: len(read_run_files(site.settings.run_dir)) == 2, "the second one runs")
     if broker.kind == "kafka":  # noida lets no second member into a group, so nobody tells it who has the lease

@@ -32,9 +32,7 @@ Rows = dict[str, tuple[int, bytes]]
 
 def live_site(site: Site) -> Bundle:
     """A release that is live, with a row that has learnt, one of a new item, and an item that is down."""
-    bundle = site.publish(1)
-    site.start()
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.touch(bundle, "item-3", value=3)
     site.touch(bundle, "new", value=5)
     site.take_down("item-4")

@@ -1,5 +1,5 @@
 """The rollout of a release: what is built, announced and dropped. Whatever happens in between is in
-test_handover_machine.py."""
+test_rollout_machine.py."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.system
 
 
 def test_an_item_taken_down_is_gone_also_when_a_stale_vector_comes_and_its_return_brings_the_newest(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     kept = site.value_of(bundle, "item-4")
     site.take_down("item-3")
     site.take_down("item-4")
@@ -45,9 +43,7 @@ def test_an_item_that_was_down_before_a_release_is_not_in_it_until_it_returns(si
 
 
 def test_a_restart_goes_on_where_it_was_and_knows_what_is_down(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.touch(bundle, "item-3", value=3, step=1)
     site.touch(bundle, "item-4", value=4, step=1)
     site.wait_for(bundle, item_3=3.0, item_4=4.0)
@@ -66,9 +62,7 @@ def test_a_restart_goes_on_where_it_was_and_knows_what_is_down(site: Site) -> No
 
 
 def test_an_item_that_returns_while_no_indexer_runs_has_its_newest_row(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.touch(bundle, "item-3", value=3, step=1)
     site.wait_for(bundle, item_3=3.0)
     site.take_down("item-3")
@@ -82,9 +76,7 @@ def test_an_item_that_returns_while_no_indexer_runs_has_its_newest_row(site: Sit
 
 
 def test_an_id_that_milvus_cannot_hold_stops_nothing_when_it_is_taken_down(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     for item_id in ("bell \x07", "x" * 1025):
         site.send(topics.ITEMS, item_id, None)
         site.send(topics.ITEM_VECTORS, item_id, None)
@@ -102,9 +94,7 @@ def test_a_take_down_holds_over_stale_vectors_restarts_and_a_new_milvus(
     own = start_milvus(kafka_settings, probe=milvus_answers)
     site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own.uri, timeout_s=2)}), trained)
     try:
-        site.start()
-        bundle = site.publish(1)
-        site.wait_for_announcement(bundle)
+        bundle = site.live()
         site.touch(bundle, "item-3", value=3, step=3)
         site.wait_for(bundle, item_3=3.0)
         sent_s = time.monotonic()
@@ -134,9 +124,7 @@ def test_a_take_down_holds_over_stale_vectors_restarts_and_a_new_milvus(
 
 
 def test_what_the_trainer_lets_go_of_stays_away_over_a_restart_and_a_rebuild_until_its_next_row(site: Site) -> None:
-    site.start()
-    bundle = site.publish(1)
-    site.wait_for_announcement(bundle)
+    bundle = site.live()
     site.touch(bundle, "item-3", value=3, step=3)
     site.wait_for(bundle, item_3=3.0)
     site.send(topics.ITEM_VECTORS, "item-3", None)

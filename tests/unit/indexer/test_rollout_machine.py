@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from indexer.rollout import announced_ms, is_whole
-from tests.unit.indexer.handover_world import TIMEOUT_MS, Indexer, Server, World
+from tests.unit.indexer.rollout_world import TIMEOUT_MS, Indexer, Server, World
 
 SERVERS = st.sampled_from("st")
 STEPS = st.integers(1, 12)
 
 
-class HandOver(RuleBasedStateMachine):
+class Rollout(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
@@ -213,7 +213,7 @@ class HandOver(RuleBasedStateMachine):
                 server.swap()
 
 
-HandOver.TestCase.settings = hypothesis_settings(
+Rollout.TestCase.settings = hypothesis_settings(
     max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestHandOver = HandOver.TestCase
+TestRollout = Rollout.TestCase
