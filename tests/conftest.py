@@ -35,13 +35,16 @@ BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
 on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
 
 
-SERVICES = {"broker", "milvus"}  # fixtures; whatever else reaches a service has one of them, or says `service`
+# fixtures that are services; whatever else starts a service or a process of ours says `service` itself
+SERVICES = {"broker", "milvus", "own_broker", "own_milvus", "secured"}
+SYSTEM = Path(__file__).with_name("system")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if SERVICES & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("system"):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if SERVICES & fixtures or SYSTEM in item.path.parents or item.get_closest_marker("system"):
             item.add_marker("service")
 
 

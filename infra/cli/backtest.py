@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.options import LOG, ItemsFile, Mapping, SearchesFile
+from infra.cli.options import LOG, ItemsFile, Mapping, SearchesFile, print_json
 from infra.operate.progress import progress_bars
 
 CUTOFFS = ("10", "50", "100", "500")
@@ -95,7 +94,7 @@ def backtest(
     with progress_bars(quiet=as_json) as step:
         report = run_backtest(request, enter_with(settings), step)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _show(report, out)
 
@@ -155,7 +154,7 @@ def _rank(
     with progress_bars(quiet=as_json) as step:
         report = run_ranking_backtest(request, step)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _show_ranking(report, out)
 

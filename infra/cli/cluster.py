@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.options import AsJson
+from infra.cli.options import AsJson, print_json
 from infra.cli.session import Session
 from infra.platform.settings import Settings, dump_settings
 
@@ -44,7 +43,7 @@ def topics(
     problems = check_topics(session.connected.kafka) if check or create or alter else []
     if as_json:
         report = {"topics": _topic_rows(session), "created": made, "altered": altered, "problems": problems}
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _print_topics(session, made, altered, problems, asked=create or check or alter)
     raise typer.Exit(1 if problems else 0)
@@ -54,7 +53,7 @@ def config(context: typer.Context, as_json: AsJson = False) -> None:
     """Print the effective settings (secrets masked), each with its environment variable."""
     tree = dump_settings(context.obj.settings)
     if as_json:
-        typer.echo(json.dumps(tree, indent=2))
+        print_json(tree)
         return
     table = Table("setting", "value", "variable", box=None, pad_edge=False)
     for name, value in _flat(tree):
@@ -68,7 +67,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
     report = read_status(context.obj.settings)
     if as_json:
-        typer.echo(json.dumps(report.to_builtins(), indent=2))
+        print_json(report)
     else:
         print_status(report, Console())
     raise typer.Exit(0 if report.ready else 1)
@@ -91,7 +90,7 @@ def releases(
 
     report = read_releases(context.obj.connected)
     if as_json:
-        typer.echo(json.dumps(report.to_builtins(), indent=2))
+        print_json(report)
     else:
         print_releases(report, Console())
     raise typer.Exit(2 if report.problems else 0)
@@ -103,7 +102,7 @@ def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:
     say = Console(stderr=True, highlight=False)
     done = roll_back(settings, wait_s, lambda what: say.print(escape(what)))
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(done), indent=2))
+        print_json(done)
     else:
         _print_roll_back(done, waited=wait_s > 0)
     raise typer.Exit(0 if done.is_served or not wait_s else 1)

@@ -5,7 +5,6 @@ They hold what users have sent, ids included: that is shown here to whoever may 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -20,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli.options import AsJson
+from infra.cli.options import AsJson, print_json
 from infra.operate.progress import progress_bars
 
 app = typer.Typer(no_args_is_help=True, help="Messages that could not be used: list, show, retry or drop them.")
@@ -57,7 +56,7 @@ def list_letters(
         entries = [each for each in read_box(context.obj.connected.kafka, told).values() if wanted.includes(each)]
     shown = entries[-limit:]
     if as_json:
-        typer.echo(json.dumps([row_of(entry) for entry in shown], indent=2))
+        print_json([row_of(entry) for entry in shown])
         return
     console = Console(highlight=False)
     console.print(table_of(shown) if shown else "no dead letters")
@@ -89,7 +88,7 @@ def show(
     if raw:
         sys.stdout.buffer.write(letter.value or b"")
     elif as_json:
-        typer.echo(json.dumps(row_of(entry) | content_of(letter), indent=2))
+        print_json(row_of(entry) | content_of(letter))
     else:
         print_letter(entry, letter, Console(highlight=False, soft_wrap=True))
 
@@ -198,7 +197,7 @@ def _places(ids: Iterable[str]) -> list[Any]:
 
 def _print_outcomes(outcomes: Sequence[Any], *, as_json: bool, most: int = 1000) -> None:
     if as_json:
-        typer.echo(json.dumps([outcome._asdict() for outcome in outcomes], indent=2))
+        print_json([outcome._asdict() for outcome in outcomes])
         return
     from infra.operate.dead_letter_page import harmless
 

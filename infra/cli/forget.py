@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra.cli.options import AsJson
+from infra.cli.options import AsJson, print_json
 from infra.operate.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ def forget(
     with progress_bars(quiet=as_json) as step:
         report = forget_users(context.obj.connected, ids, wait_s=wait_s, held=held, dry_run=dry_run, progress=step)
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(report), indent=2))
+        print_json(report)
     else:
         _print(report)
     raise typer.Exit(1 if report.waiting_for or (report.in_use and not dry_run) else 0)

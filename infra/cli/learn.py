@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile
+from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
@@ -151,7 +151,7 @@ def _report_release(
     if as_json:
         report = {"version": manifest.version, "items": manifest.items, "metrics": manifest.metrics, "served": served}
         report |= {"path": str(settings.bundles_dir / manifest.version), "removed": removed}
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     console = Console()
     console.print(f"release {manifest.version}: {manifest.items:,} items, {settings.bundles_dir / manifest.version}")

@@ -1,10 +1,12 @@
-"""Options that several commands have, each said once."""
+"""Options that several commands have, and how they answer a script: each said once."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 LOG = typer.Argument(
@@ -19,3 +21,8 @@ Mapping = Annotated[
     list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
+
+
+def print_json(report: Any) -> None:
+    """Print plain data or a Struct of ours for a script."""
+    typer.echo(json.dumps(msgspec.to_builtins(report), indent=2))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli.options import AsJson
+from infra.cli.options import AsJson, print_json
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
@@ -37,7 +35,7 @@ def index(
     with progress_bars(quiet=as_json) as step:
         done = rebuild_index(context.obj.with_milvus, wait_s, step)
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(done), indent=2))
+        print_json(done)
     elif not done.answered:
         say("[red]no answer[/] in time: is an indexer running? The request stands, it is done as soon as one is")
     elif done.problem:
@@ -78,7 +76,7 @@ def histories(
         else:
             found = rebuild_histories(settings, from_scratch=from_scratch, dry_run=dry_run, progress=step)
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(found), indent=2))
+        print_json(found)
     else:
         say(
             f"{found.users:,} histories from {found.events:,} events: {found.differ:,} differed, of which "

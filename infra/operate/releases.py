@@ -73,9 +73,6 @@ class ReleaseReport(msgspec.Struct, frozen=True):
     servers: list[ServerFound]
     problems: list[str]
 
-    def to_builtins(self) -> Any:
-        return msgspec.to_builtins(self)
-
 
 class _Manifest(msgspec.Struct, frozen=True):
     """The part of a bundle's manifest that is shown, of any format. models.release.bundle reads all of it, and loads

@@ -47,9 +47,6 @@ class StatusReport(msgspec.Struct, frozen=True):
     requests: int = 0
     recall: dict[str, float] = {}
 
-    def to_builtins(self) -> Any:
-        return msgspec.to_builtins(self)
-
 
 def read_status(settings: Settings) -> StatusReport:
     """Ask every process that has a run file in this data directory."""

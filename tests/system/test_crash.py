@@ -12,10 +12,7 @@ from tests.harness.crash.run import Outcome, Scale, counts, run_crashes, timed
 from tests.harness.crash.supervised import ALL, UP
 from tests.harness.needs import KAFKA, needs
 
-pytestmark = [
-    pytest.mark.system,
-    needs(KAFKA, "noida loses acknowledged records on kill -9"),
-]
+pytestmark = needs(KAFKA, "noida loses acknowledged records on kill -9")
 
 SEED = 1
 

@@ -43,8 +43,6 @@ from tests.harness.traffic import Traffic, now_ms
 
 T = TypeVar("T")
 
-pytestmark = pytest.mark.system
-
 PARTITIONS = 2
 PATIENCE_S = 90.0
 SOON = {

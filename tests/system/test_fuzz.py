@@ -29,10 +29,7 @@ from tests.harness.service import Service, Size, running_service
 from tests.harness.system import read_metrics, wait_until
 from tests.harness.traffic import Histories, Reader, now_ms
 
-pytestmark = [
-    pytest.mark.system,
-    needs(KAFKA, "what brokers take is only known of Apache Kafka"),
-]
+pytestmark = needs(KAFKA, "what brokers take is only known of Apache Kafka")
 
 WORKERS = ("history", "join", "trending", "trainer")
 ALL = ("indexer", "serving", *WORKERS)

@@ -39,10 +39,7 @@ from tests.harness.outages import Memory, Replies, System, running_outages
 from tests.harness.system import wait_until
 from tests.harness.traffic import Reader
 
-pytestmark = [
-    pytest.mark.system,
-    needs(KAFKA, "noida loses what it has acknowledged when it is killed"),
-]
+pytestmark = needs(KAFKA, "noida loses what it has acknowledged when it is killed")
 
 AWAY_S = 7.0  # longer than a session
 WATCHES_PER_S, REQUESTS_PER_S = 30.0, 4.0

@@ -18,8 +18,6 @@ from tests.harness.parity import check_parity
 from tests.harness.system import Cluster, release, running, wait_for_health, wait_until
 from tests.harness.traffic import now_ms
 
-pytestmark = pytest.mark.system
-
 DAY_MS = 24 * 3_600_000
 SECTIONS: dict[str, dict[str, Any]] = {
     "model": {"members": 1, "epochs": 1, "linear_dim": 0, "hidden": (16,), "dim": 16, "negatives": 256},

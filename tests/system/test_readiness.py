@@ -22,8 +22,6 @@ from tests.harness.service import Size, train_releases
 from tests.harness.system import READY_S, process, running, wait_until
 from tests.harness.traffic import now_ms
 
-pytestmark = pytest.mark.system
-
 USERS = 4000
 KNOWS = {"history": "histories", "join": "join", "serving": "histories"}  # by process: where it says how many it knows
 

@@ -24,8 +24,6 @@ from tests.harness.system import Cluster, running, wait_until
 from tests.harness.traffic import Traffic, now_ms
 from tests.unit.infra.command import commands
 
-pytestmark = pytest.mark.system
-
 PARTITIONS = 2
 PATIENCE_S = 90.0
 USERS = [f"user-{number}" for number in range(6)]

@@ -21,10 +21,7 @@ from tests.harness.service import Service, Size, running_service
 from tests.harness.system import Cluster, wait_until
 from tests.harness.witness import Witness
 
-pytestmark = [
-    pytest.mark.system,
-    needs(KAFKA, "noida lets no second member into a group"),
-]
+pytestmark = needs(KAFKA, "noida lets no second member into a group")
 
 PARTITIONS = 4
 SERVERS = ("serving-1", "serving-2")

@@ -10,8 +10,6 @@ import pytest
 
 from tests.benchmarks.reliability.soak import Outcome, Plan, run_soak
 
-pytestmark = pytest.mark.system
-
 PER_S = 15.0
 TAKEDOWN_MS = 5000  # two seconds are promised, on a machine that does nothing else (tests/system/test_takedown.py)
 BOTH = Plan(36.0, swap_s=9.0, per_s=PER_S, away_s=3.0)

@@ -43,10 +43,7 @@ from tests.harness.traffic import Histories, Reader, Traffic
 from tests.unit.serving.worlds import ITEMS, train_small
 from tests.unit.streams.trainer.test_learner import example
 
-pytestmark = [
-    pytest.mark.system,
-    needs(KAFKA, "noida lets no second member into a group"),
-]
+pytestmark = needs(KAFKA, "noida lets no second member into a group")
 
 PARTITIONS = 3
 SESSION_S = 10.0  # the default

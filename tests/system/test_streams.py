@@ -41,8 +41,6 @@ from tests.harness.needs import require_kafka
 from tests.harness.system import cli, process, read_metrics, running, wait_for_health, wait_until
 from tests.harness.traffic import Histories, Reader, Traffic, now_ms, users_by_crc
 
-pytestmark = pytest.mark.system
-
 PARTITIONS = 2
 KEEP = 10
 SESSION_S = 6.0  # the shortest that brokers allow: a killed worker's successor waits so long

@@ -20,8 +20,6 @@ from tests.harness.service import Service, Size, running_service
 from tests.harness.system import wait_until
 from tests.harness.traffic import WAIT_S
 
-pytestmark = pytest.mark.system
-
 EVERYTHING = 300  # more than there are items
 TAKEDOWN_S = 2.0  # the promise
 LOOK_S = 1.0  # so long it is looked at afterwards

@@ -57,7 +57,7 @@ from tests.harness.traffic import (
     users_by_crc,
 )
 
-pytestmark = [pytest.mark.system, on_both_brokers]
+pytestmark = on_both_brokers
 
 PARTITIONS = 2
 EVERYTHING = CHANNELS * PER_CHANNEL + 50  # more than there are items

@@ -87,7 +87,6 @@ def test_a_broker_that_does_not_answer_is_one_line(nextwatch, monkeypatch):
         assert "Kafka: " in done.err and "NEXTWATCH_KAFKA__BOOTSTRAP" in done.err
 
 
-@pytest.mark.system
 def test_topics_that_are_not_there_are_one_line(nextwatch, monkeypatch, kafka):
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", kafka)
     monkeypatch.setenv("NEXTWATCH_KAFKA__TOPIC_PREFIX", "nowhere-")
@@ -150,7 +149,6 @@ def test_topics_are_listed_without_a_broker(nextwatch, monkeypatch):
     assert table.code == 0 and all(name in table.out for name in rows)
 
 
-@pytest.mark.system
 def test_topics_are_made_and_checked(nextwatch, monkeypatch, kafka_settings):
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", kafka_settings.kafka.bootstrap)
     monkeypatch.setenv("NEXTWATCH_KAFKA__TOPIC_PREFIX", kafka_settings.kafka.topic_prefix)

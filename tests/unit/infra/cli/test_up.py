@@ -24,7 +24,7 @@ from tests.conftest import BROKERS, environ_for
 from tests.harness.system import cli, run_cli, wait_until
 from tests.unit.infra.sockets import is_loopback, listening
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.service
 
 READY_S = 120.0
 GONE_S = 180.0

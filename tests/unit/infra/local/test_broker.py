@@ -67,7 +67,6 @@ def create(bootstrap: str, topic: str) -> None:
     admin.close()
 
 
-@pytest.mark.system
 def test_a_started_broker_answers_on_loopback_only_and_keeps_its_data_over_a_clean_stop(own_broker: Broker) -> None:
     host, _, port = own_broker.bootstrap.rpartition(":")
     assert host == "127.0.0.1"
@@ -84,7 +83,7 @@ def test_a_started_broker_answers_on_loopback_only_and_keeps_its_data_over_a_cle
     assert read(own_broker.bootstrap, "things", 2) == [b"1", b"2"]
 
 
-@pytest.mark.system
+@pytest.mark.service
 @needs(KAFKA)
 def test_kafka_keeps_what_it_acknowledged_over_a_crash(make_settings: MakeSettings) -> None:
     broker = start_broker(make_settings(), environ=environ_for("kafka"))
@@ -100,7 +99,6 @@ def test_kafka_keeps_what_it_acknowledged_over_a_crash(make_settings: MakeSettin
         broker.process.stop()
 
 
-@pytest.mark.system
 def test_a_second_broker_on_the_same_data_is_refused(own_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.platform.port_locks.LOCK_WAIT_S", 0.2)
     directory = own_broker.settings.data_dir / own_broker.kind

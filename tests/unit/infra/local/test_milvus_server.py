@@ -25,7 +25,6 @@ def own_milvus(make_settings: MakeSettings) -> Iterator[MilvusServer]:
     server.process.stop()
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
     client = MilvusClient(uri=own_milvus.uri)
@@ -47,7 +46,6 @@ def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
     client.close()
 
 
-@pytest.mark.system
 def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_directory(
     own_milvus: MilvusServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +60,7 @@ def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_di
         start_milvus(other, probe=milvus_answers)
 
 
-@pytest.mark.system
+@pytest.mark.service
 def test_a_server_that_the_probe_never_likes_is_stopped(make_settings: MakeSettings) -> None:
     settings = make_settings(embedded={"ready_timeout_s": 0.3})
     with pytest.raises(ServiceError, match=r"milvus is not ready after 0\.3 s \(embedded\.ready_timeout_s\)"):

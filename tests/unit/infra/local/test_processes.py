@@ -20,6 +20,8 @@ from infra.platform.settings import Settings, load_settings
 from tests.conftest import BROKERS, environ_for, milvus_answers
 from tests.unit.infra.platform.test_process_guard import is_alive, until
 
+pytestmark = pytest.mark.service
+
 MakeSettings = Callable[..., Settings]
 
 UP = """
@@ -42,7 +44,6 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("kind", BROKERS)
 def test_services_that_are_not_named_are_started_and_found_by_other_commands(
     make_settings: MakeSettings, kind: str
@@ -65,7 +66,6 @@ def test_services_that_are_not_named_are_started_and_found_by_other_commands(
         socket.create_connection(tuple(filled.kafka.bootstrap.split(":")), timeout=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.system
 def test_services_that_are_named_are_not_started(kafka: str, milvus_uri: str, make_settings: MakeSettings) -> None:
     settings = make_settings(kafka, milvus_uri)
     with (
@@ -76,7 +76,6 @@ def test_services_that_are_named_are_not_started(kafka: str, milvus_uri: str, ma
         assert supervisor.states() == []
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_is_left_however_up_ends(tmp_path: Path, number: signal.Signals) -> None:
     environ = environ_for("noida")
@@ -94,7 +93,6 @@ def test_no_process_is_left_however_up_ends(tmp_path: Path, number: signal.Signa
     assert [pid for pid in pids if is_alive(pid)] == []
 
 
-@pytest.mark.system
 def test_after_a_killed_up_the_next_one_starts_on_the_same_data(tmp_path: Path) -> None:
     for _ in range(2):
         with (tmp_path / "up.log").open("a") as log:
@@ -108,7 +106,6 @@ def test_after_a_killed_up_the_next_one_starts_on_the_same_data(tmp_path: Path) 
     assert until(lambda: not any(is_alive(pid) for pid in pids), 20)
 
 
-@pytest.mark.system
 def test_a_crashed_service_comes_back_at_its_address(make_settings: MakeSettings) -> None:
     settings = make_settings(milvus={"uri": "http://127.0.0.1:1"})
     with (

@@ -16,6 +16,8 @@ import pytest
 from infra.local.supervisor import Part, Supervisor, Watched, interrupted_by_signals, wait_before_restart_s
 from infra.platform.guarded_process import GuardedProcess, ServiceError, start_guarded
 
+pytestmark = pytest.mark.service
+
 LONG = ["sleep", "60"]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kafka import KafkaProducer
 
@@ -174,7 +175,7 @@ class System:
         return version
 
     def report(self) -> dict[str, Any]:
-        return dict(read_releases(self.settings).to_builtins())
+        return dict(msgspec.to_builtins(read_releases(self.settings)))
 
     def start(self, name: str, as_name: str) -> GuardedProcess:
         started = self.stack.enter_context(process(self.settings, as_name, cli(*COMMANDS[name])))
@@ -203,7 +204,6 @@ def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sys
         yield system
 
 
-@pytest.mark.system
 def test_there_is_nothing_to_go_back_to_before_a_second_release(system: System, run_releases: Any):
     run = run_releases(system.settings)
     done = run("--rollback")
@@ -216,7 +216,6 @@ def test_there_is_nothing_to_go_back_to_before_a_second_release(system: System, 
     assert system.report()["live"] == first
 
 
-@pytest.mark.system
 def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
     system: System, capsys: pytest.CaptureFixture[str]
 ):
@@ -246,7 +245,6 @@ def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
     assert system.report()["live"] == third
 
 
-@pytest.mark.system
 def test_a_server_that_does_not_follow_is_named_and_the_exit_code_says_so(system: System, run_releases: Any):
     live = system.report()["live"]
     producer = KafkaProducer(**kafka_python_options(system.settings.kafka))
@@ -264,7 +262,6 @@ def test_a_server_that_does_not_follow_is_named_and_the_exit_code_says_so(system
     assert done.code == 0 and "rolled back from" in done.out
 
 
-@pytest.mark.system
 def test_without_milvus_all_else_is_listed_and_nothing_is_rolled_back(system: System, run_releases: Any):
     away = with_section(with_section(system.settings, "milvus", uri="http://127.0.0.1:1"), "milvus", timeout_s=1.0)
     before = system.report()
@@ -279,7 +276,6 @@ def test_without_milvus_all_else_is_listed_and_nothing_is_rolled_back(system: Sy
     assert system.report()["live"] == before["live"]
 
 
-@pytest.mark.system
 def test_a_person_reads_which_is_live_and_which_the_spare(system: System, run_releases: Any):
     done, report = run_releases(system.settings)(), system.report()
     lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}

@@ -117,7 +117,6 @@ def read_all(settings: Settings, topic: str, count: int) -> list[tuple[int, byte
         consumer.close()
 
 
-@pytest.mark.system
 def test_a_replay_is_acknowledged_keyed_by_user_and_the_same_each_time(kafka_settings: Settings) -> None:
     create_topics(kafka_settings.kafka)
     rows = pl.DataFrame(
@@ -146,7 +145,6 @@ def test_a_replay_is_acknowledged_keyed_by_user_and_the_same_each_time(kafka_set
     assert {decode(Item, value).item_id for _, _, value in read_all(kafka_settings, ITEMS, 11)} == set(items["item_id"])
 
 
-@pytest.mark.system
 def test_a_replay_to_topics_that_are_not_there_fails_and_says_what_to_do(kafka_settings: Settings) -> None:
     with pytest.raises(ReplayError, match=r"-watch-events: missing \(nextwatch topics --create\)"):
         replay(pl.DataFrame(ROWS), kafka_settings)

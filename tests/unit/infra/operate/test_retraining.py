@@ -61,7 +61,6 @@ def test_a_ranker_from_a_log_goes_into_a_release_with_the_candidates_of_another(
         retrain_from_log(settings, base, None, tmp_path / "log.parquet", {}, nothing)
 
 
-@pytest.mark.system
 def test_a_ranker_from_what_was_served_needs_enough_of_it_and_then_begins_where_the_last_one_ended(
     base, make_settings, kafka
 ):

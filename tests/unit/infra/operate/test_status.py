@@ -68,4 +68,4 @@ def test_what_a_process_has_not_measured_hides_nothing_and_the_report_is_json(
     monkeypatch.setattr(status, "fetch_samples", lambda record, access: pages[record["pid"]])
     report = read_status(Settings(data_dir=tmp_path))
     assert report.index_rows == 7
-    assert "NaN" not in json.dumps(report.to_builtins(), allow_nan=False)
+    assert "NaN" not in json.dumps(msgspec.to_builtins(report), allow_nan=False)

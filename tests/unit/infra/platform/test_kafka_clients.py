@@ -23,7 +23,7 @@ def spent_s() -> float:
     return sum(os.times()[:2])
 
 
-@pytest.mark.system
+@pytest.mark.service
 @needs(KAFKA, "noida's partitions have a leader while it lives")
 def test_who_has_something_to_send_to_a_broker_that_was_stopped_in_order_does_not_spin(
     make_settings: Callable[..., Settings],

@@ -14,6 +14,8 @@ import pytest
 from infra.platform.guarded_process import ServiceError, start_guarded
 from infra.platform.port_locks import free_port, lock_directory
 
+pytestmark = pytest.mark.service
+
 
 def test_zero_gives_a_free_port() -> None:
     port = free_port(0, "embedded.kafka_port")

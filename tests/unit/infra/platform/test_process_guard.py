@@ -17,6 +17,8 @@ from infra.platform.port_locks import LOCK_WAIT_S
 from infra.platform.process_guard import ORPHAN_GRACE_S
 from tests.harness.needs import LINUX, needs, require
 
+pytestmark = pytest.mark.service
+
 # A parent that guards a command and waits, as `up` does; the test kills it.
 PARENT = """
 import sys, time

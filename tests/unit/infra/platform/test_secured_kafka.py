@@ -23,7 +23,7 @@ from tests.harness.system import run_cli, running, with_section
 from tests.unit.infra.command import Done, commands
 from tests.unit.infra.secured_broker import PASSWORD, Secured, secured_broker
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.service
 
 SOON_S = 60.0
 REFUSED_WITHIN_S = 25.0  # two at most on an idle machine; clients of their own take half a minute or for ever
