@@ -57,7 +57,7 @@ class RecommendClient:
 
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
-        self._kafka = options.kafka_python() | {
+        self._connection = options.kafka_python() | {
             "client_id": "nextwatch-client",
             "bootstrap_timeout_ms": round(START_S * 1000),
             "allow_auto_create_topics": False,
@@ -180,7 +180,7 @@ class RecommendClient:
         Not idempotent: a server knows a request by its id, and kafka-python's idempotent producer never sends again
         after a message has expired in an outage."""
         producer = KafkaProducer(
-            **self._kafka,
+            **self._connection,
             acks="all",
             enable_idempotence=False,
             request_timeout_ms=round(SEND_S * 1000),
@@ -222,7 +222,7 @@ class RecommendClient:
         """Return a consumer that stands at the end of one partition of replies, and that partition. Its position is
         known before the first request."""
         consumer = KafkaConsumer(
-            **self._kafka,
+            **self._connection,
             enable_auto_commit=False,
             auto_offset_reset="latest",
             reconnect_backoff_max_ms=2000,
