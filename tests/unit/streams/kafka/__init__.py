@@ -1,0 +1,1 @@
+"""Tests of what the workers need of Kafka, the clients' patches included."""

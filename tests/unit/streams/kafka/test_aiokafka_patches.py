@@ -59,7 +59,8 @@ class Coordinator(SimpleNamespace):
 
     def __init__(self) -> None:
         asks_again = SimpleNamespace(done=lambda: False)
-        super().__init__(group_id="group", generation=1, member_id="me", _rejoin_needed_fut=asks_again)
+        client = SimpleNamespace(api_version=(2, 6))
+        super().__init__(group_id="group", generation=1, member_id="me", _rejoin_needed_fut=asks_again, _client=client)
         self.heard_s = self.settled_s = 0.0
 
     async def _send_req(self, _: Any) -> Any:
