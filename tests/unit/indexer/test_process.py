@@ -140,7 +140,9 @@ def test_a_bundle_that_cannot_be_read_does_not_stop_the_live_one(site: Site) -> 
 
 
 def test_only_one_of_two_indexers_writes_and_the_other_takes_over(site: Site, broker: Broker) -> None:
-    first_stop = bundle = site.live()
+    first_stop = site.start()
+    bundle = site.publish(1)
+    site.wait_for_announcement(bundle)
     site.start()
     site.wait(lambda: len(read_run_files(site.settings.run_dir)) == 2, "the second one runs")
     if broker.kind == "kafka":  # noida lets no second member into a group, so nobody tells it who has the lease
