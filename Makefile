@@ -57,12 +57,17 @@ ranges: build/uv  ## the unit tests with the lowest and with the newest versions
 	.ci/ranges build/uv/bin/uv newest
 
 # What only these two need, so it is not in the lock itself.
+build/audit:  # an environment of its own, so that the tool is not among what it looks at
+	$(PYTHON) -m venv $@
+	$@/bin/$(PIP) 'pip-audit>=2.7,<3'
+
 build/uv:
 	$(PYTHON) -m venv $@
 	$@/bin/$(PIP) 'uv>=0.9,<0.14'
 
-audit: $(STAMP)  ## known weaknesses of what is installed, asked of osv.dev; fails when it cannot be reached
-	@$(BIN)/python infra/operate/audit.py $(BIN)/python
+audit: $(STAMP) build/audit  ## known weaknesses of what is installed, asked of osv.dev; fails when it cannot be reached
+	build/audit/bin/pip-audit --vulnerability-service osv --progress-spinner off \
+	  --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 clean:  ## remove what the targets above have made
 	rm -rf $(VENV) build *.egg-info clients/python/build clients/python/src/*.egg-info

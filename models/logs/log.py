@@ -1,4 +1,4 @@
-"""A log of watches or exposures, read from a file or a frame and checked before anything is trained on it.
+"""A log of watches or impressions, read from a file or a frame and checked before anything is trained on it.
 
 Whoever starts a training of an hour learns of a bad row in the first second, with its number and its column. Rows may
 come in any order and some twice; both are put right here, so that everything after sees one clean sequence in time.

@@ -7,17 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from models.arrays import Rows
 from models.evaluation.comparison import paired, recall
 from models.evaluation.eval_queries import History, Stream
 from models.logs.stored_log import StoredLog, store_frame
 from models.logs.stored_searches import StoredSearches, store_searches
 from models.logs.training_set import TrainingSet, prepare
 from tests.harness import kuairand
-
-Rows = npt.NDArray[np.int64]
 
 CUTOFFS = (10, 50, 100, 500)
 COMPLETED_S = 18.0

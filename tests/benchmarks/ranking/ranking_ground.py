@@ -10,23 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from rich.console import Console
 
 from infra.platform.settings import Settings
 from infra.simulation.world import World
+from models.arrays import Array, Rows
 from models.logs.stored_log import store_frame
 from models.logs.training_set import prepare
 from models.ranking.impression_log import Delays, ImpressionLog
 from models.ranking.ranking_examples import RankingExamples
 from tests.harness import kuairand
 
-Rows = npt.NDArray[np.int64]
-Columns = dict[str, npt.NDArray[Any]]
+Columns = dict[str, Array]
 
 DAY_MS = 24 * 3_600_000
 NOW_MS = 1_700_000_000_000

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from infra.platform.settings import Ranker as RankerSettings
+from models.arrays import Doubles
 from models.evaluation.comparison import Interval, Ratio, difference, estimate, ratio_of
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_evaluation import Predictions, judge, predict
 from tests.benchmarks.ranking.ranking_ground import Ground, Part, scratch
 
-Doubles = npt.NDArray[np.float64]
 Judged = dict[str, Ratio]
 
 TOP = 5

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
+from models.arrays import Floats
 from models.ranking.features import compute_ids, compute_numbers
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
@@ -37,7 +37,7 @@ TURNS, QUICK_TURNS = {1: 300, 8: 60}, {1: 40, 8: 10}  # by requests together
 TRAINED_ON = 5_000  # enough for a network of its shape, tables of full length and ids
 PARTS = 4
 
-Asked = list[tuple[UserHistory, list[str], npt.NDArray[np.float32]]]
+Asked = list[tuple[UserHistory, list[str], Floats]]
 Measured = dict[str, list[float]]
 
 
@@ -134,7 +134,7 @@ def forward(ranker: Ranker, query: Any, impression: Any, request: torch.Tensor) 
         return total / len(ranker.nets)
 
 
-def one_request(ground: Ground, rng: np.random.Generator) -> tuple[UserHistory, list[str], npt.NDArray[np.float32]]:
+def one_request(ground: Ground, rng: np.random.Generator) -> tuple[UserHistory, list[str], Floats]:
     """A viewer with a full history, and candidates with scores."""
     catalogue = ground.exposures.catalogue
     drawn = rng.choice(len(catalogue), CANDIDATES + HISTORY, replace=False).tolist()

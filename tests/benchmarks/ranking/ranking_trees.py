@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Floats
 from models.ranking.ranking_evaluation import Predictions
 from models.ranking.ranking_examples import CAP_S, RankingExamples
 from tests.benchmarks.ranking.ranking_ground import Ground, Part, say
@@ -86,7 +86,7 @@ def predicted(trees: Any, part: Part) -> Predictions:
     return Predictions(page, user)
 
 
-def columns_of(examples: RankingExamples) -> npt.NDArray[np.float32]:
+def columns_of(examples: RankingExamples) -> Floats:
     """[N, F]: the numbers of query and impression, and the categories last."""
     numbers = [examples.numbers["query"][examples.request], examples.numbers["impression"]]
     surface = examples.ids["surface"].codes[examples.request][:, :1]

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from infra.platform.settings import Selection
 from infra.simulation.world import NOTICE
+from models.arrays import Doubles, Rows
 from serving.request.exploration import seed_of
 from serving.request.reranking import Options, choose
 from tests.benchmarks.report import Report
@@ -29,9 +29,6 @@ from tests.benchmarks.selection.selection_service import (
     serve_round,
     together,
 )
-
-Doubles = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 SEEDS, QUICK_SEEDS = (1, 2, 3, 4, 5, 6), (1, 2)
 LISTS, QUICK_LISTS = 400, 150

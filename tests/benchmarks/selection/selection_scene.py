@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from infra.platform.settings import Model
 from infra.platform.settings import Ranker as RankerSettings
 from infra.simulation.world import World
+from models.arrays import Floats
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
 from models.release.training import train_bundle
 from streams.history.rules import is_completed
 from streams.messages import UserHistory, Watch
-
-Floats = npt.NDArray[np.float32]
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

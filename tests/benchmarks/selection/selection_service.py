@@ -12,14 +12,14 @@ import copy
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from msgspec.structs import replace
 
 from infra.platform.settings import Selection
 from infra.simulation.browsing_model import LOOK_ON, MOST_ANSWERS, without_repeats
+from models.arrays import Array, Doubles, Floats, Rows
 from models.ranking.features import ids_of
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranked, Ranker
@@ -31,10 +31,6 @@ from serving.request.exploration import seed_of
 from serving.request.reranking import Choice, Options, choose
 from streams.messages import ShownList
 from tests.benchmarks.selection.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 K, CANDIDATES, TOGETHER = 20, 300, 32
 HALF_LIFE_H = 168.0
@@ -57,7 +53,7 @@ class Served(NamedTuple):
 
     numbers: dict[str, Floats]
     codes: dict[str, Rows]
-    outcomes: dict[str, npt.NDArray[Any]]
+    outcomes: dict[str, Array]
 
 
 class Service:
@@ -180,7 +176,7 @@ class Service:
         numbers = {"query": ranked.numbers["query"], "impression": ranked.numbers["impression"][at]}
         codes = {f.name: _wide(ranked.ids[f.name]) for f in ids_of("query")}
         codes |= {f.name: _wide(ranked.ids[f.name])[at] for f in ids_of("impression")}
-        outcomes: dict[str, npt.NDArray[Any]] = {
+        outcomes: dict[str, Array] = {
             "request": np.repeat(np.arange(len(lists)), sizes),
             "target_s": target_s,
             "duration_s": duration_s,

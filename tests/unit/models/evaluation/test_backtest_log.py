@@ -38,21 +38,21 @@ def test_the_stream_holds_the_positives_in_time(log):
 def test_an_item_is_known_from_its_first_row_even_if_that_is_no_positive(log):
     reading = read_stream(log, None)
     assert reading.item_ids.to_list() == ["a", "b", "c", "d"]
-    assert reading.known_ms.tolist() == [1000, 1010, 1020, 1040]
-    assert [reading.known_at(cut) for cut in range(4)] == [0, 2, 3, 3]
+    assert reading.training_set.known_ms.tolist() == [1000, 1010, 1020, 1040]
+    assert [reading.training_set.known_at(cut) for cut in range(4)] == [0, 2, 3, 3]
 
 
 def test_a_catalogue_makes_items_known_at_their_publication_or_from_the_beginning(log):
     items = items_of(("d", 1005), ("never watched", None), ("c", 2000), ("later", 3000), ("b", None))
     reading = read_stream(log, items)
-    known = dict(zip(reading.item_ids.to_list(), reading.known_ms.tolist(), strict=True))
+    known = dict(zip(reading.item_ids.to_list(), reading.training_set.known_ms.tolist(), strict=True))
     assert known == {"b": -1, "never watched": -1, "a": 1000, "d": 1005, "c": 1020, "later": 3000}
-    assert reading.known_ms.tolist() == sorted(reading.known_ms.tolist())
+    assert reading.training_set.known_ms.tolist() == sorted(reading.training_set.known_ms.tolist())
     assert [reading.item_ids[row] for row in reading.stream.items.tolist()] == ["a", "c", "b", "d"]
-    assert reading.known_at(1) == 4
+    assert reading.training_set.known_at(1) == 4
 
 
 def test_age_counts_from_publication_else_from_the_first_row(log):
     reading = read_stream(log, items_of(("d", 500), ("never watched", None)))
-    born = dict(zip(reading.item_ids.to_list(), reading.born_ms.tolist(), strict=True))
+    born = dict(zip(reading.item_ids.to_list(), reading.training_set.born_ms.tolist(), strict=True))
     assert born == {"a": 1000, "b": 1010, "c": 1020, "d": 500, "never watched": 1000}
