@@ -56,8 +56,8 @@ ranges: build/uv  ## the unit tests with the lowest and with the newest versions
 	.ci/ranges build/uv/bin/uv lowest
 	.ci/ranges build/uv/bin/uv newest
 
-# What only these two need, so it is not in the lock itself.
-build/audit:  # an environment of its own, so that the tool is not among what it looks at
+# What only these targets need, so it is not in the lock itself.
+build/audit:
 	$(PYTHON) -m venv $@
 	$@/bin/$(PIP) 'pip-audit>=2.7,<3'
 
