@@ -38,14 +38,33 @@ on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
 # fixtures that are services; whatever else starts a service or a process of ours says `service` itself
 SERVICES = {"broker", "milvus", "own_broker", "own_milvus", "secured"}
 SYSTEM = Path(__file__).with_name("system")
+UNIT = Path(__file__).with_name("unit")
+# pure tests that take seconds, for they train, or write logs in every shape: `make unit` leaves them out
+SLOW = {
+    UNIT / "models" / name
+    for name in (
+        "logs/test_searches.py",
+        "logs/test_stored_log.py",
+        "ranking/test_impression_log.py",
+        "ranking/test_ranker.py",
+        "ranking/test_ranker_training.py",
+        "release/test_distributed.py",
+        "release/test_training.py",
+        "retrieval/test_candidate_training.py",
+        "retrieval/test_checkpoint.py",
+    )
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    assert all(path.is_file() for path in SLOW), "a slow file has moved"
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if SERVICES & fixtures or SYSTEM in item.path.parents or item.get_closest_marker("system"):
             item.add_marker("service")
+        if item.path in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)
