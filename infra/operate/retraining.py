@@ -16,6 +16,7 @@ import structlog
 
 from infra.operate.progress import Step
 from infra.platform.settings import Settings
+from models.catalogue.item_frame import catalogue_frame
 from models.logs.log import LogError
 from models.logs.stored_log import store_log
 from models.logs.training_set import prepare
@@ -23,7 +24,7 @@ from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
 from models.ranking.ranker_training import LEAST_ROWS
-from models.release.bundle import Bundle, Manifest, catalogue_frame, write_bundle
+from models.release.bundle import Bundle, Manifest, write_bundle
 from streams.export.ranking_archive import ServedExamples, store_served
 
 log = structlog.get_logger(__name__)

@@ -15,6 +15,7 @@ import polars as pl
 from models.arrays import Array, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS, TRAITS, ContextVocabulary
+from models.catalogue.item_frame import catalogue_of
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.dataset import Dataset
 from models.logs.log import items_from_frame
@@ -52,11 +53,7 @@ def prepare(
 ) -> TrainingSet:
     """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped."""
     facts = _item_facts(log, items)
-    catalogue = Catalogue()
-    for known in facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids").iter_rows(
-        named=True
-    ):
-        catalogue.upsert(**{**known, "ids": known["ids"] or {}})
+    catalogue = catalogue_of(facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids"))
     rows = catalogue.rows(log.item_ids)
     completed, columns = _positives(log, rows, context=context)
     vocabulary = ContextVocabulary()

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from models.arrays import Array
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import ContextVocabulary
+from models.catalogue.item_frame import catalogue_frame, catalogue_of
 from models.logs.array_file import mapped
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.item_statistics import ItemStatistics
@@ -317,33 +318,9 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         return arrays
 
 
-def catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
-    """A catalogue as a table, as Catalogue.upsert and models.logs.log.items_from_frame take its rows."""
-    rows = np.arange(len(catalogue))
-    channels = [catalogue.channel_of(row) for row in rows.tolist()]
-    topics = [list(catalogue.topics_of(row)) for row in rows.tolist()]
-    names = catalogue.id_names[2:]  # beside channel and topics
-    further = [{name: list(catalogue.ids_of(row).get(name, ())) for name in names} for row in rows.tolist()]
-    ids = {"ids": pl.Series(further, dtype=pl.Struct({name: pl.List(pl.String) for name in names}))} if names else {}
-    return pl.DataFrame(
-        {
-            "item_id": catalogue.item_ids,
-            "channel": pl.Series(channels, dtype=pl.String),
-            "topics": pl.Series(topics, dtype=pl.List(pl.String)),
-            "duration_s": pl.Series(catalogue.duration_s(rows)).fill_nan(None),
-            "published_ms": pl.Series(catalogue.published_ms(rows)).fill_nan(None).cast(pl.Int64),
-            "available": catalogue.is_available(rows),
-        }
-        | ids
-    )
-
-
 def _read_catalogue(path: Path) -> Catalogue:
-    catalogue = Catalogue()
     with _readable(path, " as a catalogue"):
-        for facts in pl.read_parquet(path).iter_rows(named=True):
-            catalogue.upsert(**facts)
-    return catalogue
+        return catalogue_of(pl.read_parquet(path))
 
 
 def _names_frame(ranker: Ranker) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -111,8 +111,12 @@ class Cosine(Training):
             return F.normalize(super().users(*args, **named), dim=1)
 
 
+@dataclass(frozen=True)
 class LeakyDataset(Dataset):
-    """Histories from both sides of a watch, itself left out, as a random hold-out has them (paper section 3.4)."""
+    """Histories from both sides of a watch, itself left out, as a random hold-out has them (paper section 3.4); of the
+    first `known` items."""
+
+    known: int = 1 << 31
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
@@ -128,13 +132,13 @@ class LeakyDataset(Dataset):
         places = place[rows][:, None] + np.r_[np.arange(-half, 0), np.arange(1, HISTORY - half + 1)]  # [B, H]
         around = order[np.clip(places, 0, len(order) - 1)]
         mine = (places >= 0) & (places < len(order)) & (self.users[around] == self.users[rows][:, None])
-        return np.where(mine, self.items[around].astype(np.int64), -1)
+        return np.where(mine & (self.items[around] < self.known), self.items[around].astype(np.int64), -1)
 
 
 class RandomHoldOut(Training):
     def __init__(self, training_set: TrainingSet, *args: Any, **named: Any) -> None:
         columns = {each.name: getattr(training_set.dataset, each.name) for each in fields(Dataset) if each.init}
-        super().__init__(replace(training_set, dataset=LeakyDataset(**columns)), *args, **named)
+        super().__init__(replace(training_set, dataset=LeakyDataset(**columns, known=named["items"])), *args, **named)
 
 
 ABLATED = (NoPopularity, LogQOff, LogQAdded, FullSoftmax, TiedTables, Cosine, RandomHoldOut)
