@@ -7,7 +7,6 @@ compressed batch that unpacks to far more does to a process that reads it.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -51,13 +50,13 @@ def measure(report: Report, quick: bool) -> None:
         for _ in range(QUICK_ROUNDS if quick else ROUNDS):
             for client, command in COMMANDS.items():
                 one_turn(costs, on, client, command, QUICK_REQUESTS if quick else REQUESTS)
-        grown_mb = {client: memory_of_a_bomb(on.settings.kafka, client) for client in COMMANDS}
+        bombs = {client: read_a_bomb(on.settings.kafka, client) for client in COMMANDS}
     for (client, concurrency), found in costs.items():
         cpu_ms, p50_ms, per_s = (median(column) for column in zip(*found, strict=True))
         row = {"client": client, "concurrency": concurrency, "CPU ms a request": cpu_ms, "p50 ms": p50_ms}
         report.add(**row, **{"requests/s": per_s})
-    for client, mb in grown_mb.items():
-        report.note(f"a gzip batch of {BOMB_MB} MB of zeros: reading it takes {mb:,.0f} MB in {client}")
+    for client, outcome in bombs.items():
+        report.note(f"{client}, a gzip batch of {BOMB_MB} MB of zeros: {outcome}")
     ours = sum(lines_of(module.__file__) for module in (serving.worker.partitions, serving.worker.outbox))
     report.note(f"partitions.py and outbox.py on kafka-python: {ours} lines; on_confluent.py, which adds to the first:")
     report.note(f"{lines_of(on_confluent.__file__)} lines, without bound on unpacking, TLS, SASL and fences at closing")
@@ -78,9 +77,9 @@ def one_turn(costs: Costs, on: Ground, client: str, command: list[str], requests
             costs.setdefault((client, concurrency), []).append((cpu_ms, quantile(load.whole_ms, 0.5), load.per_s))
 
 
-def memory_of_a_bomb(kafka: Kafka, client: str) -> float:
-    """Megabytes that a process grows to which reads one gzip batch of many zeros, our bound on unpacking where we have
-    one."""
+def read_a_bomb(kafka: Kafka, client: str) -> str:
+    """The bytes that a process gets that reads one gzip batch of many zeros, and the megabytes that it grows to; our
+    bound on unpacking where we have one."""
     topic = f"bomb-{client}"
     with open_admin(kafka) as admin:
         admin.create_topics([NewTopic(topic, 1, 1)])
@@ -90,26 +89,36 @@ def memory_of_a_bomb(kafka: Kafka, client: str) -> float:
     producer.send(topic, bytes(BOMB_MB << 20)).get(READ_S)
     producer.close()
     done = subprocess.run(
-        [sys.executable, "-m", __name__, client, kafka.bootstrap, topic], capture_output=True, text=True, check=True
+        [sys.executable, "-m", __spec__.name, client, kafka.bootstrap, topic],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    return float(done.stdout.split()[-1])
+    return done.stdout.splitlines()[-1]
 
 
-def read_bomb(client: str, bootstrap: str, topic: str) -> None:
-    """Read the topic's first record, as serving would, and print how large the process has become."""
+def read_first(client: str, bootstrap: str, topic: str) -> None:
+    """Read a topic's first record as serving would."""
     kafka = Kafka(bootstrap=bootstrap)
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before_kb, value = peak_kb(), None
     if client == "kafka-python":
         consumer = serving.worker.partitions.create_consumer(kafka, topic)
         consumer.subscribe([topic])
-        while not consumer.poll(1000):
-            pass
+        while value is None:
+            value = next((record.value for records in consumer.poll(1000).values() for record in records), None)
     else:
-        group = on_confluent.GroupConsumer(kafka, topic)
-        group.ours.subscribe([topic])
-        while group.ours.poll(1.0) is None:
-            pass
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024)
+        group = on_confluent.GroupConsumer(kafka, topic).ours
+        group.subscribe([topic])
+        while value is None:
+            message = group.poll(1.0)
+            value = None if message is None else message.value() or str(message.error()).encode()
+    print(f"{len(value):,} bytes come out of it, and the process grows by {(peak_kb() - before_kb) / 1024:,.0f} MB")
+
+
+def peak_kb() -> int:
+    """The most that this process had in memory; unlike getrusage's, nothing of who started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def lines_of(path: str | None) -> int:
@@ -117,4 +126,4 @@ def lines_of(path: str | None) -> int:
 
 
 if __name__ == "__main__":
-    read_bomb(*sys.argv[1:])
+    read_first(*sys.argv[1:])
