@@ -59,7 +59,6 @@ class Upserts:
                 write()
             except IndexMissing:
                 lost.add(version)
-                self._rows.forget(version)
         return lost
 
     def _writes(self, collections: Collection[str]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -95,8 +94,12 @@ class Upserts:
             metrics.INDEX_REWRITTEN.inc(len(found))
 
     def _upsert(self, version: str, touched: Mapping[str, Row]) -> None:
-        with metrics.BATCH_TIME.labels("upsert").time():
-            self._write(version, list(touched), stack(touched.values()), [row.step for row in touched.values()])
+        try:
+            with metrics.BATCH_TIME.labels("upsert").time():
+                self._write(version, list(touched), stack(touched.values()), [row.step for row in touched.values()])
+        except IndexMissing:  # a deletion may meet one that is about to be made, and is followed already; rows do not
+            self._rows.forget(version)
+            raise
         metrics.BATCH_SIZE.labels("upsert").observe(len(touched))
         metrics.UPSERTED.inc(len(touched))
         now_ms = time.time() * 1000  # a measurement; nothing is decided by it

@@ -254,6 +254,14 @@ def test_a_collection_that_is_gone_is_reported_and_the_others_are_written() -> N
     assert rows.followed == {"v"}
 
 
+def test_a_collection_that_is_about_to_be_made_is_followed_although_a_deletion_does_not_find_it() -> None:
+    rows, shelf = following("next", "v"), Shelf("v")
+    rows.take_down("a", now_ms=0)
+    upserts = Upserts(shelf, rows, AttributeTable(), batch=9, retry=at_once)
+    assert upserts.write_all(["next", "v"]) == {"next"}
+    assert rows.followed == {"next", "v"}
+
+
 CHANGES = st.tuples(st.sampled_from(["put v", "put w", "down", "entry", "expire", "write"]), st.sampled_from("ab"))
 
 
