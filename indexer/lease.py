@@ -27,9 +27,9 @@ from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAs
 from kafka.errors import KafkaError
 
 from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.kafka_python.patches import hear_heartbeats
 from infra.platform.retrying import BackOff
 from infra.platform.settings import Kafka
+from infra.platform.third_parties.kafka_python.patches import hear_heartbeats
 from streams import topics
 from streams.clock import running_s
 from streams.write_permit import LOOK_S, Fenced

@@ -45,40 +45,7 @@ STRUCTURE = read_structure()
 FILES = list(STRUCTURE.files.values())
 
 # A violation, or how it begins, and whose it is. Nothing may be added.
-KNOWN: dict[str, str] = {
-    "models/ranking/ranker_release.py imports infra.platform": "models",
-    "models/ranking/ranker_training.py imports infra.platform": "models",
-    "models/retrieval/incremental.py imports infra.platform": "models",
-    "models/retrieval/candidate_training.py imports infra.platform": "models",
-    "models/retrieval/candidate_learning.py imports infra.platform": "models",
-    "models/retrieval/checkpoint.py imports infra.platform": "models",
-    "models/retrieval/checkpoint.py imports time": "models",
-    "models/release/training.py imports infra.platform": "models",
-    "circle models/evaluation, models/logs, models/retrieval": "models",
-    "circle streams, streams/dead_letters, streams/erasure, streams/history, streams/kafka": "streams",
-    "models/catalogue says nothing": "models",
-    "models/evaluation says nothing": "models",
-    "models/logs says nothing": "models",
-    "models/ranking says nothing": "models",
-    "models/release says nothing": "models",
-    "models/retrieval says nothing": "models",
-    "infra/backtest says nothing": "models",
-    "serving/client says nothing": "packaging",
-    "streams/dead_letters says nothing": "streams",
-    "streams/erasure says nothing": "streams",
-    "streams/export says nothing": "streams",
-    "streams/history says nothing": "streams",
-    "streams/join says nothing": "streams",
-    "streams/kafka says nothing": "streams",
-    "streams/trending says nothing": "streams",
-    "SLF001 is off for infra/platform/kafka_clients.py": "streams",
-    "SLF001 is off for models/ranking/watch_quantiles.py": "models",
-    "SLF001 is off for streams/kafka/consumer_progress.py": "streams",
-    "SLF001 is off for streams/kafka/faust_app.py": "streams",
-    "SLF001 is off for streams/kafka/fetching.py": "streams",
-    "SLF001 is off for streams/kafka/recovery.py": "streams",
-    "SLF001 is off for streams/kafka/tables.py": "streams",
-}
+KNOWN: dict[str, str] = {}
 
 
 def imports_upwards() -> Iterator[str]:

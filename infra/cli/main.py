@@ -22,7 +22,7 @@ MENDABLE = (
     ("infra.platform.settings", "SettingsError"),
     ("infra.platform.guarded_process", "ServiceError"),
     ("infra.platform.kafka_access", "KafkaRefused"),
-    ("infra.platform.patching", "UncheckedVersion"),
+    ("infra.platform.third_parties.patching", "UncheckedVersion"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
     ("models.evaluation.split", "BacktestError"),

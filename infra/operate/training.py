@@ -160,4 +160,5 @@ def _read_release(settings: Settings, version: str) -> Bundle:
 def _checkpoints(settings: Settings, job: TrainingJob, log: StoredLog, *, writes: bool) -> Checkpoints | None:
     if job.checkpoints is None:
         return None
-    return Checkpoints(job.checkpoints, identity_of(log, settings.model.model_dump(), job.warm_start), writes=writes)
+    identity = identity_of(log, settings.model.model_dump(), job.warm_start)
+    return Checkpoints(job.checkpoints, identity, writes=writes, clock=time.monotonic)

@@ -9,8 +9,8 @@ from typing import Any
 from kafka.errors import KafkaError
 
 from infra.platform.certificates import load_certificate
-from infra.platform.kafka_python import patches
 from infra.platform.settings import Kafka, SettingsError
+from infra.platform.third_parties.kafka_python import patches
 from nextwatch_client import ConnectionOptions
 
 REPLY_SIZE = 8  # how many times larger than a request a reply may be

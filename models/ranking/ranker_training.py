@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.arrays import Floats, Rows
 from models.logs.array_file import ArrayFile, mapped
+from models.logs.batches import batch_size, epoch_batches
 from models.logs.log import LogError
 from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, ids_of
@@ -29,7 +30,6 @@ from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import SCOPES, RankingExamples
 from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
-from models.retrieval.batches import batch_size, epoch_batches
 from models.retrieval.losses import paper_logistic, watch_time_logistic
 
 Progress = Callable[[int, int], None]

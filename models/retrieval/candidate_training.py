@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.arrays import Flags, Floats, Integers, Rows
+from models.logs.batches import batch_size, epoch_batches
 from models.logs.dataset import Dataset
 from models.logs.examples import Queries
-from models.retrieval.batches import batch_size, epoch_batches
 from models.retrieval.hyper_parameters import CandidateParameters
 from models.retrieval.losses import Extra
 from models.retrieval.net import CandidateNet, Touched

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ class Checkpoints:
         *,
         every_s: float = EVERY_S,
         writes: bool = True,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         """Without `writes` they are only read: of several processes the first writes for all."""
         self.directory, self.identity = directory, identity

@@ -1,4 +1,5 @@
-"""Private parts of kafka-python that a serving worker uses, beside those of infra/platform/kafka_python/patches.py.
+"""Private parts of kafka-python that a serving worker uses, beside those of
+infra/platform/third_parties/kafka_python/patches.py.
 
 tests/unit/serving/worker/test_patches.py tells of each when it is no longer needed.
 """
@@ -10,7 +11,7 @@ from typing import Any
 
 from kafka.net.selector import KernelEvent
 
-from infra.platform.patching import require_version
+from infra.platform.third_parties.patching import require_version
 
 require_version("kafka-python", "3.0", "3.1")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.platform.kafka_python import patches as kafka_python
 from infra.platform.settings import Kafka
+from infra.platform.third_parties.kafka_python import patches as kafka_python
 from streams.kafka.aiokafka import patches as aiokafka
 from streams.kafka.unpacking import TIMES, readable, unpacked
 

@@ -17,8 +17,8 @@ import aiokafka.consumer.fetcher
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.errors import CorruptRecordException
 
-from infra.platform.kafka_python.patches import Batches
-from infra.platform.patching import replace, require_version
+from infra.platform.third_parties.kafka_python.patches import Batches
+from infra.platform.third_parties.patching import replace, require_version
 from streams.clock import running_s
 
 require_version("aiokafka", "0.12", "0.15")

@@ -16,7 +16,7 @@ from faust.tables.recovery import Recovery
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
-from infra.platform.patching import replace, require_version
+from infra.platform.third_parties.patching import replace, require_version
 
 require_version("faust-streaming", "0.11.3", "0.16")
 

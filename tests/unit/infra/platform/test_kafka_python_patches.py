@@ -15,8 +15,8 @@ from kafka.errors import CorruptRecordError, KafkaTimeoutError
 from kafka.record import MemoryRecords
 
 from infra.platform.kafka_clients import close_producer
-from infra.platform.kafka_python.patches import ask_for_metadata_once, hear_heartbeats
-from infra.platform.patching import original
+from infra.platform.third_parties.kafka_python.patches import ask_for_metadata_once, hear_heartbeats
+from infra.platform.third_parties.patching import original
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name
 from tests.unit.streams.kafka.test_unpacking import PLACE
 

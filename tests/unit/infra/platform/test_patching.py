@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from infra.platform import patching
-from infra.platform.patching import UncheckedVersion, original, replace, require_version
+from infra.platform.third_parties import patching
+from infra.platform.third_parties.patching import UncheckedVersion, original, replace, require_version
 
 
 @pytest.mark.parametrize(

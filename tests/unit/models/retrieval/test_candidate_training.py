@@ -12,10 +12,10 @@ from models.evaluation.backtest import walk_live
 from models.evaluation.baselines import DecayedPopular
 from models.evaluation.comparison import paired
 from models.evaluation.eval_queries import History, Stream
+from models.logs.batches import epoch_batches
 from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
 from models.logs.training_set import TrainingSet
-from models.retrieval.batches import epoch_batches
 from models.retrieval.candidate_learning import Training, learn_candidates, new_net
 from models.retrieval.candidate_training import Fit, TrainingData, choose_examples, example_weights, reservoir
 from models.retrieval.candidates import CandidateModel, UserEncoder
@@ -174,8 +174,8 @@ def test_an_epoch_has_every_example_once_in_another_order():
 
 
 def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.retrieval.batches.CHUNK", 10)
-    monkeypatch.setattr("models.retrieval.batches.POOL", 4)
+    monkeypatch.setattr("models.logs.batches.CHUNK", 10)
+    monkeypatch.setattr("models.logs.batches.POOL", 4)
     batches = list(epoch_batches(205, 32, np.random.default_rng(1)))
     assert sorted(np.concatenate(batches).tolist()) == list(range(205))
     assert {len(batch) for batch in batches[:-1]} == {32}

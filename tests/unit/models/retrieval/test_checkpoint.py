@@ -43,7 +43,7 @@ def learn(
         until=until,
         valid_from=int(0.9 * until),
         items=len(source.catalogue),
-        checkpoints=None if directory is None else Checkpoints(directory, "this", every_s=0),
+        checkpoints=None if directory is None else Checkpoints(directory, "this", every_s=0, clock=time.monotonic),
         progress=progress,
     )
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_training_is_refused(source: TrainingSet, tmp_pa
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
     with pytest.raises(CheckpointError, match=r"is of another training.*remove it"):
-        Checkpoints(tmp_path / "c", "another").restore([], "validation")
+        Checkpoints(tmp_path / "c", "another", clock=time.monotonic).restore([], "validation")
 
 
 def test_a_damaged_checkpoint_names_its_file_and_the_way_out(source: TrainingSet, tmp_path: Path):
@@ -108,7 +108,7 @@ def test_of_several_processes_the_first_writes_and_all_read(source: TrainingSet,
     before = (tmp_path / "c" / "validation" / STATE).read_bytes()
     net = new_net(source, QUICK, items=len(source.catalogue))
     fit = Fit(net, TrainingData(source.dataset, 400, len(source.catalogue), QUICK), QUICK)
-    reader = Checkpoints(tmp_path / "c", "this", every_s=0, writes=False)
+    reader = Checkpoints(tmp_path / "c", "this", every_s=0, writes=False, clock=time.monotonic)
     assert reader.restore([fit, fit], "validation") is not None
     reader.saver([fit], "validation", ModelSelection(1))()
     reader.save([fit], "candidates", ModelSelection(1))

@@ -14,7 +14,7 @@ from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.record.memory_records import MemoryRecords
 
-from infra.platform.patching import original
+from infra.platform.third_parties.patching import original
 from streams.clock import running_s
 from streams.kafka.aiokafka.patches import REST_S, note_confirmations, pace_empty_fetches
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name

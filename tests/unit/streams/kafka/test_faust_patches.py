@@ -19,8 +19,8 @@ from faust.transport.consumer import Consumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
-from infra.platform.patching import original
 from infra.platform.settings import Settings
+from infra.platform.third_parties.patching import original
 from streams.kafka.faust.patches import FlowLastRecovery, fetch_from_flowing_only
 from streams.kafka.faust_app import create_app
 

@@ -14,7 +14,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 
-from infra.platform.patching import replace, require_version
+from infra.platform.third_parties.patching import replace, require_version
 
 require_version("kafka-python", "3.0", "3.1")
 
