@@ -1,5 +1,6 @@
 """A training that was interrupted ends where an undisturbed one ends."""
 
+import time
 from pathlib import Path
 
 import numpy as np
