@@ -253,14 +253,13 @@ def test_a_mark_stays_with_its_collection(index: Index) -> None:
 def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, milvus_uri: str) -> None:
     """Milvus Lite's rename, under searches, left directories behind whose names nothing could have any more."""
     rows, found, failures = vectors(20), list[int](), list[IndexFailure]()
-    searcher = Index(Milvus(uri=milvus_uri))
-    new = "a" + SHADOW
+    searcher, shadow = Index(Milvus(uri=milvus_uri)), Index(Milvus(uri=milvus_uri), SHADOW)
 
-    def make(version: str, count: int) -> None:
-        index.create(version, DIM)
-        index.upsert(version, ids(count), rows[:count], [0] * count)
-        index.flush(version)
-        index.load(version)
+    def make(index: Index, count: int) -> None:
+        index.create("a", DIM)
+        index.upsert("a", ids(count), rows[:count], [0] * count)
+        index.flush("a")
+        index.load("a")
 
     def search(stop: threading.Event) -> None:
         while not stop.is_set():
@@ -269,18 +268,19 @@ def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, m
             except IndexFailure as failure:
                 failures.append(failure)
 
-    make("a", 10)
+    make(index, 10)
     with beside(search, "searcher"):
         for count in range(11, 21):
-            make(new, count)
-            assert index.versions() == ["a"], "what is beside is no version"
-            index.replace("a", by=new)
-            index.drop(new)
-            index.drop(new)
+            make(shadow, count)
+            assert index.versions() == ["a"], "a shadow is no version"
+            index.replace("a")
+            shadow.drop("a")
+            shadow.drop("a")
             assert index.count("a") == count
             before = len(found)
             wait_until(lambda before=before: len(found) > before + 1, "searches", 20)  # type: ignore[misc]
     searcher.close()
+    shadow.close()
     assert found == sorted(found) and set(found) == set(range(10, 21))
     assert len(failures) <= 1, f"at most one that was under way in what was dropped: {failures}"
     assert len(index._client().list_collections()) == 1, "what was replaced is gone"
@@ -304,7 +304,7 @@ def test_a_missing_collection_is_named(index: Index) -> None:
         lambda: index.count("nope"),
         lambda: index.mark("nope", "whole"),
         lambda: index.load("nope"),
-        lambda: index.replace("nope", by="nope"),
+        lambda: index.replace("nope"),
     ):
         with pytest.raises(IndexMissing, match=name):
             call()
