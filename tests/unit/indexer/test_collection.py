@@ -52,9 +52,12 @@ def test_flat_search_is_the_exact_top_k(index: Index) -> None:
     index.load("a")
     found = index.search("a", queries, 500)
     for (item_ids, inner), expected in zip(found, queries @ rows.T, strict=True):
-        order = np.argsort(-expected)[:500]
-        assert item_ids == [f"item {number}" for number in order]
-        np.testing.assert_allclose(inner, expected[order], rtol=1e-5, atol=1e-5)
+        best = -np.sort(-expected)[:500]
+        found_rows = [int(item_id.removeprefix("item ")) for item_id in item_ids]
+        assert len(set(found_rows)) == 500
+        # equal to rounding: in which order two scores stand that differ in their last bit is the processor's business
+        np.testing.assert_allclose(expected[found_rows], best, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(inner, best, rtol=1e-5, atol=1e-5)
         assert inner.dtype == np.float32
 
 
