@@ -20,7 +20,7 @@ def losses_and_rows(epochs: int = 3) -> tuple[list[float], list[list[float]]]:
     data = TrainingData(source.dataset, len(source.dataset), items, SETTINGS)
     fit = Fit(new_net(source, SETTINGS, items=items), data, SETTINGS)
     losses = [fit.run_epoch(epochs, lambda done, total: None) for _ in range(epochs)]
-    return losses, fit.net.output_vectors()[:10].tolist()
+    return losses, fit.net.outputs.everything()[:10].tolist()
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_without_a_broker_the_command_says_so(monkeypatch, capsys):
     def nobody(*_: Any) -> None:
         raise KafkaTimeoutError("no broker answers")
 
-    monkeypatch.setattr("streams.dead_letters.box.TopicFollower", nobody)
+    monkeypatch.setattr("streams.dead_letters.box.read_to_end", nobody)
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")
     done = commands(monkeypatch, capsys, "dead-letters")("list")
     assert done.code == 2 and "kafka.bootstrap" in done.err
