@@ -30,7 +30,7 @@ def locked(name: str) -> list[str]:
     return re.findall(rf"^{name}==([^ ;\\\n]+)", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("requirement", requirements(), ids=str)
+@pytest.mark.parametrize("requirement", list(requirements()), ids=str)
 def test_each_dependency_is_locked_within_its_range_and_has_an_upper_bound(requirement: Requirement) -> None:
     versions = locked(requirement.name)
     assert versions and all(each in requirement.specifier for each in versions), "make lock"
