@@ -184,7 +184,7 @@ def test_what_is_not_there_and_what_is_no_id_end_with_other_codes(box: LetterBox
 
 
 def test_without_a_broker_the_command_says_so(monkeypatch, capsys):
-    def nobody(*_: Any) -> None:
+    def nobody(*_: Any, **__: Any) -> None:
         raise KafkaTimeoutError("no broker answers")
 
     monkeypatch.setattr("streams.dead_letters.box.read_to_end", nobody)
