@@ -24,7 +24,6 @@ COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7}\b")
 BENCHMARK = re.compile(r"python -m tests\.benchmarks(?: ([a-z][a-z0-9-]*))?(?: --part ([a-z]+))?")
 PATH = re.compile(r"[\w./-]+")
 VARIABLES = {"NEXTWATCH_CONFIG", "NEXTWATCH_TEST_MILVUS"}  # that are no settings
-COMING = {"tests/test_architecture.py", "patches.py", "docs/demo.svg"}  # of the same change: to be emptied with it
 ELSEWHERE = {"nextwatch.toml", "report.json", "report.html"}  # files of the user, not of the repository
 SECTIONS = {name: field.annotation for name, field in Settings.model_fields.items()}
 
@@ -35,7 +34,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_to_a_page_and_a_heading(page: Page):
     by_path = {each.path: each for each in PAGES}
     for link in page.links():
-        if link.startswith(("http://", "https://")) or link in COMING:
+        if link.startswith(("http://", "https://")):
             continue
         file, _, anchor = link.partition("#")
         target = (page.path.parent / file).resolve() if file else page.path
@@ -53,7 +52,7 @@ def test_pages_of_the_site_link_to_pages_of_the_site_only(page: Page):
 def test_every_path_that_is_named_exists(page: Page):
     names = {path.name for folder in (*_folders(), "docs") for path in (ROOT / folder).rglob("*.py")}
     for span in page.spans():
-        if not PATH.fullmatch(span) or span.removeprefix("./") in ELSEWHERE | COMING:
+        if not PATH.fullmatch(span) or span.removeprefix("./") in ELSEWHERE:
             continue
         if span.split("/")[0] in _folders() and "/" in span:
             assert (ROOT / span).exists(), f"{page.name}: {span}"
