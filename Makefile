@@ -32,7 +32,7 @@ test: $(STAMP)  ## all tests, against a broker and Milvus over TCP; says at its 
 	$(BIN)/python -m pytest tests/system/test_crash.py
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/system/test_crash.py
 
-unit: $(STAMP)  ## the tests that need no service: under a minute
+unit: $(STAMP)  ## the tests that need no service: about three minutes
 	$(BIN)/python -m pytest -m 'not service and not slow' --numprocesses 2 tests/unit tests/test_architecture.py
 
 lint: $(STAMP)  ## ruff and mypy
