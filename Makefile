@@ -27,10 +27,12 @@ $(STAMP): pyproject.toml clients/python/pyproject.toml requirements.lock require
 demo: $(STAMP)  ## start everything, train, and show the point on a simulated world: about three minutes
 	$(BIN)/nextwatch demo
 
-# The crash run first and alone: it restarts thirty processes, and beside others takes four times as long.
+# The crash run first and alone: it restarts thirty processes, and beside others takes four times as long. Then whole
+# systems, two at a time: three of them on two cores keep each other waiting.
 test: $(STAMP)  ## all tests, against a broker and Milvus over TCP; says at its end what was left out
 	$(BIN)/python -m pytest tests/system/test_crash.py
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/system/test_crash.py
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/system --ignore tests/system/test_crash.py
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile tests --ignore tests/system
 
 unit: $(STAMP)  ## the tests that need no service: about three minutes
 	$(BIN)/python -m pytest -m 'not service and not slow' --numprocesses 2 tests/unit tests/test_architecture.py
