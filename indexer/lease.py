@@ -32,7 +32,7 @@ from infra.platform.settings import Kafka
 from infra.platform.third_parties.kafka_python.patches import hear_heartbeats
 from streams import topics
 from streams.clock import running_s
-from streams.write_permit import LOOK_S, Fenced
+from streams.write_permit import LOOK_S, Fenced, Lease
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +90,7 @@ class GroupRole(ConsumerRebalanceListener):
             self.losses += 1
 
 
-class IndexerLease:
+class IndexerLease(Lease):
     """A member of the group, from construction to `close`. Raises kafka.errors.KafkaError when no broker answers."""
 
     def __init__(self, kafka: Kafka, run_dir: Path) -> None:
@@ -123,7 +123,6 @@ class IndexerLease:
         return self._role.is_standby
 
     def holds(self) -> bool:
-        """See streams.write_permit.Lease."""
         held = self.acquire(0.0)
         if self._role.losses != self._losses:
             raise Fenced("another indexer has the writing, or has had it meanwhile")

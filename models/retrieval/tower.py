@@ -47,11 +47,6 @@ class TowerShape(msgspec.Struct, frozen=True):
         """The numbers that go into the first layer."""
         return self.dim + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
 
-    @property
-    def item_dim(self) -> int:
-        """The numbers of an item's embedding on either side."""
-        return self.members * self.dim + self.linear
-
 
 class Inputs(NamedTuple):
     """The inputs of a tower for a batch: embeddings of the distinct items [U, D] and words [W, E], and per user the

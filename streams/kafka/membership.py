@@ -15,10 +15,10 @@ import faust
 from streams.clock import running_s
 from streams.kafka.aiokafka.patches import is_out_of_group
 from streams.kafka.faust.patches import coordinator_of
-from streams.write_permit import LOOK_S, Fenced
+from streams.write_permit import LOOK_S, Fenced, Lease
 
 
-class Membership:
+class Membership(Lease):
     """The lease of the app's worker; needs `note_confirmations`. `session_s`: after so long without a word the group
     gives our partitions away. `rebalance_s`: so long it waits for our last batch when it gives them out anew."""
 
@@ -32,7 +32,6 @@ class Membership:
             await asyncio.sleep(LOOK_S)
 
     def holds(self) -> bool:
-        """See streams.write_permit.Lease."""
         coordinator, now_s = coordinator_of(self._app), running_s()
         silent_s = now_s - coordinator.settled_s
         if now_s - coordinator.heard_s < self._session_s and silent_s < self._rebalance_s:
