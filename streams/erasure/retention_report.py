@@ -83,7 +83,7 @@ def find_held(
 
 
 def until_ms(topic: Topic, config: dict[str, str], newest_ms: int) -> int | None:
-    """When the newest of some records is gone at the latest; None when the topic's settings name no time."""
+    """The time by which the newest of some records is gone; None when the topic's settings name no time."""
     by_age, by_key = ("retention.ms", "segment.ms"), ("max.compaction.lag.ms", "delete.retention.ms")
     names = by_age if topic.cleanup == "delete" else by_key
     times = [int(config.get(name, FOR_EVER_MS)) for name in names]

@@ -33,7 +33,7 @@ class AsyncRecommendClient:
 
     @property
     def pending(self) -> int:
-        """How many requests wait for their reply."""
+        """The number of requests that wait for their reply."""
         return 0 if self._client is None else self._client.pending
 
     async def recommend(

@@ -78,7 +78,7 @@ class RecommendClient:
 
     @property
     def pending(self) -> int:
-        """How many requests wait for their reply."""
+        """The number of requests that wait for their reply."""
         return len(self._pending)
 
     def recommend(

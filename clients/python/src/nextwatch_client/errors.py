@@ -1,4 +1,4 @@
-"""What can go wrong for a caller; brokers that do not answer at the start raise kafka.errors.KafkaError.
+"""Errors that a caller may meet; brokers that do not answer at the start raise kafka.errors.KafkaError.
 
 OptionsError (ValueError)      an option cannot be used: the text names it
 TopicMissing (LookupError)     the request or the reply topic does not exist

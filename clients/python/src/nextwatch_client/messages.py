@@ -1,4 +1,4 @@
-"""What travels: the request and its reply, JSON on the wire.
+"""The messages: the request and its reply, JSON on the wire.
 
 They are the server's own messages (streams/messages.py), written a second time so that the client does not depend on
 the server; a test of the server's compares the two field by field. A field that this version does not know is passed
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 
 class Context(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Where and on what a person watches."""
+    """The place and the device at which a person watches."""
 
     region: str | None = None
     language: str | None = None

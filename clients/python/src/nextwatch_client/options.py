@@ -1,4 +1,4 @@
-"""How to reach the brokers, and under which names the two topics stand there."""
+"""Options of the connection: the brokers, and the names of the two topics there."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def read_batches(consumer: Any, batches: Batches) -> Any:
 
 
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """What a consumer has fetched of a partition."""
+    """Records that a consumer has fetched of a partition."""
 
     def __init__(self, fetch_offset: int, tp: Any, records: Any, *, batches: Batches, **options: Any) -> None:
         self._batches, self._data = batches, batches.unpacked(records._buffer)
