@@ -56,7 +56,7 @@ class Dispatcher:
             parsed = parse_request(record, self._settings, self._partitions_of)
             if parsed.refused is not None:
                 self._refuse(parsed, parsed.refused, now_ms)
-            elif (context := self._context_of(parsed, now_ms)) is not None and not self._repeat(parsed, now_ms):
+            elif (context := self._context_of(parsed, now_ms)) is not None and not self._repeat(parsed):
                 self._reply_cache.begin(_key(parsed))
                 contexts.append(context)
                 to_answer.append(parsed)
@@ -82,7 +82,7 @@ class Dispatcher:
             if answered.impression is not None:  # before its reply: whoever has the list finds it on record
                 self._record(answered.impression, context.partition)
                 reached("serving: impression sent")
-            self._answer(parsed, answered.reply, batch.now_ms)
+            self._answer(parsed, answered.reply)
             reached("serving: reply sent")
         return None
 
@@ -106,25 +106,25 @@ class Dispatcher:
         waited_ms = max(0.0, now_ms - self.ahead_ms - record.timestamp) if has_time else 0.0
         return RequestContext(request, record.partition, waited_ms, parsed.filter)
 
-    def _repeat(self, parsed: ParsedRequest, now_ms: int) -> bool:
+    def _repeat(self, parsed: ParsedRequest) -> bool:
         """True if the request was answered before, or is being answered: then it needs no answer of its own."""
         key = _key(parsed)
-        if (reply := self._reply_cache.reply_to(key, now_ms)) is not None:
+        if (reply := self._reply_cache.reply_to(key)) is not None:
             self._reply(parsed, without(reply, self._unavailable))
         elif not self._reply_cache.join(key, parsed):
             return False
         metrics.REPEATED.inc()
         return True
 
-    def _answer(self, parsed: ParsedRequest, reply: RecommendReply, now_ms: int) -> None:
+    def _answer(self, parsed: ParsedRequest, reply: RecommendReply) -> None:
         raw = encode(reply)
-        for each in (parsed, *self._reply_cache.end(_key(parsed), raw, now_ms)):
+        for each in (parsed, *self._reply_cache.end(_key(parsed), raw)):
             self._reply(each, raw)
         metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
 
     def _give_up(self, parsed: ParsedRequest, refused: Refused, now_ms: int) -> None:
         """Refuse a request that shows a bug, and whoever waits for the same."""
-        for each in (parsed, *self._reply_cache.end(_key(parsed), None, now_ms)):
+        for each in (parsed, *self._reply_cache.end(_key(parsed), None)):
             self._refuse(each, refused, now_ms)
 
     def _reply(self, parsed: ParsedRequest, reply: bytes) -> None:

@@ -50,6 +50,7 @@ from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from serving.worker.reply_topics import ReplyTopics
 from serving.worker.request_queue import RequestQueue, place_of
 from streams import topics
+from streams.clock import running_s
 from streams.epochs import Epochs
 from streams.erased_users import ErasedUsers
 from streams.messages import ServerState, encode
@@ -183,8 +184,9 @@ class Worker:
             self._is_primed |= chunk.complete
         for chunk in self._histories.take(MOST_APPLIED):
             self._partitions.apply(chunk)
+        self._reply_cache.look(running_s() * 1000)
         for recent in self._warmup.take():
-            self._reply_cache.remember(recent.key, recent.reply, recent.at_ms)
+            self._reply_cache.remember(recent.key, recent.reply, max(0, _now_ms() - recent.at_ms))
         self._releases.refresh()
         if self._is_primed and self._releases.settled:
             self._partitions.resume()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Kafka, Settings
+from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch
 from serving.request.response_draft import Answered, RequestContext
 from serving.worker.dispatcher import Dispatcher
@@ -80,8 +81,13 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture
-def dispatcher(sent: Sent, pipeline: Pipeline) -> Dispatcher:
-    return Dispatcher(SETTINGS, pipeline, sent, lambda topic: 4, ReplyCache(60_000, 100), TAKEN_DOWN)  # type: ignore[arg-type]
+def reply_cache() -> ReplyCache[ParsedRequest]:
+    return ReplyCache(60_000, 100)
+
+
+@pytest.fixture
+def dispatcher(sent: Sent, pipeline: Pipeline, reply_cache: ReplyCache[ParsedRequest]) -> Dispatcher:
+    return Dispatcher(SETTINGS, pipeline, sent, lambda topic: 4, reply_cache, TAKEN_DOWN)  # type: ignore[arg-type]
 
 
 def begin(dispatcher: Dispatcher, *records: Any, now_ms: int = NOW_MS) -> InFlightBatch:
@@ -165,11 +171,20 @@ def test_a_repeated_request_is_answered_once_and_replied_to_each_time(
     assert len({reply for correlation, reply in found if correlation != b"b"}) == 1
 
 
+@pytest.mark.parametrize("ahead_ms", [3_600_000, -3_600_000])
+def test_a_clock_that_jumps_gives_a_repeated_request_no_second_list(dispatcher, pipeline, sent, ahead_ms) -> None:
+    handle(dispatcher, record("ann", headers=headers(b"1")))
+    assert handle(dispatcher, record("ann", headers=headers(b"2")), now_ms=NOW_MS + ahead_ms) is None
+    assert list(pipeline.waited_ms) == ["r-ann"]
+    assert len(correlations(sent)) == 2 and len({reply for _, reply in correlations(sent)}) == 1
+
+
 def test_a_request_is_answered_anew_when_its_reply_is_forgotten(
-    dispatcher: Dispatcher, pipeline: Pipeline, sent: Sent
+    dispatcher: Dispatcher, pipeline: Pipeline, sent: Sent, reply_cache: ReplyCache[ParsedRequest]
 ) -> None:
     handle(dispatcher, record("ann", headers=headers(b"1")))
     assert pipeline.waited_ms.pop("r-ann") == 0.0
+    reply_cache.look(60_000)
     handle(dispatcher, record("ann", age_ms=-60_000, headers=headers(b"2")), now_ms=NOW_MS + 60_000)
     assert list(pipeline.waited_ms) == ["r-ann"]
     assert len(correlations(sent)) == 2
