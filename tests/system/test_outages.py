@@ -25,7 +25,7 @@ from indexer.collection import Index
 from indexer.errors import IndexUnavailable
 from infra.local.broker import start_broker
 from infra.local.milvus_server import start_milvus
-from infra.local.processes import broker_part
+from infra.local.processes import service_part
 from infra.local.stack import milvus_answers
 from infra.local.supervisor import Supervisor
 from infra.platform.kafka_clients import client_options, close_producer, kafka_python_options
@@ -201,7 +201,7 @@ def test_a_broker_whose_disk_is_full_says_so_and_has_all_that_it_acknowledged_wh
         broker = start_broker(Settings(data_dir=tmp_path, kafka=Kafka(partitions=1)))
         said: list[str] = []
         with Supervisor(lambda process, what: said.append(f"{process} {what}")) as supervisor:
-            supervisor.add(broker_part(broker), broker.process)
+            supervisor.add(service_part(broker), broker.process)
             settings = fill_in(broker.settings, broker.bootstrap, "")
             topics.create_topics(settings.kafka)
             hog = fill(tmp_path / "kafka", 2_000_000)
