@@ -1,5 +1,5 @@
 """What a request costs and what a serving worker takes: whole requests beside the bare work, the mirror in place of
-Milvus, what ranking costs, memory, the look-up of histories, and the Kafka client below it all.
+Milvus, what ranking costs, memory, and the look-up of histories.
 
 Each part is a table of its own, a module beside this one.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from tests.benchmarks.report import Benchmark
 from tests.benchmarks.serving import (
-    serving_clients,
     serving_hydrate,
     serving_memory,
     serving_mirror,
@@ -22,5 +21,4 @@ PARTS: dict[str, Benchmark] = {
     "ranking": serving_precision.measure,
     "memory": serving_memory.measure,
     "hydrate": serving_hydrate.measure,
-    "clients": serving_clients.measure,
 }
