@@ -24,6 +24,7 @@ from infra.local.stack import milvus_answers
 from infra.platform.run_files import fill_in
 from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
 from tests.harness.needs import NOIDA, require
+from tests.harness.system import stopping
 
 # the same examples in every run, so that a failure is of the change and not of the day;
 # `pytest --hypothesis-profile=default` draws new ones
@@ -101,9 +102,8 @@ def environ_for(kind: str) -> dict[str, str]:
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A running broker that tests share: they must not stop it."""
     data_dir = tmp_path_factory.mktemp(f"broker-{request.param}")
-    running = start_broker(Settings(data_dir=data_dir), environ=environ_for(request.param))
-    yield running
-    running.process.stop()
+    with stopping(start_broker(Settings(data_dir=data_dir), environ=environ_for(request.param))) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +115,9 @@ def kafka(broker: Broker) -> str:
 @pytest.fixture(scope="session")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     """A running Milvus Lite server that tests share."""
-    running = start_milvus(Settings(data_dir=tmp_path_factory.mktemp("milvus")), probe=milvus_answers)
-    yield running
-    running.process.stop()
+    settings = Settings(data_dir=tmp_path_factory.mktemp("milvus"))
+    with stopping(start_milvus(settings, probe=milvus_answers)) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -155,3 +156,26 @@ class Histories(Reader):
         history = self.until(look, f"{what} of {user_id}")
         assert history is not None
         return history
+
+
+class Load(ABC):
+    """Messages of some users, in an order that a seed decides."""
+
+    def __init__(self, traffic: Traffic, seed: int, users: int = 40) -> None:
+        self._traffic, self._rng, self._number = traffic, np.random.default_rng(seed), 0
+        self._users = [f"load-{seed}-{number}" for number in range(users)]
+        self._start_ms = now_ms() - 1_000_000
+
+    def send(self, count: int, per_s: float = 1000.0) -> None:
+        for number in range(count):
+            self.send_one()
+            if number % 20 == 0:
+                time.sleep(20 / per_s)
+        self._traffic.flush()
+
+    @abstractmethod
+    def send_one(self) -> None:
+        """Whatever comes next, without waiting for its acknowledgement."""
+
+    def _user(self) -> str:
+        return self._users[int(self._rng.integers(0, len(self._users)))]

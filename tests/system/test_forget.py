@@ -17,8 +17,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from infra.local.broker import Broker
 from infra.local.processes import process_environ
 from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.run_files import fill_in
-from infra.platform.settings import Forget, Join, Kafka, Settings
+from infra.platform.settings import Forget, Join, Settings
 from models.logs.log import LogError
 from streams import topics
 from streams.dead_letters.box import read_box
@@ -38,7 +37,7 @@ from streams.messages import (
     encode,
 )
 from tests.harness.needs import require_kafka
-from tests.harness.system import Cluster, cli, read_metrics, run_cli, running, wait_until
+from tests.harness.system import Cluster, cli, own_settings, read_metrics, run_cli, running, wait_until
 from tests.harness.traffic import Traffic, now_ms
 
 T = TypeVar("T")
@@ -57,16 +56,8 @@ WORKERS = ("history", "join")
 
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> Settings:
-    kafka = Kafka(topic_prefix=f"f{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=6.0)
-    own = Settings(
-        data_dir=tmp_path,
-        kafka=kafka,
-        join=Join(publish_s=0.2),
-        forget=Forget.model_validate({"secret": "of the test"}),
-    )
-    made = fill_in(own, broker.bootstrap, "")
-    topics.create_topics(made.kafka)
-    return made
+    forget = Forget.model_validate({"secret": "of the test"})
+    return own_settings(broker.bootstrap, tmp_path, join=Join(publish_s=0.2), forget=forget)
 
 
 @pytest.fixture

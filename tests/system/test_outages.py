@@ -35,7 +35,7 @@ from nextwatch_client import RecommendClient, RequestFailed
 from nextwatch_client import client as client_module
 from streams import topics
 from tests.harness.needs import KAFKA, LIBFAKETIME, MOUNT, lack, needs, require
-from tests.harness.outages import Memory, Replies, System, running_outages
+from tests.harness.outages import Replies, System, running_outages
 from tests.harness.system import wait_until
 from tests.harness.traffic import Reader
 
@@ -55,12 +55,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 def live_through(system: System, outage: contextlib.AbstractContextManager[object]) -> tuple[Replies, float]:
     """Load before, during and after; what became of the requests, and the seconds until everything works again."""
-    with system.watching(WATCHES_PER_S), system.asking(REQUESTS_PER_S) as asked, Memory(system) as memory:
+    with system.watching(WATCHES_PER_S), system.asking(REQUESTS_PER_S) as asked, system.growing() as grown:
         time.sleep(1.0)
         with outage:
             time.sleep(AWAY_S)
         again_s = system.wait_until_it_works()["request"]
-    grown = memory.grown_mb()
     assert max(grown.values()) < MOST_GROWN_MB, grown
     assert all(process.poll() is None for process in system.processes.values()), "nobody had to be started again"
     return Replies.of(asked), again_s

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,19 +25,19 @@ from infra.operate.status import fetch_samples
 from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
-from infra.platform.run_files import fill_in, read_run_files
-from infra.platform.settings import Kafka, Settings, Trainer
+from infra.platform.run_files import read_run_files
+from infra.platform.settings import Settings, Trainer
 from models.release.bundle import read_bundle
 from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import Epochs, mark
 from streams.kafka.releases import announce
 from streams.messages import ItemVector, TrainingExample, decode, encode
-from streams.topics import create_topics, partition_of
+from streams.topics import partition_of
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress, batches
 from tests.harness.needs import KAFKA, needs, require_kafka
 from tests.harness.slow_trainer import GATE, SLOW
-from tests.harness.system import Cluster, process, wait_for_health, wait_until
+from tests.harness.system import Cluster, own_settings, process, wait_for_health, wait_until
 from tests.harness.traffic import Histories, Reader, Traffic
 from tests.unit.serving.worlds import ITEMS, train_small
 from tests.unit.streams.trainer.test_learner import example
@@ -126,13 +125,8 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    own = Settings(
-        data_dir=tmp_path_factory.mktemp("trainers"),
-        kafka=Kafka(topic_prefix=f"f{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=SESSION_S),
-        trainer=Trainer(batch=BATCH),
-    )
-    settings = fill_in(own, kafka, "")
-    create_topics(settings.kafka)
+    data_dir, of_kafka = tmp_path_factory.mktemp("trainers"), {"partitions": PARTITIONS, "session_timeout_s": SESSION_S}
+    settings = own_settings(kafka, data_dir, kafka=of_kafka, trainer=Trainer(batch=BATCH))
     manifest = train_small(settings.bundles_dir)
     announce(settings.kafka, published(manifest))
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:

@@ -26,9 +26,8 @@ from infra.local.stack import COMMANDS
 from infra.platform import metrics
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import client_options, kafka_python_options
-from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.run_files import read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
-from infra.platform.settings import Kafka as KafkaSettings
 from models.retrieval.incremental import STATE_COLUMNS
 from nextwatch_client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
@@ -38,12 +37,22 @@ from streams.topics import (
     RECOMMEND_REQUESTS,
     TRAINING_EXAMPLES,
     WATCH_EVENTS,
-    create_topics,
     partition_of,
 )
 from streams.trainer.learner import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
-from tests.harness.system import ALL, Cluster, cli, process, run_cli, wait_for_health, wait_until, with_section
+from tests.harness.system import (
+    ALL,
+    Cluster,
+    cli,
+    own_settings,
+    process,
+    run_cli,
+    running,
+    wait_for_health,
+    wait_until,
+    with_section,
+)
 from tests.harness.traffic import (
     CHANNELS,
     PER_CHANNEL,
@@ -140,22 +149,18 @@ def until_trending(client: RecommendClient, viewer: str) -> RecommendReply:
 @pytest.fixture(scope="module")
 def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that began without any log and got its first release from what its topics held."""
-    settings = fill_in(
-        Settings(
-            data_dir=tmp_path_factory.mktemp("system"),
-            kafka=KafkaSettings(topic_prefix=f"w{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS),
-            model=MODEL,
-            ranker=RANKER,
-            indexer=Indexer(window_s=0.1),
-            serving=Serving(max_k=EVERYTHING, candidates=EVERYTHING, heartbeat_s=0.5, deadline_s=WAIT_S),
-        ),
+    settings = own_settings(
         kafka,
+        tmp_path_factory.mktemp("system"),
         milvus_uri,
+        kafka={"partitions": PARTITIONS},
+        model=MODEL,
+        ranker=RANKER,
+        indexer=Indexer(window_s=0.1),
+        serving=Serving(max_k=EVERYTHING, candidates=EVERYTHING, heartbeat_s=0.5, deadline_s=WAIT_S),
     )
-    create_topics(settings.kafka)
     with contextlib.ExitStack() as stack:
-        processes = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in ALL}
-        wait_for_health(settings, *processes.values())
+        processes = stack.enter_context(running(settings))
         log, items = past(seed=1, until_ms=now_ms())
         log.write_parquet(settings.data_dir / "log.parquet")
         items.write_parquet(settings.data_dir / "items.parquet")

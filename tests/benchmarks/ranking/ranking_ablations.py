@@ -24,11 +24,10 @@ from tests.benchmarks.ranking.ranking_ground import (
     Ground,
     Part,
     kuairand_ground,
-    say,
     world_ground,
 )
 from tests.benchmarks.ranking.ranking_judged import Judged, differences_row, judged, predicted, trained, values_row
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 QUICK_USERS = 0.2
@@ -157,7 +156,3 @@ def _settings(quick: bool, examples: int) -> Ranker:
 
 def _chosen(variants: Sequence[Variant], quick: bool) -> list[Variant]:
     return [variant for variant in variants if not quick or variant.name in QUICK]
-
-
-if __name__ == "__main__":
-    main("ranking_ablations", measure)

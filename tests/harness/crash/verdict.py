@@ -6,8 +6,9 @@ a crash of the trainer is not a finding but a number, and has a bound.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,15 +137,19 @@ def check_ranking_examples(verdict: Verdict, settings: Settings, events: Events)
 
 
 def held_examples(settings: Settings, again: Counter[str]) -> dict[Place, RankingExample]:
-    """The highest revision holds, of equal ones the last."""
-    held: dict[Place, RankingExample] = {}
-    for record in read_all(settings, topics.RANKING_EXAMPLES):
+    return held(read_all(settings, topics.RANKING_EXAMPLES), again)
+
+
+def held(records: Iterable[Any], again: Counter[str]) -> dict[Place, RankingExample]:
+    """By impression the example that holds: the highest revision, of equal ones the last."""
+    found: dict[Place, RankingExample] = {}
+    for record in records:
         example = decode(RankingExample, record.value, max_bytes=MOST_BYTES)
         place = example.partition, example.offset
-        again["ranking examples"] += place in held and example.revision == held[place].revision
-        if place not in held or example.revision >= held[place].revision:
-            held[place] = example
-    return held
+        again["ranking examples"] += place in found and example.revision == found[place].revision
+        if place not in found or example.revision >= found[place].revision:
+            found[place] = example
+    return found
 
 
 def statistics_of(settings: Settings) -> dict[bytes, StatisticsRow]:
@@ -188,12 +193,8 @@ def check_index(verdict: Verdict, settings: Settings, bundle: Bundle) -> None:
     expected = dict(zip(bundle.model.item_ids, bundle.model.item_vectors(), strict=True))
     expected |= {item: np.frombuffer(row.vector, "<f4") for item, row in rows.items()}
     down = items_down(settings)
-    index = Index(settings.milvus)
-    try:
-        found = index.vectors(version, sorted(expected))
-        count = index.count(version)
-    finally:
-        index.close()
+    with contextlib.closing(Index(settings.milvus)) as index:
+        found, count = index.vectors(version, sorted(expected)), index.count(version)
     verdict.compared["rows in the index"] += len(expected)
     verdict.lost += [f"row of {item} in the index" for item in expected.keys() - found.keys() - down]
     verdict.doubled += [f"row of {item}, which is down, in the index" for item in found.keys() & down]
