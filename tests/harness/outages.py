@@ -13,14 +13,13 @@ import signal
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from kafka import KafkaProducer
@@ -34,18 +33,19 @@ from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
-from models.retrieval.incremental import STATE_COLUMNS
 from nextwatch_client import RecommendClient
 from streams import messages, topics
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
 from tests.benchmarks.reliability.soak import resident_mb
 from tests.harness.beside import beside, paced
+from tests.harness.crash.replay import read_all
+from tests.harness.crash.verdict import trending_counts
 from tests.harness.needs import LIBFAKETIME
 from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.service import READY_S, Releases, Service, Size, train_releases
 from tests.harness.system import services, wait_until
-from tests.harness.traffic import Histories, Reader, Traffic, now_ms
+from tests.harness.traffic import Histories, Reader, Traffic, now_ms, total_of, vector_of
 
 PATIENCE_S = 180.0
 PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
@@ -235,7 +235,7 @@ class System:
         return {
             "histories": self._of_histories(),
             "learnt": difference(watched, self._learnt()),
-            "trending": difference(watched, self._trending()),
+            "trending": difference(watched, trending_counts(self.settings)),
             "joined": self._of_impressions(),
             "index": self._of_index(),
         }
@@ -260,30 +260,14 @@ class System:
         """How often each item was learnt since the release, as its row says."""
         model = self.releases.bundles[0].model
         before = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
-        totals = {item: np.frombuffer(row.state, STATE_COLUMNS)["total"][0] for item, row in self.rows().items()}
-        return Counter({item: round(float(total) - before.get(item, 0.0)) for item, total in totals.items()})
-
-    def _trending(self) -> Counter[str]:
-        """How often each item counts as watched (the half-life of these settings is as good as endless)."""
-        with contextlib.closing(Reader(self.settings.kafka, topics.TRENDING)) as reader:
-            reader.to_the_end()
-            newest = [decode(messages.Trending, each.value) for each in reader.newest().values() if each.value]
-        counts: defaultdict[str, float] = defaultdict(float)
-        for each in newest:
-            if each.scope == "global":
-                for item, count in each.items:
-                    counts[item] += count
-        return Counter({item: round(count) for item, count in counts.items()})
+        return Counter({item: round(total_of(row) - before.get(item, 0.0)) for item, row in self.rows().items()})
 
     def _of_impressions(self) -> tuple[int, int]:
         """Impressions without an example, and of one request more than one. Windows are short here. An impression that
         was sent twice, since its first acknowledgement was lost, has one."""
-        with (
-            contextlib.closing(Reader(self.settings.kafka, topics.IMPRESSIONS)) as shown,
-            contextlib.closing(Reader(self.settings.kafka, topics.RANKING_EXAMPLES)) as made,
-        ):
-            impressions = [decode(Impression, each.value, max_bytes=len(each.value)) for each in shown.to_the_end()]
-            examples = [decode(RankingExample, each.value, max_bytes=len(each.value)) for each in made.to_the_end()]
+        shown, made = (read_all(self.settings, topic) for topic in (topics.IMPRESSIONS, topics.RANKING_EXAMPLES))
+        impressions = [decode(Impression, each.value, max_bytes=len(each.value)) for each in shown]
+        examples = [decode(RankingExample, each.value, max_bytes=len(each.value)) for each in made]
         found = {(each.impression.request_id, each.partition, each.offset) for each in examples}
         requests = {request_id for request_id, *_ in found}
         return len({each.request_id for each in impressions} - requests), len(found) - len(requests)
@@ -291,14 +275,12 @@ class System:
     def _of_index(self) -> tuple[int, int]:
         """Items whose vector in the index is not that of their newest row; there is no second one of an item."""
         version = self.releases.bundles[0].manifest.version
-        index = Index(self.settings.milvus)
+        rows = {item: vector_of(row) for item, row in self.rows().items()}
         try:
-            rows = {item: np.frombuffer(row.vector, "<f4") for item, row in self.rows().items()}
-            found = index.vectors(version, list(rows))
+            with contextlib.closing(Index(self.settings.milvus)) as index:
+                found = index.vectors(version, list(rows))
         except Exception:  # Milvus is not back yet: looked at again
             return len(rows), 0
-        finally:
-            index.close()
         right = [item for item in rows if item in found and np.allclose(found[item][1], rows[item], atol=1e-5)]
         return len(rows) - len(right), 0
 
@@ -354,7 +336,7 @@ class WallClock:
 
 
 @contextlib.contextmanager
-def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[System]:
+def running_outages(data_dir: Path) -> Iterator[System]:
     """Broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite and every process of ours, answering from a release.
     Where libfaketime is found, `clock` is our processes' wall clock."""
     settings = Settings(
@@ -366,7 +348,7 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
         serving=Serving(heartbeat_s=0.5),
         embedded=Embedded(ready_timeout_s=READY_S),
     )
-    releases = train_releases(settings.bundles_dir, 1, size or Size(), now_ms=now_ms())
+    releases = train_releases(settings.bundles_dir, 1, Size(), now_ms=now_ms())
     with contextlib.ExitStack() as stack:
         settings, broker, milvus = stack.enter_context(services(settings))
         traffic = stack.enter_context(contextlib.closing(Traffic(settings.kafka)))
@@ -374,26 +356,24 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
         service.tell_known()
         library = LIBFAKETIME.find()
         clock = WallClock(library, data_dir / "clock") if library else None
-        environ = clock.environ if clock else {}
-        with patch.dict(os.environ, environ):
-            for name in PROCESSES:
-                service.start(name)
+        service.environ = clock.environ if clock else {}
+        for name in PROCESSES:
+            service.start(name)
         service.wait_ready(*PROCESSES)
         service.wait_served(service.publish(0))
         readers = Reader(settings.kafka, topics.ITEM_VECTORS), Histories(settings.kafka)
         for reader in readers:
             stack.callback(reader.close)
-        with beside(lambda stop: start_again(service, environ, stop), "supervisor"):
+        with beside(lambda stop: start_again(service, stop), "supervisor"):
             yield System(settings, releases, broker, milvus, service, *readers, clock)
 
 
-def start_again(service: Service, environ: Mapping[str, str], stop: threading.Event) -> None:
+def start_again(service: Service, stop: threading.Event) -> None:
     """As a supervisor does, those that have stepped aside because the group had gone on without them; no others."""
     while not stop.wait(0.2):
         for name, process in list(service.processes.items()):
             if process.poll() == EXIT_AGAIN:
-                with patch.dict(os.environ, environ):
-                    service.start(name)
+                service.start(name)
 
 
 def ask_and_wait(bootstrap: str, partitions: str, user: str, count: str) -> None:

@@ -144,11 +144,12 @@ class Service:
     traffic: Traffic
     stack: contextlib.ExitStack
     processes: dict[str, GuardedProcess] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)  # more than what processes need
 
     def start(self, name: str, command: str = "") -> GuardedProcess:
         """Start a process of ours (`command`: which, when it is not its name)."""
         how = cli(*COMMANDS[command or name])
-        self.processes[name] = self.stack.enter_context(process(self.settings, name, how))
+        self.processes[name] = self.stack.enter_context(process(self.settings, name, how, self.environ))
         return self.processes[name]
 
     def wait_ready(self, *names: str) -> None:

@@ -16,6 +16,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
@@ -49,16 +50,19 @@ def cli(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "infra.cli", *arguments]
 
 
-def run_cli(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> str:
-    """Run a command of ours to its end; its output. Raises AssertionError with all it said when it fails."""
-    done = subprocess.run(
-        cli(*arguments),
-        env=process_environ(settings, os.environ),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
+def try_cli(
+    settings: Settings, *arguments: str, timeout_s: float = 60.0, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours to its end."""
+    environ = process_environ(settings, os.environ)
+    return subprocess.run(
+        cli(*arguments), env=environ, timeout=timeout_s, input=stdin, capture_output=True, text=True, check=False
     )
+
+
+def run_cli(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> str:
+    """The same; its output. Raises AssertionError with all it said when it fails."""
+    done = try_cli(settings, *arguments, timeout_s=timeout_s)
     assert done.returncode == 0, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -123,10 +127,12 @@ def running(
 
 
 @contextlib.contextmanager
-def process(settings: Settings, name: str, command: Sequence[str]) -> Iterator[GuardedProcess]:
-    """One process of this checkout with exactly these settings."""
+def process(
+    settings: Settings, name: str, command: Sequence[str], more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[GuardedProcess]:
+    """One process of this checkout with exactly these settings; `more` variables for it."""
     here = str(Path(__file__).parents[2])  # for commands that live in tests/
-    environ = process_environ(settings, os.environ)
+    environ = process_environ(settings, os.environ) | dict(more)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH")]))
     started = start_guarded(
         name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0

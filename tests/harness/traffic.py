@@ -15,8 +15,9 @@ from kafka import KafkaProducer
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
+from models.retrieval.incremental import STATE_COLUMNS
 from streams.kafka.follow import TopicFollower
-from streams.messages import Item, UserHistory, WatchEvent, decode, encode
+from streams.messages import Item, ItemVector, UserHistory, WatchEvent, decode, encode
 from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS, partition_of
 
 T = TypeVar("T")
@@ -69,6 +70,15 @@ def users_by_crc(at_home: int, astray: int, partitions: int) -> list[str]:
         user = f"crc-{uuid.uuid4().hex[:8]}"
         found[zlib.crc32(user.encode()) % partitions == partition_of(user, partitions)].append(user)
     return found[True][:at_home] + found[False][:astray]
+
+
+def total_of(row: ItemVector) -> float:
+    """All watches that a row of the trainer has ever counted."""
+    return float(np.frombuffer(row.state, STATE_COLUMNS)["total"][0])
+
+
+def vector_of(row: ItemVector) -> np.ndarray:
+    return np.frombuffer(row.vector, "<f4")
 
 
 class Traffic:

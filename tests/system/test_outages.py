@@ -36,7 +36,7 @@ from nextwatch_client import client as client_module
 from streams import topics
 from tests.harness.needs import KAFKA, LIBFAKETIME, MOUNT, lack, needs, require
 from tests.harness.outages import Replies, System, running_outages
-from tests.harness.system import wait_until
+from tests.harness.system import stopping, wait_until
 from tests.harness.traffic import Reader
 
 pytestmark = needs(KAFKA, "noida loses what it has acknowledged when it is killed")
@@ -244,9 +244,11 @@ def producing(settings: Settings) -> Iterator[Callable[[int], bool]]:
 def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_over_a_crash_afterwards(tmp_path: Path):
     """Half a record lies in its log then: what is written behind it must be found after a crash all the same."""
     rng = np.random.default_rng(1)
-    with small_disk(tmp_path / "milvus", 40):
-        server = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
-        index = Index(Milvus(uri=server.uri, timeout_s=10))
+    with (
+        small_disk(tmp_path / "milvus", 40),
+        stopping(start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)) as server,
+        contextlib.closing(Index(Milvus(uri=server.uri, timeout_s=10))) as index,
+    ):
         written: dict[str, np.ndarray] = {}
 
         def write(first: int) -> None:
@@ -255,25 +257,21 @@ def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_o
             index.upsert("v1", ids, vectors, [1] * 200)
             written.update(zip(ids, vectors, strict=True))
 
-        try:
-            index.create("v1", 64)
-            write(0)
-            index.flush("v1")
-            hog = fill(tmp_path / "milvus", 1_500_000)
-            with pytest.raises(IndexUnavailable, match="No space left"):
-                for number in range(1, 100):
-                    write(200 * number)
-            assert index.search("v1", rng.normal(size=(1, 64)).astype(np.float32), 10)[0][0], "it answers meanwhile"
-            hog.unlink()
-            write(50_000)
-            write(60_000)
-            server.process.kill()
-            server.restart()
-            wait_until(server.is_ready, "Milvus", PATIENCE_S)
-            index.load("v1")
-            found = index.vectors("v1", list(written))
-            assert [item for item in written if item not in found] == []
-            assert all(np.allclose(found[item][1], vector, atol=1e-5) for item, vector in written.items())
-        finally:
-            index.close()
-            server.process.stop()
+        index.create("v1", 64)
+        write(0)
+        index.flush("v1")
+        hog = fill(tmp_path / "milvus", 1_500_000)
+        with pytest.raises(IndexUnavailable, match="No space left"):
+            for number in range(1, 100):
+                write(200 * number)
+        assert index.search("v1", rng.normal(size=(1, 64)).astype(np.float32), 10)[0][0], "it answers meanwhile"
+        hog.unlink()
+        write(50_000)
+        write(60_000)
+        server.process.kill()
+        server.restart()
+        wait_until(server.is_ready, "Milvus", PATIENCE_S)
+        index.load("v1")
+        found = index.vectors("v1", list(written))
+        assert [item for item in written if item not in found] == []
+        assert all(np.allclose(found[item][1], vector, atol=1e-5) for item, vector in written.items())

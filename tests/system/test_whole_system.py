@@ -28,7 +28,6 @@ from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
-from models.retrieval.incremental import STATE_COLUMNS
 from nextwatch_client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
@@ -63,7 +62,9 @@ from tests.harness.traffic import (
     item_id,
     now_ms,
     past,
+    total_of,
     users_by_crc,
+    vector_of,
 )
 
 pytestmark = on_both_brokers
@@ -397,15 +398,15 @@ def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):
     system.traffic.watch(f"{tag}-back", resting)
     system.traffic.watch(f"{tag}-back", fresh)
     rows = {
-        item: system.row(item, lambda row, item=item, more=more: watched(row) == watched(before[item]) + more, "counts")
+        item: system.row(item, lambda row, total=total_of(before[item]) + more: total_of(row) == total, "counts")
         for item, more in ((learnt, 3), (resting, 1), (fresh, 1))
     }
     for item, row in rows.items():
         assert row.version == before[item].version and row.step > before[item].step
-        moved = np.linalg.norm(vector(row)[:-1] - vector(before[item])[:-1])
+        moved = np.linalg.norm(vector_of(row)[:-1] - vector_of(before[item])[:-1])
         assert moved < 0.2, f"{item} went on from where it was"
     wait_for_rest(system)  # whatever is counted twice is published by then
-    again = {item: watched(system.row(item, lambda row: True, "a row")) - watched(before[item]) for item in rows}
+    again = {item: total_of(system.row(item, lambda row: True, "a row")) - total_of(before[item]) for item in rows}
     assert again == {learnt: 3, resting: 1, fresh: 1}
     after = progress_of(system)
     assert after.next_offset >= progress.next_offset + 5
@@ -423,15 +424,6 @@ def wait_for_rest(system: System) -> None:
 def progress_of(system: System) -> Progress:
     row = system.row(PROGRESS_KEY.decode(), lambda row: True, "progress")
     return msgspec.msgpack.decode(row.state, type=Progress)
-
-
-def watched(row: ItemVector) -> float:
-    """All watches that this row has ever counted."""
-    return float(np.frombuffer(row.state, STATE_COLUMNS)["total"][0])
-
-
-def vector(row: ItemVector) -> np.ndarray:
-    return np.frombuffer(row.vector, "<f4")
 
 
 def test_a_second_release_is_swapped_in_under_load_without_a_mixed_or_lost_reply(system):

@@ -24,6 +24,7 @@ from tests.benchmarks.report import Report, histogram_quantile, percentiles, qua
 from tests.harness.beside import beside
 from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.system import read_metrics, running_release
+from tests.harness.traffic import now_ms as clock_ms
 
 EVENTS_PER_S, REQUESTS_PER_S = 200.0, 20.0
 STEADY_SHARE = 0.5  # of the requests; the others ask for users who have just watched
@@ -36,7 +37,7 @@ def measure(report: Report, quick: bool) -> None:
     seconds, events = (15, 20_000) if quick else (90, 60_000)
     report.title = f"freshness: {EVENTS_PER_S:.0f} events/s and {REQUESTS_PER_S:.0f} requests/s for {seconds} s"
     report.note(NOTICE)
-    now_ms = _now_ms()
+    now_ms = clock_ms()
     world = World(seed=3, start_ms=now_ms, events_per_s=EVENTS_PER_S)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
     with running_release(log, items) as (settings, version):
@@ -55,7 +56,7 @@ class Feed:
     def step(self) -> None:
         """What has happened by now."""
         with self._lock:
-            happened = self.world.step(_now_ms())
+            happened = self.world.step(clock_ms())
         for item in happened.items:
             self._send(ITEMS, item.item_id, item)
         for watch in happened.watches:
@@ -72,7 +73,7 @@ class Feed:
     def watch_something(self) -> WatchEvent:
         """Somebody watches one of the older videos to its end, now."""
         with self._lock:
-            user, now_ms = self.world.visitors(1)[0], _now_ms()
+            user, now_ms = self.world.visitors(1)[0], clock_ms()
             watch = self.world.watch(user, f"v{now_ms % 1000:06d}", now_ms, share=1.0)
         self._send(WATCH_EVENTS, user, watch)
         return watch
@@ -80,7 +81,7 @@ class Feed:
     def watch_new(self) -> str:
         """A new video appears and one of the channel's friends watches it at once; its id."""
         with self._lock:
-            now_ms = _now_ms()
+            now_ms = clock_ms()
             channels = self.world.population.channel_names
             item = self.world.publish(channels[now_ms % len(channels)], now_ms)
             fan = self.world.fans(item.channel or "", now_ms, 1)[0]
@@ -98,7 +99,7 @@ class Feed:
 
 def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds: float) -> None:
     """Let the world live for a while, with probes going on beside it."""
-    feed.world.idle_until(_now_ms())
+    feed.world.idle_until(clock_ms())
     before = {name: read_metrics(settings, name) for name in ("history", "indexer")}
     began_s, asked = time.monotonic(), list[Asked]()
     with contextlib.ExitStack() as stack:
@@ -205,7 +206,3 @@ def every(pause_s: float, work: Callable[[], None]) -> contextlib.AbstractContex
 def add_row(report: Report, what: str, seconds: list[float]) -> None:
     row = {"what": what, "n": len(seconds), **percentiles(seconds, "s")}
     report.add(**row, **{"max s": max(seconds, default=float("nan"))})
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

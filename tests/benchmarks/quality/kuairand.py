@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
-from typing import Any
 
 import polars as pl
 
@@ -56,7 +55,9 @@ def measure(report: Report, quick: bool) -> None:
     ):
         replay(past, settings, items=items)  # the histories as they were on the evening of 3 May
         wait_until(lambda: is_worked_off(cluster), "histories of the past", PATIENCE_S, every_s=0.5)
-        trained_s = seconds_of(lambda: release(settings, past, items))
+        began_s = time.monotonic()
+        release(settings, past, items)
+        trained_s = time.monotonic() - began_s
         wait_for_health(settings, *processes.values())
         wait_until(lambda: is_worked_off(cluster), "the trainer", PATIENCE_S, every_s=0.5)
         run(report, settings, cluster, live, past.height, trained_s)
@@ -164,9 +165,3 @@ def wait_for_vectors(settings: Settings) -> None:
 
 def read_all(settings: Settings) -> dict[str, dict[str, float]]:
     return {name: read_metrics(settings, name) for name in ("history", "trainer", "indexer")}
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    began_s = time.monotonic()
-    work()
-    return time.monotonic() - began_s

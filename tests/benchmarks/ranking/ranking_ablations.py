@@ -101,12 +101,9 @@ def measure(report: Report, quick: bool) -> None:
     if quick:
         return
     short = kuairand_ground(history=False)
-    found = judged(part, predicted(trained(short, short.at(0.8), _settings(quick, cut)), part_of(short)))
+    same = short.part(short.at(0.8), short.at(0.9))
+    found = judged(part, predicted(trained(short, short.at(0.8), _settings(quick, cut)), same))
     report.add(**row_of(Variant("without the long watches of before 25 April", ""), found, base))
-
-
-def part_of(ground: Ground) -> Part:
-    return ground.part(ground.at(0.8), ground.at(0.9))
 
 
 def measure_world(report: Report, quick: bool) -> None:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from indexer.collection import Index
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle
-from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import CLAIM
 from streams.messages import (
@@ -35,6 +34,7 @@ from streams.trainer.learner import PROGRESS_KEY
 from tests.harness.crash import replay
 from tests.harness.crash.load import Sent
 from tests.harness.crash.replay import Content, Events, Place, read_all
+from tests.harness.traffic import total_of, vector_of
 
 MOST_BYTES = 8_000_000
 BATCHES_AGAIN = 2  # most that a crash of the trainer has learnt twice
@@ -159,13 +159,18 @@ def statistics_of(settings: Settings) -> dict[bytes, StatisticsRow]:
 
 def check_trending(verdict: Verdict, settings: Settings, events: Events) -> None:
     """Counts hardly decay in these settings: they are the watches, each once."""
+    verdict.compare("trending", replay.trending(events, settings), trending_counts(settings))
+
+
+def trending_counts(settings: Settings) -> Counter[str]:
+    """How often each item counts as watched; of settings in which nothing decays."""
     newest = {record.key: record.value for record in read_all(settings, topics.TRENDING)}
     counts = Counter[str]()
     for value in newest.values():
         message = decode(Trending, value, max_bytes=MOST_BYTES) if value is not None else None
         if message is not None and message.scope == "global":
             counts.update(dict(message.items))
-    verdict.compare("trending", replay.trending(events, settings), {item: round(n) for item, n in counts.items()})
+    return Counter({item: round(count) for item, count in counts.items()})
 
 
 def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bundle, trainer_deaths: int) -> None:
@@ -174,7 +179,7 @@ def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bun
     learnt = Counter(replay.examples(events, settings).values())
     model = bundle.model
     released = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
-    totals = {item: _total(row) for item, row in newest_rows(settings, bundle).items() if row.state}
+    totals = {item: total_of(row) for item, row in newest_rows(settings, bundle).items() if row.state}
     for item, count in learnt.items():
         extra = round(totals.get(item, released.get(item, 0.0)) - released.get(item, 0.0)) - count
         verdict.compared["examples in rows"] += count
@@ -191,7 +196,7 @@ def check_index(verdict: Verdict, settings: Settings, bundle: Bundle) -> None:
     version = bundle.manifest.version
     rows = newest_rows(settings, bundle)
     expected = dict(zip(bundle.model.item_ids, bundle.model.item_vectors(), strict=True))
-    expected |= {item: np.frombuffer(row.vector, "<f4") for item, row in rows.items()}
+    expected |= {item: vector_of(row) for item, row in rows.items()}
     down = items_down(settings)
     with contextlib.closing(Index(settings.milvus)) as index:
         found, count = index.vectors(version, sorted(expected)), index.count(version)
@@ -225,10 +230,6 @@ def rows_of(settings: Settings) -> list[tuple[str, ItemVector]]:
 def items_down(settings: Settings) -> set[str]:
     newest = {record.key.decode(): record.value for record in read_all(settings, topics.ITEMS)}
     return {item for item, value in newest.items() if value is None or b'"available":false' in value}
-
-
-def _total(row: ItemVector) -> float:
-    return float(np.frombuffer(row.state, STATE_COLUMNS)[0]["total"])
 
 
 def _rounded(seconds: Mapping[Place, list[float]]) -> dict[Place, list[float]]:
