@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 from kafka import KafkaProducer
@@ -29,9 +28,7 @@ from infra.local.broker import Broker
 from infra.local.milvus_server import MilvusServer
 from infra.local.stack import COMMANDS
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options, kafka_python_options
-from infra.platform.run_files import read_run_files
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from nextwatch_client import RecommendClient
 from streams import messages, topics
@@ -180,16 +177,8 @@ class System:
 
     # --- what is there -----------------------------------------------------------------------------------------------
 
-    def health(self) -> dict[str, dict[str, Any]]:
-        """/health of each process by its name here."""
-        records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
-        return {
-            name: fetch_health(records[process.pid]) if process.pid in records else {"ready": False}
-            for name, process in self.processes.items()
-        }
-
     def all_ready(self) -> bool:
-        return all(each["ready"] for each in self.health().values())
+        return all(each["ready"] for each in self.service.health().values())
 
     def wait_until_it_works(self) -> dict[str, float]:
         """Seconds until the services answer, all are ready, a new watch is in its history, and a new request is

@@ -24,6 +24,8 @@ from infra.local.stack import COMMANDS
 from infra.operate.releases import read_topic
 from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
 from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
@@ -154,6 +156,14 @@ class Service:
 
     def wait_ready(self, *names: str) -> None:
         wait_for_health(self.settings, *(self.processes[name] for name in names), timeout_s=READY_S)
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """/health of each process by its name here."""
+        records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
+        return {
+            name: fetch_health(records[process.pid]) if process.pid in records else {"ready": False}
+            for name, process in self.processes.items()
+        }
 
     def publish(self, number: int) -> str:
         """Announce a bundle as `nextwatch train` does; its version."""

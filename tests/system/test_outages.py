@@ -78,7 +78,7 @@ def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: Syste
     def away() -> Iterator[None]:
         with system.milvus_killed():
             yield
-            reasons.update(system.health()["indexer"]["reasons"])
+            reasons.update(system.service.health()["indexer"]["reasons"])
 
     replies, _ = live_through(system, away())
     assert any("Milvus" in reason for reason in reasons), "it says what it waits for"
@@ -135,7 +135,7 @@ def test_slow_consumers_harm_nobody_else(system: System):
             os.kill(slow.pid, signal.SIGSTOP)
             with system.stopped(system.processes["indexer"].pid):
                 yield
-                others = {name: each for name, each in system.health().items() if name != "indexer"}
+                others = {name: each for name, each in system.service.health().items() if name != "indexer"}
                 assert all(each["ready"] for each in others.values()), others
             os.kill(slow.pid, signal.SIGCONT)
 

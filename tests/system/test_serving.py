@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options
-from infra.platform.run_files import read_run_files
 from nextwatch_client import RecommendClient
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
 from tests.harness.needs import KAFKA, needs
@@ -50,9 +48,7 @@ def wait_settled(service: Service, servers: Sequence[str] = SERVERS) -> None:
 
 
 def is_settled(service: Service, servers: Sequence[str]) -> bool:
-    own = {service.processes[name].pid for name in servers}
-    records = [each for each in read_run_files(service.settings.run_dir) if each["pid"] in own]
-    health = [each for each in map(fetch_health, records) if "partitions" in each]
+    health = [each for name, each in service.health().items() if name in servers and "partitions" in each]
     answered = sorted(number for each in health for number in each["partitions"])
     shares = [bool(each["ready"] and each["partitions"]) for each in health]
     return answered == list(range(PARTITIONS)) and shares == [True] * len(servers)
