@@ -13,26 +13,18 @@ import numpy as np
 
 from indexer.collection import MOST_HITS, Index
 from indexer.errors import IndexFailure
-from infra.operate.replay import replay
 from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
 from nextwatch_client import RecommendClient, RecommendRequest
 from streams.messages import WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS
-from tests.benchmarks.load import create_load, steady_requests
-from tests.benchmarks.report import Report, histogram_quantile, main, quantile
+from tests.benchmarks.load import create_load
+from tests.benchmarks.report import Report, histogram_quantile, percentiles, quantile
 from tests.harness.beside import beside
-from tests.harness.system import (
-    Cluster,
-    embedded,
-    read_metrics,
-    release,
-    running,
-    temporary_settings,
-    wait_for_health,
-    wait_until,
-)
+from tests.harness.requests import Asked, steady, wait_for_replies
+from tests.harness.system import read_metrics, running_release
+from tests.harness.traffic import now_ms as clock_ms
 
 EVENTS_PER_S, REQUESTS_PER_S = 200.0, 20.0
 STEADY_SHARE = 0.5  # of the requests; the others ask for users who have just watched
@@ -45,15 +37,10 @@ def measure(report: Report, quick: bool) -> None:
     seconds, events = (15, 20_000) if quick else (90, 60_000)
     report.title = f"freshness: {EVENTS_PER_S:.0f} events/s and {REQUESTS_PER_S:.0f} requests/s for {seconds} s"
     report.note(NOTICE)
-    now_ms = _now_ms()
+    now_ms = clock_ms()
     world = World(seed=3, start_ms=now_ms, events_per_s=EVENTS_PER_S)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
-    with temporary_settings() as own, embedded(own) as settings, running(settings) as processes:
-        replay(log, settings, items=items)
-        with Cluster(settings.kafka) as cluster:
-            wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
-        version = release(settings, log, items)["version"]
-        wait_for_health(settings, *processes.values())
+    with running_release(log, items) as (settings, version):
         probe(report, settings, Feed(world, settings), version, seconds)
 
 
@@ -69,7 +56,7 @@ class Feed:
     def step(self) -> None:
         """What has happened by now."""
         with self._lock:
-            happened = self.world.step(_now_ms())
+            happened = self.world.step(clock_ms())
         for item in happened.items:
             self._send(ITEMS, item.item_id, item)
         for watch in happened.watches:
@@ -86,7 +73,7 @@ class Feed:
     def watch_something(self) -> WatchEvent:
         """Somebody watches one of the older videos to its end, now."""
         with self._lock:
-            user, now_ms = self.world.visitors(1)[0], _now_ms()
+            user, now_ms = self.world.visitors(1)[0], clock_ms()
             watch = self.world.watch(user, f"v{now_ms % 1000:06d}", now_ms, share=1.0)
         self._send(WATCH_EVENTS, user, watch)
         return watch
@@ -94,7 +81,7 @@ class Feed:
     def watch_new(self) -> str:
         """A new video appears and one of the channel's friends watches it at once; its id."""
         with self._lock:
-            now_ms = _now_ms()
+            now_ms = clock_ms()
             channels = self.world.population.channel_names
             item = self.world.publish(channels[now_ms % len(channels)], now_ms)
             fan = self.world.fans(item.channel or "", now_ms, 1)[0]
@@ -112,22 +99,24 @@ class Feed:
 
 def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds: float) -> None:
     """Let the world live for a while, with probes going on beside it."""
-    feed.world.idle_until(_now_ms())
+    feed.world.idle_until(clock_ms())
     before = {name: read_metrics(settings, name) for name in ("history", "indexer")}
-    began_s = time.monotonic()
+    began_s, asked = time.monotonic(), list[Asked]()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(RecommendClient(client_options(settings.kafka)))
         index = stack.enter_context(contextlib.closing(Index(settings.milvus)))
         stack.callback(feed.close)
         stack.enter_context(every(0.02, feed.step))
-        asked = stack.enter_context(steady_requests(client, feed.visitor, STEADY_SHARE * REQUESTS_PER_S))
+        stack.callback(wait_for_replies, asked, 30.0)
+        rate = STEADY_SHARE * REQUESTS_PER_S
+        stack.enter_context(steady(client, feed.visitor, rate, asked, (), deadline_ms=30_000))
         found_s = stack.enter_context(watching_for_new(feed, index, version))
         fresh_s, probes = follow_watches(feed, client, seconds)
-    lasted_s = time.monotonic() - began_s
+    lasted_s, answered = time.monotonic() - began_s, [each for each in asked if each.reply is not None]
     after = {name: read_metrics(settings, name) for name in before}
     add_row(report, "watch sent to a reply computed from it", fresh_s)
     add_row(report, "first watch of a new item to retrievable", found_s)
-    add_row(report, "request, whole way", [ms / 1000 for ms in asked.latencies_ms])
+    add_row(report, "request, whole way", [each.ms / 1000 for each in answered])
     for what, process, name in (
         ("watch to history (its own metric)", "history", "nextwatch_event_to_history_seconds"),
         ("watch to vector (its own metric)", "indexer", "nextwatch_event_to_vector_seconds"),
@@ -135,10 +124,11 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds:
         p50, p99 = (histogram_quantile(before[process], after[process], name, q) for q in (0.5, 0.99))
         count = after[process].get(f"{name}_count", 0.0) - before[process].get(f"{name}_count", 0.0)
         report.add(**{"what": what, "n": round(count), "p50 s": p50, "p99 s": p99})
-    requests_per_s = (len(asked.latencies_ms) + asked.failed + probes) / lasted_s
+    requests_per_s = (len(asked) + probes) / lasted_s
     report.note(
-        f"load: {feed.sent / lasted_s:.0f} events/s, {requests_per_s:.0f} requests/s; {asked.failed} unanswered, "
-        f"{sum(bool(reply.degraded) for reply in asked.replies)} degraded"
+        f"load: {feed.sent / lasted_s:.0f} events/s, {requests_per_s:.0f} requests/s; "
+        f"{len(asked) - len(answered)} unanswered, "
+        f"{sum(bool(each.reply and each.reply.degraded) for each in answered)} degraded"
     )
     report.bar("watch to reply p99, s", quantile(fresh_s, 0.99), at_most=1.0)
     report.bar("new item to retrievable p99, s", quantile(found_s, 0.99), at_most=5.0)
@@ -214,13 +204,5 @@ def every(pause_s: float, work: Callable[[], None]) -> contextlib.AbstractContex
 
 
 def add_row(report: Report, what: str, seconds: list[float]) -> None:
-    row = {"what": what, "n": len(seconds), "p50 s": quantile(seconds, 0.5), "p99 s": quantile(seconds, 0.99)}
+    row = {"what": what, "n": len(seconds), **percentiles(seconds, "s")}
     report.add(**row, **{"max s": max(seconds, default=float("nan"))})
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-if __name__ == "__main__":
-    main("freshness", measure)
