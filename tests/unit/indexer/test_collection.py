@@ -40,7 +40,7 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
 
 
-def fill(index: Index, rows: np.ndarray, version: str = "a", attributes: Any = None, **how: Any) -> None:
+def fill(index: Index, rows: np.ndarray, version: str = "a", /, *, attributes: Any = None, **how: Any) -> None:
     """A new collection of these rows, flushed and loaded."""
     index.create(version, rows.shape[1], **how)
     index.upsert(version, ids(len(rows)), rows, [0] * len(rows), attributes)
