@@ -13,7 +13,6 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
 from tests.benchmarks.serving.serving_memory import memory_of_release
 from tests.benchmarks.serving.serving_precision import FLOAT32, compared, passes_of
-from tests.benchmarks.serving.serving_raw import distinct_rows
 from tests.benchmarks.serving.serving_requests import batch_between
 from tests.benchmarks.serving.serving_service import Load
 from tests.unit.serving.worlds import ITEMS, train_small
@@ -31,13 +30,6 @@ def test_the_layers_in_float32_give_what_the_ranker_gives() -> None:
     torch.testing.assert_close(found[FLOAT32], sum(own) / 2)
     for kind in ("bfloat16", "bfloat16 by autocast", "int8, dynamic"):
         torch.testing.assert_close(found[kind], found[FLOAT32], atol=0.1, rtol=0.1, msg=kind)
-
-
-def test_the_bare_tower_reads_the_rows_of_the_watched_items_and_no_others() -> None:
-    query_rows = np.arange(20, dtype=np.float32).reshape(10, 2)
-    rows, places = distinct_rows(query_rows, np.array([[-1, 7, 3], [7, 7, 0]]))
-    assert rows.tolist() == query_rows[[0, 3, 7]].tolist()
-    assert places.tolist() == [[-1, 2, 1], [2, 2, 0]]
 
 
 def test_an_equal_order_has_tau_one_and_a_reversed_one_minus_one() -> None:
