@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.logs.array_file import mapped
-from models.retrieval.table import FIRST_SQUARE, ROOM, Distinct, Table, write_table
+from models.retrieval.table import FIRST_SQUARE, ROOM, Distinct, Table, distinct, write_table
 
 
 def noise(rows: int, dim: int = 3, seed: int = 1) -> np.ndarray:
@@ -72,3 +72,9 @@ def test_distinct_rows_and_their_places(rows: list[int]):
         distinct, places = find(np.array(rows, np.int64))
         assert sorted(distinct.tolist()) == sorted(set(rows))
         assert distinct[places].tolist() == rows
+
+
+def test_only_the_rows_of_what_was_watched_are_read_each_once():
+    rows, places = distinct(np.array([[-1, 7, 3], [7, 7, 0]]))
+    assert rows.tolist() == [0, 3, 7]
+    assert places.tolist() == [[-1, 2, 1], [2, 2, 0]]
