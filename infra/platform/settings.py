@@ -254,7 +254,9 @@ class Serving(Section):
     candidates: Annotated[int, Field(ge=1, le=16384)] = Field(500, description="retrieved per request")
     k: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="items in a reply when the request does not say")
     max_k: Count = Field(200, description="a request for more items is refused")
-    first: Literal["index", "mirror"] = Field("index", description="who is asked first; the other is the fallback")
+    first: Literal["auto", "index", "mirror"] = Field(
+        "auto", description="who is asked first, the other is the fallback; auto: who has been quicker of late"
+    )
     mirror_items: Annotated[int, Field(ge=0)] = Field(
         200_000, description="most items whose vectors are held in memory as well; 0: no mirror"
     )

@@ -26,7 +26,7 @@ from infra.platform.health import Health
 from infra.platform.kafka_clients import ssl_context
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
-from streams.kafka.aiokafka.patches import note_confirmations, pace_empty_fetches
+from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
 from streams.kafka.faust.patches import committed_offset, fetch_from_flowing_only, read_offset
 from streams.kafka.fetching import unpack_for_faust
 from streams.kafka.intake import Raw, raw_of
@@ -46,7 +46,7 @@ BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second,
 
 def _patch_clients(kafka: Kafka) -> None:
     """Mend what Faust and aiokafka have no settings for; the reasons stand in the two patches.py."""
-    pace_empty_fetches()
+    pace_fetches()
     note_confirmations()
     fetch_from_flowing_only()
     unpack_for_faust(kafka)

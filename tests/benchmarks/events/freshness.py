@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from indexer.collection import MOST_HITS, Index
+from indexer.collection import Index
 from indexer.errors import IndexFailure
+from indexer.schema import is_one_of
 from infra.operate.replay import replay
 from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
 from nextwatch_client import RecommendClient, RecommendRequest
 from streams.messages import WatchEvent, encode
-from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS
+from streams.topics import ITEMS, SEARCH_EVENTS, TOPICS, WATCH_EVENTS
+from tests.benchmarks.events.process_cpu import cpu_by_process
 from tests.benchmarks.load import create_load, steady_requests
 from tests.benchmarks.report import Report, histogram_quantile, main, quantile
 from tests.harness.beside import beside
@@ -38,6 +40,7 @@ EVENTS_PER_S, REQUESTS_PER_S = 200.0, 20.0
 STEADY_SHARE = 0.5  # of the requests; the others ask for users who have just watched
 DAY_MS = 86_400_000
 PATIENCE_S = 20.0
+STEP_S = 0.05  # of the world: finer steps would cost what is measured a good part of a core
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -114,16 +117,20 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds:
     """Let the world live for a while, with probes going on beside it."""
     feed.world.idle_until(_now_ms())
     before = {name: read_metrics(settings, name) for name in ("history", "indexer")}
+    cpu_before, records_before = cpu_by_process(), records_by_topic(settings)
     began_s = time.monotonic()
+    print("PROBE", flush=True)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(RecommendClient(client_options(settings.kafka)))
         index = stack.enter_context(contextlib.closing(Index(settings.milvus)))
         stack.callback(feed.close)
-        stack.enter_context(every(0.02, feed.step))
+        stack.enter_context(every(STEP_S, feed.step))
         asked = stack.enter_context(steady_requests(client, feed.visitor, STEADY_SHARE * REQUESTS_PER_S))
         found_s = stack.enter_context(watching_for_new(feed, index, version))
         fresh_s, probes = follow_watches(feed, client, seconds)
     lasted_s = time.monotonic() - began_s
+    cores = {name: (spent - cpu_before.get(name, 0.0)) / lasted_s for name, spent in cpu_by_process().items()}
+    records = {topic: count - records_before[topic] for topic, count in records_by_topic(settings).items()}
     after = {name: read_metrics(settings, name) for name in before}
     add_row(report, "watch sent to a reply computed from it", fresh_s)
     add_row(report, "first watch of a new item to retrievable", found_s)
@@ -135,6 +142,10 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds:
         p50, p99 = (histogram_quantile(before[process], after[process], name, q) for q in (0.5, 0.99))
         count = after[process].get(f"{name}_count", 0.0) - before[process].get(f"{name}_count", 0.0)
         report.add(**{"what": what, "n": round(count), "p50 s": p50, "p99 s": p99})
+    report.note("CPU, of one core: " + ", ".join(f"{name} {share:.0%}" for name, share in sorted(cores.items())))
+    report.note(
+        "records/s: " + ", ".join(f"{topic} {count / lasted_s:.0f}" for topic, count in records.items() if count)
+    )
     requests_per_s = (len(asked.latencies_ms) + asked.failed + probes) / lasted_s
     report.note(
         f"load: {feed.sent / lasted_s:.0f} events/s, {requests_per_s:.0f} requests/s; {asked.failed} unanswered, "
@@ -142,6 +153,11 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, seconds:
     )
     report.bar("watch to reply p99, s", quantile(fresh_s, 0.99), at_most=1.0)
     report.bar("new item to retrievable p99, s", quantile(found_s, 0.99), at_most=5.0)
+
+
+def records_by_topic(settings: Settings) -> dict[str, int]:
+    with Cluster(settings.kafka) as cluster:
+        return {topic.name: cluster.total(topic.name) for topic in TOPICS}
 
 
 def follow_watches(feed: Feed, client: RecommendClient, seconds: float) -> tuple[list[float], int]:
@@ -198,7 +214,8 @@ def retrievable(index: Index, version: str, item_ids: list[str]) -> list[str]:
         there = index.vectors(version, item_ids)
         if not there:
             return []
-        hits = index.search(version, np.stack([vector for _, vector in there.values()]), MOST_HITS)
+        vectors = np.stack([vector for _, vector in there.values()])
+        hits = index.search(version, vectors, len(there), expression=is_one_of(list(there)))
         return [item_id for item_id, (ids, _) in zip(there, hits, strict=True) if item_id in ids]
     return []
 
