@@ -24,6 +24,7 @@ from infra.local.stack import milvus_answers
 from infra.platform.run_files import fill_in
 from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
 from tests.harness.needs import NOIDA, require
+from tests.harness.system import stopping
 
 # the same examples in every run, so that a failure is of the change and not of the day;
 # `pytest --hypothesis-profile=default` draws new ones
@@ -39,31 +40,60 @@ on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
 SERVICES = {"broker", "milvus", "own_broker", "own_milvus", "secured"}
 SYSTEM = Path(__file__).with_name("system")
 UNIT = Path(__file__).with_name("unit")
-# pure tests that take seconds, for they train, or write logs in every shape: `make unit` leaves them out
-SLOW = {
-    UNIT / "models" / name
-    for name in (
-        "logs/test_searches.py",
-        "logs/test_stored_log.py",
-        "ranking/test_impression_log.py",
-        "ranking/test_ranker.py",
-        "ranking/test_ranker_training.py",
-        "release/test_distributed.py",
-        "release/test_training.py",
-        "retrieval/test_candidate_training.py",
-        "retrieval/test_checkpoint.py",
-    )
-}
+# What needs no service and takes seconds all the same, for it trains, starts processes, or tries things by the hundred:
+# `make unit` leaves it out. Files below tests/unit, or how the names of their tests begin.
+SLOW = (
+    "benchmarks/test_selection_service.py",
+    "clients/test_distribution.py",
+    "indexer/test_pending_writes.py::test_coalesced_writing",
+    "indexer/test_rollout_machine.py",
+    "infra/backtest/test_backtest_command.py",
+    "infra/backtest/test_ranking.py",
+    "infra/backtest/test_recommenders.py",
+    "infra/backtest/test_report.py",
+    "infra/cli/test_cli.py",
+    "infra/deploy/test_alerts.py::test_every_alarm",
+    "infra/local/test_stack.py",
+    "infra/operate/test_replay.py::test_a_broker_that_is_not_there",
+    "infra/operate/test_retraining.py",
+    "infra/platform/test_guarded_pages.py",
+    "infra/simulation/test_browsing_model.py",
+    "infra/simulation/test_world.py",
+    "models/catalogue/test_filter_syntax.py::test_any_text",
+    "models/logs/test_searches.py",
+    "models/logs/test_stored_log.py",
+    "models/ranking/test_impression_log.py",
+    "models/ranking/test_ranker.py",
+    "models/ranking/test_ranker_release.py",
+    "models/ranking/test_ranker_training.py",
+    "models/release/test_distributed.py",
+    "models/release/test_training.py",
+    "models/retrieval/test_candidate_training.py",
+    "models/retrieval/test_checkpoint.py",
+    "models/test_threads.py",
+    "serving/request/test_reranking.py",
+    "serving/state/test_release.py::test_a_batch_never_mixes",
+    "streams/history/test_rules.py::test_what_stays",
+    "streams/join/test_app.py::test_crashes_anywhere",
+    "streams/join/test_app.py::test_the_worker_needs_no_torch",
+    "streams/join/test_rules.py::test_in_any_order",
+    "streams/kafka/test_unpacking.py::test_a_bomb",
+    "streams/test_epochs.py::TestInterleaved",
+    "streams/test_fuzz.py::test_a_hundred_thousand",
+    "streams/test_fuzz.py::test_the_views_of_serving",
+    "streams/trending/test_trending_regions.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    assert all(path.is_file() for path in SLOW), "a slow file has moved"
+    moved = [name for name in SLOW if not (UNIT / name.partition("::")[0]).is_file()]
+    assert not moved, "slow files that have moved"
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if SERVICES & fixtures or SYSTEM in item.path.parents or item.get_closest_marker("system"):
             item.add_marker("service")
-        if item.path in SLOW:
+        if item.nodeid.removeprefix("tests/unit/").startswith(SLOW):
             item.add_marker("slow")
 
 
@@ -101,9 +131,8 @@ def environ_for(kind: str) -> dict[str, str]:
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A running broker that tests share: they must not stop it."""
     data_dir = tmp_path_factory.mktemp(f"broker-{request.param}")
-    running = start_broker(Settings(data_dir=data_dir), environ=environ_for(request.param))
-    yield running
-    running.process.stop()
+    with stopping(start_broker(Settings(data_dir=data_dir), environ=environ_for(request.param))) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +144,9 @@ def kafka(broker: Broker) -> str:
 @pytest.fixture(scope="session")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     """A running Milvus Lite server that tests share."""
-    running = start_milvus(Settings(data_dir=tmp_path_factory.mktemp("milvus")), probe=milvus_answers)
-    yield running
-    running.process.stop()
+    settings = Settings(data_dir=tmp_path_factory.mktemp("milvus"))
+    with stopping(start_milvus(settings, probe=milvus_answers)) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

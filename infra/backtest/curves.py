@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -78,37 +78,36 @@ def _slices(what: str, by_name: Json, label: Callable[[Json], str]) -> Figure:
 
 
 def _by_k(axes: Axes, *, recall: Json) -> None:
-    for place, (name, at_k) in enumerate(recall.items()):
-        points = sorted((int(k), estimate["value"], estimate["se"] or 0.0) for k, estimate in at_k.items())
-        ks, values, errors = zip(*points, strict=True)
-        axes.errorbar(ks, values, errors, label=name, **_line(place))
+    ks = sorted(int(k) for k in next(iter(recall.values())))
+    _lines(axes, ks, {name: [at_k[str(k)] for k in ks] for name, at_k in recall.items()})
     axes.set_xscale("log")
     axes.set_xticks(ks, [f"{k}" for k in ks])
     axes.set_xticks([], minor=True)
 
 
 def _by_slice(axes: Axes, *, by_name: Json, k: str, label: Callable[[Json], str]) -> None:
-    for place, (name, at_k) in enumerate(by_name.items()):
-        parts = at_k[k]
-        values, errors = [part["value"] for part in parts], [part["se"] or 0.0 for part in parts]
-        axes.errorbar(range(len(parts)), values, errors, label=name, **_line(place))
+    slices = {name: at_k[k] for name, at_k in by_name.items()}
+    parts = list(slices.values())[-1]
+    _lines(axes, range(len(parts)), slices)
     crowded = len(parts) > CROWDED
     labels = [label(part) if crowded else f"{label(part)}\nn {part['n']:,}" for part in parts]
     axes.set_xticks(range(len(parts)), labels, fontsize=7, rotation=45 if crowded else 0)
 
 
 def _shown(axes: Axes, *, shown: Json, metric: str) -> None:
-    for place, (name, at_k) in enumerate(shown.items()):
-        estimates = [at_k[k][metric] for k in at_k]
+    depths = list(next(iter(shown.values())))
+    _lines(axes, range(len(depths)), {name: [at_k[k][metric] for k in depths] for name, at_k in shown.items()})
+    axes.set_xticks(range(len(depths)), [f"first {k}" for k in depths])
+
+
+def _lines(axes: Axes, at: Sequence[int], by_name: dict[str, list[Json]]) -> None:
+    """A line with error bars for each recommender's estimates. The first is ours: black and thick."""
+    for place, (name, estimates) in enumerate(by_name.items()):
         values, errors = [each["value"] for each in estimates], [each["se"] or 0.0 for each in estimates]
-        axes.errorbar(range(len(at_k)), values, errors, label=name, **_line(place))
-    axes.set_xticks(range(len(at_k)), [f"first {k}" for k in at_k])
-
-
-def _line(place: int) -> Json:
-    """The first is ours: black and thick."""
-    look = {"color": COLOURS[place % len(COLOURS)], "linewidth": 2.2 if place == 0 else 1.1, "elinewidth": 0.7}
-    return look | {"marker": "o", "markersize": 3, "zorder": 3 if place == 0 else 2}
+        look: Json = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.1, "zorder": 2}
+        if place == 0:
+            look |= {"linewidth": 2.2, "zorder": 3}
+        axes.errorbar(at, values, errors, label=name, marker="o", markersize=3, elinewidth=0.7, **look)
 
 
 def _svg(figure: Figure) -> str:

@@ -13,6 +13,8 @@ from models.evaluation.split import iso
 Json = dict[str, Any]
 
 CUTOFFS = ("10", "50", "100", "500")
+MEANS = ("mean_reciprocal_rank", "mean_log2_rank")
+SHOWN = ("coverage", "share_from_top_1_percent", "mean_log_share")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 2rem auto;
        padding: 0 1rem }
@@ -67,21 +69,16 @@ def _protocol(report: Json) -> list[str]:
 def _walk(title: str, walk: Json) -> list[str]:
     n = f"{walk['cases']:,} cases of {walk['users']:,} users, {walk['unknown_items']:,} of them of unknown items"
     header = ["recall at", *CUTOFFS, "mean reciprocal rank", "mean log2 rank"]
+    rows = [
+        [escape(name), *(_number(each) for each in (*map(at_k.get, CUTOFFS), *(walk[mean][name] for mean in MEANS)))]
+        for name, at_k in walk["recall"].items()
+    ]
     return [
         f"<h2>{title}</h2><p>{n}.</p>",
-        _table(header, [_recall_row(name, walk) for name in walk["recall"]], first_is_ours=True),
+        _table(header, rows, first_is_ours=True),
         *_differences(walk["differences"]),
         *(f"<figure>{svg}</figure>" for svg in draw_curves(walk)),
         *_shown(walk["shown"]),
-    ]
-
-
-def _recall_row(name: str, walk: Json) -> list[str]:
-    cells = [_number(walk["recall"][name][k]) for k in CUTOFFS]
-    return [
-        escape(name),
-        *cells,
-        *(_number(walk[metric][name]) for metric in ("mean_reciprocal_rank", "mean_log2_rank")),
     ]
 
 
@@ -111,20 +108,11 @@ def _shown(shown: Json) -> list[str]:
         return []
     header = ["of the first 10 and 100", "catalogue covered", "", "from the top 1 % of items", "", "mean log share", ""]
     rows = [
-        [
-            escape(name),
-            *(
-                _number(at_k[k][metric])
-                for metric in ("coverage", "share_from_top_1_percent", "mean_log_share")
-                for k in ("10", "100")
-            ),
-        ]
+        [escape(name), *(_number(at_k[k][metric]) for metric in SHOWN for k in ("10", "100"))]
         for name, at_k in shown.items()
     ]
-    note = (
-        "Share of the catalogue in anybody's list; how much of a list is among the items most watched before the cut;"
-    )
-    note += " the mean log of their share of the watches."
+    note = "Share of the catalogue in anybody's list; how much of a list is among the items most watched before the cut"
+    note += "; the mean log of their share of the watches."
     return [f"<h3>What is recommended</h3><p>{note}</p>", _table(header, rows, first_is_ours=True)]
 
 

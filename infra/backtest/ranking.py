@@ -7,7 +7,6 @@ rolling calibration that a server would have had: learnt from the impressions wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,10 @@ import polars as pl
 
 from infra.backtest.files import new_directory, write_json
 from infra.backtest.report import KIND
-from infra.platform.settings import Ranker as RankerSettings
+from infra.backtest.request import Request
+from infra.operate.progress import Step, no_progress
+from infra.operate.retraining import delays_of
+from infra.platform.settings import Settings
 from models.evaluation.comparison import Interval, Ratio, difference, estimate
 from models.evaluation.ranking_metrics import calibration
 from models.evaluation.split import BacktestError, iso
@@ -30,42 +32,17 @@ from models.ranking.ranker_training import LEAST_ROWS, train_ranker
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
 from models.ranking.ranking_examples import CAP_S, RankingExamples
 
-Step = Callable[[str, int, int], None]
 Json = dict[str, Any]
 
-FAVOURS = {
-    "weighted_loss_page": "E[T]",
-    "weighted_loss_user": "E[T]",
-    "top1_s": "E[T]",
-    "calibration": "E[T]",
-    "mae_s": "the median",
-    "xauc": "the median",
-    "gauc": "P(completed)",
+METRICS = {  # what it favours, what it is
+    "weighted_loss_page": ("E[T]", "of the seconds in pairs (completed, not) of one user and hour, those misordered"),
+    "weighted_loss_user": ("E[T]", "the same over all test impressions of one user"),
+    "top1_s": ("E[T]", "watched seconds of what would have been first on its page"),
+    "calibration": ("E[T]", "sum predicted / sum watched"),
+    "mae_s": ("the median", "mean absolute error, seconds"),
+    "xauc": ("the median", "pairs of different watch time in order, over all impressions"),
+    "gauc": ("P(completed)", "pairs (completed, not) of one user in order"),
 }
-MEANING = {
-    "weighted_loss_page": "of the seconds in pairs (completed, not) of one user and hour, those misordered",
-    "weighted_loss_user": "the same over all test impressions of one user",
-    "top1_s": "watched seconds of what would have been first on its page",
-    "calibration": "sum predicted / sum watched",
-    "mae_s": "mean absolute error, seconds",
-    "xauc": "pairs of different watch time in order, over all impressions",
-    "gauc": "pairs (completed, not) of one user in order",
-}
-
-
-@dataclass(frozen=True)
-class RankingRequest:
-    """A backtest to be made. `test_from_ms` wins over `test_fraction`, a share of the impressions, newest last."""
-
-    log: Path
-    out: Path
-    completed_s: float
-    ranker: RankerSettings
-    delays: Delays
-    items: Path | None = None
-    mapping: Mapping[str, str] | None = None
-    test_from_ms: int | None = None
-    test_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,28 +54,27 @@ class Judged:
     predicted: dict[str, Predictions]
 
 
-def run_ranking_backtest(request: RankingRequest, step: Step = lambda stage, done, total: None) -> Json:
+def run_ranking_backtest(request: Request, settings: Settings, step: Step = no_progress) -> Json:
     """Make the directory `request.out` with report.json and ranking.parquet; the report. Nothing is left behind when it
     fails. Raises LogError and BacktestError."""
     with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
-        impressions = _read(request, Path(scratch), step)
+        impressions = _read(request, settings, Path(scratch), step)
         cut = _cut(impressions, request)
-        judged = _judge(impressions, cut, request, Path(scratch), step)
-        report = _report(impressions, cut, judged, request)
+        judged = _judge(impressions, cut, settings, Path(scratch), step)
+        report = _report(impressions, cut, judged, request, settings)
         write_json(directory, report)
         _write_predictions(directory / "ranking.parquet", impressions, cut, judged.predicted["ranker, calibrated"])
     return report
 
 
-def _read(request: RankingRequest, scratch: Path, step: Step) -> ImpressionLog:
-    log = store_log(
-        request.log, scratch / "log", mapping=request.mapping, completed_s=request.completed_s, progress=step
-    )
+def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> ImpressionLog:
+    completed_s = settings.history.completed_s
+    log = store_log(request.log, scratch / "log", mapping=request.mapping, completed_s=completed_s, progress=step)
     items = read_items(request.items) if request.items is not None else None
-    return ImpressionLog(log, prepare(log, items), scratch / "exposures", request.delays)
+    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings))
 
 
-def _cut(impressions: ImpressionLog, request: RankingRequest) -> int:
+def _cut(impressions: ImpressionLog, request: Request) -> int:
     """The log's row where the test begins."""
     times = impressions.log.event_ms
     timed = np.flatnonzero(impressions.timed(slice(0, len(impressions))))
@@ -117,16 +93,16 @@ def _cut(impressions: ImpressionLog, request: RankingRequest) -> int:
     return cut
 
 
-def _judge(impressions: ImpressionLog, cut: int, request: RankingRequest, scratch: Path, step: Step) -> Judged:
+def _judge(impressions: ImpressionLog, cut: int, settings: Settings, scratch: Path, step: Step) -> Judged:
     known = impressions.examples("known", stop=cut, progress=lambda *at: step("features", *at))
-    ranker = train_ranker(known, scratch / "fit", settings=request.ranker, progress=lambda *at: step("ranker", *at))
+    ranker = train_ranker(known, scratch / "fit", settings=settings.ranker, progress=lambda *at: step("ranker", *at))
     page, user = frozen(impressions, cut, step)
     raw = Predictions(predict(ranker, page), predict(ranker, user))
     return Judged(
         page,
         user,
         {
-            "ranker, calibrated": calibrated(raw, page, request.delays),
+            "ranker, calibrated": calibrated(raw, page, impressions.delays),
             "ranker": raw,
             "item's mean seconds": Predictions(item_means(page), item_means(user)),
         },
@@ -149,10 +125,10 @@ def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predi
     return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)
 
 
-def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: RankingRequest) -> Json:
+def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Request, settings: Settings) -> Json:
     seconds = np.asarray(judged.page.target_s, np.float64)
     rows = {name: judge(judged.page, predicted) for name, predicted in judged.predicted.items()}
-    ours, means = rows["ranker, calibrated"], rows["item's mean seconds"]
+    ours, item_mean = rows["ranker, calibrated"], rows["item's mean seconds"]
     times = impressions.log.event_ms
     return {
         "kind": KIND,
@@ -169,12 +145,12 @@ def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Ranki
             "mean_s": float(seconds.mean()),
             "completed_share": float(np.mean(judged.page.completed)),
             "target": f"seconds watched, at most the duration and {CAP_S:g} s",
-            "completed_s": request.completed_s,
-            "settings": request.ranker.model_dump(),
+            "completed_s": settings.history.completed_s,
+            "settings": settings.ranker.model_dump(),
         },
-        "metrics": {name: {"means": MEANING[name], "favours": FAVOURS[name]} for name in MEANING},
+        "metrics": {name: {"means": means, "favours": favours} for name, (favours, means) in METRICS.items()},
         "rankers": {name: {metric: _estimate(ratio) for metric, ratio in row.items()} for name, row in rows.items()},
-        "against_item_mean": {metric: _plain(difference(ours[metric], means[metric])) for metric in MEANING},
+        "against_item_mean": {metric: _plain(difference(ours[metric], item_mean[metric])) for metric in METRICS},
         "calibration_by_decile": {
             name: [
                 {"predicted_s": p, "watched_s": w, "ratio": None if np.isnan(r) else r}

@@ -28,7 +28,7 @@ class Released:
 
     def scores(self, queries: EvalQueries) -> Floats:
         inputs = tower_queries(self._training_set.dataset, self._history, queries)
-        known = inputs.with_histories(np.where(inputs.histories < len(self._vectors), inputs.histories, -1))
+        known = replace(inputs, histories=np.where(inputs.histories < len(self._vectors), inputs.histories, -1))
         return np.asarray(with_one(self._model.encode(known)) @ self._vectors.T)
 
     def learn(self, rows: slice) -> None:

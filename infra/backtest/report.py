@@ -16,16 +16,7 @@ import numpy.typing as npt
 
 from models.arrays import Rows
 from models.evaluation.backtest import Entrant, Walk
-from models.evaluation.comparison import (
-    Estimate,
-    Slice,
-    even_edges,
-    log_rank,
-    paired,
-    recall,
-    recall_within,
-    reciprocal_rank,
-)
+from models.evaluation.comparison import Slice, even_edges, log_rank, paired, recall, recall_within, reciprocal_rank
 from models.evaluation.coverage import DEPTHS
 from models.evaluation.eval_queries import History
 
@@ -40,30 +31,6 @@ HISTORY_EDGES = (1, 2, 5, 10, 20, 50, 100, math.inf)
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The protocol of a backtest: what a reader must know before any number."""
-
-    log: str
-    items_file: str | None
-    seed: int
-    completed_s: float
-    first_ms: int
-    cut_ms: int
-    last_ms: int
-    validation_ms: int
-    positives: int
-    positives_before: int
-    validation_positives: int
-    test_positives: int
-    users: int
-    users_before: int
-    items: int
-    items_known: int
-    live: bool
-    block: int
-
-
-@dataclass(frozen=True)
 class Grounds:
     """The data that was walked: the history, when each item was born (int64 [I]), the cut, how many items were known
     then."""
@@ -75,7 +42,7 @@ class Grounds:
 
 
 def build_report(
-    protocol: Protocol,
+    protocol: Json,
     *,
     entrants: Sequence[Entrant],
     left_out: Mapping[str, str],
@@ -84,10 +51,11 @@ def build_report(
     live: Walk | None,
     ours: Sequence[str],
 ) -> Json:
-    """The document. `ours` are the recommenders that all others are compared with, where a walk has them."""
+    """The document. `protocol`: what a reader must know before any number; `ours`: the recommenders that all others are
+    compared with, where a walk has them."""
     report = {
         "kind": KIND,
-        "protocol": asdict(protocol),
+        "protocol": protocol,
         "recommenders": [_describe(each) for each in entrants],
         "left_out": [{"name": name, "why": why} for name, why in left_out.items()],
         "frozen": walk_report(frozen, grounds, ours),
@@ -113,11 +81,11 @@ def walk_report(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
         "users": len(np.unique(users)),
         "unknown_items": int((~known).sum()),
         "recall": {
-            name: {str(k): _estimate(recall(ranks, k, users)) for k in sorted({*CUTOFFS, *CURVE})}
+            name: {str(k): asdict(recall(ranks, k, users)) for k in sorted({*CUTOFFS, *CURVE})}
             for name, ranks in walk.ranks.items()
         },
-        "mean_reciprocal_rank": {n: _estimate(reciprocal_rank(ranks, users)) for n, ranks in walk.ranks.items()},
-        "mean_log2_rank": {n: _estimate(log_rank(ranks, users)) for n, ranks in walk.ranks.items()},
+        "mean_reciprocal_rank": {n: asdict(reciprocal_rank(ranks, users)) for n, ranks in walk.ranks.items()},
+        "mean_log2_rank": {n: asdict(log_rank(ranks, users)) for n, ranks in walk.ranks.items()},
         "differences": _differences(walk, ours),
         **{name: _sliced(walk, values, edges) for name, (values, edges) in slices.items()},
         "shown": _shown(walk),
@@ -134,7 +102,7 @@ def finite(value: Any) -> Any:
 
 
 def _describe(each: Entrant) -> Json:
-    tried = [{"settings": setting, "mean_log2_rank": _estimate(estimate)} for setting, estimate in each.tried]
+    tried = [{"settings": setting, "mean_log2_rank": asdict(estimate)} for setting, estimate in each.tried]
     return {"name": each.name, "settings": each.settings, "note": each.note, "tried": tried}
 
 
@@ -164,9 +132,9 @@ def _shown(walk: Walk) -> Json:
     return {
         name: {
             str(k): {
-                "coverage": _estimate(coverage.coverage(k)),
-                "mean_log_share": _estimate(coverage.popularity(k)),
-                "share_from_top_1_percent": _estimate(coverage.top_share(k)),
+                "coverage": asdict(coverage.coverage(k)),
+                "mean_log_share": asdict(coverage.popularity(k)),
+                "share_from_top_1_percent": asdict(coverage.top_share(k)),
             }
             for k in DEPTHS
         }
@@ -174,9 +142,5 @@ def _shown(walk: Walk) -> Json:
     }
 
 
-def _estimate(estimate: Estimate) -> Json:
-    return {"value": estimate.value, "se": estimate.se, "n": estimate.n}
-
-
 def _slice(part: Slice) -> Json:
-    return {"low": part.low, "high": part.high, **_estimate(part.estimate)}
+    return {"low": part.low, "high": part.high, **asdict(part.estimate)}

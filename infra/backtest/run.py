@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import field as default
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +13,11 @@ import numpy as np
 
 from infra.backtest.files import CandidateLists, new_directory, write_live, write_report
 from infra.backtest.recommenders import Live, Released
-from infra.backtest.report import Grounds, Protocol, build_report
+from infra.backtest.report import Grounds, build_report
+from infra.backtest.request import Request
+from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Settings
-from models.evaluation.backtest import BLOCK, Entrant, Walk, walk_frozen, walk_live
+from models.evaluation.backtest import Entrant, Walk, walk_frozen, walk_live
 from models.evaluation.backtest_log import BacktestLog, read_stream
 from models.evaluation.baseline_choice import Baselines
 from models.evaluation.eval_queries import History
@@ -27,96 +28,52 @@ from models.logs.stored_log import store_log
 from models.logs.stored_searches import store_searches
 from models.retrieval.candidate_learning import learn_candidates
 
-Step = Callable[[str, int, int], None]
-
-TEST_FRACTION = 0.1
 ASIDE = {"threads"}  # of the settings: they change nothing of what is learnt
 
 
 @dataclass(frozen=True)
-class Request:
-    """A backtest to be made. `test_from_ms` wins over `test_fraction`; `validation_fraction` None: as
-    models.evaluation.split says."""
-
-    log: Path
-    out: Path
-    completed_s: float
-    items: Path | None = None
-    searches: Path | None = None
-    search_tokens: int = 65_536
-    context: bool = True
-    mapping: Mapping[str, str] = default(default_factory=dict)
-    test_from_ms: int | None = None
-    test_fraction: float = TEST_FRACTION
-    validation_fraction: float | None = None
-    live: bool = False
-    block: int = BLOCK
-    seed: int = 1
-
-
-@dataclass(frozen=True)
-class Field:
-    """The recommenders that take part: `entrants` are walked frozen (the first is ours: its candidates are written);
+class Recommenders:
+    """The recommenders that are judged. `frozen` are walked frozen (the first is ours: its candidates are written),
     `live` are walked live where that is asked for, the first of them ours too; `left_out` says who could not be built,
     and why. `ours` are compared with all others."""
 
-    entrants: Sequence[Entrant]
+    frozen: Sequence[Entrant]
     live: Sequence[Entrant]
     left_out: Mapping[str, str]
     ours: Sequence[str]
 
-
-Enter = Callable[[BacktestLog, Split, Request, Step], Field]
-
-
-def enter_with(settings: Settings) -> Enter:
-    """Our model, trained with these settings, and the baselines."""
-
-    def enter(log: BacktestLog, parts: Split, request: Request, step: Step) -> Field:
-        ours, live = _train(settings, log, parts, request, step)
-        field = enter_baselines(log, parts, request, step)
-        names = [entrant.name for entrant in (*ours, *(live if request.live else []))]
-        return Field([*ours, *field.entrants], [*live, *field.live], field.left_out, names)
-
-    return enter
+    def all(self) -> list[Entrant]:
+        """Each name once: who is walked frozen and live is described once."""
+        return list({each.name: each for each in (*self.frozen, *self.live)}.values())
 
 
-def _train(
-    settings: Settings, log: BacktestLog, parts: Split, request: Request, step: Step
-) -> tuple[list[Entrant], list[Entrant]]:
-    """Our entrants of the frozen and of the live walk, from one training."""
-    training_set = log.training_set
-    model_settings = settings.model.model_copy(update={"seed": request.seed})
-    learned = learn_candidates(
-        training_set,
-        model_settings,
-        until=parts.cut,
-        valid_from=parts.validation,
-        items=log.training_set.known_at(parts.cut),
-        progress=step,
-    )
-    selection, history = learned.selection, History(log.stream)
-    chosen = {"epochs": selection.epochs, "weight": selection.weight, "linear_weight": selection.linear}
-    released = Released(learned.model, training_set, history)
-    as_trained = Entrant(released, settings=model_settings.model_dump(exclude=ASIDE) | chosen)
-    if not request.live:
-        return [as_trained], []
-    live = Live(
-        learned.model,
-        training_set,
-        history,
-        settings=settings.trainer,
-        seed=request.seed,
-        name="tower, live",
-    )
-    follows = Released(learned.model, training_set, history, name="tower, live histories only")
-    at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
-    trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch"})
-    return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
+def run_backtest(request: Request, settings: Settings, step: Step = no_progress) -> dict[str, Any]:
+    """Make the directory `request.out`; its report. Nothing is left behind when it fails.
+
+    Judges our model, trained with these settings on what is before the cut, and the baselines. Raises LogError and
+    BacktestError.
+    """
+    with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
+        log = _read(request, settings, Path(scratch), step)
+        history = History(log.stream)
+        parts = _split(history, request)
+        recommenders = _recommenders(log, parts, request, settings, step)
+        grounds = Grounds(history, log.training_set.born_ms, parts.cut, log.training_set.known_at(parts.cut))
+        report = build_report(
+            _protocol(log, parts, request, settings),
+            entrants=recommenders.all(),
+            left_out=recommenders.left_out,
+            grounds=grounds,
+            frozen=_walk_frozen(directory, log, grounds, recommenders.frozen, step),
+            live=_walk_live(directory, log, grounds, recommenders.live, request, step) if request.live else None,
+            ours=recommenders.ours,
+        )
+        write_report(directory, report)
+    return report
 
 
-def enter_baselines(log: BacktestLog, parts: Split, request: Request, step: Step) -> Field:
-    """The baselines alone."""
+def _recommenders(log: BacktestLog, parts: Split, request: Request, settings: Settings, step: Step) -> Recommenders:
+    ours, live = _train(log, parts, request, settings, step)
     baselines = Baselines(
         log.stream,
         parts,
@@ -124,43 +81,43 @@ def enter_baselines(log: BacktestLog, parts: Split, request: Request, step: Step
         validation_catalogue=log.training_set.known_at(parts.validation),
         live=request.live,
         block=request.block,
-        seed=request.seed,
+        seed=settings.model.seed,
     )
-    entrants = baselines.fit(step)
-    return Field(entrants, entrants, baselines.left_out, [entrants[0].name])
+    others = baselines.fit(step)
+    names = [entrant.name for entrant in (*ours, *live)]
+    return Recommenders([*ours, *others], [*live, *others] if request.live else [], baselines.left_out, names)
 
 
-def run_backtest(request: Request, enter: Enter, step: Step = lambda stage, done, total: None) -> dict[str, Any]:
-    """Make the directory `request.out`; its report. Nothing is left behind when it fails.
+def _train(
+    log: BacktestLog, parts: Split, request: Request, settings: Settings, step: Step
+) -> tuple[list[Entrant], list[Entrant]]:
+    """Ours of the frozen and of the live walk, from one training."""
+    training_set = log.training_set
+    learned = learn_candidates(
+        training_set,
+        settings.model,
+        until=parts.cut,
+        valid_from=parts.validation,
+        items=training_set.known_at(parts.cut),
+        progress=step,
+    )
+    selection, history = learned.selection, History(log.stream)
+    chosen = {"epochs": selection.epochs, "weight": selection.weight, "linear_weight": selection.linear}
+    released = Released(learned.model, training_set, history)
+    as_trained = Entrant(released, settings=settings.model.model_dump(exclude=ASIDE) | chosen)
+    if not request.live:
+        return [as_trained], []
+    live = Live(learned.model, training_set, history, settings=settings.trainer, seed=settings.model.seed)
+    follows = Released(learned.model, training_set, history, name="tower, live histories only")
+    at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
+    trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch"})
+    return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
 
-    `enter` builds who takes part from what is before the cut; `step(stage, done, total)` is called for progress.
-    Raises LogError and BacktestError.
-    """
-    with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
-        log = _read(request, Path(scratch), step)
-        history = History(log.stream)
-        parts = _split(history, request)
-        field = enter(log, parts, request, step)
-        grounds = Grounds(history, log.training_set.born_ms, parts.cut, log.training_set.known_at(parts.cut))
-        frozen = _walk_frozen(directory, log, grounds, field, step)
-        live = _walk_live(directory, log, grounds, field, request.block, step) if request.live else None
-        report = build_report(
-            _protocol(log, parts, request),
-            entrants=_by_name([*field.entrants, *(field.live if request.live else [])]),
-            left_out=field.left_out,
-            grounds=grounds,
-            frozen=frozen,
-            live=live,
-            ours=field.ours,
-        )
-        write_report(directory, report)
-    return report
 
-
-def _walk_frozen(directory: Path, log: BacktestLog, grounds: Grounds, field: Field, step: Step) -> Walk:
+def _walk_frozen(directory: Path, log: BacktestLog, grounds: Grounds, entrants: Sequence[Entrant], step: Step) -> Walk:
     lists = CandidateLists(directory, log.user_ids, log.item_ids)
     walk = walk_frozen(
-        [entrant.recommender for entrant in field.entrants],
+        [entrant.recommender for entrant in entrants],
         grounds.history,
         cut=grounds.cut,
         catalogue=grounds.catalogue,
@@ -171,27 +128,29 @@ def _walk_frozen(directory: Path, log: BacktestLog, grounds: Grounds, field: Fie
     return walk
 
 
-def _walk_live(directory: Path, log: BacktestLog, grounds: Grounds, field: Field, block: int, step: Step) -> Walk:
+def _walk_live(
+    directory: Path, log: BacktestLog, grounds: Grounds, entrants: Sequence[Entrant], request: Request, step: Step
+) -> Walk:
     walk = walk_live(
-        [entrant.recommender for entrant in field.live],
+        [entrant.recommender for entrant in entrants],
         grounds.history,
         cut=grounds.cut,
         catalogue=grounds.catalogue,
-        block=block,
+        block=request.block,
         progress=partial(step, "live"),
     )
-    ids = log.user_ids, log.item_ids
-    write_live(directory / "live.parquet", walk, field.live[0].name, log.stream, ids)
+    write_live(directory / "live.parquet", walk, entrants[0].name, log.stream, (log.user_ids, log.item_ids))
     return walk
 
 
-def _read(request: Request, scratch: Path, step: Step) -> BacktestLog:
-    stored = store_log(request.log, scratch, mapping=request.mapping, completed_s=request.completed_s, progress=step)
+def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> BacktestLog:
+    completed_s, model = settings.history.completed_s, settings.model
+    stored = store_log(request.log, scratch, mapping=request.mapping, completed_s=completed_s, progress=step)
     items = read_items(request.items) if request.items is not None else None
     searches = None
-    if request.searches is not None:
-        searches = store_searches(request.searches, stored, buckets=request.search_tokens)
-    return read_stream(stored, items, searches=searches, context=request.context)
+    if request.searches is not None and model.searches:
+        searches = store_searches(request.searches, stored, buckets=model.search_tokens)
+    return read_stream(stored, items, searches=searches, context=model.context)
 
 
 def _split(history: History, request: Request) -> Split:
@@ -203,30 +162,26 @@ def _split(history: History, request: Request) -> Split:
     return split(history, cut, live=request.live, validation_share=request.validation_fraction)
 
 
-def _protocol(log: BacktestLog, parts: Split, request: Request) -> Protocol:
+def _protocol(log: BacktestLog, parts: Split, request: Request, settings: Settings) -> dict[str, Any]:
+    """The facts that a reader must know before any number."""
     stream = log.stream
-    return Protocol(
-        log=request.log.name,
-        items_file=request.items.name if request.items is not None else None,
-        seed=request.seed,
-        completed_s=request.completed_s,
-        first_ms=int(stream.event_ms[0]),
-        cut_ms=int(stream.event_ms[parts.cut]),
-        last_ms=int(stream.event_ms[-1]),
-        validation_ms=int(stream.event_ms[parts.validation]),
-        positives=len(stream),
-        positives_before=parts.cut,
-        validation_positives=parts.cut - parts.validation,
-        test_positives=parts.end - parts.cut,
-        users=len(log.user_ids),
-        users_before=len(np.unique(stream.users[: parts.cut])),
-        items=len(log.item_ids),
-        items_known=log.training_set.known_at(parts.cut),
-        live=request.live,
-        block=request.block,
-    )
-
-
-def _by_name(entrants: Sequence[Entrant]) -> list[Entrant]:
-    """Each name once: who is walked frozen and live is described once."""
-    return list({entrant.name: entrant for entrant in entrants}.values())
+    return {
+        "log": request.log.name,
+        "items_file": request.items.name if request.items is not None else None,
+        "seed": settings.model.seed,
+        "completed_s": settings.history.completed_s,
+        "first_ms": int(stream.event_ms[0]),
+        "cut_ms": int(stream.event_ms[parts.cut]),
+        "last_ms": int(stream.event_ms[-1]),
+        "validation_ms": int(stream.event_ms[parts.validation]),
+        "positives": len(stream),
+        "positives_before": parts.cut,
+        "validation_positives": parts.cut - parts.validation,
+        "test_positives": parts.end - parts.cut,
+        "users": len(log.user_ids),
+        "users_before": len(np.unique(stream.users[: parts.cut])),
+        "items": len(log.item_ids),
+        "items_known": log.training_set.known_at(parts.cut),
+        "live": request.live,
+        "block": request.block,
+    }

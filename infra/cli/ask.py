@@ -11,15 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.options import AsJson
+from infra.cli.options import AsJson, answer
 
 UserId = Annotated[str, typer.Argument(metavar="USER")]
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(recommend)
-    app.command()(watch)
-    app.command()(history)
 
 
 def recommend(
@@ -36,17 +30,12 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Ask for recommendations, through the request topic."""
-    import msgspec
-
     from infra.platform.kafka_clients import client_options
     from nextwatch_client import RecommendClient
 
     with RecommendClient(client_options(context.obj.connected.kafka)) as client:
         reply = client.recommend(user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)
-    if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(reply)).decode())
-    else:
-        _print_reply(reply)
+    answer(reply, _print_reply, as_json=as_json)
     raise typer.Exit(1 if reply.error else 0)
 
 
@@ -77,17 +66,10 @@ def watch(
 
 def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> None:
     """Show what the system knows of a user: the newest watches and searches."""
-    import msgspec
-
     from infra.operate.user_history import read_history
 
     found = read_history(context.obj.connected, user)
-    if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if found is not None else "null")
-    elif found is None:
-        Console().print("no history: nothing of this user has come in, or the history worker has not read it yet")
-    else:
-        _print_history(found)
+    answer(found, _print_history, as_json=as_json)
     raise typer.Exit(0 if found is not None else 1)
 
 
@@ -108,12 +90,15 @@ def _print_reply(reply: Any) -> None:
 
 
 def _print_history(found: Any) -> None:
+    console = Console()
+    if found is None:
+        console.print("no history: nothing of this user has come in, or the history worker has not read it yet")
+        return
     table = Table("when", "item", "watched", "completed", box=None, pad_edge=False)
     for entry in reversed(found.watches):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.event_ms / 1000))
         of = "" if entry.duration_s is None else f" of {entry.duration_s:.0f}"
         table.add_row(when, escape(entry.item_id), f"{entry.watch_s:.0f}{of} s", "yes" if entry.completed else "")
-    console = Console()
     console.print(table)
     if found.searches:
         console.print(escape("searches: " + ", ".join(search.query for search in reversed(found.searches))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.options import LOG, ItemsFile, Mapping, SearchesFile, print_json
+from infra.cli.options import LOG, ItemsFile, Mapping, SearchesFile, answer
 from infra.operate.progress import progress_bars
 
 CUTOFFS = ("10", "50", "100", "500")
@@ -22,10 +23,6 @@ FRACTION = 0.1
 class BacktestStage(StrEnum):
     RETRIEVAL = "retrieval"
     RANKING = "ranking"
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(backtest)
 
 
 def backtest(
@@ -62,47 +59,37 @@ def backtest(
     """
     if test_from is not None and test_fraction is not None:
         raise typer.BadParameter("give --test-from or --test-fraction, and not both")
+    ranking = stage is BacktestStage.RANKING
+    if ranking and (live or searches is not None or validation_fraction is not None):
+        raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
     settings = context.obj.settings
+    if seed is not None:
+        sections = {name: getattr(settings, name).model_copy(update={"seed": seed}) for name in ("model", "ranker")}
+        settings = settings.model_copy(update=sections)
+    from infra.backtest.request import Request
+    from models.logs.log import parse_mapping
     from models.threads import limit_threads
 
     limit_threads(settings.model.threads)
-    cut = read_cut(test_from, test_fraction)
-    if stage is BacktestStage.RANKING:
-        if live or searches is not None or validation_fraction is not None:
-            raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
-        _rank(settings, log, out, items, mapping or [], cut, seed, as_json=as_json)
-        return
-    from infra.backtest.run import Request, enter_with, run_backtest
-    from models.logs.log import parse_mapping
-
     request = Request(
-        log=log,
-        out=out,
-        completed_s=settings.history.completed_s,
-        items=items,
-        searches=searches if settings.model.searches else None,
-        context=settings.model.context,
-        search_tokens=settings.model.search_tokens,
-        mapping=parse_mapping(mapping or []),
-        test_from_ms=cut[0],
-        test_fraction=cut[1],
+        log,
+        out,
+        items,
+        parse_mapping(mapping or []),
+        test_from_ms=None if test_from is None else read_time(test_from),
+        test_fraction=read_share("--test-fraction", test_fraction) or FRACTION,
         validation_fraction=read_share("--validation-fraction", validation_fraction),
+        searches=searches,
         live=live,
         block=block,
-        seed=settings.model.seed if seed is None else seed,
     )
-    with progress_bars(quiet=as_json) as step:
-        report = run_backtest(request, enter_with(settings), step)
-    if as_json:
-        print_json(report)
+    if ranking:
+        from infra.backtest.ranking import run_ranking_backtest as run
     else:
-        _show(report, out)
-
-
-def read_cut(test_from: str | None, test_fraction: float | None) -> tuple[int | None, float]:
-    """The beginning of the test: a time, or else a share."""
-    fraction = read_share("--test-fraction", test_fraction) or FRACTION
-    return None if test_from is None else read_time(test_from), fraction
+        from infra.backtest.run import run_backtest as run
+    with progress_bars(quiet=as_json) as step:
+        report = run(request, settings, step)
+    answer(report, partial(_show_ranking if ranking else _show, out), as_json=as_json)
 
 
 def read_time(text: str) -> int:
@@ -124,42 +111,7 @@ def read_share(option: str, share: float | None) -> float | None:
     return share
 
 
-def _rank(
-    settings: Any,
-    log: Path,
-    out: Path,
-    items: Path | None,
-    mapping: list[str],
-    cut: tuple[int | None, float],
-    seed: int | None,
-    *,
-    as_json: bool,
-) -> None:
-    from infra.backtest.ranking import RankingRequest, run_ranking_backtest
-    from infra.operate.retraining import delays_of
-    from models.logs.log import parse_mapping
-
-    ranker = settings.ranker if seed is None else settings.ranker.model_copy(update={"seed": seed})
-    request = RankingRequest(
-        log,
-        out,
-        settings.history.completed_s,
-        ranker,
-        delays_of(settings),
-        items=items,
-        mapping=parse_mapping(mapping),
-        test_from_ms=cut[0],
-        test_fraction=cut[1],
-    )
-    with progress_bars(quiet=as_json) as step:
-        report = run_ranking_backtest(request, step)
-    if as_json:
-        print_json(report)
-    else:
-        _show_ranking(report, out)
-
-
-def _show_ranking(report: dict[str, Any], out: Path) -> None:
+def _show_ranking(out: Path, report: dict[str, Any]) -> None:
     console, protocol = Console(), report["protocol"]
     n = f"{protocol['exposures']:,} exposures of {protocol['users']:,} users from {protocol['cut']} on"
     names = list(report["rankers"])
@@ -174,7 +126,7 @@ def _show_ranking(report: dict[str, Any], out: Path) -> None:
     console.print(f"{out}: report.json, ranking.parquet")
 
 
-def _show(report: dict[str, Any], out: Path) -> None:
+def _show(out: Path, report: dict[str, Any]) -> None:
     console = Console()
     for title in ("frozen", "live"):
         walk = report[title]

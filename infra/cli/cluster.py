@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -10,16 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cli.options import AsJson, print_json
+from infra.cli.options import AsJson, answer
 from infra.cli.session import Session
-from infra.platform.settings import Settings, dump_settings
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(topics)
-    app.command()(config)
-    app.command()(status)
-    app.command()(releases)
+from infra.platform.settings import Kafka, Settings, dump_settings, variable_of
 
 
 def topics(
@@ -41,35 +35,23 @@ def topics(
     made = create_topics(session.connected.kafka) if create else []
     altered = alter_topics(session.connected.kafka) if alter else []
     problems = check_topics(session.connected.kafka) if check or create or alter else []
-    if as_json:
-        report = {"topics": _topic_rows(session), "created": made, "altered": altered, "problems": problems}
-        print_json(report)
-    else:
-        _print_topics(session, made, altered, problems, asked=create or check or alter)
+    report: dict[str, list[Any]] = {"topics": _topic_rows(session.settings.kafka)}
+    report |= {"created": made, "altered": altered, "problems": problems}
+    answer(report, partial(_print_topics, asked=create or check or alter), as_json=as_json)
     raise typer.Exit(1 if problems else 0)
 
 
 def config(context: typer.Context, as_json: AsJson = False) -> None:
     """Print the effective settings (secrets masked), each with its environment variable."""
-    tree = dump_settings(context.obj.settings)
-    if as_json:
-        print_json(tree)
-        return
-    table = Table("setting", "value", "variable", box=None, pad_edge=False)
-    for name, value in _flat(tree):
-        table.add_row(name, escape(_plain(value)), "NEXTWATCH_" + name.replace(".", "__").upper())
-    Console().print(table)
+    answer(dump_settings(context.obj.settings), _print_settings, as_json=as_json)
 
 
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Processes, lags, versions, index size and freshness on this data_dir; exit 1 if a process is not ready."""
-    from infra.operate.status import print_status, read_status
+    from infra.operate.status import read_status, render_status
 
     report = read_status(context.obj.settings)
-    if as_json:
-        print_json(report)
-    else:
-        print_status(report, Console())
+    answer(report, lambda found: Console().print(render_status(found)), as_json=as_json)
     raise typer.Exit(0 if report.ready else 1)
 
 
@@ -89,10 +71,7 @@ def releases(
     from infra.operate.releases import print_releases, read_releases
 
     report = read_releases(context.obj.connected)
-    if as_json:
-        print_json(report)
-    else:
-        print_releases(report, Console())
+    answer(report, partial(print_releases, console=Console()), as_json=as_json)
     raise typer.Exit(2 if report.problems else 0)
 
 
@@ -101,10 +80,7 @@ def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:
 
     say = Console(stderr=True, highlight=False)
     done = roll_back(settings, wait_s, lambda what: say.print(escape(what)))
-    if as_json:
-        print_json(done)
-    else:
-        _print_roll_back(done, waited=wait_s > 0)
+    answer(done, partial(_print_roll_back, waited=wait_s > 0), as_json=as_json)
     raise typer.Exit(0 if done.is_served or not wait_s else 1)
 
 
@@ -119,10 +95,9 @@ def _print_roll_back(done: Any, *, waited: bool) -> None:
         console.print(f"[yellow]note[/]: {escape(done.coming)} goes live when its index is ready")
 
 
-def _topic_rows(session: Session) -> list[dict[str, Any]]:
+def _topic_rows(kafka: Kafka) -> list[dict[str, Any]]:
     from streams.topics import TOPICS, partitions_of
 
-    kafka = session.settings.kafka
     return [
         {
             "topic": kafka.topic_prefix + topic.name,
@@ -134,28 +109,29 @@ def _topic_rows(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def _print_topics(session: Session, made: list[str], altered: list[str], problems: list[str], *, asked: bool) -> None:
+def _print_topics(report: dict[str, list[Any]], *, asked: bool) -> None:
     console = Console()
     table = Table("topic", "key", "partitions", "cleanup", box=None, pad_edge=False)
-    for row in _topic_rows(session):
-        table.add_row(row["topic"], row["key"], str(row["partitions"]), row["cleanup"])
+    for row in report["topics"]:
+        table.add_row(*map(str, row.values()))
     console.print(table)
-    if made:
+    if made := report["created"]:
         console.print(f"\nmade {len(made)}: {', '.join(made)}")
-    for change in altered:
+    for change in report["altered"]:
         console.print(f"altered  {escape(change)}", highlight=False)
-    for problem in problems:
+    for problem in report["problems"]:
         console.print(f"[red]differs[/]  {escape(problem)}", highlight=False)
-    if asked and not problems:
+    if asked and not report["problems"]:
         console.print("\nthe cluster is as it must be")
 
 
-def _flat(tree: dict[str, Any]) -> list[tuple[str, Any]]:
-    rows = []
-    for name, value in tree.items():
-        rows += [(f"{name}.{leaf}", v) for leaf, v in value.items()] if isinstance(value, dict) else [(name, value)]
-    return rows
-
-
-def _plain(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+def _print_settings(tree: dict[str, Any]) -> None:
+    table = Table("setting", "value", "variable", box=None, pad_edge=False)
+    for section, values in tree.items():
+        leaves = (
+            {f"{section}.{leaf}": v for leaf, v in values.items()} if isinstance(values, dict) else {section: values}
+        )
+        for name, value in leaves.items():
+            text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+            table.add_row(name, escape(text), variable_of(name))
+    Console().print(table)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +23,7 @@ from infra.operate.progress import progress_bars
 
 app = typer.Typer(no_args_is_help=True, help="Messages that could not be used: list, show, retry or drop them.")
 
+MOST_OUTCOMES = 1000  # shown to a person
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="TOPIC/PARTITION/OFFSET, as `list` shows them")]
@@ -31,10 +31,6 @@ OfTopic = Annotated[str, typer.Option("--topic", metavar="TOPIC", help="Only tho
 OfCode = Annotated[str, typer.Option("--code", metavar="CODE", help="Only those that were refused for this: invalid")]
 Since = Annotated[str, typer.Option(metavar="TIME", help="Only those since then: 30m, 2h, 7d, or 2026-01-31T12:00")]
 AllOpen = Annotated[bool, typer.Option("--all", help="All that are open, or those of them that the options name")]
-
-
-def register(parent: typer.Typer) -> None:
-    parent.add_typer(app, name="dead-letters")
 
 
 @app.command("list")
@@ -83,7 +79,7 @@ def show(
         entry = read_box(kafka, told).get(place)
         letter = next(find(kafka, [place]), None)
     if entry is None or letter is None:
-        _say(f"there is no dead letter {letter_id}")
+        Console(stderr=True, highlight=False).print(escape(f"there is no dead letter {letter_id}"), soft_wrap=True)
         raise typer.Exit(1)
     if raw:
         sys.stdout.buffer.write(letter.value or b"")
@@ -195,24 +191,20 @@ def _places(ids: Iterable[str]) -> list[Any]:
     return list(places.values())
 
 
-def _print_outcomes(outcomes: Sequence[Any], *, as_json: bool, most: int = 1000) -> None:
+def _print_outcomes(outcomes: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         print_json([outcome._asdict() for outcome in outcomes])
         return
     from infra.operate.dead_letter_page import harmless
 
     console = Console(highlight=False, soft_wrap=True)
-    for outcome in islice(outcomes, most):
+    for outcome in outcomes[:MOST_OUTCOMES]:
         why = f": {escape(harmless(outcome.problem))}" if outcome.problem else ""
         console.print(f"{escape(harmless(outcome.place))}  {escape(harmless(outcome.what))}{why}")
-    if len(outcomes) > most:
-        console.print(f"... and {len(outcomes) - most:,} more (--json lists them all)")
+    if len(outcomes) > MOST_OUTCOMES:
+        console.print(f"... and {len(outcomes) - MOST_OUTCOMES:,} more (--json lists them all)")
     if not outcomes:
         console.print("no dead letters")
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
 
 
 def _now_ms() -> int:

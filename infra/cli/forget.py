@@ -10,15 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra.cli.options import AsJson, print_json
+from infra.cli.options import AsJson, answer
 from infra.operate.progress import progress_bars
 
 if TYPE_CHECKING:
     from infra.operate.forget_users import ForgetReport
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(forget)
 
 
 def forget(
@@ -43,10 +39,7 @@ def forget(
     ids = sys.stdin.read().splitlines() if users == ["-"] else users
     with progress_bars(quiet=as_json) as step:
         report = forget_users(context.obj.connected, ids, wait_s=wait_s, held=held, dry_run=dry_run, progress=step)
-    if as_json:
-        print_json(report)
-    else:
-        _print(report)
+    answer(report, _print, as_json=as_json)
     raise typer.Exit(1 if report.waiting_for or (report.in_use and not dry_run) else 0)
 
 

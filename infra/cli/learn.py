@@ -24,11 +24,6 @@ class TrainStage(StrEnum):
     RANKING = "ranking"
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(train)
-    app.command()(replay)
-
-
 def train(
     context: typer.Context,
     log: Annotated[Path | None, LOG] = None,
@@ -76,7 +71,12 @@ def train(
         return
     if announce:
         announce_bundle(settings, manifest)
-    served = _wait_until_served(settings, manifest.version, wait_s) if announce and wait_s else None
+    served = None
+    if announce and wait_s:
+        from streams.kafka.releases import wait_until_served
+
+        with Console(stderr=True).status(f"waiting for a server to answer from {manifest.version}"):
+            served = wait_until_served(settings.kafka, manifest.version, wait_s)
     removed = _remove_old_bundles(settings) if announce else []
     _report_release(settings, manifest, served, removed, as_json=as_json)
     raise typer.Exit(1 if served is False else 0)
@@ -92,24 +92,19 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send a log's rows to `watch-events`. Repeating a replay changes nothing: its event ids come from the rows."""
-    from infra.operate.replay import ReplayError
     from infra.operate.replay import replay as send
     from models.logs.log import parse_mapping
 
-    pairs = parse_mapping(mapping or [])
     with progress_bars(quiet=as_json) as step:
-        try:
-            sent = send(
-                log,
-                context.obj.connected,
-                speed=read_speed(speed),
-                mapping=pairs,
-                items=items,
-                restamp=restamp,
-                progress=step,
-            )
-        except ReplayError as error:
-            raise typer.BadParameter(str(error)) from None
+        sent = send(
+            log,
+            context.obj.connected,
+            speed=read_speed(speed),
+            mapping=parse_mapping(mapping or []),
+            items=items,
+            restamp=restamp,
+            progress=step,
+        )
     if as_json:
         typer.echo(json.dumps({"items": sent.items, "watches": sent.watches, "wall_s": round(sent.wall_s, 3)}))
     else:
@@ -126,13 +121,6 @@ def read_speed(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"--speed is a number or max, not {text!r}") from None
-
-
-def _wait_until_served(settings: Settings, version: str, wait_s: float) -> bool:
-    from streams.kafka.releases import wait_until_served
-
-    with Console(stderr=True).status(f"waiting for a server to answer from {version}"):
-        return wait_until_served(settings.kafka, version, wait_s)
 
 
 def _remove_old_bundles(settings: Settings) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ MENDABLE = (
     ("infra.platform.guarded_process", "ServiceError"),
     ("infra.platform.kafka_access", "KafkaRefused"),
     ("infra.platform.third_parties.patching", "UncheckedVersion"),
+    ("infra.operate.replay", "ReplayError"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
     ("models.evaluation.split", "BacktestError"),
@@ -44,8 +46,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="nextwatch: a streaming, real-time video recommender. Watch events in Kafka, recommendations that follow.",
 )
-for module in (up, processes, learn, backtest, ask, cluster, dead_letters, forget, rebuild):
-    module.register(app)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(up.up, up.demo, processes.worker, processes.indexer, processes.serve, learn.train, learn.replay),
+    *(backtest.backtest, ask.recommend, ask.watch, ask.history, forget.forget),
+    *(cluster.topics, cluster.config, cluster.status, cluster.releases),
+)
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(rebuild.app, name="rebuild")
 
 
 @app.callback()

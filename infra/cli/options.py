@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
+
+T = TypeVar("T")
 
 LOG = typer.Argument(
     help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]; for the ranker every exposure, "
@@ -21,6 +24,14 @@ Mapping = Annotated[
     list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
+
+
+def answer(report: T, show: Callable[[T], object], *, as_json: bool) -> None:
+    """Print a report for a script, or show it to a person."""
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
 
 
 def print_json(report: Any) -> None:

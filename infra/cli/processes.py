@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from enum import StrEnum
-from typing import Annotated, Any
+from importlib import import_module
+from typing import Annotated
 
 import typer
 
@@ -17,12 +18,6 @@ class WorkerName(StrEnum):
     JOIN = "join"
     TRENDING = "trending"
     TRAINER = "trainer"
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(worker)
-    app.command()(indexer)
-    app.command()(serve)
 
 
 def worker(
@@ -44,7 +39,12 @@ def worker(
     read_erased_users(settings)  # with another secret than that of before nobody would stay forgotten
     health = Health(name.value)
     with serve_health(health, settings, started_ms=now_ms()):
-        run(_app_of(name, settings, health), settings)
+        if name is WorkerName.TRAINER:
+            from models.threads import limit_threads  # with torch, which the others do without
+
+            limit_threads(settings.trainer.threads)
+        create_app = getattr(import_module(f"streams.{name}.app"), f"create_{name}_app")
+        run(create_app(settings, health), settings)
 
 
 def indexer(context: typer.Context) -> None:
@@ -71,24 +71,3 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     return stop
-
-
-def _app_of(name: WorkerName, settings: Settings, health: Any) -> Any:
-    if name is WorkerName.HISTORY:
-        from streams.history.app import create_history_app
-
-        return create_history_app(settings, health)
-    if name is WorkerName.JOIN:
-        from streams.join.app import create_join_app
-
-        return create_join_app(settings, health)
-    if name is WorkerName.TRENDING:
-        from streams.trending.app import create_trending_app
-
-        return create_trending_app(settings, health)
-
-    from models.threads import limit_threads
-    from streams.trainer.app import create_trainer_app
-
-    limit_threads(settings.trainer.threads)
-    return create_trainer_app(settings, health)

@@ -8,15 +8,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli.options import AsJson, print_json
+from infra.cli.options import AsJson, answer
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make again from topics and bundles: the index, or the histories.")
-
-
-def register(parent: typer.Typer) -> None:
-    parent.add_typer(app, name="rebuild")
 
 
 @app.command()
@@ -34,14 +30,13 @@ def index(
 
     with progress_bars(quiet=as_json) as step:
         done = rebuild_index(context.obj.with_milvus, wait_s, step)
-    if as_json:
-        print_json(done)
-    elif not done.answered:
-        say("[red]no answer[/] in time: is an indexer running? The request stands, it is done as soon as one is")
-    elif done.problem:
-        say(f"[red]not rebuilt[/], the old collection stays: {escape(done.problem)}")
+    if done.problem:
+        text = f"[red]not rebuilt[/], the old collection stays: {escape(done.problem)}"
+    elif done.answered:
+        text = f"rebuilt: {escape(done.version)}, {done.items:,} items in {done.spent_s:.1f} s"
     else:
-        say(f"rebuilt: {escape(done.version)}, {done.items:,} items in {done.spent_s:.1f} s")
+        text = "[red]no answer[/] in time: is an indexer running? The request stands, it is done as soon as one is"
+    answer(done, lambda _: say(text), as_json=as_json)
     raise typer.Exit(0 if done.answered and not done.problem else 1)
 
 
@@ -75,13 +70,11 @@ def histories(
             found = adopt_histories(settings, step, dry_run=dry_run)
         else:
             found = rebuild_histories(settings, from_scratch=from_scratch, dry_run=dry_run, progress=step)
-    if as_json:
-        print_json(found)
-    else:
-        say(
-            f"{found.users:,} histories from {found.events:,} events: {found.differ:,} differed, of which "
-            f"{found.missing:,} were missing; {found.written:,} written, {found.deleted:,} deleted"
-        )
+    text = (
+        f"{found.users:,} histories from {found.events:,} events: {found.differ:,} differed, of which "
+        f"{found.missing:,} were missing; {found.written:,} written, {found.deleted:,} deleted"
+    )
+    answer(found, lambda _: say(text), as_json=as_json)
     raise typer.Exit(1 if dry_run and found.differ else 0)
 
 

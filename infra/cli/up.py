@@ -24,11 +24,6 @@ NOIDA_NOTE = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(demo)
-
-
 def up(context: typer.Context) -> None:
     """Run everything in this terminal: embedded services where none are set, and all processes. Ctrl-C stops all."""
     from infra.local.stack import running_stack

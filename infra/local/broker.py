@@ -18,14 +18,12 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from infra.local.embedded_service import EmbeddedService
 from infra.platform.guarded_process import ServiceError, log_tail
 from infra.platform.port_locks import LOOPBACK, free_port, is_listening
 from infra.platform.settings import Settings
 
-Kind = Literal["kafka", "noida"]
 JAVA = 17  # what Kafka 4 brokers need
 FORMAT_S = 60.0
 
@@ -36,8 +34,8 @@ class Broker(EmbeddedService):
     name, port_setting, grace_s = "broker", "embedded.kafka_port", 20.0  # a clean stop writes out what is in memory
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
-        self.kind: Kind = "kafka" if environ.get("KAFKA_HOME") else "noida"
-        super().__init__(settings, self.kind, settings.embedded.kafka_port, environ)
+        self.kind = kind = "kafka" if environ.get("KAFKA_HOME") else "noida"
+        super().__init__(settings, kind, settings.embedded.kafka_port, environ)
 
     @property
     def bootstrap(self) -> str:
@@ -52,11 +50,7 @@ class Broker(EmbeddedService):
 
 
 def start_broker(settings: Settings, *, environ: Mapping[str, str] = os.environ) -> Broker:
-    """Start the embedded broker and wait until it answers a real request.
-
-    Raises ServiceError: no Java, no jars, no wheel, a port or a directory in use, or not ready within
-    `embedded.ready_timeout_s` (with the end of its log).
-    """
+    """Start the embedded broker and wait until it answers a real request. Raises ServiceError."""
     return Broker(settings, environ).when_ready()
 
 

@@ -26,6 +26,7 @@ class EmbeddedService(ABC):
     name: ClassVar[str]
     port_setting: ClassVar[str]
     grace_s: ClassVar[float]
+    kind: str | None = None  # where there are several
     stop_signal: ClassVar[Literal["TERM", "INT"]] = "TERM"
 
     def __init__(self, settings: Settings, directory: str, port: int, environ: Mapping[str, str]) -> None:

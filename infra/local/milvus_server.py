@@ -50,9 +50,5 @@ class MilvusServer(EmbeddedService):
 
 
 def start_milvus(settings: Settings, *, probe: Probe) -> MilvusServer:
-    """Start Milvus Lite and wait until `probe(uri)` says that it answers a real request.
-
-    Raises ServiceError: not installed, a port or a directory in use, or not ready within `embedded.ready_timeout_s`
-    (with the end of its log).
-    """
+    """Start Milvus Lite and wait until `probe(uri)` says that it answers a real request. Raises ServiceError."""
     return MilvusServer(settings, probe).when_ready()

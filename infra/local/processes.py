@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infra.local.broker import Broker
+from infra.local.embedded_service import EmbeddedService
 from infra.local.milvus_server import MilvusServer, Probe
 from infra.local.supervisor import Part, Supervisor
 from infra.platform.guarded_process import GuardedProcess, start_guarded
@@ -42,32 +43,25 @@ def embedded_services(
     bootstrap = uri = ""
     if not settings.kafka.bootstrap:
         broker = Broker(settings, environ)
-        supervisor.add(broker_part(broker), broker.process)
+        supervisor.add(service_part(broker), broker.process)
         bootstrap = broker.bootstrap
     if not settings.milvus.uri:
         milvus = MilvusServer(settings, probe)
-        supervisor.add(milvus_part(milvus), milvus.process)
+        supervisor.add(service_part(milvus), milvus.process)
         uri = milvus.uri
-    started = [name for name, address in (("broker", bootstrap), ("milvus", uri)) if address]
-    timeout_s = settings.embedded.ready_timeout_s
-    supervisor.wait_ready(timeout_s, started, crashes=1, setting="embedded.ready_timeout_s")
+    supervisor.wait_ready(settings.embedded.ready_timeout_s, crashes=1, setting="embedded.ready_timeout_s")
     filled = fill_in(settings, bootstrap, uri)
     with announce_services(filled):
         yield filled
 
 
-def broker_part(broker: Broker) -> Part:
+def service_part(service: EmbeddedService) -> Part:
+    """The broker or Milvus; started again on its data and its port."""
+
     def ask(process: GuardedProcess) -> dict[str, Any]:
-        return {"ready": broker.is_ready(), "kind": broker.kind, "address": broker.bootstrap}
+        return {"ready": service.is_ready(), "kind": service.kind}
 
-    return Part("broker", broker.restart, ask, STOP_ORDER["broker"], broker.directory)
-
-
-def milvus_part(server: MilvusServer) -> Part:
-    def ask(process: GuardedProcess) -> dict[str, Any]:
-        return {"ready": server.is_ready(), "address": server.uri}
-
-    return Part("milvus", server.restart, ask, STOP_ORDER["milvus"], server.directory)
+    return Part(service.name, service.restart, ask, STOP_ORDER[service.name], service.directory)
 
 
 def command_part(name: str, arguments: Sequence[str], settings: Settings, *, program: Sequence[str] = PROGRAM) -> Part:
@@ -94,10 +88,7 @@ def command_part(name: str, arguments: Sequence[str], settings: Settings, *, pro
 def process_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that must see exactly these settings, with a metrics port of its own."""
     own = settings.model_copy(
-        update={
-            "data_dir": settings.data_dir.absolute(),
-            "metrics": settings.metrics.model_copy(update={"port": 0}),
-        }
+        update={"data_dir": settings.data_dir.absolute(), "metrics": settings.metrics.model_copy(update={"port": 0})}
     )
     kept = {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
     return kept | to_environ(own) | {"PYTHONUNBUFFERED": "1"}

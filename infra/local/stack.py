@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from infra.local.processes import command_part, embedded_services
 from infra.local.supervisor import Report, Supervisor
@@ -48,8 +48,5 @@ def milvus_answers(uri: str) -> bool:
     """True when this Milvus answers a real request."""
     from indexer.collection import Index
 
-    index = Index(Milvus(uri=uri, timeout_s=3.0))
-    try:
+    with closing(Index(Milvus(uri=uri, timeout_s=3.0))) as index:
         return index.is_ready()
-    finally:
-        index.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import msgspec
 
@@ -37,18 +37,14 @@ def rebuild_index(settings: Settings, wait_s: float, progress: Step = no_progres
     live, items = _live_release(settings)
     asked = RebuildAsked(live, time.time_ns() // 1_000_000)
     deadline = time.monotonic() + wait_s
-    index = Index(settings.milvus)
-    try:
-        with TopicFollower(settings.kafka, topics.RELEASES) as follower:
-            announce(settings.kafka, asked)
-            while time.monotonic() < deadline:
-                done = next(filter(None, (_answer(record.value, asked) for record in follower.poll(POLL_S))), None)
-                if done is not None:
-                    return IndexRebuilt(live, True, done.items, done.problem, done.spent_ms / 1000)
-                with suppress(IndexFailure):  # it is not there yet, or Milvus is busy: only the bar waits for it
-                    progress("rows", min(index.count(live + SHADOW), items), items)
-    finally:
-        index.close()
+    with closing(Index(settings.milvus)) as index, TopicFollower(settings.kafka, topics.RELEASES) as follower:
+        announce(settings.kafka, asked)
+        while time.monotonic() < deadline:
+            done = next(filter(None, (_answer(record.value, asked) for record in follower.poll(POLL_S))), None)
+            if done is not None:
+                return IndexRebuilt(live, True, done.items, done.problem, done.spent_ms / 1000)
+            with suppress(IndexFailure):  # it is not there yet, or Milvus is busy: only the bar waits for it
+                progress("rows", min(index.count(live + SHADOW), items), items)
     return IndexRebuilt(live, False)
 
 
@@ -57,8 +53,7 @@ def _live_release(settings: Settings) -> tuple[str, int]:
     live = read_topic(settings.kafka).live
     if not live:
         raise ServiceError("no release is live yet: `nextwatch train` makes one, and the indexer its index")
-    bundles = {bundle.version: bundle for bundle in read_bundles(settings.bundles_dir)}
-    found = bundles.get(live)
+    found = next((each for each in read_bundles(settings.bundles_dir) if each.version == live), None)
     if found is None or found.problem:
         why = found.problem if found else "it is not there"
         raise ServiceError(

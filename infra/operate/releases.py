@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,8 @@ def read_bundles(bundles_dir: Path) -> list[BundleFound]:
 
 def read_collections(milvus: Milvus) -> list[CollectionFound]:
     """Every collection, oldest first. Raises IndexFailure."""
-    index = Index(milvus)
-    try:
+    with closing(Index(milvus)) as index:
         found = [_read_collection(index, version) for version in index.versions()]
-    finally:
-        index.close()
     return [each for each in found if each is not None]
 
 
@@ -161,14 +159,14 @@ def print_releases(report: ReleaseReport, console: Console) -> None:
     versions = sorted({*bundles, *collections, *(server.version for server in report.servers), report.live} - {""})
     table = Table("version", "", "created", "size", "items", "dim", "index", "servers", box=None, pad_edge=False)
     for version in versions:
-        of_bundle = _bundle_cells(bundles.get(version))
+        role = "[green]live[/]" if version == report.live else "spare" if version == report.spare else ""
+        found = collections.get(version)
+        index = "-" if found is None else f"{found.state}, {found.rows:,} rows"
         served = sum(server.lives and server.version == version for server in report.servers)
-        table.add_row(
-            escape(version), _role(report, version), *of_bundle, _index_cell(collections.get(version)), str(served)
-        )
+        table.add_row(escape(version), role, *_bundle_cells(bundles.get(version)), index, str(served))
     console.print(table if versions else "no release yet: `nextwatch train` makes one")
     _print_servers(report.servers, console)
-    for problem in _problems(report):
+    for problem in report.problems + [bundle.problem for bundle in report.bundles if bundle.problem]:
         console.print(f"\n[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
 
 
@@ -182,16 +180,6 @@ def _print_servers(servers: Iterable[ServerFound], console: Console) -> None:
         console.print(table)
 
 
-def _problems(report: ReleaseReport) -> list[str]:
-    return report.problems + [bundle.problem for bundle in report.bundles if bundle.problem]
-
-
-def _role(report: ReleaseReport, version: str) -> str:
-    if version == report.live:
-        return "[green]live[/]"
-    return "spare" if version == report.spare else ""
-
-
 def _bundle_cells(bundle: BundleFound | None) -> tuple[str, str, str, str]:
     """Created, size, items, dim."""
     if bundle is None:
@@ -201,10 +189,6 @@ def _bundle_cells(bundle: BundleFound | None) -> tuple[str, str, str, str]:
         return "[yellow]not readable[/]", size, "", ""
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(bundle.created_ms / 1000))
     return created, size, f"{bundle.items:,}", str(bundle.dim)
-
-
-def _index_cell(collection: CollectionFound | None) -> str:
-    return "-" if collection is None else f"{collection.state}, {collection.rows:,} rows"
 
 
 def _read_bundle(directory: Path) -> BundleFound:

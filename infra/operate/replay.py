@@ -31,6 +31,8 @@ REPORT_S = 0.25  # how often progress is called
 CONNECT_S = 15.0
 FLUSH_S = 120.0
 
+Due = Sequence[float] | None  # when each message is to be sent, in seconds after the first; None: at once
+
 
 class ReplayError(RuntimeError):
     """The events could not be sent, or not all of them were acknowledged; the text says which topic and why."""
@@ -51,7 +53,7 @@ class Replayed:
 
 
 def replay(
-    log: Path | pl.DataFrame | Log,
+    log: Path | pl.DataFrame,
     settings: Settings,
     *,
     speed: float | None = None,
@@ -59,17 +61,21 @@ def replay(
     items: Path | pl.DataFrame | None = None,
     restamp: bool = False,
     progress: Step = no_progress,
-    stop: Callable[[], bool] = lambda: False,
 ) -> Replayed:
     """Send a log to `watch-events`, after its catalogue `items`, if given, to `items`.
 
     `speed` 2 plays it in half the time it took, None as fast as the broker takes it. `restamp` moves the events' times
-    to now (see restamped). `stop` is asked between events; what was sent by then is still waited for.
+    to now (see restamped).
     Raises LogError for a row that cannot be used, ReplayError when the broker does not take the events.
     """
     if speed is not None and not speed > 0:
         raise ReplayError(f"speed must be above 0 (or none at all: as fast as possible), got {speed}")
-    checked, catalogue = _check_log(log, settings, mapping), _check_items(items)
+    completed_s, none = settings.history.completed_s, pl.DataFrame(schema={"item_id": pl.String})
+    if isinstance(log, pl.DataFrame):
+        checked = log_from_frame(log, completed_s)
+    else:
+        checked = read_log(log, mapping=mapping, completed_s=completed_s)
+    catalogue = read_items(items) if isinstance(items, Path) else items_from_frame(none if items is None else items)
     times = checked.frame["event_ms"]
     moved = restamped(times, round(time.time() * 1000), speed) if restamp else times
     catalogue = catalogue.with_columns(pl.col("published_ms") + (moved[0] - times[0]))
@@ -79,12 +85,12 @@ def replay(
     with _producer(settings.kafka, linger_ms=20 if speed is None else 2) as producer:
         _check_topics(settings.kafka)
 
-        def send(what: str, topic: str, messages: Iterable[tuple[str, Any]], total: int, pace: Pace) -> int:
+        def send(what: str, topic: str, messages: Iterable[tuple[str, Any]], total: int, due_s: Due = None) -> int:
             name = settings.kafka.topic_prefix + topic
-            return _send_all(producer, name, messages, pace, lambda done: progress(what, done, total))
+            return _send_all(producer, name, messages, due_s, lambda done: progress(what, done, total))
 
-        published = send("items", ITEMS, item_messages(catalogue), catalogue.height, Pace(None, stop))
-        sent = send("watches", WATCH_EVENTS, watches, checked.frame.height, Pace(due_s, stop))
+        published = send("items", ITEMS, item_messages(catalogue), catalogue.height)
+        sent = send("watches", WATCH_EVENTS, watches, checked.frame.height, due_s)
     return Replayed(published, sent, checked.duplicates, time.monotonic() - began_s)
 
 
@@ -136,23 +142,6 @@ def restamped(event_ms: pl.Series, now_ms: int, speed: float | None) -> pl.Serie
     return there
 
 
-class Pace:
-    """Lets the next message go when it is due; `due_s` is seconds after the first one, None means at once."""
-
-    def __init__(self, due_s: Sequence[float] | None, stop: Callable[[], bool]) -> None:
-        self.due_s, self.stop = due_s, stop
-        self.began_s = time.monotonic()
-
-    def wait(self, number: int) -> bool:
-        """Wait until message `number` is due; False when there is a wish to stop."""
-        while not self.stop():
-            left_s = self.began_s + self.due_s[number] - time.monotonic() if self.due_s is not None else 0
-            if left_s <= 0:
-                return True
-            time.sleep(min(left_s, 0.2))
-        return False
-
-
 def _contexts(frame: pl.DataFrame) -> Iterator[Context | None]:
     """The context of each row, where and on what it was watched; None for a row that says nothing."""
     there = frame.select(name for name in CONTEXT_COLUMNS if name in frame.columns)
@@ -175,20 +164,6 @@ def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
 def _with_times(log: Log, event_ms: pl.Series) -> Log:
     """Other times, the same event ids."""
     return Log(_with_ids(log.frame).with_columns(event_ms.alias("event_ms")), log.completed_s, log.duplicates)
-
-
-def _check_log(log: Path | pl.DataFrame | Log, settings: Settings, mapping: Mapping[str, str] | None) -> Log:
-    if isinstance(log, Log):
-        return log
-    if isinstance(log, pl.DataFrame):
-        return log_from_frame(log, settings.history.completed_s)
-    return read_log(log, mapping=mapping, completed_s=settings.history.completed_s)
-
-
-def _check_items(items: Path | pl.DataFrame | None) -> pl.DataFrame:
-    if items is None:
-        return items_from_frame(pl.DataFrame({"item_id": []}, schema={"item_id": pl.String}))
-    return items_from_frame(items) if isinstance(items, pl.DataFrame) else read_items(items)
 
 
 @contextmanager
@@ -220,20 +195,18 @@ def _check_topics(kafka: Kafka) -> None:
 
 
 def _send_all(
-    producer: KafkaProducer,
-    topic: str,
-    messages: Iterable[tuple[str, Any]],
-    pace: Pace,
-    report: Callable[[int], None],
+    producer: KafkaProducer, topic: str, messages: Iterable[tuple[str, Any]], due_s: Due, report: Callable[[int], None]
 ) -> int:
     """Send each message when it is due and wait until all are acknowledged; how many."""
     failures: list[BaseException] = []
     sent = 0
-    reported_s = pace.began_s
+    began_s = reported_s = time.monotonic()
     try:
         for key, message in messages:
-            if failures or not pace.wait(sent):
+            if failures:
                 break
+            if due_s is not None:
+                time.sleep(max(0.0, began_s + due_s[sent] - time.monotonic()))
             producer.send(topic, key=key.encode(), value=encode(message)).add_errback(failures.append)
             sent += 1
             if time.monotonic() - reported_s > REPORT_S:

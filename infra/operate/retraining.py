@@ -27,7 +27,7 @@ from models.ranking.ranker_training import LEAST_ROWS
 from models.release.bundle import Bundle, Manifest, write_bundle
 from streams.export.ranking_archive import ServedExamples, store_served
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 def delays_of(settings: Settings) -> Delays:
@@ -38,64 +38,42 @@ def delays_of(settings: Settings) -> Delays:
 def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | None, step: Step) -> ServedExamples:
     """Store what `ranking-examples` holds in `directory`."""
     served = store_served(settings, directory / "served", items, step)
-    log.info(
-        "served impressions read",
-        impressions=served.impressions,
-        passed_over=served.passed_over,
-        repeated=served.repeated,
-    )
+    counts = {name: getattr(served, name) for name in ("impressions", "passed_over", "repeated")}
+    _log.info("served impressions read", **counts)
     return served
 
 
-def enough(served: ServedExamples) -> bool:
-    """True when they are enough for a ranker."""
-    return len(served.examples) >= LEAST_ROWS
-
-
-def retrain_from_topic(settings: Settings, base: Bundle, warm: Ranker | None, step: Step) -> Manifest:
-    """Raises LogError when `ranking-examples` holds too little, TopicMissing when it is not there."""
-    with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
-        served = served_examples(settings, Path(scratch), catalogue_frame(base.catalogue), step)
-        if not enough(served):
-            raise LogError(
-                f"ranking-examples: holds {len(served.examples)} shown items with features of this version, "
-                f"{LEAST_ROWS} are needed; {served.passed_over} impressions had none. "
-                "Examples come when join.window_s has passed after an impression"
-            )
-        trained = learn_from_served(
-            Served(served.examples, base.statistics),
-            Path(scratch) / "ranking",
-            settings=settings.ranker,
-            warm=warm,
-            progress=step,
-        )
-    return _write(settings, base, trained)
-
-
-def retrain_from_log(
-    settings: Settings, base: Bundle, warm: Ranker | None, path: Path, mapping: Mapping[str, str], step: Step
+def retrain(
+    settings: Settings,
+    base: Bundle,
+    warm: Ranker | None,
+    step: Step,
+    log: Path | None = None,
+    mapping: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """The log's items are described by the release's catalogue. Raises LogError."""
+    """Write a release with the candidates of `base` and a ranker learnt from `log`, whose items the release's catalogue
+    describes, or from `ranking-examples`.
+
+    Raises LogError when there is too little to learn from, TopicMissing when the topic is not there.
+    """
     with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
-        stored = store_log(
-            path, Path(scratch), mapping=mapping, completed_s=settings.history.completed_s, progress=step
-        )
-        if not stored.watch_times:
-            raise LogError(f"{path}: the ranker learns from watch_s, which no row has")
-        trained = learn_ranker(
-            stored,
-            prepare(stored, catalogue_frame(base.catalogue), context=settings.model.context),
-            settings=settings.ranker,
-            delays=delays_of(settings),
-            earlier=None,
-            since=len(stored),
-            warm=warm,
-            progress=step,
-        )
-    return _write(settings, base, trained)
-
-
-def _write(settings: Settings, base: Bundle, trained: RankerRelease) -> Manifest:
+        if log is None:
+            trained = _learn_from_topic(settings, base, warm, Path(scratch), step)
+        else:
+            completed_s = settings.history.completed_s
+            stored = store_log(log, Path(scratch), mapping=mapping, completed_s=completed_s, progress=step)
+            if not stored.watch_times:
+                raise LogError(f"{log}: the ranker learns from watch_s, which no row has")
+            trained = learn_ranker(
+                stored,
+                prepare(stored, catalogue_frame(base.catalogue), context=settings.model.context),
+                settings=settings.ranker,
+                delays=delays_of(settings),
+                earlier=None,
+                since=len(stored),
+                warm=warm,
+                progress=step,
+            )
     return write_bundle(
         settings.bundles_dir,
         model=base.model,
@@ -108,3 +86,17 @@ def _write(settings: Settings, base: Bundle, trained: RankerRelease) -> Manifest
         metrics=trained.metrics,
         offsets=base.manifest.offsets,
     )
+
+
+def _learn_from_topic(
+    settings: Settings, base: Bundle, warm: Ranker | None, scratch: Path, step: Step
+) -> RankerRelease:
+    served = served_examples(settings, scratch, catalogue_frame(base.catalogue), step)
+    if len(served.examples) < LEAST_ROWS:
+        raise LogError(
+            f"ranking-examples: holds {len(served.examples)} shown items with features of this version, "
+            f"{LEAST_ROWS} are needed; {served.passed_over} impressions had none. "
+            "Examples come when join.window_s has passed after an impression"
+        )
+    examples = Served(served.examples, base.statistics)
+    return learn_from_served(examples, scratch / "ranking", settings=settings.ranker, warm=warm, progress=step)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -112,14 +112,9 @@ def since(samples: Samples, before: Samples) -> Samples:
     return {key: value - before.get(key, 0.0) for key, value in samples.items()}
 
 
-def print_status(report: StatusReport, console: Console) -> None:
-    if not report.processes:
-        console.print("no process of nextwatch runs on this data directory (start `nextwatch up`)")
-        return
-    console.print(render_status(report))
-
-
 def render_status(report: StatusReport, notes: Iterable[str] = ()) -> RenderableType:
+    if not report.processes:
+        return "no process of nextwatch runs on this data directory (start `nextwatch up`)"
     table = Table("process", "state", "lag", "release", "metrics", "pid", box=None, pad_edge=False)
     for each in report.processes:
         state = "[green]ready[/]" if each.ready else f"[yellow]{escape('; '.join(each.reasons))}[/]"

@@ -15,13 +15,14 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from infra.operate.progress import Step
-from infra.operate.retraining import delays_of, enough, retrain_from_log, retrain_from_topic, served_examples
+from infra.operate.retraining import delays_of, retrain, served_examples
 from infra.platform.settings import Settings
 from models.logs.log import read_items
 from models.logs.stored_log import StoredLog, store_log
 from models.logs.stored_searches import StoredSearches, store_searches
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker_release import Served
+from models.ranking.ranker_training import LEAST_ROWS
 from models.release.bundle import Bundle, Manifest, has_release, newest_version, read_bundle
 from models.release.distributed import process_group
 from models.release.training import learn_from_log, train_bundle
@@ -136,16 +137,13 @@ def _from_topics(settings: Settings, items: pl.DataFrame | None, scratch: Path, 
 def _train_ranker(settings: Settings, job: TrainingJob, step: Step) -> Manifest:
     """A release with another one's candidates and a ranker of its own."""
     base = _read_release(settings, job.warm_start or NEWEST)
-    warm = base.ranker if job.warm_start else None
-    if job.log is None:
-        return retrain_from_topic(settings, base, warm, step)
-    return retrain_from_log(settings, base, warm, job.log, job.mapping, step)
+    return retrain(settings, base, base.ranker if job.warm_start else None, step, job.log, job.mapping)
 
 
 def _served(settings: Settings, found: ServedExamples) -> Served | None:
     """Served examples, beside the item statistics of the newest release, which served it; None where it is too little
     for a ranker. Where no bundle is left here, what it knew from a log is lost."""
-    if not enough(found):
+    if len(found.examples) < LEAST_ROWS:
         return None
     if has_release(settings.bundles_dir):
         return Served(found.examples, _read_release(settings, NEWEST).statistics)

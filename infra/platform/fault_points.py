@@ -17,34 +17,25 @@ from pathlib import Path
 VARIABLE = "TEST_NEXTWATCH_FAULT_POINTS"
 DIED = ".died"  # after the name of a point that somebody has died of
 
-POINTS = (
-    "history: examples sent",
-    "history: histories sent",
-    "history: batch done",
-    "join: examples sent",
-    "join: states sent",
-    "join: closings sent",
-    "join: closed states sent",
-    "join: batch done",
-    "trending: counts sent",
-    "trending: batch done",
-    "trainer: rows sent",
-    "trainer: progress sent",
-    "trainer: batch done",
-    "indexer: rows written",
-    "indexer: offsets committed",
-    "indexer: collection created",
-    "indexer: collection filled",
-    "indexer: marked whole",
-    "indexer: announced",
-    "indexer: marked announced",
-    "indexer: shadow rebuilt",
-    "indexer: rebuilt takes over",
-    "serving: impression sent",
-    "serving: reply sent",
-    "serving: before commit",
-    "serving: settled",
-)
+STEPS = {
+    "history": ("examples sent", "histories sent", "batch done"),
+    "join": ("examples sent", "states sent", "closings sent", "closed states sent", "batch done"),
+    "trending": ("counts sent", "batch done"),
+    "trainer": ("rows sent", "progress sent", "batch done"),
+    "indexer": (
+        "rows written",
+        "offsets committed",
+        "collection created",
+        "collection filled",
+        "marked whole",
+        "announced",
+        "marked announced",
+        "shadow rebuilt",
+        "rebuilt takes over",
+    ),
+    "serving": ("impression sent", "reply sent", "before commit", "settled"),
+}
+POINTS = tuple(f"{process}: {step}" for process, steps in STEPS.items() for step in steps)
 
 _directory = os.environ.get(VARIABLE)
 

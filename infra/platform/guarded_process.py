@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from typing import BinaryIO, Literal
 
 GUARD = Path(__file__).with_name("process_guard.py")
 LOG_BYTES = 10_000_000  # a larger log is put aside when its process starts
-REPORT_S = 10.0
 
 
 class ServiceError(RuntimeError):
@@ -113,7 +111,8 @@ def start_guarded(
             )
     finally:
         os.close(write)
-    report = _read_to_end(read).splitlines()
+    with os.fdopen(read) as pipe:  # both ends of the guard's are closed once the command runs, or cannot
+        report = pipe.read().splitlines()
     pids = [int(line) for line in report if line.isdigit()]
     if len(report) != 1 or not pids:
         guard.kill()
@@ -156,16 +155,3 @@ def log_tail(log: Path | None, lines: int = 20) -> str:
     except OSError:
         last = []
     return "\n".join([f"{log} ends with:", *(f"  {line}" for line in last)]) if last else f"{log} is empty"
-
-
-def _read_to_end(descriptor: int) -> str:
-    """All that comes through a pipe until its other ends are closed, or until REPORT_S are over."""
-    deadline = time.monotonic() + REPORT_S
-    text = b""
-    with contextlib.closing(os.fdopen(descriptor, "rb", buffering=0)) as pipe:
-        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            more = pipe.read(256)
-            if not more:
-                break
-            text += more
-    return text.decode()

@@ -26,7 +26,6 @@ import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from infra.platform import metrics
-from infra.platform.certificates import load_certificate
 from infra.platform.page_server import PageServer, pages_of
 from infra.platform.port_locks import port_error
 from infra.platform.run_files import reachable, run_file
@@ -103,15 +102,15 @@ def fetch_health(record: dict[str, Any], access: Metrics | None = None, timeout_
     """The `/health` of a process by its run file's record; an unreachable one is reported as neither live nor ready.
 
     `access`: the settings that the process has, for its token and its certificate."""
+    about: dict[str, Any] = {"process": record["name"], "pid": record["pid"], "reasons": []}
     try:
-        body = fetch_page(record, "/health", access, timeout_s)
+        found = json.loads(fetch_page(record, "/health", access, timeout_s))
+        return {**about, "live": found["live"], "ready": found["ready"], **found}
     except OSError as error:
-        return _unreachable(record, str(error))
-    try:
-        found = {"process": record["name"], "pid": record["pid"], "reasons": []} | dict(json.loads(body))
-    except (ValueError, TypeError, RecursionError):
-        return _unreachable(record, "its answer is not JSON")
-    return found if {"live", "ready"} <= found.keys() else _unreachable(record, "its answer says nothing of health")
+        why = str(error)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        why = "its answer says nothing of health"
+    return about | {"live": False, "ready": False, "reasons": [f"no answer on port {record['port']}: {why}"]}
 
 
 def fetch_page(record: dict[str, Any], path: str, access: Metrics | None, timeout_s: float) -> bytes:
@@ -141,7 +140,17 @@ def _tls_of_server(access: Metrics) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_certificate(context, access.tls_cert_file, access.tls_key_file, "metrics.tls_cert_file, metrics.tls_key_file")
+    names = "metrics.tls_cert_file, metrics.tls_key_file"
+
+    def locked() -> str:
+        raise SettingsError(f"{names}: the key is locked by a passphrase; give one that is not, readable by us only")
+
+    try:
+        context.load_cert_chain(access.tls_cert_file, access.tls_key_file, password=locked)
+    except OSError as error:
+        raise SettingsError(
+            f"{names} ({access.tls_cert_file}, {access.tls_key_file}) cannot be used: {error}"
+        ) from None
     return context
 
 
@@ -161,16 +170,6 @@ def _warn_if_open(access: Metrics) -> None:
     given = {"metrics.token": access.token.get_secret_value(), "metrics.tls_cert_file": access.tls_cert_file}
     if missing := [name for name, value in given.items() if not value]:
         log.warning("the metrics page is open to the network", host=access.host, not_set=", ".join(missing))
-
-
-def _unreachable(record: dict[str, Any], why: str) -> dict[str, Any]:
-    return {
-        "process": record["name"],
-        "pid": record["pid"],
-        "live": False,
-        "ready": False,
-        "reasons": [f"no answer on port {record['port']}: {why}"],
-    }
 
 
 @functools.cache

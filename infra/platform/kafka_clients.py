@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
 from typing import Any
 
 from kafka.errors import KafkaError
 
-from infra.platform.certificates import load_certificate
 from infra.platform.settings import Kafka, SettingsError
 from infra.platform.third_parties.kafka_python import patches
-from nextwatch_client import ConnectionOptions
+from nextwatch_client import ConnectionOptions, OptionsError
 
 REPLY_SIZE = 8  # how many times larger than a request a reply may be
 
 
 def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
-    """Keyword arguments of kafka-python's consumer, producer and admin client."""
+    """Keyword arguments of kafka-python's consumer, producer and admin client. Raises SettingsError for a file that
+    cannot be used."""
     patches.ask_for_metadata_once()
-    options: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap.split(","),
-        "security_protocol": kafka.security_protocol,
-    }
-    if kafka.security_protocol.startswith("SASL"):
-        options |= {
-            "sasl_mechanism": kafka.sasl_mechanism,
-            "sasl_plain_username": kafka.username,
-            "sasl_plain_password": kafka.password.get_secret_value(),
-        }
-    if kafka.security_protocol.endswith("SSL"):
-        options["ssl_context"] = ssl_context(kafka)
-    return options
+    try:
+        return client_options(kafka).kafka_python()
+    except OptionsError as error:
+        raise SettingsError(", ".join(f"kafka.{name}" for name in error.options) + error.why) from None
 
 
 def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
@@ -53,17 +43,6 @@ def client_options(kafka: Kafka) -> ConnectionOptions:
         topic_prefix=kafka.topic_prefix,
         max_reply_bytes=REPLY_SIZE * kafka.max_message_bytes,
     )
-
-
-def ssl_context(kafka: Kafka) -> ssl.SSLContext:
-    """Brokers are always checked, name included. Raises SettingsError for a file that cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None)
-    except OSError as error:  # ssl.SSLError, of a file that is no PEM, is one too
-        raise SettingsError(f"kafka.ssl_ca_file {kafka.ssl_ca_file} cannot be used: {error}") from None
-    if kafka.ssl_cert_file:
-        load_certificate(context, kafka.ssl_cert_file, kafka.ssl_key_file, "kafka.ssl_cert_file, kafka.ssl_key_file")
-    return context
 
 
 def close_producer(producer: Any, timeout_s: float) -> None:

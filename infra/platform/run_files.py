@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -141,15 +140,17 @@ def _write_locked(path: Path, record: dict[str, Any]) -> BinaryIO:
 def _write_targets(run_dir: Path) -> None:
     """Write what Prometheus' file_sd_configs reads: one group per living process."""
     records, _ = _read_records(run_dir)
-    groups = [{"targets": [f"{reachable(each['host'])}:{each['port']}"], "labels": _labels(each)} for each in records]
-    with tempfile.NamedTemporaryFile("w", dir=run_dir, prefix=".targets", delete=False) as file:
-        json.dump(groups, file)
-    Path(file.name).chmod(0o644)  # Prometheus often runs as another user
-    Path(file.name).replace(run_dir / TARGETS)
-
-
-def _labels(record: dict[str, Any]) -> dict[str, str]:
-    return {"process": record["name"]} | ({"__scheme__": "https"} if record.get("tls") else {})
+    groups = [
+        {
+            "targets": [f"{reachable(each['host'])}:{each['port']}"],
+            "labels": {"process": each["name"]} | ({"__scheme__": "https"} if each.get("tls") else {}),
+        }
+        for each in records
+    ]
+    written = run_dir / ".targets"
+    written.write_text(json.dumps(groups), encoding="utf-8")
+    written.chmod(0o644)  # Prometheus often runs as another user
+    written.replace(run_dir / TARGETS)
 
 
 @contextlib.contextmanager

@@ -26,9 +26,14 @@ LEAST_HEARTBEATS = 3  # of a server within the time after which it counts as dea
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 _NEVER_PAID = "it was worth nothing measurable (docs/candidate-generation.md), leave it out"
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return Field(default, description=meaning)
 
 
 class SettingsError(ValueError):
@@ -40,31 +45,30 @@ class Section(BaseModel):
 
 
 class Kafka(Section):
-    bootstrap: str = Field("", description="host:port[,host:port]; empty: an embedded broker is started by `up`")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="how every client of ours speaks to the brokers"
+    bootstrap: str = _setting("", "host:port[,host:port]; empty: an embedded broker is started by `up`")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = _setting(
+        "PLAINTEXT", "how every client of ours speaks to the brokers"
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "PLAIN", description="how it logs in, with a SASL protocol"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting(
+        "PLAIN", "how it logs in, with a SASL protocol"
     )
-    username: str = Field("", description="who logs in, with a SASL protocol")
-    password: SecretStr = Field(SecretStr(""), description="only from NEXTWATCH_KAFKA__PASSWORD")
-    ssl_ca_file: Path | None = Field(None, description="certificate authority, PEM")
-    ssl_cert_file: Path | None = Field(None, description="this client's certificate, PEM")
-    ssl_key_file: Path | None = Field(None, description="this client's key, PEM")
+    username: str = _setting("", "who logs in, with a SASL protocol")
+    password: SecretStr = _setting(SecretStr(""), "only from NEXTWATCH_KAFKA__PASSWORD")
+    ssl_ca_file: Path | None = _setting(None, "certificate authority, PEM")
+    ssl_cert_file: Path | None = _setting(None, "this client's certificate, PEM")
+    ssl_key_file: Path | None = _setting(None, "this client's key, PEM")
     topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="put before every topic and group name")
-    partitions: Count = Field(4, description="of user-keyed topics; equal for all of them, they are co-partitioned")
-    replication: Count = Field(1, description="copies of each topic that we make; 3 where there are three brokers")
-    max_message_bytes: Count = Field(1_000_000, description="a larger message is refused to the dead letters")
-    session_timeout_s: Annotated[float, Field(ge=1)] = Field(
-        10.0,
-        description="a killed worker's partitions are taken over after this; brokers allow 6 s, or as they are set",
+    partitions: Count = _setting(4, "of user-keyed topics; equal for all of them, they are co-partitioned")
+    replication: Count = _setting(1, "copies of each topic that we make; 3 where there are three brokers")
+    max_message_bytes: Count = _setting(1_000_000, "a larger message is refused to the dead letters")
+    session_timeout_s: Annotated[float, Field(ge=1)] = _setting(
+        10.0, "a killed worker's partitions are taken over after this; brokers allow 6 s, or as they are set"
     )
-    max_poll_s: Annotated[float, Field(gt=0)] = Field(
-        3600.0, description="a worker that lives and asks for no messages for so long is replaced; longer than any step"
+    max_poll_s: Positive = _setting(
+        3600.0, "a worker that lives and asks for no messages for so long is replaced; longer than any step"
     )
-    retention_h: Annotated[float, Field(gt=0)] = Field(168.0, description="of topics with cleanup policy delete")
-    tombstone_h: Annotated[float, Field(gt=0)] = Field(720.0, description="how long compacted topics keep tombstones")
+    retention_h: Positive = _setting(168.0, "of topics with cleanup policy delete")
+    tombstone_h: Positive = _setting(720.0, "how long compacted topics keep tombstones")
 
 
 _BRUTE = "Milvus Lite takes it and searches row by row all the same; it was not tried on a Milvus server"
@@ -80,18 +84,18 @@ _NO_INDEX_TYPES = {
 
 
 class Milvus(Section):
-    uri: str = Field("", description="http(s)://host:port; empty: one Milvus Lite server process is started by `up`")
-    token: SecretStr = Field(SecretStr(""), description="only from NEXTWATCH_MILVUS__TOKEN")
-    ca_file: Path | None = Field(None, description="certificate authority of an https server, PEM")
-    index_type: Literal["FLAT", "HNSW", "IVF_FLAT"] = Field("FLAT", description="of collections made from now on")
-    hnsw_m: Annotated[int, Field(ge=2, le=2048)] = Field(32, description="HNSW: neighbours of a vector in the graph")
-    hnsw_ef_construction: Annotated[int, Field(ge=8, le=32768)] = Field(400, description="HNSW: looked at when built")
-    hnsw_ef_per_hit: Count = Field(4, description="HNSW: looked at per wanted item; recall@500 is .94 with 1")
-    ivf_nlist: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="IVF_FLAT: lists (of each segment)")
-    ivf_nprobe: Count = Field(
-        56, description="IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
+    uri: str = _setting("", "http(s)://host:port; empty: one Milvus Lite server process is started by `up`")
+    token: SecretStr = _setting(SecretStr(""), "only from NEXTWATCH_MILVUS__TOKEN")
+    ca_file: Path | None = _setting(None, "certificate authority of an https server, PEM")
+    index_type: Literal["FLAT", "HNSW", "IVF_FLAT"] = _setting("FLAT", "of collections made from now on")
+    hnsw_m: Annotated[int, Field(ge=2, le=2048)] = _setting(32, "HNSW: neighbours of a vector in the graph")
+    hnsw_ef_construction: Annotated[int, Field(ge=8, le=32768)] = _setting(400, "HNSW: looked at when built")
+    hnsw_ef_per_hit: Count = _setting(4, "HNSW: looked at per wanted item; recall@500 is .94 with 1")
+    ivf_nlist: Annotated[int, Field(ge=1, le=65536)] = _setting(64, "IVF_FLAT: lists (of each segment)")
+    ivf_nprobe: Count = _setting(
+        56, "IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
     )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="longest wait for one call, searches excepted")
+    timeout_s: Positive = _setting(5.0, "longest wait for one call, searches excepted")
 
     @field_validator("index_type", mode="before")
     @classmethod
@@ -102,122 +106,116 @@ class Milvus(Section):
 
 
 class History(Section):
-    watches: Count = Field(
-        50, description="newest watches kept per user, and newest completed ones beside them (paper section 3.3)"
+    watches: Count = _setting(
+        50, "newest watches kept per user, and newest completed ones beside them (paper section 3.3)"
     )
-    searches: Count = Field(50, description="newest searches kept per user (paper section 3.3)")
-    completed_s: Annotated[float, Field(gt=0)] = Field(
-        18.0, description="a watch is completed (positive) when it lasted min(duration, this)"
+    searches: Count = _setting(50, "newest searches kept per user (paper section 3.3)")
+    completed_s: Positive = _setting(18.0, "a watch is completed (positive) when it lasted min(duration, this)")
+    impressions: Count = _setting(
+        100, "newest shown items kept per user: what was shown and not watched sinks (paper section 4.1)"
     )
-    impressions: Count = Field(
-        100, description="newest shown items kept per user: what was shown and not watched sinks (paper section 4.1)"
+    seen: Annotated[int, Field(ge=0, le=10_000)] = _setting(
+        500, "items remembered per user beyond the watches that are kept, six bytes each; 0: none"
     )
-    seen: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        500, description="items remembered per user beyond the watches that are kept, six bytes each; 0: none"
-    )
-    seen_days: Count = Field(90, description="a watched item may be recommended again after so many days")
-    future_s: Seconds = Field(300.0, description="an event stamped further ahead than this is refused")
-    batch: Count = Field(1000, description="most events handled together")
-    wait_s: Annotated[float, Field(gt=0)] = Field(0.02, description="longest wait for a batch to fill")
+    seen_days: Count = _setting(90, "a watched item may be recommended again after so many days")
+    future_s: Seconds = _setting(300.0, "an event stamped further ahead than this is refused")
+    batch: Count = _setting(1000, "most events handled together")
+    wait_s: Positive = _setting(0.02, "longest wait for a batch to fill")
 
 
 class Join(Section):
-    window_s: Annotated[float, Field(gt=0)] = Field(
-        1800.0, description="an impression waits so long for its watches, in event time; then the rest is not watched"
+    window_s: Positive = _setting(
+        1800.0, "an impression waits so long for its watches, in event time; then the rest is not watched"
     )
-    grace_s: Seconds = Field(1800.0, description="a later watch still corrects the example for this long")
-    early_s: Seconds = Field(1800.0, description="a watch waits so long for an impression that is not read yet")
-    open_impressions: Count = Field(50, description="most impressions of a user that are kept; the oldest goes first")
-    half_life_h: Annotated[float, Field(gt=0)] = Field(168.0, description="of item statistics, in event time")
-    publish_s: Annotated[float, Field(gt=0)] = Field(1.0, description="how often changed statistics are published")
-    batch: Count = Field(1000, description="most messages handled together")
-    wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
+    grace_s: Seconds = _setting(1800.0, "a later watch still corrects the example for this long")
+    early_s: Seconds = _setting(1800.0, "a watch waits so long for an impression that is not read yet")
+    open_impressions: Count = _setting(50, "most impressions of a user that are kept; the oldest goes first")
+    half_life_h: Positive = _setting(168.0, "of item statistics, in event time")
+    publish_s: Positive = _setting(1.0, "how often changed statistics are published")
+    batch: Count = _setting(1000, "most messages handled together")
+    wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")
 
 
 class Trending(Section):
-    half_life_s: Annotated[float, Field(gt=0)] = Field(6 * 3600.0, description="of a watch's weight, in event time")
-    items: Count = Field(500, description="most items published per partition")
-    regions: Annotated[int, Field(ge=0)] = Field(
-        50, description="context regions counted apart, per partition: the most watched ones; 0: none"
-    )
-    region_items: Count = Field(100, description="most items published per region and partition")
-    publish_s: Annotated[float, Field(gt=0)] = Field(1.0, description="how often changed lists are published")
+    half_life_s: Positive = _setting(6 * 3600.0, "of a watch's weight, in event time")
+    items: Count = _setting(500, "most items published per partition")
+    regions: Whole = _setting(50, "context regions counted apart, per partition: the most watched ones; 0: none")
+    region_items: Count = _setting(100, "most items published per region and partition")
+    publish_s: Positive = _setting(1.0, "how often changed lists are published")
 
 
 class Model(Section):
-    dim: Count = Field(64, description="width of item and user embeddings")
-    hidden: tuple[Count, ...] = Field((256,), description="widths of the user tower's ReLU layers; empty: linear")
-    encoder: Literal["average", "attention"] = Field("average", description="how a history becomes a vector")
-    residual: bool = Field(True, description="add the encoded history to what the layers make of it")
-    members: Count = Field(3, description="towers trained apart that answer together, each with `dim` numbers")
-    linear_dim: Annotated[int, Field(ge=0)] = Field(64, description="width of the item-to-item part; 0: none")
-    dropout: Share = Field(0.2, description="of the tower's layers, in training")
-    history_dropout: Share = Field(0.3, description="of the watches in a history, in training")
-    sides: bool = Field(True, description="embed the catalogue's id columns (channel, topics, ...) into the items")
-    searches: bool = Field(True, description="learn from searches, where a log has them")
-    context: bool = Field(True, description="learn from region, device, ..., where a log has them")
-    search_tokens: Count = Field(65_536, description="rows of the hashed words of searches")
-    search_dim: Count = Field(32, description="width of their embeddings")
-    example_age: bool = Field(False, description="the paper's example age; live popularity does its work better")
-    age_window_h: Annotated[float, Field(gt=0)] = Field(24 * 21.0, description="training window of example age")
-    negatives: Count = Field(2048, description="shared negatives per step")
-    in_batch: Share = Field(0.5, description="share of the negatives that comes from the batch, the rest is uniform")
-    batch: Count = Field(2048, description="examples per step")
-    epochs: Count = Field(5, description="most epochs; fewer when the validation days say so")
-    table_rate: Rate = Field(0.1, description="row-wise Adagrad on embedding rows")
-    tower_rate: Rate = Field(2e-3, description="Adam on the tower")
-    examples_per_user: Annotated[int, Field(ge=0)] = Field(0, description="most per user and window; 0: all")
-    example_window_h: Annotated[float, Field(gt=0)] = Field(24.0, description="window of examples_per_user")
-    equal_users: bool = Field(False, description="weigh an example 1/n of its user's n (the paper's equal weight)")
-    half_life_events: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="of the popularity coordinate, in watches; 0: what the validation days say"
+    dim: Count = _setting(64, "width of item and user embeddings")
+    hidden: tuple[Count, ...] = _setting((256,), "widths of the user tower's ReLU layers; empty: linear")
+    encoder: Literal["average", "attention"] = _setting("average", "how a history becomes a vector")
+    residual: bool = _setting(True, "add the encoded history to what the layers make of it")
+    members: Count = _setting(3, "towers trained apart that answer together, each with `dim` numbers")
+    linear_dim: Whole = _setting(64, "width of the item-to-item part; 0: none")
+    dropout: Share = _setting(0.2, "of the tower's layers, in training")
+    history_dropout: Share = _setting(0.3, "of the watches in a history, in training")
+    sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")
+    searches: bool = _setting(True, "learn from searches, where a log has them")
+    context: bool = _setting(True, "learn from region, device, ..., where a log has them")
+    search_tokens: Count = _setting(65_536, "rows of the hashed words of searches")
+    search_dim: Count = _setting(32, "width of their embeddings")
+    example_age: bool = _setting(False, "the paper's example age; live popularity does its work better")
+    age_window_h: Positive = _setting(24 * 21.0, "training window of example age")
+    negatives: Count = _setting(2048, "shared negatives per step")
+    in_batch: Share = _setting(0.5, "share of the negatives that comes from the batch, the rest is uniform")
+    batch: Count = _setting(2048, "examples per step")
+    epochs: Count = _setting(5, "most epochs; fewer when the validation days say so")
+    table_rate: Positive = _setting(0.1, "row-wise Adagrad on embedding rows")
+    tower_rate: Positive = _setting(2e-3, "Adam on the tower")
+    examples_per_user: Whole = _setting(0, "most per user and window; 0: all")
+    example_window_h: Positive = _setting(24.0, "window of examples_per_user")
+    equal_users: bool = _setting(False, "weigh an example 1/n of its user's n (the paper's equal weight)")
+    half_life_events: Annotated[float, Field(ge=0)] = _setting(
+        0.0, "of the popularity coordinate, in watches; 0: what the validation days say"
     )
-    threads: Count = Field(1, description="of torch and BLAS in `nextwatch train`; more only help on idle cores")
-    seed: int = Field(1, description="of all that is drawn in training")
+    threads: Count = _setting(1, "of torch and BLAS in `nextwatch train`; more only help on idle cores")
+    seed: int = _setting(1, "of all that is drawn in training")
 
 
 class Ranker(Section):
-    hidden: tuple[Count, ...] | None = Field(
-        None, description="widths of the ReLU layers; unset: 1024-512-256 (the paper's) or less where examples are few"
+    hidden: tuple[Count, ...] | None = _setting(
+        None, "widths of the ReLU layers; unset: 1024-512-256 (the paper's) or less where examples are few"
     )
-    objective: Literal["unbiased", "paper", "equal"] = Field(
-        "unbiased", description="watch-time weights so that odds are E[T]; as in the paper; or clicks, for comparison"
+    objective: Literal["unbiased", "paper", "equal"] = _setting(
+        "unbiased", "watch-time weights so that odds are E[T]; as in the paper; or clicks, for comparison"
     )
-    target: Literal["seconds", "d2q"] = Field(
-        "seconds", description="learnt: watched seconds, or (where all that is shown plays) their quantile by duration"
+    target: Literal["seconds", "d2q"] = _setting(
+        "seconds", "learnt: watched seconds, or (where all that is shown plays) their quantile by duration"
     )
-    position: bool = Field(False, description="learn what a place on the page adds; serving leaves it out")
-    completion: bool = Field(True, description="a second head that learns P(completed) beside the seconds")
-    powers: bool = Field(True, description="feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")
-    without: tuple[str, ...] = Field((), description="features that are left out, by name")
-    members: Count = Field(3, description="networks trained apart whose logits are averaged")
-    epochs: Count = Field(3, description="passes over the examples")
-    batch: Count = Field(1024, description="examples per step")
-    rate: Rate = Field(1e-3, description="AdamW")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW")
-    dropout: Share = Field(0.3, description="of the hidden layers, in training")
-    ids: Count = Field(100_000, description="most ids of one space: the most frequent in clicked impressions")
-    least_count: Count = Field(5, description="an id in fewer clicked impressions has the zero embedding")
-    seed: int = Field(1, description="of all that is drawn in training")
+    position: bool = _setting(False, "learn what a place on the page adds; serving leaves it out")
+    completion: bool = _setting(True, "a second head that learns P(completed) beside the seconds")
+    powers: bool = _setting(True, "feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")
+    without: tuple[str, ...] = _setting((), "features that are left out, by name")
+    members: Count = _setting(3, "networks trained apart whose logits are averaged")
+    epochs: Count = _setting(3, "passes over the examples")
+    batch: Count = _setting(1024, "examples per step")
+    rate: Positive = _setting(1e-3, "AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = _setting(0.01, "of AdamW")
+    dropout: Share = _setting(0.3, "of the hidden layers, in training")
+    ids: Count = _setting(100_000, "most ids of one space: the most frequent in clicked impressions")
+    least_count: Count = _setting(5, "an id in fewer clicked impressions has the zero embedding")
+    seed: int = _setting(1, "of all that is drawn in training")
 
 
 class Trainer(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="row-wise Adagrad on item rows")
-    negatives: Count = Field(2048, description="shared negatives of a live step")
-    in_batch: Share = Field(0.1, description="most of the negatives that come from the batch, as a share of all")
-    learns: Literal["history", "popularity", "output_rows"] = Field(
-        "output_rows", description="what moves between releases; each also moves what stands before it"
+    learning_rate: Positive = _setting(0.02, "row-wise Adagrad on item rows")
+    negatives: Count = _setting(2048, "shared negatives of a live step")
+    in_batch: Share = _setting(0.1, "most of the negatives that come from the batch, as a share of all")
+    learns: Literal["history", "popularity", "output_rows"] = _setting(
+        "output_rows", "what moves between releases; each also moves what stands before it"
     )
-    admit_after: Count = Field(1, description="a new item gets a row with this many watches")
-    expire_h: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="an item that was not watched for this long leaves trainer, topic and index; 0: never"
+    admit_after: Count = _setting(1, "a new item gets a row with this many watches")
+    expire_h: Annotated[float, Field(ge=0)] = _setting(
+        0.0, "an item that was not watched for this long leaves trainer, topic and index; 0: never"
     )
-    batch: Count = Field(256, description="most examples per step")
-    wait_s: Annotated[float, Field(gt=0)] = Field(0.1, description="longest wait for a batch to fill")
-    threads: Count = Field(1, description="of torch and BLAS in the trainer worker")
-    evaluate_scores: Annotated[int, Field(ge=0)] = Field(
-        500_000, description="scores per batch spent on ranking examples before they are learnt"
-    )
+    batch: Count = _setting(256, "most examples per step")
+    wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")
+    threads: Count = _setting(1, "of torch and BLAS in the trainer worker")
+    evaluate_scores: Whole = _setting(500_000, "scores per batch spent on ranking examples before they are learnt")
 
     @field_validator("learns", mode="before")
     @classmethod
@@ -228,98 +226,90 @@ class Trainer(Section):
 
 
 class Forget(Section):
-    secret: SecretStr = Field(
+    secret: SecretStr = _setting(
         SecretStr(""),
-        description="only from NEXTWATCH_FORGET__SECRET: without it whoever has a user's id can tell from the topics "
+        "only from NEXTWATCH_FORGET__SECRET: without it whoever has a user's id can tell from the topics "
         "that the user was forgotten; the same for every process, for good",
     )
 
 
 class Bundles(Section):
-    keep: Count = Field(5, description="newest bundles that `train` keeps, and all that are in use; older ones go")
+    keep: Count = _setting(5, "newest bundles that `train` keeps, and all that are in use; older ones go")
 
 
 class Indexer(Section):
-    window_s: Annotated[float, Field(gt=0)] = Field(0.5, description="touched rows are coalesced this long")
-    batch: Count = Field(1000, description="most rows per upsert")
-    server_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="a server silent this long is dead; at least three of serving.heartbeat_s"
+    window_s: Positive = _setting(0.5, "touched rows are coalesced this long")
+    batch: Count = _setting(1000, "most rows per upsert")
+    server_timeout_s: Positive = _setting(
+        60.0, "a server silent this long is dead; at least three of serving.heartbeat_s"
     )
-    least_recall: Share = Field(
-        0.95, description="of a new collection's search against an exact one; with less it is not announced"
+    least_recall: Share = _setting(
+        0.95, "of a new collection's search against an exact one; with less it is not announced"
     )
 
 
 class Serving(Section):
-    candidates: Annotated[int, Field(ge=1, le=16384)] = Field(500, description="retrieved per request")
-    k: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="items in a reply when the request does not say")
-    max_k: Count = Field(200, description="a request for more items is refused")
-    first: Literal["auto", "index", "mirror"] = Field(
-        "auto", description="who is asked first, the other is the fallback; auto: who has been quicker of late"
+    candidates: Annotated[int, Field(ge=1, le=16384)] = _setting(500, "retrieved per request")
+    k: Annotated[int, Field(ge=1, le=1000)] = _setting(20, "items in a reply when the request does not say")
+    max_k: Count = _setting(200, "a request for more items is refused")
+    first: Literal["auto", "index", "mirror"] = _setting(
+        "auto", "who is asked first, the other is the fallback; auto: who has been quicker of late"
     )
-    mirror_items: Annotated[int, Field(ge=0)] = Field(
-        200_000, description="most items whose vectors are held in memory as well; 0: no mirror"
+    mirror_items: Whole = _setting(200_000, "most items whose vectors are held in memory as well; 0: no mirror")
+    search_s: Positive = _setting(0.5, "longest wait for the index; then the mirror")
+    audit_share: Share = _setting(0.01, "share of the index's answers compared with an exact search")
+    audit_recall: Share = _setting(0.9, "with a lower mean recall the index is left out; 0: never")
+    trending: Whole = _setting(25, "candidates from what is trending; 0: none")
+    similar: Whole = _setting(50, "candidates like the last completed watch; 0: none")
+    fresh: Whole = _setting(25, "candidates among the newest items; 0: none")
+    fresh_h: Positive = _setting(72.0, "an item is fresh so long after its publishing")
+    source_s: Positive = _setting(0.1, "a source slower than this in a batch is left out")
+    shown_most: Whole = _setting(0, "an item shown so often without a watch since is not a candidate; 0: it stays one")
+    queue: Count = _setting(1000, "most requests read and not yet answered")
+    repeat_s: Seconds = _setting(60.0, "a repeated request id gets the same reply for so long")
+    repeats: Count = _setting(5000, "most replies kept for that")
+    batch: Count = _setting(16, "most requests answered together")
+    deadline_s: Positive = _setting(2.0, "when the request does not say")
+    heartbeat_s: Positive = _setting(5.0, "how often a server says what it serves")
+    ranker_format: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "of the ranker's weights; auto: bfloat16 where the processor computes with it"
     )
-    search_s: Annotated[float, Field(gt=0)] = Field(0.5, description="longest wait for the index; then the mirror")
-    audit_share: Share = Field(0.01, description="share of the index's answers compared with an exact search")
-    audit_recall: Share = Field(0.9, description="with a lower mean recall the index is left out; 0: never")
-    trending: Annotated[int, Field(ge=0)] = Field(25, description="candidates from what is trending; 0: none")
-    similar: Annotated[int, Field(ge=0)] = Field(50, description="candidates like the last completed watch; 0: none")
-    fresh: Annotated[int, Field(ge=0)] = Field(25, description="candidates among the newest items; 0: none")
-    fresh_h: Annotated[float, Field(gt=0)] = Field(72.0, description="an item is fresh so long after its publishing")
-    source_s: Annotated[float, Field(gt=0)] = Field(0.1, description="a source slower than this in a batch is left out")
-    shown_most: Annotated[int, Field(ge=0)] = Field(
-        0, description="an item shown so often without a watch since is not a candidate; 0: it stays one"
-    )
-    queue: Count = Field(1000, description="most requests read and not yet answered")
-    repeat_s: Seconds = Field(60.0, description="a repeated request id gets the same reply for so long")
-    repeats: Count = Field(5000, description="most replies kept for that")
-    batch: Count = Field(16, description="most requests answered together")
-    deadline_s: Annotated[float, Field(gt=0)] = Field(2.0, description="when the request does not say")
-    heartbeat_s: Annotated[float, Field(gt=0)] = Field(5.0, description="how often a server says what it serves")
-    ranker_format: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the ranker's weights; auto: bfloat16 where the processor computes with it"
-    )
-    threads: Count = Field(
-        1, description="of torch and BLAS in one serving worker; large batches are divided in two beside it"
-    )
+    threads: Count = _setting(1, "of torch and BLAS in one serving worker; large batches are divided in two beside it")
 
 
 class Selection(Section):
-    channel_cap: Annotated[int, Field(ge=0)] = Field(
-        0, description="most items of one channel in a list, as long as there are others; 0: any number"
+    channel_cap: Whole = _setting(0, "most items of one channel in a list, as long as there are others; 0: any number")
+    explore: Share = _setting(0.0, "share of a list's places that is drawn (docs/selection.md); 0: none")
+    explore_by: Literal["little_shown", "uncertainty"] = _setting(
+        "little_shown", "who is drawn more: the seldom shown, or those of which the ranker is unsure"
     )
-    explore: Share = Field(0.0, description="share of a list's places that is drawn (docs/selection.md); 0: none")
-    explore_by: Literal["little_shown", "uncertainty"] = Field(
-        "little_shown", description="who is drawn more: the seldom shown, or those of which the ranker is unsure"
+    explore_from: Count = _setting(1, "first place that may be drawn; 1 is the top")
+    explore_pool: Count = _setting(100, "drawn from the best so many that are not in the list anyway")
+    diversity: Literal["none", "mmr", "dpp"] = _setting(
+        "none", "keep alike items apart: greedily by the most alike chosen one, or by all of them"
     )
-    explore_from: Count = Field(1, description="first place that may be drawn; 1 is the top")
-    explore_pool: Count = Field(100, description="drawn from the best so many that are not in the list anyway")
-    diversity: Literal["none", "mmr", "dpp"] = Field(
-        "none", description="keep alike items apart: greedily by the most alike chosen one, or by all of them"
-    )
-    diversity_weight: Share = Field(0.3, description="of being unlike what is chosen; the rest is the score's")
-    diversity_pool: Count = Field(100, description="chosen among the best so many")
-    pinned: tuple[str, ...] = Field((), description="items on top of every list, after those that a request pins")
-    seed: int = Field(1, description="of the places that are drawn, beside the request's id")
+    diversity_weight: Share = _setting(0.3, "of being unlike what is chosen; the rest is the score's")
+    diversity_pool: Count = _setting(100, "chosen among the best so many")
+    pinned: tuple[str, ...] = _setting((), "items on top of every list, after those that a request pins")
+    seed: int = _setting(1, "of the places that are drawn, beside the request's id")
 
 
 class Metrics(Section):
-    host: str = Field("127.0.0.1", description="where /metrics and /health listen")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one, written to <data_dir>/run")
-    token: SecretStr = Field(
-        SecretStr(""), description="only from NEXTWATCH_METRICS__TOKEN: without it as bearer token /metrics is 401"
+    host: str = _setting("127.0.0.1", "where /metrics and /health listen")
+    port: Annotated[int, Field(ge=0, le=65535)] = _setting(0, "0: a free one, written to <data_dir>/run")
+    token: SecretStr = _setting(
+        SecretStr(""), "only from NEXTWATCH_METRICS__TOKEN: without it as bearer token /metrics is 401"
     )
-    tls_cert_file: Path | None = Field(None, description="both pages speak TLS with this certificate, PEM")
-    tls_key_file: Path | None = Field(None, description="its key, PEM; unset: it is in the same file")
+    tls_cert_file: Path | None = _setting(None, "both pages speak TLS with this certificate, PEM")
+    tls_key_file: Path | None = _setting(None, "its key, PEM; unset: it is in the same file")
 
 
 class Embedded(Section):
-    kafka_port: Annotated[int, Field(ge=0, le=65534)] = Field(0, description="0: a free one")
-    milvus_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0: a free one")
+    kafka_port: Annotated[int, Field(ge=0, le=65534)] = _setting(0, "0: a free one")
+    milvus_port: Annotated[int, Field(ge=0, le=65535)] = _setting(0, "0: a free one")
     kafka_heap: str = Field("512m", pattern=r"^\d+[mg]$", description="memory of the embedded Apache Kafka's JVM")
-    ready_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="an embedded service that is not ready by then ends `up`; in `demo` our own processes do too"
+    ready_timeout_s: Positive = _setting(
+        60.0, "an embedded service that is not ready by then ends `up`; in `demo` our own processes do too"
     )
 
 
@@ -328,10 +318,8 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", validate_default=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
     )
 
-    data_dir: Path = Field(Path(".nextwatch"), description="bundles, embedded services' data, run files")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe lines in the logs"
-    )
+    data_dir: Path = _setting(Path(".nextwatch"), "bundles, embedded services' data, run files")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least severe lines in the logs")
     kafka: Kafka = Kafka()
     milvus: Milvus = Milvus()
     history: History = History()
@@ -384,7 +372,6 @@ class Settings(BaseSettings):
 
 
 SECRETS = (("kafka", "password"), ("milvus", "token"), ("metrics", "token"), ("forget", "secret"))
-MOST_FILE_BYTES = 1_000_000
 GONE = {  # settings that there were: since when not, and what to do
     "trainer.pull": f"gone since 0.2: {_NEVER_PAID}",
     "trainer.query_rate": f"gone since 0.2, with trainer.learns = input_rows: {_NEVER_PAID}",
@@ -438,6 +425,18 @@ def to_environ(settings: Settings) -> dict[str, str]:
     return flat
 
 
+def variables() -> dict[str, Any]:
+    """The environment variable of every setting, with the setting's type."""
+    found: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        leaves = getattr(field.annotation, "model_fields", None)
+        if leaves is None:
+            found[variable_of(name)] = field.annotation
+        else:
+            found |= {variable_of(f"{name}.{leaf}"): each.annotation for leaf, each in leaves.items()}
+    return found
+
+
 def variable_of(name: str) -> str:
     """The environment variable of a setting (`kafka.password`)."""
     return ENV_PREFIX + name.replace(".", "__").upper()
@@ -455,11 +454,7 @@ def _check_file(file: Path | None) -> None:
     if file is None:
         return
     try:
-        with file.open("rb") as opened:
-            content = opened.read(MOST_FILE_BYTES + 1)
-        if len(content) > MOST_FILE_BYTES:
-            raise SettingsError(f"{file}: more than {MOST_FILE_BYTES:,} bytes, that is no settings file")
-        tree = tomllib.loads(content.decode("utf-8"))
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -471,34 +466,21 @@ def _check_file(file: Path | None) -> None:
 
 
 def _check_environ() -> None:
-    """pydantic-settings passes over variables that name no setting; we do not."""
+    """pydantic-settings passes over variables that name no setting, and only tells the section of a list that is no
+    JSON; we name each."""
+    kinds = variables()
     for variable in sorted(os.environ):
-        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
-            path = variable.removeprefix(ENV_PREFIX).lower().split("__")
-            if not _is_setting(path):
-                raise SettingsError(_unknown(".".join(path), f" ({variable})"))
-            _check_list(path, variable)
-
-
-def _check_list(path: list[str], variable: str) -> None:
-    """pydantic-settings reads lists as JSON, and says only in which section it cannot."""
-    section: Any = Settings.model_fields[path[0]].annotation
-    if len(path) == 2 and get_origin(section.model_fields[path[1]].annotation) is tuple:
-        try:
-            json.loads(os.environ[variable])
-        except ValueError:
-            example = '["one", "two"], or [1, 2]'
-            raise SettingsError(f"setting {'.'.join(path)} ({variable}): must be a list as JSON: {example}") from None
-
-
-def _is_setting(path: list[str]) -> bool:
-    field = Settings.model_fields.get(path[0])
-    if field is None:
-        return False
-    section = field.annotation
-    if isinstance(section, type) and issubclass(section, Section):
-        return len(path) == 2 and path[1] in section.model_fields
-    return len(path) == 1
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        if variable.upper() not in kinds:
+            raise SettingsError(_unknown(name, f" ({variable})"))
+        if get_origin(kinds[variable.upper()]) is tuple:
+            try:
+                json.loads(os.environ[variable])
+            except ValueError:
+                example = '["one", "two"], or [1, 2]'
+                raise SettingsError(f"setting {name} ({variable}): must be a list as JSON: {example}") from None
 
 
 def _unknown(name: str, place: str = "") -> str:

@@ -16,12 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from infra.simulation.population import (
-    Floats,
-    Population,
-    Rows,
     Videos,
     channel_affinity,
     draw_watch_s,
@@ -29,14 +25,13 @@ from infra.simulation.population import (
     mean_watch_s,
     start_chance,
 )
+from models.arrays import Doubles, Flags, Floats, Rows
 
 LOOK_ON = 0.9  # chance to look at the next position of a list
 MOST_ANSWERS = 3  # watches out of one list
 PLAIN_TASTE, PLAIN_POPULARITY = 0.75, 1.5  # how the recommender of the past weighed them; over 1 it repeats itself
 EXPLORED = 0.2  # share of its places that went to any video
 TINY = np.float32(1e-30)
-
-Flags = NDArray[np.bool_]
 
 
 class Memory:
@@ -65,29 +60,23 @@ class Memory:
 
 
 def show_lists(
-    population: Population,
-    videos: Videos,
-    memory: Memory,
-    rng: np.random.Generator,
-    users: Rows,
-    at_ms: Rows,
-    length: int,
+    videos: Videos, memory: Memory, rng: np.random.Generator, users: Rows, at_ms: Rows, length: int
 ) -> pl.DataFrame:
     """Show B people, all different, a list each, and remember what they made of it.
 
     A row per video shown: list (row of `users`), user, row, position (from 1), event_ms (of being shown), watch_s (0:
     not started), true_s (what it could expect at that moment, if looked at).
     """
-    rows = _plain_lists(population, videos, memory, rng, users, at_ms, length)  # [B, L], -1 for none
+    rows = _plain_lists(videos, memory, rng, users, at_ms, length)  # [B, L], -1 for none
     lists, places = np.nonzero(rows >= 0)
     who, what, when = users[lists], rows[lists, places], at_ms[lists]  # [E]
     chance = np.zeros(rows.shape)
-    chance[lists, places] = start_chance(population, videos, who, what, when, memory.times_passed(who, what))
+    chance[lists, places] = start_chance(videos, who, what, when, memory.times_passed(who, what))
     looked, started = (flags[lists, places] for flags in look_down(rng, chance))
     memory.pass_over(who[looked & ~started], what[looked & ~started])
     memory.watch(who[started], what[started])
     watch_s = np.zeros(len(what))
-    watch_s[started] = draw_watch_s(population, videos, rng, who[started], what[started], when[started])
+    watch_s[started] = draw_watch_s(videos, rng, who[started], what[started], when[started])
     return pl.DataFrame(
         {
             "list": lists,
@@ -96,12 +85,12 @@ def show_lists(
             "position": places + 1,
             "event_ms": when,
             "watch_s": watch_s.round(2),
-            "true_s": chance[lists, places] * mean_watch_s(population, videos, who, what, when),
+            "true_s": chance[lists, places] * mean_watch_s(videos, who, what, when),
         }
     )
 
 
-def look_down(rng: np.random.Generator, chance: NDArray[np.float64]) -> tuple[Flags, Flags]:
+def look_down(rng: np.random.Generator, chance: Doubles) -> tuple[Flags, Flags]:
     """Draw which places of B lists are looked at, and which are started; `chance` to start each when looked at. [B, L]
 
     Who has started MOST_ANSWERS looks no further."""
@@ -132,17 +121,11 @@ def without_repeats(users: Rows, most: int) -> Iterator[slice]:
 
 
 def _plain_lists(
-    population: Population,
-    videos: Videos,
-    memory: Memory,
-    rng: np.random.Generator,
-    users: Rows,
-    at_ms: Rows,
-    length: int,
+    videos: Videos, memory: Memory, rng: np.random.Generator, users: Rows, at_ms: Rows, length: int
 ) -> Rows:
     """Lists as the recommender of the past drew them, without replacement; -1 where nothing is left. [B, L]"""
-    weight = PLAIN_TASTE * channel_affinity(population, users, at_ms)[:, videos.channel]  # [B, N]
-    weight += PLAIN_POPULARITY * log_popularity(population, videos, int(at_ms[-1]))
+    weight = PLAIN_TASTE * channel_affinity(videos.population, users, at_ms)[:, videos.channel]  # [B, N]
+    weight += PLAIN_POPULARITY * log_popularity(videos, int(at_ms[-1]))
     weight[videos.published_ms[None, :] > at_ms[:, None]] = -np.inf
     for session, user in enumerate(users.tolist()):
         weight[session, memory.watched(user)] = -np.inf

@@ -9,10 +9,11 @@ and makes the exit code 1.
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +26,12 @@ from infra.operate.progress import Step, progress_bars
 from infra.operate.status import Samples, delay_of, read_status, since, within_s
 from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
-from infra.simulation.demo_context import Claims, DemoContext, go_live
+from infra.simulation.demo_context import Claims, DemoContext, go_live, retrieved
 from infra.simulation.demo_ranking import CANDIDATES, WINDOW_S, impressions_teach_the_ranker
 from infra.simulation.simulated_traffic import Sender, SimulatedTraffic, now_ms, wait_for
 from infra.simulation.world import NOTICE, World
 from models.release.bundle import Manifest
-from nextwatch_client import RecommendClient, Recommended, RecommendReply
+from nextwatch_client import RecommendClient, RecommendReply
 from streams import topics
 from streams.kafka.follow import TopicFollower
 from streams.messages import WatchEvent
@@ -47,8 +48,8 @@ ENOUGH_WATCHES = 1_500  # for the recall to mean something
 def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None, console: Console) -> bool:
     """Run the demo; whether all its claims held. Embedded services whatever the settings say of brokers."""
     began = time.monotonic()
-    with _place(data_dir) as place:
-        settings = _demo_settings(settings, place)
+    with tempfile.TemporaryDirectory(prefix="nextwatch-demo-") as scratch:
+        settings = _demo_settings(settings, data_dir or Path(scratch))
         console.rule("nextwatch demo")
         console.print(f"[dim]{NOTICE}; everything else is real: broker, Milvus, workers, models.[/]")
         console.print("starting broker, Milvus, history, trending, trainer, indexer, serving ...")
@@ -68,7 +69,8 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
                         "left running (--keep) until Ctrl-C; try `nextwatch --data-dir "
                         f"{settings.data_dir} status` in another terminal"
                     )
-                    _until_interrupted()
+                    with suppress(KeyboardInterrupt):
+                        threading.Event().wait()
     console.print("stopped: nothing is left running.")
     for text in claims.failed:
         console.print(f"[bold red]not true this time:[/] {text}")
@@ -95,9 +97,9 @@ def _first_release(world: World, settings: Settings, console: Console) -> Counte
 def _remember(world: World, past: pl.DataFrame, settings: Settings, step: Step) -> None:
     """The catalogue, and the past as events. No release is live yet, so nothing is learnt from them."""
     sender = Sender(settings.kafka)
-    sender.items(world.catalogue(now_ms()))
+    sender.send(topics.ITEMS, world.catalogue(now_ms()))
     for done, event in enumerate(world.messages(past), start=1):
-        sender.watches([event])
+        sender.send(topics.WATCH_EVENTS, [event])
         if done % 500 == 0 or done == past.height:
             step("past watches", done, past.height)
     sender.flush()
@@ -219,8 +221,8 @@ def _a_new_video_is_found(demo: DemoContext, claims: Claims) -> None:
         demo.traffic.watch(fan, item.item_id)
 
     def places() -> list[int]:
-        lists = [reply.items for reply in demo.ask_many(fans[WATCHERS:], CANDIDATES)]
-        return [place for shown in lists if (place := retrieved_at(shown, item.item_id)) is not None]
+        replies = demo.ask_many(fans[WATCHERS:], CANDIDATES)
+        return [place for reply in replies if (place := retrieved_at(reply, item.item_id)) is not None]
 
     found = wait_for(lambda: len(found := places()) >= ENOUGH_FANS and found, 15, every_s=0.2) or places()
     when = f", best place {min(found)}, {time.monotonic() - began:.1f} s after its first watch" if found else ""
@@ -229,9 +231,9 @@ def _a_new_video_is_found(demo: DemoContext, claims: Claims) -> None:
     claims.check(len(found) >= ENOUGH_FANS, text)
 
 
-def retrieved_at(items: Sequence[Recommended], item_id: str) -> int | None:
+def retrieved_at(reply: RecommendReply, item_id: str) -> int | None:
     """The place, from 1, that an item has by retrieval score; None when it was not retrieved."""
-    candidates = [item for item in items if item.expected_watch_s is not None]
+    candidates = retrieved(reply)
     score = next((item.score for item in candidates if item.item_id == item_id), None)
     return None if score is None else 1 + sum((item.score or 0.0) > score for item in candidates)
 
@@ -308,11 +310,6 @@ def _count(reply: RecommendReply, channel_of: dict[str, str | None], channel: st
     return sum(channel_of.get(item.item_id) == channel for item in retrieved(reply))
 
 
-def retrieved(reply: RecommendReply) -> list[Recommended]:
-    """The candidates; what fills a list up was not ranked."""
-    return [item for item in reply.items if item.expected_watch_s is not None]
-
-
 def _knows(reply: RecommendReply, event_ms: int) -> bool:
     return reply.history_event_ms is not None and reply.history_event_ms >= event_ms
 
@@ -331,26 +328,9 @@ def _demo_settings(settings: Settings, place: Path) -> Settings:
     return settings.model_copy(update={"data_dir": place} | sections)
 
 
-@contextmanager
-def _place(data_dir: Path | None) -> Iterator[Path]:
-    if data_dir is not None:
-        yield data_dir
-        return
-    with tempfile.TemporaryDirectory(prefix="nextwatch-demo-") as directory:
-        yield Path(directory)
-
-
 def _quiet(console: Console) -> Callable[[str, str], None]:
     def report(process: str, what: str) -> None:
         if what != "ready" and not what.startswith("stopped"):
             console.print(f"[dim]{process}: {what}[/]", highlight=False)
 
     return report
-
-
-def _until_interrupted() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return

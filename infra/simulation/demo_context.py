@@ -19,7 +19,7 @@ from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
 from models.release.bundle import Manifest
-from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient, Recommended, RecommendReply, RecommendRequest
 from streams.kafka.releases import wait_until_served
 
 ASKED_WITHIN_S = 15.0
@@ -69,6 +69,11 @@ class DemoContext:
         """The metrics of one of our processes."""
         records = (each for each in read_run_files(self.settings.run_dir) if each["name"] == process)
         return next((fetch_samples(each, self.settings.metrics) for each in records), {})
+
+
+def retrieved(reply: RecommendReply) -> list[Recommended]:
+    """The candidates; what fills a list up was not ranked."""
+    return [item for item in reply.items if item.expected_watch_s is not None]
 
 
 def go_live(settings: Settings, manifest: Manifest) -> None:

@@ -17,18 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infra.operate.progress import Step, progress_bars
 from infra.operate.training import retrain_ranker
 from infra.platform.settings import Kafka
-from infra.simulation.demo_context import Claims, DemoContext, go_live
+from infra.simulation.demo_context import Claims, DemoContext, go_live, retrieved
 from infra.simulation.simulated_traffic import now_ms, wait_for
+from models.arrays import Doubles
+from models.evaluation.comparison import Ratio, estimate
 from nextwatch_client import Recommended
 from streams import topics
 from streams.kafka.follow import TopicFollower
-
-Doubles = NDArray[np.float64]
 
 WINDOW_S = 8.0  # an impression waits so long for its watches in the demo; people answer at once here
 CANDIDATES = 500  # asked for, so that both orders are exact
@@ -38,7 +37,6 @@ CHOSEN_PER_S = 20.0  # self-chosen watches in this scene: two cores have enough 
 ENOUGH_LISTS, LISTS_WITHIN_S = 600, 60.0
 VIEWERS = 120  # that the rankers are measured on
 TOGETHER = 10  # requests under way while measuring
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def measure(demo: DemoContext, viewers: Sequence[str], tell: Callable[[int], Non
     for start in range(0, len(viewers), TOGETHER):
         asked = viewers[start : start + TOGETHER]
         for viewer, reply in zip(asked, demo.ask_many(asked, CANDIDATES), strict=True):
-            ranked = [item for item in reply.items if item.expected_watch_s is not None]
+            ranked = retrieved(reply)
             if len(ranked) > SHOWN:
                 item_ids = [item.item_id for item in ranked]
                 measured[viewer] = two_orders(ranked, demo.world.expected_seconds(viewer, item_ids, now_ms()))
@@ -128,16 +126,15 @@ def over_other(ours: dict[str, Measured], theirs: dict[str, Measured]) -> Gain:
     return gain_of([ours[viewer].ranked_s for viewer in both], [theirs[viewer].ranked_s for viewer in both])
 
 
-def gain_of(ours_s: Sequence[float], theirs_s: Sequence[float], seed: int = 0) -> Gain:
+def gain_of(ours_s: Sequence[float], theirs_s: Sequence[float]) -> Gain:
     """The gain over V viewers' numbers. Its interval is a bootstrap over viewers, both numbers of a viewer together.
 
     Raises ValueError when there are none."""
     if not ours_s:
         raise ValueError("no viewer's answer was ranked: `nextwatch status` says whether a server is behind")
     ours, theirs = np.array(ours_s), np.array(theirs_s)
-    drawn = np.random.default_rng(seed).integers(0, len(ours), (RESAMPLES, len(ours)))
-    low, high = np.quantile(ours[drawn].mean(axis=1) / theirs[drawn].mean(axis=1), (0.025, 0.975)) - 1
-    return Gain(float(ours.mean()), float(theirs.mean()), float(low), float(high), len(ours))
+    ratio = estimate(Ratio(ours, theirs))
+    return Gain(float(ours.mean()), float(theirs.mean()), ratio.low - 1, ratio.high - 1, len(ours))
 
 
 def _collect_lists(demo: DemoContext, step: Step) -> int:

@@ -15,11 +15,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Rows = NDArray[np.int64]
+from models.arrays import Doubles, Floats, Rows
 
 TOPICS = (
     "Cooking", "Chess", "Football", "Astronomy", "Guitar", "Gardening",
@@ -58,14 +55,15 @@ class Population:
     channel_s: Floats  # [C], its typical duration
     user_topics: Floats  # [U, T], rows of unit length
     user_latent: Floats  # [U, L]
-    user_activity: NDArray[np.float64]  # [U], chances, sum 1
-    channel_cdf: NDArray[np.float64]  # [U, C], how a user finds a new favourite channel
+    user_activity: Doubles  # [U], chances, sum 1
+    channel_cdf: Doubles  # [U, C], how a user finds a new favourite channel
 
 
 @dataclass(frozen=True)
 class Videos:
-    """Columns over N videos; row n is the video `v<n>`."""
+    """Columns over N videos of a population's channels; row n is the video `v<n>`."""
 
+    population: Population
     channel: Rows
     latent: Floats  # [N, L]
     quality: Floats  # log scale
@@ -79,9 +77,9 @@ class Videos:
 
     def join(self, more: Videos) -> Videos:
         columns: dict[str, Any] = {
-            f.name: np.concatenate([getattr(self, f.name), getattr(more, f.name)]) for f in fields(Videos)
+            f.name: np.concatenate([getattr(self, f.name), getattr(more, f.name)]) for f in fields(Videos)[1:]
         }
-        return Videos(**columns)
+        return Videos(self.population, **columns)
 
 
 def make_population(seed: int, users: int, channels: int) -> Population:
@@ -118,6 +116,7 @@ def make_videos(
     duration_s = population.channel_s[rows] * np.exp(rng.normal(0, 0.4, n))
     viral = rng.random(n) < 0.08
     return Videos(
+        population,
         channel=rows,
         latent=rng.normal(0, 1, (n, LATENT)).astype(np.float32),
         quality=rng.normal(0, 0.7, n).astype(np.float32),
@@ -137,19 +136,14 @@ def favourites(population: Population, users: Rows, at_ms: Rows) -> Rows:
     return np.asarray((population.channel_cdf[users][:, None, :] < draw[:, :, None]).sum(2), np.int64)
 
 
-def mood(population: Population, users: Rows, at_ms: Rows) -> Rows:
-    """The favourite (0..F-1) that each user's session is about. [B] -> [B]"""
-    return (_session_draw(population, users, at_ms, 7) * len(FAVOURITE_MS)).astype(np.int64)
-
-
 def devices(population: Population, users: Rows, at_ms: Rows) -> Rows:
     """Row in DEVICES. [B] -> [B]"""
-    return (_session_draw(population, users, at_ms, 8) * len(DEVICES)).astype(np.int64)
+    return _session_draw(population, users, at_ms, 8, len(DEVICES))
 
 
 def surfaces(population: Population, users: Rows, at_ms: Rows) -> Rows:
     """Row in SURFACES. [B] -> [B]"""
-    return (_session_draw(population, users, at_ms, 9) * len(SURFACES)).astype(np.int64)
+    return _session_draw(population, users, at_ms, 9, len(SURFACES))
 
 
 def channel_affinity(population: Population, users: Rows, at_ms: Rows) -> Floats:
@@ -159,86 +153,76 @@ def channel_affinity(population: Population, users: Rows, at_ms: Rows) -> Floats
     each = np.arange(len(users))
     for slot, weight in enumerate(FAVOURITE_WEIGHT):
         liking[each, loved[:, slot]] += weight
-    liking[each, loved[each, mood(population, users, at_ms)]] += MOOD_WEIGHT
+    liking[each, loved[each, _session_draw(population, users, at_ms, 7, len(FAVOURITE_MS))]] += MOOD_WEIGHT
     return np.asarray(liking, np.float32)
 
 
-def affinity(population: Population, videos: Videos, users: Rows, at_ms: Rows) -> Floats:
+def affinity(videos: Videos, users: Rows, at_ms: Rows) -> Floats:
     """Liking of each user for each video, popularity apart, in logits. [B] -> [B, N]"""
-    liking = channel_affinity(population, users, at_ms)[:, videos.channel]
-    liking += (LATENT_WEIGHT / LATENT**0.5) * (population.user_latent[users] @ videos.latent.T)
+    liking = channel_affinity(videos.population, users, at_ms)[:, videos.channel]
+    liking += (LATENT_WEIGHT / LATENT**0.5) * (videos.population.user_latent[users] @ videos.latent.T)
     return np.asarray(liking, np.float32)
 
 
-def log_popularity(population: Population, videos: Videos, at_ms: int) -> Floats:
+def log_popularity(videos: Videos, at_ms: int) -> Floats:
     """Popularity of each video, in logits; -inf before it is published. [N]"""
     age_ms = at_ms - videos.published_ms
     fresh = EVERGREEN + (1 - EVERGREEN) * np.exp2(-np.maximum(age_ms, 0) / POPULARITY_HALF_LIFE_MS)
     viral = videos.burst * np.exp(-np.abs(at_ms - videos.burst_ms) / (4 * HOUR_MS))
-    phase = 2 * np.pi * _uniform(population.seed, np.arange(len(TOPICS)), np.array(50))
+    phase = 2 * np.pi * _uniform(videos.population.seed, np.arange(len(TOPICS)), np.array(50))
     trend = 0.4 * np.sin(phase + 2 * np.pi * at_ms / (30 * HOUR_MS))  # [T]
-    total = videos.quality + population.channel_size[videos.channel] + np.log(fresh) + viral
-    total = total + (population.channel_topics @ trend)[videos.channel]
+    total = videos.quality + videos.population.channel_size[videos.channel] + np.log(fresh) + viral
+    total = total + (videos.population.channel_topics @ trend)[videos.channel]
     return np.where(age_ms >= 0, total, -np.inf).astype(np.float32)
 
 
-def liking_of(population: Population, videos: Videos, users: Rows, rows: Rows, at_ms: Rows) -> Floats:
+def liking_of(videos: Videos, users: Rows, rows: Rows, at_ms: Rows) -> Floats:
     """Liking of each user for one video each, in logits. [E] -> [E]"""
     # A list is one person's at one moment: their taste for channels is computed once. 2^42 ms is the year 2109.
     _, first, of = np.unique((users << 42) + at_ms, return_index=True, return_inverse=True)
-    channels = channel_affinity(population, users[first], at_ms[first])[of, videos.channel[rows]]
-    latent = (population.user_latent[users] * videos.latent[rows]).sum(1)
+    channels = channel_affinity(videos.population, users[first], at_ms[first])[of, videos.channel[rows]]
+    latent = (videos.population.user_latent[users] * videos.latent[rows]).sum(1)
     return np.asarray(channels + (LATENT_WEIGHT / LATENT**0.5) * latent, np.float32)
 
 
-def start_chance(population: Population, videos: Videos, users: Rows, rows: Rows, at_ms: Rows, passed: Rows) -> Doubles:
+def start_chance(videos: Videos, users: Rows, rows: Rows, at_ms: Rows, passed: Rows) -> Doubles:
     """Chance that a user who looks at a video shown to them starts it; `passed`: how often they have passed it over.
     [E] -> [E]"""
-    logit = liking_of(population, videos, users, rows, at_ms) + 0.5 * videos.quality[rows] - 3.0
+    logit = liking_of(videos, users, rows, at_ms) + 0.5 * videos.quality[rows] - 3.0
     logit = logit - PASSED_WEIGHT * np.minimum(passed, MOST_PASSED)
     return np.asarray(1 / (1 + np.exp(-logit.astype(np.float64))))
 
 
-def mean_watch_s(population: Population, videos: Videos, users: Rows, rows: Rows, at_ms: Rows) -> Doubles:
+def mean_watch_s(videos: Videos, users: Rows, rows: Rows, at_ms: Rows) -> Doubles:
     """Mean seconds watched of what was started. [E] -> [E]"""
-    stay, share = _inclination(population, videos, users, rows, at_ms)
+    stay, share = _inclination(videos, users, rows, at_ms)
     return np.asarray(stay * share * videos.duration_s[rows] + (1 - stay) * np.mean(LEAVE_S))
 
 
-def draw_watch_s(
-    population: Population, videos: Videos, rng: np.random.Generator, users: Rows, rows: Rows, at_ms: Rows
-) -> Doubles:
+def draw_watch_s(videos: Videos, rng: np.random.Generator, users: Rows, rows: Rows, at_ms: Rows) -> Doubles:
     """Seconds watched of what was started, drawn around that mean. [E] -> [E]"""
-    stay, share = _inclination(population, videos, users, rows, at_ms)
+    stay, share = _inclination(videos, users, rows, at_ms)
     stays = rng.random(len(rows)) < stay
     watched = rng.beta(CONCENTRATION * share, CONCENTRATION * (1 - share)) * videos.duration_s[rows]
     return np.asarray(np.where(stays, watched, rng.uniform(*LEAVE_S, len(rows))))
 
 
-def stay_chance(liking: Floats, quality: Floats) -> Floats:
-    """Chance that a person who started a video does not leave within seconds."""
-    return np.asarray(1 / (1 + np.exp(-(0.9 * liking + 0.5 * quality - 1.5))), np.float32)
+def _inclination(videos: Videos, users: Rows, rows: Rows, at_ms: Rows) -> tuple[Doubles, Doubles]:
+    """Chance that who started a video does not leave within seconds, and the share of its duration that who stays is
+    expected to watch: less of long videos, more on television. [E] -> [E], [E]"""
+    liking, quality = liking_of(videos, users, rows, at_ms), videos.quality[rows]
+    on_tv = 0.5 * (devices(videos.population, users, at_ms) == DEVICES.index("tv"))
+    stay = 0.9 * liking + 0.5 * quality - 1.5
+    share = 0.5 * liking + 0.4 * quality - 0.5 * np.log(videos.duration_s[rows] / 60) - 0.6 + on_tv
+    chances = [(1 / (1 + np.exp(-logit))).astype(np.float32).astype(np.float64) for logit in (stay, share)]
+    return chances[0], np.clip(chances[1], 0.01, 0.99)
 
 
-def watched_share(liking: Floats, quality: Floats, duration_s: Floats, device: Rows) -> Floats:
-    """Expected share of the duration that is watched by who stays: less of long videos, more on television."""
-    on_tv = 0.5 * (device == DEVICES.index("tv"))
-    logit = 0.5 * liking + 0.4 * quality - 0.5 * np.log(duration_s / 60) - 0.6 + on_tv
-    return np.asarray(1 / (1 + np.exp(-logit)), np.float32)
-
-
-def _inclination(
-    population: Population, videos: Videos, users: Rows, rows: Rows, at_ms: Rows
-) -> tuple[Doubles, Doubles]:
-    """Chance to stay, and expected share watched by who stays. [E] -> [E], [E]"""
-    liking, quality = liking_of(population, videos, users, rows, at_ms), videos.quality[rows]
-    share = watched_share(liking, quality, videos.duration_s[rows], devices(population, users, at_ms))
-    return stay_chance(liking, quality).astype(np.float64), np.clip(share.astype(np.float64), 0.01, 0.99)
-
-
-def _session_draw(population: Population, users: Rows, at_ms: Rows, kind: int) -> NDArray[np.float64]:
+def _session_draw(population: Population, users: Rows, at_ms: Rows, kind: int, choices: int) -> Rows:
+    """One of so many choices for each user's session. [B] -> [B]"""
     phase = (_uniform(population.seed, users, np.array(kind)) * SESSION_MS).astype(np.int64)
-    return _uniform(population.seed, users, np.array(kind), (at_ms + phase) // SESSION_MS)
+    drawn = _uniform(population.seed, users, np.array(kind), (at_ms + phase) // SESSION_MS)
+    return (drawn * choices).astype(np.int64)
 
 
 def _channel_name(channel: int) -> str:
@@ -252,7 +236,7 @@ def _unit(rows: Any) -> Floats:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def _uniform(seed: int, *keys: Any) -> NDArray[np.float64]:
+def _uniform(seed: int, *keys: Any) -> Doubles:
     """Numbers in [0, 1) that depend on nothing but the keys (splitmix64), broadcast over them."""
     with np.errstate(over="ignore"):
         state = np.asarray(seed, np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -47,14 +47,14 @@ class Sender:
             linger_ms=5,
         )
 
-    def watches(self, events: Iterable[WatchEvent]) -> int:
-        return self._send(topics.WATCH_EVENTS, ((event.user_id, event) for event in events))
-
-    def searches(self, events: Iterable[SearchEvent]) -> int:
-        return self._send(topics.SEARCH_EVENTS, ((event.user_id, event) for event in events))
-
-    def items(self, items: Iterable[Item]) -> int:
-        return self._send(topics.ITEMS, ((item.item_id, item) for item in items))
+    def send(self, topic: str, messages: Sequence[Item | WatchEvent | SearchEvent]) -> int:
+        """Send each under its key; how many."""
+        for message in messages:
+            key = message.item_id if isinstance(message, Item) else message.user_id
+            place = None if isinstance(message, Item) else topics.partition_of(key, self._kafka.partitions)
+            name = self._kafka.topic_prefix + topic
+            self._producer.send(name, key=key.encode(), value=encode(message), partition=place)
+        return len(messages)
 
     def flush(self) -> None:
         """Return when all is acknowledged."""
@@ -62,16 +62,6 @@ class Sender:
 
     def close(self) -> None:
         self._producer.close(timeout=10)
-
-    def _send(self, topic: str, messages: Iterable[tuple[str, Any]]) -> int:
-        sent = 0
-        for key, message in messages:
-            place = None if topic == topics.ITEMS else topics.partition_of(key, self._kafka.partitions)
-            self._producer.send(
-                self._kafka.topic_prefix + topic, key=key.encode(), value=encode(message), partition=place
-            )
-            sent += 1
-        return sent
 
 
 class SimulatedTraffic:
@@ -95,7 +85,7 @@ class SimulatedTraffic:
         """This person watches these videos to their ends now; returns when the events are acknowledged."""
         with self._lock:
             events = [self._world.watch(user_id, item_id, now_ms(), share=1.0) for item_id in item_ids]
-            self.watched += self._sender.watches(events)
+            self.watched += self._sender.send(topics.WATCH_EVENTS, events)
         self._sender.flush()
         return events
 
@@ -103,7 +93,7 @@ class SimulatedTraffic:
         """A new video of this channel appears."""
         with self._lock:
             item = self._world.publish(channel, now_ms())
-            self._sender.items([item])
+            self._sender.send(topics.ITEMS, [item])
         self._sender.flush()
         return item
 
@@ -128,9 +118,9 @@ class SimulatedTraffic:
 
     def _live(self) -> None:
         happened = self._world.step(now_ms())
-        self._sender.items(happened.items)
-        self.watched += self._sender.watches(happened.watches)
-        self._sender.searches(happened.searches)
+        self._sender.send(topics.ITEMS, happened.items)
+        self.watched += self._sender.send(topics.WATCH_EVENTS, happened.watches)
+        self._sender.send(topics.SEARCH_EVENTS, happened.searches)
 
     def _open_app(self, people: int) -> None:
         for user_id in self._world.visitors(people):
@@ -150,7 +140,9 @@ class SimulatedTraffic:
                 self.answered += 1
                 reply = future.result()
                 shown = [item.item_id for item in reply.items]
-                self.watched += self._sender.watches(self._world.respond(user_id, shown, now_ms(), reply.request_id))
+                self.watched += self._sender.send(
+                    topics.WATCH_EVENTS, self._world.respond(user_id, shown, now_ms(), reply.request_id)
+                )
 
 
 def wait_for(what: Callable[[], Any], timeout_s: float, every_s: float = 0.05) -> Any:

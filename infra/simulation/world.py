@@ -24,8 +24,6 @@ from infra.simulation.population import (
     REGIONS,
     SURFACES,
     TOPICS,
-    Doubles,
-    Rows,
     affinity,
     channel_affinity,
     devices,
@@ -38,6 +36,7 @@ from infra.simulation.population import (
     start_chance,
     surfaces,
 )
+from models.arrays import Doubles, Rows
 from streams.messages import Context, Item, SearchEvent, WatchEvent
 
 NOTICE = "simulated world: these people, channels and videos are made up"
@@ -102,7 +101,7 @@ class World:
         """The catalogue as a table: item_id, title, channel, topics, duration_s, published_ms, available."""
         names = ("item_id", "title", "channel", "topics", "duration_s", "published_ms", "available")
         items = self.catalogue(now_ms)
-        return pl.DataFrame({name: [_plain(getattr(item, name)) for item in items] for name in names})
+        return pl.DataFrame({name: [getattr(item, name) for item in items] for name in names})
 
     def publish(self, channel: str, now_ms: int) -> Item:
         """A new video of that channel, out now. Raises ValueError for a channel that the world does not have."""
@@ -118,7 +117,7 @@ class World:
 
         Raises ValueError for a user or item that the world does not have.
         """
-        return mean_watch_s(self.population, self.videos, *self._pairs(user_id, item_ids, now_ms))
+        return mean_watch_s(self.videos, *self._pairs(user_id, item_ids, now_ms))
 
     def start_chance(self, user_id: str, item_ids: Sequence[str], now_ms: int) -> Doubles:
         """The true chance that this person starts each video when they look at it, as of now: what they have watched
@@ -175,10 +174,6 @@ class World:
         at_ms = np.sort(self._shown_rng.integers(start_ms, end_ms, lists))
         users = self._draw_users(lists, self._shown_rng)
         return pl.concat([self._expose(users[block], at_ms[block], length) for block in without_repeats(users, BLOCK)])
-
-    def past(self, start_ms: int, end_ms: int, events: int) -> Iterator[WatchEvent]:
-        """The same as messages."""
-        return self.messages(self.past_log(start_ms, end_ms, events))
 
     def step(self, now_ms: int) -> Happened:
         """Let the world go on; everything that happened between the last step (at first: `start_ms`) and now."""
@@ -239,8 +234,8 @@ class World:
         Chances are popularity times exp(affinity), without replacement: the smallest exponential variates divided by
         the chances are such a draw.
         """
-        weight = affinity(self.population, self.videos, users, at_ms)
-        weight += log_popularity(self.population, self.videos, int(at_ms[-1]))
+        weight = affinity(self.videos, users, at_ms)
+        weight += log_popularity(self.videos, int(at_ms[-1]))
         weight[self.videos.published_ms[None, :] > at_ms[:, None]] = -np.inf
         for session, user in enumerate(users.tolist()):
             weight[session, self._memory.watched(user)] = -np.inf
@@ -254,20 +249,15 @@ class World:
 
     def _watch(self, users: Rows, rows: Rows, at_ms: Rows) -> pl.DataFrame:
         """Watch each choice for as long as it is liked; who had watched a video before does not watch it again."""
-        watch_s = draw_watch_s(self.population, self.videos, self._rng, users, rows, at_ms)
+        watch_s = draw_watch_s(self.videos, self._rng, users, rows, at_ms)
         self._memory.watch(users, rows)
         return pl.DataFrame(
-            {
-                "user": users,
-                "row": rows,
-                "event_ms": at_ms.astype(np.int64),
-                "watch_s": watch_s.round(2),
-            }
+            {"user": users, "row": rows, "event_ms": at_ms.astype(np.int64), "watch_s": watch_s.round(2)}
         ).unique(["user", "row"], keep="first", maintain_order=True)
 
     def _start_chance(self, users: Rows, rows: Rows, at_ms: Rows) -> Doubles:
         passed, watched = self._memory.times_passed(users, rows), self._memory.has_watched(users, rows)
-        return np.where(watched, 0.0, start_chance(self.population, self.videos, users, rows, at_ms, passed))
+        return np.where(watched, 0.0, start_chance(self.videos, users, rows, at_ms, passed))
 
     def _publish_due(self) -> list[Item]:
         due = np.arange(self._born, (self._now_ms - self._start_ms) // self._item_every_ms) + 1
@@ -320,7 +310,7 @@ class World:
         )
 
     def _expose(self, users: Rows, at_ms: Rows, length: int) -> pl.DataFrame:
-        shown = show_lists(self.population, self.videos, self._memory, self._shown_rng, users, at_ms, length)
+        shown = show_lists(self.videos, self._memory, self._shown_rng, users, at_ms, length)
         first, self._shown = self._shown + 1, self._shown + len(users)
         rows, regions = shown["row"].to_numpy(), np.array(REGIONS)[shown["user"].to_numpy() % len(REGIONS)]
         lists = shown["list"].to_numpy()
@@ -343,6 +333,7 @@ class World:
         )
 
     def messages(self, log: pl.DataFrame, request_id: str | None = None) -> Iterator[WatchEvent]:
+        """The watches of a log as events."""
         for event_id, user_id, item_id, event_ms, watch_s, duration_s, device, surface in log.iter_rows():
             region, language = REGIONS[int(user_id[1:]) % len(REGIONS)]
             context = Context(region=region, language=language, device=device, surface=surface, signed_in=True)
@@ -399,7 +390,3 @@ def _paced(drawn: pl.DataFrame) -> pl.DataFrame:
 
 def _item_id(row: int) -> str:
     return f"v{row:06d}"
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

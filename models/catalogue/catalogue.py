@@ -112,26 +112,9 @@ class Catalogue:
         1."""
         return self._ids[name].table(len(self), most)
 
-    def codes_of(self, name: str, row: int) -> tuple[int, ...]:
-        """The codes of one item in a column."""
-        return self._ids[name].codes(row)
-
     def all_ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
         """The ids of one item in every column, channel and topics included."""
         return {name: values for name, ids in self._ids.items() if (values := ids.names_of(row))}
-
-    def ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
-        """The ids of one item beside channel and topics, as `upsert` takes them."""
-        further = {name: ids.names_of(row) for name, ids in self._ids.items() if name not in (CHANNEL, TOPICS)}
-        return {name: values for name, values in further.items() if values}
-
-    @property
-    def channels(self) -> list[str]:
-        return self.id_values(CHANNEL)
-
-    @property
-    def topics(self) -> list[str]:
-        return self.id_values(TOPICS)
 
     def code_of_id(self, name: str, value: str) -> int:
         """The code of an id in a column, 0 when no item has had it."""

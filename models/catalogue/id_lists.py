@@ -48,14 +48,11 @@ class IdLists:
             self._flat["code"][starts[row] : starts[row] + len(codes)] = codes
         counts[row] = len(codes)
 
-    def codes(self, row: int) -> tuple[int, ...]:
+    def names_of(self, row: int) -> tuple[str, ...]:
         if row >= len(self._rows):
             return ()
         start, count = self._rows["start"][row], self._rows["count"][row]
-        return tuple(self._flat["code"][start : start + count].tolist())
-
-    def names_of(self, row: int) -> tuple[str, ...]:
-        return tuple(self.names[code] for code in self.codes(row))
+        return tuple(self.names[code] for code in self._flat["code"][start : start + count].tolist())
 
     def first(self, rows: Rows) -> npt.NDArray[np.int32]:
         """int32, in the shape of `rows`: the first code of each, 0 for none; rows below 0 have none."""
@@ -78,10 +75,5 @@ class IdLists:
 
     def table(self, rows: int, most: int) -> Rows:
         """int64 [N, T]: the first `most` codes of rows 0 to `rows` - 1, 0 where there are fewer; T is at least 1."""
-        starts, counts = self._rows["start"][:rows], self._rows["count"][:rows]
-        width = max(1, min(most, int(counts.max(initial=0))))
-        table = np.zeros((rows, width), np.int64)  # [N, T]
-        for column in range(width if len(self._flat) else 0):
-            there = np.flatnonzero(counts > column)
-            table[there, column] = self._flat["code"][starts[there] + column]
-        return table
+        width = max(1, min(most, int(self._rows["count"][:rows].max(initial=0))))
+        return self.first_of(np.arange(rows), width).astype(np.int64)

@@ -22,7 +22,7 @@ def catalogue_frame(catalogue: Catalogue) -> pl.DataFrame:
     channels = [catalogue.channel_of(row) for row in rows.tolist()]
     topics = [list(catalogue.topics_of(row)) for row in rows.tolist()]
     names = catalogue.id_names[2:]  # beside channel and topics
-    further = [{name: list(catalogue.ids_of(row).get(name, ())) for name in names} for row in rows.tolist()]
+    further = [{name: list(catalogue.all_ids_of(row).get(name, ())) for name in names} for row in rows.tolist()]
     ids = {"ids": pl.Series(further, dtype=pl.Struct({name: pl.List(pl.String) for name in names}))} if names else {}
     return pl.DataFrame(
         {

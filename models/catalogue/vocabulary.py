@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 
-@dataclass
 class Vocabulary:
-    """Names numbered in the order in which they come."""
+    """`names[code]` is the name of a code."""
 
-    names: list[str] = field(default_factory=list)
-    _code_of: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, names: list[str] | None = None) -> None:
+        self.names = [] if names is None else names
         self._code_of = {name: code for code, name in enumerate(self.names)}
 
     def codes(self, column: pl.Series) -> npt.NDArray[np.int32]:
@@ -29,7 +24,7 @@ class Vocabulary:
     def known_codes(self, column: pl.Series) -> npt.NDArray[np.int32]:
         """int32 [B]; -1 for a name that is not there."""
         distinct = column.unique()
-        codes = pl.Series([self._code_of.get(name, -1) for name in distinct], dtype=pl.Int32)
+        codes = pl.Series([self.known_code(name) for name in distinct], dtype=pl.Int32)
         return column.replace_strict(distinct, codes, return_dtype=pl.Int32).to_numpy()
 
     def code(self, name: str) -> int:

@@ -96,11 +96,17 @@ def walk_frozen(
         for place, recommender in enumerate(recommenders):
             scores = score(recommender, queries, catalogue)
             ranks[place] = judge(scores, queries)  # strikes out what was seen
-            _show(scores, queries, shown.get(recommender.name), lists if place == 0 else None)
+            if coverage:
+                shown[recommender.name].add(top_items(scores, LISTED)[0])
+            if lists is not None and place == 0:
+                lists(queries, *top_items(scores, LISTED))
         blocks.append(ranks)
         progress(sum(block.shape[1] for block in blocks), len(asked))
     if lists is not None:
-        _list_the_others(recommenders[0], history, cut=cut, catalogue=catalogue, lists=lists)
+        for queries in _batches(history, history.only_repeating(cut), catalogue):
+            scores = score(recommenders[0], queries, catalogue)
+            judge(scores, queries)
+            lists(queries, *top_items(scores, LISTED))
     return Walk(asked, _by_name(recommenders, blocks), shown)
 
 
@@ -164,33 +170,12 @@ def top_items(scores: Floats, most: int) -> tuple[Rows, Floats]:
     """The best `most` items of each row, best first: items int64 [B, K] (-1 behind the last one that is not struck
     out) and their scores."""
     most = min(most, scores.shape[1])
-    items = np.argpartition(scores, -most, axis=1)[:, -most:] if most < scores.shape[1] else _all_items(scores)
+    items = np.argpartition(scores, -most, axis=1)[:, -most:]
     items.sort(axis=1)  # equal scores in the order of rows
     values = np.take_along_axis(scores, items, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     items, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(values, order, axis=1)
     return np.where(np.isfinite(values), items, -1), values
-
-
-def _all_items(scores: Floats) -> Rows:
-    return np.tile(np.arange(scores.shape[1]), (len(scores), 1))
-
-
-def _show(scores: Floats, queries: EvalQueries, coverage: Coverage | None, lists: Lists | None) -> None:
-    if coverage is None and lists is None:
-        return
-    items, values = top_items(scores, LISTED)
-    if coverage is not None:
-        coverage.add(items)
-    if lists is not None:
-        lists(queries, items, values)
-
-
-def _list_the_others(recommender: Recommender, history: History, *, cut: int, catalogue: int, lists: Lists) -> None:
-    for queries in _batches(history, history.only_repeating(cut), catalogue):
-        scores = score(recommender, queries, catalogue)
-        judge(scores, queries)
-        _show(scores, queries, None, lists)
 
 
 def _batches(history: History, asked: EvalQuery, catalogue: int) -> Iterator[EvalQueries]:

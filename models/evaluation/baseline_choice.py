@@ -55,14 +55,13 @@ class Baselines:
         live: bool,
         block: int = BLOCK,
         seed: int = 1,
-        ease_items: int = EASE_ITEMS,
     ) -> None:
         """`catalogue` and `validation_catalogue`: items known at the cut and when validation begins."""
         self._test = KnownPart(stream, parts.cut, catalogue)
         self._history = validation_history(stream, parts)
         self._validation = KnownPart(self._history.stream, parts.validation, validation_catalogue)
         self._asked = _evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
-        self._live, self._block, self._seed, self._ease_items = live, block, seed, ease_items
+        self._live, self._block, self._seed = live, block, seed
         self.left_out: dict[str, str] = {}
 
     def fit(self, progress: Progress = lambda stage, done, total: None) -> list[Entrant]:
@@ -83,8 +82,7 @@ class Baselines:
         ]
 
     def _decayed(self) -> list[Entrant]:
-        choice = choose(partial(self._validation.build, DecayedPopular), self._half_lives(HALF_LIVES), self._ranks)
-        return [Entrant(self._test.build(DecayedPopular, **choice.setting), choice.setting, choice.tried)]
+        return [self._best(DecayedPopular, self._half_lives(HALF_LIVES))]
 
     def _knn(self) -> list[Entrant]:
         choice = choose(partial(self._validation.build, ItemKnn), KNN, self._ranks)
@@ -94,17 +92,16 @@ class Baselines:
         return [Entrant(self._test.build(ItemKnn, **settings), settings, choice.tried)]
 
     def _ease(self) -> list[Entrant]:
-        build = partial(self._validation.build, Ease, most_items=self._ease_items)
+        build = partial(self._validation.build, Ease, most_items=EASE_ITEMS)
         choice = choose(build, EASE, self._ranks)
         recency, tried = self._recency(build(**choice.setting))
-        ease = Ease(
-            self._test.stream, self._test.cut, self._test.catalogue, **choice.setting, most_items=self._ease_items
-        )
+        test = self._test
+        ease = Ease(test.stream, test.cut, test.catalogue, **choice.setting, most_items=EASE_ITEMS)
         note = "weights as of the cut, histories live" if self._live else ""
-        if len(ease.items) == self._ease_items:
-            limit = f"knows the {self._ease_items:,} most watched items only: its weights are items times items"
-            note = f"{limit}; {note}" if note else limit
-        recent = self._times_recency(self._test, ease, recency)
+        if len(ease.items) == EASE_ITEMS:
+            limit = f"knows the {EASE_ITEMS:,} most watched items only: its weights are items times items"
+            note = "; ".join(filter(None, (limit, note)))
+        recent = self._times_recency(test, ease, **recency)
         return [
             Entrant(recent, choice.setting | recency, tried, note),
             Entrant(ease, choice.setting, choice.tried, note),
@@ -114,28 +111,28 @@ class Baselines:
         """Exponent and floor at a middling half-life, then the half-life."""
         build = partial(self._times_recency, self._validation, source)
         pairs = product(RECENCY["exponent"], RECENCY["floor"])
-        first = choose(
-            lambda **setting: build(setting),
-            [{"exponent": exponent, "half_life": 16_000, "floor": floor} for exponent, floor in pairs],
-            self._ranks,
-        )
+        grid = [{"exponent": exponent, "half_life": 16_000, "floor": floor} for exponent, floor in pairs]
+        first = choose(build, grid, self._ranks)
         others = [first.setting | half_life for half_life in self._half_lives(RECENCY["half_life"])]
-        second = choose(lambda **setting: build(setting), others, self._ranks)
+        second = choose(build, others, self._ranks)
         return second.setting, first.tried + second.tried
 
-    def _times_recency(self, known: KnownPart, source: Recommender, setting: Setting) -> Recommender:
-        popularity = DecayedPopular(known.stream, known.cut, known.catalogue, half_life=setting["half_life"])
-        return TimesRecency(
-            source, popularity, exponent=setting["exponent"], floor=setting["floor"], name="EASE x recency"
-        )
+    def _times_recency(
+        self, known: KnownPart, source: Recommender, *, half_life: float, **setting: float
+    ) -> Recommender:
+        popularity = DecayedPopular(known.stream, known.cut, known.catalogue, half_life=half_life)
+        return TimesRecency(source, popularity, name="EASE x recency", **setting)
 
     def _als(self) -> list[Entrant]:
         if not als_is_installed():
             self.left_out["ALS"] = "`implicit` is not installed (pip install 'nextwatch[bench]')"
             return []
-        choice = choose(partial(self._validation.build, Als, seed=self._seed), ALS, self._ranks)
         note = "item factors as of the cut, users' from their live histories" if self._live else ""
-        return [Entrant(self._test.build(Als, **choice.setting, seed=self._seed), choice.setting, choice.tried, note)]
+        return [self._best(Als, ALS, note, seed=self._seed)]
+
+    def _best(self, kind: Callable[..., Recommender], grid: list[Setting], note: str = "", **fixed: object) -> Entrant:
+        choice = choose(partial(self._validation.build, kind, **fixed), grid, self._ranks)
+        return Entrant(self._test.build(kind, **choice.setting, **fixed), choice.setting, choice.tried, note)
 
     def _half_lives(self, values: Iterable[float]) -> list[Setting]:
         """Those that the stream is long enough to tell apart; at least one."""

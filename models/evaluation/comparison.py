@@ -108,7 +108,9 @@ def paired(ours: tuple[str, Rows], theirs: tuple[str, Rows], k: int, clusters: R
     estimate = mean(each, clusters)
     groups = _error(each, clusters)[1] if len(each) else 0
     reach = float(stdtrit(groups - 1, (1 + CONFIDENCE) / 2)) * estimate.se if groups > 1 else np.nan
-    z = (won - lost) / (won + lost) ** 0.5 if clusters is None and won + lost else _ratio(estimate)
+    z = estimate.value / estimate.se if estimate.se > 0 else 0.0
+    if clusters is None and won + lost:
+        z = (won - lost) / (won + lost) ** 0.5
     interval = (estimate.value, estimate.se, estimate.value - reach, estimate.value + reach)
     return Difference(*interval, our_name, their_name, k, z, len(each), groups, won, lost)
 
@@ -174,10 +176,6 @@ def _error(sample: Doubles, clusters: Rows | None) -> tuple[float, int]:
     if groups < 2:
         return float("nan"), groups
     return float(np.sqrt(np.square(away).sum() * groups / (groups - 1)) / len(sample)), groups
-
-
-def _ratio(estimate: Estimate) -> float:
-    return estimate.value / estimate.se if estimate.se > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ class Coverage:
         self._is_top[np.argsort(-log_shares, kind="stable")[: max(1, round(TOP * len(log_shares)))]] = True
         self._lists = 0
         self._owner = {k: np.full(len(log_shares), NOBODY) for k in DEPTHS}  # [C] the one list that shows an item
-        self._popularity: dict[int, list[Doubles]] = {k: [] for k in DEPTHS}
-        self._top_share: dict[int, list[Doubles]] = {k: [] for k in DEPTHS}
+        self._popularity: dict[int, list[Doubles]] = {k: [np.empty(0)] for k in DEPTHS}
+        self._top_share: dict[int, list[Doubles]] = {k: [np.empty(0)] for k in DEPTHS}
 
     def add(self, items: Rows) -> None:
         """items int64 [B, K], best first, -1 for none."""
@@ -49,18 +49,14 @@ class Coverage:
 
     def popularity(self, k: int) -> Estimate:
         """Mean over lists of the mean log share of what is shown."""
-        return mean(_joined(self._popularity[k]))
+        return mean(np.concatenate(self._popularity[k]))
 
     def top_share(self, k: int) -> Estimate:
         """Mean over lists of the share of what is shown that belongs to the most watched 1 % of items."""
-        return mean(_joined(self._top_share[k]))
+        return mean(np.concatenate(self._top_share[k]))
 
     def _mark(self, owner: Rows, items: Rows, there: Flags) -> None:
         lists, places = np.nonzero(there)
         shown, first, times = np.unique(items[lists, places], return_index=True, return_counts=True)
         once = (times == 1) & (owner[shown] == NOBODY)
         owner[shown] = np.where(once, self._lists + lists[first], SEVERAL)
-
-
-def _joined(parts: list[Doubles]) -> Doubles:
-    return np.concatenate(parts) if parts else np.empty(0)

@@ -29,14 +29,13 @@ class ScoreDrift:
     """Compares recent scores with the first `first` ones; `recent`: how many of them count, older ones fading."""
 
     def __init__(self, first: int, recent: int) -> None:
-        self._most, self._fading = first, 1.0 / recent
         self._first: list[Doubles] = []
         self._missing = first
         self._edges = np.zeros(0)
         self._shares = np.zeros(0)
         self._mean, self._deviation = 0.0, 1.0
         self._counts = np.zeros(BINS)
-        self._weight, self._sum = 0.0, 0.0
+        self._recent = FadingMean(recent)
 
     def observe(self, scores: npt.ArrayLike) -> None:
         """Some more scores, in the order of time; what is not finite says nothing."""
@@ -48,18 +47,17 @@ class ScoreDrift:
             if self._missing <= 0:
                 self._begin(np.concatenate(self._first))
         elif len(values):
-            kept = (1 - self._fading) ** len(values)
+            kept = self._recent.observe(values)
             self._counts = kept * self._counts + np.bincount(self._bins(values), minlength=BINS)
-            self._weight = kept * self._weight + len(values)
-            self._sum = kept * self._sum + float(values.sum())
 
     def compared(self) -> Drift | None:
         """None until half as many scores as count have been seen after the first ones."""
-        if self._weight * self._fading < 0.5 * (1 - np.exp(-1)):
+        mean = self._recent.value
+        if mean is None or self._recent.weight * self._recent.fading < 0.5 * (1 - np.exp(-1)):
             return None
-        recent = np.maximum(self._counts / self._weight, LEAST_SHARE)
+        recent = np.maximum(self._counts / self._recent.weight, LEAST_SHARE)
         psi = float(np.sum((recent - self._shares) * np.log(recent / self._shares)))
-        return Drift(psi, (self._sum / self._weight - self._mean) / self._deviation)
+        return Drift(psi, (mean - self._mean) / self._deviation)
 
     def _begin(self, first: Doubles) -> None:
         """Bins that hold equal shares of the first scores; of scores that are often equal, as nearly as can be."""
@@ -77,16 +75,18 @@ class FadingMean:
     """The mean of values of which the last `recent` count, older ones fading."""
 
     def __init__(self, recent: int) -> None:
-        self._fading = 1.0 / recent
-        self._weight, self._sum = 0.0, 0.0
+        self.fading = 1.0 / recent
+        self.weight, self._sum = 0.0, 0.0
 
-    def observe(self, values: npt.NDArray[np.floating]) -> None:
-        kept = (1 - self._fading) ** len(values)
-        self._weight, self._sum = kept * self._weight + len(values), kept * self._sum + float(values.sum())
+    def observe(self, values: npt.NDArray[np.floating]) -> float:
+        """Return how much of the earlier ones is left."""
+        kept = (1 - self.fading) ** len(values)
+        self.weight, self._sum = kept * self.weight + len(values), kept * self._sum + float(values.sum())
+        return kept
 
     @property
     def value(self) -> float | None:
-        return self._sum / self._weight if self._weight else None
+        return self._sum / self.weight if self.weight else None
 
 
 def turned_and_grown(rows: Floats, released: Floats) -> tuple[Floats, Floats]:

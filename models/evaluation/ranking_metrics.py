@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +22,12 @@ from models.arrays import Doubles, Flags, Rows
 Values = npt.NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class PairLoss:
+class PairLoss(NamedTuple):
     """Per group of rows shown together [G]: seconds that weigh in pairs, and those of them that were misordered."""
 
     groups: Rows
     weight: Doubles
     misordered: Doubles
-
-    @property
-    def loss(self) -> float:
-        """Share of the seconds, 0 to 1; NaN without any pair."""
-        total = self.weight.sum()
-        return float(self.misordered.sum() / total) if total else float("nan")
 
 
 def pair_loss(groups: Rows, score: Values, seconds: Values, watched: Flags) -> PairLoss:

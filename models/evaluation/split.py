@@ -32,7 +32,8 @@ class Split:
 
 def cut_at(stream: Stream, time_ms: int, option: str) -> int:
     """The first row at or after a time. Raises BacktestError naming `option` when that leaves nothing on one side."""
-    _refuse_empty(stream)
+    if not len(stream):
+        raise BacktestError("the log has no positive (completed watch); is history.completed_s right?")
     cut = int(np.searchsorted(stream.event_ms, time_ms, side="left"))
     first, last = iso(int(stream.event_ms[0])), iso(int(stream.event_ms[-1]))
     if cut == 0:
@@ -44,9 +45,8 @@ def cut_at(stream: Stream, time_ms: int, option: str) -> int:
 
 def cut_fraction(stream: Stream, fraction: float, option: str) -> int:
     """The row at which the last `fraction` begins, moved back to the first of its millisecond."""
-    _refuse_empty(stream)
     place = min(int(len(stream) * (1 - fraction)), len(stream) - 1)
-    return cut_at(stream, int(stream.event_ms[place]), option)
+    return cut_at(stream, int(stream.event_ms[place]) if len(stream) else 0, option)
 
 
 def split(history: History, cut: int, *, live: bool, validation_share: float | None = None) -> Split:
@@ -82,8 +82,3 @@ def validation_history(stream: Stream, parts: Split) -> History:
 
 def iso(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _refuse_empty(stream: Stream) -> None:
-    if not len(stream):
-        raise BacktestError("the log has no positive (completed watch); is history.completed_s right?")

@@ -6,7 +6,6 @@ Numpy reserves room in the header of a .npy file for a longer first axis, so the
 from __future__ import annotations
 
 import mmap
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +16,16 @@ from models.arrays import Array
 
 
 class ArrayFile:
-    """Rows of one dtype and shape. `append` adds at the end, `read` and `write` work anywhere before it."""
+    """Rows of one dtype and shape, at first `rows` of zeros. `append` adds at the end, `read` and `write` work anywhere
+    before it."""
 
-    def __init__(self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...] = (), rows: int = 0) -> None:
         self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
-        self._row_bytes = self.dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        self._rows = 0
+        self._width, self._rows = int(np.prod(shape, dtype=np.int64)), rows  # numbers of a row
         self._file = path.open("w+b", buffering=0)
         self._write_header()
         self._first = self._file.tell()
+        self._file.truncate(self._at(rows))
 
     def __len__(self) -> int:
         return self._rows
@@ -34,29 +34,18 @@ class ArrayFile:
         start, self._rows = self._rows, self._rows + len(values)
         self.write(start, values)
 
-    def extend(self, rows: int) -> None:
-        """Make it `rows` long; new rows are zeros."""
-        self._rows = rows
-        os.truncate(self._file.fileno(), self._first + rows * self._row_bytes)
+    def spare(self) -> ArrayFile:
+        """Make another one beside it, of as many rows."""
+        return ArrayFile(self.path.with_suffix(".spare.npy"), self.dtype, self.shape, self._rows)
 
     def write(self, start: int, values: Array) -> None:
-        left = np.ascontiguousarray(values, self.dtype).data.cast("B") if values.size else memoryview(b"")
-        at = self._first + start * self._row_bytes
-        while left:  # one call writes 2 GiB at most
-            done = os.pwrite(self._file.fileno(), left, at)
-            left, at = left[done:], at + done
+        self._file.seek(self._at(start))
+        np.asarray(values, self.dtype).tofile(self._file)
 
     def read(self, start: int, stop: int) -> Array:
-        stop = min(stop, self._rows)
-        values = np.empty((max(0, stop - start), *self.shape), self.dtype)
-        left = values.data.cast("B") if values.size else memoryview(b"")
-        at = self._first + start * self._row_bytes
-        while left:
-            done = os.preadv(self._file.fileno(), [left], at)
-            if not done:
-                raise OSError(f"{self.path}: ends before row {stop}")
-            left, at = left[done:], at + done
-        return values
+        rows = max(0, min(stop, self._rows) - start)
+        self._file.seek(self._at(start))
+        return np.fromfile(self._file, self.dtype, rows * self._width).reshape(rows, *self.shape)
 
     def close(self) -> None:
         """Write the number of rows; the file is an ordinary .npy file from now on."""
@@ -64,6 +53,10 @@ class ArrayFile:
             self._file.seek(0)
             self._write_header()
             self._file.close()
+
+    def _at(self, row: int) -> int:
+        """The place of a row in the file, in bytes."""
+        return self._first + row * self._width * self.dtype.itemsize
 
     def _write_header(self) -> None:
         header = {

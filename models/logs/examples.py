@@ -6,7 +6,7 @@ training and serving cannot differ in how a user is read. Rows are those of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -35,9 +35,6 @@ class Queries:
 
     def take(self, at: Rows | slice) -> Queries:
         return Queries(*(getattr(self, field.name)[at] for field in fields(self)))
-
-    def with_histories(self, histories: Rows) -> Queries:
-        return replace(self, histories=histories)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ come in any order and some twice; both are put right here, so that everything af
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -135,24 +136,26 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
     return pl.DataFrame(columns).unique("item_id", keep="last", maintain_order=True)
 
 
-def check_format(path: Path) -> None:
-    """Raises LogError unless it is a file whose name says how to read it."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises LogError unless it is a file whose name says how to read it, and that can be read so."""
     if path.suffix not in SUFFIXES:
         raise LogError(f"{path}: cannot tell the format from {path.name}; a log ends in one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise LogError(f"{path}: no such file")
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LogError(f"{path}: cannot be read as {path.suffix}: {error}") from None
 
 
 def _read(path: Path) -> pl.DataFrame:
-    check_format(path)
-    try:
+    with reading(path):
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
         if path.suffix == ".csv":
             return pl.read_csv(path, infer_schema=False)  # ids that look like numbers stay as they are written
         return pl.read_ndjson(path, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogError(f"{path}: cannot be read as {path.suffix}: {error}") from None
 
 
 def rename(
@@ -281,7 +284,7 @@ def _millis(frame: pl.DataFrame, name: str, place: Place, *, needed: bool = True
     whole = _number(column, pl.Int64)
     if needed:
         _refuse(column.is_null(), column, place, "a time is needed")
-    fraction = column != whole if column.dtype.is_float() else pl.Series([False] * frame.height)
+    fraction = column != whole if column.dtype.is_float() else pl.repeat(False, frame.height, eager=True)
     _refuse((column.is_not_null() & whole.is_null()) | fraction, column, place, "must be whole milliseconds")
     _refuse(whole < 0, column, place, "must not be negative")
     _refuse(whole > LATEST_MS, column, place, "lies beyond the year 2100; is it in microseconds?")

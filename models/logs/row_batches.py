@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from models.logs.log import LogError, check_format, names_of, require
+from models.logs.log import names_of, reading, require
 
 BATCH_ROWS = 250_000
 
@@ -34,24 +34,18 @@ class Wanted(NamedTuple):
 
 def read_batches(path: Path, wanted: Wanted, rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:
     """Frames of at most `rows` rows with those of our columns that are there. Raises LogError naming the file."""
-    check_format(path)
-    try:
+    with reading(path):
         yield from (_json_lines if path.suffix in (".jsonl", ".ndjson") else _scanned)(path, wanted, rows)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogError(f"{path}: cannot be read as {path.suffix}: {error}") from None
 
 
 def count_rows(path: Path) -> int:
     """Count the rows of a file; without Parquet about, since a line break may be quoted or missing at the end."""
-    check_format(path)
-    try:
+    with reading(path):
         if path.suffix == ".parquet":
             return int(pl.scan_parquet(path).select(pl.len()).collect().item())
         with path.open("rb") as file:
             lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogError(f"{path}: cannot be read as {path.suffix}: {error}") from None
-    return max(0, lines - (path.suffix == ".csv"))
+        return max(0, lines - (path.suffix == ".csv"))
 
 
 def _scanned(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -139,12 +138,7 @@ def store_log(
 
 
 def store_frame(
-    frame: pl.DataFrame,
-    directory: Path,
-    *,
-    completed_s: float,
-    source: str = "log",
-    buffer_rows: int = BUFFER_ROWS,
+    frame: pl.DataFrame, directory: Path, *, completed_s: float, source: str = "log", buffer_rows: int = BUFFER_ROWS
 ) -> StoredLog:
     """The same for a table. Raises LogError naming row and column."""
     require(frame.columns, source)
@@ -163,17 +157,9 @@ def open_log(directory: Path) -> StoredLog:
         ids = {name: pl.read_parquet(directory / f"{name}.parquet")[name].to_list() for name in ("user_id", "item_id")}
     except (OSError, msgspec.DecodeError, ValueError, pl.exceptions.PolarsError) as error:
         raise LogError(f"{directory}: holds no stored log: {error}") from None
-    return StoredLog(
-        directory=Path(directory),
-        **{name: columns[name] for name in CORE},
-        user_ids=ids["user_id"],
-        item_ids=ids["item_id"],
-        contexts={name: columns[name] for name in facts.contexts},
-        vocabularies=facts.vocabularies,
-        completed_s=facts.completed_s,
-        duplicates=facts.duplicates,
-        watch_times=facts.watch_times,
-    )
+    contexts = {name: columns.pop(name) for name in facts.contexts}
+    told: dict[str, Any] = columns | msgspec.structs.asdict(facts) | {"contexts": contexts}
+    return StoredLog(Path(directory), user_ids=ids["user_id"], item_ids=ids["item_id"], **told)
 
 
 class LogWriter:
@@ -198,9 +184,7 @@ class LogWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -221,18 +205,20 @@ class LogWriter:
             "duration_s": _floats(checked["duration_s"]),
             "completed": checked["completed"].to_numpy(),
         }
-        for name in CONTEXT_COLUMNS:
-            if name in checked.columns and checked[name].null_count() < checked.height:
-                columns[name] = self._context(name, checked[name])
+        for name in [name for name in CONTEXT_COLUMNS if name in checked.columns]:
+            column, names = checked[name], self._names.get(name)
+            if column.null_count() < checked.height:
+                columns[name] = _floats(column) if names is None else names.codes(column.fill_null(""))
         for name in columns.keys() - self._files.keys():  # known for the first time
             self._files[name] = ArrayFile(_place(self._scratch, name), CONTEXT[name])
-            _append_unknown(self._files[name], self.rows, self._buffer_rows)
-        for name, file in self._files.items():
-            if name in columns:
-                file.append(columns[name])
-            else:
-                _append_unknown(file, checked.height, self._buffer_rows)
         self.rows += checked.height
+        for name, file in self._files.items():
+            known = columns.get(name, np.empty(0, file.dtype))
+            missing = self.rows - len(file) - len(known)
+            for start in range(0, missing, self._buffer_rows):
+                unknown = np.nan if file.dtype.kind == "f" else 0
+                file.append(np.full(min(self._buffer_rows, missing - start), unknown, file.dtype))
+            file.append(known)
 
     def finish(self, progress: Progress = lambda stage, done, total: None) -> StoredLog:
         """Put all rows in order of time and leave out duplicates. Raises LogError when there are no rows."""
@@ -240,7 +226,7 @@ class LogWriter:
             raise LogError(f"{self._source}: has no rows")
         done, kept, watch_times = 0, 0, False
         ordered = {name: ArrayFile(_place(self._directory, name), file.dtype) for name, file in self._files.items()}
-        for block in blocks_in_time(self._files, self._make_spare, self._buffer_rows):
+        for block in blocks_in_time(self._files, self._buffer_rows):
             done += len(block["event_ms"])
             first = ~is_repeat(block["event_ms"], block["users"], block["items"])
             for name, file in ordered.items():
@@ -252,17 +238,6 @@ class LogWriter:
             file.close()
         self._write_facts(self.rows - kept, watch_times)
         return open_log(self._directory)
-
-    def _context(self, name: str, column: pl.Series) -> Array:
-        return self._names[name].codes(column.fill_null("")) if name in CONTEXT_NAMES else _floats(column)
-
-    def _make_spare(self) -> dict[str, ArrayFile]:
-        spare = {
-            name: ArrayFile(_place(self._scratch, f"{name}.spare"), file.dtype) for name, file in self._files.items()
-        }
-        for file in spare.values():
-            file.extend(self.rows)
-        return spare
 
     def _write_facts(self, duplicates: int, watch_times: bool) -> None:
         for name, ids in (("user_id", self._users.names), ("item_id", self._items.names)):
@@ -293,12 +268,6 @@ def _place(directory: Path, name: str) -> Path:
 
 def _floats(column: pl.Series) -> Floats:
     return column.cast(pl.Float32).fill_null(np.nan).to_numpy()
-
-
-def _append_unknown(file: ArrayFile, rows: int, at_once: int) -> None:
-    unknown = np.nan if file.dtype.kind == "f" else 0
-    for start in range(0, rows, at_once):
-        file.append(np.full(min(at_once, rows - start), unknown, file.dtype))
 
 
 def _taken(names: list[str], codes: npt.NDArray[np.int32]) -> pl.Series:

@@ -1,4 +1,4 @@
-"""The searches of a log's users, of any number: memory-mapped, in order of time, already as tokens.
+"""The searches of a log's users in order of time, already as tokens.
 
 A query's tokens lie one after the other (`starts` says where each query's begin), since most queries have few. Training
 asks for the tokens before some time, and gets what serving would have had then
@@ -7,11 +7,9 @@ asks for the tokens before some time, and gets what serving would have had then
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,12 @@ import polars as pl
 
 from models.arrays import Array, Rows
 from models.catalogue.vocabulary import Vocabulary
-from models.logs.array_file import ArrayFile, mapped
 from models.logs.log import SEARCH_COLUMNS, Place, checked_searches, require
-from models.logs.row_batches import BATCH_ROWS, Wanted, read_batches
-from models.logs.searches import MOST_HISTORY, MOST_SEARCHES, MOST_TOKENS, tokens_of
-from models.logs.stored_log import BUFFER_ROWS, StoredLog, is_repeat
-from models.logs.time_order import blocks_in_time
+from models.logs.row_batches import Wanted, read_batches
+from models.logs.searches import MOST_HISTORY, MOST_SEARCHES, tokens_of
+from models.logs.stored_log import StoredLog
 
-COLUMNS: dict[str, Any] = {"users": np.int32, "event_ms": np.int64, "query": np.int64, "tokens": np.int32}
+COLUMNS: dict[str, Any] = {"users": pl.Int32, "event_ms": pl.Int64, "query": pl.UInt64, "tokens": pl.List(pl.Int32)}
 
 
 @dataclass(frozen=True)
@@ -81,98 +77,45 @@ class SearchTimeline:
 
 
 def store_searches(
-    source: Path | pl.DataFrame,
-    log: StoredLog,
-    *,
-    buckets: int,
-    mapping: Mapping[str, str] | None = None,
-    buffer_rows: int = BUFFER_ROWS // 4,
+    source: Path | pl.DataFrame, log: StoredLog, *, buckets: int, mapping: Mapping[str, str] | None = None
 ) -> StoredSearches:
-    """Read a Parquet, CSV or JSON-lines file or a table (user_id, query, event_ms) into the log's directory.
+    """Read a Parquet, CSV or JSON-lines file or a table (user_id, query, event_ms).
 
     Raises LogError naming file or table, row and column. No rows are no error.
     """
-    frames: Iterable[pl.DataFrame]
     if isinstance(source, pl.DataFrame):
         require(source.columns, "searches", SEARCH_COLUMNS)
-        name, frames = "searches", source.iter_slices(buffer_rows)
-    else:
-        name = f"{source}"
-        wanted = Wanted(SEARCH_COLUMNS, SEARCH_COLUMNS, mapping or {})
-        frames = read_batches(Path(source), wanted, min(BATCH_ROWS, buffer_rows))
-    return store_search_batches(frames, log, buckets=buckets, source=name, buffer_rows=buffer_rows)
+        return store_search_batches([source], log, buckets=buckets)
+    frames = read_batches(Path(source), Wanted(SEARCH_COLUMNS, SEARCH_COLUMNS, mapping or {}))
+    return store_search_batches(frames, log, buckets=buckets, source=f"{source}")
 
 
 def store_search_batches(
-    frames: Iterable[pl.DataFrame],
-    log: StoredLog,
-    *,
-    buckets: int,
-    source: str = "searches",
-    buffer_rows: int = BUFFER_ROWS // 4,
+    frames: Iterable[pl.DataFrame], log: StoredLog, *, buckets: int, source: str = "searches"
 ) -> StoredSearches:
-    """The same for frames that come one after the other."""
+    """The same for frames that come one after the other. In memory: 20 bytes for each search and 4 for each token."""
     if buckets < 2:
         raise ValueError(f"buckets must be at least 2 (0 is no token), got {buckets}")
-    people = Vocabulary(log.user_ids)
-    rows = 0
-    with TemporaryDirectory(dir=log.directory, prefix=".unsorted-") as scratch:
-        files = _files(Path(scratch), "")
-        for frame in frames:
-            checked = checked_searches(frame, Place(source, rows))
-            rows += checked.height
-            users = people.known_codes(checked["user_id"])
-            known = users >= 0
-            files["users"].append(users[known])
-            files["event_ms"].append(checked["event_ms"].to_numpy()[known])
-            for name, values in _coded(checked["query"].filter(pl.Series(known)), buckets).items():
-                files[name].append(values)
-        kept = len(files["users"])
-        written = _write(files, Path(scratch), log.directory, buffer_rows)
-    columns = {name: mapped(log.directory / f"search_{name}.npy") for name in ("users", "event_ms", "starts", "tokens")}
-    return StoredSearches(**columns, buckets=buckets, strangers=rows - kept, duplicates=kept - written)
-
-
-def _coded(queries: pl.Series, buckets: int) -> dict[str, Array]:
-    """A number for each query [B], and its tokens int32 [B, MOST_TOKENS], 0 behind."""
-    table = np.zeros((len(queries), MOST_TOKENS), np.int32)
-    numbers = np.zeros(len(queries), np.int64)
-    coded: dict[str, list[int]] = {}
-    for row, query in enumerate(queries):
-        tokens = coded.get(query)
-        if tokens is None:
-            tokens = coded[query] = tokens_of(query, buckets)
-        table[row, : len(tokens)] = tokens
-        numbers[row] = zlib.crc32(query.encode())
-    return {"query": numbers, "tokens": table}
-
-
-def _write(files: Mapping[str, ArrayFile], scratch: Path, directory: Path, buffer_rows: int) -> int:
-    """The columns in order of time, into the log's directory; how many searches."""
-    names = {"users": np.int32, "event_ms": np.int64, "starts": np.int64, "tokens": np.int32}
-    out = {name: ArrayFile(directory / f"search_{name}.npy", dtype) for name, dtype in names.items()}
-    out["starts"].append(np.zeros(1, np.int64))
-
-    def make_spare() -> dict[str, ArrayFile]:
-        spare = _files(scratch, ".spare")
-        for file in spare.values():
-            file.extend(len(files["users"]))
-        return spare
-
-    for block in blocks_in_time(files, make_spare, buffer_rows):
-        first = ~is_repeat(block["event_ms"], block["users"], block["query"])
-        tokens = block["tokens"][first]
-        for name in ("users", "event_ms"):
-            out[name].append(block[name][first])
-        out["starts"].append(len(out["tokens"]) + np.cumsum((tokens > 0).sum(axis=1)))
-        out["tokens"].append(tokens[tokens > 0])
-    for file in [*files.values(), *out.values()]:
-        file.close()
-    return len(out["users"])
-
-
-def _files(directory: Path, suffix: str) -> dict[str, ArrayFile]:
-    return {
-        name: ArrayFile(directory / f"{name}{suffix}.npy", dtype, (MOST_TOKENS,) if name == "tokens" else ())
-        for name, dtype in COLUMNS.items()
-    }
+    people, rows, parts = Vocabulary(log.user_ids), 0, [pl.DataFrame(schema=COLUMNS)]
+    for frame in frames:
+        checked = checked_searches(frame, Place(source, rows))
+        rows += checked.height
+        users = pl.Series("users", people.known_codes(checked["user_id"]), pl.Int32)
+        coded = checked.with_columns(users).filter(users >= 0)
+        queries = coded["query"].unique()
+        tokens = pl.Series([tokens_of(query, buckets) for query in queries], dtype=COLUMNS["tokens"])
+        known = pl.DataFrame({"query": queries, "tokens": tokens})
+        coded = coded.join(known, on="query", how="left", maintain_order="left")
+        parts.append(coded.select("users", "event_ms", pl.col("query").hash(), "tokens"))
+    everything = pl.concat(parts)
+    first = everything.unique(["users", "event_ms", "query"], keep="first", maintain_order=True)
+    first = first.sort("event_ms", maintain_order=True)
+    return StoredSearches(
+        users=first["users"].to_numpy(),
+        event_ms=first["event_ms"].to_numpy(),
+        starts=np.r_[0, np.cumsum(first["tokens"].list.len().cast(pl.Int64))],
+        tokens=first["tokens"].explode().drop_nulls().to_numpy(),
+        buckets=buckets,
+        strangers=rows - everything.height,
+        duplicates=everything.height - first.height,
+    )

@@ -8,7 +8,7 @@ one block, however many they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -22,48 +22,13 @@ MOST_SPANS = 1024
 SAMPLE = 262_144
 
 
-def blocks_in_time(files: Files, make_spare: Callable[[], Files], rows: int) -> Iterator[dict[str, Array]]:
-    """Blocks of at most `rows` rows (or of one time) by column name. `make_spare` gives files like `files`, with as
-    many rows, to deal out to; both are overwritten. It is not called when the rows are in order already."""
-    if _is_ordered(files[TIME], rows):
-        yield from _cut(files, rows)
-    else:
-        yield from _dealt(files, make_spare(), 0, len(files[TIME]), rows)
-
-
-def _is_ordered(times: ArrayFile, rows: int) -> bool:
-    last = np.iinfo(np.int64).min
-    for start in range(0, len(times), rows):
-        block = times.read(start, start + rows)
-        if block[0] < last or (block[1:] < block[:-1]).any():
-            return False
-        last = block[-1]
-    return True
-
-
-def _cut(files: Files, rows: int) -> Iterator[dict[str, Array]]:
-    """Blocks of ordered rows, cut where the time changes."""
-    start, total = 0, len(files[TIME])
-    while start < total:
-        stop = min(start + rows, total)
-        if stop < total:
-            stop = _first_of_time(files[TIME], start, stop, rows)
-        yield {name: file.read(start, stop) for name, file in files.items()}
-        start = stop
-
-
-def _first_of_time(times: ArrayFile, start: int, stop: int, rows: int) -> int:
-    """The last place in (start, stop] where a time begins; where none does, the end of that time after `stop`."""
-    block = times.read(start, stop + 1)
-    begins = np.flatnonzero(block[1:] != block[:-1])
-    if len(begins):
-        return start + int(begins[-1]) + 1
-    while stop < len(times):
-        later = np.flatnonzero(times.read(stop, stop + rows) != block[0])
-        if len(later):
-            return stop + int(later[0])
-        stop += rows
-    return len(times)
+def blocks_in_time(files: Files, rows: int) -> Iterator[dict[str, Array]]:
+    """Blocks of at most `rows` rows (or of one time) by column name. `files` are overwritten; what they are dealt out
+    to lies beside them."""
+    size = len(files[TIME])
+    if size:
+        spare = {name: file.spare() for name, file in files.items()} if size > rows else files
+        yield from _dealt(files, spare, 0, size, rows)
 
 
 def _dealt(here: Files, there: Files, start: int, stop: int, rows: int) -> Iterator[dict[str, Array]]:

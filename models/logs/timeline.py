@@ -19,7 +19,7 @@ HISTORY = 50  # completed watches that a user tower reads (paper section 3.3)
 
 
 class Timeline:
-    """Windows over those rows of a log that count. `users` integers [N], not negative: each row's user.
+    """Windows over those rows of a log that count. `users` integers [N], codes from 0: each row's user.
 
     `counts(rows)` -> bool: the rows of a slice that count; all, where it is not given. With `path` the sorted numbers
     are a file there. `chunk`: rows that are read together."""
@@ -33,13 +33,13 @@ class Timeline:
         chunk: int | None = None,
     ) -> None:
         self._size, self._chunk = max(1, len(users)), chunk or CHUNK
-        self._users = _dense(users, self._chunk)
+        self._users = users
         shape = (self._size,)
         keys = np.zeros(shape, np.int64) if path is None else np.lib.format.open_memmap(path, "w+", np.int64, shape)
         kept = 0
-        for block in _blocks(len(users), self._chunk):
-            rows = np.arange(block.start, block.stop)
-            rows = rows if counts is None else rows[counts(block)]
+        for start in range(0, len(users), self._chunk):
+            rows = np.arange(start, min(start + self._chunk, len(users)))
+            rows = rows if counts is None else rows[counts(slice(start, start + len(rows)))]
             keys[kept : kept + len(rows)] = self._users[rows].astype(np.int64) * self._size + rows
             kept += len(rows)
         self._keys = keys[:kept]
@@ -76,17 +76,11 @@ class Timeline:
         start, total = 0, len(self._keys)
         while start < total:
             stop = min(start + self._chunk, total)
-            if stop < total:
-                stop = self._begin_of(stop)
-                if stop <= start:  # one user with more rows than that
-                    stop = self._begin_of(start, later=True)
+            if stop < total:  # where that user begins, or else the one after the first: a user may have more rows
+                users = self._keys[[stop, start]] // self._size + [0, 1]
+                stop = int(np.searchsorted(self._keys, users * self._size).max())
             yield np.asarray(self._keys[start:stop]) % self._size
             start = stop
-
-    def _begin_of(self, place: int, *, later: bool = False) -> int:
-        """The first place of the user at this place, or with `later` of the next user."""
-        user = int(self._keys[place]) // self._size + later
-        return int(np.searchsorted(self._keys, user * self._size))
 
     def _bounds(self, users: Integers, before: Rows) -> tuple[Rows, Rows]:
         own = np.asarray(users, np.int64) * self._size
@@ -104,16 +98,3 @@ def first_of_pair(users: Integers, items: Integers, *, timeline: Timeline | None
         pairs = users[rows].astype(np.int64) * width + items[rows]
         first[rows[np.unique(pairs, return_index=True)[1]]] = True
     return first
-
-
-def _blocks(rows: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
-
-def _dense(users: Integers, chunk: int) -> Integers:
-    """The same users under small numbers, where theirs are so large that a key would not fit into 64 bits."""
-    most = max((int(users[block].max()) for block in _blocks(len(users), chunk)), default=0)
-    if (most + 1) * (len(users) + 1) < 2**63:
-        return users
-    dense: Integers = np.unique(users, return_inverse=True)[1]
-    return dense

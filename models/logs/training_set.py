@@ -6,7 +6,7 @@ a model that is judged at a cut must not have a row for what nobody could know t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,11 @@ class TrainingSet:
 
     dataset: Dataset
     catalogue: Catalogue
-    contexts: ContextVocabulary = field(default_factory=ContextVocabulary)
-    known_ms: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-    born_ms: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-    completed: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-    rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    contexts: ContextVocabulary
+    known_ms: Rows
+    born_ms: Rows
+    completed: Rows
+    rows: Rows
 
     def known_at(self, cut: int) -> int:
         """Count the items that were known just before row `cut` of the data set."""
@@ -112,20 +112,14 @@ def _first_ms(log: StoredLog) -> Rows:
 
 def _positives(log: StoredLog, rows: Rows, *, context: bool) -> tuple[Rows, dict[str, Array]]:
     """The log's row of each completed watch, and its columns as files beside the log."""
-    fields = [name for name in FIELDS if context and name in log.contexts]
-    traits = [name for name in TRAITS if context and name in log.contexts]
-    kinds: dict[str, tuple[npt.DTypeLike, tuple[int, ...]]] = {
-        "users": (np.int32, ()),
-        "items": (np.int32, ()),
-        "event_ms": (np.int64, ()),
-        "completed": (np.int64, ()),
-    }
-    if fields:
-        kinds["contexts"] = (np.int32, (len(fields),))
-    if traits:
-        kinds["traits"] = (np.float32, (len(traits),))
+    names = {"contexts": FIELDS, "traits": TRAITS} if context else {}
+    given = {group: [name for name in all_of if name in log.contexts] for group, all_of in names.items()}
+    groups = {group: own for group, own in given.items() if own}
+    kinds: dict[str, npt.DTypeLike] = {group: log.contexts[own[0]].dtype for group, own in groups.items()}
+    kinds |= {"users": np.int32, "items": np.int32, "event_ms": np.int64, "completed": np.int64}
     files = {
-        name: ArrayFile(log.directory / f"positive_{name}.npy", dtype, shape) for name, (dtype, shape) in kinds.items()
+        name: ArrayFile(log.directory / f"positive_{name}.npy", dtype, (len(groups[name]),) if name in groups else ())
+        for name, dtype in kinds.items()
     }
     for start in range(0, len(log), BUFFER_ROWS):
         at = start + np.flatnonzero(log.completed[start : start + BUFFER_ROWS])
@@ -133,10 +127,8 @@ def _positives(log: StoredLog, rows: Rows, *, context: bool) -> tuple[Rows, dict
         files["items"].append(rows[log.items[at]])
         files["event_ms"].append(log.event_ms[at])
         files["completed"].append(at)
-        if fields:
-            files["contexts"].append(np.stack([log.contexts[name][at] for name in fields], axis=1))
-        if traits:
-            files["traits"].append(np.stack([log.contexts[name][at] for name in traits], axis=1))
+        for group, own in groups.items():
+            files[group].append(np.stack([log.contexts[name][at] for name in own], axis=1))
     for file in files.values():
         file.close()
     columns = {name: mapped(file.path) for name, file in files.items()}

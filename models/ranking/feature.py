@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from models.ranking.ranking_batch import Codes, RankingBatch
+from models.ranking.ranking_batch import RankingBatch
 
 Scope = Literal["query", "impression"]
+Compute: TypeAlias = Callable[[RankingBatch], Any]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Feature:
 
     name: str
     scope: Scope
-    compute: Callable[[RankingBatch], Any]
+    compute: Compute
     space: str | None = None
     many: bool = False
 
@@ -34,30 +35,22 @@ class Feature:
     def kind(self) -> str:
         return "continuous" if self.is_number else "multivalent id" if self.many else "univalent id"
 
-    @property
-    def reason(self) -> str:
-        return self.compute.__doc__ or ""
-
 
 DECLARED: list[Feature] = []
 
 
-def number(scope: Scope) -> Callable[[Callable[[RankingBatch], Any]], Callable[[RankingBatch], Any]]:
+def number(scope: Scope) -> Callable[[Compute], Compute]:
     """Declare a continuous feature: [B] for a query, [N] for an impression, NaN for missing."""
-
-    def declare(compute: Callable[[RankingBatch], Any]) -> Callable[[RankingBatch], Any]:
-        DECLARED.append(Feature(compute.__name__, scope, compute))
-        return compute
-
-    return declare
+    return _declare(scope, None, many=False)
 
 
-def ids(
-    scope: Scope, space: str, *, many: bool = False
-) -> Callable[[Callable[[RankingBatch], Codes]], Callable[[RankingBatch], Codes]]:
+def ids(scope: Scope, space: str, *, many: bool = False) -> Callable[[Compute], Compute]:
     """Declare a feature of ids: Codes with codes [B] or [N], and one axis more where there are `many`."""
+    return _declare(scope, space, many=many)
 
-    def declare(compute: Callable[[RankingBatch], Codes]) -> Callable[[RankingBatch], Codes]:
+
+def _declare(scope: Scope, space: str | None, *, many: bool) -> Callable[[Compute], Compute]:
+    def declare(compute: Compute) -> Compute:
         DECLARED.append(Feature(compute.__name__, scope, compute, space, many))
         return compute
 

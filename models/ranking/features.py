@@ -22,13 +22,8 @@ MODULES = (query_features, impression_features)  # what is imported is declared
 FEATURES = sorted(DECLARED, key=lambda feature: (feature.is_number, feature.scope == "impression"))
 
 
-def _describe(feature: Feature) -> str:
-    return f"{feature.name}:{feature.kind}:{feature.scope}:{feature.space}"
-
-
-SCHEMA_HASH = hashlib.sha256(
-    f"{[*map(_describe, FEATURES)]}/{REVISION}/{HISTORY}/{SHOWN}/{MOST_TOPICS}".encode()
-).hexdigest()[:16]
+_SCHEMA = [f"{feature.name}:{feature.kind}:{feature.scope}:{feature.space}" for feature in FEATURES]
+SCHEMA_HASH = hashlib.sha256(f"{_SCHEMA}/{REVISION}/{HISTORY}/{SHOWN}/{MOST_TOPICS}".encode()).hexdigest()[:16]
 
 
 @cache

@@ -12,8 +12,6 @@ import numpy as np
 from models.arrays import Rows
 from models.ranking.ranking_batch import Codes
 
-CodeArray = Rows
-
 WIDTH = 0.6  # numbers of an embedding for each doubling of its space
 
 
@@ -30,7 +28,7 @@ class IdSpaces:
         """Rows of each embedding, code 0 included."""
         return {space: len(known) + 1 for space, known in self.names.items()}
 
-    def codes(self, space: str, named: Codes) -> CodeArray:
+    def codes(self, space: str, named: Codes) -> Rows:
         """Our codes, in the shape of `named.codes`. A list of names that grows is looked up once per name."""
         seen = self._seen.get(space)
         if seen is None or seen.names is not named.names:
@@ -43,10 +41,10 @@ class _Translation:
 
     def __init__(self, names: list[str], code_of: Mapping[str, int], first: int) -> None:
         self.names, self._code_of, self._first = names, code_of, first
-        self._table: CodeArray = np.zeros(max(1, first), np.int64)
+        self._table: Rows = np.zeros(max(1, first), np.int64)
         self._looked_up = 0
 
-    def table(self) -> CodeArray:
+    def table(self) -> Rows:
         if self._looked_up < len(self.names):
             new = self.names[self._looked_up :]
             codes = np.fromiter((self._code_of.get(name, 0) for name in new), np.int64, len(new))
@@ -65,7 +63,7 @@ def width_of(size: int) -> int:
     return max(2, round(WIDTH * float(np.log2(max(2, size)))))
 
 
-def most_frequent(counts: CodeArray, names: Iterable[str], *, most: int, least: int) -> list[str]:
+def most_frequent(counts: Rows, names: Iterable[str], *, most: int, least: int) -> list[str]:
     """The `most` names that occur most, none less than `least` times; ties in their order, and no empty one. counts
     int64 [N]."""
     known = list(names)

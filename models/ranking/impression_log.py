@@ -26,7 +26,6 @@ from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranking_batch import (
     COLUMNS,
     HISTORY,
-    LENGTHS,
     MOST_TOPICS,
     SHOWN,
     SOURCES,
@@ -202,8 +201,7 @@ class ImpressionLog:
         )
 
     def _is_watch(self, rows: slice) -> Flags:
-        watch_s = np.asarray(self.log.watch_s[rows])
-        return np.asarray((watch_s > 0) | np.isnan(watch_s))
+        return np.asarray(~(self.log.watch_s[rows] <= 0))  # also of unknown length
 
     def _duration_s(self, rows: slice | Rows) -> Floats:
         """The row's own, else the catalogue's."""
@@ -232,13 +230,9 @@ class _Statistics:
         catalogue, half_life_ms = impressions.catalogue, impressions.delays.half_life_ms
         self._impressions, self._delay_ms = impressions, impressions.delays.window_ms
         self._settled = 0
-        self._past = {
-            "item": DecayedPast(len(catalogue), COLUMNS, half_life_ms),
-            "channel": DecayedPast(len(catalogue.channels), COLUMNS, half_life_ms),
-            "topic": DecayedPast(len(catalogue.topics), COLUMNS, half_life_ms),
-            "length": DecayedPast(len(LENGTHS), COLUMNS, half_life_ms),
-            "all": DecayedPast(1, COLUMNS, half_life_ms),
-        }
+        spaces = {space: id_names(catalogue, space) for space in ("channel", "topic", "length")}
+        self._names = {"item": catalogue.item_ids, **spaces, "all": [""]}
+        self._past = {scope: DecayedPast(len(names), COLUMNS, half_life_ms) for scope, names in self._names.items()}
 
     def move_to(self, from_ms: int, until_ms: int) -> None:
         """Be ready for questions of times from `from_ms` to `until_ms`; the former never falls."""
@@ -255,9 +249,7 @@ class _Statistics:
 
     def summed_up(self, now_ms: int) -> ItemStatistics:
         """All that was ever shown, as of a time at or before which nothing is missing."""
-        catalogue = self._impressions.catalogue
-        spaces = {space: id_names(catalogue, space) for space in ("channel", "topic", "length")}
-        names = spaces | {"item": catalogue.item_ids, "all": [""]}
+        names = self._names
         found = ItemStatistics(self._impressions.delays.half_life_ms)
         for scope, past in self._past.items():
             codes = np.arange(len(names[scope]))

@@ -42,7 +42,8 @@ class ItemStatistics:
         rows = self._rows[scope]
         row = self._row_of[scope].get(name)
         if row is None:
-            row = self._free[scope].pop() if self._free[scope] else self._append(rows)
+            nothing = {"sums": np.zeros((self._parts, COLUMNS)), "as_of_ms": np.zeros(self._parts, np.int64)}
+            row = self._free[scope].pop() if self._free[scope] else rows.append(**nothing)
             self._row_of[scope][sys.intern(name)] = row
         rows["sums"][row, part] = sums
         rows["as_of_ms"][row, part] = as_of_ms
@@ -87,6 +88,3 @@ class ItemStatistics:
         _, _, watched_s, expected_s = self.at("calibration", [version], np.array([now_ms]))[0].tolist()
         factor = (watched_s + PRIOR_S) / (expected_s + PRIOR_S)
         return float(min(max(factor, 1 / MOST_FACTOR), MOST_FACTOR))
-
-    def _append(self, rows: Columns) -> int:
-        return rows.append(sums=np.zeros((self._parts, COLUMNS)), as_of_ms=np.zeros(self._parts, np.int64))

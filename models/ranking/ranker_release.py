@@ -7,6 +7,7 @@ only and is missing before; a score of the final model would know the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,13 +69,9 @@ def learn_ranker(
     if not log.watch_times:
         return RankerRelease(Ranker(), {}, statistics)
     scorer = None if earlier is None else UnseenScores(earlier, impressions, max(since, len(log) - SCORED_ROWS))
-    examples = impressions.examples("all", scorer=scorer, progress=_staged(progress, "features"))
-    metrics = {}
-    if earlier is not None:
-        metrics = _measure(examples, int(log.event_ms[since]), directory, settings)
-    step = _staged(progress, "ranker")
-    ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
-    return RankerRelease(ranker, metrics, statistics)
+    examples = impressions.examples("all", scorer=scorer, progress=partial(progress, "features"))
+    cut_ms = None if earlier is None else int(log.event_ms[since])
+    return _learn(Served(examples, statistics), cut_ms, directory, settings, warm, progress)
 
 
 def learn_from_served(
@@ -85,10 +82,7 @@ def learn_from_served(
     The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
     examples = served.examples
     cut_ms = int(np.quantile(np.asarray(examples.at_ms), 1 - HELD_OUT)) if len(examples) else 0
-    metrics = _measure(examples, cut_ms, directory, settings)
-    step = _staged(progress, "ranker")
-    ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
-    return RankerRelease(ranker, metrics, served.statistics)
+    return _learn(served, cut_ms, directory, settings, warm, progress)
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:
@@ -113,11 +107,23 @@ def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
-def _measure(examples: RankingExamples, cut_ms: int, directory: Path, settings: RankerParameters) -> dict[str, float]:
-    """Figures of a fit of what was before a moment, on what came after it."""
-    is_old = np.asarray(examples.at_ms) < cut_ms
-    measured = train_ranker(examples, directory / "measured", settings=settings, rows=np.flatnonzero(is_old))
-    return report_metrics(measured, examples.take(np.flatnonzero(~is_old)[-MOST_JUDGED:]))
+def _learn(
+    served: Served,
+    cut_ms: int | None,
+    directory: Path,
+    settings: RankerParameters,
+    warm: Ranker | None,
+    progress: Progress,
+) -> RankerRelease:
+    """The ranker of all examples; with `cut_ms` the figures of a fit of what was before, on what came after it."""
+    examples, metrics = served.examples, {}
+    if cut_ms is not None:
+        is_old = np.asarray(examples.at_ms) < cut_ms
+        measured = train_ranker(examples, directory / "measured", settings=settings, rows=np.flatnonzero(is_old))
+        metrics = report_metrics(measured, examples.take(np.flatnonzero(~is_old)[-MOST_JUDGED:]))
+    step = partial(progress, "ranker")
+    ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
+    return RankerRelease(ranker, metrics, served.statistics)
 
 
 class UnseenScores:
@@ -150,7 +156,3 @@ class UnseenScores:
         above = np.count_nonzero(scores > own[:, None], axis=1)
         rank = np.where(known, above + 1, np.nan).astype(np.float32)
         return own, np.fmax(scores.max(axis=1), own), rank
-
-
-def _staged(progress: Progress, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total)

@@ -68,12 +68,8 @@ class Prepared:
         return x, codes
 
     def _codes(self, scope: Scope, rows: Rows) -> dict[str, Tensor]:
-        found = {}
-        for feature in self.shape.used(scope)[2]:
-            named = self.examples.ids[feature.name]
-            codes = self.spaces.codes(str(feature.space), Codes(named.codes[rows], named.names, named.first))
-            found[feature.name] = torch.from_numpy(codes)
-        return found
+        named = {feature: self.examples.ids[feature.name].at(rows) for feature in self.shape.used(scope)[2]}
+        return {f.name: torch.from_numpy(self.spaces.codes(str(f.space), codes)) for f, codes in named.items()}
 
 
 def train_ranker(
@@ -96,7 +92,10 @@ def train_ranker(
     spaces = warm.spaces if warm else fit_spaces(examples, rows, settings)
     shape = shape_of(spaces, len(rows), settings)
     quantiles = warm.quantiles if warm else _fit_quantiles(examples, rows, shape)
-    watch_quantiles = _watch_quantiles(examples, rows, settings)
+    watch_quantiles = None
+    if settings.target == "d2q":
+        newest = rows[-SAMPLE:]
+        watch_quantiles = fit_watch_quantiles(examples.target_s[newest], examples.duration_s[newest])
     prepared = prepare(examples, rows, directory, spaces, shape, quantiles, watch_quantiles)
     total = settings.members * settings.epochs * len(rows)
     nets = []
@@ -235,13 +234,6 @@ def prepare(
     if watch_quantiles is not None:
         targets = watch_quantiles.quantile(targets, np.asarray(examples.duration_s))
     return Prepared(examples, rows, x, spaces, shape, targets)
-
-
-def _watch_quantiles(examples: RankingExamples, rows: Rows, settings: RankerParameters) -> WatchQuantiles | None:
-    if settings.target == "seconds":
-        return None
-    newest = rows[-SAMPLE:]
-    return fit_watch_quantiles(np.asarray(examples.target_s[newest]), np.asarray(examples.duration_s[newest]))
 
 
 def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: Ranker | None) -> RankerNet:

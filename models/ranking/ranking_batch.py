@@ -37,12 +37,15 @@ SOURCES = ["", TWO_TOWER, TRENDING, SIMILAR, FRESH]
 
 @dataclass(frozen=True)
 class Codes:
-    """CodeArray that mean names: `codes` [B] or [B, M], 0 for none or unknown; `names[code - first]` is the name of
+    """Codes that mean names: `codes` [B] or [B, M], 0 for none or unknown; `names[code - first]` is the name of
     one."""
 
     codes: Rows
     names: list[str]
     first: int = 0
+
+    def at(self, rows: Rows) -> Codes:
+        return Codes(np.asarray(self.codes[rows]), self.names, self.first)
 
 
 @dataclass(frozen=True)

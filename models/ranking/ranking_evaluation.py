@@ -6,7 +6,6 @@ of them (models.ranking.impression_log): streaming features move between the row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +19,6 @@ from models.ranking.features import numbers_of
 from models.ranking.impression_log import PAGE_MS, Delays
 from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
 from models.ranking.ranker import Ranker
-from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import QUERY_IDS, SCOPES, RankingExamples
 
 BLOCK = 16_384
@@ -38,16 +36,14 @@ class Predictions:
 def predict(ranker: Ranker, examples: RankingExamples) -> Doubles:
     """Expected watch seconds, float64 [N], in blocks."""
     parts = [np.zeros(0)]
-    for rows in _blocks(len(examples)):
+    for start in range(0, len(examples), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(examples)))
         request, at = np.unique(np.asarray(examples.request[rows]), return_inverse=True)
         numbers = {
             SCOPES[0]: np.asarray(examples.numbers["query"][request]),
             SCOPES[1]: np.asarray(examples.numbers["impression"][rows]),
         }
-        ids = {}
-        for name, named in examples.ids.items():
-            chosen = request if name in QUERY_IDS else rows
-            ids[name] = Codes(np.asarray(named.codes[chosen], np.int64), named.names, named.first)
+        ids = {name: named.at(request if name in QUERY_IDS else rows) for name, named in examples.ids.items()}
         logits = ranker.logits(numbers, ids, at.astype(np.int64))
         parts.append(ranker.seconds(logits[:, 0], np.array(examples.duration_s[rows])).astype(np.float64))
     return np.concatenate(parts)
@@ -101,8 +97,3 @@ def judge(examples: RankingExamples, predicted: Predictions) -> dict[str, Ratio]
         "xauc": total(user, ordered, pairs, scale=2.0),
         "gauc": total(auc_user, auc * rows, rows.astype(np.float64)),
     }
-
-
-def _blocks(rows: int) -> Iterator[Rows]:
-    for start in range(0, rows, BLOCK):
-        yield np.arange(start, min(start + BLOCK, rows))

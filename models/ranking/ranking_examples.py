@@ -61,10 +61,7 @@ class RankingExamples:
     def take(self, rows: Rows) -> RankingExamples:
         """These examples alone, in memory; the queries stay where they are."""
         numbers = {SCOPES[0]: self.numbers["query"], SCOPES[1]: np.asarray(self.numbers["impression"][rows])}
-        ids = {
-            name: named if name in QUERY_IDS else Codes(np.asarray(named.codes[rows]), named.names, named.first)
-            for name, named in self.ids.items()
-        }
+        ids = {name: named if name in QUERY_IDS else named.at(rows) for name, named in self.ids.items()}
         return RankingExamples(numbers, ids, **{name: np.asarray(getattr(self, name)[rows]) for name in OUTCOMES})
 
 

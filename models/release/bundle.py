@@ -50,10 +50,7 @@ STATISTICS = "statistics.parquet"
 CATALOGUE = "catalogue.parquet"
 TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
 FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
-
-
 HOUR_MS = 3_600_000
-
 
 BundleCode = Literal["missing", "unreadable", "damaged", "foreign", "format", "schema", "unfit"]
 DIGITS = 16  # of the checksum in a version: that many nobody finds another bundle for
@@ -230,14 +227,21 @@ def check_bundle(directory: Path) -> Manifest:
 def read_bundle(directory: Path) -> Bundle:
     """Load and check a bundle. Raises BundleError naming the file."""
     manifest = check_bundle(directory)
-    catalogue = _read_catalogue(directory / CATALOGUE)
+    with _readable(directory / CATALOGUE, " as a catalogue"):
+        catalogue = catalogue_of(pl.read_parquet(directory / CATALOGUE))
     model = _read_model(directory, manifest, list(catalogue.item_ids))
-    names, weights = _read_names(directory / RANKER_IDS), _read_arrays(directory / RANKER)
+    with _readable(directory / RANKER_IDS):
+        ids = pl.read_parquet(directory / RANKER_IDS).group_by("space", maintain_order=True).agg("id")
+        names: dict[str, list[str]] = dict(ids.iter_rows())
+    weights = _read_arrays(directory / RANKER)
     try:
         ranker = Ranker.from_arrays(weights, manifest.ranker, names)
     except (KeyError, RuntimeError, ValueError) as error:
         raise BundleError("unfit", f"{directory / RANKER}: does not fit its manifest: {error}") from None
-    statistics = _read_statistics(directory / STATISTICS, manifest.half_life_h * HOUR_MS)
+    statistics = ItemStatistics(manifest.half_life_h * HOUR_MS)
+    with _readable(directory / STATISTICS, " as statistics"):
+        for scope, name, as_of_ms, *sums in pl.read_parquet(directory / STATISTICS).iter_rows():
+            statistics.set(scope, name, 0, as_of_ms, sums)
     return Bundle(manifest, model, ranker, catalogue, statistics)
 
 
@@ -247,7 +251,10 @@ def _tables(model: CandidateModel) -> dict[str, Array]:
 
 
 def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> CandidateModel:
-    tables = {name: _read_table(directory / f"{name}.npy") for name in TABLES}
+    tables: dict[str, Array] = {}
+    for name in TABLES:
+        with _readable(directory / f"{name}.npy"):
+            tables[name] = mapped(directory / f"{name}.npy", "c")  # torch reads no array that it may not write to
     weights = _read_arrays(directory / TOWER)
     try:
         tower = UserTowers(manifest.tower)
@@ -276,18 +283,11 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
 @contextmanager
 def _readable(path: Path, what: str = "") -> Iterator[None]:
     """Raises BundleError for a file that cannot be read, or that does not hold what it should."""
+    wrong = (pl.exceptions.PolarsError, SafetensorError, OSError, EOFError, TypeError, ValueError)
     try:
         yield
-    except (
-        *(pl.exceptions.PolarsError, SafetensorError, OSError, EOFError, TypeError, ValueError),
-        MemoryError,  # of a size that nobody has
-    ) as error:
+    except (*wrong, MemoryError) as error:  # memory: of a size that nobody has
         raise BundleError("unreadable", f"{path}: cannot be read{what}: {error}") from None
-
-
-def _read_table(path: Path) -> Array:
-    with _readable(path):
-        return mapped(path, "c")  # copy on write: torch reads no array that it may not write to
 
 
 def _check_files(directory: Path, checksums: dict[str, str]) -> None:
@@ -318,20 +318,10 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         return arrays
 
 
-def _read_catalogue(path: Path) -> Catalogue:
-    with _readable(path, " as a catalogue"):
-        return catalogue_of(pl.read_parquet(path))
-
-
 def _names_frame(ranker: Ranker) -> pl.DataFrame:
     """The ids that the ranker knows, in the order of their codes."""
     pairs = [(space, name) for space, names in ranker.spaces.names.items() for name in names]
     return pl.DataFrame(pairs, schema={"space": pl.String, "id": pl.String}, orient="row")
-
-
-def _read_names(path: Path) -> dict[str, list[str]]:
-    with _readable(path):
-        return dict(pl.read_parquet(path).group_by("space", maintain_order=True).agg("id").iter_rows())
 
 
 def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
@@ -339,14 +329,6 @@ def _statistics_frame(statistics: ItemStatistics) -> pl.DataFrame:
     sums = dict.fromkeys(("impressions", "watches", "seconds", "completions"), pl.Float64)
     rows = ((scope, name, as_of_ms, *values) for scope, name, _, as_of_ms, values in statistics.rows())
     return pl.DataFrame(rows, schema=schema | sums, orient="row")
-
-
-def _read_statistics(path: Path, half_life_ms: float) -> ItemStatistics:
-    statistics = ItemStatistics(half_life_ms)
-    with _readable(path, " as statistics"):
-        for scope, name, as_of_ms, *sums in pl.read_parquet(path).iter_rows():
-            statistics.set(scope, name, 0, as_of_ms, sums)
-    return statistics
 
 
 def _contiguous(arrays: dict[str, Array]) -> dict[str, Array]:

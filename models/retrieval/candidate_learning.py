@@ -169,9 +169,9 @@ class Training:
         output side, and items that nobody has watched start where a new item would."""
         nets, catalogue = [fit.net for fit in self.fits], self.training_set.catalogue
         queries = np.concatenate([*(net.queries.everything() for net in nets), self.linear[0]], axis=1)
-        weighted = np.float32(selection.weight) * self.output_vectors(), np.float32(selection.linear) * self.linear[1]
-        vectors = np.concatenate(weighted, axis=1)
-        bias = np.float32(selection.weight) * self.bias()
+        weight, linear = np.float32(selection.weight), np.float32(selection.linear)
+        vectors = np.concatenate([weight * self.output_vectors(), linear * self.linear[1]], axis=1)
+        bias = weight * self.bias()
         learnt = self.popularity.totals() > 0
         start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
         for row in np.flatnonzero(~learnt).tolist():
@@ -243,16 +243,16 @@ def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def judged(training: Training, history: History, asked: EvalQuery) -> list[ModelSelection]:
     """The present state as a selection, once with each pair of weights."""
-    pairs = [(weight, linear) for linear in LINEAR_WEIGHTS for weight in WEIGHTS]
-    if not training.settings.linear_dim:
-        pairs = [(weight, 0.0) for weight in WEIGHTS]
+    linear_weights = LINEAR_WEIGHTS if training.settings.linear_dim else LINEAR_WEIGHTS[:1]
+    pairs = [(weight, linear) for linear in linear_weights for weight in WEIGHTS]
     ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
     vectors, bias = training.output_vectors(), training.bias()
     popular = training.popularity.log_share()
     for start in range(0, len(asked), rows_at_once(training.items)):
         queries = history.queries(asked[start : start + rows_at_once(training.items)])
         personal = training.users(tower_queries(training.training_set.dataset, history, queries)) @ vectors.T + bias
-        linear = linear_scores(training.linear, queries)
+        histories = root_sum_of(torch.from_numpy(training.linear[0]), torch.from_numpy(queries.histories))  # [B, L]
+        linear = histories.numpy() @ training.linear[1].T  # [B, N]
         for weight, linear_weight in pairs:
             scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
             ranks[weight, linear_weight].append(judge(scores, queries))
@@ -281,12 +281,6 @@ def quality_of(found: Mapping[str, float]) -> float:
     """The geometric mean of the recalls: a tenth more of the top 10 is worth a tenth more of the top 500."""
     recalls = np.array([found[f"recall@{k}"] for k in CUTOFFS])
     return float(np.exp(np.log(np.maximum(recalls, 1e-9)).mean()))
-
-
-def linear_scores(factors: tuple[Floats, Floats], queries: EvalQueries) -> Floats:
-    """float32 [B, N]: what the linear part says of every item, at weight 1."""
-    users = root_sum_of(torch.from_numpy(factors[0]), torch.from_numpy(queries.histories))  # [B, L]
-    return np.asarray(users.numpy() @ factors[1].T)
 
 
 def recall_of(ranks: Rows) -> dict[str, float]:

@@ -9,7 +9,8 @@ Several processes (torchrun) hold the same tables, take a share of each batch, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -104,8 +105,8 @@ class Fit:
         rng = np.random.default_rng([self.seed, 2, self.epoch, self.step])
         targets = self.data.dataset.items[rows].astype(np.int64)
         negatives = self.draw(targets, rng)
-        distinct, places = self.net.distinct_items(np.concatenate([targets, negatives.rows]))
-        own, others = places[: len(rows)], places[len(rows) :]
+        distinct, at = self.net.distinct_items(np.concatenate([targets, negatives.rows]))
+        own, others = at[: len(rows)], at[len(rows) :]
         part = my_part(len(rows))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)) + part.start)  # of the tower's dropout
@@ -121,7 +122,9 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         weighted.backward()  # type: ignore[no-untyped-call]
         total = add_up(weighted.detach(), touched, self.net, size=len(rows))
-        move(touched, self.settings.table_rate * rate)
+        for table, places, leaf in touched:
+            if leaf.grad is not None:
+                table.move(places, leaf.grad, self.settings.table_rate * rate)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.tower_rate * rate
         self.optimizer.step()
@@ -135,17 +138,16 @@ class Fit:
         if not self.settings.history_dropout:
             return queries
         left_out = rng.random(queries.histories.shape) < self.settings.history_dropout
-        return queries.with_histories(np.where(left_out, -1, queries.histories))
+        return replace(queries, histories=np.where(left_out, -1, queries.histories))
 
     def draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
         """The negatives that a step shares."""
-        in_batch = round(self.settings.negatives * self.settings.in_batch)
         return draw_negatives(
             targets,
             self.data.share.take,
             items=self.net.items,
-            in_batch=in_batch,
-            uniform=self.settings.negatives - in_batch,
+            negatives=self.settings.negatives,
+            in_batch=self.settings.in_batch,
             rng=rng,
         )
 
@@ -188,12 +190,6 @@ def example_weights(users: Integers, settings: CandidateParameters) -> Floats:
     return weights / np.float32(weights.mean(dtype=np.float64))
 
 
-def move(touched: list[Touched], rate: float) -> None:
-    for table, rows, leaf in touched:
-        if leaf.grad is not None:
-            table.move(rows, leaf.grad, rate)
-
-
 def my_part(size: int) -> slice:
     """The share of a batch that this process computes."""
     if not dist.is_initialized():
@@ -203,17 +199,12 @@ def my_part(size: int) -> slice:
 
 
 def add_up(loss: Tensor, touched: list[Touched], net: CandidateNet, *, size: int) -> float:
-    """Sum gradients and loss over all processes; the mean loss."""
+    """Sum gradients and loss over all processes, in the same order in each, zeros where its part touched nothing; the
+    mean loss."""
     if dist.is_initialized():
-        for tensor in _gradients(touched, net):
-            dist.all_reduce(tensor)
+        for leaf in [*(leaf for _, _, leaf in touched), *net.tower.parameters()]:
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+            dist.all_reduce(leaf.grad)
         dist.all_reduce(loss)
     return float(loss) / size
-
-
-def _gradients(touched: list[Touched], net: CandidateNet) -> Iterator[Tensor]:
-    """In the same order in every process, zeros where this one's part touched nothing."""
-    for leaf in [*(leaf for _, _, leaf in touched), *net.tower.parameters()]:
-        if leaf.grad is None:
-            leaf.grad = torch.zeros_like(leaf)
-        yield leaf.grad

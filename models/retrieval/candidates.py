@@ -7,18 +7,17 @@ side is 1 there, so that the logit is one inner product and the index needs to k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.arrays import Floats, Rows
 from models.catalogue.context import ContextVocabulary
 from models.catalogue.user_profile import UserProfile
 from models.logs.array_file import forget_pages
-from models.logs.examples import Queries
+from models.logs.examples import Queries, queries_of
 from models.logs.searches import MOST_HISTORY, history_tokens
 from models.logs.timeline import HISTORY
 from models.retrieval.popularity import Popularity
@@ -50,30 +49,19 @@ class UserEncoder:
     def queries_of(self, histories: Rows) -> Queries:
         """Queries of watches alone, where nothing else is known."""
         codes, traits = self.contexts.read([None] * len(histories))
-        return Queries(
-            histories, np.empty((len(histories), 0), np.int64), codes, traits, np.zeros(len(histories), np.float32)
-        )
+        return replace(queries_of(histories), context=codes, traits=traits)
 
     def encode(self, queries: Queries, query_rows: Floats) -> Floats:
         """query_rows float32 [N, D] -> user vectors float32 [B, D]. Costs in proportion to what the users have watched,
         not to what there is: a member reads its slice of the rows, which torch copies."""
-        rows, places = distinct(queries.histories)
         with torch.inference_mode():
-            inputs = self.inputs(queries, torch.from_numpy(query_rows[rows]), places)
-            return np.asarray(self.tower(inputs).numpy())
+            return np.asarray(self.tower(self.inputs(queries, query_rows)).numpy())
 
-    def inputs(self, queries: Queries, watched: Tensor, watch_places: Rows) -> Inputs:
-        """watched [U, D]: rows of items, all or some; watch_places [B, H]: where each history's items are in it."""
-        words, word_places = distinct(queries.tokens)
-        return Inputs(
-            watched,
-            torch.from_numpy(watch_places),
-            torch.from_numpy(self.words[words]),
-            torch.from_numpy(word_places),
-            torch.from_numpy(queries.context),
-            torch.from_numpy(queries.traits),
-            torch.from_numpy(queries.age),
-        )
+    def inputs(self, queries: Queries, query_rows: Floats) -> Inputs:
+        """Of the rows those of the watched items alone: a tower that is given the whole table reads all of it."""
+        (rows, places), (words, word_places) = distinct(queries.histories), distinct(queries.tokens)
+        arrays = query_rows[rows], places, self.words[words], word_places, queries.context, queries.traits, queries.age
+        return Inputs(*map(torch.from_numpy, arrays))
 
 
 class CandidateModel:

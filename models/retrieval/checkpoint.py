@@ -11,7 +11,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import safetensors.torch
@@ -143,21 +142,17 @@ def _write_fit(fit: Fit, directory: Path) -> None:
 
 
 def _read_fit(fit: Fit, directory: Path) -> None:
-    weights = safetensors.torch.load_file(directory / WEIGHTS)
-    tower = {name.removeprefix("tower."): w for name, w in weights.items() if name.startswith("tower.")}
+    tower: dict[str, torch.Tensor] = {}
+    adam: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in safetensors.torch.load_file(directory / WEIGHTS).items():
+        part, rest = name.split(".", 1)
+        if part == "tower":
+            tower[rest] = value
+        else:
+            number, key = rest.split(".")
+            adam.setdefault(int(number), {})[key] = value
     fit.net.tower.load_state_dict(tower)
-    fit.optimizer.load_state_dict(_optimizer_state(fit, weights))
+    fit.optimizer.load_state_dict(fit.optimizer.state_dict() | {"state": adam})  # the groups: those of the fresh one
     for name, table in fit.net.tables():
         table.values.numpy()[...] = mapped(directory / f"{name}.npy")
         table.squares.numpy()[...] = mapped(directory / f"{name}.squares.npy")
-
-
-def _optimizer_state(fit: Fit, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Adam's state as its load_state_dict takes it; the groups are those of the fresh optimiser."""
-    fresh: dict[str, Any] = fit.optimizer.state_dict()
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in weights.items():
-        if name.startswith("adam."):
-            _, number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = value
-    return {**fresh, "state": state}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.arrays import Doubles, Flags, Floats, Integers
+from models.arrays import Doubles, Flags, Floats
 from models.catalogue.catalogue import Catalogue
 
 AT_ONCE = 100_000  # rows summed up together
@@ -46,7 +46,10 @@ class ColdStart:
             table = np.concatenate([vectors[rows], bias[rows, None], query_rows[rows]], axis=1)  # [R, P]
             total += table.sum(axis=0, dtype=np.float64)
             for name in names:
-                _add(table, codes[name][rows], sums[name], counts[name])
+                own = codes[name][rows]  # [R, T], 0 for none
+                for column in own.T:
+                    np.add.at(sums[name], column, table)
+                counts[name] += np.bincount(own.ravel(), minlength=len(counts[name]))
         self._overall = (total / max(len(learnt_rows), 1)).astype(np.float32)
         self._of_id = {name: self._means(sums[name], counts[name], catalogue.id_values(name)) for name in names}
 
@@ -66,13 +69,6 @@ class ColdStart:
         """sums [C, P] and counts [C] by code, 0 is none."""
         means = (sums + SHRINK * self._overall) / (counts + SHRINK)[:, None]
         return {names[code]: means[code].astype(np.float32) for code in np.flatnonzero(counts).tolist() if code > 0}
-
-
-def _add(table: Floats, codes: Integers, sums: Doubles, counts: Doubles) -> None:
-    """table [R, P]; codes [R, T], 0 for none; to sums [C, P] and counts [C]."""
-    for column in codes.T:
-        np.add.at(sums, column, table)
-    counts += np.bincount(codes.ravel(), minlength=len(counts))
 
 
 def _mean(parts: Iterable[Floats]) -> Floats | None:

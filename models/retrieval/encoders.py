@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.logs.timeline import HISTORY
-from models.retrieval.hyper_parameters import EncoderName
 
 HEADS = 2
 BLOCKS = 1
@@ -70,10 +69,6 @@ class AttentionBlock(nn.Module):
         x = x + self.dropout(self.out(attended))
         changed: Tensor = x + self.dropout(self.mlp(self.before_mlp(x)))
         return changed
-
-
-def make_encoder(name: EncoderName, dim: int, dropout: float) -> nn.Module:
-    return AverageEncoder() if name == "average" else AttentionEncoder(dim, dropout)
 
 
 def mean_of(vectors: Tensor, places: Tensor) -> Tensor:

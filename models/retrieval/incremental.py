@@ -88,8 +88,6 @@ class IncrementalTrainer:
             learnt=model.popularity.totals() > 0,
         )
         self._settings = settings
-        self._in_batch = round(settings.negatives * settings.in_batch)
-        self._uniform = settings.negatives - self._in_batch
         self._rng = np.random.default_rng(seed)
         self._distinct = Distinct(len(self.item_ids))
         self._mean_loss, self._steps = 0.0, 0
@@ -251,8 +249,8 @@ class IncrementalTrainer:
             targets,
             self._frequency.shares,
             items=len(self),
-            in_batch=self._in_batch,
-            uniform=self._uniform,
+            negatives=self._settings.negatives,
+            in_batch=self._settings.in_batch,
             rng=self._rng,
         )
         rows, places = self._distinct(np.concatenate([targets, negatives.rows]))

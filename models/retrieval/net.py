@@ -81,15 +81,7 @@ class ItemTable:
 class CandidateNet:
     """Everything that batch training learns."""
 
-    def __init__(
-        self,
-        shape: TowerShape,
-        sides: Mapping[str, Codes],
-        items: int,
-        *,
-        words: int = 0,
-        seed: int,
-    ) -> None:
+    def __init__(self, shape: TowerShape, sides: Mapping[str, Codes], items: int, *, words: int = 0, seed: int) -> None:
         """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens."""
         rng = np.random.default_rng([seed, 0])
         self.shape = shape
@@ -108,8 +100,8 @@ class CandidateNet:
 
     def users(self, queries: Queries, touched: list[Touched], part: slice = ALL) -> Tensor:
         """-> user vectors [B, D] of a part of the batch; rows of the whole batch take part"""
-        items, places = self.distinct_items.places(queries.histories)
-        words, word_places = self._distinct_words.places(queries.tokens)
+        items, places = distinct(queries.histories, self.distinct_items)
+        words, word_places = distinct(queries.tokens, self._distinct_words)
         inputs = Inputs(
             self.queries.embed(items, touched),
             torch.from_numpy(places[part]),
@@ -132,17 +124,9 @@ class CandidateNet:
         vectors = self.outputs.embed(rows, touched)  # [T, D]
         bias = gathered(self.bias, rows, touched)[:, 0]  # [T]
         own_places, other_places = torch.from_numpy(own[part]), torch.from_numpy(others)
-        return (
-            shared_softmax(
-                users,
-                F.embedding(own_places, vectors),
-                bias[own_places],
-                F.embedding(other_places, vectors),
-                bias[other_places],
-                extra,
-            ),
-            touched,
-        )
+        positives = F.embedding(own_places, vectors), bias[own_places]
+        negatives = F.embedding(other_places, vectors), bias[other_places]
+        return shared_softmax(users, *positives, *negatives, extra), touched
 
     def tables(self) -> Iterator[tuple[str, Table]]:
         """Every table by name."""

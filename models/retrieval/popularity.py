@@ -26,15 +26,7 @@ PRIOR_SHARE = 1 / 8  # m in half-lives: a twelfth of what all decayed counts add
 class Popularity:
     """Counts of all items at an event clock. A count is stored as of the item's last watch and decays when read."""
 
-    def __init__(
-        self,
-        half_life_events: float,
-        counts: Doubles,
-        totals: Doubles,
-        touched: Rows,
-        *,
-        clock: int,
-    ) -> None:
+    def __init__(self, half_life_events: float, counts: Doubles, totals: Doubles, touched: Rows, *, clock: int) -> None:
         """Per item: the count as of the clock at its last watch, all watches ever, that clock."""
         self.half_life_events = half_life_events
         self.clock = clock
@@ -45,8 +37,8 @@ class Popularity:
         return cls(half_life_events, np.zeros(items), np.zeros(items), np.zeros(items, np.int64), clock=0)
 
     def copy(self) -> Popularity:
-        count, total, touched = (self._columns[name].copy() for name in ("count", "total", "touched"))
-        return Popularity(self.half_life_events, count, total, touched, clock=self.clock)
+        columns = (column.copy() for column in self.arrays().values())
+        return Popularity(self.half_life_events, *columns, clock=self.clock)
 
     @property
     def prior_watches(self) -> float:
@@ -87,7 +79,7 @@ class Popularity:
 
     def stored(self, rows: Rows) -> tuple[Array, ...]:
         """count, total, touched of each row [R]: what `restore` takes."""
-        return tuple(self._columns[name][rows] for name in ("count", "total", "touched"))
+        return tuple(column[rows] for column in self.arrays().values())
 
     def counts(self, rows: Rows | slice = slice(None)) -> Doubles:
         """float64 [N]: decayed to the clock."""

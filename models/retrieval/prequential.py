@@ -7,6 +7,7 @@ fixed budget of scores pays for, whatever the catalogue's size.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def rank_before(trainer: IncrementalTrainer, released: CandidateModel, examples:
         case, place = np.nonzero(histories >= 0)
         item = histories[case, place]
         old = trainer.in_release(item)
-        users = with_one(released.encode(block.queries.with_histories(_released(trainer, histories))))
+        users = with_one(released.encode(replace(block.queries, histories=_released(trainer, histories))))
         targets = block.targets
         ranks = (
             target_ranks(trainer.user_vectors(block.queries) @ vectors.T, targets, case, item),

@@ -30,15 +30,17 @@ class Negatives(NamedTuple):
 
 
 def draw_negatives(
-    targets: Rows, shares: Shares, *, items: int, in_batch: int, uniform: int, rng: np.random.Generator
+    targets: Rows, shares: Shares, *, items: int, negatives: int, in_batch: float, rng: np.random.Generator
 ) -> Negatives:
-    """`in_batch` of the targets [B] and `uniform` of all items; all items once each, where there are fewer than that:
-    the full softmax.
+    """So many `negatives`, a share `in_batch` of them from the targets [B], the others from all items; all items once
+    each, where there are fewer: the full softmax.
 
     `shares(rows)` says which share of all targets each item has."""
-    if items <= in_batch + uniform:
+    if items <= negatives:
         return Negatives(np.arange(items), np.zeros(items, np.float32))
-    own = targets if len(targets) <= in_batch else rng.choice(targets, in_batch, replace=False, shuffle=False)
+    most = round(negatives * in_batch)
+    uniform = negatives - most
+    own = targets if len(targets) <= most else rng.choice(targets, most, replace=False, shuffle=False)
     rows = np.concatenate([own, rng.integers(0, items, uniform)])
     expected = len(own) * shares(rows) + uniform / items
     return Negatives(rows, np.log(expected).astype(np.float32))

@@ -110,10 +110,10 @@ def reserve(numbers: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(memory, np.float32, numbers))
 
 
-def distinct(rows: Rows) -> tuple[Rows, Rows]:
+def distinct(rows: Rows, find: Distinct | None = None) -> tuple[Rows, Rows]:
     """int64 [B, H], -1 for none -> the distinct rows [U], and where each stands among them [B, H], -1 for none."""
     there = rows >= 0
-    found, inverse = np.unique(rows[there], return_inverse=True)
+    found, inverse = np.unique(rows[there], return_inverse=True) if find is None else find(rows[there])
     places = np.full(rows.shape, -1, np.int64)
     places[there] = inverse
     return found, places
@@ -135,14 +135,6 @@ class Distinct:
         last = self._marks[rows]
         is_last = last == places
         return rows[is_last], (np.cumsum(is_last) - 1)[last]
-
-    def places(self, rows: Rows) -> tuple[Rows, Rows]:
-        """As `distinct`, the rows in another order."""
-        there = rows >= 0
-        found, inverse = self(rows[there])
-        places = np.full(rows.shape, -1, np.int64)
-        places[there] = inverse
-        return found, places
 
 
 def write_table(path: Path, values: Array) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.retrieval.encoders import make_encoder, mean_of, root_sum_of
+from models.retrieval.encoders import AttentionEncoder, AverageEncoder, mean_of, root_sum_of
 from models.retrieval.hyper_parameters import EncoderName
 
 CONTEXT_DIM = 8
@@ -66,7 +66,7 @@ class UserTower(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
         self.shape = shape
-        self.encoder = make_encoder(shape.encoder, shape.dim, shape.dropout)
+        self.encoder = AverageEncoder() if shape.encoder == "average" else AttentionEncoder(shape.dim, shape.dropout)
         self.contexts = nn.ModuleList(nn.Embedding(size, CONTEXT_DIM, padding_idx=0) for size in shape.contexts)
         widths = [shape.width, *shape.hidden]
         layers: list[nn.Module] = []

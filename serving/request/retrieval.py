@@ -260,7 +260,8 @@ def ask_index(release: LiveRelease, queries: Sequence[Query], timeout_s: float) 
     found: list[Ids] = [([], np.zeros(0, np.float32))] * len(queries)
     for item_filter, members in groups.items():
         limit = min(MOST_RESULTS, max(queries[at].limit for at in members))
-        answers = release.search(
+        answers = release.index.search(
+            release.version,
             np.stack([queries[at].vector for at in members]),
             limit,
             timeout_s=max(LEAST_SEARCH_S, deadline_s - time.monotonic()),

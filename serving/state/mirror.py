@@ -52,11 +52,6 @@ class Mirror:
         return int(self._room.shape[1])
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that its vectors take."""
-        return int(self._vectors.nbytes)
-
-    @property
     def catalogue_rows(self) -> Rows:
         """int64 [N]: each item's row in the catalogue, -1 for one that it does not know."""
         return self._columns["catalogue_row"]

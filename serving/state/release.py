@@ -74,14 +74,6 @@ class LiveRelease:
     mirror: Mirror | None = None  # None: there are too many items
     learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
 
-    def search(
-        self, vectors: Floats, limit: int, *, timeout_s: float | None = None, expression: str = ""
-    ) -> list[tuple[list[str], Floats]]:
-        """Per row of float32 [B, D]: item ids and inner products, best first, from the collection of this version.
-
-        Raises IndexFailure."""
-        return self.index.search(self.version, vectors, limit, timeout_s=timeout_s, expression=expression)
-
 
 class Releases:
     """Follows the announcements and holds the live release. All methods but the loader's run in the answering thread.
@@ -304,7 +296,7 @@ def warm_up(release: LiveRelease) -> None:
     nobody = UserHistory("warm-up")
     vectors = release.model.user_vectors([nobody], release.created_ms)
     try:
-        [(item_ids, scores)] = release.search(vectors, 10)
+        [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
     except IndexFailure as error:
         raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
     if release.ranker.trained and item_ids:

@@ -146,18 +146,16 @@ class StatisticsView:
                 self._forget(key.decode(errors="replace"))
         elif (row := read(topics.ITEM_STATISTICS, StatisticsRow, value)) is not None:
             last = row.expected_s if row.scope == "calibration" else row.completions
-            self._set(row.scope, row.id, row.partition, row.as_of_ms, (row.impressions, row.watches, row.seconds, last))
+            sums = row.impressions, row.watches, row.seconds, last
+            try:
+                self.statistics.set(row.scope, row.id, row.partition, row.as_of_ms, sums)
+            except ValueError as error:
+                _refuse(topics.ITEM_STATISTICS, Refused("invalid", str(error)))
 
     def _forget(self, key: str) -> None:
         scope, _, rest = key.partition("/")
         partition, _, name = rest.partition("/")
         self.statistics.remove(scope, name, int(partition) if partition.isdecimal() and len(partition) < 10 else -1)
-
-    def _set(self, scope: str, name: str, partition: int, as_of_ms: int, sums: tuple[float, ...]) -> None:
-        try:
-            self.statistics.set(scope, name, partition, as_of_ms, sums)
-        except ValueError as error:
-            _refuse(topics.ITEM_STATISTICS, Refused("invalid", str(error)))
 
 
 class TrendingView:

@@ -23,7 +23,7 @@ from faust.types import TP
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health
-from infra.platform.kafka_clients import ssl_context
+from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
 from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
@@ -107,7 +107,7 @@ def _group_options(kafka: Kafka) -> dict[str, Any]:
 def _connection(kafka: Kafka) -> dict[str, Any]:
     """Return the keyword arguments of faust.App that say where the brokers are."""
     credentials: Any = None
-    context = ssl_context(kafka) if kafka.security_protocol.endswith("SSL") else None
+    context = kafka_python_options(kafka).get("ssl_context")
     if kafka.security_protocol.startswith("SASL"):
         credentials = faust.SASLCredentials(
             username=kafka.username,

@@ -4,42 +4,56 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 from tests.benchmarks.report import Benchmark, run
 
-ROOMS = {  # benchmark: the folder that it is in
-    "history": "events",
-    "join": "events",
-    "freshness": "events",
-    "request": "events",
-    "trainer": "events",
-    "step": "events",
-    "kuairand": "quality",
-    "ablations": "quality",
-    "figure4": "quality",
-    "live": "quality",
-    "index": "index",
-    "ranking": "ranking",
-    "serving": "serving",
-    "selection": "selection",
-    "soak": "reliability",
-    "fuzz": "reliability",
-    "outages": "reliability",
-    "crash": "reliability",
+TABLES = {  # a benchmark, or one with its part: what measures it
+    "history": "events.history:measure",
+    "join": "events.join:measure",
+    "freshness": "events.freshness:measure",
+    "request": "events.request:measure",
+    "trainer": "events.trainer:measure",
+    "step": "events.step:measure",
+    "kuairand": "quality.kuairand:measure",
+    "ablations": "quality.ablations:measure",
+    "figure4": "quality.figure4:measure",
+    "live": "quality.live:measure",
+    "index upserts": "index.index_upserts:measure",
+    "index lag": "index.index_lag:measure",
+    "index recall": "index.index_recall:measure",
+    "ranking kuairand": "ranking.ranking_kuairand:measure",
+    "ranking ablations": "ranking.ranking_ablations:measure",
+    "ranking world": "ranking.ranking_ablations:measure_world",
+    "ranking speed": "ranking.ranking_training:measure",
+    "ranking memory": "ranking.ranking_memory:measure",
+    "ranking serving": "ranking.ranking_serving:measure",
+    "ranking parity": "ranking.ranking_parity:measure",
+    "serving requests": "serving.serving_requests:measure",
+    "serving mirror": "serving.serving_mirror:measure",
+    "serving ranking": "serving.serving_precision:measure",
+    "serving memory": "serving.serving_memory:measure",
+    "serving hydrate": "serving.serving_hydrate:measure",
+    "selection lists": "selection.selection_lists:measure",
+    "selection learning": "selection.selection_learning:measure",
+    "soak": "reliability.soak:measure",
+    "fuzz": "reliability.fuzz:measure",
+    "outages": "reliability.outages:measure",
+    "crash random": "reliability.crash:measure_random",
+    "crash recovery": "reliability.crash:measure_recovery",
 }
-NAMES = tuple(ROOMS)
+NAMES = tuple(dict.fromkeys(table.split()[0] for table in TABLES))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all")
     parser.add_argument("--quick", action="store_true", help="smaller runs, to see that they work")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a list of the results there too")
     parser.add_argument("--part", help="one table of a benchmark that has several, such as ranking")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark {unknown[0]}; there are {', '.join(NAMES)}")
@@ -53,13 +67,15 @@ def main() -> None:
 
 def tables_of(name: str, part: str | None, refuse: Callable[[str], object]) -> dict[str, Benchmark]:
     """What a name stands for: one table, or those of its parts."""
-    module = import_module(f"tests.benchmarks.{ROOMS[name]}.{name}")
-    parts: dict[str, Benchmark] | None = getattr(module, "PARTS", None)
-    if parts is None:
-        return {name: module.measure}
-    if part is not None and part not in parts:
+    parts = parts_of(name)
+    if parts and part is not None and part not in parts:
         refuse(f"{name} has no part {part}; there are {', '.join(parts)}")
-    return {f"{name} {each}": measure for each, measure in parts.items() if part in (None, each)}
+    tables = [f"{name} {each}" for each in parts if part in (None, each)] or [name]
+    return {table: resolve_name(f"tests.benchmarks.{TABLES[table]}") for table in tables}
+
+
+def parts_of(name: str) -> list[str]:
+    return [part for table in TABLES for of, _, part in [table.partition(" ")] if of == name and part]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -72,17 +70,6 @@ class Report:
 Benchmark = Callable[[Report, bool], None]
 
 
-def main(name: str, measure: Benchmark, arguments: Sequence[str] | None = None) -> None:
-    """The command line of one benchmark: measure, print, write."""
-    parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{name}", description=measure.__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smaller run, to see that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-    options = parser.parse_args(arguments)
-    written = run(name, measure, quick=options.quick)
-    if options.json:
-        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-
-
 def run(name: str, measure: Benchmark, *, quick: bool) -> dict[str, Any]:
     report = Report(name)
     if quick:
@@ -96,6 +83,16 @@ def run(name: str, measure: Benchmark, *, quick: bool) -> dict[str, Any]:
 def machine() -> str:
     """CPU, cores, and the versions that decide about speed."""
     return f"{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}"
+
+
+def say(what: str) -> None:
+    """Tell the person who waits."""
+    Console(stderr=True).print(what, highlight=False, markup=False)
+
+
+def percentiles(times: Sequence[float], unit: str = "ms") -> dict[str, float]:
+    """Two columns of a table: p50 and p99."""
+    return {f"p50 {unit}": quantile(times, 0.5), f"p99 {unit}": quantile(times, 0.99)}
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -118,6 +115,12 @@ def histogram_quantile(before: Mapping[str, float], after: Mapping[str, float], 
             return low if bound == float("inf") else low + (bound - low) * (wanted - below) / (count - below)
         low, below = bound, count
     return low
+
+
+def memory_bytes(kind: str) -> int:
+    """Of this process, by the kernel's name: `RssAnon` is no mapped file, `VmRSS` everything, `VmHWM` its most."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{kind}:"))
 
 
 def _cpu() -> str:

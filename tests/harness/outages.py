@@ -7,41 +7,42 @@ is trending, examples of impressions, and the index. Nothing of that is what the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from random import Random
 
 import numpy as np
 from kafka import KafkaProducer
 
 from indexer.collection import Index
-from infra.local.broker import Broker, start_broker
-from infra.local.milvus_server import MilvusServer, start_milvus
-from infra.local.stack import COMMANDS, milvus_answers
+from infra.local.broker import Broker
+from infra.local.milvus_server import MilvusServer
+from infra.local.stack import COMMANDS
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options, kafka_python_options
-from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
-from models.retrieval.incremental import STATE_COLUMNS
 from nextwatch_client import RecommendClient
 from streams import messages, topics
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import Impression, ItemVector, RankingExample, UserHistory, WatchEvent, decode, encode
 from tests.benchmarks.reliability.soak import resident_mb
-from tests.benchmarks.reliability.soak_load import Asked, steady, wait_for_replies
-from tests.harness.beside import beside
+from tests.harness.beside import beside, paced
+from tests.harness.crash.replay import read_all
+from tests.harness.crash.verdict import trending_counts
 from tests.harness.needs import LIBFAKETIME
+from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.service import READY_S, Releases, Service, Size, train_releases
-from tests.harness.system import wait_until
-from tests.harness.traffic import Histories, Reader, Traffic, now_ms
+from tests.harness.system import services, wait_until
+from tests.harness.traffic import Histories, Reader, Traffic, now_ms, total_of, vector_of
 
 PATIENCE_S = 180.0
 PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
@@ -51,12 +52,11 @@ PROCESSES = tuple(COMMANDS)
 
 
 class Watching:
-    """`per_s` watches a second from a thread of its own. `acknowledged` are those that the brokers have taken."""
+    """Watches one after the other. `acknowledged` are those that the brokers have taken."""
 
-    def __init__(self, kafka: Kafka, items: list[str], per_s: float) -> None:
+    def __init__(self, kafka: Kafka, items: list[str]) -> None:
         self.acknowledged: dict[str, tuple[str, str]] = {}  # event id: user and item
-        self.failed = 0
-        self._prefix, self._items, self._per_s = kafka.topic_prefix, items, per_s
+        self._prefix, self._items = kafka.topic_prefix, items
         self._producer = KafkaProducer(
             **kafka_python_options(kafka),
             acks="all",
@@ -64,67 +64,19 @@ class Watching:
             max_block_ms=300_000,
             reconnect_backoff_max_ms=1000,
         )
-        self._stop = threading.Event()
-        self._tag = uuid.uuid4().hex[:6]
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._tag, self._numbers = uuid.uuid4().hex[:6], itertools.count()
 
-    def __enter__(self) -> Watching:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+    def close(self) -> None:
         self._producer.flush(timeout=PATIENCE_S)
         self._producer.close(timeout=10)
 
-    def _run(self) -> None:
-        due_s, number = time.monotonic(), 0
-        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
-            self._watch(number)
-            number += 1
-            due_s += 1 / self._per_s
-
-    def _watch(self, number: int) -> None:
+    def watch(self) -> None:
+        number = next(self._numbers)
         block, at = divmod(number, AT_ONCE * PER_USER)
         user, item = f"w{self._tag}-{block}-{at % AT_ONCE}", self._items[number % len(self._items)]
         event = WatchEvent(f"{self._tag}-{number}", user, item, now_ms(), 60.0, 60.0)
         sent = self._producer.send(self._prefix + topics.WATCH_EVENTS, encode(event), key=user.encode())
         sent.add_callback(lambda _: self.acknowledged.update({event.event_id: (user, item)}))
-        sent.add_errback(lambda _: setattr(self, "failed", self.failed + 1))
-
-
-class Memory:
-    """Resident memory of all processes, looked at from a thread of its own."""
-
-    def __init__(self, system: System) -> None:
-        self.before: dict[str, float] = {}
-        self.most: dict[str, float] = {}
-        self._system = system
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Memory:
-        self.before = self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def grown_mb(self) -> dict[str, float]:
-        return {name: round(mb - self.before[name], 1) for name, mb in self.most.items() if name in self.before}
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.2):
-            for name, mb in self._look().items():
-                self.most[name] = max(mb, self.most.get(name, 0.0))
-
-    def _look(self) -> dict[str, float]:
-        return {
-            name: resident_mb(process.pid) for name, process in self._system.processes.items() if process.poll() is None
-        }
 
 
 @dataclass
@@ -146,7 +98,6 @@ class System:
     releases: Releases
     broker: Broker
     milvus: MilvusServer
-    stack: contextlib.ExitStack
     service: Service
     vectors: Reader
     histories: Histories
@@ -162,18 +113,40 @@ class System:
 
     @contextlib.contextmanager
     def watching(self, per_s: float) -> Iterator[Watching]:
-        with Watching(self.settings.kafka, list(self.releases.items), per_s) as load:
+        """So many watches a second; at the end all are acknowledged."""
+        with (
+            contextlib.closing(Watching(self.settings.kafka, list(self.releases.items))) as load,
+            beside(lambda stop: paced(load.watch, per_s, stop), "watches"),
+        ):
             yield load
         self.acknowledged |= load.acknowledged
 
     @contextlib.contextmanager
     def asking(self, per_s: float) -> Iterator[list[Asked]]:
+        """So many requests a second; at the end all are answered, or none any more is waited for."""
         asked: list[Asked] = []
-        users = list(self.releases.histories)
+        next_user = partial(Random(1).choice, list(self.releases.histories))
         with RecommendClient(client_options(self.settings.kafka)) as client:
-            with steady(client, users, per_s, asked, tag=uuid.uuid4().hex[:6]):
+            with steady(client, next_user, per_s, asked, tag=uuid.uuid4().hex[:6]):
                 yield asked
             wait_for_replies(asked, PATIENCE_S)
+
+    @contextlib.contextmanager
+    def growing(self) -> Iterator[dict[str, float]]:
+        """By process the MB that its resident memory grows by, at most, while the block runs; looked at beside it."""
+        before, grown = self._resident_mb(), dict[str, float]()
+
+        def look(stop: threading.Event) -> None:
+            while not stop.wait(0.2):
+                for name, mb in self._resident_mb().items():
+                    if name in before:
+                        grown[name] = round(max(mb - before[name], grown.get(name, -before[name])), 1)
+
+        with beside(look, "memory"):
+            yield grown
+
+    def _resident_mb(self) -> dict[str, float]:
+        return {name: resident_mb(process.pid) for name, process in self.processes.items() if process.poll() is None}
 
     # --- what is taken away ------------------------------------------------------------------------------------------
 
@@ -192,7 +165,7 @@ class System:
         try:
             yield
         finally:
-            self.stack.callback(self.broker.restart().stop)
+            self.broker.restart()
 
     @contextlib.contextmanager
     def milvus_killed(self) -> Iterator[None]:
@@ -200,20 +173,12 @@ class System:
         try:
             yield
         finally:
-            self.stack.callback(self.milvus.restart().stop)
+            self.milvus.restart()
 
     # --- what is there -----------------------------------------------------------------------------------------------
 
-    def health(self) -> dict[str, dict[str, Any]]:
-        """/health of each process by its name here."""
-        records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
-        return {
-            name: fetch_health(records[process.pid]) if process.pid in records else {"ready": False}
-            for name, process in self.processes.items()
-        }
-
     def all_ready(self) -> bool:
-        return all(each["ready"] for each in self.health().values())
+        return all(each["ready"] for each in self.service.health().values())
 
     def wait_until_it_works(self) -> dict[str, float]:
         """Seconds until the services answer, all are ready, a new watch is in its history, and a new request is
@@ -259,7 +224,7 @@ class System:
         return {
             "histories": self._of_histories(),
             "learnt": difference(watched, self._learnt()),
-            "trending": difference(watched, self._trending()),
+            "trending": difference(watched, trending_counts(self.settings)),
             "joined": self._of_impressions(),
             "index": self._of_index(),
         }
@@ -284,30 +249,14 @@ class System:
         """How often each item was learnt since the release, as its row says."""
         model = self.releases.bundles[0].model
         before = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
-        totals = {item: np.frombuffer(row.state, STATE_COLUMNS)["total"][0] for item, row in self.rows().items()}
-        return Counter({item: round(float(total) - before.get(item, 0.0)) for item, total in totals.items()})
-
-    def _trending(self) -> Counter[str]:
-        """How often each item counts as watched (the half-life of these settings is as good as endless)."""
-        with contextlib.closing(Reader(self.settings.kafka, topics.TRENDING)) as reader:
-            reader.to_the_end()
-            newest = [decode(messages.Trending, each.value) for each in reader.newest().values() if each.value]
-        counts: defaultdict[str, float] = defaultdict(float)
-        for each in newest:
-            if each.scope == "global":
-                for item, count in each.items:
-                    counts[item] += count
-        return Counter({item: round(count) for item, count in counts.items()})
+        return Counter({item: round(total_of(row) - before.get(item, 0.0)) for item, row in self.rows().items()})
 
     def _of_impressions(self) -> tuple[int, int]:
         """Impressions without an example, and of one request more than one. Windows are short here. An impression that
         was sent twice, since its first acknowledgement was lost, has one."""
-        with (
-            contextlib.closing(Reader(self.settings.kafka, topics.IMPRESSIONS)) as shown,
-            contextlib.closing(Reader(self.settings.kafka, topics.RANKING_EXAMPLES)) as made,
-        ):
-            impressions = [decode(Impression, each.value, max_bytes=len(each.value)) for each in shown.to_the_end()]
-            examples = [decode(RankingExample, each.value, max_bytes=len(each.value)) for each in made.to_the_end()]
+        shown, made = (read_all(self.settings, topic) for topic in (topics.IMPRESSIONS, topics.RANKING_EXAMPLES))
+        impressions = [decode(Impression, each.value, max_bytes=len(each.value)) for each in shown]
+        examples = [decode(RankingExample, each.value, max_bytes=len(each.value)) for each in made]
         found = {(each.impression.request_id, each.partition, each.offset) for each in examples}
         requests = {request_id for request_id, *_ in found}
         return len({each.request_id for each in impressions} - requests), len(found) - len(requests)
@@ -315,14 +264,12 @@ class System:
     def _of_index(self) -> tuple[int, int]:
         """Items whose vector in the index is not that of their newest row; there is no second one of an item."""
         version = self.releases.bundles[0].manifest.version
-        index = Index(self.settings.milvus)
+        rows = {item: vector_of(row) for item, row in self.rows().items()}
         try:
-            rows = {item: np.frombuffer(row.vector, "<f4") for item, row in self.rows().items()}
-            found = index.vectors(version, list(rows))
+            with contextlib.closing(Index(self.settings.milvus)) as index:
+                found = index.vectors(version, list(rows))
         except Exception:  # Milvus is not back yet: looked at again
             return len(rows), 0
-        finally:
-            index.close()
         right = [item for item in rows if item in found and np.allclose(found[item][1], rows[item], atol=1e-5)]
         return len(rows) - len(right), 0
 
@@ -378,19 +325,7 @@ class WallClock:
 
 
 @contextlib.contextmanager
-def environ_with(variables: Mapping[str, str]) -> Iterator[None]:
-    """What is started in the block sees these variables as well."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextlib.contextmanager
-def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[System]:
+def running_outages(data_dir: Path) -> Iterator[System]:
     """Broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite and every process of ours, answering from a release.
     Where libfaketime is found, `clock` is our processes' wall clock."""
     settings = Settings(
@@ -402,49 +337,32 @@ def running_outages(data_dir: Path, *, size: Size | None = None) -> Iterator[Sys
         serving=Serving(first="index", heartbeat_s=0.5),
         embedded=Embedded(ready_timeout_s=READY_S),
     )
-    releases = train_releases(settings.bundles_dir, 1, size or Size(), now_ms=now_ms())
+    releases = train_releases(settings.bundles_dir, 1, Size(), now_ms=now_ms())
     with contextlib.ExitStack() as stack:
-        broker = start_broker(settings)
-        stack.callback(broker.process.stop)
-        milvus = start_milvus(settings, probe=milvus_answers)
-        stack.callback(milvus.process.stop)
-        settings = fill_in(settings, broker.bootstrap, milvus.uri)
-        topics.create_topics(settings.kafka)
-        traffic = Traffic(settings.kafka)
+        settings, broker, milvus = stack.enter_context(services(settings))
+        traffic = stack.enter_context(contextlib.closing(Traffic(settings.kafka)))
         service = Service(settings, releases, milvus, traffic, stack)
-        tell(service)
-        traffic.close()
+        service.tell_known()
         library = LIBFAKETIME.find()
         clock = WallClock(library, data_dir / "clock") if library else None
-        with environ_with(clock.environ if clock else {}):
-            for name in PROCESSES:
-                service.start(name)
+        service.environ = clock.environ if clock else {}
+        for name in PROCESSES:
+            service.start(name)
         service.wait_ready(*PROCESSES)
         service.wait_served(service.publish(0))
         readers = Reader(settings.kafka, topics.ITEM_VECTORS), Histories(settings.kafka)
         for reader in readers:
             stack.callback(reader.close)
-        environ = clock.environ if clock else {}
-        with beside(lambda stop: start_again(service, environ, stop), "supervisor"):
-            yield System(settings, releases, broker, milvus, stack, service, *readers, clock)
+        with beside(lambda stop: start_again(service, stop), "supervisor"):
+            yield System(settings, releases, broker, milvus, service, *readers, clock)
 
 
-def start_again(service: Service, environ: Mapping[str, str], stop: threading.Event) -> None:
+def start_again(service: Service, stop: threading.Event) -> None:
     """As a supervisor does, those that have stepped aside because the group had gone on without them; no others."""
     while not stop.wait(0.2):
         for name, process in list(service.processes.items()):
             if process.poll() == EXIT_AGAIN:
-                with environ_with(environ):
-                    service.start(name)
-
-
-def tell(service: Service) -> None:
-    """The catalogue and the histories that there are; the rest is made by what runs."""
-    for item in service.releases.items.values():
-        service.traffic.send_later(topics.ITEMS, item.item_id, encode(item))
-    for history in service.releases.histories.values():
-        service.traffic.send_later(topics.USER_HISTORIES, history.user_id, encode(history))
-    service.traffic.flush()
+                service.start(name)
 
 
 def ask_and_wait(bootstrap: str, partitions: str, user: str, count: str) -> None:

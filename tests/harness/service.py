@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from infra.local.milvus_server import MilvusServer, start_milvus
-from infra.local.stack import COMMANDS, milvus_answers
+from infra.local.milvus_server import MilvusServer
+from infra.local.stack import COMMANDS
 from infra.operate.releases import read_topic
 from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
+from infra.platform.health import fetch_health
+from infra.platform.run_files import read_run_files
 from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Serving, Settings
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
@@ -33,7 +35,7 @@ from streams import topics
 from streams.history.rules import is_completed
 from streams.kafka.releases import announce
 from streams.messages import Item, ItemVector, Trending, UserHistory, Watch, encode
-from tests.harness.system import cli, embedded, process, wait_for_health, wait_until, with_section
+from tests.harness.system import cli, process, services, wait_for_health, wait_until
 from tests.harness.traffic import Traffic
 
 DAY_MS = 86_400_000
@@ -69,6 +71,30 @@ class Releases:
         return *places, vectors @ model.item_vectors().T  # type: ignore[return-value]
 
 
+def train_release(
+    log: pl.DataFrame,
+    items: pl.DataFrame | None,
+    towers: Model,
+    ranker: Ranker,
+    bundles_dir: Path,
+    now_ms: int,
+    offsets: Mapping[str, int] | None = None,
+) -> Bundle:
+    """As `nextwatch train` would, without judging it first."""
+    with TemporaryDirectory() as scratch:
+        manifest = train_bundle(
+            store_frame(log, Path(scratch), completed_s=COMPLETED_S),
+            items,
+            settings=towers,
+            ranker=ranker,
+            bundles_dir=bundles_dir,
+            created_ms=now_ms,
+            offsets=dict(offsets or {}),
+            measure=False,
+        )
+    return read_bundle(bundles_dir / manifest.version)
+
+
 def train_releases(
     bundles_dir: Path,
     count: int,
@@ -81,22 +107,18 @@ def train_releases(
     """`count` bundles, trained on the same watches from other seeds."""
     world = World(seed=seed, start_ms=now_ms, users=size.users, items=size.items)
     log = world.past_log(now_ms - 10 * DAY_MS, now_ms, size.watches)
-    with TemporaryDirectory() as scratch:
-        stored = store_frame(log.drop("event_id", "device", "surface"), Path(scratch), completed_s=COMPLETED_S)
-        manifests = [
-            train_bundle(
-                stored,
-                world.items_frame(now_ms),
-                settings=TOWERS.model_copy(update={"dim": size.dim, "seed": number}),
-                ranker=RANKER.model_copy(update={"seed": number}),
-                bundles_dir=bundles_dir,
-                created_ms=now_ms - 1000 * (count - number),
-                offsets=dict(offsets or {}),
-                measure=False,
-            )
-            for number in range(1, count + 1)
-        ]
-    bundles = [read_bundle(bundles_dir / manifest.version) for manifest in manifests]
+    bundles = [
+        train_release(
+            log.drop("event_id", "device", "surface"),
+            world.items_frame(now_ms),
+            TOWERS.model_copy(update={"dim": size.dim, "seed": number}),
+            RANKER.model_copy(update={"seed": number}),
+            bundles_dir,
+            now_ms - 1000 * (count - number),
+            offsets,
+        )
+        for number in range(1, count + 1)
+    ]
     items = {item.item_id: item for item in world.catalogue(now_ms)}
     return Releases(bundles, histories_of(log), items)
 
@@ -105,11 +127,11 @@ def histories_of(log: pl.DataFrame, most: int = 20) -> dict[str, UserHistory]:
     """The newest `most` watches of everybody."""
     watches: dict[str, list[Watch]] = {}
     for user, *watch in log.select("user_id", "item_id", "event_ms", "watch_s", "duration_s", "event_id").iter_rows():
-        watches.setdefault(user, []).append(_watch(len(watches.get(user, ())), *watch))
+        watches.setdefault(user, []).append(watch_of(*watch, offset=len(watches.get(user, ()))))
     return {user: UserHistory(user, tuple(mine[-most:])) for user, mine in sorted(watches.items())}
 
 
-def _watch(offset: int, item_id: str, event_ms: int, watch_s: float, duration_s: float, event_id: str) -> Watch:
+def watch_of(item_id: str, event_ms: int, watch_s: float, duration_s: float, event_id: str, offset: int = 0) -> Watch:
     completed = is_completed(watch_s, duration_s, COMPLETED_S)
     return Watch(item_id, event_ms, watch_s, duration_s, completed, event_id, offset)
 
@@ -124,15 +146,24 @@ class Service:
     traffic: Traffic
     stack: contextlib.ExitStack
     processes: dict[str, GuardedProcess] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)  # more than what processes need
 
     def start(self, name: str, command: str = "") -> GuardedProcess:
         """Start a process of ours (`command`: which, when it is not its name)."""
         how = cli(*COMMANDS[command or name])
-        self.processes[name] = self.stack.enter_context(process(self.settings, name, how))
+        self.processes[name] = self.stack.enter_context(process(self.settings, name, how, self.environ))
         return self.processes[name]
 
     def wait_ready(self, *names: str) -> None:
         wait_for_health(self.settings, *(self.processes[name] for name in names), timeout_s=READY_S)
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """/health of each process by its name here."""
+        records = {record["pid"]: record for record in read_run_files(self.settings.run_dir)}
+        return {
+            name: fetch_health(records[process.pid]) if process.pid in records else {"ready": False}
+            for name, process in self.processes.items()
+        }
 
     def publish(self, number: int) -> str:
         """Announce a bundle as `nextwatch train` does; its version."""
@@ -149,15 +180,17 @@ class Service:
         fresh_ms = max((each.heard_ms for each in servers), default=0) - 4000 * self.settings.serving.heartbeat_s
         return {each.version for each in servers if each.heard_ms >= fresh_ms}
 
-    def tell_all(self) -> None:
-        """Everything that servers know from topics: the catalogue, histories, and what is trending."""
-        kafka = self.settings.kafka
+    def tell_known(self) -> None:
+        """The catalogue and the histories that there are."""
         for item in self.releases.items.values():
             self.traffic.send_later(topics.ITEMS, item.item_id, encode(item))
         for history in self.releases.histories.values():
             self.traffic.send_later(topics.USER_HISTORIES, history.user_id, encode(history))
+        self.traffic.flush()
+
+    def tell_trending(self) -> None:
         top = tuple((item_id, float(1000 - at)) for at, item_id in enumerate(list(self.releases.items)[:50]))
-        for partition in range(kafka.partitions):
+        for partition in range(self.settings.kafka.partitions):
             scope = Trending("global", partition, time.time_ns() // 1_000_000, 3600.0, top)
             self.traffic.send_later(topics.TRENDING, f"global/{partition}", encode(scope))
         self.traffic.flush()
@@ -179,8 +212,7 @@ class Service:
         self.restart_milvus()
 
     def restart_milvus(self) -> None:
-        started = self.milvus.restart()
-        self.stack.callback(started.stop)
+        self.milvus.restart()
         wait_until(self.milvus.is_ready, "Milvus", 60)
 
 
@@ -205,14 +237,12 @@ def running_service(
     )
     trained = train_releases(settings.bundles_dir, releases, size, now_ms=time.time_ns() // 1_000_000)
     with contextlib.ExitStack() as stack:
-        settings = stack.enter_context(embedded(settings, milvus=False))
-        milvus = start_milvus(settings, probe=milvus_answers)
-        stack.callback(milvus.process.stop)
-        settings = with_section(settings, "milvus", uri=milvus.uri)
+        settings, _, milvus = stack.enter_context(services(settings))
         traffic = Traffic(settings.kafka)
         stack.callback(traffic.close)
         service = Service(settings, trained, milvus, traffic, stack)
-        service.tell_all()
+        service.tell_known()
+        service.tell_trending()
         service.start("indexer")
         for name in servers:
             service.start(name, "serving")

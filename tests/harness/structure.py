@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import resolve_name
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from statistics import median
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("infra", "models", "streams", "indexer", "serving")
 CLIENT = PurePosixPath("clients/python/src")  # a distribution of its own
-LONGEST = 15  # functions that are listed
+LONGEST = 15  # functions and files that are listed
 
 Graph = Mapping[str, set[str]]
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(NamedTuple):
     name: str
     file: str
     line: int
@@ -49,8 +51,9 @@ class SourceFile:
         """Dotted names of all that is imported anywhere in the file; `from a import b` gives `a` and `a.b`."""
         return frozenset(name for node in ast.walk(self.tree) for name in self._names_of(node))
 
-    def imports(self, *packages: str) -> bool:
-        return any(name == each or name.startswith(each + ".") for name in self.imported for each in packages)
+    def imports(self, *packages: str) -> list[str]:
+        """What it imports of these packages."""
+        return sorted(name for name in self.imported if is_of(name, packages))
 
     def functions(self) -> Iterator[Function]:
         for node in ast.walk(self.tree):
@@ -61,15 +64,10 @@ class SourceFile:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = self._base_of(node)
+            package = self.module if self.path.endswith("__init__.py") else self.module.rpartition(".")[0]
+            base = resolve_name("." * node.level + (node.module or ""), package)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
-
-    def _base_of(self, node: ast.ImportFrom) -> str:
-        """The module of a `from`, also of one that begins with dots."""
-        package = self.module.split(".") if self.path.endswith("__init__.py") else self.module.split(".")[:-1]
-        above = package[: len(package) - node.level + 1] if node.level else []
-        return ".".join([*above, *([node.module] if node.module else [])])
 
 
 @dataclass(frozen=True)
@@ -123,28 +121,20 @@ def _read_file(root: Path, base: Path, path: Path) -> SourceFile:
     return SourceFile(path.relative_to(root).as_posix(), module, text.count("\n"), ast.parse(text))
 
 
-def circles(graph: Graph) -> list[list[str]]:
-    """The groups whose members all import each other, directly or through others."""
-    reached = {name: _reach(graph, name) for name in graph}
-    groups = {
-        tuple(sorted({name} | {other for other in reached[name] if name in reached[other]}))
-        for name in graph
-        if name in reached[name]
-    }
-    return [list(group) for group in sorted(groups)]
+def is_of(name: str, packages: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(each + ".") for each in packages)
 
 
-def _reach(graph: Graph, start: str) -> set[str]:
-    seen: set[str] = set()
-    waiting = [start]
-    while waiting:
-        new = graph.get(waiting.pop(), set()) - seen
-        seen |= new
-        waiting += new
-    return seen
+def circle(graph: Graph) -> list[str]:
+    """Files or folders that import each other in a circle; empty when nobody does. Of several circles one is told."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-def report(structure: Structure, longest: int = LONGEST) -> Iterator[str]:
+def report(structure: Structure) -> Iterator[str]:
     """The lines that the command prints."""
     graph, functions = structure.folder_graph(), structure.functions()
     yield f"{'folder':<32}{'files':>6}{'lines':>8}  imports from"
@@ -154,21 +144,17 @@ def report(structure: Structure, longest: int = LONGEST) -> Iterator[str]:
     files = sorted(structure.files.values(), key=lambda each: -each.lines)
     yield f"{'all':<32}{len(files):>6}{sum(each.lines for each in files):>8}"
     yield f"\nfunctions: {len(functions)}, median {median(each.lines for each in functions):g} lines; longest:"
-    yield from (f"{each.lines:>6}  {each.file}:{each.line} {each.name}" for each in functions[:longest])
+    yield from (f"{each.lines:>6}  {each.file}:{each.line} {each.name}" for each in functions[:LONGEST])
     yield "\nlongest files:"
-    yield from (f"{each.lines:>6}  {each.path}" for each in files[:longest])
+    yield from (f"{each.lines:>6}  {each.path}" for each in files[:LONGEST])
     for what, edges in (("folders", graph), ("files", structure.file_graph())):
-        found = circles(edges)
-        yield f"\ncircles between {what}: {len(found) or 'none'}"
-        yield from (f"  {' <-> '.join(group)}" for group in found)
+        yield f"\na circle between {what}: {' <- '.join(circle(edges)) or 'none'}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sizes and import graph of the product's code.")
     parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="a checkout [default: this one]")
-    parser.add_argument("--longest", type=int, default=LONGEST, help="how many functions and files are listed")
-    options = parser.parse_args()
-    print("\n".join(report(read_structure(options.root), options.longest)))
+    print("\n".join(report(read_structure(parser.parse_args().root))))
 
 
 if __name__ == "__main__":

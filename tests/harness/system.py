@@ -13,24 +13,33 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-from infra.local.broker import start_broker
-from infra.local.milvus_server import start_milvus
+from infra.local.broker import Broker, start_broker
+from infra.local.embedded_service import EmbeddedService
+from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.local.processes import process_environ
 from infra.local.stack import COMMANDS, milvus_answers
+from infra.operate.replay import replay
+from infra.operate.status import fetch_samples
 from infra.platform.guarded_process import GuardedProcess, start_guarded, wait_until_ready
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Kafka, Settings
-from streams.topics import TOPICS, create_topics, partitions_of
+from streams.topics import TOPICS, WATCH_EVENTS, create_topics, partitions_of
 
+S = TypeVar("S", bound=EmbeddedService)
+
+# the shortest session that brokers allow: a killed worker's successor waits so long
+SMALL = {"partitions": 2, "session_timeout_s": 6.0}
 READY_S = 90.0
 TRAIN_S = 900.0
 ALL = tuple(COMMANDS)
@@ -41,34 +50,68 @@ def cli(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "infra.cli", *arguments]
 
 
-def run_cli(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> str:
-    """Run a command of ours to its end; its output. Raises AssertionError with all it said when it fails."""
-    done = subprocess.run(
-        cli(*arguments),
-        env=process_environ(settings, os.environ),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
+def try_cli(
+    settings: Settings, *arguments: str, timeout_s: float = 60.0, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours to its end."""
+    environ = process_environ(settings, os.environ)
+    return subprocess.run(
+        cli(*arguments), env=environ, timeout=timeout_s, input=stdin, capture_output=True, text=True, check=False
     )
+
+
+def run_cli(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> str:
+    """The same; its output. Raises AssertionError with all it said when it fails."""
+    done = try_cli(settings, *arguments, timeout_s=timeout_s)
     assert done.returncode == 0, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
+def own_settings(
+    bootstrap: str, data_dir: Path, milvus_uri: str = "", kafka: Mapping[str, Any] = SMALL, **sections: Any
+) -> Settings:
+    """Settings of a system of its own on services that run, its topics made."""
+    prefix = f"t{uuid.uuid4().hex[:8]}-"
+    own = Settings(data_dir=data_dir, kafka=Kafka(topic_prefix=prefix, **kafka), **sections)
+    settings = fill_in(own, bootstrap, milvus_uri)
+    create_topics(settings.kafka)
+    return settings
+
+
+class Services(NamedTuple):
+    """What runs, and the settings that reach it."""
+
+    settings: Settings
+    broker: Broker
+    milvus: MilvusServer
+
+
 @contextlib.contextmanager
-def embedded(settings: Settings, *, milvus: bool = True) -> Iterator[Settings]:
-    """A broker (Apache Kafka when KAFKA_HOME is set) with our topics, and Milvus Lite; settings with both addresses."""
-    with contextlib.ExitStack() as stack:
-        broker = start_broker(settings)
-        stack.callback(broker.process.stop)
-        uri = ""
-        if milvus:
-            server = start_milvus(settings, probe=milvus_answers)
-            stack.callback(server.process.stop)
-            uri = server.uri
-        settings = fill_in(settings, broker.bootstrap, uri)
+def stopping(service: S) -> Iterator[S]:
+    """Stop it when the block ends, also where it was started again meanwhile."""
+    try:
+        yield service
+    finally:
+        service.process.stop()
+
+
+@contextlib.contextmanager
+def services(settings: Settings) -> Iterator[Services]:
+    """A broker (Apache Kafka when KAFKA_HOME is set) with our topics, and Milvus Lite."""
+    with (
+        stopping(start_broker(settings)) as broker,
+        stopping(start_milvus(settings, probe=milvus_answers)) as milvus,
+    ):
+        settings = fill_in(settings, broker.bootstrap, milvus.uri)
         create_topics(settings.kafka)
-        yield settings
+        yield Services(settings, broker, milvus)
+
+
+@contextlib.contextmanager
+def embedded(settings: Settings) -> Iterator[Settings]:
+    """The settings that reach a broker and a Milvus of their own."""
+    with services(settings) as running:
+        yield running.settings
 
 
 @contextlib.contextmanager
@@ -84,17 +127,12 @@ def running(
 
 
 @contextlib.contextmanager
-def running_system(settings: Settings, processes: Sequence[str] = ALL) -> Iterator[Settings]:
-    """Services and processes, all ready; the settings that reach them."""
-    with embedded(settings) as reachable, running(reachable, processes):
-        yield reachable
-
-
-@contextlib.contextmanager
-def process(settings: Settings, name: str, command: Sequence[str]) -> Iterator[GuardedProcess]:
-    """One process of this checkout with exactly these settings."""
+def process(
+    settings: Settings, name: str, command: Sequence[str], more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[GuardedProcess]:
+    """One process of this checkout with exactly these settings; `more` variables for it."""
     here = str(Path(__file__).parents[2])  # for commands that live in tests/
-    environ = process_environ(settings, os.environ)
+    environ = process_environ(settings, os.environ) | dict(more)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH")]))
     started = start_guarded(
         name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0
@@ -125,6 +163,21 @@ def release(settings: Settings, log: pl.DataFrame, items: pl.DataFrame) -> dict[
         arguments = ("train", str(paths[0]), "--items", str(paths[1]), "--wait-s", str(READY_S), "--json")
         report: dict[str, Any] = json.loads(run_cli(settings, *arguments, timeout_s=TRAIN_S))
     return report
+
+
+@contextlib.contextmanager
+def running_release(
+    log: pl.DataFrame, items: pl.DataFrame, **sections: dict[str, Any]
+) -> Iterator[tuple[Settings, str]]:
+    """The whole system with services of its own, answering from a release of this log, histories replayed; settings
+    that reach it, and the release's version."""
+    with temporary_settings(**sections) as own, embedded(own) as settings, running(settings) as processes:
+        replay(log, settings, items=items)
+        with Cluster(settings.kafka) as cluster:
+            wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
+        version = release(settings, log, items)["version"]
+        wait_for_health(settings, *processes.values())
+        yield settings, version
 
 
 class Cluster:
@@ -180,6 +233,17 @@ def read_metrics(settings: Settings, name: str) -> dict[str, float]:
         lines = reply.read().decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
     return {sample: float(value) for sample, _, value in pairs}
+
+
+def wait_for_work(settings: Settings, stage: str, workers: int) -> None:
+    """Return when so many workers run, and each has handled something."""
+    handled = "nextwatch_batch_messages_count", (("stage", stage),)
+
+    def all_at_work() -> bool:
+        pages = [fetch_samples(record) for record in read_run_files(settings.run_dir)]
+        return len(pages) == workers and all(page.get(handled, 0) > 0 for page in pages)
+
+    wait_until(all_at_work, f"{workers} workers at work", 30)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,8 +15,9 @@ from kafka import KafkaProducer
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
+from models.retrieval.incremental import STATE_COLUMNS
 from streams.kafka.follow import TopicFollower
-from streams.messages import Item, UserHistory, WatchEvent, decode, encode
+from streams.messages import Item, ItemVector, UserHistory, WatchEvent, decode, encode
 from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS, partition_of
 
 T = TypeVar("T")
@@ -68,6 +70,15 @@ def users_by_crc(at_home: int, astray: int, partitions: int) -> list[str]:
         user = f"crc-{uuid.uuid4().hex[:8]}"
         found[zlib.crc32(user.encode()) % partitions == partition_of(user, partitions)].append(user)
     return found[True][:at_home] + found[False][:astray]
+
+
+def total_of(row: ItemVector) -> float:
+    """All watches that a row of the trainer has ever counted."""
+    return float(np.frombuffer(row.state, STATE_COLUMNS)["total"][0])
+
+
+def vector_of(row: ItemVector) -> np.ndarray:
+    return np.frombuffer(row.vector, "<f4")
 
 
 class Traffic:
@@ -155,3 +166,26 @@ class Histories(Reader):
         history = self.until(look, f"{what} of {user_id}")
         assert history is not None
         return history
+
+
+class Load(ABC):
+    """Messages of some users, in an order that a seed decides."""
+
+    def __init__(self, traffic: Traffic, seed: int, users: int = 40) -> None:
+        self._traffic, self._rng, self._number = traffic, np.random.default_rng(seed), 0
+        self._users = [f"load-{seed}-{number}" for number in range(users)]
+        self._start_ms = now_ms() - 1_000_000
+
+    def send(self, count: int, per_s: float = 1000.0) -> None:
+        for number in range(count):
+            self.send_one()
+            if number % 20 == 0:
+                time.sleep(20 / per_s)
+        self._traffic.flush()
+
+    @abstractmethod
+    def send_one(self) -> None:
+        """Whatever comes next, without waiting for its acknowledgement."""
+
+    def _user(self) -> str:
+        return self._users[int(self._rng.integers(0, len(self._users)))]

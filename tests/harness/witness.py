@@ -44,16 +44,41 @@ class Takedown:
     up_ms: float
 
 
-class Witness:
-    """All lists by request id, and what was found to be mixed. `read` reads on; one thread at a time."""
+class Lists:
+    """All lists by request id, as replied and as recorded."""
+
+    def __init__(self) -> None:
+        self.replies: defaultdict[str, list[List]] = defaultdict(list)
+        self.impressions: defaultdict[str, list[List]] = defaultdict(list)
+
+    def answered_twice(self) -> list[str]:
+        return [request for request, lists in self.replies.items() if len(lists) > 1]
+
+    def answered_otherwise(self, takedowns: Sequence[Takedown] = ()) -> list[str]:
+        """Requests that were answered more than once, and not alike but for what was down meanwhile."""
+        downs = by_item(takedowns)
+        return [request for request, lists in self.replies.items() if not are_alike(lists, downs)]
+
+    def recorded_otherwise(self, takedowns: Sequence[Takedown] = ()) -> list[str]:
+        """Requests with a list of which nothing is on record, or another version, or another list (but for what was
+        down meanwhile)."""
+        downs, shown = by_item(takedowns), self.impressions
+        return [
+            request
+            for request, lists in self.replies.items()
+            if lists[0].items and not (request in shown and are_alike([*shown[request], *lists], downs))
+        ]
+
+
+class Witness(Lists):
+    """The lists so far, and what was found to be mixed. `read` reads on; one thread at a time."""
 
     def __init__(self, kafka: Kafka, releases: Releases) -> None:
+        super().__init__()
         self._follower = TopicFollower(kafka, RECOMMEND_REPLIES, IMPRESSIONS)
         self._replies_topic = kafka.topic_prefix + RECOMMEND_REPLIES
         self._releases = releases
         self._scores: dict[str, tuple[dict[str, int], dict[str, int], np.ndarray]] = {}
-        self.replies: defaultdict[str, list[List]] = defaultdict(list)
-        self.impressions: defaultdict[str, list[List]] = defaultdict(list)
         self.mixed: list[str] = []
         self.compared = 0  # scores
         self.last_items: tuple[str, ...] = ()  # of the newest reply that was read
@@ -76,24 +101,6 @@ class Witness:
 
     def close(self) -> None:
         self._follower.close()
-
-    def answered_twice(self) -> list[str]:
-        return [request for request, lists in self.replies.items() if len(lists) > 1]
-
-    def answered_otherwise(self, takedowns: Sequence[Takedown] = ()) -> list[str]:
-        """Requests that were answered more than once, and not alike but for what was down meanwhile."""
-        downs = by_item(takedowns)
-        return [request for request, lists in self.replies.items() if not are_alike(lists, downs)]
-
-    def recorded_otherwise(self, takedowns: Sequence[Takedown] = ()) -> list[str]:
-        """Requests with a list of which nothing is on record, or another version, or another list (but for what was
-        down meanwhile)."""
-        downs, shown = by_item(takedowns), self.impressions
-        return [
-            request
-            for request, lists in self.replies.items()
-            if lists[0].items and not (request in shown and are_alike([*shown[request], *lists], downs))
-        ]
 
     def shown_late(self, takedowns: Sequence[Takedown], within_ms: int = TAKEDOWN_MS) -> list[str]:
         """Items in replies that were made longer than `within_ms` after their takedown."""

@@ -3,8 +3,6 @@ protocols at each of their steps; afterwards everything that the topics imply is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.harness.crash.fast import POINTS, fast
@@ -18,12 +16,12 @@ SEED = 1
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    with timed(print) as say:
-        found = run_crashes(Scale(), fast, tmp_path_factory.mktemp("crash"), SEED, say)
-        for line in counts(found):
-            say(line)
-    yield found
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    say = timed(print)
+    found = run_crashes(Scale(), fast, tmp_path_factory.mktemp("crash"), SEED, say)
+    for line in counts(found):
+        say(line)
+    return found
 
 
 def test_every_process_was_killed_and_every_armed_point_reached(outcome):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.local.broker import Broker
-from infra.local.processes import process_environ
 from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.run_files import fill_in
-from infra.platform.settings import Forget, Join, Kafka, Settings
+from infra.platform.settings import Forget, Join, Settings
 from models.logs.log import LogError
 from streams import topics
 from streams.dead_letters.box import read_box
@@ -38,7 +34,7 @@ from streams.messages import (
     encode,
 )
 from tests.harness.needs import require_kafka
-from tests.harness.system import Cluster, cli, read_metrics, run_cli, running, wait_until
+from tests.harness.system import Cluster, own_settings, read_metrics, run_cli, running, try_cli, wait_until
 from tests.harness.traffic import Traffic, now_ms
 
 T = TypeVar("T")
@@ -57,16 +53,8 @@ WORKERS = ("history", "join")
 
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> Settings:
-    kafka = Kafka(topic_prefix=f"f{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=6.0)
-    own = Settings(
-        data_dir=tmp_path,
-        kafka=kafka,
-        join=Join(publish_s=0.2),
-        forget=Forget.model_validate({"secret": "of the test"}),
-    )
-    made = fill_in(own, broker.bootstrap, "")
-    topics.create_topics(made.kafka)
-    return made
+    forget = Forget.model_validate({"secret": "of the test"})
+    return own_settings(broker.bootstrap, tmp_path, join=Join(publish_s=0.2), forget=forget)
 
 
 @pytest.fixture
@@ -214,13 +202,7 @@ def test_a_forgotten_user_is_in_no_stored_byte_and_no_replay_brings_the_user_bac
     assert [place for place, letter in letters.items() if letter.state == "open"] and len(letters) == 6
 
     # whoever is down forgets before he reads on
-    unsure = subprocess.run(
-        cli("forget", carol, "--wait-s", "0.2", "--json"),
-        env=process_environ(settings, os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    unsure = try_cli(settings, "forget", carol, "--wait-s", "0.2", "--json")
     place = topics.partition_of(carol, PARTITIONS)
     assert unsure.returncode == 1 and carol not in unsure.stdout + unsure.stderr
     assert json.loads(unsure.stdout)["waiting_for"] == [f"history/{place}", f"join/{place}"]
@@ -285,14 +267,7 @@ def test_what_the_ranker_learns_from_leaves_the_forgotten_out(settings, town, tm
         impression = Impression(f"r-{user}", user, at_ms - 1000, "server", "v", (Shown("c", 1, "x"),))
         town.traffic.send(topics.RANKING_EXAMPLES, user, encode(RankingExample(impression, (), 0, ord(user[0]), at_ms)))
     assert store_served(settings, tmp_path / "before", None).erased == 0
-    done = subprocess.run(
-        cli("forget", "-", "--wait-s", "0", "--no-held"),
-        env=process_environ(settings, os.environ),
-        input="eve\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = try_cli(settings, "forget", "-", "--wait-s", "0", "--no-held", stdin="eve\n")
     assert done.returncode == 1 and "not confirmed by worker history" in done.stdout
     assert store_served(settings, tmp_path / "after", None).erased == 1
     with pytest.raises(LogError):

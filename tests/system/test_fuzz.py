@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options
-from infra.platform.run_files import read_run_files
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
 from streams.dead_letters.box import Place, read_box
@@ -78,9 +76,7 @@ class Outcome:
         self.replies += self.client.recommend_many(requests, timeout_s=WAIT_S)
 
     def ready(self) -> set[str]:
-        own = {process.pid for process in self.service.processes.values()}
-        records = [each for each in read_run_files(self.service.settings.run_dir) if each["pid"] in own]
-        return {each["name"] for each in records if fetch_health(each)["ready"]}
+        return {name for name, health in self.service.health().items() if health["ready"]}
 
 
 @pytest.fixture(scope="module")

@@ -6,26 +6,20 @@ import contextlib
 import threading
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from infra.local.broker import Broker
-from infra.operate.status import fetch_samples
-from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Join, Settings
-from infra.platform.settings import Kafka as KafkaSettings
 from streams.messages import (
     DeadLetter,
     Impression,
     RankingExample,
     Shown,
-    StatisticsRow,
     UserHistory,
     WatchEvent,
     decode,
@@ -34,40 +28,38 @@ from streams.messages import (
 from streams.topics import (
     DEAD_LETTERS,
     IMPRESSIONS,
-    ITEM_STATISTICS,
     JOIN_STATE,
     RANKING_EXAMPLES,
     WATCH_EVENTS,
-    create_topics,
     partition_of,
 )
+from tests.harness.crash import replay, verdict
 from tests.harness.needs import require_kafka
-from tests.harness.system import cli, process, read_metrics, running, wait_for_health, wait_until
-from tests.harness.traffic import Histories, Reader, Traffic, now_ms
+from tests.harness.system import cli, own_settings, process, read_metrics, running, wait_for_health, wait_for_work
+from tests.harness.traffic import Histories, Load, Reader, Traffic, now_ms
 
 PARTITIONS = 2
-SESSION_S = 6.0  # the shortest that brokers allow: a killed worker's successor waits so long
 WINDOW_S, GRACE_S, EARLY_S = 20.0, 60.0, 30.0
 LATE_S = 8.0  # most that anything comes late under load
 SENTINEL_S = 300.0  # after the load: whose events close its windows
 
 
 def settings_for(bootstrap: str, data_dir: Path, **join: Any) -> Settings:
-    """Settings of a system of its own on a broker, its topics made."""
-    kafka = KafkaSettings(topic_prefix=f"j{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=SESSION_S)
     values: dict[str, Any] = {"window_s": WINDOW_S, "grace_s": GRACE_S, "early_s": EARLY_S, "publish_s": 0.2} | join
-    settings = fill_in(Settings(data_dir=data_dir, kafka=kafka, join=Join(**values)), bootstrap, "")
-    create_topics(settings.kafka)
-    return settings
+    return own_settings(bootstrap, data_dir, join=Join(**values))
 
 
-@dataclass
 class System:
-    settings: Settings
-    traffic: Traffic
-    examples: Reader
-    letters: Reader
-    states: Reader
+    """What goes into a system, and what comes out of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, kafka = settings, settings.kafka
+        self.traffic, self.examples = Traffic(kafka), Reader(kafka, RANKING_EXAMPLES)
+        self.letters, self.states = Reader(kafka, DEAD_LETTERS), Reader(kafka, JOIN_STATE)
+
+    def close(self) -> None:
+        for part in (self.traffic, self.examples, self.letters, self.states):
+            part.close()
 
     def show(self, user: str, items: str, at_ms: int | None = None, **how: Any) -> Impression:
         shown = tuple(Shown(item, place, "retrieval") for place, item in enumerate(items, 1))
@@ -89,22 +81,11 @@ class System:
         return found
 
 
-@contextlib.contextmanager
-def reading(settings: Settings) -> Iterator[System]:
-    kafka = settings.kafka
-    parts = [Traffic(kafka), *(Reader(kafka, topic) for topic in (RANKING_EXAMPLES, DEAD_LETTERS, JOIN_STATE))]
-    try:
-        yield System(settings, *parts)  # type: ignore[arg-type]
-    finally:
-        for part in parts:
-            part.close()
-
-
 @pytest.fixture(scope="module")
 def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A history and a join worker on each broker, with windows of two seconds. Tests use users of their own."""
     settings = settings_for(kafka, tmp_path_factory.mktemp("join"), window_s=2.0, grace_s=15.0, early_s=2.0)
-    with running(settings, ["history", "join"]), reading(settings) as system:
+    with running(settings, ["history", "join"]), contextlib.closing(System(settings)) as system:
         yield system
 
 
@@ -184,35 +165,21 @@ def test_an_impression_that_somebody_else_reports_is_joined(system, user):
 # --- restarts: each with a worker of its own --------------------------------------------------------------------------
 
 
-class Load:
+class ListsAndWatches(Load):
     """Impressions of some users and their watches, some late, some without a request id, some sent twice."""
 
-    def __init__(self, traffic: Traffic, seed: int, users: int = 40) -> None:
-        self._traffic = traffic
-        self._rng = np.random.default_rng(seed)
-        self._users = [f"load-{seed}-{number}" for number in range(users)]
-        self._start_ms = now_ms() - 1_000_000
-        self._number = 0
-
-    def send(self, count: int, per_s: float = 300.0) -> None:
-        for number in range(count):
-            self._send_one()
-            if number % 20 == 0:
-                time.sleep(20 / per_s)
-        self._traffic.flush()
-
-    def close(self) -> None:
-        """Close all windows: on each partition somebody is shown something, and watches, much later."""
+    def close_windows(self) -> None:
+        """On each partition somebody is shown something, and watches, much later."""
         at_ms = self._start_ms + 100 * self._number + round(1000 * SENTINEL_S)
         for user in (next(u for u in map(str, range(99)) if partition_of(u, PARTITIONS) == n) for n in (0, 1)):
-            self._traffic.send(IMPRESSIONS, user, encode(Impression("last", user, at_ms, "server", "v1", ())))
+            last = Impression(f"last of {user}", user, at_ms, "server", "v1", ())
+            self._traffic.send(IMPRESSIONS, user, encode(last))
             self._traffic.watch(user, "a", at_ms)
 
-    def _send_one(self) -> None:
-        rng, number = self._rng, self._number
+    def send_one(self) -> None:
+        rng, number, user = self._rng, self._number, self._user()
         self._number += 1
-        user = self._users[int(rng.integers(0, len(self._users)))]
-        at_ms = self._start_ms + 100 * number - self._late_ms()
+        at_ms = self._start_ms + 100 * number - round(1000 * min(LATE_S, rng.exponential(2.0)))
         items = rng.permutation(12)[: int(rng.integers(1, 6))]
         shown = tuple(Shown(f"i{item}", place, "retrieval", 1.0, 30.0) for place, item in enumerate(items, 1))
         impression = Impression(f"r{number}", user, at_ms, "server", "v1", shown, schema_hash="h", values=b"x" * 400)
@@ -226,60 +193,18 @@ class Load:
         for place in rng.permutation(len(messages)):
             self._traffic.send_later(messages[place][0], user, messages[place][1])
 
-    def _late_ms(self) -> int:
-        return round(1000 * min(LATE_S, self._rng.exponential(2.0)))
-
-
-def expected(settings: Settings) -> dict[tuple[int, int], list[float]]:
-    """Watched seconds by the identity of what was shown, from the two topics alone: everything at once."""
-    shown: dict[str, dict[str, tuple[tuple[int, int], Impression]]] = defaultdict(dict)
-    watches: dict[str, WatchEvent] = {}
-    for record in _in_order(settings, IMPRESSIONS):
-        impression = decode(Impression, record.value)
-        shown[impression.user_id].setdefault(impression.request_id, ((record.partition, record.offset), impression))
-    for record in _in_order(settings, WATCH_EVENTS):
-        event = decode(WatchEvent, record.value)
-        watches.setdefault(event.event_id, event)
-    seconds = {
-        place: dict.fromkeys((item.item_id for item in impression.items), 0.0)
-        for of_user in shown.values()
-        for place, impression in of_user.values()
-    }
-    for event in watches.values():
-        having = [pair for pair in shown[event.user_id].values() if event.item_id in seconds[pair[0]]]
-        named = [pair for pair in having if pair[1].request_id == event.request_id]
-        then = [pair for pair in having if 0 <= event.event_ms - pair[1].at_ms <= 1000 * WINDOW_S]
-        newest = sorted(then, key=lambda pair: (pair[1].at_ms, pair[0]))[-1:]
-        for place, _ in named or newest:
-            seconds[place][event.item_id] += event.watch_s
-    return {place: list(by_item.values()) for place, by_item in seconds.items()}
-
-
-def _in_order(settings: Settings, topic: str) -> list[Any]:
-    reader = Reader(settings.kafka, topic)
-    records = sorted(reader.to_the_end(), key=lambda record: (record.partition, record.offset))
-    reader.close()
-    return records
-
-
-def held_examples(records: list[Any]) -> dict[tuple[int, int], RankingExample]:
-    held: dict[tuple[int, int], RankingExample] = {}
-    for record in sorted(records, key=lambda record: (record.partition, record.offset)):
-        example = decode(RankingExample, record.value)
-        place = example.partition, example.offset
-        if place not in held or example.revision >= held[place].revision:
-            held[place] = example
-    return held
-
 
 def check_against_everything_at_once(system: System) -> None:
     """Each impression of the load has one example that holds, with the seconds of an independent join; no state is left
     of its users; and the statistics add up to the examples."""
-    wanted = expected(system.settings)
+    wanted = replay.outcomes(replay.read_events(system.settings), system.settings)
 
     def seconds(records: list[Any]) -> dict[tuple[int, int], list[float]]:
-        held = held_examples(records).items()
-        return {place: [each.watched_s for each in example.outcomes] for place, example in held}
+        in_order = sorted(records, key=lambda record: (record.partition, record.offset))
+        return {
+            place: [each.watched_s for each in example.outcomes]
+            for place, example in verdict.held(in_order, Counter()).items()
+        }
 
     with contextlib.suppress(TimeoutError):  # what is wrong says more than that something is
         system.examples.until(lambda records: seconds(records) == wanted, "every example", 60)
@@ -287,25 +212,15 @@ def check_against_everything_at_once(system: System) -> None:
     assert made.keys() == wanted.keys(), "no example is missing, none is of an impression that there is not"
     assert made == wanted
     system.states.until(lambda _: all(each.value is None for each in system.states.newest().values()), "tombstones")
-    totals = totals_of(system.settings)
+    both = [row for row in verdict.statistics_of(system.settings).values() if row.scope == "all"]
+    totals = [sum(row.impressions for row in both), sum(row.seconds for row in both)]
     assert totals == pytest.approx([sum(map(len, wanted.values())), sum(map(sum, wanted.values()))])
-
-
-def totals_of(settings: Settings) -> list[float]:
-    """Impressions and seconds in the rows over all, the partitions added up."""
-    rows = {
-        record.key: decode(StatisticsRow, record.value)
-        for record in _in_order(settings, ITEM_STATISTICS)
-        if record.value
-    }
-    both = [row for row in rows.values() if row.scope == "all"]
-    return [sum(row.impressions for row in both), sum(row.seconds for row in both)]
 
 
 @pytest.fixture
 def alone(kafka: str, tmp_path: Path) -> Iterator[System]:
     """Topics of their own, without a worker."""
-    with reading(settings_for(kafka, tmp_path, half_life_h=1e9)) as system:
+    with contextlib.closing(System(settings_for(kafka, tmp_path, half_life_h=1e9))) as system:
         yield system
 
 
@@ -315,8 +230,8 @@ def worker(settings: Settings, name: str = "join") -> Any:
 
 def test_a_join_killed_twice_under_load_has_one_example_of_each_impression(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 never expires a dead member: a killed worker's successor waits for ever")
-    load = Load(alone.traffic, seed=1)
-    sending = threading.Thread(target=load.send, args=(4000,))
+    load = ListsAndWatches(alone.traffic, seed=1)
+    sending = threading.Thread(target=load.send, args=(4000, 300))
     examples = 0
     for round_ in range(2):
         with worker(alone.settings) as killed:
@@ -329,13 +244,13 @@ def test_a_join_killed_twice_under_load_has_one_example_of_each_impression(alone
     with worker(alone.settings) as last:
         sending.join()
         wait_for_health(alone.settings, last)
-        load.close()
+        load.close_windows()
         check_against_everything_at_once(alone)
         assert last.poll() is None
 
 
 def test_a_join_that_starts_with_a_backlog_comes_to_the_same(alone):
-    load = Load(alone.traffic, seed=2)
+    load = ListsAndWatches(alone.traffic, seed=2)
     load.send(1500, per_s=1e6)  # while nobody reads
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
@@ -343,30 +258,24 @@ def test_a_join_that_starts_with_a_backlog_comes_to_the_same(alone):
         assert first.stop() == 0, "SIGTERM ends it cleanly"
     with worker(alone.settings) as second:
         wait_for_health(alone.settings, second)
-        load.send(300)
-        load.close()
+        load.send(300, per_s=300.0)
+        load.close_windows()
         check_against_everything_at_once(alone)
         assert second.poll() is None
 
 
 def test_a_second_join_that_comes_and_goes_under_load_changes_nothing(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 tells no aiokafka member of a rebalance: a second one waits for ever")
-    load = Load(alone.traffic, seed=3)
+    load = ListsAndWatches(alone.traffic, seed=3)
     sending = threading.Thread(target=load.send, args=(4000, 150))
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
         sending.start()
         with worker(alone.settings, "join-2") as second:
             wait_for_health(alone.settings, second)
-            wait_until(lambda: handled_batches(alone.settings) == 2, "both workers at work", 30)
+            wait_for_work(alone.settings, "join", workers=2)
             assert second.stop() == 0
         sending.join()
-        load.close()
+        load.close_windows()
         check_against_everything_at_once(alone)
         assert first.poll() is None
-
-
-def handled_batches(settings: Settings) -> int:
-    """How many workers have handled something."""
-    pages = [fetch_samples(record) for record in read_run_files(settings.run_dir)]
-    return sum(page.get(("nextwatch_batch_messages_count", (("stage", "join"),)), 0) > 0 for page in pages)

@@ -25,7 +25,7 @@ from indexer.collection import Index
 from indexer.errors import IndexUnavailable
 from infra.local.broker import start_broker
 from infra.local.milvus_server import start_milvus
-from infra.local.processes import broker_part
+from infra.local.processes import service_part
 from infra.local.stack import milvus_answers
 from infra.local.supervisor import Supervisor
 from infra.platform.kafka_clients import client_options, close_producer, kafka_python_options
@@ -35,8 +35,8 @@ from nextwatch_client import RecommendClient, RequestFailed
 from nextwatch_client import client as client_module
 from streams import topics
 from tests.harness.needs import KAFKA, LIBFAKETIME, MOUNT, lack, needs, require
-from tests.harness.outages import Memory, Replies, System, running_outages
-from tests.harness.system import wait_until
+from tests.harness.outages import Replies, System, running_outages
+from tests.harness.system import stopping, wait_until
 from tests.harness.traffic import Reader
 
 pytestmark = needs(KAFKA, "noida loses what it has acknowledged when it is killed")
@@ -55,12 +55,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 def live_through(system: System, outage: contextlib.AbstractContextManager[object]) -> tuple[Replies, float]:
     """Load before, during and after; what became of the requests, and the seconds until everything works again."""
-    with system.watching(WATCHES_PER_S), system.asking(REQUESTS_PER_S) as asked, Memory(system) as memory:
+    with system.watching(WATCHES_PER_S), system.asking(REQUESTS_PER_S) as asked, system.growing() as grown:
         time.sleep(1.0)
         with outage:
             time.sleep(AWAY_S)
         again_s = system.wait_until_it_works()["request"]
-    grown = memory.grown_mb()
     assert max(grown.values()) < MOST_GROWN_MB, grown
     assert all(process.poll() is None for process in system.processes.values()), "nobody had to be started again"
     return Replies.of(asked), again_s
@@ -79,7 +78,7 @@ def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: Syste
     def away() -> Iterator[None]:
         with system.milvus_killed():
             yield
-            reasons.update(system.health()["indexer"]["reasons"])
+            reasons.update(system.service.health()["indexer"]["reasons"])
 
     replies, _ = live_through(system, away())
     assert any("Milvus" in reason for reason in reasons), "it says what it waits for"
@@ -136,7 +135,7 @@ def test_slow_consumers_harm_nobody_else(system: System):
             os.kill(slow.pid, signal.SIGSTOP)
             with system.stopped(system.processes["indexer"].pid):
                 yield
-                others = {name: each for name, each in system.health().items() if name != "indexer"}
+                others = {name: each for name, each in system.service.health().items() if name != "indexer"}
                 assert all(each["ready"] for each in others.values()), others
             os.kill(slow.pid, signal.SIGCONT)
 
@@ -201,7 +200,7 @@ def test_a_broker_whose_disk_is_full_says_so_and_has_all_that_it_acknowledged_wh
         broker = start_broker(Settings(data_dir=tmp_path, kafka=Kafka(partitions=1)))
         said: list[str] = []
         with Supervisor(lambda process, what: said.append(f"{process} {what}")) as supervisor:
-            supervisor.add(broker_part(broker), broker.process)
+            supervisor.add(service_part(broker), broker.process)
             settings = fill_in(broker.settings, broker.bootstrap, "")
             topics.create_topics(settings.kafka)
             hog = fill(tmp_path / "kafka", 2_000_000)
@@ -245,9 +244,11 @@ def producing(settings: Settings) -> Iterator[Callable[[int], bool]]:
 def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_over_a_crash_afterwards(tmp_path: Path):
     """Half a record lies in its log then: what is written behind it must be found after a crash all the same."""
     rng = np.random.default_rng(1)
-    with small_disk(tmp_path / "milvus", 40):
-        server = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
-        index = Index(Milvus(uri=server.uri, timeout_s=10))
+    with (
+        small_disk(tmp_path / "milvus", 40),
+        stopping(start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)) as server,
+        contextlib.closing(Index(Milvus(uri=server.uri, timeout_s=10))) as index,
+    ):
         written: dict[str, np.ndarray] = {}
 
         def write(first: int) -> None:
@@ -256,25 +257,21 @@ def test_a_milvus_whose_disk_is_full_refuses_writes_and_keeps_all_that_it_took_o
             index.upsert("v1", ids, vectors, [1] * 200)
             written.update(zip(ids, vectors, strict=True))
 
-        try:
-            index.create("v1", 64)
-            write(0)
-            index.flush("v1")
-            hog = fill(tmp_path / "milvus", 1_500_000)
-            with pytest.raises(IndexUnavailable, match="No space left"):
-                for number in range(1, 100):
-                    write(200 * number)
-            assert index.search("v1", rng.normal(size=(1, 64)).astype(np.float32), 10)[0][0], "it answers meanwhile"
-            hog.unlink()
-            write(50_000)
-            write(60_000)
-            server.process.kill()
-            server.restart()
-            wait_until(server.is_ready, "Milvus", PATIENCE_S)
-            index.load("v1")
-            found = index.vectors("v1", list(written))
-            assert [item for item in written if item not in found] == []
-            assert all(np.allclose(found[item][1], vector, atol=1e-5) for item, vector in written.items())
-        finally:
-            index.close()
-            server.process.stop()
+        index.create("v1", 64)
+        write(0)
+        index.flush("v1")
+        hog = fill(tmp_path / "milvus", 1_500_000)
+        with pytest.raises(IndexUnavailable, match="No space left"):
+            for number in range(1, 100):
+                write(200 * number)
+        assert index.search("v1", rng.normal(size=(1, 64)).astype(np.float32), 10)[0][0], "it answers meanwhile"
+        hog.unlink()
+        write(50_000)
+        write(60_000)
+        server.process.kill()
+        server.restart()
+        wait_until(server.is_ready, "Milvus", PATIENCE_S)
+        index.load("v1")
+        found = index.vectors("v1", list(written))
+        assert [item for item in written if item not in found] == []
+        assert all(np.allclose(found[item][1], vector, atol=1e-5) for item, vector in written.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +12,12 @@ import pytest
 from infra.operate.releases import read_topic
 from infra.operate.training import published
 from infra.platform.health import fetch_health
-from infra.platform.run_files import fill_in, read_run_files
-from infra.platform.settings import Kafka, Settings
+from infra.platform.run_files import read_run_files
+from infra.platform.settings import Settings
 from streams.kafka.releases import announce
-from streams.topics import create_topics
 from tests.benchmarks.reliability.crash_recovery import fill
 from tests.harness.service import Size, train_releases
-from tests.harness.system import READY_S, process, running, wait_until
+from tests.harness.system import READY_S, own_settings, process, running, wait_until
 from tests.harness.traffic import now_ms
 
 USERS = 4000
@@ -27,11 +25,8 @@ KNOWS = {"history": "histories", "join": "join", "serving": "histories"}  # by p
 
 
 @pytest.fixture(scope="module")
-def settings(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    own = Settings(data_dir=tmp_path_factory.mktemp("ready"), kafka=Kafka(topic_prefix=f"ready{time.time_ns()}-"))
-    settings = fill_in(own, kafka, milvus_uri)
-    create_topics(settings.kafka)
-    yield settings
+def settings(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return own_settings(kafka, tmp_path_factory.mktemp("ready"), milvus_uri, kafka={})
 
 
 def first_when_ready(settings: Settings, names: set[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -3,9 +3,7 @@ backup."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +11,13 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 from infra.local.broker import Broker
 from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.run_files import fill_in
-from infra.platform.settings import History, Kafka, Settings, to_environ
+from infra.platform.settings import History, Settings, to_environ
 from streams import topics
 from streams.history import rebuild_histories as module
 from streams.history.rebuild_histories import RebuildRefused, create_producer, rebuild_histories
-from streams.kafka.follow import TopicFollower
 from streams.messages import Context, Impression, SearchEvent, Shown, UserHistory, decode, encode
-from tests.harness.system import Cluster, running, wait_until
+from tests.harness.crash.replay import read_all
+from tests.harness.system import Cluster, own_settings, running, wait_until
 from tests.harness.traffic import Traffic, now_ms
 from tests.unit.infra.command import commands
 
@@ -30,13 +27,6 @@ USERS = [f"user-{number}" for number in range(6)]
 SOURCES = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
 HELD = History(watches=5, searches=3, impressions=4)
 Table = dict[bytes, bytes]
-
-
-def settings_for(bootstrap: str, data_dir: Path) -> Settings:
-    kafka = Kafka(topic_prefix=f"r{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=6.0)
-    settings = fill_in(Settings(data_dir=data_dir, kafka=kafka, history=HELD), bootstrap, "")
-    topics.create_topics(settings.kafka)
-    return settings
 
 
 def live(settings: Settings) -> None:
@@ -62,14 +52,8 @@ def live(settings: Settings) -> None:
 
 
 def table_of(settings: Settings) -> Table:
-    found: Table = {}
-    with TopicFollower(settings.kafka, topics.USER_HISTORIES) as follower:
-        while not follower.caught_up:
-            for record in follower.poll(0.5):
-                found.pop(record.key, None)
-                if record.value is not None:
-                    found[record.key] = record.value
-    return found
+    newest = {record.key: record.value for record in read_all(settings, topics.USER_HISTORIES)}
+    return {key: value for key, value in newest.items() if value is not None}
 
 
 def write(settings: Settings, changes: dict[bytes, bytes | None]) -> None:
@@ -92,7 +76,7 @@ def work(settings: Settings) -> Table:
 
 @pytest.fixture(scope="module")
 def lived(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Table]:
-    settings = settings_for(broker.bootstrap, tmp_path_factory.mktemp("lived"))
+    settings = own_settings(broker.bootstrap, tmp_path_factory.mktemp("lived"), history=HELD)
     live(settings)
     return settings, work(settings)
 
@@ -135,7 +119,7 @@ def test_a_cluster_that_is_restored_from_a_copy_of_its_topics_has_the_same_histo
     """The records with their keys, headers and times, in topics that are new: offsets are others, and no group has read
     anything. The oldest watches are gone with the retention, and only the histories know of them."""
     settings, before = lived
-    restored = settings_for(broker.bootstrap, tmp_path)
+    restored = own_settings(broker.bootstrap, tmp_path, history=HELD)
     copy_topics(settings, restored, (*SOURCES, topics.USER_HISTORIES), without=4)
     done = run(restored, monkeypatch, capsys, "--restored")
     assert done.code == 0 and f"{len(USERS)} written" in done.out
@@ -223,19 +207,17 @@ def copy_topics(source: Settings, target: Settings, names: tuple[str, ...], *, w
     """What docs/operating.md calls a backup and its restore, in one step; `without` the first watches."""
     producer = KafkaProducer(**kafka_python_options(target.kafka))
     for name in names:
-        with TopicFollower(source.kafka, name) as follower:
-            while not follower.caught_up:
-                for record in follower.poll(0.5):
-                    if name == topics.WATCH_EVENTS and record.offset < without:
-                        continue
-                    producer.send(
-                        target.kafka.topic_prefix + name,
-                        record.value,
-                        key=record.key,
-                        partition=record.partition,
-                        timestamp_ms=record.timestamp,
-                        headers=list(record.headers),
-                    )
+        for record in read_all(source, name):
+            if name == topics.WATCH_EVENTS and record.offset < without:
+                continue
+            producer.send(
+                target.kafka.topic_prefix + name,
+                record.value,
+                key=record.key,
+                partition=record.partition,
+                timestamp_ms=record.timestamp,
+                headers=list(record.headers),
+            )
     producer.flush(30)
     producer.close()
 

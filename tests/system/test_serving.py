@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 
 import pytest
 
-from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options
-from infra.platform.run_files import read_run_files
-from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
+from nextwatch_client import RecommendClient
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, partition_of
 from tests.harness.needs import KAFKA, needs
+from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import Cluster, wait_until
 from tests.harness.witness import Witness
@@ -50,71 +48,39 @@ def wait_settled(service: Service, servers: Sequence[str] = SERVERS) -> None:
 
 
 def is_settled(service: Service, servers: Sequence[str]) -> bool:
-    own = {service.processes[name].pid for name in servers}
-    records = [each for each in read_run_files(service.settings.run_dir) if each["pid"] in own]
-    health = [each for each in map(fetch_health, records) if "partitions" in each]
+    health = [each for name, each in service.health().items() if name in servers and "partitions" in each]
     answered = sorted(number for each in health for number in each["partitions"])
     shares = [bool(each["ready"] and each["partitions"]) for each in health]
     return answered == list(range(PARTITIONS)) and shares == [True] * len(servers)
 
 
-class Load:
-    """`PER_S` requests a second from a thread of its own, whether or not they are answered."""
+def load(
+    service: Service, client: RecommendClient, asked: list[Asked], again_after_s: Sequence[float] = ()
+) -> contextlib.AbstractContextManager[None]:
+    users = itertools.cycle(service.releases.histories)
+    return steady(client, users.__next__, PER_S, asked, again_after_s, tag=f"{time.monotonic_ns()}-", k=10)
 
-    def __init__(self, client: RecommendClient, users: Sequence[str], again_after_s: Sequence[float] = ()) -> None:
-        self.sent: dict[str, tuple[float, Future[RecommendReply]]] = {}
-        self.ms: dict[str, float] = {}
-        self._client, self._users, self._again_after_s = client, users, again_after_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
+def all_answered(asked: Sequence[Asked]) -> bool:
+    """Wait for the replies; whether all came, none an error."""
+    wait_for_replies(asked, PATIENCE_S)
+    return all(each.reply is not None and each.reply.error is None and each.reply.items for each in asked)
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
-    def keep_busy(self, under_way: int) -> int:
-        """Send until so many are not answered yet; how many were sent in all."""
-        for _ in range(under_way - (len(self.sent) - len(self.ms))):
-            self._ask(f"{self._users[len(self.sent) % len(self._users)]}/{time.monotonic_ns()}")
-        return len(self.sent)
-
-    def all_answered(self) -> bool:
-        """Wait for the replies; whether all came, none an error."""
-        deadline = time.monotonic() + PATIENCE_S
-        replies = [future.result(max(0.0, deadline - time.monotonic())) for _, future in self.sent.values()]
-        return all(reply.error is None and reply.items for reply in replies)
-
-    def longest_s(self, since_s: float, until_s: float) -> dict[int, float]:
-        """By partition: the longest that a request which was sent then waited for its reply."""
-        longest: defaultdict[int, float] = defaultdict(float)
-        for request_id, (sent_s, _) in self.sent.items():
-            if since_s <= sent_s < until_s:
-                place = partition_of(request_id.rpartition("/")[0], PARTITIONS)
-                longest[place] = max(longest[place], self.ms[request_id] / 1000)
-        return {place: round(seconds, 1) for place, seconds in sorted(longest.items())}
-
-    def _run(self) -> None:
-        due_s = time.monotonic()
-        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
-            self._ask(f"{self._users[len(self.sent) % len(self._users)]}/{time.monotonic_ns()}")
-            due_s += 1 / PER_S
-
-    def _ask(self, request_id: str) -> None:
-        sent_s = time.monotonic()
-        request = RecommendRequest(request_id, request_id.rpartition("/")[0], 10)
-        future = self._client.submit(request, self._again_after_s)
-        self.sent[request_id] = sent_s, future
-        future.add_done_callback(lambda _: self.ms.update({request_id: 1000 * (time.monotonic() - sent_s)}))
+def longest_s(asked: Sequence[Asked], since_s: float, until_s: float) -> dict[int, float]:
+    """By partition: the longest that a request which was sent then waited for its reply."""
+    longest: defaultdict[int, float] = defaultdict(float)
+    for each in asked:
+        if since_s <= each.sent_s < until_s:
+            place = partition_of(each.user_id, PARTITIONS)
+            longest[place] = max(longest[place], each.ms / 1000)
+    return {place: round(seconds, 1) for place, seconds in sorted(longest.items())}
 
 
 def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list(service, witness, capsys):
-    users = list(service.releases.histories)
+    asked: list[Asked] = []
     with RecommendClient(client_options(service.settings.kafka)) as client:
-        with Load(client, users) as load:
+        with load(service, client, asked):
             marks = [("before", time.monotonic())]
             time.sleep(1.0)
             for name in SERVERS:
@@ -125,49 +91,55 @@ def test_a_rolling_restart_loses_no_reply_and_gives_none_twice_with_another_list
                 wait_settled(service)
             marks.append(("after", time.monotonic()))
             time.sleep(1.0)
-        assert load.all_answered(), "no request was sent twice, and each has its reply"
+        assert all_answered(asked), "no request was sent twice, and each has its reply"
     witness.read_to_the_end()
-    assert witness.replies.keys() >= load.sent.keys()
+    assert witness.replies.keys() >= {each.request_id for each in asked}
     check_lists(witness)
-    tell(capsys, load, marks)
+    tell(capsys, asked, marks)
 
 
 def test_what_waits_in_a_servers_queue_when_another_one_joins_or_leaves_is_answered(service, witness):
     """Bursts, so that the queue is never empty: a rebalance gives back what was read and not answered, also where the
     partition comes back to the same server."""
-    users = list(service.releases.histories)
+    users, asked = itertools.cycle(service.releases.histories), list[Asked]()
     with RecommendClient(client_options(service.settings.kafka)) as client:
-        burst = Load(client, users)
+
+        def keep_busy(under_way: int) -> int:
+            """Send until so many are not answered yet; how many were sent in all."""
+            for _ in range(under_way - sum(not each.future.done() for each in asked)):
+                asked.append(Asked(f"{next(users)}/{time.monotonic_ns()}").send(client, (), k=10))
+            return len(asked)
+
         assert service.processes[SERVERS[1]].stop() == 0
         wait_settled(service, SERVERS[:1])
         service.start(SERVERS[1], "serving")
-        wait_until(lambda: burst.keep_busy(300) and is_settled(service, SERVERS), "both at work", PATIENCE_S)
-        wait_until(lambda: burst.keep_busy(300) >= 2000, "more bursts", PATIENCE_S)
-        assert burst.all_answered()
+        wait_until(lambda: keep_busy(300) and is_settled(service, SERVERS), "both at work", PATIENCE_S)
+        wait_until(lambda: keep_busy(300) >= 2000, "more bursts", PATIENCE_S)
+        assert all_answered(asked)
     witness.read_to_the_end()
     check_lists(witness)
 
 
 def test_requests_of_a_killed_server_are_answered_by_the_other_and_duplicates_are_alike(service, witness, capsys):
-    users = list(service.releases.histories)
+    asked: list[Asked] = []
     with Cluster(service.settings.kafka) as cluster, RecommendClient(client_options(service.settings.kafka)) as client:
         before = cluster.total(RECOMMEND_REQUESTS)
-        with Load(client, users, AGAIN_S) as load:
+        with load(service, client, asked, AGAIN_S):
             time.sleep(2.0)
             marks = [("killed", time.monotonic())]
             service.processes[SERVERS[0]].kill()
             wait_settled(service, SERVERS[1:])
             marks.append(("the other has all", time.monotonic()))
             time.sleep(2.0)
-        assert load.all_answered()
-        sent_again = cluster.total(RECOMMEND_REQUESTS) - before - len(load.sent)
+        assert all_answered(asked)
+        sent_again = cluster.total(RECOMMEND_REQUESTS) - before - len(asked)
         assert sent_again > 0, "the client had to ask again"
         wait_until(lambda: cluster.total(RECOMMEND_REPLIES) >= cluster.total(RECOMMEND_REQUESTS), "copies", PATIENCE_S)
     witness.read_to_the_end()
     check_lists(witness)
-    twice = set(witness.answered_twice()) & load.sent.keys()
+    twice = set(witness.answered_twice()) & {each.request_id for each in asked}
     assert twice, "copies were answered too"
-    tell(capsys, load, marks)
+    tell(capsys, asked, marks)
     with capsys.disabled():
         print(f"  {sent_again} sent again, {len(twice)} answered more than once")
 
@@ -179,10 +151,10 @@ def check_lists(witness: Witness) -> None:
     assert witness.recorded_otherwise() == []
 
 
-def tell(capsys: pytest.CaptureFixture[str], load: Load, marks: list[tuple[str, float]]) -> None:
+def tell(capsys: pytest.CaptureFixture[str], asked: Sequence[Asked], marks: list[tuple[str, float]]) -> None:
     """How long a request waited at most, by what was going on when it was sent."""
     ends = [at_s for _, at_s in marks[1:]] + [float("inf")]
     with capsys.disabled():
-        print(f"\n{len(load.sent)} requests; longest wait for a reply, by partition, s:")
+        print(f"\n{len(asked)} requests; longest wait for a reply, by partition, s:")
         for (what, since_s), until_s in zip(marks, ends, strict=True):
-            print(f"  {what}: {load.longest_s(since_s, until_s)}")
+            print(f"  {what}: {longest_s(asked, since_s, until_s)}")

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,20 +25,19 @@ from infra.operate.status import fetch_samples
 from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
-from infra.platform.run_files import fill_in, read_run_files
-from infra.platform.settings import Kafka, Settings, Trainer
+from infra.platform.run_files import read_run_files
+from infra.platform.settings import Settings, Trainer
 from models.release.bundle import read_bundle
-from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import Epochs, mark
 from streams.kafka.releases import announce
 from streams.messages import ItemVector, TrainingExample, decode, encode
-from streams.topics import create_topics, partition_of
+from streams.topics import partition_of
 from streams.trainer.learner import PROGRESS_KEY, Learner, Progress, batches
 from tests.harness.needs import KAFKA, needs, require_kafka
 from tests.harness.slow_trainer import GATE, SLOW
-from tests.harness.system import Cluster, process, wait_for_health, wait_until
-from tests.harness.traffic import Histories, Reader, Traffic
+from tests.harness.system import Cluster, own_settings, process, wait_for_health, wait_until
+from tests.harness.traffic import Histories, Reader, Traffic, total_of, vector_of
 from tests.unit.serving.worlds import ITEMS, train_small
 from tests.unit.streams.trainer.test_learner import example
 
@@ -126,13 +124,8 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    own = Settings(
-        data_dir=tmp_path_factory.mktemp("trainers"),
-        kafka=Kafka(topic_prefix=f"f{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=SESSION_S),
-        trainer=Trainer(batch=BATCH),
-    )
-    settings = fill_in(own, kafka, "")
-    create_topics(settings.kafka)
+    data_dir, of_kafka = tmp_path_factory.mktemp("trainers"), {"partitions": PARTITIONS, "session_timeout_s": SESSION_S}
+    settings = own_settings(kafka, data_dir, kafka=of_kafka, trainer=Trainer(batch=BATCH))
     manifest = train_small(settings.bundles_dir)
     announce(settings.kafka, published(manifest))
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
@@ -240,8 +233,8 @@ def test_what_a_replaced_trainer_still_writes_is_written_over_before_compaction_
         place = partition_of(key.decode(), PARTITIONS)
         story.traffic.send(topics.ITEM_VECTORS, key.decode(), value, partition=place, headers=headers)
     seen = {key: decode(ItemVector, record.value) for key, record in story.rows().items()}
-    assert {key: watched(seen[key]) for key in (b"item-1", b"item-2")} == {
-        key: watched(before[key]) for key in (b"item-1", b"item-2")
+    assert {key: total_of(seen[key]) for key in (b"item-1", b"item-2")} == {
+        key: total_of(before[key]) for key in (b"item-1", b"item-2")
     }, "a reader that starts now does not see them"
     story.wait_compactable()
     check_rows(story, learnt_again=4 * BATCH)
@@ -255,20 +248,11 @@ def check_rows(story: Story, learnt_again: int) -> None:
     for batch in batches(enumerate(story.sent), BATCH):
         expected |= {key: row for key, row in alone.learn(batch, evaluate=False).rows if row is not None}
     rows = {key: decode(ItemVector, record.value) for key, record in story.rows().items()}
-    more = Counter({key: watched(rows[key]) - watched(row) for key, row in expected.items()})
+    more = Counter({key: total_of(rows[key]) - total_of(row) for key, row in expected.items()})
     assert min(more.values()) >= 0, "none is skipped"
     assert sum(more.values()) <= learnt_again
     for key, row in expected.items():
-        assert np.linalg.norm(vector(rows[key])[:-1] - vector(row)[:-1]) < 0.2, key
-
-
-def watched(row: ItemVector) -> int:
-    """All watches that a row has ever counted."""
-    return round(float(np.frombuffer(row.state, STATE_COLUMNS)["total"][0]))
-
-
-def vector(row: ItemVector) -> np.ndarray:
-    return np.frombuffer(row.vector, "<f4")
+        assert np.linalg.norm(vector_of(rows[key])[:-1] - vector_of(row)[:-1]) < 0.2, key
 
 
 def progress_of(value: bytes) -> Progress:

@@ -8,24 +8,18 @@ import os
 import shutil
 import signal
 import threading
-import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from confluent_kafka import Producer
 
 from infra.local.broker import Broker
-from infra.operate.status import fetch_samples
 from infra.platform.fault_points import DIED, VARIABLE
-from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import History, Settings
-from infra.platform.settings import Kafka as KafkaSettings
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import DeadLetter, SearchEvent, TrainingExample, WatchEvent, decode, encode
 from streams.topics import (
@@ -34,35 +28,42 @@ from streams.topics import (
     SEARCH_EVENTS,
     TRAINING_EXAMPLES,
     WATCH_EVENTS,
-    create_topics,
     partition_of,
 )
+from tests.harness.crash import replay
 from tests.harness.needs import require_kafka
-from tests.harness.system import cli, process, read_metrics, running, wait_for_health, wait_until
-from tests.harness.traffic import Histories, Reader, Traffic, now_ms, users_by_crc
+from tests.harness.system import (
+    cli,
+    own_settings,
+    process,
+    read_metrics,
+    running,
+    wait_for_health,
+    wait_for_work,
+    wait_until,
+)
+from tests.harness.traffic import Histories, Load, Reader, Traffic, now_ms, users_by_crc
 
 PARTITIONS = 2
 KEEP = 10
-SESSION_S = 6.0  # the shortest that brokers allow: a killed worker's successor waits so long
 FUTURE_S = 300.0
 
 
 def settings_for(bootstrap: str, data_dir: Path) -> Settings:
-    """Settings of a system of its own on a broker, its topics made."""
-    kafka = KafkaSettings(topic_prefix=f"s{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS, session_timeout_s=SESSION_S)
-    own = Settings(data_dir=data_dir, kafka=kafka, history=History(watches=KEEP, future_s=FUTURE_S))
-    settings = fill_in(own, bootstrap, "")
-    create_topics(settings.kafka)
-    return settings
+    return own_settings(bootstrap, data_dir, history=History(watches=KEEP, future_s=FUTURE_S))
 
 
-@dataclass
 class System:
-    settings: Settings
-    traffic: Traffic
-    histories: Histories
-    examples: Reader
-    letters: Reader
+    """What goes into a system, and what comes out of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, kafka = settings, settings.kafka
+        self.traffic, self.histories = Traffic(kafka), Histories(kafka)
+        self.examples, self.letters = Reader(kafka, TRAINING_EXAMPLES), Reader(kafka, DEAD_LETTERS)
+
+    def close(self) -> None:
+        for part in (self.traffic, self.histories, self.examples, self.letters):
+            part.close()
 
     def items(self, user_id: str, count: int) -> list[str]:
         """The items of a user's history, once it has `count` watches or more."""
@@ -89,22 +90,11 @@ class System:
         return self.letters.until(look, f"dead letters of {places}")
 
 
-@contextlib.contextmanager
-def reading(settings: Settings) -> Iterator[System]:
-    kafka = settings.kafka
-    parts = Traffic(kafka), Histories(kafka), Reader(kafka, TRAINING_EXAMPLES), Reader(kafka, DEAD_LETTERS)
-    try:
-        yield System(settings, *parts)
-    finally:
-        for part in parts:
-            part.close()
-
-
 @pytest.fixture(scope="module")
 def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One history worker on each broker. Tests share it and use users of their own."""
     settings = settings_for(kafka, tmp_path_factory.mktemp("history"))
-    with running(settings, ["history"]), reading(settings) as system:
+    with running(settings, ["history"]), contextlib.closing(System(settings)) as system:
         yield system
 
 
@@ -236,72 +226,42 @@ def test_a_message_that_was_forwarded_once_and_is_astray_again_is_a_dead_letter(
 # --- restarts: each with a worker of its own ------------------------------------------------------------------------
 
 
-class Load:
-    """Watches of some users, some late, some sent twice, until it is stopped."""
+class Watches(Load):
+    """Watches of some users, some late, some sent twice."""
 
-    def __init__(self, traffic: Traffic, seed: int, users: int = 40) -> None:
-        self._traffic = traffic
-        self._rng = np.random.default_rng(seed)
-        self._users = [f"load-{seed}-{number}" for number in range(users)]
+    def __init__(self, traffic: Traffic, seed: int) -> None:
+        super().__init__(traffic, seed)
         self._events: list[WatchEvent] = []
-        self._start_ms = now_ms() - 1_000_000
 
-    def send(self, count: int, per_s: float = 1000.0) -> None:
-        for number in range(count):
-            event = self._next()
-            self._traffic.send_later(WATCH_EVENTS, event.user_id, encode(event))
-            if number % 20 == 0:
-                time.sleep(20 / per_s)
-        self._traffic.flush()
+    def send_one(self) -> None:
+        event = self._next()
+        self._traffic.send_later(WATCH_EVENTS, event.user_id, encode(event))
 
     def _next(self) -> WatchEvent:
-        rng = self._rng
+        rng, number = self._rng, len(self._events)
         if self._events and rng.random() < 0.05:
-            return self._events[-1 - int(rng.integers(0, min(50, len(self._events))))]
-        number = len(self._events)
+            return self._events[-1 - int(rng.integers(0, min(50, number)))]
         event_ms = self._start_ms + 100 * number - int(rng.exponential(2000))
-        user = self._users[int(rng.integers(0, len(self._users)))]
+        user = self._user()
         event = WatchEvent(f"{user}/{number}", user, f"i{number % 97}", event_ms, float(rng.uniform(0, 60)), 60.0)
         self._events.append(event)
         return event
 
 
-def replayed(settings: Settings) -> tuple[dict[str, list[tuple[str, int]]], set[tuple[int, int]]]:
-    """What the histories must be, from watch-events alone: (event id, offset) of the newest KEEP by event time and of
-    the newest KEEP completed; and the places of the watches that must have made an example."""
-    reader = Reader(settings.kafka, WATCH_EVENTS)
-    windows: dict[str, list[tuple[int, int, str, bool]]] = defaultdict(list)
-    examples = set()
-    for record in sorted(reader.to_the_end(), key=lambda record: (record.partition, record.offset)):
-        event = decode(WatchEvent, record.value)
-        window, long = windows[event.user_id], event.watch_s >= 18
-        later = [entry for entry in window if entry[0] >= event.event_ms]
-        too_old = len(later) >= KEEP and not (long and sum(entry[3] for entry in later) < KEEP)
-        if too_old or any(event.event_id == entry[2] for entry in window):
-            continue
-        entries = sorted([*window, (event.event_ms, record.offset, event.event_id, long)])
-        stay = {*entries[-KEEP:], *[entry for entry in entries if entry[3]][-KEEP:]}
-        window[:] = [entry for entry in entries if entry in stay]
-        if long:
-            examples.add((record.partition, record.offset))
-    reader.close()
-    ids = {user: [(entry[2], entry[1]) for entry in window] for user, window in windows.items()}
-    return ids, examples
-
-
 def check_against_replay(system: System) -> None:
     """The histories on the topic are those of an independent replay, and each example is there, always the same."""
-    expected, places = replayed(system.settings)
-    for user_id, window in expected.items():
+    events = replay.read_events(system.settings)
+    for user_id, content in replay.histories(events, system.settings).items():
         system.histories.of(
             user_id,
-            lambda history, window=window: [(watch.event_id, watch.offset) for watch in history.watches] == window,
+            lambda history, wanted=content.watches: tuple((w.event_id, w.offset) for w in history.watches) == wanted,
             "the history of an independent replay",
         )
     made: dict[tuple[int, int], set[bytes]] = defaultdict(set)
     for record in system.examples.to_the_end():
         example = decode(TrainingExample, record.value)
         made[example.partition, example.offset].add(record.value)
+    places = replay.examples(events, system.settings).keys()
     assert made.keys() == places, "no example is missing, none is of a watch that makes none"
     assert all(len(copies) == 1 for copies in made.values()), "an example that is made again is the same, byte for byte"
 
@@ -309,8 +269,7 @@ def check_against_replay(system: System) -> None:
 @pytest.fixture
 def alone(kafka: str, tmp_path: Path) -> Iterator[System]:
     """Topics of their own, without a worker."""
-    settings = settings_for(kafka, tmp_path)
-    with reading(settings) as system:
+    with contextlib.closing(System(settings_for(kafka, tmp_path))) as system:
         yield system
 
 
@@ -320,7 +279,7 @@ def worker(settings: Settings) -> Any:
 
 def test_a_worker_killed_under_load_has_the_same_histories_after_its_restart(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 never expires a dead member: a killed worker's successor waits for ever")
-    load = Load(alone.traffic, seed=1)
+    load = Watches(alone.traffic, seed=1)
     sending = threading.Thread(target=load.send, args=(4000,))
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
@@ -335,7 +294,7 @@ def test_a_worker_killed_under_load_has_the_same_histories_after_its_restart(alo
 
 
 def test_a_worker_is_rebuilt_from_the_topics_alone(alone):
-    load = Load(alone.traffic, seed=2)
+    load = Watches(alone.traffic, seed=2)
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
         load.send(600)
@@ -352,14 +311,14 @@ def test_a_worker_is_rebuilt_from_the_topics_alone(alone):
 
 def test_a_second_worker_that_comes_and_goes_under_load_changes_nothing(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 tells no aiokafka member of a rebalance: a second one waits for ever")
-    load = Load(alone.traffic, seed=3)
+    load = Watches(alone.traffic, seed=3)
     sending = threading.Thread(target=load.send, args=(3000, 500))
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
         sending.start()
         with process(alone.settings, "history-2", cli("worker", "history")) as second:
             wait_for_health(alone.settings, second)
-            check_both_work(alone)
+            wait_for_work(alone.settings, "history", workers=2)
             assert second.stop() == 0
         sending.join()
         check_against_replay(alone)
@@ -373,7 +332,7 @@ def test_a_worker_paused_in_a_batch_writes_nothing_over_what_its_successor_has_w
     points, point = tmp_path / "points", "history: examples sent"
     points.mkdir()
     (points / point).write_text("10 SIGSTOP")
-    load = Load(alone.traffic, seed=4)
+    load = Watches(alone.traffic, seed=4)
     monkeypatch.setenv(VARIABLE, str(points))
     with worker(alone.settings) as paused:
         monkeypatch.delenv(VARIABLE)
@@ -395,14 +354,3 @@ def test_a_worker_paused_in_a_batch_writes_nothing_over_what_its_successor_has_w
             load.send(50)
             check_against_replay(alone)
             assert successor.poll() is None
-
-
-def check_both_work(system: System) -> None:
-    """Each of the two workers has its partition and has handled something of it."""
-    handled = "nextwatch_batch_messages_count", (("stage", "history"),)
-
-    def look() -> bool:
-        pages = [fetch_samples(record) for record in read_run_files(system.settings.run_dir)]
-        return len(pages) == 2 and all(page.get(handled, 0) > 0 for page in pages)
-
-    wait_until(look, "both workers at work", 30)

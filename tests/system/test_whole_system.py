@@ -26,10 +26,8 @@ from infra.local.stack import COMMANDS
 from infra.platform import metrics
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import client_options, kafka_python_options
-from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.run_files import read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
-from infra.platform.settings import Kafka as KafkaSettings
-from models.retrieval.incremental import STATE_COLUMNS
 from nextwatch_client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
@@ -38,12 +36,22 @@ from streams.topics import (
     RECOMMEND_REQUESTS,
     TRAINING_EXAMPLES,
     WATCH_EVENTS,
-    create_topics,
     partition_of,
 )
 from streams.trainer.learner import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
-from tests.harness.system import ALL, Cluster, cli, process, run_cli, wait_for_health, wait_until, with_section
+from tests.harness.system import (
+    ALL,
+    Cluster,
+    cli,
+    own_settings,
+    process,
+    run_cli,
+    running,
+    wait_for_health,
+    wait_until,
+    with_section,
+)
 from tests.harness.traffic import (
     CHANNELS,
     PER_CHANNEL,
@@ -54,7 +62,9 @@ from tests.harness.traffic import (
     item_id,
     now_ms,
     past,
+    total_of,
     users_by_crc,
+    vector_of,
 )
 
 pytestmark = on_both_brokers
@@ -140,22 +150,18 @@ def until_trending(client: RecommendClient, viewer: str) -> RecommendReply:
 @pytest.fixture(scope="module")
 def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that began without any log and got its first release from what its topics held."""
-    settings = fill_in(
-        Settings(
-            data_dir=tmp_path_factory.mktemp("system"),
-            kafka=KafkaSettings(topic_prefix=f"w{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS),
-            model=MODEL,
-            ranker=RANKER,
-            indexer=Indexer(window_s=0.1),
-            serving=Serving(max_k=EVERYTHING, candidates=EVERYTHING, heartbeat_s=0.5, deadline_s=WAIT_S),
-        ),
+    settings = own_settings(
         kafka,
+        tmp_path_factory.mktemp("system"),
         milvus_uri,
+        kafka={"partitions": PARTITIONS},
+        model=MODEL,
+        ranker=RANKER,
+        indexer=Indexer(window_s=0.1),
+        serving=Serving(max_k=EVERYTHING, candidates=EVERYTHING, heartbeat_s=0.5, deadline_s=WAIT_S),
     )
-    create_topics(settings.kafka)
     with contextlib.ExitStack() as stack:
-        processes = {name: stack.enter_context(process(settings, name, cli(*COMMANDS[name]))) for name in ALL}
-        wait_for_health(settings, *processes.values())
+        processes = stack.enter_context(running(settings))
         log, items = past(seed=1, until_ms=now_ms())
         log.write_parquet(settings.data_dir / "log.parquet")
         items.write_parquet(settings.data_dir / "items.parquet")
@@ -392,15 +398,15 @@ def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):
     system.traffic.watch(f"{tag}-back", resting)
     system.traffic.watch(f"{tag}-back", fresh)
     rows = {
-        item: system.row(item, lambda row, item=item, more=more: watched(row) == watched(before[item]) + more, "counts")
+        item: system.row(item, lambda row, total=total_of(before[item]) + more: total_of(row) == total, "counts")
         for item, more in ((learnt, 3), (resting, 1), (fresh, 1))
     }
     for item, row in rows.items():
         assert row.version == before[item].version and row.step > before[item].step
-        moved = np.linalg.norm(vector(row)[:-1] - vector(before[item])[:-1])
+        moved = np.linalg.norm(vector_of(row)[:-1] - vector_of(before[item])[:-1])
         assert moved < 0.2, f"{item} went on from where it was"
     wait_for_rest(system)  # whatever is counted twice is published by then
-    again = {item: watched(system.row(item, lambda row: True, "a row")) - watched(before[item]) for item in rows}
+    again = {item: total_of(system.row(item, lambda row: True, "a row")) - total_of(before[item]) for item in rows}
     assert again == {learnt: 3, resting: 1, fresh: 1}
     after = progress_of(system)
     assert after.next_offset >= progress.next_offset + 5
@@ -418,15 +424,6 @@ def wait_for_rest(system: System) -> None:
 def progress_of(system: System) -> Progress:
     row = system.row(PROGRESS_KEY.decode(), lambda row: True, "progress")
     return msgspec.msgpack.decode(row.state, type=Progress)
-
-
-def watched(row: ItemVector) -> float:
-    """All watches that this row has ever counted."""
-    return float(np.frombuffer(row.state, STATE_COLUMNS)["total"][0])
-
-
-def vector(row: ItemVector) -> np.ndarray:
-    return np.frombuffer(row.vector, "<f4")
 
 
 def test_a_second_release_is_swapped_in_under_load_without_a_mixed_or_lost_reply(system):

@@ -24,36 +24,34 @@ from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS
 
 def create_noop_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "noop")
-    follow_readiness(app, health)
 
     @app.agent(raw_topic(app, settings, WATCH_EVENTS))  # type: ignore[untyped-decorator]
     async def noop(stream: Any) -> None:
-        events = 0
         async for _ in stream:
-            events += 1
-            health.detail["events"], health.detail["last_s"] = events, time.time()
+            count(health, 1)
 
     return app
 
 
 def create_take_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "take")
-    follow_readiness(app, health)
 
     @app.agent(raw_topic(app, settings, TRAINING_EXAMPLES))  # type: ignore[untyped-decorator]
     async def take(stream: Any) -> None:
-        events = 0
         async for batch in stream.take(settings.trainer.batch, within=settings.trainer.wait_s):
-            events += len(batch)
-            health.detail.setdefault("first_s", time.time())
-            health.detail["events"], health.detail["last_s"] = events, time.time()
+            count(health, len(batch))
 
     return app
 
 
+def count(health: Health, events: int) -> None:
+    now_s = time.time()
+    health.detail.setdefault("first_s", now_s)
+    health.detail |= {"events": health.detail.get("events", 0) + events, "last_s": now_s}
+
+
 def create_plain_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "plain")
-    follow_readiness(app, health)
     changelog = raw_topic(app, settings, USER_HISTORIES)
     examples = raw_topic(app, settings, TRAINING_EXAMPLES)
     histories = app.Table("histories", partitions=settings.kafka.partitions, changelog_topic=changelog)
@@ -79,6 +77,7 @@ def main(name: str) -> None:
     settings = load_settings()
     health = Health(name)
     app = {"noop": create_noop_app, "plain": create_plain_app, "take": create_take_app}[name](settings, health)
+    follow_readiness(app, health)
     with serve_health(health, settings, started_ms=now_ms()):
         run(app, settings)
 

@@ -5,20 +5,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import struct
 import sys
 import time
+from collections.abc import Iterator
 
 from kafka import KafkaConsumer, KafkaProducer
 
 from infra.platform.health import Health, serve_health
 from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.settings import load_settings
+from infra.platform.settings import Settings, load_settings
 from streams.messages import Recommended, RecommendReply, encode
-from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS
+from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS, create_topics
+from tests.harness.system import process, wait_for_health, with_section
 
 ITEMS = tuple(Recommended(f"v{n:06d}", n, "two_tower", 3.141592, 27.182818) for n in range(20))
+
+
+@contextlib.contextmanager
+def echoing(settings: Settings) -> Iterator[Settings]:
+    """Run it, on topics of its own beside those of `settings`."""
+    echo = with_section(settings, "kafka", topic_prefix="echo-")
+    create_topics(echo.kafka)
+    with process(echo, "echo", [sys.executable, "-m", "tests.benchmarks.events.echo"]) as started:
+        wait_for_health(echo, started)
+        yield echo
 
 
 def main() -> None:

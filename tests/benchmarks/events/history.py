@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from infra.platform.settings import Settings
 from streams.messages import WatchEvent, encode
 from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS, create_topics
 from tests.benchmarks.load import send_all
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report
 from tests.harness.system import (
     Cluster,
     cli,
     cpu_s,
     process,
+    stopping,
     temporary_settings,
     wait_for_health,
     wait_until,
@@ -78,7 +79,7 @@ def measure(report: Report, quick: bool) -> None:
     report.title = f"history: {events:,} watches of {users:,} users, {PARTITIONS} partitions, histories of 50"
     messages = make_messages(events, users, round(time.time() * 1000))
     runs: dict[str, list[Run]] = {lane.name: [] for lane in LANES}
-    with temporary_settings(kafka={"partitions": PARTITIONS}) as settings, running_broker(settings) as broker:
+    with temporary_settings(kafka={"partitions": PARTITIONS}) as settings, stopping(start_broker(settings)) as broker:
         report.note(f"broker: {broker_name(broker)}; median of {rounds} rounds")
         for round_ in range(rounds):
             for number, lane in enumerate(LANES):
@@ -169,15 +170,6 @@ def last_ms(consumer: KafkaConsumer, place: TopicPartition, end: int) -> int:
     raise TimeoutError(f"no record at {place} {end - 1}")
 
 
-@contextlib.contextmanager
-def running_broker(settings: Settings) -> Iterator[Broker]:
-    broker = start_broker(settings)
-    try:
-        yield broker
-    finally:
-        broker.process.stop()
-
-
 def broker_name(broker: Broker) -> str:
     return "Apache Kafka" if broker.kind == "kafka" else "noida (KAFKA_HOME is not set)"
 
@@ -189,7 +181,3 @@ def until_still(count: Callable[[], int], still_s: float = 0.5) -> None:
         time.sleep(0.05)
         if (now := count()) != last:
             last, since = now, time.monotonic()
-
-
-if __name__ == "__main__":
-    main("history", measure)

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from infra.local.broker import start_broker
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Settings
 from streams.messages import Impression, Shown, WatchEvent, encode
 from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, WATCH_EVENTS, create_topics
-from tests.benchmarks.events.history import PATIENCE_S, broker_name, running_broker, wait_for_group
+from tests.benchmarks.events.history import PATIENCE_S, broker_name, wait_for_group
 from tests.benchmarks.events.history import Lane as Workers
 from tests.benchmarks.load import send_all
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report
 from tests.harness.system import (
     Cluster,
     cli,
     cpu_s,
     process,
     read_metrics,
+    stopping,
     temporary_settings,
     wait_until,
     with_section,
@@ -55,7 +57,7 @@ def measure(report: Report, quick: bool) -> None:
     report.title = (
         f"join: {impressions:,} impressions of {users:,} users, {WATCHES} watches each, {PARTITIONS} partitions"
     )
-    with temporary_settings(kafka={"partitions": PARTITIONS}) as settings, running_broker(settings) as broker:
+    with temporary_settings(kafka={"partitions": PARTITIONS}) as settings, stopping(start_broker(settings)) as broker:
         report.note(f"broker: {broker_name(broker)}; the messages lie in the topics before the worker starts")
         for number, case in enumerate(CASES):
             own = with_section(fill_in(settings, broker.bootstrap, ""), "kafka", topic_prefix=f"j{number}-")
@@ -111,7 +113,3 @@ def make_messages(case: Case, impressions: int, users: int, now_ms: int) -> tupl
             watch = WatchEvent(f"e{n}-{k}", user, f"i{items[k]}", at_ms + 1000 * k, 30.0, 60.0, f"r{n}")
             watched.append((user.encode(), encode(watch)))
     return shown, watched
-
-
-if __name__ == "__main__":
-    main("join", measure)

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from infra.operate.replay import replay
 from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
-from streams.topics import WATCH_EVENTS, create_topics
-from tests.benchmarks.report import Report, main, quantile
-from tests.harness.system import (
-    Cluster,
-    embedded,
-    process,
-    release,
-    running,
-    temporary_settings,
-    wait_for_health,
-    wait_until,
-    with_section,
-)
+from tests.benchmarks.events.echo import echoing
+from tests.benchmarks.report import Report, percentiles
+from tests.harness.system import running_release
 
 DAY_MS = 86_400_000
-ECHO = [sys.executable, "-m", "tests.benchmarks.events.echo"]
 WAIT = "wait"  # from the send until it was read: in the broker, and behind the batch ahead
 MILVUS, TORCH = ("retrieve",), ("embed", "rank")
 
@@ -44,20 +31,11 @@ def measure(report: Report, quick: bool) -> None:
     now_ms = round(time.time() * 1000)
     world = World(seed=5, start_ms=now_ms)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
-    with temporary_settings() as own, embedded(own) as settings, running(settings) as processes:
-        replay(log, settings, items=items)
-        with Cluster(settings.kafka) as cluster:
-            wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
-        release(settings, log, items)
-        wait_for_health(settings, *processes.values())
-        echo = with_section(settings, "kafka", topic_prefix="echo-")
-        create_topics(echo.kafka)
-        with process(echo, "echo", ECHO) as started:
-            wait_for_health(echo, started)
-            for concurrency in (1, 16):
-                bare = ask(echo, world.visitors(count), concurrency)
-                real = ask(settings, world.visitors(count), concurrency)
-                add_rows(report, concurrency, bare, real)
+    with running_release(log, items) as (settings, _), echoing(settings) as echo:
+        for concurrency in (1, 16):
+            bare = ask(echo, world.visitors(count), concurrency)
+            real = ask(settings, world.visitors(count), concurrency)
+            add_rows(report, concurrency, bare, real)
 
 
 def ask(settings: Settings, user_ids: Sequence[str], concurrency: int) -> list[Answer]:
@@ -84,8 +62,7 @@ def add_rows(report: Report, concurrency: int, bare: Sequence[Answer], real: Seq
     broker_ms = median(ms for ms, _ in bare)
     parts["all else"] = [rest_ms(ms, reply, broker_ms, batched=concurrency > 1) for ms, reply in real]
     for part, times in parts.items():
-        p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
-        report.add(**{"concurrency": concurrency, "part": part, "p50 ms": p50, "p99 ms": p99})
+        report.add(concurrency=concurrency, part=part, **percentiles(times))
     share = median(parts["all else"]) / median(parts["whole way"])
     report.bar(f"share of all else at concurrency {concurrency}", share, at_most=0.30)
 
@@ -101,7 +78,3 @@ def rest_ms(whole_ms: float, reply: RecommendReply, broker_ms: float, *, batched
     around_ms = max(0.0, whole_ms - broker_ms - own_ms)
     waited_ms = min(around_ms, own_ms) if batched else 0.0
     return max(0.0, whole_ms - broker_ms - busy_ms - waited_ms * (busy_ms / own_ms if own_ms else 0.0))
-
-
-if __name__ == "__main__":
-    main("request", measure)

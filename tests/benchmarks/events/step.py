@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 from infra.platform.settings import Trainer
 from models.catalogue.catalogue import Catalogue
@@ -27,7 +26,7 @@ from models.retrieval.incremental import IncrementalTrainer
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, write_table
 from models.retrieval.tower import TowerShape, UserTowers
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report, memory_bytes, say
 
 BATCH, NEGATIVES, DIM, HISTORY = 512, 5000, 64, 50
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -42,7 +41,7 @@ def measure(report: Report, quick: bool) -> None:
     sizes = QUICK_SIZES if quick else SIZES
     found: dict[tuple[str, int], float] = {}
     for size in sizes:
-        Console(stderr=True).print(f"{size:,} items")
+        say(f"{size:,} items")
         with TemporaryDirectory(prefix="nextwatch-") as directory:
             found |= _at(size, report, Path(directory))
     largest, base = sizes[-1], 100_000
@@ -56,11 +55,11 @@ def _at(size: int, report: Report, directory: Path) -> dict[tuple[str, int], flo
     batches = [_examples(size, rng) for _ in range(8)]
     found = {("hand", size): _median(_hand_loop(size, rng), batches)}
     gc.collect()
-    before = _anonymous_bytes()  # ids are counted, facts of a catalogue are not
+    before = memory_bytes("RssAnon")  # ids are counted, facts of a catalogue are not
     trainer = _trainer(size, rng, directory)
     found["step", size] = _median(trainer.learn, batches)
     tables = size * (2 * (DIM + 1) * 4 + 4 + 24)  # two tables with accumulators, bias, popularity's counts
-    memory = (_anonymous_bytes() - before) / tables
+    memory = (memory_bytes("RssAnon") - before) / tables
     del trainer
     milliseconds = found["step", size]
     report.add(
@@ -130,15 +129,3 @@ def _median(step: Callable[[Examples], object], batches: list[Examples]) -> floa
         step(batches[number % len(batches)])
         times.append(time.perf_counter() - began)
     return float(np.median(times[10:]) * 1000)
-
-
-def _anonymous_bytes() -> int:
-    """Memory of this process that is no mapped file."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-    return 0
-
-
-if __name__ == "__main__":
-    main("step", measure)

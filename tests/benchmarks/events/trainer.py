@@ -10,36 +10,43 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import median
 
 import numpy as np
 import polars as pl
 import torch
 from kafka import KafkaConsumer
 
-from infra.local.broker import Broker
+from infra.local.broker import Broker, start_broker
+from infra.operate.training import published
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in, read_run_files
 from infra.platform.settings import Model, Ranker, Settings, Trainer
-from models.logs.stored_log import store_frame
 from models.release.bundle import Manifest, read_bundle
-from models.release.training import train_bundle
 from models.retrieval.incremental import IncrementalTrainer
 from streams.kafka.releases import announce
-from streams.messages import BundlePublished, TrainingExample, Watch, encode
+from streams.messages import TrainingExample, Watch, encode
 from streams.topics import ITEM_VECTORS, TRAINING_EXAMPLES, create_topics
 from tests.benchmarks.events.history import (
     broker_name,
     last_ms,
-    running_broker,
     until_still,
     wait_for_count,
 )
 from tests.benchmarks.load import send_all
-from tests.benchmarks.report import Report, main
-from tests.harness.system import Cluster, cli, process, temporary_settings, wait_for_health, wait_until, with_section
+from tests.benchmarks.report import Report
+from tests.harness.service import train_release
+from tests.harness.system import (
+    Cluster,
+    cli,
+    process,
+    stopping,
+    temporary_settings,
+    wait_for_health,
+    wait_until,
+    with_section,
+)
 
 BATCH, NEGATIVES, DIM, HISTORY, ITEMS = 512, 5000, 64, 50, 10_000
 PATIENCE_S = 180.0
@@ -53,7 +60,7 @@ def measure(report: Report, quick: bool) -> None:
     report.title = f"trainer: {examples:,} examples, B {BATCH}, S {NEGATIVES}, D {DIM}, histories of {HISTORY}"
     made = make_examples(examples, round(time.time() * 1000))
     trainer = {"batch": BATCH, "negatives": NEGATIVES}
-    with temporary_settings(trainer=trainer) as settings, running_broker(settings) as broker:
+    with temporary_settings(trainer=trainer) as settings, stopping(start_broker(settings)) as broker:
         report.note(f"broker: {broker_name(broker)}; median of {rounds} rounds")
         manifest = small_release(settings)
         bare = median([bare_rate(settings, manifest, made) for _ in range(rounds)])
@@ -101,17 +108,8 @@ def small_release(settings: Settings) -> Manifest:
             "event_ms": 1_700_000_000_000 + 1000 * np.arange(rows),
         }
     )
-    with TemporaryDirectory() as scratch:
-        return train_bundle(
-            store_frame(frame, Path(scratch), completed_s=18.0),
-            None,
-            settings=Model(dim=DIM, members=1, linear_dim=0, epochs=1),
-            ranker=Ranker(hidden=(8,), members=1, epochs=1),
-            bundles_dir=settings.bundles_dir,
-            created_ms=round(time.time() * 1000),
-            offsets={},
-            measure=False,
-        )
+    towers, ranker = Model(dim=DIM, members=1, linear_dim=0, epochs=1), Ranker(hidden=(8,), members=1, epochs=1)
+    return train_release(frame, None, towers, ranker, settings.bundles_dir, round(time.time() * 1000)).manifest
 
 
 def bare_rate(settings: Settings, manifest: Manifest, examples: list[TrainingExample]) -> float:
@@ -139,10 +137,7 @@ def run_worker(settings: Settings, manifest: Manifest, messages: list[tuple[byte
     send_all(settings.kafka, TRAINING_EXAMPLES, messages)
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(Cluster(settings.kafka))
-        published = BundlePublished(
-            manifest.version, manifest.created_ms, manifest.dim, manifest.items, manifest.schema_hash
-        )
-        announce(settings.kafka, published)
+        announce(settings.kafka, published(manifest))
         stack.enter_context(process(settings, "trainer", cli("worker", "trainer")))
         wait_until(lambda: cluster.total(ITEM_VECTORS) > 0, "the first rows", PATIENCE_S)
         wait_until(lambda: cluster.behind("trainer", TRAINING_EXAMPLES) == 0, "all learnt", PATIENCE_S)
@@ -153,16 +148,8 @@ def run_worker(settings: Settings, manifest: Manifest, messages: list[tuple[byte
         return 1000 * (len(messages) - BATCH) / (max(last_ms(consumer, *end) for end in ends.items()) - first_ms)
 
 
-def median(values: list[float]) -> float:
-    return float(np.median(values))
-
-
 def _own(settings: Settings, broker: Broker, prefix: str) -> Settings:
     """The same bundles, topics of its own."""
     own = with_section(fill_in(settings, broker.bootstrap, ""), "kafka", topic_prefix=prefix)
     create_topics(own.kafka)
     return own
-
-
-if __name__ == "__main__":
-    main("trainer", measure)

@@ -13,19 +13,17 @@ import polars as pl
 from indexer.item_attributes import AttributeTable, attributes_of
 from infra.platform.settings import Model, Ranker
 from infra.simulation.world import World
-from models.logs.stored_log import store_frame
-from models.release.bundle import Bundle, read_bundle
-from models.release.training import train_bundle
+from models.release.bundle import Bundle
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.popularity import Popularity
 from streams.messages import Item, UserHistory, Watch
 from tests.benchmarks.ranking.ranking_ground import scratch
+from tests.harness.service import COMPLETED_S, train_release
 
 Floats = npt.NDArray[np.float32]
 
 NOW_MS, DAY_MS = 1_700_000_000_000, 86_400_000
 USERS = 2000
-COMPLETED_S = 18.0
 NOTE = "vectors and users of a release of the simulated world, {events:,} watches, one epoch, {dim} numbers a vector"
 
 
@@ -83,15 +81,7 @@ def world_ground(items: int, bundles_dir: Path | None = None) -> Ground:
     """A release for `items` videos, twice as many watches or more."""
     world = World(seed=5, start_ms=NOW_MS, items=items, users=USERS)
     log = world.past_log(NOW_MS - 7 * DAY_MS, NOW_MS, max(40_000, 2 * items))
-    bundles_dir = bundles_dir or scratch()
-    manifest = train_bundle(
-        store_frame(log, scratch(), completed_s=COMPLETED_S),
-        world.items_frame(NOW_MS),
-        settings=Model(epochs=1),
-        ranker=Ranker(hidden=(8,), members=1, epochs=1),
-        bundles_dir=bundles_dir,
-        created_ms=NOW_MS,
-        offsets={},
-        measure=False,
-    )
-    return Ground(read_bundle(bundles_dir / manifest.version), world.catalogue(NOW_MS), log)
+    ranker = Ranker(hidden=(8,), members=1, epochs=1)
+    frame = world.items_frame(NOW_MS)
+    bundle = train_release(log, frame, Model(epochs=1), ranker, bundles_dir or scratch(), NOW_MS)
+    return Ground(bundle, world.catalogue(NOW_MS), log)

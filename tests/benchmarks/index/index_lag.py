@@ -10,13 +10,15 @@ import numpy as np
 from confluent_kafka import Producer
 
 from indexer.collection import Index
+from infra.operate.training import published
 from infra.platform.settings import Settings
-from streams.messages import BundlePublished, ItemVector, encode
-from streams.topics import ITEM_VECTORS, ITEMS, RELEASES
-from tests.benchmarks.events.freshness import every
+from streams.kafka.releases import announce
+from streams.messages import ItemVector, encode
+from streams.topics import ITEM_VECTORS, ITEMS
+from tests.benchmarks.events.freshness import add_row, every
 from tests.benchmarks.index.index_ground import Ground, world_ground
 from tests.benchmarks.load import create_load, send_all
-from tests.benchmarks.report import Report, histogram_quantile, main, quantile
+from tests.benchmarks.report import Report, histogram_quantile, quantile
 from tests.harness.system import embedded, read_metrics, running, temporary_settings, wait_until
 
 ITEMS_COUNT, ROWS_PER_S = 10_000, 500
@@ -45,8 +47,7 @@ def measure(report: Report, quick: bool) -> None:
     p50, p99 = (histogram_quantile(before, after, LAG, q) for q in (0.5, 0.99))
     count = round(after[f"{LAG}_count"] - before[f"{LAG}_count"])
     report.add(what="every row written (indexer's metric)", n=count, **{"p50 s": p50, "p99 s": p99})
-    row = {"p50 s": quantile(found_s, 0.5), "p99 s": quantile(found_s, 0.99), "max s": max(found_s)}
-    report.add(what="probes, published until a search finds them", n=len(found_s), **row)
+    add_row(report, "probes, published until a search finds them", found_s)
     still = (after[STANDSTILL] - before.get(STANDSTILL, 0.0)) / seconds
     report.note(f"{sent / seconds:.0f} rows/s sent; the indexer stood still for Milvus {still:.0%} of the time")
     report.bar("vector published to searchable, probes, p99 s", quantile(found_s, 0.99), at_most=2.0)
@@ -55,10 +56,8 @@ def measure(report: Report, quick: bool) -> None:
 
 def publish(settings: Settings, ground: Ground) -> None:
     """The catalogue, then the release."""
-    manifest = ground.bundle.manifest
     send_all(settings.kafka, ITEMS, ((item.item_id.encode(), encode(item)) for item in ground.items))
-    message = BundlePublished(manifest.version, manifest.created_ms, manifest.dim, manifest.items, manifest.schema_hash)
-    send_all(settings.kafka, RELEASES, [(b"bundle", encode(message))])
+    announce(settings.kafka, published(ground.bundle.manifest))
 
 
 def is_announced(index: Index, ground: Ground) -> bool:
@@ -118,7 +117,3 @@ def probe(producer: Producer, topic: str, ground: Ground, index: Index, number: 
             break
         time.sleep(LOOK_S)
     return time.monotonic() - sent_s
-
-
-if __name__ == "__main__":
-    main("index lag", measure)

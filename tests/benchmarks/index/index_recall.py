@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 
 import numpy as np
 
@@ -13,10 +14,9 @@ from indexer.pending_writes import PendingWrites
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Settings
 from tests.benchmarks.index.index_ground import Floats, Ground, many, world_ground
-from tests.benchmarks.ranking.ranking_ground import say
-from tests.benchmarks.report import Report, quantile
+from tests.benchmarks.report import Report, percentiles, say
 from tests.conftest import milvus_answers
-from tests.harness.system import temporary_settings, wait_until
+from tests.harness.system import stopping, temporary_settings, wait_until
 
 KINDS = ("FLAT", "HNSW", "IVF_FLAT")
 ITEMS, TIMES, QUICK_TIMES = 10_000, (1, 10), (1, 2)
@@ -50,27 +50,23 @@ def add_exact(report: Report, ground: Ground, queries: Floats) -> None:
 
     times_ms = timed(search, queries)
     row = {"vectors": len(vectors), "index": "numpy, in process", "recall@500": 1.0, "fill s": 0.0}
-    report.add(**row, **{"p50 ms": quantile(times_ms, 0.5), "p99 ms": quantile(times_ms, 0.99)})
+    report.add(**row, **percentiles(times_ms))
 
 
 def add_kind(report: Report, kind: str, ground: Ground, queries: Floats) -> None:
-    with temporary_settings(milvus={"index_type": kind, "timeout_s": 60.0}) as settings:
-        server = start_milvus(settings, probe=milvus_answers)
-        index = Index(settings.milvus.model_copy(update={"uri": server.uri}))
-        try:
-            filled_s = fill_index(index, ground, settings)
-            found: list[Sequence[str]] = []
-            version = ground.bundle.manifest.version
-            times_ms = timed(lambda query: found.append(index.search(version, query[None], HITS)[0][0]), queries)
-            found = found[1:]  # without the one that warms up
-        finally:
-            index.close()
-            server.process.stop()
+    with temporary_settings(milvus={"index_type": kind, "timeout_s": 60.0}) as settings, ExitStack() as stack:
+        server = stack.enter_context(stopping(start_milvus(settings, probe=milvus_answers)))
+        index = stack.enter_context(closing(Index(settings.milvus.model_copy(update={"uri": server.uri}))))
+        filled_s = fill_index(index, ground, settings)
+        found: list[Sequence[str]] = []
+        version = ground.bundle.manifest.version
+        times_ms = timed(lambda query: found.append(index.search(version, query[None], HITS)[0][0]), queries)
+        found = found[1:]  # without the one that warms up
     model = ground.bundle.model
     places = np.arange(len(model.item_ids))
     recall = recall_of(found, model, places, queries, HITS)
     row = {"vectors": len(places), "index": kind, "recall@500": recall, "fill s": filled_s}
-    report.add(**row, **{"p50 ms": quantile(times_ms, 0.5), "p99 ms": quantile(times_ms, 0.99)})
+    report.add(**row, **percentiles(times_ms))
     say(f"  recall {recall:.3f}, filled in {filled_s:.0f} s")
     if kind != "IVF_FLAT":
         report.bar(f"recall@500, {kind}, {len(places):,}", recall, at_least=0.99)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,7 @@ from infra.local.milvus_server import start_milvus
 from tests.benchmarks.index.index_ground import Ground, world_ground
 from tests.benchmarks.report import Report
 from tests.conftest import milvus_answers
-from tests.harness.system import temporary_settings
+from tests.harness.system import stopping, temporary_settings
 
 ITEMS, BATCH = 10_000, 1000
 OURS, RAW, FLUSHED = "indexer's writing", "raw pymilvus", "raw pymilvus, flushed as often"
@@ -36,16 +37,11 @@ def measure(report: Report, quick: bool) -> None:
     report.title = f"index upserts: {ITEMS:,} rows in batches of {BATCH:,}, {rounds} rounds in turns, Milvus Lite, FLAT"
     ground = world_ground(ITEMS)
     report.note(ground.note)
-    with temporary_settings() as settings:
-        server = start_milvus(settings, probe=milvus_answers)
-        index = Index(settings.milvus.model_copy(update={"uri": server.uri}))
-        client = MilvusClient(server.uri)
-        try:
-            add_rows(report, in_turns(writers(index, client, ground), rounds))
-        finally:
-            client.close()
-            index.close()
-            server.process.stop()
+    with temporary_settings() as settings, ExitStack() as stack:
+        server = stack.enter_context(stopping(start_milvus(settings, probe=milvus_answers)))
+        index = stack.enter_context(closing(Index(settings.milvus.model_copy(update={"uri": server.uri}))))
+        client = stack.enter_context(closing(MilvusClient(server.uri)))
+        add_rows(report, in_turns(writers(index, client, ground), rounds))
 
 
 def in_turns(writers: dict[str, Prepare], rounds: int) -> dict[str, list[float]]:

@@ -37,11 +37,6 @@ def train(
     return training.freeze(selection)
 
 
-def flat(popularity: Popularity) -> Popularity:
-    """The same for every item: the coordinate says nothing."""
-    return Popularity.empty(len(popularity), popularity.half_life_events)
-
-
 class NoPopularity(Training):
     """Neither in training nor in the index."""
 
@@ -51,7 +46,7 @@ class NoPopularity(Training):
 
     def freeze(self, selection: ModelSelection) -> CandidateModel:
         model = super().freeze(selection)
-        model.popularity = flat(model.popularity)
+        model.popularity = Popularity.empty(len(model.popularity), model.popularity.half_life_events)
         return model
 
 

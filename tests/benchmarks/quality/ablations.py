@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from infra.backtest.recommenders import Released
 from infra.platform.settings import Model
@@ -31,7 +30,7 @@ from tests.benchmarks.quality.ablated import (
     train,
 )
 from tests.benchmarks.quality.judged import Ground, differences, ground_of, kuairand_ground, recalls
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 EPOCHS = 3
@@ -107,7 +106,7 @@ def measure(report: Report, quick: bool) -> None:
 def _compare(report: Report, ground: Ground, cut: int, variants: list[Variant], base: Model) -> None:
     base_ranks = None
     for variant in variants:
-        Console(stderr=True).print(variant.name)
+        say(variant.name)
         ranks = ranks_of(ground, cut, base.model_copy(update=variant.settings), variant.training)
         base_ranks = ranks if base_ranks is None else base_ranks
         row = {"variant": variant.name, "paper": variant.paper, **recalls(ranks)}
@@ -147,7 +146,3 @@ def _searches(report: Report, quick: bool) -> None:
 def without_searches(ground: Ground) -> Ground:
     dataset = replace(ground.source.dataset, searches=None)
     return replace(ground, source=replace(ground.source, dataset=dataset))
-
-
-if __name__ == "__main__":
-    main("ablations", measure)

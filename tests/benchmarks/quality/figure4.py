@@ -23,7 +23,7 @@ from models.retrieval.hyper_parameters import CandidateParameters
 from tests.benchmarks.quality.ablated import NoPopularity, train
 from tests.benchmarks.quality.ablations import BASE
 from tests.benchmarks.quality.judged import Ground, ground_of
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report
 
 PLOT = Path(__file__).resolve().parents[3] / "docs" / "example-age.svg"
 DAY_MS = 24 * 3_600_000
@@ -94,7 +94,3 @@ def _plot(shares: dict[str, np.ndarray]) -> None:
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(PLOT, metadata={"Date": None})
-
-
-if __name__ == "__main__":
-    main("figure4", measure)

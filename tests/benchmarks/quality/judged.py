@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import polars as pl
@@ -12,14 +10,14 @@ import polars as pl
 from models.arrays import Rows
 from models.evaluation.comparison import paired, recall
 from models.evaluation.eval_queries import History, Stream
-from models.logs.stored_log import StoredLog, store_frame
+from models.logs.stored_log import store_frame
 from models.logs.stored_searches import StoredSearches, store_searches
 from models.logs.training_set import TrainingSet, prepare
+from tests.benchmarks.ranking.ranking_ground import scratch
 from tests.harness import kuairand
 
 CUTOFFS = (10, 50, 100, 500)
 COMPLETED_S = 18.0
-_SCRATCH = TemporaryDirectory(prefix="nextwatch-")  # goes with the process
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def kuairand_ground() -> Ground:
 
 
 def ground_of(log: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame | None = None) -> Ground:
-    stored: StoredLog = store_frame(log, Path(mkdtemp(dir=_SCRATCH.name)), completed_s=COMPLETED_S)
+    stored = store_frame(log, scratch(), completed_s=COMPLETED_S)
     words: StoredSearches | None = None
     if searches is not None:
         words = store_searches(searches.select("user_id", "query", "event_ms"), stored, buckets=65_536)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from random import Random
 
 import polars as pl
 
@@ -15,9 +15,9 @@ from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from nextwatch_client import RecommendClient
 from streams.topics import DEAD_LETTERS, TRAINING_EXAMPLES, WATCH_EVENTS
-from tests.benchmarks.load import Asked, steady_requests
-from tests.benchmarks.report import Report, histogram_quantile, main, quantile
+from tests.benchmarks.report import Report, histogram_quantile, quantile
 from tests.harness.kuairand import DIRECTORY, is_there, read_kuairand
+from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.system import (
     Cluster,
     embedded,
@@ -55,7 +55,9 @@ def measure(report: Report, quick: bool) -> None:
     ):
         replay(past, settings, items=items)  # the histories as they were on the evening of 3 May
         wait_until(lambda: is_worked_off(cluster), "histories of the past", PATIENCE_S, every_s=0.5)
-        trained_s = seconds_of(lambda: release(settings, past, items))
+        began_s = time.monotonic()
+        release(settings, past, items)
+        trained_s = time.monotonic() - began_s
         wait_for_health(settings, *processes.values())
         wait_until(lambda: is_worked_off(cluster), "the trainer", PATIENCE_S, every_s=0.5)
         run(report, settings, cluster, live, past.height, trained_s)
@@ -74,18 +76,17 @@ def run(
 ) -> None:
     """Replay, with requests beside it, until the last example is learnt; then the tables."""
     users = live["user_id"].unique(maintain_order=True).to_list()
-    pick = random.Random(1)
+    asked: list[Asked] = []
     before, dead, examples = read_all(settings), cluster.total(DEAD_LETTERS), cluster.total(TRAINING_EXAMPLES)
     began_s = time.monotonic()
-    with (
-        RecommendClient(client_options(settings.kafka)) as client,
-        steady_requests(client, lambda: pick.choice(users), REQUESTS_PER_S) as asked,
-    ):
-        sent = replay(live, settings)
-        wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", PATIENCE_S, every_s=0.2)
-        histories_s = time.monotonic() - began_s
-        wait_until(lambda: is_worked_off(cluster), "training", PATIENCE_S, every_s=0.2)
-        learnt_s = time.monotonic() - began_s
+    with RecommendClient(client_options(settings.kafka)) as client:
+        with steady(client, partial(Random(1).choice, users), REQUESTS_PER_S, asked, (), deadline_ms=30_000):
+            sent = replay(live, settings)
+            wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", PATIENCE_S, every_s=0.2)
+            histories_s = time.monotonic() - began_s
+            wait_until(lambda: is_worked_off(cluster), "training", PATIENCE_S, every_s=0.2)
+            learnt_s = time.monotonic() - began_s
+        wait_for_replies(asked, 30.0)
     wait_for_vectors(settings)
     after = read_all(settings)
     report.add(what="watches in the release", value=trained_on)
@@ -118,12 +119,14 @@ def add_delays(report: Report, before: Metrics, after: Metrics) -> None:
             report.add(what=f"{what} p{round(100 * q)}, s", value=seconds)
 
 
-def add_requests(report: Report, asked: Asked) -> None:
-    report.add(what="requests answered", value=len(asked.replies))
-    report.add(what="requests unanswered", value=asked.failed)
-    report.add(what="requests degraded", value=sum(bool(reply.degraded) for reply in asked.replies))
+def add_requests(report: Report, asked: list[Asked]) -> None:
+    replies = [each.reply for each in asked if each.reply is not None]
+    report.add(what="requests answered", value=len(replies))
+    report.add(what="requests unanswered", value=len(asked) - len(replies))
+    report.add(what="requests degraded", value=sum(bool(reply.degraded) for reply in replies))
     for q in (0.5, 0.99):
-        report.add(what=f"request latency p{round(100 * q)}, ms", value=quantile(asked.latencies_ms, q))
+        ms = quantile([each.ms for each in asked if each.reply is not None], q)
+        report.add(what=f"request latency p{round(100 * q)}, ms", value=ms)
 
 
 def add_recall(report: Report, before: Mapping[str, float], after: Mapping[str, float]) -> None:
@@ -162,13 +165,3 @@ def wait_for_vectors(settings: Settings) -> None:
 
 def read_all(settings: Settings) -> dict[str, dict[str, float]]:
     return {name: read_metrics(settings, name) for name in ("history", "trainer", "indexer")}
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    began_s = time.monotonic()
-    work()
-    return time.monotonic() - began_s
-
-
-if __name__ == "__main__":
-    main("kuairand", measure)

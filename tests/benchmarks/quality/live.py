@@ -16,7 +16,7 @@ from models.evaluation.frozen import Frozen
 from models.retrieval.candidate_learning import learn_candidates
 from models.retrieval.hyper_parameters import Learns
 from tests.benchmarks.quality.judged import differences, kuairand_ground, recalls
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report
 from tests.harness import kuairand
 
 HOUR_MS = 3_600_000
@@ -90,7 +90,3 @@ def measure(report: Report, quick: bool) -> None:
         report.bar(f"default (output rows), {name}", recalls(default)[name], at_least=bar)
     against = differences("live", default, "frozen", walk.ranks["frozen"], users)
     report.note(f"default against frozen: {against}")
-
-
-if __name__ == "__main__":
-    main("live", measure)

@@ -24,11 +24,10 @@ from tests.benchmarks.ranking.ranking_ground import (
     Ground,
     Part,
     kuairand_ground,
-    say,
     world_ground,
 )
 from tests.benchmarks.ranking.ranking_judged import Judged, differences_row, judged, predicted, trained, values_row
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 QUICK_USERS = 0.2
@@ -102,12 +101,9 @@ def measure(report: Report, quick: bool) -> None:
     if quick:
         return
     short = kuairand_ground(history=False)
-    found = judged(part, predicted(trained(short, short.at(0.8), _settings(quick, cut)), part_of(short)))
+    same = short.part(short.at(0.8), short.at(0.9))
+    found = judged(part, predicted(trained(short, short.at(0.8), _settings(quick, cut)), same))
     report.add(**row_of(Variant("without the long watches of before 25 April", ""), found, base))
-
-
-def part_of(ground: Ground) -> Part:
-    return ground.part(ground.at(0.8), ground.at(0.9))
 
 
 def measure_world(report: Report, quick: bool) -> None:
@@ -157,7 +153,3 @@ def _settings(quick: bool, examples: int) -> Ranker:
 
 def _chosen(variants: Sequence[Variant], quick: bool) -> list[Variant]:
     return [variant for variant in variants if not quick or variant.name in QUICK]
-
-
-if __name__ == "__main__":
-    main("ranking_ablations", measure)

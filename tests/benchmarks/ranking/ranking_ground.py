@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 
 from infra.platform.settings import Settings
 from infra.simulation.world import World
@@ -22,6 +21,7 @@ from models.logs.stored_log import store_frame
 from models.logs.training_set import prepare
 from models.ranking.impression_log import Delays, ImpressionLog
 from models.ranking.ranking_examples import RankingExamples
+from tests.benchmarks.report import say
 from tests.harness import kuairand
 
 Columns = dict[str, Array]
@@ -127,11 +127,6 @@ def ground_of(log: pl.DataFrame, items: pl.DataFrame, facts: pl.DataFrame | None
 def scratch() -> Path:
     """A new directory that goes with the process."""
     return Path(mkdtemp(dir=_SCRATCH.name))
-
-
-def say(what: str) -> None:
-    """To the person who waits."""
-    Console(stderr=True).print(what, highlight=False)
 
 
 def _tell(done: int, total: int) -> None:

@@ -16,7 +16,7 @@ from infra.platform.settings import Ranker, Settings
 from models.evaluation.ranking_metrics import calibration
 from models.ranking.ranking_evaluation import Predictions, item_means
 from tests.benchmarks.ranking import ranking_trees
-from tests.benchmarks.ranking.ranking_ground import Ground, Part, kuairand_ground, say
+from tests.benchmarks.ranking.ranking_ground import Ground, Part, kuairand_ground
 from tests.benchmarks.ranking.ranking_judged import (
     OF_ORDER,
     Judged,
@@ -28,7 +28,7 @@ from tests.benchmarks.ranking.ranking_judged import (
     trained,
     values_row,
 )
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 MEAN, RAW, OURS = "item mean", "ranker", "calibrated"
@@ -127,7 +127,3 @@ def add_bars(report: Report, rows: dict[str, Judged], test: Part, ours: Predicti
     report.bar("calibration, away from 1", abs(value - 1), at_most=0.05)
     deciles = [ratio for _, _, ratio in calibration(ours.page, np.asarray(test.page.target_s, np.float64))]
     report.bar("calibration by decile, furthest from 1", max(abs(ratio - 1) for ratio in deciles), at_most=0.15)
-
-
-if __name__ == "__main__":
-    main("ranking_kuairand", measure)

@@ -19,8 +19,9 @@ import polars as pl
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE, World
 from models.logs.stored_log import store_frame
-from tests.benchmarks.ranking.ranking_ground import DAY_MS, LENGTH, NOW_MS, say
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.ranking.ranking_ground import DAY_MS, LENGTH, NOW_MS
+from tests.benchmarks.report import Report, memory_bytes, say
+from tests.harness.beside import beside
 
 ROWS, QUICK_ROWS = (200_000, 2_000_000), (20_000, 100_000)
 DAYS = 5  # of one repetition
@@ -58,7 +59,7 @@ def _in_a_child(log: pl.DataFrame, items: pl.DataFrame, times: int, directory: P
     later = [log.with_columns(event_ms=pl.col("event_ms") + number * DAYS * DAY_MS) for number in range(times)]
     store_frame(pl.concat(later), directory / "log", completed_s=completed_s)
     items.write_parquet(directory / "items.parquet")
-    command = [sys.executable, "-m", "tests.benchmarks.ranking.ranking_memory", "--child", str(directory)]
+    command = [sys.executable, "-m", "tests.benchmarks.ranking.ranking_memory", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -77,8 +78,14 @@ def child(directory: Path) -> None:
 
     torch.set_num_threads(1)
     settings = Settings.model_construct().ranker.model_copy(update={"hidden": (64, 32), "members": 1, "epochs": 1})
-    watcher = _Watcher()
-    with watcher:
+    before = most = _memory()
+
+    def look(stop: threading.Event) -> None:
+        nonlocal most
+        while not stop.wait(0.02):
+            most = tuple(map(max, most, _memory()))
+
+    with beside(look, "memory"):
         log = open_log(directory / "log")
         source = prepare(log, read_items(directory / "items.parquet"))
         began_s = time.perf_counter()
@@ -90,8 +97,8 @@ def child(directory: Path) -> None:
         training_s = time.perf_counter() - began_s - features_s
     told = {
         "rows": len(examples),
-        "needed_mb": watcher.needed / 1e6,
-        "all_mb": watcher.everything / 1e6,
+        "needed_mb": (most[0] - before[0]) / 1e6,
+        "all_mb": (most[1] - before[1]) / 1e6,
         "disk_mb": disk / 1e6,
         "features_s": features_s,
         "training_s": training_s,
@@ -99,37 +106,10 @@ def child(directory: Path) -> None:
     print(json.dumps(told))
 
 
-class _Watcher:
-    """The most that this process's memory grows by inside the block: anonymous, and all of it. Bytes."""
-
-    def __init__(self) -> None:
-        self.needed = self.everything = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> None:
-        self._before = _memory()
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.02):
-            anonymous, everything = _memory()
-            self.needed = max(self.needed, anonymous - self._before[0])
-            self.everything = max(self.everything, everything - self._before[1])
-
-
-def _memory() -> tuple[int, int]:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    told = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return 1024 * int(told["RssAnon"].split()[0]), 1024 * int(told["VmRSS"].split()[0])
+def _memory() -> tuple[int, ...]:
+    """Bytes of this process: anonymous memory, and all of it."""
+    return memory_bytes("RssAnon"), memory_bytes("VmRSS")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]))
-    else:
-        main("ranking_memory", measure)
+    child(Path(sys.argv[1]))

@@ -9,25 +9,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from infra.operate.replay import replay
 from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic
 from infra.simulation.world import NOTICE, World
 from nextwatch_client import RecommendClient
-from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES, WATCH_EVENTS
-from tests.benchmarks.ranking.ranking_ground import say
-from tests.benchmarks.report import Report, main
+from streams.topics import IMPRESSIONS, ITEM_STATISTICS, USER_HISTORIES
+from tests.benchmarks.report import Report, say
 from tests.harness.parity import check_parity
-from tests.harness.system import (
-    Cluster,
-    embedded,
-    release,
-    running,
-    temporary_settings,
-    wait_for_health,
-    wait_until,
-)
+from tests.harness.system import Cluster, running_release
 
 DAY_MS = 24 * 3_600_000
 LISTS, QUICK_LISTS = 10_000, 500
@@ -49,16 +39,7 @@ def measure(report: Report, quick: bool) -> None:
     now_ms = round(time.time() * 1000)
     world = World(seed=3, start_ms=now_ms, events_per_s=WATCHES_PER_S, item_every_s=10.0)
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, 10_000), world.items_frame(now_ms)
-    with (
-        temporary_settings(**SECTIONS) as own,
-        embedded(own) as settings,
-        running(settings) as processes,
-        Cluster(settings.kafka) as cluster,
-    ):
-        replay(log, settings, items=items)
-        wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
-        release(settings, log, items)
-        wait_for_health(settings, *processes.values())
+    with running_release(log, items, **SECTIONS) as (settings, _), Cluster(settings.kafka) as cluster:
         serve(settings, world, cluster, wanted)
         for topic in (USER_HISTORIES, ITEM_STATISTICS):
             report.add(what=f"records of {topic}", value=cluster.total(topic))
@@ -94,7 +75,3 @@ def add_parity(report: Report, settings: Settings) -> None:
     for example in found.examples:
         report.note(example)
     report.bar("lists and items that differ", found.differences, at_most=0)
-
-
-if __name__ == "__main__":
-    main("ranking_parity", measure)

@@ -28,8 +28,8 @@ from models.threads import limit_threads
 from serving.request.ranking import score_candidates
 from serving.state.release import LiveRelease
 from streams.messages import Context, ShownList, UserHistory, Watch
-from tests.benchmarks.ranking.ranking_ground import NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
-from tests.benchmarks.report import Report, main, quantile
+from tests.benchmarks.ranking.ranking_ground import NOW_MS, QUICK_LISTS, Ground, scratch, world_ground
+from tests.benchmarks.report import Report, percentiles, quantile, say
 
 SIZES = ((64, 32), (256, 128), (512, 256), (1024, 512, 256))
 CANDIDATES, HISTORY, LISTS, LENGTH = 500, 50, 5, 20
@@ -68,8 +68,8 @@ def measure(report: Report, quick: bool) -> None:
 def add_rows(report: Report, name: str, requests: int, found: Measured) -> None:
     bare = quantile(found["bare pass"], 0.5)
     for part, times in found.items():
-        row = {"networks": name, "requests": requests, "part": part, "p50 ms": quantile(times, 0.5)}
-        report.add(**row, **{"p99 ms": quantile(times, 0.99), "of bare": quantile(times, 0.5) / bare})
+        row = {"networks": name, "requests": requests, "part": part, **percentiles(times)}
+        report.add(**row, **{"of bare": quantile(times, 0.5) / bare})
     ratio = quantile(found["whole"], 0.5) / bare
     report.bar(f"{name}, {requests} at once: whole over the bare pass, p50", ratio, at_most=2.5)
     late = quantile(found["whole"], 0.99) / quantile(found["bare pass"], 0.99)
@@ -166,7 +166,3 @@ def repeated(statistics: ItemStatistics) -> ItemStatistics:
         for part in range(PARTS):
             found.set(scope, name, part, as_of_ms, sums)
     return found
-
-
-if __name__ == "__main__":
-    main("ranking_serving", measure)

@@ -19,7 +19,7 @@ from models.ranking.ranker_training import Prepared, fit, fit_spaces, prepare, s
 from models.ranking.ranking_examples import SCOPES, RankingExamples
 from models.retrieval.losses import watch_time_logistic
 from tests.benchmarks.ranking.ranking_ground import QUICK_LISTS, scratch, world_ground
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report
 
 SIZES = ((64, 32), (256, 128), (512, 256), (1024, 512, 256))
 ROUNDS, STEPS, READY = 12, 20, 64
@@ -93,7 +93,3 @@ def _seconds(step: Callable[[], object]) -> float:
     for _ in range(STEPS):
         step()
     return time.perf_counter() - began
-
-
-if __name__ == "__main__":
-    main("ranking_training", measure)

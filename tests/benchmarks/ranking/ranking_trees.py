@@ -15,8 +15,9 @@ import numpy as np
 from models.arrays import Floats
 from models.ranking.ranking_evaluation import Predictions
 from models.ranking.ranking_examples import CAP_S, RankingExamples
-from tests.benchmarks.ranking.ranking_ground import Ground, Part, say
+from tests.benchmarks.ranking.ranking_ground import Ground, Part
 from tests.benchmarks.ranking.ranking_judged import judged
+from tests.benchmarks.report import say
 
 CATEGORIES = ("surface", "topics")  # of several topics the first
 ALWAYS = {

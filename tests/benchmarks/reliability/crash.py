@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,8 +20,8 @@ from typing import Any
 
 from infra.platform.fault_points import POINTS
 from infra.simulation.world import NOTICE
-from tests.benchmarks.reliability.crash_recovery import measure_recovery
-from tests.benchmarks.report import Report
+from tests.benchmarks.reliability.crash_recovery import recovery_s
+from tests.benchmarks.report import Report, say
 from tests.harness.crash.killer import process_of
 from tests.harness.crash.load import Pace
 from tests.harness.crash.run import Outcome, Run, Scale, counts, run_crashes, timed
@@ -82,8 +81,8 @@ def measure_random(report: Report, quick: bool) -> None:
     """Half an hour of deaths: what was lost, doubled, mixed or not answered, and how soon all was ready again."""
     seed = int(os.environ.get("CRASH_SEED", "1"))
     script = partial(long, seconds=QUICK_S if quick else FULL_S, together=3 if quick else 1)
-    with TemporaryDirectory(prefix="nextwatch-") as directory, timed(_say) as say:
-        outcome = run_crashes(QUICK if quick else FULL, script, Path(directory), seed, say)
+    with TemporaryDirectory(prefix="nextwatch-") as directory:
+        outcome = run_crashes(QUICK if quick else FULL, script, Path(directory), seed, timed(say))
     report.title = f"crash: seed {seed}, {outcome.seconds / 60:.0f} minutes, {outcome.deaths.total} deaths"
     report.note(NOTICE)
     add_deaths(report, outcome)
@@ -123,18 +122,11 @@ def add_verdict(report: Report, outcome: Outcome) -> None:
     report.note("compared: " + ", ".join(f"{what} {count}" for what, count in verdict.compared.items()))
 
 
-def measure_ready(report: Report, quick: bool) -> None:
+def measure_recovery(report: Report, quick: bool) -> None:
     """From SIGKILL to ready with 100,000 users in the topics, one process at a time under its supervisor."""
     users = USERS // 10 if quick else USERS
-    seconds, written = measure_recovery(users, 1 if quick else 3, _say)
+    seconds, written = recovery_s(users, 1 if quick else 3, say)
     report.title = f"recovery: {users:,} users, " + ", ".join(f"{k} {n / 1e6:.0f} MB" for k, n in written.items())
     for name, mine in seconds.items():
         report.add(process=name, n=len(mine), **{"ready again s, median": median(mine), "longest": max(mine)})
         report.bar(f"{name}: longest recovery to ready, s", max(mine), at_most=READY_S)
-
-
-def _say(what: str) -> None:
-    print(f"crash: {what}", file=sys.stderr, flush=True)
-
-
-PARTS = {"random": measure_random, "recovery": measure_ready}

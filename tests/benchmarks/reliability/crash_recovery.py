@@ -7,11 +7,10 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from confluent_kafka import Producer
 
 from infra.local.processes import command_part
 from infra.local.stack import COMMANDS
@@ -31,6 +30,7 @@ from streams.messages import (
     Watch,
     encode,
 )
+from tests.benchmarks.load import send_all
 from tests.harness.service import Size, train_releases
 from tests.harness.system import embedded
 from tests.harness.traffic import now_ms
@@ -42,9 +42,7 @@ SIZE = Size(users=200, items=2000, watches=8000, dim=32)
 VALUES = bytes(4 * 30)  # what the ranker was fed of an item
 
 
-def measure_recovery(
-    users: int, rounds: int, say: Callable[[str], None]
-) -> tuple[dict[str, list[float]], dict[str, int]]:
+def recovery_s(users: int, rounds: int, say: Callable[[str], None]) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds from SIGKILL to ready by process, one at a time under a supervisor; and bytes put into each topic."""
     with TemporaryDirectory(prefix="nextwatch-") as directory, contextlib.ExitStack() as stack:
         settings = Settings(data_dir=Path(directory), embedded=Embedded(ready_timeout_s=READY_S))
@@ -79,14 +77,16 @@ def recover(supervisor: Supervisor, name: str) -> float:
 
 def fill(settings: Settings, users: int, items: list[str]) -> dict[str, int]:
     """Write a history and a state of the join for everybody; the bytes by topic."""
-    kafka, written = settings.kafka, dict.fromkeys((topics.USER_HISTORIES, topics.JOIN_STATE), 0)
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, "acks": "all", "linger.ms": 50})
-    for user, history, state in states(users, items, now_ms()):
-        for topic, message in ((topics.USER_HISTORIES, history), (topics.JOIN_STATE, state)):
-            value = encode(message)
+    written, at_ms = Counter[str](), now_ms()
+
+    def messages(topic: str, number: int) -> Iterator[tuple[bytes, bytes]]:
+        for user, *state in states(users, items, at_ms):
+            value = encode(state[number])
             written[topic] += len(value)
-            _produce(producer, kafka.topic_prefix + topic, user, value, topics.partition_of(user, kafka.partitions))
-    producer.flush(120)
+            yield user.encode(), value
+
+    for number, topic in enumerate((topics.USER_HISTORIES, topics.JOIN_STATE)):
+        send_all(settings.kafka, topic, messages(topic, number))
     return written
 
 
@@ -113,14 +113,3 @@ def states(users: int, items: list[str], at_ms: int) -> Iterator[tuple[str, User
             UserHistory(user, watches, searches, None, 0, 0, at_ms, lists, 0),
             JoinState(user, (OpenImpression(impression, 0, at_ms + 1_800_000),), (), 0, 0),
         )
-
-
-def _produce(producer: Producer, topic: str, key: str, value: bytes, partition: int) -> None:
-    while True:
-        try:
-            producer.produce(topic, value, key, partition)
-        except BufferError:
-            producer.poll(0.1)
-        else:
-            producer.poll(0)
-            return

@@ -8,7 +8,6 @@ by the views, which are as they were.
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from infra.platform.kafka_clients import client_options
 from infra.simulation.world import NOTICE
 from nextwatch_client import RecommendClient, RecommendRequest
 from streams import topics
-from tests.benchmarks.report import Report, main
+from tests.benchmarks.report import Report, say
 from tests.harness.flood import PASSED_OVER, SET_ASIDE, Account, allow_any_time, pour, pour_refused_requests
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import read_metrics, wait_until
@@ -61,21 +60,16 @@ def flood(
     places = pour(service.settings.kafka, topic, count, seed)
     asked = pour_refused_requests(service.settings.kafka, ASKED) if topic == topics.RECOMMEND_REQUESTS else []
     good = ask(service, client, topic)
-    row: dict[str, Any] = {
-        "topic": topic,
-        "sent": len(places) + len(asked),
-        "set aside": 0,
-        "repeated": 0,
-        "answered": 0,
-    }
-    row |= {"passed over": 0, "unaccounted": 0}
+    row: dict[str, Any] = {"topic": topic, "sent": len(places) + len(asked)}
+    row |= dict.fromkeys(("set aside", "repeated", "answered", "passed over", "unaccounted"), 0)
     if topic in SET_ASIDE:
         account.wait_for(places, asked)
         row["set aside"] = len(places) - len(account.unaccounted(places))
         row["repeated"] = account.repeated(places)
         row["answered"] = sum(account.errors[request] > 0 for request in asked)
     else:
-        row["passed over"] = len(places) if is_read(service, topic) else 0
+        wait_until(lambda: not lag(service, topic), f"{topic} read", PATIENCE_S)
+        row["passed over"] = len(places)
     row["unaccounted"] = row["sent"] - row["set aside"] - row["answered"] - row["passed over"]
     row["unaccounted"] += len([place for place in account.foreign(places) if place[0] == topic])
     report.add(**row, seconds=time.monotonic() - began_s)
@@ -90,20 +84,7 @@ def ask(service: Service, client: RecommendClient, topic: str) -> int:
     return sum(reply.error is not None or not reply.items for reply in replies)
 
 
-def is_read(service: Service, topic: str) -> bool:
-    """Whether serving has read all of a topic that it follows; of the others its readers are those who write them."""
-
-    def lag() -> float:
-        page = read_metrics(service.settings, "serving")
-        return sum(value for name, value in page.items() if name.startswith("nextwatch_consumer_lag") and topic in name)
-
-    wait_until(lambda: not lag(), f"{topic} read", PATIENCE_S)
-    return True
-
-
-def say(what: str) -> None:
-    print(f"fuzz: {what}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main("fuzz", measure)
+def lag(service: Service, topic: str) -> float:
+    """What serving has not read of a topic that it follows; of the others its readers are those who write them."""
+    page = read_metrics(service.settings, "serving")
+    return sum(value for name, value in page.items() if name.startswith("nextwatch_consumer_lag") and topic in name)

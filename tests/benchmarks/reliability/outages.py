@@ -8,15 +8,14 @@ that is made of the acknowledged watches is counted again (tests/harness/outages
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from infra.simulation.world import NOTICE
-from tests.benchmarks.report import Report, main
-from tests.harness.outages import Memory, Replies, System, running_outages
+from tests.benchmarks.report import Report, say
+from tests.harness.outages import Replies, System, running_outages
 
 Outage = contextlib.AbstractContextManager[object]
 
@@ -53,7 +52,7 @@ def measure(report: Report, quick: bool) -> None:
     report.note(NOTICE)
     with TemporaryDirectory(prefix="nextwatch-") as directory, running_outages(Path(directory)) as system:
         for name, outage in outages_of(system).items():
-            print(f"outages: {name}", file=sys.stderr, flush=True)
+            say(name)
             add_row(report, name, outage, system, away_s)
         ended = [name for name, process in system.processes.items() if process.poll() is not None]
         report.bar("processes that ended", len(ended), at_most=0)
@@ -70,13 +69,13 @@ def measure(report: Report, quick: bool) -> None:
 
 
 def add_row(report: Report, name: str, outage: Callable[[], Outage], system: System, away_s: float) -> None:
-    with system.watching(WATCHES_PER_S) as watching, system.asking(REQUESTS_PER_S) as asked, Memory(system) as memory:
+    with system.watching(WATCHES_PER_S) as watching, system.asking(REQUESTS_PER_S) as asked, system.growing() as grown:
         time.sleep(BEFORE_S)
         with outage():
             time.sleep(away_s)
         after_s = system.wait_until_it_works()
         time.sleep(AFTER_S)
-    counted, replies, grown = system.count(), Replies.of(asked), memory.grown_mb()
+    counted, replies = system.count(), Replies.of(asked)
     largest = max(grown, key=lambda process: grown[process])
     report.add(
         outage=name,
@@ -96,7 +95,3 @@ def add_row(report: Report, name: str, outage: Callable[[], Outage], system: Sys
     steps = ", ".join(f"{what} {seconds:g}" for what, seconds in after_s.items())
     report.note(f"{name}: seconds from its return until: {steps}")
     report.note(f"{name}: growth in MB: {', '.join(f'{process} {mb:g}' for process, mb in grown.items())}")
-
-
-if __name__ == "__main__":
-    main("outages", measure)

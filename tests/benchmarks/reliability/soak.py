@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from random import Random
 from statistics import median
 from tempfile import TemporaryDirectory
 
@@ -26,8 +28,8 @@ from nextwatch_client import RecommendClient
 from streams.topics import RECOMMEND_REQUESTS
 from tests.benchmarks.events.freshness import every
 from tests.benchmarks.reliability.soak_events import AWAY, HEALTHY, Editor, Operator
-from tests.benchmarks.reliability.soak_load import Asked, measure_capacity, steady, wait_for_replies
-from tests.benchmarks.report import Report, main, quantile
+from tests.benchmarks.report import Report, quantile, say
+from tests.harness.requests import PATIENCE_S, Asked, steady, wait_for_replies
 from tests.harness.service import Service, Size, running_service
 from tests.harness.system import Cluster
 from tests.harness.witness import Witness
@@ -80,29 +82,46 @@ class Outcome:
         return sum(each.reply is None for each in self.asked)
 
 
-def run_soak(plan: Plan, data_dir: Path, say: Callable[[str], None]) -> Outcome:
+def run_soak(plan: Plan, data_dir: Path, tell: Callable[[str], None]) -> Outcome:
     """The whole soak; what became of it."""
-    say(f"training {plan.releases} releases")
+    tell(f"training {plan.releases} releases")
     with contextlib.ExitStack() as stack:
         running = running_service(data_dir, plan.releases, plan.size, servers=plan.servers, partitions=4)
         service = stack.enter_context(running)
         capacity = measure_capacity(service, 10.0) if not plan.per_s else float("nan")
         per_s = plan.per_s or capacity / 2
-        say(f"capacity {capacity:.0f} requests/s; {plan.seconds:.0f} s at {per_s:.0f}")
+        tell(f"capacity {capacity:.0f} requests/s; {plan.seconds:.0f} s at {per_s:.0f}")
         client = stack.enter_context(RecommendClient(client_options(service.settings.kafka)))
         cluster = stack.enter_context(Cluster(service.settings.kafka))
         witness = stack.enter_context(contextlib.closing(Witness(service.settings.kafka, service.releases)))
         operator, editor = Operator(service, plan.servers, plan.away_s), Editor(service, witness)
         outcome = Outcome(plan, capacity, per_s, witness, operator, editor)
         before = cluster.total(RECOMMEND_REQUESTS)
-        live_through(service, client, outcome, say)
+        live_through(service, client, outcome, tell)
         wait_for_replies(outcome.asked)
         outcome.sent_again = cluster.total(RECOMMEND_REQUESTS) - before - len(outcome.asked)
         witness.read_to_the_end()
     return outcome
 
 
-def live_through(service: Service, client: RecommendClient, outcome: Outcome, say: Callable[[str], None]) -> None:
+def measure_capacity(service: Service, seconds: float, concurrency: int = 32) -> float:
+    """Requests per second that are answered when so many are always under way."""
+    users = list(service.releases.histories)
+    began_s = time.monotonic()
+
+    def work(number: int) -> int:
+        done = 0
+        while time.monotonic() - began_s < seconds:
+            request_id = f"{users[(number + done) % len(users)]}/capacity-{number}-{done}"
+            Asked(request_id).send(client).future.result(PATIENCE_S)
+            done += 1
+        return done
+
+    with RecommendClient(client_options(service.settings.kafka)) as client, ThreadPoolExecutor(concurrency) as pool:
+        return sum(pool.map(work, range(concurrency))) / seconds
+
+
+def live_through(service: Service, client: RecommendClient, outcome: Outcome, tell: Callable[[str], None]) -> None:
     """Load, edits and events, side by side, until the last event is over and the time too."""
     began_s, users = time.monotonic(), list(service.releases.histories)
     with contextlib.ExitStack() as beside:
@@ -110,10 +129,10 @@ def live_through(service: Service, client: RecommendClient, outcome: Outcome, sa
         beside.enter_context(every(0.05, outcome.witness.read))
         beside.enter_context(every(0.1, outcome.editor.step))
         beside.enter_context(every(2.0, lambda: note_memory(service, outcome.memory, began_s)))
-        beside.enter_context(steady(client, users, outcome.per_s, outcome.asked))
+        beside.enter_context(steady(client, partial(Random(1).choice, users), outcome.per_s, outcome.asked))
         for at_s, what in outcome.plan.events():
             time.sleep(max(0.0, began_s + at_s - time.monotonic()))
-            say(f"{time.monotonic() - began_s:.0f} s: {what}; {len(outcome.asked)} requests so far")
+            tell(f"{time.monotonic() - began_s:.0f} s: {what}; {len(outcome.asked)} requests so far")
             outcome.operator.do(what)
         time.sleep(max(0.0, began_s + outcome.plan.seconds - time.monotonic()))
 
@@ -143,7 +162,7 @@ def measure(report: Report, quick: bool) -> None:
     """Twenty minutes of load, swaps, takedowns and deaths: what was lost, mixed or shown too late, and at what cost."""
     plan = QUICK if quick else FULL
     with TemporaryDirectory(prefix="nextwatch-") as directory:
-        outcome = run_soak(plan, Path(directory), lambda what: print(f"soak: {what}", file=sys.stderr, flush=True))
+        outcome = run_soak(plan, Path(directory), say)
     report.title = (
         f"soak: {plan.seconds:.0f} s at {outcome.per_s:.0f} requests/s (capacity {outcome.capacity:.0f}), "
         f"{plan.size.items:,} items, {len(plan.servers)} servers"
@@ -205,7 +224,3 @@ def add_counts(report: Report, outcome: Outcome) -> None:
     )
     for what, seconds in outcome.operator.swaps_s.items():
         report.note(f"{what}: {', '.join(f'{each:.1f}' for each in seconds)} s until all servers answered from it")
-
-
-if __name__ == "__main__":
-    main("soak", measure)

@@ -30,7 +30,8 @@ from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from serving.request.exploration import seed_of
 from serving.request.reranking import Choice, Options, choose
 from streams.messages import ShownList
-from tests.benchmarks.selection.selection_scene import COMPLETED_S, HOUR_MS, NOW_MS, RANKER, Scene, watch_of
+from tests.benchmarks.selection.selection_scene import HOUR_MS, NOW_MS, RANKER, Scene
+from tests.harness.service import COMPLETED_S, watch_of
 
 K, CANDIDATES, TOGETHER = 20, 300, 32
 HALF_LIFE_H = 168.0

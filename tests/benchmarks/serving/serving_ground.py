@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -11,12 +10,12 @@ import numpy as np
 from infra.platform.settings import Model, Ranker
 from infra.simulation.world import World
 from models.catalogue.catalogue import Catalogue
-from models.logs.stored_log import store_frame
-from models.release.bundle import Bundle, read_bundle
-from models.release.training import train_bundle
+from models.release.bundle import Bundle
 from models.threads import limit_threads
 from streams.messages import Context, Item, ShownList, Trending, UserHistory, Watch
-from tests.benchmarks.ranking.ranking_ground import DAY_MS, say, scratch
+from tests.benchmarks.ranking.ranking_ground import DAY_MS, scratch
+from tests.benchmarks.report import say
+from tests.harness.service import train_release
 
 WATCHES, QUICK_WATCHES = 60_000, 10_000  # of the world, that the release learns from
 QUICK_HIDDEN = (256, 128)  # what `nextwatch train` makes of the full log
@@ -38,18 +37,9 @@ def small_release(quick: bool) -> Bundle:
     now_ms = time.time_ns() // MINUTE_MS * MINUTE_MS // 1_000_000
     world = World(seed=5, start_ms=now_ms)
     log = world.past_log(now_ms - 7 * DAY_MS, now_ms, QUICK_WATCHES if quick else WATCHES)
-    bundles_dir = scratch()
-    manifest = train_bundle(
-        store_frame(log, scratch(), completed_s=18.0),
-        world.items_frame(now_ms),
-        settings=Model(epochs=1) if quick else Model(),
-        ranker=Ranker(epochs=1, hidden=QUICK_HIDDEN) if quick else Ranker(),
-        bundles_dir=bundles_dir,
-        created_ms=now_ms,
-        offsets={},
-        measure=False,
-    )
-    return read_bundle(bundles_dir / manifest.version)
+    towers = Model(epochs=1) if quick else Model()
+    ranker = Ranker(epochs=1, hidden=QUICK_HIDDEN) if quick else Ranker()
+    return train_release(log, world.items_frame(now_ms), towers, ranker, scratch(), now_ms)
 
 
 def note_of(bundle: Bundle) -> str:
@@ -98,8 +88,3 @@ def items_of(catalogue: Catalogue) -> Iterator[Item]:
 def trending_of(item_ids: Sequence[str], now_ms: int) -> Trending:
     top = tuple((item_id, float(TRENDING - at)) for at, item_id in enumerate(item_ids[:TRENDING]))
     return Trending("global", 0, now_ms, 3600.0, top)
-
-
-def tell_progress(what: str, done: int, total: int) -> None:
-    """To the person who waits."""
-    print(f"  {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)

@@ -20,8 +20,8 @@ from serving.request.hydration import hydrate
 from serving.request.response_draft import RequestContext
 from serving.state.views import HistoryView
 from streams.messages import RecommendRequest, UserHistory, encode
-from tests.benchmarks.ranking.ranking_ground import NOW_MS, say
-from tests.benchmarks.report import Report, quantile
+from tests.benchmarks.ranking.ranking_ground import NOW_MS
+from tests.benchmarks.report import Report, quantile, say
 from tests.benchmarks.serving.serving_ground import HISTORY, viewers_of
 
 USERS, QUICK_USERS = (10_000, 1_000_000), (10_000, 200_000)

@@ -27,8 +27,8 @@ from models.release.bundle import Bundle, newest_version
 from serving.state.mirror import Mirror
 from serving.state.release import LiveRelease
 from streams.messages import ItemVector, StatisticsRow, encode
-from tests.benchmarks.ranking.ranking_ground import NOW_MS, say, scratch
-from tests.benchmarks.report import Report
+from tests.benchmarks.ranking.ranking_ground import NOW_MS, scratch
+from tests.benchmarks.report import Report, memory_bytes, say
 from tests.benchmarks.serving.large import enlarged
 from tests.benchmarks.serving.serving_ground import items_of, note_of, small_release
 from tests.benchmarks.serving.serving_service import memory_of
@@ -63,17 +63,9 @@ def measure(report: Report, quick: bool) -> None:
 
 def add_row(report: Report, items: int, found: dict[str, float]) -> None:
     raw = sum(value for name, value in found.items() if name.startswith("raw "))
-    row = {
-        "items": items,
-        "raw arrays, MB": raw / MB,
-        "anonymous, MB": found["anonymous"],
-        "mapped, MB": found["mapped"],
-    }
-    report.add(
-        **row,
-        **{"all of raw": MB * found["all"] / raw, "anonymous of raw": MB * found["anonymous"] / raw},
-        **{"peak while it loads, MB": found["peak"]},
-    )
+    row = {"raw arrays, MB": raw / MB, "anonymous, MB": found["anonymous"], "mapped, MB": found["mapped"]}
+    row |= {"all of raw": MB * found["all"] / raw, "anonymous of raw": MB * found["anonymous"] / raw}
+    report.add(items=items, **row, **{"peak while it loads, MB": found["peak"]})
     parts = ", ".join(
         f"{name.removeprefix('raw ')} {v / MB:,.1f}" for name, v in found.items() if name.startswith("raw ")
     )
@@ -119,7 +111,7 @@ def memory_of_release(bundles_dir: Path) -> dict[str, float]:
     from serving.state.release import load_release, match_mirror, warm_up, write_row
     from serving.state.views import CatalogueView, StatisticsView
 
-    before, peak_before = memory_of(os.getpid()), peak_mb()
+    before, peak_before = memory_of(os.getpid()), memory_bytes("VmHWM")
     version = newest_version(bundles_dir)
     catalogue, statistics = CatalogueView(FRESH_H * 3_600_000), StatisticsView(PARTITIONS, HALF_LIFE_H)
     index = FromMirror(read_manifest(bundles_dir / version).dim)
@@ -139,14 +131,14 @@ def memory_of_release(bundles_dir: Path) -> dict[str, float]:
     write_row(first, ItemVector(version, 1, vector.tobytes(), query_row.tobytes(), 0), live, catalogue)
     after = memory_of(os.getpid())
     grown = {name: after[name] - before[name] for name in after}
-    return grown | {"peak": peak_mb() - peak_before} | raw_arrays(live, statistics.statistics)
+    return grown | {"peak": (memory_bytes("VmHWM") - peak_before) / MB} | raw_arrays(live, statistics.statistics)
 
 
 def raw_arrays(live: LiveRelease, statistics: ItemStatistics) -> dict[str, float]:
     """Bytes of the rows in use."""
     assert live.mirror is not None
     return {
-        "raw mirror": live.mirror.nbytes,
+        "raw mirror": 4 * live.mirror.dim * len(live.mirror),
         "raw query rows": live.model.query_rows.nbytes,
         "raw catalogue": catalogue_bytes(live.catalogue),
         "raw statistics": sum(each.nbytes for table in statistics._rows.values() for each in columns_of(table)),
@@ -161,11 +153,6 @@ def catalogue_bytes(catalogue: Catalogue) -> int:
 
 def columns_of(table: Any) -> list[NDArray[Any]]:
     return [table[name] for name in table._arrays]
-
-
-def peak_mb() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1.024e-3 * float(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

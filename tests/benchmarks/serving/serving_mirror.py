@@ -13,10 +13,10 @@ from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
 from nextwatch_client import RecommendClient
-from tests.benchmarks.ranking.ranking_ground import say
-from tests.benchmarks.report import Report, quantile
+from tests.benchmarks.events.echo import echoing
+from tests.benchmarks.report import Report, percentiles, quantile, say
 from tests.benchmarks.serving.serving_ground import note_of, small_release
-from tests.benchmarks.serving.serving_service import NO_LOAD, Ground, Load, ask, echoing, ground, publish, served
+from tests.benchmarks.serving.serving_service import NO_LOAD, Ground, Load, ask, ground, publish, served
 
 SIZES, QUICK_SIZES = (10_000, 100_000), (10_000,)
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -34,7 +34,7 @@ def measure(report: Report, quick: bool) -> None:
     with ground(small) as on:
         for items in QUICK_SIZES if quick else SIZES:
             publish(on, small, items)
-            with served(on, first="mirror") as (settings, _), echoing(on) as echo:
+            with served(on, first="mirror") as (settings, _), echoing(on.settings) as echo:
                 by_choice(report, on, settings, echo, quick)
             with served(on, first="index") as (settings, _):
                 when_killed(report, on, settings, quick)
@@ -88,14 +88,10 @@ def users(on: Ground, count: int) -> list[str]:
 
 
 def add_row(report: Report, on: Ground, concurrency: int, what: str, load: Load) -> None:
-    row = {
-        "items": len(on.bundle.model.item_ids),
-        "concurrency": concurrency,
-        "what": what,
-        "requests": len(load.replies),
-    }
-    times = {"p50 ms": quantile(load.whole_ms, 0.5), "p99 ms": quantile(load.whole_ms, 0.99), "requests/s": load.per_s}
-    report.add(**row, **times, degraded=None if what == ECHO else load.degraded)
+    items = len(on.bundle.model.item_ids)
+    row = {"items": items, "concurrency": concurrency, "what": what, "requests": len(load.replies)}
+    degraded = None if what == ECHO else load.degraded
+    report.add(**row, **percentiles(load.whole_ms), **{"requests/s": load.per_s}, degraded=degraded)
 
 
 def add_stages(report: Report, on: Ground, concurrency: int, load: Load) -> None:

@@ -27,9 +27,9 @@ from models.ranking.ranker_net import RankerNet
 from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.threads import limit_threads
-from tests.benchmarks.ranking.ranking_ground import LISTS, NOW_MS, QUICK_LISTS, Ground, say, scratch, world_ground
+from tests.benchmarks.ranking.ranking_ground import LISTS, NOW_MS, QUICK_LISTS, Ground, scratch, world_ground
 from tests.benchmarks.ranking.ranking_serving import CANDIDATES, one_request, tensors_of
-from tests.benchmarks.report import Report, quantile
+from tests.benchmarks.report import Report, percentiles, quantile, say
 
 SIZES = ((256, 128), (512, 256), (1024, 512, 256))
 TURNS, QUICK_TURNS = {1: 200, 8: 40}, {1: 20, 8: 4}  # by requests together
@@ -94,18 +94,11 @@ def add_rows(report: Report, name: str, ranker: Ranker, ground: Ground, turns: d
         spent_ms, logits = in_turns(ranker, passes, ground, requests, count)
         base = quantile(spent_ms[FLOAT32], 0.5)
         for kind, times in spent_ms.items():
-            p50 = quantile(times, 0.5)
-            row = {
-                "networks": name,
-                "requests": requests,
-                "numbers": kind,
-                "p50 ms": p50,
-                "p99 ms": quantile(times, 0.99),
-            }
+            row = {"networks": name, "requests": requests, "numbers": kind, **percentiles(times)}
             taus, same = zip(*map(compared, logits[FLOAT32], logits[kind]), strict=True)
             report.add(
                 **row,
-                **{"of float32": p50 / base, "tau": float(np.mean(taus)), "least tau": min(taus)},
+                **{"of float32": quantile(times, 0.5) / base, "tau": float(np.mean(taus)), "least tau": min(taus)},
                 same=float(np.mean(same)),
             )
 

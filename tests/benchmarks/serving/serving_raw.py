@@ -66,19 +66,9 @@ def make_ready(bundle: Bundle, viewers: Sequence[UserHistory], search: Search, n
     found = [(list(hits.ids), np.array(hits.distances, np.float32)) for hits in search(vectors)]
     queries = [RankingQuery(v, now_ms, ids, scores) for v, (ids, scores) in zip(viewers, found, strict=True)]
     asked = model.encoder.queries(viewers, {item_id: row for row, item_id in enumerate(model.item_ids)})
-    inputs = model.encoder.inputs(asked, *distinct_rows(model.query_rows, asked.histories))
+    inputs = model.encoder.inputs(asked, model.query_rows)
     batch = ranking_batch_of(queries, bundle.catalogue, [bundle.statistics])
     return Ready(vectors, inputs, tensors_of(bundle.ranker, batch))
-
-
-def distinct_rows(query_rows: Floats, histories: Rows) -> tuple[torch.Tensor, Rows]:
-    """The rows [U, D] of the watched items alone, and where each history's are among them [B, H]: a tower that is given
-    the whole table reads all of it."""
-    there = histories >= 0
-    rows, found = np.unique(histories[there], return_inverse=True)
-    places = np.full(histories.shape, -1, np.int64)
-    places[there] = found
-    return torch.from_numpy(query_rows[rows]), places
 
 
 def pass_forward(bundle: Bundle, ready: Ready) -> None:

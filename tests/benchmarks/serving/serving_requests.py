@@ -18,7 +18,8 @@ from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
 from nextwatch_client import RecommendClient
-from tests.benchmarks.report import Report, quantile
+from tests.benchmarks.events.echo import echoing
+from tests.benchmarks.report import Report, percentiles, quantile
 from tests.benchmarks.serving.serving_ground import note_of, small_release
 from tests.benchmarks.serving.serving_raw import Search, batches_of, measure_raw, raw_client
 from tests.benchmarks.serving.serving_service import (
@@ -26,7 +27,6 @@ from tests.benchmarks.serving.serving_service import (
     Ground,
     Load,
     ask,
-    echoing,
     ground,
     memory_of,
     publish,
@@ -66,7 +66,7 @@ def measure(report: Report, quick: bool) -> None:
     with ground(small) as on:
         for items in QUICK_SIZES if quick else SIZES:
             publish(on, small, items)
-            with served(on, search_s=PATIENT_S) as (settings, process), echoing(on) as echo:
+            with served(on, search_s=PATIENT_S) as (settings, process), echoing(on.settings) as echo:
                 found = in_turns(on, settings, echo, rounds, requests)
                 memory = memory_of(process.pid)
             add_rows(report, items, found)
@@ -129,7 +129,7 @@ def add_rows(report: Report, items: int, found: dict[int, Measured]) -> None:
     for concurrency, mine in found.items():
         for part, times in parts_of(mine, concurrency).items():
             row = {"items": items, "concurrency": concurrency, "part": part}
-            report.add(**row, **{"p50 ms": quantile(times, 0.5), "p99 ms": quantile(times, 0.99)})
+            report.add(**row, **percentiles(times))
         add_bars(report, items, concurrency, mine)
     one, many = (found[concurrency].whole.per_s for concurrency in CONCURRENCIES)
     report.note(f"{items:,} items: {one:.1f} requests/s at concurrency 1, {many:.1f} at {CONCURRENCIES[1]}")

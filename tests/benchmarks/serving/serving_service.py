@@ -7,7 +7,6 @@ Histories, catalogue and trending are written into their topics as their workers
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,31 +17,36 @@ from typing import Any
 
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from infra.local.broker import start_broker
-from infra.local.milvus_server import MilvusServer, start_milvus
-from infra.local.stack import milvus_answers
+from infra.local.milvus_server import MilvusServer
 from infra.operate.training import published
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.health import fetch_health
-from infra.platform.run_files import fill_in, read_run_files
+from infra.platform.run_files import read_run_files
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle, read_bundle
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest, RequestFailed
 from streams.kafka.releases import announce
 from streams.messages import UserHistory, encode
-from streams.topics import ITEMS, TRENDING, USER_HISTORIES, create_topics
+from streams.topics import ITEMS, TRENDING, USER_HISTORIES
 from tests.benchmarks.load import send_all
-from tests.benchmarks.ranking.ranking_ground import say
+from tests.benchmarks.report import say
 from tests.benchmarks.serving.large import enlarged
-from tests.benchmarks.serving.serving_ground import items_of, tell_progress, trending_of, viewers_of
-from tests.harness.system import cli, process, temporary_settings, wait_for_health, wait_until, with_section
+from tests.benchmarks.serving.serving_ground import items_of, trending_of, viewers_of
+from tests.harness.system import (
+    cli,
+    process,
+    running,
+    services,
+    temporary_settings,
+    wait_for_health,
+    wait_until,
+    with_section,
+)
 
 VIEWERS = 200
 FILL_S, TELL_EVERY_S = 1800.0, 10.0
 PATIENCE_S = 30.0  # of a client, so that nothing is shed: what is late shall show as late
 MEMORY = {"anonymous": "Pss_Anon", "mapped": "Pss_File", "all": "Pss"}
-SERVE = cli("serve")
-ECHO = [sys.executable, "-m", "tests.benchmarks.events.echo"]
 
 
 @dataclass
@@ -53,10 +57,6 @@ class Ground:
     milvus: MilvusServer
     bundle: Bundle
     viewers: list[UserHistory]
-
-    def stop_milvus(self) -> None:
-        """The newest one: it may have been killed and started again."""
-        self.milvus.process.stop()
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,8 @@ NO_LOAD = Load([], [], 0.0)
 @contextlib.contextmanager
 def ground(small: Bundle, **sections: dict[str, Any]) -> Iterator[Ground]:
     """Services, topics and an indexer; no release is announced yet."""
-    with temporary_settings(**sections) as own, contextlib.ExitStack() as stack:
-        broker = start_broker(own)
-        stack.callback(broker.process.stop)
-        milvus = start_milvus(own, probe=milvus_answers)
-        on = Ground(fill_in(own, broker.bootstrap, milvus.uri), milvus, small, [])
-        stack.callback(on.stop_milvus)
-        create_topics(on.settings.kafka)
-        indexer = stack.enter_context(process(on.settings, "indexer", cli("indexer")))
-        wait_for_health(on.settings, indexer)
-        yield on
+    with temporary_settings(**sections) as own, services(own) as (settings, _, milvus), running(settings, ["indexer"]):
+        yield Ground(settings, milvus, small, [])
 
 
 def publish(on: Ground, small: Bundle, items: int) -> None:
@@ -128,7 +120,7 @@ def _wait_for_collection(settings: Settings, version: str, items: int) -> None:
             if time.monotonic() - told_s >= TELL_EVERY_S:
                 told_s = time.monotonic()
                 with contextlib.suppress(IndexFailure):  # not made yet, or busy
-                    tell_progress("rows in the collection", index.count(version), items)
+                    say(f"  {index.count(version):,} of {items:,} rows in the collection")
             return health_of(settings, "indexer").get("index_version") == version
 
         wait_until(is_announced, f"the collection of {items:,} items", FILL_S, every_s=0.5)
@@ -136,24 +128,14 @@ def _wait_for_collection(settings: Settings, version: str, items: int) -> None:
 
 
 @contextlib.contextmanager
-def served(on: Ground, command: Sequence[str] = SERVE, **serving: Any) -> Iterator[tuple[Settings, GuardedProcess]]:
+def served(on: Ground, **serving: Any) -> Iterator[tuple[Settings, GuardedProcess]]:
     """A serving process with these settings, once it answers from the release that was announced last."""
     settings = with_section(on.settings, "serving", **serving)
-    with process(settings, "serving", command) as started:
+    with process(settings, "serving", cli("serve")) as started:
         wait_for_health(settings, started)
         version = on.bundle.manifest.version
         wait_until(lambda: health_of(settings, "serving").get("version_served") == version, version, 120)
         yield settings, started
-
-
-@contextlib.contextmanager
-def echoing(on: Ground) -> Iterator[Settings]:
-    """Somebody who answers requests at once, on topics of his own: the broker round trip."""
-    echo = with_section(on.settings, "kafka", topic_prefix="echo-")
-    create_topics(echo.kafka)
-    with process(echo, "echo", ECHO) as started:
-        wait_for_health(echo, started)
-        yield echo
 
 
 def health_of(settings: Settings, name: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from infra.platform.settings import Kafka
 from nextwatch_client import RecommendClient, RecommendReply, RequestFailed
 from streams.messages import Item, SearchEvent, WatchEvent, encode
 from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
-from tests.benchmarks.reliability.soak_load import ask
 from tests.harness.beside import beside
+from tests.harness.requests import Asked
 from tests.harness.traffic import DURATION_S, now_ms
 from tests.harness.witness import Takedown
 
@@ -49,24 +49,11 @@ class Pace:
 
 
 @dataclass
-class Known:
-    """A request and whoever waits for its reply."""
-
-    request_id: str
-    future: Future[RecommendReply] = field(default_factory=Future)
-
-    @property
-    def reply(self) -> RecommendReply | None:
-        is_answered = self.future.done() and not self.future.cancelled() and self.future.exception() is None
-        return self.future.result() if is_answered else None
-
-
-@dataclass
 class Sent:
     """What was told to the brokers: by (topic, what it is known by) the future of its acknowledgement."""
 
     futures: dict[tuple[str, str], Any] = field(default_factory=dict)
-    asked: list[Known] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     takedowns: list[Takedown] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -84,7 +71,7 @@ class Load:
         self._rng = random.Random(seed)
         self._numbers: Counter[str] = Counter()
         self._shown: deque[tuple[str, str, tuple[str, ...]]] = deque(maxlen=50)  # user, request id, items
-        self._failed: deque[Known] = deque()
+        self._failed: deque[Asked] = deque()
         self._last: list[WatchEvent] = []
         self._taken_ms: set[tuple[str, int]] = set()  # a user's watches are never at the same time
         self._down: dict[str, list[int]] = {}  # items, and when that was acknowledged, as soon as it is
@@ -182,20 +169,18 @@ class Load:
 
     def _request(self) -> None:
         user = self._rng.choice(self._users)
-        asked = Known(f"{user}/{self._name('request')}")
+        asked = Asked(f"{user}/{self._name('request')}")
         self.sent.asked.append(asked)
         self._ask(asked)
 
-    def _ask(self, asked: Known) -> None:
+    def _ask(self, asked: Asked) -> None:
         def remember(future: Future[RecommendReply]) -> None:
             if isinstance(future.exception(), RequestFailed):
                 self._failed.append(asked)
             elif items := future.result().items:
-                user = asked.request_id.partition("/")[0]
-                self._shown.append((user, asked.request_id, tuple(each.item_id for each in items)))
+                self._shown.append((asked.user_id, asked.request_id, tuple(each.item_id for each in items)))
 
-        asked.future = ask(self._client, asked.request_id, AGAIN_S).future
-        asked.future.add_done_callback(remember)
+        asked.send(self._client, AGAIN_S).future.add_done_callback(remember)
 
     def _ask_again(self) -> None:
         """What the brokers did not take in time is asked anew, under its own id and at once, as a caller would."""

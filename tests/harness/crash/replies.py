@@ -20,50 +20,35 @@ from streams.messages import Impression, RecommendReply, UserHistory, decode
 from streams.topics import IMPRESSIONS, RECOMMEND_REPLIES, USER_HISTORIES, partition_of
 from tests.harness.crash.replay import MOST_BYTES, read_all
 from tests.harness.crash.verdict import rows_of
-from tests.harness.witness import TOLERANCE, UNSCORED, List, Takedown, are_alike, by_item, list_of
+from tests.harness.witness import TOLERANCE, UNSCORED, Lists, list_of
 
 Floats = npt.NDArray[np.float32]
 
 
-class Replies:
-    """All lists by request id, as replied and as recorded."""
+class Replies(Lists):
+    """Those of the whole run, with the messages that they came in."""
 
     def __init__(self, settings: Settings) -> None:
-        self.lists: dict[str, list[List]] = defaultdict(list)
-        self.shown: dict[str, list[List]] = defaultdict(list)
+        super().__init__()
         self.compared = 0  # scores
         self._settings = settings
-        self._replies: list[RecommendReply] = []
-        self._impressions: dict[str, list[Impression]] = defaultdict(list)
+        self._given: list[RecommendReply] = []
+        self._recorded: dict[str, list[Impression]] = defaultdict(list)
         for record in read_all(settings, RECOMMEND_REPLIES):
             reply = decode(RecommendReply, record.value, max_bytes=MOST_BYTES)
-            self._replies.append(reply)
-            self.lists[reply.request_id].append(list_of(record, reply.version, reply.items))
+            self._given.append(reply)
+            self.replies[reply.request_id].append(list_of(record, reply.version, reply.items))
         for record in read_all(settings, IMPRESSIONS):
             impression = decode(Impression, record.value, max_bytes=MOST_BYTES)
-            self._impressions[impression.request_id].append(impression)
-            self.shown[impression.request_id].append(list_of(record, impression.version, impression.items))
+            self._recorded[impression.request_id].append(impression)
+            self.impressions[impression.request_id].append(list_of(record, impression.version, impression.items))
 
     @property
     def versions(self) -> set[str]:
-        return {each.version for lists in self.lists.values() for each in lists if each.version}
+        return {each.version for lists in self.replies.values() for each in lists if each.version}
 
     def refused(self) -> list[str]:
-        return [f"{reply.request_id}: {reply.error}" for reply in self._replies if reply.error is not None]
-
-    def answered_otherwise(self, takedowns: Sequence[Takedown]) -> list[str]:
-        """Requests that were answered more than once, and not alike but for what was down meanwhile."""
-        downs = by_item(takedowns)
-        return [request for request, lists in self.lists.items() if not are_alike(lists, downs)]
-
-    def not_on_record(self, takedowns: Sequence[Takedown]) -> list[str]:
-        """Requests with a list of which nothing, or something else, is on record."""
-        downs, shown = by_item(takedowns), self.shown
-        return [
-            request
-            for request, lists in self.lists.items()
-            if lists[0].items and not (request in shown and are_alike([*shown[request], *lists], downs))
-        ]
+        return [f"{reply.request_id}: {reply.error}" for reply in self._given if reply.error is not None]
 
     def mixed(self, bundles: Sequence[Bundle]) -> list[str]:
         """Items that are not of their reply's version, or have a score that this version never gave."""
@@ -72,7 +57,7 @@ class Replies:
         histories = self._histories()
         found = []
         for version, bundle in by_version.items():
-            replies = [reply for reply in self._replies if reply.version == version]
+            replies = [reply for reply in self._given if reply.version == version]
             judged = [pair for reply in replies if (pair := self._with_history(reply, histories)) is not None]
             if judged:
                 vectors = bundle.model.user_vectors([history for _, history in judged], bundle.manifest.created_ms)
@@ -113,7 +98,7 @@ class Replies:
         self, reply: RecommendReply, histories: dict[str, list[tuple[int, bytes]]]
     ) -> tuple[RecommendReply, UserHistory] | None:
         """The reply and the history that it was made from; None where its impression does not say."""
-        alike = [each for each in self._impressions.get(reply.request_id, ()) if each.version == reply.version]
+        alike = [each for each in self._recorded.get(reply.request_id, ()) if each.version == reply.version]
         if not alike or USER_HISTORIES not in alike[0].marks:
             return None
         user, marks = alike[0].user_id, alike[0].marks[USER_HISTORIES]

@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,10 +38,7 @@ READ_BY = {  # consumer groups, and what they commit
     "nextwatch-join": (topics.WATCH_EVENTS, topics.IMPRESSIONS),
     "nextwatch-trending": (topics.WATCH_EVENTS,),
     "nextwatch-trainer": (topics.TRAINING_EXAMPLES,),
-    "indexer": (
-        topics.ITEM_VECTORS,
-        topics.ITEMS,
-    ),  # not releases: servers repeat themselves
+    "indexer": (topics.ITEM_VECTORS, topics.ITEMS),  # not releases: servers repeat themselves
     "serving": (topics.RECOMMEND_REQUESTS,),
 }
 
@@ -196,17 +193,16 @@ def look(run: Run, outcome: Outcome) -> None:
     outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live], trainers)
     replies, takedowns = Replies(settings), outcome.sent.takedowns
     outcome.mixed = replies.mixed(bundles)
-    outcome.otherwise = replies.answered_otherwise(takedowns) + replies.not_on_record(takedowns)
+    outcome.otherwise = replies.answered_otherwise(takedowns) + replies.recorded_otherwise(takedowns)
     outcome.refused = replies.refused()
-    outcome.replied_twice = sum(len(lists) > 1 for lists in replies.lists.values())
+    outcome.replied_twice = sum(len(lists) > 1 for lists in replies.replies.values())
     outcome.scores, outcome.versions, outcome.events = replies.compared, len(replies.versions), events.total
 
 
-@contextlib.contextmanager
-def timed(say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+def timed(say: Callable[[str], None]) -> Callable[[str], None]:
     """`say` with the seconds since the beginning in front."""
     began_s = time.monotonic()
-    yield lambda what: say(f"{time.monotonic() - began_s:6.1f} s  {what}")
+    return lambda what: say(f"{time.monotonic() - began_s:6.1f} s  {what}")
 
 
 def counts(outcome: Outcome) -> Sequence[str]:

@@ -6,8 +6,9 @@ a crash of the trainer is not a finding but a number, and has a bound.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy.typing as npt
 from indexer.collection import Index
 from infra.platform.settings import Settings
 from models.release.bundle import Bundle
-from models.retrieval.incremental import STATE_COLUMNS
 from streams import topics
 from streams.epochs import CLAIM
 from streams.messages import (
@@ -34,6 +34,7 @@ from streams.trainer.learner import PROGRESS_KEY
 from tests.harness.crash import replay
 from tests.harness.crash.load import Sent
 from tests.harness.crash.replay import Content, Events, Place, read_all
+from tests.harness.traffic import total_of, vector_of
 
 MOST_BYTES = 8_000_000
 BATCHES_AGAIN = 2  # most that a crash of the trainer has learnt twice
@@ -136,15 +137,19 @@ def check_ranking_examples(verdict: Verdict, settings: Settings, events: Events)
 
 
 def held_examples(settings: Settings, again: Counter[str]) -> dict[Place, RankingExample]:
-    """The highest revision holds, of equal ones the last."""
-    held: dict[Place, RankingExample] = {}
-    for record in read_all(settings, topics.RANKING_EXAMPLES):
+    return held(read_all(settings, topics.RANKING_EXAMPLES), again)
+
+
+def held(records: Iterable[Any], again: Counter[str]) -> dict[Place, RankingExample]:
+    """By impression the example that holds: the highest revision, of equal ones the last."""
+    found: dict[Place, RankingExample] = {}
+    for record in records:
         example = decode(RankingExample, record.value, max_bytes=MOST_BYTES)
         place = example.partition, example.offset
-        again["ranking examples"] += place in held and example.revision == held[place].revision
-        if place not in held or example.revision >= held[place].revision:
-            held[place] = example
-    return held
+        again["ranking examples"] += place in found and example.revision == found[place].revision
+        if place not in found or example.revision >= found[place].revision:
+            found[place] = example
+    return found
 
 
 def statistics_of(settings: Settings) -> dict[bytes, StatisticsRow]:
@@ -154,13 +159,18 @@ def statistics_of(settings: Settings) -> dict[bytes, StatisticsRow]:
 
 def check_trending(verdict: Verdict, settings: Settings, events: Events) -> None:
     """Counts hardly decay in these settings: they are the watches, each once."""
+    verdict.compare("trending", replay.trending(events, settings), trending_counts(settings))
+
+
+def trending_counts(settings: Settings) -> Counter[str]:
+    """How often each item counts as watched; of settings in which nothing decays."""
     newest = {record.key: record.value for record in read_all(settings, topics.TRENDING)}
     counts = Counter[str]()
     for value in newest.values():
         message = decode(Trending, value, max_bytes=MOST_BYTES) if value is not None else None
         if message is not None and message.scope == "global":
             counts.update(dict(message.items))
-    verdict.compare("trending", replay.trending(events, settings), {item: round(n) for item, n in counts.items()})
+    return Counter({item: round(count) for item, count in counts.items()})
 
 
 def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bundle, trainer_deaths: int) -> None:
@@ -169,7 +179,7 @@ def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bun
     learnt = Counter(replay.examples(events, settings).values())
     model = bundle.model
     released = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
-    totals = {item: _total(row) for item, row in newest_rows(settings, bundle).items() if row.state}
+    totals = {item: total_of(row) for item, row in newest_rows(settings, bundle).items() if row.state}
     for item, count in learnt.items():
         extra = round(totals.get(item, released.get(item, 0.0)) - released.get(item, 0.0)) - count
         verdict.compared["examples in rows"] += count
@@ -186,14 +196,10 @@ def check_index(verdict: Verdict, settings: Settings, bundle: Bundle) -> None:
     version = bundle.manifest.version
     rows = newest_rows(settings, bundle)
     expected = dict(zip(bundle.model.item_ids, bundle.model.item_vectors(), strict=True))
-    expected |= {item: np.frombuffer(row.vector, "<f4") for item, row in rows.items()}
+    expected |= {item: vector_of(row) for item, row in rows.items()}
     down = items_down(settings)
-    index = Index(settings.milvus)
-    try:
-        found = index.vectors(version, sorted(expected))
-        count = index.count(version)
-    finally:
-        index.close()
+    with contextlib.closing(Index(settings.milvus)) as index:
+        found, count = index.vectors(version, sorted(expected)), index.count(version)
     verdict.compared["rows in the index"] += len(expected)
     verdict.lost += [f"row of {item} in the index" for item in expected.keys() - found.keys() - down]
     verdict.doubled += [f"row of {item}, which is down, in the index" for item in found.keys() & down]
@@ -224,10 +230,6 @@ def rows_of(settings: Settings) -> list[tuple[str, ItemVector]]:
 def items_down(settings: Settings) -> set[str]:
     newest = {record.key.decode(): record.value for record in read_all(settings, topics.ITEMS)}
     return {item for item, value in newest.items() if value is None or b'"available":false' in value}
-
-
-def _total(row: ItemVector) -> float:
-    return float(np.frombuffer(row.state, STATE_COLUMNS)[0]["total"])
 
 
 def _rounded(seconds: Mapping[Place, list[float]]) -> dict[Place, list[float]]:

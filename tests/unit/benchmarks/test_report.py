@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from streams.messages import RecommendReply
-from tests.benchmarks.__main__ import ROOMS, tables_of
+from tests.benchmarks import __main__ as command
+from tests.benchmarks.__main__ import NAMES, tables_of
 from tests.benchmarks.events.request import rest_ms
-from tests.benchmarks.report import Report, histogram_quantile, machine, main, quantile
+from tests.benchmarks.report import Report, histogram_quantile, machine, quantile
 
 
 def test_a_quantile_is_a_value_that_was_measured() -> None:
@@ -32,7 +33,9 @@ def test_a_histogram_quantile_counts_only_what_came_between_the_readings() -> No
     assert histogram_quantile({}, {'d_bucket{le="1.0"}': 0.0, 'd_bucket{le="+Inf"}': 2.0}, "d", 0.5) == 1.0
 
 
-def test_a_bar_says_whether_it_was_reached_and_the_result_is_written(tmp_path: Path) -> None:
+def test_a_bar_says_whether_it_was_reached_and_the_result_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure(report: Report, quick: bool) -> None:
         report.add(what="a", value=1.5)
         report.add(what="b", other=3)
@@ -41,9 +44,10 @@ def test_a_bar_says_whether_it_was_reached_and_the_result_is_written(tmp_path: P
         report.note("quick" if quick else "full")
 
     file = tmp_path / "result.json"
-    main("example", measure, ["--quick", "--json", str(file)])
-    written = json.loads(file.read_text())
-    assert written["name"] == "example"
+    monkeypatch.setattr(command, "tables_of", lambda name, *_: {f"{name} example": measure})
+    command.main(["step", "--quick", "--json", str(file)])
+    (written,) = json.loads(file.read_text())
+    assert written["name"] == "step example"
     assert written["machine"] == machine()
     assert written["rows"] == [{"what": "a", "value": 1.5}, {"what": "b", "other": 3}]
     assert written["bars"]["fast"] == {"value": 2.6, "bar": 2.5, "sense": ">=", "ok": True}
@@ -67,6 +71,12 @@ def test_what_is_left_of_a_request_excludes_milvus_torch_broker_and_its_share_of
     assert rest_ms(10.0, reply, 4.0, batched=False) == 0.0
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_that_is_named_can_be_started(name: str) -> None:
     assert all(map(callable, tables_of(name, None, pytest.fail).values()))
+
+
+def test_a_part_is_one_table_and_one_that_is_not_there_is_refused() -> None:
+    assert list(tables_of("ranking", "world", pytest.fail)) == ["ranking world"]
+    with pytest.raises(pytest.fail.Exception, match="ranking has no part other"):
+        tables_of("ranking", "other", pytest.fail)

@@ -24,6 +24,13 @@ LOGIN = Kafka(
 def test_our_settings_reach_the_client_whole() -> None:
     options = client_options(LOGIN)
     assert options.kafka_python() == kafka_python_options(LOGIN)
+    assert options.kafka_python() == {
+        "bootstrap_servers": ["a:1", "b:2"],
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "ann",
+        "sasl_plain_password": "hidden",
+    }
     assert (options.requests, options.replies) == ("p-recommend-requests", "p-recommend-replies")
     assert options.max_reply_bytes == 8000
 

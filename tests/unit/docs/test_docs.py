@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
 from enum import EnumType
+from functools import cache
 from typing import Any, get_type_hints
 
 import pytest
 import typer
+from pydantic.fields import FieldInfo
 
 from infra.cli.main import app
 from infra.operate.configuration_page import configuration_page
 from infra.platform.settings import ENV_PREFIX, Section, Settings
-from tests.benchmarks.__main__ import ROOMS
+from tests.benchmarks.__main__ import NAMES, parts_of
 from tests.unit.docs.pages import BESIDE, DOCS, PAGES, ROOT, Page
 
 README = BESIDE[0]
@@ -50,7 +51,7 @@ def test_pages_of_the_site_link_to_pages_of_the_site_only(page: Page):
 
 @each_page
 def test_every_path_that_is_named_exists(page: Page):
-    names = {path.name for folder in (*_folders(), "docs") for path in (ROOT / folder).rglob("*.py")}
+    names = _names_of_files()
     for span in page.spans():
         if not PATH.fullmatch(span) or span.removeprefix("./") in ELSEWHERE:
             continue
@@ -73,9 +74,9 @@ def test_every_command_and_option_exists(page: Page):
 def test_every_benchmark_and_module_exists(page: Page):
     for text in page.spans() + page.code_lines():
         for name, part in BENCHMARK.findall(text):
-            assert not name or name in ROOMS, f"{page.name}: {text}"
+            assert not name or name in NAMES, f"{page.name}: {text}"
             if part:
-                assert part in _parts(name), f"{page.name}: {text}"
+                assert part in parts_of(name), f"{page.name}: {text}"
         for module in re.findall(r"python -m ((?:infra|tests)\.[\w.]+)", text):
             assert importlib.util.find_spec(module) is not None, f"{page.name}: {module}"
 
@@ -104,14 +105,7 @@ def test_the_page_of_settings_is_that_of_the_settings():
 
 
 def test_every_setting_says_what_it_is():
-    silent = [
-        f"{name}.{leaf}"
-        for name, kind in SECTIONS.items()
-        if isinstance(kind, type) and issubclass(kind, Section)
-        for leaf, field in kind.model_fields.items()
-        if not field.description
-    ]
-    assert not silent
+    assert not [name for name, field in _leaves().items() if not field.description]
 
 
 def test_readme_has_900_words_at_most():
@@ -132,29 +126,31 @@ def test_every_page_is_on_the_site():
     assert not [page.name for page in DOCS if f": {page.path.name}\n" not in site]
 
 
+@cache
 def _folders() -> set[str]:
     """The folders at the top that code and pages live in."""
     return {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "build"))}
 
 
-def _settings() -> set[str]:
-    leaves = {
-        f"{name}.{leaf}"
+@cache
+def _names_of_files() -> set[str]:
+    return {path.name for folder in _folders() for path in (ROOT / folder).rglob("*.py")}
+
+
+@cache
+def _leaves() -> dict[str, FieldInfo]:
+    """By `section.name` the settings of all sections."""
+    return {
+        f"{name}.{leaf}": field
         for name, kind in SECTIONS.items()
         if isinstance(kind, type) and issubclass(kind, Section)
-        for leaf in kind.model_fields
+        for leaf, field in kind.model_fields.items()
     }
-    return leaves | set(SECTIONS)
 
 
-def _parts(benchmark: str) -> set[str]:
-    """The parts of a benchmark, read without importing what it measures."""
-    source = ROOT / "tests" / "benchmarks" / ROOMS[benchmark] / f"{benchmark}.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        if [getattr(target, "id", "") for target in targets] == ["PARTS"]:
-            return {key.value for key in node.value.keys}
-    return set()
+@cache
+def _settings() -> set[str]:
+    return _leaves().keys() | SECTIONS.keys()
 
 
 def _invocations(text: str) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from infra.cli import main as command_line
+from infra.platform.settings import Settings, to_environ
 
 
 class Done(NamedTuple):
@@ -17,8 +18,12 @@ class Done(NamedTuple):
     err: str
 
 
-def commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str) -> Callable[..., Done]:
-    """Run `nextwatch <command> <arguments>` on a wide terminal."""
+def commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str, settings: Settings | None = None
+) -> Callable[..., Done]:
+    """Run `nextwatch <command> <arguments>` on a wide terminal, with these settings if there are any."""
+    for name, value in to_environ(settings).items() if settings else ():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
 

@@ -26,11 +26,13 @@ def test_torch_and_blas_use_so_many(threads: int) -> None:
     assert done.stdout.split() == [str(threads)] * 2
 
 
-@pytest.mark.parametrize(("size", "parts"), [(0, 1), (1, 1), (9, 1), (10, 2), (11, 2), (100, 2)])
+@pytest.mark.parametrize(
+    ("cores", "size", "parts"), [(8, 0, 1), (8, 1, 1), (8, 9, 1), (8, 10, 2), (8, 11, 2), (8, 100, 2), (1, 100, 1)]
+)
 def test_rows_are_divided_in_their_order_and_none_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, size: int, parts: int
+    monkeypatch: pytest.MonkeyPatch, cores: int, size: int, parts: int
 ) -> None:
-    monkeypatch.setattr("models.threads._cores", lambda: 8)
+    monkeypatch.setattr("models.threads._cores", lambda: cores)
     found = in_parts(lambda rows: list(range(size))[rows], size, least=5)
     assert len(found) == parts
     assert [row for part in found for row in part] == list(range(size))
@@ -47,8 +49,3 @@ def test_parts_are_worked_on_at_once_and_what_goes_wrong_in_one_is_raised(monkey
 
     with pytest.raises(ArithmeticError):
         in_parts(fail, 10, least=5)
-
-
-def test_on_one_core_nothing_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.threads._cores", lambda: 1)
-    assert in_parts(lambda rows: rows, 100, least=5) == [slice(0, 100)]

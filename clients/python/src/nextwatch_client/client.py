@@ -222,10 +222,7 @@ class RecommendClient:
         """Return a consumer that stands at the end of one partition of replies, and that partition. Its position is
         known before the first request."""
         consumer = KafkaConsumer(
-            **self._connection,
-            enable_auto_commit=False,
-            auto_offset_reset="latest",
-            reconnect_backoff_max_ms=2000,
+            **self._connection, enable_auto_commit=False, auto_offset_reset="latest", reconnect_backoff_max_ms=2000
         )
         try:
             numbers = _partitions_of(consumer, self._options.replies)

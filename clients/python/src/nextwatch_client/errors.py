@@ -10,7 +10,11 @@ from __future__ import annotations
 
 
 class OptionsError(ValueError):
-    """An option has a value that cannot be used; the text names the option."""
+    """Options have values that cannot be used; the text begins with their names, and `why` is the rest of it."""
+
+    def __init__(self, options: tuple[str, ...], why: str) -> None:
+        super().__init__(", ".join(options) + why)
+        self.options, self.why = options, why
 
 
 class TopicMissing(LookupError):

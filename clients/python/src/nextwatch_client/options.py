@@ -61,16 +61,17 @@ class ConnectionOptions:
         try:
             context = ssl.create_default_context(cafile=self.ssl_ca_file)
         except OSError as error:  # ssl.SSLError, of a file that is no PEM, is one too
-            raise OptionsError(f"ssl_ca_file {self.ssl_ca_file} cannot be used: {error}") from None
+            raise OptionsError(("ssl_ca_file",), f" {self.ssl_ca_file} cannot be used: {error}") from None
         if self.ssl_cert_file:
             try:
                 context.load_cert_chain(self.ssl_cert_file, self.ssl_key_file, password=_refuse_locked_key)
             except OSError as error:
-                names = f"ssl_cert_file, ssl_key_file ({self.ssl_cert_file}, {self.ssl_key_file})"
-                raise OptionsError(f"{names} cannot be used: {error}") from None
+                why = f" ({self.ssl_cert_file}, {self.ssl_key_file}) cannot be used: {error}"
+                raise OptionsError(("ssl_cert_file", "ssl_key_file"), why) from None
         return context
 
 
 def _refuse_locked_key() -> str:
     """Raise OptionsError, where OpenSSL would ask the terminal for a passphrase."""
-    raise OptionsError("ssl_key_file: the key is locked by a passphrase; give one that is not, readable by you only")
+    why = ": the key is locked by a passphrase; give one that is not, readable by you only"
+    raise OptionsError(("ssl_key_file",), why)

@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from infra.cli.backtest import read_time
-from models.evaluation.baseline_choice import Baselines
 from tests.unit.infra.command import commands
 
 START_MS = 1_700_000_000_000
@@ -107,8 +106,7 @@ def test_als_is_named_where_it_is_left_out(nextwatch, log, monkeypatch):
 
 
 def test_a_limited_ease_says_so(monkeypatch, nextwatch, log):
-    whole = Baselines.__init__
-    monkeypatch.setattr(Baselines, "__init__", lambda self, *a, **k: whole(self, *a, **k, ease_items=10))
+    monkeypatch.setattr("models.evaluation.baseline_choice.EASE_ITEMS", 10)
     code, out, _ = nextwatch(log, "--map", "user_id=uid", "--out", "out", "--json")
     notes = {each["name"]: each["note"] for each in json.loads(out)["recommenders"]}
     assert code == 0 and "10 most watched items only" in notes["EASE"] and "10 most" in notes["EASE x recency"]

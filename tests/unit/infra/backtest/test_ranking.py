@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from infra.backtest.ranking import RankingRequest, calibrated, run_ranking_backtest
-from infra.platform.settings import Ranker
+from infra.backtest.ranking import calibrated, run_ranking_backtest
+from infra.backtest.request import Request
+from infra.platform.settings import Ranker, Settings
 from models.evaluation.split import BacktestError
 from models.ranking.impression_log import Delays
 from models.ranking.ranking_evaluation import Predictions
@@ -19,7 +20,6 @@ from tests.unit.models.samples import START_MS, made_examples
 
 ROWS = 1500
 QUICK = {"HIDDEN": "[16]", "MEMBERS": "1", "EPOCHS": "3", "RATE": "0.003", "DROPOUT": "0"}
-RANKER = Ranker(hidden=(8,), members=1, epochs=1)
 
 
 def exposure_log(rows: int = ROWS) -> pl.DataFrame:
@@ -139,9 +139,9 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(nextwatch, log, tmp_p
 
 def test_a_log_without_watch_times_is_refused(tmp_path):
     exposure_log().rename({"uid": "user_id"}).drop("watch_s").write_parquet(tmp_path / "log.parquet")
-    request = RankingRequest(tmp_path / "log.parquet", tmp_path / "out", 18.0, RANKER, Delays())
+    request = Request(tmp_path / "log.parquet", tmp_path / "out")
     with pytest.raises(BacktestError, match="has no row with watch_s"):
-        run_ranking_backtest(request)
+        run_ranking_backtest(request, Settings(ranker=Ranker(hidden=(8,), members=1, epochs=1)))
 
 
 def test_a_calibration_reorders_nothing_within_a_page_and_is_capped():

@@ -11,7 +11,7 @@ import pytest
 from infra.backtest.curves import age_label, draw_curves, history_label
 from infra.backtest.files import CandidateLists, check_out, new_directory, write_live, write_report
 from infra.backtest.page import render_page
-from infra.backtest.report import CUTOFFS, Grounds, Protocol, build_report, finite
+from infra.backtest.report import CUTOFFS, Grounds, build_report, finite
 from models.evaluation.backtest import Entrant, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular
 from models.evaluation.comparison import recall
@@ -20,11 +20,12 @@ from models.evaluation.split import BacktestError
 
 CUT, CATALOGUE, ROWS = 200, 20, 300
 USER_IDS, ITEM_IDS = pl.Series([f"u{n}" for n in range(15)]), pl.Series([f"i{n}" for n in range(25)])
-PROTOCOL = Protocol(
-    log="<b>log</b>.parquet", items_file=None, seed=1, completed_s=18.0, first_ms=0, cut_ms=CUT * 60_000,
-    last_ms=ROWS * 60_000, validation_ms=180 * 60_000, positives=ROWS, positives_before=CUT, validation_positives=20,
-    test_positives=100, users=15, users_before=15, items=25, items_known=CATALOGUE, live=True, block=25,
-)  # fmt: skip
+PROTOCOL = {
+    "log": "<b>log</b>.parquet", "items_file": None, "seed": 1, "completed_s": 18.0, "live": True, "block": 25,
+    "first_ms": 0, "validation_ms": 180 * 60_000, "cut_ms": CUT * 60_000, "last_ms": ROWS * 60_000,
+    "positives": ROWS, "positives_before": CUT, "validation_positives": 20, "test_positives": 100,
+    "users": 15, "users_before": 15, "items": 25, "items_known": CATALOGUE,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

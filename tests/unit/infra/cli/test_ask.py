@@ -10,9 +10,7 @@ from tests.unit.infra.command import commands
 
 def test_exclusions_and_a_filter_travel_with_the_request(kafka_settings: Settings, monkeypatch, capsys):
     create_topics(kafka_settings.kafka)
-    monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", kafka_settings.kafka.bootstrap)
-    monkeypatch.setenv("NEXTWATCH_KAFKA__TOPIC_PREFIX", kafka_settings.kafka.topic_prefix)
-    run = commands(monkeypatch, capsys, "recommend", "ann")
+    run = commands(monkeypatch, capsys, "recommend", "ann", settings=kafka_settings)
     with responding(kafka_settings.kafka) as seen:
         done = run("-k", "3", "--exclude", "a", "--exclude", "b", "--filter", "duration_s < 600", "--json")
     assert done.code == 0, done.err

@@ -38,25 +38,11 @@ class LetterBox:
         """One letter in the topic; its id."""
         facts: dict[str, Any] = {"key": b"ann", "headers": [("trace", b"1")], "code": "invalid", "reason": "no good"}
         facts |= {"partition": 1, "at_ms": now_ms()} | change
+        partition, key, headers, at_ms = (facts[name] for name in ("partition", "key", "headers", "at_ms"))
         refused = Refused(facts["code"], facts["reason"])
-        letter = dead_letter(
-            topic,
-            facts["partition"],
-            offset,
-            facts["key"],
-            value,
-            facts["headers"],
-            refused,
-            facts["at_ms"],
-            max_bytes=LIMIT,
-        )
-        self.write(letter)
-        return f"{topic}/{facts['partition']}/{offset}"
-
-    def write(self, letter: DeadLetter) -> None:
-        self.traffic.send(
-            DEAD_LETTERS, None, encode(letter), partition=letter.partition % self.settings.kafka.partitions
-        )
+        letter = dead_letter(topic, partition, offset, key, value, headers, refused, at_ms, max_bytes=LIMIT)
+        self.traffic.send(DEAD_LETTERS, None, encode(letter), partition=partition % self.settings.kafka.partitions)
+        return f"{topic}/{partition}/{offset}"
 
     def all_of(self, topic: str) -> list[Any]:
         reader = Reader(self.settings.kafka, topic)
@@ -74,10 +60,8 @@ class LetterBox:
 @pytest.fixture
 def box(kafka_settings: Settings, monkeypatch, capsys) -> Iterator[LetterBox]:
     create_topics(kafka_settings.kafka)
-    monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", kafka_settings.kafka.bootstrap)
-    monkeypatch.setenv("NEXTWATCH_KAFKA__TOPIC_PREFIX", kafka_settings.kafka.topic_prefix)
     traffic = Traffic(kafka_settings.kafka)
-    yield LetterBox(kafka_settings, traffic, commands(monkeypatch, capsys, "dead-letters"))
+    yield LetterBox(kafka_settings, traffic, commands(monkeypatch, capsys, "dead-letters", settings=kafka_settings))
     traffic.close()
 
 
@@ -199,13 +183,9 @@ def test_a_mark_holds_nothing_of_the_message_and_two_letters_of_one_place_are_on
     assert len(box.listed()) == 1
     assert box.run("drop", letter).code == 0 and box.run("drop", letter).code == 0
     assert box.listed() == {}
-    marks = [each for each in map(letter_in, box.all_of(DEAD_LETTERS)) if each.mark]
-    [mark] = marks
+    letters = [decode(DeadLetter, record.value) for record in box.all_of(DEAD_LETTERS)]
+    [mark] = [each for each in letters if each.mark]
     assert mark == marked(mark, "dropped", mark.at_ms) and mark.value is None and mark.key is None and not mark.headers
-
-
-def letter_in(record: Any) -> DeadLetter:
-    return decode(DeadLetter, record.value)
 
 
 def test_every_topic_but_the_dead_letters_can_get_a_message_back():

@@ -17,7 +17,7 @@ import yaml
 from infra.cli.main import app
 from infra.local.processes import STOP_S
 from infra.local.stack import COMMANDS
-from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, _is_setting
+from infra.platform.settings import CONFIG_VARIABLE, ENV_PREFIX, variables
 from tests.harness.needs import DOCKER_COMPOSE, SYSTEMD, needs
 
 INFRA = Path(__file__).parents[4] / "infra" / "deploy"
@@ -49,8 +49,7 @@ def is_command(arguments: list[str]) -> bool:
 
 
 def is_ours(variable: str) -> bool:
-    path = variable.removeprefix(ENV_PREFIX).lower().split("__")
-    return not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE or _is_setting(path)
+    return not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE or variable in variables()
 
 
 def test_what_is_no_command_is_told_from_what_is_one() -> None:

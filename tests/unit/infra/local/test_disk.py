@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
 
@@ -20,18 +19,16 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, LEAST_BYTES - 1))
 
 
-def test_there_is_room_here_and_a_directory_that_is_not_there_is_not_judged(tmp_path: Path) -> None:
+def test_there_is_room_here_and_a_directory_that_is_not_there_is_not_judged(tmp_path):
     assert full_disk(tmp_path) is None
     assert full_disk(tmp_path / "nothing") is None
 
 
-def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path, no_room: None) -> None:
+def test_a_full_disk_is_named_with_the_way_out(tmp_path, no_room):
     assert full_disk(tmp_path) == f"the disk of {tmp_path} is full (16 MB left): make room, then it goes on by itself"
 
 
-def test_a_service_that_cannot_be_started_for_a_full_disk_is_tried_again_and_says_so(
-    tmp_path: Path, no_room: None
-) -> None:
+def test_a_service_that_cannot_be_started_for_a_full_disk_is_tried_again_and_says_so(tmp_path, no_room):
     def start() -> GuardedProcess:
         raise OSError(28, "No space left on device")
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from pymilvus import MilvusClient
 
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.platform.guarded_process import ServiceError
-from infra.platform.settings import Settings
 from tests.conftest import milvus_answers
-
-MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture
-def own_milvus(make_settings: MakeSettings) -> Iterator[MilvusServer]:
+def own_milvus(make_settings) -> Iterator[MilvusServer]:
     """A server of this test alone, which it may stop and kill."""
     server = start_milvus(make_settings(), probe=milvus_answers)
     yield server
@@ -26,7 +22,7 @@ def own_milvus(make_settings: MakeSettings) -> Iterator[MilvusServer]:
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
+def test_rows_survive(own_milvus, end: str):
     client = MilvusClient(uri=own_milvus.uri)
     client.create_collection("things", dimension=2)
     client.insert("things", [{"id": 1, "vector": [1.0, 0.0]}])
@@ -35,10 +31,7 @@ def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
     assert code == (0 if end == "stop" else 137)
     before = own_milvus.uri
     own_milvus.restart()
-    deadline = time.monotonic() + 30
-    while not own_milvus.is_ready():
-        assert time.monotonic() < deadline, own_milvus.process.tail()
-        time.sleep(0.05)
+    own_milvus.when_ready()
     assert own_milvus.uri == before
     client = MilvusClient(uri=own_milvus.uri)
     client.load_collection("things")
@@ -47,8 +40,8 @@ def test_rows_survive(own_milvus: MilvusServer, end: str) -> None:
 
 
 def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_directory(
-    own_milvus: MilvusServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    own_milvus, make_settings, monkeypatch
+):
     monkeypatch.setattr("infra.platform.port_locks.LOCK_WAIT_S", 0.2)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", own_milvus.port), timeout=1)
@@ -61,15 +54,13 @@ def test_a_running_server_listens_on_loopback_only_and_lends_neither_port_nor_di
 
 
 @pytest.mark.service
-def test_a_server_that_the_probe_never_likes_is_stopped(make_settings: MakeSettings) -> None:
+def test_a_server_that_the_probe_never_likes_is_stopped(make_settings):
     settings = make_settings(embedded={"ready_timeout_s": 0.3})
     with pytest.raises(ServiceError, match=r"milvus is not ready after 0\.3 s \(embedded\.ready_timeout_s\)"):
         start_milvus(settings, probe=lambda uri: False)
 
 
-def test_without_the_package_the_error_names_the_setting(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_the_error_names_the_setting(make_settings, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ServiceError, match=r"set milvus\.uri"):
         start_milvus(make_settings(), probe=lambda uri: True)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,12 @@ from infra.local.broker import answers
 from infra.local.processes import STOP_ORDER, command_part, embedded_services, process_environ
 from infra.local.supervisor import Supervisor
 from infra.platform.run_files import find_services
-from infra.platform.settings import Settings, load_settings
+from infra.platform.settings import load_settings
 from tests.conftest import BROKERS, environ_for, milvus_answers
 from tests.unit.infra.platform.test_process_guard import is_alive, until
 
 pytestmark = pytest.mark.service
 
-MakeSettings = Callable[..., Settings]
 
 UP = """
 import sys, time
@@ -44,10 +42,19 @@ except KeyboardInterrupt:
 """
 
 
+def start_up(directory: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A running UP, and the processes that it has started: two services, and their guards."""
+    with (directory / "up.log").open("a") as log:
+        command = [sys.executable, "-c", UP, str(directory)]
+        up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environ_for("noida"))
+    assert up.stdout is not None
+    pids = [int(pid) for pid in up.stdout.readline().split()]
+    assert len(pids) == 4, (directory / "up.log").read_text()
+    return up, pids
+
+
 @pytest.mark.parametrize("kind", BROKERS)
-def test_services_that_are_not_named_are_started_and_found_by_other_commands(
-    make_settings: MakeSettings, kind: str
-) -> None:
+def test_services_that_are_not_named_are_started_and_found_by_other_commands(make_settings, kind: str):
     settings = make_settings()
     news: list[str] = []
     with (
@@ -66,7 +73,7 @@ def test_services_that_are_not_named_are_started_and_found_by_other_commands(
         socket.create_connection(tuple(filled.kafka.bootstrap.split(":")), timeout=1)  # type: ignore[arg-type]
 
 
-def test_services_that_are_named_are_not_started(kafka: str, milvus_uri: str, make_settings: MakeSettings) -> None:
+def test_services_that_are_named_are_not_started(kafka, milvus_uri, make_settings):
     settings = make_settings(kafka, milvus_uri)
     with (
         Supervisor(lambda name, what: None) as supervisor,
@@ -77,14 +84,8 @@ def test_services_that_are_named_are_not_started(kafka: str, milvus_uri: str, ma
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_is_left_however_up_ends(tmp_path: Path, number: signal.Signals) -> None:
-    environ = environ_for("noida")
-    with (tmp_path / "up.log").open("w") as log:
-        command = [sys.executable, "-c", UP, str(tmp_path)]
-        up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environ, cwd=Path.cwd())
-    assert up.stdout is not None
-    pids = [int(pid) for pid in up.stdout.readline().split()]
-    assert len(pids) == 4, (tmp_path / "up.log").read_text()
+def test_no_process_is_left_however_up_ends(tmp_path, number: signal.Signals):
+    up, pids = start_up(tmp_path)
     assert all(is_alive(pid) for pid in pids)
     up.send_signal(number)
     assert up.wait(20) == (-number if number == signal.SIGKILL else 0)
@@ -93,20 +94,15 @@ def test_no_process_is_left_however_up_ends(tmp_path: Path, number: signal.Signa
     assert [pid for pid in pids if is_alive(pid)] == []
 
 
-def test_after_a_killed_up_the_next_one_starts_on_the_same_data(tmp_path: Path) -> None:
+def test_after_a_killed_up_the_next_one_starts_on_the_same_data(tmp_path):
     for _ in range(2):
-        with (tmp_path / "up.log").open("a") as log:
-            command = [sys.executable, "-c", UP, str(tmp_path)]
-            up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environ_for("noida"))
-        assert up.stdout is not None
-        pids = [int(pid) for pid in up.stdout.readline().split()]
-        assert len(pids) == 4, (tmp_path / "up.log").read_text()
+        up, pids = start_up(tmp_path)
         up.kill()
         up.wait()
     assert until(lambda: not any(is_alive(pid) for pid in pids), 20)
 
 
-def test_a_crashed_service_comes_back_at_its_address(make_settings: MakeSettings) -> None:
+def test_a_crashed_service_comes_back_at_its_address(make_settings):
     settings = make_settings(milvus={"uri": "http://127.0.0.1:1"})
     with (
         Supervisor(lambda name, what: None) as supervisor,
@@ -120,9 +116,7 @@ def test_a_crashed_service_comes_back_at_its_address(make_settings: MakeSettings
         assert answers(filled.kafka.bootstrap)
 
 
-def test_a_command_is_ready_when_its_own_page_says_so(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_command_is_ready_when_its_own_page_says_so(make_settings, monkeypatch, tmp_path):
     page = """
 import sys, time
 from infra.platform.health import Health, serve_health
@@ -149,9 +143,7 @@ with serve_health(health, load_settings(), started_ms=1):
     assert news[0] == "ready"
 
 
-def test_children_get_these_settings_and_no_others(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_children_get_these_settings_and_no_others(make_settings, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = make_settings("a:1", "http://b:2", data_dir=Path("here"), metrics={"port": 9100})
     environ = process_environ(settings, {"PATH": "/bin", "NEXTWATCH_KAFKA__BOOTSTRAP": "other:1", "HOME": "/h"})
@@ -166,7 +158,7 @@ def test_children_get_these_settings_and_no_others(
     assert seen.metrics.port == 0, "several processes cannot share one port"
 
 
-def test_the_stop_order_lets_everyone_finish_its_last_writes() -> None:
+def test_the_stop_order_lets_everyone_finish_its_last_writes():
     order = sorted(STOP_ORDER, key=lambda name: STOP_ORDER[name])
     assert order.index("serving") < order.index("history") < order.index("indexer")
     assert order[-2:] == ["milvus", "broker"]

@@ -4,9 +4,8 @@ process: what is watched here only says that it runs."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,26 +19,12 @@ from infra.local.supervisor import Part, Supervisor, Watched
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 
-MakeSettings = Callable[..., Settings]
 News = list[tuple[str, str]]
 
 
-@dataclass
-class Running:
+def running(log: Path, code: int | None = None) -> Any:
     """A process as the supervisor sees it; with a `code` it has ended."""
-
-    log: Path
-    code: int | None = None
-    pid: int = 0
-
-    def poll(self) -> int | None:
-        return self.code
-
-    def ask_to_stop(self) -> None:
-        pass
-
-    def stop(self) -> int:
-        return 0
+    return SimpleNamespace(log=log, pid=0, poll=lambda: code, ask_to_stop=lambda: None, stop=lambda: 0)
 
 
 def part(name: str, log: Path, *, ready_after_s: float = 0.0, code: int | None = None) -> Part:
@@ -48,7 +33,7 @@ def part(name: str, log: Path, *, ready_after_s: float = 0.0, code: int | None =
     def ask(process: Any) -> dict[str, Any]:
         return {"ready": time.monotonic() >= ready_s, "reasons": ["waiting for the catalogue"]}
 
-    return Part(name, lambda: Running(log, code), ask)  # type: ignore[arg-type, return-value]
+    return Part(name, lambda: running(log, code), ask)
 
 
 @contextmanager
@@ -71,11 +56,11 @@ def started(
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings) -> Settings:
+def settings(make_settings) -> Settings:
     return make_settings("127.0.0.1:1", "http://127.0.0.1:1", embedded={"ready_timeout_s": 0.3})
 
 
-def test_what_lives_is_waited_for_and_told_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lives_is_waited_for_and_told_of(settings, monkeypatch):
     news: News = []
     with started(settings, news, monkeypatch, ready_after_s=1.0):
         ready = list(news)
@@ -85,7 +70,7 @@ def test_what_lives_is_waited_for_and_told_of(settings: Settings, monkeypatch: p
     assert ready[-1] == ("trainer", "ready")
 
 
-def test_what_crashes_again_and_again_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_crashes_again_and_again_is_given_up(settings, monkeypatch):
     with (
         pytest.raises(ServiceError, match="trainer does not start: it crashed 3 times in a row"),
         started(settings, [], monkeypatch, code=1),
@@ -93,7 +78,7 @@ def test_what_crashes_again_and_again_is_given_up(settings: Settings, monkeypatc
         pytest.fail("it is not ready")
 
 
-def test_the_demo_keeps_its_limit_and_names_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_keeps_its_limit_and_names_it(settings, monkeypatch):
     with (
         pytest.raises(
             ServiceError, match=r"trainer is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH"
@@ -103,10 +88,10 @@ def test_the_demo_keeps_its_limit_and_names_it(settings: Settings, monkeypatch: 
         pytest.fail("it is not ready")
 
 
-def test_who_ran_for_long_before_each_crash_and_was_never_ready_is_given_up_too(tmp_path: Path) -> None:
+def test_who_ran_for_long_before_each_crash_and_was_never_ready_is_given_up_too(tmp_path):
     """A crash after a steady run is forgiven when it comes to how soon it is started again, not here."""
     watcher = Supervisor(lambda name, what: None)  # not entered: nothing looks at the part but what follows
-    watched = Watched(part("x", tmp_path / "log"), Running(tmp_path / "log"))  # type: ignore[arg-type]
+    watched = Watched(part("x", tmp_path / "log"), running(tmp_path / "log"))
     watcher._watched["x"] = watched
     crashes = iter(range(1, 10))
 
@@ -121,12 +106,11 @@ def test_who_ran_for_long_before_each_crash_and_was_never_ready_is_given_up_too(
     assert watched.restarts == 3
 
 
-def test_the_limit_of_an_embedded_service_is_named(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_of_an_embedded_service_is_named(make_settings, monkeypatch):
     settings = make_settings(milvus_uri="http://127.0.0.1:1", embedded={"ready_timeout_s": 0.3})
-    process = Running(settings.data_dir / "log")
+    process = running(settings.data_dir / "log")
     broker = SimpleNamespace(
+        name="broker",
         kind="kafka",
         bootstrap="127.0.0.1:1",
         directory=settings.data_dir,

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from infra.local.supervisor import Part, Supervisor, Watched, interrupted_by_signals, wait_before_restart_s
 from infra.platform.guarded_process import GuardedProcess, ServiceError, start_guarded
+from tests.unit.infra.platform.test_process_guard import until
 
 pytestmark = pytest.mark.service
 
@@ -26,13 +26,6 @@ def part(directory: Path, name: str, command: list[str], stop_order: int = 0, **
         return start_guarded(name, command, log=directory / f"{name}.log", grace_s=5)
 
     return Part(name, start, lambda process: {"ready": True} | health, stop_order)
-
-
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_waits_double_up_to_a_limit() -> None:
@@ -85,9 +78,7 @@ def test_a_part_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
 
 def test_readiness_comes_and_goes(tmp_path: Path) -> None:
     answers = [{"ready": False}, {"ready": True}, {"ready": False, "reasons": ["waiting for Kafka"]}]
-    watched = Watched(
-        Part("x", part(tmp_path, "x", LONG).start, lambda process: answers.pop(0)),
-    )
+    watched = Watched(Part("x", part(tmp_path, "x", LONG).start, lambda process: answers.pop(0)))
     watched.step(0)
     try:
         assert watched.step(1) is None
@@ -107,7 +98,7 @@ def test_a_killed_process_is_started_again_and_reported(tmp_path: Path) -> None:
         first = supervisor.process("x")
         assert first is not None
         os.kill(first.pid, signal.SIGKILL)
-        until(lambda: supervisor.states()[0].restarts == 1)
+        assert until(lambda: supervisor.states()[0].restarts == 1)
         supervisor.wait_ready(10)
         state = supervisor.states()[0]
         assert (state.phase, state.restarts) == ("ready", 1)
@@ -138,8 +129,8 @@ time.sleep(60)
         for name, place in order.items():
             command = [sys.executable, "-c", program, str(tmp_path / "order"), name]
             supervisor.add(part(tmp_path, name, command, place))
-        until(lambda: all((tmp_path / f"{name}.log").exists() for name in order))
-        until(lambda: all((tmp_path / f"{name}.log").read_text() for name in order))
+        assert until(lambda: all((tmp_path / f"{name}.log").exists() for name in order))
+        assert until(lambda: all((tmp_path / f"{name}.log").read_text() for name in order))
     assert (tmp_path / "order").read_text().split() == ["serving", "worker", "indexer", "milvus", "broker"]
 
 
@@ -193,7 +184,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_grace(tmp_path: Path) -> None:
         supervisor = Supervisor(lambda name, what: None)
         with supervisor:
             supervisor.add(Part("deaf", start, lambda process: {"ready": True}))
-            until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text())
+            assert until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text())
             process = supervisor.process("deaf")
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     assert process is not None

@@ -49,9 +49,7 @@ def test_nothing_goes_while_it_is_not_known_who_needs_what(report: ReleaseReport
     assert old_bundles(replace(report, problems=["Kafka: no answer"]), 1) == []
 
 
-def test_what_goes_is_no_bundle_any_more_and_what_a_crash_left_goes_too(
-    report: ReleaseReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_goes_is_no_bundle_any_more_and_what_a_crash_left_goes_too(report: ReleaseReport, tmp_path, monkeypatch):
     bundles_dir = tmp_path / "bundles"
     (bundles_dir / f"{GONE}x").mkdir()
     monkeypatch.setattr(module, "read_releases", lambda _: report)

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -125,7 +124,7 @@ def test_a_goodbye_and_what_cannot_be_read_are_taken_as_they_are():
     assert servers_of(heard, 0, 60.0) == []
 
 
-def test_bundles_are_listed_readable_or_not_and_unfinished_ones_are_not(tmp_path: Path):
+def test_bundles_are_listed_readable_or_not_and_unfinished_ones_are_not(tmp_path):
     manifest = train_small(tmp_path)
     (tmp_path / ".writing-x").mkdir()
     (tmp_path / "damaged").mkdir()
@@ -137,7 +136,7 @@ def test_bundles_are_listed_readable_or_not_and_unfinished_ones_are_not(tmp_path
     assert read_bundles(tmp_path / "nowhere") == []
 
 
-def test_a_bundle_is_read_here_as_where_it_is_written(tmp_path: Path):
+def test_a_bundle_is_read_here_as_where_it_is_written(tmp_path):
     assert bundle_module.MANIFEST == MANIFEST
     manifest = read_manifest(tmp_path / train_small(tmp_path).version)
     [found] = read_bundles(tmp_path)
@@ -145,7 +144,7 @@ def test_a_bundle_is_read_here_as_where_it_is_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["vectors.npy", MANIFEST])
-def test_a_spare_that_no_server_would_take_is_not_gone_back_to(tmp_path: Path, damage: str):
+def test_a_spare_that_no_server_would_take_is_not_gone_back_to(tmp_path, damage: str):
     """A server that starts would have no release then."""
     directory = tmp_path / train_small(tmp_path).version
     check_spare(directory)
@@ -216,9 +215,7 @@ def test_there_is_nothing_to_go_back_to_before_a_second_release(system: System, 
     assert system.report()["live"] == first
 
 
-def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
-    system: System, capsys: pytest.CaptureFixture[str]
-):
+def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(system: System, capsys):
     first, second = system.publish(0), system.publish(1)
     report = system.report()
     assert (report["live"], report["spare"], report["newest"]) == (second, first, second)
@@ -249,14 +246,13 @@ def test_a_server_that_does_not_follow_is_named_and_the_exit_code_says_so(system
     live = system.report()["live"]
     producer = KafkaProducer(**kafka_python_options(system.settings.kafka))
     state = ServerState("deaf", live, 0)
-    producer.send(system.settings.kafka.topic_prefix + RELEASES, key=key_of(state).encode(), value=encode(state)).get(
-        10
-    )
+    topic, key = system.settings.kafka.topic_prefix + RELEASES, key_of(state).encode()
+    producer.send(topic, key=key, value=encode(state)).get(10)
     done = run_releases(system.settings)("--rollback", "--wait-s", "4")
     assert done.code == 1
     assert "not served yet by deaf" in done.out
     assert "1 of 2 servers" in done.err
-    producer.send(system.settings.kafka.topic_prefix + RELEASES, key=key_of(state).encode(), value=None).get(10)
+    producer.send(topic, key=key, value=None).get(10)
     producer.close()
     done = run_releases(system.settings)("--rollback")
     assert done.code == 0 and "rolled back from" in done.out
@@ -287,13 +283,4 @@ def test_a_person_reads_which_is_live_and_which_the_spare(system: System, run_re
 @pytest.fixture
 def run_releases(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`nextwatch releases` with settings, in this process."""
-
-    def prepared(settings: Settings) -> Any:
-        monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", settings.kafka.bootstrap)
-        monkeypatch.setenv("NEXTWATCH_KAFKA__TOPIC_PREFIX", settings.kafka.topic_prefix)
-        monkeypatch.setenv("NEXTWATCH_MILVUS__URI", settings.milvus.uri)
-        monkeypatch.setenv("NEXTWATCH_MILVUS__TIMEOUT_S", str(settings.milvus.timeout_s))
-        monkeypatch.setenv("NEXTWATCH_DATA_DIR", str(settings.data_dir))
-        return commands(monkeypatch, capsys, "releases")
-
-    return prepared
+    return lambda settings: commands(monkeypatch, capsys, "releases", settings=settings)

@@ -10,7 +10,7 @@ import pytest
 from kafka import KafkaConsumer
 
 from infra.operate import replay as module
-from infra.operate.replay import Pace, ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
+from infra.operate.replay import ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from models.logs.log import LogError, items_from_frame, log_from_frame
@@ -51,14 +51,6 @@ def test_pace_and_times_follow_the_speed() -> None:
     assert due(times, 4.0).to_list() == [0.0, 0.5, 1.5]
     assert restamped(times, 50_000, 4.0).to_list() == [50_000, 50_500, 51_500]
     assert restamped(times, 50_000, None).to_list() == [44_000, 46_000, 50_000]
-
-
-def test_a_wish_to_stop_ends_the_wait_for_an_event_that_is_far_off() -> None:
-    assert Pace([0.0, 0.05], lambda: False).wait(1)
-    wishes = iter([False, True])
-    began_s = time.monotonic()
-    assert not Pace([0.0, 3600.0], lambda: next(wishes)).wait(1)
-    assert time.monotonic() - began_s < 5
 
 
 def test_a_speed_of_nothing_is_refused() -> None:

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
-from infra.operate.retraining import delays_of, retrain_from_log, retrain_from_topic
+from infra.operate.progress import no_progress
+from infra.operate.retraining import delays_of, retrain
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Join, Ranker, Settings
 from models.logs.log import LogError
@@ -21,10 +22,6 @@ from tests.unit.serving.worlds import ITEMS, train_small
 from tests.unit.streams.export.test_ranking_archive import example, shown
 
 RANKER = Ranker(hidden=(6,), members=1, epochs=2)
-
-
-def nothing(stage: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def test_a_ranker_from_a_log_goes_into_a_release_with_the_candidates_of_another(
     frame = frame.with_columns(item_id=pl.col("item_id").str.replace("i", "item-"))
     frame.write_parquet(tmp_path / "log.parquet")
     settings = Settings(data_dir=tmp_path, ranker=RANKER)
-    manifest = retrain_from_log(settings, base, None, tmp_path / "log.parquet", {}, nothing)
+    manifest = retrain(settings, base, None, no_progress, tmp_path / "log.parquet")
     found = read_bundle(settings.bundles_dir / manifest.version)
     check_same_candidates(found, base)
     assert found.ranker.shape.hidden == (6,)
@@ -58,7 +55,7 @@ def test_a_ranker_from_a_log_goes_into_a_release_with_the_candidates_of_another(
     assert 500 < sums[0, 0] <= 600, "of the log's own impressions"
     frame.drop("watch_s").write_parquet(tmp_path / "log.parquet")
     with pytest.raises(LogError, match="the ranker learns from watch_s, which no row has"):
-        retrain_from_log(settings, base, None, tmp_path / "log.parquet", {}, nothing)
+        retrain(settings, base, None, no_progress, tmp_path / "log.parquet")
 
 
 def test_a_ranker_from_what_was_served_needs_enough_of_it_and_then_begins_where_the_last_one_ended(
@@ -76,9 +73,9 @@ def test_a_ranker_from_what_was_served_needs_enough_of_it_and_then_begins_where_
 
     serve(0, LEAST_ROWS - 1)
     with pytest.raises(LogError, match=f"holds {LEAST_ROWS - 1} shown items .* {LEAST_ROWS} are needed"):
-        retrain_from_topic(settings, base, None, nothing)
+        retrain(settings, base, None, no_progress)
     serve(LEAST_ROWS - 1, 2 * LEAST_ROWS)
-    manifest = retrain_from_topic(settings, base, None, nothing)
+    manifest = retrain(settings, base, None, no_progress)
     found = read_bundle(settings.bundles_dir / manifest.version)
     check_same_candidates(found, base)
     assert found.ranker.trained
@@ -86,7 +83,7 @@ def test_a_ranker_from_what_was_served_needs_enough_of_it_and_then_begins_where_
     assert list(found.statistics.rows()) == list(base.statistics.rows()), "what the examples were fed with"
     hardly = settings.model_copy(update={"ranker": RANKER.model_copy(update={"rate": 1e-9})})
     warmed = read_bundle(
-        settings.bundles_dir / retrain_from_topic(hardly, base, found.ranker, nothing).version
+        settings.bundles_dir / retrain(hardly, base, found.ranker, no_progress).version
     ).ranker.to_arrays()
     for name, array in found.ranker.to_arrays().items():
         np.testing.assert_allclose(warmed[name], array, atol=1e-6, err_msg=name)

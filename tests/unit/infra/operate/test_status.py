@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from math import nan
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -56,9 +55,7 @@ def test_a_delay_that_nothing_was_measured_of_is_none():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_what_a_process_has_not_measured_hides_nothing_and_the_report_is_json(
-    order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_a_process_has_not_measured_hides_nothing_and_the_report_is_json(order: int, tmp_path, monkeypatch):
     pages = [{("nextwatch_index_rows", ()): nan}, {("nextwatch_index_rows", ()): 7.0}][::order]
     assert merged(*pages) == {("nextwatch_index_rows", ()): 7.0}
     assert merged(pages[0], pages[0]).get(("nextwatch_index_rows", ())) in {None, 7.0}

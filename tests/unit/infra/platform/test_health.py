@@ -7,7 +7,6 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from infra.platform.guarded_process import ServiceError
 from infra.platform.health import Health, fetch_health, serve_health
 from infra.platform.run_files import TARGETS, read_run_files
-from infra.platform.settings import Settings
-
-MakeSettings = Callable[..., Settings]
 
 
 def get(address: str, path: str, **headers: str) -> tuple[int, str, str]:
@@ -31,7 +27,7 @@ def get(address: str, path: str, **headers: str) -> tuple[int, str, str]:
         return error.code, error.headers["Content-Type"], error.read().decode()
 
 
-def test_metrics_parse_and_say_their_content_type(make_settings: MakeSettings) -> None:
+def test_metrics_parse_and_say_their_content_type(make_settings) -> None:
     registry = CollectorRegistry()
     Counter("nextwatch_things_total", "Things", ["kind"], registry=registry).labels("a\nb").inc(3)
     with serve_health(Health("x"), make_settings(), started_ms=1, registry=registry) as address:
@@ -45,18 +41,7 @@ def test_metrics_parse_and_say_their_content_type(make_settings: MakeSettings) -
     assert open_metrics[2].endswith("# EOF\n")
 
 
-def test_a_standby_says_on_its_metrics_page_that_it_is_one(make_settings: MakeSettings) -> None:
-    health = Health("indexer")
-    with serve_health(health, make_settings(), started_ms=1) as address:
-
-        def is_standby() -> bool:
-            return "\nnextwatch_standby 1.0\n" in get(address, "/metrics")[2]
-
-        for health.standby in (False, True, False):
-            assert is_standby() == health.standby
-
-
-def test_a_process_is_unavailable_until_it_is_ready(make_settings: MakeSettings) -> None:
+def test_a_process_is_unavailable_until_it_is_ready(make_settings) -> None:
     health = Health("history", waiting_for="its partitions")
     with serve_health(health, make_settings(), started_ms=1) as address:
         status, content_type, body = get(address, "/health")
@@ -74,7 +59,7 @@ def test_a_process_is_unavailable_until_it_is_ready(make_settings: MakeSettings)
         assert get(address, "/secrets")[0] == 404
 
 
-def test_a_process_is_listed_while_it_runs(make_settings: MakeSettings) -> None:
+def test_a_process_is_listed_while_it_runs(make_settings) -> None:
     settings = make_settings()
     with serve_health(Health("indexer"), settings, started_ms=5) as address:
         (record,) = read_run_files(settings.run_dir)
@@ -88,15 +73,16 @@ def test_a_process_is_listed_while_it_runs(make_settings: MakeSettings) -> None:
     assert fetch_health(record)["live"] is False
 
 
-def test_whether_it_is_ready_is_a_metric_too(make_settings: MakeSettings) -> None:
-    health = Health("x")
+@pytest.mark.parametrize("name", ["ready", "standby"])
+def test_whether_it_is_ready_or_a_standby_is_a_metric_too(make_settings, name: str) -> None:
+    health = Health("indexer")
     with serve_health(health, make_settings(), started_ms=1) as address:
-        assert "\nnextwatch_ready 0.0\n" in get(address, "/metrics")[2]
-        health.ready = True
-        assert "\nnextwatch_ready 1.0\n" in get(address, "/metrics")[2]
+        for is_so in (False, True, False):
+            setattr(health, name, is_so)
+            assert f"\nnextwatch_{name} {float(is_so)}\n" in get(address, "/metrics")[2]
 
 
-def test_two_processes_of_one_name_are_both_listed(make_settings: MakeSettings) -> None:
+def test_two_processes_of_one_name_are_both_listed(make_settings) -> None:
     settings = make_settings()
     with (
         serve_health(Health("serving"), settings, started_ms=1) as one,
@@ -106,7 +92,7 @@ def test_two_processes_of_one_name_are_both_listed(make_settings: MakeSettings) 
         assert sorted(found) == sorted([one, two])
 
 
-def test_what_a_killed_process_left_is_dropped(make_settings: MakeSettings) -> None:
+def test_what_a_killed_process_left_is_dropped(make_settings) -> None:
     settings = make_settings()
     settings.run_dir.mkdir()
     left: Path = settings.run_dir / "trainer.json"
@@ -117,7 +103,7 @@ def test_what_a_killed_process_left_is_dropped(make_settings: MakeSettings) -> N
     assert json.loads((settings.run_dir / TARGETS).read_text()) == []
 
 
-def test_a_port_in_use_is_an_error_that_names_the_setting(make_settings: MakeSettings) -> None:
+def test_a_port_in_use_is_an_error_that_names_the_setting(make_settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = make_settings(metrics={"port": taken.getsockname()[1]})
         with (
@@ -145,7 +131,7 @@ def test_a_process_that_dies_in_the_middle_of_its_answer_is_not_ready(status: st
     assert health["ready"] is False and "no answer" in health["reasons"][0]
 
 
-def test_a_scraper_that_says_nothing_does_not_block_the_others(make_settings: MakeSettings) -> None:
+def test_a_scraper_that_says_nothing_does_not_block_the_others(make_settings) -> None:
     with serve_health(Health("x"), make_settings(), started_ms=1) as address:
         host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port))) as silent:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 import pytest
 
 from indexer.process import create_producer
 from infra.local.broker import start_broker
-from infra.platform.settings import Kafka, Settings
+from infra.platform.settings import Kafka
 from streams import topics
 from tests.conftest import environ_for
 from tests.harness.needs import KAFKA, needs
@@ -25,9 +24,7 @@ def spent_s() -> float:
 
 @pytest.mark.service
 @needs(KAFKA, "noida's partitions have a leader while it lives")
-def test_who_has_something_to_send_to_a_broker_that_was_stopped_in_order_does_not_spin(
-    make_settings: Callable[..., Settings],
-) -> None:
+def test_who_has_something_to_send_to_a_broker_that_was_stopped_in_order_does_not_spin(make_settings):
     """It was a whole core, in each process, until the broker was there again. (As often as not: it depends on whether
     the client has heard that there is no leader.)"""
     broker = start_broker(make_settings(), environ=environ_for("kafka"))

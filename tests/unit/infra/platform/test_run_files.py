@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from infra.platform.guarded_process import ServiceError
 from infra.platform.run_files import announce_services, fill_in, find_services
 from infra.platform.settings import Settings
 
-MakeSettings = Callable[..., Settings]
 
-
-def test_other_commands_find_the_services_of_a_running_up(make_settings: MakeSettings) -> None:
+def test_other_commands_find_the_services_of_a_running_up(make_settings) -> None:
     settings = make_settings()
     with announce_services(fill_in(settings, "127.0.0.1:9", "http://127.0.0.1:8")):
         found = find_services(settings)
@@ -22,14 +18,14 @@ def test_other_commands_find_the_services_of_a_running_up(make_settings: MakeSet
         find_services(settings)
 
 
-def test_services_of_a_killed_up_are_not_found(make_settings: MakeSettings) -> None:
+def test_services_of_a_killed_up_are_not_found(make_settings) -> None:
     settings = make_settings()
     (settings.data_dir / "services.json").write_text('{"pid": 1, "kafka.bootstrap": "a:1", "milvus.uri": "b"}')
     with pytest.raises(ServiceError, match="no broker"):
         find_services(settings)
 
 
-def test_what_is_set_is_not_replaced(make_settings: MakeSettings) -> None:
+def test_what_is_set_is_not_replaced(make_settings) -> None:
     mine = make_settings("mine:1", "http://mine:2")
     assert fill_in(mine, "127.0.0.1:9", "http://127.0.0.1:8") == mine
     assert find_services(mine) is mine

@@ -21,9 +21,7 @@ SECRET = {f"{section}.{name}": f"secret-{section}-4711" for section, name in SEC
 
 
 @pytest.fixture
-def nextwatch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Done]:
+def nextwatch(monkeypatch, capsys, tmp_path) -> Callable[..., Done]:
     """Run a command of ours that has every secret."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEXTWATCH_KAFKA__BOOTSTRAP", "127.0.0.1:1")

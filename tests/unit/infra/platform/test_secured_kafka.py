@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from infra.platform.kafka_access import KafkaRefused, require_access
 from infra.platform.kafka_clients import client_options, kafka_python_options
-from infra.platform.settings import Kafka, Settings, SettingsError, to_environ
+from infra.platform.settings import Kafka, Settings, SettingsError
 from nextwatch_client import RecommendClient
 from streams import topics
 from streams.messages import Trending, UserHistory, WatchEvent, decode, encode
@@ -59,10 +59,7 @@ WRONG: dict[str, tuple[Change, str]] = {
 NOT_WHOLE: dict[str, tuple[Change, str]] = {
     "no password": (lambda s: s.scram(password=SecretStr("")), r"kafka\.password \(NEXTWATCH_KAFKA__PASSWORD\) is not"),
     "no user": (lambda s: s.scram(username=""), r"kafka\.username \(NEXTWATCH_KAFKA__USERNAME\) is not set"),
-    "missing file": (
-        lambda s: s.scram(ssl_ca_file=Path("/nowhere.pem")),
-        r"kafka\.ssl_ca_file /nowhere\.pem cannot",
-    ),
+    "missing file": (lambda s: s.scram(ssl_ca_file=Path("/nowhere.pem")), r"kafka\.ssl_ca_file /nowhere\.pem cannot"),
     "no PEM": (lambda s: s.scram(ssl_ca_file=Path(__file__)), r"kafka\.ssl_ca_file .* cannot be used"),
     "another's key": (
         lambda s: s.certificate(ssl_key_file=s.certificates.key("stranger")),
@@ -85,13 +82,10 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 @pytest.fixture
 def nextwatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """Run a command of ours in this process, told of Kafka by the environment."""
-    run = commands(monkeypatch, capsys)
 
     def on(kafka: Kafka, *arguments: str) -> Done:
         settings = with_section(Settings(data_dir=tmp_path, kafka=kafka), "milvus", uri="http://127.0.0.1:9")
-        for name, value in to_environ(settings).items():
-            monkeypatch.setenv(name, value)
-        return run(*arguments)
+        return commands(monkeypatch, capsys, settings=settings)(*arguments)
 
     return on
 
@@ -109,9 +103,7 @@ def first(kafka: Kafka, topic: str, kind: Any) -> Any:
         consumer.close()
 
 
-def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(
-    secured: Secured, milvus_uri: str, tmp_path: Path
-) -> None:
+def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(secured, milvus_uri, tmp_path):
     changes = {"topic_prefix": "in-", "partitions": 1, "session_timeout_s": 6.0}
     by_password = Settings(data_dir=tmp_path, kafka=secured.scram(**changes), log_level="debug")
     by_password = with_section(by_password, "milvus", uri=milvus_uri)
@@ -140,14 +132,14 @@ def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_who_may_not_come_in_is_told_which_setting_is_to_blame(secured: Secured, what: str) -> None:
+def test_who_may_not_come_in_is_told_which_setting_is_to_blame(secured, what: str):
     wrong, says = WRONG[what]
     with pytest.raises(KafkaRefused, match=says):
         require_access(wrong(secured))
 
 
 @pytest.mark.parametrize("what", NOT_WHOLE)
-def test_a_login_that_is_not_whole_is_told_before_anybody_is_asked(secured: Secured, what: str) -> None:
+def test_a_login_that_is_not_whole_is_told_before_anybody_is_asked(secured, what: str):
     if what == "locked key":
         secured.certificates.lock("client", "locked")
     wrong, says = NOT_WHOLE[what]
@@ -157,9 +149,7 @@ def test_a_login_that_is_not_whole_is_told_before_anybody_is_asked(secured: Secu
 
 @pytest.mark.parametrize("what", ["password", "authority", "plain to TLS"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_command_that_is_not_let_in_says_so_at_once(
-    secured: Secured, nextwatch: Any, what: str, command: tuple[str, ...]
-) -> None:
+def test_a_command_that_is_not_let_in_says_so_at_once(secured, nextwatch, what: str, command: tuple[str, ...]):
     wrong, says = WRONG[what]
     import_module(
         {"serve": "serving.worker.worker", "indexer": "indexer.process"}.get(command[0], "streams.trainer.app")
@@ -171,9 +161,9 @@ def test_a_command_that_is_not_let_in_says_so_at_once(
     assert PASSWORD not in done.err + done.out and "Traceback" not in done.err
 
 
-def test_brokers_that_are_away_are_left_to_the_clients() -> None:
+def test_brokers_that_are_away_are_left_to_the_clients():
     require_access(Kafka(bootstrap="127.0.0.1:1,nowhere.invalid:9092"))
 
 
-def test_one_broker_that_lets_us_in_is_enough(secured: Secured) -> None:
+def test_one_broker_that_lets_us_in_is_enough(secured):
     require_access(secured.scram(bootstrap=f"127.0.0.1:1,127.0.0.1:{secured.scram_port}"))

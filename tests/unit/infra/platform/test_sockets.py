@@ -24,7 +24,7 @@ from tests.unit.infra.sockets import is_loopback, listening
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_a_listening_socket_is_seen_with_its_address(
     family: socket.AddressFamily, host: str, loopback: bool, kind: socket.SocketKind
-) -> None:
+):
     before = listening([os.getpid()])[os.getpid()]
     with socket.socket(family, kind) as mine:
         try:

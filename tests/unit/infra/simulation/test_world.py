@@ -57,7 +57,7 @@ def test_the_past_is_a_log_in_order_of_time_without_repeats(lived: tuple[World, 
 
 def test_messages_of_the_past_say_the_same_as_its_log() -> None:
     log = small_world().past_log(START_MS - DAY_MS, START_MS, 500)
-    events = list(small_world().past(START_MS - DAY_MS, START_MS, 500))
+    events = list(small_world().messages(log))
     assert [e.event_id for e in events] == log["event_id"].to_list()
     assert [e.watch_s for e in events] == log["watch_s"].to_list()
 
@@ -199,13 +199,10 @@ def test_popularity_rises_and_decays() -> None:
     world = small_world()
     column = world.videos
     born = int(column.published_ms[100])
-    before, first, later = (
-        log_popularity(world.population, column, at)[100] for at in (born - 1, born + HOUR_MS, born + 3 * DAY_MS)
-    )
+    before, first, later = (log_popularity(column, at)[100] for at in (born - 1, born + HOUR_MS, born + 3 * DAY_MS))
     assert before == -np.inf
     ages = [
-        np.mean(log_popularity(world.population, column, START_MS)[START_MS - column.published_ms > days * DAY_MS])
-        for days in (0, 2, 5)
+        np.mean(log_popularity(column, START_MS)[START_MS - column.published_ms > days * DAY_MS]) for days in (0, 2, 5)
     ]
     assert ages[0] > ages[1] > ages[2]
     assert np.isfinite([first, later]).all()
@@ -236,8 +233,8 @@ def test_taste_and_popularity_both_matter_for_the_next_watch(lived: tuple[World,
     seen = {user: watches["item_id"].str.slice(1).cast(pl.Int64) for (user,), watches in log.group_by("user_id")}
     hits = dict.fromkeys(("popular", "personal", "true taste", "true popularity", "truth"), 0)
     for user, item, at in test.select("user", "item", "event_ms").iter_rows():
-        taste = affinity(world.population, world.videos, np.array([user]), np.array([at]))[0]
-        popularity = log_popularity(world.population, world.videos, at)
+        taste = affinity(world.videos, np.array([user]), np.array([at]))[0]
+        popularity = log_popularity(world.videos, at)
         personal = liked[user][channel] * recent**0.5
         others = np.setdiff1d(seen[f"u{user:05d}"], [item])
         for name, score in zip(hits, (recent, personal, taste, popularity, taste + popularity), strict=True):

@@ -20,14 +20,9 @@ def test_facts_are_read_by_row_and_unknown_items_say_so():
 def test_an_upsert_replaces_what_was_known():
     catalogue = Catalogue()
     catalogue.upsert("x", channel="c", duration_s=30.0)
-    assert catalogue.upsert("x", channel="d") == 0
-    assert (catalogue.channel_of(0), np.isnan(catalogue.duration_s(np.array([0])))[0]) == ("d", True)
-
-
-def test_a_duration_of_zero_is_an_unknown_one():
-    catalogue = Catalogue()
-    catalogue.upsert("x", duration_s=0.0)
-    assert np.isnan(catalogue.duration_s(np.array([0])))[0]
+    assert catalogue.upsert("x", channel="d", duration_s=0.0) == 0
+    assert catalogue.channel_of(0) == "d"
+    assert np.isnan(catalogue.duration_s(np.array([0])))[0], "a duration of zero is an unknown one"
 
 
 def test_a_takedown_holds_also_for_an_item_not_known_yet():
@@ -56,15 +51,16 @@ def test_any_id_column_is_a_table_of_its_own_as_channel_and_topics_are():
     assert catalogue.id_table("cast", 8).tolist() == [[1, 2], [0, 0], [2, 0]]
     assert catalogue.id_table("cast", 1).tolist() == [[1], [0], [2]]
     assert catalogue.id_table("channel", 1).tolist() == [[1], [0], [0]]
-    assert (catalogue.codes_of("cast", 0), catalogue.id_values("cast")) == ((1, 2), ["", "ann", "bob"])
-    assert catalogue.ids_of(0) == {"music": ("77",), "cast": ("ann", "bob")}
+    assert catalogue.id_values("cast") == ["", "ann", "bob"]
+    further = {"music": ("77",), "cast": ("ann", "bob")}
+    assert catalogue.all_ids_of(0) == {"channel": ("c",), "topics": ("t", "s")} | further
 
 
 def test_an_upsert_replaces_the_ids_that_it_does_not_name():
     catalogue = Catalogue()
     catalogue.upsert("x", ids={"music": ["77"]})
     catalogue.upsert("x", ids={"cast": ["ann"]})
-    assert catalogue.ids_of(0) == {"cast": ("ann",)}
+    assert catalogue.all_ids_of(0) == {"cast": ("ann",)}
     assert catalogue.id_table("music", 3).tolist() == [[0]]
 
 
@@ -94,4 +90,4 @@ def test_the_code_of_a_name_that_no_item_has_is_0_and_asking_does_not_add_it():
     catalogue.upsert("x", channel="c", language="de")
     assert (catalogue.code_of_id("channel", "c"), catalogue.code_of_language("de")) == (1, 1)
     assert (catalogue.code_of_id("channel", "d"), catalogue.code_of_language("d")) == (0, 0)
-    assert (catalogue.channels, catalogue.code_of_language("de")) == (["", "c"], 1)
+    assert (catalogue.id_values("channel"), catalogue.code_of_language("de")) == (["", "c"], 1)

@@ -173,7 +173,7 @@ def test_a_history_is_the_newest_fifty():
     users, items = np.zeros(120, np.int64), np.arange(120)
     queries = (history := History(Stream(users, items, items))).queries(history.unseen_since(100))
     assert queries.histories[0].tolist() == list(range(50, 100))
-    assert queries.histories.shape == (20, HISTORY)
+    assert queries.histories.shape == (20, HISTORY) and HISTORY == 50, "as in the paper"
     assert (queries.seen_query == 19).sum() == 119
 
 

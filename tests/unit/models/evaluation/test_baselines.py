@@ -43,12 +43,9 @@ def test_popularity_of_a_window_forgets_what_leaves_it():
     assert popular.scores(ANYONE).tolist() == [[1, 0, 2, 0]]
     popular.learn(slice(9, 10))  # rows 7, 8, 9
     assert popular.scores(ANYONE).tolist() == [[1, 0, 1, 0]]
-
-
-def test_a_block_longer_than_the_window_leaves_only_its_end():
-    popular = Popular(STREAM, 1, CATALOGUE, window=2, name="window")
-    popular.learn(slice(1, 7))
-    assert popular.scores(ANYONE).tolist() == [[0, 1, 1, 0]]
+    shorter = Popular(STREAM, 1, CATALOGUE, window=2, name="window")
+    shorter.learn(slice(1, 7))  # of a block longer than the window only the end is left
+    assert shorter.scores(ANYONE).tolist() == [[0, 1, 1, 0]]
 
 
 def test_decayed_popularity_halves_a_watch_every_half_life():
@@ -155,10 +152,7 @@ def test_ease_knows_only_the_most_watched_items_where_it_is_limited():
     assert ease.items.tolist() == [0, 1]
     scores = ease.scores(cases_of([0, 2], [2]))
     assert scores[0, 1] > 0 and scores[0, [2, 3]].tolist() == [0, 0] and scores[1].tolist() == [0, 0, 0, 0]
-
-
-def test_ease_passes_over_items_that_nobody_has_watched():
-    assert Ease(STREAM, 3, CATALOGUE, l2=1.0).items.tolist() == [0]
+    assert Ease(STREAM, 3, CATALOGUE, l2=1.0).items.tolist() == [0], "nobody has watched the others"
 
 
 def test_recency_lifts_what_is_watched_more_than_it_used_to_be():

@@ -33,6 +33,7 @@ def test_the_error_of_clusters_is_that_of_their_sums():
     # Sums of deviations from 0.5 by user: +1, -1, 0. sqrt(3/2 * 2) / 6.
     values, users = np.array([1, 1, 0, 0, 1, 0]), np.array([7, 7, 3, 3, 9, 9])
     assert mean(values, users).se == pytest.approx(sqrt(3) / 6)
+    assert np.isnan(mean([1.0, 0.0], np.array([4, 4])).se), "one cluster has no error"
 
 
 def test_cases_that_repeat_each_other_do_not_make_the_error_smaller():
@@ -60,21 +61,15 @@ def test_recall_counts_ranks_below_k_and_a_miss_never():
     assert hits(ranks, 10).tolist() == [1, 1, 0, 0, 1]
     assert recall(ranks, 10).value == 0.6
     assert recall(ranks, 100_000).value == 0.8
+    nobody = recall(np.empty(0, np.int64), 10)
+    assert np.isnan(nobody.value) and np.isnan(nobody.se) and nobody.n == 0, "no cases are no number"
 
 
-def test_reciprocal_rank_counts_from_one():
+def test_ranks_count_from_one_and_their_logarithm_leaves_out_what_nobody_could_rank():
     assert reciprocal_rank(np.array([0, 3, MISS])).value == pytest.approx((1 + 1 / 4) / 3)
-
-
-def test_log_rank_leaves_out_what_nobody_could_rank():
     found = log_rank(np.array([0, 3, 7, MISS]))
     assert found.value == pytest.approx((0 + log2(4) + log2(8)) / 3)
     assert found.n == 3
-
-
-def test_no_cases_are_no_number():
-    found = recall(np.empty(0, np.int64), 10)
-    assert np.isnan(found.value) and np.isnan(found.se) and found.n == 0
 
 
 def test_a_difference_is_taken_case_by_case():
@@ -86,28 +81,17 @@ def test_a_difference_is_taken_case_by_case():
     assert found.z == pytest.approx(2 / sqrt(2))  # McNemar
     assert found.high - found.value == pytest.approx(2.5706 * found.se, rel=1e-4)  # t, 5 degrees
     assert not found.is_significant
-
-
-def test_a_recommender_against_itself_differs_by_nothing():
-    ranks = np.arange(100)
-    found = paired(("a", ranks), ("a", ranks), 10)
-    assert (found.value, found.low, found.high, found.z) == (0, 0, 0, 0)
-    assert not found.is_significant
-
-
-def test_a_clear_difference_is_significant_and_changes_sign_with_the_order():
-    good, bad = ("good", np.zeros(40, np.int64)), ("bad", np.where(np.arange(40) % 2, 0, MISS))
-    assert paired(good, bad, 10).is_significant and paired(good, bad, 10).low > 0
-    assert paired(bad, good, 10).high < 0
-
-
-def test_ranks_of_other_cases_are_refused():
     with pytest.raises(ValueError, match="a has 3 queries and b 2"):
         paired(("a", np.zeros(3, int)), ("b", np.zeros(2, int)), 10)
 
 
-def test_one_cluster_has_no_error():
-    assert np.isnan(mean([1.0, 0.0], np.array([4, 4])).se)
+def test_a_clear_difference_is_significant_changes_sign_with_the_order_and_there_is_none_to_oneself():
+    good, bad = ("good", np.zeros(40, np.int64)), ("bad", np.where(np.arange(40) % 2, 0, MISS))
+    assert paired(good, bad, 10).is_significant and paired(good, bad, 10).low > 0
+    assert paired(bad, good, 10).high < 0
+    found = paired(bad, bad, 10)
+    assert (found.value, found.low, found.high, found.z) == (0, 0, 0, 0)
+    assert not found.is_significant
 
 
 def test_slices_hold_what_lies_between_their_edges():

@@ -33,14 +33,10 @@ def test_only_the_first_k_count():
 
 def test_popularity_is_the_mean_log_share_of_what_is_shown():
     coverage = Coverage(SHARES)
+    assert coverage.coverage(10).value == 0 and coverage.coverage(10).n == 0
+    assert np.isnan(coverage.popularity(10).value), "no lists are no number"
     coverage.add(np.array([[0, 1], [2, -1]]))
     first, second = (np.log(0.4) + np.log(0.3)) / 2, np.log(0.2)
     assert coverage.popularity(10).value == pytest.approx((first + second) / 2)
     assert coverage.popularity(10).se == pytest.approx(abs(first - second) / 2)
     assert coverage.top_share(10).value == 0.25  # the top of five items is item 0
-
-
-def test_no_lists_are_no_number():
-    coverage = Coverage(SHARES)
-    assert coverage.coverage(10).value == 0 and coverage.coverage(10).n == 0
-    assert np.isnan(coverage.popularity(10).value)

@@ -43,9 +43,6 @@ def test_a_fraction_that_leaves_nothing_before_names_the_option():
     one_moment = Stream(np.arange(9), np.arange(9), np.full(9, 5))
     with pytest.raises(BacktestError, match=r"^--test-fraction"):
         cut_fraction(one_moment, 0.5, "--test-fraction 0.5")
-
-
-def test_a_log_without_positives_says_so():
     nothing = np.empty(0, np.int64)
     with pytest.raises(BacktestError, match="no positive"):
         cut_fraction(Stream(nothing, nothing, nothing), 0.1, "x")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.logs.log import LogError
 from models.logs.searches import MOST_TOKENS, history_tokens, tokens_of
 from models.logs.stored_log import StoredLog, store_frame
-from models.logs.stored_searches import SearchTimeline, StoredSearches, store_searches
+from models.logs.stored_searches import SearchTimeline, StoredSearches, store_search_batches, store_searches
 
 BUCKETS = 1 << 16
 
@@ -68,8 +68,9 @@ def test_searches_are_put_in_order_and_strangers_and_repeats_counted(tmp_path: P
     rows = [("b", "cats", 5), ("who", "dogs", 4), ("a", "red cars", 3), ("b", "cats", 5), ("a", "", 4)]
     searches(rows).write_csv(tmp_path / "searches.csv")
     searches(rows).write_ndjson(tmp_path / "searches.jsonl")
-    for source in (searches(rows), tmp_path / "searches.csv", tmp_path / "searches.jsonl"):
-        stored = store_searches(source, log, buckets=BUCKETS, buffer_rows=2)
+    sources = (searches(rows), tmp_path / "searches.csv", tmp_path / "searches.jsonl")
+    found = [store_searches(source, log, buckets=BUCKETS) for source in sources]
+    for stored in (*found, store_search_batches(searches(rows).iter_slices(2), log, buckets=BUCKETS)):
         assert [log.user_ids[user] for user in stored.users] == ["a", "a", "b"]
         assert stored.event_ms.tolist() == [3, 4, 5]
         assert queries_of(stored) == [tokens_of("red cars", BUCKETS), [], tokens_of("cats", BUCKETS)]
@@ -82,7 +83,8 @@ def test_no_searches_are_no_error_and_a_bad_one_is_named(tmp_path: Path) -> None
     assert len(stored) == 0
     assert SearchTimeline(stored).before(np.array([0]), np.array([9])).tolist() == [[0]]
     with pytest.raises(LogError, match="searches: row 3, column event_ms"):
-        store_searches(searches([("a", "x", 1), ("a", "x", 2), ("a", "x", -1)]), log, buckets=BUCKETS, buffer_rows=1)
+        bad = searches([("a", "x", 1), ("a", "x", 2), ("a", "x", -1)])
+        store_search_batches(bad.iter_slices(1), log, buckets=BUCKETS)
     with pytest.raises(LogError, match="column query is missing"):
         store_searches(searches([]).drop("query").clear(), log, buckets=BUCKETS)
 
@@ -100,7 +102,7 @@ def test_training_sees_the_tokens_that_serving_would_have_seen(
 ) -> None:
     with TemporaryDirectory() as place:
         log = log_of(["a", "b", "c"], Path(place))
-        stored = store_searches(searches(rows), log, buckets=BUCKETS, buffer_rows=4)
+        stored = store_search_batches(searches(rows).iter_slices(4), log, buckets=BUCKETS)
         timeline = SearchTimeline(stored)
         users, times = np.repeat(np.arange(3), 22), np.tile(np.arange(22), 3)
         table = timeline.before(users, times, most=most, most_tokens=most_tokens)

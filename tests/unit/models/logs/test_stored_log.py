@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from models.logs.log import LogError, log_from_frame
+from models.logs.log import LOG_COLUMNS, LogError, log_from_frame
 from models.logs.stored_log import FACTS, LogWriter, StoredLog, open_log, store_frame, store_log
 
 BUFFER = 7
 COMPLETED_S = 18.0
+store = partial(store_frame, completed_s=COMPLETED_S)
 seconds = st.none() | st.integers(0, 40).map(float)
 rows = st.lists(
     st.tuples(
@@ -36,15 +37,8 @@ rows = st.lists(
 
 
 def table(values: list[tuple[object, ...]]) -> pl.DataFrame:
-    names = {
-        "user_id": pl.String,
-        "item_id": pl.String,
-        "event_ms": pl.Int64,
-        "watch_s": pl.Float64,
-        "duration_s": pl.Float64,
-        "region": pl.String,
-    }
-    return pl.DataFrame(values, schema=names, orient="row")
+    kinds = (pl.String, pl.String, pl.Int64, pl.Float64, pl.Float64, pl.String)
+    return pl.DataFrame(values, schema=dict(zip((*LOG_COLUMNS, "region"), kinds, strict=True)), orient="row")
 
 
 def same(stored: StoredLog, frame: pl.DataFrame) -> None:
@@ -78,14 +72,11 @@ def many(count: int, seed: int = 1, times: int = 10_000) -> pl.DataFrame:
 def test_any_log_in_a_small_buffer_is_the_log_in_memory(values: list[tuple[object, ...]]) -> None:
     frame = table(values)
     with TemporaryDirectory() as place:
-        stored = store_frame(frame, Path(place), completed_s=COMPLETED_S, buffer_rows=BUFFER)
+        stored = store(frame, Path(place), buffer_rows=BUFFER)
         same(stored, frame)
         log = log_from_frame(frame, COMPLETED_S)
-        assert (stored.duplicates, stored.watch_times, len(stored)) == (
-            log.duplicates,
-            log.watch_times,
-            log.frame.height,
-        )
+        assert (stored.duplicates, stored.watch_times) == (log.duplicates, log.watch_times)
+        assert len(stored) == log.frame.height
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,7 +85,7 @@ def test_the_order_in_the_file_decides_only_between_equal_times(values: list[tup
     shuffled = list(values)
     random.shuffle(shuffled)
     with TemporaryDirectory() as place:
-        stored = store_frame(table(shuffled), Path(place), completed_s=COMPLETED_S, buffer_rows=BUFFER)
+        stored = store(table(shuffled), Path(place), buffer_rows=BUFFER)
         whole = table(values).unique(["user_id", "item_id", "event_ms"]).sort("event_ms")
         assert stored.event_ms.tolist() == whole["event_ms"].to_list()
         keys = stored.frame().select("user_id", "item_id", "event_ms").rows()
@@ -147,11 +138,11 @@ def test_flags_and_shares_of_a_context_are_numbers_and_unknown_ones_nan(director
     frame = many(3).with_columns(
         event_ms=pl.Series([1, 2, 3]), signed_in=pl.Series([True, None, False]), age=pl.Series(["0.5", "", "1"])
     )
-    stored = store_frame(frame, directory, completed_s=COMPLETED_S)
+    stored = store(frame, directory)
     np.testing.assert_array_equal(stored.contexts["signed_in"], np.array([1, np.nan, 0], np.float32))
     np.testing.assert_array_equal(stored.contexts["age"], np.array([0.5, np.nan, 1], np.float32))
     with pytest.raises(LogError, match="row 2, column age: must be a number from 0 to 1, got '30'"):
-        store_frame(frame.with_columns(age=pl.Series(["0.5", "30", "1"])), directory, completed_s=COMPLETED_S)
+        store(frame.with_columns(age=pl.Series(["0.5", "30", "1"])), directory)
 
 
 def test_one_user_with_100_000_events_and_an_item_with_nine_tenths_of_them(directory: Path) -> None:
@@ -164,7 +155,7 @@ def test_one_user_with_100_000_events_and_an_item_with_nine_tenths_of_them(direc
             "event_ms": rng.permutation(count),
         }
     )
-    stored = store_frame(frame, directory, completed_s=COMPLETED_S, buffer_rows=9000)
+    stored = store(frame, directory, buffer_rows=9000)
     same(stored, frame)
     assert (stored.users == stored.user_ids.index("one")).sum() == 100_000
 
@@ -174,10 +165,8 @@ def test_a_time_with_more_rows_than_the_buffer_is_not_torn(directory: Path) -> N
     frame = many(2000, times=3).with_columns(
         event_ms=pl.when(pl.int_range(pl.len()) % 50 == 0).then(pl.col("event_ms")).otherwise(1_700_000_000_000)
     )
-    same(store_frame(frame, directory, completed_s=COMPLETED_S, buffer_rows=30), frame)
-    same(
-        store_frame(frame.sort("event_ms"), directory, completed_s=COMPLETED_S, buffer_rows=30), frame.sort("event_ms")
-    )
+    same(store(frame, directory, buffer_rows=30), frame)
+    same(store(frame.sort("event_ms"), directory, buffer_rows=30), frame.sort("event_ms"))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -209,8 +198,8 @@ def test_a_bad_row_of_the_third_batch_is_named_by_its_row_in_the_file(
 def test_a_watch_time_that_is_no_number_is_refused_and_one_left_out_is_unknown(directory: Path) -> None:
     frame = many(3).with_columns(watch_s=pl.Series([1.0, float("nan"), None]))
     with pytest.raises(LogError, match="row 2, column watch_s: must be finite and not negative, got nan"):
-        store_frame(frame, directory, completed_s=COMPLETED_S)
-    stored = store_frame(frame[[0, 2]], directory, completed_s=COMPLETED_S)
+        store(frame, directory)
+    stored = store(frame[[0, 2]], directory)
     assert np.isnan(stored.watch_s).sum() == 1
 
 
@@ -237,14 +226,14 @@ def test_a_missing_file_and_a_table_without_columns_or_rows_are_refused(tmp_path
     with pytest.raises(LogError, match="no such file"):
         store_log(tmp_path / "none.csv", directory, completed_s=COMPLETED_S)
     with pytest.raises(LogError, match="column item_id is missing"):
-        store_frame(many(3).drop("item_id"), directory, completed_s=COMPLETED_S)
+        store(many(3).drop("item_id"), directory)
     with pytest.raises(LogError, match="watch-events: has no rows"):
-        store_frame(many(3).clear(), directory, completed_s=COMPLETED_S, source="watch-events")
+        store(many(3).clear(), directory, source="watch-events")
 
 
 def test_a_stored_log_is_opened_again_and_half_of_one_is_not(directory: Path) -> None:
     frame = many(100).with_columns(device=pl.lit("tv"))
-    stored = store_frame(frame, directory, completed_s=COMPLETED_S)
+    stored = store(frame, directory)
     again = open_log(directory)
     assert again.frame().equals(stored.frame())
     assert (again.duplicates, again.completed_s, again.item_ids) == (stored.duplicates, COMPLETED_S, stored.item_ids)
@@ -262,28 +251,16 @@ def test_frames_may_come_one_after_the_other(directory: Path) -> None:
 
 
 def test_the_last_known_duration_of_an_item_is_told(directory: Path) -> None:
-    frame = pl.DataFrame(
-        {
-            "user_id": ["a"] * 4,
-            "item_id": ["x", "x", "y", "x"],
-            "event_ms": [1, 3, 4, 5],
-            "duration_s": [5.0, 6.0, None, None],
-        }
-    )
-    stored = store_frame(frame, directory, completed_s=COMPLETED_S)
+    rows = [("a", "x", 1, None, 5.0), ("a", "x", 3, None, 6.0), ("a", "y", 4, None, None), ("a", "x", 5, None, None)]
+    stored = store(table([(*row, None) for row in rows]), directory)
     np.testing.assert_array_equal(stored.item_durations(), np.array([6, np.nan], np.float32))
 
 
 def test_progress_is_told_up_to_the_end(tmp_path: Path, directory: Path) -> None:
     many(100).write_parquet(tmp_path / "log.parquet")
     told: list[tuple[str, int, int]] = []
-    store_log(
-        tmp_path / "log.parquet",
-        directory,
-        completed_s=COMPLETED_S,
-        buffer_rows=10,
-        progress=lambda *step: told.append(step),
-    )
+    how = {"completed_s": COMPLETED_S, "buffer_rows": 10}
+    store_log(tmp_path / "log.parquet", directory, **how, progress=lambda *step: told.append(step))
     assert ("reading", 100, 100) in told
     assert told[-1] == ("sorting", 100, 100)
 
@@ -297,19 +274,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.fixture
-def sizes(tmp_path: Path) -> Iterator[list[Path]]:
-    paths = []
-    for count in (200_000, 3_000_000):
-        paths.append(tmp_path / f"{count}.parquet")
-        many(count, times=10**12).write_parquet(paths[-1], row_group_size=100_000)
-    yield paths
+def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{count}.parquet" for count in (200_000, 3_000_000)]
+    for path in paths:  # both before either is read: a child's peak begins with its parent's memory
+        many(int(path.stem), times=10**12).write_parquet(path, row_group_size=100_000)
 
-
-def test_memory_does_not_grow_with_the_log(sizes: list[Path], tmp_path: Path) -> None:
     def peak_mb(path: Path) -> float:
         command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / path.stem)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
-    small, large = map(peak_mb, sizes)
+    small, large = map(peak_mb, paths)
     assert large - small < 50, "2.8 million rows more, 76 MB at 27 bytes each"

@@ -2,6 +2,7 @@
 REVISION is to be raised, so that bundles and impressions of the old one are refused."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,14 @@ def moment() -> RankingBatch:
         RankingQuery(Viewer(), NOW_MS + 3 * DAY_MS, ["y"], np.zeros(1, np.float32), nominations=TRENDING_AND_SIMILAR),
     ]
     return ranking_batch_of(batch, facts, [known()])
+
+
+def batch_of(
+    viewer: Viewer, *item_ids: str, known: Sequence[ItemStatistics] = (), now_ms: int = NOW_MS
+) -> RankingBatch:
+    """One request, all scores 0."""
+    scores = np.zeros(len(item_ids), np.float32)
+    return ranking_batch_of([RankingQuery(viewer, now_ms, item_ids, scores)], catalogue(), known)
 
 
 def numbers(moment: RankingBatch, scope: Scope, row: int) -> dict[str, float]:
@@ -209,7 +218,7 @@ def test_every_feature_is_declared_once_and_says_why():
     assert max(Counter(feature.name for feature in FEATURES).values()) == 1
     assert {feature.kind for feature in FEATURES} == {"continuous", "univalent id", "multivalent id"}
     assert {feature.scope for feature in FEATURES} == {"query", "impression"}
-    assert all(len(feature.reason) > 20 for feature in FEATURES)
+    assert all(len(feature.compute.__doc__ or "") > 20 for feature in FEATURES)
     assert [f.space for f in FEATURES if f.name in ("last_watched", "candidate")] == ["item", "item"], "one embedding"
 
 
@@ -221,8 +230,7 @@ def test_query_features_are_computed_once_per_request(moment: RankingBatch):
 
 
 def test_before_anything_was_ever_shown_the_means_are_missing():
-    query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
-    seen = numbers(ranking_batch_of([query], catalogue(), []), "impression", 0)
+    seen = numbers(batch_of(Viewer(), "x"), "impression", 0)
     means = ("item_watch_ratio", "item_completion", "item_mean_s", "item_lift")
     means += ("channel_mean_s", "topic_mean_s", "length_mean_s")
     assert all(np.isnan(seen[name]) for name in means)
@@ -231,8 +239,7 @@ def test_before_anything_was_ever_shown_the_means_are_missing():
 
 def test_a_watch_of_unknown_length_is_an_entry_and_says_nothing_of_seconds():
     watches = [Watch("x", ago(90), 20.0, completed=False), Watch("x", ago(50), NAN)]
-    query = RankingQuery(Viewer(watches), NOW_MS, ["x"], np.zeros(1, np.float32))
-    untimed = ranking_batch_of([query], catalogue(), [])
+    untimed = batch_of(Viewer(watches), "x")
     of_query, seen = numbers(untimed, "query", 0), numbers(untimed, "impression", 0)
     assert (of_query["history_entries"], of_query["since_last_watch_s"]) == (2, 50)
     assert (of_query["history_mean_s"], of_query["history_completion"], of_query["history_share"]) == (20, 0, 0.5)
@@ -243,12 +250,11 @@ def test_a_watch_of_unknown_length_is_an_entry_and_says_nothing_of_seconds():
 
 def test_times_ahead_of_now_count_as_now():
     viewer = Viewer([Watch("x", NOW_MS + 5000)], impressions=[ShownList(NOW_MS + 9000, ["x"])])
-    ahead = ranking_batch_of([RankingQuery(viewer, NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [known()])
+    ahead = batch_of(viewer, "x", known=[known()])
     assert numbers(ahead, "query", 0)["since_last_watch_s"] == 0
     seen = numbers(ahead, "impression", 0)
     assert (seen["since_channel_s"], seen["since_item_shown_s"]) == (0, 0)
-    unborn = ranking_batch_of([RankingQuery(viewer, NOW_MS - DAY_MS, ["x"], np.zeros(1, np.float32))], catalogue(), [])
-    assert numbers(unborn, "impression", 0)["age_h"] == 0
+    assert numbers(batch_of(viewer, "x", now_ms=NOW_MS - DAY_MS), "impression", 0)["age_h"] == 0, "unborn"
 
 
 def test_lengths_are_a_third_of_an_octave_and_an_unknown_one_is_none():
@@ -260,17 +266,14 @@ def test_lengths_are_a_third_of_an_octave_and_an_unknown_one_is_none():
 def test_only_the_newest_watches_and_shown_items_are_looked_at():
     watches = [Watch("x", ago(1000)), *[Watch("z", ago(900 - n)) for n in range(HISTORY)]]
     shown = [ShownList(ago(900), ["x"]), ShownList(ago(800), ["z"] * (SHOWN - 1)), ShownList(ago(700), ["y"])]
-    full = ranking_batch_of(
-        [RankingQuery(Viewer(watches, impressions=shown), NOW_MS, ["x"], np.zeros(1, np.float32))], catalogue(), []
-    )
+    full = batch_of(Viewer(watches, impressions=shown), "x")
     seen = numbers(full, "impression", 0)
     assert (seen["item_watches"], seen["item_shown"], seen["channel_shown"]) == (0, 0, 1)
     assert numbers(full, "query", 0)["history_entries"] == HISTORY
 
 
 def test_statistics_of_a_release_and_of_the_stream_are_added_up():
-    query = RankingQuery(Viewer(), NOW_MS, ["x"], np.zeros(1, np.float32))
-    both = numbers(ranking_batch_of([query], catalogue(), [known(), known()]), "impression", 0)
+    both = numbers(batch_of(Viewer(), "x", known=[known(), known()]), "impression", 0)
     assert both["item_mean_s"] == pytest.approx((2 * 200 + 20 * (2 * 800 + 20 * 10) / (2 * 50 + 20)) / (2 * 10 + 20))
     assert both["topic_mean_s"] == pytest.approx((2 * 900 + 20 * 10) / (2 * 40 + 20))
 
@@ -307,6 +310,6 @@ def test_the_scores_of_the_sources_that_nominated_it_are_features(moment: Rankin
 
 
 def test_a_request_without_candidates_has_features_of_the_query_only():
-    none = ranking_batch_of([RankingQuery(ann(), NOW_MS, [], np.zeros(0, np.float32))], catalogue(), [known()])
+    none = batch_of(ann(), known=[known()])
     assert compute_numbers(none, "query").shape[0] == 1
     assert compute_numbers(none, "impression").shape == (0, len(numbers_of("impression")))

@@ -7,10 +7,7 @@ def test_an_item_is_admitted_with_its_nth_watch_and_then_forgotten():
     assert not admission.admits("b")
     assert admission.admits("a")
     assert len(admission) == 1
-
-
-def test_at_once_where_one_is_enough():
-    assert Admission(1).admits("a")
+    assert Admission(1).admits("a"), "at once where one is enough"
 
 
 def test_memory_is_bounded_and_the_longest_waiting_is_forgotten_first():

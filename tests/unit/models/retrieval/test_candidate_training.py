@@ -58,15 +58,13 @@ def test_the_same_seed_gives_the_same_model(source: TrainingSet, settings: Model
         np.testing.assert_array_equal(again.encoder.tower.state_dict()[name], weight, err_msg=name)
 
 
-def test_another_seed_gives_another_model(source: TrainingSet, settings: Model, model: CandidateModel):
-    other = learn(source, settings.model_copy(update={"seed": 2}))
-    assert (other.vectors != model.vectors).any()
-
-
-def test_training_leaves_the_callers_random_numbers_alone(source: TrainingSet):
+def test_another_seed_gives_another_model_and_the_callers_random_numbers_are_left_alone(
+    source: TrainingSet, settings: Model, model: CandidateModel
+):
     torch.manual_seed(4)
-    learn(source, SETTINGS.model_copy(update={"epochs": 1}))
+    other = learn(source, settings.model_copy(update={"seed": 2}))
     after = torch.rand(1)
+    assert (other.vectors != model.vectors).any()
     torch.manual_seed(4)
     assert after == torch.rand(1)
 
@@ -183,7 +181,7 @@ def test_pools_of_a_long_log_are_mixed_and_complete(monkeypatch: pytest.MonkeyPa
 
 def test_progress_counts_every_step(source: TrainingSet):
     steps: list[tuple[int, int]] = []
-    fit = Fit(new_net(source, SETTINGS, items=70), TrainingData(source.dataset, 400, 70, SETTINGS), SETTINGS)
+    fit = fit_on(source, 400)
     for _ in range(2):
         fit.run_epoch(2, lambda done, total: steps.append((done, total)))
     assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
@@ -219,18 +217,20 @@ def test_a_history_of_the_ablation_leaks_what_came_after_and_a_real_one_does_not
         assert not (windows == rows[:, None]).any()
 
 
+def fit_on(source: TrainingSet, until: int, settings: Model = SETTINGS) -> Fit:
+    data = TrainingData(source.dataset, until, len(source.catalogue), settings)
+    return Fit(new_net(source, SETTINGS, items=len(source.catalogue)), data, settings)
+
+
 def test_a_training_of_an_hour_on_small_logs_has_enough_steps():
     log = small_source(small_log(600))
-    settings = Model(half_life_events=500)
-    fit = Fit(new_net(log, SETTINGS, items=60), TrainingData(log.dataset, len(log.dataset), 60, settings), settings)
-    assert fit.batch == 64
+    assert fit_on(log, len(log.dataset), Model(half_life_events=500)).batch == 64
 
 
 def test_an_epoch_of_a_long_log_is_a_part_of_it(source: TrainingSet, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.retrieval.candidate_training.EPOCH_EXAMPLES", 300)
-    data = TrainingData(source.dataset, len(source.dataset), 70, SETTINGS)
-    fit = Fit(new_net(source, SETTINGS, items=70), data, SETTINGS)
-    assert len(data.rows) > 600
+    fit = fit_on(source, len(source.dataset))
+    assert len(fit.data.rows) > 600
     assert fit.steps == -(-300 // fit.batch)
     learnt: list[np.ndarray] = []
     monkeypatch.setattr(fit, "learn", lambda chosen, rate: learnt.append(chosen) or 0.0)

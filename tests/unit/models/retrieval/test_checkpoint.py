@@ -76,16 +76,13 @@ def test_what_was_done_is_not_done_again(source: TrainingSet, tmp_path: Path, mo
     assert len(learnt) == whole
 
 
-def test_a_checkpoint_of_another_training_is_refused(source: TrainingSet, tmp_path: Path):
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused_with_the_way_out(
+    source: TrainingSet, tmp_path: Path
+):
     with pytest.raises(Interrupted):
         learn(source, tmp_path / "c", stop_after=5)
     with pytest.raises(CheckpointError, match=r"is of another training.*remove it"):
         Checkpoints(tmp_path / "c", "another", clock=time.monotonic).restore([], "validation")
-
-
-def test_a_damaged_checkpoint_names_its_file_and_the_way_out(source: TrainingSet, tmp_path: Path):
-    with pytest.raises(Interrupted):
-        learn(source, tmp_path / "c", stop_after=5)
     (tmp_path / "c" / "validation" / STATE).write_text("{")
     with pytest.raises(CheckpointError, match=r"state\.json: cannot be read .*remove"):
         learn(source, tmp_path / "c")

@@ -14,7 +14,7 @@ from models.retrieval.incremental import (
     StepResult,
 )
 from models.retrieval.prequential import Budget, Ranks, rank_before
-from tests.unit.models.samples import START_MS, Example, Viewer, Watch, example, watched
+from tests.unit.models.samples import START_MS, Example, Watch, example, watched
 
 ALL = np.arange(60)
 
@@ -48,6 +48,11 @@ def some_examples(size: int, seed: int = 0) -> list[Example]:
     rng = np.random.default_rng(seed)
     draws = [rng.choice(60, 6, replace=False) for _ in range(size)]
     return [example(*[f"i{n}" for n in draw]) for draw in draws]
+
+
+def seen_by(bundle: Bundle, case: Example) -> np.ndarray:
+    """The released scores of all items for a user."""
+    return bundle.model.item_vectors() @ bundle.model.user_vectors([case], START_MS)[0]
 
 
 def test_at_first_the_rows_are_the_bundles(bundle: Bundle):
@@ -142,7 +147,7 @@ def test_an_item_skipped_before_is_no_repeat(bundle: Bundle):
 def test_a_rank_counts_the_better_items_but_not_the_watched_ones(bundle: Bundle):
     trainer = trainer_of(bundle)
     case = example("i30", *[f"i{n}" for n in range(12)])
-    scores = bundle.model.item_vectors() @ bundle.model.user_vectors([case], START_MS)[0]
+    scores = seen_by(bundle, case)
     better = set(np.flatnonzero(scores > scores[30]).tolist()) - set(range(12))
     assert rank(trainer, bundle, [case]).live[0] == rank(trainer, bundle, [case]).frozen[0] == len(better)
 
@@ -196,20 +201,20 @@ def test_restored_rows_take_the_same_next_step(bundle: Bundle):
     np.testing.assert_allclose(vectors(original, np.arange(61)), vectors(restored, np.arange(61)), rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_of_another_release_is_refused_by_name(bundle: Bundle):
+def test_a_row_of_another_release_or_one_that_is_not_finite_is_refused_by_name(bundle: Bundle):
     trainer = trainer_of(bundle)
     vector, query, state = published(trainer)["i7"]
-    for parts in ((vector[:-4], query, state), (vector, query + b"\0", state), (vector, query, b"")):
-        with pytest.raises(ValueError, match="item i7"):
-            trainer.restore("i7", *parts)
-
-
-def test_a_row_that_is_not_finite_is_refused(bundle: Bundle):
-    trainer = trainer_of(bundle)
-    vector, query, state = published(trainer)["i7"]
+    assert len(state) == STATE_COLUMNS.itemsize <= 40
     broken = np.full(len(query) // 4, np.nan, "<f4").tobytes()
-    with pytest.raises(ValueError, match="item i7 holds a number that is not finite"):
-        trainer.restore("i7", vector, broken, state)
+    wrong, unlike = "holds a number that is not finite", "does not fit this release"
+    for parts, why in (
+        ((vector[:-4], query, state), unlike),
+        ((vector, query + b"\0", state), unlike),
+        ((vector, query, b""), unlike),
+        ((vector, broken, state), wrong),
+    ):
+        with pytest.raises(ValueError, match=f"item i7 {why}"):
+            trainer.restore("i7", *parts)
     assert published(trainer)["i7"] == (vector, query, state)
 
 
@@ -226,10 +231,14 @@ def test_a_step_that_is_not_finite_changes_nothing(bundle: Bundle):
     assert not learn(trainer, [example("i3", "i4")]).dropped
 
 
-def test_an_empty_history_is_learnt_from(bundle: Bundle):
-    result = learn(trainer_of(bundle), [example("i1")])
+@pytest.mark.parametrize("length", [0, 3 * HISTORY])
+def test_a_history_of_any_length_is_learnt_from_and_has_a_rank(bundle: Bundle, length: int):
+    case = Example(watched(*[f"i{n % 50}" for n in range(length)]).watches, item_id="i55")
+    trainer = trainer_of(bundle)
+    assert rank(trainer, bundle, [case]).live[0] >= 0
+    result = learn(trainer, [case])
     assert np.isfinite(result.loss)
-    assert result.touched.tolist() == [1]
+    assert result.touched.tolist() == [55]
 
 
 def test_an_empty_batch_does_nothing(bundle: Bundle):
@@ -244,7 +253,7 @@ def test_negatives_are_all_items_where_there_are_fewer_than_asked_for(bundle: Bu
     """Then the loss is the full softmax."""
     trainer = trainer_of(bundle, negatives=1000)
     case = example("i30", "i2", "i6")
-    scores = bundle.model.item_vectors() @ bundle.model.user_vectors([case], START_MS)[0]
+    scores = seen_by(bundle, case)
     full = np.log(np.exp(scores).sum()) - scores[30]
     np.testing.assert_allclose(learn(trainer, [case]).loss, full, rtol=1e-5)
 
@@ -322,25 +331,12 @@ def test_a_restored_row_is_due_as_it_was_before_the_crash(bundle: Bundle):
     assert row in found
 
 
-def test_a_state_is_small():
-    assert STATE_COLUMNS.itemsize <= 40
-
-
-def test_histories_longer_than_the_window_are_learnt_from(bundle: Bundle):
-    long = Example(watched(*[f"i{n % 50}" for n in range(3 * HISTORY)]).watches, item_id="i55")
-    assert np.isfinite(learn(trainer_of(bundle), [long]).loss)
-
-
 def test_ranks_do_not_depend_on_how_many_are_ranked_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     trainer, examples = trainer_of(bundle), some_examples(30)
     together = rank(trainer, bundle, examples)
     monkeypatch.setattr("models.retrieval.prequential.rows_at_once", lambda items: 7)
     for one, other in zip(together, rank(trainer, bundle, examples), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_viewers_without_watches_have_a_rank(bundle: Bundle):
-    assert rank(trainer_of(bundle), bundle, [Example(Viewer().watches, item_id="i1")]).live[0] >= 0
 
 
 def test_an_idle_item_expires_and_comes_back_as_a_new_one(bundle: Bundle):

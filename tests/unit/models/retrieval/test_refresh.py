@@ -6,8 +6,10 @@ from models.retrieval.refresh import RefreshSchedule
 HALF_LIFE = 40.0  # the first refresh after 10 events
 
 
-def watch(popularity: Popularity, row: int, times: int = 1) -> None:
+def watch(popularity: Popularity, row: int, times: int = 1, schedule: RefreshSchedule | None = None) -> None:
     popularity.add(np.full(times, row))
+    if schedule is not None:
+        schedule.watched(np.full(2, row))
 
 
 def start() -> tuple[Popularity, RefreshSchedule]:
@@ -17,8 +19,7 @@ def start() -> tuple[Popularity, RefreshSchedule]:
 
 def test_a_resting_row_is_due_at_doubling_ages_and_then_at_rest():
     popularity, schedule = start()
-    watch(popularity, 1)
-    schedule.watched(np.array([1]))
+    watch(popularity, 1, schedule=schedule)
     ages = []
     for age in range(1, 6000):
         watch(popularity, 2)
@@ -26,29 +27,19 @@ def test_a_resting_row_is_due_at_doubling_ages_and_then_at_rest():
     assert ages == [10, 20, 40, 80, 160, 320, 640]  # at 32 half-lives it matters no more: not at 1,280
 
 
-def test_a_row_watched_meanwhile_is_not_due():
-    popularity, schedule = start()
-    for _ in range(100):
-        watch(popularity, 1)
-        schedule.watched(np.array([1]))
-        assert len(schedule.due(10)) == 0
-
-
 def test_the_schedule_is_never_longer_than_the_catalogue():
     popularity, schedule = start()
     schedule.due(10)
     for row in [1, 2, 3] * 50:
-        watch(popularity, row)
-        schedule.watched(np.array([row, row]))
+        watch(popularity, row, schedule=schedule)
     assert len(schedule._heap or ()) == 3
 
 
-def test_after_its_last_watch_it_is_due_again():
+def test_a_row_watched_meanwhile_is_not_due_and_after_its_last_watch_it_is_again():
     popularity, schedule = start()
-    for _ in range(25):
-        watch(popularity, 1)
-        schedule.watched(np.array([1]))
-        schedule.due(10)
+    for _ in range(100):
+        watch(popularity, 1, schedule=schedule)
+        assert len(schedule.due(10)) == 0
     watch(popularity, 2, 9)
     assert 1 not in schedule.due(10)
     watch(popularity, 2)

@@ -17,7 +17,7 @@ def test_the_expected_count_is_the_mean_of_the_drawn_one():
     expected = np.full(60, np.nan)
     for _ in range(draws):
         batch = rng.permutation(targets)[:50]
-        rows, log_expected = draw_negatives(batch, share.take, items=60, in_batch=20, uniform=20, rng=rng)
+        rows, log_expected = draw_negatives(batch, share.take, items=60, negatives=40, in_batch=0.5, rng=rng)
         counts += np.bincount(rows, minlength=60)
         expected[rows] = np.exp(log_expected)
     np.testing.assert_allclose(counts / draws, expected, rtol=0.15)
@@ -25,7 +25,7 @@ def test_the_expected_count_is_the_mean_of_the_drawn_one():
 
 def test_all_items_are_negatives_where_there_are_fewer_than_asked_for():
     rows, log_expected = draw_negatives(
-        np.array([1, 1]), np.ones(9).take, items=9, in_batch=5, uniform=5, rng=np.random.default_rng(1)
+        np.array([1, 1]), np.ones(9).take, items=9, negatives=10, in_batch=0.5, rng=np.random.default_rng(1)
     )
     assert rows.tolist() == list(range(9))
     assert (log_expected == 0).all()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -40,14 +41,21 @@ def catalogue() -> CatalogueView:
     return CatalogueView()
 
 
-@pytest.fixture
-def releases(
-    bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Releases]:
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release_module, "RETRY_S", 0.05)
-    releases = Releases(bundles_dir, index, catalogue)
-    yield releases
-    releases.close()
+
+
+@pytest.fixture
+def releases(bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView) -> Iterator[Releases]:
+    with contextlib.closing(Releases(bundles_dir, index, catalogue)) as releases:
+        yield releases
+
+
+@pytest.fixture
+def mirrored(bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView) -> Iterator[Releases]:
+    with contextlib.closing(Releases(bundles_dir, index, catalogue, mirror_items=1000)) as releases:
+        yield releases
 
 
 def announce(releases: Releases, version: str) -> None:
@@ -62,16 +70,30 @@ def wait_for(releases: Releases, true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def version_of(releases: Releases) -> str | None:
+    return releases.live and releases.live.version
+
+
+def wait_until_loaded(releases: Releases) -> None:
+    """Without a look of the answering thread."""
+    deadline = time.monotonic() + WAIT_S
+    while releases._loaded is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def swap_to(releases: Releases, version: str) -> LiveRelease:
     announce(releases, version)
-    wait_for(releases, lambda: releases.live is not None and releases.live.version == version)
+    wait_for(releases, lambda: version_of(releases) == version)
     assert releases.live is not None
     return releases.live
 
 
-def query_row(releases: Releases, item_id: str) -> np.ndarray | None:
+def query_row(releases: Releases, item_id: str) -> list[float]:
     assert releases.live is not None
-    return releases.live.model.query_row(item_id)
+    row = releases.live.model.query_row(item_id)
+    assert row is not None
+    return row.tolist()
 
 
 def vector(version: str, value: float, dim: int = 8) -> bytes:
@@ -79,20 +101,13 @@ def vector(version: str, value: float, dim: int = 8) -> bytes:
     return encode(ItemVector(version, 1, index_vector, np.full(dim, value, "<f4").tobytes(), 0))
 
 
-def test_nothing_is_live_before_an_announcement_and_that_is_settled(releases: Releases) -> None:
-    assert releases.settled
-    assert releases.live is None
-
-
-def test_the_announced_version_goes_live(releases: Releases, bundles: Sequence[Manifest]) -> None:
-    live = swap_to(releases, bundles[0].version)
-    assert live.created_ms == bundles[0].created_ms
-    assert releases.settled
-
-
-def test_an_older_version_announced_again_is_a_roll_back(releases: Releases, bundles: Sequence[Manifest]) -> None:
+def test_the_announced_version_goes_live_and_an_older_one_again_is_a_roll_back(
+    releases: Releases, bundles: Sequence[Manifest]
+) -> None:
     for manifest in (bundles[0], bundles[1], bundles[0]):
-        assert swap_to(releases, manifest.version).version == manifest.version
+        live = swap_to(releases, manifest.version)
+        assert (live.version, live.created_ms) == (manifest.version, manifest.created_ms)
+        assert releases.settled
 
 
 def test_a_release_is_loaded_beside_the_live_one_and_taken_over_only_between_batches(
@@ -100,14 +115,10 @@ def test_a_release_is_loaded_beside_the_live_one_and_taken_over_only_between_bat
 ) -> None:
     swap_to(releases, bundles[0].version)
     announce(releases, bundles[1].version)
-    deadline = time.monotonic() + WAIT_S
-    while releases._loaded is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    assert releases.live is not None
-    assert releases.live.version == bundles[0].version
+    wait_until_loaded(releases)
+    assert version_of(releases) == bundles[0].version
     releases.refresh()
-    assert releases.live.version == bundles[1].version
+    assert version_of(releases) == bundles[1].version
 
 
 def test_a_release_that_is_announced_again_while_it_waits_to_be_taken_over_goes_live(
@@ -115,13 +126,9 @@ def test_a_release_that_is_announced_again_while_it_waits_to_be_taken_over_goes_
 ) -> None:
     """All three are read in one go, before the answering thread looks."""
     announce(releases, bundles[0].version)
-    deadline = time.monotonic() + WAIT_S
-    while releases._loaded is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until_loaded(releases)
     announce(releases, bundles[1].version)
-    announce(releases, bundles[0].version)
-    wait_for(releases, lambda: releases.live is not None and releases.live.version == bundles[0].version)
+    swap_to(releases, bundles[0].version)
     assert releases.settled
 
 
@@ -140,48 +147,43 @@ def test_a_missing_collection_keeps_the_old_release_until_it_comes(
     del index.collections[bundles[1].version]
     announce(releases, bundles[1].version)
     wait_for(releases, lambda: releases.settled)
-    assert releases.live is not None
-    assert releases.live.version == bundles[0].version
+    assert version_of(releases) == bundles[0].version
     index.fill(load(bundles_dir, bundles[1]))
-    wait_for(releases, lambda: releases.live is not None and releases.live.version == bundles[1].version)
+    wait_for(releases, lambda: version_of(releases) == bundles[1].version)
 
 
-@pytest.mark.parametrize("damage", ["missing", "corrupt"])
-def test_a_bundle_that_cannot_be_read_is_refused(
-    damage: str, tmp_path: Path, bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
+@pytest.mark.parametrize(
+    ("what", "reason", "says"),
+    [
+        ("no bundle", "bundle", "manifest.json: cannot be read"),
+        ("a damaged file", "bundle", "vectors.npy: is damaged"),
+        ("another version's bundle", "bundle", "of version {of}, but it lies in {version}"),
+        ("a half-filled collection", "collection", "not whole"),
+        ("a collection of another width", "dim", "the towers of 9"),
+        ("a directory elsewhere", "version", "is not a version"),
+    ],
+)
+def test_a_release_that_cannot_be_served_is_refused(
+    what: str, reason: str, says: str, tmp_path: Path, bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
 ) -> None:
-    version = bundles[0].version
-    if damage == "corrupt":
-        shutil.copytree(bundles_dir / version, tmp_path / version)
+    of = version = bundles[0].version
+    if what == "another version's bundle":
+        version = bundles[1].version
+    if what != "no bundle":
+        shutil.copytree(bundles_dir / of, tmp_path / version)
+    if what == "a damaged file":
         file = tmp_path / version / "vectors.npy"
         file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(ReleaseError) as caught:
+    elif what == "a half-filled collection":
+        index.marks[version] = ""
+    elif what == "a collection of another width":
+        item_ids, rows = index.collections[version]
+        index.collections[version] = item_ids, rows[:, 1:]
+    elif what == "a directory elsewhere":
+        version = f"../{tmp_path.name}/{version}"
+    with pytest.raises(ReleaseError, match=says.format(of=of, version=version)) as caught:
         load_release(tmp_path, version, index)
-    assert caught.value.reason == "bundle"
-
-
-def test_a_bundle_under_another_versions_name_is_refused(
-    tmp_path: Path, bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
-) -> None:
-    shutil.copytree(bundles_dir / bundles[0].version, tmp_path / bundles[1].version)
-    with pytest.raises(ReleaseError, match=f"of version {bundles[0].version}, but it lies in {bundles[1].version}"):
-        load_release(tmp_path, bundles[1].version, index)
-
-
-def test_a_half_filled_collection_is_refused(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> None:
-    index.marks[bundles[0].version] = ""
-    with pytest.raises(ReleaseError, match="not whole"):
-        load_release(bundles_dir, bundles[0].version, index)
-
-
-def test_a_collection_of_another_width_is_refused(
-    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
-) -> None:
-    item_ids, rows = index.collections[bundles[0].version]
-    index.collections[bundles[0].version] = item_ids, rows[:, 1:]
-    with pytest.raises(ReleaseError) as caught:
-        load_release(bundles_dir, bundles[0].version, index)
-    assert caught.value.reason == "dim"
+    assert caught.value.reason == reason
 
 
 def test_a_collection_that_cannot_be_searched_is_refused(
@@ -195,29 +197,17 @@ def test_a_collection_that_cannot_be_searched_is_refused(
     wait_for(releases, lambda: releases.live is not None)
 
 
-def test_a_version_cannot_name_a_directory_elsewhere(bundles_dir: Path, index: ExactIndex) -> None:
-    with pytest.raises(ReleaseError) as caught:
-        load_release(bundles_dir, "../bundles", index)
-    assert caught.value.reason == "version"
-
-
-def test_query_rows_of_the_live_version_are_followed_also_for_new_items(
+def test_query_rows_of_the_live_version_are_followed_also_for_new_items_and_others_wait_for_theirs(
     releases: Releases, bundles: Sequence[Manifest]
 ) -> None:
     version = swap_to(releases, bundles[0].version).version
     releases.apply_vector(b"item-1", vector(version, 0.5), CREATED_MS)
     releases.apply_vector(b"brand-new", vector(version, 0.25), CREATED_MS)
-    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.5))  # type: ignore[arg-type]
-    assert np.array_equal(query_row(releases, "brand-new"), np.full(8, 0.25))  # type: ignore[arg-type]
-
-
-def test_query_rows_of_another_version_wait_for_it(releases: Releases, bundles: Sequence[Manifest]) -> None:
-    swap_to(releases, bundles[0].version)
-    before = query_row(releases, "item-1")
-    releases.apply_vector(b"item-1", vector(bundles[1].version, 0.5), CREATED_MS)
-    assert np.array_equal(query_row(releases, "item-1"), before)  # type: ignore[arg-type]
+    releases.apply_vector(b"item-1", vector(bundles[1].version, 0.75), CREATED_MS)
+    assert query_row(releases, "item-1") == [0.5] * 8
+    assert query_row(releases, "brand-new") == [0.25] * 8
     swap_to(releases, bundles[1].version)
-    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.5))  # type: ignore[arg-type]
+    assert query_row(releases, "item-1") == [0.75] * 8
 
 
 @pytest.mark.parametrize(
@@ -227,7 +217,7 @@ def test_a_wrong_query_row_is_passed_over(releases: Releases, bundles: Sequence[
     version = swap_to(releases, bundles[0].version).version
     before = query_row(releases, "item-1")
     releases.apply_vector(b"item-1", row.replace(b"\xa1?", b"\xb6" + version.encode()), CREATED_MS)
-    assert np.array_equal(query_row(releases, "item-1"), before)  # type: ignore[arg-type]
+    assert query_row(releases, "item-1") == before
 
 
 def test_what_arrives_while_a_release_is_loaded_is_in_it(
@@ -245,7 +235,7 @@ def test_what_arrives_while_a_release_is_loaded_is_in_it(
 
     index.search = slow  # type: ignore[method-assign,assignment]
     live = swap_to(releases, version)
-    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.75))  # type: ignore[arg-type]
+    assert query_row(releases, "item-1") == [0.75] * 8
     known = live.catalogue
     assert known.channel_of(known.row("item-2")) == "late"
 
@@ -260,38 +250,27 @@ def test_catalogue_changes_reach_the_live_ranker(
     assert known.channel_of(known.row("new")) == "cats"
 
 
-@pytest.fixture
-def mirrored(
-    bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Releases]:
-    monkeypatch.setattr(release_module, "RETRY_S", 0.05)
-    releases = Releases(bundles_dir, index, catalogue, mirror_items=1000)
-    yield releases
-    releases.close()
-
-
-def found_by(live: LiveRelease) -> dict[str, np.ndarray]:
+def found_by(live: LiveRelease) -> dict[str, list[float]]:
     """What a search of the mirror finds, with the vectors."""
     assert live.mirror is not None
     [(item_ids, _)] = live.mirror.search(np.ones((1, live.model.dim), np.float32), 1000)
-    return dict(zip(item_ids, live.mirror.vectors(live.mirror.rows(item_ids)), strict=True))
+    return dict(zip(item_ids, live.mirror.vectors(live.mirror.rows(item_ids)).tolist(), strict=True))
 
 
 def test_the_mirror_has_the_releases_vectors_and_follows_its_rows(
     mirrored: Releases, bundles: Sequence[Manifest]
 ) -> None:
     live = swap_to(mirrored, bundles[0].version)
-    vectors = dict(zip(live.model.item_ids, live.model.item_vectors(), strict=True))
-    assert found_by(live).keys() == vectors.keys()
-    assert all(np.array_equal(found_by(live)[item_id], row) for item_id, row in vectors.items())
+    vectors = dict(zip(live.model.item_ids, live.model.item_vectors().tolist(), strict=True))
+    assert found_by(live) == vectors
     mirrored.apply_vector(b"item-1", vector(live.version, 0.5), CREATED_MS)
     mirrored.apply_vector(b"new", vector(live.version, 0.25), CREATED_MS)
     mirrored.apply_vector(b"item-2", vector(bundles[1].version, 0.75), CREATED_MS)
-    assert np.array_equal(found_by(live)["item-1"], np.full(9, 0.5))
-    assert np.array_equal(found_by(live)["new"], np.full(9, 0.25))
-    assert np.array_equal(found_by(live)["item-2"], vectors["item-2"])
+    assert found_by(live)["item-1"] == [0.5] * 9
+    assert found_by(live)["new"] == [0.25] * 9
+    assert found_by(live)["item-2"] == vectors["item-2"]
     live = swap_to(mirrored, bundles[1].version)
-    assert np.array_equal(found_by(live)["item-2"], np.full(9, 0.75)), "it has waited for its version"
+    assert found_by(live)["item-2"] == [0.75] * 9, "it has waited for its version"
 
 
 def test_rows_that_a_live_release_holds_are_not_kept_twice(mirrored: Releases, bundles: Sequence[Manifest]) -> None:
@@ -301,7 +280,7 @@ def test_rows_that_a_live_release_holds_are_not_kept_twice(mirrored: Releases, b
     live = swap_to(mirrored, bundles[0].version)
     mirrored.apply_vector(b"item-20", vector(live.version, 0.5), CREATED_MS)
     assert mirrored._rows == {}
-    assert np.array_equal(found_by(live)["item-5"], np.full(9, 0.5))
+    assert found_by(live)["item-5"] == [0.5] * 9
 
 
 def test_a_roll_back_to_the_live_release_loads_nothing_and_loses_no_row(
@@ -319,8 +298,8 @@ def test_a_roll_back_to_the_live_release_loads_nothing_and_loses_no_row(
     mirrored.refresh()
     assert mirrored.live is live
     for item_id, value in (("item-1", 0.5), ("new", 0.25)):
-        assert np.array_equal(query_row(mirrored, item_id), np.full(8, value))  # type: ignore[arg-type]
-        assert np.array_equal(found_by(live)[item_id], np.full(9, value))
+        assert query_row(mirrored, item_id) == [value] * 8
+        assert found_by(live)[item_id] == [value] * 9
     assert swap_to(mirrored, bundles[1].version).version == bundles[1].version
 
 
@@ -340,7 +319,7 @@ def test_what_arrives_while_the_announcement_goes_to_and_fro_is_in_the_release_t
 
     index.search = slow  # type: ignore[method-assign,assignment]
     swap_to(releases, coming)
-    assert np.array_equal(query_row(releases, "item-1"), np.full(8, 0.75))  # type: ignore[arg-type]
+    assert query_row(releases, "item-1") == [0.75] * 8
 
 
 def test_a_roll_back_gives_back_what_the_release_had_learnt(
@@ -357,10 +336,10 @@ def test_a_roll_back_gives_back_what_the_release_had_learnt(
     mirrored.apply_vector(b"item-1", vector(newer, 0.75), CREATED_MS)  # over its older row, in the topic
     live = swap_to(mirrored, older)
     for item_id, value in (("item-1", 0.5), ("new", 0.25)):
-        assert np.array_equal(query_row(mirrored, item_id), np.full(8, value))  # type: ignore[arg-type]
-        assert np.array_equal(found_by(live)[item_id], np.full(9, value))
+        assert query_row(mirrored, item_id) == [value] * 8
+        assert found_by(live)[item_id] == [value] * 9
     assert not {"item-2", "item-3"} & found_by(live).keys(), "taken down, and let go of"
-    assert np.array_equal(found_by(swap_to(mirrored, newer))["item-1"], np.full(9, 0.75))
+    assert found_by(swap_to(mirrored, newer))["item-1"] == [0.75] * 9
 
 
 def test_what_a_release_had_learnt_is_kept_only_until_the_next_one_is_replaced(
@@ -413,7 +392,7 @@ def test_an_expired_item_leaves_the_mirror_and_its_next_row_brings_it_back(
         mirrored.apply_vector(b"item-1", None, after_ms)
     assert "item-1" not in found_by(live)
     mirrored.apply_vector(b"item-1", vector(live.version, 0.5), after_ms + 1)
-    assert np.array_equal(found_by(live)["item-1"], np.full(9, 0.5))
+    assert found_by(live)["item-1"] == [0.5] * 9
 
 
 def test_a_release_made_since_may_have_an_expired_item_again(mirrored: Releases, bundles: Sequence[Manifest]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from models.catalogue.catalogue import Catalogue
 from serving.state.views import CatalogueView, HistoryView, TrendingView, add_up
 from streams.messages import Item, Trending, encode
@@ -7,7 +9,7 @@ from streams.trending.rules import GLOBAL
 from tests.unit.serving.worlds import history
 
 
-def test_the_newest_history_of_a_user_is_given() -> None:
+def test_the_newest_history_of_a_user_is_given_and_only_on_its_partition() -> None:
     view = HistoryView()
     view.apply(1, b"ann", encode(history("ann", "a")))
     view.apply(1, b"ann", encode(history("ann", "a", "b")))
@@ -15,11 +17,6 @@ def test_the_newest_history_of_a_user_is_given() -> None:
     assert found is not None
     assert [watch.item_id for watch in found.watches] == ["a", "b"]
     assert len(view) == 1
-
-
-def test_a_history_is_only_found_on_its_users_partition() -> None:
-    view = HistoryView()
-    view.apply(1, b"ann", encode(history("ann", "a")))
     assert view.get("ann", 2) is None
 
 
@@ -32,16 +29,11 @@ def test_users_of_lost_partitions_are_dropped_and_others_kept() -> None:
     assert view.get("bob", 1) is not None
 
 
-def test_a_tombstone_forgets_the_user() -> None:
+@pytest.mark.parametrize("value", [None, b'{"user_id": 7}'])
+def test_a_tombstone_forgets_the_user_and_an_unreadable_history_counts_as_none(value: bytes | None) -> None:
     view = HistoryView()
     view.apply(0, b"ann", encode(history("ann", "a")))
-    view.apply(0, b"ann", None)
-    assert view.get("ann", 0) is None
-
-
-def test_an_unreadable_history_counts_as_none() -> None:
-    view = HistoryView()
-    view.apply(0, b"ann", b'{"user_id": 7}')
+    view.apply(0, b"ann", value)
     assert view.get("ann", 0) is None
 
 
@@ -67,19 +59,13 @@ def test_what_is_taken_down_takes_no_room_of_what_is_fresh() -> None:
     assert view.fresh.newest(200) == [(100, "c"), (150, "a")]
 
 
-def test_an_item_that_comes_back_is_available_again() -> None:
+def test_an_item_that_comes_back_is_available_again_and_a_broken_entry_leaves_what_was_known() -> None:
     view = CatalogueView()
     view.apply(b"a", None)
     view.apply(b"a", encode(Item("a")))
-    assert list(view) == ["a"]
-    assert not view.unavailable
-
-
-def test_a_broken_item_leaves_what_was_known() -> None:
-    view = CatalogueView()
-    view.apply(b"a", encode(Item("a")))
     assert view.apply(b"a", b"{") is None
     assert list(view) == ["a"]
+    assert not view.unavailable
 
 
 def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
@@ -91,9 +77,7 @@ def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
     view.apply(b"b", None)
     view.describe_all(catalogue)
     [a, b] = catalogue.rows(["a", "b"])
-    assert catalogue.channel_of(a) == "cats"
-    assert catalogue.topics_of(a) == ("pets",)
-    assert catalogue.ids_of(a) == {"music": ("7",)}
+    assert catalogue.all_ids_of(a) == {"channel": ("cats",), "topics": ("pets",), "music": ("7",)}
     assert catalogue.code_of_language("de") == 1
     assert catalogue.is_available(catalogue.rows(["a", "b"])).tolist() == [True, False]
     assert b >= 0
@@ -105,18 +89,17 @@ def test_partitions_of_trending_are_added_up_at_the_same_time() -> None:
     assert add_up([older, newer]) == [("a", 4.0), ("c", 4.0), ("b", 3.5)]
 
 
-def test_a_partitions_newer_trending_list_replaces_its_older_one() -> None:
-    view = TrendingView()
-    view.apply(b"global/0", encode(Trending(GLOBAL, 0, 0, 10.0, (("a", 8.0),))))
-    assert view.top(GLOBAL) == [("a", 8.0)]
-    view.apply(b"global/0", encode(Trending(GLOBAL, 0, 1, 10.0, (("b", 2.0),))))
-    assert view.top(GLOBAL) == [("b", 2.0)]
-    view.apply(b"global/0", None)
-    assert view.top(GLOBAL) == []
-
-
 def trending(scope: str, partition: int, *items: tuple[str, float]) -> tuple[bytes, bytes]:
     return f"{scope}/{partition}".encode(), encode(Trending(scope, partition, 0, 10.0, items))
+
+
+def test_a_partitions_newer_trending_list_replaces_its_older_one() -> None:
+    view = TrendingView()
+    for newer in ((("a", 8.0),), (("b", 2.0),)):
+        view.apply(*trending(GLOBAL, 0, *newer))
+        assert view.top(GLOBAL) == [*newer]
+    view.apply(b"global/0", None)
+    assert view.top(GLOBAL) == []
 
 
 def test_scopes_are_kept_apart() -> None:

@@ -30,13 +30,13 @@ class Cluster:
         self.now += seconds
 
 
-def asker(cluster: Cluster) -> ReplyTopics:
-    return ReplyTopics(cluster, cluster.clock, cluster.pause)
+def asked(**topics: int) -> tuple[Cluster, ReplyTopics]:
+    cluster = Cluster(**topics)
+    return cluster, ReplyTopics(cluster, cluster.clock, cluster.pause)
 
 
 def test_a_known_topic_is_asked_for_once_a_while() -> None:
-    cluster = Cluster(theirs=3)
-    partitions_of = asker(cluster)
+    cluster, partitions_of = asked(theirs=3)
     assert [partitions_of("theirs") for _ in range(5)] == [3] * 5
     assert (cluster.looks, cluster.asked) == (1, 1)
     cluster.now += KNOWN_S
@@ -46,22 +46,19 @@ def test_a_known_topic_is_asked_for_once_a_while() -> None:
 
 
 def test_unknown_topics_cannot_make_us_ask_without_end() -> None:
-    cluster = Cluster()
-    partitions_of = asker(cluster)
+    cluster, partitions_of = asked()
     assert [partitions_of(f"made-up-{number}") for number in range(100)] == [0] * 100
     assert (cluster.looks, cluster.asked) == (1, 0)
 
 
 def test_neither_made_up_topics_nor_other_clients_keep_a_topic_from_being_known() -> None:
-    cluster = Cluster(ours=1, theirs=2)
-    partitions_of = asker(cluster)
+    cluster, partitions_of = asked(ours=1, theirs=2)
     assert [partitions_of(topic) for topic in ("made-up", "ours", "theirs")] == [0, 1, 2]
     assert cluster.looks == 1
 
 
 def test_a_topic_that_was_made_later_is_found() -> None:
-    cluster = Cluster()
-    partitions_of = asker(cluster)
+    cluster, partitions_of = asked()
     assert partitions_of("theirs") == 0
     cluster.there["theirs"] = 2
     cluster.now += ASK_EVERY_S
@@ -69,8 +66,7 @@ def test_a_topic_that_was_made_later_is_found() -> None:
 
 
 def test_a_topic_that_was_deleted_is_gone_after_a_while() -> None:
-    cluster = Cluster(theirs=2)
-    partitions_of = asker(cluster)
+    cluster, partitions_of = asked(theirs=2)
     assert partitions_of("theirs") == 2
     del cluster.there["theirs"]
     cluster.now += KNOWN_S
@@ -78,8 +74,7 @@ def test_a_topic_that_was_deleted_is_gone_after_a_while() -> None:
 
 
 def test_a_topic_that_is_forgotten_is_looked_for_again_at_once() -> None:
-    cluster = Cluster(theirs=2)
-    partitions_of = asker(cluster)
+    cluster, partitions_of = asked(theirs=2)
     assert partitions_of("theirs") == 2
     del cluster.there["theirs"]
     cluster.now += ASK_EVERY_S
@@ -92,9 +87,11 @@ def test_a_topic_that_is_forgotten_is_looked_for_again_at_once() -> None:
 
 
 def test_brokers_that_are_away_are_waited_for_and_not_for_ever() -> None:
-    cluster = Cluster(theirs=2)
+    cluster, partitions_of = asked(theirs=2)
     cluster.away_until = GIVE_UP_S / 2
-    assert asker(cluster)("theirs") == 2
+    assert partitions_of("theirs") == 2
+    partitions_of.forget("theirs")
+    cluster.now += ASK_EVERY_S
     cluster.away_until = cluster.now + 2 * GIVE_UP_S
     with pytest.raises(KafkaTimeoutError):
-        asker(cluster)("theirs")
+        partitions_of("theirs")

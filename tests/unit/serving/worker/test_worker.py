@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class System:
     client: RecommendClient
     index: Index
     bundles: Sequence[Manifest]
+    readers: list[Any] = field(default_factory=list)
 
     def send(self, topic: str, value: bytes | None, key: str, **how: Any) -> None:
         future = self.producer.send(self.name(topic), value, key=key.encode(), **how)
@@ -99,7 +100,27 @@ class System:
         consumer.assign(places)
         for place, end in consumer.end_offsets(places).items():
             consumer.seek(place, end)
+        self.readers.append(consumer)
         return consumer
+
+    def ask(self, request: RecommendRequest, *headers: tuple[str, bytes], partition: int | None = None) -> None:
+        """A request by hand, on the partition of its user if no other is given."""
+        place = self.home(request.user_id) if partition is None else partition
+        how = {"partition": place, "headers": list(headers)}
+        self.send(topics.RECOMMEND_REQUESTS, encode(request), request.user_id, **how)
+
+    def make_topic(self, topic: str, partitions: int = 1, **configs: str) -> str:
+        """A topic of a client's, as serving learns of it; its name."""
+        name = self.name(topic)
+        with open_admin(self.settings.kafka) as admin:
+            admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+            admin.wait_for_topics([name])
+        time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
+        return name
+
+    def close(self) -> None:
+        for consumer in self.readers:
+            consumer.close()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +152,7 @@ def system(
         running = System(settings, producer, client, index, bundles)
         furnish(running)
         yield running
+        running.close()
     producer.close()
     for manifest in bundles:
         index.drop(manifest.version)
@@ -205,37 +227,22 @@ def test_a_forgotten_user_is_answered_as_a_new_one_also_before_the_history_is_go
 
 
 def test_a_reply_topic_that_takes_nothing_holds_up_nobody_else(system: System) -> None:
-    theirs = system.name("replies-without-replicas")
-    with open_admin(system.settings.kafka) as admin:
-        admin.create_topics([NewTopic(theirs, 1, 1, topic_configs={"min.insync.replicas": "2"})])
-        admin.wait_for_topics([theirs])
-    time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
-    request, place = RecommendRequest("to-nowhere", "jvm", k=2), system.home("jvm")
-    headers = [("reply_topic", theirs.encode())]
-    system.send(topics.RECOMMEND_REQUESTS, encode(request), "jvm", partition=place, headers=headers)
+    theirs = system.make_topic("replies-without-replicas", **{"min.insync.replicas": "2"})
+    system.ask(RecommendRequest("to-nowhere", "jvm", k=2), ("reply_topic", theirs.encode()))
     for number in range(300):
         assert system.client.recommend(f"other-{number}", k=1, timeout_s=4.0, retries=0).items
 
 
 def test_a_reply_topic_that_is_deleted_between_two_requests_holds_up_nobody_else(system: System) -> None:
-    theirs, place = system.name("replies-deleted"), system.home("jvm")
-    headers = [("reply_topic", theirs.encode())]
-
-    def ask(request_id: str) -> None:
-        request = RecommendRequest(request_id, "jvm", k=2)
-        system.send(topics.RECOMMEND_REQUESTS, encode(request), "jvm", partition=place, headers=headers)
-
+    theirs = system.make_topic("replies-deleted")
+    replies = system.reading(theirs)
+    system.ask(RecommendRequest("before", "jvm", k=2), ("reply_topic", theirs.encode()))
+    assert next_record(replies).key == b"before"
+    replies.close()
     with open_admin(system.settings.kafka) as admin:
-        admin.create_topics([NewTopic(theirs, 1, 1)])
-        admin.wait_for_topics([theirs])
-        time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
-        replies = system.reading(theirs)
-        ask("before")
-        assert next_record(replies).key == b"before"
-        replies.close()
         admin.delete_topics([theirs])
     for number in range(30):  # of the first ones the producer learns that the topic is gone
-        ask(f"after-{number}")
+        system.ask(RecommendRequest(f"after-{number}", "jvm", k=2), ("reply_topic", theirs.encode()))
         assert system.client.recommend(f"other-{number}", k=1, timeout_s=4.0, retries=0).items
         time.sleep(0.1)
 
@@ -258,10 +265,7 @@ def test_many_requests_in_flight_each_get_their_own_reply(system: System) -> Non
 def test_a_broken_request_gets_an_error_reply_and_goes_to_the_dead_letters(
     system: System, value: bytes, says: str
 ) -> None:
-    replies, dead_letters = (
-        system.reading(system.name("recommend-replies")),
-        system.reading(system.name("dead-letters")),
-    )
+    replies, dead_letters = (system.reading(system.name(topic)) for topic in ("recommend-replies", "dead-letters"))
     correlation = uuid.uuid4().bytes
     system.send(topics.RECOMMEND_REQUESTS, value, "ann", headers=[("correlation_id", correlation)])
     record = next_record(replies)
@@ -272,8 +276,6 @@ def test_a_broken_request_gets_an_error_reply_and_goes_to_the_dead_letters(
     letter = decode(DeadLetter, next_record(dead_letters).value)
     assert letter.value == value
     assert letter.topic == "recommend-requests"
-    replies.close()
-    dead_letters.close()
 
 
 @pytest.mark.parametrize(
@@ -292,41 +294,28 @@ def test_what_is_not_supported_is_refused_with_the_reason(
 
 
 def test_a_spring_client_is_answered_on_its_own_topic_and_partition(system: System) -> None:
-    from kafka import KafkaAdminClient
-
-    theirs = system.name("spring-replies")
-    admin = KafkaAdminClient(**kafka_python_options(system.settings.kafka))
-    admin.create_topics({theirs: {"num_partitions": 2, "replication_factor": 1}})
-    admin.wait_for_topics([theirs])
-    admin.close()
-    time.sleep(0.6)  # serving asks the brokers for topics that it does not know at most twice a second
+    theirs = system.make_topic("spring-replies", 2)
     replies = system.reading(theirs)
     correlation = bytes(range(16))
-    headers = [
+    system.ask(
+        RecommendRequest("spring", "jvm", k=2),
         ("kafka_replyTopic", theirs.encode()),
         ("kafka_replyPartition", struct.pack(">i", 1)),
         ("kafka_correlationId", correlation),
-    ]
-    request = RecommendRequest("spring", "jvm", k=2)
-    place = system.home("jvm")
-    system.send(topics.RECOMMEND_REQUESTS, encode(request), "jvm", partition=place, headers=headers)
+    )
     record = next_record(replies)
     assert record.partition == 1
     assert record.key == b"spring"
     assert dict(record.headers) == {"kafka_correlationId": correlation}
     assert len(decode(RecommendReply, record.value).items) == 2
-    replies.close()
 
 
 def test_a_reply_topic_of_our_own_is_refused_on_the_default_topic(system: System) -> None:
     replies = system.reading(system.name("recommend-replies"))
-    headers = [("reply_topic", system.name("watch-events").encode())]
-    request = RecommendRequest("loop", "ann")
-    system.send(topics.RECOMMEND_REQUESTS, encode(request), "ann", partition=system.home("ann"), headers=headers)
+    system.ask(RecommendRequest("loop", "ann"), ("reply_topic", system.name("watch-events").encode()))
     reply = decode(RecommendReply, next_record(replies).value)
     assert reply.request_id == "loop"
     assert "own topics" in (reply.error or "")
-    replies.close()
 
 
 def test_a_request_on_a_foreign_partition_is_forwarded_once_and_answered_with_its_history(system: System) -> None:
@@ -335,9 +324,7 @@ def test_a_request_on_a_foreign_partition_is_forwarded_once_and_answered_with_it
     requests = system.reading(system.name("recommend-requests"))
     home = system.home("far")
     foreign = (home + 1) % PARTITIONS
-    request = RecommendRequest("moved", "far", k=3)
-    headers = [("correlation_id", b"c1")]
-    system.send(topics.RECOMMEND_REQUESTS, encode(request), "far", partition=foreign, headers=headers)
+    system.ask(RecommendRequest("moved", "far", k=3), ("correlation_id", b"c1"), partition=foreign)
     record = next_record(replies)
     reply = decode(RecommendReply, record.value)
     assert dict(record.headers) == {"correlation_id": b"c1"}
@@ -347,8 +334,6 @@ def test_a_request_on_a_foreign_partition_is_forwarded_once_and_answered_with_it
     assert first.timestamp == second.timestamp
     assert [name for name, _ in second.headers] == ["correlation_id", topics.FORWARDED]
     assert not requests.poll(300)
-    replies.close()
-    requests.close()
 
 
 def test_a_takedown_is_gone_from_the_next_replies_and_a_return_comes_back(system: System) -> None:
@@ -372,7 +357,6 @@ def test_an_impression_is_recorded_for_each_answer_and_none_for_an_error(system:
     assert [shown.item_id for shown in impression.items] == items_of(good)
     assert impression.version == good.version
     assert not impressions.poll(300)
-    impressions.close()
 
 
 def test_a_server_says_what_it_serves(system: System) -> None:
@@ -380,7 +364,6 @@ def test_a_server_says_what_it_serves(system: System) -> None:
     state = decode(Release, next_record(releases).value)  # type: ignore[arg-type,var-annotated]
     assert isinstance(state, ServerState)
     assert state.version == system.client.recommend("nobody").version
-    releases.close()
 
 
 def test_answered_requests_are_committed(system: System) -> None:
@@ -484,7 +467,6 @@ def test_a_takedown_outlives_a_restart_and_nothing_is_answered_twice_after_a_cle
             assert best not in answered
             assert decode(RecommendReply, next_record(replies).value).request_id == "meanwhile"
             assert not replies.poll(300)
-        replies.close()
 
 
 class SlowFeed(Feed):
@@ -529,7 +511,9 @@ def beside(system: System, milvus_uri: str, **serving: Any) -> Iterator[System]:
     topics.create_topics(kafka)
     index = Index(milvus)
     with RecommendClient(client_options(kafka)) as client:
-        yield System(settings, system.producer, client, index, system.bundles)
+        running = System(settings, system.producer, client, index, system.bundles)
+        yield running
+        running.close()
     index.close()
 
 

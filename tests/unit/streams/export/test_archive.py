@@ -28,7 +28,7 @@ def test_the_ids_of_items_are_id_columns_of_the_catalogue():
     catalogue = Catalogue()
     for facts in frame.iter_rows(named=True):
         catalogue.upsert(**facts)
-    assert [catalogue.ids_of(row) for row in (0, 1)] == [{"music": ("1", "2")}, {"cast": ("a",)}]
+    assert [catalogue.all_ids_of(row) for row in (0, 1)] == [{"music": ("1", "2")}, {"cast": ("a",)}]
 
 
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:

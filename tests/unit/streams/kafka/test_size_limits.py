@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.platform.settings import MOST_FILE_BYTES, SettingsError, load_settings
+from infra.platform.settings import SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.request.parsing import Unsupported, read_filter
 from streams.messages import (
@@ -80,16 +80,6 @@ def test_a_message_over_the_limit_is_refused_before_it_is_read() -> None:
 def test_a_filter_too_long_to_be_read_is_told_as_such() -> None:
     with pytest.raises(Unsupported, match=f"at most {MOST_CHARACTERS:,}"):
         read_filter(RecommendRequest("r", "u", filter="a" * (MOST_CHARACTERS + 1)))
-
-
-def test_a_settings_file_has_a_size(tmp_path: Path) -> None:
-    file = tmp_path / "nextwatch.toml"
-    file.write_text('log_level = "debug"\n' + "#" * (MOST_FILE_BYTES - 21) + "\n")
-    assert load_settings(file).log_level == "debug"
-    with file.open("a") as more:
-        more.write("#" * 100)
-    with pytest.raises(SettingsError, match=r"more than 1,000,000 bytes"):
-        load_settings(file)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a = " + b"[" * 100_000, b"[" * 100_000])
