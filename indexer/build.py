@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -64,7 +65,12 @@ def fill(
     """
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     longest = longest_of(bundle.model.item_vectors())
-    retry(lambda: _create(index, version, bundle.manifest.dim, longest, len(item_ids)))
+
+    def create() -> None:
+        index.drop(version)  # an attempt may have left half a collection behind
+        index.create(version, bundle.manifest.dim, longest=longest, rows=len(item_ids))
+
+    retry(create)
     reached("indexer: collection created")
     refused = 0
     for start in range(0, len(item_ids), batch):
@@ -74,7 +80,11 @@ def fill(
         hold_unavailable(bundle, rows, places)
         ids = [item_ids[places[i]] for i in wanted]
         if ids:
-            _upsert(index, version, ids, vectors[wanted], attributes, retry)
+            known = [attributes.of(item_id) for item_id in ids]
+            try:
+                retry(partial(index.upsert, version, ids, vectors[wanted], [0] * len(ids), known))
+            except ValueError as error:
+                raise BuildFailed(f"bundle {version}: {error}") from None
         refused += sum(not is_indexable(item_ids[place]) for place in places)
         yield int(places[-1]) + 1
     if refused:
@@ -101,10 +111,7 @@ def verify(
     index: Index, bundle: Bundle, rows: PendingWrites, *, expired: Set[str], least_recall: float, retry: Retry
 ) -> int:
     """The number of rows in a collection that was just filled (nothing must be waiting in `rows`). `expired`: items
-    that the trainer let go of meanwhile, which may be in it or not.
-
-    Raises BuildFailed that says what differs.
-    """
+    that the trainer let go of meanwhile, which may be in it or not. Raises BuildFailed that says what differs."""
     version, item_ids = bundle.manifest.version, bundle.model.item_ids
     wanted = [place for place, item_id in enumerate(item_ids) if is_wanted(item_id, rows)]
     certain = np.array([place for place in wanted if item_ids[place] not in expired], dtype=np.int64)
@@ -177,18 +184,3 @@ def _compare(index: Index, bundle: Bundle, places: Places, retry: Retry) -> None
 def _sample(places: Places, most: int) -> Places:
     """Evenly over all of them."""
     return places[np.unique(np.linspace(0, max(0, len(places) - 1), min(most, len(places)), dtype=np.int64))]
-
-
-def _create(index: Index, version: str, dim: int, longest: float, rows: int) -> None:
-    """An attempt may have left half a collection behind."""
-    index.drop(version)
-    index.create(version, dim, longest=longest, rows=rows)
-
-
-def _upsert(
-    index: Index, version: str, ids: list[str], vectors: np.ndarray, attributes: AttributeTable, retry: Retry
-) -> None:
-    try:
-        retry(lambda: index.upsert(version, ids, vectors, [0] * len(ids), [attributes.of(item_id) for item_id in ids]))
-    except ValueError as error:
-        raise BuildFailed(f"bundle {version}: {error}") from None

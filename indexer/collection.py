@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from indexer.errors import IndexFailure, IndexRefused
-from indexer.index_spec import FORMAT, IndexSpec
+from indexer.index_spec import IndexSpec
 from indexer.item_attributes import UNKNOWN, ItemAttributes
 from indexer.milvus import connect, is_not_loaded, translated
 from indexer.mips_to_l2 import inner_products, lift, lift_queries
@@ -136,10 +137,6 @@ class Index:
         """The collection's mark, empty when it has none."""
         return self._describe(version, timeout_s)[0].get(_MARK, "")
 
-    def is_of_today(self, version: str) -> bool:
-        """Return whether it has the fields that we write; one of an older version of nextwatch has not."""
-        return self.spec(version).format == FORMAT
-
     def dim(self, version: str) -> int:
         """The length of the vectors that it takes."""
         properties, dim = self._describe(version)
@@ -176,7 +173,8 @@ class Index:
         When it returns, the next search finds them.
         """
         known = [UNKNOWN] * len(item_ids) if attributes is None else attributes
-        rows = rows_of(item_ids, self._stored(version, vectors), steps, known)
+        radius = self._spec_of(version).radius
+        rows = rows_of(item_ids, lift(vectors, radius) if radius else vectors, steps, known)
         client = self._client()
         # On Milvus Lite an insert replaces a row too; its upsert reads the old one first, to keep what is not named.
         write = client.insert if self._is_lite else client.upsert
@@ -213,21 +211,18 @@ class Index:
         limit, spec, client = min(limit, MOST_HITS), self._spec_of(version), self._client()
         parameters = spec.search_parameters(self._milvus, limit, filtered=bool(expression))
         queries = lift_queries(vectors) if spec.radius else vectors
-
-        def run() -> Any:
-            return client.search(
-                self._name(version),
-                data=list(np.ascontiguousarray(queries, np.float32)),
-                anns_field="vector",
-                filter=expression,
-                limit=limit,
-                search_params={"metric_type": spec.metric, "params": parameters},
-                # Lite answers "no fields" with all of them, vectors too.
-                output_fields=["item_id"] if self._is_lite else [],
-                consistency_level="Strong",
-                timeout=timeout_s or self._milvus.timeout_s,
-            )
-
+        run = partial(
+            client.search,
+            self._name(version),
+            data=list(np.ascontiguousarray(queries, np.float32)),
+            anns_field="vector",
+            filter=expression,
+            limit=limit,
+            search_params={"metric_type": spec.metric, "params": parameters},
+            output_fields=["item_id"] if self._is_lite else [],  # Lite answers "no fields" with all, vectors too
+            consistency_level="Strong",
+            timeout=timeout_s or self._milvus.timeout_s,
+        )
         # The columns behind the hits: one list each, where hit by hit would be a dictionary for every candidate.
         found = [(list(hits.ids), np.array(hits.distances, np.float32)) for hits in self._reading(version, run)]
         if not spec.radius:
@@ -237,14 +232,10 @@ class Index:
 
     # --- connection --------------------------------------------------------------------------------------------------
 
-    def ping(self) -> None:
-        """One real request. Raises IndexUnavailable or IndexRefused."""
-        self.versions()
-
     def is_ready(self) -> bool:
-        """Return whether Milvus answers."""
+        """Return whether Milvus answers a real request."""
         try:
-            self.ping()
+            self.versions()
         except IndexFailure:
             return False
         return True
@@ -286,22 +277,15 @@ class Index:
             self._specs[version] = self.spec(version)
         return self._specs[version]
 
-    def _stored(self, version: str, vectors: Floats) -> Floats:
-        radius = self._spec_of(version).radius
-        return lift(vectors, radius) if radius else vectors
-
     def _query(self, version: str, expression: str, fields: list[str]) -> list[dict[str, Any]]:
-        client = self._client()
-
-        def run() -> Any:
-            return client.query(
-                self._name(version),
-                filter=expression,
-                output_fields=fields,
-                consistency_level="Strong",
-                timeout=self._milvus.timeout_s,
-            )
-
+        run = partial(
+            self._client().query,
+            self._name(version),
+            filter=expression,
+            output_fields=fields,
+            consistency_level="Strong",
+            timeout=self._milvus.timeout_s,
+        )
         return list(self._reading(version, run))
 
     def _reading(self, version: str, run: Any) -> Any:

@@ -1,10 +1,4 @@
-"""Errors of the index, for those who only want to catch them (no pymilvus is imported by importing this).
-
-IndexFailure
-├── IndexUnavailable   Milvus does not answer, or not in time, or is overloaded: the same call may work later
-├── IndexMissing       there is no collection of this version
-└── IndexRefused       Milvus will never accept this call: a wrong token, a wrong parameter
-"""
+"""Errors of the index, for those who only want to catch them (no pymilvus is imported by importing this)."""
 
 from __future__ import annotations
 

@@ -42,10 +42,8 @@ class Intake:
     returning: set[str] = field(default_factory=set)
 
     def hear_item(self, key: bytes | None, value: bytes | None, *, is_written: bool, now_ms: int) -> None:
-        """A catalogue entry: what is unavailable is taken down, what it says otherwise goes to the item's rows.
-
-        Raises Refused.
-        """
+        """A catalogue entry: what is unavailable is taken down, what it says otherwise goes to the item's rows. Raises
+        Refused."""
         if value is None:
             self._take_down(_id_of(key), now_ms)
             return
@@ -80,10 +78,7 @@ class Intake:
         published_ms: int = 0,
     ) -> str | None:
         """A touched row, or the tombstone of an item that the trainer has let go of; the item's id in that case.
-        `published_ms`: the record's own time.
-
-        Raises Refused.
-        """
+        `published_ms`: the record's own time. Raises Refused."""
         if key == b"":
             decode(ItemVector, value, max_bytes=self.max_bytes)
             return None  # the trainer's own bookkeeping

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -122,24 +124,18 @@ class PendingWrites:
     def take_deleted(self, most: int) -> dict[str, bool]:
         """Items to delete from every collection, and whether their rows are to be held; empty when none are left.
         They come before rows."""
-        return {item_id: self._deleted.pop(item_id) for item_id in list(islice(self._deleted, most))}
+        return _taken(self._deleted, most)
 
     def take_expired(self, most: int) -> tuple[str, list[str]] | None:
         """(version, items to delete from its collection); None when none are left. They come before rows."""
         for version, expired in self._expired.items():
             if expired:
-                taken = list(islice(expired, most))
-                for item_id in taken:
-                    del expired[item_id]
-                return version, taken
+                return version, list(_taken(expired, most))
         return None
 
     def take_changed(self, most: int) -> list[str]:
         """Items whose attributes have changed; empty when none are left. They come after deletions and before rows."""
-        taken = list(islice(self._changed, most))
-        for item_id in taken:
-            del self._changed[item_id]
-        return taken
+        return list(_taken(self._changed, most))
 
     def is_waiting(self, version: str, item_id: str) -> bool:
         """Return whether a row of this item is about to be written, or must not be."""
@@ -149,13 +145,18 @@ class PendingWrites:
         """(version, rows by item) to write; None when nothing is left."""
         for version, waiting in self._waiting.items():
             if waiting:
-                return version, {item_id: waiting.pop(item_id) for item_id in list(islice(waiting, most))}
+                return version, _taken(waiting, most)
         self._since_ms = None
         return None
 
     def _note_change(self, now_ms: int) -> None:
         if self._since_ms is None:
             self._since_ms = now_ms
+
+
+def _taken(waiting: dict[str, T], most: int) -> dict[str, T]:
+    """The first ones, taken out."""
+    return {item_id: waiting.pop(item_id) for item_id in list(islice(waiting, most))}
 
 
 def stack(rows: Iterable[Row]) -> NDArray[np.float32]:

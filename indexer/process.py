@@ -61,10 +61,8 @@ _RELEASE: Any = Release  # a union; mypy wants a class
 
 def run_indexer(settings: Settings, stop: threading.Event) -> None:
     """Keep the index until `stop` is set. Waits for topics, for Kafka, for Milvus, and for another indexer to leave.
-
     Raises ServiceError when the metrics port is taken, IndexRefused when Milvus does not let us in, TopicUnfit,
-    MessageSizeTooLargeError when a topic takes less than we have to send.
-    """
+    MessageSizeTooLargeError when a topic takes less than we have to send."""
     health = Health("indexer")
     index = Index(settings.milvus)
     with serve_health(health, settings, started_ms=_now_ms()):

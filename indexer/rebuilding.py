@@ -12,7 +12,6 @@ A request without an answer is done again, and begins by dropping the shadow tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import structlog
@@ -48,10 +47,8 @@ class Rebuilding:
         self._settings, self._retry = settings, retry
 
     def answer(self, asked: RebuildAsked, live: str) -> RebuildDone:
-        """Do what was asked for. What came of it is in the answer.
-
-        Raises what `retry` raises, and KafkaError: then nothing is answered, and it is tried again.
-        """
+        """Do what was asked for. What came of it is in the answer. Raises what `retry` raises, and KafkaError: then
+        nothing is answered, and it is tried again."""
         log.info("rebuilding", version=asked.version)
         began_s, count, problem = time.monotonic(), 0, ""
         with closing(Index(self._settings.milvus, SHADOW)) as shadow:
@@ -66,10 +63,8 @@ class Rebuilding:
         return RebuildDone(asked.version, asked.at_ms, count, problem, round(1000 * (time.monotonic() - began_s)))
 
     def _rebuild(self, bundle: Bundle, shadow: Index) -> int:
-        """The rows of the new collection of a live release.
-
-        Raises BuildFailed when what was made is not right, IndexMissing when there is no collection to be replaced.
-        """
+        """The rows of the new collection of a live release. Raises BuildFailed when what was made is not right,
+        IndexMissing when there is no collection to be replaced."""
         index, retry, version = self._index, self._retry, bundle.manifest.version
         mark = retry(lambda: index.mark_of(version))
         if announced_ms(mark) is None:
@@ -78,8 +73,7 @@ class Rebuilding:
         own.unavailable = self._rows.unavailable
         own.follow(version)
         self._fill(bundle, own, shadow)
-        for _ in self._catch_up(bundle, own, shadow):
-            retry.check()
+        self._catch_up(bundle, own, shadow)
         retry(lambda: shadow.flush(version))
         count = retry(lambda: shadow.count(version))
         reached("indexer: shadow rebuilt")
@@ -100,7 +94,7 @@ class Rebuilding:
             )
         verify(shadow, bundle, own, expired=set(), least_recall=settings.least_recall, retry=retry)
 
-    def _catch_up(self, bundle: Bundle, own: PendingWrites, shadow: Index) -> Iterator[None]:
+    def _catch_up(self, bundle: Bundle, own: PendingWrites, shadow: Index) -> None:
         """Write all of `item-vectors`, part by part."""
         manifest = bundle.manifest
         upserts = Upserts(shadow, own, self._attributes, batch=self._settings.indexer.batch, retry=self._retry)
@@ -118,4 +112,4 @@ class Rebuilding:
                             )
                 if upserts.write_all([manifest.version]):
                     raise BuildFailed(f"Milvus has lost the new collection of {manifest.version}")
-                yield
+                self._retry.check()

@@ -9,6 +9,7 @@ import structlog
 
 from indexer.build import Build, fill, hold_unavailable, verify
 from indexer.collection import Index
+from indexer.index_spec import FORMAT
 from indexer.intake import Targets
 from indexer.item_attributes import AttributeTable
 from indexer.pending_writes import PendingWrites
@@ -169,7 +170,7 @@ class Collections:
 
     def _mark_of(self, version: str) -> str:
         """A collection that an older version of nextwatch made lacks fields: it is not whole, and is made anew."""
-        if self._index.is_of_today(version):
+        if self._index.spec(version).format == FORMAT:
             return self._index.mark_of(version)
         log.warning("collection was made by another version of nextwatch, it is made anew", version=version)
         return ""

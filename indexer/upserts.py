@@ -8,15 +8,15 @@ the trainer. All writes may be repeated: a batch whose acknowledgement was lost 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.collection import Index
 from indexer.errors import IndexMissing
-from indexer.item_attributes import AttributeTable, ItemAttributes
+from indexer.item_attributes import AttributeTable
 from indexer.pending_writes import PendingWrites, Row, stack
 from indexer.retry import Retry
 from infra.platform import metrics
@@ -24,26 +24,11 @@ from infra.platform import metrics
 Floats = NDArray[np.float32]
 
 
-class WritableIndex(Protocol):
-    """The methods that are needed of indexer.collection.Index."""
-
-    def upsert(
-        self,
-        version: str,
-        item_ids: list[str],
-        vectors: Floats,
-        steps: list[int],
-        attributes: Sequence[ItemAttributes],
-    ) -> None: ...
-    def delete(self, version: str, item_ids: list[str]) -> None: ...
-    def vectors(self, version: str, item_ids: list[str]) -> Mapping[str, tuple[int, Floats]]: ...
-
-
 class Upserts:
     """Writes what waits in `rows` to `index`, `batch` items at a time."""
 
     def __init__(
-        self, index: WritableIndex, rows: PendingWrites, attributes: AttributeTable, *, batch: int, retry: Retry
+        self, index: Index, rows: PendingWrites, attributes: AttributeTable, *, batch: int, retry: Retry
     ) -> None:
         self._index, self._rows, self._attributes = index, rows, attributes
         self._batch, self._retry = batch, retry

@@ -18,29 +18,13 @@ transactional id, and for read_committed of everybody who reads the topic.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any, Protocol
 
-import msgspec
+from kafka.consumer.fetcher import ConsumerRecord
 
-from streams.messages import ItemVector, Offset, Refused, decode, encode
+from streams.messages import ItemVector, Refused, decode, encode
 
 CLAIM = b"\xff"  # a claim's key begins so; no item's id in UTF-8 does
 HEADER = "nextwatch-epoch"  # of a tombstone, which has no value that could hold it
-
-
-class Record(Protocol):
-    """The parts that are needed of a consumed record of `item-vectors`."""
-
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Any: ...
 
 
 class Epochs:
@@ -72,12 +56,11 @@ class Epochs:
             raised[at:until] = [(offset, epoch)]
         return epoch >= before
 
-    def take(self, record: Record) -> bool:
+    def take(self, record: ConsumerRecord) -> bool:
         """Take note of a record; whether it is a row, or the tombstone of one, that counts. What no epoch can be read
-        of counts, so that its reader reports it, or lets go of the item that somebody took out by hand; so does what
-        says a greater one and is junk otherwise: it must not end the epoch of a trainer."""
+        of counts, so that its reader reports it, or lets go of the item that somebody took out by hand."""
         epoch = epoch_of(record)
-        if epoch is None or (epoch > self.before(record.partition, record.offset) and not is_readable(record)):
+        if epoch is None:
             return True
         return self.hear(record.partition, record.offset, epoch) and not is_claim(record.key)
 
@@ -96,35 +79,13 @@ def mark(epoch: int) -> tuple[str, bytes]:
     return HEADER, b"%d" % epoch
 
 
-def epoch_of(record: Record) -> int | None:
-    """A record's epoch, 0 for a row from before there were any; None where none can be read."""
+def epoch_of(record: ConsumerRecord) -> int | None:
+    """A record's epoch, 0 for a row from before there were any; None where none can be read, and of junk, whatever it
+    says: it must not end the epoch of a trainer."""
     if record.value is None:
         found = next((value for name, value in record.headers or () if name == HEADER), b"")
         return int(found) if found and found.isdigit() and len(found) < 20 else None
     try:
-        return _PEEK.decode(record.value).epoch
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # it may be nested without end
-        return None
-
-
-def is_readable(record: Record) -> bool:
-    """Return whether all of a record can be read, not its epoch alone."""
-    try:
-        return record.value is None or bool(decode(ItemVector, record.value, max_bytes=len(record.value)))
+        return decode(ItemVector, record.value, max_bytes=len(record.value)).epoch
     except Refused:
-        return False
-
-
-class _Peek(msgspec.Struct, array_like=True):
-    """An ItemVector of which only the epoch is read."""
-
-    version: msgspec.Raw
-    step: msgspec.Raw
-    vector: msgspec.Raw
-    query_row: msgspec.Raw
-    produced_ms: msgspec.Raw
-    state: msgspec.Raw = msgspec.Raw()
-    epoch: Offset = 0
-
-
-_PEEK = msgspec.msgpack.Decoder(_Peek)
+        return None

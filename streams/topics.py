@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import NoError, TopicAlreadyExistsError, for_code
 from kafka.partitioner.default import murmur2
@@ -186,6 +186,14 @@ def describe_configs(admin: Any, names: Iterable[str]) -> dict[str, dict[str, st
     answer = admin.describe_configs(resources, config_filter="all")
     found: dict[str, Any] = next(iter(answer.values()), {})
     return {name: {key: str(entry["value"]) for key, entry in entries.items()} for name, entries in found.items()}
+
+
+def committed_offsets(kafka: Kafka, group: str, names: Iterable[str], partition: int) -> dict[str, int]:
+    """The next offset that a group will read of a partition of these topics, by name; 0 where it has read nothing."""
+    places = {name: TopicPartition(kafka.topic_prefix + name, partition) for name in names}
+    with open_admin(kafka) as admin:
+        found = admin.list_group_offsets({group: list(places.values())})[group]
+    return {name: max(0, found[place].offset) if place in found else 0 for name, place in places.items()}
 
 
 def open_admin(kafka: Kafka) -> Any:

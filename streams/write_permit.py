@@ -30,8 +30,6 @@ class Lease(Protocol):
     """One member's right to write, as its group tells it."""
 
     def holds(self) -> bool:
-        """True when the lease is ours for certain, False when that cannot be told yet: ask again in LOOK_S.
-
-        Raises Fenced when it is another's, or may have been since it was given to us.
-        """
+        """True when the lease is ours for certain, False when that cannot be told yet: ask again in LOOK_S. Raises
+        Fenced when it is another's, or may have been since it was given to us."""
         ...

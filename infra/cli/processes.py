@@ -26,7 +26,7 @@ def worker(
     """Run a stream worker (Faust): user histories, what became of impressions, trending items, or the incremental
     trainer."""
     from infra.platform.health import Health, serve_health
-    from streams.erasure.erased_users_topic import read_erased_users
+    from streams.erasure.erase_users import read_erased_users
     from streams.kafka.faust_app import now_ms, run
     from streams.kafka.follow import require_topics
     from streams.kafka.requirements import require_settings

@@ -9,8 +9,7 @@ import msgspec
 
 from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Settings, SettingsError
-from streams.erasure.erase_users import hide_letters, wait_until_done, write_erased_users
-from streams.erasure.erased_users_topic import read_erased_users
+from streams.erasure.erase_users import hide_letters, read_erased_users, wait_until_done, write_erased_users
 from streams.erasure.retention_report import Held, find_held
 
 MOST_CHARACTERS = 256  # of an id

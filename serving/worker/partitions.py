@@ -28,7 +28,7 @@ from serving.state.views import Views
 from serving.worker import patches
 from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from streams import topics
-from streams.kafka.fetching import unpack_for
+from streams.kafka.unpacking import unpack_for
 
 log = structlog.get_logger(__name__)
 

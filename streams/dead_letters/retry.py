@@ -44,15 +44,13 @@ class Outcome(NamedTuple):
 def retry(
     kafka: Kafka, entries: Sequence[Entry], now_ms: int, *, again: bool = False, progress: Progress = lambda d, t: None
 ) -> Iterator[Outcome]:
-    """Send messages again that have not been yet (`again`: these too), and mark their letters.
-
-    Raises KafkaError when no broker answers: what was marked by then is done, and is not done again.
-    """
+    """Send messages again that have not been yet (`again`: these too), and mark their letters. Raises KafkaError when
+    no broker answers: what was marked by then is done, and is not done again."""
     problems = {entry.place: problem for entry in entries if (problem := _problem(entry, again=again))}
     yield from problems.values()
     todo = [entry.place for entry in entries if entry.place not in problems]
     overtaken = find_overtaken(kafka, todo)
-    with _Sender(kafka) as sender:
+    with Sender(kafka) as sender:
         for done, letters in _in_batches(find(kafka, todo)):
             yield from sender.send(letters, overtaken, now_ms)
             progress(done, len(todo))
@@ -62,7 +60,7 @@ def drop(kafka: Kafka, entries: Sequence[Entry], now_ms: int) -> Iterator[Outcom
     """Mark letters as dropped: nobody is to send them again. Raises KafkaError when no broker answers."""
     yield from (Outcome(str(entry.place), "was dropped before") for entry in entries if entry.state == DROPPED)
     todo = [entry.place for entry in entries if entry.state != DROPPED]
-    with _Sender(kafka) as sender:
+    with Sender(kafka) as sender:
         for _, letters in _in_batches(find(kafka, todo)):
             sender.mark(letters, DROPPED, now_ms)
             yield from (Outcome(str(of(letter)), "dropped") for letter in letters)
@@ -103,7 +101,7 @@ def _problem(entry: Entry, *, again: bool) -> Outcome | None:
     return None
 
 
-class _Sender:
+class Sender:
     """A producer whose every message is waited for."""
 
     def __init__(self, kafka: Kafka) -> None:
@@ -135,20 +133,13 @@ class _Sender:
         return outcomes + [outcome for _, outcome in told]
 
     def mark(self, letters: Sequence[DeadLetter], mark: str, now_ms: int) -> None:
-        """Say what became of letters; returns when it is acknowledged."""
-        partitions = self._partitions_of(topics.DEAD_LETTERS)
-        for future in [
-            self._producer.send(
-                self._prefix + topics.DEAD_LETTERS,
-                encode(marked(letter, mark, now_ms)),
-                key=letter.key,
-                partition=letter.partition % partitions,
-            )
-            for letter in letters
-        ]:
+        """Say what became of letters, without anything of them; returns when it is acknowledged."""
+        name, partitions = self._prefix + topics.DEAD_LETTERS, self._partitions_of(topics.DEAD_LETTERS)
+        marks = [(encode(marked(letter, mark, now_ms)), letter.partition % partitions) for letter in letters]
+        for future in [self._producer.send(name, value, partition=partition) for value, partition in marks]:
             future.get(SEND_S)
 
-    def __enter__(self) -> _Sender:
+    def __enter__(self) -> Sender:
         return self
 
     def __exit__(self, *_: Any) -> None:

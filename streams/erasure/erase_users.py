@@ -16,9 +16,9 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from streams import topics
+from streams.dead_letters.retry import DROPPED, Sender
 from streams.erased_users import USER, ErasedUsers, fingerprint, hash_of
-from streams.kafka.dead_letters import marked
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import DeadLetter, UserErased, encode
 
 WORKERS = ("history", "join")  # each keeps a table of users
@@ -26,12 +26,26 @@ SEND_S = 30.0
 POLL_S = 0.1
 
 
+def read_erased_users(settings: Settings) -> ErasedUsers:
+    """Return all that `forgotten` says now. Raises TopicMissing, KafkaError, ForgetSecretWrong."""
+    erased = ErasedUsers(settings.forget.secret.get_secret_value())
+    for record in read_to_end(settings.kafka, topics.FORGOTTEN):
+        erased.hear(record.key, record.value, record.offset)
+    return erased
+
+
 def write_erased_users(settings: Settings, user_ids: Collection[str], at_ms: int) -> int:
     """Write down that these users are forgotten as of `at_ms`; the offset after it, acknowledged."""
-    secret = settings.forget.secret.get_secret_value().encode()
+    secret, name = settings.forget.secret.get_secret_value().encode(), settings.kafka.topic_prefix + topics.FORGOTTEN
     value = encode(UserErased(at_ms, fingerprint(secret)))
-    records = [((USER + hash_of(user_id, secret).hex()).encode(), value, 0) for user_id in user_ids]
-    return max(_send(settings, topics.FORGOTTEN, records)) + 1
+    keys = [(USER + hash_of(user_id, secret).hex()).encode() for user_id in user_ids]
+    options = kafka_python_options(settings.kafka) | {"acks": "all", "allow_auto_create_topics": False}
+    producer = KafkaProducer(**options, client_id="nextwatch-forget")
+    try:
+        sent = [producer.send(name, value, key=key, partition=0) for key in keys]
+        return int(max(future.get(timeout=SEND_S).offset for future in sent)) + 1
+    finally:
+        producer.close(timeout=SEND_S)
 
 
 def wait_until_done(
@@ -59,19 +73,5 @@ def wait_until_done(
 
 def hide_letters(settings: Settings, letters: Sequence[DeadLetter], now_ms: int) -> None:
     """Mark dead letters as dropped, so that nobody lists them or sends them again. The mark holds nothing of them."""
-    partitions = settings.kafka.partitions
-    records = [(None, encode(marked(letter, "dropped", now_ms)), letter.partition % partitions) for letter in letters]
-    _send(settings, topics.DEAD_LETTERS, records)
-
-
-def _send(settings: Settings, topic: str, records: Iterable[tuple[bytes | None, bytes, int]]) -> list[int]:
-    """The offsets of (key, value, partition), all acknowledged."""
-    producer = KafkaProducer(
-        **kafka_python_options(settings.kafka), client_id="nextwatch-forget", acks="all", allow_auto_create_topics=False
-    )
-    try:
-        name = settings.kafka.topic_prefix + topic
-        futures = [producer.send(name, value, key=key, partition=partition) for key, value, partition in records]
-        return [future.get(timeout=SEND_S).offset for future in futures]
-    finally:
-        producer.close(timeout=SEND_S)
+    with Sender(settings.kafka) as sender:
+        sender.mark(letters, DROPPED, now_ms)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import structlog
@@ -45,12 +45,7 @@ class ErasureWorker:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        worker: str,
-        table: Any,
-        kind: type[UserHistory] | type[JoinState],
-        drop: Drop,
+        self, settings: Settings, worker: str, table: Any, kind: type[UserHistory] | type[JoinState], drop: Drop
     ) -> None:
         self.users = ErasedUsers(settings.forget.secret.get_secret_value())
         self._settings, self._worker = settings, worker
@@ -60,7 +55,6 @@ class ErasureWorker:
         self._found: list[str] = []  # and these were there
         self._hearing = asyncio.Lock()
         self._follower: TopicFollower | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="erased-users")
 
     async def take_over(self, partitions: Iterable[int], outbox: Outbox) -> None:
         """Before the first event of these partitions: nothing of theirs is from before an erasure."""
@@ -93,10 +87,6 @@ class ErasureWorker:
     def give_up(self, partitions: Iterable[int]) -> None:
         for number in partitions:
             self._taken.pop(number, None)
-
-    def close(self) -> None:
-        if self._follower is not None:
-            self._follower.close()
 
     async def _take(self, partitions: set[int], outbox: Outbox) -> None:
         """Partitions that are new to us: all that is heard is erased there."""
@@ -131,11 +121,9 @@ class ErasureWorker:
     async def _hear(self) -> None:
         """Read all that lies in `forgotten` now. A broker that is away is waited for in place, like a flush."""
         async with self._hearing:  # who comes second has heard what the first one has read
-            for record in await retry(self._read, is_absence=_is_absence, report=_report):
+            read = partial(asyncio.to_thread, self._read_to_end)
+            for record in await retry(read, is_absence=lambda error: isinstance(error, KafkaError), report=_report):
                 self.users.hear(record.key, record.value, record.offset)
-
-    async def _read(self) -> list[ConsumerRecord]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read_to_end)
 
     def _read_to_end(self) -> list[ConsumerRecord]:
         if self._follower is None:
@@ -146,10 +134,6 @@ class ErasureWorker:
 
     def _place_of(self, user_id: str) -> int:
         return topics.partition_of(user_id, self._settings.kafka.partitions)
-
-
-def _is_absence(error: Exception) -> bool:
-    return isinstance(error, KafkaError)
 
 
 def _report(error: Exception, wait_s: float) -> None:

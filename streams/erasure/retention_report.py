@@ -35,10 +35,7 @@ Progress = Callable[[str, int, int], None]
 FOR_EVER_MS = 1 << 62  # brokers write the largest number for "never"
 STATES: dict[str, Any] = {topics.USER_HISTORIES: UserHistory, topics.JOIN_STATE: JoinState}
 _REQUESTING = (topics.RECOMMEND_REQUESTS, topics.IMPRESSIONS)  # what names a user's requests
-_FIRST, _LAST = (
-    (topics.DEAD_LETTERS, *_REQUESTING),
-    topics.RECOMMEND_REPLIES,
-)  # what tells of other topics is read first
+_FIRST, _LAST = (topics.DEAD_LETTERS, *_REQUESTING), topics.RECOMMEND_REPLIES  # what tells of others is read first
 
 
 class Held(msgspec.Struct):
@@ -53,10 +50,7 @@ class Held(msgspec.Struct):
 
 
 def find_held(
-    settings: Settings,
-    user_ids: Collection[str],
-    erased_ms: int,
-    progress: Progress = lambda stage, done, total: None,
+    settings: Settings, user_ids: Collection[str], erased_ms: int, progress: Progress = lambda stage, done, total: None
 ) -> tuple[list[Held], list[DeadLetter]]:
     """Return what every topic with users in it holds of these, and their dead letters that are not marked yet. Raises
     TopicMissing and KafkaError."""
@@ -67,17 +61,17 @@ def find_held(
         configs = describe_configs(admin, [kafka.topic_prefix + topic.name for topic in wanted])
     found = []
     for topic in wanted:
-        held, states = Held(topic.name), dict[bytes, tuple[bytes | None, int]]()
+        held, states = Held(topic.name), dict[bytes, bytes | None]()
         for record in read_to_end(kafka, topic.name, progress=partial(progress, topic.name)):
             if search.is_of_users(topic.name, record, TIMES * kafka.max_message_bytes):
                 held.records += 1
                 held.newest_ms = max(held.newest_ms, record.timestamp)
-                states[record.key or b""] = record.value, record.timestamp
+                states[record.key or b""] = record.value
         if held.records:
             config = config_of(topic, kafka) | configs.get(kafka.topic_prefix + topic.name, {})
             held.until_ms = until_ms(topic, config, held.newest_ms)
         if topic.name in STATES:
-            held.in_use = sum(_is_in_use(STATES[topic.name], value, erased_ms) for value, _ in states.values())
+            held.in_use = sum(_is_in_use(STATES[topic.name], value, erased_ms) for value in states.values())
         found.append(held)
     return found, search.open_letters()
 

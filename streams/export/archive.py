@@ -21,9 +21,9 @@ from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
-from streams.erasure.erased_users_topic import read_erased_users
+from streams.erasure.erase_users import read_erased_users
 from streams.kafka.follow import TopicFollower, read_to_end
-from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent, decode
+from streams.messages import Item, Refused, SearchEvent, WatchEvent, decode
 
 Progress = Callable[[str, int, int], None]
 Row = tuple[Any, ...]
@@ -39,8 +39,14 @@ WATCH_SCHEMA: dict[str, Any] = {
     "gender": pl.Float64,
     "age": pl.Float64,
 }
+ITEM_SCHEMA: dict[str, Any] = {
+    "item_id": pl.String,
+    "channel": pl.String,
+    "topics": pl.List(pl.String),
+    "duration_s": pl.Float64,
+    "published_ms": pl.Int64,
+}
 SEARCH_SCHEMA: dict[str, Any] = {"user_id": pl.String, "query": pl.String, "event_ms": pl.Int64}
-NOWHERE = (None,) * len(CONTEXT_COLUMNS)
 
 
 class Archive(NamedTuple):
@@ -61,10 +67,7 @@ class Archive(NamedTuple):
 
 def store_archive(settings: Settings, directory: Path, progress: Progress = lambda stage, done, total: None) -> Archive:
     """Read `watch-events`, `search-events` and `items` from their beginning to their present end; events go to
-    `directory`.
-
-    Raises LogError when there are no watches.
-    """
+    `directory`. Raises LogError when there are no watches."""
     with TopicFollower(settings.kafka, topics.TRAINING_EXAMPLES) as follower:
         offsets = {f"{topic}/{partition}": end for (topic, partition), end in follower.ends().items()}
     reader = _Reader(settings, progress)
@@ -125,34 +128,15 @@ def _frames(rows: Iterable[Row], schema: dict[str, Any]) -> Iterator[pl.DataFram
 
 
 def _watch_row(event: WatchEvent) -> Row:
-    context = NOWHERE if event.context is None else _context_row(event.context)
+    """In the context a name that is longer than a log takes is not known."""
+    known = (getattr(event.context, name, None) for name in CONTEXT_COLUMNS)
+    context = (None if isinstance(value, str) and len(value) > LONGEST_ID else value for value in known)
     return (event.user_id, event.item_id, event.event_ms, event.watch_s, event.duration_s, *context)
-
-
-def _context_row(context: Context) -> Row:
-    """A name that is longer than a log takes is not known."""
-    values = (getattr(context, name) for name in CONTEXT_COLUMNS)
-    return tuple(None if isinstance(value, str) and len(value) > LONGEST_ID else value for value in values)
 
 
 def item_frame(items: list[Item]) -> pl.DataFrame:
     """A catalogue as training takes it; `ids` only when an item has some."""
-    frame = pl.DataFrame(
-        {
-            "item_id": [item.item_id for item in items],
-            "channel": [item.channel for item in items],
-            "topics": [list(item.topics) for item in items],
-            "duration_s": [item.duration_s for item in items],
-            "published_ms": [item.published_ms for item in items],
-        },
-        schema={
-            "item_id": pl.String,
-            "channel": pl.String,
-            "topics": pl.List(pl.String),
-            "duration_s": pl.Float64,
-            "published_ms": pl.Int64,
-        },
-    )
+    frame = pl.DataFrame({name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA}, schema=ITEM_SCHEMA)
     names = list(dict.fromkeys(name for item in items for name in item.ids))[:MOST_ID_COLUMNS]
     if not names:
         return frame

@@ -24,9 +24,9 @@ from models.ranking.feature import Scope
 from models.ranking.features import SCHEMA_HASH, ids_of, numbers_of
 from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
-from streams.erasure.erased_users_topic import read_erased_users
+from streams.erasure.erase_users import read_erased_users
 from streams.kafka.follow import read_to_end
-from streams.messages import RankingExample, Refused, Shown, decode
+from streams.messages import RankingExample, Refused, decode
 
 Progress = Callable[[str, int, int], None]
 Floats = npt.NDArray[np.float32]
@@ -157,15 +157,9 @@ def is_usable(example: RankingExample) -> bool:
     impression = example.impression
     if impression.schema_hash != SCHEMA_HASH or len(example.outcomes) != len(impression.items):
         return False
-    return len(impression.values) == _bytes_of("query") and all(map(_is_whole, impression.items))
-
-
-def _is_whole(shown: Shown) -> bool:
-    return len(shown.values) in (0, _bytes_of("impression"))
-
-
-def _bytes_of(scope: Scope) -> int:
-    return 4 * len(numbers_of(scope))
+    of_query, of_impression = (4 * len(numbers_of(scope)) for scope in SCOPES)
+    fed = {len(shown.values) for shown in impression.items}
+    return len(impression.values) == of_query and fed <= {0, of_impression}
 
 
 def _matrix(scope: Scope, values: list[bytes]) -> Floats:

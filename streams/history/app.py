@@ -17,11 +17,11 @@ lost, and nothing counts twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import faust
-from faust.types import TP
 
 from infra.platform import metrics
 from infra.platform.fault_points import reached
@@ -32,15 +32,7 @@ from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.kafka.consumer_progress import ConsumerProgress
-from streams.kafka.faust_app import (
-    create_app,
-    declare_agent,
-    follow_readiness,
-    now_ms,
-    open_outbox,
-    to_the_end,
-    wall_ms,
-)
+from streams.kafka.faust_app import create_app, declare_agent, do_every, follow_readiness, give_up_with, now_ms, wall_ms
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
 from streams.kafka.tables import EncodedTable, create_table, load, put
@@ -53,13 +45,12 @@ SHOWN = {topics.IMPRESSIONS: Impression}
 def create_history_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "history", Table=EncodedTable)
     histories = create_table(app, settings, "histories", topics.USER_HISTORIES)
-    erasure = ErasureWorker(
-        settings,
-        "history",
-        histories,
-        UserHistory,
-        lambda user_id, outbox: _put(histories, user_id, None, outbox, settings),
-    )
+    progress = ConsumerProgress(app, settings.kafka.topic_prefix)
+
+    def drop(user_id: str, outbox: Outbox) -> None:
+        _put(histories, user_id, None, outbox, settings)
+
+    erasure = ErasureWorker(settings, "history", histories, UserHistory, drop)
     lock = asyncio.Lock()  # who is erased is so between two batches
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready)
 
@@ -68,40 +59,20 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
             await erasure.take_over({raw.partition for raw in batch}, outbox)
             return await handle(batch, histories, outbox, settings, erasure.users)
 
-    declare_agent(
-        app,
-        settings,
-        "history",
-        (*KINDS, *SHOWN),
-        handle_in_turn,
-        max_=settings.history.batch,
-        within=settings.history.wait_s,
-    )
-    erase_between_batches(app, settings, erasure, lock)
-    return app
-
-
-def erase_between_batches(app: faust.App, settings: Settings, erasure: ErasureWorker, lock: asyncio.Lock) -> None:
-    """Beside the agent: delete whom `forgotten` names, also when no event comes."""
-    progress = ConsumerProgress(app, settings.kafka.topic_prefix)
-
     async def erase(outbox: Outbox) -> None:
         await erasure.look(lock)
         async with lock:
             await erasure.advance(progress.assigned(), outbox)
 
-    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
-    async def give_up(_: Any, revoked: Iterable[TP], **__: Any) -> None:
+    async def give_up(revoked: set[int]) -> None:
         async with lock:
-            erasure.give_up({tp.partition for tp in revoked})
+            erasure.give_up(revoked)
 
-    @app.task  # type: ignore[untyped-decorator]
-    async def erase_users() -> None:
-        async with open_outbox(app, settings, "nextwatch-history-erasure") as outbox:
-            while not app.should_stop:
-                await asyncio.sleep(EVERY_S)
-                await to_the_end(erase(outbox))
-        erasure.close()
+    batch, wait_s = settings.history.batch, settings.history.wait_s
+    declare_agent(app, settings, "history", (*KINDS, *SHOWN), handle_in_turn, max_=batch, within=wait_s)
+    do_every(app, settings, "nextwatch-history-erasure", EVERY_S, erase)
+    give_up_with(app, give_up)
+    return app
 
 
 async def handle(
@@ -138,7 +109,9 @@ def apply(
     sent_ms: list[int] = []
     bug: BaseException | None = None
     outcomes = dict.fromkeys(Outcome, 0)
-    for raw, event in _read(batch, settings, outbox, now_ms=now_ms, erased=erased):
+    events = read(batch, KINDS, settings, outbox, now_ms=now_ms, erased=erased)
+    shown = read(batch, SHOWN, settings, None, now_ms=now_ms, erased=erased)
+    for raw, event in chain(events, shown):  # impressions last: the topics are not ordered between each other
         try:
             before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
             before = erased.begin(before)
@@ -159,15 +132,6 @@ def apply(
     for outcome, count in outcomes.items():
         metrics.WATCHES.labels(outcome).inc(count)
     return changed, sent_ms, bug
-
-
-def _read(
-    batch: Sequence[Raw], settings: Settings, outbox: Outbox, *, now_ms: int, erased: ErasedUsers
-) -> Iterator[tuple[Raw, WatchEvent | SearchEvent | Impression]]:
-    """The good messages of a batch, the impressions last: the topics are not ordered between each other."""
-    events, shown = [raw for raw in batch if raw.topic in KINDS], [raw for raw in batch if raw.topic in SHOWN]
-    yield from read(events, KINDS, settings, outbox, now_ms=now_ms, erased=erased)
-    yield from read(shown, SHOWN, settings, None, now_ms=now_ms, erased=erased)
 
 
 def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outbox, settings: Settings) -> None:

@@ -24,6 +24,7 @@ ahead is judged by the time at which it was sent.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from heapq import merge
@@ -31,19 +32,18 @@ from itertools import takewhile
 from typing import Any
 
 import msgspec
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.consumer.fetcher import ConsumerRecord
+from kafka import KafkaProducer
 from msgspec.structs import replace
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.erased_users import ErasedUsers
-from streams.erasure.erased_users_topic import read_erased_users
+from streams.erasure.erase_users import read_erased_users
 from streams.history.app import KINDS, SHOWN, apply_event
 from streams.kafka.follow import TopicFollower, read_to_end
-from streams.kafka.intake import LATEST_MS, Raw, read
-from streams.messages import Impression, Refused, UserHistory, decode, encode
+from streams.kafka.intake import Raw, raw_of, read
+from streams.messages import Refused, UserHistory, decode, encode
 
 SOURCES = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
 AHEAD = 1000  # records sent and not yet acknowledged
@@ -165,7 +165,7 @@ def _is_empty(history: UserHistory) -> bool:
 def refuse_beside_workers(kafka: Kafka) -> None:
     """Raises RebuildRefused while somebody is in the history workers' group."""
     group = _group(kafka)
-    with KafkaAdminClient(**kafka_python_options(kafka), client_id="nextwatch-rebuild") as admin:
+    with topics.open_admin(kafka) as admin:
         found = admin.describe_groups([group])[group]
     if found["error"] and found["group_state"] != "Dead":  # dead: nobody has ever been in it
         raise RebuildRefused(f"whether a history worker runs (group {group}) cannot be told: {found['error']}")
@@ -189,12 +189,7 @@ def read_histories(kafka: Kafka, number: int) -> dict[str, bytes]:
 
 
 def replay(
-    settings: Settings,
-    number: int,
-    present: dict[str, bytes],
-    erased: ErasedUsers,
-    rebuilt: Rebuilt,
-    progress: Progress = lambda stage, done, total: None,
+    settings: Settings, number: int, present: Histories, erased: ErasedUsers, rebuilt: Rebuilt, progress: Progress
 ) -> dict[str, UserHistory]:
     """The histories of a partition after all its events. Anew, when retention has taken some of them meanwhile: of
     these the present histories are to tell."""
@@ -211,23 +206,22 @@ def _replay_from(
     reach: Reach,
     settings: Settings,
     number: int,
-    present: dict[str, bytes],
+    present: Histories,
     erased: ErasedUsers,
     rebuilt: Rebuilt,
     progress: Progress,
 ) -> dict[str, UserHistory]:
     shown = _request_ids(settings, number, reach)
     histories = {
-        user_id: kept(erased.begin(history), reach, shown.get(user_id, set()))
+        user_id: kept(erased.begin(history), reach, shown[user_id])
         for user_id, value in present.items()
         if (history := _readable(value)) is not None
     }
     contexts = {user_id: history.context for user_id, history in histories.items()}
     total = sum(max(0, reach.committed[topic] - reach.first[topic]) for topic in SOURCES)
-    for raw in _records(settings, number, SOURCES, reach):
+    for raw in _records(settings.kafka, number, SOURCES, reach):
         rebuilt.events += 1
-        kinds = SHOWN if raw.topic in SHOWN else KINDS
-        for _, event in read([raw], kinds, settings, None, now_ms=raw.produced_ms, erased=erased):
+        for _, event in read([raw], KINDS | SHOWN, settings, None, now_ms=raw.produced_ms, erased=erased):
             before = histories.get(event.user_id) or erased.begin(UserHistory(event.user_id))
             histories[event.user_id] = apply_event(before, event, raw, settings).history
         if rebuilt.events % 1000 == 0:
@@ -256,11 +250,9 @@ def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
 
 def changes_of(before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt) -> dict[str, bytes | None]:
     """Return what is to be written, a tombstone for what is to go; counted."""
-    changes: dict[str, bytes | None] = {}
-    for user_id, history in after.items():
-        encoded = encode(history)
-        if before.get(user_id) != encoded:
-            changes[user_id] = encoded
+    changes: dict[str, bytes | None] = {
+        user_id: value for user_id, history in after.items() if before.get(user_id) != (value := encode(history))
+    }
     gone = before.keys() - after.keys()
     rebuilt.users += len(after)
     rebuilt.missing += len(changes.keys() - before.keys())
@@ -271,41 +263,31 @@ def changes_of(before: dict[str, bytes], after: dict[str, UserHistory], rebuilt:
 
 
 def read_reach(kafka: Kafka, number: int) -> Reach:
-    places = {topic: TopicPartition(kafka.topic_prefix + topic, number) for topic in SOURCES}
-    with KafkaAdminClient(**kafka_python_options(kafka), client_id="nextwatch-rebuild") as admin:
-        found = admin.list_group_offsets({_group(kafka): list(places.values())})[_group(kafka)]
-    committed = {topic: max(0, found[place].offset) if place in found else 0 for topic, place in places.items()}
+    committed = topics.committed_offsets(kafka, _group(kafka), SOURCES, number)
     with TopicFollower(kafka, *SOURCES, partitions=[number]) as follower:
         return Reach(follower.firsts_of(number), committed)
 
 
-def _records(settings: Settings, number: int, names: tuple[str, ...], reach: Reach) -> Iterator[Raw]:
+def _records(kafka: Kafka, number: int, names: tuple[str, ...], reach: Reach) -> Iterator[Raw]:
     """The committed records of a partition of these topics, by the time at which they were sent and within a topic in
     their order."""
     with ExitStack() as stack:
-        followers = [stack.enter_context(TopicFollower(settings.kafka, name, partitions=[number])) for name in names]
-        streams = [_of_topic(each, name, reach.committed[name]) for each, name in zip(followers, names, strict=True)]
+        followers = [stack.enter_context(TopicFollower(kafka, name, partitions=[number])) for name in names]
+        streams = [_committed(each, kafka, reach) for each in followers]
         yield from merge(*streams, key=lambda raw: raw.produced_ms)
 
 
-def _of_topic(follower: TopicFollower, topic: str, stop: int) -> Iterator[Raw]:
-    committed = takewhile(lambda record: record.offset < stop, follower.to_end())
-    return (_raw_of(record, topic) for record in committed)
-
-
-def _raw_of(record: ConsumerRecord, topic: str) -> Raw:
-    produced_ms = min(max(0, record.timestamp or 0), LATEST_MS)
-    headers = tuple(record.headers or ())
-    return Raw(topic, record.partition, record.offset, produced_ms, record.key, record.value, headers)
+def _committed(follower: TopicFollower, kafka: Kafka, reach: Reach) -> Iterator[Raw]:
+    raws = (raw_of(record, kafka.topic_prefix, record.timestamp) for record in follower.to_end())
+    return takewhile(lambda raw: raw.offset < reach.committed[raw.topic], raws)
 
 
 def _request_ids(settings: Settings, number: int, reach: Reach) -> dict[str, set[str]]:
     """By user, the requests of the impressions that are still there and committed."""
-    found: dict[str, set[str]] = {}
-    for raw in _records(settings, number, (topics.IMPRESSIONS,), reach):
+    found: dict[str, set[str]] = defaultdict(set)
+    for raw in _records(settings.kafka, number, (topics.IMPRESSIONS,), reach):
         for _, event in read([raw], SHOWN, settings, None, now_ms=raw.produced_ms):
-            assert isinstance(event, Impression)
-            found.setdefault(event.user_id, set()).add(event.request_id)
+            found[event.user_id].add(event.request_id)
     return found
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -37,6 +38,8 @@ from streams.messages import (
     Watch,
     WatchEvent,
 )
+
+_event_ms, _at_ms = attrgetter("event_ms"), attrgetter("at_ms")
 
 
 class Outcome(StrEnum):
@@ -101,7 +104,21 @@ def apply_watch(
         watch_offset=source.offset,
         produced_ms=max(history.produced_ms, source.produced_ms),
     )
-    example = _example(event, newer.context, before, history.searches, source) if completed else None
+    if not completed:
+        return Applied(newer, Outcome.KEPT)
+    example = TrainingExample(
+        user_id=event.user_id,
+        item_id=event.item_id,
+        event_ms=event.event_ms,
+        watch_s=event.watch_s,
+        duration_s=event.duration_s,
+        watches=before,
+        searches=history.searches[: bisect_left(history.searches, event.event_ms, key=_event_ms)],
+        context=newer.context,
+        partition=source.partition,
+        offset=source.offset,
+        produced_ms=source.produced_ms,
+    )
     return Applied(newer, Outcome.KEPT, example)
 
 
@@ -177,36 +194,6 @@ def _completed(watches: Sequence[Watch]) -> int:
     return sum(watch.completed for watch in watches)
 
 
-def _event_ms(entry: Watch | Search) -> int:
-    return entry.event_ms
-
-
-def _at_ms(shown: ShownList) -> int:
-    return shown.at_ms
-
-
 def _passed_over(history: UserHistory, source: Source) -> UserHistory:
     """The same history, knowing that the stream has been read up to here."""
     return replace(history, watch_offset=source.offset)
-
-
-def _example(
-    event: WatchEvent,
-    context: object,
-    before: tuple[Watch, ...],
-    searches: tuple[Search, ...],
-    source: Source,
-) -> TrainingExample:
-    return TrainingExample(
-        user_id=event.user_id,
-        item_id=event.item_id,
-        event_ms=event.event_ms,
-        watch_s=event.watch_s,
-        duration_s=event.duration_s,
-        watches=before,
-        searches=searches[: bisect_left(searches, event.event_ms, key=_event_ms)],
-        context=context,  # type: ignore[arg-type]
-        partition=source.partition,
-        offset=source.offset,
-        produced_ms=source.produced_ms,
-    )

@@ -1,18 +1,14 @@
 """The join worker as a Faust app: impressions and watch events in, ranking examples and item statistics out.
 
-What it does with them, and in which order, is in streams.join.worker. Windows also close when nothing comes: a
-task moves event time on. A partition is given up only between two pieces of work (`give_up` waits for the lock).
+What it does with them, and in which order, is in streams.join.worker. Windows also close when nothing comes:
+`advance_all` moves event time on. A partition is given up between two pieces of work (`give_up` waits for the lock).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 import faust
-from faust.types import TP
 
 from infra.platform.health import Health
 from infra.platform.settings import Kafka, Settings
@@ -21,7 +17,7 @@ from streams.erasure.erasure_worker import ErasureWorker
 from streams.join.partition import TOPICS
 from streams.join.worker import JoinWorker
 from streams.kafka.consumer_progress import ConsumerProgress
-from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, open_outbox, to_the_end
+from streams.kafka.faust_app import create_app, declare_agent, do_every, follow_readiness, give_up_with
 from streams.kafka.follow import read_to_end
 from streams.kafka.tables import EncodedTable, create_table
 from streams.messages import JoinState, Refused, StatisticsRow, decode
@@ -34,18 +30,8 @@ def create_join_app(settings: Settings, health: Health) -> faust.App:
     worker.erasure = ErasureWorker(settings, "join", states, JoinState, worker.drop)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and worker.is_current)
     declare_agent(app, settings, "join", TOPICS, worker.handle, max_=settings.join.batch, within=settings.join.wait_s)
-
-    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
-    async def give_up(_: Any, revoked: Iterable[TP], **__: Any) -> None:
-        await worker.give_up({tp.partition for tp in revoked})
-
-    @app.task  # type: ignore[untyped-decorator]
-    async def close_windows() -> None:
-        async with open_outbox(app, settings, "nextwatch-join-closings") as outbox:
-            while not app.should_stop:
-                await asyncio.sleep(settings.join.publish_s)
-                await to_the_end(worker.advance_all(outbox))
-
+    do_every(app, settings, "nextwatch-join-closings", settings.join.publish_s, worker.advance_all)
+    give_up_with(app, worker.give_up)
     return app
 
 

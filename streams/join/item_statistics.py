@@ -12,7 +12,9 @@ was due up to its mark, because whatever is due together is counted before the r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import add
 
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.ranking_examples import CAP_S
@@ -27,13 +29,11 @@ Sums = list[float]  # impressions, watches, seconds, completions, expected_s
 ALL = ("all", "")
 
 
+@dataclass(slots=True)
 class _Row:
-    __slots__ = ("as_of_ms", "mark", "sums")
-
-    def __init__(self, as_of_ms: int, sums: Sums, mark: tuple[int, int]) -> None:
-        self.as_of_ms = as_of_ms
-        self.sums = sums
-        self.mark = mark
+    as_of_ms: int
+    sums: Sums
+    mark: tuple[int, int]
 
     def add(self, new: Sums, at_ms: int, half_life_ms: float) -> None:
         decay = 2.0 ** -(abs(at_ms - self.as_of_ms) / half_life_ms)
@@ -67,11 +67,12 @@ class ItemStatistics:
     def count(self, tally: Tally) -> None:
         """Add an impression's outcomes, or what has changed of them, to the rows that do not hold it yet."""
         at_ms = tally.impression.at_ms
+        kind, moment = (0, tally.at_ms) if tally.pushed_by is None else (1, tally.pushed_by)
         for key, sums in contributions(tally).items():
             row = self._rows.get(key)
             if row is None:
                 row = self._rows[key] = _Row(at_ms, [0.0] * 5, (-1, -1))
-            if not _holds(row, tally):
+            if moment > row.mark[kind]:
                 row.add(sums, at_ms, self._half_life_ms)
                 self._touched.add(key)
 
@@ -116,10 +117,11 @@ def contributions(tally: Tally) -> dict[Key, Sums]:
     for shown, outcome in zip(tally.impression.items, tally.outcomes, strict=True):
         new = _difference(outcome, before.get(outcome.item_id), first)
         for key in _keys_of(shown):
-            _add(sums[key], new, 0.0)
+            sums[key] = _added(sums[key], [*new, 0.0])
         if shown.expected_watch_s is not None and tally.impression.schema_hash == SCHEMA_HASH:
             promised_s = shown.expected_watch_s / tally.impression.factor if first else 0.0
-            _add(sums["calibration", tally.impression.version], new, promised_s)
+            key = "calibration", tally.impression.version
+            sums[key] = _added(sums[key], [*new, promised_s])
     return sums
 
 
@@ -136,16 +138,9 @@ def _difference(outcome: Outcome, before: Outcome | None, first: bool) -> Sums:
 def _keys_of(shown: Shown) -> Iterator[Key]:
     yield ALL
     yield "item", shown.item_id
-    yield from (("channel", channel) for channel in shown.ids.get("channel", ()))
-    yield from (("length", length) for length in shown.ids.get("length", ()))
-    yield from (("topic", topic) for topic in shown.ids.get("topics", ()))
+    for scope, name in (("channel", "channel"), ("length", "length"), ("topic", "topics")):
+        yield from ((scope, id_) for id_ in shown.ids.get(name, ()))
 
 
-def _add(sums: Sums, new: Iterable[float], expected_s: float) -> None:
-    for place, each in enumerate((*new, expected_s)):
-        sums[place] += each
-
-
-def _holds(row: _Row, tally: Tally) -> bool:
-    moment, mark = (tally.at_ms, row.mark[0]) if tally.pushed_by is None else (tally.pushed_by, row.mark[1])
-    return moment <= mark
+def _added(sums: Sums, new: Sums) -> Sums:
+    return list(map(add, sums, new))

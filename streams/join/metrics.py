@@ -17,23 +17,6 @@ from streams.messages import RankingExample
 RECENT = 1000  # impressions after which one weighs 1/e in the gauges
 
 
-def pair_seconds(example: RankingExample) -> tuple[float, float]:
-    """Seconds that were watched of items with an unwatched one beside them, and how many of them were misordered."""
-    ranked = _ranked(example)
-    expected_s, watched_s, completed = (np.array(column) for column in zip(*ranked, strict=True))
-    loss = pair_loss(np.zeros(len(ranked), np.int64), expected_s, watched_s, completed)
-    return float(loss.weight.sum()), float(loss.misordered.sum())
-
-
-def _ranked(example: RankingExample) -> list[tuple[float, float, bool]]:
-    """Expected and watched seconds of what was ranked, and whether it was completed."""
-    return [
-        (shown.expected_watch_s, min(outcome.watched_s, CAP_S), outcome.completed)
-        for shown, outcome in zip(example.impression.items, example.outcomes, strict=True)
-        if shown.expected_watch_s is not None
-    ]
-
-
 class RankingQuality:
     """Counts closed impressions into the metrics; the gauges forget exponentially."""
 
@@ -42,22 +25,24 @@ class RankingQuality:
 
     def observe(self, example: RankingExample) -> None:
         """Count an impression, as far as its items were ranked."""
-        ranked = _ranked(example)
+        ranked = [
+            (shown.expected_watch_s, min(outcome.watched_s, CAP_S), outcome.completed)
+            for shown, outcome in zip(example.impression.items, example.outcomes, strict=True)
+            if shown.expected_watch_s is not None
+        ]
         if not ranked:
             return
-        expected_s, watched_s, _ = (list(column) for column in zip(*ranked, strict=True))
-        all_s, misordered_s = pair_seconds(example)
-        metrics.RANKING_PAIRS.labels("all").inc(all_s)
-        metrics.RANKING_PAIRS.labels("misordered").inc(misordered_s)
-        metrics.RANKING_EXPECTED.inc(max(0.0, sum(expected_s)))
-        metrics.RANKING_WATCHED.inc(sum(watched_s))
+        expected_s, watched_s, completed = (np.array(column) for column in zip(*ranked, strict=True))
+        loss = pair_loss(np.zeros(len(ranked), np.int64), expected_s, watched_s, completed)
+        counted = [float(each.sum()) for each in (loss.weight, loss.misordered, expected_s, watched_s)]
+        metrics.RANKING_PAIRS.labels("all").inc(counted[0])
+        metrics.RANKING_PAIRS.labels("misordered").inc(counted[1])
+        metrics.RANKING_EXPECTED.inc(max(0.0, counted[2]))
+        metrics.RANKING_WATCHED.inc(counted[3])
         self._recent *= np.exp(-1 / RECENT)
-        self._recent += (all_s, misordered_s, sum(expected_s), sum(watched_s))
-        self._show()
-
-    def _show(self) -> None:
-        all_s, misordered_s, expected_s, watched_s = self._recent
+        self._recent += counted
+        all_s, misordered_s, recent_expected_s, recent_watched_s = self._recent
         if all_s > 0:
             metrics.RANKING_LOSS.set(misordered_s / all_s)
-        if watched_s > 0:
-            metrics.RANKING_CALIBRATION.set(expected_s / watched_s)
+        if recent_watched_s > 0:
+            metrics.RANKING_CALIBRATION.set(recent_expected_s / recent_watched_s)

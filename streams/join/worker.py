@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from infra.platform import metrics
 from infra.platform.fault_points import reached
@@ -33,6 +33,7 @@ from streams.join.attribution import Rules
 from streams.join.metrics import RankingQuality
 from streams.join.partition import TOPICS, Partition
 from streams.join.rules import Step, advance, apply_impression, apply_watch, due_ms, open_count
+from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import now_ms
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
@@ -46,19 +47,6 @@ SWEEP_ROWS = 500  # looked at in each round
 AGAIN_MS = 5000  # a state that could not be deleted yet is looked at again after this
 
 
-class Progress(Protocol):
-    """The progress with reading and committing, partition by partition."""
-
-    def assigned(self) -> set[int]:
-        """The partitions that are ours and whose states are recovered."""
-
-    def end(self, topic: str, partition: int) -> int | None:
-        """The offset after the newest record, None while it is not known."""
-
-    def committed(self, topic: str, partition: int) -> int:
-        """The offset that would be read first after a crash."""
-
-
 class JoinWorker:
     """The partitions in hand. One lock: a round of closings stands between two batches."""
 
@@ -66,7 +54,7 @@ class JoinWorker:
         self,
         settings: Settings,
         states: Any,
-        progress: Progress,
+        progress: ConsumerProgress,
         read_rows: Callable[[Kafka], dict[int, list[StatisticsRow]]],
     ) -> None:
         self.partitions: dict[int, Partition] = {}
@@ -99,7 +87,7 @@ class JoinWorker:
             await outbox.flush()
             reached("join: examples sent")
             for user_id, state in changed.items():
-                self._keep(state, self._partition_of(user_id), outbox)
+                self._keep(state, self.partitions[self._place_of(user_id)], outbox)
             await outbox.flush()
             reached("join: states sent")
         return bug
@@ -135,7 +123,7 @@ class JoinWorker:
         if partition is not None:
             partition.open -= open_count(load(self._states, JoinState, user_id))
             partition.due_queue.put(user_id, None)
-        put(self._states, topics.JOIN_STATE, user_id, None, outbox, self._settings.kafka.partitions)
+        self._put(user_id, None, outbox)
 
     async def _take_over(self, numbers: set[int], outbox: Outbox) -> None:
         """Make what is known of partitions that are new to us, and finish what their last owner had begun."""
@@ -144,9 +132,8 @@ class JoinWorker:
         if self.erasure is not None:  # before anything is made of the states
             await self.erasure.take_over(missing, outbox)
         rows = await asyncio.get_running_loop().run_in_executor(None, self._read_rows, self._settings.kafka)
-        self.partitions |= {
-            number: Partition(number, self._settings, rows.get(number, ()), now_ms()) for number in missing
-        }
+        for number in missing:
+            self.partitions[number] = Partition(number, self._settings, rows.get(number, ()), now_ms())
         for user_id in list(self._states):
             partition = self.partitions.get(self._place_of(user_id))
             if partition is not None and partition.number in missing:
@@ -188,26 +175,15 @@ class JoinWorker:
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox, now_ms: int) -> Iterator[tuple[Raw, Impression | WatchEvent]]:
         """The good messages of a batch, impressions first: then fewer watches have to wait for theirs."""
-        settings = self._settings
-        shown, watched = [raw for raw in batch if raw.topic in SHOWN], [raw for raw in batch if raw.topic in WATCHED]
-        yield from read(shown, SHOWN, settings, outbox, now_ms=now_ms, erased=self._erased)
-        yield from read(watched, WATCHED, settings, None, now_ms=now_ms, erased=self._erased)
+        yield from read(batch, SHOWN, self._settings, outbox, now_ms=now_ms, erased=self._erased)
+        yield from read(batch, WATCHED, self._settings, None, now_ms=now_ms, erased=self._erased)
 
     def _step(self, before: JoinState, event: Impression | WatchEvent, raw: Raw, partition: Partition) -> Step:
-        watermark_ms = partition.watermark.value_ms
+        where: Any = {"watermark_ms": partition.watermark.value_ms, "partition": partition.number, "rules": self._rules}
         if isinstance(event, Impression):
             partition.pushed_by = max(raw.offset, partition.pushed_by)
-            return apply_impression(
-                before,
-                event,
-                raw.offset,
-                watermark_ms=watermark_ms,
-                partition=partition.number,
-                rules=self._rules,
-            )
-        return apply_watch(
-            before, event, raw.offset, watermark_ms=watermark_ms, partition=partition.number, rules=self._rules
-        )
+            return apply_impression(before, event, raw.offset, **where)
+        return apply_watch(before, event, raw.offset, **where)
 
     async def _advance(self, partition: Partition, watermark_ms: int, outbox: Outbox) -> None:
         """Close what is due, some users at a time, in the order that the module promises."""
@@ -249,9 +225,12 @@ class JoinWorker:
         if due_ms(state, self._rules) is None and (not is_stored or self._is_committed(state, partition.number)):
             partition.due_queue.put(user_id, None)
             if is_stored:
-                put(self._states, topics.JOIN_STATE, user_id, None, outbox, self._settings.kafka.partitions)
+                self._put(user_id, None, outbox)
             return
         partition.due_queue.put(user_id, self._due_ms(state, partition))
+        self._put(user_id, state, outbox)
+
+    def _put(self, user_id: str, state: JoinState | None, outbox: Outbox) -> None:
         put(self._states, topics.JOIN_STATE, user_id, state, outbox, self._settings.kafka.partitions)
 
     def _due_ms(self, state: JoinState, partition: Partition) -> int:
@@ -259,11 +238,8 @@ class JoinWorker:
         return partition.watermark.value_ms + AGAIN_MS if due is None else due
 
     def _is_committed(self, state: JoinState, number: int) -> bool:
-        committed = self._progress.committed
-        return bool(
-            state.impression_offset < committed(topics.IMPRESSIONS, number)
-            and state.watch_offset < committed(topics.WATCH_EVENTS, number)
-        )
+        shown, watched = (self._progress.committed(topic, number) for topic in TOPICS)
+        return state.impression_offset < shown and state.watch_offset < watched
 
     def _behind(self, partition: Partition) -> set[str]:
         """The topics that are not read to their ends."""
@@ -286,9 +262,6 @@ class JoinWorker:
 
     def _place_of(self, user_id: str) -> int:
         return topics.partition_of(user_id, self._settings.kafka.partitions)
-
-    def _partition_of(self, user_id: str) -> Partition:
-        return self.partitions[self._place_of(user_id)]
 
 
 def _latest_ms(state: JoinState) -> int:

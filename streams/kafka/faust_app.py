@@ -28,11 +28,11 @@ from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
 from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
 from streams.kafka.faust.patches import committed_offset, fetch_from_flowing_only, read_offset
-from streams.kafka.fetching import unpack_for_faust
 from streams.kafka.intake import Raw, raw_of
 from streams.kafka.membership import Membership
 from streams.kafka.outbox import Outbox, create_producer
 from streams.kafka.recovery import OrderedTables, finished
+from streams.kafka.unpacking import unpack_for_faust
 from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
@@ -44,14 +44,6 @@ LAG_EVERY_S = 2.0
 BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
 
 
-def _patch_clients(kafka: Kafka) -> None:
-    """Mend what Faust and aiokafka have no settings for; the reasons stand in the two patches.py."""
-    pace_fetches()
-    note_confirmations()
-    fetch_from_flowing_only()
-    unpack_for_faust(kafka)
-
-
 def create_app(settings: Settings, name: str, *, has_standby: bool = False, **options: Any) -> faust.App:
     """Return a Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own.
 
@@ -60,7 +52,10 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
     another one joins, and that it is another's now is found out otherwise.
     """
     kafka = settings.kafka
-    _patch_clients(kafka)
+    pace_fetches()  # Faust and aiokafka have no settings for these; the reasons stand in the two patches.py
+    note_confirmations()
+    fetch_from_flowing_only()
+    unpack_for_faust(kafka)
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it
     datadir.parent.mkdir(parents=True, exist_ok=True)
     app = faust.App(
@@ -74,7 +69,12 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
         topic_replication_factor=kafka.replication,
         topic_allow_declare=False,  # `nextwatch topics --create` makes them, with the policies that we rely on
         topic_disable_leader=True,
-        **_group_options(kafka),
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=kafka.session_timeout_s,
+        broker_heartbeat_interval=kafka.session_timeout_s / 5,
+        broker_rebalance_timeout=REBALANCE_SESSIONS * kafka.session_timeout_s,
+        broker_commit_interval=1.0,
+        broker_max_poll_interval=kafka.max_poll_s,
         stream_wait_empty=not has_standby,
         stream_buffer_maxsize=BUFFER,
         # Without tables and replicas of them Faust has aiokafka deal the partitions anew each time somebody joins.
@@ -90,18 +90,6 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
         metrics.REBALANCES.inc()
 
     return app
-
-
-def _group_options(kafka: Kafka) -> dict[str, Any]:
-    """Return the keyword arguments of faust.App that say how its worker takes part in a group."""
-    return {
-        "consumer_auto_offset_reset": "earliest",
-        "broker_session_timeout": kafka.session_timeout_s,
-        "broker_heartbeat_interval": kafka.session_timeout_s / 5,
-        "broker_rebalance_timeout": REBALANCE_SESSIONS * kafka.session_timeout_s,
-        "broker_commit_interval": 1.0,
-        "broker_max_poll_interval": kafka.max_poll_s,
-    }
 
 
 def _connection(kafka: Kafka) -> dict[str, Any]:
@@ -120,17 +108,20 @@ def _connection(kafka: Kafka) -> dict[str, Any]:
     return {"broker": [f"kafka://{host}" for host in kafka.bootstrap.split(",")], "broker_credentials": credentials}
 
 
-def raw_topic(app: faust.App, settings: Settings, *names: str) -> Any:
+def raw_topic(app: faust.App, settings: Settings, *names: str, **options: Any) -> Any:
     """Topics of undecoded bytes; we decode ourselves, strictly (faust.Record accepts wrong types)."""
     prefixed = [settings.kafka.topic_prefix + name for name in names]
-    return app.topic(*prefixed, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+    raw: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    return app.topic(*prefixed, **raw, **options)
 
 
 def owned(app: faust.App, events: Iterable[Any], topic_prefix: str) -> list[Raw]:
     """The records of a batch whose partitions are still ours; the others' new owner reads them again."""
-    assigned = app.consumer.assignment()
+    assigned, messages = app.consumer.assignment(), [event.message for event in events]
     return [
-        raw_of(event, topic_prefix) for event in events if TP(event.message.topic, event.message.partition) in assigned
+        raw_of(message, topic_prefix, 1000 * (message.timestamp or 0))  # Faust's are of seconds
+        for message in messages
+        if TP(message.topic, message.partition) in assigned
     ]
 
 
@@ -194,6 +185,31 @@ async def handle_batches(
         reached(f"{stage}: batch done")
         if bug is not None:
             app.add_future(_stop_after(app, bug))
+
+
+def give_up_with(app: faust.App, give_up: Callable[[set[int]], Coroutine[Any, Any, None]]) -> None:
+    """Tell the worker which partitions are no longer ours, before they are another's."""
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def tell(_: Any, revoked: Iterable[TP], **__: Any) -> None:
+        await give_up({tp.partition for tp in revoked})
+
+
+def do_every(
+    app: faust.App,
+    settings: Settings,
+    client_id: str,
+    every_s: float,
+    work: Callable[[Outbox], Coroutine[Any, Any, BaseException | None]],
+) -> None:
+    """Beside the agent, also when no event comes: `work`, each time to its end, with an outbox of its own."""
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def repeat() -> None:
+        async with open_outbox(app, settings, client_id) as outbox:
+            while not app.should_stop:
+                await asyncio.sleep(every_s)
+                await to_the_end(work(outbox))
 
 
 async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseException | None:

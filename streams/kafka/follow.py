@@ -17,7 +17,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
-from streams.kafka.fetching import unpack_for
+from streams.kafka.unpacking import unpack_for
 
 Progress = Callable[[int, int], None]  # records by now, and in all
 
@@ -33,20 +33,13 @@ class TopicMissing(LookupError):
 
 
 def require_topics(kafka: Kafka, topics: Iterable[str]) -> None:
-    """Return when all these topics (names without prefix) are there.
-
-    Raises TopicMissing, and kafka.errors.KafkaError when no broker answers: Faust would wait for ever, or end in a
-    trace.
-    """
+    """Return when all these topics (names without prefix) are there. Raises TopicMissing, and kafka.errors.KafkaError
+    when no broker answers: Faust would wait for ever, or end in a trace."""
     TopicFollower(kafka, *topics, partitions=()).close()
 
 
 def read_to_end(
-    kafka: Kafka,
-    topic: str,
-    *,
-    partitions: Iterable[int] | None = None,
-    progress: Progress = lambda done, total: None,
+    kafka: Kafka, topic: str, *, partitions: Iterable[int] | None = None, progress: Progress = lambda done, total: None
 ) -> Iterator[ConsumerRecord]:
     """Yield all that lies in a topic now (name without prefix). Raises TopicMissing, and KafkaError when no broker
     answers."""
@@ -55,11 +48,9 @@ def read_to_end(
 
 
 class TopicFollower:
-    """Follows `topics` (names without prefix) on all their partitions, or on `partitions` of each.
-
-    Raises TopicMissing, and kafka.errors.KafkaError when no broker answers. Once built it rides out a broker's absence:
-    `poll` returns nothing until the broker is back. Not for use from two threads.
-    """
+    """Follows `topics` (names without prefix) on all their partitions, or on `partitions` of each. Raises TopicMissing,
+    and kafka.errors.KafkaError when no broker answers. Once built it rides out a broker's absence: `poll` returns
+    nothing until the broker is back. Not for use from two threads."""
 
     def __init__(self, kafka: Kafka, *topics: str, partitions: Iterable[int] | None = None) -> None:
         self._prefix = kafka.topic_prefix
@@ -161,8 +152,8 @@ class TopicFollower:
         return lags
 
     def ends(self) -> dict[tuple[str, int], int]:
-        """Return the present end offsets, by (topic without prefix, partition)."""
-        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
+        """Return the present end offsets of all partitions, by (topic without prefix, partition)."""
+        ends = self._consumer.end_offsets(list(self._all))
         return {(place.topic.removeprefix(self._prefix), place.partition): end for place, end in ends.items()}
 
     def firsts_of(self, partition: int) -> dict[str, int]:

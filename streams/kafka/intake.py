@@ -33,19 +33,11 @@ class Raw(NamedTuple):
         return Source(self.partition, self.offset, self.produced_ms)
 
 
-def raw_of(event: Any, topic_prefix: str) -> Raw:
-    """A Faust event's record."""
-    message = event.message
-    headers = message.headers.items() if isinstance(message.headers, Mapping) else message.headers or ()
-    return Raw(
-        topic=message.topic.removeprefix(topic_prefix),
-        partition=message.partition,
-        offset=message.offset,
-        produced_ms=min(max(0, int((message.timestamp or 0) * 1000)), LATEST_MS),  # as its producer says
-        key=message.key,
-        value=message.value,
-        headers=tuple(headers),
-    )
+def raw_of(record: Any, topic_prefix: str, sent_ms: float | None) -> Raw:
+    """A record as Faust or kafka-python gives it; `sent_ms` as its producer says."""
+    headers = record.headers.items() if isinstance(record.headers, Mapping) else record.headers or ()
+    topic, produced_ms = record.topic.removeprefix(topic_prefix), min(max(0, int(sent_ms or 0)), LATEST_MS)
+    return Raw(topic, record.partition, record.offset, produced_ms, record.key, record.value, tuple(headers))
 
 
 def read(
@@ -59,12 +51,12 @@ def read(
 ) -> Iterator[tuple[Raw, Any]]:
     """Yield each good message of the batch with its record, in order; put the others where they belong into `outbox`.
 
-    `kinds` says which message a topic holds. A message whose user lives on another partition is not yielded but
-    forwarded. With no outbox, another worker that reads the same topic is trusted to report and forward. What is from
-    before its user was erased is passed over, whatever else is to be said of it.
+    `kinds` says which message a topic holds; records of other topics are left out. A message whose user lives on
+    another partition is not yielded but forwarded. With no outbox, another worker that reads the same topic is trusted
+    to report and forward. What is from before its user was erased is passed over, whatever else is to be said of it.
     """
     latest_ms = now_ms + int(settings.history.future_s * 1000)
-    for raw in batch:
+    for raw in (raw for raw in batch if raw.topic in kinds):
         metrics.RECEIVED.labels(raw.topic).inc()
         try:
             check_headers(raw.headers, settings.kafka.max_message_bytes)

@@ -10,7 +10,7 @@ we still may (see streams.write_permit).
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,14 +63,10 @@ class Outbox:
         `may_send` raises: then nothing more is sent."""
         waiting, self._waiting = self._waiting, defaultdict(list)
         delivered = await asyncio.gather(*(self._deliver(*place, records) for place, records in waiting.items()))
-        sent = Counter[str]()
-        for (topic, _), records in waiting.items():
-            sent[topic] += len(records)
-        for topic, count in sent.items():
-            metrics.SENT.labels(topic).inc(count)
         placed: dict[str, list[Placed]] = defaultdict(list)
         for (topic, _), places in zip(waiting, delivered, strict=True):
             placed[topic] += places
+            metrics.SENT.labels(topic).inc(sum(place.records for place in places))
         return placed
 
     async def _deliver(self, topic: str, partition: int, records: list[Record]) -> list[Placed]:

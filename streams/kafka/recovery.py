@@ -1,8 +1,5 @@
-"""The recovery of tables, batch by batch, before Faust looks for what is left.
-
-Faust hands a changelog's records over one by one, which was most of what a restart took. Here they are taken over in
-the batches in which they were fetched. In which order Faust ends a rebalance, so that no event is lost, is said in
-streams/kafka/faust/patches.py.
+"""The recovery of tables, batch by batch as they were fetched, before Faust looks for what is left. Why, and in which
+order Faust ends a rebalance so that no event is lost, is said in streams/kafka/faust/patches.py.
 """
 
 from __future__ import annotations
@@ -52,7 +49,12 @@ class BatchRecovery(FlowLastRecovery):
             if self.signal_recovery_start.is_set():
                 return
             now_s = time.monotonic()
-            self._take_over(fetched, positions, offsets, now_s)
+            for tp, records in fetched.items():
+                self.tp_to_table[tp].take_over(tp.partition, records)
+                offsets[tp] = records[-1].offset
+                self.note_progress(tp, now_s)
+            for tp, position in positions.items():  # what was last may be gone, or no record of ours
+                offsets[tp] = max(offsets[tp], position - 1)
             behind = {tp for tp in behind if offsets[tp] < self.active_highwaters[tp]}
             if behind and now_s - told_s > TELL_S:
                 told_s = now_s
@@ -61,20 +63,6 @@ class BatchRecovery(FlowLastRecovery):
             if behind and now_s - began_s > ROUND_S:
                 self.signal_recovery_start.set()  # begin anew, from where we are
                 return
-
-    def _take_over(
-        self,
-        fetched: dict[TP, list[Any]],
-        positions: dict[TP, int],
-        offsets: MutableMapping[TP, int],
-        now_s: float,
-    ) -> None:
-        for tp, records in fetched.items():
-            self.tp_to_table[tp].take_over(tp.partition, records)
-            offsets[tp] = records[-1].offset
-            self.note_progress(tp, now_s)
-        for tp, position in positions.items():  # what was last may be gone, or no record of ours
-            offsets[tp] = max(offsets[tp], position - 1)
 
 
 class OrderedTables(TablesWithRecovery):

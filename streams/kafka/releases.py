@@ -11,17 +11,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import (
-    BundlePublished,
-    IndexReady,
-    RebuildAsked,
-    RebuildDone,
-    Refused,
-    Release,
-    ServerState,
-    decode,
-    encode,
-)
+from streams.messages import IndexReady, Refused, Release, ServerState, decode, encode
 
 
 def announce(kafka: Kafka, release: Release) -> None:
@@ -35,11 +25,9 @@ def announce(kafka: Kafka, release: Release) -> None:
 
 
 def key_of(release: Release) -> str:
-    if isinstance(release, BundlePublished):
-        return "bundle"
-    if isinstance(release, RebuildAsked | RebuildDone):
-        return "rebuild" if isinstance(release, RebuildAsked) else "rebuilt"
-    return "index" if isinstance(release, IndexReady) else f"server/{release.server_id}"
+    """The key of a message on the topic: its kind, and for a server its name too."""
+    kind = str(release.__struct_config__.tag)
+    return f"{kind}/{release.server_id}" if isinstance(release, ServerState) else kind
 
 
 def wait_until_served(

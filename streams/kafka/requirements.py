@@ -30,9 +30,7 @@ class TopicUnfit(RuntimeError):
 
 def require_settings(settings: Settings, names: Iterable[str]) -> None:
     """Return when these topics (names without prefix) keep what we need; missing ones are somebody else's to report.
-
-    Raises TopicUnfit, and kafka.errors.KafkaError when no broker answers.
-    """
+    Raises TopicUnfit, and kafka.errors.KafkaError when no broker answers."""
     kafka = settings.kafka
     wanted = {kafka.topic_prefix + name: _BY_NAME[name] for name in names}
     with open_admin(kafka) as admin:

@@ -15,6 +15,7 @@ import structlog
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.faust.patches import partitions_by_key
+from streams.kafka.faust_app import raw_topic
 from streams.kafka.outbox import Outbox
 from streams.messages import M, Refused, decode, encode
 
@@ -48,22 +49,9 @@ class EncodedTable(faust.Table):
 
 def create_table(app: faust.App, settings: Settings, name: str, changelog: str) -> Any:
     """A table of users, its changelog the topic `changelog` (without the prefix)."""
-    return app.Table(
-        name,
-        partitions=settings.kafka.partitions,
-        use_partitioner=True,
-        changelog_topic=app.topic(
-            settings.kafka.topic_prefix + changelog,
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-            compacting=True,
-            partitions=settings.kafka.partitions,
-            internal=True,
-            allow_empty=True,
-        ),
-    )
+    options: Any = {"compacting": True, "internal": True, "allow_empty": True, "partitions": settings.kafka.partitions}
+    topic = raw_topic(app, settings, changelog, **options)
+    return app.Table(name, partitions=settings.kafka.partitions, use_partitioner=True, changelog_topic=topic)
 
 
 def put(table: Any, changelog: str, user_id: str, message: Any, outbox: Outbox, partitions: int) -> None:

@@ -17,12 +17,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cramjam
 import numpy as np
 from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 
+from infra.platform.settings import Kafka
+from infra.platform.third_parties.kafka_python import patches as kafka_python
+from streams.kafka.aiokafka import patches as aiokafka
 from streams.messages import UNREADABLE
 
 TIMES = 32  # as large as the largest message may a batch become
@@ -38,6 +41,29 @@ _XERIAL = b"\x82SNAPPY\x00"
 
 class TooLarge(ValueError):
     """A batch unpacks to more than the limit."""
+
+
+class _BoundedBatches(NamedTuple):
+    """Fetched batches, none of which unpacks to more than `most_bytes`."""
+
+    most_bytes: int
+
+    def unpacked(self, records: Any) -> Any:
+        return unpacked(records, self.most_bytes)
+
+    def readable(self, records: Any) -> bytes:
+        return readable(records)
+
+
+def unpack_for(consumer: Any, kafka: Kafka) -> Any:
+    """Return the same kafka-python consumer, reading what was unpacked. Others of the process are left alone: our
+    client may be used beside somebody's own Kafka clients."""
+    return kafka_python.read_batches(consumer, _BoundedBatches(TIMES * kafka.max_message_bytes))
+
+
+def unpack_for_faust(kafka: Kafka) -> None:
+    """Let every aiokafka consumer of this process read what was unpacked."""
+    aiokafka.read_batches(_BoundedBatches(TIMES * kafka.max_message_bytes))
 
 
 def unpacked(records: Any, most_bytes: int) -> Any:
@@ -117,10 +143,6 @@ def _record(value: bytes) -> bytes:
         encode_varint(number, body.append)
     body += value
     encode_varint(0, body.append)
-    return _with_length(body)
-
-
-def _with_length(body: bytearray) -> bytes:
     length = bytearray()
     encode_varint(len(body), length.append)
     return bytes(length + body)

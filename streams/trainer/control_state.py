@@ -70,19 +70,14 @@ class ControlState:
         try:
             if record.topic.endswith(topics.FORGOTTEN):
                 self.erased.hear(record.key, record.value, record.offset)
-            elif record.topic.endswith(topics.ITEMS):
-                self._take_item(record)
             elif record.value is not None:
-                limit = self._kafka.max_message_bytes
-                release: Release = decode(Release, record.value, max_bytes=limit)  # type: ignore[arg-type]
-                if isinstance(release, BundlePublished):
-                    self.newest = release
+                kind: Any = Item if record.topic.endswith(topics.ITEMS) else Release
+                message = decode(kind, record.value, max_bytes=self._kafka.max_message_bytes)
+                if isinstance(message, Item):
+                    self.items[message.item_id] = message
+                elif isinstance(message, BundlePublished):
+                    self.newest = message
+            elif record.topic.endswith(topics.ITEMS):
+                self.items.pop((record.key or b"").decode(errors="replace"), None)
         except Refused:
             pass  # the indexer follows the same topics and reports
-
-    def _take_item(self, record: Any) -> None:
-        if record.value is None:
-            self.items.pop((record.key or b"").decode(errors="replace"), None)
-        else:
-            item = decode(Item, record.value, max_bytes=self._kafka.max_message_bytes)
-            self.items[item.item_id] = item

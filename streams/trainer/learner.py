@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -221,11 +222,6 @@ def ids_of(item: Item) -> dict[str, tuple[str, ...]]:
 
 
 def batches(examples: Iterable[tuple[int, TrainingExample]], size: int) -> Iterator[list[tuple[int, TrainingExample]]]:
-    chunk: list[tuple[int, TrainingExample]] = []
-    for entry in examples:
-        chunk.append(entry)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    examples = iter(examples)
+    while chunk := list(islice(examples, size)):
         yield chunk

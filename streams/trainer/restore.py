@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 import structlog
-from kafka import KafkaAdminClient, TopicPartition
 
-from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from models.release.bundle import read_bundle
 from streams import topics
@@ -87,14 +85,8 @@ def read_example(value: bytes | None) -> TrainingExample:
 
 def committed_examples(kafka: Kafka) -> int:
     """The offset of `training-examples` that the trainers' group has committed, 0 when it has none."""
-    group = f"{kafka.topic_prefix}nextwatch-trainer"
-    place = TopicPartition(kafka.topic_prefix + topics.TRAINING_EXAMPLES, 0)
-    admin = KafkaAdminClient(**kafka_python_options(kafka))
-    try:
-        found = admin.list_group_offsets({group: [place]})[group].get(place)
-    finally:
-        admin.close()
-    return max(0, found.offset) if found is not None else 0
+    group, name = f"{kafka.topic_prefix}nextwatch-trainer", topics.TRAINING_EXAMPLES
+    return topics.committed_offsets(kafka, group, [name], 0)[name]
 
 
 def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:
@@ -103,16 +95,11 @@ def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:
     for record in read_to_end(kafka, topics.ITEM_VECTORS):
         key = record.key or b""
         if epochs.take(record):
-            _restore_row(learner, key, record.value)
+            try:
+                learner.restore(key, None if record.value is None else decode(ItemVector, record.value))
+            except (ValueError, msgspec.MsgspecError) as error:  # passed over, the indexer reports it
+                log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))
             shadowed.discard(key)
         elif not is_claim(key):
             shadowed.add(key)
     return shadowed
-
-
-def _restore_row(learner: Learner, key: bytes, value: bytes | None) -> None:
-    """One record; one that cannot be read is passed over, the indexer reports it."""
-    try:
-        learner.restore(key, None if value is None else decode(ItemVector, value))
-    except (ValueError, msgspec.MsgspecError) as error:
-        log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))

@@ -22,7 +22,7 @@ from streams.epochs import mark
 from streams.kafka.outbox import Outbox, Placed
 from streams.messages import ItemVector, encode
 from streams.trainer.learner import PROGRESS_KEY, Learner, Learnt
-from streams.trainer.writer_epoch import KafkaRowLog, RowLog, WriterEpoch
+from streams.trainer.writer_epoch import RowLog, WriterEpoch
 from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ class RowPublisher:
     def __init__(self, kafka: Kafka, learning: Executor, open_row_log: Callable[[], RowLog] | None = None) -> None:
         self.outbox: Outbox | None = None
         self._kafka, self._learning = kafka, learning
-        self._open_row_log = open_row_log or (lambda: KafkaRowLog(kafka))
+        self._open_row_log = open_row_log or (lambda: RowLog(kafka))
         self._row_log: RowLog | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="epochs")
         self._claimed: WriterEpoch | None = None

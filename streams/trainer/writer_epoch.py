@@ -21,39 +21,43 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from typing import Protocol, TypeVar
+from itertools import takewhile
+from typing import TypeVar
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
 
 from infra.platform import metrics
-from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
-from streams.epochs import Epochs, Record, claim, epoch_of, is_claim, is_readable
-from streams.kafka.fetching import unpack_for
-from streams.kafka.follow import TopicMissing
+from streams.epochs import Epochs, claim, epoch_of, is_claim
+from streams.kafka.follow import TopicFollower
 from streams.kafka.outbox import Placed
 from streams.write_permit import Fenced
 
-POLL_MS = 200
 LOOK_EVERY_S = 2.0
 
 T = TypeVar("T")
 Send = Callable[[Iterable[int], bytes, bytes], Awaitable[Iterable[Placed]]]  # a record to these partitions
 
 
-class RowLog(Protocol):
-    """`item-vectors` as it stands."""
+class RowLog:
+    """`item-vectors` as it stands. Blocks; not for two threads. Raises TopicMissing, kafka.errors.KafkaError."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._follower = TopicFollower(kafka, topics.ITEM_VECTORS, partitions=())
+        self.close = self._follower.close
 
     def ends(self) -> Mapping[int, int]:
         """The offset after the last record, by partition."""
-        ...
+        return {partition: end for (_, partition), end in self._follower.ends().items()}
 
-    def read(self, partition: int, start: int, stop: int) -> Iterator[Record]:
+    def read(self, partition: int, start: int, stop: int) -> Iterator[ConsumerRecord]:
         """Yield what there is from `start` to before `stop`."""
-        ...
-
-    def close(self) -> None: ...
+        if start < stop:
+            self._follower.assign([partition])
+            self._follower.seek(partition, start)
+            self._follower.expect_present()
+            yield from takewhile(lambda record: record.offset < stop, self._follower.to_end())
 
 
 class WriterEpoch:
@@ -69,10 +73,8 @@ class WriterEpoch:
         self._looked_s = 0.0
 
     async def begin(self, home: int, send: Send) -> None:
-        """Claim an epoch; returns when the claim is acknowledged on all partitions. `home`: that of `Progress`.
-
-        Raises Fenced, KafkaError.
-        """
+        """Claim an epoch; returns when the claim is acknowledged on all partitions. `home`: that of `Progress`. Raises
+        Fenced, KafkaError."""
         epochs, read, placed = Epochs(), 0, Placed(home, 0, 0)
         while not self.epoch:
             ends = await self._in_reader(self._log.ends)
@@ -112,10 +114,8 @@ class WriterEpoch:
         return asyncio.get_running_loop().time() - self._looked_s >= LOOK_EVERY_S
 
     async def look(self, *, at_ends: bool = True) -> None:
-        """Read what others have written: since our last records too, or (not `at_ends`) between ours alone.
-
-        Raises Fenced.
-        """
+        """Read what others have written: since our last records too, or (not `at_ends`) between ours alone. Raises
+        Fenced."""
         if at_ends:
             began_s = asyncio.get_running_loop().time()
             for partition, end in (await self._in_reader(self._log.ends)).items():
@@ -128,11 +128,11 @@ class WriterEpoch:
             self._strange.remove(gap)
         self.check()
 
-    def _judge(self, record: Record) -> None:
+    def _judge(self, record: ConsumerRecord) -> None:
         epoch = epoch_of(record)
-        if epoch is None or epoch == self.epoch:
+        if epoch == self.epoch or (epoch is None and record.value is None):  # ours, or taken out by hand
             return
-        if epoch > self.epoch and is_readable(record):
+        if epoch is not None and epoch > self.epoch:
             self.end()
             raise Fenced(f"another trainer has claimed epoch {epoch}, ours is {self.epoch}")
         if not is_claim(record.key):
@@ -149,46 +149,8 @@ class WriterEpoch:
         for record in await self._read(partition, start, stop):
             epochs.take(record)
 
-    async def _read(self, partition: int, start: int, stop: int) -> list[Record]:
+    async def _read(self, partition: int, start: int, stop: int) -> list[ConsumerRecord]:
         return await self._in_reader(lambda: list(self._log.read(partition, start, stop)))
 
     async def _in_reader(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
-
-
-class KafkaRowLog:
-    """`item-vectors` on its brokers. Blocks; not for two threads. Raises TopicMissing, kafka.errors.KafkaError."""
-
-    def __init__(self, kafka: Kafka) -> None:
-        self._topic = kafka.topic_prefix + topics.ITEM_VECTORS
-        self._consumer = KafkaConsumer(
-            **kafka_python_options(kafka),
-            client_id="nextwatch-trainer-epochs",
-            auto_offset_reset="earliest",  # of what has been compacted away
-            enable_auto_commit=False,
-            allow_auto_create_topics=False,
-            max_partition_fetch_bytes=max(1 << 20, 4 * kafka.max_message_bytes),
-            reconnect_backoff_max_ms=2000,
-        )
-        unpack_for(self._consumer, kafka)
-
-    def ends(self) -> Mapping[int, int]:
-        numbers = self._consumer.partitions_for_topic(self._topic)
-        if not numbers:
-            raise TopicMissing(f"topic {self._topic} does not exist; `nextwatch topics --create` makes it")
-        ends = self._consumer.end_offsets([TopicPartition(self._topic, number) for number in numbers])
-        return {place.partition: end for place, end in ends.items()}
-
-    def read(self, partition: int, start: int, stop: int) -> Iterator[Record]:
-        if start >= stop:
-            return
-        place = TopicPartition(self._topic, partition)
-        self._consumer.assign([place])
-        self._consumer.seek(place, start)
-        while (self._consumer.position(place, timeout_ms=0) or 0) < stop:
-            for record in self._consumer.poll(timeout_ms=POLL_MS).get(place, ()):
-                if record.offset < stop:
-                    yield record
-
-    def close(self) -> None:
-        self._consumer.close()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import faust
 
@@ -24,7 +23,7 @@ from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.history.rules import is_completed
 from streams.kafka.consumer_progress import ConsumerProgress
-from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, now_ms
+from streams.kafka.faust_app import create_app, declare_agent, follow_readiness, give_up_with, now_ms
 from streams.kafka.follow import read_to_end
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
@@ -43,11 +42,10 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
     progress = ConsumerProgress(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)
     follow_readiness(app, health, recovered=lambda: app.tables.actives_ready and progress.assigned() <= counts.keys())
 
-    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
-    async def give_up(_: Any, revoked: Iterable[Any], **__: Any) -> None:
+    async def give_up(revoked: set[int]) -> None:
         async with lock:
-            for tp in revoked:
-                counts.pop(tp.partition, None)
+            for number in revoked:
+                counts.pop(number, None)
 
     async def handle_in_turn(batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
         async with lock:
@@ -61,9 +59,9 @@ def create_trending_app(settings: Settings, health: Health) -> faust.App:
                 await take_up(progress.assigned(), counts, settings)
             await asyncio.sleep(LOOK_S)
 
-    declare_agent(
-        app, settings, "trending", KINDS, handle_in_turn, max_=MOST_EVENTS, within=settings.trending.publish_s
-    )
+    publish_s = settings.trending.publish_s
+    declare_agent(app, settings, "trending", KINDS, handle_in_turn, max_=MOST_EVENTS, within=publish_s)
+    give_up_with(app, give_up)
     return app
 
 
@@ -79,9 +77,8 @@ async def handle(
 ) -> BaseException | None:
     """Count a batch, of partitions whose counts were taken up, and publish the scopes that it changed. Returns the
     first bug that an event has shown."""
-    touched = sorted({raw.partition for raw in batch})
     bug = count(batch, counts, outbox, settings, now_ms=now_ms())
-    for partition in touched:
+    for partition in sorted({raw.partition for raw in batch}):
         publish(partition, counts[partition], outbox)
     await outbox.flush()
     reached("trending: counts sent")

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from infra.platform.settings import Settings
+from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.platform.settings import Milvus, Settings
+from tests.conftest import milvus_answers
 from tests.unit.indexer.site import Site, Trained
 
 SERVER = os.environ.get("NEXTWATCH_TEST_MILVUS", "")  # read before the settings' variables are taken away
@@ -33,6 +35,22 @@ def milvus_uri(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def own_milvus(kafka_settings: Settings) -> Iterator[MilvusServer]:
+    """A Milvus of the test's own, which may be stopped."""
+    server = start_milvus(kafka_settings, probe=milvus_answers)
+    yield server
+    server.process.stop()
+
+
+@pytest.fixture
+def own_site(kafka_settings: Settings, own_milvus: MilvusServer, trained: Trained) -> Iterator[Site]:
+    """The site of `own_milvus`."""
+    site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own_milvus.uri, timeout_s=2)}), trained)
+    yield site
+    site.close()
 
 
 @pytest.fixture

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from kafka import KafkaProducer
 
 from indexer.collection import Index
+from indexer.errors import IndexFailure
 from indexer.process import run_indexer
 from indexer.rollout import announced_ms
 from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.settings import Settings
+from infra.platform.settings import Milvus, Settings
 from models.release.bundle import Bundle, read_bundle
 from streams import topics
 from streams.epochs import claim
 from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, IndexReady, Item, ItemVector, Release, ServerState, decode, encode
+from tests.harness.beside import beside
 from tests.harness.system import wait_until, with_section
 from tests.unit.serving.worlds import train_small
 
@@ -177,6 +182,49 @@ class Site:
         """Until the index holds exactly these first numbers for these items (`item_3`)."""
         wanted = {name.replace("_", "-"): value for name, value in values.items()}
         self.wait(lambda: {i: self.value_of(bundle, i) for i in wanted} == wanted, f"the index holds {wanted}")
+
+
+class Crash(RuntimeError):
+    """Stands for a process that ends here."""
+
+
+def crash_in(
+    monkeypatch: pytest.MonkeyPatch, name: str, when: Callable[..., bool], *, nth: int = 1, after: bool = False
+) -> None:
+    """End the process in the `nth` call of this method of Index for which `when` is true, before or `after` it."""
+    original, left = getattr(Index, name), itertools.count(nth - 1, -1)
+
+    def call(self: Index, *arguments: Any, **options: Any) -> Any:
+        is_last = when(self, *arguments) and next(left) == 0
+        answer = None if is_last and not after else original(self, *arguments, **options)
+        if is_last:
+            raise Crash(name)
+        return answer
+
+    monkeypatch.setattr(Index, name, call)
+
+
+class Searcher:
+    """A server that searches a version all the time, while a block runs: how many items it finds at each search, and
+    what went wrong."""
+
+    def __init__(self, milvus: Milvus, version: str, query: np.ndarray) -> None:
+        self._index, self._version, self._query = Index(milvus), version, query
+        self.found: list[int] = []
+        self.failures: list[IndexFailure] = []
+
+    @contextlib.contextmanager
+    def searching(self) -> Iterator[Searcher]:
+        with contextlib.closing(self._index), beside(self._search, "searcher"):
+            yield self
+
+    def _search(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                [(ids, _)] = self._index.search(self._version, self._query, 100)
+                self.found.append(len(ids))
+            except IndexFailure as failure:
+                self.failures.append(failure)
 
 
 def first_number(bundle: Bundle, item_id: str) -> float:

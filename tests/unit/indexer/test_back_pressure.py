@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from indexer.collection import Index
-from infra.local.milvus_server import MilvusServer, start_milvus
+from infra.local.milvus_server import MilvusServer
 from infra.platform import metrics
 from infra.platform.health import fetch_health
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Milvus, Settings
 from models.release.bundle import Bundle
-from tests.conftest import milvus_answers
 from tests.harness.system import wait_until
 from tests.unit.indexer.site import PATIENCE_S, Site, Trained
 
@@ -82,26 +81,21 @@ def _hang_up(connection: socket.socket) -> None:
     connection.close()
 
 
-def test_rows_wait_in_order_while_milvus_is_away(kafka_settings: Settings, trained: Trained) -> None:
-    own = start_milvus(kafka_settings, probe=milvus_answers)
-    site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own.uri, timeout_s=2)}), trained)
-    try:
-        bundle = site.live()
-        own.process.kill()
-        for step in (1, 2, 3):
-            site.touch(bundle, "item-3", value=step, step=step)
-        site.take_down("item-4")
-        [record] = read_run_files(site.settings.run_dir)
-        site.wait(lambda: not fetch_health(record)["ready"], "/health says not ready")
-        assert "Milvus" in fetch_health(record)["reasons"][0]
-        assert metrics.INDEX_RETRIES.labels("milvus")._value.get() > 0
-        own.restart()
-        wait_until(site.index.is_ready, "Milvus answers again", PATIENCE_S)
-        site.wait_for(bundle, item_3=3.0, item_4=None)
-        site.wait(lambda: fetch_health(record)["ready"], "/health says ready")
-    finally:
-        site.close()
-        own.process.stop()
+def test_rows_wait_in_order_while_milvus_is_away(own_site: Site, own_milvus: MilvusServer) -> None:
+    site = own_site
+    bundle = site.live()
+    own_milvus.process.kill()
+    for step in (1, 2, 3):
+        site.touch(bundle, "item-3", value=step, step=step)
+    site.take_down("item-4")
+    [record] = read_run_files(site.settings.run_dir)
+    site.wait(lambda: not fetch_health(record)["ready"], "/health says not ready")
+    assert "Milvus" in fetch_health(record)["reasons"][0]
+    assert metrics.INDEX_RETRIES.labels("milvus")._value.get() > 0
+    own_milvus.restart()
+    wait_until(site.index.is_ready, "Milvus answers again", PATIENCE_S)
+    site.wait_for(bundle, item_3=3.0, item_4=None)
+    site.wait(lambda: fetch_health(record)["ready"], "/health says ready")
 
 
 ITEMS, STEPS, READ_TOGETHER = 400, 15, 100

@@ -17,7 +17,7 @@ from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode
 from tests.harness.system import wait_until
-from tests.unit.indexer.site import PATIENCE_S, Site, assert_same
+from tests.unit.indexer.site import PATIENCE_S, Crash, Site, assert_same, crash_in
 
 pytestmark = pytest.mark.system
 
@@ -33,40 +33,22 @@ def test_a_half_full_collection_is_dropped_and_made_again(site: Site) -> None:
     assert_same(site.index, bundle)
 
 
-class Crash(RuntimeError):
-    """Stands for a process that ends here."""
-
-
-@pytest.mark.parametrize("last_call", ["second upsert", "mark whole", "mark announced", "before mark whole"])
+@pytest.mark.parametrize(
+    ("name", "when", "how"),
+    [
+        ("upsert", lambda *_: True, {"nth": 2, "after": True}),
+        ("mark", lambda _, __, mark: mark == WHOLE, {"after": True}),
+        ("mark", lambda _, __, mark: mark == WHOLE, {}),
+        ("mark", lambda _, __, mark: mark != WHOLE, {}),
+    ],
+    ids=["second upsert", "mark whole", "before mark whole", "mark announced"],
+)
 def test_a_crash_at_any_point_of_a_build_leads_to_the_same_index(
-    site: Site, monkeypatch: pytest.MonkeyPatch, last_call: str
+    site: Site, monkeypatch: pytest.MonkeyPatch, name: str, when: Callable[..., bool], how: dict[str, Any]
 ) -> None:
-    calls: list[str] = []
-
-    def crash_in(name: str, when: Callable[..., bool], after: bool) -> None:
-        original = getattr(Index, name)
-
-        def call(self: Index, *arguments: Any) -> Any:
-            calls.append(name)
-            if not when(*arguments):
-                return original(self, *arguments)
-            if after:
-                original(self, *arguments)
-            raise Crash(last_call)
-
-        monkeypatch.setattr(Index, name, call)
-
     bundle = site.publish(1)
     site.touch(bundle, "item-3", value=3)
-    match last_call:
-        case "second upsert":
-            crash_in("upsert", lambda *_: calls.count("upsert") == 2, after=True)
-        case "mark whole":
-            crash_in("mark", lambda _, mark: mark == WHOLE, after=True)
-        case "before mark whole":
-            crash_in("mark", lambda _, mark: mark == WHOLE, after=False)
-        case "mark announced":
-            crash_in("mark", lambda _, mark: mark != WHOLE, after=False)
+    crash_in(monkeypatch, name, when, **how)
     site.start()
     wait_until(lambda: bool(site.failures), "the crash", PATIENCE_S)
     assert isinstance(site.failures.pop(), Crash)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from indexer.collection import Index
-from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
 from indexer.item_attributes import ItemAttributes
 from indexer.mips_to_l2 import longest_of
 from indexer.schema import SHADOW, collection_name, is_indexable
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers
-from tests.harness.beside import beside
 from tests.harness.system import wait_until
+from tests.unit.indexer.site import Searcher
 
 pytestmark = pytest.mark.system
 
@@ -40,16 +40,21 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
 
 
+def fill(index: Index, rows: np.ndarray, version: str = "a", /, *, attributes: Any = None, **how: Any) -> None:
+    """A new collection of these rows, flushed and loaded."""
+    index.create(version, rows.shape[1], **how)
+    index.upsert(version, ids(len(rows)), rows, [0] * len(rows), attributes)
+    index.flush(version)
+    index.load(version)
+
+
 def ids(count: int) -> list[str]:
     return [f"item {number}" for number in range(count)]
 
 
 def test_flat_search_is_the_exact_top_k(index: Index) -> None:
     rows, queries = vectors(3000), vectors(3, seed=1)
-    index.create("a", DIM)
-    index.upsert("a", ids(3000), rows, [0] * 3000)
-    index.flush("a")
-    index.load("a")
+    fill(index, rows)
     found = index.search("a", queries, 500)
     for (item_ids, inner), expected in zip(found, queries @ rows.T, strict=True):
         best = -np.sort(-expected)[:500]
@@ -63,24 +68,14 @@ def test_flat_search_is_the_exact_top_k(index: Index) -> None:
 
 def test_hnsw_finds_nearly_all_of_the_top_k_also_with_a_popularity_coordinate(milvus_uri: str, index: Index) -> None:
     index = Index(Milvus(uri=milvus_uri, index_type="HNSW"))
-    rng = np.random.default_rng(0)
-    rows = np.concatenate([0.3 * rng.normal(size=(4000, 64)), rng.normal(-8, 1.5, size=(4000, 1))], axis=1)
-    queries = np.concatenate([0.8 * rng.normal(size=(5, 64)), np.ones((5, 1))], axis=1)
-    rows, queries = rows.astype(np.float32), queries.astype(np.float32)
-    index.create("a", 65, longest=longest_of(rows))
+    rows, queries = popular(4000, seed=0), users(5)
+    fill(index, rows, longest=longest_of(rows))
     assert index.dim("a") == 65
-    index.upsert("a", ids(4000), rows, [0] * 4000)
-    index.flush("a")
-    index.load("a")
     wait_until(lambda: index._client().describe_index("items_a", "vector")["pending_index_rows"] == 0, "index", 20)
     time.sleep(1.0)  # Milvus Lite searches exactly until a segment's index is built, and says so too early
-    scores = queries @ rows.T
-    recalls = []
-    for (item_ids, inner), expected in zip(index.search("a", queries, 500), scores, strict=True):
-        best = {f"item {number}" for number in np.argsort(-expected)[:500]}
-        recalls.append(len(best & set(item_ids)) / 500)
+    for (item_ids, inner), expected in zip(index.search("a", queries, 500), queries @ rows.T, strict=True):
         np.testing.assert_allclose(inner, [expected[int(i.split()[1])] for i in item_ids], atol=1e-3)
-    assert np.mean(recalls) >= 0.99
+    assert recall(index, "a", rows, queries) >= 0.99
     np.testing.assert_array_equal(index.vectors("a", ["item 7"])["item 7"][1], rows[7])
 
 
@@ -88,10 +83,7 @@ def test_ivf_finds_nearly_all_of_the_top_k_also_of_few_rows_and_after_upserts(mi
     index = Index(Milvus(uri=milvus_uri, index_type="IVF_FLAT"))
     for version, count in (("few", 300), ("many", 6000)):
         rows, queries = popular(count, seed=0), users(5)
-        index.create(version, 65, longest=longest_of(rows), rows=count)
-        index.upsert(version, ids(count), rows, [0] * count)
-        index.flush(version)
-        index.load(version)
+        fill(index, rows, version, longest=longest_of(rows), rows=count)
         time.sleep(2.0)  # Milvus Lite searches exactly until a segment's index is built
         assert recall(index, version, rows, queries) >= 0.99
         touched = np.random.default_rng(2).choice(count, count // 5, replace=False)
@@ -106,10 +98,7 @@ def test_ivf_finds_nearly_all_of_the_top_k_also_of_few_rows_and_after_upserts(mi
 def test_a_filtered_search_finds_the_best_of_what_the_filter_leaves(milvus_uri: str, index: Index, kind: str) -> None:
     index = Index(Milvus(uri=milvus_uri, index_type=kind))
     rows, queries, channels = popular(4000, seed=0), users(5), [f"c{number % 40}" for number in range(4000)]
-    index.create("a", 65, longest=longest_of(rows), rows=4000)
-    index.upsert("a", ids(4000), rows, [0] * 4000, [ItemAttributes(channel) for channel in channels])
-    index.flush("a")
-    index.load("a")
+    fill(index, rows, attributes=[ItemAttributes(channel) for channel in channels], longest=longest_of(rows), rows=4000)
     time.sleep(2.0)
     for expression, wanted in (('channel == "c7"', {"c7"}), ('channel != "c7"', set(channels) - {"c7"})):
         left = np.array([row for row, channel in enumerate(channels) if channel in wanted])
@@ -196,9 +185,7 @@ def test_what_was_upserted_is_found_by_the_next_search(index: Index) -> None:
 
 
 def test_what_was_deleted_is_not_found(index: Index) -> None:
-    index.create("a", DIM)
-    index.upsert("a", ids(3), vectors(3), [0] * 3)
-    index.flush("a")
+    fill(index, vectors(3))
     index.delete("a", ["item 1", "not there"])
     assert sorted(index.search("a", vectors(1), 10)[0][0]) == ["item 0", "item 2"]
     assert index.count("a") == 2
@@ -255,26 +242,13 @@ def test_a_mark_stays_with_its_collection(index: Index) -> None:
 
 def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, milvus_uri: str) -> None:
     """Milvus Lite's rename, under searches, left directories behind whose names nothing could have any more."""
-    rows, found, failures = vectors(20), list[int](), list[IndexFailure]()
-    searcher, shadow = Index(Milvus(uri=milvus_uri)), Index(Milvus(uri=milvus_uri), SHADOW)
-
-    def make(index: Index, count: int) -> None:
-        index.create("a", DIM)
-        index.upsert("a", ids(count), rows[:count], [0] * count)
-        index.flush("a")
-        index.load("a")
-
-    def search(stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                found.append(len(searcher.search("a", rows[:1], 100)[0][0]))
-            except IndexFailure as failure:
-                failures.append(failure)
-
-    make(index, 10)
-    with beside(search, "searcher"):
+    rows, shadow = vectors(20), Index(Milvus(uri=milvus_uri), SHADOW)
+    fill(index, rows[:10])
+    searcher = Searcher(Milvus(uri=milvus_uri), "a", rows[:1])
+    found, failures = searcher.found, searcher.failures
+    with searcher.searching():
         for count in range(11, 21):
-            make(shadow, count)
+            fill(shadow, rows[:count])
             assert index.versions() == ["a"], "a shadow is no version"
             index.replace("a")
             shadow.drop("a")
@@ -282,7 +256,6 @@ def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, m
             assert index.count("a") == count
             before = len(found)
             wait_until(lambda before=before: len(found) > before + 1, "searches", 20)  # type: ignore[misc]
-    searcher.close()
     shadow.close()
     assert found == sorted(found) and set(found) == set(range(10, 21))
     assert len(failures) <= 1, f"at most one that was under way in what was dropped: {failures}"
@@ -342,7 +315,7 @@ def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) ->
         index.upsert("a", ids(3), vectors(3), [0] * 3)
         index.mark("a", "whole")
         server.process.kill()
-        for call in (index.ping, lambda: index.search("a", vectors(1), 3), lambda: index.delete("a", ids(1))):
+        for call in (index.versions, lambda: index.search("a", vectors(1), 3), lambda: index.delete("a", ids(1))):
             with pytest.raises(IndexUnavailable):
                 call()
         assert not index.is_ready()
@@ -361,7 +334,7 @@ def test_nobody_at_the_address_is_unavailable_at_once() -> None:
         taken.bind(("127.0.0.1", 0))
         index = Index(Milvus(uri=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout_s=1))
         with pytest.raises(IndexUnavailable, match="connect"):
-            index.ping()
+            index.versions()
 
 
 def test_an_empty_uri_names_its_setting() -> None:

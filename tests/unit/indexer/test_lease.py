@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -67,19 +68,40 @@ def test_who_has_left_holds_nothing(kafka: Kafka, tmp_path: Path) -> None:
         lease.check(threading.Event())
 
 
+HOLDER = """
+import pathlib, sys, threading, time
+from indexer.lease import IndexerLease
+from infra.platform.settings import Kafka
+from streams.write_permit import Fenced
+kafka = Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2], session_timeout_s=6)
+lease, stop = IndexerLease(kafka, pathlib.Path(sys.argv[3])), threading.Event()
+print(lease.acquire(60), flush=True)
+late, resumed, before = 0, False, time.monotonic()
+try:
+    while True:
+        lease.check(stop)
+        late += resumed  # one in which a pause fell has looked before it
+        now = time.monotonic()
+        resumed, before = resumed or now - before > 3, now
+except Fenced:
+    print(late, flush=True)
+"""
+
+
+@contextmanager
+def holder(kafka: Kafka, run_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A process that holds the lease and looks all the time whether it does; when it does not any more, it says how
+    often it was told so after a pause. And what it says."""
+    command = [sys.executable, "-c", HOLDER, kafka.bootstrap, kafka.topic_prefix, str(run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"True\n"
+        yield process, process.stdout
+        process.kill()
+
+
 def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib, time\n"
-        "from indexer.lease import IndexerLease\n"
-        "from infra.platform.settings import Kafka\n"
-        "lease = IndexerLease(Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
-        "print(lease.acquire(20), flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as crashing:
-        assert crashing.stdout is not None
-        assert crashing.stdout.readline() == b"True\n"
+    with holder(kafka, tmp_path) as (crashing, _):
         crashing.kill()
     lease = IndexerLease(kafka, tmp_path)
     assert lease.acquire(5.0)
@@ -92,28 +114,7 @@ def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_pat
 def test_who_was_paused_while_another_took_over_does_not_write_once_more(
     kafka: Kafka, tmp_path: Path, other_then: str
 ) -> None:
-    code = (
-        "import sys, pathlib, threading, time\n"
-        "from indexer.lease import IndexerLease\n"
-        "from streams.write_permit import Fenced\n"
-        "from infra.platform.settings import Kafka\n"
-        "kafka = Kafka(bootstrap=sys.argv[1], topic_prefix=sys.argv[2], session_timeout_s=6)\n"
-        "lease, stop = IndexerLease(kafka, pathlib.Path(sys.argv[3])), threading.Event()\n"
-        "print(lease.acquire(60), flush=True)\n"
-        "late, resumed, before = 0, False, time.monotonic()\n"
-        "try:\n"
-        "    while True:\n"
-        "        lease.check(stop)\n"
-        "        late += resumed\n"  # one in which the pause fell has looked before it
-        "        now = time.monotonic()\n"
-        "        resumed, before = resumed or now - before > 3, now\n"
-        "except Fenced:\n"
-        "    print(late, flush=True)\n"
-    )
-    command = [sys.executable, "-c", code, kafka.bootstrap, kafka.topic_prefix, str(tmp_path / "paused")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as paused:
-        assert paused.stdout is not None
-        assert paused.stdout.readline() == b"True\n"
+    with holder(kafka, tmp_path / "paused") as (paused, told):
         paused.send_signal(signal.SIGSTOP)
         other = IndexerLease(kafka, tmp_path)
         assert other.acquire(PATIENCE_S)
@@ -123,9 +124,8 @@ def test_who_was_paused_while_another_took_over_does_not_write_once_more(
         paused.send_signal(signal.SIGCONT)
         given_up = threading.Timer(PATIENCE_S, paused.kill)
         given_up.start()
-        assert paused.stdout.readline() == b"0\n", "no check that began after the pause has passed"
+        assert told.readline() == b"0\n", "no check that began after the pause has passed"
         given_up.cancel()
-        paused.kill()
     if other_then == "goes on":
         other.check(threading.Event())
         other.close()

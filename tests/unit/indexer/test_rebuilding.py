@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-import threading
-from typing import Any
 
 import numpy as np
 import pytest
 
-from indexer.collection import Index
-from indexer.errors import IndexFailure
 from indexer.rollout import announced_ms
 from indexer.schema import SHADOW
 from infra.operate.rebuild_index import rebuild_index
@@ -21,7 +16,7 @@ from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode
 from tests.harness.system import wait_until
-from tests.unit.indexer.site import PATIENCE_S, Site, assert_same, first_number
+from tests.unit.indexer.site import PATIENCE_S, Crash, Searcher, Site, assert_same, crash_in, first_number
 from tests.unit.infra.command import commands
 
 pytestmark = pytest.mark.system
@@ -53,42 +48,14 @@ def damage(site: Site, bundle: Bundle) -> None:
     site.index.upsert(version, ["item-2", "stray"], wrong, [9, 9])
 
 
-class Searcher:
-    """A server that searches all the time: how many items it finds at each search, and what went wrong."""
-
-    def __init__(self, site: Site, bundle: Bundle) -> None:
-        self._index, self._bundle = Index(site.settings.milvus), bundle
-        self.found: list[int] = []
-        self.failures: list[IndexFailure] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Searcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        self._thread.join(30)
-        self._index.close()
-
-    def _run(self) -> None:
-        query = self._bundle.model.item_vectors(np.array([0]))
-        while not self._stop.is_set():
-            try:
-                [(ids, _)] = self._index.search(self._bundle.manifest.version, query, 100)
-                self.found.append(len(ids))
-            except IndexFailure as error:
-                self.failures.append(error)
-
-
 def test_a_damaged_index_is_what_it_was_and_no_search_meets_a_half_full_one(site, capsys, monkeypatch):
     bundle = live_site(site)
     before, announcements = rows_of(site, bundle), site.announcements()
     mark = site.index.mark_of(bundle.manifest.version)
     damage(site, bundle)
     assert rows_of(site, bundle) != before
-    with Searcher(site, bundle) as server:
+    searcher = Searcher(site.settings.milvus, bundle.manifest.version, bundle.model.item_vectors(np.array([0])))
+    with searcher.searching() as server:
         wait_until(lambda: bool(server.found), "searches", WAIT_S)
         for name, value in to_environ(site.settings).items():
             monkeypatch.setenv(name, value)
@@ -106,37 +73,16 @@ def test_a_damaged_index_is_what_it_was_and_no_search_meets_a_half_full_one(site
     site.wait_for(bundle, item_2=2.0, item_4=first_number(bundle, "item-4"))
 
 
-class Crash(RuntimeError):
-    """Stands for a process that ends here."""
-
-
-@pytest.mark.parametrize("last_call", ["fill", "mark", "take over", "drop"])
-def test_a_crash_at_any_step_leads_to_the_same_index(site, monkeypatch, last_call):
+@pytest.mark.parametrize(
+    ("name", "suffix", "nth"),
+    [("flush", SHADOW, 1), ("mark", SHADOW, 1), ("replace", "", 1), ("drop", SHADOW, 2)],  # the first is the filling's
+    ids=["fill", "mark", "take over", "drop"],
+)
+def test_a_crash_at_any_step_leads_to_the_same_index(site, monkeypatch, name, suffix, nth):
     bundle = live_site(site)
     before, version = rows_of(site, bundle), bundle.manifest.version
     damage(site, bundle)
-
-    drops = itertools.count()
-
-    def crash_in(name: str, when: Any) -> None:
-        original = getattr(Index, name)
-
-        def call(self: Index, *arguments: Any, **options: Any) -> Any:
-            if when(self, *arguments, *options.values()):
-                raise Crash(last_call)
-            return original(self, *arguments, **options)
-
-        monkeypatch.setattr(Index, name, call)
-
-    match last_call:
-        case "fill":
-            crash_in("flush", lambda index, _: index.suffix == SHADOW)
-        case "mark":
-            crash_in("mark", lambda index, *_: index.suffix == SHADOW)
-        case "take over":
-            crash_in("replace", lambda *_: True)
-        case "drop":
-            crash_in("drop", lambda index, _: index.suffix == SHADOW and next(drops) == 1)  # the first is the filling's
+    crash_in(monkeypatch, name, lambda index, *_: index.suffix == suffix, nth=nth)
     assert not rebuild_index(site.settings, 0.0).answered
     wait_until(lambda: bool(site.failures), "the crash", PATIENCE_S)
     assert isinstance(site.failures.pop(), Crash)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from indexer.rollout import (
     WHOLE,
     Announce,
@@ -53,47 +55,63 @@ def test_a_filled_collection_is_verified_before_it_takes_rows_and_is_whole_when_
     assert go_on(Stage.CATCHING_UP, caught_up=True) == [Step.WRITE, Step.FINISH]
 
 
-def test_nothing_is_done_before_the_first_release() -> None:
-    assert next_actions(Releases(), {}) == []
-    assert next_actions(Releases(), {"leftover": ""}) == []
+THREE = {"a": announced(1), "b": announced(2), "c": announced(3)}
+DECISIONS: dict[str, list[tuple[Releases, dict[str, str], dict[str, Any], list[Any]]]] = {
+    "nothing is done before the first release": [(heard(), {}, {}, []), (heard(), {"leftover": ""}, {}, [])],
+    "a new bundle is built": [
+        (heard(bundle("a")), {}, {}, [Begin("a")]),
+        (heard(bundle("a")), {"a": ""}, {"building": "a"}, []),
+    ],
+    "a whole collection is announced, and then left alone": [
+        (heard(bundle("a")), {"a": WHOLE}, {}, [Announce("a")]),
+        (heard(bundle("a"), ready("a")), {"a": announced(5)}, {}, []),
+    ],
+    "an interrupted build is dropped and started again": [(heard(bundle("a")), {"a": ""}, {}, [Drop("a"), Begin("a")])],
+    "a build that was overtaken by a newer bundle is dropped": [
+        (heard(bundle("a"), bundle("b")), {"a": ""}, {"building": "a"}, [Drop("a"), Begin("b")])
+    ],
+    "one spare is kept and older ones are dropped": [(heard(bundle("c"), ready("c")), THREE, {}, [Drop("a")])],
+    "the older ones stay until the new one is announced": [
+        (heard(bundle("c"), ready("b")), THREE | {"c": WHOLE}, {}, [Announce("c")])
+    ],
+    "after a roll-back the version rolled back from is the spare": [
+        (heard(bundle("c"), ready("c", 3), ready("b", 4)), THREE, {}, [Renew("b", 4), Drop("a")])
+    ],
+    "a release that is announced by a clock that is behind is the newest all the same": [
+        (
+            heard(bundle("b"), ready("a", 200), ready("b", 100)),
+            {"a": announced(200), "b": announced(100)},
+            {},
+            [Renew("b", 201)],
+        )
+    ],
+    "a live collection that Milvus has lost is built again": [
+        (heard(bundle("a"), ready("a")), {}, {}, [Begin("a")]),
+        (heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}, {}, [Begin("a")]),
+    ],
+    "nothing is dropped while the live collection is missing": [
+        (heard(bundle("d"), ready("d")), THREE, {"unusable": frozenset({"d"})}, [])
+    ],
+    "a topic that was lost is told again of a collection that was not": [
+        (heard(bundle("a")), {"a": announced(1)}, {}, [Announce("a")])
+    ],
+    "a bundle that cannot be used is passed over": [(heard(bundle("a")), {}, {"unusable": frozenset({"a"})}, [])],
+}
 
 
-def test_a_new_bundle_is_built() -> None:
-    assert next_actions(heard(bundle("a")), {}) == [Begin("a")]
-    assert next_actions(heard(bundle("a")), {"a": ""}, building="a") == []
-
-
-def test_a_whole_collection_is_announced_and_then_left_alone() -> None:
-    assert next_actions(heard(bundle("a")), {"a": WHOLE}) == [Announce("a")]
-    assert next_actions(heard(bundle("a"), ready("a")), {"a": announced(5)}) == []
-
-
-def test_an_interrupted_build_is_dropped_and_started_again() -> None:
-    assert next_actions(heard(bundle("a")), {"a": ""}) == [Drop("a"), Begin("a")]
-
-
-def test_a_build_that_was_overtaken_by_a_newer_bundle_is_dropped() -> None:
-    assert next_actions(heard(bundle("a"), bundle("b")), {"a": ""}, building="a") == [Drop("a"), Begin("b")]
-
-
-def test_one_spare_is_kept_and_older_ones_are_dropped() -> None:
-    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
-    assert next_actions(heard(bundle("c"), ready("c")), marks) == [Drop("a")]
-
-
-def test_the_older_ones_stay_until_the_new_one_is_announced() -> None:
-    marks = {"a": announced(1), "b": announced(2), "c": WHOLE}
-    assert next_actions(heard(bundle("c"), ready("b")), marks) == [Announce("c")]
+@pytest.mark.parametrize("promise", DECISIONS)
+def test_what_is_decided(promise: str) -> None:
+    for releases, marks, more, actions in DECISIONS[promise]:
+        assert next_actions(releases, marks, **more) == actions
 
 
 def test_a_collection_that_a_living_server_serves_is_not_dropped() -> None:
-    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
     releases = heard(bundle("c"), ready("c"), ServerState("s", "a", 0))
-    assert next_actions(releases, marks) == []
+    assert next_actions(releases, THREE) == []
     releases = hear(releases, ServerState("t", "c", 0), TIMEOUT_MS)
-    assert next_actions(releases, marks) == []
+    assert next_actions(releases, THREE) == []
     releases = hear(releases, ServerState("t", "c", 0), TIMEOUT_MS + 1)
-    assert next_actions(releases, marks) == [Drop("a")]
+    assert next_actions(releases, THREE) == [Drop("a")]
 
 
 def test_a_server_that_says_goodbye_holds_nothing() -> None:
@@ -113,11 +131,6 @@ def test_a_roll_back_to_the_spare_stays() -> None:
     assert next_actions(heard(bundle("b"), ready("b", 2), ready("a", 3)), marks) == []
 
 
-def test_after_a_roll_back_the_version_rolled_back_from_is_the_spare() -> None:
-    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
-    assert next_actions(heard(bundle("c"), ready("c", 3), ready("b", 4)), marks) == [Renew("b", 4), Drop("a")]
-
-
 def test_a_roll_back_from_a_clock_that_is_behind_leaves_the_version_gone_back_to_as_the_next_spare() -> None:
     marks = {"a": announced(100), "b": announced(200)}
     back = [bundle("b"), ready("b", 200), ready("a", 20)]
@@ -127,29 +140,6 @@ def test_a_roll_back_from_a_clock_that_is_behind_leaves_the_version_gone_back_to
     marks["c"] = announced(300)
     assert next_actions(heard(*back, bundle("c"), ready("c", 300)), marks) == [Drop("b")]
     assert spare_of("c", marks) == "a"
-
-
-def test_a_release_that_is_announced_by_a_clock_that_is_behind_is_the_newest_all_the_same() -> None:
-    marks = {"a": announced(200), "b": announced(100)}
-    assert next_actions(heard(bundle("b"), ready("a", 200), ready("b", 100)), marks) == [Renew("b", 201)]
-
-
-def test_a_live_collection_that_milvus_has_lost_is_built_again() -> None:
-    assert next_actions(heard(bundle("a"), ready("a")), {}) == [Begin("a")]
-    assert next_actions(heard(bundle("b"), ready("b"), ready("a")), {"b": announced(2)}) == [Begin("a")]
-
-
-def test_nothing_is_dropped_while_the_live_collection_is_missing() -> None:
-    marks = {"a": announced(1), "b": announced(2), "c": announced(3)}
-    assert next_actions(heard(bundle("d"), ready("d")), marks, unusable=frozenset({"d"})) == []
-
-
-def test_a_topic_that_was_lost_is_told_again_of_a_collection_that_was_not() -> None:
-    assert next_actions(heard(bundle("a")), {"a": announced(1)}) == [Announce("a")]
-
-
-def test_a_bundle_that_cannot_be_used_is_passed_over() -> None:
-    assert next_actions(heard(bundle("a")), {}, unusable=frozenset({"a"})) == []
 
 
 def asked(at_ms: int) -> RebuildAsked:

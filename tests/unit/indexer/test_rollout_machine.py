@@ -8,6 +8,8 @@ collection Milvus has lost asks the new one that is made in its place while it i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -102,16 +104,10 @@ class Rollout(RuleBasedStateMachine):
             self.places[place].read(most)
 
     @precondition(lambda self: self.places)
-    @rule(place=SERVERS)
-    def server_loads(self, place: str) -> None:
+    @rule(place=SERVERS, what=st.sampled_from([Server.load, Server.swap]))
+    def server_goes_on(self, place: str, what: Callable[[Server], None]) -> None:
         if place in self.places:
-            self.places[place].load()
-
-    @precondition(lambda self: self.places)
-    @rule(place=SERVERS)
-    def server_swaps(self, place: str) -> None:
-        if place in self.places:
-            self.places[place].swap()
+            what(self.places[place])
 
     @precondition(lambda self: self.places)
     @rule(place=SERVERS, is_mute=st.booleans())

@@ -7,12 +7,10 @@ import time
 
 import pytest
 
-from infra.local.milvus_server import start_milvus
-from infra.platform.settings import Milvus, Settings
+from infra.local.milvus_server import MilvusServer
 from streams import topics
 from streams.messages import Item, encode
-from tests.conftest import milvus_answers
-from tests.unit.indexer.site import Site, Trained, first_number
+from tests.unit.indexer.site import Site, first_number
 
 pytestmark = pytest.mark.system
 
@@ -89,38 +87,33 @@ GONE_WITHIN_S = 2.0  # of a take-down; the window of the tests is far shorter
 
 @pytest.mark.parametrize("how", ["tombstone", "unavailable"])
 def test_a_take_down_holds_over_stale_vectors_restarts_and_a_new_milvus(
-    kafka_settings: Settings, trained: Trained, how: str
+    own_site: Site, own_milvus: MilvusServer, how: str
 ) -> None:
-    own = start_milvus(kafka_settings, probe=milvus_answers)
-    site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own.uri, timeout_s=2)}), trained)
-    try:
-        bundle = site.live()
-        site.touch(bundle, "item-3", value=3, step=3)
-        site.wait_for(bundle, item_3=3.0)
-        sent_s = time.monotonic()
-        site.send(topics.ITEMS, "item-3", None if how == "tombstone" else encode(Item("item-3", available=False)))
-        site.wait_for(bundle, item_3=None)
-        assert time.monotonic() - sent_s < GONE_WITHIN_S
-        site.touch(bundle, "item-3", value=4, step=4)
-        site.touch(bundle, "item-3", value=2, step=2)
-        site.touch(bundle, "item-5", value=5, step=4)
-        site.wait_for(bundle, item_5=5.0, item_3=None)
-        site.stop()
-        site.start()
-        site.touch(bundle, "item-5", value=6, step=5)
-        site.wait_for(bundle, item_5=6.0, item_3=None)
-        site.stop()
-        own.process.stop()
-        shutil.rmtree(kafka_settings.data_dir / "milvus")
-        own.restart()
-        site.start()
-        site.wait(lambda: len(site.announcements()) == 2, "the rebuilt collection is announced")
-        site.wait_for(bundle, item_5=6.0, item_3=None)
-        site.bring_back("item-3")
-        site.wait_for(bundle, item_3=4.0)
-    finally:
-        site.close()
-        own.process.stop()
+    site = own_site
+    bundle = site.live()
+    site.touch(bundle, "item-3", value=3, step=3)
+    site.wait_for(bundle, item_3=3.0)
+    sent_s = time.monotonic()
+    site.send(topics.ITEMS, "item-3", None if how == "tombstone" else encode(Item("item-3", available=False)))
+    site.wait_for(bundle, item_3=None)
+    assert time.monotonic() - sent_s < GONE_WITHIN_S
+    site.touch(bundle, "item-3", value=4, step=4)
+    site.touch(bundle, "item-3", value=2, step=2)
+    site.touch(bundle, "item-5", value=5, step=4)
+    site.wait_for(bundle, item_5=5.0, item_3=None)
+    site.stop()
+    site.start()
+    site.touch(bundle, "item-5", value=6, step=5)
+    site.wait_for(bundle, item_5=6.0, item_3=None)
+    site.stop()
+    own_milvus.process.stop()
+    shutil.rmtree(site.settings.data_dir / "milvus")
+    own_milvus.restart()
+    site.start()
+    site.wait(lambda: len(site.announcements()) == 2, "the rebuilt collection is announced")
+    site.wait_for(bundle, item_5=6.0, item_3=None)
+    site.bring_back("item-3")
+    site.wait_for(bundle, item_3=4.0)
 
 
 def test_what_the_trainer_lets_go_of_stays_away_over_a_restart_and_a_rebuild_until_its_next_row(site: Site) -> None:

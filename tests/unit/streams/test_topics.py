@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in
@@ -132,22 +132,14 @@ def test_a_broker_that_does_not_tell_is_believed(with_topics):
 
 
 @pytest.mark.system
-def test_a_message_over_the_limit_still_reaches_us_to_be_refused_with_a_reason(with_topics):
+def test_a_message_over_the_limit_still_reaches_us_to_be_refused_with_a_reason(with_topics, send):
     """The brokers take more than we accept; else the producer alone would learn of it."""
-    kafka = with_topics.kafka
-    producer = KafkaProducer(**kafka_python_options(kafka), max_request_size=8 * kafka.max_message_bytes)
-    value = b"x" * (2 * kafka.max_message_bytes)
-    sent = producer.send(kafka.topic_prefix + DEAD_LETTERS, value, partition=0).get(timeout=30)
-    producer.close()
-    assert sent.offset >= 0
+    value = b"x" * (2 * with_topics.kafka.max_message_bytes)
+    assert send(DEAD_LETTERS, None, value, partition=0).offset >= 0
 
 
 @pytest.mark.system
-def test_partitions_are_those_that_kafka_python_chooses(with_topics):
-    kafka = with_topics.kafka
-    producer = KafkaProducer(**kafka_python_options(kafka))
-    users = [f"user-{number}" for number in range(8)]
-    sent = {user: producer.send(kafka.topic_prefix + WATCH_EVENTS, b"{}", key=user.encode()) for user in users}
-    chosen = {user: future.get(timeout=30).partition for user, future in sent.items()}
-    producer.close()
-    assert chosen == {user: partition_of(user, kafka.partitions) for user in users}
+def test_partitions_are_those_that_kafka_python_chooses(with_topics, send):
+    for user in (f"user-{number}" for number in range(8)):
+        chosen = send(WATCH_EVENTS, user.encode(), b"{}").partition
+        assert chosen == partition_of(user, with_topics.kafka.partitions)

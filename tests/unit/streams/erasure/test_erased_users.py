@@ -13,7 +13,6 @@ from streams.erased_users import DONE, USER, ErasedUsers, ForgetSecretWrong, fin
 from streams.erasure.erasure_worker import ErasureWorker
 from streams.erasure.retention_report import FOR_EVER_MS, until_ms
 from streams.history.app import apply
-from streams.kafka.intake import Raw
 from streams.messages import (
     ErasureDone,
     JoinState,
@@ -25,6 +24,7 @@ from streams.messages import (
     decode,
     encode,
 )
+from tests.unit.streams.history.test_app import raw
 
 AT_MS = 1_700_000_000_000
 SETTINGS = Settings()
@@ -88,11 +88,6 @@ def test_a_state_from_before_is_not_built_on_and_one_begun_since_is(kind: Any):
     assert erased.begin(other) is other
 
 
-def raw(topic: str, message: Any, offset: int, produced_ms: int) -> Raw:
-    value = message if isinstance(message, bytes) else encode(message)
-    return Raw(topic, HOME, offset, produced_ms, b"u", value, ())
-
-
 class Outbox(list[Any]):
     """What a worker sends; a flush is an order of it."""
 
@@ -107,10 +102,10 @@ def test_the_history_worker_passes_over_what_is_from_before_and_begins_anew_with
     old = WatchEvent("e0", "u", "a", AT_MS - 1, 30.0, 60.0)
     new = WatchEvent("e1", "u", "b", AT_MS + 1, 30.0, 60.0)
     batch = [
-        raw(topics.WATCH_EVENTS, old, 5, AT_MS + 1),
-        raw(topics.WATCH_EVENTS, b"junk", 6, AT_MS - 1),
-        raw(topics.SEARCH_EVENTS, SearchEvent("s", "u", "cats", AT_MS), 1, AT_MS + 1),
-        raw(topics.WATCH_EVENTS, new, 7, AT_MS + 1),
+        raw(topics.WATCH_EVENTS, old, 5, produced_ms=AT_MS + 1),
+        raw(topics.WATCH_EVENTS, b"junk", 6, produced_ms=AT_MS - 1),
+        raw(topics.SEARCH_EVENTS, SearchEvent("s", "u", "cats", AT_MS), 1, produced_ms=AT_MS + 1),
+        raw(topics.WATCH_EVENTS, new, 7, produced_ms=AT_MS + 1),
     ]
     table = {"u": encode(UserHistory("u", (Watch("z", 1, 1.0, None, True, "e", 0),), seen=b"123456", watch_offset=4))}
     outbox: Any = Outbox()
@@ -119,6 +114,17 @@ def test_the_history_worker_passes_over_what_is_from_before_and_begins_anew_with
     assert bug is None and [watch.item_id for watch in history.watches] == ["b"]
     assert (history.since_ms, history.seen, history.searches) == (AT_MS, b"", ())
     assert [topic for topic, *_ in outbox] == [topics.TRAINING_EXAMPLES], "and no dead letter"
+
+
+def let_hear(erasure: ErasureWorker, *records: tuple[bytes, bytes, int]) -> None:
+    """What a worker finds in `forgotten` when it looks there."""
+    left = list(records)
+
+    async def hear() -> None:
+        while left:
+            erasure.users.hear(*left.pop())
+
+    erasure._hear = hear  # type: ignore[method-assign]
 
 
 def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_are_ours():
@@ -132,13 +138,7 @@ def test_a_state_is_deleted_before_it_is_said_to_be_and_only_on_partitions_that_
         outbox.add(topics.USER_HISTORIES, 0, user_id.encode(), None)
 
     erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, drop)
-    told = [(*record_of(user), offset) for offset, user in enumerate(users[:20])]
-
-    async def hear() -> None:
-        while told:
-            erasure.users.hear(*told.pop())
-
-    erasure._hear = hear  # type: ignore[method-assign]
+    let_hear(erasure, *((*record_of(user), offset) for offset, user in enumerate(users[:20])))
     ours = [user for user in users[1:20] if topics.partition_of(user, SETTINGS.kafka.partitions) in (0, 1)]
     outbox: Any = Outbox()
 
@@ -160,13 +160,8 @@ def test_others_get_their_turns_while_those_to_be_forgotten_are_looked_for():
     table = {f"user-{number}": encode(UserHistory(f"user-{number}")) for number in range(20_000)}
     erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
     home = topics.partition_of("user-7", SETTINGS.kafka.partitions)
-    turns, heard = 0, [(*record_of("user-7"), 0)]
-
-    async def hear() -> None:
-        while heard:
-            erasure.users.hear(*heard.pop())
-
-    erasure._hear = hear  # type: ignore[method-assign]
+    let_hear(erasure, (*record_of("user-7"), 0))
+    turns = 0
 
     async def count_turns() -> None:
         nonlocal turns
@@ -191,11 +186,7 @@ def test_who_is_put_into_the_table_by_a_batch_that_was_under_way_is_found():
     table: dict[str, bytes] = {}
     erasure = ErasureWorker(SETTINGS, "history", table, UserHistory, lambda user_id, _: table.pop(user_id))
     erasure._taken[HOME] = 0
-
-    async def hear() -> None:
-        erasure.users.hear(*record_of("u"), 0)
-
-    erasure._hear = hear  # type: ignore[method-assign]
+    let_hear(erasure, (*record_of("u"), 0))
 
     async def look_beside_a_batch() -> None:
         lock = asyncio.Lock()

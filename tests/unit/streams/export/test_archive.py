@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kafka import KafkaProducer
 
-from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
@@ -37,13 +36,7 @@ def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None =
 
 
 @pytest.fixture(scope="module")
-def filled(with_topics: Settings) -> Settings:
-    prefix = with_topics.kafka.topic_prefix
-    producer = KafkaProducer(**kafka_python_options(with_topics.kafka))
-
-    def send(topic: str, key: bytes, value: bytes | None, **how: Any) -> None:
-        producer.send(prefix + topic, value, key=key, **how).get(timeout=30)
-
+def filled(with_topics: Settings, send: Callable[..., Any]) -> Settings:
     send(WATCH_EVENTS, b"u", watch("e1", "a", 1000, 60.0), partition=0)
     send(WATCH_EVENTS, b"u", watch("e2", "b", 3000), partition=1)
     send(WATCH_EVENTS, b"u", watch("e2", "b", 3000), partition=0, headers=[(FORWARDED, b"watch-events/1/0")])
@@ -51,12 +44,8 @@ def filled(with_topics: Settings) -> Settings:
     send(WATCH_EVENTS, b"u", None, partition=1)
     send(WATCH_EVENTS, b"u", watch("e3", "a", 2000, region="de", device="d" * 300, signed_in=True), partition=1)
     send(WATCH_EVENTS, b"u", watch("e4", "a", 10**15), partition=1)
-    for event_id, user_id, query in (
-        ("s2", "u", "red cars"),
-        ("s1", "u", "cats"),
-        ("s1", "u", "cats"),
-        ("s3", "v", "x"),
-    ):
+    cats = "s1", "u", "cats"
+    for event_id, user_id, query in (("s2", "u", "red cars"), cats, cats, ("s3", "v", "x")):
         event_ms = 2500 if event_id == "s2" else 1500
         send(SEARCH_EVENTS, user_id.encode(), encode(SearchEvent(event_id, user_id, query, event_ms)), partition=0)
     send(SEARCH_EVENTS, b"u", b"junk", partition=0)
@@ -66,7 +55,6 @@ def filled(with_topics: Settings) -> Settings:
     send(ITEMS, b"b", None, partition=1)
     for _ in range(3):
         send(TRAINING_EXAMPLES, b"u", b"{}", partition=0)
-    producer.close()
     return with_topics
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from kafka import KafkaProducer
 
-from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
 from models.ranking.feature import Scope
 from models.ranking.features import SCHEMA_HASH, ids_of, numbers_of
@@ -81,25 +80,12 @@ def test_an_example_is_usable_when_its_features_are_ours_and_whole():
 
 
 @pytest.fixture(scope="module")
-def filled(with_topics: Settings) -> Settings:
-    producer = KafkaProducer(**kafka_python_options(with_topics.kafka))
-
-    def send(value: bytes | None, partition: int = 0) -> None:
-        topic = with_topics.kafka.topic_prefix + RANKING_EXAMPLES
-        producer.send(topic, value, key=b"ann", partition=partition).get(timeout=30)
-
-    send(encode(BEFORE), partition=1)
-    send(encode(AFTER), partition=1)
-    send(encode(BEFORE), partition=1)  # again after a crash: the correction still holds
-    send(encode(FIRST))
-    send(encode(FIRST))
-    send(b"junk")
-    send(None)
-    send(encode(EXTERNAL))
-    send(encode(FOREIGN))
-    send(encode(EMPTY))
-    send(encode(example(shown("z", 1, 3.0), offset=9, watched_s=(12.0,), ids={"last_watched": ("q",) * 60})))
-    producer.close()
+def filled(with_topics: Settings, send: Callable[..., Any]) -> Settings:
+    long = example(shown("z", 1, 3.0), offset=9, watched_s=(12.0,), ids={"last_watched": ("q",) * 60})
+    for each in (BEFORE, AFTER, BEFORE):  # again after a crash: the correction still holds
+        send(RANKING_EXAMPLES, b"ann", encode(each), partition=1)
+    for value in (*map(encode, (FIRST, FIRST)), b"junk", None, *map(encode, (EXTERNAL, FOREIGN, EMPTY, long))):
+        send(RANKING_EXAMPLES, b"ann", value, partition=0)
     return with_topics
 
 

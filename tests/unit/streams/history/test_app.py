@@ -19,9 +19,9 @@ SETTINGS = Settings()
 HOME = partition_of("u", SETTINGS.kafka.partitions)
 
 
-def raw(topic: str, message: Any, offset: int, partition: int = HOME) -> Raw:
+def raw(topic: str, message: Any, offset: int, partition: int = HOME, produced_ms: int = NOW_MS) -> Raw:
     value = message if isinstance(message, bytes) else encode(message)
-    return Raw(topic, partition, offset, NOW_MS, b"u", value, ())
+    return Raw(topic, partition, offset, produced_ms, b"u", value, ())
 
 
 def impression(request_id: str, at_ms: int) -> Impression:

@@ -36,8 +36,7 @@ PARTITIONS = 2
 USERS = [user for user in (f"user-{n}" for n in range(20)) if topics.partition_of(user, PARTITIONS) == 0][:3]
 USER = USERS[0]
 SETTINGS = Settings(
-    kafka=Kafka(partitions=PARTITIONS),
-    join=Join(window_s=100, grace_s=50, early_s=10, half_life_h=1e9),
+    kafka=Kafka(partitions=PARTITIONS), join=Join(window_s=100, grace_s=50, early_s=10, half_life_h=1e9)
 )
 
 

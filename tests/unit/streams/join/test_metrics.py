@@ -7,7 +7,7 @@ import math
 import pytest
 
 from infra.platform import metrics
-from streams.join.metrics import RECENT, RankingQuality, pair_seconds
+from streams.join.metrics import RECENT, RankingQuality
 from streams.messages import Impression, Outcome, RankingExample, Shown
 
 
@@ -34,7 +34,9 @@ def example(*items: tuple[float | None, float]) -> RankingExample:
 def test_seconds_of_the_watched_item_are_lost_where_an_unwatched_one_was_expected_to_hold_longer(
     items, all_s, misordered_s
 ):
-    assert pair_seconds(example(*items)) == (all_s, misordered_s)
+    before = counted()
+    RankingQuality().observe(example(*items))
+    assert [now - then for now, then in zip(counted(), before, strict=True)][:2] == [all_s, misordered_s]
 
 
 def counted() -> list[float]:

@@ -112,9 +112,7 @@ def fetched_by(fetch: Any, flowing: set[TP]) -> list[Any]:
         return {}
 
     fetcher = SimpleNamespace(
-        _closed=False,
-        _subscriptions=SimpleNamespace(fetch_context=nullcontext),
-        fetched_records=fetched_records,
+        _closed=False, _subscriptions=SimpleNamespace(fetch_context=nullcontext), fetched_records=fetched_records
     )
     thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True))
     consumer = SimpleNamespace(_fetcher=fetcher, _closed=False)
@@ -136,12 +134,7 @@ def test_faust_recovers_record_by_record():
 
 
 def test_faust_tells_no_offsets_no_coordinator_and_no_partition_of_a_key(app):
-    assert not set(dir(Consumer)) & {
-        "committed_offset",
-        "committed_offsets",
-        "read_offset",
-        "read_offsets",
-        "coordinator",
-    }
+    names = ("committed_offset", "committed_offsets", "read_offset", "read_offsets", "coordinator")
+    assert not set(dir(Consumer)).intersection(names)
     assert not set(dir(Store)) & {"key_partition", "key_partitions"}
     assert hasattr(app.conf, "TableManager") and not hasattr(app.conf, "Recovery")

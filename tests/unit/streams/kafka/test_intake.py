@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
-from faust.types.tuples import Message
+from faust.types.tuples import TP, Message
 
 from infra.platform.settings import Settings
-from streams.kafka.intake import Raw, raw_of, read, reject
+from streams.kafka.faust_app import owned
+from streams.kafka.intake import Raw, read, reject
 from streams.messages import DeadLetter, Refused, SearchEvent, WatchEvent, decode, encode
 from streams.topics import DEAD_LETTERS, FORWARDED, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 
@@ -105,9 +107,10 @@ def test_a_reader_without_an_outbox_passes_over_what_another_worker_reports():
 
 
 def test_a_record_is_taken_from_faust_as_it_was_sent():
-    class Event:
-        message = Message(
-            "p-" + WATCH_EVENTS, 3, 12, 1_700_000_000.25, 0, {"a": b"1"}, b"u", b"v", None, None, None, None
-        )
-
-    assert raw_of(Event, "p-") == Raw(WATCH_EVENTS, 3, 12, 1_700_000_000_250, b"u", b"v", (("a", b"1"),))
+    name = "p-" + WATCH_EVENTS
+    message = Message(name, 3, 12, 1_700_000_000.25, 0, {"a": b"1"}, b"u", b"v", None, None, None, None)
+    app: Any = SimpleNamespace(consumer=SimpleNamespace(assignment=lambda: {TP(name, 3)}))
+    another = SimpleNamespace(topic=name, partition=4)
+    events = [SimpleNamespace(message=message), SimpleNamespace(message=another)]
+    raw = Raw(WATCH_EVENTS, 3, 12, 1_700_000_000_250, b"u", b"v", (("a", b"1"),))
+    assert owned(app, events, "p-") == [raw], "and only of a partition that is still ours"

@@ -22,16 +22,17 @@ def broker_settings(with_topics: Settings) -> Kafka:
     return with_topics.kafka
 
 
-def send(kafka: Kafka, fill: Callable[[Outbox], None]) -> None:
-    """What `fill` puts into an outbox, flushed."""
+def send(kafka: Kafka, *fills: Callable[[Outbox], None]) -> None:
+    """What each of these puts into an outbox, flushed."""
 
     async def run() -> None:
         producer = create_producer(kafka, "test")
         await producer.start()
         try:
             outbox = Outbox(producer, kafka.topic_prefix)
-            fill(outbox)
-            await outbox.flush()
+            for fill in fills:
+                fill(outbox)
+                await outbox.flush()
         finally:
             await producer.stop()
 
@@ -85,18 +86,10 @@ def test_a_message_that_no_broker_takes_is_an_error_and_not_dropped(broker_setti
 
 
 def test_a_flush_sends_what_was_put_since_the_last_one(broker_settings):
-    async def run() -> None:
-        producer = create_producer(broker_settings, "test")
-        await producer.start()
-        outbox = Outbox(producer, broker_settings.topic_prefix)
-        outbox.add(TRENDING, 0, b"1", b"1")
-        await outbox.flush()
-        await outbox.flush()
+    def last(outbox: Outbox) -> None:
         outbox.add(TRENDING, 0, b"2", b"2")
         outbox.add(WATCH_EVENTS, 0, b"3", b"3")
-        await outbox.flush()
-        await producer.stop()
 
-    asyncio.run(run())
+    send(broker_settings, lambda outbox: outbox.add(TRENDING, 0, b"1", b"1"), lambda _: None, last)
     assert [record.key for record in read_to_end(broker_settings, TRENDING)] == [b"1", b"2"]
     assert [record.key for record in read_to_end(broker_settings, WATCH_EVENTS)] == [b"3"]

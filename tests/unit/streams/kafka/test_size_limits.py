@@ -13,15 +13,7 @@ import pytest
 from infra.platform.settings import SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.request.parsing import Unsupported, read_filter
-from streams.messages import (
-    Impression,
-    Item,
-    RecommendRequest,
-    Refused,
-    SearchEvent,
-    WatchEvent,
-    decode,
-)
+from streams.messages import Impression, Item, RecommendRequest, Refused, SearchEvent, WatchEvent, decode
 
 WATCH = {"event_id": "e", "user_id": "u", "item_id": "i", "event_ms": 1, "watch_s": 1}
 SEARCH = {"event_id": "e", "user_id": "u", "query": "q", "event_ms": 1}

@@ -81,14 +81,16 @@ def batch(*item_ids: str, start: int = 0) -> list[Raw]:
     ]
 
 
-def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWorker, sent: Sent):
-    async def two_batches() -> None:
-        await worker.writer.claim()
-        assert await worker.handle(batch("item-1", "item-2")) is None
-        assert await worker.handle(batch("item-3", start=2)) is None
-        await worker.writer.published()
+async def handled(worker: TrainerWorker, *batches: Sequence[Raw]) -> None:
+    """Claims, and learns these batches without a bug; returns when all of it is sent."""
+    await worker.writer.claim()
+    for each in batches:
+        assert await worker.handle(each) is None
+    await worker.writer.published()
 
-    asyncio.run(two_batches())
+
+def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWorker, sent: Sent):
+    asyncio.run(handled(worker, batch("item-1", "item-2"), batch("item-3", start=2)))
     first, progress, second, last = sent.of(topics.ITEM_VECTORS)
     assert {b"item-1", b"item-2"} <= set(first) and b"item-3" in second
     assert progress == last == [PROGRESS_KEY]
@@ -101,8 +103,7 @@ def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
     """Else a trainer that starts again would fetch it and die of it for ever."""
 
     async def a_good_one_and_a_bad_one() -> BaseException | None:
-        await worker.writer.claim()
-        assert await worker.handle(batch("item-1")) is None
+        await handled(worker, batch("item-1"))
         assert worker.learner is not None
         monkeypatch.setattr(worker.learner._trainer, "learn", lambda *_: 1 / 0)
         return await worker.handle(batch("item-2", "item-3", start=1))
@@ -126,11 +127,11 @@ def test_one_example_with_a_bug_costs_no_other_and_catching_up_passes_over_it(
 
     monkeypatch.setattr(worker.learner._trainer, "read", read_or_fail)
 
-    async def handled() -> BaseException | None:
+    async def three() -> BaseException | None:
         await worker.writer.claim()
         return await worker.handle(batch("item-1", "item-2", "item-3"))
 
-    assert isinstance(asyncio.run(handled()), ZeroDivisionError)
+    assert isinstance(asyncio.run(three()), ZeroDivisionError)
     assert len(sent.of(topics.DEAD_LETTERS)[0]) == 1
     assert {b"item-1", b"item-3"} <= set(sent.of(topics.ITEM_VECTORS)[0])
     assert sent.progress().next_offset == 3
@@ -177,9 +178,7 @@ def test_a_trainer_that_was_replaced_in_a_pause_writes_no_row_and_stands_by(
 ):
     async def paused() -> int:
         worker.hear_assignment(True)
-        await worker.writer.claim()
-        assert await worker.handle(batch("item-1")) is None
-        await worker.writer.published()
+        await handled(worker, batch("item-1"))
         claimed(sent, 2)
         written = len(list(sent.log))
         monkeypatch.setattr("streams.trainer.writer_epoch.LOOK_EVERY_S", 0.0)  # a pause: the last look is long ago
@@ -195,15 +194,12 @@ def test_a_row_that_a_replaced_trainer_still_writes_is_written_over_progress_and
     worker: TrainerWorker, sent: Sent
 ):
     async def mended() -> None:
-        await worker.writer.claim()
-        assert await worker.handle(batch("item-1", "item-2")) is None
-        await worker.writer.published()
+        await handled(worker, batch("item-1", "item-2"))
         for key, value in ((b"item-1", b""), (b"item-2", None), (PROGRESS_KEY, b"")):
             home = topics.partition_of(key.decode(), len(sent.log.partitions))
             stale = None if value is None else encode(ItemVector("v", 99, b"", b"", 0))
             sent.log.append(home, key, stale, [mark(0)])
-        assert await worker.handle(batch("item-3", start=2)) is None
-        await worker.writer.published()
+        await handled(worker, batch("item-3", start=2))
         assert worker.learner is not None
         await worker.writer.mend(worker.learner)
 
@@ -280,14 +276,7 @@ def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched
         yield from ((offset, example("item-5", offset)) for offset in range(start, stop))
 
     monkeypatch.setattr("streams.trainer.app.examples_between", between)
-
-    async def with_a_gap() -> None:
-        await worker.writer.claim()
-        for start in (0, 1, 5, 6):
-            assert await worker.handle(batch("item-1", start=start)) is None
-        await worker.writer.published()
-
-    asyncio.run(with_a_gap())
+    asyncio.run(handled(worker, *(batch("item-1", start=start) for start in (0, 1, 5, 6))))
     assert asked == [(2, 5)]
     assert sent.progress() == Progress(7, {0: 6})
 
@@ -296,13 +285,7 @@ def test_what_is_from_before_its_user_was_forgotten_is_not_learnt(worker: Traine
     records = batch("item-1", "item-2")
     at_ms = decode(TrainingExample, records[0].value).event_ms
     worker._control.erased.hear(*record_of("u", at_ms), 0)
-
-    async def one_batch() -> None:
-        await worker.writer.claim()
-        assert await worker.handle(records) is None
-        await worker.writer.published()
-
-    asyncio.run(one_batch())
+    asyncio.run(handled(worker, records))
     rows = {key for keys in sent.of(topics.ITEM_VECTORS) for key in keys} - {PROGRESS_KEY}
     assert b"item-2" in rows and b"item-1" not in rows
     assert sent.progress() == Progress(2, {0: 1})
