@@ -215,6 +215,7 @@ class Trainer(Section):
     batch: Count = _setting(256, "most examples per step")
     wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")
     threads: Count = _setting(1, "of torch and BLAS in the trainer worker")
+    evaluate_share: Share = _setting(0.25, "share of the batches whose examples are ranked before they are learnt")
     evaluate_scores: Whole = _setting(500_000, "scores per batch spent on ranking examples before they are learnt")
 
     @field_validator("learns", mode="before")

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import aiokafka.consumer.fetcher
+from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.errors import CorruptRecordException
 
@@ -22,11 +23,12 @@ from streams.clock import running_s
 
 require_version("aiokafka", "0.12", "0.15")
 
-PACE_S = 0.05  # between the beginnings of two fetches from one broker
+MUCH = 200  # messages that lie ahead: then there is no time to lose
 
 
-def pace_fetches() -> None:
-    """Let a consumer ask a broker every PACE_S at most, so that what arrives in between costs one fetch and one batch.
+def pace_fetches(every_s: float) -> None:
+    """Let a consumer ask a broker once in `every_s` at most, so that what arrives in between costs one fetch and one
+    batch.
 
     Why: a broker answers as soon as there is one message, and aiokafka asks again at once: at 200 messages a second 200
     fetches and 200 batches, each of which costs broker and worker far more than its message does. And where a broker
@@ -35,21 +37,30 @@ def pace_fetches() -> None:
     Upstream: dpkp/kafka-python#813 (the same there), redpanda-data/redpanda#1115 (a broker that does not wait);
     aiokafka/consumer/fetcher.py, `_proc_fetch_request`.
     """
-    replace(aiokafka.consumer.fetcher.Fetcher, "_proc_fetch_request", _paced)
+    replace(aiokafka.consumer.fetcher.Fetcher, "_proc_fetch_request", partial(_paced, every_s))
 
 
-def _paced(fetch: Any) -> Any:
+def _paced(every_s: float, fetch: Any) -> Any:
     async def fetch_in_turn(self: Any, assignment: Any, node_id: Any, request: Any) -> bool:
         begun_s = self.__dict__.setdefault("begun_s", {})  # by broker
-        try:
-            await asyncio.sleep(max(0.0, begun_s.get(node_id, -math.inf) + PACE_S - time.monotonic()))
-        except asyncio.CancelledError:  # close() cancels us and awaits our result
-            return False
+        wait_s = begun_s.get(node_id, -math.inf) + every_s - time.monotonic()
+        if wait_s > 0 and not _is_behind(assignment, request):
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:  # close() cancels us and awaits our result
+                return False
         begun_s[node_id] = time.monotonic()
         has_data: bool = await fetch(self, assignment, node_id, request)
         return has_data
 
     return fetch_in_turn
+
+
+def _is_behind(assignment: Any, request: Any) -> bool:
+    """Return whether a partition that is asked for has more than a fetch of large messages brings."""
+    asked = (TopicPartition(topic, place) for topic, places in request.topics for place, *_ in places)
+    states = [state for place in asked if (state := assignment.state_value(place)) is not None]
+    return any(s.has_valid_position and (s.highwater or 0) - s.position > MUCH for s in states)
 
 
 def read_batches(batches: Batches) -> None:
