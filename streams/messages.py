@@ -253,7 +253,8 @@ class Recommended(Struct, frozen=True, omit_defaults=True):
 
 
 class RecommendReply(Struct, frozen=True, omit_defaults=True):
-    """An answer, or `error` for a request that could not be understood. `degraded` names the ladder's steps taken."""
+    """An answer, or `error` for a request that could not be understood. `degraded` names the ladder's steps taken;
+    `retrieved_by` who searched the candidates: index, mirror, empty for neither."""
 
     request_id: str
     items: tuple[Recommended, ...] = ()
@@ -264,6 +265,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     history_watches: int = 0
     history_event_ms: int | None = None  # of the newest watch that this answer knows of
     error: str | None = None
+    retrieved_by: str = ""
 
 
 class Shown(Struct, frozen=True, omit_defaults=True):

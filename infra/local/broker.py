@@ -160,7 +160,8 @@ def _java(environ: Mapping[str, str], heap: str) -> list[str]:
     return [
         java,
         f"-Xmx{heap}",
-        "-XX:+UseG1GC",
+        "-XX:+UseSerialGC",  # it shares few cores with everything: a quick compiler and one collecting thread are less
+        "-XX:TieredStopAtLevel=1",
         "-XX:+ExitOnOutOfMemoryError",  # a broker that crashes is started again, one that lingers is not
         "-Djava.awt.headless=true",
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",

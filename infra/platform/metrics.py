@@ -132,7 +132,8 @@ SEARCHED_AGAIN = Counter("nextwatch_searches_repeated_total", "Requests searched
 AUDITED = Counter("nextwatch_audited_answers_total", "Answers of the index compared with an exact search")
 AUDIT_RECALL = _measured("nextwatch_audit_recall", "Share of the exact answer in the index's, recent answers")
 AUDIT_SCORE_GAP = _measured("nextwatch_audit_score_gap", "Mean score that the index's answers miss, recent answers")
-INDEX_IN_USE = _measured("nextwatch_index_in_use", "1 while answers come from the index, 0 while it is left alone")
+INDEX_IN_USE = _measured("nextwatch_index_in_use", "1 while the index is trusted, 0 while it is left alone")
+MIRROR_FIRST = Gauge("nextwatch_mirror_first", "1 while the mirror is asked before the index, for it is quicker")
 SCORE_PSI = Gauge(
     "nextwatch_score_drift_psi",
     "Population stability index of recent candidates' scores against the first ones of the release",

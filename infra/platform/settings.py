@@ -215,6 +215,7 @@ class Trainer(Section):
     batch: Count = _setting(256, "most examples per step")
     wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")
     threads: Count = _setting(1, "of torch and BLAS in the trainer worker")
+    evaluate_share: Share = _setting(0.25, "share of the batches whose examples are ranked before they are learnt")
     evaluate_scores: Whole = _setting(500_000, "scores per batch spent on ranking examples before they are learnt")
 
     @field_validator("learns", mode="before")
@@ -252,7 +253,9 @@ class Serving(Section):
     candidates: Annotated[int, Field(ge=1, le=16384)] = _setting(500, "retrieved per request")
     k: Annotated[int, Field(ge=1, le=1000)] = _setting(20, "items in a reply when the request does not say")
     max_k: Count = _setting(200, "a request for more items is refused")
-    first: Literal["index", "mirror"] = _setting("index", "who is asked first; the other is the fallback")
+    first: Literal["auto", "index", "mirror"] = _setting(
+        "auto", "who is asked first, the other is the fallback; auto: who has been quicker of late"
+    )
     mirror_items: Whole = _setting(200_000, "most items whose vectors are held in memory as well; 0: no mirror")
     search_s: Positive = _setting(0.5, "longest wait for the index; then the mirror")
     audit_share: Share = _setting(0.01, "share of the index's answers compared with an exact search")

@@ -323,8 +323,9 @@ def _demo_settings(settings: Settings, place: Path) -> Settings:
     kafka = settings.kafka.model_copy(update={"bootstrap": "", "topic_prefix": ""})
     milvus = settings.milvus.model_copy(update={"uri": ""})
     join = settings.join.model_copy(update={"window_s": WINDOW_S})
+    trainer = settings.trainer.model_copy(update={"evaluate_share": 1.0})  # a claim is made of a minute's watches
     serving = settings.serving.model_copy(update={"candidates": CANDIDATES, "max_k": CANDIDATES})
-    sections = {"kafka": kafka, "milvus": milvus, "join": join, "serving": serving}
+    sections = {"kafka": kafka, "milvus": milvus, "join": join, "trainer": trainer, "serving": serving}
     return settings.model_copy(update={"data_dir": place} | sections)
 
 

@@ -151,6 +151,8 @@ class Pipeline:
                 draft.degrade(answer.fell_to, answer.reason)
         if answer.found is None:
             return []
+        for draft in drafts:
+            draft.retrieved_by = answer.by
         for draft, similar in zip(drafts, answer.found[len(drafts) :], strict=False):
             draft.similar = similar
         with batch.stages("filter"):

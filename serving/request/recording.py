@@ -69,6 +69,7 @@ class Recorder:
             degraded=tuple(draft.degraded),
             history_watches=len(watches),
             history_event_ms=watches[-1].event_ms if watches else None,
+            retrieved_by=draft.retrieved_by,
         )
 
 

@@ -85,6 +85,7 @@ class ResponseDraft:
         default_factory=no_vector
     )  # [D], as if the last completed watch were the only one
     similar: Ids | None = None  # what was found for it
+    retrieved_by: str = ""  # who searched: index, mirror
     candidates: CandidateSet = field(default_factory=no_candidates)
     expected_s: Floats | None = None  # [C], calibrated
     ranker_inputs: RankerInputs | None = None

@@ -1,9 +1,10 @@
-"""Searches the candidates of a batch: the index first, the exact mirror behind it; and decides which of them to trust.
+"""Searches the candidates of a batch in the index or in the exact mirror, and decides which of them to trust.
 
-A search of the index runs in a thread of its own, so that the answering thread ranks another batch meanwhile. One that
-fails, or is not back within its time, is answered by the mirror, and the index is then left alone for a while
-(serving/state/breaker.py): no second request waits for a dead Milvus. While there is a mirror no request is ever used
-to find out whether it is back; a copy of a query is sent in the shadow. A share of the answers is audited
+Where both are there, the quicker one is asked first (serving/state/search_order.py). A search of the index runs in a
+thread of its own, so that the answering thread ranks another batch meanwhile. One that fails, or is not back within its
+time, is answered by the mirror, and the index is then left alone for a while (serving/state/breaker.py): no second
+request waits for a dead Milvus. While there is a mirror no request is ever used to find out whether Milvus is back, nor
+how quick it is: a copy of a query is sent in the shadow. A share of the answers is audited
 (serving/state/recall_audit.py). Without a mirror nobody can tell a good answer from that of a half-filled collection
 (Milvus may have lost its data): so after a failure the collection must say that it is whole before it is searched
 again.
@@ -12,7 +13,7 @@ again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ from serving.request.response_draft import Floats, Ids
 from serving.state.breaker import Breaker
 from serving.state.recall_audit import RecallAudit
 from serving.state.release import LiveRelease
+from serving.state.search_order import INDEX, MIRROR, SearchOrder
 
 log = structlog.get_logger(__name__)
 
 MOST_RESULTS = 16384  # what a Milvus server returns at most
 LEAST_SEARCH_S = 0.05
+LEAST_PROBED = 0.001  # share of the batches whose copy is sent to an index that is not first
 DID_NOT_ANSWER = "the index did not answer"
 NO_MIRROR = "the vectors are not held in memory (serving.mirror_items)"
 
@@ -64,11 +67,16 @@ class Search:
 
 
 class Answer(NamedTuple):
-    """`found` per query, None where nobody could answer; `fell_to` names the step of the ladder, `reason` says why."""
+    """`found` per query, None where nobody could answer; `by` says who did, `fell_to` names the step of the ladder and
+    `reason` the reason."""
 
     found: list[Ids] | None
+    by: str = ""
     fell_to: str = ""
     reason: str = ""
+
+
+Ask = Callable[[LiveRelease, Sequence[Query], float], list[Ids]]
 
 
 class Retrieval:
@@ -77,6 +85,7 @@ class Retrieval:
     def __init__(self, settings: Serving, seed: int) -> None:
         self._settings = settings
         self._breaker, self._audit = Breaker(), RecallAudit(settings.audit_recall)
+        self._order = SearchOrder(settings.first)
         self._rng = np.random.default_rng(seed)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
         metrics.INDEX_IN_USE.set(1)
@@ -103,7 +112,7 @@ class Retrieval:
             return Search([*queries, *others], release, None, timeout_s, deadline_s, reason)
         for_index, beside = (queries, others) if release.mirror is not None else ([*queries, *others], ())
         is_retry = self._breaker.is_open
-        pending = self._threads.submit(ask_again if is_retry else ask_index, release, for_index, timeout_s)
+        pending = self._ask(ask_again if is_retry else ask_index, release, for_index, timeout_s)
         return Search(for_index, release, pending, timeout_s, deadline_s, beside=beside, is_retry=is_retry)
 
     def finish(self, search: Search, *, now_ms: int) -> Answer:
@@ -128,7 +137,7 @@ class Retrieval:
             self._breaker.succeeded()
             metrics.INDEX_IN_USE.set(1)
         self._sample(search, found, now_ms)
-        return Answer(found)
+        return Answer(found, INDEX)
 
     def search_mirror(self, queries: Sequence[Query], release: LiveRelease) -> list[Ids] | None:
         """Exact answers; None where there is no mirror."""
@@ -139,7 +148,9 @@ class Retrieval:
             None if query.filter is None else query.filter.mask(release.catalogue, mirror.catalogue_rows)
             for query in queries
         ]
+        began_s = time.perf_counter()
         found = mirror.search(np.stack([query.vector for query in queries]), max(q.limit for q in queries), allowed)
+        self._order.add(MIRROR, time.perf_counter() - began_s, len(queries))
         return [
             (ids[: query.limit], scores[: query.limit]) for query, (ids, scores) in zip(queries, found, strict=True)
         ]
@@ -157,17 +168,36 @@ class Retrieval:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _ask(self, how: Ask, release: LiveRelease, queries: Sequence[Query], timeout_s: float) -> Future[list[Ids]]:
+        """Ask the index, in a thread of its own; its time counts also when it fails."""
+
+        def ask() -> list[Ids]:
+            began_s = time.perf_counter()
+            try:
+                return how(release, queries, timeout_s)
+            finally:
+                self._order.add(INDEX, time.perf_counter() - began_s, len(queries))
+
+        return self._threads.submit(ask)
+
     def _reason(self, queries: Sequence[Query], release: LiveRelease, now_ms: int) -> str | None:
         """The reason not to ask the index now, empty for by choice; None: it is asked."""
-        if self._settings.first == "mirror" and release.mirror is not None:
-            return ""
-        if release.mirror is None or not self._breaker.is_open:
+        if release.mirror is None:
             return self._breaker.reason(now_ms)
+        if self._settings.first == MIRROR:
+            return ""
         self._take_probe(now_ms)
-        if self._breaker.is_open and self._probe is None and self._breaker.reason(now_ms) is None:
+        is_choice = self._order.is_mirror_first(len(release.mirror))
+        metrics.MIRROR_FIRST.set(is_choice)
+        if self._breaker.is_open:
+            is_due = self._breaker.reason(now_ms) is None
+        else:
+            is_due = is_choice and self._rng.random() < max(self._settings.audit_share, LEAST_PROBED)
+        if is_due and self._probe is None:
             probe = queries[0]
-            pending = self._threads.submit(ask_index, release, [probe], self._settings.search_s)
-            self._probe = pending, probe, release
+            self._probe = self._ask(ask_index, release, [probe], self._settings.search_s), probe, release
+        if is_choice:
+            return ""
         return self._breaker.last_reason if self._breaker.is_open else None
 
     def _take_probe(self, now_ms: int) -> None:
@@ -182,18 +212,22 @@ class Retrieval:
             self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms)
             return
         [exact] = self.search_mirror([query], release) or [found]
-        if self._audit.is_good(recall := self._audit.add(found, exact)):
+        recall = self._audit.add(found, exact)
+        if not self._breaker.is_open:
+            self._look_at_audit(now_ms)
+        elif self._audit.is_good(recall):
             log.info("the index is used again", recall=recall)
             self._audit.forget()
             self._breaker.succeeded()
+            metrics.INDEX_IN_USE.set(1)
         else:
             self._failed(f"the index found {recall:.3f} of a sample's exact answer", now_ms)
 
     def _ask_mirror(self, search: Search, reason: str) -> Answer:
         found = self.search_mirror(search.queries, search.release)
         if found is None:
-            return Answer(None, "trending", f"{reason or 'the index is not asked'}; {NO_MIRROR}")
-        return Answer(found, "mirror", reason) if reason else Answer(found)
+            return Answer(None, "", "trending", f"{reason or 'the index is not asked'}; {NO_MIRROR}")
+        return Answer(found, MIRROR, MIRROR if reason else "", reason)
 
     def _failed(self, reason: str, now_ms: int) -> str:
         if not self._breaker.is_open:
@@ -209,6 +243,9 @@ class Retrieval:
         for at in np.flatnonzero(self._rng.random(len(found)) < self._settings.audit_share).tolist():
             [exact] = self.search_mirror([search.queries[at]], search.release) or [found[at]]
             self._audit.add(found[at], exact)
+        self._look_at_audit(now_ms)
+
+    def _look_at_audit(self, now_ms: int) -> None:
         if (alarm := self._audit.alarm()) is not None:
             self._audit.forget()
             self._failed(alarm, now_ms)

@@ -17,7 +17,7 @@ from infra.platform.settings import Kafka
 from streams.kafka.follow import TopicFollower
 
 POLL_S = 0.1  # while catching up
-POLL_PAUSE_S = 0.025  # between two polls afterwards: what arrives in between costs one fetch, not one each
+POLL_PAUSE_S = 0.04  # between two polls afterwards: what arrives in between costs one fetch, not one each
 MOST_CHUNKS = 50  # waiting to be applied; the reader pauses beyond
 LAG_EVERY_S = 2.0
 

@@ -24,7 +24,7 @@ from streams.messages import JoinState, Refused, StatisticsRow, decode
 
 
 def create_join_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "join", Table=EncodedTable)
+    app = create_app(settings, "join", fetch_every_s=settings.join.wait_s, Table=EncodedTable)
     states = create_table(app, settings, "join", topics.JOIN_STATE)
     worker = JoinWorker(settings, states, ConsumerProgress(app, settings.kafka.topic_prefix), read_statistics)
     worker.erasure = ErasureWorker(settings, "join", states, JoinState, worker.drop)

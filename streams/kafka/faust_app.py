@@ -26,7 +26,7 @@ from infra.platform.health import Health
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
-from streams.kafka.aiokafka.patches import note_confirmations, pace_empty_fetches
+from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
 from streams.kafka.faust.patches import committed_offset, fetch_from_flowing_only, read_offset
 from streams.kafka.intake import Raw, raw_of
 from streams.kafka.membership import Membership
@@ -41,10 +41,13 @@ Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
 EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
 REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
 LAG_EVERY_S = 2.0
+FETCH_EVERY_S = 0.05  # at most; what comes meanwhile is one batch
 BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
 
 
-def create_app(settings: Settings, name: str, *, has_standby: bool = False, **options: Any) -> faust.App:
+def create_app(
+    settings: Settings, name: str, *, has_standby: bool = False, fetch_every_s: float = FETCH_EVERY_S, **options: Any
+) -> faust.App:
     """Return a Faust app in consumer group `<prefix>nextwatch-<name>`, without a web server of its own.
 
     Partitions are given up only when the batch in hand is done, so no batch may take as long as a rebalance may. Not so
@@ -52,7 +55,7 @@ def create_app(settings: Settings, name: str, *, has_standby: bool = False, **op
     another one joins, and that it is another's now is found out otherwise.
     """
     kafka = settings.kafka
-    pace_empty_fetches()  # Faust and aiokafka have no settings for these; the reasons stand in the two patches.py
+    pace_fetches(fetch_every_s)  # Faust and aiokafka have no settings for these: the two patches.py say why
     note_confirmations()
     fetch_from_flowing_only()
     unpack_for_faust(kafka)

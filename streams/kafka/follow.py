@@ -25,7 +25,7 @@ _MAX_RECORDS = 5000
 _LOOK_S = 0.5
 # Between two looks for records. kafka-python's own waiting keeps a core busy when a broker answers empty fetches at
 # once instead of holding them for fetch_max_wait_ms, as noida does.
-PACE_S = 0.02
+PACE_S = 0.05
 
 
 class TopicMissing(LookupError):

@@ -52,7 +52,7 @@ RETRY_S = 5.0
 
 
 def create_trainer_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "trainer", has_standby=True)
+    app = create_app(settings, "trainer", has_standby=True, fetch_every_s=settings.trainer.wait_s)
     prefix = settings.kafka.topic_prefix
     control = ControlState(settings)
     worker = TrainerWorker(settings, control)

@@ -67,6 +67,7 @@ class Learner:
         self._admission = Admission(settings.admit_after)
         self._idle_ms = round(settings.expire_h * 3_600_000)
         self._budget = Budget(settings.evaluate_scores)
+        self._evaluations_due = 1.0
         self._turned, self._grown = FadingMean(MOVED), FadingMean(MOVED)
 
     def restore(self, key: bytes, row: ItemVector | None) -> None:
@@ -119,7 +120,7 @@ class Learner:
         metrics.NOT_ADMITTED.inc(len(fresh) - len(admitted))
         examples = self._trainer.read(admitted)
         now_ms = max((example.event_ms for example in admitted), default=0)
-        if evaluate:
+        if evaluate and self._is_sampled():
             self._evaluate(examples.take(slice(self._budget.grant(len(examples), len(self._trainer)))))
         self._has_stepped = True
         result = self._trainer.learn(examples, now_ms)
@@ -180,6 +181,13 @@ class Learner:
         item = self._items.get(item_id)
         self._trainer.add_item(item_id, ids_of(item) if item is not None else {})
         return True
+
+    def _is_sampled(self) -> bool:
+        """Ranking costs as much as learning does, and a sample of the batches says the same."""
+        self._evaluations_due += self._settings.evaluate_share
+        is_due = self._evaluations_due >= 1
+        self._evaluations_due -= is_due
+        return is_due
 
     def _evaluate(self, examples: Examples) -> None:
         """Prequential recall: count the examples whose item each model has in its top k before learning it."""

@@ -36,7 +36,7 @@ LOOK_S = 0.2  # between two looks whether partitions are new to us
 
 
 def create_trending_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "trending")
+    app = create_app(settings, "trending", fetch_every_s=settings.trending.publish_s / 4)
     counts: dict[int, PartitionCounts] = {}
     lock = asyncio.Lock()  # counts are taken up and given up between two batches
     progress = ConsumerProgress(app, settings.kafka.topic_prefix, topics.WATCH_EVENTS)

@@ -334,7 +334,7 @@ def running_outages(data_dir: Path) -> Iterator[System]:
         join=Join(window_s=2.0, grace_s=KNOWN_S, early_s=KNOWN_S),
         trending=Trending(half_life_s=1e9),
         indexer=Indexer(window_s=0.1),
-        serving=Serving(heartbeat_s=0.5),
+        serving=Serving(first="index", heartbeat_s=0.5),
         embedded=Embedded(ready_timeout_s=READY_S),
     )
     releases = train_releases(settings.bundles_dir, 1, Size(), now_ms=now_ms())

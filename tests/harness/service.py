@@ -232,7 +232,7 @@ def running_service(
         data_dir=data_dir,
         kafka=Kafka(partitions=partitions, session_timeout_s=6.0),
         indexer=Indexer(window_s=0.1),
-        serving=Serving(heartbeat_s=0.5, **serving),
+        serving=Serving(**({"first": "index", "heartbeat_s": 0.5} | serving)),
         embedded=Embedded(ready_timeout_s=READY_S),
     )
     trained = train_releases(settings.bundles_dir, releases, size, now_ms=time.time_ns() // 1_000_000)

@@ -6,7 +6,6 @@ tests/unit/streams/kafka/test_aiokafka_patches.py tells of each when it is no lo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import aiokafka.consumer.fetcher
+from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.errors import CorruptRecordException
 
@@ -23,31 +23,44 @@ from streams.clock import running_s
 
 require_version("aiokafka", "0.12", "0.15")
 
-AT_ONCE_S = 0.02
-REST_S = 0.02
+MUCH = 200  # messages that lie ahead: then there is no time to lose
 
 
-def pace_empty_fetches() -> None:
-    """Let a consumer rest after an empty answer that came at once.
+def pace_fetches(every_s: float) -> None:
+    """Let a consumer ask a broker once in `every_s` at most, so that what arrives in between costs one fetch and one
+    batch.
 
-    Why: a broker holds an empty fetch until fetch_max_wait_ms has passed; noida does not, and aiokafka asks again at
-    once: two thirds of a core for an idle consumer. There is no setting for it. On Apache Kafka this waits for nothing.
-    Upstream: dpkp/kafka-python#813 (the same there), redpanda-data/redpanda#1115 (a broker that does not wait either);
+    Why: a broker answers as soon as there is one message, and aiokafka asks again at once: at 200 messages a second 200
+    fetches and 200 batches, each of which costs broker and worker far more than its message does. And where a broker
+    answers empty fetches at once (noida does) an idle consumer takes two thirds of a core. `fetch_min_bytes` would not
+    do: what is waited for then is a size, for up to `fetch_max_wait_ms`, which Faust sets to 1.5 s.
+    Upstream: dpkp/kafka-python#813 (the same there), redpanda-data/redpanda#1115 (a broker that does not wait);
     aiokafka/consumer/fetcher.py, `_proc_fetch_request`.
     """
-    replace(aiokafka.consumer.fetcher.Fetcher, "_proc_fetch_request", _paced)
+    replace(aiokafka.consumer.fetcher.Fetcher, "_proc_fetch_request", partial(_paced, every_s))
 
 
-def _paced(fetch: Any) -> Any:
-    async def fetch_and_rest(self: Any, assignment: Any, node_id: Any, request: Any) -> bool:
-        began = time.monotonic()
+def _paced(every_s: float, fetch: Any) -> Any:
+    async def fetch_in_turn(self: Any, assignment: Any, node_id: Any, request: Any) -> bool:
+        begun_s = self.__dict__.setdefault("begun_s", {})  # by broker
+        wait_s = begun_s.get(node_id, -math.inf) + every_s - time.monotonic()
+        if wait_s > 0 and not _is_behind(assignment, request):
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:  # close() cancels us and awaits our result
+                return False
+        begun_s[node_id] = time.monotonic()
         has_data: bool = await fetch(self, assignment, node_id, request)
-        if not has_data and time.monotonic() - began < AT_ONCE_S:
-            with contextlib.suppress(asyncio.CancelledError):  # close() cancels us and awaits our result
-                await asyncio.sleep(REST_S)
         return has_data
 
-    return fetch_and_rest
+    return fetch_in_turn
+
+
+def _is_behind(assignment: Any, request: Any) -> bool:
+    """Return whether a partition that is asked for has more than a fetch of large messages brings."""
+    asked = (TopicPartition(topic, place) for topic, places in request.topics for place, *_ in places)
+    states = [state for place in asked if (state := assignment.state_value(place)) is not None]
+    return any(s.has_valid_position and (s.highwater or 0) - s.position > MUCH for s in states)
 
 
 def read_batches(batches: Batches) -> None:

@@ -48,7 +48,7 @@ def measure(report: Report, quick: bool) -> None:
     past, live, items = read_split(QUICK_USERS if quick else 1.0)
     report.note(f"requests: {REQUESTS_PER_S:.0f}/s, for users of these two days, while the events are worked off")
     with (
-        temporary_settings() as own,
+        temporary_settings(trainer={"evaluate_share": 1.0}) as own,
         embedded(own) as settings,
         running(settings) as processes,
         Cluster(settings.kafka) as cluster,

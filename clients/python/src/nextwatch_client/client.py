@@ -42,7 +42,7 @@ from nextwatch_client.pending_requests import PendingRequests, new_request, rese
 
 log = logging.getLogger(__name__)
 
-BUSY_PAUSE_S = 0.001  # between two polls while a reply is awaited
+BUSY_PAUSE_S = 0.003  # between two polls while a reply is awaited
 IDLE_PAUSE_S = 0.5  # between two polls while none is: other clients' replies are passed over
 START_S = 10.0  # for the brokers to answer at all
 SEND_S = 30.0  # a request that the brokers have not taken by then has failed

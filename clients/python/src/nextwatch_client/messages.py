@@ -57,6 +57,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     history_watches: int = 0
     history_event_ms: int | None = None  # of the newest watch that this answer knows of
     error: str | None = None
+    retrieved_by: str = ""  # index or mirror
 
 
 _ENCODER = msgspec.json.Encoder()

@@ -50,7 +50,7 @@ def trend(views: Views, scope: str, *counts: tuple[str, float]) -> None:
 
 def ask_for(views: Views, live: LiveRelease | None, request: RecommendRequest, **settings: Any) -> Answered:
     context = RequestContext(request, 0, 0.0, None if request.filter is None else parse_filter(request.filter))
-    [answered] = answer([context], live, pipeline_of(views, Serving(**settings)), now_ms=NOW_MS)
+    [answered] = answer([context], live, pipeline_of(views, Serving(**({"first": "index"} | settings))), now_ms=NOW_MS)
     return answered
 
 

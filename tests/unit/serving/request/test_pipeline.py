@@ -61,7 +61,7 @@ def ask(
 ) -> list[Answered]:
     """Answers of the two towers alone unless other sources are given in `changes` of the settings."""
     latency, selection = changes.pop("latency", None), changes.pop("selection", {})
-    settings = Serving(**({"trending": 0, "similar": 0, "fresh": 0} | changes))
+    settings = Serving(**({"first": "index", "trending": 0, "similar": 0, "fresh": 0} | changes))
     contexts = [each if isinstance(each, RequestContext) else RequestContext(each, 0) for each in batch]
     return answer(contexts, live, pipeline_of(views, settings, latency, **selection), now_ms=NOW_MS)
 
@@ -170,7 +170,7 @@ def test_a_failing_index_degrades_to_trending_and_says_why(views: Views, live: L
 
 def test_a_failed_index_is_left_alone_and_taken_up_again(views: Views, live: LiveRelease, index: ExactIndex) -> None:
     """The pause of the breaker is half a second."""
-    pipeline = pipeline_of(views, Serving())
+    pipeline = pipeline_of(views, Serving(first="index"))
     index.failure = unavailable()
     answer([RequestContext(of_ann(), 0)], live, pipeline, now_ms=NOW_MS)
     index.failure = None
@@ -408,7 +408,7 @@ def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
 
 def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveRelease) -> None:
     """Histories are read in the first half of a batch, the catalogue's attributes in the second."""
-    pipeline = pipeline_of(views, Serving())
+    pipeline = pipeline_of(views, Serving(first="index"))
     views.read_offsets.read("user-histories", 0, 4)
     views.read_offsets.read("items", 0, 4)
     batch = pipeline.begin([RequestContext(of_ann(), 0)], live, NOW_MS)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from indexer.item_attributes import to_milvus
+from infra.platform import metrics
 from infra.platform.settings import Serving
 from models.catalogue.filter_syntax import parse_filter
 from models.release.bundle import Manifest
 from serving.request.retrieval import Answer, Query, Retrieval
+from serving.state import search_order
 from serving.state.recall_audit import ENOUGH, RecallAudit, compare
 from serving.state.release import LiveRelease, load_release
 from tests.unit.serving.worlds import ITEMS, ExactIndex, unavailable
@@ -25,6 +28,9 @@ NOW_MS = 1_700_000_000_000
 def bare(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
     """The same release where its vectors are too many to be held in memory."""
     return load_release(bundles_dir, bundles[0].version, index, mirror_items=len(ITEMS) - 1)
+
+
+INDEX_FIRST, MIRROR_FIRST = Serving(first="index"), Serving(first="mirror")
 
 
 def some(live: LiveRelease, count: int = 2, limit: int = 10) -> list[Query]:
@@ -52,7 +58,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_the_index_is_asked_first_and_the_mirror_knows_the_same(live: LiveRelease, index: ExactIndex) -> None:
-    found, exact = search(Retrieval(Serving(), 1), live), search(Retrieval(Serving(first="mirror"), 1), live)
+    found, exact = search(Retrieval(INDEX_FIRST, 1), live), search(Retrieval(MIRROR_FIRST, 1), live)
     assert len(index.searched) == 1
     assert (found.fell_to, exact.fell_to) == ("", "")
     assert found.found is not None
@@ -62,11 +68,48 @@ def test_the_index_is_asked_first_and_the_mirror_knows_the_same(live: LiveReleas
         np.testing.assert_allclose(scores, equal, rtol=1e-5)
 
 
+def test_a_small_mirror_goes_first_by_itself_says_so_and_an_index_in_its_shadow_is_audited(
+    live: LiveRelease, index: ExactIndex, monkeypatch
+) -> None:
+    monkeypatch.setattr(search_order, "CLEARLY", float("inf"))
+    retrieval = Retrieval(Serving(audit_share=1.0), 1)
+    before = metrics.AUDITED._value.get()
+    answer = search(retrieval, live)
+    assert (answer.by, answer.fell_to) == ("mirror", "")
+    until(lambda: len(index.searched) == 1)
+    until(lambda: search(retrieval, live).by == "mirror" and metrics.AUDITED._value.get() > before)
+
+
+def test_an_index_that_dies_in_the_shadow_degrades_no_answer_and_is_told(
+    live: LiveRelease, index: ExactIndex, monkeypatch
+) -> None:
+    monkeypatch.setattr(search_order, "CLEARLY", float("inf"))
+    retrieval = Retrieval(Serving(audit_share=1.0), 1)
+    index.failure = unavailable()
+    search(retrieval, live)
+    until(lambda: search(retrieval, live).fell_to == "" and metrics.INDEX_IN_USE._value.get() == 0)
+    index.failure = None
+    until(lambda: search(retrieval, live, now_ms=NOW_MS + 9000).by == "mirror" and metrics.INDEX_IN_USE._value.get())
+
+
+def test_an_index_that_is_clearly_quicker_goes_first(live: LiveRelease, index: ExactIndex, monkeypatch) -> None:
+    retrieval, mirror = Retrieval(Serving(audit_share=1.0), 1), live.mirror
+    assert mirror is not None
+    quick = mirror.search
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return quick(*arguments)
+
+    monkeypatch.setattr(mirror, "search", slow)
+    until(lambda: search(retrieval, live).by == "index")
+
+
 def test_a_failure_is_answered_by_the_mirror_at_once_and_the_index_left_alone(
     live: LiveRelease, index: ExactIndex
 ) -> None:
-    retrieval = Retrieval(Serving(), 1)
-    exact = search(Retrieval(Serving(first="mirror"), 1), live)
+    retrieval = Retrieval(INDEX_FIRST, 1)
+    exact = search(Retrieval(MIRROR_FIRST, 1), live)
     index.failure = unavailable()
     for _ in range(3):
         answer = search(retrieval, live)
@@ -78,7 +121,7 @@ def test_a_failure_is_answered_by_the_mirror_at_once_and_the_index_left_alone(
 
 def test_without_a_mirror_a_failure_leaves_trending(bare: LiveRelease, index: ExactIndex) -> None:
     index.failure = unavailable()
-    answer = search(Retrieval(Serving(), 1), bare)
+    answer = search(Retrieval(INDEX_FIRST, 1), bare)
     assert (answer.found, answer.fell_to) == (None, "trending")
     assert "serving.mirror_items" in answer.reason
 
@@ -87,7 +130,7 @@ def test_without_a_mirror_a_collection_that_was_lost_is_asked_again_only_when_it
     bare: LiveRelease, index: ExactIndex
 ) -> None:
     """Milvus has lost its data, and the indexer fills the collection anew."""
-    retrieval, version = Retrieval(Serving(), 1), bare.version
+    retrieval, version = Retrieval(INDEX_FIRST, 1), bare.version
     item_ids, rows = index.collections.pop(version)
     assert search(retrieval, bare).fell_to == "trending"
     index.collections[version], index.marks[version] = (item_ids[:3], rows[:3]), ""
@@ -110,7 +153,7 @@ def test_without_a_mirror_an_answer_from_before_a_failure_does_not_vouch_for_the
     bare: LiveRelease, index: ExactIndex
 ) -> None:
     """A batch begins before the one before it is finished."""
-    retrieval, version = Retrieval(Serving(), 1), bare.version
+    retrieval, version = Retrieval(INDEX_FIRST, 1), bare.version
     kept = index.collections.pop(version)
     lost = retrieval.start(some(bare), bare, now_ms=NOW_MS, left_s=5.0)
     until(lambda: lost.pending is not None and lost.pending.done())
@@ -123,7 +166,7 @@ def test_without_a_mirror_an_answer_from_before_a_failure_does_not_vouch_for_the
 
 def test_an_index_that_does_well_is_not_asked_whether_it_is_whole(bare: LiveRelease, index: ExactIndex) -> None:
     index.marks.clear()
-    assert search(Retrieval(Serving(), 1), bare).fell_to == ""
+    assert search(Retrieval(INDEX_FIRST, 1), bare).fell_to == ""
 
 
 def test_an_index_that_is_late_is_not_waited_for(
@@ -137,7 +180,7 @@ def test_an_index_that_is_late_is_not_waited_for(
 
     monkeypatch.setattr(index, "search", slow)
     began = time.monotonic()
-    answer = search(Retrieval(Serving(search_s=0.1), 1), live)
+    answer = search(Retrieval(Serving(first="index", search_s=0.1), 1), live)
     assert answer.fell_to == "mirror"
     assert "no answer within 0.10 s" in answer.reason
     assert time.monotonic() - began < 0.8
@@ -146,7 +189,7 @@ def test_an_index_that_is_late_is_not_waited_for(
 def test_a_shadow_finds_out_that_the_index_is_back_and_no_request_waits_for_it(
     live: LiveRelease, index: ExactIndex
 ) -> None:
-    retrieval = Retrieval(Serving(), 1)
+    retrieval = Retrieval(INDEX_FIRST, 1)
     index.failure = unavailable()
     search(retrieval, live)
     index.failure = None
@@ -158,7 +201,7 @@ def test_a_shadow_finds_out_that_the_index_is_back_and_no_request_waits_for_it(
 
 
 def test_a_shadow_that_fails_makes_the_pause_longer(live: LiveRelease, index: ExactIndex) -> None:
-    retrieval = Retrieval(Serving(), 1)
+    retrieval = Retrieval(INDEX_FIRST, 1)
     index.failure = unavailable()
     search(retrieval, live)
     search(retrieval, live, now_ms=NOW_MS + 600)
@@ -174,7 +217,7 @@ def test_an_index_that_answers_wrongly_is_left_alone_until_a_sample_is_right(
 ) -> None:
     item_ids, rows = index.collections[live.version]
     index.collections[live.version] = item_ids, np.roll(rows, 7, axis=0)  # every item has another's vector
-    retrieval = Retrieval(Serving(audit_share=1.0), 1)
+    retrieval = Retrieval(Serving(first="index", audit_share=1.0), 1)
     for number in range(ENOUGH):
         assert search(retrieval, live, some(live, 1), now_ms=NOW_MS).fell_to == "", number
     answer = search(retrieval, live, some(live, 1))
@@ -192,7 +235,7 @@ def test_queries_with_the_same_filter_are_searched_together(live: LiveRelease, i
     short = parse_filter("duration_s < 60")
     plain, other = some(live)
     queries = [plain, other._replace(filter=short), plain, other._replace(filter=short, limit=3)]
-    answer = search(Retrieval(Serving(), 1), live, queries)
+    answer = search(Retrieval(INDEX_FIRST, 1), live, queries)
     assert index.expressions == ["", to_milvus(short)]
     assert answer.found is not None
     assert [len(ids) for ids, _ in answer.found] == [10, 10, 10, 3]
@@ -205,7 +248,7 @@ def test_the_mirror_applies_a_filter_by_the_releases_catalogue(live: LiveRelease
     assert live.mirror is not None
     live.mirror.catalogue_rows[:] = live.catalogue.rows(live.mirror.item_ids)
     queries = [query._replace(filter=parse_filter("duration_s < 32")) for query in some(live)]
-    answer = search(Retrieval(Serving(first="mirror"), 1), live, queries)
+    answer = search(Retrieval(MIRROR_FIRST, 1), live, queries)
     assert answer.found is not None
     assert all(set(ids) == {ITEMS[0], ITEMS[1]} for ids, _ in answer.found)
 

@@ -137,7 +137,8 @@ def system(
         Settings(
             data_dir=data_dir,
             kafka=Kafka(topic_prefix=f"s{uuid.uuid4().hex[:8]}-", partitions=PARTITIONS),
-            serving=Serving(max_k=60, heartbeat_s=0.5, deadline_s=20.0, search_s=10.0),  # busy machines answer late
+            # busy machines answer late
+            serving=Serving(first="index", max_k=60, heartbeat_s=0.5, deadline_s=20.0, search_s=10.0),
         ),
         kafka,
         milvus_uri,

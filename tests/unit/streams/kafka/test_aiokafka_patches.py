@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.consumer.fetcher
+import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher
@@ -16,27 +18,35 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from infra.platform.third_parties.patching import original
 from streams.clock import running_s
-from streams.kafka.aiokafka.patches import REST_S, note_confirmations, pace_empty_fetches
+from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name
 from tests.unit.streams.kafka.test_unpacking import PLACE
 
+EVERY_S = 0.05
 
-def spent_s(fetch: Any) -> float:
-    """How long a consumer takes over an empty answer that comes at once."""
+
+def pauses_of(fetch: Any, nodes: Sequence[int]) -> list[float]:
+    """Seconds between the requests of a consumer that is answered at once, with nothing."""
+    asked_s: list[float] = []
 
     async def answer(node_id: Any, request: Any) -> Any:
+        asked_s.append(time.monotonic())
         return SimpleNamespace(topics=[], API_VERSION=4)
 
-    consumer = SimpleNamespace(_client=SimpleNamespace(send=answer), _client_rack=None)
-    began_s = time.monotonic()
-    assert asyncio.run(fetch(consumer, SimpleNamespace(active=True), 0, SimpleNamespace(topics=[]))) is False
-    return time.monotonic() - began_s
+    async def ask() -> None:
+        consumer = SimpleNamespace(_client=SimpleNamespace(send=answer), _client_rack=None)
+        for node in nodes:
+            await fetch(consumer, SimpleNamespace(active=True), node, SimpleNamespace(topics=[]))
+
+    asyncio.run(ask())
+    return np.diff(asked_s).tolist()
 
 
-def test_a_consumer_asks_again_at_once_after_an_empty_answer():
-    pace_empty_fetches()
-    assert min(spent_s(original(Fetcher, "_proc_fetch_request")) for _ in range(3)) < REST_S
-    assert spent_s(Fetcher._proc_fetch_request) >= REST_S
+def test_a_consumer_asks_a_broker_again_at_once_unless_it_is_paced():
+    pace_fetches(EVERY_S)
+    assert min(pauses_of(original(Fetcher, "_proc_fetch_request"), [0] * 5)) < EVERY_S / 2
+    assert min(pauses_of(Fetcher._proc_fetch_request, [0] * 5)) >= 0.9 * EVERY_S
+    assert min(pauses_of(Fetcher._proc_fetch_request, [0, 1, 2, 3])) < EVERY_S / 2, "each broker for itself"
 
 
 def parts_of(data: bytes) -> Any:

@@ -15,7 +15,7 @@ from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, e
 from streams.trainer.learner import PROGRESS_KEY, Learner, batches, ids_of
 from tests.unit.serving.worlds import CREATED_MS
 
-SETTINGS = Trainer()  # more negatives than items: steps are the same in every run
+SETTINGS = Trainer(evaluate_share=1.0)  # more negatives than items: steps are the same in every run
 
 
 def learner(bundle: Bundle, items: dict[str, Item] | None = None, settings: Trainer = SETTINGS) -> Learner:
@@ -176,6 +176,15 @@ def test_so_many_are_evaluated_as_the_budget_pays_for_and_none_when_catching_up(
     before = evaluated()
     trainer.learn(numbered(*(example("item-1", 400 + at) for at in range(10)), start=400), evaluate=False)
     assert evaluated() == before
+
+
+def test_a_share_of_the_batches_is_evaluated_the_first_one_at_once(bundle):
+    trainer, counts = learner(bundle, settings=Trainer(evaluate_share=0.25)), []
+    for at in range(9):
+        before = REGISTRY.get_sample_value("nextwatch_prequential_examples_total") or 0.0
+        trainer.learn(numbered(example("item-1", at), start=at))
+        counts.append((REGISTRY.get_sample_value("nextwatch_prequential_examples_total") or 0.0) - before)
+    assert counts[0] == 1 and sum(counts) == 3
 
 
 def test_batches_are_full_but_for_the_last():
