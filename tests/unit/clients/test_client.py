@@ -120,12 +120,15 @@ def test_a_reply_that_cannot_be_read_or_is_too_large_fails_its_request_alone(top
 
 def test_a_batch_that_cannot_be_read_is_left_behind(topics: Kafka, client: RecommendClient):
     """lz4 is a package that the client does not have."""
-    stranger = Producer({"bootstrap.servers": topics.bootstrap, "compression.type": "lz4"})
-    for partition in range(topics.partitions):
-        stranger.produce(f"{topics.topic_prefix}recommend-replies", b"x" * 10_000, partition=partition)
-    assert stranger.flush(WAIT_S) == 0
+    stranger = Producer({"bootstrap.servers": topics.bootstrap, "compression.type": "lz4", "linger.ms": 100})
     with responding(topics):
-        assert client.recommend("ann", request_id="x", timeout_s=WAIT_S, retries=10).request_id == "x"
+        for number in range(4):
+            for place in range(topics.partitions * (1 + 40 * number)):
+                partition = place % topics.partitions
+                stranger.produce(f"{topics.topic_prefix}recommend-replies", b"x" * 1000, partition=partition)
+            assert stranger.flush(WAIT_S) == 0
+            reply = client.recommend("ann", request_id=f"x{number}", timeout_s=WAIT_S, retries=0)
+            assert reply.request_id == f"x{number}", "the reply behind it, without sending again"
 
 
 def test_whoever_stops_waiting_leaves_nothing_behind(topics: Kafka, client: RecommendClient):

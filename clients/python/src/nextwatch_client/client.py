@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 BUSY_PAUSE_S = 0.003  # between two polls while a reply is awaited
 IDLE_PAUSE_S = 0.5  # between two polls while none is: other clients' replies are passed over
+PROBE_MS = 1000  # for one record to come that is known to be there
 START_S = 10.0  # for the brokers to answer at all
 SEND_S = 30.0  # a request that the brokers have not taken by then has failed
 CLOSE_S = 5.0  # for the brokers to take what was sent last
@@ -254,13 +255,34 @@ class RecommendClient:
             self._consumer.close()
 
     def _poll(self) -> list[Any]:
-        """Return what has come. What cannot be read is left behind: its requests are sent again, or time out."""
+        """Return what has come. A batch that cannot be read is left behind, and what lies behind it is read."""
         try:
             return [record for batch in self._consumer.poll(0).values() for record in batch]
         except Exception as error:  # of many kinds: a checksum, a codec, a header's name that is no UTF-8
             log.warning("a batch of replies cannot be read: %s", error)
-            _seek_to_end(self._consumer, self._partition)
+            self._pass_over()
             return []
+
+    def _pass_over(self) -> None:
+        """Go to the first offset that can be read again. The length of the batch is not told, so it is searched for, in
+        steps that double, then by halves."""
+        first, end = self._consumer.position(self._partition), self._consumer.end_offsets([self._partition])
+        low, high, step = first, first + 1, 1
+        while high < end[self._partition] and not self._can_read(high):
+            low, high, step = high, high + 2 * step, 2 * step
+        high = min(high, end[self._partition])
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._can_read(middle) else (middle, high)
+        self._consumer.seek(self._partition, high)
+
+    def _can_read(self, offset: int) -> bool:
+        self._consumer.seek(self._partition, offset)
+        try:
+            self._consumer.poll(PROBE_MS)
+        except Exception:  # of many kinds, as above
+            return False
+        return True
 
     def _pause(self) -> None:
         """Wait between two polls that brought nothing. kafka-python's own waiting keeps a core busy where a broker
