@@ -118,17 +118,24 @@ def test_a_reply_that_cannot_be_read_or_is_too_large_fails_its_request_alone(top
         assert client.recommend("good", request_id="x", timeout_s=WAIT_S).request_id == "x"
 
 
-def test_a_batch_that_cannot_be_read_is_left_behind(topics: Kafka, client: RecommendClient):
+def test_a_batch_that_cannot_be_read_is_left_behind_and_the_replies_behind_it_are_read(
+    topics: Kafka, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
+):
     """lz4 is a package that the client does not have."""
     stranger = Producer({"bootstrap.servers": topics.bootstrap, "compression.type": "lz4", "linger.ms": 100})
-    with responding(topics):
-        for number in range(4):
-            for place in range(topics.partitions * (1 + 40 * number)):
-                partition = place % topics.partitions
-                stranger.produce(f"{topics.topic_prefix}recommend-replies", b"x" * 1000, partition=partition)
-            assert stranger.flush(WAIT_S) == 0
-            reply = client.recommend("ann", request_id=f"x{number}", timeout_s=WAIT_S, retries=0)
-            assert reply.request_id == f"x{number}", "the reply behind it, without sending again"
+    monkeypatch.setattr(client_module, "BUSY_PAUSE_S", 1.0)  # so that the reply is there when the client looks
+
+    def answer(request: messages.RecommendRequest, copy: int) -> list[bytes]:
+        for place in range(topics.partitions * int(request.user_id)):
+            name = f"{topics.topic_prefix}recommend-replies"
+            stranger.produce(name, b"x" * 1000, partition=place % topics.partitions)
+        assert stranger.flush(WAIT_S) == 0
+        return echo(request, copy)
+
+    with responding(topics, answer):
+        for messages_in_it in ("1", "7", "100"):
+            reply = client.recommend(messages_in_it, request_id="x" + messages_in_it, timeout_s=WAIT_S, retries=0)
+            assert reply.request_id == "x" + messages_in_it
 
 
 def test_whoever_stops_waiting_leaves_nothing_behind(topics: Kafka, client: RecommendClient):
