@@ -34,7 +34,7 @@ test: $(STAMP)  ## all tests, against a broker and Milvus over TCP; says at its 
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/system --ignore tests/system/test_crash.py
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile tests --ignore tests/system
 
-unit: $(STAMP)  ## the tests that need no service: about three minutes
+unit: $(STAMP)  ## the tests that need no service: about a minute
 	$(BIN)/python -m pytest -m 'not service and not slow' --numprocesses 2 tests/unit tests/test_architecture.py
 
 lint: $(STAMP)  ## ruff and mypy
