@@ -169,14 +169,18 @@ class Retrieval:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, how: Ask, release: LiveRelease, queries: Sequence[Query], timeout_s: float) -> Future[list[Ids]]:
-        """Ask the index, in a thread of its own; its time counts also when it fails."""
+        """Ask the index, in a thread of its own. A failure counts as all the time that it had: one that refuses at
+        once is not a quick one."""
 
         def ask() -> list[Ids]:
             began_s = time.perf_counter()
             try:
-                return how(release, queries, timeout_s)
-            finally:
-                self._order.add(INDEX, time.perf_counter() - began_s, len(queries))
+                found = how(release, queries, timeout_s)
+            except IndexFailure:
+                self._order.add(INDEX, timeout_s, 1)
+                raise
+            self._order.add(INDEX, time.perf_counter() - began_s, len(queries))
+            return found
 
         return self._threads.submit(ask)
 
@@ -184,11 +188,11 @@ class Retrieval:
         """The reason not to ask the index now, empty for by choice; None: it is asked."""
         if release.mirror is None:
             return self._breaker.reason(now_ms)
-        if self._settings.first == MIRROR:
-            return ""
-        self._take_probe(now_ms)
         is_choice = self._order.is_mirror_first(len(release.mirror))
         metrics.MIRROR_FIRST.set(is_choice)
+        if self._settings.first == MIRROR:  # whoever says so wants nothing asked of Milvus
+            return ""
+        self._take_probe(now_ms)
         if self._breaker.is_open:
             is_due = self._breaker.reason(now_ms) is None
         else:

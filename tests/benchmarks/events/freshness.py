@@ -130,7 +130,8 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
         asked.clear()
         feed.sent = 0
         before = {name: read_metrics(settings, name) for name in ("history", "indexer")}
-        cpu_before, records_before, began_s = cpu_by_process(), records_by_topic(settings), time.monotonic()
+        records_before = records_by_topic(settings)
+        cpu_before, began_s = cpu_by_process(), time.monotonic()
         found_s = stack.enter_context(watching_for_new(feed, index, version))
         fresh_s, probes = follow_watches(feed, client, (1 - STEADY_SHARE) * per_s, seconds)
         lasted_s = time.monotonic() - began_s
@@ -163,6 +164,7 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
     report.note(f"{load}: records/s: {rates}")
     is_first = feed.world.events_per_s == LOADS[0][0]
     report.bar(f"{load}: watch to reply p99, s", quantile(fresh_s, 0.99), at_most=0.3 if is_first else 1.0)
+    report.bar(f"{load}: events made, of asked for", events_per_s / feed.world.events_per_s, at_least=0.95)
     report.bar(f"{load}: requests made, of asked for", requests_per_s / per_s, at_least=0.95)
     if is_first:
         report.bar(f"{load}: new item to retrievable p99, s", quantile(found_s, 0.99), at_most=1.2)

@@ -80,16 +80,19 @@ def test_a_small_mirror_goes_first_by_itself_says_so_and_an_index_in_its_shadow_
     until(lambda: search(retrieval, live).by == "mirror" and metrics.AUDITED._value.get() > before)
 
 
-def test_an_index_that_dies_in_the_shadow_degrades_no_answer_and_is_told(
-    live: LiveRelease, index: ExactIndex, monkeypatch
+def test_an_index_that_refuses_at_once_in_the_shadow_is_told_and_degrades_no_answer(
+    live: LiveRelease, index: ExactIndex
 ) -> None:
-    monkeypatch.setattr(search_order, "CLEARLY", float("inf"))
     retrieval = Retrieval(Serving(audit_share=1.0), 1)
     index.failure = unavailable()
-    search(retrieval, live)
-    until(lambda: search(retrieval, live).fell_to == "" and metrics.INDEX_IN_USE._value.get() == 0)
+    for number in range(2 * search_order.RECENT):
+        answer = search(retrieval, live, now_ms=NOW_MS + 10_000 * number)
+        assert (answer.by, answer.fell_to) == ("mirror", ""), number
+        until(lambda: retrieval._probe is None or retrieval._probe[0].done())
+    assert metrics.INDEX_IN_USE._value.get() == 0
     index.failure = None
-    until(lambda: search(retrieval, live, now_ms=NOW_MS + 9000).by == "mirror" and metrics.INDEX_IN_USE._value.get())
+    later_ms = NOW_MS + 1_000_000
+    until(lambda: search(retrieval, live, now_ms=later_ms).by == "mirror" and metrics.INDEX_IN_USE._value.get())
 
 
 def test_an_index_that_is_clearly_quicker_goes_first(live: LiveRelease, index: ExactIndex, monkeypatch) -> None:
