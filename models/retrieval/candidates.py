@@ -23,6 +23,7 @@ from models.logs.timeline import HISTORY
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
+from models.retrieval.tower_arrays import MOST_USERS, TowerArrays
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class UserEncoder:
 
     def __post_init__(self) -> None:
         self.tower.eval().requires_grad_(False)
+
+    @cached_property
+    def _arrays(self) -> TowerArrays | None:
+        """The towers for a few users; None where only torch has their encoder."""
+        return TowerArrays(self.tower) if self.tower.shape.encoder == "average" else None
 
     def queries(self, users: Sequence[UserProfile], row_of: Mapping[str, int]) -> Queries:
         """Return what the tower reads of each user; `row_of` numbers the items."""
@@ -54,6 +60,8 @@ class UserEncoder:
     def encode(self, queries: Queries, query_rows: Floats) -> Floats:
         """query_rows float32 [N, D] -> user vectors float32 [B, D]. Costs in proportion to what the users have watched,
         not to what there is: a member reads its slice of the rows, which torch copies."""
+        if self._arrays is not None and len(queries.histories) <= MOST_USERS:
+            return self._arrays.encode(queries, query_rows, self.words)
         with torch.inference_mode():
             return np.asarray(self.tower(self.inputs(queries, query_rows)).numpy())
 

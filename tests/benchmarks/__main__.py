@@ -35,6 +35,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving mirror": "serving.serving_mirror:measure",
     "serving ranking": "serving.serving_precision:measure",
     "serving memory": "serving.serving_memory:measure",
+    "serving pipeline": "serving.serving_pipeline:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",
