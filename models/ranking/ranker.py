@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.arrays import Array, Floats, Rows
 from models.ranking.feature import Scope
 from models.ranking.features import compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
+from models.ranking.merged_nets import MergedNets
 from models.ranking.quantiles import Quantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes, RankingBatch
@@ -27,7 +28,6 @@ from models.ranking.ranking_examples import CAP_S, SCOPES
 from models.ranking.watch_quantiles import WatchQuantiles
 
 LEAST_LOGIT = -10.0
-FEW_REQUESTS = 64
 LEAST_S = np.exp(np.float32(LEAST_LOGIT))
 
 
@@ -75,7 +75,7 @@ class Ranker:
         numbers = {scope: compute_numbers(batch, scope) for scope in SCOPES}
         ids = {name: named for scope in SCOPES for name, named in compute_ids(batch, scope).items()}
         members = self._member_logits(numbers, ids, batch.request)
-        logits = _mean(members)
+        logits = members.mean(axis=0)
         duration_s = batch.catalogue.duration_s(batch.candidates.rows)
         expected_s = self.seconds(logits[:, 0], duration_s)
         completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
@@ -83,24 +83,18 @@ class Ranker:
 
     def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> Floats:
         """float32 [N, 1 + completion], the members' mean. numbers [B, F] and [N, F]; request int64 [N]."""
-        return _mean(self._member_logits(numbers, ids, request))
+        return np.asarray(self._member_logits(numbers, ids, request).mean(axis=0))
 
-    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> list[Floats]:
-        """The logits of each member, float32 [N, 1 + completion]."""
-        if not self.nets or self.shape is None:
+    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> Floats:
+        """The logits of each member, float32 [M, N, 1 + completion]."""
+        if self._merged is None:
             raise RuntimeError("this ranker is not trained")
-        inputs = {scope: self.encode(scope, numbers[scope], ids) for scope in SCOPES}
-        members = []
-        with torch.inference_mode():
-            first, dtype = self.nets[0], self.nets[0].bias.dtype
-            of_query = first.query.numbers(inputs["query"][0]).to(dtype)
-            of_impression = first.impression.numbers(inputs["impression"][0]).to(dtype)
-            for net in self.nets:
-                query = F.linear(net.query.joined(of_query, inputs["query"][1]), net.of_query, net.bias)
-                hidden = F.linear(net.impression.joined(of_impression, inputs["impression"][1]), net.of_impression)
-                _add_queries(hidden, query, request)
-                members.append(net.rest(hidden).float().numpy())
-        return members
+        query, impression = (self.encode(scope, numbers[scope], ids) for scope in SCOPES)
+        return self._merged.logits(query, impression, request)
+
+    @cached_property
+    def _merged(self) -> MergedNets | None:
+        return MergedNets(self.nets) if self.nets else None
 
     def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Codes]) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode a scope as a network reads it: quantiles and codes."""
@@ -117,7 +111,7 @@ class Ranker:
         odds = torch.from_numpy(np.nan_to_num(logit)).sigmoid().numpy()
         return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(CAP_S))
 
-    def _spread(self, members: Sequence[Floats], duration_s: Floats) -> Floats:
+    def _spread(self, members: Floats, duration_s: Floats) -> Floats:
         """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
         if len(members) == 1:
             return np.zeros(len(duration_s), np.float32)
@@ -165,25 +159,6 @@ def id_strings(ids: Mapping[str, Codes], scope: Scope, rows: Sequence[int]) -> l
             if known := tuple([named.names[code - named.first] for code in codes if code > 0]):
                 mine[name] = known
     return found
-
-
-def _add_queries(hidden: Tensor, query: Tensor, request: Rows) -> None:
-    """Add to each candidate's row [N, hidden] that of its request [B, hidden]. A few requests whose candidates lie
-    together, as in serving, need no copy for every candidate."""
-    if len(query) > FEW_REQUESTS or (np.diff(request) < 0).any():
-        hidden += query[torch.from_numpy(request)]
-        return
-    starts = np.searchsorted(request, np.arange(len(query) + 1)).tolist()
-    for at, mine in enumerate(query):
-        hidden[starts[at] : starts[at + 1]] += mine
-
-
-def _mean(members: Sequence[Floats]) -> Floats:
-    """The mean of the members' logits."""
-    total = members[0]
-    for logits in members[1:]:
-        total = total + logits
-    return np.asarray(total / np.float32(len(members)), np.float32)
 
 
 def serve_seconds(logit: Floats) -> Floats:
