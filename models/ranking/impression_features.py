@@ -114,13 +114,13 @@ def since_any_topic_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def topic_mean_watched_s(batch: RankingBatch) -> Floats:
     """Seconds per watch of its first topic: a user who begins many videos and leaves is not one who stays."""
-    return mean_of(batch.requests.watch_s[batch.request], batch.of_topic & batch.timed[batch.request])
+    return mean_of(batch.each_watch_s, batch.of_topic & batch.each_timed)
 
 
 @number("impression")
 def like_duration_share(batch: RankingBatch) -> Floats:
     """The share that this user watches of videos about as long: patience is for a length."""
-    return mean_of(batch.watched_share[batch.request], batch.of_like_duration & batch.timed[batch.request])
+    return mean_of(batch.each_watched_share, batch.of_like_duration & batch.each_timed)
 
 
 @number("impression")

@@ -163,6 +163,28 @@ class RankingBatch:
         """[N]: codes of LENGTHS."""
         return length_codes(self.durations_s)
 
+    # The user's entries, for each candidate: [N, H], or [1, H] where there is one request.
+
+    @cached_property
+    def each_timed(self) -> Flags:
+        return np.asarray(self._each(self.timed))
+
+    @cached_property
+    def each_watch_s(self) -> Floats:
+        return np.asarray(self._each(self.requests.watch_s))
+
+    @property
+    def each_watched_share(self) -> Floats:
+        return np.asarray(self._each(self.watched_share))
+
+    @cached_property
+    def _each_watched_ago_s(self) -> Floats:
+        return np.asarray(self._each(self.watched_ago_s))
+
+    @cached_property
+    def _each_shown_ago_s(self) -> Floats:
+        return np.asarray(self._each(self.shown_ago_s))
+
     # Which of the user's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
 
     @cached_property
@@ -188,7 +210,7 @@ class RankingBatch:
     @cached_property
     def of_like_duration(self) -> Flags:
         """Watches of videos between two thirds and one and a half times as long."""
-        ratio = self.watched_durations_s[self.request] / self.durations_s[:, None]
+        ratio = self._each(self.watched_durations_s) / self.durations_s[:, None]
         return np.asarray((ratio > 1 / 1.5) & (ratio < 1.5))
 
     @cached_property
@@ -203,15 +225,15 @@ class RankingBatch:
 
     def watched_s(self, entries: Flags) -> Floats:
         """[N, H] -> [N]: seconds of these entries, as far as they are known."""
-        return _sum(entries & self.timed[self.request], self.requests.watch_s[self.request])
+        return _sum(entries & self.each_timed, self.each_watch_s)
 
     def since_watched_s(self, entries: Flags) -> Floats:
         """[N, H] -> [N]: since the newest of them, NaN for none."""
-        return newest(self.watched_ago_s[self.request], entries)
+        return newest(self._each_watched_ago_s, entries)
 
     def since_shown_s(self, entries: Flags) -> Floats:
         """[N, S] -> [N]"""
-        return newest(self.shown_ago_s[self.request], entries)
+        return newest(self._each_shown_ago_s, entries)
 
     @cached_property
     def _watched_topics(self) -> npt.NDArray[np.int32]:
@@ -220,8 +242,11 @@ class RankingBatch:
 
     def _among(self, theirs: Integers, mine: Integers, none: int) -> Flags:
         """theirs [B, H], mine [N] -> bool [N, H]"""
-        each = theirs if len(theirs) == 1 else theirs[self.request]
-        return np.asarray((each == mine[:, None]) & (mine != none)[:, None])
+        return np.asarray((self._each(theirs) == mine[:, None]) & (mine != none)[:, None])
+
+    def _each(self, of_requests: Array) -> Array:
+        """[B, H] -> [N, H]: for each candidate the row of its request; [1, H], which does for all, of one request."""
+        return of_requests if len(of_requests) == 1 else of_requests[self.request]
 
 
 def newest(ago_s: Floats, chosen: Flags) -> Floats:

@@ -115,14 +115,18 @@ def unite(towers: Ids, others: Mapping[str, Nominees], most: int) -> CandidateSe
     """At most `most` candidates, each with all its sources. What the towers alone have found comes first and makes
     way first; scores of what they have not found are NaN."""
     item_ids, scores = towers
-    names = list(dict.fromkeys([*item_ids, *(item_id for each in others.values() for item_id in each.item_ids)]))
-    place = {item_id: at for at, item_id in enumerate(names)}
+    names, place = list(item_ids), {item_id: at for at, item_id in enumerate(item_ids)}
+    for nominees in others.values():
+        for item_id in nominees.item_ids:
+            if item_id not in place:
+                place[item_id] = len(names)
+                names.append(item_id)
     by = {source: np.zeros(len(names), np.bool_) for source in SOURCES[1:]}
     given = {source: np.full(len(names), np.nan, np.float32) for source in SOURCES[1:]}
-    for source, nominees in {TWO_TOWER: Nominees(item_ids, scores.tolist()), **others}.items():
+    by[TWO_TOWER][: len(item_ids)], given[TWO_TOWER][: len(item_ids)] = True, scores
+    for source, nominees in others.items():
         rows = [place[item_id] for item_id in nominees.item_ids]
-        by[source][rows] = True
-        given[source][rows] = nominees.scores
+        by[source][rows], given[source][rows] = True, nominees.scores
     nominations = Nominations(nominated(list(by.values())), given[TRENDING], given[SIMILAR])
     everything = CandidateSet(names, given[TWO_TOWER], nominations)
     return take(everything, _kept(by, most)) if len(names) > most else everything

@@ -19,6 +19,7 @@ import numpy as np
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
 from models.ranking.ranking_batch import TWO_TOWER
+from models.ranking.ranking_request import by_two_towers
 from serving.request.backfill import fill
 from serving.request.candidate_sources import LOOK, CandidateSources, Nominees, unite
 from serving.request.filtering import MayBeShown
@@ -27,7 +28,7 @@ from serving.request.parsing import ParsedRequest
 from serving.request.ranking import LatencyEstimate, drop_late, rank
 from serving.request.recording import Recorder
 from serving.request.reranking import add_pins, select
-from serving.request.response_draft import Answered, Ids, RequestContext, ResponseDraft, StageTimes
+from serving.request.response_draft import Answered, CandidateSet, Ids, RequestContext, ResponseDraft, StageTimes
 from serving.request.retrieval import MOST_RESULTS, Query, Retrieval, Search
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease
@@ -176,7 +177,8 @@ class Pipeline:
             if again is None:
                 break
             found = again
-        draft.candidates = unite(([item_ids[row] for row in rows.tolist()], scores[rows]), {}, most)
+        kept = [item_ids[row] for row in rows.tolist()]
+        draft.candidates = CandidateSet(kept, scores[rows], by_two_towers(len(rows)))
 
     def _add_nominees(
         self, draft: ResponseDraft, others: Mapping[str, Nominees], live: LiveRelease, may_be_shown: MayBeShown
