@@ -134,6 +134,8 @@ AUDIT_RECALL = _measured("nextwatch_audit_recall", "Share of the exact answer in
 AUDIT_SCORE_GAP = _measured("nextwatch_audit_score_gap", "Mean score that the index's answers miss, recent answers")
 INDEX_IN_USE = _measured("nextwatch_index_in_use", "1 while the index is trusted, 0 while it is left alone")
 MIRROR_FIRST = Gauge("nextwatch_mirror_first", "1 while the mirror is asked before the index, for it is quicker")
+PRERANKED_KEPT = _measured("nextwatch_preranked_kept", "Share of the best that the pre-ranker keeps, recent audits")
+PRERANKER_IN_USE = _measured("nextwatch_preranker_in_use", "1 while the pre-ranker chooses, 0 while all are ranked")
 SCORE_PSI = Gauge(
     "nextwatch_score_drift_psi",
     "Population stability index of recent candidates' scores against the first ones of the release",

@@ -66,8 +66,9 @@ def ranking_batch_of(
     rows = catalogue.rows(item_ids)
     known = _Known(statistics, now_ms[request])
     scores = [np.where(np.isfinite(query.scores), query.scores, np.nan).astype(np.float32) for query in queries]
-    ranks = [_ranks(own) if q.ranks is None else q.ranks for q, own in zip(queries, scores, strict=True)]
-    best = [_best(own) if q.best is None else q.best for q, own in zip(queries, scores, strict=True)]
+    places = [places_of(own) for own in scores]
+    ranks = [own if q.ranks is None else q.ranks for q, (own, _) in zip(queries, places, strict=True)]
+    best = [own if q.best is None else q.best for q, (_, own) in zip(queries, places, strict=True)]
     nominations = [query.nominations or by_two_towers(size) for query, size in zip(queries, sizes, strict=True)]
     candidates = Candidates(
         request=request,
@@ -159,13 +160,10 @@ class _Known:
         return total
 
 
-def _ranks(scores: Floats) -> Floats:
-    """[C]: places from 1 by descending score, equal ones share theirs, NaN where there is none."""
-    best_first = np.sort(-scores[~np.isnan(scores)])
+def places_of(scores: Floats) -> tuple[Floats, float]:
+    """float32 [C]: places from 1 by descending score, equal ones share theirs, NaN where there is none; and the best
+    score, NaN of none."""
+    best_first = np.sort(-scores[np.isfinite(scores)])
     ranks = np.searchsorted(best_first, -scores, "left") + 1
-    return np.where(np.isnan(scores), np.nan, ranks).astype(np.float32)
-
-
-def _best(scores: Floats) -> float:
-    known = scores[~np.isnan(scores)]
-    return float(known.max()) if len(known) else float("nan")
+    best = -float(best_first[0]) if len(best_first) else float("nan")
+    return np.where(np.isfinite(scores), ranks, np.nan).astype(np.float32), best

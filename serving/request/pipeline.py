@@ -25,6 +25,7 @@ from serving.request.candidate_sources import LOOK, CandidateSources, Nominees, 
 from serving.request.filtering import MayBeShown
 from serving.request.hydration import embed, hydrate, is_personal
 from serving.request.parsing import ParsedRequest
+from serving.request.preranking import Preranker
 from serving.request.ranking import LatencyEstimate, drop_late, rank
 from serving.request.recording import Recorder
 from serving.request.reranking import add_pins, select
@@ -79,8 +80,12 @@ class Pipeline:
     selection: Selection
     served_by: str
     watched_days: int = 90
+    preranker: Preranker = field(init=False)
     latency: LatencyEstimate = field(default_factory=LatencyEstimate)
     drift: AnswerDrift = field(default_factory=AnswerDrift)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preranker", Preranker(self.settings, self.selection))
 
     def begin(self, contexts: Sequence[RequestContext], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Everything before the answer of the index is needed. `live`: None while there is no release yet."""
@@ -136,8 +141,8 @@ class Pipeline:
                 self._add_nominees(draft, others, live, may_be_shown)
         with stages("rank"):
             in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings)
-            rank(in_time, live, self.views.statistics.statistics, self.latency, now_ms)
-        scores = [draft.candidates.scores for draft in drafts]
+            scores = [draft.candidates.scores for draft in drafts]
+            rank(in_time, live, self.views.statistics.statistics, self.latency, self.preranker, now_ms)
         self.drift.observe(live.version, scores, [d.expected_s for d in drafts if d.expected_s is not None])
 
     def _retrieve(

@@ -16,8 +16,10 @@ from infra.platform.settings import Serving
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranking_batch import IMPRESSIONS
 from models.ranking.ranking_examples import CAP_S
-from models.ranking.ranking_request import RankingQuery, ranking_batch_of
+from models.ranking.ranking_request import RankingQuery, places_of, ranking_batch_of
 from models.threads import in_parts
+from serving.request.candidate_sources import take
+from serving.request.preranking import Preranker, Rows
 from serving.request.response_draft import Floats, RankerInputs, ResponseDraft
 from serving.state.release import LiveRelease
 
@@ -69,31 +71,43 @@ def rank(
     live: LiveRelease,
     statistics: ItemStatistics,
     latency: LatencyEstimate,
+    preranker: Preranker,
     now_ms: int,
 ) -> None:
-    """Write into the drafts the expected watch seconds of all candidates."""
+    """Write into the drafts the expected watch seconds of the candidates that the pre-ranker has chosen; these are then
+    all that there are."""
     drafts = [draft for draft in drafts if draft.candidates.item_ids]
     if not drafts or not live.ranker.trained:
         return
     try:
         with latency.watch(len(drafts)):
-            queries = [query_of(draft, now_ms) for draft in drafts]
+            chosen = preranker.choose(drafts, live, statistics, now_ms)
+            queries = [query_of(draft, rows, now_ms) for draft, rows in zip(drafts, chosen, strict=True)]
             ranked = score_candidates(queries, live, statistics, now_ms=now_ms)
     except Exception as error:  # whatever a ranker dies of, the retrieval order is still a good answer
         log.exception("the ranker failed", version=live.version)
         for draft in drafts:
             draft.degrade("unranked", f"the ranker failed: {type(error).__name__}")
         return
-    for draft, (expected_s, inputs) in zip(drafts, ranked, strict=True):
-        if np.isfinite(expected_s).all():
-            draft.expected_s, draft.ranker_inputs = expected_s, inputs
-        else:
+    for draft, rows, (expected_s, inputs) in zip(drafts, chosen, ranked, strict=True):
+        if not np.isfinite(expected_s).all():
             draft.degrade("unranked", "the ranker gave a value that is not finite")
+            continue
+        draft.expected_s, draft.ranker_inputs = expected_s, inputs
+        if rows is None:
+            preranker.audit(draft, expected_s, live)
+        else:
+            draft.candidates = take(draft.candidates, rows)
 
 
-def query_of(draft: ResponseDraft, now_ms: int) -> RankingQuery:
-    item_ids, scores, nominations = draft.candidates
-    return RankingQuery(draft.history, now_ms, item_ids, scores, nominations=nominations)
+def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int) -> RankingQuery:
+    """The question to the ranker about these rows of the candidates; their places are those among all of them."""
+    candidates = draft.candidates
+    ranks, best = places_of(candidates.scores)
+    if rows is not None:
+        candidates, ranks = take(candidates, rows), ranks[rows]
+    item_ids, scores, nominations = candidates
+    return RankingQuery(draft.history, now_ms, item_ids, scores, ranks, best, nominations)
 
 
 def score_candidates(

@@ -29,6 +29,7 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import BundleError, read_bundle
 from models.retrieval.candidates import CandidateModel
+from serving.state.item_worth import ItemWorth
 from serving.state.mirror import Mirror
 from serving.state.views import CatalogueView, read
 from streams import topics
@@ -72,6 +73,7 @@ class LiveRelease:
     catalogue: Catalogue
     statistics: ItemStatistics
     mirror: Mirror | None = None  # None: there are too many items
+    worth: ItemWorth = field(default_factory=ItemWorth)
     learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
 
 

@@ -36,6 +36,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving ranking": "serving.serving_precision:measure",
     "serving memory": "serving.serving_memory:measure",
     "serving pipeline": "serving.serving_pipeline:measure",
+    "serving preranking": "serving.serving_preranking:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",

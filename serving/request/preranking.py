@@ -1,0 +1,119 @@
+"""Chooses which candidates the ranker is asked about: the best by what they are worth to anybody.
+
+Among the candidates of a viewer the item itself decides most of the ranker's order (docs/serving.md has the figures),
+and what an item is worth to a viewer of whom nothing is known is one number, remembered. Some requests are ranked
+whole: the share of their best that the choice would have kept says whether it may be trusted, and where it loses, all
+candidates are ranked until it does not any more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from infra.platform import metrics
+from infra.platform.settings import Selection, Serving
+from models.ranking.item_statistics import ItemStatistics
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
+from serving.request.reranking import pins_of
+from serving.request.response_draft import Floats, ResponseDraft
+from serving.state.release import LiveRelease
+from streams.messages import UserHistory
+
+log = structlog.get_logger(__name__)
+
+Rows = NDArray[np.int64]
+
+RECENT, ENOUGH = 200, 20  # audits that are looked at, and those without which nothing is concluded
+PLACES = 5  # candidates are kept for each place of the list, at least
+NOBODY = UserHistory("nobody")
+
+
+class Preranker:
+    """Remembers how well the choice was; another release begins anew, with its first requests ranked whole."""
+
+    def __init__(self, settings: Serving, selection: Selection) -> None:
+        self._settings, self._selection = settings, selection
+        self._version = ""
+        self._asked, self._kept = 0, deque[float](maxlen=RECENT)
+
+    @property
+    def is_in_use(self) -> bool:
+        """True while the choice is trusted."""
+        enough = len(self._kept) >= ENOUGH
+        return bool(self._settings.ranked) and enough and float(np.mean(self._kept)) >= self._settings.audit_kept
+
+    def choose(
+        self, drafts: Sequence[ResponseDraft], live: LiveRelease, statistics: ItemStatistics, now_ms: int
+    ) -> list[Rows | None]:
+        """For each draft the rows of the candidates that are to be ranked, in their order; None: all of them."""
+        if not self._settings.ranked:
+            return [None] * len(drafts)
+        if live.version != self._version:
+            self._version, self._asked = live.version, 0
+            self._kept.clear()
+        rows_of = [live.catalogue.rows(draft.candidates.item_ids) for draft in drafts]
+        learn_worth(live, np.concatenate(rows_of), statistics, now_ms)
+        return [self._choose(draft, live.worth.of(rows)) for draft, rows in zip(drafts, rows_of, strict=True)]
+
+    def _choose(self, draft: ResponseDraft, worth: Floats) -> Rows | None:
+        self._asked += 1
+        if self._is_whole():
+            return None
+        pins = pins_of(draft.candidates.item_ids, draft.request.pinned, self._selection.pinned)
+        return best_of(worth, self._most(draft), pins)
+
+    def audit(self, draft: ResponseDraft, expected_s: Floats, live: LiveRelease) -> None:
+        """Look at a draft that was ranked whole: the share of its best k that the choice would have kept."""
+        most = self._most(draft)
+        if not self._settings.ranked or len(expected_s) <= most:
+            return
+        was_in_use = self.is_in_use
+        worth = live.worth.of(live.catalogue.rows(draft.candidates.item_ids))
+        kept = best_of(worth, most)
+        if kept is None:  # not enough of them were known
+            return
+        best = np.argsort(-expected_s, kind="stable")[: draft.k]
+        self._kept.append(float(np.isin(best, kept).mean()))
+        metrics.PRERANKED_KEPT.set(float(np.mean(self._kept)))
+        if len(self._kept) >= ENOUGH:
+            metrics.PRERANKER_IN_USE.set(self.is_in_use)
+        if was_in_use and not self.is_in_use:
+            log.warning("all candidates are ranked: too much of the best was left out", kept=float(np.mean(self._kept)))
+
+    def _is_whole(self) -> bool:
+        """True if the request is ranked whole: the first ones, one in so many, and all while the choice loses."""
+        share = self._settings.audit_share
+        return not self.is_in_use or bool(share and self._asked % max(1, round(1 / share)) == 0)
+
+    def _most(self, draft: ResponseDraft) -> int:
+        """Enough for the list, and for what is drawn or picked apart behind it."""
+        selection = self._selection
+        drawn = selection.explore_pool if selection.explore else 0
+        apart = selection.diversity_pool if selection.diversity != "none" else 0
+        return max(self._settings.ranked, PLACES * draft.k, draft.k + drawn, draft.k + apart)
+
+
+def learn_worth(live: LiveRelease, rows: Rows, statistics: ItemStatistics, now_ms: int) -> None:
+    """Ask the ranker what some of the items in these rows of the catalogue are worth, as far as it is due."""
+    due = live.worth.due(rows, now_ms)
+    if len(due):
+        item_ids = [live.catalogue.item_ids[row] for row in due.tolist()]
+        query = RankingQuery(NOBODY, now_ms, item_ids, np.full(len(due), np.nan, np.float32))
+        batch = ranking_batch_of([query], live.catalogue, [live.statistics, statistics])
+        live.worth.set(due, live.ranker.rank(batch).expected_s, now_ms)
+
+
+def best_of(worth: Floats, most: int, pins: Sequence[int] = ()) -> Rows | None:
+    """Rows of the `most` that are worth most, of all whose worth is not known, and of the pins, in their order; None
+    for all. worth float32 [C]."""
+    unknown = np.isnan(worth)
+    keep = most + int(np.count_nonzero(unknown))
+    if keep >= len(worth):
+        return None
+    order = np.argsort(np.where(unknown, -np.inf, -worth), kind="stable")
+    return np.union1d(order[:keep], np.array(pins, np.int64))
