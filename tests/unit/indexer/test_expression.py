@@ -73,15 +73,9 @@ def site(milvus_uri: str) -> Iterator[Site]:
         known = number % 7 > 0
         rows.append({"item_id": item.item_id, "vector": [1.0, 2.0]} | as_row(attributes_of(item) if known else UNKNOWN))
         if known:
-            catalogue.upsert(
-                item.item_id,
-                channel=item.channel,
-                topics=item.topics,
-                duration_s=item.duration_s,
-                published_ms=item.published_ms,
-                available=item.available,
-                language=item.language,
-            )
+            facts = asdict(item)
+            del facts["title"]
+            catalogue.upsert(**facts)
     client.upsert(COLLECTION, rows[::2])
     client.flush(COLLECTION)
     client.upsert(COLLECTION, rows[1::2])

@@ -7,6 +7,7 @@ the pipeline must do with an answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +27,11 @@ from serving.request.retrieval import Retrieval
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams.messages import UserHistory, Watch
+from tests.harness.system import wait_until
 
 CREATED_MS = 1_700_000_000_000
 ITEMS = [f"item-{number}" for number in range(40)]
+until = partial(wait_until, what="what the test waits for", timeout_s=10.0, every_s=0.005)
 
 
 def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
+from streams.topics import TOPICS
+from streams.topics import create_topics
+from tests.unit.clients.responder import responding
+from tests.unit.infra.command import Done, commands
+from tests.unit.infra.command import commands
+from tests.unit.models.samples import small_log
 from types import SimpleNamespace
 from typing import Any
-
+import json
 import polars as pl
 import pytest
 
-from infra.platform.kafka_clients import kafka_python_options
-from streams.topics import TOPICS
-from tests.unit.infra.command import Done, commands
-from tests.unit.models.samples import small_log
 
 COMMANDS = ["up", "demo", "worker", "indexer", "serve", "train", "replay", "recommend", "watch", "history", "topics"]
 COMMANDS += ["config", "status", "backtest"]
@@ -240,3 +243,14 @@ def test_training_on_from_what_does_not_fit_is_one_line(nextwatch, tmp_path):
         (tmp_path / "c" / "validation" / "state.json").write_text(json.dumps(state))
         foreign = nextwatch("train", "log.parquet", "--no-announce", "--json", "--checkpoints", "c")
         assert foreign.code == 2 and is_one_line(foreign.err) and "is of another training" in foreign.err
+
+
+def test_exclusions_and_a_filter_travel_with_the_request(kafka_settings: Settings, monkeypatch, capsys):
+    """`nextwatch recommend`, as a person asks."""
+    create_topics(kafka_settings.kafka)
+    run = commands(monkeypatch, capsys, "recommend", "ann", settings=kafka_settings)
+    with responding(kafka_settings.kafka) as seen:
+        done = run("-k", "3", "--exclude", "a", "--exclude", "b", "--filter", "duration_s < 600", "--json")
+    assert done.code == 0, done.err
+    [(_, request)] = seen
+    assert (request.k, request.exclude, request.filter) == (3, ("a", "b"), "duration_s < 600")

@@ -1,11 +1,16 @@
 """A hand-made world of four users: 0 and 1 are warm at the cut, 2 becomes warm after it, 3 only repeats."""
 
+from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
+from models.evaluation.backtest import walk_frozen, walk_live
+from models.evaluation.baselines import DecayedPopular
+from models.evaluation.eval_queries import EvalQueries, History, Stream
+from models.evaluation.eval_queries import History
+from models.evaluation.frozen import Frozen
+from models.evaluation.item_to_item import ItemKnn
+from models.logs.timeline import HISTORY
 import numpy as np
 import pytest
 
-from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
-from models.evaluation.eval_queries import EvalQueries, History, Stream
-from models.logs.timeline import HISTORY
 
 CUT = 6
 #                     0  1  2  3  4  5 | 6  7  8  9 10 11 12
@@ -181,3 +186,26 @@ def test_no_cases_are_an_empty_walk(history):
     end = len(STREAM)
     assert len(walk_frozen([Recorder()], history, cut=end, catalogue=5)) == 0
     assert len(walk_live([Recorder()], history, cut=end, catalogue=5)) == 0
+
+
+def test_a_frozen_one_is_shown_what_was_watched_at_the_cut(history):
+    recorder = Recorder()
+    walk_live([Frozen(recorder, history, CUT, name="frozen")], history, cut=CUT, catalogue=CATALOGUE, block=4)
+    assert all(isinstance(event, list) for event in recorder.events), "it learns nothing"
+    shown = [(int(asked.users[at]), walked(asked, at)) for asked in recorder.queries for at in range(len(asked))]
+    # user 2 came after the cut: nothing is known of them
+    assert shown == [(2, []), (1, [1, 2]), (0, [0, 2, 3]), (1, [1, 2])]
+
+
+def test_a_frozen_popularity_keeps_the_order_of_the_cut(history):
+    still = DecayedPopular(STREAM, CUT, CATALOGUE, half_life=2)
+    shares = still.shares()
+    walk_live([Frozen(still, history, CUT, name="x")], history, cut=CUT, catalogue=CATALOGUE)
+    np.testing.assert_array_equal(still.shares(), shares)
+
+
+def test_what_was_watched_since_is_still_struck_out(history):
+    knn = Frozen(ItemKnn(STREAM, CUT, CATALOGUE, neighbours=3, shrink=0.0), history, CUT, name="knn")
+    walk = walk_live([knn], history, cut=CUT, catalogue=CATALOGUE)
+    assert walk.ranks["knn"][3] <= 1  # user 1 has 0 and 3 left
+    assert len(walk_frozen([knn], history, cut=CUT, catalogue=CATALOGUE)) == 2

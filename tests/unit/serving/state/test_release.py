@@ -31,9 +31,8 @@ from tests.unit.serving.worlds import (
     no_views,
     pipeline_of,
     unavailable,
+    until,
 )
-
-WAIT_S = 10.0
 
 
 @pytest.fixture
@@ -63,23 +62,12 @@ def announce(releases: Releases, version: str) -> None:
 
 
 def wait_for(releases: Releases, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline, "not in time"
-        releases.refresh()
-        time.sleep(0.005)
+    """With a look of the answering thread each time."""
+    until(lambda: true() or bool(releases.refresh()))
 
 
 def version_of(releases: Releases) -> str | None:
     return releases.live and releases.live.version
-
-
-def wait_until_loaded(releases: Releases) -> None:
-    """Without a look of the answering thread."""
-    deadline = time.monotonic() + WAIT_S
-    while releases._loaded is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def swap_to(releases: Releases, version: str) -> LiveRelease:
@@ -115,7 +103,7 @@ def test_a_release_is_loaded_beside_the_live_one_and_taken_over_only_between_bat
 ) -> None:
     swap_to(releases, bundles[0].version)
     announce(releases, bundles[1].version)
-    wait_until_loaded(releases)
+    until(lambda: releases._loaded is not None)  # without a look of the answering thread
     assert version_of(releases) == bundles[0].version
     releases.refresh()
     assert version_of(releases) == bundles[1].version
@@ -126,7 +114,7 @@ def test_a_release_that_is_announced_again_while_it_waits_to_be_taken_over_goes_
 ) -> None:
     """All three are read in one go, before the answering thread looks."""
     announce(releases, bundles[0].version)
-    wait_until_loaded(releases)
+    until(lambda: releases._loaded is not None)  # without a look of the answering thread
     announce(releases, bundles[1].version)
     swap_to(releases, bundles[0].version)
     assert releases.settled

@@ -14,6 +14,7 @@ from serving.worker.reply_cache_warmup import Recent, ReplyCacheWarmup, read_rec
 from streams import topics
 from streams.messages import Impression, RecommendReply, Shown, decode, encode
 from tests.conftest import on_both_brokers
+from tests.harness.system import wait_until, with_section
 
 pytestmark = [pytest.mark.system, on_both_brokers]
 
@@ -23,7 +24,7 @@ NOW_MS = int(time.time() * 1000)  # what is older than the topic's retention, a 
 @pytest.fixture
 def told(kafka_settings: Settings) -> Settings:
     """Impressions of a minute and a second ago, one on the other partition, and what is no impression."""
-    settings = kafka_settings.model_copy(update={"kafka": kafka_settings.kafka.model_copy(update={"partitions": 2})})
+    settings = with_section(kafka_settings, "kafka", partitions=2)
     topics.create_topics(settings.kafka)
     name = settings.kafka.topic_prefix + topics.IMPRESSIONS
     producer = KafkaProducer(**kafka_python_options(settings.kafka))
@@ -69,8 +70,5 @@ def test_without_a_window_nothing_is_waited_for(told: Settings) -> None:
 
 
 def until_read(warmup: ReplyCacheWarmup, partitions: frozenset[int]) -> list[Recent]:
-    deadline = time.monotonic() + 20
-    while warmup.read != partitions:
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
+    wait_until(lambda: warmup.read == partitions, "the partitions are read", 20, every_s=0.01)
     return warmup.take()

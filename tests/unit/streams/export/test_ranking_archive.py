@@ -96,11 +96,9 @@ CATALOGUE = pl.DataFrame({"item_id": ["a", "z", "x"], "duration_s": [30.0, 0.0, 
 def served(
     request: pytest.FixtureRequest, filled: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> ServedExamples:
-    before, ranking_archive.CHUNK = ranking_archive.CHUNK, request.param
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking_archive, "CHUNK", request.param)
         return store_served(filled, tmp_path_factory.mktemp("served"), CATALOGUE)
-    finally:
-        ranking_archive.CHUNK = before
 
 
 def by_time(found: ServedExamples) -> list[int]:
