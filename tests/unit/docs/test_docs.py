@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import re
 from collections.abc import Iterator
 from enum import EnumType
 from functools import cache
+from typing import Any, get_type_hints
+
+import pytest
+import typer
+from pydantic.fields import FieldInfo
+
 from infra.cli.main import app
 from infra.operate.configuration_page import configuration_page
 from infra.platform.settings import ENV_PREFIX, Section, Settings
 from infra.simulation.demo_picture import draw
-from pydantic.fields import FieldInfo
 from tests.benchmarks.__main__ import NAMES, parts_of
 from tests.unit.docs.pages import BESIDE, DOCS, PAGES, ROOT, Page
-from typing import Any, get_type_hints
-import importlib.util
-import inspect
-import pytest
-import re
-import typer
-
 
 README = BESIDE[0]
 COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7}\b")

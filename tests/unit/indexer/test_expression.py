@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 from pymilvus import DataType, MilvusClient
 
 from indexer.item_attributes import UNKNOWN, ItemAttributes, add_fields, as_row, attributes_of, to_milvus
@@ -74,8 +75,7 @@ def site(milvus_uri: str) -> Iterator[Site]:
         rows.append({"item_id": item.item_id, "vector": [1.0, 2.0]} | as_row(attributes_of(item) if known else UNKNOWN))
         if known:
             facts = asdict(item)
-            del facts["title"]
-            catalogue.upsert(**facts)
+            catalogue.upsert(**{name: facts[name] for name in facts if name != "title"})
     client.upsert(COLLECTION, rows[::2])
     client.flush(COLLECTION)
     client.upsert(COLLECTION, rows[1::2])

@@ -46,15 +46,7 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
             "duration_s": np.full(800, 60.0),
         }
     )
-    settings = Model(
-        dim=8,
-        hidden=(16,),
-        members=1,
-        linear_dim=0,
-        negatives=64,
-        batch=256,
-        epochs=1,
-    )
+    settings = Model(dim=8, hidden=(16,), members=1, linear_dim=0, negatives=64, batch=256, epochs=1)
     with TemporaryDirectory() as scratch:
         return train_bundle(
             store_frame(frame, Path(scratch), completed_s=18.0),

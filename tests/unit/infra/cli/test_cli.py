@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from infra.platform.kafka_clients import kafka_python_options
-from infra.platform.settings import Settings
-from streams.topics import TOPICS
-from streams.topics import create_topics
-from tests.unit.clients.responder import responding
-from tests.unit.infra.command import Done, commands
-from tests.unit.infra.command import commands
-from tests.unit.models.samples import small_log
 from types import SimpleNamespace
 from typing import Any
-import json
+
 import polars as pl
 import pytest
 
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Settings
+from streams.topics import TOPICS, create_topics
+from tests.unit.clients.responder import responding
+from tests.unit.infra.command import Done, commands
+from tests.unit.models.samples import small_log
 
 COMMANDS = ["up", "demo", "worker", "indexer", "serve", "train", "replay", "recommend", "watch", "history", "topics"]
 COMMANDS += ["config", "status", "backtest"]

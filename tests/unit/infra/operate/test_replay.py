@@ -7,11 +7,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from kafka import KafkaConsumer
 
 from infra.operate import replay as module
 from infra.operate.replay import ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
-from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from models.logs.log import LogError, items_from_frame, log_from_frame
 from streams.messages import Context, Item, WatchEvent, decode, encode

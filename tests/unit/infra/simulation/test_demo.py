@@ -1,13 +1,13 @@
-"""The demo's choices, and the arithmetic of its scene about ranking, by hand; that it holds as a whole is what running it
-says."""
+"""The demo's choices and the arithmetic of its scene about ranking, by hand; that it holds is what running it says."""
 
 from __future__ import annotations
+
+import numpy as np
+import pytest
 
 from infra.simulation.demo import LEAST_VIDEOS, LEAST_WATCHES, watched_channels
 from infra.simulation.demo_ranking import SHOWN, Measured, gain_of, over_other, over_retrieval, two_orders
 from streams.messages import Recommended
-import numpy as np
-import pytest
 
 
 def candidates(scores: list[float]) -> list[Recommended]:

@@ -1,16 +1,14 @@
 """A hand-made world of four users: 0 and 1 are warm at the cut, 2 becomes warm after it, 3 only repeats."""
 
-from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
-from models.evaluation.backtest import walk_frozen, walk_live
-from models.evaluation.baselines import DecayedPopular
-from models.evaluation.eval_queries import EvalQueries, History, Stream
-from models.evaluation.eval_queries import History
-from models.evaluation.frozen import Frozen
-from models.evaluation.item_to_item import ItemKnn
-from models.logs.timeline import HISTORY
 import numpy as np
 import pytest
 
+from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
+from models.evaluation.baselines import DecayedPopular
+from models.evaluation.eval_queries import EvalQueries, History, Stream
+from models.evaluation.frozen import Frozen
+from models.evaluation.item_to_item import ItemKnn
+from models.logs.timeline import HISTORY
 
 CUT = 6
 #                     0  1  2  3  4  5 | 6  7  8  9 10 11 12

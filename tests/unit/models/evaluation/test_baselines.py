@@ -1,17 +1,15 @@
 """Four users, five items: every count and similarity can be worked out by hand."""
 
-from models.evaluation.als import Als
-from models.evaluation.backtest import Recommender, walk_frozen, walk_live
-from models.evaluation.backtest import walk_live
-from models.evaluation.baselines import PRIOR, DecayedPopular, Popular, SettingSelection, TimesRecency, choose
-from models.evaluation.eval_queries import EvalQueries, History, Stream
-from models.evaluation.eval_queries import History, Stream
-from models.evaluation.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
-from scipy import sparse
-from tests.harness.needs import ALS, needs
 import numpy as np
 import pytest
+from scipy import sparse
 
+from models.evaluation.als import Als
+from models.evaluation.backtest import Recommender, walk_frozen, walk_live
+from models.evaluation.baselines import PRIOR, DecayedPopular, Popular, SettingSelection, TimesRecency, choose
+from models.evaluation.eval_queries import EvalQueries, History, Stream
+from models.evaluation.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
+from tests.harness.needs import ALS, needs
 
 USERS = np.array([0, 1, 2, 3, 0, 1, 2, 0, 3, 1])
 ITEMS = np.array([0, 0, 0, 3, 1, 1, 2, 0, 2, 4])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from models.logs.array_file import forget_pages, mapped
-from models.logs.log import LOG_COLUMNS, LogError, log_from_frame
-from models.logs.stored_log import FACTS, LogWriter, StoredLog, open_log, store_frame, store_log
 from pathlib import Path
-from polars.testing import assert_frame_equal
 from tempfile import TemporaryDirectory
+
 import numpy as np
 import polars as pl
 import pytest
-import subprocess
-import sys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
+from models.logs.array_file import forget_pages, mapped
+from models.logs.log import LOG_COLUMNS, LogError, log_from_frame
+from models.logs.stored_log import FACTS, LogWriter, StoredLog, open_log, store_frame, store_log
 
 BUFFER = 7
 COMPLETED_S = 18.0

@@ -45,10 +45,7 @@ def test_the_replies_of_the_last_moments_are_read_from_impressions(told: Setting
     assert (reply.request_id, reply.version, reply.served_by) == ("new", "v1", "server-1")
     assert [
         (item.item_id, item.rank, item.source, item.expected_watch_s, item.probability) for item in reply.items
-    ] == [
-        ("a", 1, "two_tower", 20.0, 0.25),
-        ("b", 2, "trending", None, None),
-    ]
+    ] == [("a", 1, "two_tower", 20.0, 0.25), ("b", 2, "trending", None, None)]
 
 
 def test_only_partitions_that_are_new_are_read_and_each_says_when_it_was(told: Settings) -> None:
