@@ -94,12 +94,14 @@ def answer(
 class ExactIndex:
     """Collections in memory. `failure` is raised by the next searches while it is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, *bundles: Bundle) -> None:
         self.collections: dict[str, tuple[list[str], np.ndarray]] = {}
         self.marks: dict[str, str] = {}
         self.failure: Exception | None = None
         self.searched: list[str] = []  # versions, one entry per call
         self.expressions: list[str] = []  # the filters of these calls; they are not applied here
+        for bundle in bundles:
+            self.fill(bundle)
 
     def fill(self, bundle: Bundle, mark: str = "whole") -> None:
         version = bundle.manifest.version

@@ -410,9 +410,7 @@ def test_a_catalogue_entry_that_comes_later_is_where_filters_look(
 
 @pytest.fixture(scope="module")
 def both(bundles_dir: Path, bundles: Sequence[Manifest]) -> list[LiveRelease]:
-    index = ExactIndex()
-    for manifest in bundles:
-        index.fill(load(bundles_dir, manifest))
+    index = ExactIndex(*(load(bundles_dir, manifest) for manifest in bundles))
     return [load_release(bundles_dir, manifest.version, index) for manifest in bundles]
 
 
