@@ -1,7 +1,5 @@
 """The client against a real broker and a server that answers as each test says."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints

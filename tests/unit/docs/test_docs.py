@@ -1,7 +1,5 @@
 """The pages say what is there: links, paths, commands, settings, benchmarks; and they stay as short as they promise."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import re

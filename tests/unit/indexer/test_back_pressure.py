@@ -1,7 +1,5 @@
 """Milvus is slow or away: what was read waits in order, what was not read stays in Kafka."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

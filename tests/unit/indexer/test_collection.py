@@ -1,7 +1,5 @@
 """The index against a real Milvus Lite server, and against exact numpy."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time

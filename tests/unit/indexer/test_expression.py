@@ -1,7 +1,5 @@
 """A filter as an expression of Milvus, against what it means on the catalogue, on a real Milvus Lite server."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import NamedTuple

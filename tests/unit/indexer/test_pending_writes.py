@@ -1,7 +1,5 @@
 """Rows that wait: coalesced, newest first, and never of an item that is down."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

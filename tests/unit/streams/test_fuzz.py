@@ -1,7 +1,5 @@
 """Whatever bytes arrive in a topic: they are a good message, or refused with a reason, and nothing else happens."""
 
-from __future__ import annotations
-
 import resource
 import time
 from collections.abc import Callable, Iterator

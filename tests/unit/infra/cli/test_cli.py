@@ -1,7 +1,5 @@
 """The command line: every command explains itself, and what a person can mend ends as one line and an exit code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """`nextwatch dead-letters`, as an operator works through what could not be used."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The embedded brokers start, answer, stop, and say clearly why they cannot."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

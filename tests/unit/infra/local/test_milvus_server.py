@@ -1,7 +1,5 @@
 """The embedded Milvus: one server, loopback, its rows kept, its errors clear."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 

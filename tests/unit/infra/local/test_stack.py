@@ -1,8 +1,6 @@
 """When `up` gives up on what it has started: on what crashes again and again, not on what takes its time. Without any
 process: what is watched here only says that it runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Replay: every row arrives once, with the same id each time, when it is due; a failure is not called a success."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Secrets come from the environment and go to whoever must have them: nowhere else are they to be read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

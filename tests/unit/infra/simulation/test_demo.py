@@ -1,7 +1,5 @@
 """The demo's choices and the arithmetic of its scene about ranking, by hand; that it holds is what running it says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """A stored log says what the log in memory says, whatever its size, order and format."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import partial

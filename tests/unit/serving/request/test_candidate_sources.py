@@ -1,7 +1,5 @@
 """Candidate sources: their nominees, the union, and the record of it."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Who is asked for candidates, in which order, and how a bad index is found out and used again."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

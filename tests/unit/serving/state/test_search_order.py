@@ -1,7 +1,5 @@
 """Who goes first: the size at the start, then who has been quicker; and who has failed is left alone for a while."""
 
-from __future__ import annotations
-
 import pytest
 
 from serving.state.breaker import Breaker

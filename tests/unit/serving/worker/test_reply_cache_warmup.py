@@ -1,7 +1,5 @@
 """What a new owner knows of the replies that the one before has given, read from a real broker."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

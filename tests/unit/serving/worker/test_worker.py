@@ -1,7 +1,5 @@
 """The serving process against a real broker and a real Milvus Lite: what goes into topics, and what comes back."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """`ranking-examples` as the ranker learns from it: each impression once, as it was corrected last."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The pure core of the join: which watch belongs to which impression, when it closes, and what corrects it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from hypothesis import given, settings

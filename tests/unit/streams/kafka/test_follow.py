@@ -1,7 +1,5 @@
 """Topics are read to their end and then followed, on a real broker of each kind."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
