@@ -299,6 +299,8 @@ def warm_up(release: LiveRelease) -> None:
         [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
     except IndexFailure as error:
         raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
+    if release.mirror is not None:
+        release.mirror.search(vectors, 10)
     if release.ranker.trained and item_ids:
         query = RankingQuery(nobody, release.created_ms, item_ids, scores)
         release.ranker.rank(ranking_batch_of([query], release.catalogue, [release.statistics]))
