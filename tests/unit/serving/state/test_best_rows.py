@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.state.best_rows import best_by_bounds, best_rows
@@ -19,6 +19,7 @@ def scoring(scores: np.ndarray, asked: list[int]) -> Callable[[np.ndarray], np.n
     return score
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(1, 60), st.sampled_from([0.0, 0.5, 5.0]))
 def test_by_bounds_the_best_are_those_by_scores(seed: int, rows: int, limit: int, loose: float) -> None:
     rng = np.random.default_rng(seed)

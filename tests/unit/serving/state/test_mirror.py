@@ -5,14 +5,11 @@ from hypothesis import strategies as st
 
 from serving.state import mirror as mirror_module
 from serving.state.mirror import Mirror
-from serving.state.patches import has_int8_product
 
 DIM = 5
 
-WAYS = ["float32", pytest.param("int8", marks=pytest.mark.skipif(not has_int8_product(), reason="not on this machine"))]
 
-
-@pytest.fixture(autouse=True, params=WAYS)
+@pytest.fixture(autouse=True, params=["float32", "int8"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How rows are compared: each promise holds for both."""
     monkeypatch.setattr(mirror_module, "has_int8_product", lambda: request.param == "int8")
@@ -130,7 +127,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CHANGES)
 def test_after_any_changes_it_is_what_they_say(changes: list[tuple[str, str, int]]) -> None:
     mirror = some(4)
@@ -179,8 +176,7 @@ def whole(rng: np.random.Generator, rows: int, dim: int, shape: str) -> np.ndarr
     return found
 
 
-@pytest.mark.skipif(not has_int8_product(), reason="not on this machine")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["even", "lengths", "popular", "one number", "alike", "zero", "small"]),
@@ -222,7 +218,6 @@ def change(mirrors: list[Mirror], rng: np.random.Generator, vectors: np.ndarray)
                 mirror.remove(name)
 
 
-@pytest.mark.skipif(not has_int8_product(), reason="not on this machine")
 @pytest.mark.parametrize("seed", range(5))
 def test_int8_misses_nothing_among_vectors_like_those_of_towers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items in clusters, norms and popularity that differ, queries near items: float64 says what is best."""

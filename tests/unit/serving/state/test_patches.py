@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from infra.platform.third_parties import patching
+from serving.state import patches
 from serving.state.patches import ALIGNED, has_int8_product, int8_product
-
-pytestmark = pytest.mark.skipif(not has_int8_product(), reason="torch has no quick int8 product on this machine")
 
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 9])
@@ -39,3 +39,30 @@ def test_what_is_not_aligned_is_refused_and_does_not_end_the_process() -> None:
 def test_there_is_no_public_product_that_keeps_weights_in_int8() -> None:
     assert not hasattr(torch, "weight_int8pack_mm")
     assert not hasattr(torch.nn.functional, "int8_linear")
+
+
+def test_another_version_of_torch_is_not_used_and_does_not_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(patches.platform, "system", lambda: "Linux")
+    assert has_int8_product()
+    monkeypatch.setattr(patching, "version", lambda _: "2.16.0")
+    assert not has_int8_product()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "capability", "is_used"),
+    [
+        ("Linux", "x86_64", "AVX512", True),
+        ("Linux", "x86_64", "DEFAULT", False),
+        ("Darwin", "arm64", "DEFAULT", True),
+        ("Linux", "aarch64", "DEFAULT", True),
+        ("Windows", "AMD64", "AVX2", False),
+    ],
+)
+def test_it_is_used_where_torch_has_vector_code_for_it(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, capability: str, is_used: bool
+) -> None:
+    monkeypatch.setattr(patches.platform, "system", lambda: system)
+    monkeypatch.setattr(patches.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert has_int8_product() is is_used
