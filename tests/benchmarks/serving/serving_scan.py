@@ -34,7 +34,7 @@ Floats = NDArray[np.float32]
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 50_000)
 QUERIES = (1, 2, 32)
-CALLS, QUICK_CALLS = 40, 6  # of a way at 100,000 items or fewer; a tenth beyond
+CALLS, QUICK_CALLS = 12, 6  # of a way; four beyond 100,000 items
 VIEWERS = 64
 SPARE = 100  # items beyond the limit that float32 is asked for, so that equal ones are all there
 WAYS = {"float32": 10**9, "int8": 0}  # rows from which int8 is used
@@ -63,7 +63,7 @@ def measure(report: Report, quick: bool) -> None:
 
 
 def add_row(report: Report, mirror: Mirror, asked: Floats, count: int, limit: int, quick: bool) -> None:
-    calls = max(4, (QUICK_CALLS if quick else CALLS) // (10 if len(mirror) > 100_000 else 1))
+    calls = 4 if len(mirror) > 100_000 else QUICK_CALLS if quick else CALLS
     batches = [np.roll(asked, -count * number, axis=0)[:count] for number in range(calls)]
     spent: dict[str, list[Spent]] = {way: [] for way in WAYS}
     same = lists = 0
