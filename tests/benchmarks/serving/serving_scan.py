@@ -32,7 +32,7 @@ from tests.benchmarks.serving.serving_ground import note_of, small_release, view
 
 Floats = NDArray[np.float32]
 
-SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 50_000)
+SIZES, QUICK_SIZES = (10_000, 20_000, 100_000, 1_000_000), (10_000, 50_000)
 QUERIES = (1, 2, 32)
 CALLS, QUICK_CALLS = 12, 6  # of a way; four beyond 100,000 items
 VIEWERS = 64
