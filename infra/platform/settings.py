@@ -256,7 +256,11 @@ class Serving(Section):
     first: Literal["auto", "index", "mirror"] = _setting(
         "auto", "who is asked first, the other is the fallback; auto: who has been quicker of late"
     )
-    mirror_items: Whole = _setting(200_000, "most items whose vectors are held in memory as well; 0: no mirror")
+    mirror_items: Whole | None = _setting(
+        None,
+        "most items whose vectors are held in memory as well, 0: no mirror; unset: as many as fit into a fifth of the "
+        "memory that is available when the server starts",
+    )
     search_s: Positive = _setting(0.5, "longest wait for the index; then the mirror")
     ranked: Whole = _setting(150, "candidates that the ranker is asked about, the best by their own worth; 0: all")
     audit_share: Share = _setting(0.01, "share of the answers that are audited: searched exactly, or ranked whole")

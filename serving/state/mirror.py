@@ -1,8 +1,13 @@
 """The exact mirror: the vectors of the live collection in memory, searched by comparing a query with all of them.
 
 It is fed by the same records as the index. It answers when Milvus does not, it says how good Milvus' answers are
-(serving/state/recall_audit.py), and it knows the vector of any item. A search costs in proportion to the items, which
-is why there is a limit to them (`serving.mirror_items`): a hundred thousand take a few milliseconds.
+(serving/state/recall_audit.py), and it knows the vector of any item. It takes memory in proportion to the items, which
+is why there is a limit to them (`serving.mirror_items`).
+
+Few items are compared as they are, in float32. Of many only those are scored that can be among the best at all: rows
+in int8 tell which (serving/state/int8_rows.py), and are a quarter of the bytes. Many queries at once are as quick in
+float32, and a machine that has no product of int8 compares all in float32: with the same answers, but for the last bit
+of a score, since a sum of BLAS depends on where a row stands.
 
 An item that is down keeps its row, so that it can come back at once. It is taken out of every answer by its last
 coordinate, the popularity, whose counterpart in every user vector is 1.
@@ -11,23 +16,30 @@ coordinate, the popularity, whose counterpart in every user vector is 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import repeat
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Flags, Floats, Rows
 from models.catalogue.columns import Columns
 from models.retrieval.table import GROWTH, ROOM, reserve
 from models.threads import in_parts
-
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+from serving.state.best_rows import best_by_bounds, best_rows
+from serving.state.int8_rows import SLACK, Int8Rows
+from serving.state.patches import has_int8_product
 
 DOWN = np.float32(-1e30)  # the last coordinate of an item that may not be shown
 LEAST_SCORE = np.float32(-1e29)  # below it are items that are down
 ROWS_OF_A_PART = 10_000  # compared by one thread, of a mirror that is compared by two
-GROUPS = 4  # for each item of an answer: rows are grouped to find out what the last of the best reaches
+MANY_ROWS = 20_000  # are compared in int8
+AT_ONCE = 1024  # rows written in int8 together, so that the processor's cache holds them
+FEW_QUERIES = 4  # at once; with more of them BLAS is as quick in float32
+
+
+def bytes_of_item(dim: int) -> int:
+    """About what an item takes: its `dim` numbers, the same in int8, its id, its places, and what else is known."""
+    return 5 * dim + 250
 
 
 class Mirror:
@@ -43,6 +55,10 @@ class Mirror:
             down=np.zeros(len(vectors), np.bool_),
             catalogue_row=np.full(len(vectors), -1, np.int64),
         )
+        self._int8 = Int8Rows(len(self._room), self.dim) if has_int8_product() else None
+        self._stale: set[int] = set()  # rows that have changed and are not in int8 yet
+        if self._int8 is not None:
+            self._write_int8(self._int8, np.arange(len(vectors)))
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -64,6 +80,7 @@ class Mirror:
         if row is None:
             row = self._append(item_id)
         self._room[row] = vector
+        self._outdate(row)
         self._columns["popularity"][row] = vector[-1]
         self._columns["down"][row] = down
         self._hide(row)
@@ -90,6 +107,7 @@ class Mirror:
             self.item_ids[row] = last
             self._row_of[last] = row
         self._room[row] = self._room[len(self.item_ids)]
+        self._outdate(row)
         self._columns.remove(row)
 
     def rows(self, item_ids: Iterable[str]) -> Rows:
@@ -119,9 +137,25 @@ class Mirror:
         order of rows. `allowed` bool [N] of a query: only these rows."""
         if not len(self) or not len(vectors) or limit < 1:
             return [([], np.zeros(0, np.float32))] * len(vectors)
-        products = self._products(vectors)  # [B, N]
+        allowed = allowed or [None] * len(vectors)
+        if self._int8 is not None and len(self) >= MANY_ROWS and len(vectors) <= FEW_QUERIES:
+            found = self._best_of_bounds(self._int8, vectors, limit, allowed)
+        else:
+            products = zip(self._products(vectors), allowed, strict=True)
+            found = [best_rows(_shown(scores, own), limit, LEAST_SCORE) for scores, own in products]
+        ids = self.item_ids
+        return [([ids[row] for row in rows.tolist()], scores) for rows, scores in found]
+
+    def _best_of_bounds(
+        self, int8: Int8Rows, queries: Floats, limit: int, allowed: Sequence[Flags | None]
+    ) -> list[tuple[Rows, Floats]]:
+        """The rows that are among the best by what they can score at most, scored."""
+        changed = np.fromiter(self._stale, np.int64, len(self._stale))
+        self._write_int8(int8, changed[changed < len(self)])  # together: many rows cost little more than one
+        self._stale.clear()
         return [
-            self._best(scores, limit, None if allowed is None else allowed[at]) for at, scores in enumerate(products)
+            best_by_bounds(_shown(bounds, own), SLACK, limit, LEAST_SCORE, partial(self._scores, query))
+            for query, bounds, own in zip(queries, int8.bounds(queries, len(self)), allowed, strict=True)
         ]
 
     def _products(self, queries: Floats) -> Floats:
@@ -135,25 +169,32 @@ class Mirror:
         in_parts(compare, size, ROWS_OF_A_PART)
         return products
 
-    def _best(self, scores: Floats, limit: int, allowed: Flags | None) -> tuple[list[str], Floats]:
-        """[N] -> the best of those that may be shown."""
-        if allowed is not None:
-            scores = np.where(allowed, scores, DOWN)
-        rows = np.flatnonzero(scores >= max(_reached(scores, limit), LEAST_SCORE))
-        rows = rows[np.argsort(-scores[rows], kind="stable")][:limit]
-        ids = self.item_ids
-        return [ids[row] for row in rows.tolist()], scores[rows]
+    def _scores(self, query: Floats, rows: Rows) -> Floats:
+        """Inner products of a query [D] with rows [R], each in one way wherever it stands: equal rows score equal."""
+        found = self._room[rows]
+        return np.asarray(np.einsum("nd,d->n", found[:, :-1], query[:-1]) + found[:, -1] * query[-1])
 
     @property
     def _vectors(self) -> Floats:
         """[N, D]: the rows in use."""
         return self._room[: len(self)]
 
+    def _outdate(self, row: int) -> None:
+        if self._int8 is not None:
+            self._stale.add(row)
+
+    def _write_int8(self, int8: Int8Rows, rows: Rows) -> None:
+        for first in range(0, len(rows), AT_ONCE):
+            some = rows[first : first + AT_ONCE]
+            int8.write(some, self._room[some], self._columns["popularity"][some])
+
     def _append(self, item_id: str) -> int:
         if len(self) == len(self._room):
             grown = _reserve(GROWTH * len(self), self.dim)
             grown[: len(self)] = self._room
             self._room = grown
+            if self._int8 is not None:
+                self._int8 = self._int8.grown(len(grown), len(self))
         row = self._row_of[item_id] = self._columns.append(popularity=0.0, down=False, catalogue_row=-1)
         self.item_ids.append(item_id)
         return row
@@ -161,17 +202,14 @@ class Mirror:
     def _hide(self, row: int) -> None:
         """Write the last coordinate as it must be now."""
         down = self._columns["down"][row]
-        self._room[row, -1] = DOWN if down else self._columns["popularity"][row]
+        self._room[row, -1] = last = DOWN if down else self._columns["popularity"][row]
+        if self._int8 is not None:
+            self._int8.set_last(row, last)
 
 
-def _reached(scores: Floats, limit: int) -> np.float32:
-    """[N] -> a value that at least `limit` of them reach, and not many more. Groups of rows have a best one each: the
-    limit-th best of these will do, and is found among far fewer."""
-    size = len(scores) // (GROUPS * limit)
-    if size > 1:
-        count = len(scores) // size
-        scores = np.concatenate((scores[: size * count].reshape(size, count).max(axis=0), scores[size * count :]))
-    return np.float32(np.partition(scores, len(scores) - limit)[len(scores) - limit]) if limit < len(scores) else DOWN
+def _shown(scores: Floats, allowed: Flags | None) -> Floats:
+    """[N] -> the same, with what is not allowed below all that is."""
+    return scores if allowed is None else np.where(allowed, scores, DOWN)
 
 
 def _reserve(rows: int, dim: int) -> Floats:

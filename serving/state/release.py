@@ -30,7 +30,7 @@ from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import BundleError, read_bundle
 from models.retrieval.candidates import CandidateModel
 from serving.state.item_worth import ItemWorth
-from serving.state.mirror import Mirror
+from serving.state.mirror import Mirror, bytes_of_item
 from serving.state.views import CatalogueView, read
 from streams import topics
 from streams.messages import IndexReady, ItemVector, Release, UserHistory
@@ -91,12 +91,13 @@ class Releases:
         index: Index,
         catalogue: CatalogueView,
         *,
-        mirror_items: int = 0,
+        mirror_items: int | None = 0,
+        mirror_bytes: int = 0,
         in_bfloat16: bool = False,
     ) -> None:
         self.live: LiveRelease | None = None
         self._bundles_dir, self._index, self._catalogue = bundles_dir, index, catalogue
-        self._mirror_items, self._in_bfloat16 = mirror_items, in_bfloat16
+        self._mirror_items, self._mirror_bytes, self._in_bfloat16 = mirror_items, mirror_bytes, in_bfloat16
         self._rows: dict[str, ItemVector] = {}  # the newest row of an item, of versions that are not live
         self._gone: dict[str, int] = {}  # items that the trainer has let go of, and when (ms)
         self._news: dict[tuple[str, str], None] = {}  # (topic, item) that arrived while a release is loaded
@@ -247,6 +248,7 @@ class Releases:
             version,
             self._index,
             mirror_items=self._mirror_items,
+            mirror_bytes=self._mirror_bytes,
             in_bfloat16=self._in_bfloat16,
         )
         self._catalogue.describe_all(release.catalogue)
@@ -258,10 +260,16 @@ class Releases:
 
 
 def load_release(
-    bundles_dir: Path, version: str, index: Index, *, mirror_items: int = 0, in_bfloat16: bool = False
+    bundles_dir: Path,
+    version: str,
+    index: Index,
+    *,
+    mirror_items: int | None = 0,
+    mirror_bytes: int = 0,
+    in_bfloat16: bool = False,
 ) -> LiveRelease:
-    """Read and check the bundle and its collection; of at most `mirror_items` the vectors too. `in_bfloat16`: of the
-    ranker. Raises ReleaseError."""
+    """Read and check the bundle and its collection; of at most `mirror_items` (None: of what `mirror_bytes` hold) the
+    vectors too. `in_bfloat16`: of the ranker. Raises ReleaseError."""
     if not VERSION.fullmatch(version):
         raise ReleaseError("version", f"{version!r} is not a version (letters, digits and underscores)")
     try:
@@ -273,10 +281,13 @@ def load_release(
     except IndexFailure as error:
         raise ReleaseError("collection", str(error)) from error
     model = bundle.model
-    mirror = None
-    if 0 < len(model.item_ids) <= mirror_items:
+    mirror, items = None, len(model.item_ids)
+    most = mirror_bytes // bytes_of_item(model.dim) if mirror_items is None else mirror_items
+    if 0 < items <= most:
         mirror = Mirror(model.item_ids, model.item_vectors())
         forget_pages(model.vectors)
+    elif most:
+        log.warning("too many items for a mirror (serving.mirror_items)", version=version, items=items, most=most)
     ranker = bundle.ranker.in_bfloat16() if in_bfloat16 else bundle.ranker
     return LiveRelease(
         version, bundle.manifest.created_ms, model, ranker, index, bundle.catalogue, bundle.statistics, mirror
@@ -301,6 +312,8 @@ def warm_up(release: LiveRelease) -> None:
         [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
     except IndexFailure as error:
         raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
+    if release.mirror is not None:
+        release.mirror.search(vectors, 10)
     if release.ranker.trained and item_ids:
         query = RankingQuery(nobody, release.created_ms, item_ids, scores)
         release.ranker.rank(ranking_batch_of([query], release.catalogue, [release.statistics]))

@@ -33,6 +33,7 @@ from indexer.collection import Index
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
+from infra.platform.memory import available_bytes
 from infra.platform.settings import Serving, Settings
 from models.threads import limit_threads
 from serving.request.parsing import ParsedRequest
@@ -71,6 +72,7 @@ MOST_APPLIED = 5000  # records applied to the views between two batches
 COMMIT_EVERY_S = 0.1
 WAIT_S = 0.02  # between two looks at the feeds before the group is joined
 REPORT_EVERY_S = 1.0
+MIRROR_PARTS = 5  # of the memory, one is the mirror's: of two releases at once, when one replaces the other
 CLOSE_S = 10.0
 
 
@@ -109,6 +111,7 @@ class Worker:
             self._index,
             catalogue,
             mirror_items=serving.mirror_items,
+            mirror_bytes=available_bytes() // MIRROR_PARTS,
             in_bfloat16=in_bfloat16(serving),
         )
         self._epochs = Epochs()

@@ -33,6 +33,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "ranking parity": "ranking.ranking_parity:measure",
     "serving requests": "serving.serving_requests:measure",
     "serving mirror": "serving.serving_mirror:measure",
+    "serving scan": "serving.serving_scan:measure",
     "serving ranking": "serving.serving_precision:measure",
     "serving memory": "serving.serving_memory:measure",
     "serving pipeline": "serving.serving_pipeline:measure",

@@ -9,6 +9,10 @@ import torch
 from models.ranking.features import FEATURES
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
+from serving.state import mirror as mirror_module
+from serving.state.int8_rows import Int8Rows
+from serving.state.mirror import Mirror
+from tests.benchmarks.serving import serving_scan
 from tests.benchmarks.serving.serving_memory import memory_of_release
 from tests.benchmarks.serving.serving_precision import FLOAT32, compared, passes_of
 from tests.benchmarks.serving.serving_requests import batch_between
@@ -58,3 +62,20 @@ def test_what_a_worker_holds_is_loaded_without_broker_and_milvus(tmp_path: Path)
     assert found["raw query rows"] == 4 * len(ITEMS) * (manifest.dim - 1)
     assert found["raw statistics"] >= len(ITEMS) * 4 * (4 + 1) * 8  # four partitions, four sums and a time
     assert found["raw catalogue"] > 0
+
+
+def test_a_bound_that_hides_an_item_is_a_list_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "has_int8_product", lambda: True)
+    vectors = np.random.default_rng(1).standard_normal((3000, 65)).astype(np.float32)
+    mirror, asked = Mirror([f"i{at}" for at in range(3000)], vectors), vectors[:4].copy()
+    assert serving_scan.same_lists(mirror, asked, 100) == [True] * 4
+    bounds = Int8Rows.bounds
+    row = mirror.rows(mirror.search(asked[1:2], 1)[0][0])
+
+    def hidden(self: Int8Rows, queries: np.ndarray, size: int) -> np.ndarray:
+        found = bounds(self, queries, size)
+        found[1, row] = -100
+        return found
+
+    monkeypatch.setattr(Int8Rows, "bounds", hidden)
+    assert serving_scan.same_lists(mirror, asked, 100) == [True, False, True, True]

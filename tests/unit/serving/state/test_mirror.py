@@ -1,11 +1,21 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.state import mirror as mirror_module
 from serving.state.mirror import Mirror
 
 DIM = 5
+
+
+@pytest.fixture(autouse=True, params=["float32", "int8"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How rows are compared: each promise holds for both."""
+    monkeypatch.setattr(mirror_module, "has_int8_product", lambda: request.param == "int8")
+    monkeypatch.setattr(mirror_module, "MANY_ROWS", 1)
+    monkeypatch.setattr(mirror_module, "FEW_QUERIES", 1000)
+    return str(request.param)
 
 
 def vector(*numbers: float) -> np.ndarray:
@@ -42,6 +52,7 @@ def test_a_search_is_exact(limit: int) -> None:
 def test_a_large_one_is_searched_in_parts_with_the_same_answers(monkeypatch: pytest.MonkeyPatch, items: int) -> None:
     whole = some(items).search(queries(4), 7)
     monkeypatch.setattr("serving.state.mirror.ROWS_OF_A_PART", 10)
+    monkeypatch.setattr("serving.state.int8_rows.ROWS_OF_A_PART", 10)
     for (ids, scores), (expected, expected_scores) in zip(some(items).search(queries(4), 7), whole, strict=True):
         assert ids == expected
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
@@ -116,6 +127,7 @@ CHANGES = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CHANGES)
 def test_after_any_changes_it_is_what_they_say(changes: list[tuple[str, str, int]]) -> None:
     mirror = some(4)
@@ -144,3 +156,110 @@ def test_a_removed_rows_facts_go_with_it() -> None:
         mirror.set_catalogue_row(item_id, 10 + row)
     mirror.remove("i0")
     assert dict(zip(mirror.item_ids, mirror.catalogue_rows.tolist(), strict=True)) == {"i2": 12, "i1": 11}
+
+
+def whole(rng: np.random.Generator, rows: int, dim: int, shape: str) -> np.ndarray:
+    """Vectors of few bits: every sum of products is exact in float32, in any order."""
+    found = rng.integers(-3, 4, (rows, dim)).astype(np.float32)
+    if shape == "lengths":
+        found[:, :-1] *= 2.0 ** rng.integers(-3, 4, (rows, 1))
+    elif shape == "popular":
+        found[:, -1] *= 2.0 ** rng.integers(0, 9, rows)
+    elif shape == "one number":
+        found[:, 0] *= 256
+    elif shape == "alike":
+        found[:] = found[rng.integers(0, 3, rows)]
+    elif shape == "zero":
+        found[rng.random(rows) < 0.7] = 0
+    elif shape == "small":
+        found *= np.float32(2.0**-60)
+    return found
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["even", "lengths", "popular", "one number", "alike", "zero", "small"]),
+    st.sampled_from([1, 10, 60, 500]),
+    st.sampled_from([2, 65, 257]),
+)
+def test_int8_finds_the_same_items_with_the_same_scores_as_float32_after_any_changes(
+    seed: int, shape: str, limit: int, dim: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    ids, vectors = [f"i{at}" for at in range(300)], whole(rng, 300, dim, shape)
+    asked = whole(rng, 3, dim, "even")
+    asked[:, -1] = 1
+    with pytest.MonkeyPatch.context() as patch:
+        mirrors = []
+        for has in (True, False):
+            patch.setattr(mirror_module, "has_int8_product", lambda has=has: has)
+            mirrors.append(Mirror(ids, vectors))
+    for _ in range(3):
+        change(mirrors, np.random.default_rng(seed), whole(rng, 40, dim, shape))
+        allowed = [None, rng.random(len(mirrors[0])) < 0.5, rng.random(len(mirrors[0])) < 0.02]
+        ours, theirs = (mirror.search(asked, limit, allowed) for mirror in mirrors)
+        for (found, scores), (expected, expected_scores) in zip(ours, theirs, strict=True):
+            assert found == expected
+            assert scores.tolist() == expected_scores.tolist()
+
+
+def change(mirrors: list[Mirror], rng: np.random.Generator, vectors: np.ndarray) -> None:
+    """The same to each: rows put anew and for the first time, taken down, brought back, removed."""
+    names = [f"i{at}" for at in rng.integers(0, 330, len(vectors))]
+    kinds = rng.integers(0, 5, len(vectors)).tolist()
+    for mirror in mirrors:
+        for name, kind, row in zip(names, kinds, vectors, strict=True):
+            if kind < 2:
+                mirror.put(name, row, down=bool(kind))
+            elif kind < 4:
+                mirror.set_down(name, kind == 2)
+            else:
+                mirror.remove(name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_int8_misses_nothing_among_vectors_like_those_of_towers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items in clusters, norms and popularity that differ, queries near items: float64 says what is best."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((40, 129)).astype(np.float32)
+    vectors = centres[rng.integers(0, 40, 5000)] + 0.3 * rng.standard_normal((5000, 129)).astype(np.float32)
+    vectors[:, :-1] *= rng.gamma(4, 0.25, (5000, 1))
+    vectors[:, -1] = np.log(rng.pareto(1, 5000) + 1e-3)
+    asked = vectors[rng.integers(0, 5000, 20)] + 0.3 * rng.standard_normal((20, 129)).astype(np.float32)
+    asked[:, -1] = 1
+    monkeypatch.setattr(mirror_module, "has_int8_product", lambda: True)
+    mirror = Mirror([f"i{at}" for at in range(5000)], vectors)
+    exact = asked.astype(np.float64) @ vectors.T.astype(np.float64)
+    for scores, (found, found_scores) in zip(exact, mirror.search(asked, 200), strict=True):
+        rows = mirror.rows(found)
+        least = np.sort(scores)[-200]
+        np.testing.assert_allclose(found_scores, scores[rows], rtol=1e-5, atol=1e-4)
+        assert (scores[rows] >= least - 1e-4).all()
+        assert len(set(found)) == 200
+
+
+def test_a_row_that_changes_is_found_by_what_it_is_now() -> None:
+    mirror = some(200)
+    [query] = asked = queries(1)
+    mirror.search(asked, 5)
+    mirror.put("i7", 50 * query)
+    mirror.put("new", 40 * query)
+    assert mirror.search(asked, 2)[0][0] == ["i7", "new"]
+    mirror.remove("i7")
+    assert mirror.search(asked, 1)[0][0] == ["new"]
+    mirror.remove("new")
+    assert mirror.search(asked, 1000)[0][0] == naive(mirror, query, 1000, set())
+
+
+@pytest.mark.parametrize(("rows", "asked", "is_int8"), [(99, 1, False), (100, 2, True), (100, 3, False)])
+def test_many_rows_and_few_queries_are_compared_in_int8(
+    monkeypatch: pytest.MonkeyPatch, way: str, rows: int, asked: int, is_int8: bool
+) -> None:
+    monkeypatch.setattr(mirror_module, "MANY_ROWS", 100)
+    monkeypatch.setattr(mirror_module, "FEW_QUERIES", 2)
+    compared: list[int] = []
+    products = Mirror._products
+    monkeypatch.setattr(Mirror, "_products", lambda self, own: compared.append(len(own)) or products(self, own))
+    some(rows).search(queries(asked), 5)
+    assert bool(compared) is not (is_int8 and way == "int8")

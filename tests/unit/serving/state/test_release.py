@@ -17,7 +17,8 @@ from infra.platform.settings import Serving
 from models.release.bundle import Manifest
 from serving.request.response_draft import RequestContext
 from serving.state import release as release_module
-from serving.state.release import LiveRelease, ReleaseError, Releases, load_release
+from serving.state.mirror import Mirror, bytes_of_item
+from serving.state.release import LiveRelease, ReleaseError, Releases, load_release, warm_up
 from serving.state.views import CatalogueView
 from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
 from tests.unit.serving.worlds import (
@@ -392,6 +393,27 @@ def test_of_more_items_than_may_be_held_there_is_no_mirror(
     for most, there in ((0, False), (39, False), (40, True)):
         live = load_release(bundles_dir, bundles[0].version, index, mirror_items=most)
         assert (live.mirror is not None) == there
+
+
+def test_a_new_mirror_is_searched_before_the_first_request_comes(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = load_release(bundles_dir, bundles[0].version, index, mirror_items=40)
+    asked: list[int] = []
+    monkeypatch.setattr(Mirror, "search", lambda self, vectors, limit: asked.append(limit))
+    warm_up(live)
+    assert asked, "rows that have changed since the bundle are taken over here"
+
+
+def test_without_a_number_the_memory_decides_whether_there_is_a_mirror(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
+) -> None:
+    needed = 40 * bytes_of_item(index.dim(bundles[0].version))
+    for memory, there in ((0, False), (needed - 1, False), (needed, True)):
+        live = load_release(bundles_dir, bundles[0].version, index, mirror_items=None, mirror_bytes=memory)
+        assert (live.mirror is not None) == there
+    live = load_release(bundles_dir, bundles[0].version, index, mirror_items=39, mirror_bytes=needed)
+    assert live.mirror is None, "a number in the settings is what counts"
 
 
 def test_a_catalogue_entry_that_comes_later_is_where_filters_look(
