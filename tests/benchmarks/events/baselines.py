@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import faust
@@ -17,6 +18,7 @@ import faust
 from infra.platform.health import Health, serve_health
 from infra.platform.settings import Settings, load_settings
 from streams.history.rules import apply_watch
+from streams.kafka.faust.patches import partitions_by_key
 from streams.kafka.faust_app import create_app, follow_readiness, now_ms, raw_topic, run
 from streams.messages import Source, UserHistory, WatchEvent, decode, encode
 from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS
@@ -44,6 +46,14 @@ def create_take_app(settings: Settings, health: Health) -> faust.App:
     return app
 
 
+class PlainTable(faust.Table):
+    """A table of bytes that begins with what its changelog holds."""
+
+    def take_over(self, partition: int, records: Iterable[Any]) -> None:
+        for record in records:
+            self.data.data[record.key], partitions_by_key(self)[record.key] = record.value, partition
+
+
 def count(health: Health, events: int) -> None:
     now_s = time.time()
     health.detail.setdefault("first_s", now_s)
@@ -51,7 +61,7 @@ def count(health: Health, events: int) -> None:
 
 
 def create_plain_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "plain")
+    app = create_app(settings, "plain", Table=PlainTable)
     changelog = raw_topic(app, settings, USER_HISTORIES)
     examples = raw_topic(app, settings, TRAINING_EXAMPLES)
     histories = app.Table("histories", partitions=settings.kafka.partitions, changelog_topic=changelog)
