@@ -23,9 +23,11 @@ from streams.kafka.faust_app import create_app, follow_readiness, now_ms, raw_to
 from streams.messages import Source, UserHistory, WatchEvent, decode, encode
 from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS
 
+BUFFER = 16_384  # events that Faust reads ahead
+
 
 def create_noop_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "noop")
+    app = create_app(settings, "noop", stream_buffer_maxsize=BUFFER)
 
     @app.agent(raw_topic(app, settings, WATCH_EVENTS))  # type: ignore[untyped-decorator]
     async def noop(stream: Any) -> None:
@@ -36,7 +38,7 @@ def create_noop_app(settings: Settings, health: Health) -> faust.App:
 
 
 def create_take_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "take")
+    app = create_app(settings, "take", stream_buffer_maxsize=BUFFER)
 
     @app.agent(raw_topic(app, settings, TRAINING_EXAMPLES))  # type: ignore[untyped-decorator]
     async def take(stream: Any) -> None:
@@ -61,7 +63,7 @@ def count(health: Health, events: int) -> None:
 
 
 def create_plain_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "plain", Table=PlainTable)
+    app = create_app(settings, "plain", stream_buffer_maxsize=BUFFER, Table=PlainTable)
     changelog = raw_topic(app, settings, USER_HISTORIES)
     examples = raw_topic(app, settings, TRAINING_EXAMPLES)
     histories = app.Table("histories", partitions=settings.kafka.partitions, changelog_topic=changelog)
