@@ -35,11 +35,7 @@ class Batches:
         while True:
             while not self._rest.count:
                 self._take(await self._channel.get())
-            pause_s = self._given_s + self._within_s - time.monotonic()
-            if self._rest.count < self._most and pause_s > 0:
-                await asyncio.sleep(pause_s)
-            while self._rest.count < self._most and not self._channel.empty():
-                self._take(await self._channel.get())
+            await self._fill()
             if not self._is_current(self._rest.generation_id):
                 self._rest = Rest()
             else:
@@ -47,6 +43,18 @@ class Batches:
                 self._app.consumer.begin(batch)
                 self._given_s = time.monotonic()
                 return batch
+
+    async def _fill(self) -> None:
+        """Take what comes until a batch is full, or due."""
+        due_s = self._given_s + self._within_s
+        while self._rest.count < self._most:
+            left_s = due_s - time.monotonic()
+            if left_s <= 0 and self._channel.empty():
+                return
+            try:
+                self._take(await asyncio.wait_for(self._channel.get(), max(left_s, 0.001)))
+            except TimeoutError:
+                return
 
     def _take(self, event: Any) -> None:
         fetched: Fetched = event.message

@@ -201,9 +201,11 @@ async def handle_batches(
         try:
             with metrics.BATCH_TIME.labels(stage).time():
                 bug = await to_the_end(handle(records))
-            reached(f"{stage}: batch done")
-        finally:  # it is done, also when we were cancelled: of what fails to_the_end does not come back
+        except asyncio.CancelledError:  # it is done all the same
             consumer.acknowledge(batch)
+            raise
+        reached(f"{stage}: batch done")
+        consumer.acknowledge(batch)
         if bug is not None:
             await _stop_after(app, bug)
 
