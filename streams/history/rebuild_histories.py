@@ -252,11 +252,12 @@ def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
 def changes_of(
     before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt, *, compact: bool = True
 ) -> dict[str, bytes | None]:
-    """Return what is to be written, a tombstone for what is to go; counted. The same in another form is no change."""
+    """Return what is to be written, a tombstone for what is to go; counted. Who reads the compact form reads JSON too,
+    so the same history in JSON is no change."""
     changes: dict[str, bytes | None] = {
         user_id: encode(history, compact=compact)
         for user_id, history in after.items()
-        if before.get(user_id) not in (encode(history), encode(history, compact=False))
+        if before.get(user_id) not in (encode(history, compact=compact), encode(history, compact=False))
     }
     gone = before.keys() - after.keys()
     rebuilt.users += len(after)
