@@ -111,10 +111,13 @@ def test_what_is_not_given_out_when_the_group_chooses_anew_is_dropped(back: str)
 
 
 def test_a_fetch_from_before_the_group_chose_anew_is_passed_over():
+    late = SimpleNamespace(message=Fetched({WATCHES: records(WATCHES, 2)}, 1))  # it had waited for room
+
     async def use(faust: Faust, batches: Batches) -> None:
         faust.fetch({WATCHES: records(WATCHES, 1)})
         faust.consumer_generation_id = 2
         faust.fetch({WATCHES: records(WATCHES, 7)})
+        faust.channel.put_nowait(late)
         batch = await batches.next()
         assert places(batch) == [("watch-events", 7)] and batch.generation_id == 2
 

@@ -278,7 +278,8 @@ def test_a_rebalance_waits_for_the_batch_in_hand_and_commits_it(app):
         batch = Batch({TP(*tp): records for tp, records in fetched(EVENTS, 4).items()}, 1)
         consumer.begin(batch)
         waiting = asyncio.ensure_future(consumer.wait_empty())
-        await asyncio.sleep(0.05)
+        while consumer._waiting_for_ack is None:
+            await asyncio.sleep(0)
         assert not waiting.done()
         consumer.acknowledge(batch)
         await asyncio.wait_for(waiting, 0.5)  # woken, not after the second that Faust waits for at most
