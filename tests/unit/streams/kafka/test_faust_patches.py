@@ -282,7 +282,8 @@ def test_a_rebalance_waits_for_the_batch_in_hand_and_commits_it(app):
             await asyncio.sleep(0)
         assert not waiting.done()
         consumer.acknowledge(batch)
-        await asyncio.wait_for(waiting, 0.5)  # woken, not after the second that Faust waits for at most
+        woken, _ = await asyncio.wait([waiting], timeout=0.5)
+        assert woken, "at once, not after the second that Faust waits for at most"
         assert commits[-1] == {EVENTS: 5}
 
     asyncio.run(run())
