@@ -86,6 +86,7 @@ def create_app(
         broker_commit_interval=1.0,
         broker_max_poll_interval=kafka.max_poll_s,
         stream_wait_empty=not has_standby,
+        stream_buffer_maxsize=FETCHES,
         # Without tables and replicas of them Faust has aiokafka deal the partitions anew each time somebody joins.
         table_standby_replicas=int(has_standby),
         TableManager=OrderedTables,
@@ -93,6 +94,7 @@ def create_app(
         worker_redirect_stdouts=False,
         **options,
     )
+    hand_on_fetches(app)
 
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
     async def count(*_: Any, **__: Any) -> None:
@@ -124,12 +126,6 @@ def raw_topic(app: faust.App, settings: Settings, *names: str, **options: Any) -
     return app.topic(*prefixed, **raw, **options)
 
 
-def fetched_topic(app: faust.App, settings: Settings, *names: str) -> Any:
-    """The topics of an agent that calls `handle_batches`: its app hands on whole fetches."""
-    hand_on_fetches(app)
-    return raw_topic(app, settings, *names, maxsize=FETCHES)
-
-
 def owned(app: faust.App, batch: Batch, topic_prefix: str) -> list[Raw]:
     """The records of a batch whose partitions are still ours; the others' new owner reads them again."""
     assigned = app.consumer.assignment()
@@ -158,7 +154,7 @@ def declare_agent(
     async def lag() -> None:
         await report_lag(app, prefix)
 
-    @app.agent(fetched_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
+    @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:
         async with open_outbox(app, settings, f"nextwatch-{stage}") as outbox:
             await handle_batches(

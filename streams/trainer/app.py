@@ -34,7 +34,7 @@ from infra.platform.health import Health
 from infra.platform.settings import Settings
 from models.release.bundle import BundleError
 from streams import topics
-from streams.kafka.faust_app import create_app, fetched_topic, follow_readiness, handle_batches, now_ms, report_lag
+from streams.kafka.faust_app import create_app, follow_readiness, handle_batches, now_ms, raw_topic, report_lag
 from streams.kafka.follow import TopicMissing
 from streams.kafka.intake import Raw, reject
 from streams.kafka.outbox import Outbox, create_producer
@@ -80,7 +80,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
                 await worker.adopt_newest()
                 await worker.look()
 
-    @app.agent(fetched_topic(app, settings, topics.TRAINING_EXAMPLES), name="trainer")  # type: ignore[untyped-decorator]
+    @app.agent(raw_topic(app, settings, topics.TRAINING_EXAMPLES), name="trainer")  # type: ignore[untyped-decorator]
     async def trainer(stream: Any) -> None:
         control.start()
         producer = create_producer(settings.kafka, "nextwatch-trainer")

@@ -27,7 +27,7 @@ BUFFER = 16_384  # events that Faust reads ahead
 
 
 def create_noop_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "noop", stream_buffer_maxsize=BUFFER)
+    app = by_message(create_app(settings, "noop"))
 
     @app.agent(raw_topic(app, settings, WATCH_EVENTS))  # type: ignore[untyped-decorator]
     async def noop(stream: Any) -> None:
@@ -38,13 +38,20 @@ def create_noop_app(settings: Settings, health: Health) -> faust.App:
 
 
 def create_take_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "take", stream_buffer_maxsize=BUFFER)
+    app = by_message(create_app(settings, "take"))
 
     @app.agent(raw_topic(app, settings, TRAINING_EXAMPLES))  # type: ignore[untyped-decorator]
     async def take(stream: Any) -> None:
         async for batch in stream.take(settings.trainer.batch, within=settings.trainer.wait_s):
             count(health, len(batch))
 
+    return app
+
+
+def by_message(app: faust.App) -> faust.App:
+    """Let Faust hand on message by message, as it does by itself."""
+    del app.transport.Consumer
+    app.conf.stream_buffer_maxsize = BUFFER
     return app
 
 
@@ -63,7 +70,7 @@ def count(health: Health, events: int) -> None:
 
 
 def create_plain_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "plain", stream_buffer_maxsize=BUFFER, Table=PlainTable)
+    app = by_message(create_app(settings, "plain", Table=PlainTable))
     changelog = raw_topic(app, settings, USER_HISTORIES)
     examples = raw_topic(app, settings, TRAINING_EXAMPLES)
     histories = app.Table("histories", partitions=settings.kafka.partitions, changelog_topic=changelog)

@@ -1,7 +1,5 @@
 """Which histories a rebuild writes."""
 
-from __future__ import annotations
-
 import pytest
 
 from streams.history.rebuild_histories import Rebuilt, changes_of

@@ -1,7 +1,5 @@
 """How fetches become batches: when, how large, and what of them is dropped when the group chooses anew."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

@@ -26,7 +26,6 @@ from streams.kafka.faust.patches import (
     FetchingConsumer,
     FlowLastRecovery,
     fetch_from_flowing_only,
-    hand_on_fetches,
 )
 from streams.kafka.faust_app import create_app
 
@@ -181,6 +180,7 @@ async def brought(consumer: Any, rounds: int = 1) -> list[Any]:
 
 def test_by_itself_faust_hands_on_each_message(app):
     async def run() -> None:
+        del app.transport.Consumer
         messages = await brought(consumer_of(app, fetched(EVENTS, 4, 5) | fetched(SEARCHES, 9)))
         assert sorted(message.offset for message in messages) == [4, 5, 9]
 
@@ -189,7 +189,6 @@ def test_by_itself_faust_hands_on_each_message(app):
 
 def test_a_fetch_is_handed_on_whole_and_what_was_read_of_it_is_known(app):
     async def run() -> None:
-        hand_on_fetches(app)
         consumer = consumer_of(app, fetched(EVENTS, 4, 5) | fetched(SEARCHES, 9))
         assert isinstance(consumer, FetchingConsumer)
         [message] = await brought(consumer)
@@ -205,7 +204,6 @@ def test_a_fetch_is_handed_on_whole_and_what_was_read_of_it_is_known(app):
 
 def test_what_was_handed_on_before_is_not_again(app):
     async def run() -> None:
-        hand_on_fetches(app)
         consumer = consumer_of(app, fetched(EVENTS, 3, 4, 5, 6), fetched(EVENTS, 1, 2))
         consumer._read_offset[EVENTS] = 5  # as after the seek to it
         [message] = await brought(consumer, rounds=2)
@@ -216,7 +214,6 @@ def test_what_was_handed_on_before_is_not_again(app):
 
 def test_messages_of_tables_come_as_they_did(app):
     async def run() -> None:
-        hand_on_fetches(app)
         app.tables._changelogs[STATES.topic] = None  # type: ignore[assignment]
         messages = await brought(consumer_of(app, fetched(STATES, 1, 2) | fetched(EVENTS, 4)))
         assert [(message.topic, message.offset) for message in messages] == [
@@ -231,7 +228,6 @@ def test_messages_of_tables_come_as_they_did(app):
 
 def test_nothing_is_handed_on_of_a_partition_that_was_paused_meanwhile(app):
     async def run() -> None:
-        hand_on_fetches(app)
         consumer = consumer_of(app, fetched(EVENTS, 4) | fetched(SEARCHES, 9))
         consumer.pause_partitions({SEARCHES})
         [message] = await brought(consumer)
@@ -247,7 +243,6 @@ def committable(consumer: Any) -> dict[TP, int]:
 
 def test_an_offset_is_committed_when_its_batch_is_acknowledged_and_not_before(app):
     async def run() -> None:
-        hand_on_fetches(app)
         consumer = consumer_of(app)
         consumer._committed_offset[EVENTS] = 2
         first = Batch({TP(*tp): records for tp, records in fetched(EVENTS, 4, 7).items()}, 1)
@@ -267,7 +262,6 @@ def test_an_offset_is_committed_when_its_batch_is_acknowledged_and_not_before(ap
 
 def test_a_rebalance_waits_for_the_batch_in_hand_and_commits_it(app):
     async def run() -> None:
-        hand_on_fetches(app)
         consumer, commits = consumer_of(app), list[dict[TP, int]]()
 
         async def commit(**_: Any) -> bool:
@@ -291,7 +285,6 @@ def test_a_rebalance_waits_for_the_batch_in_hand_and_commits_it(app):
 
 def test_a_batch_that_the_group_has_gone_on_without_is_not_committed(app):
     async def run() -> None:
-        hand_on_fetches(app)
         consumer = consumer_of(app)
         batch = Batch({TP(*tp): records for tp, records in fetched(EVENTS, 4).items()}, 1)
         consumer.begin(batch)
