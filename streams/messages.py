@@ -15,13 +15,19 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
+from msgspec.structs import replace
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Name = Annotated[str, Meta(max_length=256)]
+Names = Annotated[tuple[Name, ...], Meta(max_length=1000)]
 Text = Annotated[str, Meta(max_length=2000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+WatchSeconds = Annotated[float, Meta(ge=0, le=600)]  # what a ranker may expect
+Position = Annotated[int, Meta(ge=0, le=1_000_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
 
@@ -53,8 +59,8 @@ class Context(Struct, frozen=True, omit_defaults=True, gc=False):
     device: Text | None = None
     surface: Text | None = None
     signed_in: bool | None = None
-    gender: Annotated[float, Meta(ge=0, le=1)] | None = None
-    age: Annotated[float, Meta(ge=0, le=1)] | None = None
+    gender: Share | None = None
+    age: Share | None = None
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -88,7 +94,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
     item_id: Id
     title: Text = ""
     channel: Name | None = None
-    topics: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
+    topics: Names = ()
     duration_s: Seconds | None = None
     published_ms: Millis | None = None
     available: bool = True
@@ -274,15 +280,15 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     where nothing was ranked, and from external reporters. `sources`: all that nominated it, with their scores."""
 
     item_id: Id
-    position: Annotated[int, Meta(ge=0, le=1_000_000)]  # 1 is the top of the list
+    position: Position  # 1 is the top of the list
     source: str
     score: float | None = None
-    expected_watch_s: Annotated[float, Meta(ge=0, le=600)] | None = None
+    expected_watch_s: WatchSeconds | None = None
     retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
     sources: dict[str, float | None] = {}
-    ids: Annotated[dict[Name, Annotated[tuple[Name, ...], Meta(max_length=1000)]], Meta(max_length=16)] = {}
+    ids: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
     values: bytes = b""
-    probability: Annotated[float, Meta(ge=0, le=1)] | None = None  # that it stood in this place; None: not drawn
+    probability: Share | None = None  # that it stood in this place; None: not drawn
 
 
 class Impression(Struct, frozen=True, omit_defaults=True):
@@ -304,9 +310,44 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     schema_hash: str = ""
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
-    factor: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
+    factor: Factor = 1.0
     best_score: float | None = None
     marks: dict[str, tuple[int, ...]] = {}
+
+
+class GroupIds(Struct, frozen=True, gc=False):
+    """Those of the ids of a shown item that item statistics are kept by."""
+
+    channel: Names = ()
+    length: Names = ()
+    topics: Names = ()
+
+
+class ShownOutline(Struct, frozen=True, gc=False):
+    """What the streams read of Shown: who trains a ranker reads the rest."""
+
+    item_id: Id
+    position: Position
+    source: str
+    score: float | None = None
+    expected_watch_s: WatchSeconds | None = None
+    retrieval_rank: int | None = None
+    ids: GroupIds = GroupIds()
+    probability: Share | None = None
+
+
+class ImpressionOutline(Struct, frozen=True, gc=False):
+    """What the streams read of Impression. The rest is most of its bytes: it is passed on as it came, and must be JSON
+    in UTF-8, whatever it says."""
+
+    request_id: Id
+    user_id: Id
+    at_ms: Millis
+    served_by: str
+    version: str
+    items: Annotated[tuple[ShownOutline, ...], Meta(max_length=1000)]
+    schema_hash: str = ""
+    factor: Factor = 1.0
 
 
 class Outcome(Struct, frozen=True, array_like=True):
@@ -332,6 +373,17 @@ class RankingExample(Struct, frozen=True, omit_defaults=True):
     revision: Annotated[int, Meta(ge=0)] = 0  # grows with what was read of the user's events
 
 
+class UnreadExample(Struct, frozen=True, omit_defaults=True):
+    """RankingExample as the join writes it: the impression in the bytes in which it came."""
+
+    impression: Raw
+    outcomes: tuple[Outcome, ...]
+    partition: int
+    offset: Offset
+    closed_ms: Millis
+    revision: int = 0
+
+
 class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
     """A watch on its way into an example."""
 
@@ -344,13 +396,17 @@ class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
     offset: Offset
 
 
-class OpenImpression(Struct, frozen=True, gc=False):
-    """An impression whose outcome may still change. `revision` of the last example made of it, -1: none yet.
+class OpenImpression(Struct, frozen=True, array_like=True, gc=False):
+    """An impression whose outcome may still change: what pairs it with watches, and the message itself, unread.
+    `revision` of the last example made of it, -1: none yet.
 
     `counted`: of its closing, the items that were watched, as the statistics hold them.
     """
 
-    impression: Impression
+    request_id: str
+    at_ms: Millis
+    item_ids: tuple[str, ...]  # top first
+    impression: bytes  # JSON, as it came
     offset: Offset
     closes_ms: Millis
     watches: tuple[JoinedWatch, ...] = ()
@@ -358,9 +414,13 @@ class OpenImpression(Struct, frozen=True, gc=False):
     counted: tuple[Outcome, ...] = ()
 
 
-class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
+class JoinState(Struct, frozen=True, array_like=True, gc=False):
     """All that the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
-    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here."""
+    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here.
+
+    It travels as MessagePack behind a byte that says which form it is; what starts with `{` is from before there were
+    forms, JSON.
+    """
 
     user_id: Id
     impressions: tuple[OpenImpression, ...] = ()
@@ -445,7 +505,8 @@ Erasure = UserErased | ErasureDone
 M = TypeVar("M")
 _JSON = msgspec.json.Encoder()
 _MSGPACK = msgspec.msgpack.Encoder()
-_BINARY: tuple[Any, ...] = (ItemVector,)
+_BINARY: tuple[Any, ...] = (ItemVector, JoinState)
+STATE_FORM = b"\x01"  # of JoinState
 
 
 @cache
@@ -454,6 +515,8 @@ def _decoder(kind: Any) -> Any:
 
 
 def encode(message: Struct) -> bytes:
+    if isinstance(message, JoinState):
+        return STATE_FORM + _MSGPACK.encode(message)
     return _MSGPACK.encode(message) if isinstance(message, _BINARY) else _JSON.encode(message)
 
 
@@ -470,7 +533,9 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     if len(raw) > max_bytes:
         raise Refused("too_large", f"message of {len(raw)} bytes is over the limit of {max_bytes} bytes")
     try:
-        message: M = _decoder(kind).decode(raw)  # type: ignore[arg-type]
+        message: M = _decode_state(raw) if kind is JoinState else _decoder(kind).decode(raw)  # type: ignore
+        if kind is ImpressionOutline and not raw.isascii():
+            raw.decode()  # what is not read of it is not looked at by its decoder
     except msgspec.ValidationError as error:
         raise Refused("invalid", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -478,6 +543,52 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     if latest_ms is not None:
         _refuse_future(message, latest_ms)
     return message
+
+
+def open_impression(outline: ImpressionOutline, impression: bytes, offset: int, closes_ms: int) -> OpenImpression:
+    """An impression that nobody has watched yet."""
+    item_ids = tuple(shown.item_id for shown in outline.items)
+    return OpenImpression(outline.request_id, outline.at_ms, item_ids, impression, offset, closes_ms)
+
+
+class _OpenImpressionInJson(Struct, gc=False):
+    impression: Raw
+    offset: Offset
+    closes_ms: Millis
+    watches: tuple[JoinedWatch, ...] = ()
+    revision: int = -1
+    counted: tuple[Outcome, ...] = ()
+
+
+class _JoinStateInJson(Struct, gc=False):
+    user_id: Id
+    impressions: tuple[_OpenImpressionInJson, ...] = ()
+    early: tuple[JoinedWatch, ...] = ()
+    watch_offset: Offset = -1
+    impression_offset: Offset = -1
+    since_ms: Millis = 0
+
+
+def _decode_state(raw: bytes) -> JoinState:
+    if raw.startswith(b"{"):
+        return _state_of(_decoder(_JoinStateInJson).decode(raw))
+    if not raw.startswith(STATE_FORM):
+        raise msgspec.DecodeError("a form that is not known here")
+    state: JoinState = _decoder(JoinState).decode(memoryview(raw)[len(STATE_FORM) :])
+    return state
+
+
+def _state_of(old: _JoinStateInJson) -> JoinState:
+    """A state of before there were forms."""
+    impressions = []
+    for each in old.impressions:
+        impression = bytes(each.impression)
+        outline = _decoder(ImpressionOutline).decode(impression)
+        opened = open_impression(outline, impression, each.offset, each.closes_ms)
+        kept = {"watches": each.watches, "revision": each.revision, "counted": each.counted}
+        impressions.append(replace(opened, **kept))
+    offsets = {"watch_offset": old.watch_offset, "impression_offset": old.impression_offset}
+    return JoinState(old.user_id, tuple(impressions), old.early, since_ms=old.since_ms, **offsets)
 
 
 def _refuse_future(message: Any, latest_ms: int) -> None:
