@@ -1,9 +1,9 @@
 """All that travels: every message, checked when it is read.
 
-JSON on the wire, binary (MessagePack) only where vectors travel. A reader accepts fields it does not know, so a change
-only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type,
-a missing field, a negative or non-finite number, an empty id, a time in the far future, a message over the size limit)
-with a reason that a person can act on and a short code that a metric can carry.
+JSON on the wire, binary (MessagePack) only where vectors travel and in the join's states. A reader accepts fields it
+does not know, so a change only ever adds a field with a default; anything else is a new topic. `decode` refuses what
+cannot be true (a wrong type, a missing field, a negative or non-finite number, an empty id, a time in the far future, a
+message over the size limit) with a reason that a person can act on and a short code that a metric can carry.
 
 What a history is made of is not tracked by the garbage collector: it cannot point back at itself, and looking through
 its many entries took longer than reading them.
@@ -533,9 +533,7 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     if len(raw) > max_bytes:
         raise Refused("too_large", f"message of {len(raw)} bytes is over the limit of {max_bytes} bytes")
     try:
-        message: M = _decode_state(raw) if kind is JoinState else _decoder(kind).decode(raw)  # type: ignore
-        if kind is ImpressionOutline and not raw.isascii():
-            raw.decode()  # what is not read of it is not looked at by its decoder
+        message: M = _read(kind, raw)
     except msgspec.ValidationError as error:
         raise Refused("invalid", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -543,6 +541,14 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     if latest_ms is not None:
         _refuse_future(message, latest_ms)
     return message
+
+
+def _read(kind: Any, raw: bytes) -> Any:
+    if kind is JoinState:
+        return _decode_state(raw)
+    if kind is ImpressionOutline and not raw.isascii():
+        raw.decode()  # a decoder does not look at the text that it passes over
+    return _decoder(kind).decode(raw)
 
 
 def open_impression(outline: ImpressionOutline, impression: bytes, offset: int, closes_ms: int) -> OpenImpression:
