@@ -1,6 +1,7 @@
 """All that travels: every message, checked when it is read.
 
-JSON on the wire, binary (MessagePack) only where vectors travel and in the join's states. A reader accepts fields it
+JSON on the wire; MessagePack where vectors travel, and, behind a byte that tells the form, where the join's states do.
+JSON is read there for ever, by its first byte (`{`). A reader accepts fields it
 does not know, so a change only ever adds a field with a default; anything else is a new topic. `decode` refuses what
 cannot be true (a wrong type, a missing field, a negative or non-finite number, an empty id, a time in the far future, a
 message over the size limit) with a reason that a person can act on and a short code that a metric can carry.
@@ -418,8 +419,7 @@ class JoinState(Struct, frozen=True, array_like=True, gc=False):
     """All that the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
     below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here.
 
-    It travels as MessagePack behind a byte that says which form it is; what starts with `{` is from before there were
-    forms, JSON.
+    In JSON, the older form, an impression stands as the object that it is in.
     """
 
     user_id: Id
@@ -505,19 +505,23 @@ Erasure = UserErased | ErasureDone
 M = TypeVar("M")
 _JSON = msgspec.json.Encoder()
 _MSGPACK = msgspec.msgpack.Encoder()
-_BINARY: tuple[Any, ...] = (ItemVector, JoinState)
-STATE_FORM = b"\x01"  # of JoinState
+_BINARY: tuple[Any, ...] = (ItemVector,)
+_COMPACT: tuple[Any, ...] = (JoinState,)
+COMPACT = b"\x01"  # MessagePack follows
 
 
 @cache
-def _decoder(kind: Any) -> Any:
-    return msgspec.msgpack.Decoder(kind) if kind in _BINARY else msgspec.json.Decoder(kind)
+def _decoder(kind: Any, is_binary: bool) -> Any:
+    return msgspec.msgpack.Decoder(kind) if is_binary else msgspec.json.Decoder(kind)
 
 
-def encode(message: Struct) -> bytes:
-    if isinstance(message, JoinState):
-        return STATE_FORM + _MSGPACK.encode(message)
-    return _MSGPACK.encode(message) if isinstance(message, _BINARY) else _JSON.encode(message)
+def encode(message: Struct, *, compact: bool = True) -> bytes:
+    """Return what travels; `compact=False` writes JSON also where readers take the compact form."""
+    if isinstance(message, _BINARY):
+        return _MSGPACK.encode(message)
+    if compact and isinstance(message, _COMPACT):
+        return COMPACT + _MSGPACK.encode(message)
+    return _JSON.encode(_state_in_json(message) if isinstance(message, JoinState) else message)
 
 
 def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, latest_ms: int | None = None) -> M:
@@ -532,23 +536,25 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
         raise Refused("unreadable", raw.decode(errors="replace")[:500])
     if len(raw) > max_bytes:
         raise Refused("too_large", f"message of {len(raw)} bytes is over the limit of {max_bytes} bytes")
+    is_compact = kind in _COMPACT and raw.startswith(COMPACT)
+    is_binary = is_compact or kind in _BINARY
     try:
-        message: M = _read(kind, raw)
+        message: M = _read(kind, raw, is_binary, is_compact)
     except msgspec.ValidationError as error:
         raise Refused("invalid", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused("malformed", f"not {'MessagePack' if kind in _BINARY else 'JSON'}: {error}") from None
+        raise Refused("malformed", f"not {'MessagePack' if is_binary else 'JSON'}: {error}") from None
     if latest_ms is not None:
         _refuse_future(message, latest_ms)
     return message
 
 
-def _read(kind: Any, raw: bytes) -> Any:
-    if kind is JoinState:
-        return _decode_state(raw)
+def _read(kind: Any, raw: bytes, is_binary: bool, is_compact: bool) -> Any:
+    if kind is JoinState and not is_compact:
+        return _state_from_json(_decoder(_JoinStateInJson, False).decode(raw))
     if kind is ImpressionOutline and not raw.isascii():
         raw.decode()  # a decoder does not look at the text that it passes over
-    return _decoder(kind).decode(raw)
+    return _decoder(kind, is_binary).decode(memoryview(raw)[len(COMPACT) :] if is_compact else raw)
 
 
 def open_impression(outline: ImpressionOutline, impression: bytes, offset: int, closes_ms: int) -> OpenImpression:
@@ -566,7 +572,7 @@ class _OpenImpressionInJson(Struct, gc=False):
     counted: tuple[Outcome, ...] = ()
 
 
-class _JoinStateInJson(Struct, gc=False):
+class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
     user_id: Id
     impressions: tuple[_OpenImpressionInJson, ...] = ()
     early: tuple[JoinedWatch, ...] = ()
@@ -575,26 +581,27 @@ class _JoinStateInJson(Struct, gc=False):
     since_ms: Millis = 0
 
 
-def _decode_state(raw: bytes) -> JoinState:
-    if raw.startswith(b"{"):
-        return _state_of(_decoder(_JoinStateInJson).decode(raw))
-    if not raw.startswith(STATE_FORM):
-        raise msgspec.DecodeError("a form that is not known here")
-    state: JoinState = _decoder(JoinState).decode(memoryview(raw)[len(STATE_FORM) :])
-    return state
-
-
-def _state_of(old: _JoinStateInJson) -> JoinState:
-    """A state of before there were forms."""
+def _state_from_json(old: _JoinStateInJson) -> JoinState:
     impressions = []
     for each in old.impressions:
         impression = bytes(each.impression)
-        outline = _decoder(ImpressionOutline).decode(impression)
+        outline = _decoder(ImpressionOutline, False).decode(impression)
         opened = open_impression(outline, impression, each.offset, each.closes_ms)
         kept = {"watches": each.watches, "revision": each.revision, "counted": each.counted}
         impressions.append(replace(opened, **kept))
-    offsets = {"watch_offset": old.watch_offset, "impression_offset": old.impression_offset}
-    return JoinState(old.user_id, tuple(impressions), old.early, since_ms=old.since_ms, **offsets)
+    return JoinState(old.user_id, tuple(impressions), old.early, old.watch_offset, old.impression_offset, old.since_ms)
+
+
+def _state_in_json(state: JoinState) -> _JoinStateInJson:
+    impressions = tuple(
+        _OpenImpressionInJson(
+            Raw(each.impression), each.offset, each.closes_ms, each.watches, each.revision, each.counted
+        )
+        for each in state.impressions
+    )
+    return _JoinStateInJson(
+        state.user_id, impressions, state.early, state.watch_offset, state.impression_offset, state.since_ms
+    )
 
 
 def _refuse_future(message: Any, latest_ms: int) -> None:

@@ -44,7 +44,7 @@ from streams.messages import (
 )
 
 MOST_WATCHES = 200  # of one impression, and of those that wait
-WATCHES_SHARE = 30  # of what impressions may take, in characters: one of an id may become four bytes
+WATCHES_SHARE = 30  # of what impressions may take, in characters: one of an id may become six bytes
 
 
 class Fate(StrEnum):

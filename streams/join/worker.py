@@ -231,7 +231,8 @@ class JoinWorker:
         self._put(user_id, state, outbox)
 
     def _put(self, user_id: str, state: JoinState | None, outbox: Outbox) -> None:
-        put(self._states, topics.JOIN_STATE, user_id, state, outbox, self._settings.kafka.partitions)
+        partitions, compact = self._settings.kafka.partitions, self._settings.join.compact
+        put(self._states, topics.JOIN_STATE, user_id, state, outbox, partitions, compact=compact)
 
     def _due_ms(self, state: JoinState, partition: Partition) -> int:
         due = due_ms(state, self._rules)

@@ -54,9 +54,12 @@ def create_table(app: faust.App, settings: Settings, name: str, changelog: str) 
     return app.Table(name, partitions=settings.kafka.partitions, use_partitioner=True, changelog_topic=topic)
 
 
-def put(table: Any, changelog: str, user_id: str, message: Any, outbox: Outbox, partitions: int) -> None:
-    """Set a user's message (None: delete it), and put the change into `outbox` for the changelog."""
-    encoded = None if message is None else encode(message)
+def put(
+    table: Any, changelog: str, user_id: str, message: Any, outbox: Outbox, partitions: int, *, compact: bool = True
+) -> None:
+    """Set a user's message (None: delete it), and put the change into `outbox` for the changelog; `compact` as in
+    streams.messages.encode."""
+    encoded = None if message is None else encode(message, compact=compact)
     if encoded is None:
         table.pop(user_id, None)
     else:

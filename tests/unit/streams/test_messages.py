@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.messages import (
-    STATE_FORM,
+    COMPACT,
     BundlePublished,
     Context,
     GroupIds,
@@ -223,12 +223,15 @@ def test_a_state_of_the_join_that_was_written_in_json_is_read_as_it_was():
     kept = OpenImpression("r", 5, ("a", "b"), encode(whole), 4, 9, (JOINED,), 8, counted)
     assert state == JoinState("u", (kept,), (JOINED,), 3, 4, 2)
     written = encode(state)
-    assert written[:1] == STATE_FORM and decode(JoinState, written) == state
+    assert written[:1] == COMPACT and decode(JoinState, written) == state
+    again = msgspec.json.decode(encode(state, compact=False))
+    assert again["impressions"][0] == msgspec.json.decode(msgspec.json.encode(opened | {"counted": counted}))
+    assert decode(JoinState, encode(state, compact=False)) == state, "for a reader that knows no other form"
 
 
 def test_a_state_of_the_join_in_a_form_that_is_not_known_is_refused():
     written = encode(JoinState("u"))
-    for raw in (b"\x02" + written[1:], written[1:], b""):
+    for raw in (b"\x02" + written[1:], written[1:], b"", b"{"):
         with pytest.raises(Refused) as refused:
             decode(JoinState, raw)
         assert refused.value.code == "malformed"

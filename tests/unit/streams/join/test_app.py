@@ -22,6 +22,7 @@ from streams.join import worker
 from streams.join.worker import JoinWorker
 from streams.kafka.intake import Raw
 from streams.messages import (
+    COMPACT,
     DeadLetter,
     Impression,
     JoinState,
@@ -32,6 +33,7 @@ from streams.messages import (
     decode,
     encode,
 )
+from tests.harness.system import with_section
 
 START_MS = 1_700_000_000_000
 PARTITIONS = 2
@@ -301,6 +303,21 @@ def test_what_waits_in_a_state_that_was_written_in_json_is_joined(world: World):
     world.handle()
     world.pass_s(200)
     assert world.outcomes() == {"r": [20.0, 0.0]} and [each.impression for each in world.examples()] == [shown]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_states_are_written_in_the_form_that_is_set_and_read_in_both(world: World, compact: bool):
+    other = with_section(SETTINGS, "join", compact=compact)
+    world.worker = JoinWorker(other, world.table, world, lambda _: {})
+    world.put(topics.IMPRESSIONS, impression("r", 0, "ab"))
+    world.handle()
+    (written,) = world.table.values()
+    assert written.startswith(COMPACT if compact else b"{")
+    world.start()
+    world.put(topics.WATCH_EVENTS, watch("a", 5, "r"))
+    world.handle()
+    world.pass_s(200)
+    assert world.outcomes() == {"r": [20.0, 0.0]}
 
 
 def test_features_are_nobodys_reason_here_to_refuse_an_impression_and_bytes_that_are_no_json_are(world: World):
