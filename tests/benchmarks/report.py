@@ -39,13 +39,7 @@ class Report:
         self.bars[what] = {"value": value, "bar": limit, "sense": sense, "ok": reached}
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "machine": machine(),
-            "rows": self.rows,
-            "bars": self.bars,
-            "notes": self.notes,
-        }
+        return {"name": self.name, "machine": machine(), "rows": self.rows, "bars": self.bars, "notes": self.notes}
 
     def show(self, console: Console) -> None:
         """Print the table; columns in the order in which rows first name them."""

@@ -160,20 +160,12 @@ class System:
             os.killpg(pid, signal.SIGCONT)
 
     @contextlib.contextmanager
-    def broker_killed(self) -> Iterator[None]:
-        self.broker.process.kill()
+    def killed(self, service: Broker | MilvusServer) -> Iterator[None]:
+        service.process.kill()
         try:
             yield
         finally:
-            self.broker.restart()
-
-    @contextlib.contextmanager
-    def milvus_killed(self) -> Iterator[None]:
-        self.milvus.process.kill()
-        try:
-            yield
-        finally:
-            self.milvus.restart()
+            service.restart()
 
     # --- what is there -----------------------------------------------------------------------------------------------
 

@@ -96,13 +96,7 @@ def train_release(
 
 
 def train_releases(
-    bundles_dir: Path,
-    count: int,
-    size: Size,
-    *,
-    now_ms: int,
-    seed: int = 7,
-    offsets: Mapping[str, int] | None = None,
+    bundles_dir: Path, count: int, size: Size, *, now_ms: int, seed: int = 7, offsets: Mapping[str, int] | None = None
 ) -> Releases:
     """`count` bundles, trained on the same watches from other seeds."""
     world = World(seed=seed, start_ms=now_ms, users=size.users, items=size.items)

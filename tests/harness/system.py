@@ -98,10 +98,7 @@ def stopping(service: S) -> Iterator[S]:
 @contextlib.contextmanager
 def services(settings: Settings) -> Iterator[Services]:
     """A broker (Apache Kafka when KAFKA_HOME is set) with our topics, and Milvus Lite."""
-    with (
-        stopping(start_broker(settings)) as broker,
-        stopping(start_milvus(settings, probe=milvus_answers)) as milvus,
-    ):
+    with stopping(start_broker(settings)) as broker, stopping(start_milvus(settings, probe=milvus_answers)) as milvus:
         settings = fill_in(settings, broker.bootstrap, milvus.uri)
         create_topics(settings.kafka)
         yield Services(settings, broker, milvus)

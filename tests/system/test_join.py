@@ -15,24 +15,8 @@ import pytest
 
 from infra.local.broker import Broker
 from infra.platform.settings import Join, Settings
-from streams.messages import (
-    DeadLetter,
-    Impression,
-    RankingExample,
-    Shown,
-    UserHistory,
-    WatchEvent,
-    decode,
-    encode,
-)
-from streams.topics import (
-    DEAD_LETTERS,
-    IMPRESSIONS,
-    JOIN_STATE,
-    RANKING_EXAMPLES,
-    WATCH_EVENTS,
-    partition_of,
-)
+from streams.messages import DeadLetter, Impression, RankingExample, Shown, UserHistory, WatchEvent, decode, encode
+from streams.topics import DEAD_LETTERS, IMPRESSIONS, JOIN_STATE, RANKING_EXAMPLES, WATCH_EVENTS, partition_of
 from tests.harness.crash import replay, verdict
 from tests.harness.needs import require_kafka
 from tests.harness.system import cli, own_settings, process, read_metrics, running, wait_for_health, wait_for_work

@@ -76,7 +76,7 @@ def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: Syste
 
     @contextlib.contextmanager
     def away() -> Iterator[None]:
-        with system.milvus_killed():
+        with system.killed(system.milvus):
             yield
             reasons.update(system.service.health()["indexer"]["reasons"])
 

@@ -22,14 +22,7 @@ from infra.platform.fault_points import DIED, VARIABLE
 from infra.platform.settings import History, Settings
 from streams.kafka.faust_app import EXIT_AGAIN
 from streams.messages import DeadLetter, SearchEvent, TrainingExample, WatchEvent, decode, encode
-from streams.topics import (
-    DEAD_LETTERS,
-    FORWARDED,
-    SEARCH_EVENTS,
-    TRAINING_EXAMPLES,
-    WATCH_EVENTS,
-    partition_of,
-)
+from streams.topics import DEAD_LETTERS, FORWARDED, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
 from tests.harness.crash import replay
 from tests.harness.needs import require_kafka
 from tests.harness.system import (

@@ -174,7 +174,7 @@ def broker_name(broker: Broker) -> str:
     return "Apache Kafka" if broker.kind == "kafka" else "noida (KAFKA_HOME is not set)"
 
 
-def until_still(count: Callable[[], int], still_s: float = 0.5) -> None:
+def until_still(count: Callable[[], float], still_s: float = 0.5) -> None:
     """Return when a number has not changed for a while: the writes that follow the last example are done."""
     last, since = count(), time.monotonic()
     while time.monotonic() - since < still_s:

@@ -28,12 +28,7 @@ from models.retrieval.incremental import IncrementalTrainer
 from streams.kafka.releases import announce
 from streams.messages import TrainingExample, Watch, encode
 from streams.topics import ITEM_VECTORS, TRAINING_EXAMPLES, create_topics
-from tests.benchmarks.events.history import (
-    broker_name,
-    last_ms,
-    until_still,
-    wait_for_count,
-)
+from tests.benchmarks.events.history import broker_name, last_ms, until_still, wait_for_count
 from tests.benchmarks.load import send_all
 from tests.benchmarks.report import Report
 from tests.harness.service import train_release

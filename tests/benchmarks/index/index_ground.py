@@ -7,20 +7,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from indexer.item_attributes import AttributeTable, attributes_of
 from infra.platform.settings import Model, Ranker
 from infra.simulation.world import World
+from models.arrays import Floats
 from models.release.bundle import Bundle
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.popularity import Popularity
 from streams.messages import Item, UserHistory, Watch
 from tests.benchmarks.ranking.ranking_ground import scratch
 from tests.harness.service import COMPLETED_S, train_release
-
-Floats = npt.NDArray[np.float32]
 
 NOW_MS, DAY_MS = 1_700_000_000_000, 86_400_000
 USERS = 2000

@@ -15,6 +15,7 @@ from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
 from nextwatch_client import RecommendClient
 from streams.topics import DEAD_LETTERS, TRAINING_EXAMPLES, WATCH_EVENTS
+from tests.benchmarks.events.history import until_still
 from tests.benchmarks.report import Report, histogram_quantile, quantile
 from tests.harness.kuairand import DIRECTORY, is_there, read_kuairand
 from tests.harness.requests import Asked, steady, wait_for_replies
@@ -87,7 +88,8 @@ def run(
             wait_until(lambda: is_worked_off(cluster), "training", PATIENCE_S, every_s=0.2)
             learnt_s = time.monotonic() - began_s
         wait_for_replies(asked, 30.0)
-    wait_for_vectors(settings)
+    upserted = "nextwatch_index_rows_upserted_total"
+    until_still(lambda: read_metrics(settings, "indexer").get(upserted, 0.0), still_s=3.0)
     after = read_all(settings)
     report.add(what="watches in the release", value=trained_on)
     report.add(what="training, s", value=trained_s)
@@ -151,16 +153,6 @@ def add_recall(report: Report, before: Mapping[str, float], after: Mapping[str, 
 
 def is_worked_off(cluster: Cluster) -> bool:
     return cluster.behind("history", WATCH_EVENTS) == 0 and cluster.behind("trainer", TRAINING_EXAMPLES) == 0
-
-
-def wait_for_vectors(settings: Settings) -> None:
-    """Return when the index has stopped changing."""
-    last, still_since = -1.0, time.monotonic()
-    while time.monotonic() - still_since < 3:
-        time.sleep(0.5)
-        now = read_metrics(settings, "indexer").get("nextwatch_index_rows_upserted_total", 0.0)
-        if now != last:
-            last, still_since = now, time.monotonic()
 
 
 def read_all(settings: Settings) -> dict[str, dict[str, float]]:

@@ -18,14 +18,7 @@ from infra.platform.settings import Ranker, Settings
 from infra.simulation.world import NOTICE
 from models.ranking.features import FEATURES, ids_of
 from models.ranking.ranker_training import default_hidden
-from tests.benchmarks.ranking.ranking_ground import (
-    LISTS,
-    QUICK_LISTS,
-    Ground,
-    Part,
-    kuairand_ground,
-    world_ground,
-)
+from tests.benchmarks.ranking.ranking_ground import LISTS, QUICK_LISTS, Ground, Part, kuairand_ground, world_ground
 from tests.benchmarks.ranking.ranking_judged import Judged, differences_row, judged, predicted, trained, values_row
 from tests.benchmarks.report import Report, say
 from tests.harness import kuairand

@@ -19,17 +19,7 @@ from infra.operate.training import published
 from infra.platform.settings import Embedded, Settings
 from streams import topics
 from streams.kafka.releases import announce
-from streams.messages import (
-    Impression,
-    JoinState,
-    OpenImpression,
-    Search,
-    Shown,
-    ShownList,
-    UserHistory,
-    Watch,
-    encode,
-)
+from streams.messages import Impression, JoinState, OpenImpression, Search, Shown, ShownList, UserHistory, Watch, encode
 from tests.benchmarks.load import send_all
 from tests.harness.service import Size, train_releases
 from tests.harness.system import embedded

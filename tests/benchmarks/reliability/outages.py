@@ -30,9 +30,9 @@ HOUR_S = 3600
 def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
     """By name, what is taken away while the block runs."""
     found: dict[str, Callable[[], Outage]] = {
-        "broker killed": system.broker_killed,
+        "broker killed": lambda: system.killed(system.broker),
         "broker stands still": lambda: system.stopped(system.broker.process.pid),
-        "Milvus killed": system.milvus_killed,
+        "Milvus killed": lambda: system.killed(system.milvus),
         "Milvus stands still": lambda: system.stopped(system.milvus.process.pid),
         "indexer stands still": lambda: system.stopped(system.processes["indexer"].pid),
     }

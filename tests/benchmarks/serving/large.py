@@ -12,6 +12,7 @@ from models.catalogue.catalogue import Catalogue
 from models.release.bundle import Bundle, Manifest, write_bundle
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.popularity import Popularity
+from tests.benchmarks.serving.serving_ground import items_of
 
 NOISE = 0.1  # of the vectors' own spread
 
@@ -59,13 +60,7 @@ def _varied(table: np.ndarray, rows: np.ndarray, known: int, rng: np.random.Gene
 
 def _catalogue(catalogue: Catalogue, rows: np.ndarray, item_ids: list[str]) -> Catalogue:
     larger = Catalogue()
-    durations, published = catalogue.duration_s(rows), catalogue.published_ms(rows)
-    for item_id, row, duration_s, published_ms in zip(item_ids, rows.tolist(), durations, published, strict=True):
-        larger.upsert(
-            item_id,
-            channel=catalogue.channel_of(row),
-            topics=catalogue.topics_of(row),
-            duration_s=None if np.isnan(duration_s) else float(duration_s),
-            published_ms=None if np.isnan(published_ms) else int(published_ms),
-        )
+    for item in items_of(catalogue, rows, item_ids):
+        facts = {name: getattr(item, name) for name in ("channel", "topics", "duration_s", "published_ms")}
+        larger.upsert(item.item_id, **facts)
     return larger

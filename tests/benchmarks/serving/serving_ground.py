@@ -69,12 +69,10 @@ def _viewer(user_id: str, item_ids: Sequence[str], now_ms: int, rng: np.random.G
     return UserHistory(user_id, watches, context=Context(region="de", device="tv"), impressions=lists)
 
 
-def items_of(catalogue: Catalogue) -> Iterator[Item]:
-    """The catalogue as its owner announces it."""
-    rows = np.arange(len(catalogue))
-    facts = zip(
-        catalogue.item_ids, rows.tolist(), catalogue.duration_s(rows), catalogue.published_ms(rows), strict=True
-    )
+def items_of(catalogue: Catalogue, rows: np.ndarray | None = None, item_ids: list[str] | None = None) -> Iterator[Item]:
+    """The catalogue as its owner announces it; or the facts of these rows, under other ids."""
+    rows, item_ids = np.arange(len(catalogue)) if rows is None else rows, item_ids or catalogue.item_ids
+    facts = zip(item_ids, rows.tolist(), catalogue.duration_s(rows), catalogue.published_ms(rows), strict=True)
     for item_id, row, duration_s, published_ms in facts:
         yield Item(
             item_id,

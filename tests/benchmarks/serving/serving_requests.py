@@ -22,16 +22,7 @@ from tests.benchmarks.events.echo import echoing
 from tests.benchmarks.report import Report, percentiles, quantile
 from tests.benchmarks.serving.serving_ground import note_of, small_release
 from tests.benchmarks.serving.serving_raw import Search, batches_of, measure_raw, raw_client
-from tests.benchmarks.serving.serving_service import (
-    NO_LOAD,
-    Ground,
-    Load,
-    ask,
-    ground,
-    memory_of,
-    publish,
-    served,
-)
+from tests.benchmarks.serving.serving_service import NO_LOAD, Ground, Load, ask, ground, memory_of, publish, served
 from tests.harness.system import read_metrics
 
 SIZES, QUICK_SIZES = (10_000, 100_000), (10_000,)

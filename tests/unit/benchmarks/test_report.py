@@ -1,7 +1,5 @@
 """The benchmarks' own arithmetic: quantiles, bars, and what is left of a request."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """The simulated service counts as the simulated people behave."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

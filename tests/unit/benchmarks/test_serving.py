@@ -1,7 +1,5 @@
 """The arithmetic of the benchmarks of serving, on what can be computed by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -13,6 +13,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams.messages import RecommendReply, RecommendRequest, decode, encode
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS
+from tests.harness.beside import beside
 
 Seen = list[tuple[bytes, RecommendRequest]]  # correlation id and request, in the order of arrival
 Answer = Callable[[RecommendRequest, int], list[bytes]]  # the values to reply with to its n-th copy (1: the first)
@@ -25,16 +26,10 @@ def echo(request: RecommendRequest, copy: int) -> list[bytes]:
 @contextlib.contextmanager
 def responding(kafka: Kafka, answer: Answer = echo) -> Iterator[Seen]:
     """Answers every request from now on; what has been seen of them."""
-    stop, ready = threading.Event(), threading.Event()
-    seen: Seen = []
-    thread = threading.Thread(target=_respond, args=(kafka, answer, seen, ready, stop))
-    thread.start()
-    assert ready.wait(20), "the responder does not start"
-    try:
+    ready, seen = threading.Event(), Seen()
+    with beside(lambda stop: _respond(kafka, answer, seen, ready, stop), "responder"):
+        assert ready.wait(20), "the responder does not start"
         yield seen
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _respond(kafka: Kafka, answer: Answer, seen: Seen, ready: threading.Event, stop: threading.Event) -> None:

@@ -1,7 +1,5 @@
 """The client for asyncio, against a real broker."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,5 @@
 """The client against a real broker and a server that answers as each test says."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +25,7 @@ from streams import messages
 from streams.messages import encode
 from streams.topics import create_topics
 from tests.conftest import environ_for
-from tests.harness.system import wait_until
+from tests.harness.system import stopping, wait_until
 from tests.unit.clients.responder import echo, responding
 
 pytestmark = pytest.mark.system
@@ -177,9 +175,8 @@ def test_a_broker_that_goes_away_is_named_by_the_time_out_and_nobody_hangs(make_
     monkeypatch.setattr(client_module, "SEND_S", 6.0)
     before = alive()
     settings = make_settings(kafka={"partitions": 1})
-    broker = start_broker(settings, environ=environ_for("noida"))
-    kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap})
-    try:
+    with stopping(start_broker(settings, environ=environ_for("noida"))) as broker:
+        kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap})
         create_topics(kafka)
         with RecommendClient(client_options(kafka)) as client:
             broker.process.stop()
@@ -188,5 +185,3 @@ def test_a_broker_that_goes_away_is_named_by_the_time_out_and_nobody_hangs(make_
                 client.recommend("ann", timeout_s=0.5)
             assert time.monotonic() - began < 8
         wait_until(lambda: not alive() - before, "the closed client's threads to end", WAIT_S)
-    finally:
-        broker.process.stop()

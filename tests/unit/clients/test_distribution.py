@@ -1,7 +1,5 @@
 """The client as an application gets it: installed from its own sources, beside packages of the application's names."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The pages say what is there: links, paths, commands, settings, benchmarks; and they stay as short as they promise."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import re
@@ -17,6 +15,7 @@ from pydantic.fields import FieldInfo
 from infra.cli.main import app
 from infra.operate.configuration_page import configuration_page
 from infra.platform.settings import ENV_PREFIX, Section, Settings
+from infra.simulation.demo_picture import draw
 from tests.benchmarks.__main__ import NAMES, parts_of
 from tests.unit.docs.pages import BESIDE, DOCS, PAGES, ROOT, Page
 
@@ -185,3 +184,10 @@ def _no_choice(command: Any, words: list[str]) -> str:
     if named and words and not words[0].startswith("-") and words[0] not in named:
         return f"{words[0]} is none of {named}"
     return ""
+
+
+def test_the_picture_shows_what_was_printed_and_fetches_nothing():
+    """The README's picture of the demo."""
+    svg = draw("\x1b[32mholds\x1b[0m  the reply knows the three watches\n", "make demo, at commit 1234567")
+    assert "holds" in svg and "1234567" in svg and svg.startswith("<svg")
+    assert not re.search(r"url\([\"']?http|src=|href=", svg)

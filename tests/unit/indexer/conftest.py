@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers
+from tests.harness.system import stopping
 from tests.unit.indexer.site import Site, Trained
 
 SERVER = os.environ.get("NEXTWATCH_TEST_MILVUS", "")  # read before the settings' variables are taken away
@@ -40,21 +42,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture
 def own_milvus(kafka_settings: Settings) -> Iterator[MilvusServer]:
     """A Milvus of the test's own, which may be stopped."""
-    server = start_milvus(kafka_settings, probe=milvus_answers)
-    yield server
-    server.process.stop()
+    with stopping(start_milvus(kafka_settings, probe=milvus_answers)) as server:
+        yield server
 
 
 @pytest.fixture
 def own_site(kafka_settings: Settings, own_milvus: MilvusServer, trained: Trained) -> Iterator[Site]:
     """The site of `own_milvus`."""
-    site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=own_milvus.uri, timeout_s=2)}), trained)
-    yield site
-    site.close()
+    settings = kafka_settings.model_copy(update={"milvus": Milvus(uri=own_milvus.uri, timeout_s=2)})
+    with closing(Site(settings, trained)) as site:
+        yield site
 
 
 @pytest.fixture
 def site(settings: Settings, trained: Trained) -> Iterator[Site]:
-    site = Site(settings, trained)
-    yield site
-    site.close()
+    with closing(Site(settings, trained)) as site:
+        yield site

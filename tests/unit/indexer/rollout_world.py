@@ -98,8 +98,7 @@ class World:
             raise IndexMissing(version)
         return self.milvus[version]
 
-    # --- serving.state.release.Index
-    # ---------------------------------------------------------------------------------------
+    # --- serving.state.release.Index ----------------------------------------------------------------------------------
 
     def mark_of(self, version: str) -> str:
         return self.collection(version).mark

@@ -1,7 +1,5 @@
 """Milvus is slow or away: what was read waits in order, what was not read stays in Kafka."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading
@@ -18,7 +16,7 @@ from infra.platform.health import fetch_health
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Milvus, Settings
 from models.release.bundle import Bundle
-from tests.harness.system import wait_until
+from tests.harness.system import wait_until, with_section
 from tests.unit.indexer.site import PATIENCE_S, Site, Trained
 
 pytestmark = pytest.mark.system
@@ -106,33 +104,31 @@ def test_a_slow_milvus_makes_reading_wait_and_nothing_is_dropped_or_reordered(
 ) -> None:
     monkeypatch.setattr("streams.kafka.follow._MAX_RECORDS", READ_TOGETHER)
     written, most_waiting = spy_on_upserts(monkeypatch), 0
-    with contextlib.closing(SlowLink(milvus.port)) as link:
-        site = Site(kafka_settings.model_copy(update={"milvus": Milvus(uri=link.uri, timeout_s=5)}), trained)
-        direct = Index(Milvus(uri=milvus.uri))
-        try:
-            bundle = site.live()
-            written.clear()
-            stood_still_s = metrics.INDEX_WAITED.labels("milvus")._value.get()
-            link.delay_s, began_s = 0.1, time.monotonic()
-            for step in range(1, STEPS + 1):
-                for number in range(ITEMS):
-                    site.touch(bundle, f"new-{number}", value=step, step=step, wait=False)
-            site.flush()
-            for seconds in (0.0, 0.5):
-                time.sleep(3.0 - seconds)
-                most_waiting = max(most_waiting, int(metrics.INDEX_WAITING._value.get()))
-                assert direct.count(bundle.manifest.version) < bundle.manifest.items + ITEMS or behind(written)
-                link.cut()
-                time.sleep(seconds)
-                link.mend()
-            slow_s = time.monotonic() - began_s
-            assert metrics.INDEX_WAITED.labels("milvus")._value.get() - stood_still_s > 0.7 * slow_s
-            link.delay_s = 0.0
-            wanted = {f"new-{number}": STEPS for number in range(ITEMS)}
-            site.wait(lambda: steps_in(direct, bundle, list(wanted)) == wanted, "the newest row of every item")
-        finally:
-            site.close()
-            direct.close()
+    with (
+        contextlib.closing(SlowLink(milvus.port)) as link,
+        contextlib.closing(Index(Milvus(uri=milvus.uri))) as direct,
+        contextlib.closing(Site(with_section(kafka_settings, "milvus", uri=link.uri, timeout_s=5), trained)) as site,
+    ):
+        bundle = site.live()
+        written.clear()
+        stood_still_s = metrics.INDEX_WAITED.labels("milvus")._value.get()
+        link.delay_s, began_s = 0.1, time.monotonic()
+        for step in range(1, STEPS + 1):
+            for number in range(ITEMS):
+                site.touch(bundle, f"new-{number}", value=step, step=step, wait=False)
+        site.flush()
+        for seconds in (0.0, 0.5):
+            time.sleep(3.0 - seconds)
+            most_waiting = max(most_waiting, int(metrics.INDEX_WAITING._value.get()))
+            assert direct.count(bundle.manifest.version) < bundle.manifest.items + ITEMS or behind(written)
+            link.cut()
+            time.sleep(seconds)
+            link.mend()
+        slow_s = time.monotonic() - began_s
+        assert metrics.INDEX_WAITED.labels("milvus")._value.get() - stood_still_s > 0.7 * slow_s
+        link.delay_s = 0.0
+        wanted = {f"new-{number}": STEPS for number in range(ITEMS)}
+        site.wait(lambda: steps_in(direct, bundle, list(wanted)) == wanted, "the newest row of every item")
     assert most_waiting <= site.settings.indexer.batch + READ_TOGETHER
     assert all(steps == sorted(steps) for steps in written.values())
 

@@ -1,7 +1,5 @@
 """A new collection: whatever happens while it is made, only one that holds its bundle and finds it is announced."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

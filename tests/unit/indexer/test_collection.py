@@ -1,7 +1,6 @@
 """The index against a real Milvus Lite server, and against exact numpy."""
 
-from __future__ import annotations
-
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from indexer.schema import SHADOW, collection_name, is_indexable
 from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Settings
 from tests.conftest import milvus_answers
-from tests.harness.system import wait_until
+from tests.harness.system import stopping, wait_until
 from tests.unit.indexer.site import Searcher
 
 pytestmark = pytest.mark.system
@@ -29,11 +28,10 @@ DIM = 9
 
 @pytest.fixture
 def index(milvus_uri: str) -> Iterator[Index]:
-    index = Index(Milvus(uri=milvus_uri))
-    for version in index.versions():
-        index.drop(version)
-    yield index
-    index.close()
+    with contextlib.closing(Index(Milvus(uri=milvus_uri))) as index:
+        for version in index.versions():
+            index.drop(version)
+        yield index
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
@@ -308,9 +306,8 @@ def test_the_memtable_of_milvus_lite_stays_small_and_a_server_is_not_flushed_per
 
 
 def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) -> None:
-    server = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
-    index = Index(Milvus(uri=server.uri, timeout_s=2))
-    try:
+    with stopping(start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)) as server:
+        index = Index(Milvus(uri=server.uri, timeout_s=2))
         index.create("a", DIM)
         index.upsert("a", ids(3), vectors(3), [0] * 3)
         index.mark("a", "whole")
@@ -325,8 +322,6 @@ def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) ->
         assert sorted(index.search("a", vectors(1), 3)[0][0]) == ids(3)
         assert index.mark_of("a") == "whole"
         assert index.count("a") == 3
-    finally:
-        server.process.stop()
 
 
 def test_nobody_at_the_address_is_unavailable_at_once() -> None:

@@ -1,7 +1,5 @@
 """A filter as an expression of Milvus, against what it means on the catalogue, on a real Milvus Lite server."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 from pymilvus import DataType, MilvusClient
 
 from indexer.item_attributes import UNKNOWN, ItemAttributes, add_fields, as_row, attributes_of, to_milvus
@@ -73,15 +72,8 @@ def site(milvus_uri: str) -> Iterator[Site]:
         known = number % 7 > 0
         rows.append({"item_id": item.item_id, "vector": [1.0, 2.0]} | as_row(attributes_of(item) if known else UNKNOWN))
         if known:
-            catalogue.upsert(
-                item.item_id,
-                channel=item.channel,
-                topics=item.topics,
-                duration_s=item.duration_s,
-                published_ms=item.published_ms,
-                available=item.available,
-                language=item.language,
-            )
+            facts = asdict(item)
+            catalogue.upsert(**{name: facts[name] for name in facts if name != "title"})
     client.upsert(COLLECTION, rows[::2])
     client.flush(COLLECTION)
     client.upsert(COLLECTION, rows[1::2])

@@ -1,7 +1,5 @@
 """How collections hold their vectors: what is written on them, what is refused, how wide is searched."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

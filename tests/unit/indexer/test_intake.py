@@ -1,7 +1,5 @@
 """What records mean for the rows that wait."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """What Milvus holds of an item beside its vector."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from indexer.item_attributes import UNKNOWN, AttributeTable, ItemAttributes, as_row, attributes_of, topic_mark

@@ -1,7 +1,5 @@
 """The right to write, on a real broker of each kind."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

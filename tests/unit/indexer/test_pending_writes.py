@@ -1,7 +1,5 @@
 """Rows that wait: coalesced, newest first, and never of an item that is down."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +73,14 @@ def following(*versions: str) -> PendingWrites:
     for version in versions:
         rows.follow(version)
     return rows
+
+
+def with_a() -> tuple[PendingWrites, Shelf]:
+    """Rows and an index that holds item a."""
+    rows, shelf = following("v"), Shelf("v")
+    rows.put("v", "a", row(1), now_ms=0)
+    write(shelf, rows)
+    return rows, shelf
 
 
 def test_touched_rows_are_coalesced_and_the_newest_step_wins() -> None:
@@ -182,9 +188,7 @@ def test_batches_are_bounded() -> None:
 
 
 def test_a_stale_vector_does_not_bring_back_an_item_that_was_taken_down() -> None:
-    rows, shelf = following("v"), Shelf("v")
-    rows.put("v", "a", row(1), now_ms=0)
-    write(shelf, rows)
+    rows, shelf = with_a()
     rows.take_down("a", now_ms=0)
     rows.put("v", "a", row(2), now_ms=0)
     write(shelf, rows)
@@ -208,9 +212,7 @@ def test_an_item_that_returns_gets_its_newest_known_row_back(seen: str) -> None:
 
 
 def test_an_item_that_returns_before_its_deletion_was_written_stays() -> None:
-    rows, shelf = following("v"), Shelf("v")
-    rows.put("v", "a", row(1), now_ms=0)
-    write(shelf, rows)
+    rows, shelf = with_a()
     rows.take_down("a", now_ms=0)
     rows.bring_back("a", now_ms=0)
     write(shelf, rows)
@@ -218,9 +220,7 @@ def test_an_item_that_returns_before_its_deletion_was_written_stays() -> None:
 
 
 def test_an_expired_item_is_deleted_and_its_next_row_brings_it_back() -> None:
-    rows, shelf = following("v"), Shelf("v")
-    rows.put("v", "a", row(1), now_ms=0)
-    write(shelf, rows)
+    rows, shelf = with_a()
     rows.expire("a", now_ms=0)
     write(shelf, rows)
     assert shelf.steps("v") == {}

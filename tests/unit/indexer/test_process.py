@@ -1,7 +1,5 @@
 """The indexer process against a real broker (each kind) and a real Milvus."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

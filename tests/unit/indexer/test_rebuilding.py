@@ -1,7 +1,5 @@
 """The live collection made anew beside the old one: whatever was wrong with it is not, and servers always have one."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What waiting does to `/health`, and what is not waited for."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 

@@ -1,8 +1,6 @@
 """The rollout of a release: what is built, announced and dropped. Whatever happens in between is in
 test_rollout_machine.py."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -6,8 +6,6 @@ one that was rolled back to, whatever Milvus loses. One thing is as it is, and n
 collection Milvus has lost asks the new one that is made in its place while it is still being filled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from hypothesis import HealthCheck

@@ -1,7 +1,5 @@
 """An item that is taken down, or let go of by the trainer, is not in the index; its return brings its newest row."""
 
-from __future__ import annotations
-
 import shutil
 import time
 

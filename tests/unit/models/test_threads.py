@@ -1,7 +1,5 @@
 """How many threads computing may use."""
 
-from __future__ import annotations
-
 import sys
 from subprocess import run
 from threading import Barrier

@@ -34,10 +34,7 @@ def bundles(bundles_dir: Path) -> Sequence[Manifest]:
 @pytest.fixture
 def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
     """Both of them, searched exactly."""
-    index = ExactIndex()
-    for manifest in bundles:
-        index.fill(load(bundles_dir, manifest))
-    return index
+    return ExactIndex(*(load(bundles_dir, manifest) for manifest in bundles))
 
 
 @pytest.fixture

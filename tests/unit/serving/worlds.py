@@ -7,6 +7,7 @@ the pipeline must do with an answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +27,11 @@ from serving.request.retrieval import Retrieval
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from streams.messages import UserHistory, Watch
+from tests.harness.system import wait_until
 
 CREATED_MS = 1_700_000_000_000
 ITEMS = [f"item-{number}" for number in range(40)]
+until = partial(wait_until, what="what the test waits for", timeout_s=10.0, every_s=0.005)
 
 
 def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
@@ -43,15 +46,7 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
             "duration_s": np.full(800, 60.0),
         }
     )
-    settings = Model(
-        dim=8,
-        hidden=(16,),
-        members=1,
-        linear_dim=0,
-        negatives=64,
-        batch=256,
-        epochs=1,
-    )
+    settings = Model(dim=8, hidden=(16,), members=1, linear_dim=0, negatives=64, batch=256, epochs=1)
     with TemporaryDirectory() as scratch:
         return train_bundle(
             store_frame(frame, Path(scratch), completed_s=18.0),
@@ -99,12 +94,14 @@ def answer(
 class ExactIndex:
     """Collections in memory. `failure` is raised by the next searches while it is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, *bundles: Bundle) -> None:
         self.collections: dict[str, tuple[list[str], np.ndarray]] = {}
         self.marks: dict[str, str] = {}
         self.failure: Exception | None = None
         self.searched: list[str] = []  # versions, one entry per call
         self.expressions: list[str] = []  # the filters of these calls; they are not applied here
+        for bundle in bundles:
+            self.fill(bundle)
 
     def fill(self, bundle: Bundle, mark: str = "whole") -> None:
         version = bundle.manifest.version

@@ -19,8 +19,7 @@ from tests.unit.serving.worlds import train_small
 def with_topics(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of a broker on which our topics are; the tests of a module share them."""
     own = Settings(
-        data_dir=tmp_path_factory.mktemp("streams"),
-        kafka=Kafka(topic_prefix=f"t{uuid.uuid4().hex[:8]}-", partitions=2),
+        data_dir=tmp_path_factory.mktemp("streams"), kafka=Kafka(topic_prefix=f"t{uuid.uuid4().hex[:8]}-", partitions=2)
     )
     settings = fill_in(own, kafka, "")
     create_topics(settings.kafka)

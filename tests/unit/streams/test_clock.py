@@ -1,7 +1,5 @@
 """A clock that jumps: nothing has passed, and no stamp is ahead of its time for it."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,12 +1,10 @@
 """Whatever bytes arrive in a topic: they are a good message, or refused with a reason, and nothing else happens."""
 
-from __future__ import annotations
-
 import json
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from itertools import islice
 from random import Random
@@ -242,15 +240,12 @@ def test_a_release_that_is_served_takes_or_passes_over_each_row(tmp_path):
         def mark_of(self, version: str, timeout_s: float | None = None) -> str:
             return ""
 
-    releases = Releases(tmp_path, NoIndex(), CatalogueView())  # type: ignore[arg-type]
-    try:
+    with closing(Releases(tmp_path, NoIndex(), CatalogueView())) as releases:  # type: ignore[arg-type]
         for at, value in enumerate([*everything(topics.ITEM_VECTORS), *len(KEYS) * [None]]):
             releases.apply_vector(KEYS[at % len(KEYS)], value, NOW_MS)
         for value in everything(topics.RELEASES, few=200):
             releases.apply_release(value)
         assert all(isinstance(row, ItemVector) for row in releases._rows.values())
-    finally:
-        releases.close()
 
 
 def test_what_the_join_makes_of_an_impression_is_json_whatever_it_was():

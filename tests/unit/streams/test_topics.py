@@ -1,7 +1,5 @@
 """The topics on real brokers: made as the design says, and compared with it."""
 
-from __future__ import annotations
-
 import uuid
 
 import pytest

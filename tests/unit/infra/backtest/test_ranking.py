@@ -1,7 +1,5 @@
 """`nextwatch backtest --stage ranking` from an exposure log to its directory, and every way in which it refuses."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,11 +1,14 @@
 """Our own model in a walk: as released, and under the trainer that runs live."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 
 from infra.backtest.recommenders import Live, Released
 from infra.platform.settings import Trainer
-from models.evaluation.backtest import walk_frozen, walk_live
+from models.evaluation.backtest import Recommender, Walk, walk_frozen, walk_live
 from models.evaluation.eval_queries import History, Stream
 from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import learn_candidates
@@ -15,82 +18,75 @@ from tests.unit.models.samples import SETTINGS, small_items, small_log, small_so
 HOUR_MS = 3_600_000
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A log, what of it lies before the cut, and a model that was trained on that."""
+
+    source: TrainingSet
+    history: History
+    cut: int
+    model: CandidateModel
+
+    def released(self) -> Released:
+        return Released(self.model, self.source, self.history)
+
+    def live(self, **options: Any) -> Live:
+        return Live(self.model, self.source, self.history, **({"settings": Trainer(), "seed": 1} | options))
+
+    def still(self) -> Live:
+        return self.live(settings=Trainer(learns="history"), name="still")
+
+    def walk(self, *recommenders: Recommender) -> Walk:
+        return walk_live(recommenders, self.history, cut=self.cut, catalogue=len(self.model.vectors), block=50)
+
+
 @pytest.fixture(scope="module")
-def source() -> TrainingSet:
+def scene() -> Scene:
     """Ten items of the log become known only after the cut."""
     items = small_items().filter(~small_items()["item_id"].is_in([f"i{n}" for n in range(50, 60)]))
     early = small_log().with_row_index().filter(small_log()["item_id"].str.slice(1).cast(int) < 50)
     late = small_log().with_row_index().filter(small_log()["item_id"].str.slice(1).cast(int) >= 50)
     late = late.with_columns(event_ms=late["event_ms"].max() - (late.height - np.arange(late.height)) * 500)
     columns = small_log().columns
-    return small_source(early.select(columns).vstack(late.select(columns)), items)
+    source = small_source(early.select(columns).vstack(late.select(columns)), items)
+    dataset, cut = source.dataset, len(source.dataset) * 2 // 3
+    history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
+    learned = learn_candidates(source, SETTINGS, until=cut, valid_from=None, items=source.known_at(cut))
+    return Scene(source, history, cut, learned.model)
 
 
-@pytest.fixture(scope="module")
-def history(source: TrainingSet) -> History:
-    dataset = source.dataset
-    return History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
-
-
-@pytest.fixture(scope="module")
-def cut(source: TrainingSet) -> int:
-    return len(source.dataset) * 2 // 3
-
-
-@pytest.fixture(scope="module")
-def model(source: TrainingSet, cut: int) -> CandidateModel:
-    return learn_candidates(source, SETTINGS, until=cut, valid_from=None, items=source.known_at(cut)).model
-
-
-def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(
-    source: TrainingSet, history: History, cut: int, model: CandidateModel
-):
-    released = Released(model, source, history)
-    still = Live(model, source, history, settings=Trainer(learns="history"), seed=1, name="still")
-    walk = walk_live([released, still], history, cut=cut, catalogue=len(model.vectors), block=50)
-    known = (history.queries(walk.asked).histories < len(model.vectors)).all(axis=1)  # else the trainer knows more
+def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(scene: Scene):
+    walk = scene.walk(scene.released(), scene.still())
+    queries = scene.history.queries(walk.asked)
+    known = (queries.histories < len(scene.model.vectors)).all(axis=1)  # else the trainer knows more
     assert known.sum() > 100
     np.testing.assert_array_equal(walk.ranks["tower"][known], walk.ranks["still"][known])
 
 
-def test_learning_live_changes_ranks_and_knows_new_items_in_histories(
-    source: TrainingSet, history: History, cut: int, model: CandidateModel
-):
-    catalogue = len(model.vectors)
-    assert catalogue < len(source.catalogue)
-    live = Live(model, source, history, settings=Trainer(), seed=1)
-    released = Released(model, source, history)
-    walk = walk_live([live, released], history, cut=cut, catalogue=catalogue, block=50)
+def test_learning_live_changes_ranks_and_knows_new_items_in_histories(scene: Scene):
+    catalogue, live, watched = len(scene.model.vectors), scene.live(), scene.history.stream.items[scene.cut :]
+    assert catalogue < len(scene.source.catalogue)
+    walk = scene.walk(live, scene.released())
     assert (walk.ranks["tower, live"] != walk.ranks["tower"]).any()
-    late = history.stream.items[cut:] >= catalogue
+    late = watched >= catalogue
     assert late.any()
     assert (walk.ranks["tower"] == -1).sum() == (walk.ranks["tower, live"] == -1).sum() > 0
-    assert len(live._trainer) == catalogue + len(np.unique(history.stream.items[cut:][late]))
+    assert len(live._trainer) == catalogue + len(np.unique(watched[late]))
 
 
-def test_vectors_are_taken_over_as_often_as_asked(
-    source: TrainingSet, history: History, cut: int, model: CandidateModel
-):
-    def ranks(refresh_ms: int) -> np.ndarray:
-        live = Live(model, source, history, settings=Trainer(), seed=1, refresh_ms=refresh_ms)
-        return walk_live([live], history, cut=cut, catalogue=len(model.vectors), block=50).ranks["tower, live"]
-
-    still = Live(model, source, history, settings=Trainer(learns="history"), seed=1, name="still")
-    unlearnt = walk_live([still], history, cut=cut, catalogue=len(model.vectors), block=50).ranks["still"]
-    at_once, never = ranks(0), ranks(1000 * HOUR_MS)
+def test_vectors_are_taken_over_as_often_as_asked(scene: Scene):
+    at_once, never = (scene.walk(scene.live(refresh_ms=ms)).ranks["tower, live"] for ms in (0, 1000 * HOUR_MS))
     assert (at_once != never).any()
-    np.testing.assert_array_equal(never, unlearnt)
+    np.testing.assert_array_equal(never, scene.walk(scene.still()).ranks["still"])
 
 
-def test_the_scores_are_those_that_serving_would_give(
-    source: TrainingSet, history: History, cut: int, model: CandidateModel
-):
-    queries = history.queries(history.next_unseen(cut)[:20])
-    scores = Released(model, source, history).scores(queries)
+def test_the_scores_are_those_that_serving_would_give(scene: Scene):
+    model, history = scene.model, scene.history
+    queries = history.queries(history.next_unseen(scene.cut)[:20])
+    scores = scene.released().scores(queries)
     users = model.encode(
         model.encoder.queries_of(np.where(queries.histories < len(model.vectors), queries.histories, -1))
     )
     expected = users @ model.vectors.T + model.item_vectors()[:, -1]
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
-    walk = walk_frozen([Released(model, source, history)], history, cut=cut, catalogue=len(model.vectors))
-    assert len(walk) > 20
+    assert len(walk_frozen([scene.released()], history, cut=scene.cut, catalogue=len(model.vectors))) > 20

@@ -1,7 +1,5 @@
 """The command line: every command explains itself, and what a person can mend ends as one line and an exit code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,7 +9,9 @@ import polars as pl
 import pytest
 
 from infra.platform.kafka_clients import kafka_python_options
-from streams.topics import TOPICS
+from infra.platform.settings import Settings
+from streams.topics import TOPICS, create_topics
+from tests.unit.clients.responder import responding
 from tests.unit.infra.command import Done, commands
 from tests.unit.models.samples import small_log
 
@@ -240,3 +240,14 @@ def test_training_on_from_what_does_not_fit_is_one_line(nextwatch, tmp_path):
         (tmp_path / "c" / "validation" / "state.json").write_text(json.dumps(state))
         foreign = nextwatch("train", "log.parquet", "--no-announce", "--json", "--checkpoints", "c")
         assert foreign.code == 2 and is_one_line(foreign.err) and "is of another training" in foreign.err
+
+
+def test_exclusions_and_a_filter_travel_with_the_request(kafka_settings: Settings, monkeypatch, capsys):
+    """`nextwatch recommend`, as a person asks."""
+    create_topics(kafka_settings.kafka)
+    run = commands(monkeypatch, capsys, "recommend", "ann", settings=kafka_settings)
+    with responding(kafka_settings.kafka) as seen:
+        done = run("-k", "3", "--exclude", "a", "--exclude", "b", "--filter", "duration_s < 600", "--json")
+    assert done.code == 0, done.err
+    [(_, request)] = seen
+    assert (request.k, request.exclude, request.filter) == (3, ("a", "b"), "duration_s < 600")

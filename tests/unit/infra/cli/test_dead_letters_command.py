@@ -1,11 +1,10 @@
 """`nextwatch dead-letters`, as an operator works through what could not be used."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +44,8 @@ class LetterBox:
         return f"{topic}/{partition}/{offset}"
 
     def all_of(self, topic: str) -> list[Any]:
-        reader = Reader(self.settings.kafka, topic)
-        try:
+        with closing(Reader(self.settings.kafka, topic)) as reader:
             return list(reader.to_the_end())
-        finally:
-            reader.close()
 
     def listed(self, *arguments: str) -> dict[str, dict[str, Any]]:
         done = self.run("list", "--json", *arguments)
@@ -60,9 +56,9 @@ class LetterBox:
 @pytest.fixture
 def box(kafka_settings: Settings, monkeypatch, capsys) -> Iterator[LetterBox]:
     create_topics(kafka_settings.kafka)
-    traffic = Traffic(kafka_settings.kafka)
-    yield LetterBox(kafka_settings, traffic, commands(monkeypatch, capsys, "dead-letters", settings=kafka_settings))
-    traffic.close()
+    run = commands(monkeypatch, capsys, "dead-letters", settings=kafka_settings)
+    with closing(Traffic(kafka_settings.kafka)) as traffic:
+        yield LetterBox(kafka_settings, traffic, run)
 
 
 def test_letters_are_listed_and_chosen_by_topic_code_and_time(box: LetterBox):

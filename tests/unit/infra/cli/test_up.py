@@ -1,7 +1,5 @@
 """`nextwatch up` as a person runs it: everything starts, and whichever way it ends, nothing is left."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

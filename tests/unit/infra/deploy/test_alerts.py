@@ -1,8 +1,6 @@
 """The alarms: their metrics exist under the labels that they have, Prometheus can read them, and each one fires when it
 should and is silent when it should be (alerts_test.yml, by `promtool`)."""
 
-from __future__ import annotations
-
 import json
 import operator
 import re

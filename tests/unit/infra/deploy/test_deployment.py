@@ -1,7 +1,5 @@
 """The systemd units and the compose file: they fit our commands and settings, and let in nobody by default."""
 
-from __future__ import annotations
-
 import configparser
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The embedded brokers start, answer, stop, and say clearly why they cannot."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator
@@ -15,14 +13,14 @@ from infra.local.broker import Broker, answers, server_properties, start_broker
 from infra.platform.guarded_process import ServiceError
 from tests.conftest import BROKERS, environ_for
 from tests.harness.needs import KAFKA, needs
+from tests.harness.system import stopping
 
 
 @pytest.fixture(params=BROKERS)
 def own_broker(request: pytest.FixtureRequest, make_settings) -> Iterator[Broker]:
     """A broker of this test alone, which it may stop and kill."""
-    broker = start_broker(make_settings(), environ=environ_for(request.param))
-    yield broker
-    broker.process.stop()
+    with stopping(start_broker(make_settings(), environ=environ_for(request.param))) as broker:
+        yield broker
 
 
 JAVA_21 = """-version) echo 'openjdk version "21" 2023-09-19' >&2 ;;"""
@@ -80,8 +78,7 @@ def test_a_started_broker_answers_on_loopback_only_and_keeps_its_data_over_a_cle
 @pytest.mark.service
 @needs(KAFKA)
 def test_kafka_keeps_what_it_acknowledged_over_a_crash(make_settings):
-    broker = start_broker(make_settings(), environ=environ_for("kafka"))
-    try:
+    with stopping(start_broker(make_settings(), environ=environ_for("kafka"))) as broker:
         assert broker.kind == "kafka"
         create(broker.bootstrap, "things")
         send(broker.bootstrap, "things", b"1", b"2")
@@ -89,8 +86,6 @@ def test_kafka_keeps_what_it_acknowledged_over_a_crash(make_settings):
         broker.restart()
         broker.when_ready()
         assert read(broker.bootstrap, "things", 2) == [b"1", b"2"]
-    finally:
-        broker.process.stop()
 
 
 def test_a_second_broker_on_the_same_data_is_refused(own_broker, monkeypatch):

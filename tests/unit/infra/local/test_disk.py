@@ -1,7 +1,5 @@
 """A full disk is named where somebody looks for the reason."""
 
-from __future__ import annotations
-
 import shutil
 from collections import namedtuple
 

@@ -1,7 +1,5 @@
 """The embedded Milvus: one server, loopback, its rows kept, its errors clear."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 
@@ -11,14 +9,14 @@ from pymilvus import MilvusClient
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.platform.guarded_process import ServiceError
 from tests.conftest import milvus_answers
+from tests.harness.system import stopping
 
 
 @pytest.fixture
 def own_milvus(make_settings) -> Iterator[MilvusServer]:
     """A server of this test alone, which it may stop and kill."""
-    server = start_milvus(make_settings(), probe=milvus_answers)
-    yield server
-    server.process.stop()
+    with stopping(start_milvus(make_settings(), probe=milvus_answers)) as server:
+        yield server
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

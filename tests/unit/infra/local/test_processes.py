@@ -1,7 +1,5 @@
 """`up`'s processes as a whole: real services and a command of ours, and nothing of them left, however it ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

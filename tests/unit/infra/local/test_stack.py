@@ -1,8 +1,6 @@
 """When `up` gives up on what it has started: on what crashes again and again, not on what takes its time. Without any
 process: what is watched here only says that it runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,21 +68,19 @@ def test_what_lives_is_waited_for_and_told_of(settings, monkeypatch):
     assert ready[-1] == ("trainer", "ready")
 
 
-def test_what_crashes_again_and_again_is_given_up(settings, monkeypatch):
-    with (
-        pytest.raises(ServiceError, match="trainer does not start: it crashed 3 times in a row"),
-        started(settings, [], monkeypatch, code=1),
-    ):
-        pytest.fail("it is not ready")
+LIMIT = r"is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH_EMBEDDED__READY_TIMEOUT_S\)"
 
 
-def test_the_demo_keeps_its_limit_and_names_it(settings, monkeypatch):
-    with (
-        pytest.raises(
-            ServiceError, match=r"trainer is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH"
-        ),
-        started(settings, [], monkeypatch, is_limited=True, ready_after_s=60.0),
-    ):
+@pytest.mark.parametrize(
+    ("late", "says"),
+    [
+        ({"code": 1}, "does not start: it crashed 3 times in a row"),
+        ({"is_limited": True, "ready_after_s": 60.0}, LIMIT),
+    ],
+    ids=["it crashes again and again", "the demo keeps its limit"],
+)
+def test_what_is_not_ready_is_given_up_and_named(settings, monkeypatch, late, says):
+    with pytest.raises(ServiceError, match=f"trainer {says}"), started(settings, [], monkeypatch, **late):
         pytest.fail("it is not ready")
 
 
@@ -119,10 +115,9 @@ def test_the_limit_of_an_embedded_service_is_named(make_settings, monkeypatch):
         is_ready=bool,
     )
     monkeypatch.setattr(processes, "Broker", lambda settings, environ: broker)
-    named = r"broker is not ready after 0\.3 s \(embedded\.ready_timeout_s, or NEXTWATCH_EMBEDDED__READY_TIMEOUT_S\)"
     with (
         Supervisor(lambda name, what: None) as watcher,
-        pytest.raises(ServiceError, match=named),
+        pytest.raises(ServiceError, match=f"broker {LIMIT}"),
         embedded_services(settings, watcher, probe=lambda uri: True),
     ):
         pytest.fail("it is not ready")

@@ -1,7 +1,5 @@
 """What crashes is started again, ever more slowly; what is stopped is stopped in order."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The lock files hold what pyproject.toml asks for: `make lock` makes them anew."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator

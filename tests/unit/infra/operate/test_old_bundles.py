@@ -1,7 +1,5 @@
 """Which bundles go when a new one is announced."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`nextwatch releases`: what there is, where it lies, who serves it; and back to the spare with all servers."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -1,21 +1,18 @@
 """Replay: every row arrives once, with the same id each time, when it is due; a failure is not called a success."""
 
-from __future__ import annotations
-
-import time
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
 import pytest
-from kafka import KafkaConsumer
 
 from infra.operate import replay as module
 from infra.operate.replay import ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
-from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from models.logs.log import LogError, items_from_frame, log_from_frame
 from streams.messages import Context, Item, WatchEvent, decode, encode
 from streams.topics import ITEMS, WATCH_EVENTS, create_topics, partition_of
+from tests.harness.traffic import Reader
 
 ROWS = {
     "user_id": ["ü1", "b", "b", "b"],
@@ -92,21 +89,9 @@ def test_a_broker_that_is_not_there_is_an_error_that_names_the_setting(monkeypat
         replay(pl.DataFrame(ROWS), settings)
 
 
-def read_all(settings: Settings, topic: str, count: int) -> list[tuple[int, bytes, bytes]]:
-    consumer = KafkaConsumer(
-        settings.kafka.topic_prefix + topic,
-        **kafka_python_options(settings.kafka),
-        auto_offset_reset="earliest",
-        group_id=None,
-        consumer_timeout_ms=1000,
-    )
-    try:
-        deadline, found = time.monotonic() + 20, []
-        while len(found) < count and time.monotonic() < deadline:
-            found += [(record.partition, record.key, record.value) for record in consumer]
-        return found
-    finally:
-        consumer.close()
+def read_all(settings: Settings, topic: str) -> list[tuple[int, bytes, bytes]]:
+    with closing(Reader(settings.kafka, topic)) as reader:
+        return [(record.partition, record.key, record.value) for record in reader.to_the_end()]
 
 
 def test_a_replay_is_acknowledged_keyed_by_user_and_the_same_each_time(kafka_settings: Settings) -> None:
@@ -126,7 +111,7 @@ def test_a_replay_is_acknowledged_keyed_by_user_and_the_same_each_time(kafka_set
     assert (first.items, first.watches, again.items, again.watches) == (11, 500, 0, 500)
     assert again.wall_s > 0.4
     assert seen[-1] == ("watches", 500, 500)
-    records = read_all(kafka_settings, WATCH_EVENTS, 1000)
+    records = read_all(kafka_settings, WATCH_EVENTS)
     events = [decode(WatchEvent, value) for _, _, value in records]
     assert len(events) == 1000
     assert len({event.event_id for event in events}) == 500
@@ -134,7 +119,7 @@ def test_a_replay_is_acknowledged_keyed_by_user_and_the_same_each_time(kafka_set
     for (partition, key, _), event in zip(records, events, strict=True):
         assert key == event.user_id.encode()
         assert partition == partition_of(event.user_id, kafka_settings.kafka.partitions)
-    assert {decode(Item, value).item_id for _, _, value in read_all(kafka_settings, ITEMS, 11)} == set(items["item_id"])
+    assert {decode(Item, value).item_id for _, _, value in read_all(kafka_settings, ITEMS)} == set(items["item_id"])
 
 
 def test_a_replay_to_topics_that_are_not_there_fails_and_says_what_to_do(kafka_settings: Settings) -> None:

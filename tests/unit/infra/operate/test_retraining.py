@@ -1,7 +1,5 @@
 """A ranker alone, in a release whose candidates are those of another."""
 
-from __future__ import annotations
-
 import numpy as np
 import polars as pl
 import pytest

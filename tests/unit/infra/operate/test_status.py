@@ -1,7 +1,5 @@
 """What `nextwatch status` makes of several processes' pages: every process serves all names."""
 
-from __future__ import annotations
-
 import json
 from math import nan
 

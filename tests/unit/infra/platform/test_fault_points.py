@@ -1,7 +1,5 @@
 """A fault point costs nothing until a test arms it; then whoever reaches it dies there, once."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

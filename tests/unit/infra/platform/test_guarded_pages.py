@@ -1,7 +1,5 @@
 """The web page of a process where not everybody may read it: token, TLS, and requests that are too much."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

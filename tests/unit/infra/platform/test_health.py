@@ -1,7 +1,5 @@
 """The web page of a process: what Prometheus and a supervisor read."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

@@ -1,7 +1,5 @@
 """What our options make of kafka-python's clients."""
 
-from __future__ import annotations
-
 import os
 import time
 

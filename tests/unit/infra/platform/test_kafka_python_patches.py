@@ -1,7 +1,5 @@
 """What kafka-python does by itself: where a test fails, its patch is no longer needed (or kafka-python has changed)."""
 
-from __future__ import annotations
-
 from math import inf
 from threading import RLock
 from types import SimpleNamespace

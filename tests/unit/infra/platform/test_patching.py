@@ -1,7 +1,5 @@
 """Private parts of third parties: of checked versions only, and replaced once."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """A port and a directory belong to one running service."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """A guarded command does not outlive its parent, whichever way that one ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

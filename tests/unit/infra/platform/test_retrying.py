@@ -1,7 +1,5 @@
 """A dependency that is away is tried again, ever less often; what is no absence is raised."""
 
-from __future__ import annotations
-
 import asyncio
 from itertools import islice
 

@@ -1,7 +1,5 @@
 """What one command tells the others about itself, and takes back when it ends."""
 
-from __future__ import annotations
-
 import pytest
 
 from infra.platform.guarded_process import ServiceError

@@ -1,7 +1,5 @@
 """A Kafka that asks for a login and speaks TLS: every kind of client of ours gets in, and who may not is told why."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """One tree, three sources, nothing silently ignored, no secret printed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

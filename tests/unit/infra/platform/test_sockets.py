@@ -1,7 +1,5 @@
 """What the test of `up` relies on: a socket that is open to the network is seen."""
 
-from __future__ import annotations
-
 import os
 import socket
 

@@ -1,7 +1,5 @@
 """What is shown in the simulated world: lists in order, an effect of position, and what was passed over sinks."""
 
-from __future__ import annotations
-
 import numpy as np
 import polars as pl
 import pytest

@@ -1,7 +1,5 @@
 """The simulated world: reproducible, truthful about what it expects, and learnable in the ways the product claims."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,6 +1,11 @@
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.columns import Columns
+from models.catalogue.id_lists import IdLists
 
 
 def test_facts_are_read_by_row_and_unknown_items_say_so():
@@ -91,3 +96,54 @@ def test_the_code_of_a_name_that_no_item_has_is_0_and_asking_does_not_add_it():
     assert (catalogue.code_of_id("channel", "c"), catalogue.code_of_language("de")) == (1, 1)
     assert (catalogue.code_of_id("channel", "d"), catalogue.code_of_language("d")) == (0, 0)
     assert (catalogue.id_values("channel"), catalogue.code_of_language("de")) == (["", "c"], 1)
+
+
+def test_rows_survive_growth():
+    columns = Columns(a=np.arange(3), b=np.zeros((3, 2)))
+    for n in range(100):
+        assert columns.append(a=n, b=[n, -n]) == 3 + n
+    assert len(columns) == 103
+    assert columns["a"].tolist() == [0, 1, 2, *range(100)]
+    assert columns["b"][-1].tolist() == [99, -99]
+
+
+def test_growing_copies_a_logarithmic_number_of_times():
+    columns = Columns(a=np.arange(1000))
+    capacities = set()
+    for n in range(10_000):
+        columns.append(a=n)
+        capacities.add(columns.capacity)
+    assert len(capacities) <= 4
+
+
+def test_a_view_is_written_in_place():
+    columns = Columns(a=np.zeros(2))
+    columns["a"][1] = 5
+    assert columns["a"].tolist() == [0, 5]
+
+
+def test_a_row_needs_every_column():
+    with pytest.raises(ValueError, match="exactly the columns"):
+        Columns(a=np.zeros(1), b=np.zeros(1)).append(a=1)
+    with pytest.raises(ValueError, match="differ in length"):
+        Columns(a=np.zeros(1), b=np.zeros(2))
+
+
+names = st.lists(st.sampled_from(["", "a", "b", "c", "d"]), max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), names), max_size=40), st.integers(1, 4))
+def test_lists_are_as_they_were_last_set(changes: list[tuple[int, list[str]]], most: int) -> None:
+    lists, simple = IdLists(), {}
+    for row, values in changes:
+        lists.set(row, values)
+        simple[row] = tuple(dict.fromkeys(value for value in values if value))
+    known = [simple.get(row, ()) for row in range(9)]
+    assert [lists.names_of(row) for row in range(9)] == known
+    table = lists.table(9, most)
+    assert table.shape[1] == max(1, min(most, max(map(len, known))))
+    assert [tuple(lists.names[code] for code in row if code) for row in table] == [row[:most] for row in known]
+    first = lists.first(np.array([-1, *range(9), 99]))
+    assert [lists.names[code] for code in first] == ["", *(row[0] if row else "" for row in known), ""]
+    assert first.dtype == np.int32

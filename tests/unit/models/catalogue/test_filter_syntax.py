@@ -1,7 +1,5 @@
 """What a filter may look like, and what is said of one that cannot be used."""
 
-from __future__ import annotations
-
 import threading
 import time
 import warnings

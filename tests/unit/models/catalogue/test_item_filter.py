@@ -1,7 +1,5 @@
 """What a filter means on a catalogue."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
+from models.evaluation.baselines import DecayedPopular
+from models.evaluation.coverage import Coverage
 from models.evaluation.eval_queries import EvalQueries, History, Stream
+from models.evaluation.frozen import Frozen
+from models.evaluation.item_to_item import ItemKnn
 from models.logs.timeline import HISTORY
 
 CUT = 6
@@ -181,3 +185,65 @@ def test_no_cases_are_an_empty_walk(history):
     end = len(STREAM)
     assert len(walk_frozen([Recorder()], history, cut=end, catalogue=5)) == 0
     assert len(walk_live([Recorder()], history, cut=end, catalogue=5)) == 0
+
+
+def test_a_frozen_one_is_shown_what_was_watched_at_the_cut(history):
+    recorder = Recorder()
+    walk_live([Frozen(recorder, history, CUT, name="frozen")], history, cut=CUT, catalogue=CATALOGUE, block=4)
+    assert all(isinstance(event, list) for event in recorder.events), "it learns nothing"
+    shown = [(int(asked.users[at]), walked(asked, at)) for asked in recorder.queries for at in range(len(asked))]
+    # user 2 came after the cut: nothing is known of them
+    assert shown == [(2, []), (1, [1, 2]), (0, [0, 2, 3]), (1, [1, 2])]
+
+
+def test_a_frozen_popularity_keeps_the_order_of_the_cut(history):
+    still = DecayedPopular(STREAM, CUT, CATALOGUE, half_life=2)
+    shares = still.shares()
+    walk_live([Frozen(still, history, CUT, name="x")], history, cut=CUT, catalogue=CATALOGUE)
+    np.testing.assert_array_equal(still.shares(), shares)
+
+
+def test_what_was_watched_since_is_still_struck_out(history):
+    knn = Frozen(ItemKnn(STREAM, CUT, CATALOGUE, neighbours=3, shrink=0.0), history, CUT, name="knn")
+    walk = walk_live([knn], history, cut=CUT, catalogue=CATALOGUE)
+    assert walk.ranks["knn"][3] <= 1  # user 1 has 0 and 3 left
+    assert len(walk_frozen([knn], history, cut=CUT, catalogue=CATALOGUE)) == 2
+
+
+SHARES = np.log(np.array([0.4, 0.3, 0.2, 0.05, 0.05]))
+
+
+def test_coverage_is_the_share_of_items_in_anybodys_list():
+    coverage = Coverage(SHARES)
+    coverage.add(np.array([[0, 1], [0, 2]]))
+    coverage.add(np.array([[0, -1]]))
+    estimate = coverage.coverage(10)
+    assert (estimate.value, estimate.n) == (3 / 5, 3)
+    # Without the first list or the second one item of five is lost, without the third none.
+    lost = np.array([1, 1, 0]) / 5
+    assert estimate.se == pytest.approx(np.sqrt(2 / 3 * np.square(lost - lost.mean()).sum()))
+
+
+def test_an_item_of_two_lists_of_one_batch_or_of_two_is_lost_with_neither():
+    together, apart = Coverage(SHARES), Coverage(SHARES)
+    together.add(np.array([[0], [0]]))
+    apart.add(np.array([[0]]))
+    apart.add(np.array([[0]]))
+    assert together.coverage(10).se == apart.coverage(10).se == 0
+
+
+def test_only_the_first_k_count():
+    coverage = Coverage(np.log(np.full(60, 1 / 60)))
+    coverage.add(np.arange(60)[None])
+    assert [round(60 * coverage.coverage(k).value) for k in (10, 50, 100)] == [10, 50, 60]
+
+
+def test_popularity_is_the_mean_log_share_of_what_is_shown():
+    coverage = Coverage(SHARES)
+    assert coverage.coverage(10).value == 0 and coverage.coverage(10).n == 0
+    assert np.isnan(coverage.popularity(10).value), "no lists are no number"
+    coverage.add(np.array([[0, 1], [2, -1]]))
+    first, second = (np.log(0.4) + np.log(0.3)) / 2, np.log(0.2)
+    assert coverage.popularity(10).value == pytest.approx((first + second) / 2)
+    assert coverage.popularity(10).se == pytest.approx(abs(first - second) / 2)
+    assert coverage.top_share(10).value == 0.25  # the top of five items is item 0

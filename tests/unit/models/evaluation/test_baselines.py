@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from models.evaluation.als import Als
 from models.evaluation.backtest import Recommender, walk_frozen, walk_live
 from models.evaluation.baselines import PRIOR, DecayedPopular, Popular, SettingSelection, TimesRecency, choose
 from models.evaluation.eval_queries import EvalQueries, History, Stream
 from models.evaluation.item_to_item import MOST_WATCHES, Ease, ItemKnn, ease_weights, nearest, watch_matrix
+from tests.harness.needs import ALS, needs
 
 USERS = np.array([0, 1, 2, 3, 0, 1, 2, 0, 3, 1])
 ITEMS = np.array([0, 0, 0, 3, 1, 1, 2, 0, 2, 4])
@@ -229,3 +231,19 @@ def test_every_baseline_walks_is_repeatable_and_does_not_see_the_future(build):
     np.testing.assert_array_equal(walks[0][:early], walks[2][:early])
     frozen = walk_frozen([one := build(streams[0])], History(streams[0]), cut=150, catalogue=20)
     assert len(frozen) > 5 and (frozen.ranks[one.name] < 20).all()
+
+
+@needs(ALS)
+def test_als_finds_what_alike_users_watch_and_repeats_itself():
+    """Where the benchmark extra is installed: everywhere else the report says that ALS is left out."""
+    rng = np.random.default_rng(1)
+    users = rng.integers(0, 40, 900)
+    items = 2 * rng.integers(0, 10, 900) + users % 2  # even users watch even items
+    stream = Stream(users, items, np.arange(900))
+    history = History(stream)
+    walks = []
+    for _ in range(2):
+        als = Als(stream, 250, 20, factors=4, regularization=0.1, alpha=5.0, seed=3)
+        walks.append(walk_live([als], history, cut=250, catalogue=20).ranks["ALS"])
+    np.testing.assert_array_equal(*walks)
+    assert (walks[0] < 10).mean() > 0.95

@@ -1,7 +1,5 @@
 """A stored log says what the log in memory says, whatever its size, order and format."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from models.logs.array_file import forget_pages, mapped
 from models.logs.log import LOG_COLUMNS, LogError, log_from_frame
 from models.logs.stored_log import FACTS, LogWriter, StoredLog, open_log, store_frame, store_log
 
@@ -285,3 +284,14 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
 
     small, large = map(peak_mb, paths)
     assert large - small < 50, "2.8 million rows more, 76 MB at 27 bytes each"
+
+
+def test_pages_that_were_let_go_of_are_read_again(tmp_path: Path):
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(10_000, dtype=np.float32).reshape(-1, 10))
+    for mode in ("r", "c"):
+        array = mapped(path, mode)  # type: ignore[arg-type]
+        total = array.sum()
+        forget_pages(array)
+        assert array.sum() == total
+    forget_pages(np.zeros(3))

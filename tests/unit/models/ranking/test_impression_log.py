@@ -33,12 +33,11 @@ FILES = settings(deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.gener
 @contextmanager
 def chunks_of(exposures: int, settled: int, windows: int) -> Iterator[None]:
     """Sizes of the pieces that a log is read in."""
-    before = module.CHUNK, module.SETTLED, timeline.CHUNK
-    module.CHUNK, module.SETTLED, timeline.CHUNK = exposures, settled, windows
-    try:
+    sizes = ((module, "CHUNK", exposures), (module, "SETTLED", settled), (timeline, "CHUNK", windows))
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, size in sizes:
+            patch.setattr(owner, name, size)
         yield
-    finally:
-        module.CHUNK, module.SETTLED, timeline.CHUNK = before
 
 
 @dataclass(frozen=True)

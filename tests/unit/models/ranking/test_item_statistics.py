@@ -1,7 +1,5 @@
 """Statistics as a server reads them: decayed to the moment, parts added up, forgotten rows gone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """What a ranker learns, on examples that are small enough to say what it must."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

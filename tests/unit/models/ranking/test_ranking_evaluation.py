@@ -7,14 +7,7 @@ import pytest
 
 from models.ranking.impression_log import PAGE_MS, Delays
 from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
-from models.ranking.ranking_evaluation import (
-    Predictions,
-    item_means,
-    judge,
-    pages_of,
-    predict,
-    rolling_factors,
-)
+from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
 from models.ranking.ranking_examples import RankingExamples
 from models.release.bundle import Bundle
 from tests.unit.models.samples import START_MS, made_examples, small_exposures, small_log

@@ -5,14 +5,7 @@ from infra.platform.settings import Trainer
 from models.logs.timeline import HISTORY
 from models.release.bundle import Bundle
 from models.retrieval.hyper_parameters import Learns
-from models.retrieval.incremental import (
-    EXPLODED,
-    PUBLISH_MOVE,
-    STATE_COLUMNS,
-    WARM_UP,
-    IncrementalTrainer,
-    StepResult,
-)
+from models.retrieval.incremental import EXPLODED, PUBLISH_MOVE, STATE_COLUMNS, WARM_UP, IncrementalTrainer, StepResult
 from models.retrieval.prequential import Budget, Ranks, rank_before
 from tests.unit.models.samples import START_MS, Example, Watch, example, watched
 

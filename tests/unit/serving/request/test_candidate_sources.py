@@ -1,7 +1,5 @@
 """Candidate sources: their nominees, the union, and the record of it."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -19,16 +17,7 @@ from serving.state.fresh import FreshView
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, Views
 from streams.history.watched_filter import remember
-from streams.messages import (
-    Context,
-    Item,
-    RecommendRequest,
-    ShownList,
-    Trending,
-    UserHistory,
-    Watch,
-    encode,
-)
+from streams.messages import Context, Item, RecommendRequest, ShownList, Trending, UserHistory, Watch, encode
 from tests.unit.serving.worlds import CREATED_MS, ITEMS, answer, history, no_views, pipeline_of
 
 HOUR_MS = 3_600_000

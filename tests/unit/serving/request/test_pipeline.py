@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -401,9 +399,7 @@ def test_k_distinct_allowed_items_come_back_whenever_they_exist(
 
 @pytest.fixture(scope="module")
 def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
-    index = ExactIndex()
-    index.fill(load(bundles_dir, bundles[0]))
-    return load_release(bundles_dir, bundles[0].version, index)
+    return load_release(bundles_dir, bundles[0].version, ExactIndex(load(bundles_dir, bundles[0])))
 
 
 def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveRelease) -> None:

@@ -1,7 +1,5 @@
 """What a list promises, whatever the candidates: k of them, none twice, the cap, and probabilities that are true."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from typing import Any

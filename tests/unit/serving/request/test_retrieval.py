@@ -1,9 +1,7 @@
 """Who is asked for candidates, in which order, and how a bad index is found out and used again."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from serving.request.retrieval import Answer, Query, Retrieval
 from serving.state import search_order
 from serving.state.recall_audit import ENOUGH, RecallAudit, compare
 from serving.state.release import LiveRelease, load_release
-from tests.unit.serving.worlds import ITEMS, ExactIndex, unavailable
+from tests.unit.serving.worlds import ITEMS, ExactIndex, unavailable, until
 
 NOW_MS = 1_700_000_000_000
 
@@ -48,13 +46,6 @@ def search(
 ) -> Answer:
     queries = queries or some(live)
     return retrieval.finish(retrieval.start(queries, live, now_ms=now_ms, left_s=left_s), now_ms=now_ms)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.005)
 
 
 def test_the_index_is_asked_first_and_the_mirror_knows_the_same(live: LiveRelease, index: ExactIndex) -> None:

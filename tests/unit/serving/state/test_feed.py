@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from infra.platform import metrics
 from infra.platform.settings import Kafka
 from serving.state import feed as feed_module
 from serving.state.feed import Chunk, Feed
+from tests.unit.serving.worlds import until
 
 TOPIC = "followed-by-a-feed"
 
@@ -62,16 +63,8 @@ class Follower:
 def feed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]:
     monkeypatch.setattr(feed_module, "TopicFollower", Follower)
     monkeypatch.setattr(feed_module, "LAG_EVERY_S", 0.0)
-    feed = Feed(Kafka(), TOPIC, partitions=())
-    yield feed
-    feed.close()
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.005)
+    with contextlib.closing(Feed(Kafka(), TOPIC, partitions=())) as feed:
+        yield feed
 
 
 def read(feed: Feed, *partitions: int) -> list[int]:

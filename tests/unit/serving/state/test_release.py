@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import shutil
@@ -31,9 +29,8 @@ from tests.unit.serving.worlds import (
     no_views,
     pipeline_of,
     unavailable,
+    until,
 )
-
-WAIT_S = 10.0
 
 
 @pytest.fixture
@@ -63,23 +60,12 @@ def announce(releases: Releases, version: str) -> None:
 
 
 def wait_for(releases: Releases, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline, "not in time"
-        releases.refresh()
-        time.sleep(0.005)
+    """With a look of the answering thread each time."""
+    until(lambda: true() or bool(releases.refresh()))
 
 
 def version_of(releases: Releases) -> str | None:
     return releases.live and releases.live.version
-
-
-def wait_until_loaded(releases: Releases) -> None:
-    """Without a look of the answering thread."""
-    deadline = time.monotonic() + WAIT_S
-    while releases._loaded is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def swap_to(releases: Releases, version: str) -> LiveRelease:
@@ -115,7 +101,7 @@ def test_a_release_is_loaded_beside_the_live_one_and_taken_over_only_between_bat
 ) -> None:
     swap_to(releases, bundles[0].version)
     announce(releases, bundles[1].version)
-    wait_until_loaded(releases)
+    until(lambda: releases._loaded is not None)  # without a look of the answering thread
     assert version_of(releases) == bundles[0].version
     releases.refresh()
     assert version_of(releases) == bundles[1].version
@@ -126,7 +112,7 @@ def test_a_release_that_is_announced_again_while_it_waits_to_be_taken_over_goes_
 ) -> None:
     """All three are read in one go, before the answering thread looks."""
     announce(releases, bundles[0].version)
-    wait_until_loaded(releases)
+    until(lambda: releases._loaded is not None)  # without a look of the answering thread
     announce(releases, bundles[1].version)
     swap_to(releases, bundles[0].version)
     assert releases.settled
@@ -422,9 +408,7 @@ def test_a_catalogue_entry_that_comes_later_is_where_filters_look(
 
 @pytest.fixture(scope="module")
 def both(bundles_dir: Path, bundles: Sequence[Manifest]) -> list[LiveRelease]:
-    index = ExactIndex()
-    for manifest in bundles:
-        index.fill(load(bundles_dir, manifest))
+    index = ExactIndex(*(load(bundles_dir, manifest) for manifest in bundles))
     return [load_release(bundles_dir, manifest.version, index) for manifest in bundles]
 
 

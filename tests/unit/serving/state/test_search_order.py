@@ -1,9 +1,8 @@
-"""Who goes first: the size of the catalogue at the start, then who has been quicker."""
-
-from __future__ import annotations
+"""Who goes first: the size at the start, then who has been quicker; and who has failed is left alone for a while."""
 
 import pytest
 
+from serving.state.breaker import Breaker
 from serving.state.search_order import INDEX, MIRROR, RECENT, SMALL, SearchOrder
 
 
@@ -38,3 +37,23 @@ def test_the_order_changes_only_when_the_other_is_clearly_quicker_and_one_slow_c
     for _ in range(RECENT):
         order.add(INDEX, 0.009, 1)
     assert order.is_mirror_first(10)
+
+
+def test_failures_in_a_row_double_the_pause_up_to_its_bound_and_a_success_starts_anew() -> None:
+    breaker = Breaker(wait_s=0.5, most_s=1.5)
+    assert breaker.reason(1000) is None
+    for _ in range(2):
+        for pause_ms in (500, 1000, 1500, 1500):
+            breaker.failed(1000, "down")
+            assert breaker.reason(1000 + pause_ms - 1) == "down"
+            assert breaker.reason(1000 + pause_ms) is None
+        breaker.failed(1000, "down")
+        breaker.succeeded()
+        assert breaker.reason(1000) is None
+
+
+def test_a_clock_that_is_set_back_does_not_make_the_pause_an_hour() -> None:
+    breaker = Breaker(wait_s=0.5)
+    breaker.failed(3_600_000, "down")
+    assert breaker.reason(3_600_100) == "down"
+    assert breaker.reason(100) is None

@@ -1,7 +1,5 @@
 """Whether our clock is ahead is told from requests that cannot have waited, and from many of them."""
 
-from __future__ import annotations
-
 from serving.worker.clock_skew import ENOUGH, LEAST_S, ClockSkew
 
 HOUR_MS = 3_600_000.0

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError

@@ -1,7 +1,5 @@
 """The producer's book-keeping of topics, in kafka-python's own classes, without a broker."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What kafka-python has no public way for: where a test fails, its patch is no longer needed (or it has changed)."""
 
-from __future__ import annotations
-
 import inspect
 from collections import deque
 from types import SimpleNamespace

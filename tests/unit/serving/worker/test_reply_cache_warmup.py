@@ -1,7 +1,5 @@
 """What a new owner knows of the replies that the one before has given, read from a real broker."""
 
-from __future__ import annotations
-
 import time
 
 import pytest
@@ -14,6 +12,7 @@ from serving.worker.reply_cache_warmup import Recent, ReplyCacheWarmup, read_rec
 from streams import topics
 from streams.messages import Impression, RecommendReply, Shown, decode, encode
 from tests.conftest import on_both_brokers
+from tests.harness.system import wait_until, with_section
 
 pytestmark = [pytest.mark.system, on_both_brokers]
 
@@ -23,7 +22,7 @@ NOW_MS = int(time.time() * 1000)  # what is older than the topic's retention, a 
 @pytest.fixture
 def told(kafka_settings: Settings) -> Settings:
     """Impressions of a minute and a second ago, one on the other partition, and what is no impression."""
-    settings = kafka_settings.model_copy(update={"kafka": kafka_settings.kafka.model_copy(update={"partitions": 2})})
+    settings = with_section(kafka_settings, "kafka", partitions=2)
     topics.create_topics(settings.kafka)
     name = settings.kafka.topic_prefix + topics.IMPRESSIONS
     producer = KafkaProducer(**kafka_python_options(settings.kafka))
@@ -44,10 +43,7 @@ def test_the_replies_of_the_last_moments_are_read_from_impressions(told: Setting
     assert (reply.request_id, reply.version, reply.served_by) == ("new", "v1", "server-1")
     assert [
         (item.item_id, item.rank, item.source, item.expected_watch_s, item.probability) for item in reply.items
-    ] == [
-        ("a", 1, "two_tower", 20.0, 0.25),
-        ("b", 2, "trending", None, None),
-    ]
+    ] == [("a", 1, "two_tower", 20.0, 0.25), ("b", 2, "trending", None, None)]
 
 
 def test_only_partitions_that_are_new_are_read_and_each_says_when_it_was(told: Settings) -> None:
@@ -69,8 +65,5 @@ def test_without_a_window_nothing_is_waited_for(told: Settings) -> None:
 
 
 def until_read(warmup: ReplyCacheWarmup, partitions: frozenset[int]) -> list[Recent]:
-    deadline = time.monotonic() + 20
-    while warmup.read != partitions:
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
+    wait_until(lambda: warmup.read == partitions, "the partitions are read", 20, every_s=0.01)
     return warmup.take()

@@ -1,7 +1,5 @@
 """The serving process against a real broker and a real Milvus Lite: what goes into topics, and what comes back."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import struct
@@ -48,6 +46,8 @@ from streams.messages import (
 )
 from streams.topics import open_admin
 from tests.conftest import milvus_answers
+from tests.harness.beside import beside as in_thread
+from tests.harness.system import stopping, wait_until, with_section
 from tests.unit.serving.worlds import CREATED_MS, ITEMS, history, load
 
 pytestmark = pytest.mark.system
@@ -88,10 +88,7 @@ class System:
         self.until(lambda: self.client.recommend("somebody").version == manifest.version)
 
     def until(self, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not true():
-            assert time.monotonic() < deadline, "not in time"
-            time.sleep(0.02)
+        wait_until(true, "what the test waits for", WAIT_S, every_s=0.02)
 
     def reading(self, topic: str) -> Any:
         """A consumer at the end of all partitions of a topic, given with its prefix."""
@@ -387,9 +384,8 @@ def test_a_swap_under_load_mixes_no_versions_and_loses_no_reply(system: System) 
         system.tell(user)
     scores = {manifest.version: expected_scores(system, manifest, users) for manifest in system.bundles}
     futures: list[tuple[str, Any]] = []
-    stop = threading.Event()
 
-    def ask() -> None:
+    def ask(stop: threading.Event) -> None:
         number = 0
         while not stop.is_set():
             user_id = users[number % len(users)].user_id
@@ -398,13 +394,10 @@ def test_a_swap_under_load_mixes_no_versions_and_loses_no_reply(system: System) 
             number += 1
             time.sleep(0.01)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    for manifest in (system.bundles[1], system.bundles[0], system.bundles[1]):
-        system.announce(manifest)
-        time.sleep(0.3)
-    stop.set()
-    asking.join()
+    with in_thread(ask, "requests"):
+        for manifest in (system.bundles[1], system.bundles[0], system.bundles[1]):
+            system.announce(manifest)
+            time.sleep(0.3)
     seen = set()
     for user_id, future in futures:
         reply = future.result(timeout=WAIT_S)
@@ -484,37 +477,35 @@ class SlowFeed(Feed):
 def test_without_milvus_everybody_is_answered_and_with_it_the_index_is_used_again_by_itself(
     system: System, tmp_path: Path, bundles_dir: Path, mirror_items: int, source: str
 ) -> None:
-    milvus = start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)
-    try:
-        with beside(system, milvus.uri, mirror_items=mirror_items) as other, serving(other.settings):
-            fill(other.index, load(bundles_dir, system.bundles[0]))
-            furnish(other)
-            other.tell(history("ann", "item-3"))
-            milvus.process.stop()
-            reply = other.client.recommend("ann", k=5, timeout_s=WAIT_S)
-            step = "mirror" if mirror_items else "trending"
-            assert {item.source for item in reply.items} == {source}
-            assert reply.degraded[0].startswith(f"{step}: the index did not answer")
-            milvus.restart()
-            other.until(lambda: other.client.recommend("ann", k=5, timeout_s=WAIT_S).degraded == ())
-    finally:
+    with (
+        stopping(start_milvus(Settings(data_dir=tmp_path), probe=milvus_answers)) as milvus,
+        beside(system, milvus.uri, mirror_items=mirror_items) as other,
+        serving(other.settings),
+    ):
+        fill(other.index, load(bundles_dir, system.bundles[0]))
+        furnish(other)
+        other.tell(history("ann", "item-3"))
         milvus.process.stop()
+        reply = other.client.recommend("ann", k=5, timeout_s=WAIT_S)
+        step = "mirror" if mirror_items else "trending"
+        assert {item.source for item in reply.items} == {source}
+        assert reply.degraded[0].startswith(f"{step}: the index did not answer")
+        milvus.restart()
+        other.until(lambda: other.client.recommend("ann", k=5, timeout_s=WAIT_S).degraded == ())
 
 
 @contextlib.contextmanager
 def beside(system: System, milvus_uri: str, **serving: Any) -> Iterator[System]:
     """The same brokers and bundles with topics of their own, and no worker yet."""
-    kafka = system.settings.kafka.model_copy(update={"topic_prefix": f"s{uuid.uuid4().hex[:8]}-"})
-    milvus = system.settings.milvus.model_copy(update={"uri": milvus_uri})
-    ours = system.settings.serving.model_copy(update=serving)
-    settings = system.settings.model_copy(update={"kafka": kafka, "milvus": milvus, "serving": ours})
-    topics.create_topics(kafka)
-    index = Index(milvus)
-    with RecommendClient(client_options(kafka)) as client:
-        running = System(settings, system.producer, client, index, system.bundles)
+    settings = with_section(system.settings, "kafka", topic_prefix=f"s{uuid.uuid4().hex[:8]}-")
+    settings = with_section(with_section(settings, "milvus", uri=milvus_uri), "serving", **serving)
+    topics.create_topics(settings.kafka)
+    with (
+        RecommendClient(client_options(settings.kafka)) as client,
+        contextlib.closing(Index(settings.milvus)) as index,
+        contextlib.closing(System(settings, system.producer, client, index, system.bundles)) as running,
+    ):
         yield running
-        running.close()
-    index.close()
 
 
 def test_without_a_server_the_client_times_out_with_a_clear_message(kafka_settings: Settings) -> None:

@@ -1,7 +1,5 @@
 """Who is forgotten: by a hash, as of a moment, and under one secret."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the topics hold, as training takes it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`ranking-examples` as the ranker learns from it: each impression once, as it was corrected last."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -97,11 +95,9 @@ CATALOGUE = pl.DataFrame({"item_id": ["a", "z", "x"], "duration_s": [30.0, 0.0, 
 def served(
     request: pytest.FixtureRequest, filled: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> ServedExamples:
-    before, ranking_archive.CHUNK = ranking_archive.CHUNK, request.param
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking_archive, "CHUNK", request.param)
         return store_served(filled, tmp_path_factory.mktemp("served"), CATALOGUE)
-    finally:
-        ranking_archive.CHUNK = before
 
 
 def by_time(found: ServedExamples) -> list[int]:

@@ -1,7 +1,5 @@
 """What the history worker makes of a batch of watches, searches and impressions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What was watched beyond the history: found while it is young and among the newest, and nothing else is."""
 
-from __future__ import annotations
-
 from zlib import crc32
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the join worker does with a batch and with time that passes: the order of effects, and crashes between them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import subprocess

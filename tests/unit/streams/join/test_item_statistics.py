@@ -1,7 +1,5 @@
 """Item statistics: by hand, and that a repeat after a crash counts nothing twice."""
 
-from __future__ import annotations
-
 import pytest
 
 from models.ranking.features import SCHEMA_HASH

@@ -1,7 +1,5 @@
 """The paper's weighted loss and calibration of one impression, by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The pure core of the join: which watch belongs to which impression, when it closes, and what corrects it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -82,6 +80,13 @@ class Stream:
         return step
 
 
+def stream_of(items: str, request_id: str = "r") -> Stream:
+    """A viewer who was shown this list at 1000."""
+    stream = Stream()
+    stream.show(request_id, 1000, items)
+    return stream
+
+
 def test_the_rules_are_the_settings():
     own = Settings(join=Join(window_s=7, grace_s=2, early_s=1.5, open_impressions=4), kafka=Kafka(max_message_bytes=9))
     assert Rules.of(own) == Rules(7000, 2000, 1500, 4, 27, own.history.completed_s)
@@ -90,8 +95,7 @@ def test_the_rules_are_the_settings():
 
 
 def test_a_window_closes_with_seconds_for_what_was_watched_and_none_for_the_rest():
-    stream = Stream()
-    stream.show("r", 1000, "abc")
+    stream = stream_of("abc")
     assert stream.watch(watch("b", 1010, "r", 20.0)) == (Fate.JOINED,)
     assert stream.watch(watch("c", 1020, "r", 3.0)) == (Fate.JOINED,)
     assert stream.until(1099).examples == ()
@@ -103,8 +107,7 @@ def test_a_window_closes_with_seconds_for_what_was_watched_and_none_for_the_rest
 
 
 def test_watches_of_one_item_add_up():
-    stream = Stream()
-    stream.show("r", 1000, "a")
+    stream = stream_of("a")
     for number, watch_s in enumerate((5.0, 19.0, 2.0)):
         stream.watch(watch("a", 1000 + number, "r", watch_s))
     stream.until(1100)
@@ -112,24 +115,21 @@ def test_watches_of_one_item_add_up():
 
 
 def test_a_replay_is_no_longer_video():
-    stream = Stream()
-    stream.show("r", 1000, "a")
+    stream = stream_of("a")
     stream.watch(watch("a", 1010, "r", watch_s=500.0))
     stream.until(1100)
     assert stream.outcomes() == [("a", 60.0, True)]
 
 
 def test_an_item_that_was_listed_twice_is_watched_once():
-    stream = Stream()
-    stream.show("r", 1000, "aba")
+    stream = stream_of("aba")
     stream.watch(watch("a", 1010, "r"))
     stream.until(1100)
     assert stream.outcomes() == [("a", 20.0, True), ("b", 0.0, False), ("a", 0.0, False)]
 
 
 def test_a_request_id_decides_also_where_the_players_clock_is_behind_or_the_window_over():
-    stream = Stream()
-    stream.show("old", 1000, "a")
+    stream = stream_of("a", "old")
     stream.show("new", 1010, "a")
     for event_ms in (500, 1020, 1000 + WINDOW_MS + GRACE_MS):
         assert stream.watch(watch("a", event_ms, "old", 1.0)) == (Fate.JOINED,)
@@ -150,8 +150,7 @@ def test_without_a_request_id_the_newest_impression_that_shows_the_item_and_was_
 
 
 def test_a_request_id_whose_list_does_not_show_the_item_falls_back_to_the_one_that_does():
-    stream = Stream()
-    stream.show("1", 1000, "a")
+    stream = stream_of("a", "1")
     stream.show("2", 1010, "b")
     assert stream.watch(watch("a", 1020, "2")) == stream.watch(watch("b", 1020, "1")) == (Fate.JOINED,)
 
@@ -176,8 +175,7 @@ def test_a_watch_that_waited_in_vain_is_counted_and_no_example():
 
 
 def test_an_impression_that_is_read_late_draws_the_watches_that_are_its_own():
-    stream = Stream()
-    stream.show("1", 1000, "ab")
+    stream = stream_of("ab", "1")
     stream.watch(watch("a", 1020))
     stream.watch(watch("b", 1020, "1"))
     stream.until(1100)
@@ -190,8 +188,7 @@ def test_an_impression_that_is_read_late_draws_the_watches_that_are_its_own():
 
 
 def test_a_late_watch_corrects_the_example_and_a_later_one_again():
-    stream = Stream()
-    stream.show("r", 1000, "ab")
+    stream = stream_of("ab")
     stream.until(1100)
     assert stream.watch(watch("a", 1090, "r")) == stream.watch(watch("b", 1140, "r")) == (Fate.LATE,)
     revisions = [example.revision for example in stream.examples]
@@ -200,8 +197,7 @@ def test_a_late_watch_corrects_the_example_and_a_later_one_again():
 
 
 def test_a_correction_after_a_crash_is_above_those_that_were_sent_before_it():
-    stream = Stream()
-    stream.show("1", 1000, "a")
+    stream = stream_of("a", "1")
     stream.until(1100)
     written = stream.state
     late, newer = watch("a", 1020), ("2", 1010, "a")
@@ -216,8 +212,7 @@ def test_a_correction_after_a_crash_is_above_those_that_were_sent_before_it():
 
 
 def test_after_the_grace_an_impression_is_forgotten():
-    stream = Stream()
-    stream.show("r", 1000, "a")
+    stream = stream_of("a")
     stream.until(1100)
     assert due_ms(stream.state, RULES) == 1150 and stream.until(1149).state.impressions
     assert not stream.until(1150).state.impressions
@@ -226,8 +221,7 @@ def test_after_the_grace_an_impression_is_forgotten():
 
 
 def test_duplicates_and_replays_change_nothing():
-    stream = Stream()
-    stream.show("r", 1000, "a")
+    stream = stream_of("a")
     stream.watch(watch("a", 1010, "r", event_id="e"))
     stream.watch(watch("z", 1010, event_id="waits"))
     before = stream.state.impressions, stream.state.early
@@ -270,8 +264,7 @@ def test_large_impressions_push_older_ones_out_as_many_do():
 
 
 def test_a_viewer_who_sends_watches_without_end_keeps_a_bounded_state():
-    stream = Stream()
-    stream.show("r", 1000, "a")
+    stream = stream_of("a")
     for number in range(MOST_WATCHES):
         assert stream.watch(watch("a", 1000, "r", event_id=f"e{number}")) == (Fate.JOINED,)
     assert stream.watch(watch("a", 1000, "r", event_id="one more")) == (Fate.TOO_MANY,)
@@ -321,8 +314,7 @@ def test_a_state_with_an_impression_that_is_none_is_as_one_without_it(written: b
 
 
 def test_what_changed_since_the_closing_is_counted_when_it_is_forgotten():
-    stream = Stream()
-    stream.show("r", 1000, "ab")
+    stream = stream_of("ab")
     stream.watch(watch("a", 1010, "r"))
     (closing,) = stream.until(1100).tallies
     assert closing.counted is None and closing.at_ms == 1100

@@ -1,7 +1,5 @@
 """How far event time is said to have come; and who is due by it."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

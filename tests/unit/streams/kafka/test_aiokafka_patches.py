@@ -1,7 +1,5 @@
 """What aiokafka does by itself: where a test fails, its patch is no longer needed (or aiokafka has changed)."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What cannot be used is kept whole, with the reason."""
 
-from __future__ import annotations
-
 import pytest
 
 from streams.kafka.dead_letters import check_headers, dead_letter, is_whole, marked

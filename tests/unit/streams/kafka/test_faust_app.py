@@ -1,8 +1,6 @@
 """How a worker ends that cannot finish a batch: at once, so that nothing of the batch is acknowledged. And what it
 reports as its lag."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from types import SimpleNamespace

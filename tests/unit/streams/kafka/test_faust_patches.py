@@ -3,8 +3,6 @@
 That nothing is lost is tested with real brokers in tests/system/test_streams.py.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 from contextlib import nullcontext

@@ -1,9 +1,8 @@
 """Topics are read to their end and then followed, on a real broker of each kind."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import pytest
 from kafka import KafkaProducer
@@ -38,9 +37,8 @@ class Writer:
 
 @pytest.fixture
 def writer(kafka_settings: Settings) -> Iterator[Writer]:
-    writer = Writer(kafka_settings.kafka)
-    yield writer
-    writer.close()
+    with closing(Writer(kafka_settings.kafka)) as writer:
+        yield writer
 
 
 def numbers(records: Iterable[ConsumerRecord]) -> list[int]:

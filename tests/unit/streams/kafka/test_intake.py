@@ -1,7 +1,5 @@
 """What becomes of a record: handed on, forwarded to its user's partition, or set aside with the reason."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """When a worker may still write, by what the group last confirmed; the rest is in tests/system/test_streams.py."""
 
-from __future__ import annotations
-
 import asyncio
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """The outbox against a real broker: nothing is lost, order is kept, whatever the size of what is sent."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 

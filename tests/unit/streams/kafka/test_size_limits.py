@@ -1,7 +1,5 @@
 """Whatever comes in has a size limit: messages as a whole, and each part that could grow within one."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Fetched batches: each codec is unpacked, a bomb is one record that says so, and what clients insist on is mended."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import time

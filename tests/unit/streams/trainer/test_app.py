@@ -1,7 +1,5 @@
 """What the trainer worker does with a batch: what is sent before what, and what becomes of a bug."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a trainer learns, once and in order, and what it publishes so that a restart can go on from it."""
 
-from __future__ import annotations
-
 import itertools
 
 import msgspec

@@ -1,7 +1,5 @@
 """Where a trainer goes on that takes a release back."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from typing import Any

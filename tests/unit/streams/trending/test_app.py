@@ -1,7 +1,5 @@
 """The trending worker's batches against a real broker: what a restart finds on the topic, and goes on from."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Decayed counts: by hand, against a naive sum, and over a restart."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

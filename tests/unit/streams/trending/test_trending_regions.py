@@ -1,7 +1,5 @@
 """Trending per region: who gets a place, what the topic is told, and that each watch counts once whatever crashes."""
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Sequence
