@@ -88,7 +88,7 @@ def measure(report: Report, quick: bool) -> None:
             for what, count in sizes.items():
                 say(what or "filling histories")
                 start_ms = now_ms - APART_MS * (total - first)
-                backlog = make_backlog(bundle, first, count, users, start_ms, with_lists="list" in what)
+                backlog = make_backlog(bundle.model.item_ids, first, count, users, start_ms, with_lists="list" in what)
                 row = system.measure(backlog)
                 if what:
                     report.add(what=what, **row)
@@ -107,9 +107,9 @@ def release(settings: Settings, small: Bundle) -> Bundle:
     return bundle
 
 
-def make_backlog(bundle: Bundle, first: int, count: int, users: int, start_ms: int, *, with_lists: bool) -> Backlog:
+def make_backlog(names: list[str], first: int, count: int, users: int, start_ms: int, *, with_lists: bool) -> Backlog:
     """Completed watches, the users in turn; each list comes before the first of its watches."""
-    rng, names = np.random.default_rng(first), bundle.model.item_ids
+    rng = np.random.default_rng(first)
     watches, lists, newest = [], [], {}
     shown: dict[str, tuple[str, list[str]]] = {}  # by user: the request, and what of it was not watched yet
     for number in range(first, first + count):
