@@ -119,6 +119,10 @@ class History(Section):
     )
     seen_days: Count = _setting(90, "a watched item may be recommended again after so many days")
     future_s: Seconds = _setting(300.0, "an event stamped further ahead than this is refused")
+    compact: bool = _setting(
+        True,
+        "write histories and examples in the compact form; off while a process of before 0.2 still reads them",
+    )
     batch: Count = _setting(1000, "most events handled together")
     wait_s: Positive = _setting(0.02, "longest wait for a batch to fill")
 

@@ -123,7 +123,8 @@ def apply(
         if applied.history is not before:
             changed[event.user_id] = applied.history
         if applied.example is not None:
-            outbox.add(topics.TRAINING_EXAMPLES, 0, event.user_id.encode(), encode(applied.example))
+            encoded = encode(applied.example, compact=settings.history.compact)
+            outbox.add(topics.TRAINING_EXAMPLES, 0, event.user_id.encode(), encoded)
         if isinstance(event, WatchEvent):
             outcomes[applied.outcome] += 1
             sent_ms.append(raw.produced_ms)
@@ -135,7 +136,8 @@ def apply(
 
 
 def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outbox, settings: Settings) -> None:
-    put(histories, topics.USER_HISTORIES, user_id, history, outbox, settings.kafka.partitions)
+    partitions, compact = settings.kafka.partitions, settings.history.compact
+    put(histories, topics.USER_HISTORIES, user_id, history, outbox, partitions, compact=compact)
 
 
 def apply_event(

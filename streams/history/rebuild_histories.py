@@ -91,7 +91,7 @@ def rebuild_histories(
     def make(number: int, before: Histories) -> dict[str, UserHistory]:
         return replay(settings, number, {} if from_scratch else before, erased, rebuilt, progress)
 
-    return _rewrite(settings.kafka, make, rebuilt, dry_run=dry_run, progress=progress)
+    return _rewrite(settings, make, rebuilt, dry_run=dry_run, progress=progress)
 
 
 def adopt_histories(
@@ -112,11 +112,11 @@ def adopt_histories(
         found = [history for value in before.values() if (history := _readable(value)) is not None]
         return {each.user_id: without_offsets(each) for each in map(erased.begin, found) if not _is_empty(each)}
 
-    return _rewrite(kafka, make, Rebuilt(), dry_run=dry_run, progress=progress)
+    return _rewrite(settings, make, Rebuilt(), dry_run=dry_run, progress=progress)
 
 
 def _rewrite(
-    kafka: Kafka,
+    settings: Settings,
     make: Callable[[int, Histories], dict[str, UserHistory]],
     rebuilt: Rebuilt,
     *,
@@ -124,12 +124,13 @@ def _rewrite(
     progress: Progress,
 ) -> Rebuilt:
     """Write what `make` makes of each partition's histories, where it differs."""
+    kafka = settings.kafka
     producer = create_producer(kafka)
     try:
         for number in range(kafka.partitions):
             progress("partitions", number, kafka.partitions)
             before = read_histories(kafka, number)
-            changes = changes_of(before, make(number, before), rebuilt)
+            changes = changes_of(before, make(number, before), rebuilt, compact=settings.history.compact)
             if changes and not dry_run:
                 refuse_beside_workers(kafka)
                 _write(producer, kafka, number, changes)
@@ -248,10 +249,15 @@ def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
     )
 
 
-def changes_of(before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt) -> dict[str, bytes | None]:
-    """Return what is to be written, a tombstone for what is to go; counted."""
+def changes_of(
+    before: dict[str, bytes], after: dict[str, UserHistory], rebuilt: Rebuilt, *, compact: bool = True
+) -> dict[str, bytes | None]:
+    """Return what is to be written, a tombstone for what is to go; counted. Who reads the compact form reads JSON too,
+    so the same history in JSON is no change."""
     changes: dict[str, bytes | None] = {
-        user_id: value for user_id, history in after.items() if before.get(user_id) != (value := encode(history))
+        user_id: encode(history, compact=compact)
+        for user_id, history in after.items()
+        if before.get(user_id) not in (encode(history, compact=compact), encode(history, compact=False))
     }
     gone = before.keys() - after.keys()
     rebuilt.users += len(after)

@@ -39,7 +39,7 @@ from streams.messages import (
     WatchEvent,
 )
 
-_event_ms, _at_ms = attrgetter("event_ms"), attrgetter("at_ms")
+_event_ms, _at_ms, _event_id, _completes = map(attrgetter, ("event_ms", "at_ms", "event_id", "completed"))
 
 
 class Outcome(StrEnum):
@@ -80,7 +80,7 @@ def apply_watch(
     if source.offset <= history.watch_offset:
         return Applied(history, Outcome.REPLAYED)
     watches = history.watches
-    if any(watch.event_id == event.event_id for watch in watches):
+    if event.event_id in map(_event_id, watches):
         return Applied(_passed_over(history, source), Outcome.DUPLICATE)
     completed = is_completed(event.watch_s, event.duration_s, completed_s)
     watch = Watch(
@@ -128,7 +128,7 @@ def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, ke
         return Applied(history, Outcome.REPLAYED)
     searches = history.searches
     outcome = Outcome.KEPT
-    if any(search.event_id == event.event_id for search in searches):
+    if event.event_id in map(_event_id, searches):
         outcome = Outcome.DUPLICATE
     elif len(searches) - bisect_left(searches, event.event_ms, key=_event_ms) >= keep:
         outcome = Outcome.TOO_OLD
@@ -191,7 +191,7 @@ def _newest_shown(lists: Sequence[ShownList], keep: int) -> tuple[ShownList, ...
 
 
 def _completed(watches: Sequence[Watch]) -> int:
-    return sum(watch.completed for watch in watches)
+    return sum(map(_completes, watches))
 
 
 def _passed_over(history: UserHistory, source: Source) -> UserHistory:

@@ -1,8 +1,8 @@
 """The app of every Faust worker of ours, built and run in one way: with the settings that the guarantees rest on.
 
-At-least-once with effects acknowledged before offsets are committed. `take_events` acknowledges a batch when the agent
-asks for the next one, also when the agent raised or was cancelled; so an agent of ours does neither (`handle_batches`):
-a bug is reported with the event that showed it, the rest of the batch is finished, and then the process stops loudly.
+At-least-once with effects acknowledged before offsets are committed. A batch's offsets are acknowledged when it is done
+and not before, so an agent of ours neither raises in between nor leaves (`handle_batches`): a bug is reported with the
+event that showed it, the rest of the batch is finished, and then the process stops loudly.
 A worker that the group has gone on without leaves, too, and forgets what it had in hand (streams.write_permit).
 """
 
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import faust
 import structlog
@@ -27,7 +27,15 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
 from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
-from streams.kafka.faust.patches import committed_offset, fetch_from_flowing_only, read_offset
+from streams.kafka.batches import FETCHES, Batches
+from streams.kafka.faust.patches import (
+    Batch,
+    FetchingConsumer,
+    committed_offset,
+    fetch_from_flowing_only,
+    hand_on_fetches,
+    read_offset,
+)
 from streams.kafka.intake import Raw, raw_of
 from streams.kafka.membership import Membership
 from streams.kafka.outbox import Outbox, create_producer
@@ -42,7 +50,6 @@ EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
 REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
 LAG_EVERY_S = 2.0
 FETCH_EVERY_S = 0.05  # at most; what comes meanwhile is one batch
-BUFFER = 16_384  # events read ahead: when it is full Faust sleeps for a second, in which a trainer learns 10,000
 
 
 def create_app(
@@ -79,7 +86,7 @@ def create_app(
         broker_commit_interval=1.0,
         broker_max_poll_interval=kafka.max_poll_s,
         stream_wait_empty=not has_standby,
-        stream_buffer_maxsize=BUFFER,
+        stream_buffer_maxsize=FETCHES,
         # Without tables and replicas of them Faust has aiokafka deal the partitions anew each time somebody joins.
         table_standby_replicas=int(has_standby),
         TableManager=OrderedTables,
@@ -87,6 +94,7 @@ def create_app(
         worker_redirect_stdouts=False,
         **options,
     )
+    hand_on_fetches(app)
 
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
     async def count(*_: Any, **__: Any) -> None:
@@ -118,13 +126,13 @@ def raw_topic(app: faust.App, settings: Settings, *names: str, **options: Any) -
     return app.topic(*prefixed, **raw, **options)
 
 
-def owned(app: faust.App, events: Iterable[Any], topic_prefix: str) -> list[Raw]:
+def owned(app: faust.App, batch: Batch, topic_prefix: str) -> list[Raw]:
     """The records of a batch whose partitions are still ours; the others' new owner reads them again."""
-    assigned, messages = app.consumer.assignment(), [event.message for event in events]
+    assigned = app.consumer.assignment()
     return [
-        raw_of(message, topic_prefix, 1000 * (message.timestamp or 0))  # Faust's are of seconds
-        for message in messages
-        if TP(message.topic, message.partition) in assigned
+        raw_of(record, topic_prefix, record.timestamp)
+        for record in batch.records
+        if TP(record.topic, record.partition) in assigned
     ]
 
 
@@ -174,20 +182,28 @@ async def open_outbox(app: faust.App, settings: Settings, client_id: str) -> Asy
 
 
 async def handle_batches(
-    app: faust.App, stream: Any, handle: Handler, *, settings: Settings, stage: str, **take: Any
+    app: faust.App, stream: Any, handle: Handler, *, settings: Settings, stage: str, max_: int, within: float
 ) -> None:
-    """The loop of every agent: give `handle` what has arrived, batch by batch; `take` is take_events' own.
+    """The loop of every agent: give `handle` what has arrived, batch by batch, at most `max_` events, every `within`
+    seconds unless there are more.
 
     `handle` returns the bug that an event has shown (the event is in dead-letters), or None.
     """
-    async for events in stream.take_events(**take):
-        batch = owned(app, events, settings.kafka.topic_prefix)
-        metrics.BATCH_SIZE.labels(stage).observe(len(batch))
-        with metrics.BATCH_TIME.labels(stage).time():
-            bug = await to_the_end(handle(batch))
+    batches, consumer = Batches(app, stream.channel, most=max_, within_s=within), cast(FetchingConsumer, app.consumer)
+    while True:
+        batch = await batches.next()
+        records = owned(app, batch, settings.kafka.topic_prefix)
+        metrics.BATCH_SIZE.labels(stage).observe(len(records))
+        try:
+            with metrics.BATCH_TIME.labels(stage).time():
+                bug = await to_the_end(handle(records))
+        except asyncio.CancelledError:  # it is done all the same
+            consumer.acknowledge(batch)
+            raise
         reached(f"{stage}: batch done")
+        consumer.acknowledge(batch)
         if bug is not None:
-            app.add_future(_stop_after(app, bug))
+            await _stop_after(app, bug)
 
 
 def give_up_with(app: faust.App, give_up: Callable[[set[int]], Coroutine[Any, Any, None]]) -> None:
@@ -231,7 +247,6 @@ async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseExc
 
 async def _stop_after(app: faust.App, bug: BaseException) -> None:
     """Commit what is done, then leave; the supervisor starts us again, behind the event that showed the bug."""
-    await asyncio.sleep(0.5)  # the batch in hand is acknowledged when the agent asks for the next one
     await app.consumer.commit()
     _leave("stopping because of a bug; the event is in dead-letters", bug)
 

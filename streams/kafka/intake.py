@@ -3,7 +3,8 @@ partition than its user's is forwarded there once, and the rest is handed on in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infra.platform import metrics
@@ -34,14 +35,14 @@ class Raw(NamedTuple):
 
 
 def raw_of(record: Any, topic_prefix: str, sent_ms: float | None) -> Raw:
-    """A record as Faust or kafka-python gives it; `sent_ms` as its producer says."""
-    headers = record.headers.items() if isinstance(record.headers, Mapping) else record.headers or ()
+    """A record as aiokafka or kafka-python gives it; `sent_ms` as its producer says."""
     topic, produced_ms = record.topic.removeprefix(topic_prefix), min(max(0, int(sent_ms or 0)), LATEST_MS)
-    return Raw(topic, record.partition, record.offset, produced_ms, record.key, record.value, tuple(headers))
+    headers = tuple(record.headers or ())
+    return Raw(topic, record.partition, record.offset, produced_ms, record.key, record.value, headers)
 
 
 def read(
-    batch: Iterable[Raw],
+    batch: Sequence[Raw],
     kinds: Mapping[str, Any],
     settings: Settings,
     outbox: Outbox | None,
@@ -56,8 +57,10 @@ def read(
     to report and forward. What is from before its user was erased is passed over, whatever else is to be said of it.
     """
     latest_ms = now_ms + int(settings.history.future_s * 1000)
-    for raw in (raw for raw in batch if raw.topic in kinds):
-        metrics.RECEIVED.labels(raw.topic).inc()
+    wanted = [raw for raw in batch if raw.topic in kinds]
+    for topic, count in Counter(raw.topic for raw in wanted).items():
+        metrics.RECEIVED.labels(topic).inc(count)
+    for raw in wanted:
         try:
             check_headers(raw.headers, settings.kafka.max_message_bytes)
             message = decode(

@@ -18,6 +18,7 @@ import msgspec
 
 from streams import topics
 from streams.messages import (
+    COMPACT,
     BundlePublished,
     Context,
     DeadLetter,
@@ -59,6 +60,7 @@ AHEAD_MS = dict.fromkeys(
 KIND_OF = {topic.name: topic.message for topic in topics.TOPICS}
 KIND_OF[topics.IMPRESSIONS] = ImpressionOutline  # as far as they are read by who refuses them
 BINARY = frozenset({topics.ITEM_VECTORS})
+COMPACTED = frozenset({topics.USER_HISTORIES, topics.TRAINING_EXAMPLES})
 LARGE_EVERY = 2000  # one message in so many is of megabytes
 
 _WATCH = Watch("video-1", NOW_MS, 31.5, 60.0, True, "e1", 7)
@@ -79,8 +81,8 @@ _STATE_IN_JSON = {
 }
 _RECOMMENDED = Recommended("video-1", 1, "fresh", 1.0, 20.0)
 
-GOOD: dict[str, list[bytes]] = {
-    topic: [encode(message) for message in messages]
+GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there is one
+    topic: list(dict.fromkeys(encode(each, compact=compact) for compact in (False, True) for each in messages))
     for topic, messages in {
         topics.WATCH_EVENTS: [
             WatchEvent("e1", "ann", "video-1", NOW_MS, 31.5, 60.0, "r1", _CONTEXT),
@@ -177,6 +179,18 @@ MSGPACK: dict[str, Callable[[bytes], bytes]] = {
     "text that is no UTF-8": lambda raw: b"\x96\xa3\xed\xa0\x80" + raw[4:],
 }
 
+BEHIND_ITS_BYTE: dict[str, Callable[[bytes], bytes]] = {
+    "nothing behind its byte": lambda raw: COMPACT,
+    "JSON behind it": lambda raw: COMPACT + raw,
+    "another byte": lambda raw: b"\x02" + msgspec.msgpack.encode(msgspec.json.decode(raw)),
+    "a map that says four thousand million": lambda raw: COMPACT + b"\xdf\xff\xff\xff\xff\xa7user_id\xa1u",
+    "watches that do": lambda raw: COMPACT + b"\x82\xa7user_id\xa1u\xa7watches\xdd\xff\xff\xff\xff",
+    "deep arrays behind it": lambda raw: COMPACT + b"\x91" * 300_000,
+    "deep maps in a field that nobody knows": lambda raw: COMPACT + b"\x81\xa1x" + b"\x81\xa1a" * 100_000,
+    "a cut end": lambda raw: COMPACT + msgspec.msgpack.encode(msgspec.json.decode(raw))[:-1],
+    "no map": lambda raw: COMPACT + b"\xc0",
+}
+
 LARGE: tuple[Callable[[bytes], bytes], ...] = (
     lambda raw: b'{"x":"' + b"x" * 900_000 + b'"}',
     lambda raw: b"\xff" * 1_500_000,
@@ -246,7 +260,8 @@ MUTATIONS: tuple[Callable[[Random, bytes, bytes, int, int], bytes], ...] = (
 def named(topic: str) -> dict[str, bytes]:
     """The message of each named kind, where it is one that everybody refuses."""
     raw = GOOD[topic][0]
-    made = {name: make(raw) for name, make in (MSGPACK if topic in BINARY else TEXT).items()}
+    makers = MSGPACK if topic in BINARY else TEXT | BEHIND_ITS_BYTE if topic in COMPACTED else TEXT
+    made = {name: make(raw) for name, make in makers.items()}
     return {name: value for name, value in made.items() if is_refused(topic, value, AHEAD_MS.get(topic))}
 
 

@@ -6,15 +6,18 @@ tests/unit/streams/kafka/test_faust_patches.py tells of each when it is no longe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, MutableMapping
+import time
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import faust
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+from mode.utils.futures import notify
 
 from infra.platform.third_parties.patching import replace, require_version
 
@@ -39,6 +42,98 @@ def _fetching_from_flowing(fetch: Any) -> Any:
         return await fetch(self, consumer, flowing, **limits) if flowing else {}
 
     return fetch_flowing
+
+
+class Fetched(ConsumerMessage):
+    """All records that one fetch has brought of the streams, by partition; as a message it stands at the last record of
+    one of them."""
+
+    __slots__ = ("portions",)
+
+    def __init__(self, portions: dict[TP, list[Any]], generation_id: int) -> None:
+        tp, records = next(iter(portions.items()))
+        last: Any = records[-1]
+        super().__init__(*tp, last.offset, last.timestamp, 0, None, None, b"", None, tp=tp, generation_id=generation_id)
+        self.portions = portions
+
+
+class Batch:
+    """Records that an agent handles together, in order within each partition. A rebalance waits until it is
+    acknowledged. `ends`: the last offset of each partition."""
+
+    def __init__(self, portions: dict[TP, list[Any]], generation_id: int) -> None:
+        self.records = [record for records in portions.values() for record in records]
+        self.ends = {tp: records[-1].offset for tp, records in portions.items()}
+        self.generation_id = generation_id
+        self.acked, self.refcount = False, 1  # what Faust asks of a message that it waits for
+
+
+class FetchingConsumer(Consumer):
+    """A consumer that hands on whole fetches, and commits as far as batches were acknowledged.
+
+    Why: Faust hands over message by message, with four tasks of the event loop for each, a message and an event, and a
+    list of all the offsets that were acknowledged: .1 ms of CPU at full speed, .7 when few messages come. One agent
+    reads all topics of an app and handles each partition in order, so the newest offset of each says it all; what
+    compaction or a transaction has left out needs no account either.
+    Upstream: faust-streaming/faust#313 (throughput); faust/transport/consumer.py, `getmany`, `_drain_messages`, `ack`,
+    `_new_offset`.
+    """
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        fetched = await super()._getmany(active_partitions, timeout)
+        return {TP(*tp): records if self._is_changelog_tp(tp) else [records] for tp, records in fetched.items()}
+
+    def _to_message(self, tp: TP, record: Any) -> Any:
+        return record if isinstance(record, list) else super()._to_message(tp, record)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """Yield what the next fetch brings as one message; messages of tables as they are."""
+        brought = [each async for each in super().getmany(timeout)]
+        portions = {tp: self._not_read(tp, records) for tp, records in brought if isinstance(records, list)}
+        for tp, message in brought:
+            if tp not in portions:
+                yield tp, message
+        portions = {tp: records for tp, records in portions.items() if records}
+        if portions:
+            fetched = Fetched(portions, self.app.consumer_generation_id)
+            yield fetched.tp, fetched
+            for tp, records in portions.items():
+                self._read_offset[tp] = records[-1].offset
+
+    def _not_read(self, tp: TP, records: list[Any]) -> list[Any]:
+        """Return the records that were not handed on before."""
+        read = self._read_offset[tp]
+        return records if read is None or records[0].offset >= read else [r for r in records if r.offset >= read]
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Nothing to note: what was acknowledged is told by its end."""
+
+    def on_buffer_full(self, tp: TP) -> None:
+        """Nothing to pause: who puts a fetch into a full queue waits. Faust would look again after a second."""
+
+    def begin(self, batch: Batch) -> None:
+        """Have rebalances wait for a batch."""
+        self._unacked_messages.add(batch)  # type: ignore[arg-type]
+        self.app.monitor.stream_inbound_time.update(dict.fromkeys(batch.ends, time.monotonic()))
+
+    def acknowledge(self, batch: Batch) -> None:
+        """Let the offsets of a batch be committed, unless the group has chosen anew since: then its records are read
+        again, here or elsewhere."""
+        batch.acked = True
+        self._unacked_messages.discard(batch)  # type: ignore[arg-type]
+        if batch.generation_id == self.app.consumer_generation_id:
+            for tp, offset in batch.ends.items():
+                self._acked[tp] = [offset]
+        notify(self._waiting_for_ack)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        acked = self._acked[tp]
+        return acked[-1] + 1 if acked else None
+
+
+def hand_on_fetches(app: faust.App) -> None:
+    """Let the app's consumer be a FetchingConsumer; before it is made."""
+    app.transport.Consumer = FetchingConsumer
 
 
 class FlowLastRecovery(Recovery):

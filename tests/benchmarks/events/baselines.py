@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import faust
@@ -17,13 +18,16 @@ import faust
 from infra.platform.health import Health, serve_health
 from infra.platform.settings import Settings, load_settings
 from streams.history.rules import apply_watch
+from streams.kafka.faust.patches import partitions_by_key
 from streams.kafka.faust_app import create_app, follow_readiness, now_ms, raw_topic, run
 from streams.messages import Source, UserHistory, WatchEvent, decode, encode
 from streams.topics import TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS
 
+BUFFER = 16_384  # events that Faust reads ahead
+
 
 def create_noop_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "noop")
+    app = by_message(create_app(settings, "noop"))
 
     @app.agent(raw_topic(app, settings, WATCH_EVENTS))  # type: ignore[untyped-decorator]
     async def noop(stream: Any) -> None:
@@ -34,7 +38,7 @@ def create_noop_app(settings: Settings, health: Health) -> faust.App:
 
 
 def create_take_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "take")
+    app = by_message(create_app(settings, "take"))
 
     @app.agent(raw_topic(app, settings, TRAINING_EXAMPLES))  # type: ignore[untyped-decorator]
     async def take(stream: Any) -> None:
@@ -44,6 +48,21 @@ def create_take_app(settings: Settings, health: Health) -> faust.App:
     return app
 
 
+def by_message(app: faust.App) -> faust.App:
+    """Let Faust hand on message by message, as it does by itself."""
+    del app.transport.Consumer
+    app.conf.stream_buffer_maxsize = BUFFER
+    return app
+
+
+class PlainTable(faust.Table):
+    """A table of bytes that begins with what its changelog holds."""
+
+    def take_over(self, partition: int, records: Iterable[Any]) -> None:
+        for record in records:
+            self.data.data[record.key], partitions_by_key(self)[record.key] = record.value, partition
+
+
 def count(health: Health, events: int) -> None:
     now_s = time.time()
     health.detail.setdefault("first_s", now_s)
@@ -51,7 +70,7 @@ def count(health: Health, events: int) -> None:
 
 
 def create_plain_app(settings: Settings, health: Health) -> faust.App:
-    app = create_app(settings, "plain")
+    app = by_message(create_app(settings, "plain", Table=PlainTable))
     changelog = raw_topic(app, settings, USER_HISTORIES)
     examples = raw_topic(app, settings, TRAINING_EXAMPLES)
     histories = app.Table("histories", partitions=settings.kafka.partitions, changelog_topic=changelog)

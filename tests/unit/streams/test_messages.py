@@ -24,7 +24,12 @@ from streams.messages import (
     RecommendRequest,
     Refused,
     Release,
+    Search,
     Shown,
+    ShownList,
+    TrainingExample,
+    UserHistory,
+    Watch,
     WatchEvent,
     decode,
     encode,
@@ -69,6 +74,65 @@ def test_an_impression_from_the_far_future_is_refused_too():
     with pytest.raises(Refused, match="at_ms 10001") as caught:
         decode(Impression, shown, latest_ms=10_000)
     assert caught.value.code == "future"
+
+
+WATCH = Watch("i \N{SNOWMAN}", 2**53 - 1, 0.1, None, True, "e", 2**63 - 1)
+HISTORY = UserHistory(
+    "u",
+    (WATCH,),
+    (Search("q", 1, "s", -1),),
+    Context("de", age=0.5),
+    9,
+    8,
+    7,
+    (ShownList("r", 1, ("a",)),),
+    6,
+    b"\xff\0",
+    5,
+)
+EXAMPLE = TrainingExample("u", "i", 2, 3.5, 60.0, (WATCH,), HISTORY.searches, HISTORY.context, 3, 9, 1)
+
+
+@pytest.mark.parametrize("message", [HISTORY, EXAMPLE, UserHistory("u")])
+def test_histories_and_examples_are_read_in_both_forms_and_smaller_in_the_compact_one(message):
+    compact, text = encode(message), encode(message, compact=False)
+    assert text.startswith(b"{") and compact.startswith(COMPACT) and len(compact) < len(text)
+    assert decode(type(message), compact) == decode(type(message), text) == message
+
+
+def test_a_history_that_was_written_before_there_was_a_compact_form_is_read():
+    before = (
+        b'{"user_id":"u","watches":[["i",5,2.5,null,true,"e",3]],"searches":[["q",4,"s",0]],"watch_offset":3,'
+        b'"search_offset":0,"produced_ms":6,"impressions":[["r",1,["a"]]],"impression_offset":2,"seen":"AQID"}'
+    )
+    read = decode(UserHistory, before)
+    assert read.watches == (Watch("i", 5, 2.5, None, True, "e", 3),) and read.seen == b"\x01\x02\x03"
+    assert decode(UserHistory, encode(read)) == read
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "says"),
+    [
+        ({"user_id": ""}, "invalid", r"\$.user_id"),
+        ({"user_id": "u", "watches": [["i", 1, float("nan"), None, True, "e", 0]]}, "invalid", "watches"),
+        ({"user_id": "u", "watch_offset": -2}, "invalid", "watch_offset"),
+        ([], "invalid", "object"),
+    ],
+)
+def test_what_cannot_be_true_is_refused_in_the_compact_form_too(body, code, says):
+    with pytest.raises(Refused, match=says) as caught:
+        decode(UserHistory, COMPACT + msgspec.msgpack.encode(body))
+    assert caught.value.code == code
+
+
+def test_the_compact_form_is_for_histories_and_examples_only():
+    event = WatchEvent("e", "u", "i", 1, 2.0)
+    assert encode(event) == encode(event, compact=False)
+    with pytest.raises(Refused, match="not JSON"):
+        decode(WatchEvent, COMPACT + msgspec.msgpack.encode(event))
+    with pytest.raises(Refused, match="not MessagePack"):
+        decode(UserHistory, COMPACT + b"\xc1")
+    assert decode(UserHistory, COMPACT + msgspec.msgpack.encode({"user_id": "u", "later": [1]})) == UserHistory("u")
 
 
 def test_an_overflowing_number_is_refused():

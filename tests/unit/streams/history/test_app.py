@@ -1,15 +1,16 @@
 """What the history worker makes of a batch of watches, searches and impressions."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from infra.platform.settings import Settings
-from streams.history.app import apply
+from streams.history.app import apply, handle
 from streams.history.watched_filter import DAY_MS, codes_of, watched_mask
 from streams.kafka.intake import Raw
-from streams.messages import Impression, Shown, WatchEvent, encode
-from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
+from streams.messages import COMPACT, Impression, Shown, TrainingExample, UserHistory, Watch, WatchEvent, decode, encode
+from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS, partition_of
 from tests.unit.streams.kafka.test_intake import Waiting
 
 NOW_MS = 1_700_000_000_000
@@ -36,6 +37,31 @@ def test_impressions_come_into_the_history_and_watches_make_their_examples_as_ev
     assert (history.watch_offset, history.impression_offset) == (7, 4)
     assert [topic for topic, *_ in outbox] == [TRAINING_EXAMPLES] and bug is None
     assert sent_ms == [NOW_MS], "the time to a history is that of watches"
+
+
+@pytest.mark.parametrize(("compact", "first"), [(True, COMPACT), (False, b"{")])
+@pytest.mark.parametrize("before", [True, False])
+def test_both_forms_are_built_on_and_one_is_written(compact: bool, first: bytes, before: bool):
+    settings = Settings.model_validate({"history": {"compact": compact}})
+    old = Watch("a", NOW_MS - 1, 30.0, 60.0, True, "e0", 3)
+    table: dict[str, bytes] = {"u": encode(UserHistory("u", (old,), watch_offset=3), compact=before)}
+    batch, outbox = [raw(WATCH_EVENTS, WatchEvent("e1", "u", "b", NOW_MS, 30.0, 60.0), 7)], Waiting()
+    sent: Any = Sent(outbox)
+    assert asyncio.run(handle(batch, table, sent, settings)) is None
+    by_topic = {topic: value for topic, _, _, value, _ in outbox}
+    assert by_topic.keys() == {TRAINING_EXAMPLES, USER_HISTORIES} and by_topic[USER_HISTORIES] == table["u"]
+    assert all(value.startswith(first) for value in by_topic.values())
+    assert [watch.item_id for watch in decode(UserHistory, table["u"]).watches] == ["a", "b"]
+    assert decode(TrainingExample, by_topic[TRAINING_EXAMPLES]).watches == (old,)
+
+
+class Sent:
+    """An outbox whose records are acknowledged at once."""
+
+    def __init__(self, records: Waiting) -> None:
+        self.add = records.add
+
+    async def flush(self) -> None: ...
 
 
 def test_an_impression_that_cannot_be_used_is_the_join_workers_to_report_and_a_watch_ours():

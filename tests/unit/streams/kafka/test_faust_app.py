@@ -10,8 +10,10 @@ import pytest
 from faust.types import TP
 from prometheus_client import REGISTRY
 
+from infra.platform.settings import Settings
 from streams.kafka import faust_app
-from streams.kafka.faust_app import EXIT_AGAIN, EXIT_BUG, report_lag, to_the_end
+from streams.kafka.faust.patches import Fetched
+from streams.kafka.faust_app import EXIT_AGAIN, EXIT_BUG, handle_batches, report_lag, to_the_end
 from streams.write_permit import Fenced
 
 
@@ -65,6 +67,90 @@ def test_a_batch_that_fails_ends_the_process_also_when_it_is_cancelled_before(er
 @pytest.mark.parametrize(("times", "end"), [(0, []), (1, ["cancelled"]), (2, ["cancelled"])])
 def test_a_batch_is_finished_also_when_it_is_cancelled(times, end):
     assert asyncio.run(cancelled_in(None, times)) == ["begun", "done", *end]
+
+
+class Worker:
+    """An app with one batch to come, and what is done to it, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.consumer_generation_id, self.flow_control = 1, SimpleNamespace(is_active=lambda: True)
+        self.channel: asyncio.Queue[Any] = asyncio.Queue()
+        record = SimpleNamespace(
+            topic="p-watch-events", partition=0, offset=4, timestamp=7, key=b"u", value=b"v", headers=()
+        )
+        self.channel.put_nowait(SimpleNamespace(message=Fetched({TP("p-watch-events", 0): [record]}, 1)))
+        self.consumer = SimpleNamespace(
+            assignment=lambda: {TP("p-watch-events", 0)},
+            begin=lambda batch: self.seen.append(f"begun {batch.ends}"),
+            acknowledge=lambda batch: self.seen.append("acknowledged"),
+            commit=self.commit,
+        )
+
+    async def commit(self) -> None:
+        self.seen.append("committed")
+
+    async def handle_all(self, handle: Any, stop: asyncio.Event | None = None) -> None:
+        app: Any = self
+        settings = Settings.model_validate({"kafka": {"topic_prefix": "p-"}})
+        work = handle_batches(app, SimpleNamespace(channel=self.channel), handle, settings=settings, **OPTIONS)
+        agent = asyncio.ensure_future(work)
+        if stop is not None:
+            await stop.wait()
+        else:
+            await asyncio.wait([agent], timeout=0.1)
+        if not agent.done():
+            agent.cancel()
+        await agent
+
+
+OPTIONS: Any = {"stage": "test", "max_": 10, "within": 0.0}
+
+
+def seen_with(end: BaseException | None) -> list[str]:
+    """What becomes of a batch whose handling ends so: an error that it raises, or a bug that it returns."""
+
+    async def run() -> list[str]:
+        worker = Worker()
+
+        async def handle(batch: list[Any]) -> BaseException | None:
+            worker.seen.append(f"handled {[(raw.topic, raw.offset, raw.produced_ms) for raw in batch]}")
+            if isinstance(end, Fenced):
+                raise end
+            return end
+
+        try:
+            await worker.handle_all(handle)
+        except (Left, asyncio.CancelledError) as error:
+            worker.seen.append(repr(error))
+        return worker.seen[2:] if worker.seen[1].startswith("handled") else worker.seen
+
+    return asyncio.run(run())
+
+
+def test_a_batch_is_acknowledged_when_it_is_done_and_not_when_it_failed():
+    assert seen_with(None) == ["acknowledged", "CancelledError()"]
+    assert seen_with(Fenced("gone")) == [f"Left({EXIT_AGAIN})"]
+
+
+def test_a_bug_ends_the_process_behind_its_event():
+    assert seen_with(ValueError("a bug")) == ["acknowledged", "committed", f"Left({EXIT_BUG})"]
+
+
+def test_a_batch_that_was_finished_when_its_agent_was_cancelled_is_acknowledged():
+    async def run() -> None:
+        worker, begun = Worker(), asyncio.Event()
+
+        async def handle(batch: list[Any]) -> None:
+            begun.set()
+            await asyncio.sleep(0.02)
+            worker.seen.append("done")
+
+        with pytest.raises(asyncio.CancelledError):
+            await worker.handle_all(handle, begun)
+        assert worker.seen == ["begun {TP(topic='p-watch-events', partition=0): 4}", "done", "acknowledged"]
+
+    asyncio.run(run())
 
 
 def test_the_lag_of_a_partition_that_is_anothers_by_now_is_not_told_any_more(monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka.structs import ConsumerRecord, TopicPartition
 from faust.stores.memory import Store
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
@@ -19,7 +20,13 @@ from faust.types import TP
 
 from infra.platform.settings import Settings
 from infra.platform.third_parties.patching import original
-from streams.kafka.faust.patches import FlowLastRecovery, fetch_from_flowing_only
+from streams.kafka.faust.patches import (
+    Batch,
+    Fetched,
+    FetchingConsumer,
+    FlowLastRecovery,
+    fetch_from_flowing_only,
+)
 from streams.kafka.faust_app import create_app
 
 EVENTS = TP("watch-events", 0)
@@ -136,3 +143,153 @@ def test_faust_tells_no_offsets_no_coordinator_and_no_partition_of_a_key(app):
     assert not set(dir(Consumer)).intersection(names)
     assert not set(dir(Store)) & {"key_partition", "key_partitions"}
     assert hasattr(app.conf, "TableManager") and not hasattr(app.conf, "Recovery")
+
+
+# --- whole fetches ---------------------------------------------------------------------------------------------------
+
+SEARCHES, STATES = TP("search-events", 0), TP("user-histories", 0)
+
+
+def fetched(tp: TP, *offsets: int) -> dict[TopicPartition, list[Any]]:
+    """What aiokafka brings of a partition."""
+    return {
+        TopicPartition(*tp): [
+            ConsumerRecord(tp.topic, tp.partition, offset, 7, 0, b"u", b"v", None, 1, 1, ()) for offset in offsets
+        ]
+    }
+
+
+def consumer_of(app: faust.App, *fetches: dict[TopicPartition, list[Any]]) -> Any:
+    """The app's consumer, in generation 1, to which these fetches come."""
+    coming = iter(fetches)
+
+    async def fetch(*_: Any, **__: Any) -> Any:
+        return next(coming, {})
+
+    app.consumer_generation_id = 1
+    consumer: Any = app.consumer
+    consumer._thread = SimpleNamespace(getmany=fetch, highwater=lambda _: 100, assignment=lambda: {EVENTS, SEARCHES})
+    consumer._set_active_tps({EVENTS, SEARCHES, STATES})
+    consumer.resume_flow()
+    return consumer
+
+
+async def brought(consumer: Any, rounds: int = 1) -> list[Any]:
+    return [message for _ in range(rounds) async for _, message in consumer.getmany(1.0)]
+
+
+def test_by_itself_faust_hands_on_each_message(app):
+    async def run() -> None:
+        del app.transport.Consumer
+        messages = await brought(consumer_of(app, fetched(EVENTS, 4, 5) | fetched(SEARCHES, 9)))
+        assert sorted(message.offset for message in messages) == [4, 5, 9]
+
+    asyncio.run(run())
+
+
+def test_a_fetch_is_handed_on_whole_and_what_was_read_of_it_is_known(app):
+    async def run() -> None:
+        consumer = consumer_of(app, fetched(EVENTS, 4, 5) | fetched(SEARCHES, 9))
+        assert isinstance(consumer, FetchingConsumer)
+        [message] = await brought(consumer)
+        assert isinstance(message, Fetched) and message.generation_id == 1 and message.tp in {EVENTS, SEARCHES}
+        assert {tp: [r.offset for r in records] for tp, records in message.portions.items()} == {
+            EVENTS: [4, 5],
+            SEARCHES: [9],
+        }
+        assert dict(consumer._read_offset) == {EVENTS: 5, SEARCHES: 9}
+
+    asyncio.run(run())
+
+
+def test_what_was_handed_on_before_is_not_again(app):
+    async def run() -> None:
+        consumer = consumer_of(app, fetched(EVENTS, 3, 4, 5, 6), fetched(EVENTS, 1, 2))
+        consumer._read_offset[EVENTS] = 5  # as after the seek to it
+        [message] = await brought(consumer, rounds=2)
+        assert [record.offset for record in message.portions[EVENTS]] == [5, 6]
+
+    asyncio.run(run())
+
+
+def test_messages_of_tables_come_as_they_did(app):
+    async def run() -> None:
+        app.tables._changelogs[STATES.topic] = None  # type: ignore[assignment]
+        messages = await brought(consumer_of(app, fetched(STATES, 1, 2) | fetched(EVENTS, 4)))
+        assert [(message.topic, message.offset) for message in messages] == [
+            ("user-histories", 1),
+            ("user-histories", 2),
+            ("watch-events", 4),
+        ]
+        assert isinstance(messages[-1], Fetched) and not isinstance(messages[0], Fetched)
+
+    asyncio.run(run())
+
+
+def test_nothing_is_handed_on_of_a_partition_that_was_paused_meanwhile(app):
+    async def run() -> None:
+        consumer = consumer_of(app, fetched(EVENTS, 4) | fetched(SEARCHES, 9))
+        consumer.pause_partitions({SEARCHES})
+        [message] = await brought(consumer)
+        assert list(message.portions) == [EVENTS]
+
+    asyncio.run(run())
+
+
+def committable(consumer: Any) -> dict[TP, int]:
+    offsets: dict[TP, int] = consumer._filter_committable_offsets(list(consumer._filter_tps_with_pending_acks()))
+    return offsets
+
+
+def test_an_offset_is_committed_when_its_batch_is_acknowledged_and_not_before(app):
+    async def run() -> None:
+        consumer = consumer_of(app)
+        consumer._committed_offset[EVENTS] = 2
+        first = Batch({TP(*tp): records for tp, records in fetched(EVENTS, 4, 7).items()}, 1)
+        second = Batch({TP(*tp): records for tp, records in (fetched(EVENTS, 8) | fetched(SEARCHES, 0)).items()}, 1)
+        consumer.begin(first)
+        assert first in consumer.unacked and committable(consumer) == {}
+        consumer.acknowledge(first)
+        assert not consumer.unacked and committable(consumer) == {EVENTS: 8}, "what compaction has left out counts"
+        consumer._committed_offset[EVENTS] = 8
+        assert committable(consumer) == {}, "committed once"
+        consumer.begin(second)
+        consumer.acknowledge(second)
+        assert committable(consumer) == {EVENTS: 9, SEARCHES: 1}
+
+    asyncio.run(run())
+
+
+def test_a_rebalance_waits_for_the_batch_in_hand_and_commits_it(app):
+    async def run() -> None:
+        consumer, commits = consumer_of(app), list[dict[TP, int]]()
+
+        async def commit(**_: Any) -> bool:
+            commits.append(committable(consumer))
+            return True
+
+        consumer.commit = commit
+        batch = Batch({TP(*tp): records for tp, records in fetched(EVENTS, 4).items()}, 1)
+        consumer.begin(batch)
+        waiting = asyncio.ensure_future(consumer.wait_empty())
+        while consumer._waiting_for_ack is None:
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        consumer.acknowledge(batch)
+        woken, _ = await asyncio.wait([waiting], timeout=0.5)
+        assert woken, "at once, not after the second that Faust waits for at most"
+        assert commits[-1] == {EVENTS: 5}
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_the_group_has_gone_on_without_is_not_committed(app):
+    async def run() -> None:
+        consumer = consumer_of(app)
+        batch = Batch({TP(*tp): records for tp, records in fetched(EVENTS, 4).items()}, 1)
+        consumer.begin(batch)
+        app.consumer_generation_id = 2
+        consumer.acknowledge(batch)
+        assert committable(consumer) == {} and not consumer.unacked
+
+    asyncio.run(run())

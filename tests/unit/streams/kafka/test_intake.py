@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
-from faust.types.tuples import TP, Message
+from aiokafka.structs import ConsumerRecord
+from faust.types.tuples import TP
 
 from infra.platform.settings import Settings
+from streams.kafka.faust.patches import Batch
 from streams.kafka.faust_app import owned
 from streams.kafka.intake import Raw, read, reject
 from streams.messages import DeadLetter, Refused, SearchEvent, WatchEvent, decode, encode
@@ -106,9 +108,10 @@ def test_a_reader_without_an_outbox_passes_over_what_another_worker_reports():
 
 def test_a_record_is_taken_from_faust_as_it_was_sent():
     name = "p-" + WATCH_EVENTS
-    message = Message(name, 3, 12, 1_700_000_000.25, 0, {"a": b"1"}, b"u", b"v", None, None, None, None)
+    fetched = {
+        TP(name, place): [ConsumerRecord(name, place, 12, 1_700_000_000_250, 0, b"u", b"v", None, 1, 1, (("a", b"1"),))]
+        for place in (3, 4)
+    }
     app: Any = SimpleNamespace(consumer=SimpleNamespace(assignment=lambda: {TP(name, 3)}))
-    another = SimpleNamespace(topic=name, partition=4)
-    events = [SimpleNamespace(message=message), SimpleNamespace(message=another)]
     raw = Raw(WATCH_EVENTS, 3, 12, 1_700_000_000_250, b"u", b"v", (("a", b"1"),))
-    assert owned(app, events, "p-") == [raw], "and only of a partition that is still ours"
+    assert owned(app, Batch(fetched, 1), "p-") == [raw], "and only of a partition that is still ours"
