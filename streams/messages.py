@@ -1,10 +1,10 @@
 """All that travels: every message, checked when it is read.
 
 JSON on the wire; MessagePack where vectors travel, and, behind a byte that tells the form, where the join's states do.
-JSON is read there for ever, by its first byte (`{`). A reader accepts fields it
-does not know, so a change only ever adds a field with a default; anything else is a new topic. `decode` refuses what
-cannot be true (a wrong type, a missing field, a negative or non-finite number, an empty id, a time in the far future, a
-message over the size limit) with a reason that a person can act on and a short code that a metric can carry.
+JSON is read there for ever, by its first byte (`{`). A reader accepts fields it does not know, so a change only ever
+adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type, a missing
+field, a negative or non-finite number, an empty id, a time in the far future, a message over the size limit) with a
+reason that a person can act on and a short code that a metric can carry.
 
 What a history is made of is not tracked by the garbage collector: it cannot point back at itself, and looking through
 its many entries took longer than reading them.

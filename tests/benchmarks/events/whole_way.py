@@ -39,7 +39,7 @@ from tests.harness.traffic import vector_of
 CATALOGUE = 10_000
 HISTORY = 50  # watches of everybody before anything is measured
 WATCHES = 2  # of a list
-APART_MS = 500  # event time from one watch to the next
+APART_MS = 1000  # event time from one watch to the next: windows shall end within a backlog
 STILL_S = 4.0  # nothing has moved for so long: all is done
 LOOK_EVERY_S = 0.5
 PATIENCE_S = 240.0
