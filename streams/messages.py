@@ -1,11 +1,11 @@
 """All that travels: every message, checked when it is read.
 
-JSON on the wire; MessagePack where vectors travel, and, behind a byte that tells the form, where histories do: they are
-read and written with every event, and JSON takes four times as long to write. JSON is read there for ever, by its first
-byte (`{`), so what was written before stays good. A reader accepts fields it does not know, so a change
-only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be true (a wrong type,
-a missing field, a negative or non-finite number, an empty id, a time in the far future, a message over the size limit)
-with a reason that a person can act on and a short code that a metric can carry.
+JSON on the wire; MessagePack where vectors travel, and, behind a byte that tells the form, where histories and the
+join's states do: they are read and written with every event, and JSON takes four times as long to write. JSON is read
+there for ever, by its first byte (`{`), so what was written before stays good. A reader accepts fields it does not
+know, so a change only ever adds a field with a default; anything else is a new topic. `decode` refuses what cannot be
+true (a wrong type, a missing field, a negative or non-finite number, an empty id, a time in the far future, a message
+over the size limit) with a reason that a person can act on and a short code that a metric can carry.
 
 What a history is made of is not tracked by the garbage collector: it cannot point back at itself, and looking through
 its many entries took longer than reading them.
@@ -17,13 +17,19 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
+from msgspec.structs import replace
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Name = Annotated[str, Meta(max_length=256)]
+Names = Annotated[tuple[Name, ...], Meta(max_length=1000)]
 Text = Annotated[str, Meta(max_length=2000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+WatchSeconds = Annotated[float, Meta(ge=0, le=600)]  # what a ranker may expect
+Position = Annotated[int, Meta(ge=0, le=1_000_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
 
@@ -55,8 +61,8 @@ class Context(Struct, frozen=True, omit_defaults=True, gc=False):
     device: Text | None = None
     surface: Text | None = None
     signed_in: bool | None = None
-    gender: Annotated[float, Meta(ge=0, le=1)] | None = None
-    age: Annotated[float, Meta(ge=0, le=1)] | None = None
+    gender: Share | None = None
+    age: Share | None = None
 
 
 # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -90,7 +96,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
     item_id: Id
     title: Text = ""
     channel: Name | None = None
-    topics: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
+    topics: Names = ()
     duration_s: Seconds | None = None
     published_ms: Millis | None = None
     available: bool = True
@@ -276,15 +282,15 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     where nothing was ranked, and from external reporters. `sources`: all that nominated it, with their scores."""
 
     item_id: Id
-    position: Annotated[int, Meta(ge=0, le=1_000_000)]  # 1 is the top of the list
+    position: Position  # 1 is the top of the list
     source: str
     score: float | None = None
-    expected_watch_s: Annotated[float, Meta(ge=0, le=600)] | None = None
+    expected_watch_s: WatchSeconds | None = None
     retrieval_rank: int | None = None  # 1 is the best of its request's candidates by `score`
     sources: dict[str, float | None] = {}
-    ids: Annotated[dict[Name, Annotated[tuple[Name, ...], Meta(max_length=1000)]], Meta(max_length=16)] = {}
+    ids: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
     values: bytes = b""
-    probability: Annotated[float, Meta(ge=0, le=1)] | None = None  # that it stood in this place; None: not drawn
+    probability: Share | None = None  # that it stood in this place; None: not drawn
 
 
 class Impression(Struct, frozen=True, omit_defaults=True):
@@ -306,9 +312,44 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     schema_hash: str = ""
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
-    factor: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
+    factor: Factor = 1.0
     best_score: float | None = None
     marks: dict[str, tuple[int, ...]] = {}
+
+
+class GroupIds(Struct, frozen=True, gc=False):
+    """Those of the ids of a shown item that item statistics are kept by."""
+
+    channel: Names = ()
+    length: Names = ()
+    topics: Names = ()
+
+
+class ShownOutline(Struct, frozen=True, gc=False):
+    """What the streams read of Shown: who trains a ranker reads the rest."""
+
+    item_id: Id
+    position: Position
+    source: str
+    score: float | None = None
+    expected_watch_s: WatchSeconds | None = None
+    retrieval_rank: int | None = None
+    ids: GroupIds = GroupIds()
+    probability: Share | None = None
+
+
+class ImpressionOutline(Struct, frozen=True, gc=False):
+    """What the streams read of Impression. The rest is most of its bytes: it is passed on as it came, and must be JSON
+    in UTF-8, whatever it says."""
+
+    request_id: Id
+    user_id: Id
+    at_ms: Millis
+    served_by: str
+    version: str
+    items: Annotated[tuple[ShownOutline, ...], Meta(max_length=1000)]
+    schema_hash: str = ""
+    factor: Factor = 1.0
 
 
 class Outcome(Struct, frozen=True, array_like=True):
@@ -334,6 +375,17 @@ class RankingExample(Struct, frozen=True, omit_defaults=True):
     revision: Annotated[int, Meta(ge=0)] = 0  # grows with what was read of the user's events
 
 
+class UnreadExample(Struct, frozen=True, omit_defaults=True):
+    """RankingExample as the join writes it: the impression in the bytes in which it came."""
+
+    impression: Raw
+    outcomes: tuple[Outcome, ...]
+    partition: int
+    offset: Offset
+    closed_ms: Millis
+    revision: int = 0
+
+
 class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
     """A watch on its way into an example."""
 
@@ -346,13 +398,17 @@ class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
     offset: Offset
 
 
-class OpenImpression(Struct, frozen=True, gc=False):
-    """An impression whose outcome may still change. `revision` of the last example made of it, -1: none yet.
+class OpenImpression(Struct, frozen=True, array_like=True, gc=False):
+    """An impression whose outcome may still change: what pairs it with watches, and the message itself, unread.
+    `revision` of the last example made of it, -1: none yet.
 
     `counted`: of its closing, the items that were watched, as the statistics hold them.
     """
 
-    impression: Impression
+    request_id: str
+    at_ms: Millis
+    item_ids: tuple[str, ...]  # top first
+    impression: bytes  # JSON, as it came
     offset: Offset
     closes_ms: Millis
     watches: tuple[JoinedWatch, ...] = ()
@@ -360,9 +416,12 @@ class OpenImpression(Struct, frozen=True, gc=False):
     counted: tuple[Outcome, ...] = ()
 
 
-class JoinState(Struct, frozen=True, omit_defaults=True, gc=False):
+class JoinState(Struct, frozen=True, array_like=True, gc=False):
     """All that the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
-    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here."""
+    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here.
+
+    In JSON, the older form, an impression stands as the object that it is in.
+    """
 
     user_id: Id
     impressions: tuple[OpenImpression, ...] = ()
@@ -448,7 +507,7 @@ M = TypeVar("M")
 _JSON = msgspec.json.Encoder()
 _MSGPACK = msgspec.msgpack.Encoder()
 _BINARY: tuple[Any, ...] = (ItemVector,)
-_COMPACT: tuple[Any, ...] = (UserHistory, TrainingExample)
+_COMPACT: tuple[Any, ...] = (UserHistory, TrainingExample, JoinState)
 COMPACT = b"\x01"  # MessagePack follows
 
 
@@ -463,7 +522,7 @@ def encode(message: Struct, *, compact: bool = True) -> bytes:
         return _MSGPACK.encode(message)
     if compact and isinstance(message, _COMPACT):
         return COMPACT + _MSGPACK.encode(message)
-    return _JSON.encode(message)
+    return _JSON.encode(_state_in_json(message) if isinstance(message, JoinState) else message)
 
 
 def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, latest_ms: int | None = None) -> M:
@@ -481,7 +540,7 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     is_compact = kind in _COMPACT and raw.startswith(COMPACT)
     is_binary = is_compact or kind in _BINARY
     try:
-        message: M = _decoder(kind, is_binary).decode(memoryview(raw)[1:] if is_compact else raw)  # type: ignore[arg-type]
+        message: M = _read(kind, raw, is_binary, is_compact)
     except msgspec.ValidationError as error:
         raise Refused("invalid", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -489,6 +548,61 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     if latest_ms is not None:
         _refuse_future(message, latest_ms)
     return message
+
+
+def _read(kind: Any, raw: bytes, is_binary: bool, is_compact: bool) -> Any:
+    if kind is JoinState and not is_compact:
+        return _state_from_json(_decoder(_JoinStateInJson, False).decode(raw))
+    if kind is ImpressionOutline and not raw.isascii():
+        raw.decode()  # a decoder does not look at the text that it passes over
+    return _decoder(kind, is_binary).decode(memoryview(raw)[len(COMPACT) :] if is_compact else raw)
+
+
+def open_impression(outline: ImpressionOutline, impression: bytes, offset: int, closes_ms: int) -> OpenImpression:
+    """An impression that nobody has watched yet."""
+    item_ids = tuple(shown.item_id for shown in outline.items)
+    return OpenImpression(outline.request_id, outline.at_ms, item_ids, impression, offset, closes_ms)
+
+
+class _OpenImpressionInJson(Struct, gc=False):
+    impression: Raw
+    offset: Offset
+    closes_ms: Millis
+    watches: tuple[JoinedWatch, ...] = ()
+    revision: int = -1
+    counted: tuple[Outcome, ...] = ()
+
+
+class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
+    user_id: Id
+    impressions: tuple[_OpenImpressionInJson, ...] = ()
+    early: tuple[JoinedWatch, ...] = ()
+    watch_offset: Offset = -1
+    impression_offset: Offset = -1
+    since_ms: Millis = 0
+
+
+def _state_from_json(old: _JoinStateInJson) -> JoinState:
+    impressions = []
+    for each in old.impressions:
+        impression = bytes(each.impression)
+        outline = _decoder(ImpressionOutline, False).decode(impression)
+        opened = open_impression(outline, impression, each.offset, each.closes_ms)
+        kept = {"watches": each.watches, "revision": each.revision, "counted": each.counted}
+        impressions.append(replace(opened, **kept))
+    return JoinState(old.user_id, tuple(impressions), old.early, old.watch_offset, old.impression_offset, old.since_ms)
+
+
+def _state_in_json(state: JoinState) -> _JoinStateInJson:
+    impressions = tuple(
+        _OpenImpressionInJson(
+            Raw(each.impression), each.offset, each.closes_ms, each.watches, each.revision, each.counted
+        )
+        for each in state.impressions
+    )
+    return _JoinStateInJson(
+        state.user_id, impressions, state.early, state.watch_offset, state.impression_offset, state.since_ms
+    )
 
 
 def _refuse_future(message: Any, latest_ms: int) -> None:

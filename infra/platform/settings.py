@@ -135,6 +135,9 @@ class Join(Section):
     early_s: Seconds = _setting(1800.0, "a watch waits so long for an impression that is not read yet")
     open_impressions: Count = _setting(50, "most impressions of a user that are kept; the oldest goes first")
     half_life_h: Positive = _setting(168.0, "of item statistics, in event time")
+    compact: bool = _setting(
+        True, "write states in the compact form; off while a worker of before 0.2 still reads them"
+    )
     publish_s: Positive = _setting(1.0, "how often changed statistics are published")
     batch: Count = _setting(1000, "most messages handled together")
     wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")

@@ -4,6 +4,9 @@ The topic is read twice. An example may be there again (after a crash) or correc
 is known at the end, so the first reading keeps the identities, a few numbers each, and the second writes those that
 hold to disk. Impressions that nothing was ranked for, or by other features than ours, train nothing and are counted;
 so are those from before their user was erased.
+
+Here features are looked at for the first time since they were served: the history and join workers pass them on unread.
+What cannot be features is passed over with its whole example, and counted.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ CHUNK = 2_000  # impressions written together
 
 
 class ServedExamples(NamedTuple):
-    """`passed_over`: impressions without features of ours; `repeated`: examples that another one replaces;
-    `erased`: impressions from before their user was erased."""
+    """`passed_over`: impressions without features of ours, and examples that cannot be read; `repeated`: examples that
+    another one replaces; `erased`: impressions from before their user was erased."""
 
     examples: RankingExamples
     impressions: int
@@ -56,7 +59,9 @@ def store_served(
     holding, repeated = _identities(kafka, progress)
     writer = _Writer(directory, items)
     for place, example in _examples(kafka, partial(progress, "served impressions")):
-        if place in holding and users.is_from_before(example.impression.user_id, example.impression.at_ms):
+        if example is None:
+            writer.passed_over += 1
+        elif place in holding and users.is_from_before(example.impression.user_id, example.impression.at_ms):
             erased += 1
         elif place in holding:
             writer.add(example)
@@ -69,17 +74,23 @@ def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]],
     best: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
     read = 0
     for place, example in _examples(kafka, partial(progress, "reading outcomes")):
+        if example is None:
+            continue
         read += 1
         identity, told = (example.partition, example.offset), (example.revision, place)
         best[identity] = max(best.get(identity, told), told)
     return {place for _, place in best.values()}, read - len(best)
 
 
-def _examples(kafka: Kafka, progress: Callable[[int, int], None]) -> Iterator[tuple[tuple[int, int], RankingExample]]:
+def _examples(
+    kafka: Kafka, progress: Callable[[int, int], None]
+) -> Iterator[tuple[tuple[int, int], RankingExample | None]]:
+    """Each record's place, and the example that it is; None for what cannot be read."""
     for record in read_to_end(kafka, topics.RANKING_EXAMPLES, progress=progress):
+        example = None
         with suppress(Refused):
             example = decode(RankingExample, record.value, max_bytes=8 * kafka.max_message_bytes)
-            yield (record.partition, record.offset), example
+        yield (record.partition, record.offset), example
 
 
 class _Writer:

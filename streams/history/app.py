@@ -36,10 +36,10 @@ from streams.kafka.faust_app import create_app, declare_agent, do_every, follow_
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
 from streams.kafka.tables import EncodedTable, create_table, load, put
-from streams.messages import Impression, Refused, SearchEvent, UserHistory, WatchEvent, encode
+from streams.messages import ImpressionOutline, Refused, SearchEvent, UserHistory, WatchEvent, encode
 
 KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent}
-SHOWN = {topics.IMPRESSIONS: Impression}
+SHOWN = {topics.IMPRESSIONS: ImpressionOutline}
 
 
 def create_history_app(settings: Settings, health: Health) -> faust.App:
@@ -141,7 +141,7 @@ def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outb
 
 
 def apply_event(
-    before: UserHistory, event: WatchEvent | SearchEvent | Impression, raw: Raw, settings: Settings
+    before: UserHistory, event: WatchEvent | SearchEvent | ImpressionOutline, raw: Raw, settings: Settings
 ) -> Applied:
     """One event's effect on its user's history."""
     if isinstance(event, WatchEvent):
@@ -155,6 +155,6 @@ def apply_event(
             watched=history.seen,
             watched_days=history.seen_days,
         )
-    if isinstance(event, Impression):
+    if isinstance(event, ImpressionOutline):
         return apply_impression(before, event, raw.source, keep=settings.history.impressions)
     return apply_search(before, event, raw.source, keep=settings.history.searches)

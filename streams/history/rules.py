@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from streams.history.watched_filter import remember
 from streams.messages import (
-    Impression,
+    ImpressionOutline,
     Search,
     SearchEvent,
     ShownList,
@@ -146,7 +146,7 @@ def apply_search(history: UserHistory, event: SearchEvent, source: Source, *, ke
     return Applied(newer, outcome)
 
 
-def apply_impression(history: UserHistory, event: Impression, source: Source, *, keep: int) -> Applied:
+def apply_impression(history: UserHistory, event: ImpressionOutline, source: Source, *, keep: int) -> Applied:
     """Sort the list that was shown in by its time and keep the newest `keep` shown items."""
     if source.offset <= history.impression_offset:
         return Applied(history, Outcome.REPLAYED)

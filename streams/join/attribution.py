@@ -40,11 +40,11 @@ def home_of(watch: JoinedWatch, impressions: Sequence[OpenImpression], rules: Ru
     """The impression that a watch belongs to, of those that are kept (oldest first)."""
     newest = None
     for each in impressions:
-        after_ms = watch.event_ms - each.impression.at_ms
-        if not any(item.item_id == watch.item_id for item in each.impression.items):
+        after_ms = watch.event_ms - each.at_ms
+        if watch.item_id not in each.item_ids:
             continue
         # A clock that is behind does not matter where the request id says it; a session that lasted does.
-        if watch.request_id == each.impression.request_id and after_ms <= rules.window_ms + rules.grace_ms:
+        if watch.request_id == each.request_id and after_ms <= rules.window_ms + rules.grace_ms:
             return each
         if 0 <= after_ms <= rules.window_ms:
             newest = each

@@ -11,22 +11,22 @@ was due up to its mark, because whatever is due together is counted before the r
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import add
 
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.ranking_examples import CAP_S
 from streams.join.rules import Tally
-from streams.messages import Outcome, Shown, StatisticsRow
+from streams.messages import Outcome, ShownOutline, StatisticsRow
 
 LEAST_IMPRESSIONS = 0.01  # a row that decayed below is dropped
 
 Key = tuple[str, str]  # scope and id
 Sums = list[float]  # impressions, watches, seconds, completions, expected_s
+New = tuple[float, float, float, float, float]  # the same, to be added
 
 ALL = ("all", "")
+UNWATCHED: New = (1.0, 0.0, 0.0, 0.0, 0.0)
+UNCHANGED: New = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -36,10 +36,16 @@ class _Row:
     mark: tuple[int, int]
 
     def add(self, new: Sums, at_ms: int, half_life_ms: float) -> None:
+        old, weight = self.sums, 1.0
         decay = 2.0 ** -(abs(at_ms - self.as_of_ms) / half_life_ms)
-        old_weight, new_weight = (decay, 1.0) if at_ms >= self.as_of_ms else (1.0, decay)
-        self.sums = [old * old_weight + each * new_weight for old, each in zip(self.sums, new, strict=True)]
-        self.as_of_ms = max(self.as_of_ms, at_ms)
+        if at_ms >= self.as_of_ms:
+            self.sums = old = [each * decay for each in old]
+            self.as_of_ms = at_ms
+        else:
+            weight = decay
+        for place, each in enumerate(new):
+            if each:  # of most items that are shown nothing is watched
+                old[place] += each * weight
 
 
 class ItemStatistics:
@@ -111,36 +117,53 @@ class ItemStatistics:
 
 def contributions(tally: Tally) -> dict[Key, Sums]:
     """Return what a tally adds to each row."""
+    impression, first = tally.impression, tally.counted is None
     before = {outcome.item_id: outcome for outcome in tally.counted or ()}
-    first = tally.counted is None
-    sums: dict[Key, Sums] = defaultdict(lambda: [0.0] * 5)
-    for shown, outcome in zip(tally.impression.items, tally.outcomes, strict=True):
+    is_ours = impression.schema_hash == SCHEMA_HASH
+    calibration = "calibration", impression.version
+    sums: dict[Key, Sums] = {}
+    for shown, outcome in zip(impression.items, tally.outcomes, strict=True):
         new = _difference(outcome, before.get(outcome.item_id), first)
         for key in _keys_of(shown):
-            sums[key] = _added(sums[key], [*new, 0.0])
-        if shown.expected_watch_s is not None and tally.impression.schema_hash == SCHEMA_HASH:
-            promised_s = shown.expected_watch_s / tally.impression.factor if first else 0.0
-            key = "calibration", tally.impression.version
-            sums[key] = _added(sums[key], [*new, promised_s])
+            _add(sums, key, new)
+        if shown.expected_watch_s is not None and is_ours:
+            promised_s = shown.expected_watch_s / impression.factor if first else 0.0
+            _add(sums, calibration, (*new[:4], promised_s))
     return sums
 
 
-def _difference(outcome: Outcome, before: Outcome | None, first: bool) -> Sums:
-    old = before or Outcome(outcome.item_id, 0.0, False)
-    return [
+def _difference(outcome: Outcome, before: Outcome | None, first: bool) -> New:
+    watched_s = outcome.watched_s
+    if before is None:
+        if watched_s <= 0 and not outcome.completed:  # as most are
+            return UNWATCHED if first else UNCHANGED
+        return float(first), float(watched_s > 0), min(watched_s, CAP_S), float(outcome.completed), 0.0
+    return (
         float(first),
-        float(outcome.watched_s > 0) - float(old.watched_s > 0),
-        min(outcome.watched_s, CAP_S) - min(old.watched_s, CAP_S),
-        float(outcome.completed) - float(old.completed),
-    ]
+        float(watched_s > 0) - float(before.watched_s > 0),
+        min(watched_s, CAP_S) - min(before.watched_s, CAP_S),
+        float(outcome.completed) - float(before.completed),
+        0.0,
+    )
 
 
-def _keys_of(shown: Shown) -> Iterator[Key]:
-    yield ALL
-    yield "item", shown.item_id
-    for scope, name in (("channel", "channel"), ("length", "length"), ("topic", "topics")):
-        yield from ((scope, id_) for id_ in shown.ids.get(name, ()))
+def _keys_of(shown: ShownOutline) -> list[Key]:
+    ids = shown.ids
+    keys = [ALL, ("item", shown.item_id)]
+    keys += [("channel", id_) for id_ in ids.channel]
+    keys += [("length", id_) for id_ in ids.length]
+    keys += [("topic", id_) for id_ in ids.topics]
+    return keys
 
 
-def _added(sums: Sums, new: Sums) -> Sums:
-    return list(map(add, sums, new))
+def _add(sums: dict[Key, Sums], key: Key, new: New) -> None:
+    row = sums.get(key)
+    if row is None:
+        sums[key] = list(new)
+        return
+    row[0] += new[0]
+    if new is not UNWATCHED:
+        row[1] += new[1]
+        row[2] += new[2]
+        row[3] += new[3]
+        row[4] += new[4]

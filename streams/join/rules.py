@@ -21,22 +21,26 @@ therefore never ends at or before the watermark at which the impression came: cl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import NamedTuple
 
+from msgspec import Raw
 from msgspec.structs import replace
 
 from streams.history.rules import is_completed
 from streams.join.attribution import Rules, home_of
 from streams.messages import (
-    Impression,
+    ImpressionOutline,
     JoinedWatch,
     JoinState,
     OpenImpression,
     Outcome,
-    RankingExample,
+    Refused,
+    UnreadExample,
     WatchEvent,
-    encode,
+    decode,
+    open_impression,
 )
 
 MOST_WATCHES = 200  # of one impression, and of those that wait
@@ -58,7 +62,7 @@ class Fate(StrEnum):
 class Tally(NamedTuple):
     """Outcomes for the statistics. `counted`: what they hold of the impression already, None at its closing."""
 
-    impression: Impression
+    impression: ImpressionOutline
     outcomes: tuple[Outcome, ...]
     counted: tuple[Outcome, ...] | None
     at_ms: int  # when it is due, event time
@@ -68,7 +72,7 @@ class Tally(NamedTuple):
 class Step(NamedTuple):
     state: JoinState
     fates: tuple[Fate, ...] = ()
-    examples: tuple[RankingExample, ...] = ()
+    examples: tuple[UnreadExample, ...] = ()
     tallies: tuple[Tally, ...] = ()
 
 
@@ -98,18 +102,26 @@ def apply_watch(
 
 
 def apply_impression(
-    state: JoinState, impression: Impression, offset: int, *, watermark_ms: int, partition: int, rules: Rules
+    state: JoinState,
+    outline: ImpressionOutline,
+    impression: bytes,
+    offset: int,
+    *,
+    watermark_ms: int,
+    partition: int,
+    rules: Rules,
 ) -> Step:
-    """Open an impression and draw the watches to it that are its own. One that was there before changes nothing."""
+    """Open an impression and draw the watches to it that are its own. One that was there before changes nothing.
+    `impression`: the message whose outline it is."""
     if offset <= state.impression_offset:
         return Step(state)
     state = replace(state, impression_offset=offset)
-    if any(each.impression.request_id == impression.request_id for each in state.impressions):
+    if any(each.request_id == outline.request_id for each in state.impressions):
         return Step(state)
-    closes_ms = max(impression.at_ms + rules.window_ms, watermark_ms + 1)
-    new = OpenImpression(impression, offset, closes_ms)
-    everything = sorted((*state.impressions, new), key=lambda each: (each.impression.at_ms, each.offset))
-    shown = {item.item_id for item in impression.items}
+    closes_ms = max(outline.at_ms + rules.window_ms, watermark_ms + 1)
+    new = open_impression(outline, impression, offset, closes_ms)
+    everything = sorted((*state.impressions, new), key=lambda each: (each.at_ms, each.offset))
+    shown = set(new.item_ids)
     drawn = [
         watch for watch in _all_watches(state) if watch.item_id in shown and home_of(watch, everything, rules) is new
     ][:MOST_WATCHES]
@@ -127,7 +139,10 @@ def advance(state: JoinState, *, watermark_ms: int, partition: int, rules: Rules
     kept, examples, tallies = [], [], []
     for each in state.impressions:
         if each.revision < 0 and each.closes_ms <= watermark_ms:
-            each, example, tally = _close(each, partition, _newest_offset(state))  # noqa: PLW2901
+            closing = _close(each, partition, _newest_offset(state))
+            if closing is None:
+                continue
+            each, example, tally = closing  # noqa: PLW2901
             examples.append(example)
             tallies.append(tally)
         if each.closes_ms + rules.grace_ms > watermark_ms:
@@ -152,7 +167,7 @@ def outcomes_of(each: OpenImpression) -> tuple[Outcome, ...]:
     for watch in sorted(each.watches, key=lambda watch: watch.offset):  # a sum of floats has an order
         watched_s, completed = watched.get(watch.item_id, (0.0, False))
         watched[watch.item_id] = watched_s + watch.watch_s, completed or watch.completed
-    return tuple(Outcome(item.item_id, *watched.pop(item.item_id, (0.0, False))) for item in each.impression.items)
+    return tuple(Outcome(item_id, *watched.pop(item_id, (0.0, False))) for item_id in each.item_ids)
 
 
 def open_count(state: JoinState) -> int:
@@ -184,7 +199,7 @@ def _unmatched(watch: JoinedWatch) -> Fate:
 
 def _changed(
     each: OpenImpression, watches: tuple[JoinedWatch, ...], state: JoinState, partition: int
-) -> tuple[OpenImpression, tuple[RankingExample, ...]]:
+) -> tuple[OpenImpression, tuple[UnreadExample, ...]]:
     """An impression with other watches; when its example is out, the one that corrects it."""
     if each.revision < 0:
         return replace(each, watches=watches), ()
@@ -194,10 +209,10 @@ def _changed(
 
 def _without(
     impressions: Iterable[OpenImpression], drawn: Sequence[JoinedWatch], state: JoinState, partition: int
-) -> tuple[list[OpenImpression], list[RankingExample]]:
+) -> tuple[list[OpenImpression], list[UnreadExample]]:
     """The impressions without the watches that another one has drawn, and the corrections that this makes."""
     left: list[OpenImpression] = []
-    examples: list[RankingExample] = []
+    examples: list[UnreadExample] = []
     for each in impressions:
         watches = tuple(watch for watch in each.watches if watch not in drawn)
         kept, corrections = (
@@ -210,24 +225,25 @@ def _without(
 
 def _push_out(
     impressions: list[OpenImpression], offset: int, partition: int, rules: Rules, revision: int
-) -> tuple[list[OpenImpression], tuple[RankingExample, ...], tuple[Tally, ...]]:
+) -> tuple[list[OpenImpression], tuple[UnreadExample, ...], tuple[Tally, ...]]:
     """Close and forget the oldest until what is left is within bounds."""
-    examples: list[RankingExample] = []
+    examples: list[UnreadExample] = []
     tallies: list[Tally] = []
     while len(impressions) > rules.keep or (len(impressions) > 1 and _size(impressions) > rules.most_bytes):
         oldest = min(impressions, key=lambda each: (each.closes_ms, each.offset))
         impressions = [each for each in impressions if each is not oldest]
         if oldest.revision < 0:
-            _, example, tally = _close(oldest, partition, revision)
-            examples.append(example)
-            tallies.append(tally._replace(pushed_by=offset))
+            if (closing := _close(oldest, partition, revision)) is not None:
+                examples.append(closing[1])
+                tallies.append(closing[2]._replace(pushed_by=offset))
         else:
             tallies += [tally._replace(pushed_by=offset) for tally in _settle(oldest, oldest.closes_ms)]
     return impressions, tuple(examples), tuple(tallies)
 
 
 def _size(impressions: Iterable[OpenImpression]) -> int:
-    return sum(len(encode(each)) for each in impressions)
+    """At least as many bytes as they take."""
+    return sum(len(each.impression) + 4 * len("".join(each.item_ids)) + 5 * len(each.item_ids) for each in impressions)
 
 
 def _newest_offset(state: JoinState) -> int:
@@ -235,21 +251,40 @@ def _newest_offset(state: JoinState) -> int:
     return state.watch_offset + state.impression_offset + 2
 
 
-def _close(each: OpenImpression, partition: int, revision: int) -> tuple[OpenImpression, RankingExample, Tally]:
+def _close(each: OpenImpression, partition: int, revision: int) -> tuple[OpenImpression, UnreadExample, Tally] | None:
+    """None when its message cannot be read: somebody else wrote to the changelog. It is as one that never was."""
+    outline = _outline_of(each)
+    if outline is None:
+        return None
     outcomes = outcomes_of(each)
     watched = tuple(outcome for outcome in outcomes if outcome.watched_s > 0)
     closed = replace(each, revision=revision, counted=watched)
-    return closed, _example(closed, partition), Tally(each.impression, outcomes, None, each.closes_ms)
+    return closed, _example(closed, partition), Tally(outline, outcomes, None, each.closes_ms)
 
 
 def _settle(each: OpenImpression, at_ms: int) -> list[Tally]:
     """Return what has changed since it closed, if anything has."""
     outcomes = outcomes_of(each)
     watched = tuple(outcome for outcome in outcomes if outcome.watched_s > 0)
-    return [] if watched == each.counted else [Tally(each.impression, outcomes, each.counted, at_ms)]
+    outline = None if watched == each.counted else _outline_of(each)
+    return [] if outline is None else [Tally(outline, outcomes, each.counted, at_ms)]
 
 
-def _example(each: OpenImpression, partition: int) -> RankingExample:
-    return RankingExample(
-        each.impression, outcomes_of(each), partition, each.offset, closed_ms=each.closes_ms, revision=each.revision
+def _outline_of(each: OpenImpression) -> ImpressionOutline | None:
+    """What was read of an impression when it came: its state holds the message only."""
+    with suppress(Refused):
+        outline = decode(ImpressionOutline, each.impression, max_bytes=len(each.impression))
+        if tuple(shown.item_id for shown in outline.items) == each.item_ids:
+            return outline
+    return None
+
+
+def _example(each: OpenImpression, partition: int) -> UnreadExample:
+    return UnreadExample(
+        Raw(each.impression),
+        outcomes_of(each),
+        partition,
+        each.offset,
+        closed_ms=each.closes_ms,
+        revision=each.revision,
     )

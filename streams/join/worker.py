@@ -38,9 +38,9 @@ from streams.kafka.faust_app import now_ms
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
 from streams.kafka.tables import load, put
-from streams.messages import Impression, JoinState, Refused, StatisticsRow, WatchEvent, encode
+from streams.messages import ImpressionOutline, JoinState, Refused, StatisticsRow, WatchEvent, encode
 
-SHOWN = {topics.IMPRESSIONS: Impression}
+SHOWN = {topics.IMPRESSIONS: ImpressionOutline}
 WATCHED = {topics.WATCH_EVENTS: WatchEvent}
 MOST_AT_ONCE = 1000  # users whose states are in hand together
 SWEEP_ROWS = 500  # looked at in each round
@@ -161,28 +161,30 @@ class JoinWorker:
                 bug = bug or error
                 reject(raw, Refused("bug", repr(error)), self._settings, outbox, now_ms=now_ms)
                 continue
-            event_ms = event.at_ms if isinstance(event, Impression) else event.event_ms
+            event_ms = event.at_ms if isinstance(event, ImpressionOutline) else event.event_ms
             partition.watermark.observe(raw.topic, event_ms, now_ms)
             self._note(before, step, partition, outbox)
             if step.state is not before:
                 changed[event.user_id] = step.state
-            if isinstance(event, Impression) and step.state.impressions is before.impressions:
+            if isinstance(event, ImpressionOutline) and step.state.impressions is before.impressions:
                 metrics.DUPLICATES.labels(raw.topic).inc()
         for raw in batch:
             handled = self.partitions[raw.partition].handled
             handled[raw.topic] = max(raw.offset + 1, handled.get(raw.topic, 0))
         return changed, bug
 
-    def _read(self, batch: Sequence[Raw], outbox: Outbox, now_ms: int) -> Iterator[tuple[Raw, Impression | WatchEvent]]:
+    def _read(
+        self, batch: Sequence[Raw], outbox: Outbox, now_ms: int
+    ) -> Iterator[tuple[Raw, ImpressionOutline | WatchEvent]]:
         """The good messages of a batch, impressions first: then fewer watches have to wait for theirs."""
         yield from read(batch, SHOWN, self._settings, outbox, now_ms=now_ms, erased=self._erased)
         yield from read(batch, WATCHED, self._settings, None, now_ms=now_ms, erased=self._erased)
 
-    def _step(self, before: JoinState, event: Impression | WatchEvent, raw: Raw, partition: Partition) -> Step:
+    def _step(self, before: JoinState, event: ImpressionOutline | WatchEvent, raw: Raw, partition: Partition) -> Step:
         where: Any = {"watermark_ms": partition.watermark.value_ms, "partition": partition.number, "rules": self._rules}
-        if isinstance(event, Impression):
+        if isinstance(event, ImpressionOutline):
             partition.pushed_by = max(raw.offset, partition.pushed_by)
-            return apply_impression(before, event, raw.offset, **where)
+            return apply_impression(before, event, raw.value or b"", raw.offset, **where)
         return apply_watch(before, event, raw.offset, **where)
 
     async def _advance(self, partition: Partition, watermark_ms: int, outbox: Outbox) -> None:
@@ -209,14 +211,12 @@ class JoinWorker:
         partition.open += open_count(step.state) - open_count(before)
         for fate in step.fates:
             metrics.JOINED.labels(fate).inc()
-        closed = [tally.impression for tally in step.tallies if tally.counted is None]
         for example in step.examples:
             outbox.add(topics.RANKING_EXAMPLES, partition.number, before.user_id.encode(), encode(example))
-            if any(example.impression is impression for impression in closed):
-                self._quality.observe(example)
         for tally in step.tallies:
             partition.statistics.count(tally)
             if tally.counted is None:
+                self._quality.observe(tally)
                 metrics.CLOSED.labels("window" if tally.pushed_by is None else "bound").inc()
 
     def _keep(self, state: JoinState, partition: Partition, outbox: Outbox) -> None:
@@ -231,7 +231,8 @@ class JoinWorker:
         self._put(user_id, state, outbox)
 
     def _put(self, user_id: str, state: JoinState | None, outbox: Outbox) -> None:
-        put(self._states, topics.JOIN_STATE, user_id, state, outbox, self._settings.kafka.partitions)
+        partitions, compact = self._settings.kafka.partitions, self._settings.join.compact
+        put(self._states, topics.JOIN_STATE, user_id, state, outbox, partitions, compact=compact)
 
     def _due_ms(self, state: JoinState, partition: Partition) -> int:
         due = due_ms(state, self._rules)
@@ -266,5 +267,5 @@ class JoinWorker:
 
 def _latest_ms(state: JoinState) -> int:
     """The greatest event time that a state knows of."""
-    shown = (each.impression.at_ms for each in state.impressions)
+    shown = (each.at_ms for each in state.impressions)
     return max((*shown, *(watch.event_ms for watch in state.early)), default=0)

@@ -13,7 +13,7 @@ from streams import topics
 from streams.erased_users import NOBODY, ErasedUsers
 from streams.kafka.dead_letters import check_headers, dead_letter
 from streams.kafka.outbox import Outbox
-from streams.messages import Impression, Refused, Source, decode, encode
+from streams.messages import ImpressionOutline, Refused, Source, decode, encode
 
 LATEST_MS = 253_402_300_799_999  # the end of the year 9999
 
@@ -86,7 +86,7 @@ def _is_from_before(erased: ErasedUsers, raw: Raw, message: Any) -> bool:
         return False
     if message is None:
         return erased.is_from_before((raw.key or b"").decode(errors="replace"), raw.produced_ms)
-    time_ms = message.at_ms if isinstance(message, Impression) else message.event_ms
+    time_ms = message.at_ms if isinstance(message, ImpressionOutline) else message.event_ms
     return erased.is_from_before(message.user_id, raw.produced_ms, time_ms)
 
 

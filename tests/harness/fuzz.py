@@ -23,6 +23,7 @@ from streams.messages import (
     Context,
     DeadLetter,
     Impression,
+    ImpressionOutline,
     IndexReady,
     Item,
     ItemVector,
@@ -57,6 +58,7 @@ AHEAD_MS = dict.fromkeys(
     (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS, topics.TRAINING_EXAMPLES), NOW_MS + 2 * 86_400_000
 )
 KIND_OF = {topic.name: topic.message for topic in topics.TOPICS}
+KIND_OF[topics.IMPRESSIONS] = ImpressionOutline  # as far as they are read by who refuses them
 BINARY = frozenset({topics.ITEM_VECTORS})
 COMPACTED = frozenset({topics.USER_HISTORIES, topics.TRAINING_EXAMPLES})
 LARGE_EVERY = 2000  # one message in so many is of megabytes
@@ -70,7 +72,13 @@ _IMPRESSION = Impression(
 _SEARCH = Search("cars", NOW_MS, "s1", 3)
 _LIST = ShownList("r1", NOW_MS, ("a",))
 _JOINED = JoinedWatch("video-1", NOW_MS, 31.5, True, "e1", None, 5)
-_OPEN = OpenImpression(_IMPRESSION, 7, NOW_MS, (_JOINED,))
+_OPEN = OpenImpression("r1", NOW_MS, ("video-1",), encode(_IMPRESSION), 7, NOW_MS, (_JOINED,))
+_STATE_IN_JSON = {
+    "user_id": "ann",
+    "impressions": [{"impression": _IMPRESSION, "offset": 7, "closes_ms": NOW_MS, "watches": [_JOINED]}],
+    "watch_offset": 5,
+    "impression_offset": 7,
+}
 _RECOMMENDED = Recommended("video-1", 1, "fresh", 1.0, 20.0)
 
 GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there is one
@@ -111,6 +119,7 @@ GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there
         ],
     }.items()
 }
+GOOD[topics.JOIN_STATE].insert(0, msgspec.json.encode(_STATE_IN_JSON))  # as it was written before it had forms
 
 # What may stand where a value of a JSON message stood.
 INSTEAD = (

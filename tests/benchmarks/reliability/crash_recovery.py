@@ -98,8 +98,11 @@ def states(users: int, items: list[str], at_ms: int) -> Iterator[tuple[str, User
             for place, item in enumerate(lists[-1].item_ids, 1)
         )
         impression = Impression(lists[-1].request_id, user, at_ms, "server", "v", shown, values=VALUES)
+        waiting = OpenImpression(
+            impression.request_id, at_ms, lists[-1].item_ids, encode(impression), 0, at_ms + 1_800_000
+        )
         yield (
             user,
             UserHistory(user, watches, searches, None, 0, 0, at_ms, lists, 0),
-            JoinState(user, (OpenImpression(impression, 0, at_ms + 1_800_000),), (), 0, 0),
+            JoinState(user, (waiting,), (), 0, 0),
         )

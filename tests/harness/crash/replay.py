@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from infra.platform.settings import Settings
 from streams.kafka.follow import TopicFollower
-from streams.messages import Impression, Refused, SearchEvent, WatchEvent, decode
+from streams.messages import ImpressionOutline, Refused, SearchEvent, WatchEvent, decode
 from streams.topics import IMPRESSIONS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
 
 Place = tuple[int, int]  # partition and offset
@@ -34,7 +34,7 @@ class Events:
 
     watches: dict[str, list[tuple[WatchEvent, Place]]] = field(default_factory=lambda: defaultdict(list))
     searches: dict[str, list[tuple[SearchEvent, Place]]] = field(default_factory=lambda: defaultdict(list))
-    lists: dict[str, list[tuple[Impression, Place]]] = field(default_factory=lambda: defaultdict(list))
+    lists: dict[str, list[tuple[ImpressionOutline, Place]]] = field(default_factory=lambda: defaultdict(list))
     at_home: list[WatchEvent] = field(default_factory=list)  # every readable watch on its own partition, copies too
     unreadable: set[tuple[str, int, int]] = field(default_factory=set)  # topic, partition, offset
     astray: set[str] = field(default_factory=set)  # event ids that stood on another partition
@@ -59,7 +59,7 @@ def read_events(settings: Settings) -> Events:
     kinds: dict[str, tuple[Any, str]] = {
         WATCH_EVENTS: (WatchEvent, "event_id"),
         SEARCH_EVENTS: (SearchEvent, "event_id"),
-        IMPRESSIONS: (Impression, "request_id"),
+        IMPRESSIONS: (ImpressionOutline, "request_id"),
     }
     into: dict[str, Any] = dict(zip(kinds, (found.watches, found.searches, found.lists), strict=True))
     for topic, (kind, id_name) in kinds.items():
@@ -140,7 +140,7 @@ def _newest(watches: Sequence[tuple[WatchEvent, Place]], settings: Settings) -> 
     return [pair for pair in ordered if pair[1] in stay]
 
 
-def _newest_lists(lists: Iterable[tuple[Impression, Place]], most_items: int) -> tuple[str, ...]:
+def _newest_lists(lists: Iterable[tuple[ImpressionOutline, Place]], most_items: int) -> tuple[str, ...]:
     newest: list[str] = []
     for shown, _ in sorted(lists, key=lambda pair: (pair[0].at_ms, pair[1]), reverse=True):
         if most_items > 0 and shown.items:

@@ -1,5 +1,6 @@
 """Whatever bytes arrive in a topic: they are a good message, or refused with a reason, and nothing else happens."""
 
+import json
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -29,10 +30,11 @@ from serving.state.views import CatalogueView, HistoryView, StatisticsView, Tren
 from streams import topics
 from streams.history.rules import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules
+from streams.join.rules import advance as close
 from streams.join.rules import apply_impression as apply_join_impression
 from streams.join.rules import apply_watch as apply_join_watch
 from streams.kafka.intake import Raw, read
-from streams.messages import Impression, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
+from streams.messages import ImpressionOutline, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
 from streams.trainer.control_state import ControlState
 from streams.trending.app import take_over
 from tests.harness.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
@@ -92,8 +94,6 @@ JSON = st.recursive(
 
 @given(st.sampled_from(sorted(GOOD)), st.data())
 def test_a_message_with_other_values_in_its_fields_is_refused_or_good(topic, data):
-    import json
-
     raw = GOOD[topic][0]
     message = json.loads(raw) if topic != topics.ITEM_VECTORS else {}
     if isinstance(message, dict):
@@ -138,7 +138,7 @@ def apply_all(events: list[tuple[Raw, Any]]) -> dict[str, Any]:
         elif isinstance(event, SearchEvent):
             after = apply_search(before, event, raw.source, keep=50)
         else:
-            assert isinstance(event, Impression)
+            assert isinstance(event, ImpressionOutline)
             after = apply_impression(before, event, raw.source, keep=100)
         histories[event.user_id] = after.history
     return histories
@@ -248,6 +248,27 @@ def test_a_release_that_is_served_takes_or_passes_over_each_row(tmp_path):
         assert all(isinstance(row, ItemVector) for row in releases._rows.values())
 
 
+def test_what_the_join_makes_of_an_impression_is_json_whatever_it_was():
+    how: dict[str, Any] = {"watermark_ms": 0, "partition": 0, "rules": Rules.of(SETTINGS)}
+    examples = 0
+    for raw in everything(topics.IMPRESSIONS):
+        with suppress(Refused):
+            state = apply_join_impression(JoinState("ann"), decode(ImpressionOutline, raw), raw, 0, **how).state
+            state = decode(JoinState, encode(state))
+            for example in close(state, watermark_ms=2**53, partition=0, rules=how["rules"]).examples:
+                assert json.loads(encode(example), parse_int=float)["impression"]["items"] is not None
+                examples += 1
+    assert examples > 100
+
+
+def test_the_join_closes_or_drops_what_a_state_holds():
+    for raw in everything(topics.JOIN_STATE):
+        with suppress(Refused):
+            state = decode(JoinState, raw)
+            for example in close(state, watermark_ms=2**53, partition=0, rules=Rules.of(SETTINGS)).examples:
+                json.loads(encode(example), parse_int=float)
+
+
 @pytest.mark.parametrize(("lists", "sources"), [(3, 75_000), (5, 20_000)])
 def test_what_the_join_keeps_of_a_user_fits_into_a_message_whatever_comes(lists, sources):
     """Lists that grow when they are written again (1e15 becomes 1000000000000000.0), ids that take six bytes a
@@ -258,7 +279,7 @@ def test_what_the_join_keeps_of_a_user_fits_into_a_message_whatever_comes(lists,
     for at in range(lists):
         raw = f"""{{"request_id":"{at}","user_id":"ann","at_ms":{NOW_MS},"served_by":"","version":"",
             "items":[{{"item_id":"a","position":1,"source":"","sources":{{{scores}}}}}]}}"""
-        state = apply_join_impression(state, decode(Impression, raw.encode()), at, **how).state
+        state = apply_join_impression(state, decode(ImpressionOutline, raw.encode()), raw.encode(), at, **how).state
         assert len(encode(state)) < 3_900_000, "a message may be four times the limit of a value (streams.topics)"
     for number in range(220 * (lists + 1)):
         name = f"{number}".ljust(256, "\x01")

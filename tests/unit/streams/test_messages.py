@@ -11,10 +11,16 @@ from streams.messages import (
     COMPACT,
     BundlePublished,
     Context,
+    GroupIds,
     Impression,
+    ImpressionOutline,
     IndexReady,
     Item,
     ItemVector,
+    JoinedWatch,
+    JoinState,
+    OpenImpression,
+    Outcome,
     RecommendRequest,
     Refused,
     Release,
@@ -226,3 +232,70 @@ def test_an_impression_with_numbers_that_cannot_be_true_is_refused(change: dict[
     with pytest.raises(Refused) as refused:
         decode(Impression, msgspec.json.encode(plain | {"items": items} | change))
     assert refused.value.code == "invalid"
+
+
+ITEM = {"item_id": "i", "position": 1, "source": "s"}
+SHOWN = {"request_id": "r", "user_id": "u", "at_ms": 1, "served_by": "x", "version": "v", "items": [ITEM]}
+
+
+def test_who_needs_no_features_reads_what_a_server_has_written():
+    shown = Shown("a", 1, "s", 2.5, 20.0, 3, {"s": 1.0}, {"channel": ("c",), "topics": ("t", "u")}, b"1234", 0.5)
+    whole = Impression("r", "u", 5, "x", "v", (shown,), Context("de"), "hash", {"q": ("1",)}, b"12", 1.5, 3.0)
+    outline = decode(ImpressionOutline, encode(whole))
+    (item,) = outline.items
+    for read, written in ((outline, whole), (item, shown)):
+        for name in set(read.__struct_fields__) - {"items", "ids"}:
+            assert getattr(read, name) == getattr(written, name)
+    assert item.ids == GroupIds(channel=("c",), topics=("t", "u"))
+
+
+@pytest.mark.parametrize("change", [{"values": 7}, {"context": []}, {"items": [ITEM | {"sources": [], "values": "?"}]}])
+def test_features_that_are_none_are_left_to_who_reads_them(change):
+    raw = msgspec.json.encode(SHOWN | change)
+    assert decode(ImpressionOutline, raw).items[0].item_id == "i"
+    with pytest.raises(Refused):
+        decode(Impression, raw)
+
+
+@pytest.mark.parametrize("name", [*SHOWN, *(f"items/{name}" for name in ITEM)])
+def test_an_impression_without_what_a_reporter_must_tell_is_refused(name):
+    *within, name = name.split("/")
+    item = {key: value for key, value in ITEM.items() if not within or key != name}
+    raw = {key: value for key, value in SHOWN.items() if within or key != name}
+    with pytest.raises(Refused) as refused:
+        decode(ImpressionOutline, msgspec.json.encode(raw | ({"items": [item]} if within else {})))
+    assert refused.value.code == "invalid"
+
+
+@pytest.mark.parametrize("unread", [b'"\xff"', b'{"\xed\xa0\x80":1}', b"01", b"[1,]", b"nul"])
+def test_what_is_passed_on_unread_is_json_in_utf_8(unread):
+    raw = msgspec.json.encode(SHOWN)[:-1] + b',"values":' + unread + b"}"
+    with pytest.raises(Refused) as refused:
+        decode(ImpressionOutline, raw)
+    assert refused.value.code == "malformed"
+
+
+JOINED = JoinedWatch("a", 7, 20.0, True, "e", None, 3)
+
+
+def test_a_state_of_the_join_that_was_written_in_json_is_read_as_it_was():
+    whole = Impression("r", "u", 5, "x", "v", (Shown("a", 1, "s", values=b"1234"), Shown("b", 2, "s")))
+    opened = {"impression": whole, "offset": 4, "closes_ms": 9, "watches": [JOINED], "revision": 8}
+    old = {"user_id": "u", "impressions": [opened | {"counted": [["a", 20.0, True]]}], "early": [JOINED]}
+    state = decode(JoinState, msgspec.json.encode(old | {"watch_offset": 3, "impression_offset": 4, "since_ms": 2}))
+    counted = (Outcome("a", 20.0, True),)
+    kept = OpenImpression("r", 5, ("a", "b"), encode(whole), 4, 9, (JOINED,), 8, counted)
+    assert state == JoinState("u", (kept,), (JOINED,), 3, 4, 2)
+    written = encode(state)
+    assert written[:1] == COMPACT and decode(JoinState, written) == state
+    again = msgspec.json.decode(encode(state, compact=False))
+    assert again["impressions"][0] == msgspec.json.decode(msgspec.json.encode(opened | {"counted": counted}))
+    assert decode(JoinState, encode(state, compact=False)) == state, "for a reader that knows no other form"
+
+
+def test_a_state_of_the_join_in_a_form_that_is_not_known_is_refused():
+    written = encode(JoinState("u"))
+    for raw in (b"\x02" + written[1:], written[1:], b"", b"{"):
+        with pytest.raises(Refused) as refused:
+            decode(JoinState, raw)
+        assert refused.value.code == "malformed"

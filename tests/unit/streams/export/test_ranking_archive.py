@@ -63,6 +63,7 @@ BEFORE, AFTER = (
 EMPTY = example(offset=7)
 EXTERNAL = example(Shown("a", 1, "mobile app"), offset=3, watched_s=(40.0,), schema_hash="", values=b"")
 FOREIGN = example(shown("a", 1, 1.0), offset=4, watched_s=(40.0,), schema_hash="another")
+BROKEN = encode(example(shown("a", 1, 1.0), offset=5)).replace(b'"candidate":["a"]', b'"candidate":7')  # as it came
 
 
 def test_an_example_is_usable_when_its_features_are_ours_and_whole():
@@ -82,7 +83,7 @@ def filled(with_topics: Settings, send: Callable[..., Any]) -> Settings:
     long = example(shown("z", 1, 3.0), offset=9, watched_s=(12.0,), ids={"last_watched": ("q",) * 60})
     for each in (BEFORE, AFTER, BEFORE):  # again after a crash: the correction still holds
         send(RANKING_EXAMPLES, b"ann", encode(each), partition=1)
-    for value in (*map(encode, (FIRST, FIRST)), b"junk", None, *map(encode, (EXTERNAL, FOREIGN, EMPTY, long))):
+    for value in (*map(encode, (FIRST, FIRST)), b"junk", None, BROKEN, *map(encode, (EXTERNAL, FOREIGN, EMPTY, long))):
         send(RANKING_EXAMPLES, b"ann", value, partition=0)
     return with_topics
 
@@ -112,7 +113,7 @@ def names(found: ServedExamples, feature: str, row: int) -> tuple[str, ...]:
 
 @pytest.mark.system
 def test_each_impression_is_there_once_and_what_cannot_be_used_is_counted(served):
-    assert (served.impressions, served.passed_over, served.repeated) == (4, 2, 3)
+    assert (served.impressions, served.passed_over, served.repeated) == (4, 5, 3)
     assert len(served.examples) == 4, "two ranked items of the first, one of each other but the empty one"
 
 
@@ -154,8 +155,8 @@ def test_without_a_catalogue_durations_are_unknown(filled, tmp_path):
 def test_progress_is_told_up_to_the_end_of_both_readings(filled, tmp_path):
     told: list[tuple[str, int, int]] = []
     store_served(filled, tmp_path, None, lambda *step: told.append(step))
-    assert ("reading outcomes", 11, 11) in told
-    assert told[-1] == ("served impressions", 11, 11)
+    assert ("reading outcomes", 12, 12) in told
+    assert told[-1] == ("served impressions", 12, 12)
 
 
 @pytest.mark.system

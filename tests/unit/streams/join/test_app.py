@@ -1,12 +1,14 @@
 """What the join worker does with a batch and with time that passes: the order of effects, and crashes between them."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from streams.join import worker
 from streams.join.worker import JoinWorker
 from streams.kafka.intake import Raw
 from streams.messages import (
+    COMPACT,
     DeadLetter,
     Impression,
     JoinState,
@@ -28,6 +31,7 @@ from streams.messages import (
     decode,
     encode,
 )
+from tests.harness.system import with_section
 
 START_MS = 1_700_000_000_000
 PARTITIONS = 2
@@ -285,6 +289,43 @@ def test_an_event_that_shows_a_bug_is_set_aside_and_the_others_are_handled(
     assert isinstance(bug, ZeroDivisionError)
     world.pass_s(200)
     assert [letter.code for letter in world.letters()] == ["bug"] and world.outcomes() == {"r": [20.0, 0.0]}
+
+
+def test_what_waits_in_a_state_that_was_written_in_json_is_joined(world: World):
+    """By the version before: a worker that is replaced loses nothing that its predecessor had open."""
+    shown = impression("r", 0, "ab")
+    opened = {"impression": shown, "offset": 0, "closes_ms": START_MS + 100_000}
+    world.table[USER] = msgspec.json.encode({"user_id": USER, "impressions": [opened], "impression_offset": 0})
+    world.put(topics.IMPRESSIONS, shown)  # read again: it is in the state
+    world.put(topics.WATCH_EVENTS, watch("a", 5, "r"))
+    world.handle()
+    world.pass_s(200)
+    assert world.outcomes() == {"r": [20.0, 0.0]} and [each.impression for each in world.examples()] == [shown]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_states_are_written_in_the_form_that_is_set_and_read_in_both(world: World, compact: bool):
+    other = with_section(SETTINGS, "join", compact=compact)
+    world.worker = JoinWorker(other, world.table, world, lambda _: {})
+    world.put(topics.IMPRESSIONS, impression("r", 0, "ab"))
+    world.handle()
+    (written,) = world.table.values()
+    assert written.startswith(COMPACT if compact else b"{")
+    world.start()
+    world.put(topics.WATCH_EVENTS, watch("a", 5, "r"))
+    world.handle()
+    world.pass_s(200)
+    assert world.outcomes() == {"r": [20.0, 0.0]}
+
+
+def test_features_are_nobodys_reason_here_to_refuse_an_impression_and_bytes_that_are_no_json_are(world: World):
+    good = encode(impression("r", 0, "a"))[:-1]
+    for unread in (b'"values":7', b'"marks":[1]', b'"values":"\xff"'):
+        world.put(topics.IMPRESSIONS, good.replace(b'"r"', b'"r%d"' % len(unread)) + b"," + unread + b"}")
+    world.handle()
+    world.pass_s(200)
+    assert [(letter.offset, letter.code) for letter in world.letters()] == [(2, "malformed")]
+    assert [json.loads(value)["offset"] for value in world.of(topics.RANKING_EXAMPLES) if value] == [0, 1]
 
 
 def test_a_partition_that_was_given_up_is_taken_from_the_topics_again(world: World):

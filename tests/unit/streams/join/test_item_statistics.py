@@ -5,22 +5,23 @@ import pytest
 from models.ranking.features import SCHEMA_HASH
 from streams.join.item_statistics import ItemStatistics
 from streams.join.rules import Tally
-from streams.messages import Impression, Outcome, Shown, StatisticsRow
+from streams.messages import Impression, ImpressionOutline, Outcome, Shown, StatisticsRow, decode, encode
 
 HOUR_MS = 3_600_000
 HALF_LIFE_H = 10.0
 START_MS = 1_700_000_000_000
 
 
-def impression(at_h: float, *items: Shown, **change: object) -> Impression:
-    return Impression("r", "u", START_MS + round(at_h * HOUR_MS), "server", "v1", items, **change)  # type: ignore[arg-type]
+def impression(at_h: float, *items: Shown, **change: object) -> ImpressionOutline:
+    whole = Impression("r", "u", START_MS + round(at_h * HOUR_MS), "server", "v1", items, **change)  # type: ignore[arg-type]
+    return decode(ImpressionOutline, encode(whole))
 
 
 def shown(item_id: str, expected_s: float | None = None, **ids: tuple[str, ...]) -> Shown:
     return Shown(item_id, 1, "retrieval", expected_watch_s=expected_s, ids=ids)
 
 
-def closing(each: Impression, *watched_s: float, due_ms: int = 100, pushed_by: int | None = None) -> Tally:
+def closing(each: ImpressionOutline, *watched_s: float, due_ms: int = 100, pushed_by: int | None = None) -> Tally:
     """An impression that has closed; a watch is completed from 18 s on."""
     outcomes = tuple(Outcome(item.item_id, s, s >= 18) for item, s in zip(each.items, watched_s, strict=True))
     return Tally(each, outcomes, None, due_ms, pushed_by)

@@ -1,14 +1,27 @@
 """The pure core of the join: which watch belongs to which impression, when it closes, and what corrects it."""
 
+import json
 from dataclasses import replace
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.platform.settings import Join, Kafka, Settings
 from streams.join.attribution import Rules
 from streams.join.rules import MOST_WATCHES, Fate, Step, advance, apply_impression, apply_watch, due_ms, open_count
-from streams.messages import Impression, JoinState, RankingExample, Shown, WatchEvent, encode
+from streams.messages import (
+    Impression,
+    ImpressionOutline,
+    JoinState,
+    RankingExample,
+    Refused,
+    Shown,
+    WatchEvent,
+    decode,
+    encode,
+)
 
 WINDOW_MS, GRACE_MS, EARLY_MS = 100, 50, 10
 RULES = Rules(WINDOW_MS, GRACE_MS, EARLY_MS, keep=5, most_bytes=1_000_000, completed_s=18)
@@ -38,7 +51,11 @@ class Stream:
 
     def show(self, request_id: str, at_ms: int, items: str, offset: int | None = None) -> Step:
         offset = self.state.impression_offset + 1 if offset is None else offset
-        return self._take(self._apply(apply_impression, impression(request_id, at_ms, items), offset))
+        return self.take(impression(request_id, at_ms, items), offset)
+
+    def take(self, shown: Impression | bytes, offset: int) -> Step:
+        raw = shown if isinstance(shown, bytes) else encode(shown)
+        return self._take(self._apply(apply_impression, decode(ImpressionOutline, raw), raw, offset))
 
     def watch(self, event: WatchEvent, offset: int | None = None) -> tuple[Fate, ...]:
         offset = self.state.watch_offset + 1 if offset is None else offset
@@ -54,12 +71,12 @@ class Stream:
         held = max(reversed(own), key=lambda example: example.revision)
         return [(each.item_id, each.watched_s, each.completed) for each in held.outcomes]
 
-    def _apply(self, apply, event, offset: int) -> Step:
-        return apply(self.state, event, offset, watermark_ms=self.watermark_ms, partition=HOME, rules=self.rules)
+    def _apply(self, apply, *event) -> Step:
+        return apply(self.state, *event, watermark_ms=self.watermark_ms, partition=HOME, rules=self.rules)
 
     def _take(self, step: Step) -> Step:
         self.state = step.state
-        self.examples += step.examples
+        self.examples += [decode(RankingExample, encode(example)) for example in step.examples]
         return step
 
 
@@ -85,7 +102,8 @@ def test_a_window_closes_with_seconds_for_what_was_watched_and_none_for_the_rest
     (example,) = stream.until(1100).examples
     assert stream.outcomes() == [("a", 0.0, False), ("b", 20.0, True), ("c", 3.0, False)]
     assert (example.partition, example.offset, example.closed_ms) == (HOME, 0, 1100)
-    assert example.impression.request_id == "r" and stream.until(1100).examples == (), "once"
+    assert stream.examples[0].impression == impression("r", 1000, "abc")
+    assert stream.until(1100).examples == (), "once"
 
 
 def test_watches_of_one_item_add_up():
@@ -252,6 +270,47 @@ def test_a_viewer_who_sends_watches_without_end_keeps_a_bounded_state():
     assert stream.watch(watch("a", 1000, "r", event_id="one more")) == (Fate.TOO_MANY,)
     fates = [stream.watch(watch("z", 1000, event_id=f"z{number}")) for number in range(MOST_WATCHES + 1)]
     assert fates[-2:] == [(), (Fate.SELF_CHOSEN,)] and len(stream.state.early) == MOST_WATCHES
+
+
+def test_an_impression_goes_into_its_examples_byte_for_byte_whatever_its_features_are():
+    raw = """{"request_id": "r", "user_id": "u", "at_ms": 1000, "served_by": "", "version": "", "values": 7,
+        "items": [{"item_id": "a", "position": 1, "source": "", "sources": [1e15], "slot": "héro"}]}""".encode()
+    state = JoinState("u")
+    opened = apply_impression(
+        state, decode(ImpressionOutline, raw), raw, 0, watermark_ms=0, partition=HOME, rules=RULES
+    )
+    closed = advance(opened.state, watermark_ms=1100, partition=HOME, rules=RULES)
+    late = apply_watch(closed.state, watch("a", 1010, "r"), 0, watermark_ms=1100, partition=HOME, rules=RULES)
+    for example in (*closed.examples, *late.examples):
+        written = encode(example)
+        assert raw in written and json.loads(written)["impression"] == json.loads(raw)
+        with pytest.raises(Refused):  # by who reads features
+            decode(RankingExample, written)
+    assert len(closed.examples) == len(late.examples) == 1
+
+
+def test_what_the_join_writes_of_a_whole_impression_is_a_ranking_example():
+    stream = Stream()
+    stream.show("r", 1000, "ab")
+    (unread,) = stream.until(1100).examples
+    assert encode(unread) == encode(stream.examples[0])
+
+
+@pytest.mark.parametrize(
+    "written", [b"", b"{", encode(impression("r", 1000, "ab"))], ids=["no", "cut", "of other items"]
+)
+def test_a_state_with_an_impression_that_is_none_is_as_one_without_it(written: bytes):
+    """Somebody else wrote to the changelog."""
+    stream = Stream()
+    stream.show("r", 1000, "a")
+    stream.state = msgspec.structs.replace(
+        stream.state, impressions=(msgspec.structs.replace(stream.state.impressions[0], impression=written),)
+    )
+    pushing = Stream(replace(RULES, keep=1))
+    pushing.state = stream.state
+    for step in (stream.until(1100), pushing.show("s", 1200, "a")):
+        assert (step.examples, step.tallies) == ((), ())
+    assert stream.state.impressions == () and len(pushing.state.impressions) == 1
 
 
 def test_what_changed_since_the_closing_is_counted_when_it_is_forgotten():

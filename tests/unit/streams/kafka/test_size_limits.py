@@ -11,7 +11,16 @@ import pytest
 from infra.platform.settings import SettingsError, load_settings
 from models.catalogue.filter_syntax import MOST_CHARACTERS
 from serving.request.parsing import Unsupported, read_filter
-from streams.messages import Impression, Item, RecommendRequest, Refused, SearchEvent, WatchEvent, decode
+from streams.messages import (
+    Impression,
+    ImpressionOutline,
+    Item,
+    RecommendRequest,
+    Refused,
+    SearchEvent,
+    WatchEvent,
+    decode,
+)
 
 WATCH = {"event_id": "e", "user_id": "u", "item_id": "i", "event_ms": 1, "watch_s": 1}
 SEARCH = {"event_id": "e", "user_id": "u", "query": "q", "event_ms": 1}
@@ -40,6 +49,9 @@ LIMITS: list[tuple[type, dict[str, Any], str, int, Sized]] = [
     (Item, ITEM, "ids", 1000, lambda n: {"music": ["1"] * n}),
     (Item, ITEM, "ids", 256, lambda n: {"m" * n: ["1"]}),
     (Impression, IMPRESSION, "items", 1000, lambda n: [SHOWN] * n),
+    (ImpressionOutline, IMPRESSION, "items", 1000, lambda n: [SHOWN] * n),
+    (ImpressionOutline, IMPRESSION, "items", 1000, lambda n: [SHOWN | {"ids": {"topics": ["1"] * n}}]),
+    (ImpressionOutline, IMPRESSION, "items", 256, lambda n: [SHOWN | {"ids": {"channel": ["c" * n]}}]),
     (Impression, IMPRESSION, "items", 16, lambda n: [SHOWN | {"ids": {f"name-{at}": ["1"] for at in range(n)}}]),
     (Impression, IMPRESSION, "items", 1000, lambda n: [SHOWN | {"ids": {"topics": ["1"] * n}}]),
     (Impression, IMPRESSION, "items", 256, lambda n: [SHOWN | {"ids": {"topics": ["t" * n]}}]),
