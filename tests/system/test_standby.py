@@ -33,7 +33,8 @@ from streams.epochs import Epochs, mark
 from streams.kafka.releases import announce
 from streams.messages import ItemVector, TrainingExample, decode, encode
 from streams.topics import partition_of
-from streams.trainer.learner import PROGRESS_KEY, Learner, Progress, batches
+from streams.trainer.learner import Learner, batches
+from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.harness.needs import KAFKA, needs, require_kafka
 from tests.harness.slow_trainer import GATE, SLOW
 from tests.harness.system import Cluster, own_settings, process, wait_for_health, wait_until

@@ -38,7 +38,7 @@ from streams.topics import (
     WATCH_EVENTS,
     partition_of,
 )
-from streams.trainer.learner import PROGRESS_KEY, Progress
+from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
 from tests.harness.system import (
     ALL,

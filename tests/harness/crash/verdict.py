@@ -30,7 +30,7 @@ from streams.messages import (
     UserHistory,
     decode,
 )
-from streams.trainer.learner import PROGRESS_KEY
+from streams.trainer.progress import PROGRESS_KEY
 from tests.harness.crash import replay
 from tests.harness.crash.load import Sent
 from tests.harness.crash.replay import Content, Events, Place, read_all
