@@ -389,13 +389,14 @@ def test_a_bug_that_is_met_between_two_batches_is_told_with_the_next_one(
     patient(worker, bundle)
 
     async def between() -> BaseException | None:
-        await handled(worker, batch("item-1"))
-        worker._settings = Settings(trainer=Trainer(step_s=0, publish_s=0))
+        await handled(worker, batch("new", "item-1"), batch("item-2", start=2))
+        worker._settings = Settings(trainer=Trainer(step_s=0))
         assert worker.learner is not None
         with monkeypatch.context() as patch:
             patch.setattr(worker.learner._trainer, "learn", lambda *_: 1 / 0)
             await worker.tick()
-        return await worker.handle(batch("item-2", start=1))
+        assert b"item-1" in known_rows(sent) and sent.progress().next_offset == 3, "a restart does not meet it again"
+        return await worker.handle(batch("item-3", start=3))
 
     assert isinstance(asyncio.run(between()), ZeroDivisionError)
     assert len(sent.of(topics.DEAD_LETTERS)[0]) == 1
