@@ -180,9 +180,10 @@ class ItemVector(Struct, frozen=True, array_like=True):
     step: Offset
     vector: bytes
     query_row: bytes
-    produced_ms: Millis  # of the oldest watch that this row has learnt from since it was last published; 0: none
+    produced_ms: Millis  # of the oldest watch of the step that made this row due; 0: it had only waited
     state: bytes = b""  # trainer's own: popularity count and optimiser state of the row
     epoch: Offset = 0  # of the trainer that wrote it (streams.epochs); 0: from before there were any
+    learnt_to: Offset = 0  # of training-examples: below it the row has learnt all of its item's; 0: not known
 
 
 # --- releases --------------------------------------------------------------------------------------------------------

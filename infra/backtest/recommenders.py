@@ -13,7 +13,7 @@ from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import tower_queries
 from models.retrieval.candidates import CandidateModel, with_one
 from models.retrieval.hyper_parameters import LiveParameters
-from models.retrieval.incremental import IncrementalTrainer
+from models.retrieval.incremental import IncrementalTrainer, StepResult
 
 
 class Released:
@@ -73,8 +73,11 @@ class Live:
         for item in np.unique(items[self._row_of[items] < 0]).tolist():
             catalogue = self._training_set.catalogue
             self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item))
-        self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items]))
-        now_ms = int(dataset.event_ms[rows.stop - 1])
+        step = self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items]))
+        self._take_over(step, int(dataset.event_ms[rows.stop - 1]))
+
+    def _take_over(self, _: StepResult, now_ms: int) -> None:
+        """Serve what was learnt, if it is time to."""
         if now_ms - self._refreshed_ms >= self._refresh_ms:
             self._vectors, self._refreshed_ms = None, now_ms
 

@@ -73,6 +73,9 @@ STEPS_DROPPED = Counter(
     "nextwatch_training_steps_dropped_total", "Steps whose loss was not finite or had exploded, not applied"
 )
 NOT_ADMITTED = Counter("nextwatch_training_not_admitted_total", "Examples of new items that have no row yet")
+PASSED_OVER = Counter(
+    "nextwatch_training_passed_over_total", "Examples not learnt, one in so many, since the trainer cannot keep up"
+)
 EXPIRED = Counter("nextwatch_trainer_expired_total", "Items that left the trainer's table, idle for too long")
 LOSS = _measured("nextwatch_training_loss", "Sampled-softmax loss of the last step")
 TRAINER_ROWS = Gauge("nextwatch_trainer_rows", "Items in the trainer's table")
@@ -84,12 +87,16 @@ ROW_TURN = _measured(
     "nextwatch_item_row_turn", "1 - cosine between an item's row and the release's, mean of rows that moved lately"
 )
 ROW_GROWTH = _measured("nextwatch_item_row_growth", "Norm of an item's row over the release's, mean of the same rows")
-PREQUENTIAL_EXAMPLES = Counter("nextwatch_prequential_examples_total", "Examples ranked before they were learnt")
+PREQUENTIAL_EXAMPLES = Counter(
+    "nextwatch_prequential_examples_total", "Examples ranked before they were learnt, of a sample of the steps"
+)
 PREQUENTIAL_HITS = Counter(
-    "nextwatch_prequential_hits_total", "Examples whose item was in the top k before learning it", ["model", "k"]
+    "nextwatch_prequential_hits_total", "Examples ranked whose item was in the top k before learning it", ["model", "k"]
 )
 PREQUENTIAL_RECALL = Gauge(
-    "nextwatch_prequential_recall", "Share of recent examples whose item was in the top k", ["model", "k"]
+    "nextwatch_prequential_recall",
+    "Share of examples whose item was in the top k, of the newest 2,000 of the sample",
+    ["model", "k"],
 )
 
 # indexer

@@ -220,9 +220,14 @@ class Trainer(Section):
         0.0, "an item that was not watched for this long leaves trainer, topic and index; 0: never"
     )
     batch: Count = _setting(256, "most examples per step")
-    wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")
+    wait_s: Positive = _setting(0.1, "longest wait for examples to be read together")
+    step_s: Seconds = _setting(0.5, "longest wait of an example to be learnt; an item without a row waits for nothing")
+    publish_s: Seconds = _setting(30.0, "longest wait of a watched row that has moved little; others go at once")
+    sample_after_s: Positive = _setting(
+        600.0, "when full batches are older than this, only a share of their examples is learnt: this over their age"
+    )
     threads: Count = _setting(1, "of torch and BLAS in the trainer worker")
-    evaluate_share: Share = _setting(0.25, "share of the batches whose examples are ranked before they are learnt")
+    evaluate_share: Share = _setting(0.25, "share of the steps whose examples are ranked before they are learnt")
     evaluate_scores: Whole = _setting(500_000, "scores per batch spent on ranking examples before they are learnt")
 
     @field_validator("learns", mode="before")

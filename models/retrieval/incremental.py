@@ -30,7 +30,8 @@ from models.retrieval.sampling import Frequency, draw_negatives, find_hits
 from models.retrieval.table import Distinct, Table
 
 FIRST_SQUARE = 1.0  # Adagrad's accumulator of a row that has not moved: what a negative gets at first stays small
-PUBLISH_MOVE = 0.1  # a row that only was a negative is published when it has moved this far since it last was
+PUBLISH_MOVE = 0.2  # a row is to be published at once when it has moved so far since it last was,
+PUBLISH_GAIN = 0.35  # or when its log popularity has risen so much; both are a third of a logit, more or less
 STATE_COLUMNS = np.dtype(  # of a published row; packed, little-endian
     [
         ("count", "<f8"),
@@ -45,16 +46,20 @@ STATE_COLUMNS = np.dtype(  # of a published row; packed, little-endian
 EXPLODED = 3.0  # a loss so many times the running mean is no accident
 WARM_UP = 20  # steps before a mean is trusted
 MEAN_RATE = 0.02
+UNTOLD = -1e4  # log popularity of a row that was never published: the first watch is a rise
 NOWHERE = -1e4  # the bias of a row that is free: it is never retrieved, and weighs nothing as a negative
+NO_ROWS = np.empty(0, np.int64)
 SWEPT = 256  # rows looked at for idle ones in one call
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """`touched` are rows to publish; `dropped`: the loss was not finite or had exploded, and nothing was applied."""
+    """`touched` are rows to publish, those that were watched and those that are `due`: that have moved far enough to be
+    published at once. `dropped`: the loss was not finite or had exploded, and nothing was applied."""
 
     loss: float
     touched: Rows
+    due: Rows
     dropped: bool
 
 
@@ -72,7 +77,8 @@ class IncrementalTrainer:
         size = len(self.item_ids)
         self._items = Columns(
             bias=np.array(model.bias),
-            moved=np.zeros(size, np.float32),
+            moved=np.zeros(size, np.float32),  # since it was last published
+            told=model.popularity.log_share(),  # as it was last published
             seen_s=np.zeros(size, np.uint32),  # when last watched; 0: not since the release
             released=np.ones(size, np.bool_),  # whether the row is still the release's item of that number
         )
@@ -119,12 +125,12 @@ class IncrementalTrainer:
             row = self._free.pop()
             self._vectors.reset(np.array([row]), start.vector[None])
             self._queries.reset(np.array([row]), start.query_row[None])
-            self._items["bias"][row] = start.bias
+            self._items["bias"][row], self._items["told"][row] = start.bias, UNTOLD
             self.item_ids[row] = item_id
         else:
             row = self._vectors.append(start.vector)
             self._queries.append(start.query_row)
-            self._items.append(bias=start.bias, moved=0.0, seen_s=0, released=False)
+            self._items.append(bias=start.bias, moved=0.0, told=UNTOLD, seen_s=0, released=False)
             self.popularity.append()
             self._frequency.append()
             self.item_ids.append(item_id)
@@ -176,11 +182,12 @@ class IncrementalTrainer:
         self._vectors.values.numpy()[row] = parameters[:-1]
         self._queries.values.numpy()[row] = query
         self.popularity.restore(row, count, total, touched)
+        self._items["told"][row] = parameters[-1] - self._items["bias"][row]
         self._refreshes.forget()
 
     def rows(self, touched: Rows) -> Iterator[tuple[str, bytes, bytes, bytes]]:
         """item id, index vector, query row (little-endian float32) and state of each row: what is published."""
-        self._items["moved"][touched] = 0
+        self._items["moved"][touched], self._items["told"][touched] = 0, self.popularity.log_share(touched)
         states = np.zeros(len(touched), STATE_COLUMNS)
         states["count"], states["total"], states["touched"] = self.popularity.stored(touched)
         states["bias"] = self._items["bias"][touched]
@@ -208,22 +215,23 @@ class IncrementalTrainer:
         The cost does not depend on the catalogue's size. A step that is not finite, or whose loss has exploded, is
         dropped as a whole."""
         targets = examples.targets
-        loss, moved = 0.0, np.empty(0, np.int64)
+        loss, moved, watched, gained = 0.0, NO_ROWS, NO_ROWS, NO_ROWS
         new = np.flatnonzero(~examples.repeated())
         if len(new) and self._settings.learns == "output_rows":
             step = self._step(examples.take(new))
             if step is None:
-                return StepResult(np.nan, moved, True)
+                return StepResult(np.nan, NO_ROWS, NO_ROWS, True)
             loss, moved = step
         if self._settings.learns != "history":
             rows, counts = np.unique(targets, return_counts=True)
             since = self.popularity.clock + len(targets) - self.popularity.touched(rows)
             self._frequency.add(rows, counts, since)
             self.popularity.add(targets)
-            self._refreshes.watched(targets)
-            moved = np.union1d(targets, moved)
+            self._refreshes.watched(rows)
+            watched, gained = rows, rows[self.popularity.log_share(rows) - self._items["told"][rows] > PUBLISH_GAIN]
         self._items["seen_s"][targets] = now_ms // 1000
-        return StepResult(loss, moved, False)
+        due = np.union1d(moved, gained)
+        return StepResult(loss, np.union1d(watched, due), due, False)
 
     def due_refreshes(self, limit: int) -> Rows:
         """int64 [R], R <= limit: rows to publish again because their popularity has decayed since

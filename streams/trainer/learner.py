@@ -1,8 +1,9 @@
-"""The trainer's state for a release, and its work on a batch: rank before learning, learn, say what changed.
+"""The trainer's state for a release, and its work on a batch: rank before learning, learn, say what is to be published.
 
 A thin layer between messages and models.retrieval.incremental: it keeps the release in use, the place in
-`training-examples` up to which the rows have learnt (`Progress`, published with the rows), and the share of examples
-that each model found (prequential recall). Everything here runs in one executor thread, away from the event loop.
+`training-examples` up to which the rows have learnt (`Progress`, published with the rows), which rows may wait
+(streams.trainer.progress), and the share of examples that each model found (prequential recall). Everything here runs
+in one executor thread, away from the event loop.
 """
 
 from __future__ import annotations
@@ -18,35 +19,33 @@ import structlog
 
 from infra.platform import metrics
 from infra.platform.settings import Trainer
+from models.arrays import Rows
 from models.catalogue.catalogue import CHANNEL, TOPICS
 from models.evaluation.drift import FadingMean
 from models.logs.examples import Examples
 from models.release.bundle import Bundle
 from models.retrieval.admission import Admission
-from models.retrieval.incremental import IncrementalTrainer
+from models.retrieval.incremental import NO_ROWS, IncrementalTrainer
 from models.retrieval.prequential import Budget, rank_before
 from streams.messages import Item, ItemVector, TrainingExample
+from streams.trainer.progress import PROGRESS_KEY, Progress, WaitingRows
 
 log = structlog.get_logger(__name__)
 
-PROGRESS_KEY = b""  # in item-vectors; no item has an empty id
 RECALL_AT = (10, 100)
 WINDOW = 2000  # examples that the recall gauges speak of
 MOVED = 5000  # rows that the gauges of drift speak of
 LEAST_REFRESHES = 64  # per batch; an eighth as many as examples more
 
 
-class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """The place up to which the published rows have learnt: the next offset of `training-examples`, and by partition of
-    `watch-events` the newest watch learnt (an example at or below is a duplicate of the history worker's)."""
+MOST_BATCHES = 16  # learnt while a row waits: what a restart learns again is bounded, also when catching up
 
-    next_offset: int = 0
-    watched: dict[int, int] = {}
+Keyed = tuple[bytes, ItemVector | None]  # a row by its key, or the tombstone of one
 
 
 class Learnt(NamedTuple):
-    rows: list[tuple[bytes, ItemVector | None]]  # key, row or tombstone: what `item-vectors` must carry before offsets
-    duplicates: int
+    rows: list[Keyed]  # what `item-vectors` must carry before the progress
+    duplicates: int = 0
 
 
 class Learner:
@@ -62,6 +61,8 @@ class Learner:
         self._step = 0
         self._has_stepped = False  # of the batch in hand, or the last one
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
+        self._waiting = WaitingRows(settings.publish_s, MOST_BATCHES * settings.batch)
+        self._ahead: dict[str, int] = {}  # restored rows: the offset below which each has learnt its examples
         self._trainer = IncrementalTrainer(bundle.model, bundle.catalogue, settings, seed=seed)
         self._released = bundle.model
         self._admission = Admission(settings.admit_after)
@@ -74,6 +75,7 @@ class Learner:
         """Restore one published row of this release, or the tombstone of one that expired."""
         if row is None:
             self._trainer.remove_item(key.decode())  # it had expired
+            self._ahead.pop(key.decode(), None)
             return
         if row.version != self.version:
             return
@@ -83,30 +85,45 @@ class Learner:
             self.is_new = False
         else:
             self._trainer.restore(key.decode(), row.vector, row.query_row, row.state)
+            self._ahead[key.decode()] = row.learnt_to
 
-    def learn(self, batch: Sequence[tuple[int, TrainingExample]], *, evaluate: bool = True) -> Learnt:
-        """Rank each (offset, example), then learn them all in one step; the rows that changed, oldest watch noted. The
-        progress stays where it is when that fails."""
+    def learn(
+        self, batch: Sequence[tuple[int, TrainingExample]], now_s: float = 0.0, *, evaluate: bool = True
+    ) -> Learnt:
+        """Rank each (offset, example), then learn them all in one step; the rows that are to be published now, by a
+        clock that does not jump. The progress stays where it is when that fails."""
         self._has_stepped = False
         fresh, progress = self._unseen(batch)
-        rows = self._step_with(fresh, evaluate=evaluate) if fresh else []
-        self.progress = progress
-        return Learnt(rows, len(batch) - len(fresh))
+        touched, due = self._step_with(fresh, evaluate=evaluate) if fresh else (NO_ROWS, NO_ROWS)
+        before, self.progress = self.progress, progress
+        self._waiting.add((self._trainer.item_ids[row].encode() for row in touched.tolist()), before, now_s)
+        oldest_ms = {example.item_id: example.produced_ms for example in reversed(fresh)}
+        rows = self._due_rows(now_s, due, oldest_ms)
+        expired = self._expire(max((example.event_ms for example in fresh), default=0))
+        return Learnt([*rows, *expired], len(batch) - len(fresh))
+
+    def due(self, now_s: float) -> Learnt:
+        """The rows that have waited long enough by now; of all time: every row that waits."""
+        return Learnt(self._due_rows(now_s, NO_ROWS, {}))
+
+    def knows(self, item_id: str) -> bool:
+        """Return whether an item has a row."""
+        return self._trainer.row(item_id) >= 0
 
     def learn_singly(
-        self, batch: Sequence[tuple[int, TrainingExample]], bug: Exception
+        self, batch: Sequence[tuple[int, TrainingExample]], bug: Exception, now_s: float = 0.0
     ) -> tuple[Learnt, dict[int, Exception]]:
         """A batch that `learn` has failed on with `bug`, one example after the other, so that one bad one costs no good
         one; and the errors of those that fail again, by offset, which the progress passes over. Nothing is learnt
         twice: when the step had been taken, all of the batch counts as failed."""
         if self._has_stepped:
             self.begin_at(batch[-1][0] + 1)
-            return Learnt([], 0), {offset: bug for offset, _ in batch}
-        rows: list[tuple[bytes, ItemVector | None]] = []
+            return Learnt([]), {offset: bug for offset, _ in batch}
+        rows: list[Keyed] = []
         duplicates, failed = 0, dict[int, Exception]()
         for offset, example in batch:
             try:
-                learnt = self.learn([(offset, example)], evaluate=False)
+                learnt = self.learn([(offset, example)], now_s, evaluate=False)
             except Exception as error:
                 failed[offset] = error
                 self.begin_at(offset + 1)
@@ -115,15 +132,15 @@ class Learner:
                 duplicates += learnt.duplicates
         return Learnt(rows, duplicates), failed
 
-    def _step_with(self, fresh: list[TrainingExample], *, evaluate: bool) -> list[tuple[bytes, ItemVector | None]]:
+    def _step_with(self, fresh: list[TrainingExample], *, evaluate: bool) -> tuple[Rows, Rows]:
+        """Place, rank and learn; the rows that a restart would have to learn again, and those to be published now."""
         admitted = [example for example in fresh if self._place(example.item_id)]
         metrics.NOT_ADMITTED.inc(len(fresh) - len(admitted))
         examples = self._trainer.read(admitted)
-        now_ms = max((example.event_ms for example in admitted), default=0)
         if evaluate and self._is_sampled():
             self._evaluate(examples.take(slice(self._budget.grant(len(examples), len(self._trainer)))))
         self._has_stepped = True
-        result = self._trainer.learn(examples, now_ms)
+        result = self._trainer.learn(examples, max((example.event_ms for example in admitted), default=0))
         self._step += 1
         if result.dropped:
             log.error(
@@ -135,39 +152,48 @@ class Learner:
         metrics.TRAINER_ROWS.set(len(self._trainer))
         self._tell_drift(result.touched)
         stale = self._trainer.due_refreshes(limit=len(fresh) // 8 + LEAST_REFRESHES)
-        touched = np.union1d(result.touched, stale)
-        oldest_ms = {example.item_id: example.produced_ms for example in reversed(fresh)}
-        rows: list[tuple[bytes, ItemVector | None]] = list(self._rows(touched, oldest_ms))
-        if self._idle_ms and now_ms:
-            expired = self._trainer.expire(now_ms, self._idle_ms)
-            metrics.EXPIRED.inc(len(expired))
-            rows += [(item_id.encode(), None) for item_id in expired]
-        return rows
+        return result.touched, np.union1d(result.due, stale)
+
+    def _expire(self, now_ms: int) -> list[Keyed]:
+        """Tombstones of the items that nobody has watched for too long."""
+        expired = self._trainer.expire(now_ms, self._idle_ms) if self._idle_ms and now_ms else []
+        metrics.EXPIRED.inc(len(expired))
+        for item_id in expired:
+            self._waiting.discard(item_id.encode())
+        return [(item_id.encode(), None) for item_id in expired]
 
     def progress_row(self) -> tuple[bytes, ItemVector]:
         """The record that says how far the rows that were published before it have learnt."""
-        state = msgspec.msgpack.encode(self.progress)
+        state = msgspec.msgpack.encode(self._waiting.told(self.progress))
         return PROGRESS_KEY, ItemVector(self.version, self._step, b"", b"", 0, state, self.epoch)
 
     def begin_at(self, offset: int) -> None:
         """Examples below are in the release, or not to be learnt."""
         self.progress = Progress(max(offset, self.progress.next_offset), self.progress.watched)
 
-    def rows_of(self, keys: Iterable[bytes]) -> list[tuple[bytes, ItemVector | None]]:
+    def rows_of(self, keys: Iterable[bytes]) -> list[Keyed]:
         """The rows of these items as they are now; of those that have none tombstones, where items expire."""
         places = {key: self._trainer.row(key.decode(errors="replace")) for key in keys}
         known = np.array([place for place in places.values() if place >= 0], dtype=np.int64)
         gone = [key for key, place in places.items() if place < 0] if self._idle_ms else []
         return [*self._rows(known, {}), *((key, None) for key in gone)]
 
+    def _due_rows(self, now_s: float, due: Rows, oldest_ms: Mapping[str, int]) -> list[Keyed]:
+        """The rows `due` and those that have waited long enough, which wait no longer."""
+        overdue = self._waiting.overdue(now_s, self.progress.next_offset)
+        waited = np.array([self._trainer.row(key.decode()) for key in overdue], np.int64)
+        return list(self._rows(np.union1d(due, waited), oldest_ms))
+
     def _unseen(self, batch: Sequence[tuple[int, TrainingExample]]) -> tuple[list[TrainingExample], Progress]:
         """The examples that were not learnt before, and the progress as it is after them."""
         watched = dict(self.progress.watched)
         next_offset = self.progress.next_offset
+        self._ahead = {item_id: offset for item_id, offset in self._ahead.items() if offset > next_offset}
         fresh = []
         for offset, example in batch:
             if offset >= next_offset and example.offset > watched.get(example.partition, -1):
-                fresh.append(example)
+                if offset >= self._ahead.get(example.item_id, 0):
+                    fresh.append(example)
                 watched[example.partition] = example.offset
             next_offset = max(next_offset, offset + 1)
         return fresh, Progress(next_offset, watched)
@@ -219,9 +245,9 @@ class Learner:
 
     def _rows(self, touched: np.ndarray, oldest_ms: Mapping[str, int]) -> Iterator[tuple[bytes, ItemVector]]:
         for item_id, vector, query_row, state in self._trainer.rows(touched):
-            produced_ms = oldest_ms.get(item_id, 0)
-            row = ItemVector(self.version, self._step, vector, query_row, produced_ms, state, self.epoch)
-            yield item_id.encode(), row
+            key, ms, learnt_to = item_id.encode(), oldest_ms.get(item_id, 0), self.progress.next_offset
+            self._waiting.discard(key)
+            yield key, ItemVector(self.version, self._step, vector, query_row, ms, state, self.epoch, learnt_to)
 
 
 def ids_of(item: Item) -> dict[str, tuple[str, ...]]:

@@ -20,15 +20,15 @@ from infra.platform.settings import Kafka
 from streams import topics
 from streams.epochs import mark
 from streams.kafka.outbox import Outbox, Placed
-from streams.messages import ItemVector, encode
-from streams.trainer.learner import PROGRESS_KEY, Learner, Learnt
+from streams.messages import encode
+from streams.trainer.learner import Keyed, Learner, Learnt
+from streams.trainer.progress import PROGRESS_KEY
 from streams.trainer.writer_epoch import RowLog, WriterEpoch
 from streams.write_permit import Fenced
 
 log = structlog.get_logger(__name__)
 
 RETRY_S = 1.0
-Keyed = tuple[bytes, ItemVector | None]  # a row by its key, or the tombstone of one
 
 
 class RowPublisher:
@@ -86,7 +86,7 @@ class RowPublisher:
         self._progress = None if learner.is_new else learner.progress_row()
 
     async def send(self, learner: Learner, learnt: Learnt) -> None:
-        """Send what a batch has changed, once the one before it is acknowledged. Raises what sending that one met."""
+        """Send what is due after a batch, once the one before it is acknowledged. Raises what sending that one met."""
         metrics.DUPLICATES.labels(topics.TRAINING_EXAMPLES).inc(learnt.duplicates)
         await self.published()
         progress = learner.progress_row()

@@ -17,11 +17,11 @@ GATE = "TEST_GATE_OF_SLOW_STEPS"
 _learn = Learner.learn
 
 
-def learn_slowly(self: Learner, batch: Any, **how: Any) -> Learnt:
+def learn_slowly(self: Learner, batch: Any, *when: Any, **how: Any) -> Learnt:
     gate = Path(os.environ[GATE])
     while any(example.item_id == SLOW for _, example in batch) and not gate.exists():
         time.sleep(0.05)
-    return _learn(self, batch, **how)
+    return _learn(self, batch, *when, **how)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def test_histories_examples_rows_and_index_are_what_the_topics_imply(outcome):
     assert outcome.verdict.differing == []
 
 
-def test_what_a_dying_trainer_learns_again_is_within_the_bound(outcome):
-    """More than two batches for each death are among what is doubled."""
-    assert outcome.verdict.again["examples learnt"] > 0
+def test_the_trainer_died_and_no_row_has_counted_a_watch_twice(outcome):
+    """One that has is among what is doubled."""
+    assert outcome.deaths.of("trainer") > 0 and outcome.verdict.compared["examples in rows"] > 0
 
 
 def test_every_request_is_answered(outcome):

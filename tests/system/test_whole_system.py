@@ -27,7 +27,7 @@ from infra.platform import metrics
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import read_run_files
-from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings
+from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings, Trainer
 from nextwatch_client import RecommendClient
 from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
 from streams.topics import (
@@ -38,7 +38,7 @@ from streams.topics import (
     WATCH_EVENTS,
     partition_of,
 )
-from streams.trainer.learner import PROGRESS_KEY, Progress
+from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
 from tests.harness.system import (
     ALL,
@@ -157,6 +157,7 @@ def system(kafka: str, milvus_uri: str, tmp_path_factory: pytest.TempPathFactory
         kafka={"partitions": PARTITIONS},
         model=MODEL,
         ranker=RANKER,
+        trainer=Trainer(step_s=0.1, publish_s=0.5),
         indexer=Indexer(window_s=0.1),
         serving=Serving(max_k=EVERYTHING, candidates=EVERYTHING, heartbeat_s=0.5, deadline_s=WAIT_S),
     )
@@ -249,8 +250,10 @@ def test_what_is_taken_down_is_in_no_reply_and_comes_back_when_it_is_put_up_agai
     else:
         system.traffic.publish(Item(victim, available=False))
     wait_until(lambda: not shown(known) and not shown(stranger), "gone from the replies", WAIT_S)
+    with Cluster(system.settings.kafka) as cluster:
+        examples = cluster.total(TRAINING_EXAMPLES)
     system.traffic.watch("somebody", victim)  # a late watch gives it a new row, which must not bring it back
-    system.row(victim, lambda row: row.produced_ms > 0, "a row after the takedown")
+    system.row(victim, lambda row: row.learnt_to > examples, "a row after the takedown")
     index = Index(system.settings.milvus)
     wait_until(lambda: not index.vectors(system.first["version"], [victim]), "gone from the index", WAIT_S)
     assert not shown(known) and not shown(stranger)
@@ -414,15 +417,19 @@ def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):
 
 
 def wait_for_rest(system: System) -> None:
-    """Return when all that was sent has been learnt: the groups are at the ends of their topics, and all rows here."""
+    """Return when all that was sent has been learnt and is published, and all rows are here."""
     with Cluster(system.settings.kafka) as cluster:
-        for group, topic in (("history", WATCH_EVENTS), ("trainer", TRAINING_EXAMPLES)):
-            wait_until(lambda group=group, topic=topic: cluster.behind(group, topic) == 0, f"{group} at rest", WAIT_S)
+        wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories at rest", WAIT_S)
+        examples = cluster.total(TRAINING_EXAMPLES)
+    system.row(PROGRESS_KEY.decode(), lambda row: progress_in(row).next_offset >= examples, "all published")
     system.vectors.to_the_end()
 
 
 def progress_of(system: System) -> Progress:
-    row = system.row(PROGRESS_KEY.decode(), lambda row: True, "progress")
+    return progress_in(system.row(PROGRESS_KEY.decode(), lambda row: True, "progress"))
+
+
+def progress_in(row: ItemVector) -> Progress:
     return msgspec.msgpack.decode(row.state, type=Progress)
 
 

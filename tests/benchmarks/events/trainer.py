@@ -1,6 +1,7 @@
 """The trainer worker end to end: training examples in a topic, until their rows are acknowledged in another.
 
-B 512, S 5,000, D 64, histories of 50, 10,000 items. In the same run: the bare step on the same examples in a loop, and
+Batch, negatives and width as by default (three towers of 64 and the linear part, 257 numbers), histories of 50, 10,000
+items. In the same run: the bare step on the same examples in a loop, and
 a Faust agent that only takes the same messages in batches. The worker is held against the slower of the two. The
 examples lie in the topic before either starts: on two cores a producer beside it would be measured too.
 """
@@ -43,7 +44,8 @@ from tests.harness.system import (
     with_section,
 )
 
-BATCH, NEGATIVES, DIM, HISTORY, ITEMS = 512, 5000, 64, 50, 10_000
+DEFAULT = Trainer()
+BATCH, NEGATIVES, HISTORY, ITEMS = DEFAULT.batch, DEFAULT.negatives, 50, 10_000
 PATIENCE_S = 180.0
 BASELINES = [sys.executable, "-m", "tests.benchmarks.events.baselines"]
 
@@ -52,10 +54,9 @@ def measure(report: Report, quick: bool) -> None:
     """Examples/s of the trainer worker, of the bare step, and of a Faust agent that does nothing."""
     torch.set_num_threads(1)
     examples, rounds = (6_000, 1) if quick else (40_000, 3)
-    report.title = f"trainer: {examples:,} examples, B {BATCH}, S {NEGATIVES}, D {DIM}, histories of {HISTORY}"
+    report.title = f"trainer: {examples:,} examples, B {BATCH}, S {NEGATIVES}, histories of {HISTORY}"
     made = make_examples(examples, round(time.time() * 1000))
-    trainer = {"batch": BATCH, "negatives": NEGATIVES}
-    with temporary_settings(trainer=trainer) as settings, stopping(start_broker(settings)) as broker:
+    with temporary_settings() as settings, stopping(start_broker(settings)) as broker:
         report.note(f"broker: {broker_name(broker)}; median of {rounds} rounds")
         manifest = small_release(settings)
         bare = median([bare_rate(settings, manifest, made) for _ in range(rounds)])
@@ -103,13 +104,13 @@ def small_release(settings: Settings) -> Manifest:
             "event_ms": 1_700_000_000_000 + 1000 * np.arange(rows),
         }
     )
-    towers, ranker = Model(dim=DIM, members=1, linear_dim=0, epochs=1), Ranker(hidden=(8,), members=1, epochs=1)
+    towers, ranker = Model(epochs=1), Ranker(hidden=(8,), members=1, epochs=1)
     return train_release(frame, None, towers, ranker, settings.bundles_dir, round(time.time() * 1000)).manifest
 
 
 def bare_rate(settings: Settings, manifest: Manifest, examples: list[TrainingExample]) -> float:
     bundle = read_bundle(settings.bundles_dir / manifest.version)
-    trainer = IncrementalTrainer(bundle.model, bundle.catalogue, Trainer(negatives=NEGATIVES), seed=1)
+    trainer = IncrementalTrainer(bundle.model, bundle.catalogue, DEFAULT, seed=1)
     batches = [trainer.read(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
     trainer.learn(batches[0])
     began_s = time.perf_counter()

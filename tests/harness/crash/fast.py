@@ -27,7 +27,7 @@ HANDOVER = (
     "indexer: announced",
     "join: closings sent",
 )
-LAST = ("trainer: rows sent",)  # of the release that is looked at in the end: some examples are learnt again
+LAST = ("trainer: rows sent",)  # of the release that is looked at in the end: what those rows hold is not learnt again
 POINTS = (*FIRST, *SECOND, *HANDOVER, *LAST)
 
 

@@ -10,16 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.operate.releases import read_topic
 from infra.operate.training import published
-from infra.platform.settings import Indexer, Join, Kafka, Serving, Settings, Trending
+from infra.platform.settings import Indexer, Join, Kafka, Serving, Settings, Trainer, Trending
 from streams import topics
 from streams.kafka.releases import announce
+from streams.messages import ItemVector, decode
+from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.harness.crash.killer import Deaths, Killer, process_of
 from tests.harness.crash.load import Load, Pace, Sent
-from tests.harness.crash.replay import outcomes, read_events
+from tests.harness.crash.replay import outcomes, read_all, read_events
 from tests.harness.crash.replies import Replies
 from tests.harness.crash.supervised import Supervised, supervised
 from tests.harness.crash.verdict import Verdict, held_examples, judge
@@ -111,6 +114,7 @@ def settings_for(data_dir: Path) -> Settings:
         kafka=Kafka(partitions=4, session_timeout_s=6.0),
         join=Join(window_s=WINDOW_S, grace_s=LATE_S, early_s=LATE_S, publish_s=0.5, half_life_h=NEVER_S),
         trending=Trending(half_life_s=NEVER_S),
+        trainer=Trainer(publish_s=1.0),
         indexer=Indexer(window_s=0.1),
         serving=Serving(heartbeat_s=0.5, search_s=2.0, k=10, repeat_s=REPEAT_S),
     )
@@ -168,6 +172,7 @@ def rest(run: Run) -> None:
         wait_until(lambda: is_at_rest(cluster), "rest", REST_S, every_s=0.5)
         with contextlib.suppress(TimeoutError):  # what is missing is told by the verdict
             wait_until(lambda: _all_closed(run), "all windows closed", 10 * WINDOW_S, every_s=2.0)
+            wait_until(lambda: _all_told(run, cluster), "all that is learnt published", REST_S, every_s=2.0)
         wait_until(lambda: is_at_rest(cluster), "rest", REST_S, every_s=0.5)
 
 
@@ -184,13 +189,20 @@ def _all_closed(run: Run) -> bool:
     return held_examples(settings, Counter()).keys() >= outcomes(read_events(settings), settings).keys()
 
 
+def _all_told(run: Run, cluster: Cluster) -> bool:
+    """Whether the trainer's rows hold all examples, by its progress."""
+    rows = read_all(run.system.settings, topics.ITEM_VECTORS)
+    progress = [decode(ItemVector, each.value).state for each in rows if each.key == PROGRESS_KEY and each.value]
+    return bool(progress) and msgspec.msgpack.decode(progress[-1], type=Progress).next_offset >= cluster.total(
+        topics.TRAINING_EXAMPLES
+    )
+
+
 def look(run: Run, outcome: Outcome) -> None:
     """Read everything and compare it."""
     settings, bundles = run.system.settings, run.releases.bundles
     events = read_events(settings)
-    deaths = outcome.deaths
-    trainers = deaths.of("trainer") + deaths.killed["up"] + deaths.killed["broker"]
-    outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live], trainers)
+    outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live])
     replies, takedowns = Replies(settings), outcome.sent.takedowns
     outcome.mixed = replies.mixed(bundles)
     outcome.otherwise = replies.answered_otherwise(takedowns) + replies.recorded_otherwise(takedowns)

@@ -5,7 +5,15 @@ from infra.platform.settings import Trainer
 from models.logs.timeline import HISTORY
 from models.release.bundle import Bundle
 from models.retrieval.hyper_parameters import Learns
-from models.retrieval.incremental import EXPLODED, PUBLISH_MOVE, STATE_COLUMNS, WARM_UP, IncrementalTrainer, StepResult
+from models.retrieval.incremental import (
+    EXPLODED,
+    PUBLISH_GAIN,
+    PUBLISH_MOVE,
+    STATE_COLUMNS,
+    WARM_UP,
+    IncrementalTrainer,
+    StepResult,
+)
 from models.retrieval.prequential import Budget, Ranks, rank_before
 from tests.unit.models.samples import START_MS, Example, Watch, example, watched
 
@@ -79,11 +87,28 @@ def test_what_is_watched_again_and_again_rises_for_such_a_history(bundle: Bundle
 
 def test_only_rows_that_were_watched_or_moved_far_are_published(bundle: Bundle):
     trainer = trainer_of(bundle, negatives=5)
-    assert learn(trainer, [example("i1", "i2")]).touched.tolist() == [1]
+    first = learn(trainer, [example("i1", "i2")])
+    assert (first.touched.tolist(), first.due.tolist()) == ([1], []), "a watched row that has moved little may wait"
     touched: set[int] = set()
-    for _ in range(100):
-        touched |= set(learn(trainer, [example("i1", "i2")]).touched.tolist())
-    assert len(touched) > 5
+    for _ in range(200):
+        step = learn(trainer, [example("i1", "i2")])
+        assert set(step.due.tolist()) <= set(step.touched.tolist())
+        touched |= set(step.due.tolist())
+    assert 1 in touched and len(touched) > 1, "a negative too, in the end"
+
+
+def test_a_row_whose_popularity_has_risen_is_due_until_it_is_published_and_a_new_one_is_at_once(bundle: Bundle):
+    trainer = trainer_of(bundle, learns="popularity")
+    assert learn(trainer, [example("new", "i1")]).due.tolist() == [60]
+    published(trainer, np.array([60]))
+    steps, before = 0, trainer.popularity.log_share(np.array([1]))
+    while 1 not in learn(trainer, [example("i1", "i2")]).due:
+        steps += 1
+    assert steps > 0
+    assert PUBLISH_GAIN < trainer.popularity.log_share(np.array([1])) - before < 2 * PUBLISH_GAIN
+    assert 1 in learn(trainer, [example("i1", "i2")]).due
+    published(trainer, np.array([1]))
+    assert 1 not in learn(trainer, [example("i1", "i2")]).due
 
 
 def test_publishing_a_row_resets_how_far_it_has_moved(bundle: Bundle):
@@ -302,8 +327,8 @@ def test_a_refreshed_row_is_published_with_the_popularity_of_now(bundle: Bundle)
     trainer.due_refreshes(1000)
     learn(trainer, [example("i1", "i2")])
     before = vectors(trainer)[1, -1]
-    for _ in range(150):
-        learn(trainer, [example("i5", "i2")])
+    for _ in range(60):
+        learn(trainer, [example("i5", "i2")] * 6)
     assert 1 in trainer.due_refreshes(1000)
     assert vectors(trainer)[1, -1] < before
 
@@ -316,9 +341,9 @@ def test_a_restored_row_is_due_as_it_was_before_the_crash(bundle: Bundle):
     learn(original, [example("new", "i2")] * 20)
     restored.restore("new", *published(original, np.array([row]))["new"])
     found: set[int] = set()
-    for _ in range(150):
-        learn(original, [example("i5", "i2")])
-        learn(restored, [example("i5", "i2")])
+    for _ in range(60):
+        learn(original, [example("i5", "i2")] * 6)
+        learn(restored, [example("i5", "i2")] * 6)
         found |= set(restored.due_refreshes(1000).tolist())
     assert row in original.due_refreshes(1000)
     assert row in found

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from infra.platform.settings import Settings
+from infra.platform.settings import Settings, Trainer
 from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import ItemVector
@@ -43,7 +43,7 @@ def taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def learnt(bundle: Bundle) -> tuple[list[tuple[bytes, ItemVector | None]], tuple[bytes, ItemVector]]:
     """The rows of a batch, and the progress behind them."""
-    learner = Learner(bundle, {}, Settings().trainer, seed=1, epoch=1)
+    learner = Learner(bundle, {}, Trainer(publish_s=0), seed=1, epoch=1)
     return learner.learn([(600, example("item-1", 5))]).rows, learner.progress_row()
 
 

@@ -6,18 +6,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
-from infra.platform.settings import Settings
+from infra.platform.settings import Settings, Trainer
 from models.release.bundle import Bundle
 from streams import topics
 from streams.epochs import claim, is_claim, mark
+from streams.kafka.faust_app import now_ms
 from streams.kafka.intake import Raw
 from streams.kafka.outbox import Placed
 from streams.messages import BundlePublished, ItemVector, TrainingExample, decode, encode
-from streams.trainer.app import TrainerWorker
 from streams.trainer.control_state import ControlState
-from streams.trainer.learner import PROGRESS_KEY, Learner, Progress
+from streams.trainer.learner import Learner
+from streams.trainer.progress import PROGRESS_KEY, Progress
 from streams.trainer.restore import Restored
+from streams.trainer.sampling import is_kept
+from streams.trainer.worker import TrainerWorker
+from tests.harness.traffic import total_of
 from tests.unit.streams.erasure.test_erased_users import record_of
 from tests.unit.streams.memory_log import MemoryLog
 from tests.unit.streams.trainer.test_learner import example
@@ -62,7 +67,7 @@ def sent() -> Sent:
 
 @pytest.fixture
 def worker(bundle: Bundle, sent: Sent) -> Iterator[TrainerWorker]:
-    settings = Settings()
+    settings = Settings(trainer=Trainer(step_s=0, publish_s=0))
     control = ControlState(settings)
     control.caught_up.set()  # and no newer release: the learner stays
     worker = TrainerWorker(settings, control, lambda: sent.log)
@@ -135,7 +140,7 @@ def test_one_example_with_a_bug_costs_no_other_and_catching_up_passes_over_it(
     assert sent.progress().next_offset == 3
 
     later = [(offset, example(item_id, offset)) for offset, item_id in enumerate(("item-4", "item-2", "item-5"), 3)]
-    monkeypatch.setattr("streams.trainer.app.examples_between", lambda *_: iter(later))
+    monkeypatch.setattr("streams.trainer.worker.examples_between", lambda *_: iter(later))
 
     async def caught_up() -> None:
         await worker._catch_up(worker.learner, 3, 6)  # type: ignore[arg-type]
@@ -252,7 +257,7 @@ def test_where_a_new_release_begins_is_published_before_anything_is_learnt(
     assert worker.learner is not None
     learner = worker.learner
     learner.begin_at(5)
-    monkeypatch.setattr("streams.trainer.app.restore_release", lambda *_: Restored(learner, 5, 5, set()))
+    monkeypatch.setattr("streams.trainer.worker.restore_release", lambda *_: Restored(learner, 5, 5, set()))
 
     async def adopted() -> None:
         worker.hear_assignment(True)
@@ -273,7 +278,7 @@ def test_examples_that_were_handed_out_while_nobody_could_learn_them_are_fetched
         asked.append((start, stop))
         yield from ((offset, example("item-5", offset)) for offset in range(start, stop))
 
-    monkeypatch.setattr("streams.trainer.app.examples_between", between)
+    monkeypatch.setattr("streams.trainer.worker.examples_between", between)
     asyncio.run(handled(worker, *(batch("item-1", start=start) for start in (0, 1, 5, 6))))
     assert asked == [(2, 5)]
     assert sent.progress() == Progress(7, {0: 6})
@@ -287,3 +292,130 @@ def test_what_is_from_before_its_user_was_forgotten_is_not_learnt(worker: Traine
     rows = {key for keys in sent.of(topics.ITEM_VECTORS) for key in keys} - {PROGRESS_KEY}
     assert b"item-2" in rows and b"item-1" not in rows
     assert sent.progress() == Progress(2, {0: 1})
+
+
+def known_rows(sent: Sent) -> set[bytes | None]:
+    return {key for keys in sent.of(topics.ITEM_VECTORS) for key in keys} - {PROGRESS_KEY}
+
+
+def patient(worker: TrainerWorker, bundle: Bundle) -> None:
+    """Examples and rows wait for hours."""
+    worker._settings = Settings(trainer=Trainer(step_s=7200, publish_s=7200))
+    worker.learner = Learner(bundle, {}, worker._settings.trainer, seed=1, epoch=1)
+
+
+def test_examples_wait_to_be_learnt_together_but_for_none_of_an_item_without_a_row(
+    worker: TrainerWorker, sent: Sent, bundle: Bundle
+):
+    patient(worker, bundle)
+
+    async def three_batches() -> None:
+        await handled(worker, batch("item-1", "item-2"), batch("item-3", start=2))
+        await worker.tick()
+        assert worker.learner is not None and worker.learner.progress.next_offset == 0
+        await handled(worker, batch("new", start=3))
+        assert worker.learner.progress.next_offset == 4
+
+    asyncio.run(three_batches())
+    assert known_rows(sent) >= {b"new"} and not known_rows(sent) & {b"item-1", b"item-2", b"item-3"}
+    assert sent.progress() == Progress(0, {}), "it stays before what only waiting rows have learnt"
+
+
+def test_a_clean_stop_learns_and_publishes_all_that_waits(worker: TrainerWorker, sent: Sent, bundle: Bundle):
+    patient(worker, bundle)
+
+    async def stopped() -> None:
+        await handled(worker, batch("item-1", "new", "item-2"), batch("item-3", start=3))
+        await worker.finish()
+
+    asyncio.run(stopped())
+    assert known_rows(sent) >= {b"item-1", b"item-2", b"item-3", b"new"}
+    assert sent.of(topics.ITEM_VECTORS)[-1] == [PROGRESS_KEY] and sent.progress() == Progress(4, {0: 3})
+
+
+def test_what_has_waited_long_enough_goes_without_a_batch(worker: TrainerWorker, sent: Sent, bundle: Bundle):
+    patient(worker, bundle)
+    worker._settings = Settings(trainer=Trainer(step_s=0.01, publish_s=0.01))
+    worker.learner = Learner(bundle, {}, worker._settings.trainer, seed=1, epoch=1)
+
+    async def idle() -> None:
+        await handled(worker, batch("item-1"))
+        await asyncio.sleep(0.02)
+        await worker.tick()  # learns it
+        await asyncio.sleep(0.02)
+        await worker.tick()  # publishes its row
+        await worker.writer.published()
+
+    asyncio.run(idle())
+    assert b"item-1" in known_rows(sent) and sent.progress() == Progress(1, {0: 0})
+
+
+def test_who_hands_over_forgets_what_is_gathered_and_the_next_one_begins_before_it(
+    worker: TrainerWorker, sent: Sent, bundle: Bundle
+):
+    patient(worker, bundle)
+
+    async def handed_over() -> None:
+        worker.hear_assignment(True)
+        await handled(worker, batch("item-1", "new"), batch("item-2", start=2))
+        worker.hear_assignment(False)
+        await worker.tick()
+        await worker.finish()
+
+    asyncio.run(handed_over())
+    assert known_rows(sent) >= {b"new"} and b"item-2" not in known_rows(sent)
+    assert sent.progress() == Progress(0, {}) and not worker._gathered
+
+
+def test_a_gap_between_gathered_batches_is_fetched(
+    worker: TrainerWorker, sent: Sent, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+):
+    patient(worker, bundle)
+    asked = []
+    monkeypatch.setattr("streams.trainer.worker.examples_between", lambda _, *gap: asked.append(gap[:2]) or iter(()))
+
+    async def with_a_gap() -> None:
+        await handled(worker, batch("item-1"), batch("item-2", start=5))
+        await worker.finish()
+
+    asyncio.run(with_a_gap())
+    assert asked == [(1, 5)]
+    assert sent.progress().next_offset == 6
+
+
+def test_a_bug_that_is_met_between_two_batches_is_told_with_the_next_one(
+    worker: TrainerWorker, sent: Sent, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+):
+    patient(worker, bundle)
+
+    async def between() -> BaseException | None:
+        await handled(worker, batch("new", "item-1"), batch("item-2", start=2))
+        worker._settings = Settings(trainer=Trainer(step_s=0))
+        assert worker.learner is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.learner._trainer, "learn", lambda *_: 1 / 0)
+            await worker.tick()
+        assert b"item-1" in known_rows(sent) and sent.progress().next_offset == 3, "a restart does not meet it again"
+        return await worker.handle(batch("item-3", start=3))
+
+    assert isinstance(asyncio.run(between()), ZeroDivisionError)
+    assert len(sent.of(topics.DEAD_LETTERS)[0]) == 1
+
+
+def test_of_full_batches_that_are_too_old_a_sample_is_learnt_and_the_rest_counted(worker: TrainerWorker, sent: Sent):
+    worker._settings = Settings(trainer=Trainer(step_s=0, publish_s=0, batch=40, sample_after_s=100.0))
+    before = REGISTRY.get_sample_value("nextwatch_training_passed_over_total") or 0.0
+    old = [each._replace(produced_ms=now_ms() - 400_000) for each in batch(*["item-1"] * 79)]
+    asyncio.run(handled(worker, old[:40], old[40:]))  # the second one is not full
+    kept = sum(is_kept(0, offset, 0.25) for offset in range(40))
+    assert 0 < kept < 25
+    assert (REGISTRY.get_sample_value("nextwatch_training_passed_over_total") or 0.0) - before == 40 - kept
+    assert sent.progress().next_offset == 79
+    counted = total_of(newest_row(sent, b"item-1")) - total_of_release(worker, "item-1")
+    assert round(counted) == kept + 39
+
+
+def total_of_release(worker: TrainerWorker, item_id: str) -> float:
+    assert worker.learner is not None
+    model = worker.learner._released
+    return float(model.popularity.totals()[model.item_ids.index(item_id)])
