@@ -31,6 +31,7 @@ Position = Annotated[int, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+Revision = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # grows with what was read of the user's events
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
 
 
@@ -373,7 +374,7 @@ class RankingExample(Struct, frozen=True, omit_defaults=True):
     partition: int
     offset: Offset
     closed_ms: Millis  # the window's end, event time
-    revision: Annotated[int, Meta(ge=0)] = 0  # grows with what was read of the user's events
+    revision: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0  # as Revision
 
 
 class UnreadExample(Struct, frozen=True, omit_defaults=True):
@@ -384,7 +385,7 @@ class UnreadExample(Struct, frozen=True, omit_defaults=True):
     partition: int
     offset: Offset
     closed_ms: Millis
-    revision: int = 0
+    revision: Revision = 0
 
 
 class JoinedWatch(Struct, frozen=True, array_like=True, gc=False):
@@ -413,7 +414,7 @@ class OpenImpression(Struct, frozen=True, array_like=True, gc=False):
     offset: Offset
     closes_ms: Millis
     watches: tuple[JoinedWatch, ...] = ()
-    revision: int = -1
+    revision: Revision = -1
     counted: tuple[Outcome, ...] = ()
 
 
@@ -570,7 +571,7 @@ class _OpenImpressionInJson(Struct, gc=False):
     offset: Offset
     closes_ms: Millis
     watches: tuple[JoinedWatch, ...] = ()
-    revision: int = -1
+    revision: Revision = -1
     counted: tuple[Outcome, ...] = ()
 
 

@@ -21,11 +21,10 @@ from models.ranking.feature import Scope
 from models.ranking.features import compute_ids, compute_numbers, ids_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.merged_nets import MergedNets
-from models.ranking.quantiles import Quantiles
+from models.ranking.quantiles import Quantiles, WatchQuantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes, RankingBatch
 from models.ranking.ranking_examples import CAP_S, SCOPES
-from models.ranking.watch_quantiles import WatchQuantiles
 
 LEAST_LOGIT = -10.0
 LEAST_S = np.exp(np.float32(LEAST_LOGIT))

@@ -24,12 +24,11 @@ from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, ids_of
 from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
-from models.ranking.quantiles import Quantiles, fit_quantiles
+from models.ranking.quantiles import Quantiles, WatchQuantiles, fit_quantiles, fit_watch_quantiles
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_examples import SCOPES, RankingExamples
-from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
 from models.retrieval.losses import paper_logistic, watch_time_logistic
 
 Progress = Callable[[int, int], None]

@@ -2,10 +2,14 @@
 noise.
 
 Means are shrunk towards the mean of all items, so that a channel with a single item does not make a twin of it.
+
+And the admission of new items: those get a row that have been watched often enough. A stream brings ids that are seen
+once and never again; each row they would take costs memory in the trainer and a write to the index (Monolith, 2022).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +21,7 @@ from models.catalogue.catalogue import Catalogue
 AT_ONCE = 100_000  # rows summed up together
 SHRINK = 2.0  # items' worth of the overall mean in each group's
 MOST_IDS = 8  # of an item in one column that count
+CAPACITY = 100_000  # items without a row whose watches are counted
 
 
 class Start(NamedTuple):
@@ -69,6 +74,29 @@ class ColdStart:
         """sums [C, P] and counts [C] by code, 0 is none."""
         means = (sums + SHRINK * self._overall) / (counts + SHRINK)[:, None]
         return {names[code]: means[code].astype(np.float32) for code in np.flatnonzero(counts).tolist() if code > 0}
+
+
+class Admission:
+    """Counts the watches of items that have no row yet, in bounded memory: when it is full, the one that has waited
+    longest without another watch is forgotten."""
+
+    def __init__(self, after: int, capacity: int = CAPACITY) -> None:
+        """An item is admitted with its watch number `after`."""
+        self._after, self._capacity = after, capacity
+        self._counts: OrderedDict[str, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def admits(self, item_id: str) -> bool:
+        """Count one watch; whether the item may have a row from now on."""
+        count = self._counts.pop(item_id, 0) + 1
+        if count >= self._after:
+            return True
+        self._counts[item_id] = count
+        if len(self._counts) > self._capacity:
+            self._counts.popitem(last=False)
+        return False
 
 
 def _mean(parts: Iterable[Floats]) -> Floats | None:

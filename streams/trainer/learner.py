@@ -24,7 +24,7 @@ from models.catalogue.catalogue import CHANNEL, TOPICS
 from models.evaluation.drift import FadingMean
 from models.logs.examples import Examples
 from models.release.bundle import Bundle
-from models.retrieval.admission import Admission
+from models.retrieval.cold_start import Admission
 from models.retrieval.incremental import NO_ROWS, IncrementalTrainer
 from models.retrieval.prequential import Budget, rank_before
 from streams.messages import Item, ItemVector, TrainingExample

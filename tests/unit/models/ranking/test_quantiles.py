@@ -3,8 +3,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.ranking.quantiles import Quantiles, fit_quantiles
-from models.ranking.watch_quantiles import WatchQuantiles, fit_watch_quantiles
+from models.ranking.quantiles import Quantiles, WatchQuantiles, fit_quantiles, fit_watch_quantiles
 
 
 def encode(table: Quantiles, *values: float) -> list[float]:

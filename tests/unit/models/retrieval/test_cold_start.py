@@ -1,8 +1,7 @@
 import numpy as np
 
 from models.catalogue.catalogue import Catalogue
-from models.retrieval.admission import Admission
-from models.retrieval.cold_start import SHRINK, ColdStart
+from models.retrieval.cold_start import SHRINK, Admission, ColdStart
 
 
 def cold_start() -> ColdStart:
