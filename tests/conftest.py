@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from infra.local.broker import Broker, start_broker
@@ -28,7 +29,8 @@ from tests.harness.system import stopping
 
 # the same examples in every run, so that a failure is of the change and not of the day;
 # `pytest --hypothesis-profile=default` draws new ones
-hypothesis_settings.register_profile("same-examples", derandomize=True)
+# (the first one of a process reads our sources for constants, which takes seconds)
+hypothesis_settings.register_profile("same-examples", derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("same-examples")
 
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
