@@ -18,6 +18,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "request": "events.request:measure",
     "trainer": "events.trainer:measure",
     "step": "events.step:measure",
+    "units": "events.units:measure",
     "kuairand": "quality.kuairand:measure",
     "ablations": "quality.ablations:measure",
     "figure4": "quality.figure4:measure",
