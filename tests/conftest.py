@@ -105,6 +105,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require(*mark.args)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Figures that tests tell of themselves, so that a trend can be seen from run to run."""
+    reports = [each for found in terminalreporter.stats.values() for each in found if hasattr(each, "user_properties")]
+    for line in dict.fromkeys(value for each in reports for name, value in each.user_properties if name == "told"):
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def only_our_settings() -> None:
     """The tests build their settings themselves; nothing comes from the shell that they were started in."""
