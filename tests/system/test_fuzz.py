@@ -138,7 +138,7 @@ def test_good_messages_between_them_are_unharmed(outcome):
         assert [search.query for search in history.searches] == [f"query {user}"]
         assert [shown.request_id for shown in history.impressions] == [f"shown-{user}"]
         state = outcome.join_states.until(lambda _, user=user: joined(outcome, user), f"the impression of {user}")
-        assert [each.impression.request_id for each in state.impressions] == [f"shown-{user}"]
+        assert [each.request_id for each in state.impressions] == [f"shown-{user}"]
     assert all(reply.error is None and reply.items for reply in outcome.replies)
     count = "nextwatch_catalogue_items"
     expected = outcome.catalogue + len(outcome.items)
