@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ STEADY_SHARE = 0.5  # of the requests; the others ask for users who have just wa
 DAY_MS = 86_400_000
 PATIENCE_S = 20.0
 STEP_MS = 50  # of the world
+PROBE_S = 0.5  # more than a probe takes while the system keeps up
 WARM_S = 10.0  # of the load before anything is measured
 
 
@@ -133,7 +135,7 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
         records_before = records_by_topic(settings)
         cpu_before, began_s = cpu_by_process(), time.monotonic()
         found_s = stack.enter_context(watching_for_new(feed, index, version))
-        fresh_s, probes = follow_watches(feed, client, (1 - STEADY_SHARE) * per_s, seconds)
+        fresh_s, probes = follow_together(feed, client, (1 - STEADY_SHARE) * per_s, seconds)
         lasted_s = time.monotonic() - began_s
         cores = {name: (spent - cpu_before.get(name, 0.0)) / lasted_s for name, spent in cpu_by_process().items()}
         records = {topic: count - records_before[topic] for topic, count in records_by_topic(settings).items()}
@@ -174,6 +176,14 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
 def records_by_topic(settings: Settings) -> dict[str, int]:
     with Cluster(settings.kafka) as cluster:
         return {topic.name: cluster.total(topic.name) for topic in TOPICS}
+
+
+def follow_together(feed: Feed, client: RecommendClient, per_s: float, seconds: float) -> tuple[list[float], int]:
+    """As many at once as make so many requests a second of half a second each."""
+    size = max(1, round(per_s * PROBE_S))
+    with ThreadPoolExecutor(size) as pool:
+        found = list(pool.map(lambda _: follow_watches(feed, client, per_s / size, seconds), range(size)))
+    return [each for fresh_s, _ in found for each in fresh_s], sum(requests for _, requests in found)
 
 
 def follow_watches(feed: Feed, client: RecommendClient, per_s: float, seconds: float) -> tuple[list[float], int]:
