@@ -40,6 +40,7 @@ CATALOGUE = 10_000
 HISTORY = 50  # watches of everybody before anything is measured
 WATCHES = 2  # of a list
 APART_MS = 1000  # event time from one watch to the next: windows shall end within a backlog
+PUBLISH_S = 1.0  # for a row that waits: by default longer, and then the end would be that of waiting
 STILL_S = 4.0  # nothing has moved for so long: all is done
 LOOK_EVERY_S = 0.5
 PATIENCE_S = 240.0
@@ -81,7 +82,8 @@ def measure(report: Report, quick: bool) -> None:
     report.title = f"whole way: {events:,} watches of {users:,} users with {HISTORY} watches each, all at once"
     small = serving_ground.small_release(quick)
     sizes = {"": HISTORY * users, "watches only": events, f"watches, {WATCHES} of each list of {LENGTH}": events}
-    with temporary_settings(kafka={"partitions": PARTITIONS}) as own, services(own) as (settings, _, _):
+    sections = {"kafka": {"partitions": PARTITIONS}, "trainer": {"publish_s": PUBLISH_S}}
+    with temporary_settings(**sections) as own, services(own) as (settings, _, _):
         bundle = release(settings, small)
         with running(settings) as _, Cluster(settings.kafka) as cluster:
             wait_until(lambda: health_of(settings, "serving").get("version_served") is not None, "a server", PATIENCE_S)
@@ -96,6 +98,7 @@ def measure(report: Report, quick: bool) -> None:
                     report.add(what=what, **row)
                 first += count
     report.note(f"{CATALOGUE:,} items; CPU in ms per watch; serving answers nobody: its views alone")
+    report.note(f"trainer.publish_s is {PUBLISH_S:g}: more rows than by default, and an end that can be seen")
     report.note("events/s up to the last change of: " + ", ".join((*GROUPS, "rows", "index", "views")))
 
 
