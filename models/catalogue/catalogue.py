@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from models.arrays import Array, Doubles, Flags, Floats, Rows
 from models.catalogue.columns import Columns
@@ -79,6 +80,24 @@ class Catalogue:
         self._languages.set(row, [language or ""])
         return row
 
+    def upsert_all(self, items: pl.DataFrame) -> None:
+        """The same for a table of distinct items at once, columns as the arguments of `upsert` (`ids` a struct of
+        lists); of these item_id is needed."""
+        item_ids, given = items["item_id"].to_list(), set(items.columns)
+        rows = self.rows(item_ids)
+        new = np.flatnonzero(rows < 0)
+        rows[new] = np.arange(len(self), len(self) + len(new))
+        self._columns.extend(len(new), duration_s=np.nan, published_ms=np.nan, available=True)
+        names = [sys.intern(item_ids[at]) for at in new.tolist()]
+        self._row_of.update(zip(names, rows[new].tolist(), strict=True))
+        self.item_ids += names
+        duration_s = _numbers(items, "duration_s")
+        self._columns["duration_s"][rows] = np.where(duration_s == 0, np.nan, duration_s)
+        self._columns["published_ms"][rows] = _numbers(items, "published_ms")
+        self._columns["available"][rows] = items["available"].to_numpy() if "available" in given else True
+        self._set_all_ids(rows, _id_lists(items))
+        self._languages.set_all(rows, _lists(items, "language"))
+
     def remove(self, item_id: str) -> None:
         """Take an item down. Unknown ones are remembered too: the takedown may come before the item's first watch."""
         row = self._row_of.get(item_id)
@@ -111,6 +130,10 @@ class Catalogue:
         """int64 [N, T]: the codes of each item's first `most` ids in a column, 0 where there are fewer; T is at least
         1."""
         return self._ids[name].table(len(self), most)
+
+    def id_lists(self, name: str) -> pl.Series:
+        """Each item's ids in a column, a list of text."""
+        return self._ids[name].lists(len(self))
 
     def all_ids_of(self, row: int) -> dict[str, tuple[str, ...]]:
         """The ids of one item in every column, channel and topics included."""
@@ -161,8 +184,43 @@ class Catalogue:
         for name, lists in self._ids.items():
             lists.set(row, ids.get(name) or ())
 
+    def _set_all_ids(self, rows: Rows, ids: Mapping[str, pl.Series]) -> None:
+        """Columns that are new come in the order in which their first ids do."""
+        first = {name: int((ids[name].list.len() > 0).arg_max() or 0) for name in ids if name not in self._ids}
+        for name in sorted(first, key=first.__getitem__):
+            if ids[name].list.len()[first[name]] and len(self._ids) < MOST_ID_NAMES + 2:
+                self._ids[name] = IdLists()
+        for name, lists in self._ids.items():
+            lists.set_all(rows, ids[name] if name in ids else _no_lists(len(rows)))
+
     def _at(self, name: str, rows: Rows, unknown: object) -> Array:
         column = self._columns[name]
         if not len(column):
             return np.full(np.shape(rows), unknown, column.dtype)
         return np.where(rows >= 0, column[rows], np.asarray(unknown, column.dtype))
+
+
+def _numbers(items: pl.DataFrame, name: str) -> Doubles:
+    """float64 [N], NaN where nothing is known."""
+    if name not in items.columns:
+        return np.full(len(items), np.nan)
+    return items[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+
+def _id_lists(items: pl.DataFrame) -> dict[str, pl.Series]:
+    """By id column each item's list of text, or null."""
+    ids = items["ids"].struct.unnest() if isinstance(items.schema.get("ids"), pl.Struct) else pl.DataFrame()
+    further = {name: ids[name].cast(pl.List(pl.String)) for name in ids.columns}
+    topics = items[TOPICS].cast(pl.List(pl.String)) if TOPICS in items.columns else _no_lists(len(items))
+    return further | {CHANNEL: _lists(items, CHANNEL), TOPICS: topics}
+
+
+def _lists(items: pl.DataFrame, name: str) -> pl.Series:
+    """A column of text as lists of one."""
+    if name not in items.columns:
+        return _no_lists(len(items))
+    return items.select(pl.concat_list(pl.col(name).cast(pl.String))).to_series()
+
+
+def _no_lists(size: int) -> pl.Series:
+    return pl.Series([None], dtype=pl.List(pl.String)).new_from_index(0, size)

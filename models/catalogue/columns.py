@@ -43,6 +43,16 @@ class Columns:
             self._arrays[name][row] = value
         return row
 
+    def extend(self, rows: int, **values: Any) -> None:
+        """Add rows: by column an array of so many, or one value for all."""
+        if values.keys() != self._arrays.keys():
+            raise ValueError(f"rows need exactly the columns {sorted(self._arrays)}, got {sorted(values)}")
+        first, self._rows = self._rows, self._rows + rows
+        if self._rows > self.capacity:
+            self._grow(max(16, 2 * first, self._rows))
+        for name, value in values.items():
+            self._arrays[name][first : self._rows] = value
+
     def remove(self, row: int) -> None:
         """Let go of a row: the last one takes its place."""
         self._rows -= 1
@@ -56,5 +66,5 @@ class Columns:
     def _grow(self, capacity: int) -> None:
         for name, array in self._arrays.items():
             grown = np.empty((capacity, *array.shape[1:]), array.dtype)
-            grown[: self._rows] = array[: self._rows]
+            grown[: len(array)] = array
             self._arrays[name] = grown

@@ -10,13 +10,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgspec
+import numpy as np
+import polars as pl
 import structlog
 
 from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.id_lists import lists_of
 from models.ranking.item_statistics import ItemStatistics
 from serving.state.fresh import FreshView
 from streams import topics
@@ -62,7 +66,7 @@ class HistoryView:
         return history
 
 
-class Attributes(msgspec.Struct, array_like=True, frozen=True):
+class Attributes(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The attributes of an item that are kept, encoded: all that Catalogue.upsert takes, without the names of fields
     and the title."""
 
@@ -74,6 +78,7 @@ class Attributes(msgspec.Struct, array_like=True, frozen=True):
     ids: dict[str, tuple[str, ...]]
 
 
+AT_ONCE = 50_000  # items described together
 _ATTRIBUTES = msgspec.msgpack.Decoder(Attributes)
 
 
@@ -122,8 +127,12 @@ class CatalogueView:
 
     def describe_all(self, catalogue: Catalogue) -> None:
         """The same for all items. May run beside the thread that applies records: list() of a dict or set is one step
-        of the interpreter."""
-        for item_id in [*list(self._attributes), *list(self.unavailable)]:
+        of the interpreter. What changes meanwhile is for the caller to describe again."""
+        item_ids = list(self._attributes)
+        for start in range(0, len(item_ids), AT_ONCE):
+            some = {each: value for each in item_ids[start : start + AT_ONCE] if (value := self._attributes.get(each))}
+            catalogue.upsert_all(_table([*some], [_ATTRIBUTES.decode(value) for value in some.values()]))
+        for item_id in list(self.unavailable):
             self.describe(item_id, catalogue)
 
     def _take_down(self, item_id: str) -> str:
@@ -131,6 +140,26 @@ class CatalogueView:
         self._attributes.pop(item_id, None)
         self.fresh.remove(item_id)
         return item_id
+
+
+def _table(item_ids: list[str], attributes: list[Attributes]) -> pl.DataFrame:
+    """What Catalogue.upsert_all takes."""
+    names = dict.fromkeys(name for each in attributes for name, values in each.ids.items() if values)
+    ids = {name: _lists([each.ids.get(name, ()) for each in attributes]) for name in names}
+    columns = {
+        "item_id": pl.Series(item_ids, dtype=pl.String),
+        "channel": pl.Series([each.channel for each in attributes], dtype=pl.String),
+        "topics": _lists([each.topics for each in attributes]),
+        "duration_s": pl.Series([each.duration_s for each in attributes], dtype=pl.Float64),
+        "published_ms": pl.Series([each.published_ms for each in attributes], dtype=pl.Int64),
+        "language": pl.Series([each.language for each in attributes], dtype=pl.String),
+    }
+    return pl.DataFrame(columns | ({"ids": pl.DataFrame(ids).to_struct()} if ids else {}))
+
+
+def _lists(rows: list[tuple[str, ...]]) -> pl.Series:
+    names = pl.Series([*chain.from_iterable(rows)], dtype=pl.String)
+    return lists_of(np.fromiter(map(len, rows), np.int64, len(rows)), names)
 
 
 class StatisticsView:

@@ -1,4 +1,7 @@
+from typing import Any
+
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,6 +9,7 @@ from hypothesis import strategies as st
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.columns import Columns
 from models.catalogue.id_lists import IdLists
+from models.catalogue.item_frame import catalogue_frame, catalogue_of
 
 
 def test_facts_are_read_by_row_and_unknown_items_say_so():
@@ -147,3 +151,92 @@ def test_lists_are_as_they_were_last_set(changes: list[tuple[int, list[str]]], m
     first = lists.first(np.array([-1, *range(9), 99]))
     assert [lists.names[code] for code in first] == ["", *(row[0] if row else "" for row in known), ""]
     assert first.dtype == np.int32
+
+
+texts = st.none() | st.sampled_from(["", "a", "b", "c"])
+facts = st.fixed_dictionaries(
+    {
+        "item_id": st.sampled_from("pqrstuvw"),
+        "channel": texts,
+        "topics": names,
+        "duration_s": st.none() | st.sampled_from([0.0, 1.5, 30.1]),
+        "published_ms": st.none() | st.integers(0, 10**12),
+        "available": st.booleans(),
+        "language": texts,
+        "ids": st.dictionaries(st.sampled_from(["music", "cast", "channel"]), st.none() | names),
+    }
+)
+tables = st.lists(facts, max_size=8, unique_by=lambda item: item["item_id"])
+SCHEMA = {
+    "item_id": pl.String,
+    "channel": pl.String,
+    "topics": pl.List(pl.String),
+    "duration_s": pl.Float64,
+    "published_ms": pl.Int64,
+    "available": pl.Boolean,
+    "language": pl.String,
+}
+
+
+def as_table(items: list[dict[str, Any]]) -> pl.DataFrame:
+    columns = dict.fromkeys(name for item in items for name in item["ids"])
+    ids = {"ids": pl.Struct(dict.fromkeys(columns, pl.List(pl.String)))} if columns else {}
+    return pl.DataFrame([item if ids else {**item, "ids": None} for item in items], schema=SCHEMA | ids)
+
+
+def all_of(catalogue: Catalogue) -> list[Any]:
+    """What can be read of a catalogue."""
+    rows = np.arange(len(catalogue))
+    numbers = [catalogue.duration_s(rows), catalogue.published_ms(rows), catalogue.language_codes(rows)]
+    languages = [catalogue.code_of_language(name) for name in "abc"]
+    ids = {name: [catalogue.id_values(name), catalogue.id_table(name, 5).tolist()] for name in catalogue.id_names}
+    by_row = [catalogue.all_ids_of(row) for row in rows]
+    rest = [catalogue.is_available(rows).tolist(), catalogue.rows("pqrstuvwx").tolist(), languages, ids, by_row]
+    return [catalogue.item_ids, [np.nan_to_num(column, nan=-1).tolist() for column in numbers], rest]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(tables, max_size=3))
+def test_a_table_of_items_at_once_leaves_what_one_item_after_the_other_leaves(changes: list[list[Any]]) -> None:
+    together, apart = Catalogue(), Catalogue()
+    for items in changes:
+        together.upsert_all(as_table(items))
+        for item in items:
+            apart.upsert(**item)
+    assert all_of(together) == all_of(apart)
+    together.upsert("p", topics=["c", "a", "b"], ids={"cast": ["d"]})
+    apart.upsert("p", topics=["c", "a", "b"], ids={"cast": ["d"]})
+    assert all_of(together) == all_of(apart)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tables)
+def test_a_catalogue_is_the_same_after_its_way_through_a_table(items: list[Any]) -> None:
+    catalogue = Catalogue()
+    for item in items:
+        catalogue.upsert(**{**item, "language": None})
+    found = catalogue_of(catalogue_frame(catalogue))
+    assert all_of(found)[:2] == all_of(catalogue)[:2]
+    assert [found.all_ids_of(row) for row in range(len(found))] == [catalogue.all_ids_of(r) for r in range(len(found))]
+
+
+def test_id_columns_of_a_table_come_in_the_order_of_their_first_ids():
+    ids = pl.DataFrame({"music": [[], ["77"]], "cast": [["ann"], []], "none": [[], []]}).to_struct()
+    catalogue = catalogue_of(pl.DataFrame({"item_id": ["x", "y"], "ids": ids}))
+    assert catalogue.id_names == ("channel", "topics", "cast", "music")
+
+
+def test_of_an_item_that_a_table_has_twice_the_last_row_holds():
+    catalogue = catalogue_of(pl.DataFrame({"item_id": ["x", "y", "x"], "channel": ["old", "c", "new"]}))
+    assert catalogue.item_ids == ["x", "y"]
+    assert [catalogue.channel_of(row) for row in (0, 1)] == ["new", "c"]
+
+
+def test_rows_that_are_added_together_stand_behind_those_before():
+    columns = Columns(a=np.arange(3), b=np.zeros((3, 2)))
+    columns.extend(40, a=np.arange(40), b=7)
+    assert columns.append(a=-1, b=[1, 2]) == 43
+    assert columns["a"].tolist() == [0, 1, 2, *range(40), -1]
+    assert columns["b"].sum() == 2 * 40 * 7 + 3
+    with pytest.raises(ValueError, match="exactly the columns"):
+        columns.extend(1, a=0)

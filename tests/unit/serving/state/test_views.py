@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 from models.catalogue.catalogue import Catalogue
+from serving.state import views
 from serving.state.views import CatalogueView, HistoryView, TrendingView, add_up
 from streams.messages import Item, Trending, encode
 from streams.trending.rules import GLOBAL
@@ -79,6 +81,29 @@ def test_facts_and_takedowns_reach_a_releases_catalogue() -> None:
     assert catalogue.code_of_language("de") == 1
     assert catalogue.is_available(catalogue.rows(["a", "b"])).tolist() == [True, False]
     assert b >= 0
+
+
+def test_all_items_at_once_are_described_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "AT_ONCE", 3)
+    view, together, apart = CatalogueView(), Catalogue(), Catalogue()
+    for catalogue in (together, apart):
+        catalogue.upsert("2", channel="old", topics=["a", "b"], language="fr")
+    for number in range(7):
+        ids = {"music": (f"m{number}",)} if number % 2 else {}
+        item = Item(
+            f"{number}", "", f"c{number % 3}", ("x",) * (number % 2), 0.5 * number, None, language="de", ids=ids
+        )
+        view.apply(b"", encode(item))
+    view.apply(b"5", None)
+    view.describe_all(together)
+    for item_id in [*view, *view.unavailable]:
+        view.describe(item_id, apart)
+    rows = np.arange(7)
+    assert together.item_ids == apart.item_ids
+    for row in rows.tolist():
+        assert together.all_ids_of(row) == apart.all_ids_of(row)
+    for read in ("duration_s", "published_ms", "language_codes", "is_available", "channel_codes"):
+        np.testing.assert_array_equal(getattr(together, read)(rows), getattr(apart, read)(rows), read)
 
 
 def test_partitions_of_trending_are_added_up_at_the_same_time() -> None:
