@@ -122,9 +122,13 @@ class Snapshots:
 
     def offsets(self, rows: Rows, targets: Rows, others: Rows, minus: Floats | float = 0.0) -> tuple[Floats, Floats]:
         """rows int64 [B]: places in the order of time; targets [B] and others [S]: items. -> log q of the targets [B]
-        and of the others less `minus` [S], [B, S], before each row."""
+        and of the others less `minus` [S], [B, S], before each row. Costs in proportion to the rows asked for, not to
+        the snapshots that there are."""
         which = rows // self.every
-        return self._table[which, targets], (self._table[:, others] - minus)[which]
+        used, at = np.unique(which, return_inverse=True)
+        cells = self._table.ravel().take((used * self._table.shape[1])[:, None] + others)
+        cells -= minus
+        return self._table[which, targets], cells[at]
 
 
 def popularity_of(items: Integers, size: int, half_life_events: float) -> Popularity:

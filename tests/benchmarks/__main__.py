@@ -43,6 +43,8 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving hydrate": "serving.serving_hydrate:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",
+    "train-scale": "scale.train_scale:measure",
+    "large": "scale.large_release:measure",
     "soak": "reliability.soak:measure",
     "fuzz": "reliability.fuzz:measure",
     "outages": "reliability.outages:measure",

@@ -31,7 +31,9 @@ from streams.messages import (
     encode,
     open_impression,
 )
+from tests.benchmarks.ranking.ranking_ground import scratch
 from tests.benchmarks.report import Report
+from tests.benchmarks.serving.large import enlarged
 from tests.benchmarks.serving.serving_ground import note_of, small_release
 from tests.benchmarks.serving.serving_pipeline import Server
 
@@ -54,7 +56,9 @@ class Kept:
 def measure(report: Report, quick: bool) -> None:
     """Bytes of each message, of full histories and lists of 20, and of a user in a worker's memory."""
     small = small_release(quick=True)
-    server, kept = Server(small, ITEMS), Kept()
+    directory, kept = scratch(), Kept()
+    enlarged(small, directory, ITEMS)
+    server = Server(directory)
     server.dispatcher._outbox = kept  # type: ignore[assignment]
     for _ in range(REQUESTS // 16):
         server.serve(server.records(16, np.random.default_rng(1)))

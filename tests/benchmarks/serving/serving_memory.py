@@ -136,9 +136,8 @@ def memory_of_release(bundles_dir: Path) -> dict[str, float]:
 
 def raw_arrays(live: LiveRelease, statistics: ItemStatistics) -> dict[str, float]:
     """Bytes of the rows in use."""
-    assert live.mirror is not None
     return {
-        "raw mirror": 4 * live.mirror.dim * len(live.mirror),
+        "raw mirror": 0 if live.mirror is None else 4 * live.mirror.dim * len(live.mirror),
         "raw query rows": live.model.query_rows.nbytes,
         "raw catalogue": catalogue_bytes(live.catalogue),
         "raw statistics": sum(each.nbytes for table in statistics._rows.values() for each in columns_of(table)),

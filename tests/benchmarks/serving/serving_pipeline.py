@@ -18,10 +18,11 @@ import numpy as np
 
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
-from models.release.bundle import Bundle, read_manifest
+from models.release.bundle import newest_version, read_manifest
 from models.threads import limit_threads
 from serving.request.pipeline import Pipeline
 from serving.request.retrieval import Retrieval
+from serving.state.mirror import Mirror
 from serving.state.release import LiveRelease, load_release, match_mirror
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
 from serving.worker.dispatcher import Dispatcher
@@ -40,6 +41,7 @@ SIZES, QUICK_SIZES = (10_000, 100_000), (10_000,)
 TURNS, QUICK_TURNS = {1: 300, 16: 40}, {1: 60, 16: 10}  # by requests together
 VIEWERS, WARM_UP = 200, 60  # of the latter batches of 16: what items are worth is known then
 SINCE = 20_000  # items that the stream has statistics of
+INDEXED = 1_000  # items that the stand-in of an index finds where there is no mirror
 
 
 class Sent:
@@ -55,36 +57,45 @@ class Sent:
 
 
 class Server:
-    """All that a server's answering thread has, with a release of `items` items."""
+    """All that a server's answering thread has, with the release of a directory; the stream has statistics of the
+    first `since` items. `mirror_items` as load_release takes them."""
 
-    def __init__(self, small: Bundle, items: int) -> None:
-        directory = scratch()
-        version = enlarged(small, directory, items).version
+    def __init__(
+        self, bundles_dir: Path, since: int = SINCE, *, mirror_items: int | None = MIRROR_ITEMS, mirror_bytes: int = 0
+    ) -> None:
         settings = Settings.model_construct()
         serving = settings.serving.model_copy(update={"first": "mirror"})
         self.settings = settings.model_copy(update={"serving": serving})
         self.now_ms = time.time_ns() // 1_000_000
-        self.live = self._load(directory, version)
+        self.live = self._load(bundles_dir, mirror_items, mirror_bytes)
         self.viewers = viewers_of(self.live.model.item_ids, VIEWERS, self.now_ms)
-        self.views = self._views()
+        self.views = self._views(since)
         self.sent, self.offset = Sent(), 0
         pipeline = Pipeline(self.views, Retrieval(serving, 1), serving, self.settings.selection, "server")
         self.dispatcher = Dispatcher(self.settings, pipeline, self.sent, lambda topic: 4, ReplyCache(60_000, 0), set())  # type: ignore[arg-type]
 
-    def _load(self, directory: Path, version: str) -> LiveRelease:
-        index = FromMirror(read_manifest(directory / version).dim)
-        wanted = in_bfloat16(self.settings.serving)
-        live = load_release(directory, version, index, mirror_items=MIRROR_ITEMS, in_bfloat16=wanted)
-        index.mirror = live.mirror
+    def _load(self, bundles_dir: Path, mirror_items: int | None, mirror_bytes: int) -> LiveRelease:
+        version = newest_version(bundles_dir)
+        index = FromMirror(read_manifest(bundles_dir / version).dim)
+        live = load_release(
+            bundles_dir,
+            version,
+            index,
+            mirror_items=mirror_items,
+            mirror_bytes=mirror_bytes,
+            in_bfloat16=in_bfloat16(self.settings.serving),
+        )
+        some = slice(0, INDEXED)
+        index.mirror = live.mirror or Mirror(live.model.item_ids[some], live.model.item_vectors(some))
         return live
 
-    def _views(self) -> Views:
+    def _views(self, since: int) -> Views:
         """Fed with records, as a worker's are."""
         live, now_ms, partitions = self.live, self.now_ms, self.settings.kafka.partitions
         catalogue, statistics = CatalogueView(FRESH_H * 3_600_000), StatisticsView(partitions, 168.0)
         for item in items_of(live.catalogue):
             catalogue.apply(item.item_id.encode(), encode(item), now_ms)
-        for item_id in live.catalogue.item_ids[:SINCE]:
+        for item_id in live.catalogue.item_ids[:since]:
             row = StatisticsRow("item", item_id, 0, now_ms, 10.0, 5.0, 100.0, 3.0, 0.0, (0, 0))
             statistics.apply(b"", encode(row))
         catalogue.describe_all(live.catalogue)
@@ -128,7 +139,9 @@ def measure(report: Report, quick: bool) -> None:
     report.note(f"{NOTICE}; {note_of(small)}; without Kafka, outbox counts")
     for items in QUICK_SIZES if quick else SIZES:
         say(f"{items:,} items")
-        server, rng = Server(small, items), np.random.default_rng(2)
+        directory, rng = scratch(), np.random.default_rng(2)
+        enlarged(small, directory, items)
+        server = Server(directory)
         for _ in range(WARM_UP):
             server.serve(server.records(16, rng))
         for size, turns in (QUICK_TURNS if quick else TURNS).items():

@@ -53,6 +53,16 @@ def test_a_snapshot_is_the_popularity_of_then():
     np.testing.assert_allclose(others[0], popularity_of(events[:20], 5, 10.0).log_share(), rtol=1e-6)
 
 
+def test_an_examples_offsets_are_the_snapshots_of_its_own_row_whatever_others_are_asked_for():
+    events = np.random.default_rng(1).integers(0, 5, 200)
+    snapshots = Snapshots(events, 5, 10.0, every=10)
+    rows, others, minus = np.array([199, 3, 121, 128, 3]), np.array([4, 0, 4]), np.array([0.5, 1.0, 0.0], np.float32)
+    own, found = snapshots.offsets(rows, events[rows], others, minus)
+    shares = [popularity_of(events[: row // 10 * 10], 5, 10.0).log_share() for row in rows]
+    np.testing.assert_allclose(own, [share[item] for share, item in zip(shares, events[rows], strict=True)], rtol=1e-6)
+    np.testing.assert_allclose(found, [share[others] - minus for share in shares], rtol=1e-6)
+
+
 def test_snapshots_of_many_items_are_further_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.retrieval.popularity.SNAPSHOT_CELLS", 1000)
     assert Snapshots(np.zeros(50, np.int64), 100, 10.0, every=1).every == 5
