@@ -45,20 +45,19 @@ def bytes_of_item(dim: int) -> int:
 class Mirror:
     """`item_ids` with vectors float32 [N, D]. One writer; a search runs in the writer's thread."""
 
-    def __init__(self, item_ids: Sequence[str], vectors: Floats) -> None:
-        self.item_ids = list(item_ids)
-        self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        self._room = _reserve(max(ROOM, GROWTH * len(vectors)), vectors.shape[1])
-        self._room[: len(vectors)] = vectors
+    def __init__(self, item_ids: Sequence[str], vectors: Floats, *, room: int = 0) -> None:
+        """`room`: of how many items it is known that they will come."""
+        self.item_ids: list[str] = []
+        self._row_of: dict[str, int] = {}
+        self._room = _reserve(max(ROOM, GROWTH * max(room, len(vectors))), vectors.shape[1])
         self._columns = Columns(
-            popularity=np.array(vectors[:, -1], np.float32),  # as it is when the item is not down
-            down=np.zeros(len(vectors), np.bool_),
-            catalogue_row=np.full(len(vectors), -1, np.int64),
+            popularity=np.zeros(0, np.float32),  # as it is when the item is not down
+            down=np.zeros(0, np.bool_),
+            catalogue_row=np.zeros(0, np.int64),
         )
         self._int8 = Int8Rows(len(self._room), self.dim) if has_int8_product() else None
         self._stale: set[int] = set()  # rows that have changed and are not in int8 yet
-        if self._int8 is not None:
-            self._write_int8(self._int8, np.arange(len(vectors)))
+        self.extend(item_ids, vectors)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -84,6 +83,17 @@ class Mirror:
         self._columns["popularity"][row] = vector[-1]
         self._columns["down"][row] = down
         self._hide(row)
+
+    def extend(self, item_ids: Sequence[str], vectors: Floats) -> None:
+        """Add items that are not here, with vectors float32 [N, D]."""
+        first, end = len(self), len(self) + len(vectors)
+        self._make_room(end)
+        self._room[first:end] = vectors
+        self._columns.extend(len(vectors), popularity=vectors[:, -1], down=False, catalogue_row=-1)
+        self._row_of.update(zip(item_ids, range(first, end), strict=True))
+        self.item_ids += item_ids
+        if self._int8 is not None:
+            self._write_int8(self._int8, np.arange(first, end))
 
     def set_catalogue_row(self, item_id: str, catalogue_row: int) -> None:
         """Set where the item's attributes are; one that is not here is passed over."""
@@ -189,15 +199,19 @@ class Mirror:
             int8.write(some, self._room[some], self._columns["popularity"][some])
 
     def _append(self, item_id: str) -> int:
-        if len(self) == len(self._room):
-            grown = _reserve(GROWTH * len(self), self.dim)
-            grown[: len(self)] = self._room
-            self._room = grown
-            if self._int8 is not None:
-                self._int8 = self._int8.grown(len(grown), len(self))
+        self._make_room(len(self) + 1)
         row = self._row_of[item_id] = self._columns.append(popularity=0.0, down=False, catalogue_row=-1)
         self.item_ids.append(item_id)
         return row
+
+    def _make_room(self, rows: int) -> None:
+        if rows <= len(self._room):
+            return
+        grown = _reserve(GROWTH * rows, self.dim)
+        grown[: len(self)] = self._vectors
+        self._room = grown
+        if self._int8 is not None:
+            self._int8 = self._int8.grown(len(grown), len(self))
 
     def _hide(self, row: int) -> None:
         """Write the last coordinate as it must be now."""

@@ -42,6 +42,7 @@ Floats = NDArray[np.float32]
 VERSION = re.compile(r"[A-Za-z0-9_]+")  # it names a directory and a collection
 RETRY_S = 1.0
 MOST_RETRY_S = 30.0
+MIRRORED = 50_000  # vectors taken into the mirror together
 
 
 class Index(Protocol):
@@ -284,14 +285,24 @@ def load_release(
     mirror, items = None, len(model.item_ids)
     most = mirror_bytes // bytes_of_item(model.dim) if mirror_items is None else mirror_items
     if 0 < items <= most:
-        mirror = Mirror(model.item_ids, model.item_vectors())
-        forget_pages(model.vectors)
+        mirror = mirror_of(model)
     elif most:
         log.warning("too many items for a mirror (serving.mirror_items)", version=version, items=items, most=most)
     ranker = bundle.ranker.in_bfloat16() if in_bfloat16 else bundle.ranker
     return LiveRelease(
         version, bundle.manifest.created_ms, model, ranker, index, bundle.catalogue, bundle.statistics, mirror
     )
+
+
+def mirror_of(model: CandidateModel) -> Mirror:
+    """The vectors of a model, block by block: they are in memory once."""
+    size = len(model.item_ids)
+    mirror = Mirror([], np.zeros((0, model.dim), np.float32), room=size)
+    for start in range(0, size, MIRRORED):
+        rows = slice(start, start + MIRRORED)
+        mirror.extend(model.item_ids[rows], model.item_vectors(rows))
+        forget_pages(model.vectors)
+    return mirror
 
 
 def check_collection(version: str, dim: int, index: Index) -> None:

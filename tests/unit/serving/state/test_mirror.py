@@ -102,6 +102,24 @@ def test_scores_of_items_that_are_not_here_are_missing() -> None:
     assert np.isnan(scores[1])
 
 
+def test_items_that_come_in_blocks_are_as_if_they_had_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "ROOM", 8)  # it is outgrown
+    whole, vectors = some(60), some(60).vectors(np.arange(60))
+    blocks = Mirror([], np.zeros((0, DIM), np.float32))
+    for rows in (slice(0, 3), slice(3, 50), slice(50, 60)):
+        blocks.extend(whole.item_ids[rows], vectors[rows])
+    for mirror in (whole, blocks):
+        mirror.put("i7", vector(1, 2, 3, 4, 5))
+        mirror.put("new", vector(5, 4, 3, 2, 1))
+        mirror.set_down("i9", True)
+    assert blocks.item_ids == whole.item_ids
+    assert blocks.rows(whole.item_ids).tolist() == [*range(61)]
+    np.testing.assert_array_equal(blocks.vectors(np.arange(61)), whole.vectors(np.arange(61)))
+    for ours, theirs in zip(blocks.search(queries(3), 20), whole.search(queries(3), 20), strict=True):
+        assert ours[0] == theirs[0]
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
 def test_a_vector_of_another_length_or_without_end_is_refused() -> None:
     with pytest.raises(ValueError, match="5 finite numbers"):
         some().put("x", vector(1, 2))
