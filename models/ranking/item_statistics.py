@@ -42,8 +42,7 @@ class ItemStatistics:
         rows = self._rows[scope]
         row = self._row_of[scope].get(name)
         if row is None:
-            nothing = {"sums": np.zeros((self._parts, COLUMNS)), "as_of_ms": np.zeros(self._parts, np.int64)}
-            row = self._free[scope].pop() if self._free[scope] else rows.append(**nothing)
+            row = self._free[scope].pop() if self._free[scope] else rows.append(sums=0.0, as_of_ms=0)
             self._row_of[scope][sys.intern(name)] = row
         rows["sums"][row, part] = sums
         rows["as_of_ms"][row, part] = as_of_ms
