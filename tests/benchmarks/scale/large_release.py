@@ -4,7 +4,7 @@ Each size is written, then taken over in a process of its own as a server does t
 topics `items` and `item-statistics` for every item, the release by serving's own loader, its catalogue from the topic,
 the mirror where the product's own limit has room for it, a pass of warming up. Neither broker nor Milvus is there: the
 collection is a stand-in, so what it takes to fill and to search it is not in the figures; `index lag` has it. Sizes for
-which the machine has not enough memory or disk are left out, and said to be.
+which there is not enough memory, disk or time are left out, and said to be.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from infra.simulation.world import NOTICE
 from models.release.bundle import Bundle, write_bundle
 from tests.benchmarks.ranking.ranking_ground import scratch
 from tests.benchmarks.report import Report, memory_bytes, say
+from tests.benchmarks.scale.budget import Budget
 from tests.benchmarks.scale.stopwatch import Stopwatch
 from tests.benchmarks.serving import large
 from tests.benchmarks.serving.serving_ground import note_of, small_release
 
 SIZES, QUICK_SIZES = (1_000_000, 10_000_000), (100_000,)
+BUDGET_S, FIRST_S = 3600.0, 150.0  # of all sizes, or SCALE_BUDGET_S; that the first is thought to take
 ASKED = 1_000_000  # items of the server that has a minute
 MOST_S, MOST_MEMORY = 60.0, 1.3
 BYTES_OF_ITEM = 1_500  # in memory, without the mirror
@@ -42,12 +44,15 @@ def measure(report: Report, quick: bool) -> None:
     report.note(f"{NOTICE}; {note_of(small)}")
     report.note("ready: " + ", ".join(READY) + "; load includes a check of all files, the mirror and its int8 rows")
     report.note("without broker and Milvus: neither network nor index are in these figures; bundles are in page cache")
+    budget = Budget(BUDGET_S, FIRST_S)
     for items in QUICK_SIZES if quick else SIZES:
-        if lack := what_lacks(items, small.manifest.dim):
-            report.note(f"{items:,} items: left out, {lack}")
-            continue
+        if lack := what_lacks(items, small.manifest.dim) or budget.lack(items):
+            report.note(f"{items:,} items: left out {lack}")
+            return
         say(f"{items:,} items")
+        began_s = time.monotonic()
         add_row(report, items, taken_over(small, items))
+        budget.took(items, time.monotonic() - began_s)
 
 
 def what_lacks(items: int, dim: int) -> str:
@@ -55,7 +60,7 @@ def what_lacks(items: int, dim: int) -> str:
     needed = {"memory": BYTES_OF_ITEM * items, "disk": 2 * TABLES * 4 * dim * items}
     there = {"memory": available_bytes(), "disk": shutil.disk_usage(scratch()).free}
     return " and ".join(
-        f"{size / 1e9:,.0f} GB of {name} are needed and {there[name] / 1e9:,.0f} GB there"
+        f"for want of {name}: {size / 1e9:,.0f} GB are needed and {there[name] / 1e9:,.0f} GB there"
         for name, size in needed.items()
         if size > there[name]
     )

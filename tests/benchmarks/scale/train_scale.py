@@ -10,7 +10,6 @@ size, so that a row is the same work.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,13 +18,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.benchmarks.report import Report, say
+from tests.benchmarks.scale.budget import Budget
 from tests.benchmarks.scale.generated_log import ITEMS, ROWS_OF_USER, items_frame, write_log
 from tests.benchmarks.scale.stopwatch import Stopwatch, most_memory
 
 SIZES, QUICK_SIZES = (100_000, 300_000, 1_000_000, 10_000_000, 20_000_000), (20_000, 100_000)
 REFERENCE = 1_000_000  # rows; what the largest size is compared with
 BUDGET_S = 6 * 3600.0  # of all sizes; SCALE_BUDGET_S sets another one
-LEAST_S = 120.0  # what a size is thought to take before one was measured
+FIRST_S = 120.0  # that the first size is thought to take
 BY = {  # stage: what it goes through
     "reading": "rows",
     "data set": "rows",
@@ -55,15 +55,14 @@ def measure(report: Report, quick: bool) -> None:
 
 def measured_sizes(report: Report, sizes: tuple[int, ...]) -> Any:
     """Rows and microseconds an example of each size for which there is time."""
-    left_s, rows_before, wall_s = float(os.environ.get("SCALE_BUDGET_S", BUDGET_S)), sizes[0], LEAST_S
+    budget = Budget(BUDGET_S, FIRST_S)
     for rows in sizes:
-        if (wanted_s := wall_s * rows / rows_before) > left_s:
-            report.note(f"{rows:,} rows: left out for want of time (about {wanted_s:,.0f} s, there are {left_s:,.0f})")
+        if lack := budget.lack(rows):
+            report.note(f"{rows:,} rows: left out {lack}")
             return
         say(f"{rows:,} rows")
         found = in_a_child(rows)
-        rows_before, wall_s = rows, found["wall"]
-        left_s -= wall_s
+        budget.took(rows, found["wall"])
         yield rows, add_row(report, rows, found)
 
 

@@ -58,8 +58,8 @@ def test_a_size_for_which_no_time_is_left_is_not_begun_and_said_to_be_left_out(m
 def test_a_release_that_the_machine_has_no_room_for_is_left_out_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_release, "available_bytes", lambda: 10**9)
     assert large_release.what_lacks(10, 64) == ""
-    assert "of memory are needed and 1 GB there" in large_release.what_lacks(10**6, 64)
-    assert "of disk" in large_release.what_lacks(10**12, 64)
+    assert "for want of memory: 2 GB are needed and 1 GB there" in large_release.what_lacks(10**6, 64)
+    assert "for want of disk" in large_release.what_lacks(10**12, 64)
 
 
 def test_a_stage_has_the_seconds_of_all_its_calls_and_what_its_last_one_told() -> None:
