@@ -16,6 +16,7 @@ COSTS = Path(__file__).with_name("unit_costs.toml")
 BUSY = 0.6  # of a core at the busiest moment that is planned for: the rest is for bursts and for catching up
 SPARE = 1  # processes more than the load needs, of those that several may be of: one may be gone
 DAY_S = 86_400
+WINDOW_S = 3600  # so long a list waits for watches (join.window_s)
 GB = 1e9
 
 
@@ -65,7 +66,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reply_bytes: float
 
     history_user_bytes: float
-    join_user_bytes: float
+    join_list_bytes: float
     serving_user_bytes: float
     trainer_item_bytes: float
     serving_item_bytes: float
@@ -118,7 +119,7 @@ def plan_for(load: Load, cost: Costs) -> Plan:
     needs = [
         _need("brokers", load, messages * cost.broker_message_ms),
         _need("history", load, load.events_per_s * cost.history_event_ms, load.users * cost.history_user_bytes),
-        _need("join", load, joined_ms, load.users * cost.join_user_bytes),
+        _need("join", load, joined_ms, load.requests_per_s * WINDOW_S * cost.join_list_bytes),
         _need("trending", load, load.events_per_s * cost.trending_event_ms),
         _need("trainer", load, examples * cost.trainer_example_ms, load.items * cost.trainer_item_bytes, limit=1),
         _need("indexer", load, rows * cost.indexer_row_ms, limit=1),
@@ -166,7 +167,7 @@ def _flows(load: Load, cost: Costs, *, examples: float, rows: float, statistics:
     }
     newest = {
         "user-histories": (events, cost.history_bytes, load.users),
-        "join-state": (requests + events, cost.join_user_bytes, load.users),
+        "join-state": (requests + events, cost.join_list_bytes, requests * WINDOW_S),
         "item-vectors": (rows, cost.row_bytes, load.items),
         "item-statistics": (statistics, cost.statistics_bytes, load.items),
     }

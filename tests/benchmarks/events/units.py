@@ -71,7 +71,7 @@ def measure(report: Report, quick: bool) -> None:
     for name, size in sizes.items():
         report.add(what=f"{name}_bytes", bytes=size)
     history, state = encode(server.viewers[0]), encode(state_of(impressions[0]))
-    for name, value in (("history_user_bytes", history), ("join_user_bytes", state)):
+    for name, value in (("history_user_bytes", history), ("join_list_bytes", state)):
         report.add(what=name, bytes=grown_by(lambda number, value=value: (f"user-{number}", bytes(bytearray(value)))))
     report.bar("messages and users that were measured", len(report.rows), at_least=len(sizes) + 2)
 
