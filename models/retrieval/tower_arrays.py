@@ -68,10 +68,11 @@ class _Member:
         parts = [watched, *([searches] if shape.words else []), *known, *traits]
         x = np.concatenate(parts, axis=1) if len(parts) > 1 else watched
         *hidden, (last, bias) = self._layers
-        for weight, shift in hidden:
-            x = np.maximum(x @ weight.T + shift, 0)
-        encoded: Floats = x @ last.T + bias
-        return encoded + watched if shape.residual else encoded
+        with np.errstate(over="ignore", invalid="ignore"):  # who asks looks whether the vector is finite
+            for weight, shift in hidden:
+                x = np.maximum(x @ weight.T + shift, 0)
+            encoded: Floats = x @ last.T + bias
+            return encoded + watched if shape.residual else encoded
 
 
 def _traits(queries: Queries, shape: TowerShape) -> list[Floats]:
