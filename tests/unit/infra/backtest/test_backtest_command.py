@@ -1,13 +1,13 @@
 """`nextwatch backtest` from a log to its directory, and every way in which it refuses."""
 
 import json
-import sys
 
 import numpy as np
 import polars as pl
 import pytest
 
 from infra.cli.backtest import read_time
+from models.evaluation import baseline_choice
 from tests.unit.infra.command import commands
 
 START_MS = 1_700_000_000_000
@@ -33,11 +33,7 @@ def small_log(rows: int = ROWS) -> pl.DataFrame:
 def nextwatch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("HALF_LIVES", "KNN", "EASE"):
-        monkeypatch.setattr(
-            f"models.evaluation.baseline_choice.{name}",
-            getattr(sys.modules["models.evaluation.baseline_choice"], name)[:2],
-        )
-
+        monkeypatch.setattr(baseline_choice, name, getattr(baseline_choice, name)[:2])
     return commands(monkeypatch, capsys, "backtest")
 
 
