@@ -54,7 +54,7 @@ def _of_topics(problems: list[str]) -> Finding:
 def _of_releases(settings: Settings) -> Iterator[Finding]:
     report = read_releases(settings)
     for problem in report.problems:
-        yield Finding("Milvus" if "ilvus" in problem else "releases", "not read", problem)
+        yield Finding("releases", "not all is known", problem)
     broken = [f"{bundle.version}: {bundle.problem}" for bundle in report.bundles if bundle.problem]
     if broken:
         yield Finding("bundles", "; ".join(broken), "remove them from bundles_dir, or train anew")

@@ -26,7 +26,6 @@ class MergedNets:
 
     def __init__(self, members: Sequence[RankerNet]) -> None:
         first = members[0]
-        self._dtype = first.bias.dtype
         tables = {space: torch.cat([net.tables[space].weight for net in members], dim=1) for space in first.tables}  # type: ignore[misc]
         self._query = _FirstLayer(members, "query", tables)
         self._impression = _FirstLayer(members, "impression", tables)

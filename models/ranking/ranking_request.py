@@ -66,9 +66,7 @@ def ranking_batch_of(
     rows = catalogue.rows(item_ids)
     known = _Known(statistics, now_ms[request])
     scores = [np.where(np.isfinite(query.scores), query.scores, np.nan).astype(np.float32) for query in queries]
-    places = [places_of(own) for own in scores]
-    ranks = [own if q.ranks is None else q.ranks for q, (own, _) in zip(queries, places, strict=True)]
-    best = [own if q.best is None else q.best for q, (_, own) in zip(queries, places, strict=True)]
+    ranks, best = zip(*(_places(query, own) for query, own in zip(queries, scores, strict=True)), strict=True)
     nominations = [query.nominations or by_two_towers(size) for query, size in zip(queries, sizes, strict=True)]
     candidates = Candidates(
         request=request,
@@ -158,6 +156,14 @@ class _Known:
         for each in self._statistics:
             total += each.at(scope, names, now_ms)
         return total
+
+
+def _places(query: RankingQuery, scores: Floats) -> tuple[Floats, float]:
+    """As they are given, else worked out."""
+    if query.ranks is not None and query.best is not None:
+        return query.ranks, query.best
+    ranks, best = places_of(scores)
+    return (ranks if query.ranks is None else query.ranks), (best if query.best is None else query.best)
 
 
 def places_of(scores: Floats) -> tuple[Floats, float]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,12 @@ class Pipeline:
     selection: Selection
     served_by: str
     watched_days: int = 90
-    preranker: Preranker = field(init=False)
     latency: LatencyEstimate = field(default_factory=LatencyEstimate)
     drift: AnswerDrift = field(default_factory=AnswerDrift)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "preranker", Preranker(self.settings, self.selection))
+    @cached_property
+    def preranker(self) -> Preranker:
+        return Preranker(self.settings, self.selection)
 
     def begin(self, contexts: Sequence[RequestContext], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Everything before the answer of the index is needed. `live`: None while there is no release yet."""

@@ -286,7 +286,7 @@ def load_release(
     most = mirror_bytes // bytes_of_item(model.dim) if mirror_items is None else mirror_items
     if 0 < items <= most:
         mirror = mirror_of(model)
-    elif most:
+    elif items > most > 0:
         log.warning("too many items for a mirror (serving.mirror_items)", version=version, items=items, most=most)
     ranker = bundle.ranker.in_bfloat16() if in_bfloat16 else bundle.ranker
     return LiveRelease(

@@ -58,8 +58,7 @@ def measure(report: Report, quick: bool) -> None:
     small = small_release(quick=True)
     directory, kept = scratch(), Kept()
     enlarged(small, directory, ITEMS)
-    server = Server(directory)
-    server.dispatcher._outbox = kept  # type: ignore[assignment]
+    server = Server(directory, outbox=kept)
     for _ in range(REQUESTS // 16):
         server.serve(server.records(16, np.random.default_rng(1)))
     report.title = "units: bytes of one of each, histories of 50 watches, lists of 20"

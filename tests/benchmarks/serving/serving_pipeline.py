@@ -58,10 +58,16 @@ class Sent:
 
 class Server:
     """All that a server's answering thread has, with the release of a directory; the stream has statistics of the
-    first `since` items. `mirror_items` as load_release takes them."""
+    first `since` items. `mirror_items` as load_release takes them; what is sent goes to `outbox`."""
 
     def __init__(
-        self, bundles_dir: Path, since: int = SINCE, *, mirror_items: int | None = MIRROR_ITEMS, mirror_bytes: int = 0
+        self,
+        bundles_dir: Path,
+        since: int = SINCE,
+        *,
+        mirror_items: int | None = MIRROR_ITEMS,
+        mirror_bytes: int = 0,
+        outbox: Any = None,
     ) -> None:
         settings = Settings.model_construct()
         serving = settings.serving.model_copy(update={"first": "mirror"})
@@ -70,9 +76,9 @@ class Server:
         self.live = self._load(bundles_dir, mirror_items, mirror_bytes)
         self.viewers = viewers_of(self.live.model.item_ids, VIEWERS, self.now_ms)
         self.views = self._views(since)
-        self.sent, self.offset = Sent(), 0
+        self.sent, self.offset = outbox or Sent(), 0
         pipeline = Pipeline(self.views, Retrieval(serving, 1), serving, self.settings.selection, "server")
-        self.dispatcher = Dispatcher(self.settings, pipeline, self.sent, lambda topic: 4, ReplyCache(60_000, 0), set())  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(self.settings, pipeline, self.sent, lambda topic: 4, ReplyCache(60_000, 0), set())
 
     def _load(self, bundles_dir: Path, mirror_items: int | None, mirror_bytes: int) -> LiveRelease:
         version = newest_version(bundles_dir)

@@ -26,7 +26,7 @@ from serving.request.response_draft import Answered, RequestContext
 from serving.request.retrieval import Retrieval
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
-from streams.messages import UserHistory, Watch
+from streams.messages import Item, UserHistory, Watch, encode
 from tests.harness.system import wait_until
 
 CREATED_MS = 1_700_000_000_000
@@ -76,6 +76,15 @@ def no_views() -> Views:
     """Views that have read nothing yet."""
     catalogue = CatalogueView(fresh_ms=72 * 3_600_000)
     return Views(HistoryView(), catalogue, TrendingView(), StatisticsView(1, half_life_h=24.0))
+
+
+def views_of_ann() -> Views:
+    """One user with a history, and the catalogue."""
+    views = no_views()
+    views.histories.apply(0, b"ann", encode(history("ann", "item-1", "item-2", "item-3")))
+    for item_id in ITEMS:
+        views.catalogue.apply(item_id.encode(), encode(Item(item_id, duration_s=60.0)))
+    return views
 
 
 def pipeline_of(views: Views, settings: Serving, latency: LatencyEstimate | None = None, **selection: Any) -> Pipeline:

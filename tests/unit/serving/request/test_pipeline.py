@@ -32,6 +32,7 @@ from tests.unit.serving.worlds import (
     no_views,
     pipeline_of,
     unavailable,
+    views_of_ann,
 )
 
 NOW_MS = CREATED_MS + 60_000
@@ -45,10 +46,7 @@ def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> L
 @pytest.fixture
 def views() -> Views:
     """One user with a history, a catalogue, and a trending list that starts with the least known items."""
-    views = no_views()
-    views.histories.apply(0, b"ann", encode(history("ann", "item-1", "item-2", "item-3")))
-    for item_id in ITEMS:
-        views.catalogue.apply(item_id.encode(), encode(Item(item_id, duration_s=60.0)))
+    views = views_of_ann()
     counts = tuple((item_id, float(count)) for count, item_id in enumerate(ITEMS))
     views.trending.apply(b"global/0", encode(Trending("global", 0, NOW_MS, 3600.0, counts[::-1])))
     return views

@@ -16,8 +16,8 @@ from serving.request.response_draft import RequestContext
 from serving.state.item_worth import MAX_AGE_MS, MOST_DUE, ItemWorth
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import Views
-from streams.messages import Impression, Item, RecommendRequest, encode
-from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, no_views, pipeline_of
+from streams.messages import Impression, RecommendRequest
+from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, pipeline_of, views_of_ann
 
 NOW_MS, RANKED = CREATED_MS + 60_000, 10
 NAN = np.nan
@@ -42,11 +42,7 @@ class Spy(Ranker):
 
 @pytest.fixture
 def views() -> Views:
-    views = no_views()
-    views.histories.apply(0, b"ann", encode(history("ann", "item-1", "item-2", "item-3")))
-    for item_id in ITEMS:
-        views.catalogue.apply(item_id.encode(), encode(Item(item_id, duration_s=60.0)))
-    return views
+    return views_of_ann()
 
 
 @pytest.fixture
