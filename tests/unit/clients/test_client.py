@@ -63,8 +63,8 @@ def test_a_lost_reply_is_asked_for_again_with_the_same_ids(topics: Kafka, client
 def test_it_is_asked_as_often_as_it_was_told_and_no_more(topics: Kafka, client: RecommendClient):
     with responding(topics, lambda request, copy: []) as seen:
         with pytest.raises(RequestTimeout, match="no reply to request"):
-            client.recommend("ann", timeout_s=3.0, retries=2)
-        wait_until(lambda: len(seen) >= 3, "the request and two copies", WAIT_S)
+            client.recommend("ann", timeout_s=9.0, retries=2)
+        wait_until(lambda: len(seen) >= 3, f"the request and two copies, {len(seen)} seen", WAIT_S)
         time.sleep(0.2)
     assert len(seen) == 3
 
