@@ -132,7 +132,7 @@ def probe(index: Index, bundle: Bundle, places: Places, expired: Set[str], retry
     version, model = bundle.manifest.version, bundle.model
     hits = min(_MOST_HITS, len(places))
     queries = queries_of(model, _sample(places, _QUERIES))
-    found = retry(lambda: index.search(version, queries, hits + len(expired)))
+    found = retry(lambda: index.search(version, queries, hits + len(expired), strong=True))
     known = [[item_id for item_id in ids if item_id not in expired][:hits] for ids, _ in found]
     return recall_of(known, model, places, queries, hits)
 

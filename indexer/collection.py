@@ -2,7 +2,8 @@
 
 Milvus Lite and a Milvus server want opposite things. Lite searches its memtable row by row in Python, so it is flushed
 every few thousand rows, a new collection at the end of its fill; a server makes a segment of each flush, so only the
-end of a fill flushes it. Both are read with strong consistency: what was upserted is found by the next search. After a
+end of a fill flushes it. Lite finds with the next search what was upserted; so does a server that is asked for strong
+consistency, but it waits for its time tick then, some 200 ms: users' searches take `milvus.consistency`. After a
 restart collections are not loaded; a call that fails for it (code 101) loads and tries once more.
 
 Beside its vector a row has the item's attributes, for filters (indexer/item_attributes.py).
@@ -199,10 +200,17 @@ class Index:
         }
 
     def search(
-        self, version: str, vectors: Floats, limit: int, *, expression: str = "", timeout_s: float | None = None
+        self,
+        version: str,
+        vectors: Floats,
+        limit: int,
+        *,
+        expression: str = "",
+        strong: bool = False,
+        timeout_s: float | None = None,
     ) -> list[tuple[list[str], Floats]]:
         """The `limit` (at most 16384) items with the largest inner product for each of vectors float32 [B, dim], among
-        those that a Milvus filter `expression` is true of.
+        those that a Milvus filter `expression` is true of; `strong`: what was upserted before is found, at any price.
 
         Per query: ids and inner products float32 [up to limit], best first.
         """
@@ -220,7 +228,7 @@ class Index:
             limit=limit,
             search_params={"metric_type": spec.metric, "params": parameters},
             output_fields=["item_id"] if self._is_lite else [],  # Lite answers "no fields" with all, vectors too
-            consistency_level="Strong",
+            consistency_level="Strong" if strong or self._is_lite else self._milvus.consistency,
             timeout=timeout_s or self._milvus.timeout_s,
         )
         # The columns behind the hits: one list each, where hit by hit would be a dictionary for every candidate.

@@ -37,7 +37,12 @@ def connect(milvus: Milvus) -> tuple[MilvusClient, bool]:
     with translated(f"connect to {milvus.uri}"):
         client = MilvusClient(**_options(milvus))
         version = client.get_server_version(timeout=milvus.timeout_s)
-    return client, "lite" in version.lower()
+    return client, is_lite(version)
+
+
+def is_lite(version: str) -> bool:
+    """Tell Milvus Lite by the version it gives; a server that was installed from a package says v2.3.5-lite."""
+    return version.startswith("milvus_lite")
 
 
 def is_not_loaded(error: MilvusException) -> bool:

@@ -28,7 +28,7 @@ from models.logs.stored_log import store_log
 from models.logs.stored_searches import store_searches
 from models.retrieval.candidate_learning import learn_candidates
 
-ASIDE = {"threads"}  # of the settings: they change nothing of what is learnt
+ASIDE = {"threads", "device"}  # of the settings: they change nothing of what is learnt
 
 
 @dataclass(frozen=True)

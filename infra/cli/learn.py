@@ -19,6 +19,11 @@ from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
 
+class Device(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class TrainStage(StrEnum):
     ALL = "all"
     RANKING = "ranking"
@@ -37,6 +42,7 @@ def train(
         str | None, typer.Option(help="Begin from this release instead of from noise: a version, or newest")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Share each batch among so many processes of this machine")] = 1,
+    device: Annotated[Device | None, typer.Option(help="Compute on a GPU; unset: model.device, ranker.device")] = None,
     checkpoints: Annotated[
         Path | None,
         typer.Option(help="Write checkpoints there, and go on from the one that is there to the same result"),
@@ -58,6 +64,8 @@ def train(
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
     settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
+    if device is not None:
+        settings = _on_device(settings, device)
     from infra.operate.training import TrainingJob, announce_bundle, train_release
     from models.logs.log import parse_mapping
     from models.release.distributed import helpers
@@ -121,6 +129,13 @@ def read_speed(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"--speed is a number or max, not {text!r}") from None
+
+
+def _on_device(settings: Settings, device: Device) -> Settings:
+    sections = {
+        name: getattr(settings, name).model_copy(update={"device": device.value}) for name in ("model", "ranker")
+    }
+    return settings.model_copy(update=sections)
 
 
 def _remove_old_bundles(settings: Settings) -> list[str]:

@@ -28,6 +28,7 @@ MENDABLE = (
     ("infra.operate.capacity_plan", "PlanError"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
+    ("models.device", "DeviceMissing"),
     ("models.evaluation.split", "BacktestError"),
     ("models.retrieval.checkpoint", "CheckpointError"),
     ("models.retrieval.candidate_learning", "WarmStartError"),

@@ -17,6 +17,7 @@ import polars as pl
 from infra.operate.progress import Step
 from infra.operate.retraining import delays_of, retrain, served_examples
 from infra.platform.settings import Settings
+from models.device import device_of
 from models.logs.log import read_items
 from models.logs.stored_log import StoredLog, store_log
 from models.logs.stored_searches import StoredSearches, store_searches
@@ -63,9 +64,10 @@ class _Material:
 def train_release(settings: Settings, job: TrainingJob, step: Step) -> Manifest | None:
     """Train and write a bundle; its manifest, None in a process that only helped.
 
-    Raises LogError, BundleError, CheckpointError, WarmStartError, TopicMissing.
+    Raises LogError, DeviceMissing, BundleError, CheckpointError, WarmStartError, TopicMissing.
     """
     limit_threads(settings.model.threads)
+    device_of(settings.model.device), device_of(settings.ranker.device)  # before anything is read
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if job.ranker_only:
         return _train_ranker(settings, job, step)
@@ -158,5 +160,5 @@ def _read_release(settings: Settings, version: str) -> Bundle:
 def _checkpoints(settings: Settings, job: TrainingJob, log: StoredLog, *, writes: bool) -> Checkpoints | None:
     if job.checkpoints is None:
         return None
-    identity = identity_of(log, settings.model.model_dump(), job.warm_start)
+    identity = identity_of(log, settings.model.model_dump(exclude={"device"}), job.warm_start)
     return Checkpoints(job.checkpoints, identity, writes=writes, clock=time.monotonic)

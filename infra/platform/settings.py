@@ -95,6 +95,9 @@ class Milvus(Section):
     ivf_nprobe: Count = _setting(
         56, "IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
     )
+    consistency: Literal["Strong", "Bounded", "Eventually"] = _setting(
+        "Bounded", "of users' searches on a server; Strong waits for its time tick, some 200 ms. Milvus Lite has Strong"
+    )
     timeout_s: Positive = _setting(5.0, "longest wait for one call, searches excepted")
 
     @field_validator("index_type", mode="before")
@@ -181,6 +184,7 @@ class Model(Section):
     )
     threads: Count = _setting(1, "of torch and BLAS in `nextwatch train`; more only help on idle cores")
     seed: int = _setting(1, "of all that is drawn in training")
+    device: Literal["cpu", "cuda"] = _setting("cpu", "where training computes; `nextwatch train --device` sets it")
 
 
 class Ranker(Section):
@@ -206,6 +210,7 @@ class Ranker(Section):
     ids: Count = _setting(100_000, "most ids of one space: the most frequent in clicked impressions")
     least_count: Count = _setting(5, "an id in fewer clicked impressions has the zero embedding")
     seed: int = _setting(1, "of all that is drawn in training")
+    device: Literal["cpu", "cuda"] = _setting("cpu", "where training computes; `nextwatch train --device` sets it")
 
 
 class Trainer(Section):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from models.device import DeviceName
+
 
 class RankerParameters(Protocol):
     """Sections are the paper's."""
@@ -40,3 +42,5 @@ class RankerParameters(Protocol):
     def least_count(self) -> int: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def device(self) -> DeviceName: ...

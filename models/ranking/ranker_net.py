@@ -124,7 +124,7 @@ class RankerNet(nn.Module):
     def position_part(self, position: Tensor) -> Tensor:
         """[N] places from 1, 0 for not known -> [N]: what a place adds to the logit. Serving leaves it out."""
         if self.position is None:
-            return torch.zeros(len(position))
+            return torch.zeros(len(position), device=position.device)
         shift: Tensor = self.position(position.clamp(0, POSITIONS)).squeeze(1)
         return shift
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.arrays import Floats, Rows
+from models.device import device_of
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.batches import batch_size, epoch_batches
 from models.logs.log import LogError
@@ -59,16 +60,17 @@ class Prepared:
     shape: RankerShape
     targets: Floats
 
-    def batch(self, rows: Rows) -> tuple[dict[Scope, Tensor], dict[Scope, dict[str, Tensor]]]:
+    def batch(self, rows: Rows, device: torch.device) -> tuple[dict[Scope, Tensor], dict[Scope, dict[str, Tensor]]]:
         """Quantiles and codes of examples, the query's repeated for each."""
         at = {"query": np.asarray(self.examples.request[rows]), "impression": rows}
-        x = {scope: torch.from_numpy(self.x[scope][at[scope]]) for scope in SCOPES}
-        codes = {scope: self._codes(scope, at[scope]) for scope in SCOPES}
+        x = {scope: torch.from_numpy(self.x[scope][at[scope]]).to(device) for scope in SCOPES}
+        codes = {scope: self._codes(scope, at[scope], device) for scope in SCOPES}
         return x, codes
 
-    def _codes(self, scope: Scope, rows: Rows) -> dict[str, Tensor]:
+    def _codes(self, scope: Scope, rows: Rows, device: torch.device) -> dict[str, Tensor]:
         named = {feature: self.examples.ids[feature.name].at(rows) for feature in self.shape.used(scope)[2]}
-        return {f.name: torch.from_numpy(self.spaces.codes(str(f.space), codes)) for f, codes in named.items()}
+        found = {f.name: self.spaces.codes(str(f.space), codes) for f, codes in named.items()}
+        return {name: torch.from_numpy(codes).to(device) for name, codes in found.items()}
 
 
 def train_ranker(
@@ -103,12 +105,14 @@ def train_ranker(
         before = member * settings.epochs * len(rows)
         for done in fit(net, prepared, settings, seed=settings.seed + member):
             progress(before + done, total)
-        nets.append(net)
+        nets.append(net.cpu())
     return Ranker(shape, nets, quantiles, spaces, watch_quantiles)
 
 
 def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed: int) -> Iterator[int]:
-    """Train one member; yields how many examples it has seen, after each step."""
+    """Train one member; yields how many examples it has seen, after each step. The network stays on the device."""
+    device = device_of(settings.device)
+    net.to(device)
     rng = np.random.default_rng(seed)
     n = len(prepared.rows)
     size = batch_size(n, largest=settings.batch, least_steps=LEAST_STEPS)
@@ -123,7 +127,7 @@ def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed:
         for _ in range(settings.epochs):
             for numbers in epoch_batches(n, size, rng):
                 rows = prepared.rows[numbers]
-                x, codes = prepared.batch(rows)
+                x, codes = prepared.batch(rows, device)
                 logits = net(net.query_part(x["query"], codes["query"]), x["impression"], codes["impression"])
                 loss = _loss(net, logits, prepared, rows, settings) / (1 + mean)
                 optimizer.zero_grad()
@@ -138,9 +142,9 @@ def _loss(net: RankerNet, logits: Tensor, prepared: Prepared, rows: Rows, settin
     logit = logits[:, 0]
     examples = prepared.examples
     if settings.position:
-        logit = logit + net.position_part(torch.from_numpy(examples.position[rows].astype(np.int64)))
-    target = torch.from_numpy(prepared.targets[rows])
-    watched = torch.from_numpy(np.asarray(examples.completed[rows]))
+        logit = logit + net.position_part(torch.from_numpy(examples.position[rows].astype(np.int64)).to(logit.device))
+    target = torch.from_numpy(prepared.targets[rows]).to(logit.device)
+    watched = torch.from_numpy(np.asarray(examples.completed[rows])).to(logit.device)
     if settings.target == "d2q":
         losses = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
     elif settings.objective == "equal":

@@ -19,6 +19,7 @@ import torch
 
 from models.arrays import Floats, Rows
 from models.catalogue.catalogue import Catalogue
+from models.device import device_of
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
 from models.logs.dataset import Dataset
@@ -153,7 +154,7 @@ class Training:
     def users(self, queries: Queries) -> Floats:
         """float32 [B, members * dim]: by the towers as they are."""
         with torch.inference_mode():
-            return np.concatenate([fit.net.users(queries, []).numpy() for fit in self.fits], axis=1)
+            return np.concatenate([fit.net.users(queries, []).cpu().numpy() for fit in self.fits], axis=1)
 
     def output_vectors(self) -> Floats:
         """float32 [N, members * dim]: of the towers; their logits are averaged."""
@@ -324,6 +325,7 @@ def new_net(
         items,
         words=settings.search_tokens if shape.words else 0,
         seed=settings.seed if seed is None else seed,
+        device=device_of(settings.device),
     )
 
 

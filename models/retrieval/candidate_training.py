@@ -118,7 +118,7 @@ class Fit:
                 self.extra(rows[part], targets[part], negatives, find_hits(own[part], others, len(distinct))),
                 part=part,
             )
-        weighted = (losses * torch.from_numpy(self.data.weights[chosen[part]])).sum()
+        weighted = (losses * torch.from_numpy(self.data.weights[chosen[part]]).to(losses.device)).sum()
         self.optimizer.zero_grad(set_to_none=True)
         weighted.backward()  # type: ignore[no-untyped-call]
         total = add_up(weighted.detach(), touched, self.net, size=len(rows))

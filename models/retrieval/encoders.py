@@ -43,8 +43,9 @@ class AttentionEncoder(nn.Module):
         x = F.embedding(places.clamp_min(0), vectors) * there[:, :, None]  # [B, H, D]
         x = x + self.positions[-places.shape[1] :] * there[:, :, None]
         steps = places.shape[1]
-        causal = torch.ones(steps, steps, dtype=torch.bool).tril()
-        itself = torch.eye(steps, dtype=torch.bool)  # padding looks at itself, so that no row of the mask is empty
+        causal = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+        # Padding looks at itself, so that no row of the mask is empty.
+        itself = torch.eye(steps, dtype=torch.bool, device=x.device)
         mask = (causal & there[:, None, :]) | itself  # [B, H, H]
         for block in self.blocks:
             x = block(x, mask[:, None])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from models.device import DeviceName
+
 EncoderName = Literal["average", "attention"]
 Learns = Literal["history", "popularity", "output_rows"]
 
@@ -72,6 +74,8 @@ class CandidateParameters(Protocol):
     def equal_users(self) -> bool: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def device(self) -> DeviceName: ...
 
 
 class LiveParameters(Protocol):

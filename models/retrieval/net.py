@@ -28,6 +28,7 @@ Codes = npt.NDArray[np.int32]
 DEVIATION = 0.05  # of an item's own embedding at the start
 ALL = slice(None)
 AT_ONCE = 65_536  # rows that are summed up together
+CPU = torch.device("cpu")
 
 
 class Touched(NamedTuple):
@@ -81,8 +82,18 @@ class ItemTable:
 class CandidateNet:
     """Everything that batch training learns."""
 
-    def __init__(self, shape: TowerShape, sides: Mapping[str, Codes], items: int, *, words: int = 0, seed: int) -> None:
-        """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens."""
+    def __init__(
+        self,
+        shape: TowerShape,
+        sides: Mapping[str, Codes],
+        items: int,
+        *,
+        words: int = 0,
+        seed: int,
+        device: torch.device = CPU,
+    ) -> None:
+        """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens. `device`: the tower's; the
+        tables stay, their rows go there for a step."""
         rng = np.random.default_rng([seed, 0])
         self.shape = shape
         self.queries = ItemTable(sides, items, shape.dim, rng)
@@ -92,6 +103,8 @@ class CandidateNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tower = UserTower(shape).eval()  # a fit sets it to training for as long as its epoch lasts
+        self.tower.to(device)
+        self.device = device
         self.distinct_items, self._distinct_words = Distinct(items), Distinct(words)
 
     @property
@@ -111,7 +124,7 @@ class CandidateNet:
             torch.from_numpy(queries.traits[part]),
             torch.from_numpy(queries.age[part]),
         )
-        encoded: Tensor = self.tower(inputs)
+        encoded: Tensor = self.tower(Inputs(*(each.to(self.device) for each in inputs)))
         return encoded
 
     def losses(
@@ -121,12 +134,13 @@ class CandidateNet:
         negatives stand among them. -> losses of a part of the batch [P] and what took part in them."""
         touched: list[Touched] = []
         users = self.users(queries, touched, part)  # [P, D]
-        vectors = self.outputs.embed(rows, touched)  # [T, D]
-        bias = gathered(self.bias, rows, touched)[:, 0]  # [T]
-        own_places, other_places = torch.from_numpy(own[part]), torch.from_numpy(others)
+        vectors = self.outputs.embed(rows, touched).to(self.device)  # [T, D]
+        bias = gathered(self.bias, rows, touched)[:, 0].to(self.device)  # [T]
+        own_places, other_places = (torch.from_numpy(places).to(self.device) for places in (own[part], others))
         positives = F.embedding(own_places, vectors), bias[own_places]
         negatives = F.embedding(other_places, vectors), bias[other_places]
-        return shared_softmax(users, *positives, *negatives, extra), touched
+        added = Extra(*(each.to(self.device) for each in extra))
+        return shared_softmax(users, *positives, *negatives, added), touched
 
     def tables(self) -> Iterator[tuple[str, Table]]:
         """Every table by name."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.harness import kuairand
 
@@ -53,6 +54,12 @@ ALS = Tool(
     why_not_in_ci="the bench extra is for benchmarks; CI installs what the product and its tests stand on",
 )
 MOUNT = Tool("a file system of its own", bool, "run as root", why_not_in_ci="a container may forbid to mount one")
+GPU = Tool(
+    "a GPU that torch knows",
+    lambda: bool(torch.cuda.device_count()),
+    "run where there is one, with a CUDA build of torch",
+    why_not_in_ci="CI has none",
+)
 IPV6 = Tool("IPv6", bool, "switch IPv6 on", why_not_in_ci="a container may have none")
 
 

@@ -74,7 +74,7 @@ def bare_loop(prepared: Prepared, settings: Ranker) -> Callable[[], object]:
     rng, ready = np.random.default_rng(1), []
     for _ in range(READY):
         rows = rng.choice(prepared.rows, settings.batch)
-        ready.append((*prepared.batch(rows), torch.from_numpy(prepared.targets[rows])))
+        ready.append((*prepared.batch(rows, torch.device("cpu")), torch.from_numpy(prepared.targets[rows])))
     turn = iter(range(1_000_000))
 
     def step() -> None:

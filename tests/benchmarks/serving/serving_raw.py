@@ -38,7 +38,7 @@ class Ready:
 
 
 @contextlib.contextmanager
-def raw_client(uri: str, version: str) -> Iterator[Search]:
+def raw_client(uri: str, version: str, consistency: str) -> Iterator[Search]:
     """Searches of the collection of a version, nq at a time, best 500, nothing but ids asked for."""
     client = MilvusClient(uri)
 
@@ -50,7 +50,7 @@ def raw_client(uri: str, version: str) -> Iterator[Search]:
             limit=CANDIDATES,
             search_params={"metric_type": "IP"},
             output_fields=["item_id"],  # Milvus Lite takes none for all
-            consistency_level="Strong",
+            consistency_level=consistency,
         )
 
     try:

@@ -8,6 +8,7 @@ times a bare search with nq = B and a bare pass of B x 500 candidates. Everythin
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,16 +49,17 @@ class Measured:
 
 
 def measure(report: Report, quick: bool) -> None:
-    """Whole requests over Kafka and Milvus Lite, by stage, beside broker, bare search and bare pass in turns."""
+    """Whole requests by stage, beside broker, bare search and bare pass in turns; on Milvus Lite or MILVUS_URI."""
     rounds, requests = (QUICK_ROUNDS, QUICK_REQUESTS) if quick else (ROUNDS, REQUESTS)
     small = small_release(quick)
-    report.title = f"serving requests: 500 candidates, closed loop, {rounds} rounds in turns, Milvus Lite (FLAT) first"
+    where = "a Milvus server" if "MILVUS_URI" in os.environ else "Milvus Lite"
+    report.title = f"serving requests: 500 candidates, closed loop, {rounds} rounds in turns, {where} (FLAT) first"
     report.note(f"{NOTICE}; {note_of(small)}")
     report.note(f"serving.search_s {PATIENT_S:.0f} and clients that wait {PATIENT_S * 3:.0f} s: nothing is shed")
     with ground(small) as on:
         for items in QUICK_SIZES if quick else SIZES:
             publish(on, small, items)
-            with served(on, search_s=PATIENT_S) as (settings, process), echoing(on.settings) as echo:
+            with served(on, first="index", search_s=PATIENT_S) as (settings, process), echoing(on.settings) as echo:
                 found = in_turns(on, settings, echo, rounds, requests)
                 memory = memory_of(process.pid)
             add_rows(report, items, found)
@@ -75,7 +77,7 @@ def in_turns(
     with (
         RecommendClient(client_options(settings.kafka)) as client,
         RecommendClient(client_options(echo.kafka)) as echo_client,
-        raw_client(settings.milvus.uri, on.bundle.manifest.version) as search,
+        raw_client(settings.milvus.uri, on.bundle.manifest.version, settings.milvus.consistency) as search,
     ):
         for number in range(rounds):
             for concurrency, mine in found.items():

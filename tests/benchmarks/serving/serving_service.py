@@ -7,6 +7,7 @@ Histories, catalogue and trending are written into their topics as their workers
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -91,9 +92,11 @@ NO_LOAD = Load([], [], 0.0)
 
 @contextlib.contextmanager
 def ground(small: Bundle, **sections: dict[str, Any]) -> Iterator[Ground]:
-    """Services, topics and an indexer; no release is announced yet."""
-    with temporary_settings(**sections) as own, services(own) as (settings, _, milvus), running(settings, ["indexer"]):
-        yield Ground(settings, milvus, small, [])
+    """Services, topics and an indexer; no release is announced yet. MILVUS_URI: the collection is on that server."""
+    with temporary_settings(**sections) as own, services(own) as (given, _, milvus):
+        settings = with_section(given, "milvus", uri=os.environ.get("MILVUS_URI", given.milvus.uri))
+        with running(settings, ["indexer"]):
+            yield Ground(settings, milvus, small, [])
 
 
 def publish(on: Ground, small: Bundle, items: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from indexer.collection import Index
 from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
 from indexer.item_attributes import ItemAttributes
+from indexer.milvus import is_lite
 from indexer.mips_to_l2 import longest_of
 from indexer.schema import SHADOW, collection_name, is_indexable
 from infra.local.milvus_server import start_milvus
@@ -48,6 +49,11 @@ def fill(index: Index, rows: np.ndarray, version: str = "a", /, *, attributes: A
 
 def ids(count: int) -> list[str]:
     return [f"item {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(("version", "lite"), [("milvus_lite-3.2.2", True), ("v2.3.5-lite", False), ("v2.6.1", False)])
+def test_a_server_from_a_package_is_no_milvus_lite(version: str, lite: bool) -> None:
+    assert is_lite(version) is lite
 
 
 def test_flat_search_is_the_exact_top_k(index: Index) -> None:
