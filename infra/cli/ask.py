@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 import uuid
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, NoReturn
 
+import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from infra.cli.options import AsJson, answer
 
@@ -27,6 +34,10 @@ def recommend(
         str | None, typer.Option("--filter", metavar="EXPRESSION", help="Only such items: 'duration_s < 600'")
     ] = None,
     timeout_s: Annotated[float, typer.Option(help="How long to wait for the reply")] = 5.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Ask again and again, and mark what has moved; Ctrl-C")
+    ] = False,
+    every_s: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two requests")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask for recommendations, through the request topic."""
@@ -34,8 +45,11 @@ def recommend(
     from nextwatch_client import RecommendClient
 
     with RecommendClient(client_options(context.obj.connected.kafka)) as client:
-        reply = client.recommend(user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)
-    answer(reply, _print_reply, as_json=as_json)
+        ask = partial(client.recommend, user, k=k, exclude=exclude or (), filter=only, timeout_s=timeout_s)
+        if watch:
+            _follow(ask, every_s, as_json=as_json)
+        reply = ask()
+    answer(reply, lambda found: Console().print(_shown(found)), as_json=as_json)
     raise typer.Exit(1 if reply.error else 0)
 
 
@@ -45,6 +59,7 @@ def watch(
     item: Annotated[str, typer.Argument(metavar="ITEM")],
     watch_s: Annotated[float, typer.Option("--seconds", min=0, help="How long it was watched")] = 60.0,
     duration_s: Annotated[float | None, typer.Option("--duration", min=0, help="How long the video is")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send one watch event, as a player would."""
     from kafka import KafkaProducer
@@ -61,7 +76,7 @@ def watch(
         producer.send(name, key=user.encode(), value=encode(event)).get(timeout=10)
     finally:
         producer.close()
-    Console().print(f"sent {event.event_id}")
+    answer(event, lambda sent: Console().print(f"sent {sent.event_id}"), as_json=as_json)
 
 
 def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> None:
@@ -73,20 +88,55 @@ def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> No
     raise typer.Exit(0 if found is not None else 1)
 
 
-def _print_reply(reply: Any) -> None:
-    console = Console()
+def _follow(ask: Callable[[], Any], every_s: float, *, as_json: bool) -> NoReturn:
+    """Show the newest reply until Ctrl-C, for a script a line of JSON each; an error ends it."""
+    before: list[str] | None = None
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False, vertical_overflow="visible") as screen:
+        while True:
+            reply = ask()
+            if as_json:
+                typer.echo(json.dumps(msgspec.to_builtins(reply)))
+            elif screen.console.is_terminal:
+                screen.update(_shown(reply, before), refresh=True)
+            else:
+                screen.console.print(_shown(reply, before))
+            if reply.error:
+                raise typer.Exit(1)
+            before = [item.item_id for item in reply.items]
+            time.sleep(every_s)
+    raise typer.Exit(0)
+
+
+def moves(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What became of each place: new, by how many it rose or fell, or nothing."""
+    places = {item_id: at for at, item_id in enumerate(before)}
+    return [_move(places.get(item_id), at) for at, item_id in enumerate(now)]
+
+
+def _move(before: int | None, now: int) -> str:
+    if before is None:
+        return "[green]new[/]"
+    if before == now:
+        return ""
+    return f"[green]up {before - now}[/]" if now < before else f"[yellow]down {now - before}[/]"
+
+
+def _shown(reply: Any, before: Sequence[str] | None = None) -> RenderableType:
+    """A reply as a table; `before`: the items of the last one, to mark what has moved."""
     if reply.error:
-        console.print(f"[red]error[/]: {escape(reply.error)}", highlight=False)
-        return
+        return Text.from_markup(f"[red]error[/]: {escape(reply.error)}")
     table = Table("rank", "item", "source", "expected watch", box=None, pad_edge=False)
-    for item in reply.items:
+    if before is not None:
+        table.add_column("moved")
+    marks = moves(before or (), [item.item_id for item in reply.items])
+    for item, mark in zip(reply.items, marks, strict=True):
         seconds = "" if item.expected_watch_s is None else f"{item.expected_watch_s:.0f} s"
-        table.add_row(str(item.rank), escape(item.item_id), item.source, seconds)
-    console.print(table)
+        cells = (str(item.rank), escape(item.item_id), item.source, seconds)
+        table.add_row(*cells, *([] if before is None else [mark]))
     stages = ", ".join(f"{name} {spent:.1f}" for name, spent in reply.stages_ms.items())
-    console.print(f"\nversion {reply.version or 'none yet'}, {reply.history_watches} watches known; ms: {stages}")
-    if reply.degraded:
-        console.print(f"[yellow]degraded[/]: {', '.join(reply.degraded)}")
+    about = f"\nversion {reply.version or 'none yet'}, {reply.history_watches} watches known; ms: {stages}"
+    degraded = [f"[yellow]degraded[/]: {', '.join(reply.degraded)}"] if reply.degraded else []
+    return Group(table, about, *degraded)
 
 
 def _print_history(found: Any) -> None:

@@ -44,6 +44,7 @@ MENDABLE = (
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="nextwatch: a streaming, real-time video recommender. Watch events in Kafka, recommendations that follow.",

@@ -48,6 +48,12 @@ _SIGN: dict[type[ast.cmpop], str] = {
     ast.Gt: ">",
     ast.GtE: ">=",
 }
+_INSTEAD = {  # what people write in other languages
+    "&": "write and",
+    "|": "write or",
+    "!": "write not, or != between two sides",
+    "=": "write == to compare",
+} | dict.fromkeys("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb", 'write straight quotes: "news"')
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -87,9 +93,17 @@ def _read(text: str) -> Term:
         before = text.split("\n")[node.lineno - 1].encode()[: node.col_offset]  # Python counts the bytes of UTF-8
         raise _at(text, _start(text, node.lineno) + len(before.decode(errors="ignore")), str(wrong)) from None
     except SyntaxError as error:
-        raise _at(text, _start(text, error.lineno or 1) + (error.offset or 1) - 1, error.msg) from None
+        raise _misspelt(text, error) from None
     except (ValueError, RecursionError, MemoryError):  # all else that Python's parser gives up with
         raise FilterError("filter: cannot be read, it is nested too deep") from None
+
+
+def _misspelt(text: str, error: SyntaxError) -> FilterError:
+    """Python gives no offset where the text ends too early."""
+    if not error.offset:
+        return FilterError(f"filter, character {len(text) + 1}, at the end: something is missing after {text[-20:]!r}")
+    place = _start(text, error.lineno or 1) + error.offset - 1
+    return _at(text, place, _INSTEAD.get(text[place : place + 1], error.msg))
 
 
 def _start(text: str, line: int) -> int:

@@ -91,7 +91,7 @@ def read_filter(request: RecommendRequest) -> ItemFilter | None:
     try:
         return parse_filter(request.filter)
     except FilterError as error:
-        raise Unsupported("filter", f"filter: {error}") from None
+        raise Unsupported("filter", str(error)) from None
 
 
 def read_address(

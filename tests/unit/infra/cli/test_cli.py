@@ -10,6 +10,7 @@ import pytest
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Settings
+from streams.messages import Recommended, RecommendReply, RecommendRequest, encode
 from streams.topics import TOPICS, create_topics
 from tests.unit.clients.responder import responding
 from tests.unit.infra.command import Done, commands
@@ -38,6 +39,7 @@ def test_help_lists_every_command_and_each_explains_itself_without_any_settings(
         assert f" {command} " in listed.out, f"{command} is not listed"
         explained = nextwatch(command, "--help")
         assert explained.code == 0 and f"Usage: nextwatch {command}" in explained.out
+        assert nextwatch(command, "-h").out == explained.out
         assert len(explained.out.splitlines()[3].strip()) > 20, "the first thing after the usage says what it does"
 
 
@@ -251,3 +253,23 @@ def test_exclusions_and_a_filter_travel_with_the_request(kafka_settings: Setting
     assert done.code == 0, done.err
     [(_, request)] = seen
     assert (request.k, request.exclude, request.filter) == (3, ("a", "b"), "duration_s < 600")
+
+
+def test_a_list_is_followed_until_an_error_and_what_moves_is_marked(kafka_settings: Settings, monkeypatch, capsys):
+    create_topics(kafka_settings.kafka)
+    run = commands(monkeypatch, capsys, "recommend", "ann", settings=kafka_settings)
+    lists = [["a", "b", "c"], ["b", "new [i]", "a"]]
+
+    def reply_of(request: RecommendRequest, copy: int) -> list[bytes]:
+        if not lists:
+            return [encode(RecommendReply(request.request_id, error="no more"))]
+        items = tuple(Recommended(item, rank, "index") for rank, item in enumerate(lists.pop(0), 1))
+        return [encode(RecommendReply(request.request_id, items=items))]
+
+    with responding(kafka_settings.kafka, reply_of) as seen:
+        done = run("--watch", "--every-s", "0.1")
+    assert (done.code, len(seen)) == (1, 3), done.err
+    rows = [line.split() for line in done.out.splitlines() if line[:1].isdigit()]
+    assert [row[1] for row in rows] == ["a", "b", "c", "b", "new", "a"]
+    assert rows[3][-2:] == ["up", "1"] and rows[4][-1] == "new" and rows[5][-2:] == ["down", "2"]
+    assert "error: no more" in done.out
