@@ -44,6 +44,7 @@ PROMTOOL = Tool(
 LIBFAKETIME = Tool("libfaketime", _faketime, "apt-get install libfaketime, or FAKETIME_LIB")
 DOCKER_COMPOSE = Tool("docker-compose", lambda: shutil.which("docker-compose"), "apt-get install docker-compose")
 SYSTEMD = Tool("systemd-analyze", lambda: shutil.which("systemd-analyze"), "apt-get install systemd")
+NPM = Tool("npm", lambda: shutil.which("npm"), "install Node.js 20 or newer")
 OPENSSL = Tool("openssl", lambda: shutil.which("openssl"), "apt-get install openssl")
 LINUX = Tool("Linux", lambda: sys.platform == "linux", "run on Linux", why_not_in_ci="CI may look at macOS too")
 KUAIRAND = Tool("the KuaiRand data", kuairand.is_there, "put it into ../shared/data/kuairand")

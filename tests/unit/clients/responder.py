@@ -52,7 +52,7 @@ def _respond(kafka: Kafka, answer: Answer, seen: Seen, ready: threading.Event, s
                     producer.send(
                         kafka.topic_prefix + RECOMMEND_REPLIES,
                         value,
-                        partition=struct.unpack(">i", headers["reply_partition"])[0],
+                        partition=struct.unpack(">i", place)[0] if (place := headers.get("reply_partition")) else None,
                         headers=[("correlation_id", headers["correlation_id"])],
                     )
             stop.wait(0.002)

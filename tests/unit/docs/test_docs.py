@@ -165,7 +165,8 @@ def _problem(command: Any, words: list[str]) -> str:
     if inner:
         at = next((place for place, word in enumerate(words) if word in inner), None)
         if at is None:
-            return f"no command of {sorted(inner)}"
+            none = f"no command of {sorted(inner)}"
+            return _unknown_options(command, words) if words and all(word[0] == "-" for word in words) else none
         return _unknown_options(command, words[:at]) or _problem(inner[words[at]], words[at + 1 :])
     return _unknown_options(command, words) or _no_choice(command, words)
 
