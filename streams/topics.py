@@ -7,7 +7,7 @@ a user's message on the wrong partition forwards it once (`partition_of` decides
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ FORGOTTEN = "forgotten"
 AT_LEAST = ("retention.ms", "delete.retention.ms", "max.message.bytes", "min.compaction.lag.ms")
 AT_MOST = ("max.compaction.lag.ms",)
 MEND_MS = 60_000
+BY_THE_CLUSTER = -1  # as many copies as `default.replication.factor` says
+ENOUGH_COPIES, LEAST_IN_SYNC = 3, 2
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def create_topics(kafka: Kafka) -> list[str]:
             wanted = {
                 kafka.topic_prefix + topic.name: {
                     "num_partitions": partitions_of(topic, kafka),
-                    "replication_factor": kafka.replication,
+                    "replication_factor": kafka.replication or BY_THE_CLUSTER,
                     "configs": config_of(topic, kafka),
                 }
                 for topic in missing
@@ -137,11 +139,42 @@ def check_topics(kafka: Kafka) -> list[str]:
         names = {kafka.topic_prefix + topic.name: topic for topic in TOPICS}
         problems = [f"{name}: missing (nextwatch topics --create)" for name in names if name not in there]
         present = [name for name in names if name in there]
-        partitions = {t["name"]: len(t["partitions"]) for t in admin.describe_topics(present)}
+        partitions = {t["name"]: t["partitions"] for t in admin.describe_topics(present)}
         configs = describe_configs(admin, present)
+        brokers = admin.describe_cluster()["brokers"]
+        copies = kafka.replication or _default_copies(admin, brokers)
+    if copies == 1 and len(brokers) > 1:
+        problems.append(f"one copy of each topic on {len(brokers)} brokers: a lost broker loses it (kafka.replication)")
     for name in present:
-        problems += _differences(name, names[name], kafka, partitions[name], configs.get(name, {}))
+        problems += _differences(name, names[name], kafka, len(partitions[name]), configs.get(name, {}))
+        problems += (f"{name}: {each}" for each in wrong_replicas(partitions[name], configs.get(name, {}), copies))
     return problems
+
+
+def _default_copies(admin: Any, brokers: Sequence[Mapping[str, Any]]) -> int:
+    """The cluster's `default.replication.factor`; 1 where the brokers do not tell."""
+    resource = ConfigResource(ConfigResourceType.BROKER, str(brokers[0]["broker_id"]))
+    found: dict[str, Any] = next(iter(admin.describe_configs([resource], config_filter="all").values()), {})
+    config: dict[str, Any] = next(iter(found.values()), {})
+    return int(config.get("default.replication.factor", {"value": 1})["value"])
+
+
+def wrong_replicas(partitions: Sequence[Mapping[str, Any]], config: Mapping[str, str], copies: int) -> Iterator[str]:
+    """Yield what may lose acknowledged messages of a topic with its brokers, and what lacks at this moment.
+    `partitions`: as the brokers describe them; `copies`: how many there must be."""
+    fewest = min(len(each["replica_nodes"]) for each in partitions)
+    if fewest < copies:
+        yield f"{fewest} of {copies} copies (kafka-reassign-partitions.sh makes more, or set kafka.replication)"
+    least_in_sync = int(config.get("min.insync.replicas", "2"))
+    if fewest >= ENOUGH_COPIES and least_in_sync < LEAST_IN_SYNC:
+        why = "one broker may acknowledge alone, and be lost"
+        yield f"min.insync.replicas is {least_in_sync}, expected {LEAST_IN_SYNC} or more ({why}: kafka-configs.sh)"
+    if config.get("unclean.leader.election.enable") == "true":
+        yield "unclean.leader.election.enable is true, expected false (a broker that lags may lead: kafka-configs.sh)"
+    lacking = [each for each in partitions if len(each["isr_nodes"]) < len(each["replica_nodes"])]
+    if lacking:
+        numbers = ", ".join(str(each["partition_index"]) for each in lacking)
+        yield f"not all copies in sync, of partition {numbers}: is a broker down?"
 
 
 def _create(admin: Any, wanted: dict[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ class Kafka(Section):
     ssl_key_file: Path | None = _setting(None, "this client's key, PEM")
     topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="put before every topic and group name")
     partitions: Count = _setting(4, "of user-keyed topics; equal for all of them, they are co-partitioned")
-    replication: Count = _setting(1, "copies of each topic that we make; 3 where there are three brokers")
+    replication: Count | None = _setting(None, "copies of each topic that we make; unset: the cluster's own default")
     max_message_bytes: Count = _setting(1_000_000, "a larger message is refused to the dead letters")
     session_timeout_s: Annotated[float, Field(ge=1)] = _setting(
         10.0, "a killed worker's partitions are taken over after this; brokers allow 6 s, or as they are set"

@@ -76,7 +76,7 @@ def create_app(
         store="memory://",
         datadir=datadir,
         topic_partitions=kafka.partitions,
-        topic_replication_factor=kafka.replication,
+        topic_replication_factor=kafka.replication or 1,  # it makes none
         topic_allow_declare=False,  # `nextwatch topics --create` makes them, with the policies that we rely on
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",

@@ -22,6 +22,7 @@ from streams.topics import (
     config_of,
     create_topics,
     partition_of,
+    wrong_replicas,
 )
 from tests.harness.needs import require_kafka
 from tests.unit.infra.command import commands
@@ -50,6 +51,30 @@ def test_every_topic_has_a_name_of_its_own_and_a_policy():
         kept_h = 24 if topic.key == "user" else 48
         assert config.get("delete.retention.ms") == (str(kept_h * HOUR_MS) if topic.cleanup == "compact" else None)
         assert ("max.compaction.lag.ms" in config) == (topic.cleanup == "compact" and topic.key == "user")
+
+
+def partition(number: int, copies: int, in_sync: int) -> dict[str, object]:
+    return {
+        "partition_index": number,
+        "replica_nodes": list(range(copies)),
+        "isr_nodes": list(range(in_sync)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("copies", "in_sync", "config", "says"),
+    [
+        (3, 3, {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"}, ""),
+        (3, 3, {}, ""),  # of what the brokers do not tell nothing is said
+        (1, 1, {"min.insync.replicas": "1"}, "1 of 3 copies"),
+        (3, 3, {"min.insync.replicas": "1"}, "min.insync.replicas is 1, expected 2 or more"),
+        (3, 3, {"unclean.leader.election.enable": "true"}, "unclean.leader.election.enable is true"),
+        (3, 2, {}, "not all copies in sync, of partition 1: is a broker down?"),
+    ],
+)
+def test_copies_that_cannot_keep_what_was_acknowledged_are_found(copies, in_sync, config, says):
+    found = list(wrong_replicas([partition(0, copies, copies), partition(1, copies, in_sync)], config, 3))
+    assert len(found) == bool(says) and all(says in problem for problem in found)
 
 
 @pytest.mark.system
