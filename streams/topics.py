@@ -30,6 +30,7 @@ FORWARDED = "nextwatch-forwarded"  # header of a message that was moved to its u
 WATCH_EVENTS = "watch-events"
 SEARCH_EVENTS = "search-events"
 ITEMS = "items"
+LOADED_HISTORIES = "loaded-histories"
 USER_HISTORIES = "user-histories"
 TRAINING_EXAMPLES = "training-examples"
 ITEM_VECTORS = "item-vectors"
@@ -64,6 +65,7 @@ TOPICS = (
     Topic(WATCH_EVENTS, "user", "delete", messages.WatchEvent),
     Topic(SEARCH_EVENTS, "user", "delete", messages.SearchEvent),
     Topic(ITEMS, "item", "compact", messages.Item),
+    Topic(LOADED_HISTORIES, "user", "delete", messages.LoadedHistory),
     Topic(USER_HISTORIES, "user", "compact", messages.UserHistory),
     Topic(TRAINING_EXAMPLES, "user", "delete", messages.TrainingExample, single=True),
     Topic(ITEM_VECTORS, "item", "compact", messages.ItemVector),

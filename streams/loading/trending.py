@@ -1,0 +1,37 @@
+"""What was watched last in a log, as a part of the trending lists beside those of the partitions.
+
+It is counted as the trending worker counts, at the rows' own times, and stands under keys of its own: to load a log
+again writes the same over it. What is watched from then on decays it, as it does the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from infra.platform.settings import Settings
+from models.logs.stored_log import BUFFER_ROWS, StoredLog
+from streams.messages import Trending
+from streams.trending.rules import PartitionCounts
+
+PART = "loaded"  # in place of a partition, in the key
+NO_PARTITION = -1
+
+
+def trending_of(log: StoredLog, settings: Settings) -> Iterator[tuple[str, Trending]]:
+    """Key and message of each scope."""
+    trending = settings.trending
+    counts = PartitionCounts(
+        trending.half_life_s, items=trending.items, regions=trending.regions, region_items=trending.region_items
+    )
+    regions, names = log.contexts.get("region"), log.vocabularies.get("region", [])
+    for start in range(0, len(log), BUFFER_ROWS):
+        at = start + np.flatnonzero(log.completed[start : start + BUFFER_ROWS])
+        places = np.zeros(len(at), np.int64) if regions is None else regions[at]
+        columns = zip(log.items[at].tolist(), places.tolist(), log.event_ms[at].tolist(), at.tolist(), strict=True)
+        for item, place, event_ms, offset in columns:
+            counts.add(log.item_ids[item], names[place] if place else None, event_ms, offset)
+    for scope, message in counts.changes(NO_PARTITION).items():
+        if message is not None:
+            yield f"{scope}/{PART}", message
