@@ -85,6 +85,7 @@ def retrain(
         seed=settings.ranker.seed,
         metrics=trained.metrics,
         offsets=base.manifest.offsets,
+        learnt_ms=base.manifest.learnt_ms,
     )
 
 

@@ -44,6 +44,7 @@ def train_bundle(
     bundles_dir: Path,
     created_ms: int,
     offsets: dict[str, int],
+    learnt_ms: int = 0,
     delays: Delays = Delays(),
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
@@ -97,6 +98,7 @@ def train_bundle(
         seed=settings.seed,
         metrics=learned.selection.metrics | trained.metrics,
         offsets=offsets,
+        learnt_ms=learnt_ms,
     )
     if checkpoints is not None:
         checkpoints.clear()
