@@ -13,7 +13,7 @@ import numpy as np
 from infra.platform.settings import Settings
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from streams.messages import Trending
-from streams.trending.rules import PartitionCounts
+from streams.trending.app import start
 
 PART = "loaded"  # in place of a partition, in the key
 NO_PARTITION = -1
@@ -21,10 +21,7 @@ NO_PARTITION = -1
 
 def trending_of(log: StoredLog, settings: Settings) -> Iterator[tuple[str, Trending]]:
     """Key and message of each scope."""
-    trending = settings.trending
-    counts = PartitionCounts(
-        trending.half_life_s, items=trending.items, regions=trending.regions, region_items=trending.region_items
-    )
+    counts = start(NO_PARTITION, (), settings)
     regions, names = log.contexts.get("region"), log.vocabularies.get("region", [])
     for start in range(0, len(log), BUFFER_ROWS):
         at = start + np.flatnonzero(log.completed[start : start + BUFFER_ROWS])

@@ -62,7 +62,7 @@ def test_an_unknown_command_or_option_is_a_usage_error(nextwatch):
         ("serve",),
         ("topics", "--check"),
         ("train", "--from-topics"),
-        ("train", "log.csv"),
+        ("train", "log.csv", "--announce"),
         ("replay", "log.csv"),
     ],
     ids=lambda arguments: arguments[0],

@@ -125,6 +125,6 @@ def test_trending_is_counted_at_the_rows_own_times_and_under_keys_of_its_own(tmp
     lists = dict(trending_of(log, Settings(trending=Trending(half_life_s=3600.0))))
     assert lists.keys() == {"global/loaded", "region/de/loaded"}
     everybody = lists["global/loaded"]
-    assert everybody.items == (("new", 1.0), ("old", 0.5)) and everybody.as_of_ms == 2 * hour_ms
+    assert dict(everybody.items) == {"new": 1.0, "old": 0.5} and everybody.as_of_ms == 2 * hour_ms
     assert everybody.partition == -1, "no worker goes on from it"
     assert dict(trending_of(log, Settings(trending=Trending(half_life_s=3600.0)))) == lists
