@@ -23,8 +23,8 @@ def trending_of(log: StoredLog, settings: Settings) -> Iterator[tuple[str, Trend
     """Key and message of each scope."""
     counts = start(NO_PARTITION, (), settings)
     regions, names = log.contexts.get("region"), log.vocabularies.get("region", [])
-    for start in range(0, len(log), BUFFER_ROWS):
-        at = start + np.flatnonzero(log.completed[start : start + BUFFER_ROWS])
+    for first in range(0, len(log), BUFFER_ROWS):
+        at = first + np.flatnonzero(log.completed[first : first + BUFFER_ROWS])
         places = np.zeros(len(at), np.int64) if regions is None else regions[at]
         columns = zip(log.items[at].tolist(), places.tolist(), log.event_ms[at].tolist(), at.tolist(), strict=True)
         for item, place, event_ms, offset in columns:
