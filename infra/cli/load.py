@@ -121,7 +121,8 @@ def _plain(loaded: Any) -> dict[str, Any]:
 def _show(report: dict[str, Any], titles: dict[str, str], *, as_json: bool) -> None:
     reply = report["reply"]
     if as_json:
-        print_json(report | {"titles": {item.item_id: titles.get(item.item_id) for item in reply.items if reply}})
+        item_ids = [item.item_id for item in reply.items] if reply else []
+        print_json(report | {"titles": {item_id: titles.get(item_id) for item_id in item_ids}})
         return
     console = Console()
     told = f"{report['rows']:,} rows of {report['users']:,} users, {report['items']:,} items"

@@ -29,7 +29,7 @@ from streams.loading.searches import read_searches
 from streams.loading.trending import trending_of
 from streams.messages import encode
 
-LOOK_S = 0.25  # between two looks how far the history workers have come
+LOOK_S = 1.0  # between two looks how far the history workers have come
 GROUP = "nextwatch-history"
 
 
@@ -66,7 +66,8 @@ def load_log(
         )
         name, total = settings.kafka.topic_prefix + topics.LOADED_HISTORIES, len(log.user_ids)
         users = send_all(producer, name, histories, lambda done: step("histories", done, total))
-        lists = (Keyed(key, encode(each)) for key, each in trending_of(log, settings))
+        counted = trending_of(log, settings, lambda done: step("trending", done, len(log)))
+        lists = (Keyed(key, encode(each)) for key, each in counted)
         told = send_all(producer, settings.kafka.topic_prefix + topics.TRENDING, lists)
     taken = wait_until_taken(settings.kafka, wait_s, lambda done, of: step("taken in", done, of))
     return Loaded(len(log), users, described, told, taken, time.monotonic() - began_s)

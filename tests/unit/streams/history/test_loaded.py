@@ -124,6 +124,8 @@ def test_nothing_from_before_an_erasure_comes_back():
     history = load(erased, message).history
     assert content(history) == ([(f"i{day % 6}", day * DAY_MS) for day in (6, 7, 8, 9)], {"i5"})
     assert [search.query for search in history.searches] == ["new"] and history.since_ms == 4 * DAY_MS
+    later = load(UserHistory("u", since_ms=7 * DAY_MS), message).history
+    assert content(later) == ([("i2", 8 * DAY_MS), ("i3", 9 * DAY_MS)], set())
 
 
 def test_searches_and_context_come_too_and_the_newest_stay():
