@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -67,7 +68,7 @@ def load(
             remove_old(running)
             shown = user or most_active(stored)
             reply = _ask(running, shown, manifest.version, wait_s)
-            report = {"version": manifest.version, "user": shown, "reply": reply} | _plain(loaded)
+            report = {"version": manifest.version, "user": shown, "reply": reply} | msgspec.structs.asdict(loaded)
             _show(report, titles_of(items), as_json=as_json)
     raise typer.Exit(0 if loaded.taken and reply is not None and not reply.error else 1)
 
@@ -109,13 +110,6 @@ def _ask(settings: Settings, user: str, version: str, wait_s: float) -> Any:
     with RecommendClient(client_options(settings.kafka)) as client:
         request = RecommendRequest(uuid.uuid4().hex, user, record=False)
         return client.recommend_many([request], timeout_s=ASK_S)[0]
-
-
-def _plain(loaded: Any) -> dict[str, Any]:
-    import msgspec
-
-    told: dict[str, Any] = msgspec.to_builtins(loaded)
-    return told
 
 
 def _show(report: dict[str, Any], titles: dict[str, str], *, as_json: bool) -> None:

@@ -8,13 +8,14 @@ broken off and done again: what is there already is known (streams/history/loade
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import polars as pl
 from kafka import KafkaProducer
+from kafka.errors import CoordinatorNotAvailableError
 
 from infra.operate.progress import Step, no_progress
 from infra.operate.replay import item_messages
@@ -23,10 +24,10 @@ from infra.platform.settings import Kafka, Settings
 from models.logs.log import read_items
 from models.logs.stored_log import StoredLog
 from streams import topics
-from streams.kafka.follow import TopicFollower
+from streams.kafka.follow import TopicFollower, read_to_end
 from streams.loading.histories import NO_SEARCHES, histories_of
 from streams.loading.searches import read_searches
-from streams.loading.trending import trending_of
+from streams.loading.trending import PART, trending_of
 from streams.messages import encode
 
 LOOK_S = 1.0  # between two looks how far the history workers have come
@@ -67,10 +68,19 @@ def load_log(
         name, total = settings.kafka.topic_prefix + topics.LOADED_HISTORIES, len(log.user_ids)
         users = send_all(producer, name, histories, lambda done: step("histories", done, total))
         counted = trending_of(log, settings, lambda done: step("trending", done, len(log)))
-        lists = (Keyed(key, encode(each)) for key, each in counted)
-        told = send_all(producer, settings.kafka.topic_prefix + topics.TRENDING, lists)
+        lists = [Keyed(key, encode(each)) for key, each in counted]
+        stale = [Keyed(key, None) for key in sorted(listed(settings.kafka) - {key for key, _ in lists})]
+        send_all(producer, settings.kafka.topic_prefix + topics.TRENDING, lists + stale)
     taken = wait_until_taken(settings.kafka, wait_s, lambda done, of: step("taken in", done, of))
-    return Loaded(len(log), users, described, told, taken, time.monotonic() - began_s)
+    return Loaded(len(log), users, described, len(lists), taken, time.monotonic() - began_s)
+
+
+def listed(kafka: Kafka) -> set[str]:
+    """The keys of the trending lists that another load has left."""
+    keys: dict[bytes, bool] = {}
+    for record in read_to_end(kafka, topics.TRENDING):
+        keys[record.key or b""] = record.value is not None
+    return {key.decode() for key, is_there in keys.items() if is_there and key.endswith(b"/" + PART.encode())}
 
 
 def wait_until_taken(
@@ -80,15 +90,23 @@ def wait_until_taken(
     with TopicFollower(kafka, topics.LOADED_HISTORIES, partitions=()) as follower:
         ends = {number: end for (_, number), end in follower.ends().items()}
     deadline_s = time.monotonic() + wait_s
-    group, name = f"{kafka.topic_prefix}{GROUP}", topics.LOADED_HISTORIES
     while True:
-        committed = {number: topics.committed_offsets(kafka, group, [name], number)[name] for number in ends}
+        committed = _committed(kafka, ends)
         report(sum(committed.values()), sum(ends.values()))
         if all(committed[number] >= end for number, end in ends.items()):
             return True
         if time.monotonic() > deadline_s:
             return False
         time.sleep(LOOK_S)
+
+
+def _committed(kafka: Kafka, partitions: Iterable[int]) -> dict[int, int]:
+    """The next offset of `loaded-histories` that the history workers will read, by partition."""
+    group, name = f"{kafka.topic_prefix}{GROUP}", topics.LOADED_HISTORIES
+    try:
+        return {number: topics.committed_offsets(kafka, group, [name], number)[name] for number in partitions}
+    except CoordinatorNotAvailableError:  # no group was ever on these brokers, or it is being moved
+        return dict.fromkeys(partitions, 0)
 
 
 def titles_of(items: Path | None) -> dict[str, str]:

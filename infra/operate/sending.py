@@ -27,10 +27,10 @@ class SendError(RuntimeError):
 
 
 class Keyed(NamedTuple):
-    """A message as it travels."""
+    """A message as it travels; no value takes back what was said of the key."""
 
     key: str
-    value: bytes
+    value: bytes | None
 
 
 @contextmanager

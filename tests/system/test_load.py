@@ -148,19 +148,21 @@ def test_items_and_trending_are_as_of_the_logs_end(system):
     assert lists.as_of_ms == completed["event_ms"].max() and dict(lists.items)[completed["item_id"][-1]] >= 1
 
 
-def test_the_same_rows_sent_as_watches_and_a_second_load_teach_nothing(system):
+def test_the_same_rows_sent_as_watches_and_a_second_load_teach_nothing_and_bring_nobody_back(system):
     before = system.samples()
     rows = system.log.rename({"viewer": "user_id"})
     replay(rows, system.settings)
     wait_until(lambda: system.cluster.behind("history", WATCH_EVENTS) == 0, "the replay is read", WAIT_S)
     assert system.cluster.total(TRAINING_EXAMPLES) == 0, "each row is known"
+    forgotten = json.loads(run_cli(system.settings, "forget", ODD[1], "--json"))
+    assert LOADED_HISTORIES in {held["topic"] for held in forgotten["held"]}, "it is told where more is"
     again = json.loads(run_cli(system.settings, "load", *system.arguments, "--json", timeout_s=400.0))
     assert again["taken"] and again["version"] != system.report["version"]
     after = system.histories()
-    for user, history in system.loaded.items():
-        assert [(w.item_id, w.event_id) for w in after[user].watches] == [
-            (w.item_id, w.event_id) for w in history.watches
-        ]
+    assert after.keys() == system.loaded.keys() - {ODD[1]}
+    for user in after:
+        found, loaded = ([(w.item_id, w.event_id) for w in each[user].watches] for each in (after, system.loaded))
+        assert found == loaded
     assert system.samples()["nextwatch_training_steps_total"] == before["nextwatch_training_steps_total"] == 0
 
 
@@ -177,3 +179,10 @@ def test_a_late_watch_with_an_old_time_that_was_not_in_the_log_is_learnt_and_cou
     wait_until(lambda: system.samples().get("nextwatch_prequential_examples_total", 0) >= 1, "it is learnt", WAIT_S)
     assert system.cluster.total(TRAINING_EXAMPLES) == 1, "the log's own watch, sent by a player, is known"
     assert system.samples()["nextwatch_prequential_sample"] == 1
+
+
+def test_a_rebuild_of_the_histories_finds_them_as_the_topics_say(system):
+    system.processes["history"].stop()
+    for arguments in ((), ("--from-scratch",)):
+        found = json.loads(run_cli(system.settings, "rebuild", "histories", "--dry-run", "--json", *arguments))
+        assert found["differ"] == 0 and found["users"] == len(USERS) - 1
