@@ -171,6 +171,19 @@ class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
     partition: Offset  # of the watch in watch-events; with `offset` it is the example's identity
     offset: Offset
     produced_ms: Millis
+    is_row: bool = False  # of a log that was sent as watches (streams.history.log_rows)
+
+
+class LoadedHistory(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a log tells of a user, for the history: the newest watches and searches, oldest first by event time, and of
+    the older watches `seen`, as UserHistory has them. `event_ms`: of the newest."""
+
+    user_id: Id
+    event_ms: Millis
+    watches: tuple[Watch, ...] = ()
+    searches: tuple[Search, ...] = ()
+    context: Context | None = None
+    seen: bytes = b""
 
 
 class ItemVector(Struct, frozen=True, array_like=True):
@@ -509,7 +522,7 @@ M = TypeVar("M")
 _JSON = msgspec.json.Encoder()
 _MSGPACK = msgspec.msgpack.Encoder()
 _BINARY: tuple[Any, ...] = (ItemVector,)
-_COMPACT: tuple[Any, ...] = (UserHistory, TrainingExample, JoinState)
+_COMPACT: tuple[Any, ...] = (UserHistory, LoadedHistory, TrainingExample, JoinState)
 COMPACT = b"\x01"  # MessagePack follows
 
 

@@ -13,6 +13,7 @@ from tests.benchmarks.report import Benchmark, run
 TABLES = {  # a benchmark, or one with its part: what measures it
     "history": "events.history:measure",
     "join": "events.join:measure",
+    "load": "events.loading:measure",
     "freshness": "events.freshness:measure",
     "whole-way": "events.whole_way:measure",
     "request": "events.request:measure",
