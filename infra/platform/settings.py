@@ -147,7 +147,11 @@ class Join(Section):
 
 
 class Trending(Section):
-    half_life_s: Positive = _setting(6 * 3600.0, "of a watch's weight, in event time")
+    half_life_s: Positive = _setting(6 * 3600.0, "of a watch's weight, in event time: the fastest of several")
+    slower_s: tuple[Positive, ...] = _setting(
+        (86_400.0, 7 * 86_400.0, 30 * 86_400.0),
+        "slower ones, for where there is too little to go by within the faster; behind them stands all time",
+    )
     items: Count = _setting(500, "most items published per partition")
     regions: Whole = _setting(50, "context regions counted apart, per partition: the most watched ones; 0: none")
     region_items: Count = _setting(100, "most items published per region and partition")
