@@ -78,7 +78,7 @@ def measure(report: Report, quick: bool) -> None:
         report.note(f"left out: the KuaiRand data is not at {DIRECTORY}")
         return
     settings = Settings.model_construct(
-        model=Model(members=1) if quick else Model(),
+        model=Model(members=1, epochs=3) if quick else Model(),
         ranker=Ranker(epochs=1, hidden=QUICK_HIDDEN) if quick else Ranker(),
     )
     log, items = read_kuairand()

@@ -6,7 +6,7 @@ import pytest
 from serving.state.trending_view import WORLDWIDE, TrendingList, TrendingView, add_up
 from streams.messages import Trending, encode
 from streams.trending.back_off import BACK_OFF
-from streams.trending.rules import GLOBAL
+from streams.trending.rules import GLOBAL, DecayedCounts
 
 DAY_MS = 86_400_000
 MANY = 1000 * BACK_OFF
@@ -73,6 +73,28 @@ def test_items_of_an_old_log_are_told_apart_by_all_time_and_by_when_they_were_wa
     found = view.best()
     assert found.item_ids == ["m", "z", "a", "new", "b"]
     assert (found.shares > 0).all() and (np.diff(found.shares) <= 0).all()
+
+
+def test_the_list_of_an_old_log_is_what_was_watched_towards_its_end() -> None:
+    """A film a day over the years 2013 to 2015, on two partitions: by the worker's counts, and by the formula."""
+    half_lives_s = (6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
+    start_ms, rng = 1_360_000_000_000, np.random.default_rng(1)
+    days = np.sort(rng.uniform(0, 1000, 3000))
+    films = ((0.04 * days).astype(int) + rng.zipf(1.5, 3000) % 40) % 60  # what is watched changes
+    view, workers = TrendingView(), [DecayedCounts(half_lives_s, room=100) for _ in range(2)]
+    for offset, (day, film) in enumerate(zip(days.tolist(), films.tolist(), strict=True)):
+        workers[film % 2 if day < 999 else 0].add(f"film-{film}", start_ms + round(day * DAY_MS), offset)
+    for partition, worker in enumerate(workers):
+        view.apply(f"global/{partition}".encode(), encode(worker.message(GLOBAL, partition, 100)))
+    ages_s = np.round((days[-1] - days) * DAY_MS) / 1000
+    share = np.bincount(films, minlength=60) / len(films)
+    for half_life_s in (np.inf, *half_lives_s[::-1]):
+        weights = 0.5 ** (ages_s / half_life_s)
+        share = (np.bincount(films, weights, minlength=60) + BACK_OFF * share) / (weights.sum() + BACK_OFF)
+    found = view.best()
+    assert found.shares.tolist() == pytest.approx([share[int(name.removeprefix("film-"))] for name in found.item_ids])
+    assert (np.diff(found.shares) < 0).all(), "no two films are alike"
+    assert len(found.item_ids) == len(np.unique(films))
 
 
 def test_a_region_has_its_own_order_as_far_as_enough_is_watched_there() -> None:

@@ -174,3 +174,13 @@ def test_only_completed_watches_on_their_own_partition_are_counted():
     published = counts[home].changes(home)["global"]
     assert published is not None and dict(published.items) == {"long": 1.0, "whole": 1.0}
     assert counts[astray.partition].changes(astray.partition) == {}
+
+
+def test_half_lives_that_are_set_are_kept_in_order_and_none_that_is_faster_than_the_fastest():
+    trending = {"half_life_s": 100_000.0, "slower_s": (864_000.0, 50_000.0, 200_000.0, 200_000.0)}
+    counts = start(0, [], Settings.model_validate({"trending": trending}))
+    counts.add("a", None, START_MS, 0)
+    message = counts.changes(0)["global"]
+    assert message is not None
+    assert (message.half_life_s, message.slower_s) == (100_000.0, (200_000.0, 864_000.0))
+    assert message.slower == ((1.0, 1.0, 1.0),) and message.totals == (1.0,) * 4
