@@ -4,7 +4,8 @@ within days, weeks, or of all time.
 With c an item's decayed watches by one half-life, n those of all items, and q its share by the next slower one, its
 share is (c + m q) / (n + m): Dirichlet smoothing, as of language models. Where n is well above m the present decides,
 where it is well below, the past. So a busy stream, a quiet one and the end of an old log need no settings of their own.
-Pure.
+A quarter of the share is that of all time however much is watched now: who has watched nothing yet begins with what
+everybody has watched. Pure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from models.arrays import Doubles, Rows
 from streams.messages import Trending
 
 BACK_OFF = 2000.0  # m, in watches
+EVER = 0.25  # of a share, that of all time
 _LEAST_S = 1e-3  # of a half-life: messages may say 0
 
 
@@ -25,10 +27,15 @@ def shares_of(counts: Doubles, totals: Doubles, base: Doubles | None = None) -> 
     """counts [N, L] by half-life, the fastest first and all time last; totals [L] of all items -> shares [N].
 
     `base` [N]: the shares where even all time is too little to go by; without it all time is the last word."""
-    share = counts[:, -1] / max(totals[-1], 1.0) if base is None else base
-    for level in reversed(range(counts.shape[1])):
-        share = (counts[:, level] + BACK_OFF * share) / (totals[level] + BACK_OFF)
-    return np.asarray(share)
+    ever = counts[:, -1] / max(totals[-1], 1.0) if base is None else _smoothed(counts[:, -1], totals[-1], base)
+    share = ever
+    for level in reversed(range(counts.shape[1] - 1)):
+        share = _smoothed(counts[:, level], totals[level], share)
+    return np.asarray(EVER * ever + (1 - EVER) * share)
+
+
+def _smoothed(counts: Doubles, total: float, slower: Doubles) -> Doubles:
+    return np.asarray((counts + BACK_OFF * slower) / (total + BACK_OFF))
 
 
 def best_first(shares: Doubles, counts: Doubles) -> Rows:

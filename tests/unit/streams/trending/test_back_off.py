@@ -16,11 +16,12 @@ def shares(*counts: tuple[float, ...], totals: tuple[float, ...] | None = None) 
     return shares_of(table, np.array(totals) if totals else table.sum(axis=0)).tolist()
 
 
-def test_a_share_is_that_of_the_fastest_smoothed_by_that_of_the_slower():
+def test_a_share_is_that_of_the_fastest_smoothed_by_that_of_the_slower_and_a_quarter_of_all_time():
     m = BACK_OFF
     of_all_time = 30 / 40
     slower = (10 + m * of_all_time) / (12 + m)
-    assert shares((4, 10, 30), (1, 2, 10), totals=(5, 12, 40))[0] == pytest.approx((4 + m * slower) / (5 + m))
+    expected = 0.75 * (4 + m * slower) / (5 + m) + 0.25 * of_all_time
+    assert shares((4, 10, 30), (1, 2, 10), totals=(5, 12, 40))[0] == pytest.approx(expected)
 
 
 def test_with_much_to_go_by_the_present_decides_and_with_little_the_past():
