@@ -472,15 +472,21 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
 class Trending(Struct, frozen=True, omit_defaults=True):
     """Decayed counts of completed watches of one partition; readers add the partitions up. Key `<scope>/<partition>`.
 
-    `scope`: `global`, or what streams.trending.rules.region_scope makes of a context's region.
+    `scope`: `global`, or what streams.trending.rules.region_scope makes of a context's region. `items` best first (see
+    streams.trending.back_off), with their counts by `half_life_s`; `slower` has their counts by each of `slower_s` and,
+    last, of all time, `totals` those of all items, listed or not, by `half_life_s`, `slower_s` and of all time. In
+    messages of before there were several half-lives these three are empty.
     """
 
     scope: Id
     partition: Offset
-    as_of_ms: Millis
+    as_of_ms: Millis  # the newest watch: time is the stream's own
     half_life_s: Seconds
     items: tuple[tuple[str, float], ...]
     offset: Offset = -1  # newest watch-events offset counted in this scope
+    slower_s: tuple[Seconds, ...] = ()
+    slower: tuple[tuple[float, ...], ...] = ()
+    totals: tuple[float, ...] = ()
 
 
 class DeadLetter(Struct, frozen=True, omit_defaults=True):

@@ -24,6 +24,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "ablations": "quality.ablations:measure",
     "figure4": "quality.figure4:measure",
     "live": "quality.live:measure",
+    "cold": "quality.cold:measure",
     "index upserts": "index.index_upserts:measure",
     "index lag": "index.index_lag:measure",
     "index recall": "index.index_recall:measure",

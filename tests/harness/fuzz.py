@@ -116,7 +116,10 @@ GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there
         topics.RANKING_EXAMPLES: [RankingExample(_IMPRESSION, (Outcome("video-1", 31.5, True),), 0, 7, NOW_MS, 3)],
         topics.JOIN_STATE: [JoinState("ann", (_OPEN,), (), 5, 7)],
         topics.ITEM_STATISTICS: [StatisticsRow("item", "video-1", 0, NOW_MS, 3.0, 1.0, 31.5, 1.0, 20.0, (NOW_MS, 7))],
-        topics.TRENDING: [Trending("global", 0, NOW_MS, 3600.0, (("video-1", 3.5),), 7)],
+        topics.TRENDING: [
+            Trending("global", 0, NOW_MS, 3600.0, (("video-1", 3.5),), 7),
+            Trending("global", 1, NOW_MS, 3600.0, (("video-1", 3.5),), 7, (86_400.0,), ((4.0, 5.0),), (3.5, 4.0, 5.0)),
+        ],
         topics.RECOMMEND_REQUESTS: [
             RecommendRequest("r1", "ann", 20, _CONTEXT, "duration_s < 600", ("video-2",), 1000)
         ],
