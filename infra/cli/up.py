@@ -36,6 +36,7 @@ def up(context: typer.Context) -> None:
                 f"ready: broker {reachable.kafka.bootstrap}, Milvus {reachable.milvus.uri}, data in {settings.data_dir}"
             )
             console.print("try, in another terminal: nextwatch watch alice some-video; nextwatch recommend alice")
+            console.print(f"over HTTP: {_gateway_of(supervisor)}/docs")
             _show_until_interrupted(reachable, supervisor, console)
     except KeyboardInterrupt:
         console.print("stopped")
@@ -62,6 +63,12 @@ def _report(console: Console) -> Report:
         console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {process}: {escape(what)}", highlight=False)
 
     return report
+
+
+def _gateway_of(supervisor: Supervisor) -> str:
+    """Return the gateway's address, as its health page tells it."""
+    health = next((state.health for state in supervisor.states() if state.name == "gateway"), {})
+    return str(health.get("gateway", "(no gateway)"))
 
 
 def _show_until_interrupted(settings: Settings, supervisor: Supervisor, console: Console) -> None:
