@@ -68,6 +68,7 @@ def serve(context: typer.Context) -> None:
 
 def gateway(context: typer.Context) -> None:
     """Run the HTTP gateway: recommendations, events and the catalogue for whoever does not speak Kafka."""
+    from infra.console.pages import console_pages
     from infra.gateway.process import run_gateway
     from streams.erasure.erase_users import read_erased_users
     from streams.kafka.follow import require_topics
@@ -76,7 +77,7 @@ def gateway(context: typer.Context) -> None:
     settings: Settings = context.obj.connected
     require_topics(settings.kafka, [topic.name for topic in TOPICS])
     read_erased_users(settings)  # it forgets users, and must have the secret of before
-    run_gateway(settings, stop_on_signals())
+    run_gateway(settings, stop_on_signals(), console_pages)
 
 
 def stop_on_signals() -> threading.Event:

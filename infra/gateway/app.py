@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -27,11 +28,11 @@ REASONS = {
 }
 
 
-def create_app(services: Services) -> ASGIApp:
-    """Return the gateway as an ASGI application."""
+def create_app(services: Services, pages: Sequence[Any] = ()) -> ASGIApp:
+    """Return the gateway as an ASGI application; `pages`: more handlers, which OpenAPI does not tell of."""
     gateway = services.settings.gateway
     inside = Litestar(
-        [*HANDLERS, *documentation(HANDLERS)],
+        [*HANDLERS, *documentation(HANDLERS), *pages],
         state=State({"services": services}),
         request_max_body_size=gateway.max_body_bytes,
         exception_handlers={Exception: explain},

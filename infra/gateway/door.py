@@ -21,7 +21,7 @@ from infra.platform import metrics
 log = structlog.get_logger(__name__)
 
 RETRY_S = "1"
-ROUTES = ("recommend", "watches", "searches", "items", "history", "forget", "health", "metrics")
+ROUTES = ("console", "recommend", "watches", "searches", "items", "history", "forget", "health", "metrics")
 HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "

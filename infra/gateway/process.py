@@ -8,7 +8,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import structlog
 import uvicorn
@@ -21,7 +22,7 @@ from infra.platform.certificates import server_tls
 from infra.platform.health import Health, serve_health
 from infra.platform.kafka_clients import client_options
 from infra.platform.port_locks import is_listening, port_error
-from infra.platform.run_files import reachable
+from infra.platform.run_files import LOOPBACK_HOSTS, reachable
 from infra.platform.settings import Gateway, Settings
 from nextwatch_client import AsyncRecommendClient
 
@@ -33,8 +34,12 @@ READER_MS = 30_000  # a connection whose other end takes nothing for so long is 
 LOOK_S = 2.0  # between two looks for the brokers
 
 
-def run_gateway(settings: Settings, stop: threading.Event) -> None:
-    """Serve until `stop`. Raises SettingsError, ServiceError for a port that is taken, TopicMissing and KafkaError."""
+Pages = Callable[[Services], contextlib.AbstractContextManager[Sequence[Any]]]
+
+
+def run_gateway(settings: Settings, stop: threading.Event, pages: Pages) -> None:
+    """Serve until `stop`, with `pages` besides. Raises SettingsError, ServiceError for a port that is taken,
+    TopicMissing and KafkaError."""
     gateway = settings.gateway
     require_token_beyond_loopback(gateway)
     tls = server_tls("gateway", gateway.tls_cert_file, gateway.tls_key_file)
@@ -43,7 +48,7 @@ def run_gateway(settings: Settings, stop: threading.Event) -> None:
         scheme, port = "http" if tls is None else "https", door.getsockname()[1]
         host = reachable(gateway.host)
         health.detail["gateway"] = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(_serve(settings, health, door, tls, stop))
+        asyncio.run(_serve(settings, health, door, tls, stop, pages))
 
 
 def listening(gateway: Gateway) -> socket.socket:
@@ -63,20 +68,27 @@ def listening(gateway: Gateway) -> socket.socket:
 
 
 async def _serve(
-    settings: Settings, health: Health, door: socket.socket, tls: ssl.SSLContext | None, stop: threading.Event
+    settings: Settings,
+    health: Health,
+    door: socket.socket,
+    tls: ssl.SSLContext | None,
+    stop: threading.Event,
+    pages: Pages,
 ) -> None:
-    rules = AccessRules(settings.gateway.token.get_secret_value())
+    rules = AccessRules(settings.gateway.token.get_secret_value(), settings.gateway.host in LOOPBACK_HOSTS)
     async with AsyncRecommendClient(client_options(settings.kafka)) as client, sending(settings) as sender:
-        server = create_server(Services(settings, rules, client, sender, health), tls)
-        log.info("the gateway listens", at=health.detail["gateway"])
-        watching = asyncio.create_task(watch_brokers(settings, sender, health))
-        stopping = asyncio.create_task(stop_with(server, stop))
-        try:
-            await server.serve(sockets=[door])
-        finally:
-            health.ready = False
-            for task in (watching, stopping):
-                task.cancel()
+        services = Services(settings, rules, client, sender, health)
+        with pages(services) as handlers:
+            server = create_server(services, tls, handlers)
+            log.info("the gateway listens", at=health.detail["gateway"])
+            watching = asyncio.create_task(watch_brokers(settings, sender, health))
+            stopping = asyncio.create_task(stop_with(server, stop))
+            try:
+                await server.serve(sockets=[door])
+            finally:
+                health.ready = False
+                for task in (watching, stopping):
+                    task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -88,11 +100,11 @@ async def sending(settings: Settings) -> AsyncIterator[EventSender]:
         await asyncio.to_thread(sender.close)
 
 
-def create_server(services: Services, tls: ssl.SSLContext | None) -> uvicorn.Server:
+def create_server(services: Services, tls: ssl.SSLContext | None, pages: Sequence[Any] = ()) -> uvicorn.Server:
     """Return a web server without an access log: paths hold ids of users."""
     gateway = services.settings.gateway
     config = uvicorn.Config(
-        create_app(services),
+        create_app(services, pages),
         http="h11",  # bounds the head of a request, which httptools does not
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         ws="none",
