@@ -36,7 +36,8 @@ def up(context: typer.Context) -> None:
                 f"ready: broker {reachable.kafka.bootstrap}, Milvus {reachable.milvus.uri}, data in {settings.data_dir}"
             )
             console.print("try, in another terminal: nextwatch watch alice some-video; nextwatch recommend alice")
-            console.print(f"over HTTP: {_gateway_of(supervisor)}/docs")
+            address = _gateway_of(supervisor)
+            console.print(f"over HTTP: {address}/docs; in a browser: {address}/console")
             _show_until_interrupted(reachable, supervisor, console)
     except KeyboardInterrupt:
         console.print("stopped")

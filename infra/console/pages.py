@@ -18,12 +18,15 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from kafka.errors import KafkaError
 from litestar import MediaType, Response, get, post
 from litestar.params import Parameter
 
+from indexer.errors import IndexFailure
 from infra.console.catalogue import Catalogue, CatalogueReader
 from infra.console.comparison import gone_from, rows_of
 from infra.console.curves import HEIGHT, WIDTH, Sampler
+from infra.console.neighbours import Neighbour, read_neighbours
 from infra.gateway.access import COOKIE, LOGIN, STYLE
 from infra.gateway.bodies import BadRequest, read_events
 from infra.gateway.event_sender import record_of
@@ -116,11 +119,8 @@ def handlers_of(console: Console) -> list[Any]:
 
     @get("/console/item")
     async def item_page(request: Asked, item: Text = "", search: Text = "") -> Response[str]:
-        """An item, or those that a search finds."""
-        found = await asyncio.to_thread(console.catalogue.search, search) if search else []
-        known = console.catalogue.item(item) if item else None
-        shown = {"item_id": item, "item": known, "counts": console.catalogue.counts(item)}
-        return console.page("item", request, shown | {"search": search, "found": found})
+        """An item with its neighbours, or those that a search finds."""
+        return await show_item(console, request, item, search)
 
     @get(["/console", "/console/now"])
     async def now_page(request: Asked) -> Response[str]:
@@ -176,6 +176,20 @@ async def give_cookie(console: Console, request: Asked) -> Response[str]:
     secure = "; Secure" if gateway.tls_cert_file is not None else ""
     cookie = f"{COOKIE}={services.rules.cookie()}; Path=/console; HttpOnly; SameSite=Strict{secure}"
     return Response("", status_code=303, headers={"Location": "/console/now", "Set-Cookie": cookie})
+
+
+async def show_item(console: Console, request: Asked, item: str, search: str) -> Response[str]:
+    """The page of an item; an index that does not answer is told on it."""
+    catalogue, problem, neighbours = console.catalogue, "", list[Neighbour]()
+    found = await asyncio.to_thread(catalogue.search, search) if search else []
+    if item:
+        try:
+            neighbours = await asyncio.to_thread(read_neighbours, services_of(request).settings, item)
+        except (IndexFailure, KafkaError) as error:
+            problem = f"neighbours are not known: {error}"
+    known = {"item": catalogue.item(item), "counts": catalogue.counts(item), "neighbours": neighbours}
+    shown = {"item_id": item, "search": search, "found": found, "problem": problem}
+    return console.page("item", request, known | shown)
 
 
 async def show_user(console: Console, request: Asked, user: str, only: str) -> Response[str]:

@@ -9,7 +9,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from indexer.errors import IndexFailure
+from infra.console import pages
 from infra.console.catalogue import Catalogue
+from infra.console.neighbours import Neighbour
 from infra.console.pages import console_pages
 from infra.gateway.app import create_app
 from nextwatch_client import Recommended, RecommendReply, ShownList, UserHistory, Watch
@@ -83,6 +86,7 @@ def catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     found.is_whole = True
     monkeypatch.setattr("infra.console.catalogue.CatalogueReader.catalogue", property(lambda self: found))
     monkeypatch.setattr("infra.console.curves.Sampler.look", lambda self, now_s: None)
+    monkeypatch.setattr(pages, "read_neighbours", lambda settings, item: [Neighbour("b", 0.91)])
     return found
 
 
@@ -115,6 +119,21 @@ def test_ids_with_markup_are_text_and_links_that_lead_back():
     user, item, asked = run(scene)
     assert "<script" not in user + item and "of a strange id" in item
     assert (asked.user_id, asked.filter) == (MARKUP, MARKUP)
+
+
+def test_an_item_is_shown_with_its_state_and_its_neighbours():
+    page = run(lambda ask: ask("GET", "/console/item?item=a"))[1]
+    for word in ("available", "cats", "42", "0.91", 'href="/console/item?item=b"'):
+        assert word in page
+
+
+def test_without_an_index_an_item_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    def fail(settings, item):
+        raise IndexFailure("Milvus does not answer")
+
+    monkeypatch.setattr(pages, "read_neighbours", fail)
+    status, page = run(lambda ask: ask("GET", "/console/item?item=a"))
+    assert status == 200 and "Milvus does not answer" in page and "cats" in page
 
 
 def test_a_filter_that_is_refused_is_told_with_the_servers_words():
