@@ -26,7 +26,9 @@ CONSOLE, LOGIN, STYLE = "/console", "/console/login", "/console/console.css"
 COOKIE = "nextwatch_console"
 FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})  # a proxy's: from elsewhere
 READING = frozenset({"GET", "HEAD"})
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})  # load balancers have no token to show
+HEALTH = ("/health", "/health/live", "/health/ready")  # load balancers have no token to show
+DESCRIPTION = ("/", "/docs", "/openapi.json", "/page.css")  # a browser has none either, and nothing is told of anybody
+OPEN_PATHS = frozenset({*HEALTH, *DESCRIPTION})
 
 
 class Refusal(NamedTuple):

@@ -94,7 +94,7 @@ _PAGE = """<!doctype html>
 <head><meta charset="utf-8"><title>nextwatch gateway</title><link rel="stylesheet" href="/page.css"></head>
 <body>
 <h1>nextwatch gateway</h1>
-<p>The same as <a href="/openapi.json">OpenAPI</a>. With gateway.token set, every request but /health shows it:
+<p>The same as <a href="/openapi.json">OpenAPI</a>. With gateway.token set, a request shows it:
 <code>Authorization: Bearer ...</code></p>
 {}
 </body>

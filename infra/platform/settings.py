@@ -332,7 +332,8 @@ class Gateway(Section):
     host: str = _setting("127.0.0.1", "where the HTTP gateway listens; beyond loopback it needs gateway.token")
     port: Annotated[int, Field(ge=0, le=65535)] = _setting(8080, "0: a free one, told on its page /health")
     token: SecretStr = _setting(
-        SecretStr(""), "only from NEXTWATCH_GATEWAY__TOKEN: without it as bearer token every page but /health is 401"
+        SecretStr(""),
+        "only from NEXTWATCH_GATEWAY__TOKEN: who does not show it gets /health and /docs, else 401",
     )
     tls_cert_file: Path | None = _setting(None, "it speaks TLS with this certificate, PEM")
     tls_key_file: Path | None = _setting(None, "its key, PEM; unset: it is in the same file")

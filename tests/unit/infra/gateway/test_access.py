@@ -68,7 +68,8 @@ def test_a_token_in_a_url_is_refused_whoever_shows_it(path: str, query: str):
     assert status(AccessRules(TOKEN), path, query, authorization=f"Bearer {TOKEN}") == 400
 
 
-def test_health_is_open_to_all():
+def test_health_and_the_description_are_open_to_all():
+    assert status(AccessRules(TOKEN), "/docs") == status(AccessRules(TOKEN), "/openapi.json") == 200
     assert status(AccessRules(TOKEN), "/health/ready") == 200
     assert status(AccessRules(), "/health", host="evil.example") == 200
     assert status(AccessRules(TOKEN), "/healthy") == 401
