@@ -1,4 +1,4 @@
-"""The catalogue and what is counted of its items, as the console shows them: followed from their topics.
+"""The catalogue, what is counted and what was learnt of its items, as the console shows them: followed from topics.
 
 A gateway whose console nobody opens follows nothing. What is read is kept encoded, so that a large catalogue takes
 little memory; a search looks at every title, which is for a person's pace.
@@ -6,6 +6,7 @@ little memory; a search looks at every title, which is for a person's pace.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,10 +19,11 @@ from infra.platform.retrying import BackOff
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import Item, Refused, StatisticsRow, decode
+from streams.messages import Item, ItemVector, Refused, StatisticsRow, decode
 
 log = structlog.get_logger(__name__)
 
+FOLLOWED = (topics.ITEMS, topics.ITEM_STATISTICS, topics.ITEM_VECTORS)
 POLL_S = 0.5
 MOST_FOUND = 50
 
@@ -34,6 +36,13 @@ class Counts(NamedTuple):
     seconds: float = 0.0
 
 
+class LearntRow(NamedTuple):
+    """The newest row that the trainer has published of an item: when, and of which release."""
+
+    at_ms: int
+    version: str
+
+
 class Catalogue:
     """Items by id. Written by one thread, read by others; a reader may see a record early or late, never half."""
 
@@ -43,16 +52,21 @@ class Catalogue:
         self._items: dict[str, bytes] = {}
         self._titles: dict[str, str] = {}  # id and title, folded for the search
         self._counts: dict[str, dict[int, Counts]] = {}
+        self._rows: dict[str, LearntRow] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
     def apply(self, record: Any) -> None:
-        """Take over one record of `items` or `item-statistics`."""
+        """Take over one record of `items`, `item-statistics` or `item-vectors`."""
         if record.topic.endswith(topics.ITEM_STATISTICS):
             self._count(record.value)
         elif record.key is not None:
-            self._keep(record.key.decode(errors="replace"), record.value)
+            item_id = record.key.decode(errors="replace")
+            if record.topic.endswith(topics.ITEM_VECTORS):
+                self._learn(item_id, record.value, record.timestamp)
+            else:
+                self._keep(item_id, record.value)
 
     def item(self, item_id: str) -> Item | None:
         """The newest entry of an item, also of one that is not available; None when there is none any more."""
@@ -67,6 +81,9 @@ class Catalogue:
     def counts(self, item_id: str) -> Counts:
         parts = [*self._counts.get(item_id, {}).values()]
         return Counts(*map(sum, zip(*parts, strict=True))) if parts else Counts()
+
+    def learnt_row(self, item_id: str) -> LearntRow | None:
+        return self._rows.get(item_id)
 
     def search(self, text: str, most: int = MOST_FOUND) -> list[Item]:
         """Items whose id or title holds the text, whatever its case; the first so many, one of this very id first."""
@@ -96,6 +113,14 @@ class Catalogue:
             if row.scope == "item":
                 found = Counts(row.impressions, row.watches, row.seconds)
                 self._counts.setdefault(row.id, {})[row.partition] = found
+
+    def _learn(self, item_id: str, value: bytes | None, at_ms: int) -> None:
+        if value is None:
+            self._rows.pop(item_id, None)
+            return
+        with suppress(Refused):
+            row = decode(ItemVector, value, max_bytes=self._max_bytes)
+            self._rows[item_id] = LearntRow(at_ms, sys.intern(row.version))
 
 
 class CatalogueReader:
@@ -131,7 +156,7 @@ class CatalogueReader:
                 self._stop.wait(waits.next())
 
     def _records(self) -> Iterator[Any]:
-        with TopicFollower(self._settings.kafka, topics.ITEMS, topics.ITEM_STATISTICS) as follower:
+        with TopicFollower(self._settings.kafka, *FOLLOWED) as follower:
             while not self._stop.is_set():
                 yield from follower.poll(POLL_S)
                 self._catalogue.is_whole = follower.caught_up

@@ -187,9 +187,9 @@ async def show_item(console: Console, request: Asked, item: str, search: str) ->
             neighbours = await asyncio.to_thread(read_neighbours, services_of(request).settings, item)
         except (IndexFailure, KafkaError) as error:
             problem = f"neighbours are not known: {error}"
-    known = {"item": catalogue.item(item), "counts": catalogue.counts(item), "neighbours": neighbours}
-    shown = {"item_id": item, "search": search, "found": found, "problem": problem}
-    return console.page("item", request, known | shown)
+    shown: dict[str, Any] = {"item_id": item, "search": search, "found": found, "problem": problem}
+    shown |= {"item": catalogue.item(item), "counts": catalogue.counts(item), "row": catalogue.learnt_row(item)}
+    return console.page("item", request, shown | {"neighbours": neighbours, "now_ms": time.time() * 1000})
 
 
 async def show_user(console: Console, request: Asked, user: str, only: str) -> Response[str]:

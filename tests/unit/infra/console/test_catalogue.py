@@ -1,13 +1,14 @@
 from types import SimpleNamespace
 from typing import Any
 
-from infra.console.catalogue import Catalogue, Counts
-from streams.messages import Item, StatisticsRow, encode
-from streams.topics import ITEM_STATISTICS, ITEMS
+from infra.console.catalogue import Catalogue, Counts, LearntRow
+from streams.messages import Item, ItemVector, StatisticsRow, encode
+from streams.topics import ITEM_STATISTICS, ITEM_VECTORS, ITEMS
 
 
-def record(topic: str, key: str, value: Any) -> Any:
-    return SimpleNamespace(topic=f"prefix-{topic}", key=key.encode(), value=None if value is None else encode(value))
+def record(topic: str, key: str, value: Any, timestamp: int = 0) -> Any:
+    encoded = None if value is None else encode(value)
+    return SimpleNamespace(topic=f"prefix-{topic}", key=key.encode(), value=encoded, timestamp=timestamp)
 
 
 def catalogue_of(*items: Item) -> Catalogue:
@@ -47,3 +48,12 @@ def test_counts_are_added_up_over_partitions_and_replaced_within_one():
         catalogue.apply(record(ITEM_STATISTICS, f"item/{partition}/v1", row))
     assert catalogue.counts("v1") == Counts(10.0, 2.0, 60.0)
     assert catalogue.counts("v2") == Counts()
+
+
+def test_the_row_of_an_item_is_as_old_as_its_newest_record():
+    catalogue = Catalogue(1_000_000)
+    for at_ms in (1000, 2000):
+        catalogue.apply(record(ITEM_VECTORS, "v1", ItemVector("v", 1, b"", b"", 0), at_ms))
+    assert catalogue.learnt_row("v1") == LearntRow(2000, "v") and catalogue.item("v1") is None
+    catalogue.apply(record(ITEM_VECTORS, "v1", None, 3000))
+    assert catalogue.learnt_row("v1") is None
