@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 CONNECTIONS = 4  # times as many as requests in flight; a further one is answered 503
 MOST_HEAD_BYTES = 32_768  # of a request, all its headers included
 READER_MS = 30_000  # a connection whose other end takes nothing for so long is cut off
+KEEP_ALIVE_S = 75  # an idle connection; longer than balancers keep theirs, or they meet one that is just closed
 LOOK_S = 2.0  # between two looks for the brokers
 
 
@@ -113,6 +114,7 @@ def create_server(services: Services, tls: ssl.SSLContext | None, pages: Sequenc
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         limit_concurrency=CONNECTIONS * gateway.requests,
         timeout_graceful_shutdown=round(gateway.deadline_s) + 1,
     )
