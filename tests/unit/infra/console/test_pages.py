@@ -103,6 +103,16 @@ def test_a_user_is_shown_with_history_lists_and_why():
         assert word in page
 
 
+def test_looking_leaves_no_impression():
+    async def scene(ask):
+        form = form_of((await ask("GET", "/console/user?user=ann"))[1], "a")
+        await ask("POST", "/console/watch", data=form, headers=HERE)
+        return ask.servers.asked
+
+    asked = run(scene)
+    assert len(asked) >= 5 and not any(each.record for each in asked)
+
+
 @pytest.mark.parametrize("path", ["/console/user?user=ann", "/console/item?search=script", "/console/item?item=a"])
 def test_a_title_with_markup_is_shown_as_text(path):
     page = run(lambda ask: ask("GET", path))[1]
