@@ -231,9 +231,8 @@ def nobody() -> dict[str, Any]:
 async def ask_list(services: Services, user: str, only: str) -> RecommendReply:
     """A list that is shown to nobody but the reader of the console: it leaves no impression."""
     deadline_ms = max(1, round(1000 * services.deadline_s))
-    asked = RecommendRequest(
-        uuid.uuid4().hex, user, k=K, filter=only or None, deadline_ms=deadline_ms, record=False
-    )  # fmt: skip
+    name = uuid.uuid4().hex
+    asked = RecommendRequest(name, user, k=K, filter=only or None, deadline_ms=deadline_ms, record=False)
     return await ask(services, asked)
 
 
