@@ -23,7 +23,6 @@ from serving.request.exploration import seed_of
 from serving.request.filtering import Flags, MayBeShown
 from serving.request.response_draft import CandidateSet, Ids, ResponseDraft
 from serving.state.views import Views
-from streams.trending.rules import GLOBAL, region_scope
 
 LOOK = 4  # times the quota is looked at, since some of it may not be shown
 HOUR_MS = 3_600_000
@@ -62,15 +61,11 @@ class CandidateSources:
         return {name: ask(name, drafts, source, settings.source_s) for name, source in sources.items()}
 
     def trending(self, draft: ResponseDraft) -> Nominees:
-        """Nominate what is watched now in the user's region, then everywhere; decayed watches as scores."""
-        most, trending = LOOK * self.settings.trending, self.views.trending
-        lists = [trending.top(GLOBAL)[:most]]
-        context = draft.history.context
-        if context is not None and context.region:
-            lists.insert(0, trending.top(region_scope(context.region))[:most])
-        scores = dict(entry for each in reversed(lists) for entry in each)  # where both know an item, the region's
-        names = dict.fromkeys(item_id for each in lists for item_id, _ in each)
-        return self._first(draft, list(names), scores, self.settings.trending)
+        """Nominate what is watched now in the user's region, or everywhere; decayed watches as scores."""
+        most, trending = LOOK * self.settings.trending, self.views.trending.best(draft.region)
+        names = trending.item_ids[:most]
+        scores = dict(zip(names, trending.watches[:most].tolist(), strict=True))
+        return self._first(draft, names, scores, self.settings.trending)
 
     def fresh(self, draft: ResponseDraft) -> Nominees:
         """Some of the newest items, drawn by chance, so that each of them is seen by some; its age in hours as a
@@ -84,7 +79,7 @@ class CandidateSources:
 
     def similar(self, draft: ResponseDraft) -> Nominees:
         """Nominate what a search by the last completed watch alone has found; its inner products as scores."""
-        if draft.similar is None or not any(watch.completed for watch in draft.history.watches):
+        if draft.similar is None:
             return NOBODY
         item_ids, scores = draft.similar
         score_of = dict(zip(item_ids, scores.tolist(), strict=True))
