@@ -264,6 +264,7 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None  # how long the client waits, from the send
     record: bool = True  # false: the answer is shown to nobody, so it leaves no impression
     pinned: Annotated[tuple[Id, ...], Meta(max_length=1000)] = ()  # on top, in this order, where they may be shown
+    history: bool = False  # true: the reply holds the user's history, as this answer knows it
 
 
 class Recommended(Struct, frozen=True, omit_defaults=True):
@@ -277,7 +278,8 @@ class Recommended(Struct, frozen=True, omit_defaults=True):
 
 class RecommendReply(Struct, frozen=True, omit_defaults=True):
     """An answer, or `error` for a request that could not be understood. `degraded` names the ladder's steps taken;
-    `retrieved_by` who searched the candidates: index, mirror, empty for neither."""
+    `retrieved_by` who searched the candidates: index, mirror, empty for neither; `history` is there when it was asked
+    for, without its filter of older watches."""
 
     request_id: str
     items: tuple[Recommended, ...] = ()
@@ -289,6 +291,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     history_event_ms: int | None = None  # of the newest watch that this answer knows of
     error: str | None = None
     retrieved_by: str = ""
+    history: UserHistory | None = None
 
 
 class Shown(Struct, frozen=True, omit_defaults=True):

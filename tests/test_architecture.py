@@ -27,6 +27,8 @@ LAYERS = (
     ("indexer",),
     ("serving",),
     ("infra.local", "infra.operate", "infra.backtest", "infra.simulation"),
+    ("infra.gateway",),
+    ("infra.console",),
     ("infra.cli",),
 )
 NOT_IN_MODELS = ("infra", "kafka", "confluent_kafka", "aiokafka", "faust", "pymilvus", "pydantic_settings", "time")

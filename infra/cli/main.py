@@ -50,7 +50,8 @@ app = typer.Typer(
     help="nextwatch: a streaming, real-time video recommender. Watch events in Kafka, recommendations that follow.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(up.up, up.demo, load.load, processes.worker, processes.indexer, processes.serve, learn.train, learn.replay),
+    *(up.up, up.demo, load.load, processes.worker, processes.indexer, processes.serve, processes.gateway),
+    *(learn.train, learn.replay),
     *(backtest.backtest, ask.recommend, ask.watch, ask.history, forget.forget),
     *(cluster.topics, cluster.config, cluster.status, cluster.releases, doctor.doctor),
 )

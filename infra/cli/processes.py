@@ -1,4 +1,5 @@
-"""The single processes, as a supervisor (systemd, Kubernetes, `nextwatch up`) runs them: worker, indexer, serve."""
+"""The single processes, as a supervisor (systemd, Kubernetes, `nextwatch up`) runs them: worker, indexer, serve,
+gateway."""
 
 from __future__ import annotations
 
@@ -63,6 +64,20 @@ def serve(context: typer.Context) -> None:
     settings: Settings = context.obj.with_milvus
     require_settings(settings, [topic.name for topic in TOPICS])
     run_serving(settings, stop_on_signals())
+
+
+def gateway(context: typer.Context) -> None:
+    """Run the HTTP gateway: recommendations, events and the catalogue for whoever does not speak Kafka."""
+    from infra.console.pages import console_pages
+    from infra.gateway.process import run_gateway
+    from streams.erasure.erase_users import read_erased_users
+    from streams.kafka.follow import require_topics
+    from streams.topics import TOPICS
+
+    settings: Settings = context.obj.connected
+    require_topics(settings.kafka, [topic.name for topic in TOPICS])
+    read_erased_users(settings)  # it forgets users, and must have the secret of before
+    run_gateway(settings, stop_on_signals(), console_pages)
 
 
 def stop_on_signals() -> threading.Event:

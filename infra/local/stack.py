@@ -16,6 +16,7 @@ COMMANDS = {
     "trainer": ("worker", "trainer"),
     "indexer": ("indexer",),
     "serving": ("serve",),
+    "gateway": ("gateway",),
 }
 
 

@@ -26,10 +26,11 @@ import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from infra.platform import metrics
+from infra.platform.certificates import server_tls
 from infra.platform.page_server import PageServer, pages_of
 from infra.platform.port_locks import port_error
-from infra.platform.run_files import reachable, run_file
-from infra.platform.settings import Metrics, Settings, SettingsError
+from infra.platform.run_files import LOOPBACK_HOSTS, reachable, run_file
+from infra.platform.settings import Metrics, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +79,7 @@ def serve_health(
     used.
     """
     host, port = settings.metrics.host, settings.metrics.port
-    tls = _tls_of_server(settings.metrics)
+    tls = server_tls("metrics", settings.metrics.tls_cert_file, settings.metrics.tls_key_file)
     _warn_if_open(settings.metrics)
     try:
         server = PageServer((host, port), pages_of(health, registry, settings.metrics.token.get_secret_value()))
@@ -133,27 +134,6 @@ def fetch_page(record: dict[str, Any], path: str, access: Metrics | None, timeou
         raise OSError(f"its answer is not HTTP: {error!r}") from None
 
 
-def _tls_of_server(access: Metrics) -> ssl.SSLContext | None:
-    if access.tls_cert_file is None:
-        if access.tls_key_file is not None:
-            raise SettingsError("metrics.tls_key_file is set, and metrics.tls_cert_file is not")
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    names = "metrics.tls_cert_file, metrics.tls_key_file"
-
-    def locked() -> str:
-        raise SettingsError(f"{names}: the key is locked by a passphrase; give one that is not, readable by us only")
-
-    try:
-        context.load_cert_chain(access.tls_cert_file, access.tls_key_file, password=locked)
-    except OSError as error:
-        raise SettingsError(
-            f"{names} ({access.tls_cert_file}, {access.tls_key_file}) cannot be used: {error}"
-        ) from None
-    return context
-
-
 def _tls_of_reader(access: Metrics) -> ssl.SSLContext:
     """Trusts the one certificate that our processes have, whatever name is in it: we ask by address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -165,7 +145,7 @@ def _tls_of_reader(access: Metrics) -> ssl.SSLContext:
 
 
 def _warn_if_open(access: Metrics) -> None:
-    if access.host in {"127.0.0.1", "::1", "localhost"}:
+    if access.host in LOOPBACK_HOSTS:
         return
     given = {"metrics.token": access.token.get_secret_value(), "metrics.tls_cert_file": access.tls_cert_file}
     if missing := [name for name, value in given.items() if not value]:

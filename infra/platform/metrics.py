@@ -161,6 +161,11 @@ HISTORIES = Gauge("nextwatch_histories", "Users in this server's view")
 CATALOGUE = Gauge("nextwatch_catalogue_items", "Items in this server's view")
 RELEASES_REFUSED = Counter("nextwatch_releases_refused_total", "Announced releases that cannot be served", ["reason"])
 
+# gateway
+GATEWAY_REQUESTS = Counter("nextwatch_gateway_requests_total", "HTTP requests by their status", ["route", "status"])
+GATEWAY_TIME = Histogram("nextwatch_gateway_request_seconds", "HTTP request until its reply", ["route"], buckets=_FAST)
+GATEWAY_IN_FLIGHT = Gauge("nextwatch_gateway_requests_in_flight", "HTTP requests that are not answered yet")
+
 
 class Lags:
     """The lag of what one reader follows, on the page; what it follows no more is another's to tell."""

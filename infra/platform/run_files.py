@@ -22,6 +22,7 @@ from infra.platform.settings import Settings
 
 TARGETS = "prometheus-targets.json"
 SERVICES = "services.json"
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @contextlib.contextmanager

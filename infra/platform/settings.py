@@ -333,6 +333,20 @@ class Metrics(Section):
     tls_key_file: Path | None = _setting(None, "its key, PEM; unset: it is in the same file")
 
 
+class Gateway(Section):
+    host: str = _setting("127.0.0.1", "where the HTTP gateway listens; beyond loopback it needs gateway.token")
+    port: Annotated[int, Field(ge=0, le=65535)] = _setting(8080, "0: a free one, told on its page /health")
+    token: SecretStr = _setting(
+        SecretStr(""),
+        "only from NEXTWATCH_GATEWAY__TOKEN: who does not show it gets /health and /docs, else 401",
+    )
+    tls_cert_file: Path | None = _setting(None, "it speaks TLS with this certificate, PEM")
+    tls_key_file: Path | None = _setting(None, "its key, PEM; unset: it is in the same file")
+    max_body_bytes: Count = _setting(8_000_000, "of a request; a larger one is refused with 413")
+    requests: Count = _setting(256, "most requests in flight; a further one is refused with 429")
+    deadline_s: Positive = _setting(5.0, "longest wait for the brokers or for a reply; then 503")
+
+
 class Embedded(Section):
     kafka_port: Annotated[int, Field(ge=0, le=65534)] = _setting(0, "0: a free one")
     milvus_port: Annotated[int, Field(ge=0, le=65535)] = _setting(0, "0: a free one")
@@ -363,6 +377,7 @@ class Settings(BaseSettings):
     serving: Serving = Serving()
     selection: Selection = Selection()
     metrics: Metrics = Metrics()
+    gateway: Gateway = Gateway()
     embedded: Embedded = Embedded()
 
     @model_validator(mode="after")
@@ -400,7 +415,7 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-SECRETS = (("kafka", "password"), ("milvus", "token"), ("metrics", "token"), ("forget", "secret"))
+SECRETS = (("kafka", "password"), ("milvus", "token"), ("metrics", "token"), ("gateway", "token"), ("forget", "secret"))
 GONE = {  # settings that there were: since when not, and what to do
     "trainer.pull": f"gone since 0.2: {_NEVER_PAID}",
     "trainer.query_rate": f"gone since 0.2, with trainer.learns = input_rows: {_NEVER_PAID}",

@@ -325,7 +325,9 @@ def _demo_settings(settings: Settings, place: Path) -> Settings:
     join = settings.join.model_copy(update={"window_s": WINDOW_S})
     trainer = settings.trainer.model_copy(update={"evaluate_share": 1.0})  # a claim is made of a minute's watches
     serving = settings.serving.model_copy(update={"candidates": CANDIDATES, "max_k": CANDIDATES})
+    gateway = settings.gateway.model_copy(update={"port": 0})  # beside an `up` that runs
     sections = {"kafka": kafka, "milvus": milvus, "join": join, "trainer": trainer, "serving": serving}
+    sections |= {"gateway": gateway}
     return settings.model_copy(update={"data_dir": place} | sections)
 
 

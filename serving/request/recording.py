@@ -70,6 +70,7 @@ class Recorder:
             history_watches=len(watches),
             history_event_ms=watches[-1].event_ms if watches else None,
             retrieved_by=draft.retrieved_by,
+            history=replace(draft.history, seen=b"") if draft.request.history else None,
         )
 
 

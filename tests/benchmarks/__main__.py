@@ -43,6 +43,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving pipeline": "serving.serving_pipeline:measure",
     "serving preranking": "serving.serving_preranking:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
+    "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",
     "train-scale": "scale.train_scale:measure",

@@ -46,6 +46,7 @@ DOCKER_COMPOSE = Tool("docker-compose", lambda: shutil.which("docker-compose"), 
 SYSTEMD = Tool("systemd-analyze", lambda: shutil.which("systemd-analyze"), "apt-get install systemd")
 NPM = Tool("npm", lambda: shutil.which("npm"), "install Node.js 20 or newer")
 OPENSSL = Tool("openssl", lambda: shutil.which("openssl"), "apt-get install openssl")
+CURL = Tool("curl", lambda: shutil.which("curl"), "apt-get install curl")
 LINUX = Tool("Linux", lambda: sys.platform == "linux", "run on Linux", why_not_in_ci="CI may look at macOS too")
 KUAIRAND = Tool("the KuaiRand data", kuairand.is_there, "put it into ../shared/data/kuairand")
 ALS = Tool(

@@ -26,7 +26,6 @@ from kafka import KafkaProducer
 from indexer.collection import Index
 from infra.local.broker import Broker
 from infra.local.milvus_server import MilvusServer
-from infra.local.stack import COMMANDS
 from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
@@ -41,14 +40,14 @@ from tests.harness.crash.verdict import trending_counts
 from tests.harness.needs import LIBFAKETIME
 from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.service import READY_S, Releases, Service, Size, train_releases
-from tests.harness.system import services, wait_until
+from tests.harness.system import ALL, services, wait_until
 from tests.harness.traffic import Histories, Reader, Traffic, now_ms, total_of, vector_of
 
 PATIENCE_S = 180.0
 PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
 AT_ONCE = 20  # users who are watching
 KNOWN_S = 600.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
-PROCESSES = tuple(COMMANDS)
+PROCESSES = ALL
 
 
 class Watching:

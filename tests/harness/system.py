@@ -42,7 +42,8 @@ S = TypeVar("S", bound=EmbeddedService)
 SMALL = {"partitions": 2, "session_timeout_s": 6.0}
 READY_S = 90.0
 TRAIN_S = 900.0
-ALL = tuple(COMMANDS)
+GATEWAY = "gateway"
+ALL = tuple(name for name in COMMANDS if name != GATEWAY)  # all that recommends: the gateway is a client of it
 
 
 def cli(*arguments: str) -> list[str]:
@@ -129,7 +130,7 @@ def process(
 ) -> Iterator[GuardedProcess]:
     """One process of this checkout with exactly these settings; `more` variables for it."""
     here = str(Path(__file__).parents[2])  # for commands that live in tests/
-    environ = process_environ(settings, os.environ) | dict(more)
+    environ = process_environ(settings, os.environ) | {"NEXTWATCH_GATEWAY__PORT": "0"} | dict(more)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH")]))
     started = start_guarded(
         name, command, log=settings.data_dir / "logs" / f"{name}.log", environ=environ, grace_s=20.0

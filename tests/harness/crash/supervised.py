@@ -36,7 +36,8 @@ class Supervised:
 
     def __init__(self, settings: Settings) -> None:
         ports = {name: free_port(0, f"embedded.{name}") for name in ("kafka_port", "milvus_port")}
-        self._own = with_section(settings, "embedded", ready_timeout_s=READY_S, **ports)
+        own = with_section(settings, "embedded", ready_timeout_s=READY_S, **ports)
+        self._own = with_section(own, "gateway", port=0)
         addresses = f"{LOOPBACK}:{ports['kafka_port']}", f"http://{LOOPBACK}:{ports['milvus_port']}"
         self.settings = fill_in(self._own, *addresses)
         self.faults = settings.data_dir / "faults"

@@ -72,12 +72,22 @@ def shape(kind: Any) -> Any:
     return "or" if origin in (Union, UnionType) else origin.__name__, *map(shape, get_args(kind))
 
 
-@pytest.mark.parametrize("name", ["Context", "RecommendRequest", "Recommended", "RecommendReply"])
+@pytest.mark.parametrize(
+    "name", ["Context", "RecommendRequest", "Recommended", "RecommendReply", "Watch", "Search", "ShownList"]
+)
 def test_what_the_client_sends_and_reads_is_what_the_server_reads_and_sends(name: str) -> None:
     """The client's messages are the server's, written a second time."""
     ours, theirs = getattr(nextwatch_client, name), getattr(streams.messages, name)
     assert fields_of(ours) == fields_of(theirs)
     assert ours.__struct_config__.omit_defaults == theirs.__struct_config__.omit_defaults
+
+
+def test_the_history_in_a_reply_is_read_but_for_the_servers_own_book_keeping() -> None:
+    watch = streams.messages.Watch("v", 1, 2.0, None, False, "e", 7)
+    history = streams.messages.UserHistory("ann", (watch,), watch_offset=7, seen=b"x", since_ms=3)
+    raw = streams.messages.encode(streams.messages.RecommendReply("r", history=history))
+    read = nextwatch_client.messages.decode_reply(raw, len(raw)).history
+    assert read == nextwatch_client.UserHistory("ann", (nextwatch_client.Watch(*msgspec.structs.astuple(watch)),))
 
 
 def test_the_topics_are_the_servers() -> None:

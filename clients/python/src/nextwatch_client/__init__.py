@@ -8,7 +8,16 @@ Open client.py first.
 from nextwatch_client.async_client import AsyncRecommendClient
 from nextwatch_client.client import RecommendClient
 from nextwatch_client.errors import OptionsError, RequestFailed, RequestTimeout, TopicMissing
-from nextwatch_client.messages import Context, Recommended, RecommendReply, RecommendRequest
+from nextwatch_client.messages import (
+    Context,
+    Recommended,
+    RecommendReply,
+    RecommendRequest,
+    Search,
+    ShownList,
+    UserHistory,
+    Watch,
+)
 from nextwatch_client.options import ConnectionOptions
 
 __all__ = [
@@ -22,5 +31,9 @@ __all__ = [
     "Recommended",
     "RequestFailed",
     "RequestTimeout",
+    "Search",
+    "ShownList",
     "TopicMissing",
+    "UserHistory",
+    "Watch",
 ]

@@ -24,6 +24,41 @@ class Context(Struct, frozen=True, omit_defaults=True, gc=False):
     age: float | None = None  # 0 to 1
 
 
+class Watch(Struct, frozen=True, array_like=True, gc=False):
+    item_id: str
+    event_ms: int
+    watch_s: float
+    duration_s: float | None
+    completed: bool
+    event_id: str
+    offset: int
+
+
+class Search(Struct, frozen=True, array_like=True, gc=False):
+    query: str
+    event_ms: int
+    event_id: str
+    offset: int
+
+
+class ShownList(Struct, frozen=True, array_like=True, gc=False):
+    """A list that was shown."""
+
+    request_id: str
+    at_ms: int
+    item_ids: tuple[str, ...]  # top first
+
+
+class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
+    """The newest watches, searches and shown lists of a user, oldest first."""
+
+    user_id: str
+    watches: tuple[Watch, ...] = ()
+    searches: tuple[Search, ...] = ()
+    context: Context | None = None
+    impressions: tuple[ShownList, ...] = ()
+
+
 class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     request_id: str
     user_id: str
@@ -34,6 +69,7 @@ class RecommendRequest(Struct, frozen=True, omit_defaults=True):
     deadline_ms: int | None = None  # how long the client waits, from the send
     record: bool = True  # false: the answer is shown to nobody, so it leaves no impression
     pinned: tuple[str, ...] = ()  # on top, in this order, where they may be shown
+    history: bool = False  # true: the reply holds the user's history
 
 
 class Recommended(Struct, frozen=True, omit_defaults=True):
@@ -58,6 +94,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     history_event_ms: int | None = None  # of the newest watch that this answer knows of
     error: str | None = None
     retrieved_by: str = ""  # index or mirror
+    history: UserHistory | None = None  # where it was asked for
 
 
 _ENCODER = msgspec.json.Encoder()

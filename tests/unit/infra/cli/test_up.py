@@ -79,7 +79,8 @@ class Up:
 @contextlib.contextmanager
 def running_up(data_dir: Path, broker: str) -> Iterator[Up]:
     """`nextwatch up` on a data directory, in a session of its own, as a terminal would start it."""
-    environ = environ_for(broker) | SECRETS | {"NEXTWATCH_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+    own = {"NEXTWATCH_DATA_DIR": str(data_dir), "NEXTWATCH_GATEWAY__PORT": "0", "PYTHONUNBUFFERED": "1"}
+    environ = environ_for(broker) | SECRETS | own
     log = data_dir.with_suffix(".log")
     with log.open("wb") as output:
         process = subprocess.Popen(

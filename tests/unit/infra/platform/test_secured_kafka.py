@@ -26,6 +26,7 @@ pytestmark = pytest.mark.service
 SOON_S = 60.0
 REFUSED_WITHIN_S = 25.0  # two at most on an idle machine; clients of their own take half a minute or for ever
 COMMANDS = [("topics", "--check"), ("worker", "history"), ("worker", "trainer"), ("indexer",), ("serve",), ("up",)]
+COMMANDS += [("gateway",)]
 
 Change = Callable[[Secured], Kafka]
 WRONG: dict[str, tuple[Change, str]] = {

@@ -88,6 +88,16 @@ def test_a_known_user_gets_ranked_items_of_the_live_version(views: Views, live: 
     assert reply.history_event_ms == CREATED_MS
 
 
+def test_a_history_is_in_the_reply_where_it_is_asked_for(views: Views, live: LiveRelease) -> None:
+    for release in (live, None):
+        asked, plain, stranger = ask(
+            views, release, of_ann(history=True), of_ann(), RecommendRequest("r2", "nobody", history=True)
+        )
+        assert asked.reply.history is not None and len(asked.reply.history.watches) == 3
+        assert asked.reply.history.seen == b"" and plain.reply.history is None
+        assert stranger.reply.history is not None and not stranger.reply.history.watches
+
+
 def test_what_was_scored_is_looked_at_for_drift(views: Views, live: LiveRelease, monkeypatch) -> None:
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(AnswerDrift, "observe", lambda _, version, *scores: seen.append((version, *map(len, scores))))

@@ -1,0 +1,274 @@
+"""The pages as a browser gets them: what they show, that it is escaped, and who may write."""
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from indexer.errors import IndexFailure
+from infra.console import pages
+from infra.console.catalogue import Catalogue
+from infra.console.neighbours import Neighbour
+from infra.console.pages import console_pages
+from infra.gateway.app import create_app
+from nextwatch_client import Recommended, RecommendReply, ShownList, UserHistory, Watch
+from streams.messages import Item, WatchEvent, decode, encode
+from streams.topics import ITEMS
+from tests.unit.infra.gateway.gateways import HOST, Brokers, Ground, Servers, services_of
+
+TOKEN = "s3cret-token"
+MARKUP = "<script>alert('1')</script>\"&"
+PAGES = ("/console", "/console/now", "/console/user", "/console/item", "/console/login")
+HERE = {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}
+
+
+def listed(*ids: str) -> RecommendReply:
+    items = tuple(Recommended(item_id, rank, "two_tower", 1.5, 30.0) for rank, item_id in enumerate(ids, 1))
+    return RecommendReply("r", items=items, version="v1", served_by="s")
+
+
+def history(*watched: str, user: str = "ann") -> UserHistory:
+    watches = tuple(Watch(item, 1000, 30.0, 60.0, True, event, 0) for event, item in enumerate(watched))
+    watches = tuple(Watch(w.item_id, w.event_ms, w.watch_s, w.duration_s, True, f"e{w.event_id}", 0) for w in watches)
+    return UserHistory(user, watches, impressions=(ShownList("r", 1000, ("shown-item",)),))
+
+
+class Serving(Servers):
+    """Servers that know a user's watches as soon as the brokers have them, and move a watched item down the list."""
+
+    def __init__(self, brokers: Brokers) -> None:
+        super().__init__()
+        self.brokers, self.ids, self.of = brokers, ["a", "b", "c"], history("old")
+
+    async def ask(self, request, *, timeout_s, retries):
+        self.asked.append(request)
+        if isinstance(self.reply, Exception) or self.reply.error:
+            return await super().ask(request, timeout_s=timeout_s, retries=retries)
+        sent = [decode(WatchEvent, record.value) for record in self.brokers.sent]
+        if request.history:
+            new = [Watch(each.item_id, each.event_ms, each.watch_s, None, True, each.event_id, 0) for each in sent]
+            return RecommendReply(
+                "r", history=UserHistory("ann", (*self.of.watches, *new), impressions=self.of.impressions)
+            )
+        watched = {each.item_id for each in sent}
+        return listed(*[each for each in self.ids if each not in watched], *(["new"] if sent else []))
+
+
+@asynccontextmanager
+async def console(token="", items=(), **settings):
+    brokers = Brokers()
+    servers = Serving(brokers)
+    services = services_of(servers, brokers, token, **settings)
+    with console_pages(services) as pages:
+        transport = httpx.ASGITransport(create_app(services, pages), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}") as http:
+            yield Ground(services, servers, brokers, http)
+
+
+def run(scene, token="", **settings):
+    async def play():
+        async with console(token, **settings) as ground:
+            return await scene(ground)
+
+    return asyncio.run(play())
+
+
+@pytest.fixture(autouse=True)
+def catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    """A catalogue that is there without a broker; one title is markup."""
+    found = Catalogue(1_000_000)
+    for item in (Item("a", MARKUP, channel="cats", duration_s=42.0), Item("b", "B"), Item(MARKUP, "of a strange id")):
+        found.apply(SimpleNamespace(topic=ITEMS, key=item.item_id.encode(), value=encode(item)))
+    found.is_whole = True
+    monkeypatch.setattr("infra.console.catalogue.CatalogueReader.catalogue", property(lambda self: found))
+    monkeypatch.setattr("infra.console.curves.Sampler.look", lambda self, now_s: None)
+    monkeypatch.setattr(pages, "read_neighbours", lambda settings, item: [Neighbour("b", 0.91)])
+    return found
+
+
+def form_of(page: str, item: str) -> dict[str, str]:
+    """The fields of the form `watch this` of an item."""
+    forms = re.findall(r'<form method="post".*?</form>', page, re.DOTALL)
+    fields = [dict(re.findall(r'name="(\w+)" value="([^"]*)"', form)) for form in forms]
+    return next(each for each in fields if each["item"] == item)
+
+
+def test_a_user_is_shown_with_history_lists_and_why():
+    page = run(lambda ask: ask("GET", "/console/user?user=ann"))[1]
+    for word in ("old", "shown-item", "fits what this user watched", "30", "1.5", "release v1", "completed"):
+        assert word in page
+
+
+def test_looking_leaves_no_impression():
+    async def scene(ask):
+        form = form_of((await ask("GET", "/console/user?user=ann"))[1], "a")
+        await ask("POST", "/console/watch", data=form, headers=HERE)
+        return ask.servers.asked
+
+    asked = run(scene)
+    assert len(asked) >= 5 and not any(each.record for each in asked)
+
+
+@pytest.mark.parametrize("path", ["/console/user?user=ann", "/console/item?search=script", "/console/item?item=a"])
+def test_a_title_with_markup_is_shown_as_text(path):
+    page = run(lambda ask: ask("GET", path))[1]
+    assert "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&#34;&amp;" in page and "<script" not in page
+
+
+def test_ids_with_markup_are_text_and_links_that_lead_back():
+    async def scene(ask):
+        ask.servers.ids = [MARKUP]
+        user = await ask("GET", f"/console/user?user={quote(MARKUP)}&filter={quote(MARKUP)}")
+        [link] = set(re.findall(r'href="(/console/item\?item=%3C[^"]*)"', user[1]))
+        return user[1], (await ask("GET", link.replace("&amp;", "&")))[1], ask.servers.asked[-1]
+
+    user, item, asked = run(scene)
+    assert "<script" not in user + item and "of a strange id" in item
+    assert (asked.user_id, asked.filter) == (MARKUP, MARKUP)
+
+
+def test_an_item_is_shown_with_its_state_and_its_neighbours():
+    page = run(lambda ask: ask("GET", "/console/item?item=a"))[1]
+    for word in ("available", "cats", "42", "0.91", 'href="/console/item?item=b"'):
+        assert word in page
+
+
+def test_without_an_index_an_item_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    def fail(settings, item):
+        raise IndexFailure("Milvus does not answer")
+
+    monkeypatch.setattr(pages, "read_neighbours", fail)
+    status, page = run(lambda ask: ask("GET", "/console/item?item=a"))
+    assert status == 200 and "Milvus does not answer" in page and "cats" in page
+
+
+def test_a_filter_that_is_refused_is_told_with_the_servers_words():
+    async def scene(ask):
+        ask.servers.reply = RecommendReply("r", error="filter: unexpected '<' at character 12")
+        return await ask("GET", "/console/user?user=ann&filter=x")
+
+    status, page = run(scene)
+    assert status == 400 and "unexpected &#39;&lt;&#39; at character 12" in page
+
+
+def test_a_watch_is_sent_and_the_new_list_stands_beside_the_old_one():
+    async def scene(ask):
+        before = (await ask("GET", "/console/user?user=ann"))[1]
+        reply = await ask.http.post("/console/watch", data=form_of(before, "a"), headers=HERE)
+        return reply.status_code, reply.text, ask.brokers.sent
+
+    status, page, [sent] = run(scene)
+    event = decode(WatchEvent, sent.value)
+    assert (event.user_id, event.item_id, event.watch_s, event.duration_s) == ("ann", "a", 42.0, 42.0)
+    assert status == 200 and "Before" in page and "After" in page
+    assert "up 1" in page and ">new<" in page and "No longer in the list" in page
+
+
+def test_a_page_that_is_loaded_again_sends_the_same_event():
+    async def scene(ask):
+        form = form_of((await ask("GET", "/console/user?user=ann"))[1], "a")
+        for _ in range(2):
+            await ask.http.post("/console/watch", data=form, headers=HERE)
+        return [decode(WatchEvent, record.value).event_id for record in ask.brokers.sent]
+
+    first, second = run(scene)
+    assert first == second
+
+
+def test_a_watch_that_the_brokers_do_not_take_is_told():
+    async def scene(ask):
+        ask.brokers.refused[b"ann"] = "not acknowledged within 5 s"
+        form = {"user": "ann", "item": "a", "event_id": "e"}
+        return await ask("POST", "/console/watch", data=form, headers=HERE)
+
+    status, page = run(scene)
+    assert status == 503 and "not acknowledged" in page
+
+
+@pytest.mark.parametrize("form", [{"user": "ann", "item": "a"}, {"user": "", "item": "a", "event_id": "e"}, {}])
+def test_a_form_that_holds_no_watch_sends_nothing(form):
+    async def scene(ask):
+        return (await ask("POST", "/console/watch", data=form, headers=HERE))[0], ask.brokers.sent
+
+    assert run(scene) == (400, [])
+
+
+def test_two_readers_see_what_each_has_asked_for():
+    async def scene(ask):
+        return await asyncio.gather(*(ask("GET", f"/console/user?user=user-{number}") for number in range(10)))
+
+    for number, (status, page) in enumerate(run(scene)):
+        assert status == 200 and f'value="user-{number}"' in page
+
+
+def test_every_page_loads_nothing_from_elsewhere_and_runs_no_script():
+    async def scene(ask):
+        return [await ask.http.get(path) for path in (*PAGES, "/console/console.css")]
+
+    for reply in run(scene):
+        assert reply.status_code == 200
+        policy = reply.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src" not in policy and "unsafe" not in policy
+        assert not re.search(r"(?:src|href)=\"(?!/console)|://|<script| style=", reply.text)
+
+
+# --- who may ------------------------------------------------------------------------------------------------------
+
+
+def test_reading_is_free_on_loopback_and_writing_takes_the_token():
+    async def scene(ask):
+        page = await ask("GET", "/console/user?user=ann")
+        form = {"user": "ann", "item": "a", "event_id": "e"}
+        return page, (await ask("POST", "/console/watch", data=form, headers=HERE))[0], ask.brokers.sent
+
+    (status, page), written, sent = run(scene, TOKEN)
+    assert status == 200 and "watch this" not in page and "log in to write" in page
+    assert written == 303 and not sent, "it is sent to log in"
+
+
+@pytest.mark.parametrize("headers", [{"X-Forwarded-For": "10.0.0.1"}, {"Host": "console.example.org"}])
+def test_behind_a_proxy_reading_is_not_free(headers):
+    assert run(lambda ask: ask("GET", "/console/user?user=ann", headers=headers), TOKEN)[0] == 303
+
+
+def test_beyond_loopback_reading_takes_the_token():
+    assert run(lambda ask: ask("GET", "/console/now"), TOKEN)[0] == 200
+
+    async def scene(ask):
+        object.__setattr__(ask.services.rules, "is_local", False)
+        return (await ask("GET", "/console/now"))[0], (await ask("GET", "/console/login"))[0]
+
+    assert run(scene, TOKEN) == (303, 200)
+
+
+def test_who_logs_in_may_write_until_the_token_changes():
+    async def scene(ask):
+        wrong = await ask.http.post("/console/login", data={"token": "guess"}, headers=HERE)
+        right = await ask.http.post("/console/login", data={"token": TOKEN}, headers=HERE)
+        form = {"user": "ann", "item": "a", "event_id": "e"}
+        written = await ask("POST", "/console/watch", data=form, headers=HERE)
+        return wrong, right, written[0], len(ask.brokers.sent)
+
+    wrong, right, written, sent = run(scene, TOKEN)
+    cookie = right.headers["set-cookie"]
+    assert wrong.status_code == 401 and "set-cookie" not in wrong.headers
+    assert right.status_code == 303 and right.headers["location"] == "/console/now"
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path=/console" in cookie and TOKEN not in cookie
+    assert (written, sent) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+)
+@pytest.mark.parametrize("token", ["", TOKEN])
+def test_another_site_cannot_write_with_our_readers_cookie(headers, token):
+    async def scene(ask):
+        await ask.http.post("/console/login", data={"token": token}, headers=HERE)
+        form = {"user": "ann", "item": "a", "event_id": "e"}
+        return (await ask("POST", "/console/watch", data=form, headers=headers))[0], ask.brokers.sent
+
+    assert run(scene, token) == (403, [])
