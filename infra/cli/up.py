@@ -26,7 +26,7 @@ NOIDA_NOTE = (
 
 def up(context: typer.Context) -> None:
     """Run everything in this terminal: embedded services where none are set, and all processes. Ctrl-C stops all."""
-    from infra.local.stack import running_stack
+    from infra.local.stack import gateway_address, running_stack
 
     settings: Settings = context.obj.settings
     console = Console()
@@ -37,7 +37,7 @@ def up(context: typer.Context) -> None:
             )
             _take_newest(reachable, console)
             console.print("try, in another terminal: nextwatch watch alice some-video; nextwatch recommend alice")
-            address = _gateway_of(supervisor)
+            address = gateway_address(supervisor)
             console.print(f"over HTTP: {address}/docs; in a browser: {address}/console")
             _show_until_interrupted(reachable, supervisor, console)
     except KeyboardInterrupt:
@@ -72,12 +72,6 @@ def _report(console: Console) -> Report:
         console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {process}: {escape(what)}", highlight=False)
 
     return report
-
-
-def _gateway_of(supervisor: Supervisor) -> str:
-    """Return the gateway's address, as its health page tells it."""
-    health = next((state.health for state in supervisor.states() if state.name == "gateway"), {})
-    return str(health.get("gateway", "(no gateway)"))
 
 
 def _show_until_interrupted(settings: Settings, supervisor: Supervisor, console: Console) -> None:

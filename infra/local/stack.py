@@ -45,6 +45,12 @@ def running_stack(
         yield reachable, supervisor
 
 
+def gateway_address(supervisor: Supervisor) -> str:
+    """Return the gateway's address, as its health page tells it."""
+    health = next((state.health for state in supervisor.states() if state.name == "gateway"), {})
+    return str(health.get("gateway", "(no gateway)"))
+
+
 def milvus_answers(uri: str) -> bool:
     """True when this Milvus answers a real request."""
     from indexer.collection import Index

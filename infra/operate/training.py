@@ -48,6 +48,7 @@ class TrainingJob:
     warm_start: str | None = None  # a version, or NEWEST
     checkpoints: Path | None = None
     ranker_only: bool = False  # the release to begin from keeps its towers and items
+    measure: bool = True  # without, no validation days: half the time, no figures
     directory: Path | None = None  # where the log is stored and stays; None: it goes
 
 
@@ -103,6 +104,7 @@ def train_release(settings: Settings, job: TrainingJob, step: Step) -> Manifest 
             warm=warm,
             checkpoints=checkpoints,
             progress=step,
+            measure=job.measure,
         )
 
 

@@ -6,15 +6,13 @@ A scene is a function of these two: it acts through the context and says what it
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import polars as pl
 from rich.console import Console
 
-from infra.operate.status import Samples, fetch_samples
 from infra.operate.training import announce_bundle
-from infra.platform.run_files import read_run_files
 from infra.platform.settings import Settings
 from infra.simulation.simulated_traffic import SimulatedTraffic, now_ms
 from infra.simulation.world import World
@@ -41,17 +39,22 @@ class Claims:
 
 @dataclass(frozen=True)
 class DemoContext:
-    """The running system, the world that lives on it, and how often each item was watched before it began to live."""
+    """The running system, the world that lives on it, and its past as a log. `seed`: of what a scene draws."""
 
     world: World
     traffic: SimulatedTraffic
     client: RecommendClient
     settings: Settings
-    past_watches: Counter[str]
+    past: pl.DataFrame
+    seed: int
 
     def channels(self) -> dict[str, str | None]:
         """Channel by item."""
         return {item.item_id: item.channel for item in self.world.catalogue(now_ms())}
+
+    def durations_s(self) -> dict[str, float]:
+        """Seconds by item."""
+        return {item.item_id: item.duration_s or 0.0 for item in self.world.catalogue(now_ms())}
 
     def ask(self, viewer: str, k: int) -> RecommendReply:
         """The list that this person would be shown."""
@@ -64,11 +67,6 @@ class DemoContext:
             RecommendRequest(uuid.uuid4().hex, viewer, k, deadline_ms=deadline_ms, record=False) for viewer in viewers
         ]
         return self.client.recommend_many(requests, timeout_s=ASKED_WITHIN_S)
-
-    def samples(self, process: str) -> Samples:
-        """The metrics of one of our processes."""
-        records = (each for each in read_run_files(self.settings.run_dir) if each["name"] == process)
-        return next((fetch_samples(each, self.settings.metrics) for each in records), {})
 
 
 def retrieved(reply: RecommendReply) -> list[Recommended]:
