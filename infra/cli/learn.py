@@ -132,11 +132,13 @@ def replay(
             progress=step,
         )
     if as_json:
-        typer.echo(json.dumps({"items": sent.items, "watches": sent.watches, "wall_s": round(sent.wall_s, 3)}))
+        told = {"items": sent.items, "watches": sent.watches, "exposures": sent.exposures}
+        typer.echo(json.dumps(told | {"wall_s": round(sent.wall_s, 3)}))
     else:
         Console().print(
             f"sent {sent.watches:,} watches and {sent.items:,} items in {sent.wall_s:.1f} s "
-            f"({sent.events_per_s:,.0f} watches/s); {sent.duplicates:,} repeated rows were left out"
+            f"({sent.events_per_s:,.0f} watches/s); {sent.duplicates:,} repeated rows were left out, "
+            f"and {sent.exposures:,} of 0 seconds, which are no watches"
         )
 
 

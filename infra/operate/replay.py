@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from streams.topics import ITEMS, WATCH_EVENTS
 
 @dataclass(frozen=True)
 class Replayed:
-    """Numbers of what was sent and acknowledged. `duplicates` are rows of the log that were there before."""
+    """Numbers of what was sent and acknowledged. `duplicates` are rows of the log that were there before, `exposures`
+    those of 0 seconds, which are no watches."""
 
     items: int
     watches: int
     duplicates: int
+    exposures: int
     wall_s: float
 
     @property
@@ -62,6 +64,7 @@ def replay(
         checked = log_from_frame(log, completed_s)
     else:
         checked = read_log(log, mapping=mapping, completed_s=completed_s)
+    rows, checked = checked.frame.height, only_watches(checked)
     catalogue = read_items(items) if isinstance(items, Path) else items_from_frame(none if items is None else items)
     times = checked.frame["event_ms"]
     moved = restamped(times, round(time.time() * 1000), speed) if restamp else times
@@ -78,7 +81,12 @@ def replay(
 
         published = send("items", ITEMS, item_messages(catalogue), catalogue.height)
         sent = send("watches", WATCH_EVENTS, watches, checked.frame.height, due_s)
-    return Replayed(published, sent, checked.duplicates, time.monotonic() - began_s)
+    return Replayed(published, sent, checked.duplicates, rows - checked.frame.height, time.monotonic() - began_s)
+
+
+def only_watches(log: Log) -> Log:
+    """The log without what was shown and left alone, its rows of 0 seconds."""
+    return replace(log, frame=log.frame.filter((pl.col("watch_s") > 0).fill_null(True)))
 
 
 def watch_messages(log: Log) -> Iterator[tuple[str, WatchEvent]]:

@@ -24,12 +24,14 @@ NO_SEARCHES: Searches = {}
 
 
 def histories_of(log: StoredLog, settings: History, searches: Searches = NO_SEARCHES) -> Iterator[LoadedHistory]:
-    """Yield the history of each user of the log, and of no one else."""
+    """Yield the history of each user of the log who has watched something, and of no one else."""
     codes = codes_of(log.item_ids)
     for rows in Timeline(log.users).by_user():
         edges = np.flatnonzero(np.diff(log.users[rows])) + 1
         for own in np.split(rows, edges):
-            yield _history(log, own, codes, settings, searches)
+            watches = own[~(log.watch_s[own] <= 0)]  # the others were shown and left alone
+            if len(watches):
+                yield _history(log, watches, codes, settings, searches)
 
 
 def kept(completed: Flags, keep: int) -> Flags:

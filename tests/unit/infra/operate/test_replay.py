@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from infra.operate import sending as module
-from infra.operate.replay import due, item_messages, replay, restamped, watch_messages
+from infra.operate.replay import due, item_messages, only_watches, replay, restamped, watch_messages
 from infra.operate.sending import SendError
 from infra.platform.settings import Kafka, Settings
 from models.logs.log import LogError, items_from_frame, log_from_frame
@@ -33,6 +33,11 @@ def test_rows_become_events_in_order_of_time_and_repeats_are_left_out() -> None:
         ("x", 3000, 4.0, None),
     ]
     assert all(decode(WatchEvent, encode(event)) == event for _, event in events)
+
+
+def test_what_was_shown_and_left_alone_is_no_watch() -> None:
+    watched = only_watches(log_from_frame(pl.DataFrame(ROWS | {"watch_s": [0.0, None, 0.1, 0.1]}), 18.0))
+    assert watched.frame["item_id"].to_list() == ["y", "z"]
 
 
 def test_an_event_id_depends_on_the_row_alone() -> None:

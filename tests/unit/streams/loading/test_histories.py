@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from infra.operate.replay import only_watches
 from infra.platform.settings import History, Settings, Trending
 from models.logs.log import LogError, log_from_frame
 from models.logs.stored_log import store_frame
@@ -43,7 +44,7 @@ def one_by_one(frame: pl.DataFrame, small: History = SMALL) -> dict[str, UserHis
     take = partial(
         apply_watch, keep=small.watches, completed_s=small.completed_s, watched=small.seen, watched_days=small.seen_days
     )
-    rows = log_from_frame(frame, small.completed_s).frame
+    rows = only_watches(log_from_frame(frame, small.completed_s)).frame
     for offset, row in enumerate(rows.iter_rows(named=True)):
         user_id, item_id, event_ms = row["user_id"], row["item_id"], row["event_ms"]
         duration_s = row["duration_s"]
@@ -125,6 +126,14 @@ def test_trending_is_counted_at_the_rows_own_times_and_under_keys_of_its_own(tmp
     lists = dict(trending_of(log, Settings(trending=Trending(half_life_s=3600.0))))
     assert lists.keys() == {"global/loaded", "region/de/loaded"}
     everybody = lists["global/loaded"]
-    assert dict(everybody.items) == {"new": 1.0, "old": 0.5} and everybody.as_of_ms == 2 * hour_ms
+    assert dict(everybody.items) == pytest.approx({"new": 1.0, "old": 0.5}) and everybody.as_of_ms == 2 * hour_ms
     assert everybody.partition == -1, "no worker goes on from it"
     assert dict(trending_of(log, Settings(trending=Trending(half_life_s=3600.0)))) == lists
+
+
+def test_what_was_shown_and_left_alone_is_no_watch():
+    """Rows of 0 seconds teach the ranker; who has no other rows has no history."""
+    frame = table([("u", "a", 1, 30.0, 60.0, None), ("u", "b", 2, 0.0, 60.0, None), ("v", "b", 3, 0.0, 60.0, None)])
+    found = told(frame)
+    assert set(found) == {"u"}
+    assert [watch.item_id for watch in found["u"].watches] == ["a"] and not found["u"].seen
