@@ -7,7 +7,9 @@ from contextlib import closing, contextmanager
 
 from infra.local.processes import command_part, embedded_services
 from infra.local.supervisor import Report, Supervisor
-from infra.platform.settings import Milvus, Settings
+from infra.platform.guarded_process import ServiceError
+from infra.platform.port_locks import free_port
+from infra.platform.settings import Gateway, Milvus, Settings
 
 COMMANDS = {
     "history": ("worker", "history"),
@@ -38,8 +40,9 @@ def running_stack(
     with Supervisor(report) as supervisor, embedded_services(settings, supervisor, probe=milvus_answers) as reachable:
         require_access(reachable.kafka)
         create_topics(reachable.kafka)
+        ours = with_gateway_port(reachable)
         for name, arguments in COMMANDS.items():
-            supervisor.add(command_part(name, arguments, reachable))
+            supervisor.add(command_part(name, arguments, ours))
         timeout_s = settings.embedded.ready_timeout_s if is_limited else None
         supervisor.wait_ready(timeout_s, setting="embedded.ready_timeout_s")
         yield reachable, supervisor
@@ -49,6 +52,19 @@ def gateway_address(supervisor: Supervisor) -> str:
     """Return the gateway's address, as its health page tells it."""
     health = next((state.health for state in supervisor.states() if state.name == "gateway"), {})
     return str(health.get("gateway", "(no gateway)"))
+
+
+def with_gateway_port(settings: Settings) -> Settings:
+    """The same with a free port for the gateway where its default one is taken: that is no reason not to start. A port
+    that was set is kept, and whoever cannot have it says so."""
+    gateway = settings.gateway
+    if gateway.port != Gateway().port:
+        return settings
+    try:
+        free_port(gateway.port, "gateway.port", gateway.host)
+    except ServiceError:
+        return settings.model_copy(update={"gateway": gateway.model_copy(update={"port": 0})})
+    return settings
 
 
 def milvus_answers(uri: str) -> bool:

@@ -1,6 +1,7 @@
 """When `up` gives up on what it has started: on what crashes again and again, not on what takes its time. Without any
 process: what is watched here only says that it runs."""
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from infra.local.processes import embedded_services
 from infra.local.stack import running_stack
 from infra.local.supervisor import Part, Supervisor, Watched
 from infra.platform.guarded_process import ServiceError
-from infra.platform.settings import Settings
+from infra.platform.settings import Gateway, Settings
 
 News = list[tuple[str, str]]
 
@@ -121,3 +122,12 @@ def test_the_limit_of_an_embedded_service_is_named(make_settings, monkeypatch):
         embedded_services(settings, watcher, probe=lambda uri: True),
     ):
         pytest.fail("it is not ready")
+
+
+def test_a_taken_default_port_gives_the_gateway_another_one_and_a_set_one_is_kept(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(stack, "Gateway", lambda: SimpleNamespace(port=port))
+        assert stack.with_gateway_port(Settings(gateway=Gateway(port=port))).gateway.port == 0
+        assert stack.with_gateway_port(Settings(gateway=Gateway(port=port + 1))).gateway.port == port + 1
+    assert stack.with_gateway_port(Settings(gateway=Gateway(port=port))).gateway.port == port
