@@ -132,7 +132,7 @@ def _level(batch: RankingBatch, values: Array, newest_ones: int, column: int) ->
     chosen = batch.timed[:, -newest_ones:]
     count = chosen.sum(axis=1)
     total = np.where(chosen, values[:, -newest_ones:], np.float32(0)).sum(axis=1, dtype=np.float32)
-    everything = batch.candidates.everything
+    everything = batch.known.everything
     with np.errstate(divide="ignore", invalid="ignore"):
         usual = everything[:, column] / everything[:, WATCHES]
     few = np.where(np.isfinite(usual), FEW, 0.0)

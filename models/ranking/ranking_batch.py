@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ class Candidates:
     score float32 [N]: retrieval score, the inner product of user and item vector, NaN where there is none; rank float32
     [N]: its place among the candidates by that score, from 1; best float32 [B]: the best score of each request.
     sources: codes of SOURCES [N, M]; trending and similar float32 [N]: these sources' own scores, NaN where they have
-    not nominated it. Statistics float64 [N, 4] of item, channel, first topic and length, [B, 4] of everything.
+    not nominated it.
     """
 
     request: Rows
@@ -86,11 +87,24 @@ class Candidates:
     sources: Codes
     trending: Floats
     similar: Floats
-    item: Doubles
-    channel: Doubles
-    topic: Doubles
-    length: Doubles
-    everything: Doubles
+
+
+class Known(Protocol):
+    """The statistics as of `known_ms` int64 [B], which is the time of each request or a moment before it: float64
+    [N, 4] of the candidates' item, channel, first topic and length, [B, 4] of everything."""
+
+    @property
+    def known_ms(self) -> Rows: ...
+    @property
+    def item(self) -> Doubles: ...
+    @property
+    def channel(self) -> Doubles: ...
+    @property
+    def topic(self) -> Doubles: ...
+    @property
+    def length(self) -> Doubles: ...
+    @property
+    def everything(self) -> Doubles: ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,7 @@ class RankingBatch:
     catalogue: Catalogue
     requests: Requests
     candidates: Candidates
+    known: Known
 
     # --- of the requests -------------------------------------------------------------------------------------------
 
@@ -139,9 +154,9 @@ class RankingBatch:
         return self.candidates.request
 
     @cached_property
-    def now_ms(self) -> Rows:
-        """[N]"""
-        return self.requests.now_ms[self.request]
+    def known_ms(self) -> Rows:
+        """[N]: the moment for which what is known of each candidate's item stands."""
+        return self.known.known_ms[self.request]
 
     @cached_property
     def channels(self) -> npt.NDArray[np.int32]:

@@ -55,7 +55,7 @@ class Recorder:
         [ids] = id_strings(inputs.ranked.ids, "query", [inputs.query])
         values = to_bytes(inputs.ranked.numbers["query"][inputs.query])
         best = inputs.best if np.isfinite(inputs.best) else None
-        known = {"ids": ids, "values": values, "factor": inputs.factor, "best_score": best}
+        known = {"ids": ids, "values": values, "factor": inputs.factor, "best_score": best, "known_ms": inputs.known_ms}
         return replace(shown, schema_hash=SCHEMA_HASH, marks=self.read_offsets, **known)
 
     def _reply(self, draft: ResponseDraft, stages_ms: dict[str, float]) -> RecommendReply:

@@ -313,3 +313,27 @@ def test_a_request_without_candidates_has_features_of_the_query_only():
     none = batch_of(ann(), known=[known()])
     assert compute_numbers(none, "query").shape[0] == 1
     assert compute_numbers(none, "impression").shape == (0, len(numbers_of("impression")))
+
+
+def test_what_an_item_has_whoever_asks_is_read_from_nothing_of_the_request(moment: RankingBatch):
+    """Ann with her scores, and a stranger hours later: equal to the bit for one moment of what is known."""
+    items, nothing = ["x", "bare", "z", "unheard-2"], np.full(4, np.nan, np.float32)
+    stranger = RankingQuery(Viewer(), NOW_MS + DAY_MS, items, nothing, known_ms=NOW_MS)
+    other = ranking_batch_of([stranger], catalogue(), [known()])
+    np.testing.assert_array_equal(
+        compute_numbers(other, "impression", True), compute_numbers(moment, "impression", True)[:4]
+    )
+    ours, theirs = compute_ids(other, "impression", True), compute_ids(moment, "impression", True)
+    assert ours.keys() == {"candidate", "channel", "topics", "length"}
+    for name, named in ours.items():
+        np.testing.assert_array_equal(named.codes, theirs[name].codes[:4])
+
+
+def test_what_is_known_of_items_stands_for_the_moment_that_is_given():
+    then = numbers(batch_of(Viewer(), "x", known=[known()]), "impression", 0)
+    later = RankingQuery(Viewer(), NOW_MS + 3_600_000, ["x"], np.zeros(1, np.float32), known_ms=NOW_MS)
+    still = numbers(ranking_batch_of([later], catalogue(), [known()]), "impression", 0)
+    assert still["age_h"] == then["age_h"] == 2.0
+    moved = numbers(batch_of(Viewer(), "x", known=[known()], now_ms=NOW_MS + 3_600_000), "impression", 0)
+    assert moved["age_h"] == 3.0
+    assert moved["item_mean_s"] != then["item_mean_s"] == still["item_mean_s"]

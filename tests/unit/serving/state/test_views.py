@@ -1,12 +1,16 @@
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from models.catalogue.catalogue import Catalogue
 from serving.state import views
-from serving.state.views import CatalogueView, HistoryView, TrendingView, add_up
-from streams.messages import Item, Trending, encode
+from serving.state.views import MOST_HEARD, STAND_STILL_MS, CatalogueView, HistoryView, TrendingView, Views, add_up
+from streams.messages import Item, StatisticsRow, Trending, encode
+from streams.topics import ITEM_STATISTICS
 from streams.trending.rules import GLOBAL
-from tests.unit.serving.worlds import history
+from tests.unit.serving.worlds import history, no_views
 
 
 def test_the_newest_history_of_a_user_is_given_and_only_on_its_partition() -> None:
@@ -163,3 +167,56 @@ def test_a_change_of_one_scope_leaves_the_lists_of_the_others_as_they_are() -> N
     view.apply(b"region/fr/0", None)
     assert view.top(GLOBAL) is before
     assert view.top("region/de") == [("c", 8.0)]
+
+
+def heard(offset: int, impressions: float = 8.0) -> Any:
+    row = StatisticsRow("item", "a", 0, 1_000_000, impressions, 4.0, 100.0, 2.0, 0.0, (0, 0))
+    return SimpleNamespace(key=b"item/0/a", value=encode(row), partition=0, offset=offset)
+
+
+def impressions_of(views: Views) -> float:
+    return float(views.statistics.statistics.at("item", ["a"], np.array([1_000_000]))[0, 0])
+
+
+def test_what_is_known_of_items_stands_still_and_only_what_is_taken_over_counts_as_read() -> None:
+    views, now_ms = no_views(), 1_000_000
+    views.statistics.hear(heard(4))
+    views.settle(now_ms)
+    assert (impressions_of(views), views.read_offsets.of(ITEM_STATISTICS)) == (8.0, (5,))
+    before = views.statistics.moment
+    views.statistics.hear(heard(5, 9.0))
+    views.settle(now_ms + STAND_STILL_MS - 1)
+    assert views.statistics.moment == before
+    assert (impressions_of(views), views.read_offsets.of(ITEM_STATISTICS)) == (8.0, (5,))
+    views.settle(now_ms + STAND_STILL_MS)
+    assert views.statistics.moment != before
+    assert views.statistics.known_ms == now_ms + STAND_STILL_MS
+    assert (impressions_of(views), views.read_offsets.of(ITEM_STATISTICS)) == (9.0, (6,))
+
+
+def test_many_records_are_taken_over_before_their_time() -> None:
+    views, now_ms = no_views(), 1_000_000
+    views.settle(now_ms)
+    for offset in range(MOST_HEARD):
+        views.settle(now_ms + 1)
+        assert impressions_of(views) == 0.0
+        views.statistics.hear(heard(offset))
+    views.settle(now_ms + 1)
+    assert impressions_of(views) == 8.0
+    assert views.statistics.known_ms == now_ms + 1
+
+
+def test_a_clock_that_is_put_back_does_not_stop_what_is_known() -> None:
+    views = no_views()
+    views.settle(9_000_000)
+    views.statistics.hear(heard(4))
+    views.settle(1_000_000)
+    assert (impressions_of(views), views.statistics.known_ms) == (8.0, 1_000_000)
+
+
+def test_a_row_that_is_taken_over_makes_another_moment() -> None:
+    views = no_views()
+    views.settle(1_000_000)
+    before = views.statistics.moment
+    views.statistics.apply(b"item/0/a", heard(4).value)
+    assert views.statistics.moment != before
