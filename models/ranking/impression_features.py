@@ -14,7 +14,7 @@ from models.ranking.ranking_batch import (
     WATCHES,
     Codes,
     RankingBatch,
-    count_of,
+    each,
     id_names,
     mean_of,
 )
@@ -60,7 +60,7 @@ def sources(batch: RankingBatch) -> Codes:
 @number("impression")
 def channel_watches(batch: RankingBatch) -> Floats:
     """Watches of this channel: "how many videos has the user watched from this channel?" (section 4.1)."""
-    return count_of(batch.of_channel)
+    return batch.of_channel.count()
 
 
 @number("impression")
@@ -78,7 +78,7 @@ def since_channel_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def topic_watches(batch: RankingBatch) -> Floats:
     """Watches of its first topic (section 4.1)."""
-    return count_of(batch.of_topic)
+    return batch.of_topic.count()
 
 
 @number("impression")
@@ -96,7 +96,7 @@ def since_topic_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def any_topic_watches(batch: RankingBatch) -> Floats:
     """Watches that share any of its topics (section 4.1)."""
-    return count_of(batch.of_any_topic)
+    return batch.of_any_topic.count()
 
 
 @number("impression")
@@ -114,19 +114,19 @@ def since_any_topic_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def topic_mean_watched_s(batch: RankingBatch) -> Floats:
     """Seconds per watch of its first topic: a user who begins many videos and leaves is not one who stays."""
-    return mean_of(batch.each_watch_s, batch.of_topic & batch.each_timed)
+    return batch.mean_watched_s(batch.of_topic)
 
 
 @number("impression")
 def like_duration_share(batch: RankingBatch) -> Floats:
     """The share that this user watches of videos about as long: patience is for a length."""
-    return mean_of(batch.each_watched_share, batch.of_like_duration & batch.each_timed)
+    return mean_of(each(batch.watched_share, batch.request), batch.of_like_duration)
 
 
 @number("impression")
 def item_watches(batch: RankingBatch) -> Floats:
     """Watches of the very item: it was begun before."""
-    return count_of(batch.of_item)
+    return batch.of_item.count()
 
 
 # --- numbers of the impression: shown before -------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def item_watches(batch: RankingBatch) -> Floats:
 @number("impression")
 def item_shown(batch: RankingBatch) -> Floats:
     """Previous impressions of this item to this user: shown and not watched sinks (section 4.1, "churn")."""
-    return count_of(batch.shown_item)
+    return batch.shown_item.count()
 
 
 @number("impression")
@@ -147,7 +147,7 @@ def since_item_shown_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def channel_shown(batch: RankingBatch) -> Floats:
     """Previous impressions of this channel to this user: beside its watches, how often it was passed over."""
-    return count_of(batch.shown_channel)
+    return batch.shown_channel.count()
 
 
 @number("impression")

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.catalogue.catalogue import Catalogue
+from models.ranking import ranking_batch
 from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, SCHEMA_HASH, compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.item_statistics import ItemStatistics
@@ -337,3 +340,26 @@ def test_what_is_known_of_items_stands_for_the_moment_that_is_given():
     moved = numbers(batch_of(Viewer(), "x", known=[known()], now_ms=NOW_MS + 3_600_000), "impression", 0)
     assert moved["age_h"] == 3.0
     assert moved["item_mean_s"] != then["item_mean_s"] == still["item_mean_s"]
+
+
+ITEMS = st.sampled_from(["x", "y", "z", "bare", "both", "unheard", "unheard-2"])
+WATCHES = st.lists(st.tuples(ITEMS, st.integers(0, 9_000), st.sampled_from([NAN, 0.0, 3.5, 80.0])), max_size=8)
+REQUESTS = st.tuples(WATCHES, st.lists(st.lists(ITEMS, max_size=4), max_size=3), st.lists(ITEMS, max_size=9))
+
+
+@given(st.lists(REQUESTS, min_size=1, max_size=4))
+def test_candidates_that_are_about_the_same_have_what_each_would_have_by_itself_to_the_bit(asked: list[Any]):
+    """Many candidates are compared with a history by what they are about, few by themselves."""
+    facts = catalogue()
+    facts.upsert("both", channel="d", topics=["s", "u", "t"], duration_s=45.0)
+    queries = []
+    for watches, lists, item_ids in asked:
+        seen = [Watch(item_id, ago(s), watch_s, None) for item_id, s, watch_s in sorted(watches, key=lambda w: -w[1])]
+        shown = [ShownList(ago(100 - at), list(items)) for at, items in enumerate(lists)]
+        queries.append(RankingQuery(Viewer(seen, impressions=shown), NOW_MS, item_ids, np.zeros(len(item_ids))))
+    values = []
+    for few in (0, 1_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranking_batch, "FEW", few)
+            values.append(compute_numbers(ranking_batch_of(queries, facts, [known()]), "impression"))
+    np.testing.assert_array_equal(values[0], values[1])
