@@ -151,7 +151,8 @@ class Ranker:
         """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
         if len(members) == 1:
             return np.zeros(len(duration_s), np.float32)
-        seconds = np.stack([self.seconds(each[:, 0], duration_s) for each in members])  # [M, N]
+        of_all = self.seconds(members[:, :, 0].reshape(-1), np.tile(duration_s, len(members)))
+        seconds = of_all.reshape(len(members), -1)  # [M, N]
         return np.asarray(np.log(np.maximum(seconds, LEAST_S)).std(axis=0), np.float32)
 
     def to_arrays(self) -> dict[str, Array]:
@@ -215,5 +216,5 @@ def id_strings(ids: Mapping[str, Codes], scope: Scope, rows: Sequence[int]) -> l
 
 def serve_seconds(logit: Floats) -> Floats:
     """exp(logit), finite and capped; a logit that is no number sinks."""
-    bounded = np.nan_to_num(logit, nan=LEAST_LOGIT, posinf=np.log(CAP_S), neginf=LEAST_LOGIT)
-    return np.exp(np.clip(bounded, LEAST_LOGIT, np.log(CAP_S))).astype(np.float32)
+    known = np.where(np.isnan(logit), np.float32(LEAST_LOGIT), logit)
+    return np.asarray(np.exp(np.clip(known, LEAST_LOGIT, np.log(CAP_S))), np.float32)

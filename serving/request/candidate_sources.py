@@ -130,7 +130,7 @@ def unite(towers: Ids, others: Mapping[str, Nominees], most: int) -> CandidateSe
     shared = np.fromiter(map(theirs.__contains__, item_ids), np.bool_, len(item_ids))
     kept = np.flatnonzero(shared | (np.cumsum(~shared) <= most - len(theirs)))[:most]
     names = [item_ids[row] for row in kept.tolist()]
-    place = dict(zip(names, range(len(names)), strict=True))
+    place = {names[row]: row for row in np.flatnonzero(shared[kept]).tolist()}
     names += [item_id for item_id in theirs if item_id not in place][: most - len(names)]
     place.update(zip(names[len(kept) :], range(len(kept), len(names)), strict=True))
     sources = np.zeros((len(names), len(SOURCES) - 1), np.int64)

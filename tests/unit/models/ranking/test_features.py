@@ -342,7 +342,7 @@ def test_what_is_known_of_items_stands_for_the_moment_that_is_given():
     assert moved["item_mean_s"] != then["item_mean_s"] == still["item_mean_s"]
 
 
-ITEMS = st.sampled_from(["x", "y", "z", "bare", "both", "unheard", "unheard-2"])
+ITEMS = st.sampled_from(["x", "y", "z", "bare", "three", "two", "unheard", "unheard-2"])
 WATCHES = st.lists(st.tuples(ITEMS, st.integers(0, 9_000), st.sampled_from([NAN, 0.0, 3.5, 80.0])), max_size=8)
 REQUESTS = st.tuples(WATCHES, st.lists(st.lists(ITEMS, max_size=4), max_size=3), st.lists(ITEMS, max_size=9))
 
@@ -351,7 +351,8 @@ REQUESTS = st.tuples(WATCHES, st.lists(st.lists(ITEMS, max_size=4), max_size=3),
 def test_candidates_that_are_about_the_same_have_what_each_would_have_by_itself_to_the_bit(asked: list[Any]):
     """Many candidates are compared with a history by what they are about, few by themselves."""
     facts = catalogue()
-    facts.upsert("both", channel="d", topics=["s", "u", "t"], duration_s=45.0)
+    facts.upsert("three", channel="d", topics=["s", "u", "t"], duration_s=45.0)
+    facts.upsert("two", channel="d", topics=["s", "u"], duration_s=45.0)
     queries = []
     for watches, lists, item_ids in asked:
         seen = [Watch(item_id, ago(s), watch_s, None) for item_id, s, watch_s in sorted(watches, key=lambda w: -w[1])]
