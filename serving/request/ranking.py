@@ -85,8 +85,7 @@ def rank(
     try:
         with latency.watch(len(drafts)):
             chosen = preranker.choose(drafts, live, statistics, now_ms)
-            known_ms = statistics.known_ms
-            queries = [query_of(draft, rows, now_ms, known_ms) for draft, rows in zip(drafts, chosen, strict=True)]
+            queries = [query_of(draft, rows, now_ms) for draft, rows in zip(drafts, chosen, strict=True)]
             ranked = score_candidates(queries, live, statistics, now_ms=now_ms)
     except Exception as error:  # whatever a ranker dies of, the retrieval order is still a good answer
         log.exception("the ranker failed", version=live.version)
@@ -104,14 +103,14 @@ def rank(
             draft.candidates = take(draft.candidates, rows)
 
 
-def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int, known_ms: int) -> RankingQuery:
+def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int) -> RankingQuery:
     """The question to the ranker about these rows of the candidates; their places are those among all of them."""
     candidates = draft.candidates
     ranks, best = places_of(candidates.scores)
     if rows is not None:
         candidates, ranks = take(candidates, rows), ranks[rows]
     item_ids, scores, nominations = candidates
-    return RankingQuery(draft.history, now_ms, item_ids, scores, ranks, best, nominations, known_ms=known_ms)
+    return RankingQuery(draft.history, now_ms, item_ids, scores, ranks, best, nominations)
 
 
 def score_candidates(
@@ -123,7 +122,8 @@ def score_candidates(
     rows = live.catalogue.rows(item_ids)
     slots = slots_of(item_ids, rows, live, statistics)
     ends = np.cumsum([len(query.item_ids) for query in queries])
-    own = [replace(query, rows=mine) for query, mine in zip(queries, np.split(rows, ends[:-1]), strict=True)]
+    known_ms, rows_of = statistics.known_ms, np.split(rows, ends[:-1])
+    own = [replace(query, rows=mine, known_ms=known_ms) for query, mine in zip(queries, rows_of, strict=True)]
 
     def score(some: slice) -> list[tuple[Floats, RankerInputs]]:
         first = int(ends[some.start - 1]) if some.start else 0
