@@ -116,4 +116,4 @@ def best_of(worth: Floats, most: int, pins: Sequence[int] = ()) -> Rows | None:
     if keep >= len(worth):
         return None
     order = np.argsort(np.where(unknown, -np.inf, -worth), kind="stable")
-    return np.union1d(order[:keep], np.array(pins, np.int64))
+    return np.union1d(order[:keep], np.array(pins, np.int64)) if pins else np.sort(order[:keep])
