@@ -171,6 +171,19 @@ class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
     partition: Offset  # of the watch in watch-events; with `offset` it is the example's identity
     offset: Offset
     produced_ms: Millis
+    is_row: bool = False  # of a log that was sent as watches (streams.history.log_rows)
+
+
+class LoadedHistory(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a log tells of a user, for the history: the newest watches and searches, oldest first by event time, and of
+    the older watches `seen`, as UserHistory has them. `event_ms`: of the newest."""
+
+    user_id: Id
+    event_ms: Millis
+    watches: tuple[Watch, ...] = ()
+    searches: tuple[Search, ...] = ()
+    context: Context | None = None
+    seen: bytes = b""
 
 
 class ItemVector(Struct, frozen=True, array_like=True):
@@ -461,15 +474,21 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
 class Trending(Struct, frozen=True, omit_defaults=True):
     """Decayed counts of completed watches of one partition; readers add the partitions up. Key `<scope>/<partition>`.
 
-    `scope`: `global`, or what streams.trending.rules.region_scope makes of a context's region.
+    `scope`: `global`, or what streams.trending.rules.region_scope makes of a context's region. `items` best first (see
+    streams.trending.back_off), with their counts by `half_life_s`; `slower` has their counts by each of `slower_s` and,
+    last, of all time, `totals` those of all items, listed or not, by `half_life_s`, `slower_s` and of all time. In
+    messages of before there were several half-lives these three are empty.
     """
 
     scope: Id
     partition: Offset
-    as_of_ms: Millis
+    as_of_ms: Millis  # the newest watch: time is the stream's own
     half_life_s: Seconds
     items: tuple[tuple[str, float], ...]
     offset: Offset = -1  # newest watch-events offset counted in this scope
+    slower_s: tuple[Seconds, ...] = ()
+    slower: tuple[tuple[float, ...], ...] = ()
+    totals: tuple[float, ...] = ()
 
 
 class DeadLetter(Struct, frozen=True, omit_defaults=True):
@@ -511,7 +530,7 @@ M = TypeVar("M")
 _JSON = msgspec.json.Encoder()
 _MSGPACK = msgspec.msgpack.Encoder()
 _BINARY: tuple[Any, ...] = (ItemVector,)
-_COMPACT: tuple[Any, ...] = (UserHistory, TrainingExample, JoinState)
+_COMPACT: tuple[Any, ...] = (UserHistory, LoadedHistory, TrainingExample, JoinState)
 COMPACT = b"\x01"  # MessagePack follows
 
 

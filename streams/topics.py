@@ -30,6 +30,7 @@ FORWARDED = "nextwatch-forwarded"  # header of a message that was moved to its u
 WATCH_EVENTS = "watch-events"
 SEARCH_EVENTS = "search-events"
 ITEMS = "items"
+LOADED_HISTORIES = "loaded-histories"
 USER_HISTORIES = "user-histories"
 TRAINING_EXAMPLES = "training-examples"
 ITEM_VECTORS = "item-vectors"
@@ -64,6 +65,7 @@ TOPICS = (
     Topic(WATCH_EVENTS, "user", "delete", messages.WatchEvent),
     Topic(SEARCH_EVENTS, "user", "delete", messages.SearchEvent),
     Topic(ITEMS, "item", "compact", messages.Item),
+    Topic(LOADED_HISTORIES, "user", "delete", messages.LoadedHistory),
     Topic(USER_HISTORIES, "user", "compact", messages.UserHistory),
     Topic(TRAINING_EXAMPLES, "user", "delete", messages.TrainingExample, single=True),
     Topic(ITEM_VECTORS, "item", "compact", messages.ItemVector),
@@ -141,7 +143,7 @@ def check_topics(kafka: Kafka) -> list[str]:
         present = [name for name in names if name in there]
         partitions = {t["name"]: t["partitions"] for t in admin.describe_topics(present)}
         configs = describe_configs(admin, present)
-        brokers = admin.describe_cluster()["brokers"]
+        brokers = _broker_ids(admin, partitions.values())
         copies = kafka.replication or _default_copies(admin, brokers)
     if copies == 1 and len(brokers) > 1:
         problems.append(f"one copy of each topic on {len(brokers)} brokers: a lost broker loses it (kafka.replication)")
@@ -151,9 +153,20 @@ def check_topics(kafka: Kafka) -> list[str]:
     return problems
 
 
-def _default_copies(admin: Any, brokers: Sequence[Mapping[str, Any]]) -> int:
+def _broker_ids(admin: Any, described: Iterable[Sequence[Mapping[str, Any]]]) -> list[int]:
+    """The brokers; those that hold our partitions (`described`) where kafka-python cannot tell: it takes a field for
+    granted that noida and Kafka before 3.7 do not send."""
+    try:
+        return [broker["broker_id"] for broker in admin.describe_cluster()["brokers"]]
+    except KeyError:
+        return sorted({node for partitions in described for each in partitions for node in each["replica_nodes"]})
+
+
+def _default_copies(admin: Any, brokers: Sequence[int]) -> int:
     """The cluster's `default.replication.factor`; 1 where the brokers do not tell."""
-    resource = ConfigResource(ConfigResourceType.BROKER, str(brokers[0]["broker_id"]))
+    if not brokers:
+        return 1
+    resource = ConfigResource(ConfigResourceType.BROKER, str(brokers[0]))
     found: dict[str, Any] = next(iter(admin.describe_configs([resource], config_filter="all").values()), {})
     config: dict[str, Any] = next(iter(found.values()), {})
     return int(config.get("default.replication.factor", {"value": 1})["value"])

@@ -80,6 +80,7 @@ SLOW = (
     "streams/join/test_app.py::test_the_worker_needs_no_torch",
     "streams/join/test_rules.py::test_in_any_order",
     "streams/kafka/test_unpacking.py::test_a_bomb",
+    "streams/loading/test_histories.py::test_histories_are_those",
     "streams/test_epochs.py::TestInterleaved",
     "streams/test_fuzz.py::test_a_hundred_thousand",
     "streams/test_fuzz.py::test_the_views_of_serving",

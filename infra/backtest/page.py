@@ -33,6 +33,7 @@ def render_page(report: Json) -> str:
         f"<style>{STYLE}</style></head><body><h1>Backtest of {escape(report['protocol']['log'])}</h1>",
         *_protocol(report),
         *_walk("Frozen: everyone is asked once, at the cut", report["frozen"]),
+        *_figures("Frozen: users without a watch before the cut, asked for their first", report["cold"]),
     ]
     if report["live"] is not None:
         parts += _walk("Live: each watch is ranked, then learnt", report["live"])
@@ -59,7 +60,8 @@ def _protocol(report: Json) -> list[str]:
         _table(["", ""], rows, text_columns=(1,)),
         "<p>A positive is a completed watch. Every recommender sees only what is before the cut, settings are chosen on"
         " the validation part, and all are judged on the same cases: what a user with at least one positive behind them"
-        " watched next that they had not watched before, ranked among all items known at the cut, those already watched"
+        " watched next that they had not watched before (and, in a table of their own, what users without one watched"
+        " first), ranked among all items known at the cut, those already watched"
         " left out. <b>An item that was not known at the cut counts as a miss.</b> Repeats are no cases. Equal scores"
         " share the middle rank. Standard errors are in brackets; where a user has several cases they are errors over"
         " users. Intervals are 95 %.</p>",
@@ -67,6 +69,14 @@ def _protocol(report: Json) -> list[str]:
 
 
 def _walk(title: str, walk: Json) -> list[str]:
+    return [
+        *_figures(title, walk),
+        *(f"<figure>{svg}</figure>" for svg in draw_curves(walk)),
+        *_shown(walk["shown"]),
+    ]
+
+
+def _figures(title: str, walk: Json) -> list[str]:
     n = f"{walk['cases']:,} cases of {walk['users']:,} users, {walk['unknown_items']:,} of them of unknown items"
     header = ["recall at", *CUTOFFS, "mean reciprocal rank", "mean log2 rank"]
     rows = [
@@ -77,8 +87,6 @@ def _walk(title: str, walk: Json) -> list[str]:
         f"<h2>{title}</h2><p>{n}.</p>",
         _table(header, rows, first_is_ours=True),
         *_differences(walk["differences"]),
-        *(f"<figure>{svg}</figure>" for svg in draw_curves(walk)),
-        *_shown(walk["shown"]),
     ]
 
 

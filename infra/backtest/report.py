@@ -48,23 +48,26 @@ def build_report(
     left_out: Mapping[str, str],
     grounds: Grounds,
     frozen: Walk,
+    cold: Walk,
     live: Walk | None,
     ours: Sequence[str],
 ) -> Json:
-    """The document. `protocol`: what a reader must know before any number; `ours`: the recommenders that all others are
-    compared with, where a walk has them."""
+    """The document. `protocol`: what a reader must know before any number; `cold`: the frozen walk of the users who had
+    watched nothing; `ours`: the recommenders that all others are compared with, where a walk has them."""
     report = {
         "kind": KIND,
         "protocol": protocol,
         "recommenders": [_describe(each) for each in entrants],
         "left_out": [{"name": name, "why": why} for name, why in left_out.items()],
         "frozen": walk_report(frozen, grounds, ours),
+        "cold": figures(cold, grounds, ours),
         "live": None if live is None else walk_report(live, grounds, ours),
     }
     return {name: finite(part) for name, part in report.items()}
 
 
 def walk_report(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
+    """The figures of a walk, also by slices of its cases, and what was shown."""
     users, watched = walk.asked.users, walk.asked.watched
     targets = grounds.history.targets(walk.asked)
     known = targets < grounds.catalogue
@@ -76,10 +79,17 @@ def walk_report(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
         "by_history": (counts, HISTORY_EDGES),
         "by_time_ms": (times_ms, even_edges(times_ms, TIME_BINS)),
     }
+    slices_of = {name: _sliced(walk, values, edges) for name, (values, edges) in slices.items()}
+    return figures(walk, grounds, ours) | slices_of | {"shown": _shown(walk)}
+
+
+def figures(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
+    """The figures of a walk over all of its cases."""
+    users = walk.asked.users
     return {
         "cases": len(walk),
         "users": len(np.unique(users)),
-        "unknown_items": int((~known).sum()),
+        "unknown_items": int((grounds.history.targets(walk.asked) >= grounds.catalogue).sum()),
         "recall": {
             name: {str(k): asdict(recall(ranks, k, users)) for k in sorted({*CUTOFFS, *CURVE})}
             for name, ranks in walk.ranks.items()
@@ -87,8 +97,6 @@ def walk_report(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
         "mean_reciprocal_rank": {n: asdict(reciprocal_rank(ranks, users)) for n, ranks in walk.ranks.items()},
         "mean_log2_rank": {n: asdict(log_rank(ranks, users)) for n, ranks in walk.ranks.items()},
         "differences": _differences(walk, ours),
-        **{name: _sliced(walk, values, edges) for name, (values, edges) in slices.items()},
-        "shown": _shown(walk),
     }
 
 

@@ -17,7 +17,7 @@ from infra.backtest.report import Grounds, build_report
 from infra.backtest.request import Request
 from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Settings
-from models.evaluation.backtest import Entrant, Walk, walk_frozen, walk_live
+from models.evaluation.backtest import Entrant, Walk, list_candidates, walk_frozen, walk_live
 from models.evaluation.backtest_log import BacktestLog, read_stream
 from models.evaluation.baseline_choice import Baselines
 from models.evaluation.eval_queries import History
@@ -59,12 +59,14 @@ def run_backtest(request: Request, settings: Settings, step: Step = no_progress)
         parts = _split(history, request)
         recommenders = _recommenders(log, parts, request, settings, step)
         grounds = Grounds(history, log.training_set.born_ms, parts.cut, log.training_set.known_at(parts.cut))
+        frozen, cold = _walk_frozen(directory, log, grounds, recommenders.frozen, step)
         report = build_report(
             _protocol(log, parts, request, settings),
             entrants=recommenders.all(),
             left_out=recommenders.left_out,
             grounds=grounds,
-            frozen=_walk_frozen(directory, log, grounds, recommenders.frozen, step),
+            frozen=frozen,
+            cold=cold,
             live=_walk_live(directory, log, grounds, recommenders.live, request, step) if request.live else None,
             ours=recommenders.ours,
         )
@@ -114,18 +116,21 @@ def _train(
     return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
 
 
-def _walk_frozen(directory: Path, log: BacktestLog, grounds: Grounds, entrants: Sequence[Entrant], step: Step) -> Walk:
+def _walk_frozen(
+    directory: Path, log: BacktestLog, grounds: Grounds, entrants: Sequence[Entrant], step: Step
+) -> tuple[Walk, Walk]:
+    """The walks of the users with a watch before the cut and of those without; lists of everybody in the test."""
     lists = CandidateLists(directory, log.user_ids, log.item_ids)
-    walk = walk_frozen(
-        [entrant.recommender for entrant in entrants],
-        grounds.history,
-        cut=grounds.cut,
-        catalogue=grounds.catalogue,
-        lists=lists.add,
-        progress=partial(step, "frozen"),
+    recommenders, history = [entrant.recommender for entrant in entrants], grounds.history
+    walk = partial(walk_frozen, recommenders, history, cut=grounds.cut, catalogue=grounds.catalogue, lists=lists.add)
+    frozen = walk(progress=partial(step, "frozen"))
+    cold = walk(asked=history.first_ever(grounds.cut), coverage=False)
+    others = np.setdiff1d(
+        log.users_since(int(log.stream.event_ms[grounds.cut])), np.append(frozen.asked.users, cold.asked.users)
     )
+    list_candidates(recommenders[0], history, others, lists.add, cut=grounds.cut, catalogue=grounds.catalogue)
     lists.close()
-    return walk
+    return frozen, cold
 
 
 def _walk_live(

@@ -128,9 +128,8 @@ def _show_ranking(out: Path, report: dict[str, Any]) -> None:
 
 def _show(out: Path, report: dict[str, Any]) -> None:
     console = Console()
-    for title in ("frozen", "live"):
-        walk = report[title]
-        if walk is None:
+    for title, walk in {"frozen": report["frozen"], "no watch yet": report["cold"], "live": report["live"]}.items():
+        if not walk or not walk["cases"]:
             continue
         n = f"{walk['cases']:,} cases of {walk['users']:,} users, {walk['unknown_items']:,} of unknown items (misses)"
         table = Table(f"{title}: recall at", *CUTOFFS, box=None, pad_edge=False, caption=n, caption_justify="left")

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json
+from infra.cli.session import Session
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
@@ -50,11 +51,18 @@ def train(
     stage: Annotated[
         TrainStage, typer.Option(help="ranking: the newest release's towers and items stay, the ranker is learnt anew")
     ] = TrainStage.ALL,
-    announce: Annotated[bool, typer.Option(help="Announce the bundle on `releases`, so that it goes live")] = True,
+    announce: Annotated[
+        bool | None,
+        typer.Option(
+            help="Announce the bundle on `releases`, so that it goes live [default: where a broker is set or `up` "
+            "runs; else the next `up` does]"
+        ),
+    ] = None,
     wait_s: Annotated[float, typer.Option(help="Wait this long for a server to answer from the new release")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a release: user tower, item tables and ranker, written as an immutable bundle.
+    """Train a release: user tower, item tables and ranker, written as an immutable bundle. From a log it needs no
+    broker; `nextwatch load` teaches the system its users' histories too.
 
     From the topics the ranker learns from ranking-examples: what was shown, with the features as they were served, and
     what became of it. From a log it learns from every row, features as they stood at that time.
@@ -63,7 +71,7 @@ def train(
     """
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
-    settings: Settings = context.obj.connected if from_topics or announce else context.obj.settings
+    settings, announce = _reach(context.obj, from_topics=from_topics, announce=announce)
     if device is not None:
         settings = _on_device(settings, device)
     from infra.operate.training import TrainingJob, announce_bundle, train_release
@@ -85,9 +93,19 @@ def train(
 
         with Console(stderr=True).status(f"waiting for a server to answer from {manifest.version}"):
             served = wait_until_served(settings.kafka, manifest.version, wait_s)
-    removed = _remove_old_bundles(settings) if announce else []
+    removed = remove_old(settings) if announce else []
     _report_release(settings, manifest, served, removed, as_json=as_json)
+    if not announce and not as_json:
+        Console().print("not announced: the next `nextwatch up` takes the newest bundle")
     raise typer.Exit(1 if served is False else 0)
+
+
+def _reach(session: Session, *, from_topics: bool, announce: bool | None) -> tuple[Settings, bool]:
+    """The settings, with a broker where it takes one, and whether to announce what is trained."""
+    if from_topics or announce:
+        return session.connected, announce is not False
+    reachable = session.reachable if announce is None else None
+    return reachable or session.settings, reachable is not None
 
 
 def replay(
@@ -138,7 +156,8 @@ def _on_device(settings: Settings, device: Device) -> Settings:
     return settings.model_copy(update=sections)
 
 
-def _remove_old_bundles(settings: Settings) -> list[str]:
+def remove_old(settings: Settings) -> list[str]:
+    """Remove bundles that are neither among the newest nor in use; their versions."""
     from infra.operate.old_bundles import remove_old_bundles
 
     try:

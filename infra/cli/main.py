@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli import ask, backtest, cluster, dead_letters, doctor, forget, learn, processes, rebuild, up
+from infra.cli import ask, backtest, cluster, dead_letters, doctor, forget, learn, load, processes, rebuild, up
 from infra.cli.session import Session
 
 MENDABLE = (
@@ -24,7 +24,7 @@ MENDABLE = (
     ("infra.platform.guarded_process", "ServiceError"),
     ("infra.platform.kafka_access", "KafkaRefused"),
     ("infra.platform.third_parties.patching", "UncheckedVersion"),
-    ("infra.operate.replay", "ReplayError"),
+    ("infra.operate.sending", "SendError"),
     ("infra.operate.capacity_plan", "PlanError"),
     ("models.release.bundle", "BundleError"),
     ("models.logs.log", "LogError"),
@@ -50,7 +50,7 @@ app = typer.Typer(
     help="nextwatch: a streaming, real-time video recommender. Watch events in Kafka, recommendations that follow.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(up.up, up.demo, processes.worker, processes.indexer, processes.serve, learn.train, learn.replay),
+    *(up.up, up.demo, load.load, processes.worker, processes.indexer, processes.serve, learn.train, learn.replay),
     *(backtest.backtest, ask.recommend, ask.watch, ask.history, forget.forget),
     *(cluster.topics, cluster.config, cluster.status, cluster.releases, doctor.doctor),
 )

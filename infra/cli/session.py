@@ -37,6 +37,13 @@ class Session:
         return settings
 
     @cached_property
+    def reachable(self) -> Settings | None:
+        """The same, None where no broker is set and no `nextwatch up` runs on this data_dir."""
+        from infra.platform.run_files import services_run
+
+        return self.connected if self.settings.kafka.bootstrap or services_run(self.settings) else None
+
+    @cached_property
     def with_milvus(self) -> Settings:
         """The same, with Milvus known for certain."""
         settings = self.connected

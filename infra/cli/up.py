@@ -35,6 +35,7 @@ def up(context: typer.Context) -> None:
             console.print(
                 f"ready: broker {reachable.kafka.bootstrap}, Milvus {reachable.milvus.uri}, data in {settings.data_dir}"
             )
+            _take_newest(reachable, console)
             console.print("try, in another terminal: nextwatch watch alice some-video; nextwatch recommend alice")
             _show_until_interrupted(reachable, supervisor, console)
     except KeyboardInterrupt:
@@ -55,6 +56,13 @@ def demo(
     with interrupted_by_signals():
         held = run_demo(context.obj.settings, seed=seed, keep=keep, data_dir=data_dir, console=Console())
     raise typer.Exit(0 if held else 1)
+
+
+def _take_newest(settings: Settings, console: Console) -> None:
+    from infra.operate.newest_release import announce_newest
+
+    if version := announce_newest(settings):
+        console.print(f"the newest bundle, {version}, was trained meanwhile: it goes live now")
 
 
 def _report(console: Console) -> Report:

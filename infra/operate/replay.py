@@ -8,34 +8,21 @@ sent; a replay that reports success has an acknowledgement for every event.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
 
 from infra.operate.progress import Step, no_progress
-from infra.platform.kafka_clients import close_producer, kafka_python_options
-from infra.platform.settings import Kafka, Settings
+from infra.operate.sending import Due, Keyed, SendError, open_producer, require_as_designed, send_all
+from infra.platform.settings import Settings
 from models.logs.log import CONTEXT_COLUMNS, Log, items_from_frame, log_from_frame, read_items, read_log
+from streams.history.log_rows import row_id
 from streams.messages import Context, Item, WatchEvent, encode
-from streams.topics import ITEMS, WATCH_EVENTS, check_topics
-
-REPORT_S = 0.25  # how often progress is called
-CONNECT_S = 15.0
-FLUSH_S = 120.0
-
-Due = Sequence[float] | None  # when each message is to be sent, in seconds after the first; None: at once
-
-
-class ReplayError(RuntimeError):
-    """The events could not be sent, or not all of them were acknowledged; the text says which topic and why."""
+from streams.topics import ITEMS, WATCH_EVENTS
 
 
 @dataclass(frozen=True)
@@ -66,10 +53,10 @@ def replay(
 
     `speed` 2 plays it in half the time it took, None as fast as the broker takes it. `restamp` moves the events' times
     to now (see restamped).
-    Raises LogError for a row that cannot be used, ReplayError when the broker does not take the events.
+    Raises LogError for a row that cannot be used, SendError when the broker does not take the events.
     """
     if speed is not None and not speed > 0:
-        raise ReplayError(f"speed must be above 0 (or none at all: as fast as possible), got {speed}")
+        raise SendError(f"speed must be above 0 (or none at all: as fast as possible), got {speed}")
     completed_s, none = settings.history.completed_s, pl.DataFrame(schema={"item_id": pl.String})
     if isinstance(log, pl.DataFrame):
         checked = log_from_frame(log, completed_s)
@@ -82,12 +69,12 @@ def replay(
     watches = watch_messages(_with_times(checked, moved))
     due_s = None if speed is None else due(times, speed).to_list()
     began_s = time.monotonic()
-    with _producer(settings.kafka, linger_ms=20 if speed is None else 2) as producer:
-        _check_topics(settings.kafka)
+    with open_producer(settings.kafka, linger_ms=20 if speed is None else 2) as producer:
+        require_as_designed(settings.kafka, (ITEMS, WATCH_EVENTS))
 
         def send(what: str, topic: str, messages: Iterable[tuple[str, Any]], total: int, due_s: Due = None) -> int:
-            name = settings.kafka.topic_prefix + topic
-            return _send_all(producer, name, messages, due_s, lambda done: progress(what, done, total))
+            name, encoded = settings.kafka.topic_prefix + topic, (Keyed(key, encode(each)) for key, each in messages)
+            return send_all(producer, name, encoded, lambda done: progress(what, done, total), due_s)
 
         published = send("items", ITEMS, item_messages(catalogue), catalogue.height)
         sent = send("watches", WATCH_EVENTS, watches, checked.frame.height, due_s)
@@ -123,12 +110,6 @@ def item_messages(items: pl.DataFrame) -> Iterator[tuple[str, Item]]:
         )
 
 
-def event_id(user_id: str, item_id: str, event_ms: int) -> str:
-    """The same for the same row, whichever file and place it stands in."""
-    content = f"{len(user_id)} {user_id} {item_id} {event_ms}".encode()
-    return "log-" + blake2b(content, digest_size=12).hexdigest()
-
-
 def due(event_ms: pl.Series, speed: float) -> pl.Series:
     """Time at which each event is to be sent, in seconds after the first; `event_ms` sorted."""
     elapsed_s: pl.Series = (event_ms - event_ms[0]) / (1000 * speed)
@@ -158,66 +139,9 @@ def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
     if "event_id" in frame.columns:
         return frame
     rows = frame.select("user_id", "item_id", "event_ms").iter_rows()
-    return frame.with_columns(pl.Series("event_id", [event_id(*row) for row in rows], pl.String))
+    return frame.with_columns(pl.Series("event_id", [row_id(*row) for row in rows], pl.String))
 
 
 def _with_times(log: Log, event_ms: pl.Series) -> Log:
     """Other times, the same event ids."""
     return Log(_with_ids(log.frame).with_columns(event_ms.alias("event_ms")), log.completed_s, log.duplicates)
-
-
-@contextmanager
-def _producer(kafka: Kafka, linger_ms: int) -> Iterator[KafkaProducer]:
-    options = kafka_python_options(kafka)
-    try:
-        producer = KafkaProducer(
-            **options,
-            acks="all",
-            linger_ms=linger_ms,
-            batch_size=128_000,
-            bootstrap_timeout_ms=round(CONNECT_S * 1000),
-            max_block_ms=round(CONNECT_S * 1000),
-        )
-    except KafkaError as error:
-        raise ReplayError(f"no broker at kafka.bootstrap = {kafka.bootstrap!r}: {error}") from error
-    try:
-        yield producer
-    finally:
-        with suppress(KafkaError):  # of what was not taken, which who sent it has said
-            close_producer(producer, CONNECT_S)
-
-
-def _check_topics(kafka: Kafka) -> None:
-    names = tuple(kafka.topic_prefix + topic + ":" for topic in (ITEMS, WATCH_EVENTS))
-    problems = [problem for problem in check_topics(kafka) if problem.startswith(names)]
-    if problems:
-        raise ReplayError("\n".join(problems))
-
-
-def _send_all(
-    producer: KafkaProducer, topic: str, messages: Iterable[tuple[str, Any]], due_s: Due, report: Callable[[int], None]
-) -> int:
-    """Send each message when it is due and wait until all are acknowledged; how many."""
-    failures: list[BaseException] = []
-    sent = 0
-    began_s = reported_s = time.monotonic()
-    try:
-        for key, message in messages:
-            if failures:
-                break
-            if due_s is not None:
-                time.sleep(max(0.0, began_s + due_s[sent] - time.monotonic()))
-            producer.send(topic, key=key.encode(), value=encode(message)).add_errback(failures.append)
-            sent += 1
-            if time.monotonic() - reported_s > REPORT_S:
-                reported_s = time.monotonic()
-                report(sent)
-        if not failures:  # else it would wait for batches that are never sent again
-            producer.flush(timeout=FLUSH_S)
-    except KafkaError as error:
-        failures.append(error)
-    if failures:
-        why = f"{type(failures[0]).__name__}: {failures[0]}"
-        raise ReplayError(f"{topic}: not all of {sent} messages were taken (nextwatch topics --check): {why}")
-    report(sent)
-    return sent

@@ -56,6 +56,7 @@ def retrain(
 
     Raises LogError when there is too little to learn from, TopicMissing when the topic is not there.
     """
+    created_ms = time.time_ns() // 1_000_000
     with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
         if log is None:
             trained = _learn_from_topic(settings, base, warm, Path(scratch), step)
@@ -74,17 +75,19 @@ def retrain(
                 warm=warm,
                 progress=step,
             )
+            trained.statistics.move(created_ms - int(stored.event_ms[-1]))
     return write_bundle(
         settings.bundles_dir,
         model=base.model,
         ranker=trained.ranker,
         catalogue=base.catalogue,
         statistics=trained.statistics,
-        created_ms=time.time_ns() // 1_000_000,
+        created_ms=created_ms,
         completed_s=base.manifest.completed_s,
         seed=settings.ranker.seed,
         metrics=trained.metrics,
         offsets=base.manifest.offsets,
+        learnt_ms=base.manifest.learnt_ms,
     )
 
 

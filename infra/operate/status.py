@@ -46,6 +46,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     event_to_vector: Delay | None = None
     requests: int = 0
     recall: dict[str, float] = {}
+    recall_of: int = 0  # examples that it stands on
 
 
 def read_status(settings: Settings) -> StatusReport:
@@ -69,6 +70,7 @@ def read_status(settings: Settings) -> StatusReport:
             for (name, labels), value in merged.items()
             if name == "nextwatch_prequential_recall"
         },
+        recall_of=_gauge(merged, "nextwatch_prequential_sample") or 0,
     )
 
 
@@ -132,7 +134,7 @@ def _facts(report: StatusReport) -> Iterable[str]:
             yield f"freshness  watch to {name}: {within} ({delay.count:,})"
     if report.recall:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(report.recall.items()))
-        yield f"recall     before learning: {shown}"
+        yield f"recall     before learning: {shown} ({report.recall_of:,} watches)"
     yield f"requests   {report.requests:,} answered"
 
 

@@ -48,6 +48,7 @@ class TrainingJob:
     warm_start: str | None = None  # a version, or NEWEST
     checkpoints: Path | None = None
     ranker_only: bool = False  # the release to begin from keeps its towers and items
+    directory: Path | None = None  # where the log is stored and stays; None: it goes
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def train_release(settings: Settings, job: TrainingJob, step: Step) -> Manifest 
             bundles_dir=settings.bundles_dir,
             created_ms=time.time_ns() // 1_000_000,
             offsets=material.offsets,
+            learnt_ms=int(material.log.event_ms[-1]) if job.log is not None else 0,
             served=material.served,
             warm_ranker=None if base is None else base.ranker,
             searches=material.searches,
@@ -123,7 +125,8 @@ def _read_material(settings: Settings, job: TrainingJob, scratch: Path, step: St
     items = read_items(job.items) if job.items is not None else None
     if job.log is None:
         return _from_topics(settings, items, scratch, step)
-    log = store_log(job.log, scratch, mapping=job.mapping, completed_s=settings.history.completed_s, progress=step)
+    completed_s, directory = settings.history.completed_s, job.directory or scratch
+    log = store_log(job.log, directory, mapping=job.mapping, completed_s=completed_s, progress=step)
     if job.searches is None:
         return _Material(log, items, None)
     return _Material(log, items, store_searches(job.searches, log, buckets=settings.model.search_tokens))

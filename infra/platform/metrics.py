@@ -98,6 +98,9 @@ PREQUENTIAL_RECALL = Gauge(
     "Share of examples whose item was in the top k, of the newest 2,000 of the sample",
     ["model", "k"],
 )
+PREQUENTIAL_SAMPLE = Gauge(
+    "nextwatch_prequential_sample", "Examples that nextwatch_prequential_recall stands on, none that the release knew"
+)
 
 # indexer
 EVENT_TO_VECTOR = Histogram(

@@ -69,6 +69,11 @@ def announce_services(settings: Settings) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def services_run(settings: Settings) -> bool:
+    """True while a `nextwatch up` on this data_dir has embedded services."""
+    return _is_held(settings.data_dir / SERVICES)
+
+
 def find_services(settings: Settings) -> Settings:
     """`settings` with an empty kafka.bootstrap and milvus.uri filled in from the `nextwatch up` on this data_dir.
 

@@ -27,6 +27,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+HalfLife = Annotated[float, Field(gt=0, le=1e9)]  # seconds, as messages may say them
 Whole = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 _NEVER_PAID = "it was worth nothing measurable (docs/candidate-generation.md), leave it out"
@@ -147,7 +148,11 @@ class Join(Section):
 
 
 class Trending(Section):
-    half_life_s: Positive = _setting(6 * 3600.0, "of a watch's weight, in event time")
+    half_life_s: Positive = _setting(6 * 3600.0, "of a watch's weight, in event time: the fastest of several")
+    slower_s: Annotated[tuple[HalfLife, ...], Field(max_length=8)] = _setting(
+        (86_400.0, 7 * 86_400.0, 30 * 86_400.0),
+        "slower ones, for where there is too little to go by within the faster; behind them stands all time",
+    )
     items: Count = _setting(500, "most items published per partition")
     regions: Whole = _setting(50, "context regions counted apart, per partition: the most watched ones; 0: none")
     region_items: Count = _setting(100, "most items published per region and partition")

@@ -84,9 +84,8 @@ def walk_frozen(
     called.
 
     The first `catalogue` items are ranked. `lists(queries, items, scores)` receives the first recommender's candidates
-    (int64 and float32 [B, K], -1 and -inf where there are fewer) of these users and of those who only repeat
-    themselves after the cut, of whom nothing is asked. `coverage`: look at what is shown, too; `asked`: who is asked,
-    where that is not everyone.
+    (int64 and float32 [B, K], -1 and -inf where there are fewer). `coverage`: look at what is shown, too; `asked`: who
+    is asked, where that is not every warm user.
     """
     asked = history.next_unseen(cut) if asked is None else asked
     shown = {r.name: Coverage(history.log_shares(cut, catalogue)) for r in recommenders if coverage}
@@ -102,12 +101,18 @@ def walk_frozen(
                 lists(queries, *top_items(scores, LISTED))
         blocks.append(ranks)
         progress(sum(block.shape[1] for block in blocks), len(asked))
-    if lists is not None:
-        for queries in _batches(history, history.only_repeating(cut), catalogue):
-            scores = score(recommenders[0], queries, catalogue)
-            judge(scores, queries)
-            lists(queries, *top_items(scores, LISTED))
     return Walk(asked, _by_name(recommenders, blocks), shown)
+
+
+def list_candidates(
+    recommender: Recommender, history: History, users: Rows, lists: Lists, *, cut: int, catalogue: int
+) -> None:
+    """Give `lists` the candidates of users of whom nothing is asked, as walk_frozen does those of the others."""
+    nothing = EvalQuery(users, np.full(len(users), cut), np.full(len(users), -1))
+    for queries in _batches(history, nothing, catalogue):
+        scores = score(recommender, queries, catalogue)
+        judge(scores, queries)
+        lists(queries, *top_items(scores, LISTED))
 
 
 def walk_live(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from models.arrays import Rows
 from models.evaluation.eval_queries import Stream
-from models.logs.stored_log import StoredLog
+from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import StoredSearches
 from models.logs.training_set import TrainingSet, prepare
 
@@ -16,12 +17,20 @@ from models.logs.training_set import TrainingSet, prepare
 @dataclass(frozen=True)
 class BacktestLog:
     """`stream` and the ids behind its numbers, in the order in which items became known (models.logs.training_set); and
-    `training_set`, from which our own model learns."""
+    `training_set`, from which our own model learns. `stored` has the watches that were not completed, too."""
 
     stream: Stream
     training_set: TrainingSet
+    stored: StoredLog
     user_ids: pl.Series  # [U]
     item_ids: pl.Series  # [I]
+
+    def users_since(self, time_ms: int) -> Rows:
+        """int64: all users of whom the log has a row from then on, completed or not, each once."""
+        log, there = self.stored, np.zeros(len(self.user_ids), np.bool_)
+        for start in range(int(np.searchsorted(log.event_ms, time_ms)), len(log), BUFFER_ROWS):
+            there[log.users[start : start + BUFFER_ROWS]] = True
+        return np.flatnonzero(there)
 
 
 def read_stream(
@@ -32,6 +41,5 @@ def read_stream(
     dataset = training_set.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     user_ids = pl.Series("user_id", log.user_ids, pl.String)
-    return BacktestLog(
-        Stream(*columns), training_set, user_ids, pl.Series("item_id", training_set.catalogue.item_ids, pl.String)
-    )
+    item_ids = pl.Series("item_id", training_set.catalogue.item_ids, pl.String)
+    return BacktestLog(Stream(*columns), training_set, log, user_ids, item_ids)

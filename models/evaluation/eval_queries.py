@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.arrays import Doubles, Rows
+from models.arrays import Doubles, Flags, Rows
 from models.logs.timeline import HISTORY, Timeline, first_of_pair
 
 
@@ -83,19 +83,20 @@ class History:
     def next_unseen(self, cut: int) -> EvalQuery:
         """The queries of all who have watched before the cut: their first unseen item after it, asked for at the
         cut."""
-        later = np.flatnonzero(self._new[cut:]) + cut
-        users, at = np.unique(self.stream.users[later], return_index=True)
-        return self._warm(EvalQuery(users, np.full(len(users), cut), later[at]))
+        asked = self._first_unseen(cut)
+        return asked[np.flatnonzero(self._is_warm(asked))]
 
-    def only_repeating(self, cut: int) -> EvalQuery:
-        """The users who watch on both sides of the cut, but nothing unseen after it."""
-        users = np.setdiff1d(self.stream.users[cut:], self.next_unseen(cut).users)
-        return self._warm(EvalQuery(users, np.full(len(users), cut), np.full(len(users), -1)))
+    def first_ever(self, cut: int) -> EvalQuery:
+        """The queries of all who have watched nothing before the cut: their first watch after it, asked for at the
+        cut."""
+        asked = self._first_unseen(cut)
+        return asked[np.flatnonzero(~self._is_warm(asked))]
 
     def unseen_since(self, cut: int) -> EvalQuery:
         """Each watch after the cut that is no repeat, of a user who has watched before it."""
         rows = np.flatnonzero(self._new[cut:]) + cut
-        return self._warm(EvalQuery(np.asarray(self.stream.users[rows]), rows, rows))
+        asked = EvalQuery(np.asarray(self.stream.users[rows]), rows, rows)
+        return asked[np.flatnonzero(self._is_warm(asked))]
 
     def targets(self, asked: EvalQuery) -> Rows:
         """int64 [n]: the item watched, -1 for none."""
@@ -120,5 +121,11 @@ class History:
         counts = np.bincount(self.stream.items[:cut], minlength=catalogue)[:catalogue] + 1
         return np.asarray(np.log(counts / counts.sum()))
 
-    def _warm(self, asked: EvalQuery) -> EvalQuery:
-        return asked[np.flatnonzero(self.watched_before(asked.users, asked.before) > 0)]
+    def _first_unseen(self, cut: int) -> EvalQuery:
+        """Each user's first watch after the cut that is no repeat, asked for at the cut."""
+        later = np.flatnonzero(self._new[cut:]) + cut
+        users, at = np.unique(self.stream.users[later], return_index=True)
+        return EvalQuery(users, np.full(len(users), cut), later[at])
+
+    def _is_warm(self, asked: EvalQuery) -> Flags:
+        return np.asarray(self.watched_before(asked.users, asked.before) > 0)

@@ -24,7 +24,7 @@ NO_IDS = ("title", "available", "language", "ids")  # of an item, beside ITEM_CO
 MOST_ID_COLUMNS = 16
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 LATEST_MS = 4_102_444_800_000
-LONGEST_ID = 256  # as in the messages on the topics
+LONGEST_ID, LONGEST_TITLE = 256, 2000  # characters, as in the messages on the topics
 
 
 class LogError(ValueError):
@@ -118,8 +118,8 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
     """Check a catalogue and give it our columns; the last row of an item wins. Raises LogError.
 
     Every further column of text, whole numbers or lists of them is an id column (`ids`, a struct of lists of text; left
-    out when there is none), but for NO_IDS. Numbers that are not all whole, dates and flags are no ids and are left
-    out. More than MOST_ID_COLUMNS are refused.
+    out when there is none), but for NO_IDS; of these the title is kept, cut to LONGEST_TITLE. Numbers that are not all
+    whole, dates and flags are no ids and are left out. More than MOST_ID_COLUMNS are refused.
     """
     require(frame.columns, source, ("item_id",))
     place = Place(source)
@@ -130,6 +130,8 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
         _seconds(frame, "duration_s", place).replace(0.0, None),
         _millis(frame, "published_ms", place, needed=False),
     ]
+    if "title" in frame.columns:
+        columns.append(_text(frame, "title").str.head(LONGEST_TITLE))
     ids = _id_columns(frame, place)
     if ids:
         columns.append(pl.DataFrame(ids).to_struct("ids"))

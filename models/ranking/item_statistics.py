@@ -47,6 +47,12 @@ class ItemStatistics:
         rows["sums"][row, part] = sums
         rows["as_of_ms"][row, part] = as_of_ms
 
+    def move(self, by_ms: int) -> None:
+        """Have all that was set be of so much later: the end of an old log is the present of who serves from it."""
+        for rows in self._rows.values():
+            as_of_ms = rows["as_of_ms"]
+            as_of_ms[as_of_ms > 0] += by_ms
+
     def remove(self, scope: str, name: str, part: int) -> None:
         """Forget a row; an id of which nothing is left takes no room. What is not known is passed over."""
         row = self._row_of.get(scope, {}).get(name)

@@ -64,9 +64,11 @@ class BundleError(ValueError):
         self.code = code
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The description of a bundle. `dim` is the length of an index vector; `offsets` are the next ones to read, by
-    `topic/partition`; `files` are SHA-256 sums."""
+    `topic/partition`; `files` are SHA-256 sums. `learnt_ms`: the time of the newest row, where it was trained from a
+    log; 0 from the topics. What has a default is left out where it is that, so that an old manifest keeps its version.
+    """
 
     format: int
     version: str
@@ -85,6 +87,7 @@ class Manifest(msgspec.Struct, frozen=True):
     metrics: dict[str, float]
     offsets: dict[str, int]
     files: dict[str, str]
+    learnt_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def write_bundle(
     seed: int,
     metrics: dict[str, float],
     offsets: dict[str, int],
+    learnt_ms: int = 0,
 ) -> Manifest:
     """Write a bundle to `bundles_dir/<version>`; its manifest. The same content at the same second is the same bundle.
 
@@ -146,6 +150,7 @@ def write_bundle(
             metrics=metrics,
             offsets=offsets,
             files=files,
+            learnt_ms=learnt_ms,
         )
         manifest = msgspec.structs.replace(unnamed, version=version_of(unnamed))
         (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))

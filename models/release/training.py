@@ -44,6 +44,7 @@ def train_bundle(
     bundles_dir: Path,
     created_ms: int,
     offsets: dict[str, int],
+    learnt_ms: int = 0,
     delays: Delays = Delays(),
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
@@ -57,7 +58,8 @@ def train_bundle(
 
     `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
     `warm` and `warm_ranker` are an earlier release's, to begin from. `served`: what the ranker learns from instead of
-    the log's own rows.
+    the log's own rows. `learnt_ms`, where the log is a file: its end, at which the release begins to be served; its
+    statistics decay from `created_ms` on.
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
@@ -82,6 +84,8 @@ def train_bundle(
             warm=warm_ranker,
             progress=progress,
         )
+        if learnt_ms:
+            trained.statistics.move(created_ms - learnt_ms)
     else:
         trained = learn_from_served(
             served, log.directory / "ranking", settings=ranker, warm=warm_ranker, progress=progress
@@ -97,6 +101,7 @@ def train_bundle(
         seed=settings.seed,
         metrics=learned.selection.metrics | trained.metrics,
         offsets=offsets,
+        learnt_ms=learnt_ms,
     )
     if checkpoints is not None:
         checkpoints.clear()

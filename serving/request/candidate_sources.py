@@ -26,7 +26,6 @@ from serving.request.exploration import seed_of
 from serving.request.filtering import MayBeShown
 from serving.request.response_draft import CandidateSet, Ids, ResponseDraft
 from serving.state.views import Views
-from streams.trending.rules import GLOBAL, region_scope
 
 LOOK = 4  # times the quota is looked at, since some of it may not be shown
 HOUR_MS = 3_600_000
@@ -65,18 +64,11 @@ class CandidateSources:
         return {name: ask(name, drafts, source, settings.source_s) for name, source in sources.items()}
 
     def trending(self, draft: ResponseDraft) -> Nominees:
-        """Nominate what is watched now in the user's region, then everywhere; decayed watches as scores."""
-        most, trending = LOOK * self.settings.trending, self.views.trending
-        lists = [trending.top(GLOBAL)[:most]]  # (item, count)
-        context = draft.history.context
-        if context is not None and context.region:
-            lists.insert(0, trending.top(region_scope(context.region))[:most])
-        names, scores = dict[str, float](), dict[str, float]()
-        for each in lists:
-            names.update(each)
-        for each in reversed(lists):  # where both know an item, the region's
-            scores.update(each)
-        return self._first(draft, list(names), scores, self.settings.trending)
+        """Nominate what is watched now in the user's region, or everywhere; decayed watches as scores."""
+        most, trending = LOOK * self.settings.trending, self.views.trending.best(draft.region)
+        names = trending.item_ids[:most]
+        scores = dict(zip(names, trending.watches[:most].tolist(), strict=True))
+        return self._first(draft, names, scores, self.settings.trending)
 
     def fresh(self, draft: ResponseDraft) -> Nominees:
         """Some of the newest items, drawn by chance, so that each of them is seen by some; its age in hours as a
@@ -95,7 +87,7 @@ class CandidateSources:
 
     def similar(self, draft: ResponseDraft) -> Nominees:
         """Nominate what a search by the last completed watch alone has found; its inner products as scores."""
-        if draft.similar is None or not any(watch.completed for watch in draft.history.watches):
+        if draft.similar is None:
             return NOBODY
         item_ids, scores = draft.similar
         score_of = dict(zip(item_ids, scores.tolist(), strict=True))

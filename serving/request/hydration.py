@@ -25,35 +25,36 @@ def hydrate(context: RequestContext, histories: HistoryView, settings: Serving) 
 
 
 def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Serving) -> bool:
-    """True if the towers are asked; a user without a watch gets what is trending, which is no degradation."""
+    """True if the towers are asked: also for a user without a watch, of whom they know the context, searches, and what
+    is popular."""
     if draft.context.left_s(settings.deadline_s) < 0:
         metrics.SHED.inc()
         draft.degrade("trending", "the deadline had passed before the request was read")
     elif live is None:
         draft.degrade("trending", "no release is live yet")
     else:
-        return bool(draft.history.watches)
+        return True
     return False
 
 
 def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now_ms: int) -> list[ResponseDraft]:
     """The drafts that have a usable user vector. All vectors come from one pass of the user tower, those after the last
     watches alone only where similar items are wanted."""
-    users = [draft.history for draft in drafts]
-    if settings.similar:
-        users += [last_watch_alone(draft.history) for draft in drafts]
-    vectors = live.model.user_vectors(users, now_ms)  # [B or 2 B, D]
-    for at, draft in enumerate(drafts):
-        draft.vector = vectors[at]
-        if settings.similar:
-            draft.last_watch_vector = np.nan_to_num(vectors[len(drafts) + at])
+    watchers = [(draft, last) for draft in drafts if settings.similar and (last := last_watch_alone(draft.history))]
+    users = [draft.history for draft in drafts] + [last for _, last in watchers]
+    vectors = live.model.user_vectors(users, now_ms)  # [B + W, D]
+    for draft, vector in zip(drafts, vectors, strict=False):
+        draft.vector = vector
+    for (draft, _), vector in zip(watchers, vectors[len(drafts) :], strict=True):
+        draft.last_watch_vector = np.nan_to_num(vector)
     for draft in drafts:
         if not np.isfinite(draft.vector).all():
             draft.degrade("trending", "the user vector is not finite")
     return [draft for draft in drafts if np.isfinite(draft.vector).all()]
 
 
-def last_watch_alone(history: UserHistory) -> UserHistory:
-    """A user of whom nothing is known but the last completed watch: what the towers find for this one is like it."""
+def last_watch_alone(history: UserHistory) -> UserHistory | None:
+    """A user of whom nothing is known but the last completed watch: what the towers find for this one is like it. None
+    for somebody who has completed nothing."""
     last = next((watch for watch in reversed(history.watches) if watch.completed), None)
-    return UserHistory(history.user_id, () if last is None else (last,))
+    return None if last is None else UserHistory(history.user_id, (last,))

@@ -53,7 +53,7 @@ class InFlightBatch:
     has_begun: bool = True  # False: a bug showed in the first half
     stages: StageTimes = field(default_factory=StageTimes)
     drafts: list[ResponseDraft] = field(default_factory=list)
-    personal: list[ResponseDraft] = field(default_factory=list)  # of these, those that the towers are asked for
+    personal: list[ResponseDraft] = field(default_factory=list)  # of these, those that the towers are asked about
     search: Search | None = None
     searched_at: float = 0.0
     histories_read: tuple[int, ...] = ()  # read offsets: histories are of the first half, all else of the second
@@ -128,7 +128,7 @@ class Pipeline:
         similar = [
             Query(draft.last_watch_vector, LOOK * settings.similar, draft.context.filter)
             for draft in drafts
-            if settings.similar
+            if len(draft.last_watch_vector)
         ]
         left_s = SEARCH_SHARE * max(draft.context.left_s(settings.deadline_s) for draft in drafts)
         return self.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
@@ -161,7 +161,8 @@ class Pipeline:
             return []
         for draft in drafts:
             draft.retrieved_by = answer.by
-        for draft, similar in zip(drafts, answer.found[len(drafts) :], strict=False):
+        watchers = [draft for draft in drafts if len(draft.last_watch_vector)]
+        for draft, similar in zip(watchers, answer.found[len(drafts) :], strict=True):
             draft.similar = similar
         with batch.stages("filter"):
             for draft, found in zip(drafts, answer.found, strict=False):

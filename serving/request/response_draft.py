@@ -82,9 +82,7 @@ class ResponseDraft:
     banned: set[str]
     degraded: list[str] = field(default_factory=list)
     vector: Floats = field(default_factory=no_vector)  # [D], of the user
-    last_watch_vector: Floats = field(
-        default_factory=no_vector
-    )  # [D], as if the last completed watch were the only one
+    last_watch_vector: Floats = field(default_factory=no_vector)  # [D], of the last completed watch alone; empty: none
     similar: Ids | None = None  # what was found for it
     retrieved_by: str = ""  # who searched: index, mirror
     candidates: CandidateSet = field(default_factory=no_candidates)
@@ -95,6 +93,11 @@ class ResponseDraft:
     @property
     def request(self) -> RecommendRequest:
         return self.context.request
+
+    @property
+    def region(self) -> str | None:
+        """Where the viewer is, as far as it is known."""
+        return None if self.history.context is None else self.history.context.region
 
     def degrade(self, step: str, reason: str) -> None:
         """Go down the ladder to `step`; a request that lies lower already stays there."""

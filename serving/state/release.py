@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +33,8 @@ from models.retrieval.candidates import CandidateModel
 from serving.state.item_worth import ItemWorth
 from serving.state.known_items import KnownItems
 from serving.state.mirror import Mirror, bytes_of_item
-from serving.state.views import CatalogueView, read
+from serving.state.reading import read
+from serving.state.views import CatalogueView
 from streams import topics
 from streams.messages import IndexReady, ItemVector, Release, UserHistory
 
@@ -44,6 +46,7 @@ VERSION = re.compile(r"[A-Za-z0-9_]+")  # it names a directory and a collection
 RETRY_S = 1.0
 MOST_RETRY_S = 30.0
 MIRRORED = 50_000  # vectors taken into the mirror together
+POPULAR = 500  # items that a release knows as popular, at hand for lists that are too short
 
 
 class Index(Protocol):
@@ -78,6 +81,7 @@ class LiveRelease:
     worth: ItemWorth = field(default_factory=ItemWorth)
     known: KnownItems = field(default_factory=KnownItems)
     learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
+    popular: Sequence[tuple[str, float]] = ()  # items and their shares of the watches when it was trained, best first
 
 
 class Releases:
@@ -292,8 +296,27 @@ def load_release(
         log.warning("too many items for a mirror (serving.mirror_items)", version=version, items=items, most=most)
     ranker = bundle.ranker.in_bfloat16() if in_bfloat16 else bundle.ranker
     return LiveRelease(
-        version, bundle.manifest.created_ms, model, ranker, index, bundle.catalogue, bundle.statistics, mirror
+        version,
+        bundle.manifest.created_ms,
+        model,
+        ranker,
+        index,
+        bundle.catalogue,
+        bundle.statistics,
+        mirror,
+        popular=popular_of(model),
     )
+
+
+def popular_of(model: CandidateModel) -> list[tuple[str, float]]:
+    """The items that are watched most by the model's counts, and their shares; equal ones: who was watched later first.
+    Block by block, in little memory."""
+    popularity, rows, size = model.popularity, np.zeros(0, np.int64), len(model.item_ids)
+    for start in range(0, size, MIRRORED):
+        rows = np.append(rows, np.arange(start, min(start + MIRRORED, size)))
+        rows = rows[np.lexsort((-popularity.touched(rows), -popularity.log_share(rows)))[:POPULAR]]
+    shares = np.exp(popularity.log_share(rows)).tolist()
+    return [(model.item_ids[row], share) for row, share in zip(rows.tolist(), shares, strict=True)]
 
 
 def mirror_of(model: CandidateModel) -> Mirror:

@@ -16,18 +16,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
-import structlog
 
-from infra.platform import metrics
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.id_lists import lists_of
 from models.ranking.item_statistics import ItemStatistics
 from serving.state.fresh import FreshView
+from serving.state.reading import read, refuse
+from serving.state.trending_view import TrendingView
 from streams import topics
 from streams.erased_users import ErasedUsers
-from streams.messages import Item, Refused, StatisticsRow, Trending, UserHistory, decode
-
-log = structlog.get_logger(__name__)
+from streams.messages import Item, Refused, StatisticsRow, UserHistory
 
 STAND_STILL_MS = 10_000  # what is known of items, at most: an outcome was known half an hour after the list anyway
 MOST_HEARD = 2_000  # records that wait: more are taken over at once, since a batch of requests waits for that
@@ -47,7 +45,7 @@ class HistoryView:
         """Take over one record of `user-histories`; a tombstone forgets the user."""
         users = self._encoded.setdefault(partition, {})
         if key is None:
-            _refuse(topics.USER_HISTORIES, Refused("invalid", "history without a key"))
+            refuse(topics.USER_HISTORIES, Refused("invalid", "history without a key"))
         elif value is None:
             users.pop(key, None)
         else:
@@ -102,6 +100,10 @@ class CatalogueView:
     def __iter__(self) -> Iterator[str]:
         """The items that may be shown, oldest entry first."""
         return iter(self._attributes)
+
+    def __reversed__(self) -> Iterator[str]:
+        """The same, newest entry first; nothing is copied."""
+        return reversed(self._attributes)
 
     def apply(self, key: bytes | None, value: bytes | None, now_ms: int | None = None) -> str | None:
         """Take over one record of `items`; the id of the item that changed. A tombstone or `available: false` takes it
@@ -207,57 +209,12 @@ class StatisticsView:
             try:
                 self.statistics.set(row.scope, row.id, row.partition, row.as_of_ms, sums)
             except ValueError as error:
-                _refuse(topics.ITEM_STATISTICS, Refused("invalid", str(error)))
+                refuse(topics.ITEM_STATISTICS, Refused("invalid", str(error)))
 
     def _forget(self, key: str) -> None:
         scope, _, rest = key.partition("/")
         partition, _, name = rest.partition("/")
         self.statistics.remove(scope, name, int(partition) if partition.isdecimal() and len(partition) < 10 else -1)
-
-
-class TrendingView:
-    """Decayed counts of all partitions, added up by scope: `global`, and a region's
-    (streams.trending.rules.region_scope).
-
-    What one scope costs does not depend on how many others there are.
-    """
-
-    def __init__(self) -> None:
-        self._parts: dict[str, dict[bytes, Trending]] = {}  # by scope, by key: one for each partition
-        self._top: dict[str, list[tuple[str, float]]] = {}  # by scope; a change of the scope takes it out
-
-    def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take over one record of `trending`; a tombstone takes a partition out of its scope."""
-        if key is None:
-            _refuse(topics.TRENDING, Refused("invalid", "trending list without a key"))
-        elif value is None:
-            self._forget(key)
-        elif (part := read(topics.TRENDING, Trending, value)) is not None:
-            scope = _scope_of(key)
-            self._parts.setdefault(scope, {})[key] = part
-            self._top.pop(scope, None)
-
-    def top(self, scope: str) -> list[tuple[str, float]]:
-        """(item, decayed watches), most first; ties by item id. Empty for a scope that nothing is known of. Computed
-        again only after a change of the scope."""
-        if scope not in self._parts:
-            return []
-        if scope not in self._top:
-            self._top[scope] = add_up(self._parts[scope].values())
-        return self._top[scope]
-
-    def _forget(self, key: bytes) -> None:
-        scope = _scope_of(key)
-        parts = self._parts.get(scope, {})
-        if parts.pop(key, None) is not None:
-            self._top.pop(scope, None)
-            if not parts:
-                del self._parts[scope]
-
-
-def _scope_of(key: bytes) -> str:
-    """The scope of a key `<scope>/<partition>`."""
-    return key.rpartition(b"/")[0].decode(errors="replace")
 
 
 class ReadOffsets:
@@ -294,36 +251,3 @@ class Views:
             for record in self.statistics.due(now_ms):
                 self.statistics.apply(record.key, record.value)
                 self.read_offsets.read(topics.ITEM_STATISTICS, record.partition, record.offset)
-
-
-def add_up(parts: Iterable[Trending]) -> list[tuple[str, float]]:
-    """The sum of the partitions' counts, each decayed to the newest one's time, most first.
-
-    Any later time gives the same order, since all of them then decay alike.
-    """
-    parts = list(parts)
-    now_ms = max((part.as_of_ms for part in parts), default=0)
-    total: dict[str, float] = {}
-    for part in parts:
-        decay = _decay(now_ms - part.as_of_ms, part.half_life_s)
-        for item_id, count in part.items:
-            total[item_id] = total.get(item_id, 0.0) + decay * count
-    return sorted(total.items(), key=lambda entry: (-entry[1], entry[0]))
-
-
-def _decay(age_ms: int, half_life_s: float) -> float:
-    return float(0.5 ** (age_ms / 1000 / half_life_s)) if half_life_s > 0 else float(age_ms == 0)
-
-
-def read(topic: str, kind: Any, value: bytes) -> Any:
-    """A message of our own topics; what cannot be read is counted and passed over, the table keeps what it had."""
-    try:
-        return decode(kind, value, max_bytes=len(value))
-    except Refused as refused:
-        _refuse(topic, refused)
-        return None
-
-
-def _refuse(topic: str, refused: Refused) -> None:
-    metrics.REJECTED.labels(topic, refused.code).inc()
-    log.warning("record passed over", topic=topic, code=refused.code, reason=str(refused))

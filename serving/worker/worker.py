@@ -41,7 +41,8 @@ from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.retrieval import Retrieval
 from serving.state.feed import Feed
 from serving.state.release import Releases
-from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
+from serving.state.trending_view import TrendingView
+from serving.state.views import CatalogueView, HistoryView, StatisticsView, Views
 from serving.worker.clock_skew import ClockSkew
 from serving.worker.dispatcher import Dispatcher
 from serving.worker.outbox import Outbox

@@ -1,4 +1,5 @@
-"""The history worker: watch and search events and impressions in, user histories and training examples out.
+"""The history worker: watch and search events and impressions in, user histories and training examples out; and what a
+log tells of users (`nextwatch load`), which makes no examples, since a release has learnt it.
 
 What is wrong with an impression is the join worker's to report and to forward (see streams.join.app); here it is
 passed over.
@@ -30,16 +31,21 @@ from infra.platform.settings import Settings
 from streams import topics
 from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
+from streams.history.loaded import apply_loaded
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
 from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, do_every, follow_readiness, give_up_with, now_ms, wall_ms
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
 from streams.kafka.tables import EncodedTable, create_table, load, put
-from streams.messages import ImpressionOutline, Refused, SearchEvent, UserHistory, WatchEvent, encode
+from streams.messages import ImpressionOutline, LoadedHistory, Refused, SearchEvent, UserHistory, WatchEvent, encode
 
 KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent}
 SHOWN = {topics.IMPRESSIONS: ImpressionOutline}
+LOADED = {topics.LOADED_HISTORIES: LoadedHistory}
+TIMES = 4  # so much larger than an event may what is loaded of a user be: it is many events
+
+Event = WatchEvent | SearchEvent | ImpressionOutline | LoadedHistory
 
 
 def create_history_app(settings: Settings, health: Health) -> faust.App:
@@ -69,7 +75,7 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
             erasure.give_up(revoked)
 
     batch, wait_s = settings.history.batch, settings.history.wait_s
-    declare_agent(app, settings, "history", (*KINDS, *SHOWN), handle_in_turn, max_=batch, within=wait_s)
+    declare_agent(app, settings, "history", (*KINDS, *SHOWN, *LOADED), handle_in_turn, max_=batch, within=wait_s)
     do_every(app, settings, "nextwatch-history-erasure", EVERY_S, erase)
     give_up_with(app, give_up)
     return app
@@ -109,9 +115,10 @@ def apply(
     sent_ms: list[int] = []
     bug: BaseException | None = None
     outcomes = dict.fromkeys(Outcome, 0)
+    loaded = read(batch, LOADED, settings, outbox, now_ms=now_ms, erased=erased, times=TIMES)
     events = read(batch, KINDS, settings, outbox, now_ms=now_ms, erased=erased)
     shown = read(batch, SHOWN, settings, None, now_ms=now_ms, erased=erased)
-    for raw, event in chain(events, shown):  # impressions last: the topics are not ordered between each other
+    for raw, event in chain(loaded, events, shown):  # the topics are not ordered between each other
         try:
             before = changed.get(event.user_id) or load(histories, UserHistory, event.user_id)
             before = erased.begin(before)
@@ -140,12 +147,10 @@ def _put(histories: Any, user_id: str, history: UserHistory | None, outbox: Outb
     put(histories, topics.USER_HISTORIES, user_id, history, outbox, partitions, compact=compact)
 
 
-def apply_event(
-    before: UserHistory, event: WatchEvent | SearchEvent | ImpressionOutline, raw: Raw, settings: Settings
-) -> Applied:
+def apply_event(before: UserHistory, event: Event, raw: Raw, settings: Settings) -> Applied:
     """One event's effect on its user's history."""
+    history = settings.history
     if isinstance(event, WatchEvent):
-        history = settings.history
         return apply_watch(
             before,
             event,
@@ -156,5 +161,14 @@ def apply_event(
             watched_days=history.seen_days,
         )
     if isinstance(event, ImpressionOutline):
-        return apply_impression(before, event, raw.source, keep=settings.history.impressions)
-    return apply_search(before, event, raw.source, keep=settings.history.searches)
+        return apply_impression(before, event, raw.source, keep=history.impressions)
+    if isinstance(event, SearchEvent):
+        return apply_search(before, event, raw.source, keep=history.searches)
+    return apply_loaded(
+        before,
+        event,
+        keep=history.watches,
+        watched=history.seen,
+        watched_days=history.seen_days,
+        searches=history.searches,
+    )

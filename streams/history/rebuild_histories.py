@@ -1,5 +1,5 @@
-"""Histories made again from what `watch-events`, `search-events` and `impressions` still hold, by the history worker's
-own functions; of what is older than these topics the present histories tell.
+"""Histories made again from what `watch-events`, `search-events`, `impressions` and `loaded-histories` still hold, by
+the history worker's own functions; of what is older than these topics the present histories tell.
 
 The rule, user by user. Kept of the present history: the watches and searches whose source offset lies before the
 beginning of their topic's partition, the lists that are in no impression that is still there, what is remembered as
@@ -40,12 +40,14 @@ from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.erased_users import ErasedUsers
 from streams.erasure.erase_users import read_erased_users
-from streams.history.app import KINDS, SHOWN, apply_event
+from streams.history.app import KINDS, LOADED, SHOWN, TIMES, apply_event
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.intake import Raw, raw_of, read
 from streams.messages import Refused, UserHistory, decode, encode
 
-SOURCES = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
+EVENTS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
+SOURCES = (*EVENTS, topics.LOADED_HISTORIES)
+ALL = KINDS | SHOWN | LOADED
 AHEAD = 1000  # records sent and not yet acknowledged
 SEND_S = 30.0
 
@@ -222,7 +224,7 @@ def _replay_from(
     total = sum(max(0, reach.committed[topic] - reach.first[topic]) for topic in SOURCES)
     for raw in _records(settings.kafka, number, SOURCES, reach):
         rebuilt.events += 1
-        for _, event in read([raw], KINDS | SHOWN, settings, None, now_ms=raw.produced_ms, erased=erased):
+        for _, event in read([raw], ALL, settings, None, now_ms=raw.produced_ms, erased=erased, times=TIMES):
             before = histories.get(event.user_id) or erased.begin(UserHistory(event.user_id))
             histories[event.user_id] = apply_event(before, event, raw, settings).history
         if rebuilt.events % 1000 == 0:
@@ -237,7 +239,7 @@ def _replay_from(
 def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
     """Return what only a history knows: all that the topics no longer hold. `shown`: the user's requests whose
     impressions are still there."""
-    watches, searches, lists = (reach.first[topic] for topic in SOURCES)
+    watches, searches, lists = (reach.first[topic] for topic in EVENTS)
     return replace(
         history,
         watches=tuple(watch for watch in history.watches if watch.offset < watches),

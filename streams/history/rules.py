@@ -10,10 +10,11 @@ be kept, the item is remembered in `seen` (see streams.history.watched_filter).
 
 An event is applied once. A source offset at or below the history's is a replay after a crash (its effects were
 acknowledged before the history was: see streams.history.app), an event id that is already in the history is a
-producer's duplicate. An event that would not stay is passed over as too old. The event-id check is complete by this: a
-watch that was let go had `keep` others at its time or later, and still has them when its duplicate comes. So it must be
-"at its time or later", both for what is let go and for what is too old. The request ids of impressions are checked by
-the same reasoning, counted in shown items; that is why a list is cut, not left out, where it does not fit whole.
+producer's duplicate, and so is a log's row of the same item and time (streams/history/log_rows.py). An event that would
+not stay is passed over as too old. The check of duplicates is complete by this: a watch that was let go had `keep`
+others at its time or later, and still has them when its duplicate comes. So it must be "at its time or later", both for
+what is let go and for what is too old. The request ids of impressions are checked by the same reasoning, counted in
+shown items; that is why a list is cut, not left out, where it does not fit whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from streams.history.log_rows import is_known, is_row
 from streams.history.watched_filter import remember
 from streams.messages import (
     ImpressionOutline,
@@ -80,7 +82,7 @@ def apply_watch(
     if source.offset <= history.watch_offset:
         return Applied(history, Outcome.REPLAYED)
     watches = history.watches
-    if event.event_id in map(_event_id, watches):
+    if is_known(watches, event):
         return Applied(_passed_over(history, source), Outcome.DUPLICATE)
     completed = is_completed(event.watch_s, event.duration_s, completed_s)
     watch = Watch(
@@ -90,7 +92,7 @@ def apply_watch(
     before, later = watches[:first], watches[first:]
     is_too_old = len(later) >= keep and not (completed and _completed(later) < keep)
     place = bisect_right(watches, event.event_ms, key=_event_ms)
-    kept, gone = (watches, [watch]) if is_too_old else _newest((*watches[:place], watch, *watches[place:]), keep)
+    kept, gone = (watches, [watch]) if is_too_old else newest((*watches[:place], watch, *watches[place:]), keep)
     seen = history.seen
     if gone:
         seen = remember(seen, gone, newest_ms=kept[-1].event_ms, keep=watched, days=watched_days)
@@ -118,6 +120,7 @@ def apply_watch(
         partition=source.partition,
         offset=source.offset,
         produced_ms=source.produced_ms,
+        is_row=is_row(event.event_id),
     )
     return Applied(newer, Outcome.KEPT, example)
 
@@ -169,7 +172,7 @@ def apply_impression(history: UserHistory, event: ImpressionOutline, source: Sou
     return Applied(newer, outcome)
 
 
-def _newest(watches: tuple[Watch, ...], keep: int) -> tuple[tuple[Watch, ...], list[Watch]]:
+def newest(watches: tuple[Watch, ...], keep: int) -> tuple[tuple[Watch, ...], list[Watch]]:
     """The last `keep`, and in front of them as many older completed ones as `keep` completed ones need; and the rest,
     which is let go."""
     recent, older = watches[-keep:], watches[:-keep]

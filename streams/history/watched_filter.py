@@ -36,6 +36,33 @@ def remember(watched: bytes, gone: Iterable[Watch | WatchEvent], *, newest_ms: i
     """`watched` and the watches that are `gone` from the history of a user whose newest watch is at `newest_ms`."""
     for watch in gone:
         watched = _add(watched, crc32(watch.item_id.encode()), _day_of(watch.event_ms))
+    return _newest(watched, newest_ms=newest_ms, keep=keep, days=days)
+
+
+def merge(watched: bytes, older: bytes, *, newest_ms: int, keep: int, days: int) -> bytes:
+    """`watched` and what `older` holds beside it, which of one day goes first. To merge the same again changes
+    nothing."""
+    for code, day in _PACKED.iter_unpack(watched[: _count(watched) * _SIZE]):
+        older = _add(older, code, day)
+    return _newest(older, newest_ms=newest_ms, keep=keep, days=days)
+
+
+def pack(codes: NDArray[np.uint32], event_ms: NDArray[np.int64], *, newest_ms: int, keep: int, days: int) -> bytes:
+    """Return what `remember` makes of watches in order of time: of items with these codes [N]."""
+    _, from_end = np.unique(codes[::-1], return_index=True)
+    last = np.sort(len(codes) - 1 - from_end)
+    entries = np.empty(len(last), _ENTRY)
+    entries["code"], entries["day"] = codes[last], np.minimum(event_ms[last] // DAY_MS, _LAST_DAY)
+    return _newest(entries.tobytes(), newest_ms=newest_ms, keep=keep, days=days)
+
+
+def since(watched: bytes, at_ms: int) -> bytes:
+    """The entries of later days than that of `at_ms`; all of them for 0."""
+    first = bisect_right(range(_count(watched)), _day_of(at_ms), key=lambda at: _day_at(watched, at)) if at_ms else 0
+    return watched[first * _SIZE : _count(watched) * _SIZE]
+
+
+def _newest(watched: bytes, *, newest_ms: int, keep: int, days: int) -> bytes:
     first, oldest_day = max(0, _count(watched) - keep), _day_of(newest_ms) - days
     while first < _count(watched) and _day_at(watched, first) < oldest_day:
         first += 1

@@ -49,13 +49,16 @@ def read(
     *,
     now_ms: int,
     erased: ErasedUsers = NOBODY,
+    times: int = 1,
 ) -> Iterator[tuple[Raw, Any]]:
     """Yield each good message of the batch with its record, in order; put the others where they belong into `outbox`.
 
     `kinds` says which message a topic holds; records of other topics are left out. A message whose user lives on
     another partition is not yielded but forwarded. With no outbox, another worker that reads the same topic is trusted
     to report and forward. What is from before its user was erased is passed over, whatever else is to be said of it.
+    A message may be `times` as large as one that comes from without.
     """
+    max_bytes = times * settings.kafka.max_message_bytes
     latest_ms = now_ms + int(settings.history.future_s * 1000)
     wanted = [raw for raw in batch if raw.topic in kinds]
     for topic, count in Counter(raw.topic for raw in wanted).items():
@@ -63,9 +66,7 @@ def read(
     for raw in wanted:
         try:
             check_headers(raw.headers, settings.kafka.max_message_bytes)
-            message = decode(
-                kinds[raw.topic], raw.value, max_bytes=settings.kafka.max_message_bytes, latest_ms=latest_ms
-            )
+            message = decode(kinds[raw.topic], raw.value, max_bytes=max_bytes, latest_ms=latest_ms)
             home = topics.partition_of(message.user_id, settings.kafka.partitions)
             if _is_from_before(erased, raw, message):
                 metrics.FORGOTTEN.labels(raw.topic).inc()

@@ -53,6 +53,7 @@ class Learner:
 
     def __init__(self, bundle: Bundle, items: Mapping[str, Item], settings: Trainer, seed: int, epoch: int = 0) -> None:
         self.version = bundle.manifest.version
+        self._learnt_ms = bundle.manifest.learnt_ms
         self.epoch = epoch  # of the rows that it makes (streams.epochs)
         self.progress = Progress()
         self.is_new = True  # no progress of this release has been published yet
@@ -185,18 +186,22 @@ class Learner:
         return list(self._rows(np.union1d(due, waited), oldest_ms))
 
     def _unseen(self, batch: Sequence[tuple[int, TrainingExample]]) -> tuple[list[TrainingExample], Progress]:
-        """The examples that were not learnt before, and the progress as it is after them."""
+        """The examples that neither the rows nor the release have learnt, and the progress as it is after them."""
         watched = dict(self.progress.watched)
         next_offset = self.progress.next_offset
         self._ahead = {item_id: offset for item_id, offset in self._ahead.items() if offset > next_offset}
         fresh = []
         for offset, example in batch:
             if offset >= next_offset and example.offset > watched.get(example.partition, -1):
-                if offset >= self._ahead.get(example.item_id, 0):
+                if offset >= self._ahead.get(example.item_id, 0) and not self._is_released(example):
                     fresh.append(example)
                 watched[example.partition] = example.offset
             next_offset = max(next_offset, offset + 1)
         return fresh, Progress(next_offset, watched)
+
+    def _is_released(self, example: TrainingExample) -> bool:
+        """Return whether the release has learnt it already: a row of its log, sent again as a watch."""
+        return example.is_row and example.event_ms <= self._learnt_ms
 
     def _place(self, item_id: str) -> bool:
         """See that an item has a row; whether it has one."""
@@ -228,6 +233,7 @@ class Learner:
             return
         recall = np.mean(self._recent, axis=0)
         metrics.PREQUENTIAL_EXAMPLES.inc(hits.shape[1])
+        metrics.PREQUENTIAL_SAMPLE.set(len(self._recent))
         labels = [(model, str(k)) for model in ("live", "frozen", "popular") for k in RECALL_AT]
         for (model, k), found, share in zip(labels, hits.sum(axis=1), recall, strict=True):
             metrics.PREQUENTIAL_HITS.labels(model, k).inc(int(found))

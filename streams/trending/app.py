@@ -132,8 +132,12 @@ def take_over(newest: dict[bytes, Trending], key: bytes, value: bytes | None, *,
 def start(partition: int, published: Iterable[Trending], settings: Settings) -> PartitionCounts:
     """The counts of a partition, as they were published."""
     trending = settings.trending
+    slower = sorted(half_life_s for half_life_s in set(trending.slower_s) if half_life_s > trending.half_life_s)
     counts = PartitionCounts(
-        trending.half_life_s, items=trending.items, regions=trending.regions, region_items=trending.region_items
+        (trending.half_life_s, *slower),
+        items=trending.items,
+        regions=trending.regions,
+        region_items=trending.region_items,
     )
     for message in published:
         if message.partition == partition:

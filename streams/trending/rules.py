@@ -1,8 +1,9 @@
 """Trending, the counts of what is watched now: exponentially decayed counts of completed watches per item, everybody's
-and those of the most watched regions. Pure; time is the events' own.
+and those of the most watched regions, by several half-lives and of all time (streams.trending.back_off makes one order
+of them). Pure; time is the events' own, so the end of an old log is as good a present as any.
 
 Counts are kept on a scale that moves with time (a watch at time t weighs 2^((t - origin) / half-life)), so that decay
-costs nothing per event: an item's count changes only when it is watched.
+costs nothing per event: an item's counts change only when it is watched.
 
 Each scope is published by itself and carries the newest offset that is counted in it, so that it goes on from there
 whatever became of the others: of the records of one batch any part may have reached the topic when a worker dies.
@@ -16,13 +17,17 @@ twice the watches for each beyond. What waits is not published, and a restart fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from heapq import nlargest
 from math import inf, log2
-from operator import itemgetter
 from urllib.parse import quote
 
+import numpy as np
+
+from models.arrays import Doubles, Rows
 from streams.messages import Trending
+from streams.trending.back_off import best_first, counts_by, shares_of
 
 GLOBAL = "global"  # the scope that counts everybody
 REGION = "region/"  # what the scopes of regions begin with
@@ -41,73 +46,112 @@ def region_scope(region: str) -> str:
 
 
 class DecayedCounts:
-    """Decayed counts of items. Holds at most twice `room` items; the least watched make way."""
+    """Counts of items, decayed by each of several half-lives and of all time. Holds at most twice `room` items; those
+    with the least share make way."""
 
-    def __init__(self, half_life_s: float, room: int) -> None:
-        self._half_life_ms = half_life_s * 1000
+    def __init__(self, half_lives_s: Sequence[float], room: int) -> None:
+        """`half_lives_s`: the fastest first; all time, which never decays, is added behind them."""
+        self._half_lives_s = (*half_lives_s, inf)
+        self._per_ms = 1 / (1000 * np.array(self._half_lives_s))  # [L] halvings; 0 of all time
         self._room = room
-        self._scaled: dict[str, float] = {}
-        self._total = 0.0  # of all watches, also of items that have made way
+        self._row_of: dict[str, int] = {}
+        self._scaled = np.zeros((2 * room + 1, len(self._per_ms)))  # [R, L]
+        self._totals = np.zeros(len(self._per_ms))  # [L] of all watches, also of items that have made way
         self._origin_ms = 0
         self.as_of_ms = 0
         self.offset = -1  # newest source offset counted
 
     @property
     def level(self) -> float:
-        """The amount that is watched here: log2 of all counts, as if decay had begun at time 0. Of two scopes that
-        decay alike, the one with the higher level has the higher count at any time."""
-        return log2(self._total) + self._origin_ms / self._half_life_ms if self._total > 0 else -inf
+        """The amount that is watched here: log2 of all counts by the fastest half-life, as if decay had begun at time
+        0. Of two scopes that decay alike, the one with the higher level has the higher count at any time."""
+        total = self._totals[0]
+        return float(log2(total) + self._origin_ms * self._per_ms[0]) if total > 0 else -inf
 
     def add(self, item_id: str, event_ms: int, offset: int) -> bool:
         """Count one watch; False when its offset was counted before."""
         if offset <= self.offset:
             return False
         self.offset = offset
-        if not self._scaled:
+        if not self._row_of:
             self._origin_ms = event_ms
-        doublings = (event_ms - self._origin_ms) / self._half_life_ms
-        if doublings > _MOST_DOUBLINGS:
+        if (event_ms - self._origin_ms) * self._per_ms[0] > _MOST_DOUBLINGS:
             self._move_origin(event_ms)
-            doublings = 0.0
-        weight = 2.0**doublings
-        self._scaled[item_id] = self._scaled.get(item_id, 0.0) + weight
-        self._total += weight
+        weights = np.exp2((event_ms - self._origin_ms) * self._per_ms)
+        self._scaled[self._row_of.setdefault(item_id, len(self._row_of))] += weights
+        self._totals += weights
         self.as_of_ms = max(self.as_of_ms, event_ms)
-        if len(self._scaled) > 2 * self._room:
-            self._scaled = dict(nlargest(self._room, self._scaled.items(), key=itemgetter(1)))
+        if len(self._row_of) > 2 * self._room:
+            self._make_way()
         return True
 
     def top(self, limit: int) -> list[tuple[str, float]]:
-        """The most watched items and their counts as of `as_of_ms`, most watched first, ties by id."""
-        now = 2.0 ** ((self.as_of_ms - self._origin_ms) / self._half_life_ms)
-        best = nlargest(limit, self._scaled.items(), key=lambda entry: (entry[1], entry[0]))
-        return [(item_id, scaled / now) for item_id, scaled in best]
+        """The best items and their counts by the fastest half-life, as of `as_of_ms`."""
+        rows, counts = self._best(limit)
+        return list(zip(self._names(rows), counts[:, 0].tolist(), strict=True))
 
     def message(self, scope: str, partition: int, limit: int) -> Trending:
-        half_life_s = self._half_life_ms / 1000
-        return Trending(scope, partition, self.as_of_ms, half_life_s, tuple(self.top(limit)), self.offset)
+        rows, counts = self._best(limit)
+        fastest, *slower = self._half_lives_s
+        return Trending(
+            scope,
+            partition,
+            self.as_of_ms,
+            fastest,
+            tuple(zip(self._names(rows), counts[:, 0].tolist(), strict=True)),
+            self.offset,
+            tuple(slower[:-1]),
+            tuple(map(tuple, counts[:, 1:].tolist())),
+            tuple((self._totals / self._now()).tolist()),
+        )
 
     def restore(self, message: Trending) -> None:
-        """Go on from what was published; what was not in its top list is forgotten."""
-        self._scaled = dict(message.items)
-        self._total = sum(self._scaled.values())
+        """Go on from what was published; what was not in its list is forgotten, but for the totals."""
+        counts, self._totals = counts_by(message, self._half_lives_s)
+        row_of = {item_id: row for row, (item_id, _) in enumerate(message.items)}
+        self._row_of = {item_id: row for row, item_id in enumerate(row_of)}
+        self._scaled = np.zeros((max(len(row_of), 2 * self._room) + 1, len(self._per_ms)))
+        self._scaled[: len(row_of)] = counts[list(row_of.values())]
         self._origin_ms = self.as_of_ms = message.as_of_ms
         self.offset = message.offset
 
+    def _best(self, limit: int) -> tuple[Rows, Doubles]:
+        """Rows [N] of the best items, best first, and their counts [N, L] as of `as_of_ms`."""
+        counts = self._scaled[: len(self._row_of)] / self._now()
+        rows = best_first(shares_of(counts, self._totals / self._now()), counts)[:limit]
+        return rows, counts[rows]
+
+    def _now(self) -> Doubles:
+        """[L]: what a watch at `as_of_ms` weighs."""
+        return np.asarray(np.exp2((self.as_of_ms - self._origin_ms) * self._per_ms))
+
+    def _names(self, rows: Rows) -> list[str]:
+        names = list(self._row_of)
+        return [names[row] for row in rows.tolist()]
+
+    def _make_way(self) -> None:
+        """Keep the best `room` items, in the order in which they came."""
+        rows = np.sort(self._best(self._room)[0])
+        kept, names = self._scaled[rows], self._names(rows)
+        self._row_of = {item_id: row for row, item_id in enumerate(names)}
+        self._scaled[:] = 0.0
+        self._scaled[: len(kept)] = kept
+
     def _move_origin(self, event_ms: int) -> None:
-        shrink = 2.0 ** -((event_ms - self._origin_ms) / self._half_life_ms)
-        self._scaled = {item_id: scaled * shrink for item_id, scaled in self._scaled.items() if scaled * shrink > 0}
-        self._total *= shrink
+        shrink = np.exp2((self._origin_ms - event_ms) * self._per_ms)
+        self._scaled *= shrink
+        self._totals *= shrink
         self._origin_ms = event_ms
 
 
 class PartitionCounts:
     """The counts of one partition of `watch-events`: in all, and in each of its most watched regions."""
 
-    def __init__(self, half_life_s: float, *, items: int, regions: int, region_items: int) -> None:
-        self._half_life_s = half_life_s
+    def __init__(self, half_lives_s: Sequence[float], *, items: int, regions: int, region_items: int) -> None:
+        """`half_lives_s`: the fastest first."""
+        self._half_lives_s = half_lives_s
         self._items, self._regions, self._region_items = items, regions, region_items
-        self._everybody = DecayedCounts(half_life_s, room=10 * items)
+        self._everybody = DecayedCounts(half_lives_s, room=10 * items)
         self._listed: dict[str, DecayedCounts] = {}  # regions by scope: what is on the topic, once it is told
         self._waiting: dict[str, DecayedCounts] = {}
         self._touched: set[str] = set()  # scopes whose record on the topic is behind
@@ -163,7 +207,7 @@ class PartitionCounts:
     @property
     def _least_level(self) -> float:
         """The level of half a watch now: old watches, which are cheap to outdo, win no place."""
-        return self._everybody.as_of_ms / (1000 * self._half_life_s) - 1
+        return self._everybody.as_of_ms / (1000 * self._half_lives_s[0]) - 1
 
     def _unlist(self, scope: str) -> None:
         self._waiting[scope] = self._listed.pop(scope)
@@ -181,4 +225,4 @@ class PartitionCounts:
             self._waiting = dict(best)
 
     def _new_region(self) -> DecayedCounts:
-        return DecayedCounts(self._half_life_s, room=2 * self._region_items)
+        return DecayedCounts(self._half_lives_s, room=2 * self._region_items)

@@ -13,6 +13,7 @@ from tests.benchmarks.report import Benchmark, run
 TABLES = {  # a benchmark, or one with its part: what measures it
     "history": "events.history:measure",
     "join": "events.join:measure",
+    "load": "events.loading:measure",
     "freshness": "events.freshness:measure",
     "whole-way": "events.whole_way:measure",
     "request": "events.request:measure",
@@ -23,6 +24,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "ablations": "quality.ablations:measure",
     "figure4": "quality.figure4:measure",
     "live": "quality.live:measure",
+    "cold": "quality.cold:measure",
     "index upserts": "index.index_upserts:measure",
     "index lag": "index.index_lag:measure",
     "index recall": "index.index_recall:measure",

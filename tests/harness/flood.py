@@ -33,6 +33,7 @@ SET_ASIDE = (
     topics.WATCH_EVENTS,
     topics.SEARCH_EVENTS,
     topics.IMPRESSIONS,
+    topics.LOADED_HISTORIES,
     topics.ITEMS,
     topics.ITEM_VECTORS,
     topics.RELEASES,

@@ -29,6 +29,7 @@ from streams.messages import (
     ItemVector,
     JoinedWatch,
     JoinState,
+    LoadedHistory,
     OpenImpression,
     Outcome,
     RankingExample,
@@ -54,13 +55,18 @@ from streams.messages import (
 NOW_MS = time.time_ns() // 1_000_000
 LATEST_MS = NOW_MS + 300_000
 # Whose readers refuse times ahead of theirs; each later than any of them takes, for as long as a test may last.
-AHEAD_MS = dict.fromkeys(
-    (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS, topics.TRAINING_EXAMPLES), NOW_MS + 2 * 86_400_000
+_TIMED = (
+    topics.WATCH_EVENTS,
+    topics.SEARCH_EVENTS,
+    topics.IMPRESSIONS,
+    topics.LOADED_HISTORIES,
+    topics.TRAINING_EXAMPLES,
 )
+AHEAD_MS = dict.fromkeys(_TIMED, NOW_MS + 2 * 86_400_000)
 KIND_OF = {topic.name: topic.message for topic in topics.TOPICS}
 KIND_OF[topics.IMPRESSIONS] = ImpressionOutline  # as far as they are read by who refuses them
 BINARY = frozenset({topics.ITEM_VECTORS})
-COMPACTED = frozenset({topics.USER_HISTORIES, topics.TRAINING_EXAMPLES})
+COMPACTED = frozenset({topics.USER_HISTORIES, topics.LOADED_HISTORIES, topics.TRAINING_EXAMPLES})
 LARGE_EVERY = 2000  # one message in so many is of megabytes
 
 _WATCH = Watch("video-1", NOW_MS, 31.5, 60.0, True, "e1", 7)
@@ -96,6 +102,7 @@ GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there
         topics.USER_HISTORIES: [
             UserHistory("ann", (_WATCH,), (_SEARCH,), _CONTEXT, 7, 3, NOW_MS, (_LIST,), 4, b"\0" * 12)
         ],
+        topics.LOADED_HISTORIES: [LoadedHistory("ann", NOW_MS, (_WATCH,), (_SEARCH,), _CONTEXT, b"\0" * 12)],
         topics.TRAINING_EXAMPLES: [
             TrainingExample("ann", "video-1", NOW_MS, 31.5, 60.0, (_WATCH,), (_SEARCH,), _CONTEXT, 0, 7, NOW_MS)
         ],
@@ -109,7 +116,10 @@ GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there
         topics.RANKING_EXAMPLES: [RankingExample(_IMPRESSION, (Outcome("video-1", 31.5, True),), 0, 7, NOW_MS, 3)],
         topics.JOIN_STATE: [JoinState("ann", (_OPEN,), (), 5, 7)],
         topics.ITEM_STATISTICS: [StatisticsRow("item", "video-1", 0, NOW_MS, 3.0, 1.0, 31.5, 1.0, 20.0, (NOW_MS, 7))],
-        topics.TRENDING: [Trending("global", 0, NOW_MS, 3600.0, (("video-1", 3.5),), 7)],
+        topics.TRENDING: [
+            Trending("global", 0, NOW_MS, 3600.0, (("video-1", 3.5),), 7),
+            Trending("global", 1, NOW_MS, 3600.0, (("video-1", 3.5),), 7, (86_400.0,), ((4.0, 5.0),), (3.5, 4.0, 5.0)),
+        ],
         topics.RECOMMEND_REQUESTS: [
             RecommendRequest("r1", "ann", 20, _CONTEXT, "duration_s < 600", ("video-2",), 1000)
         ],

@@ -24,7 +24,8 @@ from serving.request.pipeline import Pipeline
 from serving.request.retrieval import Retrieval
 from serving.state.mirror import Mirror
 from serving.state.release import LiveRelease, load_release, match_mirror
-from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
+from serving.state.trending_view import TrendingView
+from serving.state.views import CatalogueView, HistoryView, StatisticsView, Views
 from serving.worker.dispatcher import Dispatcher
 from serving.worker.reply_cache import ReplyCache
 from serving.worker.worker import in_bfloat16

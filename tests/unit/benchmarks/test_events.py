@@ -2,8 +2,10 @@
 
 import pytest
 
+from models.logs.log import read_items, read_log
 from streams.messages import Impression, ImpressionOutline, WatchEvent, decode
 from tests.benchmarks.events.join import CASES, LENGTH, make_messages
+from tests.benchmarks.events.loading import A_USER, write_log
 from tests.benchmarks.events.whole_way import APART_MS, WATCHES, Place, end_of, make_backlog
 
 NOW_MS = 1_700_000_000_000
@@ -42,3 +44,12 @@ def test_each_list_of_a_backlog_is_shown_before_its_watches_and_has_all_of_them(
 def test_a_stage_ends_where_it_was_first_as_far_as_in_the_end():
     looks = [Place(float(at_s), {"rows": done}, {}) for at_s, done in enumerate((0, 5, 9, 9, 9))]
     assert end_of("rows", looks).at_s == 2
+
+
+def test_the_log_that_is_loaded_has_distinct_rows_of_2013_of_users_and_items_of_all_sizes(tmp_path):
+    paths = write_log(tmp_path, 5_000)
+    log = read_log(paths[0], completed_s=18.0)
+    rows = log.frame["user_id"].value_counts()["count"]
+    assert log.frame.height == 5_000 and rows.max() > 2 * A_USER and log.frame["completed"].mean() < 0.9
+    assert log.frame["event_ms"].is_between(1_370_000_000_000, 1_380_000_000_000).all()
+    assert set(log.frame["item_id"]) <= set(read_items(paths[1])["item_id"])

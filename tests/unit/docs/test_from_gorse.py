@@ -30,7 +30,6 @@ def test_an_export_becomes_a_log_and_a_catalogue(tmp_path: Path, monkeypatch: py
     (tmp_path / "stored").mkdir()
     log = store_log(tmp_path / "log.parquet", tmp_path / "stored", completed_s=18.0)
     assert log.completed.tolist() == [True, False] and log.event_ms[0] == 1362062307000
-    found = read_items(tmp_path / "catalogue.parquet")
-    assert pl.read_parquet("catalogue.parquet")["title"].to_list() == ["A title", "Another"]
-    assert found["available"].to_list() == [True, False]
+    found, written = read_items(tmp_path / "catalogue.parquet"), pl.read_parquet("catalogue.parquet")
     assert pl.Series(found["topics"][0]).to_list() == ["news"]
+    assert written["title"].to_list() == ["A title", "Another"] and written["available"].to_list() == [True, False]

@@ -25,7 +25,8 @@ from serving.request.ranking import LatencyEstimate
 from serving.request.response_draft import Answered, RequestContext
 from serving.request.retrieval import Retrieval
 from serving.state.release import LiveRelease
-from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView, Views
+from serving.state.trending_view import TrendingView
+from serving.state.views import CatalogueView, HistoryView, StatisticsView, Views
 from streams.messages import Item, UserHistory, Watch, encode
 from tests.harness.system import wait_until
 

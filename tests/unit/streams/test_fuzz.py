@@ -26,7 +26,8 @@ from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from serving.request.parsing import parse_request
 from serving.state.release import Releases
-from serving.state.views import CatalogueView, HistoryView, StatisticsView, TrendingView
+from serving.state.trending_view import TrendingView
+from serving.state.views import CatalogueView, HistoryView, StatisticsView
 from streams import topics
 from streams.history.rules import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules
@@ -211,7 +212,7 @@ def views() -> dict[str, Callable[[bytes | None, bytes | None], object]]:
 
     def hear_trending(key: bytes | None, value: bytes | None) -> None:
         trending.apply(key, value)
-        trending.top("ann")
+        trending.best("ann")
         if key is not None:
             take_over(newest, key, value, max_bytes=1_000_000)
 

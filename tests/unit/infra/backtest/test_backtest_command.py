@@ -65,6 +65,35 @@ def test_a_frozen_and_a_live_backtest_of_a_log_with_other_column_names(nextwatch
     assert {each["name"] for each in report["recommenders"]} >= set(report["live"]["recall"])
 
 
+def test_everybody_of_the_test_gets_candidates_and_newcomers_are_judged_apart(nextwatch, tmp_path):
+    """Twenty who come after the cut, one who only skips then, and one who never comes back."""
+    log = small_log().with_columns(pl.col("watch_s").fill_null(40.0))
+    late = log.tail(200).with_row_index("row")
+    newcomer = pl.format("new{}", pl.col("row") % 20)
+    names = pl.when(pl.col("row") < 150).then(newcomer).when(pl.col("row") == 150).then(pl.lit("skips"))
+    late = late.with_columns(
+        uid=names.otherwise(pl.col("uid")), watch_s=pl.when(pl.col("row") == 150).then(1.0).otherwise(pl.col("watch_s"))
+    ).drop("row")
+    log = pl.concat([log.head(ROWS - 200).with_columns(uid=pl.col("uid").replace("u7", "u8")), late])
+    log[0, "uid"], log[0, "watch_s"] = "gone", 40.0
+    log.write_parquet(tmp_path / "log.parquet")
+    cut_ms = START_MS + 1000 * (ROWS - 200)
+    code, out, _ = nextwatch(
+        "log.parquet", "--map", "user_id=uid", "--test-from", f"{cut_ms}", "--out", "out", "--json"
+    )
+    assert code == 0
+    report = json.loads(out)
+    there = set(log.filter(pl.col("event_ms") >= report["protocol"]["cut_ms"])["uid"])
+    lists = pl.read_parquet(tmp_path / "out" / "candidates.parquet")
+    assert set(lists["user_id"]) == there and {"skips", "new0"} <= there and "gone" not in there
+    assert lists.group_by("user_id").agg(pl.col("rank").n_unique() == pl.len())["rank"].all(), "each list once"
+    assert 20 <= report["cold"]["cases"] <= 21
+    assert report["cold"]["recall"].keys() == report["frozen"]["recall"].keys()
+    assert report["cold"]["recall"]["tower"]["50"]["value"] > 0
+    code, out, _ = nextwatch("log.parquet", "--map", "user_id=uid", "--test-from", f"{cut_ms}", "--out", "out")
+    assert code == 0 and "no watch yet: recall at" in out
+
+
 def test_the_same_seed_gives_the_same_files(nextwatch, log, tmp_path):
     for name in ("one", "other"):
         assert nextwatch(log, "--map", "user_id=uid", "--out", name)[0] == 0

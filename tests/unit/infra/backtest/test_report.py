@@ -19,12 +19,12 @@ from models.evaluation.eval_queries import History, Stream
 from models.evaluation.split import BacktestError
 
 CUT, CATALOGUE, ROWS = 200, 20, 300
-USER_IDS, ITEM_IDS = pl.Series([f"u{n}" for n in range(15)]), pl.Series([f"i{n}" for n in range(25)])
+USER_IDS, ITEM_IDS = pl.Series([f"u{n}" for n in range(16)]), pl.Series([f"i{n}" for n in range(25)])
 PROTOCOL = {
     "log": "<b>log</b>.parquet", "items_file": None, "seed": 1, "completed_s": 18.0, "live": True, "block": 25,
     "first_ms": 0, "validation_ms": 180 * 60_000, "cut_ms": CUT * 60_000, "last_ms": ROWS * 60_000,
     "positives": ROWS, "positives_before": CUT, "validation_positives": 20, "test_positives": 100,
-    "users": 15, "users_before": 15, "items": 25, "items_known": CATALOGUE,
+    "users": 16, "users_before": 15, "items": 25, "items_known": CATALOGUE,
 }  # fmt: skip
 
 
@@ -33,7 +33,9 @@ def stream():
     rng = np.random.default_rng(4)
     items = (20 * rng.random(ROWS) ** 2).astype(np.int64)
     items[CUT + 5 :: 10] = 22  # unknown at the cut
-    return Stream(rng.integers(0, 15, ROWS), items, 60_000 * np.arange(ROWS))
+    users = rng.integers(0, 15, ROWS)
+    users[[CUT + 2, CUT + 3]] = 15  # comes after it
+    return Stream(users, items, 60_000 * np.arange(ROWS))
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,20 @@ def walked(stream):
 
 
 @pytest.fixture(scope="module")
-def report(walked):
+def cold(walked):
+    """The walk of a user who came after the cut."""
+    entrants, grounds, *_ = walked
+    asked = grounds.history.first_ever(CUT)
+    recommenders = [entrant.recommender for entrant in entrants]
+    return walk_frozen(recommenders, grounds.history, cut=CUT, catalogue=CATALOGUE, asked=asked, coverage=False)
+
+
+@pytest.fixture(scope="module")
+def report(walked, cold):
     entrants, grounds, frozen, _, live = walked
     return build_report(
-        PROTOCOL, entrants=entrants, left_out={"ALS": "not <installed>"}, grounds=grounds, frozen=frozen, live=live,
-        ours=["ours"],
+        PROTOCOL, entrants=entrants, left_out={"ALS": "not <installed>"}, grounds=grounds, frozen=frozen, cold=cold,
+        live=live, ours=["ours"],
     )  # fmt: skip
 
 
@@ -91,6 +102,14 @@ def test_recall_is_that_of_the_ranks(report, walked):
                 assert found["value"] == pytest.approx(((ranks >= 0) & (ranks < k)).mean())
                 assert found["n"] == len(walk) == part["cases"]
                 assert found["se"] == recall(ranks, k, walk.asked.users).se
+
+
+def test_who_had_watched_nothing_has_figures_apart(report, cold, page):
+    assert report["cold"]["cases"] == report["cold"]["users"] == 1
+    for name, ranks in cold.ranks.items():
+        assert report["cold"]["recall"][name]["10"]["value"] == float(0 <= ranks[0] < 10)
+    assert {each["theirs"] for each in report["cold"]["differences"]} == {"popular, decayed"}
+    assert "users without a watch before the cut" in page and "1 cases of 1 users" in page
 
 
 def test_unknown_items_are_misses_and_are_counted(report, walked):
@@ -173,7 +192,7 @@ def test_a_walk_without_cases_is_a_page_too(stream, walked):
     entrants, grounds, *_ = walked
     nobody = walk_frozen([each.recommender for each in entrants], grounds.history, cut=ROWS, catalogue=CATALOGUE)
     report = build_report(
-        PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, live=None, ours=["ours"]
+        PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, cold=nobody, live=None, ours=["ours"]
     )
     assert "0 cases" in render_page(report)
     json.dumps(report, allow_nan=False)

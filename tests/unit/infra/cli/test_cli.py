@@ -17,7 +17,7 @@ from tests.unit.infra.command import Done, commands
 from tests.unit.models.samples import small_log
 
 COMMANDS = ["up", "demo", "worker", "indexer", "serve", "train", "replay", "recommend", "watch", "history", "topics"]
-COMMANDS += ["config", "status", "backtest"]
+COMMANDS += ["load", "config", "status", "backtest"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_an_unknown_command_or_option_is_a_usage_error(nextwatch):
         ("serve",),
         ("topics", "--check"),
         ("train", "--from-topics"),
-        ("train", "log.csv"),
+        ("train", "log.csv", "--announce"),
         ("replay", "log.csv"),
     ],
     ids=lambda arguments: arguments[0],
@@ -201,6 +201,23 @@ def test_train_wants_one_source_and_a_log_that_is_there(nextwatch):
     assert missing.code == 2 and is_one_line(missing.err) and "log.csv: no such file" in missing.err
     mapped = nextwatch("train", "log.csv", "--no-announce", "--map", "user")
     assert mapped.code == 2 and "--map" in mapped.err
+
+
+def test_a_log_is_trained_without_a_broker_and_waits_for_the_next_up(nextwatch, tmp_path, monkeypatch):
+    small_log(600).write_parquet(tmp_path / "log.parquet")
+    for name, value in {"MEMBERS": "1", "EPOCHS": "1", "DIM": "8"}.items():
+        monkeypatch.setenv(f"NEXTWATCH_MODEL__{name}", value)
+    done = nextwatch("--data-dir", "data", "train", "log.parquet")
+    assert done.code == 0 and "the next `nextwatch up` takes the newest bundle" in done.out
+    (bundle,) = (tmp_path / "data" / "bundles").iterdir()
+    learnt_ms = json.loads((bundle / "manifest.json").read_bytes())["learnt_ms"]
+    assert learnt_ms == small_log(600)["event_ms"].max(), "what it has learnt is known by it"
+
+
+def test_a_log_that_cannot_be_loaded_is_one_line_and_nothing_is_started(nextwatch, tmp_path):
+    done = nextwatch("--data-dir", "data", "load", "log.csv")
+    assert done.code == 2 and is_one_line(done.err) and "log.csv: no such file" in done.err
+    assert not list((tmp_path / "data").glob("*"))
 
 
 def test_a_speed_that_is_none_is_refused(nextwatch, monkeypatch):

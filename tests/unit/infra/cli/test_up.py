@@ -21,6 +21,7 @@ from infra.platform.settings import Metrics, Settings
 from tests.conftest import BROKERS, environ_for
 from tests.harness.system import cli, run_cli, wait_until
 from tests.unit.infra.sockets import is_loopback, listening
+from tests.unit.serving.worlds import train_small
 
 pytestmark = pytest.mark.service
 
@@ -120,8 +121,10 @@ def check_that_no_secret_is_told(up: Up, others: dict[int, str]) -> None:
 
 @pytest.mark.parametrize("broker", BROKERS)
 def test_ctrl_c_stops_everything_that_up_has_started(broker, tmp_path):
+    version = train_small(Settings(data_dir=tmp_path / "data").bundles_dir).version  # while no broker ran
     with running_up(tmp_path / "data", broker) as up:
         up.wait_until_ready()
+        wait_until(lambda: f"the newest bundle, {version}" in up.said(), "it is announced", READY_S)
         assert {record["name"] for record in read_run_files(up.settings.run_dir)} == set(COMMANDS)
         others = up.relatives()
         assert len(others) == 2 * (len(COMMANDS) + SERVICES), "each process and its guard"

@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from infra.operate import replay as module
-from infra.operate.replay import ReplayError, due, event_id, item_messages, replay, restamped, watch_messages
+from infra.operate import sending as module
+from infra.operate.replay import due, item_messages, replay, restamped, watch_messages
+from infra.operate.sending import SendError
 from infra.platform.settings import Kafka, Settings
 from models.logs.log import LogError, items_from_frame, log_from_frame
 from streams.messages import Context, Item, WatchEvent, decode, encode
@@ -40,7 +41,6 @@ def test_an_event_id_depends_on_the_row_alone() -> None:
     assert len(whole) == 3
     assert len(part) == 2
     assert part < whole
-    assert event_id("a b", "c", 1) != event_id("a", "b c", 1)
 
 
 def test_pace_and_times_follow_the_speed() -> None:
@@ -51,7 +51,7 @@ def test_pace_and_times_follow_the_speed() -> None:
 
 
 def test_a_speed_of_nothing_is_refused() -> None:
-    with pytest.raises(ReplayError, match="speed must be above 0"):
+    with pytest.raises(SendError, match="speed must be above 0"):
         replay(pl.DataFrame(ROWS), Settings(), speed=0)
 
 
@@ -85,7 +85,7 @@ def test_a_bad_row_is_named_before_anything_is_sent(tmp_path: Path) -> None:
 def test_a_broker_that_is_not_there_is_an_error_that_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_S", 1.0)
     settings = Settings(kafka=Kafka(bootstrap="127.0.0.1:1"))
-    with pytest.raises(ReplayError, match=r"kafka\.bootstrap = '127\.0\.0\.1:1'"):
+    with pytest.raises(SendError, match=r"kafka\.bootstrap = '127\.0\.0\.1:1'"):
         replay(pl.DataFrame(ROWS), settings)
 
 
@@ -123,5 +123,5 @@ def test_a_replay_is_acknowledged_keyed_by_user_and_the_same_each_time(kafka_set
 
 
 def test_a_replay_to_topics_that_are_not_there_fails_and_says_what_to_do(kafka_settings: Settings) -> None:
-    with pytest.raises(ReplayError, match=r"-watch-events: missing \(nextwatch topics --create\)"):
+    with pytest.raises(SendError, match=r"-watch-events: missing \(nextwatch topics --create\)"):
         replay(pl.DataFrame(ROWS), kafka_settings)

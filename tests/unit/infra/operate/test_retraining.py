@@ -49,8 +49,8 @@ def test_a_ranker_from_a_log_goes_into_a_release_with_the_candidates_of_another(
     check_same_candidates(found, base)
     assert found.ranker.shape.hidden == (6,)
     assert found.ranker.shape != base.ranker.shape
-    sums = found.statistics.at("all", [""], frame["event_ms"].to_numpy()[-1:])
-    assert 500 < sums[0, 0] <= 600, "of the log's own impressions"
+    sums = found.statistics.at("all", [""], np.array([manifest.created_ms]))
+    assert 500 < sums[0, 0] <= 600, "of the log's own impressions, as of the release"
     frame.drop("watch_s").write_parquet(tmp_path / "log.parquet")
     with pytest.raises(LogError, match="the ranker learns from watch_s, which no row has"):
         retrain(settings, base, None, no_progress, tmp_path / "log.parquet")

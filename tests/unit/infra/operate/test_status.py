@@ -1,13 +1,25 @@
 """What `nextwatch status` makes of several processes' pages: every process serves all names."""
 
 import json
+from io import StringIO
 from math import nan
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from infra.operate import status
-from infra.operate.status import Delay, Samples, add_up, delay_of, read_status, within_s
+from infra.operate.status import (
+    Delay,
+    ProcessStatus,
+    Samples,
+    StatusReport,
+    add_up,
+    delay_of,
+    read_status,
+    render_status,
+    within_s,
+)
 from infra.platform.settings import Settings
 
 DELAY = "nextwatch_event_to_history_seconds"
@@ -64,3 +76,12 @@ def test_what_a_process_has_not_measured_hides_nothing_and_the_report_is_json(or
     report = read_status(Settings(data_dir=tmp_path))
     assert report.index_rows == 7
     assert "NaN" not in json.dumps(msgspec.to_builtins(report), allow_nan=False)
+
+
+def test_recall_says_on_how_many_watches_it_stands():
+    report = StatusReport(
+        True, [ProcessStatus("trainer", 1, "a:1", True, [], 0, "v")], recall={"live@10": 0.5}, recall_of=7
+    )
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(render_status(report))
+    assert "live@10 0.500 (7 watches)" in console.export_text()

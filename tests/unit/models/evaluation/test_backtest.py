@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.evaluation.backtest import MISS, judge, top_items, walk_frozen, walk_live
+from models.evaluation.backtest import MISS, judge, list_candidates, top_items, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular
 from models.evaluation.coverage import Coverage
 from models.evaluation.eval_queries import EvalQueries, History, Stream
@@ -126,14 +126,16 @@ def test_what_follows_the_moment_changes_no_case(history):
         assert seen(before, mine) == seen(after, theirs)
 
 
-def test_lists_leave_out_what_was_watched_and_include_users_who_only_repeat(history):
+def test_lists_leave_out_what_was_watched(history):
     lists = {}
 
     def keep(queries, items, scores):
         for place, user in enumerate(queries.users.tolist()):
             lists[user] = items[place].tolist(), scores[place].tolist()
 
-    walk = walk_frozen([Recorder(), Recorder("second")], history, cut=CUT, catalogue=CATALOGUE, lists=keep)
+    recorders = [Recorder(), Recorder("second")]
+    walk = walk_frozen(recorders, history, cut=CUT, catalogue=CATALOGUE, lists=keep)
+    list_candidates(recorders[0], history, np.array([3]), keep, cut=CUT, catalogue=CATALOGUE)
     assert {user: items for user, (items, _) in lists.items()} == {
         0: [1, -1, -1, -1],
         1: [0, 3, -1, -1],
@@ -141,6 +143,16 @@ def test_lists_leave_out_what_was_watched_and_include_users_who_only_repeat(hist
     }
     assert lists[1][1][:2] == [4.0, 1.0]
     assert len(walk) == 2, "a user who only repeats is no case"
+
+
+def test_who_had_watched_nothing_is_asked_for_the_first_watch_with_an_empty_history(history):
+    asked = history.first_ever(CUT)
+    assert (asked.users.tolist(), asked.before.tolist(), asked.watched.tolist()) == ([2], [CUT], [6])
+    queries = history.queries(asked)
+    assert walked(queries, 0) == [] and seen(queries, 0) == []
+    assert not set(asked.users.tolist()) & set(history.next_unseen(CUT).users.tolist())
+    walk = walk_frozen([Recorder()], history, cut=CUT, catalogue=CATALOGUE, asked=asked, coverage=False)
+    assert walk.ranks["recorder"].tolist() == [1] and walk.coverage == {}
 
 
 def test_equal_scores_share_the_middle(history):

@@ -205,3 +205,10 @@ def test_a_context_is_kept_and_checked():
         log_from_frame(frame(gender=["0", "female", "1"]), 18.0)
     with pytest.raises(LogError, match="row 1, column region: a name has at most 256 characters"):
         log_from_frame(frame(region=["d" * 257, "", ""]), 18.0)
+
+
+def test_a_title_is_kept_cut_to_what_a_message_takes_and_is_no_id():
+    frame = pl.DataFrame({"item_id": ["x", "y", "z"], "title": ["T" * 10_000, None, "\N{GRINNING FACE} <b>"]})
+    items = items_from_frame(frame)
+    assert items["title"].to_list() == ["T" * 2000, None, "\N{GRINNING FACE} <b>"] and "ids" not in items.columns
+    assert items_from_frame(items).equals(items) and "title" not in items_from_frame(frame.drop("title")).columns

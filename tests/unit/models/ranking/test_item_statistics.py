@@ -19,6 +19,14 @@ def test_parts_are_decayed_each_from_its_own_time_and_added_up():
     assert at(statistics, "a", "b", now_h=10) == [[5.0, 3.0, 50.0, 2.0], [0.0] * 4]
 
 
+def test_what_is_moved_decays_from_then_on_and_what_was_never_set_stays_so():
+    statistics = ItemStatistics(10 * HOUR_MS, parts=2)
+    statistics.set("item", "a", 1, HOUR_MS, (8.0, 4.0, 80.0, 2.0))
+    statistics.move(99 * HOUR_MS)
+    assert at(statistics, "a", now_h=110) == [[4.0, 2.0, 40.0, 1.0]]
+    assert [row[2:4] for row in statistics.rows()] == [(1, 100 * HOUR_MS)]
+
+
 def test_a_removed_row_leaves_nothing_and_its_room_is_used_again():
     statistics = ItemStatistics(10 * HOUR_MS, parts=2)
     for part in (0, 1):

@@ -61,7 +61,7 @@ def code_of(directory: Path) -> str:
     return refused.value.code
 
 
-def write_again(bundle: Bundle, bundles_dir: Path, created_ms: int = START_MS) -> str:
+def write_again(bundle: Bundle, bundles_dir: Path, created_ms: int = START_MS, learnt_ms: int = 0) -> str:
     return write_bundle(
         bundles_dir,
         model=bundle.model,
@@ -73,6 +73,7 @@ def write_again(bundle: Bundle, bundles_dir: Path, created_ms: int = START_MS) -
         seed=1,
         metrics={},
         offsets={},
+        learnt_ms=learnt_ms,
     ).version
 
 
@@ -99,6 +100,15 @@ def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
     assert not again.catalogue.is_available(np.array([row]))[0]
     assert again.catalogue.published_ms(np.array([row]))[0] == 4
     assert bundle.manifest.offsets == {"training-examples/0": 17}
+
+
+def test_how_far_a_log_went_is_told_and_a_manifest_from_before_that_keeps_its_version(bundle: Bundle, tmp_path: Path):
+    before = write_again(bundle, tmp_path)
+    assert b"learnt_ms" not in (tmp_path / before / MANIFEST).read_bytes(), "so its checksum is what it was"
+    learnt = write_again(bundle, tmp_path, learnt_ms=START_MS - 1)
+    assert learnt != before
+    found = [read_bundle(tmp_path / version).manifest.learnt_ms for version in (before, learnt)]
+    assert found == [0, START_MS - 1]
 
 
 def test_a_version_tells_content_and_time(bundle: Bundle, tmp_path: Path):

@@ -37,6 +37,19 @@ def test_the_same_log_gives_the_same_bundle_in_whatever_order_its_rows_come(tmp_
     assert train(frame, tmp_path / "a").files == train(shuffled, tmp_path / "b").files
 
 
+def test_the_statistics_of_an_old_log_are_as_of_the_release_and_its_end_is_told(tmp_path: Path):
+    frame = small_log(600)
+    end_ms = int(frame["event_ms"].max())  # type: ignore[arg-type]
+    then = train(frame, tmp_path / "then", created_ms=end_ms)
+    later = train(frame, tmp_path / "later", created_ms=end_ms + 10**11, learnt_ms=end_ms)  # three years
+    assert (then.learnt_ms, later.learnt_ms) == (0, end_ms)
+    rows = [
+        list(read_bundle(tmp_path / name / each.version).statistics.rows())
+        for name, each in (("then", then), ("later", later))
+    ]
+    assert rows[0] and [(*row[:3], row[3] + 10**11, row[4]) for row in rows[0]] == rows[1]
+
+
 def test_a_log_without_watch_times_trains_no_ranker_and_says_so(tmp_path: Path):
     manifest = train(small_log(600).drop("watch_s", "duration_s"), tmp_path)
     assert manifest.ranker is None

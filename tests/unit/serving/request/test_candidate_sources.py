@@ -82,12 +82,12 @@ def test_what_only_others_have_found_is_a_candidate_with_a_two_tower_score_of_it
 
 def test_the_viewers_region_comes_first_and_the_rest_of_the_world_fills_up(views: Views, live: LiveRelease) -> None:
     trend(views, "global", ("item-20", 9.0), ("item-21", 8.0), ("item-22", 7.0))
-    trend(views, "region/de", ("item-30", 2.0), ("item-21", 1.0))
+    trend(views, "region/de", ("item-30", 2e6), ("item-21", 1e6))
     request = RecommendRequest("r1", "ann", k=40, context=Context(region="de"))
     by_item = shown_sources(ask_for(views, live, request, trending=3))
     assert {name: each["trending"] for name, each in by_item.items() if "trending" in each} == {
-        "item-30": 2.0,
-        "item-21": 1.0,
+        "item-30": 2e6,
+        "item-21": 1e6,
         "item-20": 9.0,
     }
     elsewhere = shown_sources(ask_for(views, live, RecommendRequest("r2", "ann", k=40), trending=3))

@@ -20,9 +20,9 @@ from models.release.bundle import Manifest
 from serving.request.ranking import LatencyEstimate
 from serving.request.response_draft import Answered, RequestContext
 from serving.state.drift import AnswerDrift
-from serving.state.release import LiveRelease, describe, load_release
+from serving.state.release import LiveRelease, describe, load_release, mirror_of
 from serving.state.views import Views
-from streams.messages import Context, Item, RecommendRequest, StatisticsRow, Trending, encode
+from streams.messages import Context, Item, RecommendRequest, Search, StatisticsRow, Trending, UserHistory, encode
 from tests.unit.serving.worlds import (
     CREATED_MS,
     ITEMS,
@@ -93,7 +93,7 @@ def test_what_was_scored_is_looked_at_for_drift(views: Views, live: LiveRelease,
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(AnswerDrift, "observe", lambda _, version, *scores: seen.append((version, *map(len, scores))))
     ask(views, live, RecommendRequest("r", "ann"), RecommendRequest("s", "nobody"))
-    assert seen == [(live.version, 1, 1)], "who has no history is not scored"
+    assert seen == [(live.version, 2, 2)], "also of who has no history"
 
 
 def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> None:
@@ -103,12 +103,44 @@ def test_every_stage_is_timed_in_the_reply(views: Views, live: LiveRelease) -> N
     assert answered.reply.stages_ms["wait"] == 3.0
 
 
-def test_an_unknown_user_gets_trending_items_and_is_not_degraded(views: Views, live: LiveRelease) -> None:
-    [answered] = ask(views, live, RecommendRequest("r1", "nobody", k=3))
-    assert items_of(answered) == ITEMS[::-1][:3]
-    assert sources_of(answered) == {"trending"}
-    assert answered.reply.degraded == ()
-    assert answered.reply.version == live.version
+@pytest.mark.parametrize("first", ["index", "mirror"])
+def test_a_viewer_without_a_watch_is_answered_by_the_towers_and_ranked(
+    views: Views, live: LiveRelease, first: str
+) -> None:
+    live = dataclasses.replace(live, mirror=mirror_of(live.model))
+    [answered] = ask(views, live, RecommendRequest("r1", "nobody", k=5), first=first)
+    rows = np.array([live.model.row(item_id) for item_id in items_of(answered)])
+    [scores] = live.model.user_vectors([UserHistory("nobody")], NOW_MS) @ live.model.item_vectors(rows).T
+    assert [item.score for item in answered.reply.items] == pytest.approx(scores.tolist())
+    assert sources_of(answered) == {"two_tower"} and answered.reply.retrieved_by == first
+    assert all(item.expected_watch_s is not None for item in answered.reply.items)
+    assert answered.reply.degraded == () and answered.reply.version == live.version
+
+
+def test_what_is_trending_is_among_the_candidates_of_a_viewer_without_a_watch(views: Views, live: LiveRelease) -> None:
+    [answered] = ask(views, live, RecommendRequest("r1", "nobody", k=40), candidates=10, trending=3, similar=5)
+    assert answered.impression is not None
+    by = {shown.item_id: set(shown.sources) for shown in answered.impression.items if shown.sources}
+    assert len(by) == 10 and {name for name, sources in by.items() if "trending" in sources} == set(ITEMS[-3:])
+    assert not any("similar" in sources for sources in by.values())
+
+
+def test_the_towers_know_context_and_searches_of_a_viewer_without_a_watch(
+    views: Views, live: LiveRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[UserHistory] = []
+    user_vectors = live.model.user_vectors
+
+    def recording(users: Sequence[UserHistory], now_ms: int) -> Any:
+        asked.extend(users)
+        return user_vectors(users, now_ms)
+
+    monkeypatch.setattr(live.model, "user_vectors", recording)
+    searched = UserHistory("new", searches=(Search("cats", NOW_MS, "s", 0),))
+    views.histories.apply(0, b"new", encode(searched))
+    context = Context(region="de", device="tv")
+    ask(views, live, RecommendRequest("r1", "new", context=context), similar=5)
+    assert asked == [msgspec.structs.replace(searched, context=context)], "and no last watch is asked about"
 
 
 def test_seen_and_excluded_items_are_never_returned(views: Views, live: LiveRelease) -> None:
@@ -154,6 +186,39 @@ def test_without_a_release_everybody_gets_trending(views: Views) -> None:
     assert sources_of(answered) == {"trending"}
     assert answered.reply.degraded == ("trending: no release is live yet",)
     assert answered.reply.version == ""
+    assert items_of(answered) == ITEMS[:-4:-1]
+    total = sum(range(len(ITEMS)))
+    assert [item.score for item in answered.reply.items] == pytest.approx([at / total for at in (39, 38, 37)])
+
+
+def test_before_the_first_release_what_nobody_has_watched_comes_last_and_newest_first(views: Views) -> None:
+    for item_id in ("old", "new"):
+        views.catalogue.apply(item_id.encode(), encode(Item(item_id)))
+    [answered] = ask(views, None, RecommendRequest("r1", "nobody", k=42))
+    assert items_of(answered)[-2:] == ["new", "old"]
+    assert [item.score for item in answered.reply.items][-2:] == [0.0, 0.0]
+
+
+def test_before_the_first_release_a_regions_own_list_is_given_there(views: Views) -> None:
+    counts = (("item-7", 1e9), ("item-3", 1e8))
+    views.trending.apply(b"region/de/0", encode(Trending("region/de", 0, NOW_MS, 3600.0, counts)))
+    there, elsewhere = (RecommendRequest("r", "nobody", k=2, context=Context(region=name)) for name in ("de", "fr"))
+    [here] = ask(views, None, there)
+    [other] = ask(views, None, elsewhere)
+    assert items_of(here) == ["item-7", "item-3"] and items_of(other) == ITEMS[:-3:-1]
+
+
+def test_with_nothing_trending_the_release_knows_what_is_popular(
+    views: Views, live: LiveRelease, index: ExactIndex
+) -> None:
+    index.failure = unavailable()
+    bare = dataclasses.replace(live, mirror=None)
+    views.trending.apply(b"global/0", None)
+    [answered] = ask(views, bare, RecommendRequest("r1", "nobody", k=5))
+    shares = live.model.popularity.log_share()
+    best = [live.model.item_ids[row] for row in np.argsort(-shares, kind="stable")[:5]]
+    assert set(items_of(answered)) == set(best) and sources_of(answered) == {"popular"}
+    assert [item.score for item in answered.reply.items] == pytest.approx(np.exp(np.sort(shares)[::-1][:5]).tolist())
 
 
 def test_a_failing_index_degrades_to_trending_and_says_why(views: Views, live: LiveRelease, index: ExactIndex) -> None:
@@ -346,8 +411,8 @@ def features_of(views: Views, live: LiveRelease) -> dict[str, dict[str, float]]:
     return {item_id: dict(zip(names, row.tolist(), strict=True)) for item_id, row in values.items() if len(row)}
 
 
-def test_items_that_were_not_ranked_have_no_features_on_record(views: Views, live: LiveRelease) -> None:
-    [answered] = ask(views, live, RecommendRequest("r1", "nobody", k=3))
+def test_items_that_were_not_ranked_have_no_features_on_record(views: Views) -> None:
+    [answered] = ask(views, None, RecommendRequest("r1", "nobody", k=3))
     assert answered.impression is not None
     assert answered.impression.schema_hash == ""
     assert {each.values for each in answered.impression.items} == {b""}

@@ -6,10 +6,9 @@ import pytest
 
 from models.catalogue.catalogue import Catalogue
 from serving.state import views
-from serving.state.views import MOST_HEARD, STAND_STILL_MS, CatalogueView, HistoryView, TrendingView, Views, add_up
-from streams.messages import Item, StatisticsRow, Trending, encode
+from serving.state.views import MOST_HEARD, STAND_STILL_MS, CatalogueView, HistoryView, Views
+from streams.messages import Item, StatisticsRow, encode
 from streams.topics import ITEM_STATISTICS
-from streams.trending.rules import GLOBAL
 from tests.unit.serving.worlds import history, no_views
 
 
@@ -49,6 +48,8 @@ def test_a_tombstone_and_an_unavailable_item_are_both_down() -> None:
     assert view.apply(b"b", encode(Item("b", available=False))) == "b"
     assert list(view) == ["c"]
     assert view.unavailable == {"a", "b"}
+    view.apply(b"d", encode(Item("d")))
+    assert list(reversed(view)) == ["d", "c"], "newest entry first"
 
 
 def test_what_is_taken_down_takes_no_room_of_what_is_fresh() -> None:
@@ -108,65 +109,6 @@ def test_all_items_at_once_are_described_as_one_after_the_other(monkeypatch: pyt
         assert together.all_ids_of(row) == apart.all_ids_of(row)
     for read in ("duration_s", "published_ms", "language_codes", "is_available", "channel_codes"):
         np.testing.assert_array_equal(getattr(together, read)(rows), getattr(apart, read)(rows), read)
-
-
-def test_partitions_of_trending_are_added_up_at_the_same_time() -> None:
-    older = Trending(GLOBAL, 0, as_of_ms=0, half_life_s=10.0, items=(("a", 8.0), ("b", 1.0)))
-    newer = Trending(GLOBAL, 1, as_of_ms=10_000, half_life_s=10.0, items=(("b", 3.0), ("c", 4.0)))
-    assert add_up([older, newer]) == [("a", 4.0), ("c", 4.0), ("b", 3.5)]
-
-
-def trending(scope: str, partition: int, *items: tuple[str, float]) -> tuple[bytes, bytes]:
-    return f"{scope}/{partition}".encode(), encode(Trending(scope, partition, 0, 10.0, items))
-
-
-def test_a_partitions_newer_trending_list_replaces_its_older_one() -> None:
-    view = TrendingView()
-    for newer in ((("a", 8.0),), (("b", 2.0),)):
-        view.apply(*trending(GLOBAL, 0, *newer))
-        assert view.top(GLOBAL) == [*newer]
-    view.apply(b"global/0", None)
-    assert view.top(GLOBAL) == []
-
-
-def test_scopes_are_kept_apart() -> None:
-    view = TrendingView()
-    view.apply(*trending(GLOBAL, 0, ("a", 8.0)))
-    view.apply(*trending("region/de", 0, ("b", 8.0)))
-    view.apply(*trending("region/de", 1, ("b", 1.0), ("c", 9.5)))
-    assert view.top(GLOBAL) == [("a", 8.0)]
-    assert view.top("region/de") == [("c", 9.5), ("b", 9.0)]
-
-
-def test_a_region_that_has_lost_its_place_on_a_partition_counts_on_the_others() -> None:
-    view = TrendingView()
-    view.apply(*trending("region/de", 0, ("b", 8.0)))
-    view.apply(*trending("region/de", 1, ("c", 9.0)))
-    assert len(view.top("region/de")) == 2
-    view.apply(b"region/de/1", None)
-    assert view.top("region/de") == [("b", 8.0)]
-    view.apply(b"region/de/0", None)
-    view.apply(b"region/fr/0", None)
-    assert view.top("region/de") == view.top("region/fr") == []
-
-
-def test_what_is_asked_for_and_unknown_is_not_remembered() -> None:
-    view = TrendingView()
-    for number in range(100):
-        assert view.top(f"region/{number}") == []
-    assert not view._top and not view._parts
-
-
-def test_a_change_of_one_scope_leaves_the_lists_of_the_others_as_they_are() -> None:
-    """With a thousand regions that change each second, a list is added up again only when it has changed itself."""
-    view = TrendingView()
-    view.apply(*trending(GLOBAL, 0, ("a", 8.0)))
-    view.apply(*trending("region/de", 0, ("b", 8.0)))
-    before = view.top(GLOBAL)
-    view.apply(*trending("region/de", 0, ("c", 8.0)))
-    view.apply(b"region/fr/0", None)
-    assert view.top(GLOBAL) is before
-    assert view.top("region/de") == [("c", 8.0)]
 
 
 def heard(offset: int, impressions: float = 8.0) -> Any:

@@ -200,11 +200,11 @@ def next_record(consumer: Any) -> Any:
     raise AssertionError("no record in time")
 
 
-def test_an_unknown_user_gets_trending_items(system: System) -> None:
+def test_an_unknown_user_is_answered_by_the_towers(system: System) -> None:
     reply = system.client.recommend("nobody", k=5, timeout_s=WAIT_S)
-    assert items_of(reply) == ITEMS[:5]
-    assert {item.source for item in reply.items} == {"trending"}
-    assert reply.error is None
+    assert {item.source for item in reply.items} == {"two_tower"} and len(reply.items) == 5
+    assert all(item.expected_watch_s is not None for item in reply.items)
+    assert reply.error is None and reply.degraded == ()
 
 
 def test_a_history_changes_the_reply_and_is_never_recommended(system: System) -> None:

@@ -6,11 +6,33 @@ from typing import Any
 import pytest
 
 from infra.platform.settings import Settings
+from streams.erased_users import ErasedUsers, fingerprint, hash_of
 from streams.history.app import apply, handle
+from streams.history.log_rows import row_id
 from streams.history.watched_filter import DAY_MS, codes_of, watched_mask
 from streams.kafka.intake import Raw
-from streams.messages import COMPACT, Impression, Shown, TrainingExample, UserHistory, Watch, WatchEvent, decode, encode
-from streams.topics import DEAD_LETTERS, IMPRESSIONS, TRAINING_EXAMPLES, USER_HISTORIES, WATCH_EVENTS, partition_of
+from streams.messages import (
+    COMPACT,
+    Impression,
+    LoadedHistory,
+    Shown,
+    TrainingExample,
+    UserErased,
+    UserHistory,
+    Watch,
+    WatchEvent,
+    decode,
+    encode,
+)
+from streams.topics import (
+    DEAD_LETTERS,
+    IMPRESSIONS,
+    LOADED_HISTORIES,
+    TRAINING_EXAMPLES,
+    USER_HISTORIES,
+    WATCH_EVENTS,
+    partition_of,
+)
 from tests.unit.streams.kafka.test_intake import Waiting
 
 NOW_MS = 1_700_000_000_000
@@ -86,3 +108,40 @@ def test_a_watch_beyond_what_the_settings_keep_is_remembered(seen: int, found: l
     changed, _, bug = apply(batch, {}, Waiting(), small, now_ms=NOW_MS)  # type: ignore[arg-type]
     mask = watched_mask(changed["u"].seen, codes_of(list(ages_d)), now_ms=NOW_MS, days=90)
     assert [item for item, is_seen in zip(ages_d, mask, strict=True) if is_seen] == found and bug is None
+
+
+def loaded(*item_ids: str) -> LoadedHistory:
+    watches = tuple(
+        Watch(item, at, 30.0, 60.0, True, row_id("u", item, at), -1) for at, item in enumerate(item_ids, NOW_MS - 99)
+    )
+    return LoadedHistory("u", watches[-1].event_ms, watches)
+
+
+def test_what_a_log_tells_is_known_before_the_watches_of_its_batch_and_makes_no_example():
+    row = WatchEvent("player", "u", "b", NOW_MS - 98, 30.0, 60.0)  # the log's own, as a player has sent it
+    batch = [raw(WATCH_EVENTS, row, 0), raw(WATCH_EVENTS, WatchEvent("e", "u", "c", NOW_MS, 30.0, 60.0), 1)]
+    batch.append(raw(LOADED_HISTORIES, loaded("a", "b"), 0))
+    outbox = Waiting()
+    changed, _, bug = apply(batch, {}, outbox, SETTINGS, now_ms=NOW_MS)  # type: ignore[arg-type]
+    assert [watch.item_id for watch in changed["u"].watches] == ["a", "b", "c"] and bug is None
+    ((topic, _, _, value, _),) = outbox
+    example = decode(TrainingExample, value)
+    assert topic == TRAINING_EXAMPLES and [watch.item_id for watch in example.watches] == ["a", "b"]
+
+
+def test_what_is_loaded_of_a_user_may_be_larger_than_an_event_and_is_nothing_where_it_is_too_late():
+    small = Settings.model_validate({"kafka": {"max_message_bytes": 1000}})
+    large = loaded(*(f"item-{number:040d}" for number in range(20)))
+    assert 1000 < len(encode(large)) < 4000
+    changed, _, _ = apply([raw(LOADED_HISTORIES, large, 0)], {}, Waiting(), small, now_ms=NOW_MS)  # type: ignore[arg-type]
+    assert len(changed["u"].watches) == 20
+    erased = ErasedUsers("")
+    erased.hear(b"user/" + hash_of("u", b"").hex().encode(), encode(UserErased(NOW_MS, fingerprint(b""))), 0)
+    late = [raw(LOADED_HISTORIES, loaded("a"), 0, produced_ms=NOW_MS + 9)]
+    assert apply(late, {}, Waiting(), small, now_ms=NOW_MS, erased=erased)[0] == {}  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_read_of_a_loaded_history_is_a_dead_letter():
+    outbox = Waiting()
+    changed, _, bug = apply([raw(LOADED_HISTORIES, b"{}", 1)], {}, outbox, SETTINGS, now_ms=NOW_MS)  # type: ignore[arg-type]
+    assert changed == {} and bug is None and [topic for topic, *_ in outbox] == [DEAD_LETTERS]

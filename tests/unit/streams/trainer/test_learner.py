@@ -1,5 +1,6 @@
 """What a trainer learns, once and in order, and what it publishes so that a restart can go on from it."""
 
+import dataclasses
 import itertools
 
 import msgspec
@@ -223,3 +224,22 @@ def test_ids_of_every_column_place_a_new_item(bundle):
     item = Item("x", channel="c", topics=("t",), ids={"music": ("m",)})
     assert ids_of(item) == {"channel": ("c",), "topics": ("t",), "music": ("m",)}
     assert ids_of(Item("y")) == {"channel": (), "topics": ()}
+
+
+def test_a_row_of_the_releases_own_log_is_neither_learnt_nor_counted(bundle):
+    """It came once more, as a watch: `nextwatch replay` after `nextwatch train`."""
+
+    def sample() -> tuple[float, float]:
+        counted = REGISTRY.get_sample_value("nextwatch_prequential_examples_total") or 0.0
+        return counted, REGISTRY.get_sample_value("nextwatch_prequential_sample") or 0.0
+
+    learnt_ms = CREATED_MS + 1005
+    trained = dataclasses.replace(bundle, manifest=replace(bundle.manifest, learnt_ms=learnt_ms))
+    live, before = learner(trained), sample()[0]
+    rows = [replace(example("item-1", offset, before=("item-2",)), is_row=True) for offset in (3, 5)]
+    assert live.learn(numbered(*rows)).rows == [] and sample()[0] == before
+    assert live.progress.next_offset == 2 and live.progress.watched == {0: 5}, "it has been read all the same"
+    late = example("item-1", 6, before=("item-2",))  # as old as they are, and nobody's row
+    newer = replace(example("item-3", 7), is_row=True)
+    learnt = live.learn(numbered(replace(late, event_ms=learnt_ms), newer, start=2))
+    assert {key for key, _ in learnt.rows} == {b"item-1", b"item-3"} and sample() == (before + 2, 2)

@@ -26,7 +26,7 @@ Watched = tuple[str, str | None, int]  # item, region, ms after the start
 
 
 def counts_of(regions: int, *watches: Watched) -> PartitionCounts:
-    counts = PartitionCounts(HALF_LIFE_S, items=50, regions=regions, region_items=50)
+    counts = PartitionCounts((HALF_LIFE_S,), items=50, regions=regions, region_items=50)
     add(counts, *watches)
     return counts
 
@@ -76,7 +76,7 @@ def test_a_region_of_old_watches_gets_no_place():
 
 
 def test_lists_of_regions_are_cut_to_their_own_length():
-    counts = PartitionCounts(HALF_LIFE_S, items=3, regions=1, region_items=2)
+    counts = PartitionCounts((HALF_LIFE_S,), items=3, regions=1, region_items=2)
     add(counts, *[(item, "de", 0) for item in "aaabbc"])
     assert told(counts) == {GLOBAL: {"a": 3.0, "b": 2.0, "c": 1.0}, "region/de": {"a": 3.0, "b": 2.0}}
 

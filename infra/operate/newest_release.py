@@ -1,0 +1,55 @@
+"""The newest bundle on disk, announced by whoever starts the system: it may have been trained while no broker ran.
+
+A release that was rolled back is not announced again: its announcement is still the newest on `releases`. Read without
+torch, which takes longer to load than all of this.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from infra.operate.releases import read_topic
+from infra.platform.settings import Settings
+from models.release.manifest_file import MANIFEST, read_manifest_bytes
+from streams.kafka.releases import announce
+from streams.messages import BundlePublished
+
+log = structlog.get_logger(__name__)
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What is announced of a bundle's manifest; the indexer checks all of it."""
+
+    version: str
+    created_ms: int
+    dim: int
+    items: int
+    schema_hash: str
+
+
+def announce_newest(settings: Settings) -> str | None:
+    """Announce the newest bundle where it is newer than the one that was announced last: its version, else None.
+    Raises KafkaError, TopicMissing."""
+    newest = newest_bundle(settings.bundles_dir)
+    told = read_topic(settings.kafka).bundle
+    if newest is None or (told is not None and told.created_ms >= newest.created_ms):
+        return None
+    announce(settings.kafka, newest)
+    return newest.version
+
+
+def newest_bundle(bundles_dir: Path) -> BundlePublished | None:
+    """The announcement of the newest bundle that can be read; None when there is none."""
+    for path in sorted(bundles_dir.glob(f"*/{MANIFEST}"), reverse=True):
+        if path.parent.name[0] == ".":
+            continue
+        try:
+            found = msgspec.json.decode(read_manifest_bytes(path.parent), type=_Manifest)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.warning("bundle passed over", path=str(path), reason=str(error))
+            continue
+        return BundlePublished(found.version, found.created_ms, found.dim, found.items, found.schema_hash)
+    return None

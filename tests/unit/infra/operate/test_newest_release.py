@@ -1,0 +1,52 @@
+"""The newest bundle goes live at the next start, once, and a roll-back stays one."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from indexer.rollout import Releases
+from infra.operate import newest_release as module
+from infra.operate.newest_release import announce_newest, newest_bundle
+from infra.platform.settings import Settings
+from streams.messages import BundlePublished
+
+
+def bundle(bundles_dir: Path, version: str, created_ms: int) -> BundlePublished:
+    published = BundlePublished(version, created_ms, 9, 100, "hash")
+    (bundles_dir / version).mkdir(parents=True)
+    (bundles_dir / version / "manifest.json").write_bytes(msgspec.json.encode(published))
+    return published
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[BundlePublished]:
+    """What was announced; the topic says the last of it."""
+    said: list[BundlePublished] = []
+    monkeypatch.setattr(module, "announce", lambda kafka, release: said.append(release))
+    monkeypatch.setattr(module, "read_topic", lambda kafka: Releases(bundle=said[-1] if said else None))
+    return said
+
+
+def test_the_newest_is_announced_once(tmp_path: Path, announced: list[BundlePublished]):
+    settings = Settings(data_dir=tmp_path)
+    assert announce_newest(settings) is None, "there is none"
+    bundle(settings.bundles_dir, "20260101_000000_a", 1)
+    newer = bundle(settings.bundles_dir, "20260102_000000_b", 2)
+    assert announce_newest(settings) == newer.version and announce_newest(settings) is None
+    assert announced == [newer], "what was rolled back from is still what was announced last, and is not again"
+
+
+def test_what_was_announced_from_elsewhere_and_is_newer_stays(tmp_path: Path, announced: list[BundlePublished]):
+    settings = Settings(data_dir=tmp_path)
+    bundle(settings.bundles_dir, "20260101_000000_a", 1)
+    announced.append(BundlePublished("20260103_000000_c", 3, 9, 100, "hash"))
+    assert announce_newest(settings) is None
+
+
+def test_a_bundle_that_cannot_be_read_or_is_not_whole_is_passed_over(tmp_path: Path):
+    whole = bundle(tmp_path, "20260101_000000_a", 1)
+    bundle(tmp_path, ".writing-b", 2)
+    (tmp_path / "20260103_000000_c").mkdir()
+    (tmp_path / "20260103_000000_c" / "manifest.json").write_text("{")
+    assert newest_bundle(tmp_path) == whole and newest_bundle(tmp_path / "none") is None

@@ -1,0 +1,1 @@
+"""Tests of what a log holds for the streams."""
