@@ -317,7 +317,8 @@ class Impression(Struct, frozen=True, omit_defaults=True):
 
     `factor` is the calibration that `expected_watch_s` holds: what the network said times it. `best_score` is the best
     retrieval score of all candidates, shown or not. `marks`: by topic the next offset of each partition that serving
-    had not read yet, so that the features can be computed again from the topics.
+    had not read yet, so that the features can be computed again from the topics; `known_ms`: the moment for which what
+    these say of items stands; 0 in lists of before 0.2.0, where it is `at_ms`.
     """
 
     request_id: Id
@@ -333,6 +334,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     factor: Factor = 1.0
     best_score: float | None = None
     marks: dict[str, tuple[int, ...]] = {}
+    known_ms: Millis = 0
 
 
 class GroupIds(Struct, frozen=True, gc=False):

@@ -27,29 +27,29 @@ SCHEMA_HASH = hashlib.sha256(f"{_SCHEMA}/{REVISION}/{HISTORY}/{SHOWN}/{MOST_TOPI
 
 
 @cache
-def numbers_of(scope: Scope) -> tuple[Feature, ...]:
-    """In the order in which their values travel."""
-    return tuple(feature for feature in FEATURES if feature.is_number and feature.scope == scope)
+def numbers_of(scope: Scope, of_item: bool | None = None) -> tuple[Feature, ...]:
+    """In the order in which their values travel. `of_item`: those of the item alone, or all others."""
+    return tuple(feature for feature in FEATURES if feature.is_number and feature.is_among(scope, of_item))
 
 
 @cache
-def ids_of(scope: Scope) -> tuple[Feature, ...]:
-    return tuple(feature for feature in FEATURES if not feature.is_number and feature.scope == scope)
+def ids_of(scope: Scope, of_item: bool | None = None) -> tuple[Feature, ...]:
+    return tuple(feature for feature in FEATURES if not feature.is_number and feature.is_among(scope, of_item))
 
 
-def compute_numbers(batch: RankingBatch, scope: Scope) -> Floats:
+def compute_numbers(batch: RankingBatch, scope: Scope, of_item: bool | None = None) -> Floats:
     """float32 [B, F] of scope query, [N, F] of scope impression; NaN for missing, never infinite."""
     with np.errstate(invalid="ignore", over="ignore"):
-        columns = [np.asarray(feature.compute(batch), np.float32) for feature in numbers_of(scope)]
+        columns = [np.asarray(feature.compute(batch), np.float32) for feature in numbers_of(scope, of_item)]
         values: Floats = np.stack(columns, axis=1)
     values[~np.isfinite(values)] = np.nan
     return values
 
 
-def compute_ids(batch: RankingBatch, scope: Scope) -> dict[str, Codes]:
+def compute_ids(batch: RankingBatch, scope: Scope, of_item: bool | None = None) -> dict[str, Codes]:
     """By feature; codes [B, M] of scope query, [N, M] of scope impression, M 1 where there is one id."""
     found = {}
-    for feature in ids_of(scope):
+    for feature in ids_of(scope, of_item):
         named = feature.compute(batch)
         found[feature.name] = named if feature.many else Codes(named.codes[:, None], named.names, named.first)
     return found

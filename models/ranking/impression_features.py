@@ -14,7 +14,7 @@ from models.ranking.ranking_batch import (
     WATCHES,
     Codes,
     RankingBatch,
-    count_of,
+    each,
     id_names,
     mean_of,
 )
@@ -24,25 +24,25 @@ OLDEST_H = 24.0 * 7  # an item is not told to be older: an age that grows for ev
 RAREST = 1e-6  # share of the impressions
 
 
-@ids("impression", "item")
+@ids("impression", "item", of_item=True)
 def candidate(batch: RankingBatch) -> Codes:
     """Video id of the impression (section 4.1, Figure 7)."""
     return Codes(batch.candidates.rows + 1, batch.catalogue.item_ids, first=1)
 
 
-@ids("impression", "channel")
+@ids("impression", "channel", of_item=True)
 def channel(batch: RankingBatch) -> Codes:
     """The owner of the video: section 4.1 describes a video by its channel."""
     return Codes(batch.channels.astype(np.int64), id_names(batch.catalogue, "channel"))
 
 
-@ids("impression", "topic", many=True)
+@ids("impression", "topic", many=True, of_item=True)
 def topics(batch: RankingBatch) -> Codes:
     """Its subjects: section 4.1 describes a video by its topic."""
     return Codes(batch.topics.astype(np.int64), id_names(batch.catalogue, "topic"))
 
 
-@ids("impression", "length")
+@ids("impression", "length", of_item=True)
 def length(batch: RankingBatch) -> Codes:
     """Videos about as long: watch time is compared within them (duration-based quantiles, D2Q, KDD 2022)."""
     return Codes(batch.lengths, LENGTHS)
@@ -60,7 +60,7 @@ def sources(batch: RankingBatch) -> Codes:
 @number("impression")
 def channel_watches(batch: RankingBatch) -> Floats:
     """Watches of this channel: "how many videos has the user watched from this channel?" (section 4.1)."""
-    return count_of(batch.of_channel)
+    return batch.of_channel.count()
 
 
 @number("impression")
@@ -78,7 +78,7 @@ def since_channel_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def topic_watches(batch: RankingBatch) -> Floats:
     """Watches of its first topic (section 4.1)."""
-    return count_of(batch.of_topic)
+    return batch.of_topic.count()
 
 
 @number("impression")
@@ -96,7 +96,7 @@ def since_topic_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def any_topic_watches(batch: RankingBatch) -> Floats:
     """Watches that share any of its topics (section 4.1)."""
-    return count_of(batch.of_any_topic)
+    return batch.of_any_topic.count()
 
 
 @number("impression")
@@ -114,19 +114,19 @@ def since_any_topic_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def topic_mean_watched_s(batch: RankingBatch) -> Floats:
     """Seconds per watch of its first topic: a user who begins many videos and leaves is not one who stays."""
-    return mean_of(batch.each_watch_s, batch.of_topic & batch.each_timed)
+    return batch.mean_watched_s(batch.of_topic)
 
 
 @number("impression")
 def like_duration_share(batch: RankingBatch) -> Floats:
     """The share that this user watches of videos about as long: patience is for a length."""
-    return mean_of(batch.each_watched_share, batch.of_like_duration & batch.each_timed)
+    return mean_of(each(batch.watched_share, batch.request), batch.of_like_duration)
 
 
 @number("impression")
 def item_watches(batch: RankingBatch) -> Floats:
     """Watches of the very item: it was begun before."""
-    return count_of(batch.of_item)
+    return batch.of_item.count()
 
 
 # --- numbers of the impression: shown before -------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def item_watches(batch: RankingBatch) -> Floats:
 @number("impression")
 def item_shown(batch: RankingBatch) -> Floats:
     """Previous impressions of this item to this user: shown and not watched sinks (section 4.1, "churn")."""
-    return count_of(batch.shown_item)
+    return batch.shown_item.count()
 
 
 @number("impression")
@@ -147,7 +147,7 @@ def since_item_shown_s(batch: RankingBatch) -> Floats:
 @number("impression")
 def channel_shown(batch: RankingBatch) -> Floats:
     """Previous impressions of this channel to this user: beside its watches, how often it was passed over."""
-    return count_of(batch.shown_channel)
+    return batch.shown_channel.count()
 
 
 @number("impression")
@@ -159,72 +159,72 @@ def since_channel_shown_s(batch: RankingBatch) -> Floats:
 # --- numbers of the impression: the item itself ----------------------------------------------------------------------
 
 
-@number("impression")
+@number("impression", of_item=True)
 def duration_s(batch: RankingBatch) -> Floats:
     """Its length: no watch is expected to be longer."""
     return batch.durations_s
 
 
-@number("impression")
+@number("impression", of_item=True)
 def age_h(batch: RankingBatch) -> Floats:
     """Time since it was published, at most a week: fresh content is preferred (section 3.3)."""
-    age = (batch.now_ms - batch.catalogue.published_ms(batch.candidates.rows)) / 3_600_000
+    age = (batch.known_ms - batch.catalogue.published_ms(batch.candidates.rows)) / 3_600_000
     return np.clip(age, 0, OLDEST_H).astype(np.float32)
 
 
-@number("impression")
+@number("impression", of_item=True)
 def item_impression_share(batch: RankingBatch) -> Floats:
     """Log of its share of the recent impressions: how much it is shown, on a scale that does not grow."""
     return _log_share(batch, IMPRESSIONS)
 
 
-@number("impression")
+@number("impression", of_item=True)
 def item_watch_share(batch: RankingBatch) -> Floats:
     """Log of its share of the recent watches: how much it is watched."""
     return _log_share(batch, WATCHES)
 
 
-@number("impression")
+@number("impression", of_item=True)
 def item_watch_ratio(batch: RankingBatch) -> Floats:
     """Share of its recent impressions that were watched, smoothed: the pull of its thumbnail."""
-    return _ratio(batch, batch.candidates.item, WATCHES, _of_length(batch, WATCHES))
+    return _ratio(batch, batch.known.item, WATCHES, _of_length(batch, WATCHES))
 
 
-@number("impression")
+@number("impression", of_item=True)
 def item_completion(batch: RankingBatch) -> Floats:
     """Share of its recent impressions that were watched to completion, smoothed."""
-    return _ratio(batch, batch.candidates.item, COMPLETIONS, _of_length(batch, COMPLETIONS))
+    return _ratio(batch, batch.known.item, COMPLETIONS, _of_length(batch, COMPLETIONS))
 
 
-@number("impression")
+@number("impression", of_item=True)
 def item_mean_s(batch: RankingBatch) -> Floats:
     """Seconds per recent impression, smoothed: what is expected of anybody."""
-    return _ratio(batch, batch.candidates.item, SECONDS, _of_length(batch, SECONDS))
+    return _ratio(batch, batch.known.item, SECONDS, _of_length(batch, SECONDS))
 
 
-@number("impression")
+@number("impression", of_item=True)
 def item_lift(batch: RankingBatch) -> Floats:
     """Log of that over the same of all videos about as long: how good it is for its length (D2Q, KDD 2022)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(item_mean_s(batch) / length_mean_s(batch)), np.float32)
 
 
-@number("impression")
+@number("impression", of_item=True)
 def length_mean_s(batch: RankingBatch) -> Floats:
     """Seconds per recent impression of videos about as long, smoothed: what stands in for a new item."""
     return _of_length(batch, SECONDS).astype(np.float32)
 
 
-@number("impression")
+@number("impression", of_item=True)
 def channel_mean_s(batch: RankingBatch) -> Floats:
     """Seconds per recent impression of its channel, smoothed: whose videos hold people."""
-    return _ratio(batch, batch.candidates.channel, SECONDS, _usual(batch, SECONDS))
+    return _ratio(batch, batch.known.channel, SECONDS, _usual(batch, SECONDS))
 
 
-@number("impression")
+@number("impression", of_item=True)
 def topic_mean_s(batch: RankingBatch) -> Floats:
     """Seconds per recent impression of its first topic, smoothed: what stands in for a new channel."""
-    return _ratio(batch, batch.candidates.topic, SECONDS, _usual(batch, SECONDS))
+    return _ratio(batch, batch.known.topic, SECONDS, _usual(batch, SECONDS))
 
 
 # --- numbers of the impression: what retrieval says ------------------------------------------------------------------
@@ -261,8 +261,8 @@ def similar_score(batch: RankingBatch) -> Floats:
 
 
 def _log_share(batch: RankingBatch, column: int) -> Floats:
-    total = np.maximum(batch.candidates.everything[:, column], 1.0)[batch.request]
-    return np.log(batch.candidates.item[:, column] / total + RAREST).astype(np.float32)
+    total = np.maximum(batch.known.everything[:, column], 1.0)[batch.request]
+    return np.log(batch.known.item[:, column] / total + RAREST).astype(np.float32)
 
 
 def _ratio(batch: RankingBatch, known: Doubles, column: int, prior: Doubles) -> Floats:
@@ -272,7 +272,7 @@ def _ratio(batch: RankingBatch, known: Doubles, column: int, prior: Doubles) -> 
 
 def _usual(batch: RankingBatch, column: int) -> Doubles:
     """[N]: per impression of anything; NaN while nothing was ever shown."""
-    total = batch.candidates.everything  # [B, 4]
+    total = batch.known.everything  # [B, 4]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((total[:, column] / total[:, IMPRESSIONS])[batch.request])
 
@@ -280,5 +280,5 @@ def _usual(batch: RankingBatch, column: int) -> Doubles:
 def _of_length(batch: RankingBatch, column: int) -> Doubles:
     """[N]: per impression of what is about as long: with it the statistics of an item begin, since nothing tells more
     of an unknown one's seconds than how long it lasts."""
-    known, usual = batch.candidates.length, _usual(batch, column)
+    known, usual = batch.known.length, _usual(batch, column)
     return np.asarray((known[:, column] + SMOOTHING * usual) / (known[:, IMPRESSIONS] + SMOOTHING))

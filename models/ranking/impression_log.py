@@ -57,6 +57,18 @@ class Delays:
     half_life_ms: float = 168 * 3_600_000.0
 
 
+@dataclass(frozen=True)
+class KnownThen:
+    """What was known of the items of a log's rows when they were shown, as `Known` has it."""
+
+    known_ms: Rows
+    item: Doubles
+    channel: Doubles
+    topic: Doubles
+    length: Doubles
+    everything: Doubles
+
+
 class ImpressionLog:
     """A stored log as impressions. `directory` takes the tables that windows are cut from.
 
@@ -145,7 +157,8 @@ class ImpressionLog:
         batch = RankingBatch(
             self.catalogue,
             self._requests(asked[first], named),
-            self._candidates(rows, asked, request.reshape(-1), asked[first], statistics, scorer),
+            self._candidates(rows, asked, request.reshape(-1), asked[first], scorer),
+            self._known(rows, asked, asked[first], statistics),
         )
         before = writer.queries
         for scope in SCOPES:
@@ -176,28 +189,32 @@ class ImpressionLog:
             contexts=contexts,
         )
 
-    def _candidates(
-        self, rows: Rows, asked: Rows, request: Rows, firsts: Rows, statistics: _Statistics, scorer: Scorer | None
-    ) -> Candidates:
+    def _candidates(self, rows: Rows, asked: Rows, request: Rows, firsts: Rows, scorer: Scorer | None) -> Candidates:
         nothing = np.full(len(rows), np.nan, np.float32)
         score, best, rank = (nothing, nothing, nothing) if scorer is None else scorer(rows, asked)
         best_of = np.full(len(firsts), np.nan, np.float32)
         best_of[request] = best
-        items, now_ms = self.items(rows), np.asarray(self.log.event_ms[asked])
         return Candidates(
             request=request,
-            rows=items,
+            rows=self.items(rows),
             score=score,
             rank=rank,
             best=best_of,
             sources=Codes(nominated([~np.isnan(score)]), SOURCES),
             trending=nothing,
             similar=nothing,
+        )
+
+    def _known(self, rows: Rows, asked: Rows, firsts: Rows, statistics: _Statistics) -> KnownThen:
+        items, now_ms = self.items(rows), np.asarray(self.log.event_ms[asked])
+        known_ms = np.asarray(self.log.event_ms[firsts])
+        return KnownThen(
+            known_ms=known_ms,
             item=statistics.of("item", items, now_ms),
             channel=statistics.of("channel", self.catalogue.channel_codes(items), now_ms),
             topic=statistics.of("topic", self.catalogue.topic_codes(items), now_ms),
             length=statistics.of("length", length_codes(self.catalogue.duration_s(items)), now_ms),
-            everything=statistics.of("all", np.zeros(len(firsts), np.int64), np.asarray(self.log.event_ms[firsts])),
+            everything=statistics.of("all", np.zeros(len(firsts), np.int64), known_ms),
         )
 
     def _is_watch(self, rows: slice) -> Flags:

@@ -10,6 +10,8 @@ watches of videos that last as long.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from models.arrays import Doubles, Floats, Rows
@@ -29,6 +31,10 @@ class Quantiles:
         self.points = points
         self.ranks = ranks
         self._tables = [_distinct(*pair) for pair in zip(points, ranks, strict=True)]
+
+    def of(self, columns: Sequence[int]) -> Quantiles:
+        """Those of some features alone."""
+        return Quantiles(self.points[columns], self.ranks[columns])
 
     def encode(self, features: Floats) -> Floats:
         """float32 [N, F] -> the same in [0, 1), NaN where the feature is missing (NaN or infinite)."""

@@ -132,8 +132,9 @@ def _level(batch: RankingBatch, values: Array, newest_ones: int, column: int) ->
     chosen = batch.timed[:, -newest_ones:]
     count = chosen.sum(axis=1)
     total = np.where(chosen, values[:, -newest_ones:], np.float32(0)).sum(axis=1, dtype=np.float32)
-    everything = batch.candidates.everything
+    everything = batch.known.everything
     with np.errstate(divide="ignore", invalid="ignore"):
         usual = everything[:, column] / everything[:, WATCHES]
-    few = np.where(np.isfinite(usual), FEW, 0.0)
-    return known_or_nan(count > 0, (total + few * np.nan_to_num(usual)) / np.maximum(count + few, 1))
+    is_known = np.isfinite(usual)
+    few, usual = np.where(is_known, FEW, 0.0), np.where(is_known, usual, 0.0)
+    return known_or_nan(count > 0, (total + few * usual) / np.maximum(count + few, 1))

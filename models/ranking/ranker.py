@@ -11,23 +11,26 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.arrays import Array, Floats, Rows
-from models.ranking.feature import Scope
-from models.ranking.features import compute_ids, compute_numbers, ids_of
+from models.arrays import Array, Doubles, Floats, Rows
+from models.ranking.feature import Feature, Scope
+from models.ranking.features import compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.merged_nets import MergedNets
 from models.ranking.quantiles import Quantiles, WatchQuantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
-from models.ranking.ranking_batch import Codes, RankingBatch
+from models.ranking.ranking_batch import IMPRESSIONS, Codes, RankingBatch
 from models.ranking.ranking_examples import CAP_S, SCOPES
 
 LEAST_LOGIT = -10.0
 LEAST_S = np.exp(np.float32(LEAST_LOGIT))
+_OF_ITEM = np.array([feature.of_item for feature in numbers_of("impression")])
+_ITEM_COLUMNS = np.flatnonzero(_OF_ITEM), np.flatnonzero(~_OF_ITEM)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Ranked:
     ids: dict[str, Codes]
     completion: Floats | None = None
     spread: Floats | None = None
+
+
+class ItemParts(NamedTuple):
+    """What a ranking has of N items whoever asks: numbers float32 [N, F] and `ids` by feature, the features of the item
+    alone; hidden [M, N, H], their part of the networks' first layer; shown float64 [N], decayed impressions."""
+
+    numbers: Floats
+    ids: dict[str, Codes]
+    hidden: Tensor
+    shown: Doubles
 
 
 class Ranker:
@@ -58,6 +71,7 @@ class Ranker:
         self.quantiles = dict(quantiles or {})
         self.spaces = spaces or IdSpaces({})
         self.watch_quantiles = watch_quantiles
+        self._encodings: dict[tuple[Scope, bool | None], _Encoding] = {}
 
     @property
     def trained(self) -> bool:
@@ -69,39 +83,62 @@ class Ranker:
         nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
         return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
 
-    def rank(self, batch: RankingBatch) -> Ranked:
-        """Expected watch seconds of all candidates of a batch, in one pass. Raises RuntimeError when untrained."""
-        numbers = {scope: compute_numbers(batch, scope) for scope in SCOPES}
-        ids = {name: named for scope in SCOPES for name, named in compute_ids(batch, scope).items()}
-        members = self._member_logits(numbers, ids, batch.request)
+    def rank(self, batch: RankingBatch, items: ItemParts | None = None) -> Ranked:
+        """Expected watch seconds of all candidates of a batch, in one pass; `items`: the candidates' parts, where they
+        are there already. Raises RuntimeError when untrained."""
+        items = items or self.item_parts(batch)
+        query, others = compute_numbers(batch, "query"), compute_numbers(batch, "impression", False)
+        numbers: dict[Scope, Floats] = {"query": query, "impression": _side_by_side(items.numbers, others)}
+        ids = items.ids | compute_ids(batch, "query") | compute_ids(batch, "impression", False)
+        encoded = self.encode("query", query, ids), self.encode("impression", others, ids, False)
+        members = self._networks.logits(encoded[0], items.hidden, encoded[1], batch.request)
         logits = members.mean(axis=0)
         duration_s = batch.catalogue.duration_s(batch.candidates.rows)
         expected_s = self.seconds(logits[:, 0], duration_s)
         completion = torch.from_numpy(logits[:, 1]).sigmoid().numpy() if logits.shape[1] > 1 else None
         return Ranked(expected_s, numbers, ids, completion, self._spread(members, duration_s))
 
+    def item_parts(self, batch: RankingBatch) -> ItemParts:
+        """The parts of the candidates of a batch. Raises RuntimeError when untrained."""
+        numbers, ids = compute_numbers(batch, "impression", True), compute_ids(batch, "impression", True)
+        hidden = self._networks.of_items(*self.encode("impression", numbers, ids, True))
+        return ItemParts(numbers, ids, hidden, batch.known.item[:, IMPRESSIONS])
+
     def logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> Floats:
         """float32 [N, 1 + completion], the members' mean. numbers [B, F] and [N, F]; request int64 [N]."""
-        return np.asarray(self._member_logits(numbers, ids, request).mean(axis=0))
-
-    def _member_logits(self, numbers: Mapping[Scope, Floats], ids: Mapping[str, Codes], request: Rows) -> Floats:
-        """The logits of each member, float32 [M, N, 1 + completion]."""
-        if self._merged is None:
-            raise RuntimeError("this ranker is not trained")
-        query, impression = (self.encode(scope, numbers[scope], ids) for scope in SCOPES)
-        return self._merged.logits(query, impression, request)
+        of_items, others = (numbers["impression"][:, columns] for columns in _ITEM_COLUMNS)
+        query = self.encode("query", numbers["query"], ids)
+        hidden = self._networks.of_items(*self.encode("impression", of_items, ids, True))
+        members = self._networks.logits(query, hidden, self.encode("impression", others, ids, False), request)
+        return np.asarray(members.mean(axis=0))
 
     @cached_property
-    def _merged(self) -> MergedNets | None:
-        return MergedNets(self.nets) if self.nets else None
+    def _networks(self) -> MergedNets:
+        if not self.nets:
+            raise RuntimeError("this ranker is not trained")
+        return MergedNets(self.nets)
 
-    def encode(self, scope: Scope, numbers: Floats, ids: Mapping[str, Codes]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode a scope as a network reads it: quantiles and codes."""
-        assert self.shape is not None
-        _, columns, used = self.shape.used(scope)
-        x = torch.from_numpy(self.quantiles[scope].encode(numbers[:, columns]))
+    def encode(
+        self, scope: Scope, numbers: Floats, ids: Mapping[str, Codes], of_item: bool | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode a scope, or those of its features that are of the item alone, or the others, as a network reads it:
+        quantiles and codes."""
+        columns, quantiles, used = self._encoding(scope, of_item)
+        x = torch.from_numpy(quantiles.encode(numbers[:, columns]))
         codes = {f.name: torch.from_numpy(self.spaces.codes(str(f.space), ids[f.name])) for f in used}
         return x, codes
+
+    def _encoding(self, scope: Scope, of_item: bool | None) -> _Encoding:
+        found = self._encodings.get((scope, of_item))
+        if found is None:
+            assert self.shape is not None
+            numbers, _, used = self.shape.used(scope)
+            rows = [row for row, feature in enumerate(numbers) if feature.is_among(scope, of_item)]
+            every = [feature.name for feature in numbers_of(scope, of_item)]
+            columns = [every.index(numbers[row].name) for row in rows]
+            named = [feature for feature in used if feature.is_among(scope, of_item)]
+            found = self._encodings[scope, of_item] = _Encoding(columns, self.quantiles[scope].of(rows), named)
+        return found
 
     def seconds(self, logit: Floats, duration_s: Floats) -> Floats:
         """Logits [N] as expected seconds."""
@@ -114,7 +151,8 @@ class Ranker:
         """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
         if len(members) == 1:
             return np.zeros(len(duration_s), np.float32)
-        seconds = np.stack([self.seconds(each[:, 0], duration_s) for each in members])  # [M, N]
+        of_all = self.seconds(members[:, :, 0].reshape(-1), np.tile(duration_s, len(members)))
+        seconds = of_all.reshape(len(members), -1)  # [M, N]
         return np.asarray(np.log(np.maximum(seconds, LEAST_S)).std(axis=0), np.float32)
 
     def to_arrays(self) -> dict[str, Array]:
@@ -148,6 +186,22 @@ class Ranker:
         return cls(shape, nets, quantiles, IdSpaces(known), watch)
 
 
+class _Encoding(NamedTuple):
+    """The numbers in use, their quantiles, and the features of ids in use."""
+
+    columns: list[int]
+    quantiles: Quantiles
+    ids: list[Feature]
+
+
+def _side_by_side(of_items: Floats, others: Floats) -> Floats:
+    """float32 [N, F]: all numbers of an impression, in the order in which they travel."""
+    numbers = np.empty((len(others), len(_OF_ITEM)), np.float32)
+    for columns, values in zip(_ITEM_COLUMNS, (of_items, others), strict=True):
+        numbers[:, columns] = values
+    return numbers
+
+
 def id_strings(ids: Mapping[str, Codes], scope: Scope, rows: Sequence[int]) -> list[dict[str, tuple[str, ...]]]:
     """The ids of some queries or impressions by feature, as they are put on record; features without any are left
     out."""
@@ -162,5 +216,5 @@ def id_strings(ids: Mapping[str, Codes], scope: Scope, rows: Sequence[int]) -> l
 
 def serve_seconds(logit: Floats) -> Floats:
     """exp(logit), finite and capped; a logit that is no number sinks."""
-    bounded = np.nan_to_num(logit, nan=LEAST_LOGIT, posinf=np.log(CAP_S), neginf=LEAST_LOGIT)
-    return np.exp(np.clip(bounded, LEAST_LOGIT, np.log(CAP_S))).astype(np.float32)
+    known = np.where(np.isnan(logit), np.float32(LEAST_LOGIT), logit)
+    return np.asarray(np.exp(np.clip(known, LEAST_LOGIT, np.log(CAP_S))), np.float32)

@@ -55,9 +55,15 @@ class Inputs(nn.Module):
     def __init__(self, shape: RankerShape, scope: Scope, tables: nn.ModuleDict) -> None:
         super().__init__()
         numbers, _, self.ids = shape.used(scope)
+        self.scope = scope
         self._tables = [tables]  # in a list: the tables belong to the network, and are shared by both scopes
         self.powers = POWERS if shape.powers else POWERS[:1]
-        self.width = len(numbers) * (len(self.powers) + 1) + sum(shape.widths[str(each.space)] for each in self.ids)
+        embedded = [each for each in self.ids for _ in range(shape.widths[str(each.space)])]
+        self.columns = [*numbers * (len(self.powers) + 1), *embedded]  # the feature of each column of a row
+
+    @property
+    def width(self) -> int:
+        return len(self.columns)
 
     def forward(self, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
         """x [N, F] quantiles, NaN missing; ids int64 [N, M] by feature -> [N, width]"""

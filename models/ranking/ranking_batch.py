@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ HISTORY = 50  # watches of any length that are looked at
 SHOWN = 100  # shown items that are looked at
 MOST_TOPICS = 3  # of an item
 DAY_MS = 24 * 3_600_000
+EACH = slice(None)
+FEW = 600  # candidates, of which each is compared with its user's history by itself
 
 # Videos about as long as each other, a third of an octave: the name of each code, 0 for an unknown duration.
 _EDGES_S = np.exp2(np.arange(3, 37) / 3)  # 2 s to 68 min
@@ -75,7 +78,7 @@ class Candidates:
     score float32 [N]: retrieval score, the inner product of user and item vector, NaN where there is none; rank float32
     [N]: its place among the candidates by that score, from 1; best float32 [B]: the best score of each request.
     sources: codes of SOURCES [N, M]; trending and similar float32 [N]: these sources' own scores, NaN where they have
-    not nominated it. Statistics float64 [N, 4] of item, channel, first topic and length, [B, 4] of everything.
+    not nominated it.
     """
 
     request: Rows
@@ -86,11 +89,24 @@ class Candidates:
     sources: Codes
     trending: Floats
     similar: Floats
-    item: Doubles
-    channel: Doubles
-    topic: Doubles
-    length: Doubles
-    everything: Doubles
+
+
+class Known(Protocol):
+    """The statistics as of `known_ms` int64 [B], which is the time of each request or a moment before it: float64
+    [N, 4] of the candidates' item, channel, first topic and length, [B, 4] of everything."""
+
+    @property
+    def known_ms(self) -> Rows: ...
+    @property
+    def item(self) -> Doubles: ...
+    @property
+    def channel(self) -> Doubles: ...
+    @property
+    def topic(self) -> Doubles: ...
+    @property
+    def length(self) -> Doubles: ...
+    @property
+    def everything(self) -> Doubles: ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ class RankingBatch:
     catalogue: Catalogue
     requests: Requests
     candidates: Candidates
+    known: Known
 
     # --- of the requests -------------------------------------------------------------------------------------------
 
@@ -139,9 +156,9 @@ class RankingBatch:
         return self.candidates.request
 
     @cached_property
-    def now_ms(self) -> Rows:
-        """[N]"""
-        return self.requests.now_ms[self.request]
+    def known_ms(self) -> Rows:
+        """[N]: the moment for which what is known of each candidate's item stands."""
+        return self.known.known_ms[self.request]
 
     @cached_property
     def channels(self) -> npt.NDArray[np.int32]:
@@ -163,90 +180,123 @@ class RankingBatch:
         """[N]: codes of LENGTHS."""
         return length_codes(self.durations_s)
 
-    # The user's entries, for each candidate: [N, H], or [1, H] where there is one request.
+    # Which of the user's entries are about the candidate's item, channel, first topic, any topic.
 
     @cached_property
-    def each_timed(self) -> Flags:
-        return np.asarray(self._each(self.timed))
+    def of_item(self) -> Entries:
+        return self._of_items(self.requests.watch_rows)
 
     @cached_property
-    def each_watch_s(self) -> Floats:
-        return np.asarray(self._each(self.requests.watch_s))
-
-    @property
-    def each_watched_share(self) -> Floats:
-        return np.asarray(self._each(self.watched_share))
+    def of_channel(self) -> Entries:
+        return self._of_codes(self.catalogue.channel_codes(self.requests.watch_rows), self.channels)
 
     @cached_property
-    def _each_watched_ago_s(self) -> Floats:
-        return np.asarray(self._each(self.watched_ago_s))
+    def of_topic(self) -> Entries:
+        return self._of_codes(self._watched_topics[:, :, 0], self.topics[:, 0])
 
     @cached_property
-    def _each_shown_ago_s(self) -> Floats:
-        return np.asarray(self._each(self.shown_ago_s))
-
-    # Which of the user's entries are about the candidate's item, channel, first topic, any topic: bool [N, H].
-
-    @cached_property
-    def of_item(self) -> Flags:
-        return self._among(self.requests.watch_rows, self.candidates.rows, none=-1)
-
-    @cached_property
-    def of_channel(self) -> Flags:
-        return self._among(self.catalogue.channel_codes(self.requests.watch_rows), self.channels, none=0)
+    def of_any_topic(self) -> Entries:
+        first, group = distinct(self.request, *self.topics.T)
+        request, topics = self.request[first], self.topics[first]
+        shared = np.zeros((len(topics), self.requests.watch_rows.shape[1]), np.bool_)
+        for theirs in np.moveaxis(self._watched_topics, 2, 0):
+            watched = each(theirs, request)
+            for mine in topics.T:
+                shared |= _equal(watched, mine, none=0)
+        return Entries(shared, request, group)
 
     @cached_property
-    def of_topic(self) -> Flags:
-        return self._among(self._watched_topics[:, :, 0], self.topics[:, 0], none=0)
+    def shown_item(self) -> Entries:
+        return self._of_items(self.requests.shown_rows)
 
     @cached_property
-    def of_any_topic(self) -> Flags:
-        shared = np.zeros((len(self.request), self.requests.watch_rows.shape[1]), np.bool_)
-        for mine in self.topics.T:
-            for theirs in np.moveaxis(self._watched_topics, 2, 0):
-                shared |= self._among(theirs, mine, none=0)
-        return shared
+    def shown_channel(self) -> Entries:
+        return self._of_codes(self.catalogue.channel_codes(self.requests.shown_rows), self.channels)
 
     @cached_property
     def of_like_duration(self) -> Flags:
-        """Watches of videos between two thirds and one and a half times as long."""
-        ratio = self._each(self.watched_durations_s) / self.durations_s[:, None]
-        return np.asarray((ratio > 1 / 1.5) & (ratio < 1.5))
+        """[N, H]: watches of videos between two thirds and one and a half times as long, as far as they are timed."""
+        ratio = each(self.watched_durations_s, self.request) / self.durations_s[:, None]
+        return np.asarray((ratio > 1 / 1.5) & (ratio < 1.5) & each(self.timed, self.request))
 
-    @cached_property
-    def shown_item(self) -> Flags:
-        """[N, S]"""
-        return self._among(self.requests.shown_rows, self.candidates.rows, none=-1)
+    def watched_s(self, entries: Entries) -> Floats:
+        """[N]: seconds of these entries, as far as they are known."""
+        return _sum(entries.among(self.timed), each(self.requests.watch_s, entries.request))[entries.group]
 
-    @cached_property
-    def shown_channel(self) -> Flags:
-        """[N, S]"""
-        return self._among(self.catalogue.channel_codes(self.requests.shown_rows), self.channels, none=0)
+    def mean_watched_s(self, entries: Entries) -> Floats:
+        """[N]: seconds of each of them, NaN for none whose seconds are known."""
+        return mean_of(each(self.requests.watch_s, entries.request), entries.among(self.timed))[entries.group]
 
-    def watched_s(self, entries: Flags) -> Floats:
-        """[N, H] -> [N]: seconds of these entries, as far as they are known."""
-        return _sum(entries & self.each_timed, self.each_watch_s)
+    def since_watched_s(self, entries: Entries) -> Floats:
+        """[N]: since the newest of them, NaN for none."""
+        return newest(each(self.watched_ago_s, entries.request), entries.chosen)[entries.group]
 
-    def since_watched_s(self, entries: Flags) -> Floats:
-        """[N, H] -> [N]: since the newest of them, NaN for none."""
-        return newest(self._each_watched_ago_s, entries)
-
-    def since_shown_s(self, entries: Flags) -> Floats:
-        """[N, S] -> [N]"""
-        return newest(self._each_shown_ago_s, entries)
+    def since_shown_s(self, entries: Entries) -> Floats:
+        """[N]"""
+        return newest(each(self.shown_ago_s, entries.request), entries.chosen)[entries.group]
 
     @cached_property
     def _watched_topics(self) -> npt.NDArray[np.int32]:
         """[B, H, T]"""
         return self.catalogue.topics_at(self.requests.watch_rows, MOST_TOPICS)
 
-    def _among(self, theirs: Integers, mine: Integers, none: int) -> Flags:
-        """theirs [B, H], mine [N] -> bool [N, H]"""
-        return np.asarray((self._each(theirs) == mine[:, None]) & (mine != none)[:, None])
+    def _of_codes(self, theirs: Integers, mine: Integers) -> Entries:
+        """theirs [B, H], mine [N], 0 for none: many candidates of a request have the same."""
+        first, group = distinct(self.request, mine)
+        request = self.request[first]
+        return Entries(_equal(each(theirs, request), mine[first], none=0), request, group)
 
-    def _each(self, of_requests: Array) -> Array:
-        """[B, H] -> [N, H]: for each candidate the row of its request; [1, H], which does for all, of one request."""
-        return of_requests if len(of_requests) == 1 else of_requests[self.request]
+    def _of_items(self, theirs: Rows) -> Entries:
+        """theirs [B, H], -1 for none: few candidates are in the history. Those that are not share one group."""
+        rows, request = self.candidates.rows, self.request
+        if len(rows) < FEW:
+            return Entries(_equal(each(theirs, request), rows, none=-1), request, EACH)
+        width = max(int(rows.max(initial=-1)), int(theirs.max(initial=-1))) + 1
+        known = np.unique((np.arange(len(theirs))[:, None] * width + theirs)[theirs >= 0])
+        wanted = request * width + rows
+        place = np.searchsorted(known, wanted)
+        there = (rows >= 0) & (place < len(known))
+        there[there] = known[place[there]] == wanted[there]
+        places = np.append(np.flatnonzero(there), -1)
+        group = np.where(there, np.cumsum(there) - 1, len(places) - 1)
+        of, mine = np.append(request, 0)[places], np.append(rows, -1)[places]
+        return Entries(_equal(each(theirs, of), mine, none=-1), of, group)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a user that are about what a candidate is about, worked out once for all candidates of a request
+    that are about the same: chosen bool [G, H], request int64 [G]; group int64 [N] or EACH: where a candidate's are."""
+
+    chosen: Flags
+    request: Rows
+    group: Rows | slice
+
+    def among(self, flags: Flags) -> Flags:
+        """[B, H] -> [G, H]: those of them that are flagged."""
+        return np.asarray(self.chosen & each(flags, self.request))
+
+    def count(self) -> Floats:
+        """[N]"""
+        return count_of(self.chosen)[self.group]
+
+
+def distinct(request: Rows, *codes: Integers) -> tuple[Rows | slice, Rows | slice]:
+    """The groups of candidates [N] that agree in their request and in all codes, from 0: the first of each group [G],
+    and each candidate's group [N]. Few candidates are a group each: sorting them is not worth it."""
+    if len(request) < FEW:
+        return EACH, EACH
+    first, group = EACH, request
+    for code in codes:
+        keys = group * (int(code.max(initial=0)) + 1) + code
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        group = inverse.reshape(-1)
+    return first, group
+
+
+def each(of_requests: Array, request: Rows) -> Array:
+    """[B, H] -> [N, H]: the row of each request; [1, H], which does for all, of one request."""
+    return of_requests if len(of_requests) == 1 else of_requests[request]
 
 
 def newest(ago_s: Floats, chosen: Flags) -> Floats:
@@ -288,6 +338,11 @@ def nominated(by: Sequence[Flags]) -> Rows:
 def id_names(catalogue: Catalogue, space: str) -> list[str]:
     """The names of the codes of channel, topic and length, code 0 first."""
     return LENGTHS if space == "length" else catalogue.id_values({"channel": CHANNEL, "topic": TOPICS}[space])
+
+
+def _equal(theirs: Integers, mine: Integers, none: int) -> Flags:
+    """theirs [N, H] or [1, H], mine [N] -> bool [N, H]; `none` equals nothing."""
+    return np.asarray((theirs == mine[:, None]) & (mine != none)[:, None])
 
 
 def _ago_s(now_ms: Rows, at_ms: Rows) -> Floats:

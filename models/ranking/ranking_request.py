@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,7 +45,8 @@ class Nominations:
 class RankingQuery:
     """One request to be ranked. `scores` float32 [C] are retrieval scores, NaN where there is none; `ranks` float32 [C]
     their places from 1 and `best` the best score, worked out from `scores` where they are not given. Without
-    `nominations` all are the two towers'."""
+    `nominations` all are the two towers'. `rows` int64 [C]: the items' rows of the catalogue, looked up where they are
+    not given. `known_ms`: the moment for which what is known of items stands, `now_ms` where none is given."""
 
     user: RankedUserProfile
     now_ms: int
@@ -53,6 +55,8 @@ class RankingQuery:
     ranks: Floats | None = None
     best: float | None = None
     nominations: Nominations | None = None
+    rows: Rows | None = None
+    known_ms: int = 0
 
 
 def ranking_batch_of(
@@ -60,11 +64,11 @@ def ranking_batch_of(
 ) -> RankingBatch:
     """Put together what is known of all queries and their candidates; `statistics` are added up."""
     now_ms = np.array([query.now_ms for query in queries], np.int64)
+    known_ms = np.array([query.known_ms or query.now_ms for query in queries], np.int64)
     sizes = [len(query.item_ids) for query in queries]
     request = np.repeat(np.arange(len(queries)), sizes)
     item_ids = [item_id for query in queries for item_id in query.item_ids]
-    rows = catalogue.rows(item_ids)
-    known = _Known(statistics, now_ms[request])
+    rows = np.concatenate([catalogue.rows(query.item_ids) if query.rows is None else query.rows for query in queries])
     scores = [np.where(np.isfinite(query.scores), query.scores, np.nan).astype(np.float32) for query in queries]
     ranks, best = zip(*(_places(query, own) for query, own in zip(queries, scores, strict=True)), strict=True)
     nominations = [query.nominations or by_two_towers(size) for query, size in zip(queries, sizes, strict=True)]
@@ -77,13 +81,10 @@ def ranking_batch_of(
         sources=Codes(np.concatenate([each.sources for each in nominations]), SOURCES),
         trending=np.concatenate([each.trending for each in nominations]),
         similar=np.concatenate([each.similar for each in nominations]),
-        item=known.of_names("item", item_ids),
-        channel=known.of_codes("channel", catalogue.channel_codes(rows), catalogue),
-        topic=known.of_codes("topic", catalogue.topic_codes(rows), catalogue),
-        length=known.of_codes("length", length_codes(catalogue.duration_s(rows)), catalogue),
-        everything=_Known(statistics, now_ms).of_names("all", [""] * len(queries)),
     )
-    return RankingBatch(catalogue, read_requests([query.user for query in queries], now_ms, catalogue), candidates)
+    requests = read_requests([query.user for query in queries], now_ms, catalogue)
+    known = KnownNow(statistics, catalogue, item_ids, rows, known_ms, known_ms[request])
+    return RankingBatch(catalogue, requests, candidates, known)
 
 
 def by_two_towers(size: int) -> Nominations:
@@ -133,28 +134,51 @@ def _context(users: Sequence[RankedUserProfile], name: str) -> Codes:
     return Codes(np.array([codes[value] for value in values], np.int64), names)
 
 
-class _Known:
-    """Statistics of several sources at given times [N]."""
+@dataclass(frozen=True)
+class KnownNow:
+    """Statistics of several sources, added up when they are asked for, as `Known` has them. known_ms int64 [B]; `at_ms`
+    [N] the same for each candidate, whose id and catalogue row are given."""
 
-    def __init__(self, statistics: Sequence[ItemStatistics], now_ms: Rows) -> None:
-        self._statistics, self._now_ms = statistics, now_ms
+    statistics: Sequence[ItemStatistics]
+    catalogue: Catalogue
+    item_ids: Sequence[str]
+    rows: Rows
+    known_ms: Rows
+    at_ms: Rows
 
-    def of_names(self, scope: str, names: Sequence[str]) -> Doubles:
-        return self._sum(scope, names, self._now_ms)
+    @cached_property
+    def item(self) -> Doubles:
+        return self._sum("item", self.item_ids, self.at_ms)
 
-    def of_codes(self, scope: str, codes: Integers, catalogue: Catalogue) -> Doubles:
+    @cached_property
+    def channel(self) -> Doubles:
+        return self._of_codes("channel", self.catalogue.channel_codes(self.rows))
+
+    @cached_property
+    def topic(self) -> Doubles:
+        return self._of_codes("topic", self.catalogue.topic_codes(self.rows))
+
+    @cached_property
+    def length(self) -> Doubles:
+        return self._of_codes("length", length_codes(self.catalogue.duration_s(self.rows)))
+
+    @cached_property
+    def everything(self) -> Doubles:
+        return self._sum("all", [""] * len(self.known_ms), self.known_ms)
+
+    def _of_codes(self, scope: str, codes: Integers) -> Doubles:
         """By the catalogue's codes: each distinct one is looked up once per time."""
-        times, at = np.unique(self._now_ms, return_inverse=True)
+        times, at = np.unique(self.at_ms, return_inverse=True)
         keys, inverse = np.unique(codes.astype(np.int64) * len(times) + at.reshape(-1), return_inverse=True)
-        distinct, names = keys // len(times), id_names(catalogue, scope)
+        distinct, names = keys // len(times), id_names(self.catalogue, scope)
         sums = self._sum(scope, [names[code] for code in distinct.tolist()], times[keys % len(times)])
         sums[distinct == 0] = 0.0
         return np.asarray(sums[inverse.reshape(-1)])
 
-    def _sum(self, scope: str, names: Sequence[str], now_ms: Rows) -> Doubles:
-        total = np.zeros((len(now_ms), 4))
-        for each in self._statistics:
-            total += each.at(scope, names, now_ms)
+    def _sum(self, scope: str, names: Sequence[str], at_ms: Rows) -> Doubles:
+        total = np.zeros((len(at_ms), 4))
+        for each in self.statistics:
+            total += each.at(scope, names, at_ms)
         return total
 
 

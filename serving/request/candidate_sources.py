@@ -7,9 +7,12 @@ never more candidates than a request may have: the two towers' last ones make wa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +20,10 @@ from numpy.typing import NDArray
 
 from infra.platform import metrics
 from infra.platform.settings import Serving
-from models.ranking.ranking_batch import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER, nominated
+from models.ranking.ranking_batch import FRESH, SIMILAR, SOURCES, TRENDING, TWO_TOWER
 from models.ranking.ranking_request import Nominations
 from serving.request.exploration import seed_of
-from serving.request.filtering import Flags, MayBeShown
+from serving.request.filtering import MayBeShown
 from serving.request.response_draft import CandidateSet, Ids, ResponseDraft
 from serving.state.views import Views
 
@@ -70,12 +73,17 @@ class CandidateSources:
     def fresh(self, draft: ResponseDraft) -> Nominees:
         """Some of the newest items, drawn by chance, so that each of them is seen by some; its age in hours as a
         score."""
-        newest, most = self.views.catalogue.fresh.newest(self.now_ms), self.settings.fresh
+        newest, most = self._newest, self.settings.fresh
         if len(newest) > most:
             rng = np.random.default_rng(seed_of(draft.request.request_id, 0))
-            newest = [newest[at] for at in rng.permutation(len(newest))[: LOOK * most].tolist()]
+            drawn = rng.choice(len(newest), min(len(newest), LOOK * most), replace=False)
+            newest = [newest[at] for at in drawn.tolist()]
         age_h = {item_id: (self.now_ms - published_ms) / HOUR_MS for published_ms, item_id in newest}
         return self._first(draft, list(age_h), age_h, most)
+
+    @cached_property
+    def _newest(self) -> list[tuple[int, str]]:
+        return self.views.catalogue.fresh.newest(self.now_ms)
 
     def similar(self, draft: ResponseDraft) -> Nominees:
         """Nominate what a search by the last completed watch alone has found; its inner products as scores."""
@@ -110,21 +118,22 @@ def unite(towers: Ids, others: Mapping[str, Nominees], most: int) -> CandidateSe
     """At most `most` candidates, each with all its sources. What the towers alone have found comes first and makes
     way first; scores of what they have not found are NaN."""
     item_ids, scores = towers
-    names, place = list(item_ids), {item_id: at for at, item_id in enumerate(item_ids)}
-    for nominees in others.values():
-        for item_id in nominees.item_ids:
-            if item_id not in place:
-                place[item_id] = len(names)
-                names.append(item_id)
-    by = {source: np.zeros(len(names), np.bool_) for source in SOURCES[1:]}
+    theirs = dict.fromkeys(chain.from_iterable(nominees.item_ids for nominees in others.values()))
+    shared = np.fromiter(map(theirs.__contains__, item_ids), np.bool_, len(item_ids))
+    kept = np.flatnonzero(shared | (np.cumsum(~shared) <= most - len(theirs)))[:most]
+    names = [item_ids[row] for row in kept.tolist()]
+    place = {names[row]: row for row in np.flatnonzero(shared[kept]).tolist()}
+    names += [item_id for item_id in theirs if item_id not in place][: most - len(names)]
+    place.update(zip(names[len(kept) :], range(len(kept), len(names)), strict=True))
+    sources = np.zeros((len(names), len(SOURCES) - 1), np.int64)
     given = {source: np.full(len(names), np.nan, np.float32) for source in SOURCES[1:]}
-    by[TWO_TOWER][: len(item_ids)], given[TWO_TOWER][: len(item_ids)] = True, scores
+    sources[: len(kept), 0], given[TWO_TOWER][: len(kept)] = 1, scores[kept]
     for source, nominees in others.items():
-        rows = [place[item_id] for item_id in nominees.item_ids]
-        by[source][rows], given[source][rows] = True, nominees.scores
-    nominations = Nominations(nominated(list(by.values())), given[TRENDING], given[SIMILAR])
-    everything = CandidateSet(names, given[TWO_TOWER], nominations)
-    return take(everything, _kept(by, most)) if len(names) > most else everything
+        code, rows = SOURCES.index(source), [place.get(item_id, -1) for item_id in nominees.item_ids]
+        there = [row for row in rows if row >= 0]
+        sources[there, code - 1] = code
+        given[source][there] = [score for row, score in zip(rows, nominees.scores, strict=True) if row >= 0]
+    return CandidateSet(names, given[TWO_TOWER], Nominations(sources, given[TRENDING], given[SIMILAR]))
 
 
 def take(candidates: CandidateSet, rows: NDArray[np.int64]) -> CandidateSet:
@@ -134,19 +143,17 @@ def take(candidates: CandidateSet, rows: NDArray[np.int64]) -> CandidateSet:
     return CandidateSet([candidates.item_ids[row] for row in rows.tolist()], candidates.scores[rows], nominations)
 
 
-def scores_by_source(candidates: CandidateSet, row: int) -> dict[str, float | None]:
-    """All sources that nominated a candidate, with the scores that go on record; None for one that gives none."""
-    nominations = candidates.nominations
-    values = {TWO_TOWER: candidates.scores[row], TRENDING: nominations.trending[row]}
-    values |= {SIMILAR: nominations.similar[row], FRESH: np.nan}
-    names = [SOURCES[code] for code in nominations.sources[row].tolist() if code]
-    return {name: None if np.isnan(values[name]) else float(values[name]) for name in names}
+def scores_by_source(candidates: CandidateSet, rows: Sequence[int]) -> list[dict[str, float | None]]:
+    """Of each of these candidates all sources that nominated it, with the scores that go on record; None for one that
+    gives none."""
+    at, nominations = np.array(rows, np.int64), candidates.nominations
+    known = {TWO_TOWER: candidates.scores, TRENDING: nominations.trending, SIMILAR: nominations.similar}
+    scores = {source: values[at].tolist() for source, values in known.items()} | {FRESH: [np.nan] * len(at)}
+    return [
+        {SOURCES[code]: _or_none(scores[SOURCES[code]][number]) for code in codes if code}
+        for number, codes in enumerate(nominations.sources[at].tolist())
+    ]
 
 
-def _kept(by: Mapping[str, Flags], most: int) -> NDArray[np.int64]:
-    """Rows of all that others have nominated, and of the towers' best as far as there is room."""
-    others = np.logical_or.reduce([mine for source, mine in by.items() if source != TWO_TOWER])
-    room = max(0, most - int(np.count_nonzero(others)))
-    keep = others.copy()
-    keep[np.flatnonzero(~others)[:room]] = True
-    return np.flatnonzero(keep)[:most]
+def _or_none(score: float) -> float | None:
+    return None if math.isnan(score) else score

@@ -44,8 +44,9 @@ class MayBeShown(NamedTuple):
 
     def __call__(self, draft: ResponseDraft, item_ids: Sequence[str]) -> Flags:
         """bool [C]: True for each of these items that may be in the draft's answer."""
-        banned, unavailable = draft.banned, self.view.unavailable
-        allowed = np.array([item not in banned and item not in unavailable for item in item_ids], np.bool_)
+        allowed = np.ones(len(item_ids), np.bool_)
+        if ruled_out := draft.banned.intersection(item_ids) | self.view.unavailable.intersection(item_ids):
+            allowed = ~np.fromiter(map(ruled_out.__contains__, item_ids), np.bool_, len(item_ids))
         if draft.history.seen and len(item_ids):
             codes = codes_of(item_ids)
             allowed &= ~watched_mask(draft.history.seen, codes, now_ms=self.now_ms, days=self.watched_days)

@@ -104,6 +104,7 @@ class Pipeline:
 
     def finish(self, batch: InFlightBatch) -> list[Answered]:
         """Answer every request of the batch, in its order."""
+        self.views.settle(batch.now_ms)
         live = batch.live
         catalogue = None if live is None else live.catalogue
         may_be_shown = MayBeShown(self.views.catalogue, catalogue, batch.now_ms, self.watched_days)
@@ -143,7 +144,7 @@ class Pipeline:
         with stages("rank"):
             in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings)
             scores = [draft.candidates.scores for draft in drafts]
-            rank(in_time, live, self.views.statistics.statistics, self.latency, self.preranker, now_ms)
+            rank(in_time, live, self.views.statistics, self.latency, self.preranker, now_ms)
         self.drift.observe(live.version, scores, [d.expected_s for d in drafts if d.expected_s is not None])
 
     def _retrieve(

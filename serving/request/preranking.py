@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
-from models.ranking.item_statistics import ItemStatistics
-from models.ranking.ranking_request import RankingQuery, ranking_batch_of
+from models.ranking.ranking_request import ranking_batch_of
+from serving.request.item_parts import query_of_nobody, slots_of
 from serving.request.reranking import pins_of
 from serving.request.response_draft import Floats, ResponseDraft
 from serving.state.release import LiveRelease
-from streams.messages import UserHistory
+from serving.state.views import StatisticsView
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,6 @@ Rows = NDArray[np.int64]
 
 RECENT, ENOUGH = 200, 20  # audits that are looked at, and those without which nothing is concluded
 PLACES = 5  # candidates are kept for each place of the list, at least
-NOBODY = UserHistory("nobody")
 
 
 class Preranker:
@@ -48,7 +47,7 @@ class Preranker:
         return bool(self._settings.ranked) and enough and float(np.mean(self._kept)) >= self._settings.audit_kept
 
     def choose(
-        self, drafts: Sequence[ResponseDraft], live: LiveRelease, statistics: ItemStatistics, now_ms: int
+        self, drafts: Sequence[ResponseDraft], live: LiveRelease, statistics: StatisticsView, now_ms: int
     ) -> list[Rows | None]:
         """For each draft the rows of the candidates that are to be ranked, in their order; None: all of them."""
         if not self._settings.ranked:
@@ -98,14 +97,15 @@ class Preranker:
         return max(self._settings.ranked, PLACES * draft.k, draft.k + drawn, draft.k + apart)
 
 
-def learn_worth(live: LiveRelease, rows: Rows, statistics: ItemStatistics, now_ms: int) -> None:
+def learn_worth(live: LiveRelease, rows: Rows, statistics: StatisticsView, now_ms: int) -> None:
     """Ask the ranker what some of the items in these rows of the catalogue are worth, as far as it is due."""
     due = live.worth.due(rows, now_ms)
     if len(due):
         item_ids = [live.catalogue.item_ids[row] for row in due.tolist()]
-        query = RankingQuery(NOBODY, now_ms, item_ids, np.full(len(due), np.nan, np.float32))
-        batch = ranking_batch_of([query], live.catalogue, [live.statistics, statistics])
-        live.worth.set(due, live.ranker.rank(batch).expected_s, now_ms)
+        query = query_of_nobody(item_ids, due, statistics.known_ms, now_ms)
+        batch = ranking_batch_of([query], live.catalogue, [live.statistics, statistics.statistics])
+        items = live.known.parts(slots_of(item_ids, due, live, statistics))
+        live.worth.set(due, live.ranker.rank(batch, items).expected_s, now_ms)
 
 
 def best_of(worth: Floats, most: int, pins: Sequence[int] = ()) -> Rows | None:
@@ -116,4 +116,4 @@ def best_of(worth: Floats, most: int, pins: Sequence[int] = ()) -> Rows | None:
     if keep >= len(worth):
         return None
     order = np.argsort(np.where(unknown, -np.inf, -worth), kind="stable")
-    return np.union1d(order[:keep], np.array(pins, np.int64))
+    return np.union1d(order[:keep], np.array(pins, np.int64)) if pins else np.sort(order[:keep])

@@ -8,20 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import structlog
 
 from infra.platform.settings import Serving
 from models.ranking.item_statistics import ItemStatistics
-from models.ranking.ranking_batch import IMPRESSIONS
+from models.ranking.ranker import ItemParts
 from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import RankingQuery, places_of, ranking_batch_of
 from models.threads import in_parts
 from serving.request.candidate_sources import take
+from serving.request.item_parts import slots_of
 from serving.request.preranking import Preranker, Rows
 from serving.request.response_draft import Floats, RankerInputs, ResponseDraft
 from serving.state.release import LiveRelease
+from serving.state.views import StatisticsView
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +72,7 @@ def drop_late(
 def rank(
     drafts: Sequence[ResponseDraft],
     live: LiveRelease,
-    statistics: ItemStatistics,
+    statistics: StatisticsView,
     latency: LatencyEstimate,
     preranker: Preranker,
     now_ms: int,
@@ -111,21 +114,30 @@ def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int) -> RankingQue
 
 
 def score_candidates(
-    queries: Sequence[RankingQuery], live: LiveRelease, statistics: ItemStatistics, *, now_ms: int
+    queries: Sequence[RankingQuery], live: LiveRelease, statistics: StatisticsView, *, now_ms: int
 ) -> list[tuple[Floats, RankerInputs]]:
     """For each query: expected watch seconds float32 [C], by the rolling calibration of this version, and what the
     ranker was given."""
-    parts = in_parts(
-        lambda some: _score_together(queries[some], live, statistics, now_ms), len(queries), REQUESTS_OF_A_PART
-    )
-    return [each for part in parts for each in part]
+    item_ids = [item_id for query in queries for item_id in query.item_ids]
+    rows = live.catalogue.rows(item_ids)
+    slots = slots_of(item_ids, rows, live, statistics)
+    ends = np.cumsum([len(query.item_ids) for query in queries])
+    known_ms, rows_of = statistics.known_ms, np.split(rows, ends[:-1])
+    own = [replace(query, rows=mine, known_ms=known_ms) for query, mine in zip(queries, rows_of, strict=True)]
+
+    def score(some: slice) -> list[tuple[Floats, RankerInputs]]:
+        first = int(ends[some.start - 1]) if some.start else 0
+        items = live.known.parts(slots[first : ends[some.stop - 1]])
+        return _score_together(own[some], items, live, statistics.statistics, now_ms)
+
+    return [each for part in in_parts(score, len(queries), REQUESTS_OF_A_PART) for each in part]
 
 
 def _score_together(
-    queries: Sequence[RankingQuery], live: LiveRelease, statistics: ItemStatistics, now_ms: int
+    queries: Sequence[RankingQuery], items: ItemParts, live: LiveRelease, statistics: ItemStatistics, now_ms: int
 ) -> list[tuple[Floats, RankerInputs]]:
     batch = ranking_batch_of(queries, live.catalogue, [live.statistics, statistics])
-    ranked = live.ranker.rank(batch)
+    ranked = live.ranker.rank(batch, items)
     factor = statistics.factor(live.version, now_ms)
     raw = ranked.expected_s
     expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(CAP_S)), raw)
@@ -134,8 +146,8 @@ def _score_together(
         rows = slice(first, first + len(query.item_ids))
         best = float(batch.candidates.best[number])
         spread = None if ranked.spread is None else ranked.spread[rows]
-        shown = batch.candidates.item[rows, IMPRESSIONS]
-        inputs = RankerInputs(ranked, number, first, batch.candidates.rank[rows], best, factor, shown, spread)
+        ranks, shown = batch.candidates.rank[rows], items.shown[rows]
+        inputs = RankerInputs(ranked, number, first, ranks, best, factor, shown, spread, query.known_ms)
         scored.append((expected_s[rows], inputs))
         first = rows.stop
     return scored

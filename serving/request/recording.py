@@ -6,8 +6,10 @@ items of each request, is written down item by item.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -55,7 +57,7 @@ class Recorder:
         [ids] = id_strings(inputs.ranked.ids, "query", [inputs.query])
         values = to_bytes(inputs.ranked.numbers["query"][inputs.query])
         best = inputs.best if np.isfinite(inputs.best) else None
-        known = {"ids": ids, "values": values, "factor": inputs.factor, "best_score": best}
+        known = {"ids": ids, "values": values, "factor": inputs.factor, "best_score": best, "known_ms": inputs.known_ms}
         return replace(shown, schema_hash=SCHEMA_HASH, marks=self.read_offsets, **known)
 
     def _reply(self, draft: ResponseDraft, stages_ms: dict[str, float]) -> RecommendReply:
@@ -76,37 +78,36 @@ class Recorder:
 
 def shown_items(draft: ResponseDraft) -> tuple[Shown, ...]:
     """The items with their features, where they were candidates."""
-    row_of = {item_id: row for row, item_id in enumerate(draft.candidates.item_ids)}
-    rows = [row_of.get(item.item_id) for item in draft.items]
-    shown = [
-        Shown(
-            item.item_id,
-            item.rank,
-            item.source,
-            item.score,
-            item.expected_watch_s,
-            sources={} if row is None else scores_by_source(draft.candidates, row),
-            probability=item.probability,
-        )
-        for item, row in zip(draft.items, rows, strict=True)
-    ]
-    return tuple(shown) if draft.ranker_inputs is None else with_features(shown, draft.ranker_inputs, rows)
-
-
-def with_features(shown: Sequence[Shown], inputs: RankerInputs, rows: Sequence[int | None]) -> tuple[Shown, ...]:
-    """`rows`: each item's place among its request's candidates; None for one that was none."""
-    numbers = inputs.ranked.numbers["impression"]
-    known = [row for row in rows if row is not None]
-    ids = dict(
-        zip(known, id_strings(inputs.ranked.ids, "impression", [inputs.first + row for row in known]), strict=True)
-    )
-    ranks = {row: None if np.isnan(inputs.ranks[row]) else int(inputs.ranks[row]) for row in known}
+    row_of = dict(zip(draft.candidates.item_ids, range(len(draft.candidates.item_ids)), strict=True))
+    rows = [row_of[item.item_id] for item in draft.items if item.item_id in row_of]
+    sources = dict(zip(rows, scores_by_source(draft.candidates, rows), strict=True))
+    features = {} if draft.ranker_inputs is None else features_of(draft.ranker_inputs, rows)
     return tuple(
-        each
-        if row is None
-        else replace(each, retrieval_rank=ranks[row], ids=ids[row], values=to_bytes(numbers[inputs.first + row]))
-        for each, row in zip(shown, rows, strict=True)
+        [
+            Shown(
+                item.item_id,
+                item.rank,
+                item.source,
+                item.score,
+                item.expected_watch_s,
+                sources=sources.get(row_of.get(item.item_id, -1), {}),
+                probability=item.probability,
+                **features.get(row_of.get(item.item_id, -1), {}),
+            )
+            for item in draft.items
+        ]
     )
+
+
+def features_of(inputs: RankerInputs, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """By row of its request's candidates: what the ranker was given of an item, as fields of Shown."""
+    at = [inputs.first + row for row in rows]
+    values, ranks = inputs.ranked.numbers["impression"][at].astype("<f4"), inputs.ranks[list(rows)].tolist()
+    ids = id_strings(inputs.ranked.ids, "impression", at)
+    return {
+        row: {"retrieval_rank": None if math.isnan(rank) else int(rank), "ids": own, "values": numbers.tobytes()}
+        for row, rank, own, numbers in zip(rows, ranks, ids, values, strict=True)
+    }
 
 
 def to_bytes(values: Floats) -> bytes:

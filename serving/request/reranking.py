@@ -11,6 +11,7 @@ cannot be taken is skipped and named. Equal scores keep the order in which the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -94,14 +95,17 @@ def select(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) 
     options = options_of(draft, live, settings)
     choice = choose(options, draft.k, settings, seed_of(draft.request.request_id, settings.seed))
     draft.degraded += [f"selection: {step}" for step in choice.skipped]
+    rows = [chosen.row for chosen in choice.items]
+    scores, sources = candidates.scores[rows].tolist(), primary_sources(candidates, rows)
+    expected_s = [None] * len(rows) if draft.expected_s is None else draft.expected_s[rows].tolist()
     for rank, (at, probability, reason) in enumerate(choice.items, 1):
         draft.items.append(
             Recommended(
                 candidates.item_ids[at],
                 rank,
-                PINNED if reason == PINNED else primary_source(candidates, at),
-                None if np.isnan(candidates.scores[at]) else float(candidates.scores[at]),
-                None if draft.expected_s is None else float(draft.expected_s[at]),
+                PINNED if reason == PINNED else sources[rank - 1],
+                None if math.isnan(scores[rank - 1]) else scores[rank - 1],
+                expected_s[rank - 1],
                 probability=probability,
             )
         )
@@ -128,10 +132,10 @@ def options_of(draft: ResponseDraft, live: LiveRelease | None, settings: Selecti
     )
 
 
-def primary_source(candidates: CandidateSet, row: int) -> str:
-    """The first of a candidate's sources, in the order of SOURCES."""
-    codes = candidates.nominations.sources[row]
-    return next((SOURCES[code] for code in codes.tolist() if code), "")
+def primary_sources(candidates: CandidateSet, rows: Sequence[int]) -> list[str]:
+    """The first of the sources of each of these candidates, in the order of SOURCES."""
+    named = candidates.nominations.sources[list(rows)].tolist()
+    return [next((SOURCES[code] for code in codes if code), "") for codes in named]
 
 
 def pins_of(item_ids: Sequence[str], *pinned: Sequence[str]) -> list[int]:

@@ -51,7 +51,7 @@ class CandidateSet(NamedTuple):
 class RankerInputs(NamedTuple):
     """The inputs of the ranker for one request, to go on record. `query` is its row among the queries of `ranked`,
     `first` the row of its first candidate; `ranks` [C] by retrieval score; `shown` [C] decayed impressions of each
-    candidate; `spread` [C] how far the members disagree."""
+    candidate; `spread` [C] how far the members disagree; `known_ms`: when what it was given of the items was so."""
 
     ranked: Ranked
     query: int
@@ -61,6 +61,7 @@ class RankerInputs(NamedTuple):
     factor: float
     shown: NDArray[np.float64]
     spread: Floats | None
+    known_ms: int
 
 
 def no_vector() -> Floats:

@@ -31,6 +31,7 @@ from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import BundleError, read_bundle
 from models.retrieval.candidates import CandidateModel
 from serving.state.item_worth import ItemWorth
+from serving.state.known_items import KnownItems
 from serving.state.mirror import Mirror, bytes_of_item
 from serving.state.reading import read
 from serving.state.views import CatalogueView
@@ -78,6 +79,7 @@ class LiveRelease:
     statistics: ItemStatistics
     mirror: Mirror | None = None  # None: there are too many items
     worth: ItemWorth = field(default_factory=ItemWorth)
+    known: KnownItems = field(default_factory=KnownItems)
     learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
     popular: Sequence[tuple[str, float]] = ()  # items and their shares of the watches when it was trained, best first
 
@@ -372,6 +374,8 @@ def write_row(item_id: str, row: ItemVector, release: LiveRelease, view: Catalog
 def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:
     """Write into a release what the catalogue says of an item now."""
     view.describe(item_id, release.catalogue)
+    if (row := release.catalogue.row(item_id)) >= 0:
+        release.known.forget(row)
     if (mirror := release.mirror) is not None:
         mirror.set_down(item_id, item_id in view.unavailable)
         mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))

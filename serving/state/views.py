@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +26,9 @@ from serving.state.trending_view import TrendingView
 from streams import topics
 from streams.erased_users import ErasedUsers
 from streams.messages import Item, Refused, StatisticsRow, UserHistory
+
+STAND_STILL_MS = 10_000  # what is known of items, at most: an outcome was known half an hour after the list anyway
+MOST_HEARD = 2_000  # records that wait: more are taken over at once, since a batch of requests waits for that
 
 
 class HistoryView:
@@ -164,13 +168,38 @@ def _lists(rows: list[tuple[str, ...]]) -> pl.Series:
 
 
 class StatisticsView:
-    """Decayed sums over closed impressions of all partitions, as `item-statistics` tells them."""
+    """Decayed sums over closed impressions of all partitions, as `item-statistics` tells them.
+
+    What is heard is taken over together, so that what is known of items stands still in between: it says how things
+    are at `known_ms`.
+    """
 
     def __init__(self, kafka_partitions: int, half_life_h: float) -> None:
         self.statistics = ItemStatistics(half_life_h * 3_600_000, parts=kafka_partitions)
+        self.known_ms = 0
+        self._heard: list[Any] = []
+        self._changes = 0
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Equal while nothing has changed."""
+        return self.known_ms, self._changes
+
+    def hear(self, record: Any) -> None:
+        """A record of `item-statistics` waits until the next ones are due."""
+        self._heard.append(record)
+
+    def is_due(self, now_ms: int) -> bool:
+        return abs(now_ms - self.known_ms) >= STAND_STILL_MS or len(self._heard) >= MOST_HEARD
+
+    def due(self, now_ms: int) -> list[Any]:
+        """The records that have waited, to be applied: from here on all is known as of now."""
+        heard, self._heard, self.known_ms = self._heard, [], now_ms
+        return heard
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take over one record of `item-statistics`; a tombstone leaves nothing of the row."""
+        self._changes += 1
         if value is None:
             if key is not None:
                 self._forget(key.decode(errors="replace"))
@@ -215,3 +244,10 @@ class Views:
     trending: TrendingView
     statistics: StatisticsView
     read_offsets: ReadOffsets = field(default_factory=ReadOffsets)
+
+    def settle(self, now_ms: int) -> None:
+        """Take over what was heard of items, where it is time for it. Only from then on it counts as read."""
+        if self.statistics.is_due(now_ms):
+            for record in self.statistics.due(now_ms):
+                self.statistics.apply(record.key, record.value)
+                self.read_offsets.read(topics.ITEM_STATISTICS, record.partition, record.offset)

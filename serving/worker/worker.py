@@ -68,7 +68,6 @@ SHARED = (
     topics.ITEM_STATISTICS,
     topics.FORGOTTEN,
 )
-RECORDED = (topics.ITEMS, topics.ITEM_STATISTICS)  # of them an impression says how far they had been read
 MOST_APPLIED = 5000  # records applied to the views between two batches
 COMMIT_EVERY_S = 0.1
 WAIT_S = 0.02  # between two looks at the feeds before the group is joined
@@ -185,6 +184,7 @@ class Worker:
         for chunk in self._shared.take(MOST_APPLIED):
             for record in chunk.records:
                 self._apply_shared(record)
+            self._views.settle(_now_ms())
             self._is_primed |= chunk.complete
         for chunk in self._histories.take(MOST_APPLIED):
             self._partitions.apply(chunk)
@@ -198,16 +198,15 @@ class Worker:
     def _apply_shared(self, record: Any) -> None:
         topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
         metrics.RECEIVED.labels(topic).inc()
-        if topic in RECORDED:
-            self._views.read_offsets.read(topic, record.partition, record.offset)
         if topic == topics.ITEMS:
+            self._views.read_offsets.read(topic, record.partition, record.offset)
             item_id = self._views.catalogue.apply(record.key, record.value, _now_ms())
             if item_id is not None:
                 self._releases.apply_item(item_id)
         elif topic == topics.TRENDING:
             self._views.trending.apply(record.key, record.value)
         elif topic == topics.ITEM_STATISTICS:
-            self._views.statistics.apply(record.key, record.value)
+            self._views.statistics.hear(record)
         elif topic == topics.FORGOTTEN:
             self._erased.hear(record.key, record.value, record.offset)
         elif topic == topics.ITEM_VECTORS:

@@ -126,6 +126,7 @@ def _compare(impression: Impression, history: UserHistory, bundle: Bundle, serve
         np.array([item.retrieval_rank or np.nan for item in ranked], np.float32),
         np.nan if impression.best_score is None else impression.best_score,
         _nominations(ranked),
+        known_ms=impression.known_ms,
     )
     moment = ranking_batch_of([query], bundle.catalogue, [bundle.statistics, served.statistics.statistics])
     told: list[tuple[Scope, Sequence[Impression | Shown]]] = [("query", [impression]), ("impression", ranked)]

@@ -27,6 +27,7 @@ from models.ranking.ranking_request import RankingQuery, ranking_batch_of, read_
 from models.threads import limit_threads
 from serving.request.ranking import score_candidates
 from serving.state.release import LiveRelease
+from serving.state.views import StatisticsView
 from streams.messages import Context, ShownList, UserHistory, Watch
 from tests.benchmarks.ranking.ranking_ground import NOW_MS, QUICK_LISTS, Ground, scratch, world_ground
 from tests.benchmarks.report import Report, percentiles, quantile, say
@@ -80,6 +81,8 @@ def in_turns(release: LiveRelease, live: ItemStatistics, requests: int, ground: 
     """Milliseconds of everything, turn by turn; new requests each time, so that nothing is remembered from the last."""
     rng = np.random.default_rng(1)
     ranker, known = release.ranker, [release.statistics, live]
+    view = StatisticsView(PARTS, live.half_life_ms / 3_600_000)
+    view.statistics = live
     found: Measured = {}
 
     def timed(part: str, work: Callable[[], Any]) -> Any:
@@ -91,9 +94,10 @@ def in_turns(release: LiveRelease, live: ItemStatistics, requests: int, ground: 
     for turn in range(1, turns + 6):
         asked = [one_request(ground, rng) for _ in range(requests)]
         queries = [RankingQuery(history, NOW_MS, ids, scores) for history, ids, scores in asked]
+        view.due(NOW_MS + turn)  # what is known of items is another's each time
         ready = tensors_of(ranker, ranking_batch_of(queries, release.catalogue, known))
         both: dict[str, Callable[[], Any]] = {
-            "whole": partial(score_candidates, queries, release, live, now_ms=NOW_MS),
+            "whole": partial(score_candidates, queries, release, view, now_ms=NOW_MS),
             "bare pass": partial(forward, ranker, *ready),
         }
         for part in both if turn % 2 else reversed(both):  # whoever comes second finds the caches warm

@@ -15,7 +15,6 @@ import polars as pl
 
 from infra.platform.settings import Model, Ranker, Settings
 from infra.simulation.world import NOTICE
-from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranking_request import RankingQuery
 from models.release.bundle import read_manifest
 from models.threads import limit_threads
@@ -24,6 +23,7 @@ from serving.request.ranking import score_candidates
 from serving.request.response_draft import Floats
 from serving.state.item_worth import MOST_DUE
 from serving.state.release import LiveRelease, load_release
+from serving.state.views import StatisticsView
 from streams.messages import UserHistory
 from tests.benchmarks.ranking.ranking_ground import DAY_MS, scratch
 from tests.benchmarks.report import Report, say
@@ -85,7 +85,8 @@ def loaded(directory: Path, version: str) -> LiveRelease:
 
 def add_rows(report: Report, where: str, live: LiveRelease, viewers: Sequence[UserHistory], now_ms: int) -> None:
     """Rank all that the towers find for each viewer, and look where its best were by worth."""
-    statistics = ItemStatistics(168.0 * 3_600_000)
+    statistics = StatisticsView(1, 168.0)
+    statistics.due(now_ms)
     kept: dict[str, dict[int, list[float]]] = {by: {most: [] for most in KEPT} for by in (WORTH, SCORE)}
     for viewer in viewers:
         query = candidates_of(live, viewer, now_ms)
@@ -114,7 +115,7 @@ def candidates_of(live: LiveRelease, viewer: UserHistory, now_ms: int) -> Rankin
     return RankingQuery(viewer, now_ms, [item_ids[row] for row in rows], scores[rows])
 
 
-def worth_of(live: LiveRelease, query: RankingQuery, statistics: ItemStatistics, now_ms: int) -> Floats:
+def worth_of(live: LiveRelease, query: RankingQuery, statistics: StatisticsView, now_ms: int) -> Floats:
     """Of every candidate, asked for as often as it takes."""
     rows = live.catalogue.rows(query.item_ids)
     for _ in range(0, len(rows), MOST_DUE):

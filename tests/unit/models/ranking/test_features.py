@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.catalogue.catalogue import Catalogue
+from models.ranking import ranking_batch
 from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, SCHEMA_HASH, compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.item_statistics import ItemStatistics
@@ -313,3 +316,51 @@ def test_a_request_without_candidates_has_features_of_the_query_only():
     none = batch_of(ann(), known=[known()])
     assert compute_numbers(none, "query").shape[0] == 1
     assert compute_numbers(none, "impression").shape == (0, len(numbers_of("impression")))
+
+
+def test_what_an_item_has_whoever_asks_is_read_from_nothing_of_the_request(moment: RankingBatch):
+    """Ann with her scores, and a stranger hours later: equal to the bit for one moment of what is known."""
+    items, nothing = ["x", "bare", "z", "unheard-2"], np.full(4, np.nan, np.float32)
+    stranger = RankingQuery(Viewer(), NOW_MS + DAY_MS, items, nothing, known_ms=NOW_MS)
+    other = ranking_batch_of([stranger], catalogue(), [known()])
+    np.testing.assert_array_equal(
+        compute_numbers(other, "impression", True), compute_numbers(moment, "impression", True)[:4]
+    )
+    ours, theirs = compute_ids(other, "impression", True), compute_ids(moment, "impression", True)
+    assert ours.keys() == {"candidate", "channel", "topics", "length"}
+    for name, named in ours.items():
+        np.testing.assert_array_equal(named.codes, theirs[name].codes[:4])
+
+
+def test_what_is_known_of_items_stands_for_the_moment_that_is_given():
+    then = numbers(batch_of(Viewer(), "x", known=[known()]), "impression", 0)
+    later = RankingQuery(Viewer(), NOW_MS + 3_600_000, ["x"], np.zeros(1, np.float32), known_ms=NOW_MS)
+    still = numbers(ranking_batch_of([later], catalogue(), [known()]), "impression", 0)
+    assert still["age_h"] == then["age_h"] == 2.0
+    moved = numbers(batch_of(Viewer(), "x", known=[known()], now_ms=NOW_MS + 3_600_000), "impression", 0)
+    assert moved["age_h"] == 3.0
+    assert moved["item_mean_s"] != then["item_mean_s"] == still["item_mean_s"]
+
+
+ITEMS = st.sampled_from(["x", "y", "z", "bare", "three", "two", "unheard", "unheard-2"])
+WATCHES = st.lists(st.tuples(ITEMS, st.integers(0, 9_000), st.sampled_from([NAN, 0.0, 3.5, 80.0])), max_size=8)
+REQUESTS = st.tuples(WATCHES, st.lists(st.lists(ITEMS, max_size=4), max_size=3), st.lists(ITEMS, max_size=9))
+
+
+@given(st.lists(REQUESTS, min_size=1, max_size=4))
+def test_candidates_that_are_about_the_same_have_what_each_would_have_by_itself_to_the_bit(asked: list[Any]):
+    """Many candidates are compared with a history by what they are about, few by themselves."""
+    facts = catalogue()
+    facts.upsert("three", channel="d", topics=["s", "u", "t"], duration_s=45.0)
+    facts.upsert("two", channel="d", topics=["s", "u"], duration_s=45.0)
+    queries = []
+    for watches, lists, item_ids in asked:
+        seen = [Watch(item_id, ago(s), watch_s, None) for item_id, s, watch_s in sorted(watches, key=lambda w: -w[1])]
+        shown = [ShownList(ago(100 - at), list(items)) for at, items in enumerate(lists)]
+        queries.append(RankingQuery(Viewer(seen, impressions=shown), NOW_MS, item_ids, np.zeros(len(item_ids))))
+    values = []
+    for few in (0, 1_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranking_batch, "FEW", few)
+            values.append(compute_numbers(ranking_batch_of(queries, facts, [known()]), "impression"))
+    np.testing.assert_array_equal(values[0], values[1])

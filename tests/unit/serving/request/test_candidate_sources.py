@@ -175,8 +175,8 @@ def test_the_union_has_each_candidate_once_and_keeps_what_others_nominate(
         assert nominated <= set(found.item_ids)
         alone = [name for name in towers if name not in nominated]
         assert [name for name in found.item_ids if name in alone] == alone[: most - len(nominated)]
-    for row, name in enumerate(found.item_ids):
-        scores_of = scores_by_source(found, row)
+    recorded = scores_by_source(found, range(len(found.item_ids)))
+    for scores_of, name in zip(recorded, found.item_ids, strict=True):
         assert list(scores_of) == [
             source
             for source, names in (("two_tower", towers), ("trending", trending), ("fresh", fresh))

@@ -6,20 +6,21 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.ranking.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
-from models.ranking.ranker import Ranked, id_strings
+from models.ranking.ranker import ItemParts, Ranked, id_strings
 from models.ranking.ranking_batch import RankingBatch
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Manifest
 from serving.request.ranking import LatencyEstimate
 from serving.request.response_draft import Answered, RequestContext
 from serving.state.drift import AnswerDrift
-from serving.state.release import LiveRelease, load_release, mirror_of
+from serving.state.release import LiveRelease, describe, load_release, mirror_of
 from serving.state.views import Views
 from streams.messages import Context, Item, RecommendRequest, Search, StatisticsRow, Trending, UserHistory, encode
 from tests.unit.serving.worlds import (
@@ -258,7 +259,11 @@ class BrokenRanker:
     def __init__(self, value: float | None) -> None:
         self.value = value
 
-    def rank(self, batch: RankingBatch) -> Ranked:
+    def item_parts(self, batch: RankingBatch) -> ItemParts:
+        size = len(batch.request)
+        return ItemParts(np.zeros((size, 0), np.float32), {}, torch.zeros((1, size, 1)), np.zeros(size))
+
+    def rank(self, batch: RankingBatch, items: ItemParts) -> Ranked:
         if self.value is None:
             raise RuntimeError("no memory")
         return Ranked(np.full(len(batch.request), self.value, np.float32), {}, {})
@@ -388,6 +393,32 @@ def test_the_impression_holds_the_features_that_the_ranker_was_fed(views: Views,
 
 def statistics_row(scope: Literal["item", "all"], name: str) -> StatisticsRow:
     return StatisticsRow(scope, name, 0, NOW_MS, 10.0, 5.0, 100.0, 4.0, 0.0, (NOW_MS, 3))
+
+
+def test_what_is_known_of_an_item_follows_catalogue_and_statistics(views: Views, live: LiveRelease) -> None:
+    """Kept from one request to the next, and worked out again when either says something else."""
+    views.catalogue.describe_all(live.catalogue)
+    first = features_of(views, live)
+    assert features_of(views, live) == first
+    views.catalogue.apply(b"item-7", encode(Item("item-7", duration_s=240.0)))
+    describe("item-7", live, views.catalogue)
+    longer = features_of(views, live)
+    assert (first["item-7"]["duration_s"], longer["item-7"]["duration_s"]) == (60.0, 240.0)
+    assert {item for item in first if longer[item] != first[item]} == {"item-7"}
+    views.statistics.apply(b"item/0/item-7", encode(statistics_row("item", "item-7")))
+    views.statistics.apply(b"all/0/", encode(statistics_row("all", "")))
+    watched = features_of(views, live)
+    assert watched["item-7"]["item_watch_share"] > longer["item-7"]["item_watch_share"]
+
+
+def features_of(views: Views, live: LiveRelease) -> dict[str, dict[str, float]]:
+    """The numbers on record of each item that Ann is shown."""
+    [answered] = ask(views, live, of_ann(k=len(ITEMS)))
+    assert answered.impression is not None
+    assert answered.impression.known_ms == views.statistics.known_ms
+    names = [feature.name for feature in numbers_of("impression")]
+    values = {each.item_id: np.nan_to_num(np.frombuffer(each.values, "<f4")) for each in answered.impression.items}
+    return {item_id: dict(zip(names, row.tolist(), strict=True)) for item_id, row in values.items() if len(row)}
 
 
 def test_items_that_were_not_ranked_have_no_features_on_record(views: Views) -> None:

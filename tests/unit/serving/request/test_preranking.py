@@ -7,7 +7,7 @@ import pytest
 
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
-from models.ranking.ranker import Ranked, Ranker
+from models.ranking.ranker import ItemParts, Ranked, Ranker
 from models.ranking.ranking_batch import RankingBatch
 from models.release.bundle import Manifest
 from serving.request.pipeline import Pipeline
@@ -32,8 +32,8 @@ class Spy(Ranker):
         self.asked: list[int] = []
         self._turned = turned
 
-    def rank(self, batch: RankingBatch) -> Ranked:
-        ranked = super().rank(batch)
+    def rank(self, batch: RankingBatch, items: ItemParts | None = None) -> Ranked:
+        ranked = super().rank(batch, items)
         if not batch.requests.there.any():  # nobody
             return ranked
         self.asked.append(len(batch.request))

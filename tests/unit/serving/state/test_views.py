@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from models.catalogue.catalogue import Catalogue
 from serving.state import views
-from serving.state.views import CatalogueView, HistoryView
-from streams.messages import Item, encode
-from tests.unit.serving.worlds import history
+from serving.state.views import MOST_HEARD, STAND_STILL_MS, CatalogueView, HistoryView, Views
+from streams.messages import Item, StatisticsRow, encode
+from streams.topics import ITEM_STATISTICS
+from tests.unit.serving.worlds import history, no_views
 
 
 def test_the_newest_history_of_a_user_is_given_and_only_on_its_partition() -> None:
@@ -105,3 +109,56 @@ def test_all_items_at_once_are_described_as_one_after_the_other(monkeypatch: pyt
         assert together.all_ids_of(row) == apart.all_ids_of(row)
     for read in ("duration_s", "published_ms", "language_codes", "is_available", "channel_codes"):
         np.testing.assert_array_equal(getattr(together, read)(rows), getattr(apart, read)(rows), read)
+
+
+def heard(offset: int, impressions: float = 8.0) -> Any:
+    row = StatisticsRow("item", "a", 0, 1_000_000, impressions, 4.0, 100.0, 2.0, 0.0, (0, 0))
+    return SimpleNamespace(key=b"item/0/a", value=encode(row), partition=0, offset=offset)
+
+
+def impressions_of(views: Views) -> float:
+    return float(views.statistics.statistics.at("item", ["a"], np.array([1_000_000]))[0, 0])
+
+
+def test_what_is_known_of_items_stands_still_and_only_what_is_taken_over_counts_as_read() -> None:
+    views, now_ms = no_views(), 1_000_000
+    views.statistics.hear(heard(4))
+    views.settle(now_ms)
+    assert (impressions_of(views), views.read_offsets.of(ITEM_STATISTICS)) == (8.0, (5,))
+    before = views.statistics.moment
+    views.statistics.hear(heard(5, 9.0))
+    views.settle(now_ms + STAND_STILL_MS - 1)
+    assert views.statistics.moment == before
+    assert (impressions_of(views), views.read_offsets.of(ITEM_STATISTICS)) == (8.0, (5,))
+    views.settle(now_ms + STAND_STILL_MS)
+    assert views.statistics.moment != before
+    assert views.statistics.known_ms == now_ms + STAND_STILL_MS
+    assert (impressions_of(views), views.read_offsets.of(ITEM_STATISTICS)) == (9.0, (6,))
+
+
+def test_many_records_are_taken_over_before_their_time() -> None:
+    views, now_ms = no_views(), 1_000_000
+    views.settle(now_ms)
+    for offset in range(MOST_HEARD):
+        views.settle(now_ms + 1)
+        assert impressions_of(views) == 0.0
+        views.statistics.hear(heard(offset))
+    views.settle(now_ms + 1)
+    assert impressions_of(views) == 8.0
+    assert views.statistics.known_ms == now_ms + 1
+
+
+def test_a_clock_that_is_put_back_does_not_stop_what_is_known() -> None:
+    views = no_views()
+    views.settle(9_000_000)
+    views.statistics.hear(heard(4))
+    views.settle(1_000_000)
+    assert (impressions_of(views), views.statistics.known_ms) == (8.0, 1_000_000)
+
+
+def test_a_row_that_is_taken_over_makes_another_moment() -> None:
+    views = no_views()
+    views.settle(1_000_000)
+    before = views.statistics.moment
+    views.statistics.apply(b"item/0/a", heard(4).value)
+    assert views.statistics.moment != before
