@@ -1,7 +1,7 @@
 """The demo's scene about a session: three watches of one channel, and what they do to the list that is shown.
 
-Twenty people watch three videos of a channel that they have not watched of late; twenty others watch nothing. Counted
-is what stands in the shown list of that channel, or of its companions: the five channels that its watchers watched most
+Forty people watch three videos of a channel drawn for them; forty others watch nothing. Counted is what stands in the
+shown list of that channel, or of its companions: the nine channels (of some hundred) that its watchers watched most
 beyond everybody's share in the world's past. The past is counted here, no model is asked.
 """
 
@@ -21,11 +21,11 @@ from infra.simulation.demo_context import Claims, DemoContext
 from models.evaluation.comparison import mean
 from nextwatch_client import RecommendReply
 
-VIEWERS, SHOWN, WATCHED = 20, 20, 3
+VIEWERS, SHOWN, WATCHED = 40, 20, 3
 LEAST = 4  # of the shown, of the channel or its companions
 LEAST_VIDEOS, LEAST_WATCHES = 10, 300  # of a channel that somebody watches, in the past
 LEAST_HISTORY = 3
-COMPANIONS, LEAST_SHARE = 5, 0.002  # the channels with the largest lift, of those with such a share of all watches
+COMPANIONS, LEAST_SHARE = 9, 0.002  # the channels with the largest lift, of those with such a share of all watches
 SETTLED_S = 1.0
 
 
