@@ -47,7 +47,7 @@ def a_session_moves_the_list(demo: DemoContext, claims: Claims) -> None:
     watchers, idle = chosen[:VIEWERS], chosen[VIEWERS:]
     visits, still = _visit(demo, watchers, channel_of, watch=True), _visit(demo, idle, channel_of, watch=False)
     first = visits[0]
-    console.print(f"{first.viewer} watches three videos of [bold]{first.channel}[/]; a second later:")
+    console.print(f"{first.viewer} watches three well-known videos of [bold]{first.channel}[/]; a second later:")
     console.print(_beside(first, channel_of, companions[first.channel]))
     had, have = (_counts(visits, channel_of, companions, at) for at in ("before", "after"))
     theirs_had, theirs_have = (_counts(still, channel_of, companions, at) for at in ("before", "after"))
@@ -104,11 +104,12 @@ def _visit(
     demo: DemoContext, chosen: Sequence[tuple[str, str]], channel_of: Mapping[str, str | None], *, watch: bool
 ) -> list[Visit]:
     viewers = [viewer for viewer, _ in chosen]
-    before = _lists(demo, viewers)
+    before, watches = _lists(demo, viewers), Counter(demo.past["item_id"].to_list())
+    most_watched = sorted(channel_of, key=lambda item_id: -watches[item_id])
     if watch:
         for (viewer, channel), list_ in zip(chosen, before, strict=True):
-            videos = [item_id for item_id, of in channel_of.items() if of == channel and item_id not in list_]
-            demo.traffic.watch(viewer, *videos[-WATCHED:])
+            videos = [item_id for item_id in most_watched if channel_of[item_id] == channel and item_id not in list_]
+            demo.traffic.watch(viewer, *videos[:WATCHED])
     time.sleep(SETTLED_S)
     after = _lists(demo, viewers)
     return [Visit(*each) for each in zip(viewers, (channel for _, channel in chosen), before, after, strict=True)]
