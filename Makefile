@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml clients/python/pyproject.toml requirements.lock require
 	$(BIN)/$(PIP) --no-build-isolation --constraint torch.lock --editable clients/python --editable '.[embedded,dev]'
 	touch $@
 
-demo: $(STAMP)  ## start everything, train, and show the point on a simulated world: about five minutes
+demo: $(STAMP)  ## start everything, train, and show the point on a simulated world: a minute and a half after the install
 	$(BIN)/nextwatch demo
 
 # The crash run first and alone: it restarts thirty processes, and beside others takes four times as long. Then whole
