@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from infra.cli.options import AsJson, answer
+from infra.cli.options import AsJson, answer, shortened
 
 UserId = Annotated[str, typer.Argument(metavar="USER")]
 
@@ -125,13 +125,16 @@ def _shown(reply: Any, before: Sequence[str] | None = None) -> RenderableType:
     """A reply as a table; `before`: the items of the last one, to mark what has moved."""
     if reply.error:
         return Text.from_markup(f"[red]error[/]: {escape(reply.error)}")
-    table = Table("rank", "item", "source", "expected watch", box=None, pad_edge=False)
+    titled = any(item.title for item in reply.items)
+    columns = ("rank", "item", *(("title",) if titled else ()), "source", "expected watch")
+    table = Table(*columns, box=None, pad_edge=False)
     if before is not None:
         table.add_column("moved")
     marks = moves(before or (), [item.item_id for item in reply.items])
     for item, mark in zip(reply.items, marks, strict=True):
         seconds = "" if item.expected_watch_s is None else f"{item.expected_watch_s:.0f} s"
-        cells = (str(item.rank), escape(item.item_id), item.source, seconds)
+        title = [escape(shortened(item.title))] if titled else []
+        cells = (str(item.rank), escape(item.item_id), *title, item.source, seconds)
         table.add_row(*cells, *([] if before is None else [mark]))
     stages = ", ".join(f"{name} {spent:.1f}" for name, spent in reply.stages_ms.items())
     about = f"\nversion {reply.version or 'none yet'}, {reply.history_watches} watches known; ms: {stages}"

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra.cli.learn import remove_old
-from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json
+from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json, shortened
 from infra.cli.session import Session
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from models.logs.stored_log import StoredLog
 
 ASK_S = 10.0
-SHOWN = 80  # characters of a title
 
 
 def load(
@@ -130,7 +129,6 @@ def _show(report: dict[str, Any], titles: dict[str, str], *, as_json: bool) -> N
     for item in reply.items:
         title = titles.get(item.item_id, "")
         seconds = "" if item.expected_watch_s is None else f"{item.expected_watch_s:.0f} s"
-        shown = title if len(title) <= SHOWN else title[: SHOWN - 1] + "…"
-        table.add_row(str(item.rank), escape(item.item_id), escape(shown), item.source, seconds)
+        table.add_row(str(item.rank), escape(item.item_id), escape(shortened(title)), item.source, seconds)
     console.print(f"\nfor {escape(report['user'])}, {reply.history_watches} watches known:", highlight=False)
     console.print(table)

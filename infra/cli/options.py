@@ -12,6 +12,8 @@ import typer
 
 T = TypeVar("T")
 
+LONGEST_TITLE = 80  # characters
+
 LOG = typer.Argument(
     help="Parquet, CSV or JSON-lines: user_id,item_id,event_ms[,watch_s,duration_s]; for the ranker every exposure, "
     "watch_s 0 where it was not watched"
@@ -24,6 +26,11 @@ Mapping = Annotated[
     list[str] | None, typer.Option("--map", help="ours=theirs, for other column names; may be given several times")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts")]
+
+
+def shortened(title: str) -> str:
+    """A title as it fits into a table."""
+    return title if len(title) <= LONGEST_TITLE else title[: LONGEST_TITLE - 1] + "…"
 
 
 def answer(report: T, show: Callable[[T], object], *, as_json: bool) -> None:

@@ -52,7 +52,7 @@ def demo(
         Path | None, typer.Option(help="Keep the demo's data here [default: a directory that goes]")
     ] = None,
 ) -> None:
-    """Show the point in a minute and a half, on embedded services and a simulated world. Exit 1 if a claim does not hold."""
+    """Show the point in a minute and a half, on embedded services and a simulated world. Exit 1 if a claim fails."""
     from infra.simulation.demo import run_demo
 
     with interrupted_by_signals():

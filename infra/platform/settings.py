@@ -275,6 +275,7 @@ class Serving(Section):
     candidates: Annotated[int, Field(ge=1, le=16384)] = _setting(500, "retrieved per request")
     k: Annotated[int, Field(ge=1, le=1000)] = _setting(20, "items in a reply when the request does not say")
     max_k: Count = _setting(200, "a request for more items is refused")
+    titles: bool = _setting(True, "replies have the items' titles; off spares the memory that they take in a server")
     first: Literal["auto", "index", "mirror"] = _setting(
         "auto", "who is asked first, the other is the fallback; auto: who has been quicker of late"
     )

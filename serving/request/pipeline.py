@@ -119,7 +119,9 @@ class Pipeline:
         if batch.histories_read:
             read_offsets[USER_HISTORIES] = batch.histories_read
         version = "" if live is None else live.version
-        return Recorder(version, batch.now_ms, self.served_by, read_offsets).compose(batch.drafts, batch.stages)
+        return Recorder(version, batch.now_ms, self.served_by, read_offsets, self.views.catalogue.title).compose(
+            batch.drafts, batch.stages
+        )
 
     def _start_search(self, drafts: Sequence[ResponseDraft], live: LiveRelease, now_ms: int) -> Search:
         """Search under each request's own filter, for its user and, behind that, for the last watch alone."""

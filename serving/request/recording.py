@@ -7,7 +7,7 @@ items of each request, is written down item by item.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +18,19 @@ from models.ranking.features import SCHEMA_HASH
 from models.ranking.ranker import id_strings
 from serving.request.candidate_sources import scores_by_source
 from serving.request.response_draft import Answered, Floats, RankerInputs, ResponseDraft, StageTimes
-from streams.messages import Impression, RecommendReply, Shown
+from streams.messages import Impression, Recommended, RecommendReply, Shown
 
 
 @dataclass(frozen=True)
 class Recorder:
     """Writes what is the same for all answers of a batch. `read_offsets`: by topic the next offset of each partition
-    that had not been read."""
+    that had not been read. `title_of` an item, for people."""
 
     version: str
     now_ms: int
     served_by: str
     read_offsets: dict[str, tuple[int, ...]]
+    title_of: Callable[[str], str]
 
     def compose(self, drafts: Sequence[ResponseDraft], stages: StageTimes) -> list[Answered]:
         """A reply for each draft, and an impression where something is shown."""
@@ -60,11 +61,15 @@ class Recorder:
         known = {"ids": ids, "values": values, "factor": inputs.factor, "best_score": best, "known_ms": inputs.known_ms}
         return replace(shown, schema_hash=SCHEMA_HASH, marks=self.read_offsets, **known)
 
+    def _titled(self, item: Recommended) -> Recommended:
+        title = self.title_of(item.item_id)
+        return replace(item, title=title) if title else item
+
     def _reply(self, draft: ResponseDraft, stages_ms: dict[str, float]) -> RecommendReply:
         watches = draft.history.watches
         return RecommendReply(
             request_id=draft.request.request_id,
-            items=tuple(draft.items),
+            items=tuple(self._titled(item) for item in draft.items),
             version=self.version,
             served_by=self.served_by,
             stages_ms={"wait": round(draft.context.wait_ms, 3), **stages_ms},

@@ -80,6 +80,7 @@ class Attributes(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 AT_ONCE = 50_000  # items described together
+LONGEST_TITLE = 200  # characters of a title that are kept
 _ATTRIBUTES = msgspec.msgpack.Decoder(Attributes)
 
 
@@ -89,8 +90,9 @@ class CatalogueView:
     What was taken down is remembered, not only forgotten: the index may still hold it for a while.
     """
 
-    def __init__(self, fresh_ms: float = 0.0) -> None:
+    def __init__(self, fresh_ms: float = 0.0, *, titles: bool = True) -> None:
         self.unavailable: set[str] = set()
+        self._titles: dict[str, str] | None = {} if titles else None  # of those that have one
         self.fresh = FreshView(fresh_ms)
         self._attributes: dict[str, bytes] = {}  # of available items, in the order in which they came
 
@@ -118,9 +120,15 @@ class CatalogueView:
         self.unavailable.discard(item.item_id)
         attributes = Attributes(item.channel, item.topics, item.duration_s, item.published_ms, item.language, item.ids)
         self._attributes[sys.intern(item.item_id)] = msgspec.msgpack.encode(attributes)
+        if self._titles is not None and (item.title or item.item_id in self._titles):
+            self._titles[sys.intern(item.item_id)] = item.title[:LONGEST_TITLE]
         if now_ms is not None:
             self.fresh.put(item.item_id, item.published_ms, now_ms)
         return item.item_id
+
+    def title(self, item_id: str) -> str:
+        """What people call an item, cut; empty when that is not known, or not kept."""
+        return self._titles.get(item_id, "") if self._titles else ""
 
     def describe(self, item_id: str, catalogue: Catalogue) -> None:
         """Write what is known of an item into a release's catalogue."""
@@ -143,6 +151,8 @@ class CatalogueView:
     def _take_down(self, item_id: str) -> str:
         self.unavailable.add(item_id)
         self._attributes.pop(item_id, None)
+        if self._titles is not None:
+            self._titles.pop(item_id, None)
         self.fresh.remove(item_id)
         return item_id
 

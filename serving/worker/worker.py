@@ -102,7 +102,7 @@ class Worker:
         self.server_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._settings, self._health = settings, health
         statistics = StatisticsView(kafka.partitions, settings.join.half_life_h)
-        catalogue = CatalogueView(serving.fresh_h * 3_600_000)
+        catalogue = CatalogueView(serving.fresh_h * 3_600_000, titles=serving.titles)
         self._erased = ErasedUsers(settings.forget.secret.get_secret_value())
         self._views = Views(HistoryView(self._erased), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)

@@ -79,6 +79,7 @@ class Recommended(Struct, frozen=True, omit_defaults=True):
     score: float | None = None
     expected_watch_s: float | None = None
     probability: float | None = None  # that this item stands in this place; None: it was not drawn
+    title: str = ""  # where the catalogue has one
 
 
 class RecommendReply(Struct, frozen=True, omit_defaults=True):

@@ -280,7 +280,9 @@ def test_a_list_is_followed_until_an_error_and_what_moves_is_marked(kafka_settin
     def reply_of(request: RecommendRequest, copy: int) -> list[bytes]:
         if not lists:
             return [encode(RecommendReply(request.request_id, error="no more"))]
-        items = tuple(Recommended(item, rank, "index") for rank, item in enumerate(lists.pop(0), 1))
+        items = tuple(
+            Recommended(item, rank, "index", title=f"[b]{item} {'t' * 99}") for rank, item in enumerate(lists.pop(0), 1)
+        )
         return [encode(RecommendReply(request.request_id, items=items))]
 
     with responding(kafka_settings.kafka, reply_of) as seen:
@@ -288,5 +290,6 @@ def test_a_list_is_followed_until_an_error_and_what_moves_is_marked(kafka_settin
     assert (done.code, len(seen)) == (1, 3), done.err
     rows = [line.split() for line in done.out.splitlines() if line[:1].isdigit()]
     assert [row[1] for row in rows] == ["a", "b", "c", "b", "new", "a"]
+    assert "[b]a ttt" in done.out and "t" * 81 not in done.out, "a title is text, and cut"
     assert rows[3][-2:] == ["up", "1"] and rows[4][-1] == "new" and rows[5][-2:] == ["down", "2"]
     assert "error: no more" in done.out

@@ -99,6 +99,17 @@ def test_a_history_is_in_the_reply_where_it_is_asked_for(views: Views, live: Liv
         assert stranger.reply.history is not None and not stranger.reply.history.watches
 
 
+def test_an_item_comes_with_its_title_where_it_has_one(live: LiveRelease) -> None:
+    views = views_of_ann()
+    views.catalogue.apply(b"item-7", encode(Item("item-7", title="<Seven>", duration_s=60.0)))
+    for release in (live, None):
+        [answered] = ask(views, release, RecommendRequest("r", "ann", 200))
+        titles = {item.item_id: item.title for item in answered.reply.items}
+        assert titles.pop("item-7", "<Seven>") == "<Seven>" and not any(titles.values())
+        if release is live:
+            assert len(titles) > 10
+
+
 def test_what_was_scored_is_looked_at_for_drift(views: Views, live: LiveRelease, monkeypatch) -> None:
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(AnswerDrift, "observe", lambda _, version, *scores: seen.append((version, *map(len, scores))))

@@ -6,7 +6,7 @@ import pytest
 
 from models.catalogue.catalogue import Catalogue
 from serving.state import views
-from serving.state.views import MOST_HEARD, STAND_STILL_MS, CatalogueView, HistoryView, Views
+from serving.state.views import LONGEST_TITLE, MOST_HEARD, STAND_STILL_MS, CatalogueView, HistoryView, Views
 from streams.messages import Item, StatisticsRow, encode
 from streams.topics import ITEM_STATISTICS
 from tests.unit.serving.worlds import history, no_views
@@ -50,6 +50,19 @@ def test_a_tombstone_and_an_unavailable_item_are_both_down() -> None:
     assert view.unavailable == {"a", "b"}
     view.apply(b"d", encode(Item("d")))
     assert list(reversed(view)) == ["d", "c"], "newest entry first"
+
+
+def test_a_title_is_kept_cut_and_goes_with_its_item():
+    view, without = CatalogueView(), CatalogueView(titles=False)
+    for each in (view, without):
+        each.apply(b"a", encode(Item("a", title="<b>A</b> " + "x" * 1500)))
+    assert view.title("a").startswith("<b>A</b> xxx") and len(view.title("a")) == LONGEST_TITLE
+    assert without.title("a") == view.title("unknown") == ""
+    view.apply(b"a", encode(Item("a")))
+    assert view.title("a") == "", "it has none any more"
+    view.apply(b"a", encode(Item("a", title="A")))
+    view.apply(b"a", None)
+    assert view.title("a") == ""
 
 
 def test_what_is_taken_down_takes_no_room_of_what_is_fresh() -> None:
