@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 15.0
 KEPT = 240  # points: an hour
-SHORTEST_S = 300.0  # that a curve shows, however little is known
+SHORTEST_S = 120.0  # that a curve shows, however little is known
 WIDTH, HEIGHT = 320, 60
 
 

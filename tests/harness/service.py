@@ -41,6 +41,7 @@ from tests.harness.system import cli, process, services, wait_for_health, wait_u
 from tests.harness.traffic import Traffic
 
 DAY_MS = 86_400_000
+SEED = 7
 COMPLETED_S = 18.0
 SERVED_S = 180.0  # much longer than it takes, also on a machine that has too much to do
 READY_S = 180.0
@@ -103,7 +104,7 @@ def train_releases(
     size: Size,
     *,
     now_ms: int,
-    seed: int = 7,
+    seed: int = SEED,
     offsets: Mapping[str, int] | None = None,
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Releases:
