@@ -214,6 +214,7 @@ def test_all_of_it_can_be_done_with_the_keyboard(visit: Visit, console: RunningC
     expect(page.get_by_label("Title or id")).to_be_focused()
     page.keyboard.type("#42")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Items with")
     tab_to(page, "#42")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_contain_text("#42")
