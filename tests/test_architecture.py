@@ -39,7 +39,8 @@ ONLY_IN = {
     "faust": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*"),
 }
 PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
-ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/system", "tests/harness", "tests/harness/crash", "tests/benchmarks")
+ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/benchmarks", "tests/system", "tests/system/console")
+ROOMS_OF_TESTS += ("tests/harness", "tests/harness/console", "tests/harness/crash")
 MAY_SKIP = {"tests/harness/needs.py", "tests/test_architecture.py"}
 
 FOLDER = re.compile(r"(?<![\w./-])(?:infra|models|streams|indexer|serving|tests)/[\w/{},]*")  # as a page names it

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 15.0
 KEPT = 240  # points: an hour
+SHORTEST_S = 120.0  # that a curve shows, however little is known
 WIDTH, HEIGHT = 320, 60
 
 
@@ -58,12 +59,18 @@ class Series:
         return self.points[-1][1] if self.points else None
 
     @property
+    def span_s(self) -> float:
+        """What the curve's whole width stands for."""
+        known_s = self.points[-1][0] - self.points[0][0] if self.points else 0.0
+        return max(SHORTEST_S, known_s)
+
+    @property
     def line(self) -> str:
         """The points of an SVG polyline, the newest at the right end, from 0 to the largest."""
         if len(self.points) < 2:
             return ""
         end_s, most = self.points[-1][0], max(value for _, value in self.points) or 1.0
-        ages = [(end_s - at_s) / (KEPT * EVERY_S) for at_s, _ in self.points]
+        ages = [(end_s - at_s) / self.span_s for at_s, _ in self.points]
         heights = [value / most for _, value in self.points]
         places = zip(ages, heights, strict=True)
         return " ".join(f"{WIDTH * (1 - age):.1f},{HEIGHT * (1 - height):.1f}" for age, height in places)

@@ -27,7 +27,7 @@ from infra.console.catalogue import Catalogue, CatalogueReader
 from infra.console.comparison import gone_from, rows_of
 from infra.console.curves import HEIGHT, WIDTH, Sampler
 from infra.console.neighbours import Neighbour, read_neighbours
-from infra.gateway.access import COOKIE, LOGIN, STYLE
+from infra.gateway.access import COOKIE, ICON, LOGIN, STYLE
 from infra.gateway.bodies import BadRequest, read_events
 from infra.gateway.event_sender import record_of
 from infra.gateway.routes import Asked, Services, Unavailable, ask, ask_history, read_body, send_all, services_of
@@ -44,6 +44,8 @@ DEFAULT_WATCH_S = 60.0
 POLICY = (
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; img-src 'self'"
 )
+# A browser that may tell no page where it comes from calls its forms' origin "null", which is a stranger's.
+HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class Console:
         services = services_of(request)
         about = {"page": name, "catalogue": self.catalogue, "may_write": services.rules.may_write(request.headers)}
         text = self.templates.get_template(f"{name}.html").render(about | shown)
-        policy = {"Content-Security-Policy": POLICY}
-        return Response(text, status_code=status, media_type=MediaType.HTML, headers=policy)
+        return Response(text, status_code=status, media_type=MediaType.HTML, headers=HEADERS)
 
 
 @contextmanager
@@ -157,14 +158,18 @@ def handlers_of(console: Console) -> list[Any]:
         """Give the cookie to who knows the token."""
         return await give_cookie(console, request)
 
-    style = console.templates.get_template("console.css").render()
+    style, image = (console.templates.get_template(name).render() for name in ("console.css", "icon.svg"))
 
     @get(STYLE, media_type=MediaType.CSS, sync_to_thread=False)
     def stylesheet() -> str:
         return style
 
+    @get(ICON, media_type="image/svg+xml", sync_to_thread=False)
+    def icon() -> str:
+        return image
+
     pages = [user_page, item_page, now_page, releases_page, letters_page, login_page]
-    return [*pages, watch, log_in, stylesheet]
+    return [*pages, watch, log_in, stylesheet, icon]
 
 
 async def give_cookie(console: Console, request: Asked) -> Response[str]:

@@ -22,7 +22,8 @@ from infra.platform.settings import Gateway, SettingsError, variable_of
 
 TOKEN_NAMES = frozenset({"token", "access_token", "api_key", "bearer", "authorization"})
 FOREIGN = frozenset({"cross-site", "same-site"})  # values of Sec-Fetch-Site
-CONSOLE, LOGIN, STYLE = "/console", "/console/login", "/console/console.css"
+CONSOLE, LOGIN = "/console", "/console/login"
+STYLE, ICON = "/console/console.css", "/console/icon.svg"
 COOKIE = "nextwatch_console"
 FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})  # a proxy's: from elsewhere
 READING = frozenset({"GET", "HEAD"})
@@ -87,7 +88,7 @@ class AccessRules:
             return foreign
         if not self.token:
             return _refuse_strange_browser(head.headers)
-        if head.path in (LOGIN, STYLE) or self.may_write(head.headers):
+        if head.path in (LOGIN, STYLE, ICON) or self.may_write(head.headers):
             return None
         is_at_home = self.is_local and not FORWARDED & head.headers.keys()
         if head.method in READING and is_at_home and _refuse_strange_browser(head.headers) is None:

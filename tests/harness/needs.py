@@ -45,6 +45,7 @@ LIBFAKETIME = Tool("libfaketime", _faketime, "apt-get install libfaketime, or FA
 DOCKER_COMPOSE = Tool("docker-compose", lambda: shutil.which("docker-compose"), "apt-get install docker-compose")
 SYSTEMD = Tool("systemd-analyze", lambda: shutil.which("systemd-analyze"), "apt-get install systemd")
 NPM = Tool("npm", lambda: shutil.which("npm"), "install Node.js 20 or newer")
+CHROMIUM = Tool("Chromium", lambda: shutil.which("chromium"), "apt-get install chromium")
 OPENSSL = Tool("openssl", lambda: shutil.which("openssl"), "apt-get install openssl")
 CURL = Tool("curl", lambda: shutil.which("curl"), "apt-get install curl")
 LINUX = Tool("Linux", lambda: sys.platform == "linux", "run on Linux", why_not_in_ci="CI may look at macOS too")

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import structs
 
 from infra.local.milvus_server import MilvusServer
 from infra.local.stack import COMMANDS
@@ -39,6 +41,7 @@ from tests.harness.system import cli, process, services, wait_for_health, wait_u
 from tests.harness.traffic import Traffic
 
 DAY_MS = 86_400_000
+SEED = 7
 COMPLETED_S = 18.0
 SERVED_S = 180.0  # much longer than it takes, also on a machine that has too much to do
 READY_S = 180.0
@@ -96,15 +99,23 @@ def train_release(
 
 
 def train_releases(
-    bundles_dir: Path, count: int, size: Size, *, now_ms: int, seed: int = 7, offsets: Mapping[str, int] | None = None
+    bundles_dir: Path,
+    count: int,
+    size: Size,
+    *,
+    now_ms: int,
+    seed: int = SEED,
+    offsets: Mapping[str, int] | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Releases:
-    """`count` bundles, trained on the same watches from other seeds."""
+    """`count` bundles, trained on the same watches from other seeds. `renamed`: other ids for items of the world."""
     world = World(seed=seed, start_ms=now_ms, users=size.users, items=size.items)
-    log = world.past_log(now_ms - 10 * DAY_MS, now_ms, size.watches)
+    new_id = pl.col("item_id").replace(dict(renamed))
+    log = world.past_log(now_ms - 10 * DAY_MS, now_ms, size.watches).with_columns(new_id)
     bundles = [
         train_release(
             log.drop("event_id", "device", "surface"),
-            world.items_frame(now_ms),
+            world.items_frame(now_ms).with_columns(new_id),
             TOWERS.model_copy(update={"dim": size.dim, "seed": number}),
             RANKER.model_copy(update={"seed": number}),
             bundles_dir,
@@ -113,8 +124,10 @@ def train_releases(
         )
         for number in range(1, count + 1)
     ]
-    items = {item.item_id: item for item in world.catalogue(now_ms)}
-    return Releases(bundles, histories_of(log), items)
+    catalogue = [
+        structs.replace(item, item_id=renamed.get(item.item_id, item.item_id)) for item in world.catalogue(now_ms)
+    ]
+    return Releases(bundles, histories_of(log), {item.item_id: item for item in catalogue})
 
 
 def histories_of(log: pl.DataFrame, most: int = 20) -> dict[str, UserHistory]:
@@ -218,6 +231,7 @@ def running_service(
     *,
     servers: Sequence[str] = ("serving",),
     partitions: int = 2,
+    renamed: Mapping[str, str] = MappingProxyType({}),
     **serving: Any,
 ) -> Iterator[Service]:
     """A broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite, the indexer and these servers, all ready and
@@ -229,7 +243,8 @@ def running_service(
         serving=Serving(**({"first": "index", "heartbeat_s": 0.5} | serving)),
         embedded=Embedded(ready_timeout_s=READY_S),
     )
-    trained = train_releases(settings.bundles_dir, releases, size, now_ms=time.time_ns() // 1_000_000)
+    now_ms = time.time_ns() // 1_000_000
+    trained = train_releases(settings.bundles_dir, releases, size, now_ms=now_ms, renamed=renamed)
     with contextlib.ExitStack() as stack:
         settings, _, milvus = stack.enter_context(services(settings))
         traffic = Traffic(settings.kafka)

@@ -192,3 +192,10 @@ def test_the_picture_shows_what_was_printed_and_fetches_nothing():
     svg = draw("\x1b[32mholds\x1b[0m  the reply knows the three watches\n", "make demo, at commit 1234567")
     assert "holds" in svg and "1234567" in svg and svg.startswith("<svg")
     assert not re.search(r"url\([\"']?http|src=|href=", svg)
+
+
+def test_every_picture_of_the_console_is_shown_and_all_of_them_are_small():
+    console = next(page for page in DOCS if page.path.name == "console.md")
+    pictures = sorted((console.path.parent / "console").glob("*.png"))
+    assert pictures and {f"console/{picture.name}" for picture in pictures} <= set(console.links())
+    assert sum(picture.stat().st_size for picture in pictures) < 800_000

@@ -1,6 +1,6 @@
 import pytest
 
-from infra.console.curves import EVERY_S, FIGURES, HEIGHT, KEPT, WIDTH, Figure, Series, mean, total
+from infra.console.curves import EVERY_S, FIGURES, HEIGHT, KEPT, SHORTEST_S, WIDTH, Figure, Series, mean, total
 
 WATCHES = "nextwatch_watches_total"
 
@@ -19,7 +19,16 @@ def test_a_curve_ends_at_the_right_and_its_largest_value_is_at_the_top():
         series.add(at * EVERY_S, float(at))
     places = [tuple(map(float, pair.split(","))) for pair in series.line.split()]
     assert len(places) == KEPT and places[-1] == (WIDTH, 0.0)
-    assert 0 <= places[0][0] < 2 and all(0 <= y <= HEIGHT for _, y in places)
+    assert places[0][0] == 0 and all(0 <= y <= HEIGHT for _, y in places)
+    assert series.span_s == (KEPT - 1) * EVERY_S
+
+
+def test_a_curve_of_a_moment_is_not_drawn_over_the_whole_width():
+    series = Series(Figure("g", "", total("g")))
+    assert series.span_s == SHORTEST_S
+    series.add(0, 1.0)
+    series.add(SHORTEST_S / 4, 1.0)
+    assert series.span_s == SHORTEST_S and series.line == f"{WIDTH * 3 / 4:.1f},0.0 {WIDTH:.1f},0.0"
 
 
 def test_what_is_always_zero_is_a_line_at_the_bottom():

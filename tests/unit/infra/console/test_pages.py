@@ -207,13 +207,25 @@ def test_two_readers_see_what_each_has_asked_for():
 
 def test_every_page_loads_nothing_from_elsewhere_and_runs_no_script():
     async def scene(ask):
-        return [await ask.http.get(path) for path in (*PAGES, "/console/console.css")]
+        return [await ask.http.get(path) for path in (*PAGES, "/console/console.css", "/console/icon.svg")]
 
     for reply in run(scene):
         assert reply.status_code == 200
         policy = reply.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "script-src" not in policy and "unsafe" not in policy
-        assert not re.search(r"(?:src|href)=\"(?!/console)|://|<script| style=", reply.text)
+        text = reply.text.replace('xmlns="http://www.w3.org/2000/svg"', "")  # the name of a language, never fetched
+        assert not re.search(r"(?:src|href)=\"(?!/console)|://|<script| style=", text)
+
+
+def test_a_browser_names_its_origin_to_us_and_to_nobody_else():
+    """Under `no-referrer` it calls the origin of our own forms "null", and we would refuse them."""
+
+    async def scene(ask):
+        form = {"user": "ann", "item": "a", "event_id": "e"}
+        watched = await ask.http.post("/console/watch", data=form, headers=HERE)
+        return [watched, *[await ask.http.get(path) for path in PAGES]]
+
+    assert {reply.headers["referrer-policy"] for reply in run(scene)} == {"same-origin"}
 
 
 # --- who may ------------------------------------------------------------------------------------------------------
