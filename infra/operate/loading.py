@@ -67,6 +67,7 @@ def load_log(
         )
         name, total = settings.kafka.topic_prefix + topics.LOADED_HISTORIES, len(log.user_ids)
         users = send_all(producer, name, histories, lambda done: step("histories", done, total))
+        step("histories", total, total)  # who has watched nothing has none
         counted = trending_of(log, settings, lambda done: step("trending", done, len(log)))
         lists = [Keyed(key, encode(each)) for key, each in counted]
         stale = [Keyed(key, None) for key in sorted(listed(settings.kafka) - {key for key, _ in lists})]
