@@ -49,7 +49,7 @@ def recommend(
         if watch:
             _follow(ask, every_s, as_json=as_json)
         reply = ask()
-    answer(reply, lambda found: Console().print(_shown(found)), as_json=as_json)
+    answer(reply, lambda found: Console().print(shown_reply(found)), as_json=as_json)
     raise typer.Exit(1 if reply.error else 0)
 
 
@@ -97,9 +97,9 @@ def _follow(ask: Callable[[], Any], every_s: float, *, as_json: bool) -> NoRetur
             if as_json:
                 typer.echo(json.dumps(msgspec.to_builtins(reply)))
             elif screen.console.is_terminal:
-                screen.update(_shown(reply, before), refresh=True)
+                screen.update(shown_reply(reply, before), refresh=True)
             else:
-                screen.console.print(_shown(reply, before))
+                screen.console.print(shown_reply(reply, before))
             if reply.error:
                 raise typer.Exit(1)
             before = [item.item_id for item in reply.items]
@@ -121,7 +121,7 @@ def _move(before: int | None, now: int) -> str:
     return f"[green]up {before - now}[/]" if now < before else f"[yellow]down {now - before}[/]"
 
 
-def _shown(reply: Any, before: Sequence[str] | None = None) -> RenderableType:
+def shown_reply(reply: Any, before: Sequence[str] | None = None) -> RenderableType:
     """A reply as a table; `before`: the items of the last one, to mark what has moved."""
     if reply.error:
         return Text.from_markup(f"[red]error[/]: {escape(reply.error)}")

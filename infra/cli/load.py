@@ -14,10 +14,10 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from infra.cli.ask import shown_reply
 from infra.cli.learn import remove_old
-from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json, shortened
+from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json
 from infra.cli.session import Session
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
@@ -58,7 +58,7 @@ def load(
             manifest = train_release(reachable or settings, job, step)
         assert manifest is not None  # it helps nobody else
         with _system(settings, reachable) as running:
-            from infra.operate.loading import load_log, titles_of
+            from infra.operate.loading import load_log
 
             stored = open_log(Path(scratch))
             with progress_bars(quiet=as_json) as step:
@@ -68,7 +68,7 @@ def load(
             shown = user or most_active(stored)
             reply = _ask(running, shown, manifest.version, wait_s)
             report = {"version": manifest.version, "user": shown, "reply": reply} | msgspec.structs.asdict(loaded)
-            _show(report, titles_of(items), as_json=as_json)
+            _show(report, as_json=as_json)
     raise typer.Exit(0 if loaded.taken and reply is not None and not reply.error else 1)
 
 
@@ -111,11 +111,10 @@ def _ask(settings: Settings, user: str, version: str, wait_s: float) -> Any:
         return client.recommend_many([request], timeout_s=ASK_S)[0]
 
 
-def _show(report: dict[str, Any], titles: dict[str, str], *, as_json: bool) -> None:
+def _show(report: dict[str, Any], *, as_json: bool) -> None:
     reply = report["reply"]
     if as_json:
-        item_ids = [item.item_id for item in reply.items] if reply else []
-        print_json(report | {"titles": {item_id: titles.get(item_id) for item_id in item_ids}})
+        print_json(report)
         return
     console = Console()
     told = f"{report['rows']:,} rows of {report['users']:,} users, {report['items']:,} items"
@@ -125,10 +124,5 @@ def _show(report: dict[str, Any], titles: dict[str, str], *, as_json: bool) -> N
     if reply is None:
         console.print("[red]no server answers from the release yet[/]: does `nextwatch serve` run?")
         return
-    table = Table("rank", "item", "title", "source", "expected watch", box=None, pad_edge=False)
-    for item in reply.items:
-        title = titles.get(item.item_id, "")
-        seconds = "" if item.expected_watch_s is None else f"{item.expected_watch_s:.0f} s"
-        table.add_row(str(item.rank), escape(item.item_id), escape(shortened(title)), item.source, seconds)
-    console.print(f"\nfor {escape(report['user'])}, {reply.history_watches} watches known:", highlight=False)
-    console.print(table)
+    console.print(f"\nfor {escape(report['user'])}:", highlight=False)
+    console.print(shown_reply(reply))

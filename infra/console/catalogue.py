@@ -136,7 +136,7 @@ class CatalogueReader:
     @property
     def catalogue(self) -> Catalogue:
         with self._lock:
-            if not self._thread.is_alive() and not self._stop.is_set():
+            if self._thread.ident is None and not self._stop.is_set():
                 self._thread.start()
         return self._catalogue
 
@@ -151,7 +151,7 @@ class CatalogueReader:
             try:
                 for record in self._records():
                     self._catalogue.apply(record)
-            except KafkaError as error:
+            except (KafkaError, LookupError) as error:  # no broker, or no topic yet
                 log.warning("the catalogue cannot be read", error=str(error))
                 self._stop.wait(waits.next())
 

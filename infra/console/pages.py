@@ -190,7 +190,7 @@ async def show_item(console: Console, request: Asked, item: str, search: str) ->
     if item:
         try:
             neighbours = await asyncio.to_thread(read_neighbours, services_of(request).settings, item)
-        except (IndexFailure, KafkaError) as error:
+        except (IndexFailure, KafkaError, LookupError) as error:
             problem = f"neighbours are not known: {error}"
     shown: dict[str, Any] = {"item_id": item, "search": search, "found": found, "problem": problem}
     shown |= {"item": catalogue.item(item), "counts": catalogue.counts(item), "row": catalogue.learnt_row(item)}

@@ -110,14 +110,6 @@ def _committed(kafka: Kafka, partitions: Iterable[int]) -> dict[int, int]:
         return dict.fromkeys(partitions, 0)
 
 
-def titles_of(items: Path | None) -> dict[str, str]:
-    """By item the title, where the catalogue has one."""
-    catalogue = read_items(items) if items is not None else pl.DataFrame()
-    if "title" not in catalogue.columns:
-        return {}
-    return dict(catalogue.select("item_id", "title").drop_nulls().iter_rows())
-
-
 def _send_items(producer: KafkaProducer, kafka: Kafka, catalogue: pl.DataFrame, step: Step) -> int:
     messages: Any = (Keyed(key, encode(item)) for key, item in item_messages(catalogue))
     return send_all(

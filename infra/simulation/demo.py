@@ -20,12 +20,12 @@ from rich.console import Console
 
 from infra.local.stack import gateway_address, running_stack
 from infra.operate.loading import load_log
-from infra.operate.progress import progress_bars
+from infra.operate.progress import no_progress, progress_bars
 from infra.operate.status import read_status
 from infra.operate.training import TrainingJob, train_release
 from infra.platform.kafka_clients import client_options
 from infra.platform.settings import Settings
-from infra.simulation.demo_context import Claims, DemoContext, go_live
+from infra.simulation.demo_context import CANDIDATES, Claims, DemoContext, go_live
 from infra.simulation.demo_freshness import how_fresh
 from infra.simulation.demo_newcomer import a_new_video_finds_its_fans
 from infra.simulation.demo_ranking import the_ranker_is_worth_seconds
@@ -39,7 +39,6 @@ from nextwatch_client import RecommendClient
 DAY_MS = 24 * 3600 * 1000
 PAST_DAYS, PAST_WATCHES = 10, 30_000
 SHOWN_DAYS, PAST_LISTS = 4, 1_000  # of 20 videos
-CANDIDATES = 500  # asked for, so that the whole order of the candidates is seen
 REQUESTS_PER_S, WATCHES_PER_S = 4.0, 50.0  # of the world, beside what the scenes do
 TAKEN_WITHIN_S = 60.0
 # So that a minute and a half are enough: less training than `nextwatch train` does, and no validation days.
@@ -57,7 +56,7 @@ def run_demo(settings: Settings, *, seed: int, keep: bool, data_dir: Path | None
         console.print("starting broker, Milvus and all workers, and training on the world's past meanwhile ...")
         world = World(seed=seed, start_ms=now_ms(), events_per_s=WATCHES_PER_S)
         past, job = _written_down(world, Path(scratch))
-        training = pool.submit(train_release, settings, job, _silent)
+        training = pool.submit(train_release, settings, job, no_progress)  # nobody looks while the services start
         with (
             running_stack(settings, _quiet(console), is_limited=True) as (reachable, supervisor),
             RecommendClient(client_options(reachable.kafka)) as client,
@@ -135,10 +134,6 @@ def _demo_settings(settings: Settings, place: Path) -> Settings:
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}
     return settings.model_copy(update={"data_dir": place} | sections)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """The training's progress: nobody looks while the services start."""
 
 
 def _quiet(console: Console) -> Callable[[str, str], None]:

@@ -20,6 +20,9 @@ from models.release.bundle import Manifest
 from nextwatch_client import RecommendClient, Recommended, RecommendReply, RecommendRequest
 from streams.kafka.releases import wait_until_served
 
+CANDIDATES = 500  # asked for, so that the whole order of the candidates is seen
+SHOWN = 20  # of these people are shown so many
+TWO_SIDED = 1.96  # standard errors on either side of a 95 % interval
 ASKED_WITHIN_S = 15.0
 LIVE_WITHIN_S = 60.0
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
-from infra.simulation.demo_context import Claims, DemoContext, retrieved
+from infra.simulation.demo_context import CANDIDATES, TWO_SIDED, Claims, DemoContext, retrieved
 from infra.simulation.simulated_traffic import now_ms, wait_for
 from models.arrays import Doubles
 from nextwatch_client import RecommendReply
 
 CROWD, COMPARED = 5, 100
-ALL = 500  # candidates; who is not among them stands behind
 LEARNT_WITHIN_S = 10.0
-CONFIDENCE = 0.975  # of a two-sided interval of .95
 
 
 class Advantage(NamedTuple):
@@ -45,13 +42,13 @@ def a_new_video_finds_its_fans(demo: DemoContext, claims: Claims) -> None:
         demo.traffic.watch(fan, item.item_id)
 
     def places(viewers: list[str]) -> Doubles:
-        replies = demo.ask_many(viewers, ALL)
-        return np.array([ALL if (at := place_of(reply, item.item_id)) is None else at for reply in replies], np.float64)
+        found = [place_of(reply, item.item_id) for reply in demo.ask_many(viewers, CANDIDATES)]
+        return np.array([CANDIDATES if at is None else at for at in found], np.float64)
 
-    wait_for(lambda: bool((places(fans[:10]) < ALL).any()), LEARNT_WITHIN_S, every_s=0.2)
+    wait_for(lambda: bool((places(fans[:10]) < CANDIDATES).any()), LEARNT_WITHIN_S, every_s=0.2)
     theirs, elsewhere = places(fans), places(others)
     console.print(
-        f"{item.item_id} is new; {CROWD} fans watched it. Its median place among {ALL} candidates: "
+        f"{item.item_id} is new; {CROWD} fans watched it. Its median place among {CANDIDATES} candidates: "
         f"{_told(theirs)} for {COMPARED} other fans, {_told(elsewhere)} for {COMPARED} who do not care for it.",
         highlight=False,
     )
@@ -73,10 +70,10 @@ def advantage(first: Doubles, second: Doubles) -> Advantage:
     wins = (first[:, None] < second[None, :]) + 0.5 * (first[:, None] == second[None, :])
     value = float(wins.mean())
     variance = wins.mean(axis=1).var(ddof=1) / len(first) + wins.mean(axis=0).var(ddof=1) / len(second)
-    reach = float(norm.ppf(CONFIDENCE)) * float(np.sqrt(variance))
+    reach = TWO_SIDED * float(np.sqrt(variance))
     return Advantage(value, value - reach, value + reach)
 
 
 def _told(places: Doubles) -> str:
     middle = float(np.median(places))
-    return "not among them" if middle >= ALL else f"{middle:.0f}"
+    return "not among them" if middle >= CANDIDATES else f"{middle:.0f}"

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.operate.progress import progress_bars
-from infra.simulation.demo_context import Claims, DemoContext, retrieved
+from infra.simulation.demo_context import CANDIDATES, SHOWN, Claims, DemoContext, retrieved
 from infra.simulation.simulated_traffic import now_ms
 from models.arrays import Doubles
 from models.evaluation.comparison import Ratio, estimate
 from nextwatch_client import Recommended
 
-CANDIDATES = 500  # asked for, so that all orders are exact
-SHOWN = 20  # of these people are shown so many
 VIEWERS = 120  # that the ranker is measured on
 TOGETHER = 10  # requests under way while measuring
 

@@ -17,17 +17,16 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from infra.simulation.demo_context import Claims, DemoContext
+from infra.simulation.demo_context import SHOWN, TWO_SIDED, Claims, DemoContext
 from models.evaluation.comparison import mean
 from nextwatch_client import RecommendReply
 
-VIEWERS, SHOWN, WATCHED = 40, 20, 3
+VIEWERS, WATCHED = 40, 3
 LEAST = 4  # of the shown, of the channel or its companions
 LEAST_VIDEOS, LEAST_WATCHES = 10, 300  # of a channel that somebody watches, in the past
 LEAST_HISTORY = 3
 COMPANIONS, LEAST_SHARE = 9, 0.002  # the channels with the largest lift, of those with such a share of all watches
 SETTLED_S = 1.0
-TWO_SIDED = 1.96  # standard errors of a 95 % interval
 
 
 class Visit(NamedTuple):

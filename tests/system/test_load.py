@@ -123,7 +123,7 @@ def test_one_command_trains_tells_and_shows_a_list_with_titles_without_a_broker(
     known = newest_of(system.log, ODD[0], 10)
     shown = {item["item_id"] for item in reply["items"]}
     assert reply["history_watches"] == len(known) and shown and not shown & set(known)
-    titles = {item: title for item, title in report["titles"].items() if item != ITEM_IDS[0]}
+    titles = {item["item_id"]: item["title"] for item in reply["items"] if item["item_id"] != ITEM_IDS[0]}
     assert titles == {item: f"Film {ITEM_IDS.index(item)}" for item in titles}
 
 

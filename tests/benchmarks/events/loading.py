@@ -112,7 +112,8 @@ def _loaded(own: Settings, broker: Broker, log: Path, items: Path) -> Spent:
             found.append(load_log(settings, stored, items=items, wait_s=PATIENCE_S))
 
         spent = _spent(load, worker, broker)
-        assert found[0].taken and not cluster.total(TRAINING_EXAMPLES), "all is taken in, and nothing is to be learnt"
+        assert found[0].taken and found[0].rows == len(stored) and found[0].users, "all is told"
+        assert not cluster.total(TRAINING_EXAMPLES), "nothing is to be learnt"
     return spent
 
 

@@ -60,14 +60,13 @@ class Connections:
         for _ in range(count):
             self._free.put(http.client.HTTPConnection(gateway.address.removeprefix("http://"), timeout=60))
 
-    def ask(self, method: str, path: str, body: str | None = None) -> int:
-        """Return the status."""
+    def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+        """Return status and body."""
         connection = self._free.get()
         try:
             connection.request(method, path, body)
             reply = connection.getresponse()
-            reply.read()
-            return reply.status
+            return reply.status, reply.read()
         finally:
             self._free.put(connection)
 
@@ -124,7 +123,8 @@ def add(found: Found, more: Found) -> None:
 
 def ask_http(connections: Connections, users: Sequence[str], concurrency: int) -> Found:
     def one(user: str) -> bool:
-        return connections.ask("GET", f"/recommend/{user}") == 200
+        status, body = connections.ask("GET", f"/recommend/{user}")
+        return status == 200 and b'"item_id"' in body
 
     return timed(one, users, concurrency)
 
@@ -132,13 +132,14 @@ def ask_http(connections: Connections, users: Sequence[str], concurrency: int) -
 def ask_kafka(client: RecommendClient, users: Sequence[str], concurrency: int) -> Found:
     def one(user: str) -> bool:
         request = RecommendRequest(uuid.uuid4().hex, user)
-        return client.result(client.submit(request), request, 30.0).error is None
+        reply = client.result(client.submit(request), request, 30.0)
+        return reply.error is None and bool(reply.items)
 
     return timed(one, users, concurrency)
 
 
 def timed(one: Callable[[str], bool], users: Sequence[str], concurrency: int) -> Found:
-    """Ask for all users, so many at a time. Raises RuntimeError when one is not answered."""
+    """Ask for all users, so many at a time. Raises RuntimeError when one has no list."""
 
     def clocked(user: str) -> float:
         began_s = time.perf_counter()
@@ -181,7 +182,7 @@ def add_watches_and_outage(report: Report, data_dir: Path, away_s: float) -> Non
 
 def post(gateway: RunningGateway, bodies: Sequence[str], concurrency: int) -> Found:
     with contextlib.closing(Connections(gateway, concurrency)) as connections:
-        return timed(lambda body: connections.ask("POST", "/watches", body) == 202, bodies, concurrency)
+        return timed(lambda body: connections.ask("POST", "/watches", body)[0] == 202, bodies, concurrency)
 
 
 def body_of(number: int, at_once: int) -> str:

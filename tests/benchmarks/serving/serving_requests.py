@@ -49,10 +49,10 @@ class Measured:
 
 
 def measure(report: Report, quick: bool) -> None:
-    """Whole requests by stage, beside broker, bare search and bare pass in turns; on Milvus Lite or MILVUS_URI."""
+    """Whole requests by stage, beside broker, bare search and bare pass; on Milvus Lite or NEXTWATCH_TEST_MILVUS."""
     rounds, requests = (QUICK_ROUNDS, QUICK_REQUESTS) if quick else (ROUNDS, REQUESTS)
     small = small_release(quick)
-    where = "a Milvus server" if "MILVUS_URI" in os.environ else "Milvus Lite"
+    where = "a Milvus server" if "NEXTWATCH_TEST_MILVUS" in os.environ else "Milvus Lite"
     report.title = f"serving requests: 500 candidates, closed loop, {rounds} rounds in turns, {where} (FLAT) first"
     report.note(f"{NOTICE}; {note_of(small)}")
     report.note(f"serving.search_s {PATIENT_S:.0f} and clients that wait {PATIENT_S * 3:.0f} s: nothing is shed")

@@ -92,9 +92,9 @@ NO_LOAD = Load([], [], 0.0)
 
 @contextlib.contextmanager
 def ground(small: Bundle, **sections: dict[str, Any]) -> Iterator[Ground]:
-    """Services, topics and an indexer; no release is announced yet. MILVUS_URI: the collection is on that server."""
+    """Services, topics and an indexer; no release is announced yet. On NEXTWATCH_TEST_MILVUS, where it is set."""
     with temporary_settings(**sections) as own, services(own) as (given, _, milvus):
-        settings = with_section(given, "milvus", uri=os.environ.get("MILVUS_URI", given.milvus.uri))
+        settings = with_section(given, "milvus", uri=os.environ.get("NEXTWATCH_TEST_MILVUS", given.milvus.uri))
         with running(settings, ["indexer"]):
             yield Ground(settings, milvus, small, [])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from infra.operate.loading import listed, load_log, titles_of
+from infra.operate.loading import listed, load_log
 from infra.operate.sending import SendError
 from infra.platform.settings import Settings
 from models.logs.stored_log import StoredLog, store_frame
@@ -65,10 +65,3 @@ def test_topics_of_before_are_named_with_the_command_that_makes_what_is_missing(
 ):
     with pytest.raises(SendError, match=r"-loaded-histories: missing \(nextwatch topics --create\)"):
         load_log(kafka_settings, log_of(tmp_path, "de"), wait_s=0)
-
-
-def test_titles_are_those_that_the_catalogue_has(tmp_path: Path):
-    pl.DataFrame({"item_id": ["x", "y"], "title": ["A film", None]}).write_csv(tmp_path / "items.csv")
-    pl.DataFrame({"item_id": ["x"]}).write_csv(tmp_path / "bare.csv")
-    assert titles_of(tmp_path / "items.csv") == {"x": "A film"}
-    assert titles_of(tmp_path / "bare.csv") == titles_of(None) == {}

@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from infra.simulation.demo_context import SHOWN
 from infra.simulation.demo_freshness import quantiles
 from infra.simulation.demo_newcomer import advantage, place_of
-from infra.simulation.demo_ranking import SHOWN, Measured, gain_of, three_orders
+from infra.simulation.demo_ranking import Measured, gain_of, three_orders
 from infra.simulation.demo_session import COMPANIONS, LEAST_VIDEOS, LEAST_WATCHES, companions_of
 from nextwatch_client import Recommended, RecommendReply
 
