@@ -11,6 +11,7 @@ WHY = {
     "two_tower": "fits what this user watched",
     "similar": "like the last completed watch",
     "trending": "watched by many now",
+    "popular": "watched by many, as the release knows",
     "fresh": "new",
     "pinned": "pinned to the top",
     "catalogue": "may be shown, where nothing else is left",

@@ -1,5 +1,7 @@
-from infra.console.comparison import gone_from, rows_of
+from infra.console.comparison import WHY, gone_from, rows_of
+from models.ranking.ranking_batch import SOURCES
 from nextwatch_client import Recommended
+from serving.request.backfill import CATALOGUE, POPULAR
 
 
 def listed(*ids: str) -> list[Recommended]:
@@ -29,3 +31,7 @@ def test_of_a_source_without_words_the_name_is_told():
 def test_an_item_whose_place_was_drawn_says_so():
     [row] = rows_of([Recommended("a", 1, "two_tower", probability=0.1)])
     assert "drawn" in row.why
+
+
+def test_every_source_of_serving_has_words():
+    assert {*SOURCES, POPULAR, CATALOGUE} - {""} <= set(WHY)
