@@ -41,8 +41,8 @@ from streams.topics import (
 )
 from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
-from tests.harness.needs import require_kafka
 from tests.harness.deployed.prometheus import expressions_of_panels, scraping
+from tests.harness.needs import require_kafka
 from tests.harness.system import (
     ALL,
     Cluster,

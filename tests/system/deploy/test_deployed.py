@@ -49,7 +49,7 @@ def test_what_is_deployed_starts_and_answers_its_probes(kafka: str, milvus_uri: 
         "NEXTWATCH_KAFKA__TOPIC_PREFIX": own.topic_prefix,
         "NEXTWATCH_GATEWAY__TOKEN": token,
         "NEXTWATCH_GATEWAY__PORT": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")])),
     }
     [job] = of_kind(objects, "Job").values()
     environ = ours | processes[0].environ | here | more | {"NEXTWATCH_DATA_DIR": str(tmp_path / "topics")}
