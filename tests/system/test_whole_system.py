@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import struct
 import threading
 import time
@@ -40,6 +41,8 @@ from streams.topics import (
 )
 from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.conftest import on_both_brokers
+from tests.harness.deployed.prometheus import expressions_of_panels, scraping
+from tests.harness.needs import require_kafka
 from tests.harness.system import (
     ALL,
     Cluster,
@@ -70,6 +73,12 @@ from tests.harness.traffic import (
 pytestmark = on_both_brokers
 
 PARTITIONS = 2
+SCORES = {"nextwatch_score_drift_psi", "nextwatch_score_shift_deviations"}  # there once hundreds of lists were ranked
+MISHAPS = {  # counted again and again for as long as one lasts, and not before; no gateway runs here
+    "nextwatch_send_retries_total",
+    "nextwatch_releases_refused_total",
+    "nextwatch_gateway_requests_total",
+}
 EVERYTHING = CHANNELS * PER_CHANNEL + 50  # more than there are items
 MODEL = Model(dim=16, hidden=(32,), negatives=256, batch=128, epochs=10)
 RANKER = Ranker(hidden=(8,), members=1, epochs=1)
@@ -370,6 +379,30 @@ def test_every_process_serves_metrics_that_parse_under_the_names_of_the_one_page
         samples = [sample for family in families.values() for sample in family.samples]
         labels = {value for sample in samples for value in sample.labels.values()}
         assert not any(value.startswith(("viewer-", "past-", "c5-")) for value in labels), "no user, no item"
+
+
+def test_prometheus_has_data_for_every_alarm_and_every_panel(system, broker, tmp_path):
+    require_kafka(broker.kind, "one system is enough to be scraped")
+    targets = system.settings.run_dir / "prometheus-targets.json"
+    with scraping(targets, tmp_path) as prometheus:
+        wait_until(lambda: len(prometheus.query("up == 1")) == len(ALL), "every process scraped", 30)
+        viewer = system.viewer(2)
+
+        missing = set[str]()
+        for _ in range(15):
+            system.traffic.watch(viewer, item_id(2, 4))
+            system.traffic.send(WATCH_EVENTS, viewer, b"no watch at all")
+            system.recommend(viewer)
+            missing = {each for each in expressions_of_panels("10s") if not prometheus.query(each)}
+            if missing <= SCORES:
+                break
+            time.sleep(1)
+        assert missing <= SCORES, "a panel that draws nothing"
+        rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+        assert len(rules) > 30 and not [rule for rule in rules if rule["health"] != "ok"]
+        names = set(re.findall(r"nextwatch_\w+", " ".join(rule["query"] for rule in rules)))
+        without = {name for name in names if not prometheus.query(name)}
+        assert without <= SCORES | MISHAPS, "an alarm that looks at nothing"
 
 
 def test_the_commands_of_the_readme_speak_to_the_running_system(system):

@@ -137,7 +137,8 @@ def run(*command: str) -> str:
 
 
 def test_prometheus_accepts_its_configuration_and_every_rule(promtool: str):
-    assert f"{len(RULES)} rules found" in run(promtool, "check", "config", str(INFRA / "prometheus.yml"))
+    for name in ("prometheus.yml", "prometheus-compose.yml"):
+        assert f"{len(RULES)} rules found" in run(promtool, "check", "config", str(INFRA / name))
 
 
 def test_every_alarm_fires_when_it_should_and_is_silent_when_it_should(promtool: str):

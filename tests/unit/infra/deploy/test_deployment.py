@@ -102,8 +102,10 @@ def test_a_composed_process_is_restarted_watched_and_kept_small() -> None:
         assert service["read_only"] and service["cap_drop"] == ["ALL"]
         assert int(service["stop_grace_period"].removesuffix("s")) > STOP_S
         assert service["security_opt"] == ["no-new-privileges:true"]
-    volumes = [volume.partition(":")[0] for each in COMPOSE["services"].values() for volume in each.get("volumes", ())]
-    assert set(volumes) == set(COMPOSE["volumes"])
+    mounted = [volume.partition(":")[0] for each in COMPOSE["services"].values() for volume in each.get("volumes", ())]
+    files = [INFRA / each for each in mounted if each.startswith(".")]
+    assert files and all(file.is_file() for file in files), "they lie beside the compose file"
+    assert {each for each in mounted if not each.startswith(".")} == set(COMPOSE["volumes"])
 
 
 def test_a_composed_process_is_asked_where_it_listens(tmp_path: Path) -> None:

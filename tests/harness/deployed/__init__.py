@@ -1,0 +1,1 @@
+"""What deploys and watches us: the manifests as data, and a real Prometheus."""
