@@ -52,6 +52,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "fuzz": "reliability.fuzz:measure",
     "outages": "reliability.outages:measure",
     "crash random": "reliability.crash:measure_random",
+    "crash verdict": "reliability.crash_verdict:measure",
     "crash recovery": "reliability.crash:measure_recovery",
 }
 NAMES = tuple(dict.fromkeys(table.split()[0] for table in TABLES))

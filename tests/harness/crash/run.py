@@ -6,9 +6,10 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -90,6 +91,9 @@ class Run:
         """Announce the next release, as `nextwatch train` does; its version."""
         self.live += 1
         manifest = self.releases.bundles[self.live].manifest
+        bundles_dir = self.system.settings.bundles_dir
+        bundles_dir.mkdir(parents=True, exist_ok=True)
+        (trained_dir(self.system.settings) / manifest.version).rename(bundles_dir / manifest.version)
         self.say(f"release {self.live + 1} published")
         announce(self.system.settings.kafka, published(manifest))
         return manifest.version
@@ -120,15 +124,27 @@ def settings_for(data_dir: Path) -> Settings:
     )
 
 
-def run_crashes(scale: Scale, script: Script, data_dir: Path, seed: int, say: Callable[[str], None]) -> Outcome:
-    """The whole run; what became of it."""
+def trained_dir(settings: Settings) -> Path:
+    """Where releases wait to be published: `up` announces the newest that it finds among the bundles by itself."""
+    return settings.data_dir / "trained"
+
+
+def run_crashes(
+    scale: Scale,
+    script: Script,
+    data_dir: Path,
+    seed: int,
+    say: Callable[[str], None],
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Outcome:
+    """The whole run; what became of it. `more` variables are given to every process."""
     began_s = time.monotonic()
     settings = settings_for(data_dir)
     offsets = {f"{topics.TRAINING_EXAMPLES}/0": 0}  # so each release learns everything, from the first example on
-    with supervised(settings) as system:
+    with supervised(settings, more) as system:
         say("training the releases while everything starts")
         releases = train_releases(
-            settings.bundles_dir, scale.releases, scale.size, now_ms=now_ms(), seed=seed, offsets=offsets
+            trained_dir(settings), scale.releases, scale.size, now_ms=now_ms(), seed=seed, offsets=offsets
         )
         killer = Killer(system, seed, say)
         killer.wait_ready()

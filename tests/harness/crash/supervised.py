@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from infra.local.broker import answers
 from infra.local.processes import process_environ
@@ -31,10 +32,11 @@ GONE_S = 90.0
 class Supervised:
     """Started, killed and started again on one data directory and the same two ports.
 
-    `settings` reach what runs; `faults` is where points are armed.
+    `settings` reach what runs; `faults` is where points are armed; `more` variables are given to every process.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, more: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._more = more
         ports = {name: free_port(0, f"embedded.{name}") for name in ("kafka_port", "milvus_port")}
         own = with_section(settings, "embedded", ready_timeout_s=READY_S, **ports)
         self._own = with_section(own, "gateway", port=0)
@@ -49,7 +51,7 @@ class Supervised:
 
     def start(self) -> None:
         """Start `up`; it is not waited for."""
-        environ = process_environ(self._own, os.environ) | {fault_points.VARIABLE: str(self.faults)}
+        environ = process_environ(self._own, os.environ) | {fault_points.VARIABLE: str(self.faults)} | self._more
         with self._log.open("ab") as output:
             self._up = subprocess.Popen(
                 cli("up"), env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
@@ -138,9 +140,9 @@ class Supervised:
 
 
 @contextlib.contextmanager
-def supervised(settings: Settings) -> Iterator[Supervised]:
+def supervised(settings: Settings, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Supervised]:
     """`up`, started; whatever ends the block, nothing is left."""
-    running = Supervised(settings)
+    running = Supervised(settings, more)
     running.start()
     try:
         yield running
