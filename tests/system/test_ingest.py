@@ -1,0 +1,129 @@
+"""`nextwatch ingest` on a real broker: topics of a team become ours, and a killed process loses and doubles nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+
+from infra.local.stack import INGEST
+from infra.platform.fault_points import DIED, VARIABLE
+from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.settings import Ingest, Settings
+from infra.platform.topic_mappings import TopicMapping
+from streams.messages import Context, DeadLetter, Item, WatchEvent, decode
+from streams.topics import DEAD_LETTERS, ITEMS, WATCH_EVENTS, partition_of
+from tests.harness.system import cli, own_settings, process, read_metrics, wait_for_health, wait_until
+from tests.harness.traffic import Reader, now_ms
+
+PARTITIONS = 2
+COMMAND = cli(*INGEST["ingest"])
+
+
+class Theirs:
+    """The topics of a team, under names of this test's own."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = kafka_python_options(settings.kafka)
+        self.plays, self.videos = (settings.kafka.topic_prefix + name for name in ("acme.plays", "acme.videos"))
+        with closing(KafkaAdminClient(**options)) as admin:
+            admin.create_topics({name: {"num_partitions": PARTITIONS} for name in (self.plays, self.videos)})
+        self._producer = KafkaProducer(**options)
+
+    def send(self, topic: str, value: Any, key: str | None = None) -> Any:
+        encoded = value if isinstance(value, bytes | None) else json.dumps(value).encode()
+        return self._producer.send(topic, encoded, key=None if key is None else key.encode()).get(timeout=30)
+
+    def play(self, number: int, **change: Any) -> Any:
+        """The place of one play that ended."""
+        told = {"type": "end", "viewer": {"id": number % 7}, "video": f"v{number}", "ts": now_ms() / 1000, "ms": 31_500}
+        return self.send(self.plays, told | change)
+
+    def id_of(self, place: Any) -> str:
+        """The id of the watch that the play at this place becomes."""
+        return f"{self.plays}/{place.partition}/{place.offset}"
+
+    def close(self) -> None:
+        self._producer.close()
+
+
+@pytest.fixture(scope="module")
+def ground(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Theirs]]:
+    settings = own_settings(kafka, tmp_path_factory.mktemp("ingest"))
+    with closing(Theirs(settings)) as theirs:
+        plays = TopicMapping(
+            topic=theirs.plays,
+            becomes="watch-events",
+            fields={"user_id": "viewer.id", "item_id": "video", "event_ms": "ts", "watch_s": "ms"},
+            values={"context.device": "tv"},
+            units={"event_ms": "s", "watch_s": "ms"},
+            only={"type": "end"},
+        )
+        videos = TopicMapping(topic=theirs.videos, becomes="items", fields={"item_id": "$key", "title": "name"})
+        yield settings.model_copy(update={"ingest": Ingest(topics=(plays, videos))}), theirs
+
+
+def watches(settings: Settings) -> Reader:
+    return Reader(settings.kafka, WATCH_EVENTS)
+
+
+def read(settings: Settings, topic: str, count: int) -> list[Any]:
+    with closing(Reader(settings.kafka, topic)) as reader:
+        return reader.until(lambda found: found if len(found) >= count else [], f"{count} records of {topic}")
+
+
+def test_their_topics_become_ours_and_what_cannot_is_a_dead_letter(ground: tuple[Settings, Theirs]):
+    settings, theirs = ground
+    place = theirs.play(1)
+    theirs.play(2, type="pause")
+    refused = theirs.play(3, viewer={"id": None})
+    garbled = theirs.send(theirs.plays, b"\xff{")
+    for title in ("cats", "dogs"):
+        theirs.send(theirs.videos, {"name": title}, key="v1")
+    theirs.send(theirs.videos, None, key="v1")
+    with process(settings, "ingest", COMMAND) as ingest:
+        wait_for_health(settings, ingest)
+        watch, items = read(settings, WATCH_EVENTS, 1), read(settings, ITEMS, 3)
+        letters = [decode(DeadLetter, each.value) for each in read(settings, DEAD_LETTERS, 2)]
+        wait_until(lambda: sent_and_lag(settings) == (1, 0), "metrics of what was done", 15)
+    found = decode(WatchEvent, watch[0].value)
+    assert found.event_id == theirs.id_of(place)
+    assert (found.user_id, found.item_id, found.watch_s, found.context) == ("1", "v1", 31.5, Context(device="tv"))
+    assert (watch[0].key, watch[0].partition) == (b"1", partition_of("1", settings.kafka.partitions))
+    assert [each.value and decode(Item, each.value).title for each in items] == ["cats", "dogs", None]
+    codes = {(each.partition, each.offset): each.code for each in letters}
+    assert codes == {(refused.partition, refused.offset): "missing", (garbled.partition, garbled.offset): "malformed"}
+    assert {each.topic for each in letters} == {f"ingest/{theirs.plays}"}
+    assert next(each for each in letters if each.code == "malformed").value == b"\xff{", "nothing is lost"
+
+
+def sent_and_lag(settings: Settings) -> tuple[float, float]:
+    page = read_metrics(settings, "ingest")
+    lags = [value for sample, value in page.items() if sample.startswith("nextwatch_consumer_lag_messages{")]
+    return page.get(f'nextwatch_messages_sent_total{{topic="{WATCH_EVENTS}"}}', 0), sum(lags)
+
+
+def test_a_process_that_is_killed_before_it_commits_loses_nothing_and_repeats_only_ids_that_are_known(
+    ground: tuple[Settings, Theirs], tmp_path: Path
+):
+    settings, theirs = ground
+    ids = {theirs.id_of(theirs.play(number)) for number in range(40)}
+    point = "ingest: events sent"
+    (tmp_path / point).write_text("1")
+    with process(settings, "ingest", COMMAND, {VARIABLE: str(tmp_path)}):
+        wait_until((tmp_path / f"{point}{DIED}").exists, "its death", 30)
+    with process(settings, "ingest", COMMAND, {VARIABLE: str(tmp_path)}), closing(watches(settings)) as reader:
+        ids.add(theirs.id_of(theirs.play(99)))
+
+        def of_every_play(found: list[Any]) -> Counter[str]:
+            times = Counter(decode(WatchEvent, each.value).event_id for each in found)
+            return Counter({each: times[each] for each in ids}) if ids <= times.keys() else Counter()
+
+        times = reader.until(of_every_play, "every play")
+    assert max(times.values()) == 2, "it died after it had sent, so it sent again, under the same id"
