@@ -7,14 +7,15 @@ and is not held against its schema: what we need of it the mapping checks.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from infra.platform.settings import SettingsError
-from streams.ingest.registry import Registry
+from streams.ingest.registry import Registry, Waiting
 from streams.messages import Refused
 
 Decode = Callable[[bytes], Any]
@@ -62,6 +63,20 @@ def split(raw: bytes) -> tuple[int, bytes]:
     if len(raw) < HEAD or raw[0] != 0:
         raise Refused("malformed", "no schema id in front (Confluent's wire format: byte 0, then four of the id)")
     return int.from_bytes(raw[1:HEAD], "big"), raw[HEAD:]
+
+
+def guessed(raws: Sequence[bytes], registry: Registry | None) -> tuple[str, list[Any]]:
+    """The first format that all of these can be read in, and what they say. Raises SettingsError where there is
+    none."""
+    tried = ["json"] if not all(raw[:1] == b"\0" for raw in raws) else ["json-schema"]
+    if tried == ["json-schema"] and registry is not None:
+        tried = ["avro", "protobuf", "json-schema"]
+    for name in tried:
+        decode = decoder_of(name, registry)
+        with contextlib.suppress(Refused, Waiting):
+            return name, [decode(raw) for raw in raws]
+    needs = "" if registry is not None or tried == ["json"] else "; if they have schemas, set ingest.registry_url"
+    raise SettingsError(f"the records are neither {' nor '.join(tried)}{needs}")
 
 
 _JSON = msgspec.json.Decoder()

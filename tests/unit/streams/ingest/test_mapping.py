@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -281,6 +281,7 @@ trees = st.recursive(
 FIELDS = ("user_id", "item_id", "event_ms", "watch_s", "duration_s", "context.signed_in", "context.age")
 
 
+@settings(deadline=None)
 @given(
     value=st.dictionaries(st.sampled_from("abcdefg"), trees) | trees,
     key=trees,
@@ -303,6 +304,7 @@ def test_whatever_a_record_holds_it_is_a_message_passed_over_or_refused(value, k
         assert mapped is None or 0 < len(mapped.key) <= 256
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters='".$'), min_size=1), min_size=1, max_size=4))
 def test_any_name_can_be_written_as_a_path(names: list[str]):
     assert steps_of(".".join(names)) == steps_of(".".join(f'"{name}"' for name in names)) == tuple(names)
