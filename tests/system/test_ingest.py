@@ -28,6 +28,8 @@ from tests.harness.schema_registry import SchemaRegistry, framed, running_regist
 from tests.harness.system import cli, own_settings, process, read_metrics, try_cli, wait_for_health, wait_until
 from tests.harness.traffic import Reader, now_ms
 
+pytestmark = needs(FASTAVRO)
+
 PARTITIONS = 2
 AVRO = {
     "type": "record",
@@ -155,7 +157,6 @@ def test_their_topics_become_ours_and_what_cannot_is_a_dead_letter(ground: tuple
     assert next(each for each in letters if each.code == "malformed").value == b"\xff{", "nothing is lost"
 
 
-@needs(FASTAVRO)
 def test_a_record_whose_schema_is_not_registered_yet_waits_and_nothing_else_does(
     ground: tuple[Settings, Theirs], registry: SchemaRegistry
 ):
