@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from msgspec import to_builtins
 
 from infra.platform.settings import Kafka, Settings
@@ -101,7 +101,7 @@ def _read(consumer: Any, partitions: int) -> Iterator[Raw]:
             error = message.error()
             if error is None:
                 yield raw_of(message)
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+            elif error.name() == "_PARTITION_EOF":
                 ended.add(message.partition())
             else:
                 raise KafkaException(error)
