@@ -72,6 +72,7 @@ class IngestLoop:
     ) -> None:
         self._settings, self._health, self._readers, self._stop = settings, health, readers, stop
         self._prefix = settings.kafka.topic_prefix
+        self.handled = 0  # records that are sent, passed over, or among the dead letters
         self._ends: dict[Place, int] = {}  # of what is sent and not committed yet
         self._next: dict[Place, int] = {}  # the next record of each partition
         self._stuck: dict[Place, str] = {}  # what a partition waits for
@@ -121,6 +122,7 @@ class IngestLoop:
         self._ends |= taken.ends
         self._next |= taken.ends
         self._hold(taken)
+        self.handled += taken.received.total()
         _count(taken)
 
     # --- writing -----------------------------------------------------------------------------------------------------
