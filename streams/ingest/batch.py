@@ -67,12 +67,11 @@ class Reader:
     def read(self, raw: Raw) -> Record:
         """Raises Refused, and Waiting."""
         check_headers(raw.headers, self._max_bytes)
-        for part in (raw.value, raw.key):
-            if part is not None and len(part) > self._max_bytes:
-                raise Refused("too_large", f"{len(part)} bytes are over the limit of {self._max_bytes} bytes")
+        size = max(len(raw.value or b""), len(raw.key or b""))
+        if size > self._max_bytes:
+            raise Refused("too_large", f"{size} bytes are over the limit of {self._max_bytes} bytes")
         key = partial(_decoded, self._decode_key, raw.key)
-        place = f"{raw.topic}/{raw.partition}/{raw.offset}"
-        return Record(_decoded(self._decode, raw.value), key, raw.produced_ms, raw.headers, place)
+        return Record(_decoded(self._decode, raw.value), key, raw.produced_ms, raw.headers, raw[:3])
 
 
 def readers_of(settings: Settings) -> dict[str, Reader]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from infra.platform.topic_mappings import IDS, SHARES, UNITS, TopicMapping
+from infra.platform.topic_mappings import IDS, REQUIRED, SHARES, UNITS, TopicMapping
 from streams.ingest.debezium import Change, unwrap
 from streams.ingest.paths import Find, Record, finder
 from streams.ingest.values import (
@@ -33,6 +33,7 @@ from streams.ingest.values import (
 from streams.messages import Item, Refused, SearchEvent, WatchEvent, refuse_future
 
 LONGEST_ID = 256
+_UNFIT = (Unfit, ValueError, ArithmeticError)  # what a conversion raises
 KINDS: Mapping[str, Any] = {"watch-events": WatchEvent, "search-events": SearchEvent, "items": Item}
 _TRUTHS = ("available", "context.signed_in")
 _REALS = ("context.gender", "context.age")
@@ -69,6 +70,8 @@ class Mapper:
         self._deleted = Slot("item_id", mapping.deleted, finder(mapping.deleted), text_of)
         self._only, self._without = tests_of(mapping.only), tests_of(mapping.without)
         self._available_when = tests_of(mapping.available_when)
+        self._required = [slot.name for slot in self._slots if slot.name in REQUIRED[mapping.becomes]]
+        self._is_nested = any("." in name for name in (*mapping.fields, *mapping.values))
         self._is_share = mapping.units.get("watch_s") in SHARES
         self._is_wrapped = mapping.envelope == "debezium"
 
@@ -89,29 +92,31 @@ class Mapper:
         return Mapped(self.becomes, key, message)
 
     def _message(self, record: Record) -> Any:
-        fields: dict[str, Any] = {}
+        fields = self._values.copy()
         for slot in self._slots:
             value = slot.find(record)
             if value is not None:
-                fields[slot.name] = converted(slot, value)
-        fields |= self._values
+                try:
+                    fields[slot.name] = slot.convert(value)
+                except _UNFIT as error:
+                    raise unfit(slot, value, error) from None
         if self._is_share and "watch_s" in fields:
             fields["watch_s"] = fields["watch_s"] * fields["duration_s"] if "duration_s" in fields else None
         if self._available_when:
             fields["available"] = all(holds(record) for holds in self._available_when)
-        if self._kind is not Item:
-            fields.setdefault("event_id", event_id_of(record.place))
-        self._require(fields)
+        if self._kind is not Item and "event_id" not in fields:
+            fields["event_id"] = event_id_of(record.place)
+        if any(fields.get(name) is None for name in self._required):
+            raise self._lack(fields)
         try:
-            return msgspec.convert(nested(fields), self._kind)
+            return msgspec.convert(nested(fields) if self._is_nested else fields, self._kind)
         except msgspec.ValidationError as error:
             raise Refused("invalid", self._explain(str(error))) from None
 
-    def _require(self, fields: Mapping[str, Any]) -> None:
-        for slot in self._slots:
-            if slot.name in REQUIRED_ANYWHERE and fields.get(slot.name) is None:
-                of = " or duration_s" if slot.name == "watch_s" and self._is_share else ""
-                raise Refused("missing", f"{slot.name}: nothing at {slot.path}{of}")
+    def _lack(self, fields: Mapping[str, Any]) -> Refused:
+        slot = next(slot for slot in self._slots if slot.name in self._required and fields.get(slot.name) is None)
+        of = " or duration_s" if slot.name == "watch_s" and self._is_share else ""
+        return Refused("missing", f"{slot.name}: nothing at {slot.path}{of}")
 
     def _explain(self, problem: str) -> str:
         """What msgspec says of a field of ours, with the path that it came from."""
@@ -128,25 +133,25 @@ class Mapper:
         for slot in filter(None, (self._id_slot, self._deleted)):
             value = slot.find(record)
             if value is not None:
-                item_id = converted(slot, value)
+                item_id = _item_id(slot, value)
                 if 0 < len(item_id) <= LONGEST_ID:
                     return Mapped(self.becomes, item_id, None)
                 raise Refused("invalid", f"item_id from {slot.path}: expected 1 to {LONGEST_ID} characters")
         raise Refused("missing", f"item_id of what is taken down: nothing at {self._deleted.path}")
 
 
-REQUIRED_ANYWHERE = frozenset({"user_id", "item_id", "event_ms", "watch_s", "query"})
+def unfit(slot: Slot, value: Any, error: Exception) -> Refused:
+    """Why a value cannot be converted, without the value."""
+    found = name_of(value)
+    why = f"expected {error}, found {found}" if isinstance(error, Unfit) else f"{found} that is out of range"
+    return Refused("invalid", f"{slot.name} from {slot.path}: {why}")
 
 
-def converted(slot: Slot, value: Any) -> Any:
-    """Raises Refused."""
+def _item_id(slot: Slot, value: Any) -> str:
     try:
-        return slot.convert(value)
-    except Unfit as unfit:
-        raise Refused("invalid", f"{slot.name} from {slot.path}: expected {unfit}, found {name_of(value)}") from None
-    except (OverflowError, ValueError, ArithmeticError):
-        reason = f"{slot.name} from {slot.path}: {name_of(value)} that is out of range"
-        raise Refused("invalid", reason) from None
+        return text_of(value)
+    except Unfit as error:
+        raise unfit(slot, value, error) from None
 
 
 def converter(mapping: TopicMapping, name: str) -> Convert:
@@ -192,9 +197,10 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def event_id_of(place: str) -> str:
+def event_id_of(place: tuple[str, int, int]) -> str:
     """The same for the same record, however often it is read."""
-    return place if len(place) <= LONGEST_ID else hashlib.blake2b(place.encode(), digest_size=32).hexdigest()
+    name = f"{place[0]}/{place[1]}/{place[2]}"
+    return name if len(name) <= LONGEST_ID else hashlib.blake2b(name.encode(), digest_size=32).hexdigest()
 
 
 def tests_of(wanted: Mapping[str, Any]) -> list[Any]:

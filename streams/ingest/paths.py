@@ -24,7 +24,7 @@ class Record(NamedTuple):
     key: Callable[[], Any]
     timestamp_ms: int
     headers: tuple[tuple[str, bytes | None], ...]
-    place: str  # topic, partition and offset: nothing else has it
+    place: tuple[str, int, int]  # topic, partition and offset
 
 
 class PathError(ValueError):
@@ -68,7 +68,7 @@ def finder(path: str) -> Find:
 
 def walk(value: Any, steps: tuple[str, ...]) -> Any:
     for step in steps:
-        value = walk_one(value, step)
+        value = value.get(step) if type(value) is dict else walk_one(value, step)
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 A_SECOND_HAS: Mapping[str, int] = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_NUMBER = 40  # characters
 _NAMES: Mapping[type, str] = {
     str: "text",
@@ -108,10 +109,14 @@ def time_ms_in(unit: str) -> Convert:
 def seconds_in(unit: str) -> Convert:
     """What makes seconds of a duration in this unit; of Avro's and Protobuf's durations whatever the unit."""
 
+    parts = A_SECOND_HAS[unit]
+
     def convert(value: Any) -> float:
+        if type(value) is int:  # most are
+            return value / parts
         if isinstance(value, timedelta):
             return value.total_seconds()
-        return _as_float(value) / A_SECOND_HAS[unit]
+        return _as_float(value) / parts
 
     return convert
 
@@ -145,5 +150,5 @@ def _moment(value: Any) -> datetime:
 def _ms_of(moment: date) -> int:
     """Without a zone it is UTC."""
     at = moment if isinstance(moment, datetime) else datetime.combine(moment, time())
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000

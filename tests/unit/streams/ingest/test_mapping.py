@@ -58,7 +58,7 @@ def items(fields: dict[str, Any], **change: Any) -> Mapper:
 
 
 def record(value: Any, key: Any = None, **change: Any) -> Record:
-    return Record(value, lambda: key, AT_MS, (), "plays/3/17")._replace(**change)
+    return Record(value, lambda: key, AT_MS, (), ("plays", 3, 17))._replace(**change)
 
 
 def message(mapping: Mapper, value: Any, key: Any = None, **change: Any) -> Any:
@@ -89,8 +89,8 @@ def test_an_event_has_the_same_id_whenever_it_is_read_and_its_own_where_it_has_o
     assert message(watches(), plain()).event_id == message(watches(), plain()).event_id == "plays/3/17"
     assert message(watches({"event_id": "uuid"}), plain(uuid=UUID(int=7))).event_id == str(UUID(int=7))
     assert message(watches({"event_id": "uuid"}), plain()).event_id == "plays/3/17", "theirs is not there"
-    long = message(watches(), plain(), place="p" * 249 + "/1/1000000").event_id
-    assert len(long) == 64 and long != message(watches(), plain(), place="p" * 249 + "/1/1000001").event_id
+    long = message(watches(), plain(), place=("p" * 249, 1, 10**6)).event_id
+    assert len(long) == 64 and long != message(watches(), plain(), place=("p" * 249, 1, 10**6 + 1)).event_id
 
 
 def test_a_record_that_the_mapping_is_not_about_is_passed_over():

@@ -52,7 +52,7 @@ def test_a_topic_of_plays():
     assert mapping.units == {"event_ms": "iso", "watch_s": "ms", "duration_s": "ms"}
     assert '# only = { "eventType" = "play_end" }  # seen: "play_end" 15, "pause" 5' in text
     assert "#   viewer.name: text" in text and "Alice" not in text, "no value of a record but a kind of event"
-    watch = Mapper(mapping)(Record(plays()[3], lambda: None, 0, (), "p/0/0"))
+    watch = Mapper(mapping)(Record(plays()[3], lambda: None, 0, (), ("p", 0, 0)))
     assert watch is not None and watch.message.watch_s == 23.0 and watch.message.event_ms == 1000 * (AT_S + 3)
 
 
