@@ -4,13 +4,19 @@ it. The producer is idempotent, keeps the order of a key, and never gives up a m
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import Consumer, Message, Producer
+import structlog
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from infra.platform.kafka_clients import confluent_options
 from infra.platform.settings import Kafka, Settings
 from streams.kafka.intake import LATEST_MS, Raw
+
+log = structlog.get_logger(__name__)
+
+Committed = Callable[[KafkaError | None, list[TopicPartition]], None]
 
 GROUP = "nextwatch-ingest"
 LINGER_MS = 5
@@ -18,13 +24,14 @@ METADATA_MS = 10_000  # a topic that is made later is found within this
 TIMES = 4  # a record of theirs may be so much larger than one of ours, to be refused with its reason
 
 
-def create_consumer(settings: Settings) -> Any:
-    """A member of the group; nothing is committed but by who uses it."""
+def create_consumer(settings: Settings, committed: Committed) -> Any:
+    """A member of the group; nothing is committed but by who uses it. `committed` is told what became of it."""
     kafka = settings.kafka
     return Consumer(
         reading_options(kafka)
         | {
             "group.id": kafka.topic_prefix + GROUP,
+            "on_commit": committed,
             "auto.offset.reset": settings.ingest.start,
             "session.timeout.ms": int(kafka.session_timeout_s * 1000),
             "heartbeat.interval.ms": int(kafka.session_timeout_s * 1000 / 4),
@@ -34,8 +41,7 @@ def create_consumer(settings: Settings) -> Any:
 
 
 def reading_options(kafka: Kafka) -> dict[str, Any]:
-    return confluent_options(kafka) | {
-        "client.id": "nextwatch-ingest",
+    return _options(kafka) | {
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "allow.auto.create.topics": False,
@@ -46,9 +52,8 @@ def reading_options(kafka: Kafka) -> dict[str, Any]:
 
 def create_producer(kafka: Kafka) -> Any:
     return Producer(
-        confluent_options(kafka)
+        _options(kafka)
         | {
-            "client.id": "nextwatch-ingest",
             "enable.idempotence": True,
             "partitioner": "murmur2",  # as Kafka's Java client, and our readers
             "linger.ms": LINGER_MS,
@@ -58,6 +63,17 @@ def create_producer(kafka: Kafka) -> Any:
             "allow.auto.create.topics": False,
         }
     )
+
+
+def _options(kafka: Kafka) -> dict[str, Any]:
+    """What both ends have; what librdkafka has to say is said by us."""
+    return confluent_options(kafka) | {"client.id": "nextwatch-ingest", "log_level": 0, "error_cb": _tell}
+
+
+def _tell(error: KafkaError) -> None:
+    """All brokers down is told once, each try to reach one of them is not."""
+    if error.name() not in ("_TRANSPORT", "_RESOLVE"):
+        log.warning("Kafka", error=error.str())
 
 
 def raw_of(message: Message) -> Raw:

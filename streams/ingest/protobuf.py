@@ -34,6 +34,9 @@ from streams.messages import Refused
 
 SERIALIZED = "serialized"
 MOST_INDEXES = 64
+
+Convert = Callable[[Any], Any]
+
 GOOGLES = {
     module.DESCRIPTOR.name: module.DESCRIPTOR
     for module in (
@@ -48,7 +51,7 @@ GOOGLES = {
     )
 }
 _WRAPPERS = frozenset(f"google.protobuf.{name}" for name in wrappers_pb2.DESCRIPTOR.message_types_by_name)
-_PLAIN: dict[str, Callable[[Any], Any]] = {
+_PLAIN: dict[str, Convert] = {
     "google.protobuf.Timestamp": lambda message: message.ToDatetime(tzinfo=UTC),
     "google.protobuf.Duration": lambda message: message.ToTimedelta(),
     "google.protobuf.Struct": MessageToDict,
@@ -146,27 +149,39 @@ def _add_googles(pool: Any, descriptor: Any) -> None:
 def plain(message: Any) -> Any:
     """A message as JSON would have it, with whole numbers as such, enums by name, and times as times. A field without
     presence is there also when it is zero."""
-    special = _PLAIN.get(message.DESCRIPTOR.full_name)
+    special, fields = reading_of(message.DESCRIPTOR)
     if special is not None:
         return special(message)
     return {
-        field.name: _value(field, getattr(message, field.name))
-        for field in message.DESCRIPTOR.fields
-        if not field.has_presence or message.HasField(field.name)
+        name: convert(getattr(message, name))
+        for name, has_presence, convert in fields
+        if not has_presence or message.HasField(name)
     }
 
 
-def _value(field: Any, value: Any) -> Any:
+@cache
+def reading_of(descriptor: Any) -> tuple[Convert | None, list[tuple[str, bool, Convert]]]:
+    """What is special about messages of a kind, or their fields: name, presence, and what is made of the value."""
+    special = _PLAIN.get(descriptor.full_name)
+    return special, [(field.name, field.has_presence, _converter(field)) for field in descriptor.fields]
+
+
+def _converter(field: Any) -> Convert:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        inner = field.message_type.fields_by_name["value"]
-        return {str(key): _single(inner, each) for key, each in value.items()}
-    return [_single(field, each) for each in value] if field.is_repeated else _single(field, value)
+        inner = _single(field.message_type.fields_by_name["value"])
+        return lambda entries: {str(key): inner(value) for key, value in entries.items()}
+    single = _single(field)
+    return (lambda values: [single(value) for value in values]) if field.is_repeated else single
 
 
-def _single(field: Any, value: Any) -> Any:
+def _single(field: Any) -> Convert:
     if field.message_type is not None:
-        return plain(value)
+        return plain
     if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        return value if known is None else known.name
+        names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+        return lambda number: names.get(number, number)
+    return _as_it_is
+
+
+def _as_it_is(value: Any) -> Any:
     return value

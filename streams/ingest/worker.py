@@ -1,8 +1,9 @@
 """The process `nextwatch ingest`: reads a team's topics as a consumer group, writes ours.
 
 A round: a batch of what has arrived is mapped, all that it has become is sent, with the dead letters, and acknowledged;
-then its offsets are committed. So a crash sends a batch again and skips nothing, and an event that is sent again has
-the same id. While the brokers are away the round stands still.
+then its offsets are committed, without waiting for the answer. So a crash sends a batch again, or the few that came
+after it, and skips nothing, and an event that is sent again has the same id. While the brokers are away the round
+stands still.
 
 A partition whose next record cannot be read yet, for want of its schema, is paused there and looked at again, while
 the others go on.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -73,7 +75,8 @@ class IngestLoop:
         self._settings, self._health, self._readers, self._stop = settings, health, readers, stop
         self._prefix = settings.kafka.topic_prefix
         self.handled = 0  # records that are sent, passed over, or among the dead letters
-        self._ends: dict[Place, int] = {}  # of what is sent and not committed yet
+        self._ends: dict[Place, int] = {}  # of what is sent and is to be committed
+        self._is_committing = False  # the brokers have not answered the last commit yet
         self._next: dict[Place, int] = {}  # the next record of each partition
         self._stuck: dict[Place, str] = {}  # what a partition waits for
         self._paused: set[Place] = set()  # those of them that are not read before `_retry_s`
@@ -82,8 +85,9 @@ class IngestLoop:
         self._failures: list[KafkaError] = []
         self._has_joined, self._are_brokers_there = False, True
         self._lags = metrics.Lags()
-        self._producer, self._consumer = create_producer(settings.kafka), create_consumer(settings)
-        self._consumer.subscribe(sorted(readers), on_assign=self._assigned, on_revoke=self._revoked)
+        self._producer, self._consumer = create_producer(settings.kafka), create_consumer(settings, self._committed)
+        told = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}
+        self._consumer.subscribe(sorted(readers), **told)
 
     def turn(self) -> None:
         """One round. Raises NotTaken, and Stopped."""
@@ -99,6 +103,7 @@ class IngestLoop:
 
     def close(self) -> None:
         self._lags.show({})
+        self._commit_at_once()
         self._consumer.close()
         self._producer.purge()
 
@@ -157,16 +162,30 @@ class IngestLoop:
             self._failures.append(error)
 
     def _commit(self) -> None:
-        """Commit what is sent; what cannot be committed now is with the next round."""
-        if not self._ends:
-            return
-        offsets = [TopicPartition(*place, end) for place, end in self._ends.items()]
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            log.warning("offsets are not committed yet", error=error.args[0].str())
-        else:
-            self._ends.clear()
+        """Ask for what is sent to be committed; one question at a time."""
+        if self._ends and not self._is_committing:
+            self._consumer.commit(offsets=self._take_ends(), asynchronous=True)
+            self._is_committing = True
+
+    def _committed(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Called in `consume`. What was not committed is asked for again, unless it is another's by now."""
+        self._is_committing = False
+        if error is not None:
+            log.warning("offsets are not committed yet", error=error.str())
+            for each in partitions:
+                if (each.topic, each.partition) in self._next:
+                    self._ends.setdefault((each.topic, each.partition), each.offset)
+
+    def _commit_at_once(self) -> None:
+        """Commit before partitions are given up. What cannot be, the next owner reads again."""
+        if self._next and self._are_brokers_there:
+            self._ends = self._next | self._ends
+            with suppress(KafkaException):
+                self._consumer.commit(offsets=self._take_ends(), asynchronous=False)
+
+    def _take_ends(self) -> list[TopicPartition]:
+        ends, self._ends = self._ends, {}
+        return [TopicPartition(*place, end) for place, end in ends.items()]
 
     # --- partitions --------------------------------------------------------------------------------------------------
 
@@ -196,7 +215,12 @@ class IngestLoop:
         log.info("partitions assigned", partitions=[f"{each.topic}/{each.partition}" for each in partitions])
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
-        """Called between rounds: what was sent is committed, or the next owner sends it again."""
+        """Called between rounds, so all that was read is sent."""
+        self._commit_at_once()
+        self._lost(consumer, partitions)
+
+    def _lost(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        """They may be another's already, who reads again what is not committed."""
         for each in partitions:
             place = each.topic, each.partition
             for held in (self._ends, self._next, self._stuck):
