@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra.cli.options import answer
+from infra.operate.dead_letter_page import harmless
 from infra.platform.settings import Ingest, Settings, SettingsError
 
 LOOKED_AT = 200  # records that a proposal is made from
@@ -69,13 +70,14 @@ def with_mappings(settings: Settings, file: Path) -> Settings:
 
 def _print_sample(rows: Sequence[dict[str, Any]]) -> None:
     console = Console(highlight=False)
-    table = Table("record", "", "when", "message, or why not", box=None, pad_edge=False)
+    table = Table("record", "", "when", box=None, pad_edge=False)
+    table.add_column("message, or why not", overflow="fold")
     for row in rows:
         told = row["reason"] or (msgspec.json.encode(row["message"]).decode() if row["message"] else "")
         mark = {"refused": "red", "waits": "yellow", "passed over": "dim"}.get(row["outcome"], "green")
         becomes = f"{row['outcome']} {row['becomes']}".strip()
         place = f"{row['topic']}/{row['partition']}/{row['offset']}"
-        table.add_row(escape(place), f"[{mark}]{becomes}[/]", when(row["message"]), escape(told))
+        table.add_row(escape(place), f"[{mark}]{becomes}[/]", when(row["message"]), escape(harmless(told)))
     console.print(table)
     counts = Counter((row["topic"], row["outcome"]) for row in rows)
     for (topic, outcome), count in sorted(counts.items()):

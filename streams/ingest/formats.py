@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -66,17 +66,21 @@ def split(raw: bytes) -> tuple[int, bytes]:
 
 
 def guessed(raws: Sequence[bytes], registry: Registry | None) -> tuple[str, list[Any]]:
-    """The first format that all of these can be read in, and what they say. Raises SettingsError where there is
-    none."""
-    tried = ["json"] if not all(raw[:1] == b"\0" for raw in raws) else ["json-schema"]
-    if tried == ["json-schema"] and registry is not None:
-        tried = ["avro", "protobuf", "json-schema"]
-    for name in tried:
-        decode = decoder_of(name, registry)
+    """The format that most of these can be read in, and what those say. Raises SettingsError where there is none."""
+    with_id = sum(raw[:1] == b"\0" for raw in raws) > len(raws) / 2
+    tried = ["json"] if not with_id else ["json-schema"] if registry is None else ["avro", "protobuf", "json-schema"]
+    found = {name: list(_readable(decoder_of(name, registry), raws)) for name in tried}
+    best = max(found, key=lambda name: len(found[name]))
+    if raws and not found[best]:
+        needs = "; if they have schemas, set ingest.registry_url" if with_id and registry is None else ""
+        raise SettingsError(f"no record can be read as {' or '.join(tried)}{needs}")
+    return best, found[best]
+
+
+def _readable(decode: Decode, raws: Iterable[bytes]) -> Iterator[Any]:
+    for raw in raws:
         with contextlib.suppress(Refused, Waiting):
-            return name, [decode(raw) for raw in raws]
-    needs = "" if registry is not None or tried == ["json"] else "; if they have schemas, set ingest.registry_url"
-    raise SettingsError(f"the records are neither {' nor '.join(tried)}{needs}")
+            yield decode(raw)
 
 
 _JSON = msgspec.json.Decoder()

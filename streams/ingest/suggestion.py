@@ -159,6 +159,8 @@ def _best(name: str, columns: Sequence[Column], becomes: Becomes) -> Column | No
         return item_of(columns) or _first(own)
     if name == "user_id":
         return user_of(columns)
+    if name == "event_id":
+        return _first(each for each in columns if _is_id(each) and each.words & WORDS[name]) or _own_id(columns)
     if name == "event_ms":
         times = [each for each in columns if is_time(each)]
         return _first(each for each in times if each.last & TIMES) or _first(times)
@@ -171,12 +173,17 @@ def _is_called(name: str, column: Column) -> bool:
 
 
 FITS: Mapping[str, Callable[[Column], bool]] = {
-    "event_id": lambda each: _is_id(each) and bool(each.words & WORDS["event_id"]),
     "published_ms": lambda each: is_time(each) and bool(each.words & WORDS["published_ms"]),
     "watch_s": lambda each: each.is_number and bool(each.last & WATCHED) and not is_time(each),
     "duration_s": lambda each: each.is_number and bool(each.words & LENGTHS),
     "topics": lambda each: bool(each.last & WORDS["topics"]),
 }
+
+
+def _own_id(columns: Sequence[Column]) -> Column | None:
+    """A record's id that is called no more than that, if no two have the same."""
+    own = (each for each in columns if each.path in IDS and _is_id(each))
+    return _first(each for each in own if len(set(each.values)) == len(each.values) > 1)
 
 
 def user_of(columns: Iterable[Column]) -> Column | None:

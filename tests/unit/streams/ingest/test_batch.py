@@ -119,9 +119,10 @@ def test_a_format_whose_package_is_missing_names_the_extra(monkeypatch: pytest.M
 def test_a_format_is_guessed_from_what_can_be_read():
     assert guessed([b'{"a":1}', b"[]"], None) == ("json", [{"a": 1}, []])
     assert guessed([b'\0\0\0\0\7{"a":1}'], None) == ("json-schema", [{"a": 1}])
-    with pytest.raises(SettingsError, match="neither json"):
+    assert guessed([b"{}", b"junk", b"[]"], None) == ("json", [{}, []]), "what cannot be read is left out"
+    with pytest.raises(SettingsError, match=r"no record can be read as json$"):
         guessed([b"\1"], None)
-    with pytest.raises(SettingsError, match=r"json-schema; if they have schemas, set ingest\.registry_url"):
+    with pytest.raises(SettingsError, match=r"as json-schema; if they have schemas, set ingest\.registry_url"):
         guessed([b"\0\0\0\0\7\6abc"], None)
 
 

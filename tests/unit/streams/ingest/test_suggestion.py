@@ -71,6 +71,13 @@ def test_the_unit_of_what_was_watched_is_told_by_its_name_or_its_magnitude(name:
     assert mapping_of(suggest("t", rows)).units["watch_s"] == unit
 
 
+def test_a_records_own_id_is_the_events_where_no_two_have_the_same():
+    rows = [{"id": f"e{number}", "user_id": 1, "item_id": 2, "ts": AT_S, "watched": 3} for number in range(3)]
+    assert mapping_of(suggest("t", rows)).fields["event_id"] == "id"
+    same = [row | {"id": "e"} for row in rows]
+    assert "event_id" not in mapping_of(suggest("t", same)).fields
+
+
 def test_a_topic_of_searches():
     rows = [{"account": {"uuid": "a"}, "searchTerm": "cats", "ts": AT_S * 1000}]
     mapping = mapping_of(suggest("t", rows))
