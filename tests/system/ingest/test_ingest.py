@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
+from infra.local.broker import Broker
 from infra.local.stack import INGEST
 from infra.platform.fault_points import DIED, VARIABLE
 from infra.platform.health import fetch_health
@@ -23,7 +24,7 @@ from infra.platform.settings import Ingest, Settings
 from infra.platform.topic_mappings import TopicMapping
 from streams.messages import Context, DeadLetter, Item, WatchEvent, decode
 from streams.topics import DEAD_LETTERS, ITEMS, WATCH_EVENTS, partition_of
-from tests.harness.needs import FASTAVRO, needs
+from tests.harness.needs import FASTAVRO, needs, require_kafka
 from tests.harness.schema_registry import SchemaRegistry, framed, running_registry
 from tests.harness.system import cli, own_settings, process, read_metrics, try_cli, wait_for_health, wait_until
 from tests.harness.traffic import Reader, now_ms
@@ -196,8 +197,9 @@ def sent_and_lag(settings: Settings) -> tuple[float, float]:
 
 
 def test_a_process_that_is_killed_before_it_commits_loses_nothing_and_repeats_only_ids_that_are_known(
-    ground: tuple[Settings, Theirs], tmp_path: Path
+    ground: tuple[Settings, Theirs], broker: Broker, tmp_path: Path
 ):
+    require_kafka(broker.kind, "noida never lets a killed process's successor in")
     settings, theirs = ground
     ids = {theirs.id_of(theirs.play(number)) for number in range(40)}
     point = "ingest: events sent"
