@@ -39,8 +39,7 @@ class Sampled(NamedTuple):
 
 
 def sample(settings: Settings, count: int, *, now_ms: int) -> list[Sampled]:
-    """What the `count` newest records of each mapped topic would become. Raises SettingsError, TopicMissing, and
-    KafkaException when no broker answers."""
+    """What the `count` newest records of each mapped topic would become. Raises SettingsError and TopicMissing."""
     readers = readers_of(settings)
     return [
         row
@@ -70,20 +69,24 @@ def _row(place: tuple[str, int, int], outcome: Mapped | Refused | None) -> Sampl
 
 
 def newest_records(kafka: Kafka, topic: str, count: int) -> list[Raw]:
-    """The newest records of a topic (its whole name), oldest first. Raises TopicMissing."""
+    """The newest records of a topic (its whole name), oldest first. Raises TopicMissing, also where the brokers do not
+    let us read it."""
     options = reading_options(kafka) | {"group.id": "nextwatch-sample", "enable.partition.eof": True}
     with closing(Consumer(options)) as consumer:
-        places = _places(consumer, topic, count)
-        consumer.assign(places)
-        found = sorted(_read(consumer, len(places)), key=lambda raw: (raw.produced_ms, raw.partition, raw.offset))
-    return found[-count:]
+        try:
+            places = _places(consumer, topic, count)
+            consumer.assign(places)
+            found = list(_read(consumer, len(places)))
+        except KafkaException as error:
+            raise TopicMissing(f"topic {topic} cannot be read: {error.args[0].str()}") from None
+    return sorted(found, key=lambda raw: (raw.produced_ms, raw.partition, raw.offset))[-count:]
 
 
 def _places(consumer: Any, topic: str, count: int) -> Sequence[TopicPartition]:
     """Where to begin in each partition that holds something."""
     about = consumer.list_topics(topic, ANSWER_S).topics[topic]
     if about.error is not None:
-        raise TopicMissing(f"topic {topic} cannot be read: {about.error.str()}")
+        raise KafkaException(about.error)
     places = []
     for partition in about.partitions:
         first, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)

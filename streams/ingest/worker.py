@@ -155,6 +155,8 @@ class IngestLoop:
                 )
                 return
             except BufferError:  # it holds as much as it may: wait for some of it to be acknowledged
+                if self._stop.is_set():
+                    raise Stopped from None
                 self._producer.poll(FLUSH_S)
 
     def _delivered(self, error: KafkaError | None, message: Any) -> None:
@@ -212,6 +214,8 @@ class IngestLoop:
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         metrics.REBALANCES.inc()
         self._has_joined = True
+        for topic in {each.topic for each in partitions}:
+            self._problems.pop(topic, None)
         log.info("partitions assigned", partitions=[f"{each.topic}/{each.partition}" for each in partitions])
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
