@@ -141,7 +141,8 @@ def test_a_release_is_indexed_in_each_form_and_its_rows_stay_findable(site: Site
     value = float(np.float32(longer / np.sqrt(bundle.manifest.dim)))
     site.touch(bundle, "item-3", value=value)
     site.wait_for(bundle, item_3=value)
-    [(item_ids, _)] = site.index.search(bundle.manifest.version, np.ones((1, bundle.manifest.dim), np.float32), 1)
+    query = np.ones((1, bundle.manifest.dim), np.float32)
+    [(item_ids, _)] = site.index.search(bundle.manifest.version, query, 1, strong=True)
     assert item_ids == ["item-3"]
 
 
