@@ -12,7 +12,7 @@ import grpc
 from pymilvus import MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
-from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.errors import FilterRefused, IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from infra.platform.settings import Milvus
 
 _NOT_FOUND, _NOT_LOADED, _NO_DATABASE, _NO_ALIAS = 100, 101, 800, 1600
@@ -20,7 +20,8 @@ _LITE_INPUT_ERROR = 6
 _INPUT_ERRORS = range(1100, 1200)
 _NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
 # What a server of 2.3 says with its code of whatever is unexpected, and Milvus Lite with that of whatever fails.
-_REFUSALS = re.compile("cannot parse expression|invalid index type|maximum shards|database .* does not exist")
+_REFUSALS = re.compile("invalid index type|maximum shards|database .* does not exist")
+_NO_FILTER = "cannot parse expression"
 
 # It logs each failed call with a traceback; ours say the same once, where they are handled.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -86,6 +87,8 @@ def _kind_of(error: MilvusException) -> type[IndexFailure]:
     """Retry what is unknown: it is better to wait in sight than to drop a row."""
     if is_missing(error):
         return IndexMissing
+    if _NO_FILTER in str(error.message):
+        return FilterRefused
     codes = {*_INPUT_ERRORS, *_NO_ACCESS, _LITE_INPUT_ERROR, _NO_DATABASE}
     refused = error.code in codes or isinstance(error, ParamError | DataNotMatchException)
     refused = refused or _REFUSALS.search(str(error.message)) is not None
