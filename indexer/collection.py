@@ -34,7 +34,7 @@ from pymilvus import MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.exceptions import MilvusException
 
-from indexer.errors import IndexFailure, IndexRefused
+from indexer.errors import IndexFailure, IndexMissing, IndexRefused
 from indexer.index_spec import IndexSpec
 from indexer.item_attributes import UNKNOWN, ItemAttributes
 from indexer.milvus import connect, is_lite, is_missing, is_not_loaded, refusal, translated
@@ -136,7 +136,9 @@ class Index:
         client, timeout = self._client(), self._milvus.timeout_s
         with translated("replace", version):
             shadow = collection_name(self._milvus.collection_prefix, version + SHADOW)
-            stored = client.describe_alias(shadow, timeout=timeout)["collection_name"]
+            stored = next((name for name in self._stored() if shadow in self._aliases_of(name)), None)
+            if stored is None:
+                raise IndexMissing(f"Milvus: replace of version {version}: there is no {shadow}")
             client.alter_alias(stored, self._name(version), timeout=timeout)
         self._forget(version)
 
@@ -299,15 +301,20 @@ class Index:
         """Ours. Asked of each collection: for all at once a server of 2.3 gives those of other databases too."""
         return [alias for stored in self._stored() for alias in self._aliases_of(stored)]
 
-    def _aliases_of(self, stored: str) -> list[str]:
-        """Ours of one collection; none when it was dropped meanwhile."""
-        try:
-            names: list[str] = self._client().list_aliases(stored, timeout=self._milvus.timeout_s)["aliases"]
-        except MilvusException as error:
-            if is_missing(error):
-                return []
-            raise
-        return [name for name in names if name.startswith(self._milvus.collection_prefix)]
+    def _aliases_of(self, stored: str) -> set[str]:
+        """Ours of one collection; none when it was dropped meanwhile.
+
+        Asked in both ways that there are, since what has none is dropped: a server of 2.3 lists them in its default
+        database only, and Milvus Lite does not describe a collection with them.
+        """
+        client, timeout, names = self._client(), self._milvus.timeout_s, set[str]()
+        for ask in (client.list_aliases, client.describe_collection):
+            try:
+                names.update(ask(stored, timeout=timeout)["aliases"])
+            except MilvusException as error:
+                if not is_missing(error):
+                    raise
+        return {name for name in names if name.startswith(self._milvus.collection_prefix)}
 
     def _describe(self, version: str, timeout_s: float | None = None) -> tuple[dict[str, str], int]:
         """A collection's properties and the dimension of what it stores."""

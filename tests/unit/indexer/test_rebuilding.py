@@ -116,6 +116,9 @@ def other_site(site: Site, trained: Trained, tmp_path: Path) -> Iterator[Site]:
     settings = with_section(settings, "kafka", topic_prefix=f"other-{settings.kafka.topic_prefix}")
     with closing(Site(with_section(settings, "milvus", collection_prefix="staging_"), trained)) as other:
         yield other
+        other.stop()
+        for version in other.index.versions():
+            other.index.drop(version)
 
 
 def test_two_deployments_on_one_milvus_fill_swap_rebuild_and_drop_what_is_their_own(site: Site, other_site: Site):
