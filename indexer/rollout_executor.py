@@ -131,6 +131,14 @@ class Collections:
         self._retry(lambda: self._index.mark(version, mark))
         self.marks[version] = mark
 
+    def keep_marks(self) -> None:
+        """Write again the marks that Milvus has lost: a server of 2.3 forgets with a restart what a collection was
+        given after it was made, and servers take none without a mark. Raises IndexMissing."""
+        for version, mark in list(self.marks.items()):
+            if mark and self._retry(lambda version=version: self._index.mark_of(version)) != mark:  # type: ignore[misc]
+                log.warning("mark was lost, it is written again", version=version, mark=mark)
+                self.mark(version, mark)
+
     def look_again(self) -> None:
         """Milvus may have lost collections (a server set up anew): see what is left."""
         for version in set(self.marks) - set(self._read_marks()):
