@@ -19,7 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
+from streams.messages import (
+    BundlePublished,
+    IndexReady,
+    RebuildAsked,
+    RebuildDone,
+    Release,
+    ServerState,
+    SourceTopics,
+)
 
 WHOLE = "whole"
 _ANNOUNCED = "announced:"
@@ -128,6 +136,8 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case RebuildDone(asked_ms=asked_ms):
             is_answer = releases.rebuild is not None and releases.rebuild.at_ms == asked_ms
             return replace(releases, rebuild=None if is_answer else releases.rebuild, rebuilt_ms=asked_ms)
+        case SourceTopics():  # the workers' own
+            return releases
 
 
 def forget_server(releases: Releases, server_id: str) -> Releases:

@@ -13,12 +13,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, cast
 
 import faust
 import structlog
 from faust.types import TP
+from kafka.errors import KafkaError
 
 from infra.platform import metrics
 from infra.platform.fault_points import reached
@@ -40,6 +41,7 @@ from streams.kafka.intake import Raw, raw_of
 from streams.kafka.membership import Membership
 from streams.kafka.outbox import Outbox, create_producer
 from streams.kafka.recovery import OrderedTables, finished
+from streams.kafka.topic_ids import TopicReplaced, topic_ids
 from streams.kafka.unpacking import unpack_for_faust
 from streams.write_permit import Fenced
 
@@ -49,6 +51,7 @@ Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
 EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
 REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
 LAG_EVERY_S = 2.0
+IDS_EVERY_S = 15.0
 FETCH_EVERY_S = 0.05  # at most; what comes meanwhile is one batch
 
 
@@ -147,12 +150,8 @@ def declare_agent(
     within: float,
 ) -> None:
     """The agent of a worker: it reads the topics `names` together and gives their batches to `handle`, with an outbox
-    of its own; beside it the worker reports its lag."""
-    prefix = settings.kafka.topic_prefix
-
-    @app.task  # type: ignore[untyped-decorator]
-    async def lag() -> None:
-        await report_lag(app, prefix)
+    of its own; beside it the worker reports its lag, and leaves when a topic was made anew."""
+    look_beside(app, settings, names)
 
     @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:
@@ -241,6 +240,8 @@ async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseExc
         return await finished(work)
     except Fenced as error:
         _leave("stopping because the partitions may be another's; the batch will be read again", error, EXIT_AGAIN)
+    except TopicReplaced as error:
+        _leave("stopping because a topic is not what it was", error, EXIT_AGAIN)
     except Exception as error:  # whatever it is, the offsets of this batch must not be committed
         _leave("stopping because a batch failed; it will be read again", error)
 
@@ -266,6 +267,32 @@ async def report_lag(app: faust.App, topic_prefix: str) -> None:
         told = {place: lag for place, lag in lags.items() if lag is not None}
         gauge.show(told)
         await asyncio.sleep(LAG_EVERY_S)
+
+
+def look_beside(app: faust.App, settings: Settings, names: Iterable[str]) -> None:
+    """Beside an agent that reads the topics `names`: report the lag, and see that the topics stay what they are."""
+    names = tuple(names)
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def lag() -> None:
+        await report_lag(app, settings.kafka.topic_prefix)
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def topics_stay() -> None:
+        await to_the_end(see_that_topics_stay(app, settings.kafka, names))
+
+
+async def see_that_topics_stay(app: faust.App, kafka: Kafka, names: Sequence[str]) -> None:
+    """Forever. Raises TopicReplaced once a topic is another than at first: Faust passes over what comes at offsets that
+    it has read, and the next start says what is to be done."""
+    loop, first = asyncio.get_running_loop(), dict[str, str]()
+    while not app.should_stop:
+        with contextlib.suppress(KafkaError):  # a broker that is away is the reader's to report
+            ids = await loop.run_in_executor(None, topic_ids, kafka, names)
+            first = ids | first
+            if changed := sorted(name for name, id_ in ids.items() if id_ != first[name]):
+                raise TopicReplaced(f"deleted and made again while we read it: {', '.join(changed)}")
+        await asyncio.sleep(IDS_EVERY_S)
 
 
 def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], int | None]]:
