@@ -135,15 +135,16 @@ class Dispatcher:
         how = {"key": key, "headers": list(address.headers), "partition": address.partition}
         ours = self._settings.kafka.topic_prefix + topics.RECOMMEND_REPLIES
         if address.topic == ours:
-            self._outbox.send(topics.RECOMMEND_REPLIES, reply, **how)
+            self._outbox.send(topics.RECOMMEND_REPLIES, reply, of=parsed.record.partition, **how)
         else:
-            self._outbox.send_outside(address.topic, reply, **how)
+            self._outbox.send_outside(address.topic, reply, of=parsed.record.partition, **how)
 
     def _record(self, impression: Impression, partition: int) -> None:
         raw = encode(impression)
         if len(raw) > self._settings.kafka.max_message_bytes:  # its readers would refuse it
             raw = encode(without_features(impression))
-        self._outbox.send(topics.IMPRESSIONS, raw, key=impression.user_id.encode(), partition=partition)
+        key = impression.user_id.encode()
+        self._outbox.send(topics.IMPRESSIONS, raw, of=partition, key=key, partition=partition)
 
     def _refuse(self, parsed: ParsedRequest, refused: Refused, now_ms: int) -> None:
         """Tell the client what is wrong; what is broken goes to the dead letters as well."""
@@ -158,7 +159,7 @@ class Dispatcher:
         limit = self._settings.kafka.max_message_bytes
         letter = dead_letter(*source, record.headers or (), refused, now_ms, max_bytes=limit)
         place = record.partition % self._settings.kafka.partitions
-        self._outbox.send(topics.DEAD_LETTERS, encode(letter), key=letter.key, partition=place)
+        self._outbox.send(topics.DEAD_LETTERS, encode(letter), of=record.partition, key=letter.key, partition=place)
 
     def _forward(self, record: Any, user_id: str, home: int) -> None:
         metrics.FORWARDED.labels(topics.RECOMMEND_REQUESTS).inc()
@@ -167,6 +168,7 @@ class Dispatcher:
         self._outbox.send(
             topics.RECOMMEND_REQUESTS,
             record.value,
+            of=record.partition,
             key=user_id.encode(),
             partition=home,
             headers=[*((name, value or b"") for name, value in record.headers or ()), (topics.FORWARDED, origin)],
