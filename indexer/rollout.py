@@ -31,6 +31,7 @@ from streams.messages import (
 
 WHOLE = "whole"
 _ANNOUNCED = "announced:"
+LONG = 10  # time-outs after which a dead server is forgotten
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,13 @@ def forget_server(releases: Releases, server_id: str) -> Releases:
     """A server has said goodbye (a tombstone under its key)."""
     servers = {name: server for name, server in (releases.servers or {}).items() if name != server_id}
     return replace(releases, servers=servers)
+
+
+def long_dead(releases: Releases, timeout_ms: int) -> list[str]:
+    """The servers that have been dead for long: nobody needs to know of them any more."""
+    servers = releases.servers or {}
+    newest_ms = max((server.heard_ms for server in servers.values()), default=0)
+    return [name for name, server in servers.items() if server.heard_ms < newest_ms - LONG * timeout_ms]
 
 
 def versions_served(releases: Releases, timeout_ms: int) -> set[str]:

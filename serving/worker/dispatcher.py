@@ -120,6 +120,7 @@ class Dispatcher:
         raw = encode(reply)
         for each in (parsed, *self._reply_cache.end(_key(parsed), raw)):
             self._reply(each, raw)
+            log.debug("answered", **_about(each), version=reply.version, degraded=reply.degraded)
         metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
 
     def _give_up(self, parsed: ParsedRequest, refused: Refused, now_ms: int) -> None:
@@ -151,6 +152,7 @@ class Dispatcher:
         record = parsed.record
         metrics.REQUESTS.labels("refused").inc()
         metrics.REJECTED.labels(topics.RECOMMEND_REQUESTS, refused.code).inc()
+        log.debug("refused", **_about(parsed), code=refused.code)
         error = RecommendReply(parsed.request_id, served_by=self._pipeline.served_by, error=str(refused))
         self._reply(parsed, encode(error))
         if isinstance(refused, Unsupported):
@@ -192,6 +194,11 @@ def without_features(impression: Impression) -> Impression:
     """The impression without what was known of its items: names in the catalogue may be of any length."""
     items = tuple(replace(item, sources={}, ids={}, values=b"") for item in impression.items)
     return replace(impression, items=items, context=None, schema_hash="", ids={}, values=b"")
+
+
+def _about(parsed: ParsedRequest) -> dict[str, Any]:
+    """By what a request is found again, in a log that must not tell of users."""
+    return {"trace_id": parsed.trace_id, "partition": parsed.record.partition, "offset": parsed.record.offset}
 
 
 def _key(parsed: ParsedRequest) -> Key:

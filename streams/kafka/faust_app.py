@@ -25,6 +25,7 @@ from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.logs import json_formatter
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
 from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
@@ -325,19 +326,22 @@ def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], boo
 
 def run(app: faust.App, settings: Settings) -> None:
     """Run the app's worker until SIGINT or SIGTERM; returns when it has stopped cleanly."""
-    worker = faust.Worker(app, loglevel=settings.log_level, logging_config=_logging(settings.log_level), daemon=True)
+    worker = faust.Worker(app, loglevel=settings.log_level, logging_config=_logging(settings), daemon=True)
     worker.execute_from_commandline()
 
 
-def _logging(level: str) -> dict[str, Any]:
+def _logging(settings: Settings) -> dict[str, Any]:
     """Third parties' log lines: only what an operator must see."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+        "formatters": {
+            "text": {"format": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s"},
+            "json": {"()": json_formatter},
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format}},
         "loggers": {"kafka": {"level": "ERROR"}},  # kafka-python warns of every step longer than 0.1 s
-        "root": {"level": "WARNING" if level != "debug" else "INFO", "handlers": ["stderr"]},
+        "root": {"level": "WARNING" if settings.log_level != "debug" else "INFO", "handlers": ["stderr"]},
     }
 
 
