@@ -2,7 +2,8 @@
 
 A request on another partition than its user's is forwarded there once, with its headers and its time. One that repeats
 another's id gets that one's reply. A request that cannot be understood gets an error reply wherever an address can be
-told. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
+told. The replies of a batch go out when its impressions are acknowledged, or a tenth of a second later where that takes
+longer. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
 and is handed back to be raised.
 """
 
@@ -78,10 +79,12 @@ class Dispatcher:
             log.exception("a request showed a bug")
             self._give_up(batch.parsed[0], Refused("bug", f"internal error: {type(error).__name__}"), batch.now_ms)
             return error
-        for parsed, context, answered in zip(batch.parsed, batch.contexts, answers, strict=True):
-            if answered.impression is not None:  # before its reply: whoever has the list finds it on record
+        for context, answered in zip(batch.contexts, answers, strict=True):
+            if answered.impression is not None:
                 self._record(answered.impression, context.partition)
                 reached("serving: impression sent")
+        self._outbox.offsets.wait_for_open()  # whoever has a list finds it on record
+        for parsed, answered in zip(batch.parsed, answers, strict=True):
             self._answer(parsed, answered.reply)
             reached("serving: reply sent")
         return None

@@ -33,6 +33,7 @@ NOBODY = -1  # the partition of what no request has caused
 AGAIN_S = 0.5
 MOST_WAITING_BYTES = 32 << 20  # beyond, no request is read of partitions whose messages have waited for
 STUCK_S = 5.0
+ACKNOWLEDGE_S = 0.1  # so long replies wait for the impressions of their batch
 
 
 @dataclass(slots=True)
@@ -97,6 +98,23 @@ class OffsetTracker:
             self._again_s = self._clock() + AGAIN_S
             self._send_again()
         return due
+
+    def wait_for_open(self) -> None:
+        """Until what was sent since the last seal is acknowledged, for ACKNOWLEDGE_S at most; not for partitions that
+        are behind: nobody's reply shall wait while an impression cannot be written."""
+        until_s = self._clock() + ACKNOWLEDGE_S
+        for number, opened in self._open.items():
+            if not self._is_behind(number):
+                for sent in opened:
+                    with contextlib.suppress(KafkaError):
+                        sent.future.get(max(0.0, until_s - self._clock()))
+
+    def _is_behind(self, number: int) -> bool:
+        """True if something of a partition was sent long ago and is not written."""
+        oldest = next(iter(self._sealed[number]), None)
+        if oldest is None or self._clock() - oldest.sealed_s < ACKNOWLEDGE_S:
+            return False
+        return any(sent.again is not None and not sent.future.succeeded() for sent in oldest.sent)
 
     def stuck(self) -> frozenset[int]:
         """The partitions of which nothing more is to be answered now: too much waits in all, and theirs for long."""

@@ -1,7 +1,8 @@
 """Replies, impressions, dead letters and forwarded requests on their way to the brokers.
 
-They are sent without waiting for their acknowledgement, so that no batch pays for the round trip of the one before; the
-offset tracker says when their requests are done, and has sent again what the brokers gave back.
+Impressions are waited for a moment before their replies are sent (serving/worker/dispatcher.py); beyond that no batch
+pays for the round trip of the one before: the offset tracker says when requests are done, and has sent again what the
+brokers gave back.
 """
 
 from __future__ import annotations

@@ -20,7 +20,14 @@ TAKEN_DOWN: set[str] = set()
 
 
 class Sent(list[tuple[str, Any, dict[str, Any]]]):
-    """Keeps what is sent, in place of the way to the brokers."""
+    """Keeps what is sent, in place of the way to the brokers; and when it was waited for."""
+
+    @property
+    def offsets(self) -> "Sent":
+        return self
+
+    def wait_for_open(self) -> None:
+        self.waited_after = len(self)
 
     def send(self, topic: str, value: bytes | None, **how: Any) -> None:
         self.append((topic, value, how))
@@ -242,3 +249,12 @@ def test_a_request_can_be_followed_by_its_trace_through_reply_and_log_and_no_use
         ("", 7, "debug"),
     ]
     assert not any(user in str(line) for line in told for user in ("ann", "bob"))
+
+
+def test_the_replies_of_a_batch_are_sent_behind_the_acknowledgement_of_its_impressions(
+    dispatcher: Dispatcher, sent: Sent, pipeline: Pipeline
+) -> None:
+    pipeline.impression = Impression("r", "ann", NOW_MS, "test", "v", ())
+    handle(dispatcher, record("ann"), record("bob"))
+    assert [topic for topic, _, _ in sent] == ["impressions"] * 2 + ["recommend-replies"] * 2
+    assert sent.waited_after == 2

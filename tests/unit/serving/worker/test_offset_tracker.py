@@ -7,6 +7,7 @@ from kafka.future import Future
 
 from infra.platform import metrics
 from serving.worker.offset_tracker import (
+    ACKNOWLEDGE_S,
     AGAIN_S,
     CLIENT,
     CLIENT_S,
@@ -169,3 +170,30 @@ def test_who_gives_partitions_up_says_when_our_own_topics_do_not_answer() -> Non
     with pytest.raises(KafkaTimeoutError):
         offsets.wait(60.0)
     assert now_s == [pytest.approx(160.0, abs=0.01)] and offsets.acknowledged() == {}
+
+
+def test_replies_wait_for_impressions_for_a_moment_and_not_where_they_cannot_be_written() -> None:
+    now_s = [100.0]
+    offsets = OffsetTracker(lambda: now_s[0])
+    offsets.add(Sent("impressions", Unanswered(now_s), 1, Future), 0)
+    offsets.wait_for_open()
+    assert now_s == [pytest.approx(100.0 + ACKNOWLEDGE_S, abs=0.01)]
+    offsets.seal({P0: 5})
+    now_s[0] = 101.0
+    offsets.add(Sent("impressions", Unanswered(now_s), 1, Future), 0)
+    offsets.wait_for_open()
+    assert now_s == [101.0]
+    offsets.add(Sent("impressions", Unanswered(now_s), 1, Future), 1)
+    offsets.wait_for_open()
+    assert now_s == [pytest.approx(101.0 + ACKNOWLEDGE_S, abs=0.01)], "another partition is up to date"
+
+
+def test_a_client_that_does_not_read_keeps_no_reply_from_waiting_for_its_impression() -> None:
+    now_s = [100.0]
+    offsets = OffsetTracker(lambda: now_s[0])
+    offsets.add(Sent(CLIENT, Future()), 0)
+    offsets.seal({P0: 5})
+    now_s[0] += 1.0
+    offsets.add(Sent("impressions", Unanswered(now_s), 1, Future), 0)
+    offsets.wait_for_open()
+    assert now_s == [pytest.approx(101.0 + ACKNOWLEDGE_S, abs=0.01)]
