@@ -241,8 +241,6 @@ async def to_the_end(work: Coroutine[Any, Any, BaseException | None]) -> BaseExc
         return await finished(work)
     except Fenced as error:
         _leave("stopping because the partitions may be another's; the batch will be read again", error, EXIT_AGAIN)
-    except TopicReplaced as error:
-        _leave("stopping because a topic is not what it was", error, EXIT_AGAIN)
     except Exception as error:  # whatever it is, the offsets of this batch must not be committed
         _leave("stopping because a batch failed; it will be read again", error)
 
@@ -280,7 +278,10 @@ def look_beside(app: faust.App, settings: Settings, names: Iterable[str]) -> Non
 
     @app.task  # type: ignore[untyped-decorator]
     async def topics_stay() -> None:
-        await to_the_end(see_that_topics_stay(app, settings.kafka, names))
+        try:
+            await see_that_topics_stay(app, settings.kafka, names)
+        except TopicReplaced as error:
+            _leave("stopping because a topic is not what it was", error, EXIT_AGAIN)
 
 
 async def see_that_topics_stay(app: faust.App, kafka: Kafka, names: Sequence[str]) -> None:

@@ -44,16 +44,16 @@ class TopicReplaced(RuntimeError):
 def require_same_topics(kafka: Kafka, worker: str) -> None:
     """Return when the topics are those that the worker's state remembers, and remember those that it does not know yet.
     Raises TopicReplaced, TopicMissing, KafkaError."""
-    if changed := changes_of(kafka, worker):
-        raise TopicReplaced("\n".join(changed.values()))
-    remember_ids(kafka, worker)
+    known, present = _look(kafka, worker)
+    if changed := replaced(worker, known, present):
+        raise TopicReplaced("\n".join(line_of(worker, topic) for topic in changed))
+    _remember(kafka, worker, known, present)
 
 
 def changes_of(kafka: Kafka, worker: str) -> dict[str, str]:
     """The worker's sources that were made anew, and of each a line that says the way out. Raises TopicMissing,
     KafkaError."""
-    present, known = topic_ids(kafka, topics_of(worker)), read_known_ids(kafka).get(worker, {})
-    return {topic: line_of(worker, topic) for topic in replaced(worker, known, present)}
+    return {topic: line_of(worker, topic) for topic in replaced(worker, *_look(kafka, worker))}
 
 
 def check_topic_ids(kafka: Kafka) -> list[str]:
@@ -67,9 +67,7 @@ def check_topic_ids(kafka: Kafka) -> list[str]:
 
 def remember_ids(kafka: Kafka, worker: str) -> None:
     """Write down that the worker's state speaks of the topics as they are now. Raises TopicMissing, KafkaError."""
-    known, present = read_known_ids(kafka).get(worker, {}), topic_ids(kafka, topics_of(worker))
-    if known != (ids := {**known, **present}):
-        announce(kafka, SourceTopics(worker, ids))
+    _remember(kafka, worker, *_look(kafka, worker))
 
 
 def replaced(worker: str, known: Ids, present: Ids) -> list[str]:
@@ -88,8 +86,14 @@ def line_of(worker: str, topic: str) -> str:
     return f"{topic}: was deleted and made again, and what comes would pass for handled: {way}"
 
 
-def topics_of(worker: str) -> tuple[str, ...]:
-    return STATES[worker], *SOURCES[worker]
+def _look(kafka: Kafka, worker: str) -> tuple[Ids, Ids]:
+    """The ids that are remembered of the worker's topics, and those that they have now."""
+    return read_known_ids(kafka).get(worker, {}), topic_ids(kafka, (STATES[worker], *SOURCES[worker]))
+
+
+def _remember(kafka: Kafka, worker: str, known: Ids, present: Ids) -> None:
+    if known != (ids := {**known, **present}):
+        announce(kafka, SourceTopics(worker, ids))
 
 
 def read_known_ids(kafka: Kafka) -> dict[str, Ids]:
