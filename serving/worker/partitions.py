@@ -150,7 +150,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         stuck &= self.open
         if stuck == self._held:
             return
-        log.warning("impressions cannot be written, their users' requests wait", partitions=sorted(stuck))
+        log.warning("requests wait while what they cause cannot be written", partitions=sorted(stuck))
         # A rebalance may take one away in this very moment; the next assignment says what holds.
         with contextlib.suppress(KeyError, ValueError):
             self.consumer.pause(*self._places(stuck - self._held))
