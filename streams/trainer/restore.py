@@ -66,14 +66,13 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, Item],
         committed = committed_examples(settings.kafka)
         return Restored(learner, learner.progress.next_offset, committed, shadowed, bool(changed))
     remember_ids(settings.kafka, WORKER)
-    start, stop = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0"), sys.maxsize
-    if start is None:
-        start = stop = committed_examples(settings.kafka)
-    elif start > end_of_examples(settings.kafka):
-        log.warning("training-examples is shorter than when the release was trained: it was made anew", start=start)
+    told = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
+    start = committed_examples(settings.kafka) if told is None else told
+    if start > end_of_examples(settings.kafka):
+        log.warning("training-examples is shorter than what was read of it: it was made anew", start=start)
         start = 0
     learner.begin_at(start)
-    return Restored(learner, start, stop, shadowed)
+    return Restored(learner, start, start if told is None else sys.maxsize, shadowed)
 
 
 def examples_between(kafka: Kafka, start: int, stop: int, erased: ErasedUsers) -> Iterator[tuple[int, TrainingExample]]:

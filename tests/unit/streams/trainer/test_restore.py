@@ -103,3 +103,9 @@ def test_examples_that_were_made_again_are_learnt_by_a_new_release_only(taken_ba
         taken_back(500, *rows, progress)
     assert taken_back(500).start == 500
     assert taken_back(END + 1).learner.progress.next_offset == 0, "trained before they were made again"
+
+
+def test_what_was_committed_of_examples_that_were_made_again_is_not_passed_over(taken_back, monkeypatch):
+    monkeypatch.setattr("tests.unit.streams.trainer.test_restore.END", COMMITTED - 1)
+    found = taken_back(None)
+    assert (found.start, found.stop, found.learner.progress.next_offset) == (0, 0, 0)
