@@ -56,6 +56,7 @@ DECIDE_S = 1.0  # how often the rollout is looked at when nothing has happened
 REPORT_S = 5.0
 RETRY_S = 2.0  # Kafka away or topics missing
 SEND_S = 30.0
+SERVER = "server"  # its messages have keys that begin so
 _RELEASE: Any = Release  # a union; mypy wants a class
 
 
@@ -221,7 +222,7 @@ class IndexerLoop:
             if isinstance(message, BundlePublished | IndexReady):
                 self._collections.try_again(message.version)
                 self._decide_s = 0.0
-        elif kind == "server":
+        elif kind == SERVER:
             self._releases = rollout.forget_server(self._releases, server_id)
         else:
             raise Refused("empty", "message has no value, and its key is no server's")
@@ -249,6 +250,7 @@ class IndexerLoop:
             self._rebuild(self._releases.rebuild)
         if now_s >= self._decide_s and self._control.caught_up and not any(self._control.lags().values()):
             self._decide_s = now_s + DECIDE_S
+            self._forget_long_dead()
             for decision in self._collections.decide(self._releases, now_ms):
                 log.info("rollout", action=type(decision).__name__.lower(), version=decision.version)
                 self._carry_out(decision, now_ms)
@@ -286,6 +288,13 @@ class IndexerLoop:
             case _:
                 self._collections.carry_out(effect, now_ms)
 
+    def _forget_long_dead(self) -> None:
+        """Take servers off `releases` that have died without a word; one that was only silent says so again."""
+        for server_id in rollout.long_dead(self._releases, int(self._settings.indexer.server_timeout_s * 1000)):
+            self._send(topics.RELEASES, [(f"{SERVER}/{server_id}".encode(), None)])
+            self._releases = rollout.forget_server(self._releases, server_id)
+            log.info("forgot a server that is silent for long", server_id=server_id)
+
     def _rebuild(self, asked: RebuildAsked) -> None:
         """Make the live collection anew; nothing is read meanwhile."""
         self.write()
@@ -295,7 +304,7 @@ class IndexerLoop:
         self._releases = rollout.hear(self._releases, done, 0)
         self._health.detail.pop("rebuilding")
 
-    def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes]]) -> None:
+    def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Returns when all are acknowledged, however long that takes."""
         name, records = self._settings.kafka.topic_prefix + topic, list(records)
 

@@ -19,10 +19,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
+from streams.messages import (
+    BundlePublished,
+    IndexReady,
+    RebuildAsked,
+    RebuildDone,
+    Release,
+    ServerState,
+    SourceTopics,
+)
 
 WHOLE = "whole"
 _ANNOUNCED = "announced:"
+LONG = 10  # time-outs after which a dead server is forgotten
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,21 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case RebuildDone(asked_ms=asked_ms):
             is_answer = releases.rebuild is not None and releases.rebuild.at_ms == asked_ms
             return replace(releases, rebuild=None if is_answer else releases.rebuild, rebuilt_ms=asked_ms)
+        case SourceTopics():  # the workers' own
+            return releases
 
 
 def forget_server(releases: Releases, server_id: str) -> Releases:
     """A server has said goodbye (a tombstone under its key)."""
     servers = {name: server for name, server in (releases.servers or {}).items() if name != server_id}
     return replace(releases, servers=servers)
+
+
+def long_dead(releases: Releases, timeout_ms: int) -> list[str]:
+    """The servers that have been dead for long: nobody needs to know of them any more."""
+    servers = releases.servers or {}
+    newest_ms = max((server.heard_ms for server in servers.values()), default=0)
+    return [name for name, server in servers.items() if server.heard_ms < newest_ms - LONG * timeout_ms]
 
 
 def versions_served(releases: Releases, timeout_ms: int) -> set[str]:

@@ -249,7 +249,15 @@ class RebuildDone(Struct, frozen=True, tag="rebuilt", tag_field="kind"):
     spent_ms: int
 
 
-Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone
+class SourceTopics(Struct, frozen=True, tag="sources", tag_field="kind"):
+    """Key `sources/<worker>`: Kafka's ids of the topics whose offsets a worker's state remembers, and of the topic that
+    holds this state (see streams.kafka.topic_ids)."""
+
+    worker: Id
+    topic_ids: dict[str, str]
+
+
+Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone | SourceTopics
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -439,7 +447,8 @@ class OpenImpression(Struct, frozen=True, array_like=True, gc=False):
 
 class JoinState(Struct, frozen=True, array_like=True, gc=False):
     """All that the join knows of one user. `early` watches wait for an impression that is not read yet; an event at or
-    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here.
+    below the offsets is a replay. `since_ms`: when the user was erased, nothing from before is in here. `read_before`:
+    how many events it had read of topics that were made anew since.
 
     In JSON, the older form, an impression stands as the object that it is in.
     """
@@ -450,6 +459,7 @@ class JoinState(Struct, frozen=True, array_like=True, gc=False):
     watch_offset: Offset = -1
     impression_offset: Offset = -1
     since_ms: Millis = 0
+    read_before: Offset = 0
 
 
 class StatisticsRow(Struct, frozen=True, array_like=True):
@@ -607,6 +617,7 @@ class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
     watch_offset: Offset = -1
     impression_offset: Offset = -1
     since_ms: Millis = 0
+    read_before: Offset = 0
 
 
 def _state_from_json(old: _JoinStateInJson) -> JoinState:
@@ -617,7 +628,8 @@ def _state_from_json(old: _JoinStateInJson) -> JoinState:
         opened = open_impression(outline, impression, each.offset, each.closes_ms)
         kept = {"watches": each.watches, "revision": each.revision, "counted": each.counted}
         impressions.append(replace(opened, **kept))
-    return JoinState(old.user_id, tuple(impressions), old.early, old.watch_offset, old.impression_offset, old.since_ms)
+    offsets = old.watch_offset, old.impression_offset
+    return JoinState(old.user_id, tuple(impressions), old.early, *offsets, old.since_ms, old.read_before)
 
 
 def _state_in_json(state: JoinState) -> _JoinStateInJson:
@@ -627,9 +639,8 @@ def _state_in_json(state: JoinState) -> _JoinStateInJson:
         )
         for each in state.impressions
     )
-    return _JoinStateInJson(
-        state.user_id, impressions, state.early, state.watch_offset, state.impression_offset, state.since_ms
-    )
+    offsets = state.watch_offset, state.impression_offset
+    return _JoinStateInJson(state.user_id, impressions, state.early, *offsets, state.since_ms, state.read_before)
 
 
 def refuse_future(message: Any, latest_ms: int) -> None:

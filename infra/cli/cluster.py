@@ -42,6 +42,7 @@ def topics(
     """
     from infra.cli.ingest import show_sample, show_suggestion
     from streams.kafka.requirements import alter_topics
+    from streams.kafka.topic_ids import check_topic_ids
     from streams.topics import check_topics, create_topics
 
     session: Session = context.obj
@@ -52,7 +53,9 @@ def topics(
         show_sample(session.connected, sample, mapping, as_json=as_json)
     made = create_topics(session.connected.kafka) if create else []
     altered = alter_topics(session.connected.kafka) if alter else []
-    problems = check_topics(session.connected.kafka) if check or create or alter else []
+    problems = []
+    if check or create or alter:
+        problems = [*check_topics(session.connected.kafka), *check_topic_ids(session.connected.kafka)]
     report: dict[str, list[Any]] = {"topics": _topic_rows(session.settings.kafka)}
     report |= {"created": made, "altered": altered, "problems": problems}
     answer(report, partial(_print_topics, asked=create or check or alter), as_json=as_json)

@@ -36,6 +36,7 @@ MENDABLE = (
     ("streams.ingest.worker", "NotTaken"),
     ("streams.kafka.follow", "TopicMissing"),
     ("streams.kafka.requirements", "TopicUnfit"),
+    ("streams.kafka.topic_ids", "TopicReplaced"),
     ("streams.erased_users", "ForgetSecretWrong"),
     ("streams.history.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),

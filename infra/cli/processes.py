@@ -31,6 +31,7 @@ def worker(
     from streams.kafka.faust_app import now_ms, run
     from streams.kafka.follow import require_topics
     from streams.kafka.requirements import require_settings
+    from streams.kafka.topic_ids import require_same_topics
     from streams.topics import TOPICS
 
     settings: Settings = context.obj.connected
@@ -38,6 +39,8 @@ def worker(
     require_topics(settings.kafka, names)
     require_settings(settings, names)
     read_erased_users(settings)  # with another secret than that of before nobody would stay forgotten
+    if name is not WorkerName.TRAINER:  # which looks when it takes a release up, and has a release to wait for
+        require_same_topics(settings.kafka, name.value)
     health = Health(name.value)
     with serve_health(health, settings, started_ms=now_ms()):
         if name is WorkerName.TRAINER:

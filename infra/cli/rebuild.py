@@ -12,7 +12,10 @@ from infra.cli.options import AsJson, answer
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Make again from topics and bundles: the index, or the histories.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Make again from topics and bundles: the index, or the histories; go on with a topic that was made again.",
+)
 
 
 @app.command()
@@ -76,6 +79,18 @@ def histories(
     )
     answer(found, lambda _: say(text), as_json=as_json)
     raise typer.Exit(1 if dry_run and found.differ else 0)
+
+
+@app.command()
+def offsets(context: typer.Context, as_json: AsJson = False) -> None:
+    """A topic was deleted and made again: take its old offsets out of histories, joins and trending counts, by which
+    new events would pass for handled. These workers must be stopped (exit 2 when they are not)."""
+    from streams.replaced.take_out_offsets import take_out_replaced
+
+    with progress_bars(quiet=as_json) as step:
+        done = take_out_replaced(context.obj.connected, step)
+    text = f"{', '.join(done.topics)}: {done.written:,} records without their offsets; start the workers"
+    answer(done, lambda _: say(text if done.topics else "no topic was made anew"), as_json=as_json)
 
 
 def say(text: str) -> None:

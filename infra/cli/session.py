@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from infra.platform.logs import set_up_logging
 from infra.platform.run_files import find_services
 from infra.platform.settings import Settings, SettingsError, load_settings
 
@@ -23,7 +21,7 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         settings = load_settings(self._config, self._overrides)
-        set_up_logging(settings.log_level)
+        set_up_logging(settings.log_level, settings.log_format)
         return settings
 
     @cached_property
@@ -52,17 +50,3 @@ class Session:
                 f"milvus.uri is not set and no `nextwatch up` runs on {settings.data_dir}: set NEXTWATCH_MILVUS__URI"
             )
         return settings
-
-
-def set_up_logging(level: str) -> None:
-    """One line per event on stderr, times in UTC."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -115,7 +115,7 @@ async def recommend(
         record=record,
         deadline_ms=max(1, round(1000 * services.deadline_s)),
     )
-    return await ask(services, asked)
+    return await ask(services, asked, request.headers.get("traceparent", ""))
 
 
 @post("/watches", status_code=202)
@@ -196,13 +196,15 @@ async def metrics_page() -> Response[bytes]:
     return Response(generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def ask(services: Services, asked: RecommendRequest) -> RecommendReply:
-    """Ask the servers. Raises BadRequest with what they refuse, RequestFailed, and Unavailable for their own errors."""
+async def ask(services: Services, asked: RecommendRequest, traceparent: str = "") -> RecommendReply:
+    """Ask the servers, in this trace. Raises BadRequest with what they refuse, RequestFailed, and Unavailable for their
+    own errors."""
     try:  # as they will read it: what is wrong need not travel
         decode(messages.RecommendRequest, encode_request(asked), max_bytes=services.max_bytes)
     except Refused as refused:
         raise BadRequest(str(refused)) from None
-    reply = await services.client.ask(asked, timeout_s=services.deadline_s, retries=RETRIES)
+    how: Any = {"timeout_s": services.deadline_s, "retries": RETRIES, "traceparent": traceparent}
+    reply = await services.client.ask(asked, **how)
     if reply.error is not None and reply.error.startswith(BUG):
         raise Unavailable("a server could not answer this request: its log says why")
     if reply.error is not None:

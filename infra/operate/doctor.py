@@ -12,6 +12,7 @@ from infra.operate.status import read_status
 from infra.platform.guarded_process import ServiceError
 from infra.platform.kafka_access import KafkaRefused
 from infra.platform.settings import Settings
+from streams.kafka.topic_ids import check_topic_ids
 from streams.topics import check_topics
 
 
@@ -32,7 +33,7 @@ def diagnose(settings: Settings, connect: Callable[[], Settings]) -> list[Findin
 def _findings(settings: Settings, connect: Callable[[], Settings]) -> Iterator[Finding]:
     try:
         connected = connect()
-        problems = check_topics(connected.kafka)
+        problems, replaced = check_topics(connected.kafka), check_topic_ids(connected.kafka)
     except (ServiceError, KafkaRefused) as error:
         yield Finding("Kafka", "not reached", str(error))
     except KafkaError as error:
@@ -40,6 +41,9 @@ def _findings(settings: Settings, connect: Callable[[], Settings]) -> Iterator[F
     else:
         yield Finding("Kafka", connected.kafka.bootstrap)
         yield _of_topics(problems)
+        for line in replaced:
+            told, _, way_out = line.rpartition(": ")
+            yield Finding("topic", told, way_out)
         yield from _of_releases(connected)
     yield _of_processes(settings)
 

@@ -135,6 +135,7 @@ CANDIDATES = Histogram(
 SHED = Counter("nextwatch_requests_shed_total", "Requests read after their deadline, answered from the ladder's bottom")
 REPEATED = Counter("nextwatch_requests_repeated_total", "Requests whose reply was sent before and is sent again")
 QUEUED = Gauge("nextwatch_requests_queued", "Requests read and not yet answered")
+UNWRITTEN = Gauge("nextwatch_serving_unwritten_bytes", "Impressions and replies that no broker has acknowledged yet")
 NOMINATED = Counter("nextwatch_source_candidates_total", "Candidates by a source that nominated them", ["source"])
 SOURCE_TIME = Histogram("nextwatch_source_seconds", "Time of a source for a batch", ["source"], buckets=_FAST)
 SOURCE_LEFT_OUT = Counter("nextwatch_source_left_out_total", "Requests that a source was too late for", ["source"])

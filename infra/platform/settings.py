@@ -415,6 +415,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = _setting(Path(".nextwatch"), "bundles, embedded services' data, run files")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least severe lines in the logs")
+    log_format: Literal["text", "json"] = _setting("text", "lines for people, or a JSON object each")
     kafka: Kafka = Kafka()
     milvus: Milvus = Milvus()
     history: History = History()

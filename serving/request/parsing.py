@@ -2,7 +2,7 @@
 
 The conventions are those of request/reply over Kafka: the reply topic, its partition and a correlation id come in
 headers, under plain names or under those that Spring Kafka's ReplyingKafkaTemplate sends, and the correlation id goes
-back under the name that it came with.
+back under the name that it came with. So does a `traceparent` (W3C Trace Context), by which a request can be followed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from streams.messages import RecommendRequest, Refused, decode
 CORRELATION = ("correlation_id", "kafka_correlationId")
 REPLY_TOPIC = ("reply_topic", "kafka_replyTopic")
 REPLY_PARTITION = ("reply_partition", "kafka_replyPartition")
+TRACE = "traceparent"
 
+TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,200})?")
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 PartitionsOf = Callable[[str], int]  # of a topic's full name; 0 when there is no such topic
@@ -34,7 +36,7 @@ class Unsupported(Refused):
 
 
 class Address(NamedTuple):
-    """The place that a reply goes to. `topic` is a full name; `headers` carry the correlation id."""
+    """The place that a reply goes to. `topic` is a full name; `headers` carry the correlation id and the trace."""
 
     topic: str
     partition: int | None = None
@@ -51,6 +53,12 @@ class ParsedRequest(NamedTuple):
     refused: Refused | None = None
     filter: ItemFilter | None = None
 
+    @property
+    def trace_id(self) -> str:
+        """The id of the trace that the request belongs to; empty when it names none."""
+        found = None if self.address is None else TRACE_PARENT.fullmatch(dict(self.address.headers).get(TRACE, b""))
+        return "" if found is None else found[1].decode()
+
 
 def parse_request(record: Any, settings: Settings, partitions_of: PartitionsOf) -> ParsedRequest:
     """Read a request and its reply address. Never raises Refused: what is wrong is in what it returns."""
@@ -62,7 +70,7 @@ def parse_request(record: Any, settings: Settings, partitions_of: PartitionsOf) 
     item_filter: ItemFilter | None = None
     try:
         check_headers(headers, settings.kafka.max_message_bytes)
-        address = address._replace(headers=correlation(headers))
+        address = address._replace(headers=(*correlation(headers), *trace(headers)))
         address = read_address(headers, address, prefix, partitions_of)
     except Refused as error:
         refused = error
@@ -72,7 +80,7 @@ def parse_request(record: Any, settings: Settings, partitions_of: PartitionsOf) 
     except Refused as error:
         refused = error
     request_id = request.request_id if request else request_id_in(record.value)
-    can_tell = bool(request_id or address.headers)
+    can_tell = bool(request_id or correlation(address.headers))
     return ParsedRequest(record, address if can_tell else None, request_id, request, refused, item_filter)
 
 
@@ -114,6 +122,12 @@ def read_address(
 def correlation(headers: Iterable[tuple[str, bytes | None]]) -> tuple[tuple[str, bytes], ...]:
     """The correlation headers as they came: opaque bytes under the sender's own name for them."""
     return tuple((name, value) for name, value in headers if name in CORRELATION and value is not None)
+
+
+def trace(headers: Iterable[tuple[str, bytes | None]]) -> tuple[tuple[str, bytes], ...]:
+    """The `traceparent` as it came; what is none is left out."""
+    found = _first(headers, (TRACE,))
+    return ((TRACE, found),) if found is not None and TRACE_PARENT.fullmatch(found) else ()
 
 
 def request_id_in(value: bytes | None) -> str:

@@ -2,7 +2,8 @@
 
 A request on another partition than its user's is forwarded there once, with its headers and its time. One that repeats
 another's id gets that one's reply. A request that cannot be understood gets an error reply wherever an address can be
-told. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
+told. The replies of a batch go out when its impressions are acknowledged, or a tenth of a second later where that takes
+longer. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
 and is handed back to be raised.
 """
 
@@ -78,10 +79,12 @@ class Dispatcher:
             log.exception("a request showed a bug")
             self._give_up(batch.parsed[0], Refused("bug", f"internal error: {type(error).__name__}"), batch.now_ms)
             return error
-        for parsed, context, answered in zip(batch.parsed, batch.contexts, answers, strict=True):
-            if answered.impression is not None:  # before its reply: whoever has the list finds it on record
+        for context, answered in zip(batch.contexts, answers, strict=True):
+            if answered.impression is not None:
                 self._record(answered.impression, context.partition)
                 reached("serving: impression sent")
+        self._outbox.offsets.wait_for_open()  # whoever has a list finds it on record
+        for parsed, answered in zip(batch.parsed, answers, strict=True):
             self._answer(parsed, answered.reply)
             reached("serving: reply sent")
         return None
@@ -120,6 +123,7 @@ class Dispatcher:
         raw = encode(reply)
         for each in (parsed, *self._reply_cache.end(_key(parsed), raw)):
             self._reply(each, raw)
+            log.debug("answered", **_about(each), version=reply.version, degraded=reply.degraded)
         metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
 
     def _give_up(self, parsed: ParsedRequest, refused: Refused, now_ms: int) -> None:
@@ -135,21 +139,23 @@ class Dispatcher:
         how = {"key": key, "headers": list(address.headers), "partition": address.partition}
         ours = self._settings.kafka.topic_prefix + topics.RECOMMEND_REPLIES
         if address.topic == ours:
-            self._outbox.send(topics.RECOMMEND_REPLIES, reply, **how)
+            self._outbox.send(topics.RECOMMEND_REPLIES, reply, of=parsed.record.partition, **how)
         else:
-            self._outbox.send_outside(address.topic, reply, **how)
+            self._outbox.send_outside(address.topic, reply, of=parsed.record.partition, **how)
 
     def _record(self, impression: Impression, partition: int) -> None:
         raw = encode(impression)
         if len(raw) > self._settings.kafka.max_message_bytes:  # its readers would refuse it
             raw = encode(without_features(impression))
-        self._outbox.send(topics.IMPRESSIONS, raw, key=impression.user_id.encode(), partition=partition)
+        key = impression.user_id.encode()
+        self._outbox.send(topics.IMPRESSIONS, raw, of=partition, key=key, partition=partition)
 
     def _refuse(self, parsed: ParsedRequest, refused: Refused, now_ms: int) -> None:
         """Tell the client what is wrong; what is broken goes to the dead letters as well."""
         record = parsed.record
         metrics.REQUESTS.labels("refused").inc()
         metrics.REJECTED.labels(topics.RECOMMEND_REQUESTS, refused.code).inc()
+        log.debug("refused", **_about(parsed), code=refused.code)
         error = RecommendReply(parsed.request_id, served_by=self._pipeline.served_by, error=str(refused))
         self._reply(parsed, encode(error))
         if isinstance(refused, Unsupported):
@@ -158,7 +164,7 @@ class Dispatcher:
         limit = self._settings.kafka.max_message_bytes
         letter = dead_letter(*source, record.headers or (), refused, now_ms, max_bytes=limit)
         place = record.partition % self._settings.kafka.partitions
-        self._outbox.send(topics.DEAD_LETTERS, encode(letter), key=letter.key, partition=place)
+        self._outbox.send(topics.DEAD_LETTERS, encode(letter), of=record.partition, key=letter.key, partition=place)
 
     def _forward(self, record: Any, user_id: str, home: int) -> None:
         metrics.FORWARDED.labels(topics.RECOMMEND_REQUESTS).inc()
@@ -167,6 +173,7 @@ class Dispatcher:
         self._outbox.send(
             topics.RECOMMEND_REQUESTS,
             record.value,
+            of=record.partition,
             key=user_id.encode(),
             partition=home,
             headers=[*((name, value or b"") for name, value in record.headers or ()), (topics.FORWARDED, origin)],
@@ -190,6 +197,11 @@ def without_features(impression: Impression) -> Impression:
     """The impression without what was known of its items: names in the catalogue may be of any length."""
     items = tuple(replace(item, sources={}, ids={}, values=b"") for item in impression.items)
     return replace(impression, items=items, context=None, schema_hash="", ids={}, values=b"")
+
+
+def _about(parsed: ParsedRequest) -> dict[str, Any]:
+    """By what a request is found again, in a log that must not tell of users."""
+    return {"trace_id": parsed.trace_id, "partition": parsed.record.partition, "offset": parsed.record.offset}
 
 
 def _key(parsed: ParsedRequest) -> Key:

@@ -1,30 +1,33 @@
 """Replies, impressions, dead letters and forwarded requests on their way to the brokers.
 
-They are sent without waiting for their acknowledgement, so that no batch pays for the round trip of the one before; the
-offset tracker says when their requests are done.
+Impressions are waited for a moment before their replies are sent (serving/worker/dispatcher.py); beyond that no batch
+pays for the round trip of the one before: the offset tracker says when requests are done, and has sent again what the
+brokers gave back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import structlog
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
+from kafka.future import Future
 
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
 from serving.worker import patches
-from serving.worker.offset_tracker import CLIENT, OffsetTracker, undelivered
+from serving.worker.offset_tracker import CLIENT, OffsetTracker, Sent, undelivered
 from streams import topics
 
 log = structlog.get_logger(__name__)
 
 OURS = (topics.RECOMMEND_REPLIES, topics.IMPRESSIONS, topics.DEAD_LETTERS, topics.RECOMMEND_REQUESTS, topics.RELEASES)
-MOST_BATCHES = 1000  # unacknowledged; beyond, the oldest is waited for
 CLOSE_S = 5.0
-ACKNOWLEDGE_S = 130.0  # the producer itself gives up a message after 120 s
+DELIVERY_MS = 120_000  # then the producer gives a message back
+ANSWER_MS = 30_000  # a broker has so long to answer
 MEET_MS = 1000  # the answering thread waits so long for the metadata of a client's topic, once
 
 
@@ -32,8 +35,9 @@ class Outbox:
     """Topics are given without the prefix, except for a client's own reply topic (`send_outside`).
 
     The producer's `send` stands still for a minute where it does not know a topic, and it asks for a topic that was
-    deleted every 100 ms for ever (serving/worker/patches.py). So ours are known from the start, an outside topic is
-    only sent to while it is known, and one that is known no more is forgotten. Raises KafkaError.
+    deleted every 100 ms for ever (serving/worker/patches.py). So ours are known from the start, a topic is only sent to
+    while it is known, and an outside one that is known no more is forgotten. `of` is the partition of the request that
+    has caused a message.
     """
 
     def __init__(self, kafka: Kafka) -> None:
@@ -47,6 +51,8 @@ class Outbox:
             acks="all",
             enable_idempotence=False,
             linger_ms=0,
+            delivery_timeout_ms=DELIVERY_MS,
+            request_timeout_ms=ANSWER_MS,
             allow_auto_create_topics=False,
             max_request_size=4 * kafka.max_message_bytes,
             reconnect_backoff_max_ms=2000,
@@ -57,15 +63,20 @@ class Outbox:
         for topic in OURS:
             self._producer.partitions_for(self._prefix + topic)
 
-    def send(self, topic: str, value: bytes | None, **how: Any) -> None:
-        """Send to one of our own topics; `how`: key, headers, partition, timestamp_ms."""
-        self.offsets.add(topic, self._producer.send(self._prefix + topic, value, **how))
+    def send(self, topic: str, value: bytes, *, of: int, **how: Any) -> None:
+        """Send to one of our own topics, until it is written; `how`: key, headers, partition, timestamp_ms."""
+        again = partial(self._try, topic, value, how)
+        self.offsets.add(Sent(topic, again(), len(value), again), of)
 
-    def send_outside(self, topic: str, value: bytes, **how: Any) -> None:
+    def tell(self, topic: str, value: bytes | None, **how: Any) -> None:
+        """Send to one of our own topics what the next message replaces: if it is not written, that is borne."""
+        self.offsets.add(Sent(topic, self._try(topic, value, how)))
+
+    def send_outside(self, topic: str, value: bytes, *, of: int, **how: Any) -> None:
         """Send to a topic that a client has named; a failure is its own loss, logged and counted."""
         try:
             self._meet(topic)
-            self.offsets.add(CLIENT, self._producer.send(topic, value, **how))
+            self.offsets.add(Sent(CLIENT, self._producer.send(topic, value, **how)), of)
         except (KafkaError, ValueError) as error:
             undelivered(error)
 
@@ -82,8 +93,6 @@ class Outbox:
     def seal(self, offsets: Mapping[TopicPartition, int]) -> None:
         """All that these offsets have caused is sent."""
         self.offsets.seal(offsets)
-        if len(self.offsets) > MOST_BATCHES:
-            self.offsets.wait_for_oldest(ACKNOWLEDGE_S)
 
     def close(self) -> None:
         """Give up what is not acknowledged by now: replies to a client's topic that takes nothing."""
@@ -91,6 +100,19 @@ class Outbox:
             close_producer(self._producer, CLOSE_S)
         except KafkaTimeoutError as error:
             log.warning("left with replies that could not be delivered", error=str(error))
+
+    def _try(self, topic: str, value: bytes | None, how: Mapping[str, Any]) -> Any:
+        """Send to one of our own topics; the future of it. One that is known no more is not waited for. Raises
+        MessageSizeTooLargeError."""
+        name = self._prefix + topic
+        try:
+            if name not in patches.known_topics(self._producer):
+                raise UnknownTopicOrPartitionError(f"{name} is not there")
+            return self._producer.send(name, value, **how)
+        except MessageSizeTooLargeError:
+            raise
+        except KafkaError as error:
+            return Future().failure(error)
 
     def _meet(self, topic: str) -> None:
         """Raises KafkaError for a topic that `send` would wait for. One that is new, or was known until now, is waited

@@ -63,6 +63,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self.open: frozenset[int] = frozenset()  # of the owned ones: those that are answered
         self._topic = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
         self._feed, self._views, self._warmup, self._settle = feed, views, warmup, settle
+        self._held: frozenset[int] = frozenset()  # of the open ones: those that are not read for now
         self._read_to_end: frozenset[int] = frozenset()
         self._assigned: deque[frozenset[int]] = deque(maxlen=1)  # the newest assignment, until it is taken over
         self.has_joined = False
@@ -117,6 +118,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         assigned = self._assigned.popleft()
         log.info("partitions assigned", partitions=sorted(assigned), before=sorted(self.owned))
         self.owned, self.open, self.has_joined = assigned, frozenset(), True
+        self._held = frozenset()
         self._read_to_end = frozenset()
         self._views.histories.keep(assigned)
         self._feed.follow(assigned)
@@ -139,8 +141,24 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         # A rebalance may take one away in this very moment; the next assignment says what holds.
         with contextlib.suppress(KeyError):
             if whole:
-                self.consumer.resume(*(TopicPartition(self._topic, number) for number in whole))
+                self.consumer.resume(*self._places(whole))
         self.open |= whole
+
+    def hold(self, stuck: frozenset[int]) -> None:
+        """Read no requests of these partitions, of those that are answered, until they are stuck no more: what their
+        requests cause cannot be written, and waits in memory."""
+        stuck &= self.open
+        if stuck == self._held:
+            return
+        log.warning("requests wait while what they cause cannot be written", partitions=sorted(stuck))
+        # A rebalance may take one away in this very moment; the next assignment says what holds.
+        with contextlib.suppress(KeyError, ValueError):
+            self.consumer.pause(*self._places(stuck - self._held))
+            self.consumer.resume(*self._places((self._held - stuck) & self.open))
+        self._held = stuck
+
+    def _places(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, number) for number in numbers]
 
     @property
     def are_open(self) -> bool:

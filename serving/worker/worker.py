@@ -27,7 +27,7 @@ from typing import Any
 import structlog
 import torch
 from kafka import OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError, RetriableError
+from kafka.errors import KafkaError, KafkaTimeoutError, RetriableError
 
 from indexer.collection import Index
 from infra.platform import metrics
@@ -164,7 +164,7 @@ class Worker:
     def leave(self) -> None:
         """Finish the batch in flight and say goodbye; nothing that was answered is answered again by the next owner."""
         try:
-            self._outbox.send(topics.RELEASES, None, key=self._heartbeat_key)
+            self._outbox.tell(topics.RELEASES, None, key=self._heartbeat_key)
             self._outbox.seal({})
             self._settle()
         except KafkaError as error:  # brokers that are gone before us must not keep us from ending
@@ -274,7 +274,10 @@ class Worker:
             return
         self._finish()
         self._queue.give_back()
-        self._outbox.offsets.wait(CLOSE_S)
+        try:
+            self._outbox.offsets.wait(CLOSE_S)
+        except KafkaTimeoutError as error:
+            log.warning("not all is written: the newest requests may be answered again", error=str(error))
         self._due |= self._outbox.offsets.acknowledged()
         due, self._due = self._due, {}
         reached("serving: settled")
@@ -290,6 +293,7 @@ class Worker:
 
     def _commit(self) -> None:
         self._due |= self._outbox.offsets.acknowledged()
+        self._partitions.hold(self._outbox.offsets.stuck())
         now = time.monotonic()
         if self._due and now - self._commit_at >= COMMIT_EVERY_S:
             reached("serving: before commit")
@@ -303,7 +307,7 @@ class Worker:
         if version != self._reported_version or now - self._heartbeat_at >= self._settings.serving.heartbeat_s:
             self._reported_version, self._heartbeat_at = version, now
             state = ServerState(self.server_id, version, _now_ms())
-            self._outbox.send(topics.RELEASES, encode(state), key=self._heartbeat_key)
+            self._outbox.tell(topics.RELEASES, encode(state), key=self._heartbeat_key)
             self._outbox.seal({})
         if now - self._report_at >= REPORT_EVERY_S:
             self._report_at = now
@@ -318,6 +322,7 @@ class Worker:
         metrics.HISTORIES.set(len(views.histories))
         metrics.CATALOGUE.set(len(views.catalogue))
         metrics.QUEUED.set(len(self._queue))
+        metrics.UNWRITTEN.set(self._outbox.offsets.waiting_bytes)
         self._pipeline.drift.show()
         metrics.MIRROR_ITEMS.set(0 if live is None or live.mirror is None else len(live.mirror))
         if live is not None:

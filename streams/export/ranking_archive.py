@@ -71,13 +71,15 @@ def store_served(
 def _identities(kafka: Kafka, progress: Progress) -> tuple[set[tuple[int, int]], int]:
     """Return where the examples that hold lie, partition and offset in `ranking-examples`; and how many others there
     are."""
-    best: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
+    best: dict[tuple[int, int, int], tuple[int, tuple[int, int]]] = {}
     read = 0
     for place, example in _examples(kafka, partial(progress, "reading outcomes")):
         if example is None:
             continue
         read += 1
-        identity, told = (example.partition, example.offset), (example.revision, place)
+        # offsets begin anew where `impressions` was made again; the time tells an impression from one of before
+        identity = (example.partition, example.offset, example.impression.at_ms)
+        told = (example.revision, place)
         best[identity] = max(best.get(identity, told), told)
     return {place for _, place in best.values()}, read - len(best)
 

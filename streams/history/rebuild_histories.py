@@ -25,7 +25,7 @@ ahead is judged by the time at which it was sent.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from heapq import merge
 from itertools import takewhile
@@ -43,6 +43,7 @@ from streams.erasure.erase_users import read_erased_users
 from streams.history.app import KINDS, LOADED, SHOWN, TIMES, apply_event
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.intake import Raw, raw_of, read
+from streams.kafka.topic_ids import require_same_topics
 from streams.messages import Refused, UserHistory, decode, encode
 
 EVENTS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
@@ -86,8 +87,9 @@ def rebuild_histories(
     dry_run: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Rebuilt:
-    """Make all histories again. Raises RebuildRefused, TopicMissing, KafkaError, ForgetSecretWrong."""
+    """Make all histories again. Raises RebuildRefused, TopicReplaced, TopicMissing, KafkaError, ForgetSecretWrong."""
     refuse_beside_workers(settings.kafka)
+    require_same_topics(settings.kafka, "history")  # by an old offset a topic would seem to hold what it does not
     erased, rebuilt = read_erased_users(settings), Rebuilt()
 
     def make(number: int, before: Histories) -> dict[str, UserHistory]:
@@ -105,14 +107,26 @@ def adopt_histories(
     refuse_beside_workers(kafka)
     if any(any(read_reach(kafka, number).committed.values()) for number in range(kafka.partitions)):
         raise RebuildRefused(
-            f"the history workers (group {_group(kafka)}) have read here already: restored histories are made ready "
+            f"the history workers (group {group_of(kafka)}) have read here already: restored histories are made ready "
             "before the first of them runs; delete the group and restore user-histories again"
         )
+    return take_out_offsets(settings, EVENTS, progress, dry_run=dry_run)
+
+
+def take_out_offsets(
+    settings: Settings,
+    of: Collection[str],
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    dry_run: bool = False,
+) -> Rebuilt:
+    """Take the offsets of these topics out of all histories. Raises as `rebuild_histories`."""
+    refuse_beside_workers(settings.kafka)
     erased = read_erased_users(settings)
 
     def make(_: int, before: Histories) -> dict[str, UserHistory]:
         found = [history for value in before.values() if (history := _readable(value)) is not None]
-        return {each.user_id: without_offsets(each) for each in map(erased.begin, found) if not _is_empty(each)}
+        return {each.user_id: without_offsets(each, of) for each in map(erased.begin, found) if not _is_empty(each)}
 
     return _rewrite(settings, make, Rebuilt(), dry_run=dry_run, progress=progress)
 
@@ -150,31 +164,31 @@ def create_producer(kafka: Kafka) -> KafkaProducer:
     return KafkaProducer(**kafka_python_options(kafka), **limits, client_id="nextwatch-rebuild", acks="all")
 
 
-def without_offsets(history: UserHistory) -> UserHistory:
-    return replace(
-        history,
-        watches=tuple(replace(watch, offset=-1) for watch in history.watches),
-        searches=tuple(replace(search, offset=-1) for search in history.searches),
-        watch_offset=-1,
-        search_offset=-1,
-        impression_offset=-1,
-    )
+def without_offsets(history: UserHistory, of: Collection[str] = EVENTS) -> UserHistory:
+    """A history that remembers no offset of these topics."""
+    if topics.WATCH_EVENTS in of:
+        watches = tuple(replace(watch, offset=-1) for watch in history.watches)
+        history = replace(history, watches=watches, watch_offset=-1)
+    if topics.SEARCH_EVENTS in of:
+        searches = tuple(replace(search, offset=-1) for search in history.searches)
+        history = replace(history, searches=searches, search_offset=-1)
+    return replace(history, impression_offset=-1) if topics.IMPRESSIONS in of else history
 
 
 def _is_empty(history: UserHistory) -> bool:
     return replace(history, since_ms=0) == UserHistory(history.user_id)
 
 
-def refuse_beside_workers(kafka: Kafka) -> None:
-    """Raises RebuildRefused while somebody is in the history workers' group."""
-    group = _group(kafka)
+def refuse_beside_workers(kafka: Kafka, worker: str = "history") -> None:
+    """Raises RebuildRefused while somebody is in the workers' group."""
+    group = group_of(kafka, worker)
     with topics.open_admin(kafka) as admin:
         found = admin.describe_groups([group])[group]
     if found["error"] and found["group_state"] != "Dead":  # dead: nobody has ever been in it
-        raise RebuildRefused(f"whether a history worker runs (group {group}) cannot be told: {found['error']}")
+        raise RebuildRefused(f"whether a {worker} worker runs (group {group}) cannot be told: {found['error']}")
     if members := found["members"]:
         raise RebuildRefused(
-            f"{len(members)} history workers run (group {group}), and two must not write histories: stop them first "
+            f"{len(members)} {worker} workers run (group {group}), and two must not write their state: stop them first "
             f"(one that was killed is out after kafka.session_timeout_s, {kafka.session_timeout_s:g} s)"
         )
 
@@ -271,7 +285,7 @@ def changes_of(
 
 
 def read_reach(kafka: Kafka, number: int) -> Reach:
-    committed = topics.committed_offsets(kafka, _group(kafka), SOURCES, number)
+    committed = topics.committed_offsets(kafka, group_of(kafka), SOURCES, number)
     with TopicFollower(kafka, *SOURCES, partitions=[number]) as follower:
         return Reach(follower.firsts_of(number), committed)
 
@@ -317,5 +331,5 @@ def _write(producer: Any, kafka: Kafka, number: int, changes: dict[str, bytes | 
         future.get(timeout=SEND_S)
 
 
-def _group(kafka: Kafka) -> str:
-    return f"{kafka.topic_prefix}nextwatch-history"
+def group_of(kafka: Kafka, worker: str = "history") -> str:
+    return f"{kafka.topic_prefix}nextwatch-{worker}"

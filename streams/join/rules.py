@@ -248,7 +248,7 @@ def _size(impressions: Iterable[OpenImpression]) -> int:
 
 def _newest_offset(state: JoinState) -> int:
     """Return how much of its events a state has read: a revision is made of it."""
-    return state.watch_offset + state.impression_offset + 2
+    return state.read_before + state.watch_offset + state.impression_offset + 2
 
 
 def _close(each: OpenImpression, partition: int, revision: int) -> tuple[OpenImpression, UnreadExample, Tally] | None:

@@ -13,17 +13,19 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, cast
 
 import faust
 import structlog
 from faust.types import TP
+from kafka.errors import KafkaError
 
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.kafka_clients import kafka_python_options
+from infra.platform.logs import json_formatter
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
 from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
@@ -40,6 +42,7 @@ from streams.kafka.intake import Raw, raw_of
 from streams.kafka.membership import Membership
 from streams.kafka.outbox import Outbox, create_producer
 from streams.kafka.recovery import OrderedTables, finished
+from streams.kafka.topic_ids import TopicReplaced, topic_ids
 from streams.kafka.unpacking import unpack_for_faust
 from streams.write_permit import Fenced
 
@@ -49,6 +52,7 @@ Handler = Callable[[list[Raw]], Coroutine[Any, Any, BaseException | None]]
 EXIT_BUG, EXIT_AGAIN = 70, 75  # EX_SOFTWARE, EX_TEMPFAIL of sysexits.h
 REBALANCE_SESSIONS = 2  # so long a rebalance waits for the batch in hand
 LAG_EVERY_S = 2.0
+IDS_EVERY_S = 15.0
 FETCH_EVERY_S = 0.05  # at most; what comes meanwhile is one batch
 
 
@@ -147,12 +151,8 @@ def declare_agent(
     within: float,
 ) -> None:
     """The agent of a worker: it reads the topics `names` together and gives their batches to `handle`, with an outbox
-    of its own; beside it the worker reports its lag."""
-    prefix = settings.kafka.topic_prefix
-
-    @app.task  # type: ignore[untyped-decorator]
-    async def lag() -> None:
-        await report_lag(app, prefix)
+    of its own; beside it the worker reports its lag, and leaves when a topic was made anew."""
+    look_beside(app, settings, names)
 
     @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:
@@ -268,6 +268,35 @@ async def report_lag(app: faust.App, topic_prefix: str) -> None:
         await asyncio.sleep(LAG_EVERY_S)
 
 
+def look_beside(app: faust.App, settings: Settings, names: Iterable[str]) -> None:
+    """Beside an agent that reads the topics `names`: report the lag, and see that the topics stay what they are."""
+    names = tuple(names)
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def lag() -> None:
+        await report_lag(app, settings.kafka.topic_prefix)
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def topics_stay() -> None:
+        try:
+            await see_that_topics_stay(app, settings.kafka, names)
+        except TopicReplaced as error:
+            _leave("stopping because a topic is not what it was", error, EXIT_AGAIN)
+
+
+async def see_that_topics_stay(app: faust.App, kafka: Kafka, names: Sequence[str]) -> None:
+    """Forever. Raises TopicReplaced once a topic is another than at first: Faust passes over what comes at offsets that
+    it has read, and the next start says what is to be done."""
+    loop, first = asyncio.get_running_loop(), dict[str, str]()
+    while not app.should_stop:
+        with contextlib.suppress(KafkaError):  # a broker that is away is the reader's to report
+            ids = await loop.run_in_executor(None, topic_ids, kafka, names)
+            first = ids | first
+            if changed := sorted(name for name, id_ in ids.items() if id_ != first[name]):
+                raise TopicReplaced(f"deleted and made again while we read it: {', '.join(changed)}")
+        await asyncio.sleep(IDS_EVERY_S)
+
+
 def _lags(app: faust.App, topic_prefix: str) -> Iterator[tuple[tuple[str, int], int | None]]:
     """The lag by topic and partition; None where it is not known now, as after a rebalance until something is read."""
     consumer = app.consumer
@@ -298,19 +327,22 @@ def follow_readiness(app: faust.App, health: Health, recovered: Callable[[], boo
 
 def run(app: faust.App, settings: Settings) -> None:
     """Run the app's worker until SIGINT or SIGTERM; returns when it has stopped cleanly."""
-    worker = faust.Worker(app, loglevel=settings.log_level, logging_config=_logging(settings.log_level), daemon=True)
+    worker = faust.Worker(app, loglevel=settings.log_level, logging_config=_logging(settings), daemon=True)
     worker.execute_from_commandline()
 
 
-def _logging(level: str) -> dict[str, Any]:
+def _logging(settings: Settings) -> dict[str, Any]:
     """Third parties' log lines: only what an operator must see."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+        "formatters": {
+            "text": {"format": "%(asctime)s [%(levelname)-8s] %(name)s: %(message)s"},
+            "json": {"()": json_formatter},
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format}},
         "loggers": {"kafka": {"level": "ERROR"}},  # kafka-python warns of every step longer than 0.1 s
-        "root": {"level": "WARNING" if level != "debug" else "INFO", "handlers": ["stderr"]},
+        "root": {"level": "WARNING" if settings.log_level != "debug" else "INFO", "handlers": ["stderr"]},
     }
 
 

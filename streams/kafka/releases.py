@@ -11,7 +11,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import IndexReady, Refused, Release, ServerState, decode, encode
+from streams.messages import IndexReady, Refused, Release, ServerState, SourceTopics, decode, encode
 
 
 def announce(kafka: Kafka, release: Release) -> None:
@@ -25,9 +25,12 @@ def announce(kafka: Kafka, release: Release) -> None:
 
 
 def key_of(release: Release) -> str:
-    """The key of a message on the topic: its kind, and for a server its name too."""
+    """The key of a message on the topic: its kind, and for a server or a worker its name too."""
     kind = str(release.__struct_config__.tag)
-    return f"{kind}/{release.server_id}" if isinstance(release, ServerState) else kind
+    match release:
+        case ServerState(server_id=name) | SourceTopics(worker=name):
+            return f"{kind}/{name}"
+    return kind
 
 
 def wait_until_served(

@@ -21,7 +21,7 @@ import faust
 from infra.platform.health import Health
 from infra.platform.settings import Settings
 from streams import topics
-from streams.kafka.faust_app import create_app, follow_readiness, handle_batches, raw_topic, report_lag, to_the_end
+from streams.kafka.faust_app import create_app, follow_readiness, handle_batches, look_beside, raw_topic, to_the_end
 from streams.kafka.outbox import Outbox, create_producer
 from streams.trainer.control_state import ControlState
 from streams.trainer.worker import TrainerWorker
@@ -47,9 +47,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
             health.detail |= {"role": worker.role, "epoch": worker.writer.epoch}
             await asyncio.sleep(0.1)
 
-    @app.task  # type: ignore[untyped-decorator]
-    async def lag() -> None:
-        await report_lag(app, prefix)
+    look_beside(app, settings, [topics.TRAINING_EXAMPLES])
 
     @app.task  # type: ignore[untyped-decorator]
     async def go_on_while_idle() -> None:

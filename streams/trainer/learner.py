@@ -172,6 +172,10 @@ class Learner:
         """Examples below are in the release, or not to be learnt."""
         self.progress = Progress(max(offset, self.progress.next_offset), self.progress.watched)
 
+    def forget_watched(self) -> None:
+        """`watch-events` was made anew: no watch of it is learnt."""
+        self.progress = Progress(self.progress.next_offset)
+
     def rows_of(self, keys: Iterable[bytes]) -> list[Keyed]:
         """The rows of these items as they are now; of those that have none tombstones, where items expire."""
         places = {key: self._trainer.row(key.decode(errors="replace")) for key in keys}

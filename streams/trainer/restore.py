@@ -18,23 +18,26 @@ from streams import topics
 from streams.epochs import Epochs, is_claim
 from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower, read_to_end
+from streams.kafka.topic_ids import TopicReplaced, changes_of, remember_ids
 from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner
 
 log = structlog.get_logger(__name__)
 
+WORKER = "trainer"
 MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each within its own limits
 AHEAD_MS = 86_400_000  # its time decides which items are idle: one of another century would let all of them go
 
 
 class Restored(NamedTuple):
-    """A learner, the offsets of `training-examples` that it has to catch up with, and the keys in `item-vectors` whose
-    newest record does not count."""
+    """A learner, the offsets of `training-examples` that it has to catch up with, the keys in `item-vectors` whose
+    newest record does not count, and whether the progress is of a `watch-events` that was made anew since."""
 
     learner: Learner
     start: int
     stop: int
     shadowed: set[bytes]
+    is_renewed: bool = False
 
 
 def restore_release(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> Restored:
@@ -43,18 +46,33 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, Item],
     A new release has what came after its own data to learn, to the end of the topic; it is new until its progress is
     published, whatever rows a crash has left. One that does not know where its data ended begins at the committed
     offset. Another one goes on from its progress; what lies between that and the committed offset is not delivered
-    again, so it is fetched. Raises BundleError, KafkaError, TopicMissing.
+    again, so it is fetched.
+
+    Progress is of one `training-examples` and one `watch-events` (streams/kafka/topic_ids.py). Of another watch topic
+    nothing is learnt yet; with another topic of examples only a new release can begin. Raises TopicReplaced then, and
+    BundleError, KafkaError, TopicMissing.
     """
     bundle = read_bundle(settings.bundles_dir / version)
     learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
     shadowed = _restore_rows(learner, settings.kafka)
     if not learner.is_new:
-        return Restored(learner, learner.progress.next_offset, committed_examples(settings.kafka), shadowed)
-    start, stop = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0"), sys.maxsize
-    if start is None:
-        start = stop = committed_examples(settings.kafka)
+        changed = changes_of(settings.kafka, WORKER)
+        if topics.TRAINING_EXAMPLES in changed:
+            raise TopicReplaced(changed[topics.TRAINING_EXAMPLES])
+        if changed:
+            learner.forget_watched()
+        else:
+            remember_ids(settings.kafka, WORKER)
+        committed = committed_examples(settings.kafka)
+        return Restored(learner, learner.progress.next_offset, committed, shadowed, bool(changed))
+    remember_ids(settings.kafka, WORKER)
+    told = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
+    start = committed_examples(settings.kafka) if told is None else told
+    if start > end_of_examples(settings.kafka):
+        log.warning("training-examples is shorter than what was read of it: it was made anew", start=start)
+        start = 0
     learner.begin_at(start)
-    return Restored(learner, start, stop, shadowed)
+    return Restored(learner, start, start if told is None else sys.maxsize, shadowed)
 
 
 def examples_between(kafka: Kafka, start: int, stop: int, erased: ErasedUsers) -> Iterator[tuple[int, TrainingExample]]:
@@ -87,6 +105,11 @@ def committed_examples(kafka: Kafka) -> int:
     """The offset of `training-examples` that the trainers' group has committed, 0 when it has none."""
     group, name = f"{kafka.topic_prefix}nextwatch-trainer", topics.TRAINING_EXAMPLES
     return topics.committed_offsets(kafka, group, [name], 0)[name]
+
+
+def end_of_examples(kafka: Kafka) -> int:
+    with TopicFollower(kafka, topics.TRAINING_EXAMPLES, partitions=()) as follower:
+        return follower.ends()[topics.TRAINING_EXAMPLES, 0]
 
 
 def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:

@@ -31,11 +31,12 @@ from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import TopicMissing
 from streams.kafka.intake import Raw, reject
 from streams.kafka.outbox import Outbox
+from streams.kafka.topic_ids import TopicReplaced, remember_ids
 from streams.messages import BundlePublished, Refused, TrainingExample
 from streams.trainer.control_state import ControlState
 from streams.trainer.gathered import Gathered, Read
 from streams.trainer.learner import Learner, Learnt, batches
-from streams.trainer.restore import examples_between, is_erased, read_example, restore_release
+from streams.trainer.restore import WORKER, examples_between, is_erased, read_example, restore_release
 from streams.trainer.row_publisher import RowPublisher
 from streams.trainer.sampling import is_kept, share_kept
 from streams.trainer.writer_epoch import RowLog
@@ -133,7 +134,7 @@ class TrainerWorker:
                 await self._adopt(newest)
             except Fenced as fenced:
                 self._lose(fenced)
-            except (BundleError, KafkaError, TopicMissing) as error:
+            except (BundleError, KafkaError, TopicMissing, TopicReplaced) as error:
                 log.error("cannot adopt the release, keeping the old one", version=newest.version, error=str(error))
                 self._retry_at = loop.time() + RETRY_S
 
@@ -156,8 +157,11 @@ class TrainerWorker:
         )
         learner = found.learner
         self.writer.note_restored(learner, found.shadowed)
-        if learner.is_new:  # where it begins, before Faust commits what it has learnt: a crash must not skip that
-            await self.writer.send(learner, Learnt([], 0))
+        if learner.is_new or found.is_renewed:  # where it begins, before Faust commits what it has learnt: a crash must
+            await self.writer.send(learner, Learnt([], 0))  # not skip that
+        if found.is_renewed:
+            await self.writer.published()
+            await loop.run_in_executor(self._executor, remember_ids, self._settings.kafka, WORKER)
         await self._catch_up(learner, found.start, found.stop)
         await self.writer.mend(learner)
         self.learner = learner

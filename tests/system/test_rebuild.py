@@ -15,11 +15,14 @@ from infra.platform.settings import History, Settings, to_environ
 from streams import topics
 from streams.history import rebuild_histories as module
 from streams.history.rebuild_histories import RebuildRefused, create_producer, rebuild_histories
+from streams.kafka.topic_ids import TopicReplaced
 from streams.messages import Context, Impression, SearchEvent, Shown, UserHistory, decode, encode
 from tests.harness.crash.replay import read_all
+from tests.harness.needs import require_kafka
 from tests.harness.system import Cluster, own_settings, running, wait_until
 from tests.harness.traffic import Traffic, now_ms
 from tests.unit.infra.command import commands
+from tests.unit.streams.kafka.test_topic_ids import make_again
 
 PARTITIONS = 2
 PATIENCE_S = 90.0
@@ -228,3 +231,29 @@ def content_of(value: bytes) -> Any:
     watches = [(watch.event_id, watch.item_id, watch.event_ms, watch.watch_s) for watch in history.watches]
     searches = [(search.event_id, search.query) for search in history.searches]
     return history.user_id, watches, searches, history.impressions, history.seen, history.context
+
+
+def test_a_topic_that_was_made_again_is_an_error_and_then_its_watches_are_learnt(
+    lived, broker: Broker, monkeypatch, capsys
+):
+    """A watch at a small offset of the new topic is not taken for a replay of what the old one held there. The last
+    test of this file: the topic is gone with it."""
+    require_kafka(broker.kind, "noida tells no topic ids")
+    settings, before = lived
+    user, command = USERS[0].encode(), commands(monkeypatch, capsys, settings=settings)
+    make_again(settings, topics.WATCH_EVENTS)
+    traffic = Traffic(settings.kafka)
+    late = traffic.watch(USERS[0], "in the new topic")
+    traffic.close()
+    with pytest.raises(TopicReplaced):
+        rebuild_histories(settings)
+    started = command("worker", "history")
+    assert started.code == 2 and "watch-events: was deleted and made again" in started.err
+    done = command("rebuild", "offsets")
+    assert done.code == 0 and done.out.startswith(f"watch-events: {len(before)} records")
+    again = work(settings)
+    watches = [watch[0] for watch in content_of(again[user])[1]]
+    assert watches[-1] == late.event_id and set(watches[:-1]) <= {watch[0] for watch in content_of(before[user])[1]}
+    assert {key: content_of(value) for key, value in again.items() if key != user} == {
+        key: content_of(value) for key, value in before.items() if key != user
+    }

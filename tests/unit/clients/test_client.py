@@ -22,8 +22,9 @@ from nextwatch_client import (
 )
 from nextwatch_client import client as client_module
 from streams import messages
+from streams.kafka.follow import read_to_end
 from streams.messages import encode
-from streams.topics import create_topics
+from streams.topics import RECOMMEND_REQUESTS, create_topics
 from tests.conftest import environ_for
 from tests.harness.system import stopping, wait_until
 from tests.unit.clients.responder import echo, responding
@@ -58,6 +59,18 @@ def test_a_lost_reply_is_asked_for_again_with_the_same_ids(topics: Kafka, client
     assert first == second, "one correlation id"
     assert (asked.request_id, again.request_id) == ("mine", "mine")
     assert again.deadline_ms <= 3000, "what is left of four seconds after the first quarter"
+
+
+def test_a_trace_travels_with_a_request_also_when_it_is_sent_again(topics: Kafka, client: RecommendClient):
+    with responding(topics, lambda request, copy: [] if copy == 1 else echo(request, copy)):
+        client.recommend("ann", request_id="traced", timeout_s=4.0, retries=3, traceparent="00-a-b-01")
+        client.recommend("ann", request_id="untraced", timeout_s=4.0, retries=3)
+    traces: dict[str, list[bytes | None]] = {"traced": [], "untraced": []}
+    for record in read_to_end(topics, RECOMMEND_REQUESTS):
+        request_id = messages.decode(messages.RecommendRequest, record.value).request_id
+        traces.setdefault(request_id, []).append(dict(record.headers).get("traceparent"))
+    assert len(traces["traced"]) > 1 and set(traces["traced"]) == {b"00-a-b-01"}
+    assert len(traces["untraced"]) > 1 and set(traces["untraced"]) == {None}
 
 
 def test_it_is_asked_as_often_as_it_was_told_and_no_more(topics: Kafka, client: RecommendClient):

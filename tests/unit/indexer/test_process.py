@@ -7,6 +7,7 @@ import pytest
 
 from indexer.rollout import is_whole
 from infra.local.broker import Broker
+from infra.operate.releases import read_topic
 from infra.platform import metrics
 from infra.platform.health import fetch_health
 from infra.platform.run_files import read_run_files
@@ -72,6 +73,18 @@ def test_the_spare_is_kept_and_what_no_living_server_serves_is_dropped(site: Sit
     time.sleep(1.5)
     site.serve("other", bundles[2])
     site.wait(lambda: site.index.versions() == versions[1:], "the first collection is dropped")
+
+
+def test_a_server_that_died_leaves_releases_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.rollout.LONG", 2)
+    site.settings = with_section(site.settings, "indexer", server_timeout_s=0.5)
+    bundle = site.live()
+    site.serve("dead", bundle)
+    time.sleep(0.5)
+    site.serve("alive", bundle)
+    time.sleep(1.5)
+    site.serve("alive", bundle)
+    site.wait(lambda: set(read_topic(site.settings.kafka).servers or ()) == {"alive"}, "the dead one is forgotten")
 
 
 def test_live_rows_go_on_while_the_next_release_is_built(site: Site) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from indexer.rollout import (
+    LONG,
     WHOLE,
     Announce,
     Begin,
@@ -19,6 +20,7 @@ from indexer.rollout import (
     forget_server,
     go_on,
     hear,
+    long_dead,
     spare_of,
     versions_served,
 )
@@ -174,3 +176,12 @@ def test_the_newest_is_open_when_an_older_one_is_answered_meanwhile() -> None:
 
 def test_a_request_that_was_sent_twice_is_done_once() -> None:
     assert open_after(asked(100), done(100), asked(100)) is None
+
+
+def test_a_server_is_forgotten_long_after_the_others_would_call_it_dead() -> None:
+    releases = heard(ServerState("old", "a", 0), ServerState("older", "a", 0))
+    assert long_dead(releases, TIMEOUT_MS) == [], "nobody else was heard"
+    releases = hear(releases, ServerState("new", "a", 0), LONG * TIMEOUT_MS)
+    assert long_dead(releases, TIMEOUT_MS) == []
+    releases = hear(releases, ServerState("old", "a", 0), LONG * TIMEOUT_MS + 1)
+    assert long_dead(releases, TIMEOUT_MS) == ["older"]

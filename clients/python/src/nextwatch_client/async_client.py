@@ -47,16 +47,19 @@ class AsyncRecommendClient:
         request_id: str | None = None,
         timeout_s: float = 5.0,
         retries: int = 1,
+        traceparent: str = "",
     ) -> RecommendReply:
         """As RecommendClient.recommend. Raises RequestTimeout (a TimeoutError) and RequestFailed."""
         request = new_request(user_id, k, context, exclude, filter=filter, request_id=request_id, timeout_s=timeout_s)
-        return await self.ask(request, timeout_s=timeout_s, retries=retries)
+        return await self.ask(request, timeout_s=timeout_s, retries=retries, traceparent=traceparent)
 
-    async def ask(self, request: RecommendRequest, *, timeout_s: float = 5.0, retries: int = 1) -> RecommendReply:
+    async def ask(
+        self, request: RecommendRequest, *, timeout_s: float = 5.0, retries: int = 1, traceparent: str = ""
+    ) -> RecommendReply:
         """Send a ready request and wait for its reply. Raises as `recommend`."""
         if self._client is None:
             raise RequestFailed("the client is not open: use it in `async with`")
-        future = self._client.submit(request, resend_times_s(timeout_s, retries))
+        future = self._client.submit(request, resend_times_s(timeout_s, retries), traceparent)
         reply = asyncio.wrap_future(future)
         try:
             await asyncio.wait([reply], timeout=timeout_s)

@@ -93,14 +93,17 @@ class RecommendClient:
         request_id: str | None = None,
         timeout_s: float = 5.0,
         retries: int = 1,
+        traceparent: str = "",
     ) -> RecommendReply:
         """Recommend to one user and wait for it; a request that the server refuses has a reply with `error`.
+        `traceparent` (W3C Trace Context) names the trace in which the server's log tells of it.
 
         It is sent again up to `retries` times, `timeout_s` being divided equally. Raises RequestTimeout (a
         TimeoutError) and RequestFailed.
         """
         request = new_request(user_id, k, context, exclude, filter=filter, request_id=request_id, timeout_s=timeout_s)
-        return self.result(self.submit(request, resend_times_s(timeout_s, retries)), request, timeout_s)
+        sent = self.submit(request, resend_times_s(timeout_s, retries), traceparent)
+        return self.result(sent, request, timeout_s)
 
     def recommend_many(
         self, requests: Iterable[RecommendRequest], *, timeout_s: float = 10.0, retries: int = 0
@@ -115,7 +118,9 @@ class RecommendClient:
             for future, _ in sent:
                 future.cancel()
 
-    def submit(self, request: RecommendRequest, resend_after_s: Sequence[float] = ()) -> Future[RecommendReply]:
+    def submit(
+        self, request: RecommendRequest, resend_after_s: Sequence[float] = (), traceparent: str = ""
+    ) -> Future[RecommendReply]:
         """Send a request; its reply is the future's result. Cancel the future to wait no longer.
 
         The same request is sent again when it is not answered after each of `resend_after_s`. Does not block. Raises
@@ -123,7 +128,7 @@ class RecommendClient:
         """
         if self._closed.is_set():
             raise RequestFailed(self._why_closed)
-        correlation_id, pending = self._pending.add(request, time.monotonic(), resend_after_s)
+        correlation_id, pending = self._pending.add(request, time.monotonic(), resend_after_s, traceparent)
         self._sent.set()
         try:
             sent = self._send(correlation_id, request)
@@ -202,6 +207,8 @@ class RecommendClient:
             ("reply_topic", self._options.replies.encode()),
             ("reply_partition", struct.pack(">i", self._partition.partition)),
         ]
+        if traceparent := self._pending.traceparent_of(correlation_id):
+            headers.append(("traceparent", traceparent.encode()))
         key = request.user_id.encode()
         return self._producer.send(self._options.requests, encode(request), key=key, headers=headers)
 

@@ -24,6 +24,7 @@ class PendingRequest:
     request: RecommendRequest
     future: Future[RecommendReply]
     sent_s: float
+    traceparent: str = ""  # W3C's header
     acknowledged: bool = False  # by the brokers
 
 
@@ -73,11 +74,11 @@ class PendingRequests:
         return len(self._pending)
 
     def add(
-        self, request: RecommendRequest, now_s: float, resend_after_s: Iterable[float] = ()
+        self, request: RecommendRequest, now_s: float, resend_after_s: Iterable[float] = (), traceparent: str = ""
     ) -> tuple[bytes, PendingRequest]:
         """Note a request that is about to be sent; return its correlation id and its entry."""
         correlation_id = uuid.uuid4().bytes
-        pending = PendingRequest(request, Future(), now_s)
+        pending = PendingRequest(request, Future(), now_s, traceparent)
         pending.future.add_done_callback(lambda _: self._pending.pop(correlation_id, None))
         self._pending[correlation_id] = pending
         with self._lock:
@@ -97,6 +98,11 @@ class PendingRequests:
             for correlation_id, pending in found
             if pending is not None
         ]
+
+    def traceparent_of(self, correlation_id: bytes) -> str:
+        """Return the trace that a request belongs to; empty for none."""
+        pending = self._pending.get(correlation_id)
+        return "" if pending is None else pending.traceparent
 
     def acknowledge(self, correlation_id: bytes) -> None:
         """Note that the brokers have taken a request."""

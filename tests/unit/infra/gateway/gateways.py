@@ -28,9 +28,13 @@ class Servers:
     reply: RecommendReply | Exception = field(default_factory=lambda: RecommendReply("r"))
     wait_s: float = 0.0
     asked: list[RecommendRequest] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
 
-    async def ask(self, request: RecommendRequest, *, timeout_s: float, retries: int) -> RecommendReply:
+    async def ask(
+        self, request: RecommendRequest, *, timeout_s: float, retries: int, traceparent: str
+    ) -> RecommendReply:
         self.asked.append(request)
+        self.traces.append(traceparent)
         await asyncio.sleep(self.wait_s)
         if isinstance(self.reply, Exception):
             raise self.reply

@@ -44,6 +44,15 @@ def test_a_list_is_asked_for_as_any_client_asks():
     assert asked.deadline_ms == 2000
 
 
+def test_a_request_goes_on_in_the_trace_that_it_came_in():
+    async def scene(ask):
+        await ask.http.get("/recommend/ann", headers={"traceparent": "00-a-b-01"})
+        await ask.http.get("/recommend/ann")
+        return ask.servers.traces
+
+    assert run(scene) == ["00-a-b-01", ""]
+
+
 @pytest.mark.parametrize("user", STRANGE)
 def test_a_user_may_have_any_id(user):
     async def scene(ask):

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 import infra.operate.status
 from indexer.collection import Index
 from indexer.errors import IndexFailure
-from infra.cli.session import set_up_logging
+from infra.platform.logs import set_up_logging
 from infra.platform.settings import SECRETS, Milvus, Settings, SettingsError, load_settings, to_environ, variable_of
 from tests.unit.infra.command import Done, commands
 

@@ -115,3 +115,27 @@ def test_what_this_server_does_not_do_is_refused_without_being_broken(change: di
     assert isinstance(parsed.refused, Unsupported)
     assert says in str(parsed.refused)
     assert parsed.request_id == "r1"
+
+
+TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_a_trace_goes_back_as_it_came_and_its_id_is_known() -> None:
+    parsed = parse(GOOD, ("traceparent", TRACE), ("correlation_id", b"c"))
+    assert parsed.address is not None
+    assert parsed.address.headers == (("correlation_id", b"c"), ("traceparent", TRACE))
+    assert parsed.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736" and parse().trace_id == ""
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"", TRACE.upper(), TRACE[:-1], TRACE + b"0", b"ff" + TRACE[2:], TRACE[:3] + b"0" * 32 + TRACE[35:], b"\xff" * 55],
+)
+def test_a_trace_that_is_none_is_left_out_and_the_request_answered(broken: bytes) -> None:
+    parsed = parse(GOOD, ("traceparent", broken))
+    assert parsed.refused is None and parsed.address is not None
+    assert (parsed.address.headers, parsed.trace_id) == ((), "")
+
+
+def test_a_trace_is_no_address() -> None:
+    assert parse(b"{}", ("traceparent", TRACE)).address is None

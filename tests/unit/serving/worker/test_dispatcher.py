@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from infra.platform.settings import Kafka, Settings
 from serving.request.parsing import ParsedRequest
@@ -19,7 +20,14 @@ TAKEN_DOWN: set[str] = set()
 
 
 class Sent(list[tuple[str, Any, dict[str, Any]]]):
-    """Keeps what is sent, in place of the way to the brokers."""
+    """Keeps what is sent, in place of the way to the brokers; and when it was waited for."""
+
+    @property
+    def offsets(self) -> "Sent":
+        return self
+
+    def wait_for_open(self) -> None:
+        self.waited_after = len(self)
 
     def send(self, topic: str, value: bytes | None, **how: Any) -> None:
         self.append((topic, value, how))
@@ -225,3 +233,28 @@ def test_a_clock_that_is_ahead_makes_no_request_look_late(dispatcher, pipeline):
     dispatcher.ahead_ms = 3_600_000
     handle(dispatcher, record("ann", age_ms=3_600_250), record("ben", age_ms=10))
     assert pipeline.waited_ms == {"r-ann": 250.0, "r-ben": 0.0}
+
+
+def test_a_request_can_be_followed_by_its_trace_through_reply_and_log_and_no_user_is_told(
+    dispatcher: Dispatcher, sent: Sent
+) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    header = ("traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode())
+    with structlog.testing.capture_logs() as lines:
+        handle(dispatcher, record("ann", headers=[header]), record("bob"))
+    assert [how["headers"] for _, _, how in sent] == [[header], []]
+    told = [line for line in lines if line["event"] == "answered"]
+    assert [(line["trace_id"], line["offset"], line["log_level"]) for line in told] == [
+        (trace, 7, "debug"),
+        ("", 7, "debug"),
+    ]
+    assert not any(user in str(line) for line in told for user in ("ann", "bob"))
+
+
+def test_the_replies_of_a_batch_are_sent_behind_the_acknowledgement_of_its_impressions(
+    dispatcher: Dispatcher, sent: Sent, pipeline: Pipeline
+) -> None:
+    pipeline.impression = Impression("r", "ann", NOW_MS, "test", "v", ())
+    handle(dispatcher, record("ann"), record("bob"))
+    assert [topic for topic, _, _ in sent] == ["impressions"] * 2 + ["recommend-replies"] * 2
+    assert sent.waited_after == 2

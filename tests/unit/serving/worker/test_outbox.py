@@ -72,14 +72,14 @@ def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no
     outbox: Outbox, producer: Producer
 ) -> None:
     producer.there.add("theirs")
-    outbox.send_outside("theirs", b"a")
+    outbox.send_outside("theirs", b"a", of=0)
     assert producer.sent == ["theirs"]
     assert outbox.drop_gone_topics() == set()
     producer.there.discard("theirs")
     producer.refresh()
     before = undelivered()
     for _ in range(3):
-        outbox.send_outside("theirs", b"b")
+        outbox.send_outside("theirs", b"b", of=0)
     assert undelivered() == before + 3
     assert producer.sent == ["theirs"]
     assert producer.waited_ms == MEET_MS
@@ -93,7 +93,7 @@ def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no
 def test_a_reply_topic_that_one_answer_of_the_brokers_left_out_is_sent_to(outbox: Outbox, producer: Producer) -> None:
     producer.there.add("theirs")
     for value in (b"a", b"b"):
-        outbox.send_outside("theirs", value)
+        outbox.send_outside("theirs", value, of=0)
         producer._metadata._partitions = {}  # until it is asked for again
         assert outbox.drop_gone_topics() == set()
     assert producer.sent == ["theirs", "theirs"]
@@ -105,8 +105,8 @@ def test_a_queue_to_a_topic_that_was_deleted_is_kept_as_long_as_there_is_a_reply
     """The producer asks for the leader of every queue that it has, also of an empty one."""
     theirs = TopicPartition("theirs", 0)
     producer.there.add("theirs")
-    outbox.send_outside("theirs", b"a")
-    outbox.send("impressions", b"i", key=b"ann")
+    outbox.send_outside("theirs", b"a", of=0)
+    outbox.send("impressions", b"i", of=0, key=b"ann")
     producer.there.clear()
     producer.refresh()
     batches = producer._accumulator._batches
@@ -123,10 +123,35 @@ def test_a_reply_topic_that_does_not_come_is_waited_for_once_and_for_a_second(
 ) -> None:
     before = undelivered()
     for _ in range(5):
-        outbox.send_outside("theirs", b"a")
+        outbox.send_outside("theirs", b"a", of=0)
     assert undelivered() == before + 5
     assert producer.waited_ms == MEET_MS
     assert outbox.drop_gone_topics() == {"theirs"}
     producer.there.add("theirs")
-    outbox.send_outside("theirs", b"b")
+    outbox.send_outside("theirs", b"b", of=0)
     assert producer.sent == ["theirs"]
+
+
+def test_an_impression_is_sent_until_the_brokers_take_it_and_nobody_stands_still_meanwhile(
+    outbox: Outbox, producer: Producer
+) -> None:
+    impressions = TopicPartition("x-impressions", 0)
+    producer.there.discard("x-impressions")
+    producer.refresh()
+    outbox.send("impressions", b"i", of=0, key=b"ann")
+    outbox.seal({})
+    assert outbox.offsets.acknowledged() == {} and len(outbox.offsets) == 1
+    producer.there.add("x-impressions")
+    producer.refresh()
+    outbox.offsets._again_s = 0.0
+    outbox.offsets.acknowledged()
+    assert (producer.waited_ms, list(producer._accumulator._batches[impressions])) == (0.0, [b"i"])
+
+
+def test_a_heartbeat_that_is_lost_is_borne(outbox: Outbox, producer: Producer) -> None:
+    producer.there.discard("x-releases")
+    producer.refresh()
+    outbox.tell("releases", b"alive")
+    outbox.seal({})
+    outbox.offsets.acknowledged()
+    assert (producer.waited_ms, len(outbox.offsets)) == (0.0, 0)

@@ -562,3 +562,36 @@ def test_a_row_of_a_trainer_that_was_replaced_changes_no_answer(system: System) 
     write(second, 0.5, epoch=2)
     system.until(lambda: scores(second) != other)
     assert scores(first) == good
+
+
+def test_impressions_that_cannot_be_written_end_nothing_and_are_written_when_they_can(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their topic is away for longer than the producer tries. Users are answered meanwhile; when more would be kept in
+    memory than there is room for, their requests wait."""
+    monkeypatch.setattr("serving.worker.outbox.DELIVERY_MS", 1000)
+    monkeypatch.setattr("serving.worker.outbox.ANSWER_MS", 1000)
+    monkeypatch.setattr("serving.worker.offset_tracker.STUCK_S", 0.5)
+    with beside(system, system.settings.milvus.uri) as other, serving(other.settings):
+        furnish(other)
+        name, kafka = other.name("impressions"), other.settings.kafka
+        with open_admin(kafka) as admin:
+            admin.delete_topics([name])
+            wait_until(lambda: name not in admin.list_topics(), "impressions are away", WAIT_S)
+        asked = [RecommendRequest(f"stuck-{at}", "ann", k=5) for at in range(6)]
+        for request in asked[:3]:
+            other.client.recommend_many([request], timeout_s=WAIT_S)
+            time.sleep(0.7)
+        monkeypatch.setattr("serving.worker.offset_tracker.MOST_WAITING_BYTES", 1)
+        time.sleep(0.5)
+        waiting = [other.client.submit(request) for request in asked[3:]]
+        time.sleep(1.0)
+        assert not any(each.done() for each in waiting)
+        assert topics.create_topics(kafka) == [name]
+        for each, request in zip(waiting, asked[3:], strict=True):
+            other.client.result(each, request, WAIT_S)
+        impressions = other.reading(name)
+        impressions.seek_to_beginning()
+        written: set[str] = set()
+        while not written >= {request.request_id for request in asked}:
+            written.add(decode(Impression, next_record(impressions).value).request_id)

@@ -419,3 +419,23 @@ def total_of_release(worker: TrainerWorker, item_id: str) -> float:
     assert worker.learner is not None
     model = worker.learner._released
     return float(model.popularity.totals()[model.item_ids.index(item_id)])
+
+
+def test_another_watch_topic_is_remembered_behind_the_progress_that_knows_nothing_of_it(
+    worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a crash in between would pass over its watches by the offsets of the one before."""
+    assert worker.learner is not None
+    learner, told = worker.learner, []
+    learner.is_new = False
+    found = Restored(learner, 5, 5, set(), is_renewed=True)
+    monkeypatch.setattr("streams.trainer.worker.restore_release", lambda *_: found)
+    monkeypatch.setattr("streams.trainer.worker.remember_ids", lambda *_: told.append(sent.progress()))
+
+    async def adopted() -> None:
+        worker.hear_assignment(True)
+        worker.learner, worker._control.newest = None, BundlePublished("v2", 1, 8, 10, "")
+        await worker.adopt_newest()
+
+    asyncio.run(adopted())
+    assert told == [learner.progress]

@@ -1,0 +1,1 @@
+"""Tests of going on with topics that were made again."""
