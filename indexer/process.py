@@ -313,7 +313,8 @@ class IndexerLoop:
     def _report(self, now_ms: int) -> None:
         self.lags.show(self._control.lags() | self._vectors.lags())
         live = self._releases.live
-        self._health.detail |= {"index_version": live, "rows_waiting": len(self._rows)}
+        detail = {"index_version": live, "rows_waiting": len(self._rows)}
+        self._health.detail |= detail | {"release_refused": self._collections.refusal}
         if live not in self._collections.marks:
             return
         metrics.INDEX_ROWS.set(self._retry(lambda: self._index.count(live)))

@@ -36,6 +36,7 @@ NOT_IN_THE_CLIENT = ("infra", "models", "streams", "indexer", "serving", "torch"
 ONLY_IN = {
     "pymilvus": ("indexer/*", "infra/local/*"),
     "aiokafka": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*", f"{CLIENT}/*"),  # ground: options, log-in
+    "obstore": ("streams/bundles/objects.py",),
     "faust": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*"),
 }
 PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
