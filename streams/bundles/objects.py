@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 from infra.platform.settings import Bundles
 
-PIECE_BYTES = 8_000_000
-AT_ONCE = 4  # pieces that are asked for together
+PIECE_BYTES = 8_000_000  # that are asked for together: `AT_ONCE` of them
+PART_BYTES = 8_000_000  # of a large file that is sent; S3 takes none below 5 MiB
+AT_ONCE = 4
 CHECKSUM = "sha256"  # the object's note of its own content
 CONNECT_S = 5.0
 TRIES = 3  # of one request, within seconds: whoever asks goes on trying for as long as it likes
@@ -62,7 +63,11 @@ class Objects:
         async def pieces() -> list[Any]:
             ask, store = self._obstore.get_range_async, self._store
             parts = (ask(store, name, start=at, end=min(at + PIECE_BYTES, stop)) for at in starts)
-            return list(await asyncio.gather(*parts))
+            answers = await asyncio.gather(*parts, return_exceptions=True)  # none may outlive this loop
+            for error in answers:
+                if isinstance(error, BaseException):
+                    raise error
+            return answers
 
         with self._asked(name):
             if len(starts) == 1:
@@ -88,7 +93,7 @@ class Objects:
         """The object appears whole or not at all."""
         notes = {} if self.url.startswith("file:") else {"attributes": {CHECKSUM: checksum}}
         with self._asked(name):
-            self._obstore.put(self._store, name, content, chunk_size=PIECE_BYTES, max_concurrency=AT_ONCE, **notes)
+            self._obstore.put(self._store, name, content, chunk_size=PART_BYTES, max_concurrency=AT_ONCE, **notes)
 
     def remove(self, names: list[str]) -> None:
         """One after the other, in this order; one that is not there is removed."""
