@@ -9,6 +9,7 @@ from indexer.rollout import Releases
 from infra.operate import newest_release as module
 from infra.operate.newest_release import announce_newest, newest_bundle
 from infra.platform.settings import Settings
+from streams.bundles.objects import StoreError
 from streams.messages import BundlePublished
 
 
@@ -50,3 +51,22 @@ def test_a_bundle_that_cannot_be_read_or_is_not_whole_is_passed_over(tmp_path: P
     (tmp_path / "20260103_000000_c").mkdir()
     (tmp_path / "20260103_000000_c" / "manifest.json").write_text("{")
     assert newest_bundle(tmp_path) == whole and newest_bundle(tmp_path / "none") is None
+
+
+def test_it_is_announced_only_once_the_store_has_it(
+    tmp_path: Path, announced: list[BundlePublished], monkeypatch: pytest.MonkeyPatch
+):
+    settings, sent = Settings(data_dir=tmp_path), []
+    newest = bundle(settings.bundles_dir, "20260101_000000_a", 1)
+
+    def send(_: Settings, version: str) -> None:
+        assert not announced
+        sent.append(version)
+        if len(sent) == 1:
+            raise StoreError("away", "no answer")
+
+    monkeypatch.setattr(module, "send_release", send)
+    with pytest.raises(StoreError):
+        announce_newest(settings)
+    assert not announced
+    assert announce_newest(settings) == newest.version and sent == 2 * [newest.version]

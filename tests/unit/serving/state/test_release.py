@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.platform.settings import Serving
+from infra.platform.settings import Bundles, Serving
 from models.release.bundle import Manifest
 from serving.request.response_draft import RequestContext
 from serving.state import release as release_module
@@ -22,6 +22,7 @@ from serving.state.release import LiveRelease, ReleaseError, Releases, load_rele
 from serving.state.views import CatalogueView
 from streams.bundles.source import BundleSource
 from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
+from tests.harness.needs import OBSTORE, needs
 from tests.unit.serving.worlds import (
     CREATED_MS,
     ExactIndex,
@@ -493,3 +494,21 @@ class _Part:
         if name in self.MOMENTS:
             self._holder.reached(self.MOMENTS[name], self._version)
         return getattr(self._real, name)
+
+
+@needs(OBSTORE)
+def test_while_a_release_cannot_be_fetched_the_live_one_answers_and_it_is_told_why(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex, catalogue: CatalogueView, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    source = BundleSource(tmp_path / "bundles", Bundles(store=f"file://{store}"))
+    shutil.copytree(bundles_dir / bundles[0].version, store / bundles[0].version)
+    with contextlib.closing(Releases(source, index, catalogue)) as releases:
+        swap_to(releases, bundles[0].version)
+        announce(releases, bundles[1].version)
+        wait_for(releases, lambda: bool(releases.refusal))
+        assert version_of(releases) == bundles[0].version and releases.settled
+        assert f"{bundles[1].version}/manifest.json: is not there" in releases.refusal
+        shutil.copytree(bundles_dir / bundles[1].version, store / bundles[1].version)
+        wait_for(releases, lambda: version_of(releases) == bundles[1].version)
+        assert not releases.refusal
