@@ -41,6 +41,7 @@ ONLY_IN = {
 }
 PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
 ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/benchmarks", "tests/system", "tests/system/console")
+ROOMS_OF_TESTS += ("tests/system/machines",)
 ROOMS_OF_TESTS += ("tests/harness", "tests/harness/console", "tests/harness/crash")
 MAY_SKIP = {"tests/harness/needs.py", "tests/test_architecture.py"}
 
