@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from infra.operate.releases import read_topic
-from infra.operate.training import announce_bundle
 from infra.platform.health import fetch_health
 from infra.platform.kafka_clients import client_options
 from infra.platform.run_files import read_run_files
@@ -55,7 +54,7 @@ def test_machines_that_share_no_disk_get_the_release_from_the_bucket_and_answer(
     with ExitStack() as stack:
         for name, settings in others.items():
             stack.enter_context(running(settings, [name], ready=False))
-        announce_bundle(training, bundle.manifest)
+        run_cli(training, "releases", "--announce")
         assert bucket.names("PUT")[-1] == f"{version}/manifest.json"
         bucket.spoil(away, method="HEAD")  # the store is gone just after that
         indexer = others["indexer"]

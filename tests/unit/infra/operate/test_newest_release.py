@@ -1,12 +1,15 @@
 """The newest bundle goes live at the next start, once, and a roll-back stays one."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
 from indexer.rollout import Releases
 from infra.operate import newest_release as module
+from infra.operate import training
 from infra.operate.newest_release import announce_newest, newest_bundle
 from infra.platform.settings import Settings
 from streams.bundles.objects import StoreError
@@ -70,3 +73,20 @@ def test_it_is_announced_only_once_the_store_has_it(
         announce_newest(settings)
     assert not announced
     assert announce_newest(settings) == newest.version and sent == 2 * [newest.version]
+
+
+def test_what_was_trained_is_announced_only_once_the_store_has_it(monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    manifest: Any = SimpleNamespace(version="a", created_ms=1, dim=9, items=100, schema_hash="hash")
+
+    def send(_: Settings, version: str) -> None:
+        done.append(f"{version} sent")
+        if len(done) == 1:
+            raise StoreError("away", "no answer")
+
+    monkeypatch.setattr(training, "send_release", send)
+    monkeypatch.setattr(training, "announce", lambda kafka, release: done.append(f"{release.version} announced"))
+    with pytest.raises(StoreError):
+        training.announce_bundle(Settings(), manifest)
+    training.announce_bundle(Settings(), manifest)
+    assert done == ["a sent", "a sent", "a announced"]
