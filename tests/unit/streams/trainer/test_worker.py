@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from prometheus_client import REGISTRY
 from infra.platform.settings import Bundles, Settings, Trainer
 from models.release.bundle import Bundle
 from streams import topics
+from streams.bundles.fetching import Cache
 from streams.bundles.source import source_of
 from streams.epochs import claim, is_claim, mark
 from streams.kafka.faust_app import now_ms
@@ -455,7 +457,19 @@ def test_the_old_release_goes_on_until_the_new_one_is_fetched(
             await worker.adopt_newest()
             await asyncio.sleep(0.02)
 
+    gate, fetch = threading.Event(), Cache.fetch
+
+    def held(self: Cache, version: str, stopped: Callable[[], bool]) -> Path:
+        gate.wait(5)
+        return fetch(self, version, stopped)
+
+    monkeypatch.setattr(Cache, "fetch", held)
+
     async def adopted() -> None:
+        for _ in range(3):
+            await worker.adopt_newest()  # nobody waits for what is being fetched
+        assert worker.learner is old and not worker.refusal
+        gate.set()
         await look_until(lambda: "is not there" in worker.refusal)
         assert worker.learner is old, "and it learns on"
         shutil.copytree(trained / newer.version, store / newer.version)
