@@ -8,18 +8,16 @@ nothing goes. From the store they go by the same rule, the manifest first: half 
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Container
 from datetime import UTC, datetime, timedelta
 
-from infra.operate.releases import ReleaseReport, read_releases, whole_bundles
+from infra.operate.releases import SENT, ReleaseReport, read_releases, whole_bundles
 from infra.platform.settings import Settings
 from models.release.manifest_file import MANIFEST
 from streams.bundles.objects import ObjectFound, Objects
 
 LEFT = timedelta(days=1)
-VERSION = re.compile(r"\d{8}_\d{6}_[0-9a-f]{16}")  # whatever else is there is not ours
 GONE = ".gone-"  # what is being removed: no bundle for anybody, also after a crash
 
 
@@ -60,7 +58,7 @@ def remove_sent(objects: Objects, versions: Container[str], now: datetime) -> No
     for each in found:
         begun.setdefault(each.name.partition("/")[0], []).append(each)
     for version, mine in begun.items():
-        is_left = version not in whole and VERSION.fullmatch(version) and now - max(e.changed for e in mine) > LEFT
+        is_left = version not in whole and SENT.fullmatch(version) and now - max(e.changed for e in mine) > LEFT
         if version in versions or is_left:
             names = [each.name for each in mine]
             objects.remove(sorted(names, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)))

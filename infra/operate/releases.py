@@ -6,6 +6,7 @@ collection counts is read as the indexer reads it (indexer/rollout.py).
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ from streams.bundles.objects import ObjectFound, Objects, StoreError
 from streams.kafka.follow import TopicMissing, read_to_end
 from streams.messages import Refused, Release, decode
 
+SENT = re.compile(r"\d{8}_\d{6}_[0-9a-f]+")  # a version; whatever else is in the store is not ours
 _RELEASE: Any = Release  # a union; mypy wants a class
 
 
@@ -137,7 +139,7 @@ def whole_bundles(objects: Iterable[ObjectFound]) -> dict[str, int]:
     for each in objects:
         version, _, name = each.name.partition("/")
         sizes[version] += each.bytes
-        whole |= {version} if name == MANIFEST else set()
+        whole |= {version} if name == MANIFEST and SENT.fullmatch(version) else set()
     return {version: sizes[version] for version in sorted(whole)}
 
 

@@ -88,6 +88,7 @@ def test_from_the_store_they_go_by_the_same_rule_and_so_does_what_was_half_sent(
     for name in (half, strange):
         (store / name).mkdir()
         (store / name / "bias.npy").write_bytes(b"x")
+    shutil.copy(local / VERSIONS[0] / MANIFEST, store / strange)
     settings = Settings(
         data_dir=tmp_path,
         bundles=Bundles(keep=2, store=f"file://{store}"),
