@@ -8,12 +8,14 @@ import msgspec
 import pytest
 
 from indexer.rollout import Releases
+from infra.cli.session import Session
 from infra.operate import newest_release as module
 from infra.operate import training
 from infra.operate.newest_release import announce_newest, newest_bundle
 from infra.platform.settings import Settings
 from streams.bundles.objects import StoreError
 from streams.messages import BundlePublished
+from tests.unit.infra.command import commands
 
 
 def bundle(bundles_dir: Path, version: str, created_ms: int) -> BundlePublished:
@@ -90,3 +92,26 @@ def test_what_was_trained_is_announced_only_once_the_store_has_it(monkeypatch: p
         training.announce_bundle(Settings(), manifest)
     training.announce_bundle(Settings(), manifest)
     assert done == ["a sent", "a sent", "a announced"]
+
+
+def test_the_command_says_what_it_has_announced_or_what_the_store_refuses(
+    tmp_path: Path,
+    announced: list[BundlePublished],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    settings = Settings(data_dir=tmp_path)
+    monkeypatch.setattr(Session, "connected", settings)
+    announce = commands(monkeypatch, capsys, "releases", "--announce", settings=settings)
+    assert "nothing to announce" in announce().out
+    newest = bundle(settings.bundles_dir, "20260101_000000_a", 1)
+    done = announce()
+    assert (done.code, done.out.strip()) == (0, f"{newest.version} is announced")
+
+    def refuse(*_: Any) -> None:
+        raise StoreError("forbidden", "the store does not let us")
+
+    monkeypatch.setattr(module, "send_release", refuse)
+    bundle(settings.bundles_dir, "20260102_000000_b", 2)
+    done = announce()
+    assert done.code == 2 and "the store does not let us" in done.out + done.err
