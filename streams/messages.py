@@ -573,7 +573,7 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"not {'MessagePack' if is_binary else 'JSON'}: {error}") from None
     if latest_ms is not None:
-        _refuse_future(message, latest_ms)
+        refuse_future(message, latest_ms)
     return message
 
 
@@ -632,7 +632,8 @@ def _state_in_json(state: JoinState) -> _JoinStateInJson:
     )
 
 
-def _refuse_future(message: Any, latest_ms: int) -> None:
+def refuse_future(message: Any, latest_ms: int) -> None:
+    """Raises Refused for a message whose `event_ms` or `at_ms` is later than `latest_ms`."""
     name = "event_ms" if hasattr(message, "event_ms") else "at_ms"
     time_ms = getattr(message, name, None)
     if time_ms is not None and time_ms > latest_ms:

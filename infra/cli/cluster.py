@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,13 +26,30 @@ def topics(
     alter: Annotated[
         bool, typer.Option("--alter", help="Set right the settings that differ (policy, retention, sizes)")
     ] = False,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Show what so many newest records of each topic to ingest would become")
+    ] = 0,
+    mapping: Annotated[
+        Path | None, typer.Option("--map", help="With --sample: [[ingest.topics]] of this file, in place of ours")
+    ] = None,
+    suggest: Annotated[str, typer.Option(help="Look at this topic of yours and propose a mapping, as TOML")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the topics with key, partitions and cleanup policy; make, check or alter them on the cluster."""
+    """List the topics with key, partitions and cleanup policy; make, check or alter them on the cluster.
+
+    With --sample: what topics of your own would become, before anything is started; exit 1 where a record would be
+    refused.
+    """
+    from infra.cli.ingest import show_sample, show_suggestion
     from streams.kafka.requirements import alter_topics
     from streams.topics import check_topics, create_topics
 
     session: Session = context.obj
+    if suggest:
+        show_suggestion(session.connected, suggest)
+        return
+    if sample:
+        show_sample(session.connected, sample, mapping, as_json=as_json)
     made = create_topics(session.connected.kafka) if create else []
     altered = alter_topics(session.connected.kafka) if alter else []
     problems = check_topics(session.connected.kafka) if check or create or alter else []

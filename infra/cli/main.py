@@ -34,6 +34,7 @@ MENDABLE = (
     ("models.retrieval.checkpoint", "CheckpointError"),
     ("models.retrieval.candidate_learning", "WarmStartError"),
     ("models.release.distributed", "HelperFailed"),
+    ("streams.ingest.worker", "NotTaken"),
     ("streams.kafka.follow", "TopicMissing"),
     ("streams.kafka.requirements", "TopicUnfit"),
     ("streams.erased_users", "ForgetSecretWrong"),
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(up.up, up.demo, load.load, processes.worker, processes.indexer, processes.serve, processes.gateway),
+    processes.ingest,
     *(learn.train, learn.replay),
     *(backtest.backtest, ask.recommend, ask.watch, ask.history, forget.forget),
     *(cluster.topics, cluster.config, cluster.status, cluster.releases, doctor.doctor),

@@ -1,5 +1,5 @@
 """The single processes, as a supervisor (systemd, Kubernetes, `nextwatch up`) runs them: worker, indexer, serve,
-gateway."""
+gateway, ingest."""
 
 from __future__ import annotations
 
@@ -78,6 +78,13 @@ def gateway(context: typer.Context) -> None:
     require_topics(settings.kafka, [topic.name for topic in TOPICS])
     read_erased_users(settings)  # it forgets users, and must have the secret of before
     run_gateway(settings, stop_on_signals(), console_pages)
+
+
+def ingest(context: typer.Context) -> None:
+    """Run the ingest: topics of your own become watch-events, search-events and items, as [ingest] says."""
+    from streams.ingest.worker import run_ingest
+
+    run_ingest(context.obj.connected, stop_on_signals())
 
 
 def stop_on_signals() -> threading.Event:

@@ -1,7 +1,7 @@
 """The processes of one `nextwatch up`: the embedded services it needs and our own commands, in the order they need.
 
-Start: broker, Milvus, then ours together. Stop: the gateway, who answers, who learns, the indexer, Milvus, the broker,
-so that each can still finish its last writes.
+Start: broker, Milvus, then ours together. Stop: who lets things in, who answers, who learns, the indexer, Milvus, the
+broker, so that each can still finish its last writes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from infra.platform.settings import ENV_PREFIX, Settings, to_environ
 
 STOP_ORDER = {
     "gateway": 0,
+    "ingest": 0,
     "serving": 1,
     **dict.fromkeys(("history", "join", "trending", "trainer"), 2),
     "indexer": 3,

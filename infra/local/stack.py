@@ -20,6 +20,7 @@ COMMANDS = {
     "serving": ("serve",),
     "gateway": ("gateway",),
 }
+INGEST = {"ingest": ("ingest",)}  # where there are topics to ingest
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def running_stack(
         require_access(reachable.kafka)
         create_topics(reachable.kafka)
         ours = with_gateway_port(reachable)
-        for name, arguments in COMMANDS.items():
+        for name, arguments in (COMMANDS | (INGEST if settings.ingest.topics else {})).items():
             supervisor.add(command_part(name, arguments, ours))
         timeout_s = settings.embedded.ready_timeout_s if is_limited else None
         supervisor.wait_ready(timeout_s, setting="embedded.ready_timeout_s")

@@ -62,6 +62,8 @@ def _plain(cell: str) -> str:
 def _kind(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return ", ".join(_kind(each) for each in field["anyOf"])
+    if "$ref" in field:
+        return "table"
     if "enum" in field:
         return ", ".join(f"`{choice}`" for choice in field["enum"])
     if field["type"] == "null":

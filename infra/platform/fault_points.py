@@ -33,6 +33,7 @@ STEPS = {
         "shadow rebuilt",
         "rebuilt takes over",
     ),
+    "ingest": ("events sent", "batch done"),
     "serving": ("impression sent", "reply sent", "before commit", "settled"),
 }
 POINTS = tuple(f"{process}: {step}" for process, steps in STEPS.items() for step in steps)

@@ -1,8 +1,10 @@
-"""One Kafka connection, as kafka-python and aiokafka want to be told of it (Faust: streams/kafka/faust_app.py)."""
+"""One Kafka connection, as kafka-python, aiokafka and librdkafka want to be told of it (Faust:
+streams/kafka/faust_app.py)."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 from kafka.errors import KafkaError
@@ -27,6 +29,31 @@ def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
 def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of aiokafka's consumer and producer."""
     return kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+
+
+def confluent_options(kafka: Kafka) -> dict[str, Any]:
+    """Configuration of librdkafka's consumer and producer. Raises SettingsError for a file that cannot be used."""
+    kafka_python_options(kafka)
+    options = {
+        "bootstrap.servers": kafka.bootstrap,
+        "security.protocol": kafka.security_protocol,
+        "ssl.ca.location": kafka.ssl_ca_file,
+        "ssl.certificate.location": kafka.ssl_cert_file,
+        "ssl.key.location": kafka.ssl_key_file or kafka.ssl_cert_file,
+        "reconnect.backoff.max.ms": 2000,
+    }
+    if kafka.security_protocol.startswith("SASL"):
+        options |= {
+            "sasl.mechanism": kafka.sasl_mechanism,
+            "sasl.username": kafka.username,
+            "sasl.password": kafka.password.get_secret_value(),
+        }
+    is_tls = kafka.security_protocol.endswith("SSL")
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None and (is_tls or not name.startswith("ssl."))
+    }
 
 
 def client_options(kafka: Kafka) -> ConnectionOptions:

@@ -166,6 +166,13 @@ GATEWAY_REQUESTS = Counter("nextwatch_gateway_requests_total", "HTTP requests by
 GATEWAY_TIME = Histogram("nextwatch_gateway_request_seconds", "HTTP request until its reply", ["route"], buckets=_FAST)
 GATEWAY_IN_FLIGHT = Gauge("nextwatch_gateway_requests_in_flight", "HTTP requests that are not answered yet")
 
+# ingest
+INGEST_PASSED_OVER = Counter(
+    "nextwatch_ingest_passed_over_total",
+    "Records of topics to ingest that their mapping is not about",
+    ["topic"],
+)
+
 
 class Lags:
     """The lag of what one reader follows, on the page; what it follows no more is another's to tell."""

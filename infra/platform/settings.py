@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from infra.platform.topic_mappings import TopicMapping
+
 ENV_PREFIX = "NEXTWATCH_"
 CONFIG_VARIABLE = "NEXTWATCH_CONFIG"
 DEFAULT_FILE = Path("nextwatch.toml")
@@ -373,6 +375,31 @@ class Gateway(Section):
     deadline_s: Positive = _setting(5.0, "longest wait for the brokers or for a reply; then 503")
 
 
+class Ingest(Section):
+    topics: tuple[TopicMapping, ...] = _setting(
+        (), "topics of your own that become ours, as `[[ingest.topics]]` in the file (docs/your-topics.md)"
+    )
+    start: Literal["earliest", "latest"] = _setting(
+        "earliest", "where a topic is begun of which nothing was read yet; earliest: all that is still there"
+    )
+    batch: Count = _setting(2000, "most records handled together")
+    wait_s: Positive = _setting(0.1, "longest wait for a batch to fill")
+    registry_url: str = _setting("", "http(s)://host:port of the schema registry; for avro and protobuf")
+    registry_username: str = _setting("", "who logs in there, by HTTP basic authentication")
+    registry_password: SecretStr = _setting(SecretStr(""), "only from NEXTWATCH_INGEST__REGISTRY_PASSWORD")
+    registry_ca_file: Path | None = _setting(None, "certificate authority of an https registry, PEM")
+
+    @model_validator(mode="after")
+    def _topics_have_one_format(self) -> Self:
+        """Several mappings of a topic see the same record, which is read once."""
+        read: dict[str, tuple[str, ...]] = {}
+        for mapping in self.topics:
+            how = (mapping.format, mapping.key_format, mapping.envelope)
+            if read.setdefault(mapping.topic, how) != how:
+                raise ValueError(f"topic {mapping.topic}: its mappings differ in format, key_format or envelope")
+        return self
+
+
 class Embedded(Section):
     kafka_port: Annotated[int, Field(ge=0, le=65534)] = _setting(0, "0: a free one")
     milvus_port: Annotated[int, Field(ge=0, le=65535)] = _setting(0, "0: a free one")
@@ -404,6 +431,7 @@ class Settings(BaseSettings):
     selection: Selection = Selection()
     metrics: Metrics = Metrics()
     gateway: Gateway = Gateway()
+    ingest: Ingest = Ingest()
     embedded: Embedded = Embedded()
 
     @model_validator(mode="after")
@@ -441,7 +469,14 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-SECRETS = (("kafka", "password"), ("milvus", "token"), ("metrics", "token"), ("gateway", "token"), ("forget", "secret"))
+SECRETS = (
+    ("kafka", "password"),
+    ("milvus", "token"),
+    ("metrics", "token"),
+    ("gateway", "token"),
+    ("ingest", "registry_password"),
+    ("forget", "secret"),
+)
 GONE = {  # settings that there were: since when not, and what to do
     "trainer.pull": f"gone since 0.2: {_NEVER_PAID}",
     "trainer.query_rate": f"gone since 0.2, with trainer.learns = input_rows: {_NEVER_PAID}",

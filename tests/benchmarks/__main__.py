@@ -14,6 +14,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "history": "events.history:measure",
     "join": "events.join:measure",
     "load": "events.loading:measure",
+    "ingest": "events.ingest:measure",
     "freshness": "events.freshness:measure",
     "whole-way": "events.whole_way:measure",
     "request": "events.request:measure",

@@ -53,6 +53,7 @@ CHROMIUM = Tool("Chromium", lambda: shutil.which("chromium"), "apt-get install c
 OPENSSL = Tool("openssl", lambda: shutil.which("openssl"), "apt-get install openssl")
 CURL = Tool("curl", lambda: shutil.which("curl"), "apt-get install curl")
 LINUX = Tool("Linux", lambda: sys.platform == "linux", "run on Linux", why_not_in_ci="CI may look at macOS too")
+FASTAVRO = Tool("fastavro", lambda: importlib.util.find_spec("fastavro"), "pip install -e .[embedded,dev]")
 KUAIRAND = Tool("the KuaiRand data", kuairand.is_there, "put it into ../shared/data/kuairand")
 ALS = Tool(
     "implicit",

@@ -1,12 +1,20 @@
 """What the benchmarks of events send: messages that the workers take, and lists before what was watched of them."""
 
 import pytest
+from msgspec.structs import replace
 
+from infra.platform.settings import Ingest, Settings
 from models.logs.log import read_items, read_log
+from streams.ingest.batch import readers_of, take
+from streams.kafka.intake import Raw
 from streams.messages import Impression, ImpressionOutline, WatchEvent, decode
+from streams.topics import WATCH_EVENTS
+from tests.benchmarks.events.history import make_messages as make_watches
 from tests.benchmarks.events.join import CASES, LENGTH, make_messages
 from tests.benchmarks.events.loading import A_USER, write_log
 from tests.benchmarks.events.whole_way import APART_MS, WATCHES, Place, end_of, make_backlog
+from tests.harness.needs import FASTAVRO, needs
+from tests.harness.schema_registry import running_registry
 
 NOW_MS = 1_700_000_000_000
 NAMES = [f"i{number}" for number in range(100)]
@@ -53,3 +61,21 @@ def test_the_log_that_is_loaded_has_distinct_rows_of_2013_of_users_and_items_of_
     assert log.frame.height == 5_000 and rows.max() > 2 * A_USER and log.frame["completed"].mean() < 0.9
     assert log.frame["event_ms"].is_between(1_370_000_000_000, 1_380_000_000_000).all()
     assert set(log.frame["item_id"]) <= set(read_items(paths[1])["item_id"])
+
+
+@needs(FASTAVRO)
+def test_every_lane_of_the_benchmark_of_ingest_makes_the_same_watches():
+    from tests.benchmarks.events import ingest
+
+    (key, value), *_ = make_watches(1, 1, NOW_MS)
+    watch = decode(WatchEvent, value)
+    with running_registry() as registry:
+        schema_ids = ingest.register(registry)
+        for lane in ingest.LANES:
+            mapping = ingest.mapping_of(lane, "plays")
+            settings = Settings(ingest=Ingest(topics=(mapping,), registry_url=registry.url))
+            raw = Raw("plays", 0, 0, NOW_MS, key, lane.write(watch, schema_ids.get(lane.format, 0)), ())
+            (sent,) = take([raw], readers_of(settings), settings, now_ms=NOW_MS).outgoing
+            assert (sent.topic, sent.key) == (WATCH_EVENTS, key), lane.name
+            assert abs(decode(WatchEvent, sent.value).watch_s - watch.watch_s) < 0.001
+            assert replace(decode(WatchEvent, sent.value), watch_s=watch.watch_s) == watch

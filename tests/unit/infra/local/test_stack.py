@@ -16,7 +16,8 @@ from infra.local.processes import embedded_services
 from infra.local.stack import running_stack
 from infra.local.supervisor import Part, Supervisor, Watched
 from infra.platform.guarded_process import ServiceError
-from infra.platform.settings import Gateway, Settings
+from infra.platform.settings import Gateway, Ingest, Settings
+from infra.platform.topic_mappings import TopicMapping
 
 News = list[tuple[str, str]]
 
@@ -131,3 +132,13 @@ def test_a_taken_default_port_gives_the_gateway_another_one_and_a_set_one_is_kep
         assert stack.with_gateway_port(Settings(gateway=Gateway(port=port))).gateway.port == 0
         assert stack.with_gateway_port(Settings(gateway=Gateway(port=port + 1))).gateway.port == port + 1
     assert stack.with_gateway_port(Settings(gateway=Gateway(port=port))).gateway.port == port
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_ingest_runs_where_topics_are_mapped_and_only_there(settings, monkeypatch, is_mapped: bool):
+    fields = {"item_id": "id"}
+    mappings = (TopicMapping(topic="videos", becomes="items", fields=fields),) if is_mapped else ()
+    settings = settings.model_copy(update={"ingest": Ingest(topics=mappings)})
+    news: News = []
+    with started(settings, news, monkeypatch):
+        assert ("ingest" in {name for name, _ in news}) is is_mapped

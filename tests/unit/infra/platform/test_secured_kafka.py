@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaException, Producer
 from kafka import KafkaConsumer, KafkaProducer
 from pydantic import SecretStr
 
 from infra.platform.kafka_access import KafkaRefused, require_access
-from infra.platform.kafka_clients import client_options, kafka_python_options
+from infra.platform.kafka_clients import client_options, confluent_options, kafka_python_options
 from infra.platform.settings import Kafka, Settings, SettingsError
 from nextwatch_client import RecommendClient
 from streams import topics
@@ -128,6 +129,14 @@ def test_every_kind_of_client_gets_in_with_a_password_or_a_certificate(secured, 
     assert [watched.item_id for watched in history.watches] == ["some-video"]
     assert [item for item, _ in trending.items] == ["some-video"]
     assert reply.error is None and reply.degraded, "answered, by a server that has no release yet"
+
+
+def test_librdkafka_gets_in_by_either_way_and_not_with_another_authority(secured):
+    for kafka in (secured.scram(), secured.certificate()):
+        assert Producer(confluent_options(kafka)).list_topics(timeout=SOON_S).brokers
+    stranger = secured.scram(ssl_ca_file=secured.certificates.pem("stranger"))
+    with pytest.raises(KafkaException):
+        Producer(confluent_options(stranger) | {"log_level": 0}).list_topics(timeout=3)
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -1,0 +1,1 @@
+"""Tests of how a team's own records become ours."""
