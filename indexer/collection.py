@@ -1,4 +1,4 @@
-"""The index: one Milvus collection per version, known by the alias `items_<version>`.
+"""The index: one Milvus collection per version, known by the alias `items_<version>` (`milvus.collection_prefix`).
 
 Milvus Lite and a Milvus server want opposite things. Lite searches its memtable row by row in Python, so it is flushed
 every few thousand rows, a new collection at the end of its fill; a server makes a segment of each flush, so only the
@@ -31,20 +31,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
+from pymilvus.client.types import LoadState
 from pymilvus.exceptions import MilvusException
 
-from indexer.errors import IndexFailure, IndexRefused
+from indexer.errors import IndexFailure, IndexMissing, IndexRefused
 from indexer.index_spec import IndexSpec
 from indexer.item_attributes import UNKNOWN, ItemAttributes
-from indexer.milvus import connect, is_not_loaded, translated
+from indexer.milvus import connect, is_lite, is_missing, is_not_loaded, refusal, translated
 from indexer.mips_to_l2 import inner_products, lift, lift_queries
-from indexer.schema import PREFIX, SHADOW, collection_name, is_one_of, is_stored_name, rows_of, schema_of, stored_name
+from indexer.schema import SHADOW, collection_name, is_one_of, is_stored_name, rows_of, schema_of, stored_name
 from infra.platform.settings import Milvus
 
 Floats = NDArray[np.float32]
 
 MOST_HITS = 16384  # Milvus' own bound on a search's limit
 _MARK = "nextwatch.mark"  # a collection's property, see Index.mark
+_MMAP = "mmap.enabled"  # Milvus' own
 LITE_MEMTABLE_ROWS = 2000  # a search pays about 15 ms per thousand of them, the writer 100 to 400 ms per flush
 _SLOW_S = 60.0  # for calls that build something: create, flush, load, drop
 
@@ -73,6 +75,7 @@ class Index:
         self._connected: MilvusClient | None = None
         self._lock = threading.Lock()
         self._is_lite = False
+        self._refusal = ""  # of settings for new collections, by this Milvus
         self._logs: defaultdict[str, _Log] = defaultdict(_Log)  # by version
         self._specs: dict[str, IndexSpec] = {}  # by version, as far as known
 
@@ -82,7 +85,13 @@ class Index:
         """Versions that have a collection, complete or not, oldest name first."""
         with translated("list collections"):
             names = self._aliases()
-        return sorted(name.removeprefix(PREFIX) for name in names if not name.endswith(SHADOW))
+        return sorted(name.removeprefix(self._milvus.collection_prefix) for name in names if not name.endswith(SHADOW))
+
+    def check(self) -> None:
+        """Raises IndexRefused when this Milvus cannot make collections as the settings want them."""
+        self._client()
+        if self._refusal:
+            raise IndexRefused(f"Milvus at {self._milvus.uri}: {self._refusal}")
 
     def create(self, version: str, dim: int, *, longest: float = 16.0, rows: int = 0) -> None:
         """An empty, loaded collection of vectors of length `dim`, the longest of which has the norm `longest`, for
@@ -90,17 +99,23 @@ class Index:
 
         Vectors of more than twice `longest` are found a little too far, unless the index is FLAT.
         """
-        spec, name = IndexSpec.of_new(self._milvus, longest=longest, rows=rows), stored_name(version + self.suffix)
+        self.check()
+        milvus, client = self._milvus, self._client()
+        spec = IndexSpec.of_new(milvus, longest=longest, rows=rows)
+        name = stored_name(milvus.collection_prefix, version + self.suffix)
         with translated("create", version):
-            self._client().create_collection(
+            client.create_collection(
                 name,
                 schema=schema_of(dim + bool(spec.radius)),
-                index_params=spec.description(self._milvus),
                 consistency_level="Strong",
-                properties=spec.properties(),
+                num_shards=milvus.shards,
+                properties=spec.properties() | ({_MMAP: "true"} if milvus.mmap else {}),
                 timeout=_SLOW_S,
             )
-            self._client().create_alias(name, self._name(version), timeout=self._milvus.timeout_s)
+            client.create_index(name, spec.description(milvus), timeout=_SLOW_S)
+        self._load(name, version)
+        with translated("create", version):
+            client.create_alias(name, self._name(version), timeout=milvus.timeout_s)
         self._logs[version] = _Log(is_filling=True, is_sound=True)
         self._specs[version] = spec
 
@@ -111,8 +126,8 @@ class Index:
             if name in self._aliases():
                 client.drop_alias(name, timeout=self._milvus.timeout_s)
             client.drop_collection(name, timeout=_SLOW_S)  # of an older nextwatch; and the client forgets its fields
-            for stored in client.list_collections(timeout=self._milvus.timeout_s):
-                if is_stored_name(stored) and not self._aliases(of=stored):
+            for stored in self._stored():
+                if not self._aliases_of(stored):
                     client.drop_collection(stored, timeout=_SLOW_S)
         self._forget(version)
 
@@ -120,7 +135,10 @@ class Index:
         """Let the version's shadow be its collection too, from the next search on."""
         client, timeout = self._client(), self._milvus.timeout_s
         with translated("replace", version):
-            stored = client.describe_alias(collection_name(version + SHADOW), timeout=timeout)["collection_name"]
+            shadow = collection_name(self._milvus.collection_prefix, version + SHADOW)
+            stored = next((name for name in self._stored() if shadow in self._aliases_of(name)), None)
+            if stored is None:
+                raise IndexMissing(f"Milvus: replace of version {version}: there is no {shadow}")
             client.alter_alias(stored, self._name(version), timeout=timeout)
         self._forget(version)
 
@@ -145,8 +163,7 @@ class Index:
 
     def load(self, version: str) -> None:
         """Make it searchable; needed after a restart of Milvus, harmless when it is."""
-        with translated("load", version):
-            self._client().load_collection(self._name(version), timeout=_SLOW_S)
+        self._load(self._name(version), version)
 
     def flush(self, version: str) -> None:
         """Move what was written into segments. For the end of a fill; Milvus Lite flushes itself in between."""
@@ -259,18 +276,45 @@ class Index:
         self._specs.pop(version, None)
 
     def _name(self, version: str) -> str:
-        return collection_name(version + self.suffix)
+        return collection_name(self._milvus.collection_prefix, version + self.suffix)
 
     def _client(self) -> MilvusClient:
         with self._lock:
             if self._connected is None:
-                self._connected, self._is_lite = connect(self._milvus)
+                self._connected, version = connect(self._milvus)
+                self._is_lite, self._refusal = is_lite(version), refusal(self._milvus, version)
             return self._connected
 
-    def _aliases(self, of: str = "") -> list[str]:
-        """Ours: all, or those of one collection."""
-        names = self._client().list_aliases(of, timeout=self._milvus.timeout_s)["aliases"]
-        return [name for name in names if name.startswith(PREFIX)]
+    def _load(self, name: str, version: str) -> None:
+        """One that is loaded stays as it is: a server refuses to load it once more with another number of replicas."""
+        client, replicas = self._client(), self._milvus.replicas
+        with translated(f"load (milvus.replicas is {replicas})" if replicas > 1 else "load", version):
+            if client.get_load_state(name, timeout=self._milvus.timeout_s)["state"] != LoadState.Loaded:
+                client.load_collection(name, replica_number=replicas, timeout=_SLOW_S)
+
+    def _stored(self) -> list[str]:
+        """Our collections by their own names, those without an alias too."""
+        names = self._client().list_collections(timeout=self._milvus.timeout_s)
+        return [name for name in names if is_stored_name(self._milvus.collection_prefix, name)]
+
+    def _aliases(self) -> list[str]:
+        """Ours. Asked of each collection: for all at once a server of 2.3 gives those of other databases too."""
+        return [alias for stored in self._stored() for alias in self._aliases_of(stored)]
+
+    def _aliases_of(self, stored: str) -> set[str]:
+        """Ours of one collection; none when it was dropped meanwhile.
+
+        Asked in both ways that there are, since what has none is dropped: a server of 2.3 lists them in its default
+        database only, and Milvus Lite does not describe a collection with them.
+        """
+        client, timeout, names = self._client(), self._milvus.timeout_s, set[str]()
+        for ask in (client.list_aliases, client.describe_collection):
+            try:
+                names.update(ask(stored, timeout=timeout)["aliases"])
+            except MilvusException as error:
+                if not is_missing(error):
+                    raise
+        return {name for name in names if name.startswith(self._milvus.collection_prefix)}
 
     def _describe(self, version: str, timeout_s: float | None = None) -> tuple[dict[str, str], int]:
         """A collection's properties and the dimension of what it stores."""

@@ -17,3 +17,7 @@ class IndexMissing(IndexFailure):
 
 class IndexRefused(IndexFailure):
     """Milvus will never accept this call: a wrong token, a wrong parameter."""
+
+
+class FilterRefused(IndexRefused):
+    """Milvus does not understand the filter of this search; without it, it answers."""

@@ -1,7 +1,7 @@
 """The spec of a collection: index type, metric and parameters of its vectors. It is written on the collection, so that
 a changed setting leaves existing collections readable, and one of an older version of nextwatch is known as such.
 
-FLAT holds vectors as they are (metric IP). HNSW and IVF_FLAT hold them on a sphere (metric L2, see
+FLAT holds vectors as they are (metric IP). HNSW, the IVFs and SCANN hold them on a sphere (metric L2, see
 indexer/mips_to_l2.py): under the inner product the lists of an IVF are as useless as an HNSW's graph. Recall@500 of
 20,000 vectors with a popularity coordinate, 64 of 128 lists searched: .75 as they are, .98 on the sphere.
 """
@@ -20,6 +20,7 @@ from infra.platform.settings import Milvus
 FORMAT = 2  # rises when the fields of a collection change: 2 has the items' attributes beside their vectors
 _SPEC, _RADIUS = "nextwatch.form", "nextwatch.radius"  # properties of a collection; the second was all of format 1
 _LEAST_EF, _MOST_EF = 64, 32768
+_OF_LISTS = frozenset({"IVF_FLAT", "IVF_SQ8", "SCANN"})
 _ROWS_PER_HIT = 8  # with fewer, nearly every list holds some of the hits
 
 
@@ -38,7 +39,7 @@ class IndexSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         kind = milvus.index_type
         if kind == "FLAT":
             return cls(kind, rows=rows)
-        return cls(kind, radius_for(longest), milvus.ivf_nlist if kind == "IVF_FLAT" else 0, rows)
+        return cls(kind, radius_for(longest), milvus.ivf_nlist if kind in _OF_LISTS else 0, rows)
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> IndexSpec:
@@ -62,8 +63,8 @@ class IndexSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         parameters: dict[str, Any] = {}
         if self.kind == "HNSW":
             parameters = {"M": milvus.hnsw_m, "efConstruction": milvus.hnsw_ef_construction}
-        elif self.kind == "IVF_FLAT":
-            parameters = {"nlist": self.nlist}
+        elif self.kind in _OF_LISTS:
+            parameters = {"nlist": self.nlist} | ({"with_raw_data": True} if self.kind == "SCANN" else {})
         index, params = MilvusClient.prepare_index_params(), {"params": parameters} if parameters else {}
         index.add_index("vector", index_type=self.kind, metric_type=self.metric, params=params)
         return index
@@ -74,7 +75,8 @@ class IndexSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.kind == "HNSW":
             wanted = max(_LEAST_EF, limit, milvus.hnsw_ef_per_hit * limit, self.rows if filtered else 0)
             return {"ef": min(wanted, _MOST_EF)}
-        if self.kind == "IVF_FLAT":
+        if self.kind in _OF_LISTS:
             all_lists = filtered or self.rows < _ROWS_PER_HIT * limit
-            return {"nprobe": self.nlist if all_lists else min(milvus.ivf_nprobe, self.nlist)}
+            found = {"nprobe": self.nlist if all_lists else min(milvus.ivf_nprobe, self.nlist)}
+            return found | ({"reorder_k": milvus.scann_reorder_per_hit * limit} if self.kind == "SCANN" else {})
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,13 +12,16 @@ import grpc
 from pymilvus import MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
-from indexer.errors import IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
+from indexer.errors import FilterRefused, IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
 from infra.platform.settings import Milvus
 
-_NOT_FOUND, _NOT_LOADED, _NO_ALIAS = 100, 101, 1600
+_NOT_FOUND, _NOT_LOADED, _NO_DATABASE, _NO_ALIAS = 100, 101, 800, 1600
 _LITE_INPUT_ERROR = 6
 _INPUT_ERRORS = range(1100, 1200)
 _NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
+# What a server of 2.3 says with its code of whatever is unexpected, and Milvus Lite with that of whatever fails.
+_REFUSALS = re.compile("invalid index type|maximum shards|database .* does not exist")
+_NO_FILTER = "cannot parse expression"
 
 # It logs each failed call with a traceback; ours say the same once, where they are handled.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -32,17 +36,34 @@ _GRPC = {
 }
 
 
-def connect(milvus: Milvus) -> tuple[MilvusClient, bool]:
-    """A client, and whether it speaks to Milvus Lite. Raises IndexUnavailable, IndexRefused."""
+def connect(milvus: Milvus) -> tuple[MilvusClient, str]:
+    """A client, and the version that the other side gives. Raises IndexUnavailable, IndexRefused."""
     with translated(f"connect to {milvus.uri}"):
         client = MilvusClient(**_options(milvus))
-        version = client.get_server_version(timeout=milvus.timeout_s)
-    return client, is_lite(version)
+        version: str = client.get_server_version(timeout=milvus.timeout_s)
+    return client, version
 
 
 def is_lite(version: str) -> bool:
     """Tell Milvus Lite by the version it gives; a server that was installed from a package says v2.3.5-lite."""
     return version.startswith("milvus_lite")
+
+
+def refusal(milvus: Milvus, version: str) -> str:
+    """Return why a Milvus of this version cannot make collections as the settings want them; empty when it can. A
+    version that says no number is taken for a new one."""
+    if is_lite(version):
+        return milvus.why_not_on_lite()
+    number = re.match(r"v?(\d+)\.(\d+)", version)
+    wants = "milvus.index_type: SCANN" if milvus.index_type == "SCANN" else "milvus.mmap" if milvus.mmap else ""
+    if wants and number and (int(number[1]), int(number[2])) < (2, 3):
+        return f"setting {wants} needs a server of 2.3 or later, this is {version}"
+    return ""
+
+
+def is_missing(error: MilvusException) -> bool:
+    """Return whether there is no such collection or alias."""
+    return error.code in {_NOT_FOUND, _NO_ALIAS}
 
 
 def is_not_loaded(error: MilvusException) -> bool:
@@ -64,15 +85,20 @@ def translated(call: str, version: str = "") -> Iterator[None]:
 
 def _kind_of(error: MilvusException) -> type[IndexFailure]:
     """Retry what is unknown: it is better to wait in sight than to drop a row."""
-    if error.code in {_NOT_FOUND, _NO_ALIAS}:
+    if is_missing(error):
         return IndexMissing
-    codes = {*_INPUT_ERRORS, *_NO_ACCESS, _LITE_INPUT_ERROR}
+    if _NO_FILTER in str(error.message):
+        return FilterRefused
+    codes = {*_INPUT_ERRORS, *_NO_ACCESS, _LITE_INPUT_ERROR, _NO_DATABASE}
     refused = error.code in codes or isinstance(error, ParamError | DataNotMatchException)
+    refused = refused or _REFUSALS.search(str(error.message)) is not None
     return IndexRefused if refused else IndexUnavailable
 
 
 def _options(milvus: Milvus) -> dict[str, Any]:
     options: dict[str, Any] = {"uri": milvus.uri, "timeout": milvus.timeout_s, "grpc_options": _GRPC}
+    if milvus.database:
+        options["db_name"] = milvus.database
     if token := milvus.token.get_secret_value():
         options["token"] = token
     if milvus.uri.startswith("https"):

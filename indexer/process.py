@@ -312,6 +312,7 @@ class IndexerLoop:
 
     def _report(self, now_ms: int) -> None:
         self.lags.show(self._control.lags() | self._vectors.lags())
+        self._collections.keep_marks()
         live = self._releases.live
         detail = {"index_version": live, "rows_waiting": len(self._rows)}
         self._health.detail |= detail | {"release_refused": self._collections.refusal}

@@ -52,6 +52,7 @@ class Collections:
         self._settings, self._bundles = settings.indexer, source_of(settings)
         self._ahead = FetchedAhead(self._bundles)
         self.refusal = ""  # why the newest bundle has no collection yet
+        self._prefix = settings.milvus.collection_prefix
         self._retry = retry
         self._build: Build | None = None
         self._unusable: dict[str, int] = {}  # versions whose bundle could not be used, and when (ms)
@@ -62,7 +63,9 @@ class Collections:
         return self._build.stage if self._build else None
 
     def open(self) -> None:
-        """See what there is, and take rows for what is whole."""
+        """See what there is, and take rows for what is whole. Raises IndexRefused when Milvus cannot make what the
+        settings ask for."""
+        self._retry(self._index.check)
         self.marks = self._read_marks()
         for version in [version for version, mark in self.marks.items() if is_whole(mark)]:
             self._retry(lambda version=version: self._index.load(version))  # type: ignore[misc]
@@ -126,11 +129,20 @@ class Collections:
 
     def ready(self, version: str, now_ms: int) -> IndexReady:
         """Return what servers are told of a collection that is whole."""
-        return IndexReady(version, collection_name(version), self._retry(lambda: self._index.count(version)), now_ms)
+        count = self._retry(lambda: self._index.count(version))
+        return IndexReady(version, collection_name(self._prefix, version), count, now_ms)
 
     def mark(self, version: str, mark: str) -> None:
         self._retry(lambda: self._index.mark(version, mark))
         self.marks[version] = mark
+
+    def keep_marks(self) -> None:
+        """Write again the marks that Milvus has lost: a server of 2.3 forgets with a restart what a collection was
+        given after it was made, and servers take none without a mark. Raises IndexMissing."""
+        for version, mark in list(self.marks.items()):
+            if mark and self._retry(lambda version=version: self._index.mark_of(version)) != mark:  # type: ignore[misc]
+                log.warning("mark was lost, it is written again", version=version, mark=mark)
+                self.mark(version, mark)
 
     def look_again(self) -> None:
         """Milvus may have lost collections (a server set up anew): see what is left."""

@@ -20,26 +20,27 @@ from indexer.item_attributes import ItemAttributes, add_fields, as_row
 
 Floats = NDArray[np.float32]
 
-PREFIX = "items_"
 SHADOW = "__beside"  # after the version, in the name of what is to take its place
 _ID_BYTES = 1024
-_STORED = re.compile(PREFIX + ".+__[0-9a-f]{16}")
+_STORED = re.compile(".+__[0-9a-f]{16}")
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of surrogate pairs
 
 
-def collection_name(version: str) -> str:
+def collection_name(prefix: str, version: str) -> str:
     """By which everybody finds the collection of a version: an alias of the collection that it is at the time."""
-    return PREFIX + version
+    return prefix + version
 
 
-def stored_name(version: str) -> str:
+def stored_name(prefix: str, version: str) -> str:
     """A collection's own name, a new one each time: in Milvus Lite a search that meets a drop or a rename can leave a
     directory behind, under whose name no collection can be made again."""
-    return f"{collection_name(version)}__{secrets.token_hex(8)}"
+    return f"{collection_name(prefix, version)}__{secrets.token_hex(8)}"
 
 
-def is_stored_name(name: str) -> bool:
-    return _STORED.fullmatch(name) is not None
+def is_stored_name(prefix: str, name: str) -> bool:
+    """Return whether it is one of the deployment with this `milvus.collection_prefix`: no prefix is the beginning of
+    another."""
+    return name.startswith(prefix) and _STORED.fullmatch(name.removeprefix(prefix)) is not None
 
 
 def is_indexable(item_id: str) -> bool:

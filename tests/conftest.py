@@ -1,4 +1,5 @@
-"""What whole-system tests run against: a real broker of each kind and a real Milvus Lite server, once per test run.
+"""What whole-system tests run against: a real broker of each kind and a real Milvus Lite server, once per test run; the
+Milvus server that NEXTWATCH_TEST_MILVUS names in its place, where a test takes any.
 
 `kafka` is Apache Kafka where KAFKA_HOME is set, else noida; tests that are marked with `on_both_brokers` run on both
 then. Tests share the services and are kept apart by `kafka.topic_prefix`, which the `settings` fixture makes unique. A
@@ -33,13 +34,14 @@ from tests.harness.system import stopping
 hypothesis_settings.register_profile("same-examples", derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("same-examples")
 
+MILVUS_SERVER = os.environ.get("NEXTWATCH_TEST_MILVUS", "")  # read before the settings' variables are taken away
 BROKERS = ["noida", *(["kafka"] if os.environ.get("KAFKA_HOME") else [])]
 # tests run on the real broker where it is there; these ones, which show how we get on with each of them, on both
 on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
 
 
 # fixtures that are services; whatever else starts a service or a process of ours says `service` itself
-SERVICES = {"broker", "milvus", "own_broker", "own_milvus", "secured"}
+SERVICES = {"broker", "milvus", "milvus_uri", "own_broker", "own_milvus", "secured"}
 SYSTEM = Path(__file__).with_name("system")
 UNIT = Path(__file__).with_name("unit")
 # What needs no service and takes seconds all the same, for it trains, starts processes, or tries things by the hundred:
@@ -162,8 +164,12 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
 
 
 @pytest.fixture(scope="session")
-def milvus_uri(milvus: MilvusServer) -> str:
-    return milvus.uri
+def milvus_uri(request: pytest.FixtureRequest) -> str:
+    """Of the server that NEXTWATCH_TEST_MILVUS names, else of Milvus Lite."""
+    if MILVUS_SERVER:
+        return MILVUS_SERVER
+    uri: str = request.getfixturevalue("milvus").uri
+    return uri
 
 
 @pytest.fixture

@@ -82,9 +82,8 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
         check_spare(settings, spare.version)
         began = time.monotonic()
         now_ms = time.time_ns() // 1_000_000
-        ready = IndexReady(
-            spare.version, collection_name(spare.version), spare.rows, now_ms, rolled_back_from=told.live
-        )
+        name = collection_name(settings.milvus.collection_prefix, spare.version)
+        ready = IndexReady(spare.version, name, spare.rows, now_ms, rolled_back_from=told.live)
         announce(settings.kafka, ready)
         progress(f"{spare.version} is announced")
         awaited = _AwaitedServers(spare.version, told, living(told, now_ms, settings.indexer.server_timeout_s))

@@ -76,15 +76,16 @@ class Kafka(Section):
     tombstone_h: Positive = _setting(720.0, "how long compacted topics keep tombstones")
 
 
-_BRUTE = "Milvus Lite takes it and searches row by row all the same; it was not tried on a Milvus server"
 _NO_INDEX_TYPES = {
-    "IVF_SQ8": "recall@500 stays below .99 even when all lists are searched",
-    "IVF_PQ": f"Milvus Lite cannot load it after a restart; {_BRUTE}",
-    "HNSW_PQ": _BRUTE,
+    "IVF_PQ": "Milvus Lite cannot load it after a restart, on a server it was not measured",
+    "HNSW_PQ": "it was not measured",
     "HNSW_SQ": "it was not measured",
-    "SCANN": _BRUTE,
-    "DISKANN": _BRUTE,
+    "DISKANN": "it was not measured",
     "AUTOINDEX": "what it stands for, and so how a search must ask, depends on the server",
+}
+_ON_A_SERVER = {  # what Milvus Lite takes as well, and why it is refused there
+    "IVF_SQ8": "Milvus Lite finds less than .99 of the best 500 with it, also when all lists are searched",
+    "SCANN": "Milvus Lite takes it and searches row by row all the same",
 }
 
 
@@ -92,13 +93,28 @@ class Milvus(Section):
     uri: str = _setting("", "http(s)://host:port; empty: one Milvus Lite server process is started by `up`")
     token: SecretStr = _setting(SecretStr(""), "only from NEXTWATCH_MILVUS__TOKEN")
     ca_file: Path | None = _setting(None, "certificate authority of an https server, PEM")
-    index_type: Literal["FLAT", "HNSW", "IVF_FLAT"] = _setting("FLAT", "of collections made from now on")
+    database: str = _setting("", "that holds our collections, and must be there; empty: the default one")
+    collection_prefix: str = Field(
+        "items_",
+        pattern=r"^[A-Za-z][A-Za-z0-9]*_$",  # so that none is the beginning of another
+        description="put before the names of our collections: letters and digits, then one underscore; deployments "
+        "that share a database need different ones",
+    )
+    index_type: Literal["FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "SCANN"] = _setting(
+        "FLAT", "of collections made from now on; IVF_SQ8 and SCANN on a server only"
+    )
     hnsw_m: Annotated[int, Field(ge=2, le=2048)] = _setting(32, "HNSW: neighbours of a vector in the graph")
     hnsw_ef_construction: Annotated[int, Field(ge=8, le=32768)] = _setting(400, "HNSW: looked at when built")
     hnsw_ef_per_hit: Count = _setting(4, "HNSW: looked at per wanted item; recall@500 is .94 with 1")
-    ivf_nlist: Annotated[int, Field(ge=1, le=65536)] = _setting(64, "IVF_FLAT: lists (of each segment)")
+    ivf_nlist: Annotated[int, Field(ge=1, le=65536)] = _setting(64, "IVF_* and SCANN: lists (of each segment)")
     ivf_nprobe: Count = _setting(
-        56, "IVF_FLAT: lists searched where the collection has at least 8 rows per wanted item, else all"
+        56, "IVF_* and SCANN: lists searched where the collection has at least 8 rows per wanted item, else all"
+    )
+    scann_reorder_per_hit: Count = _setting(2, "SCANN: hits compared by their whole vectors, per wanted item")
+    shards: Annotated[int, Field(ge=1, le=16)] = _setting(1, "of collections made from now on; more on a server only")
+    replicas: Count = _setting(1, "of a collection when it is loaded; more on a server with so many query nodes only")
+    mmap: bool = _setting(
+        False, "collections made from now on are mapped from the query nodes' disks; a server of 2.3 or later only"
     )
     consistency: Literal["Strong", "Bounded", "Eventually"] = _setting(
         "Bounded", "of users' searches on a server; Strong waits for its time tick, some 200 ms. Milvus Lite has Strong"
@@ -111,6 +127,14 @@ class Milvus(Section):
         if isinstance(kind, str) and kind in _NO_INDEX_TYPES:
             raise ValueError(f"{kind} is refused: {_NO_INDEX_TYPES[kind]}; take FLAT, HNSW or IVF_FLAT")
         return kind
+
+    def why_not_on_lite(self) -> str:
+        """Return which of these settings Milvus Lite does not follow, and why; empty when it follows all."""
+        if self.index_type in _ON_A_SERVER:
+            return f"setting milvus.index_type: {_ON_A_SERVER[self.index_type]}; take FLAT, HNSW or IVF_FLAT"
+        beyond = {"shards": self.shards > 1, "replicas": self.replicas > 1, "mmap": self.mmap}
+        names = " and ".join(f"milvus.{name}" for name, is_set in beyond.items() if is_set)
+        return f"setting {names}: Milvus Lite passes over it; leave it out" if names else ""
 
 
 class History(Section):
@@ -447,6 +471,12 @@ class Settings(BaseSettings):
                 f"when a heartbeat is late; let {timeout} (or {variable_of(timeout)}) be {least_s:g} or more, "
                 f"or {beat} (or {variable_of(beat)}) {most_s:g} or less"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_embedded_milvus_can_do_it(self) -> Self:
+        if not self.milvus.uri and (reason := self.milvus.why_not_on_lite()):
+            raise ValueError(f"{reason}, or set milvus.uri (or {variable_of('milvus.uri')}) to a Milvus server")
         return self
 
     @property

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import structlog
 
-from indexer.errors import IndexFailure, IndexMissing
+from indexer.errors import FilterRefused, IndexFailure, IndexMissing
 from indexer.item_attributes import to_milvus
 from indexer.rollout import is_whole
 from infra.platform import metrics
@@ -130,6 +130,8 @@ class Retrieval:
         except NotInTime:
             late = f"{DID_NOT_ANSWER}: no answer within {search.timeout_s:.2f} s"
             return self._ask_mirror(search, self._failed(late, now_ms))
+        except FilterRefused as error:  # that is the request's fault: the index is as good as before
+            return self._ask_mirror(search, f"{DID_NOT_ANSWER}: {error}")
         except IndexFailure as error:
             return self._ask_mirror(search, self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms))
         # Without a mirror, one that began before another failed has not asked whether the collection is whole.
@@ -161,6 +163,8 @@ class Retrieval:
         if found is None and not self._breaker.is_open:  # whether it is whole again is for a search to find out
             try:
                 found = ask_index(release, [query], self._settings.search_s)
+            except FilterRefused:
+                return None
             except IndexFailure as error:
                 self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms)
         return None if found is None else found[0]
@@ -176,6 +180,8 @@ class Retrieval:
             began_s = time.perf_counter()
             try:
                 found = how(release, queries, timeout_s)
+            except FilterRefused:
+                raise
             except IndexFailure:
                 self._order.add(INDEX, timeout_s, 1)
                 raise
@@ -212,6 +218,8 @@ class Retrieval:
         self._probe = None
         try:
             [found] = pending.result()
+        except FilterRefused:
+            return  # it tells nothing of the index
         except IndexFailure as error:
             self._failed(f"{DID_NOT_ANSWER}: {error}", now_ms)
             return

@@ -29,6 +29,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "index upserts": "index.index_upserts:measure",
     "index lag": "index.index_lag:measure",
     "index recall": "index.index_recall:measure",
+    "milvus": "index.index_server:measure",
     "ranking kuairand": "ranking.ranking_kuairand:measure",
     "ranking ablations": "ranking.ranking_ablations:measure",
     "ranking world": "ranking.ranking_ablations:measure_world",

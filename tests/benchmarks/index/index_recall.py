@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -11,14 +12,15 @@ import numpy as np
 from indexer.build import fill, recall_of
 from indexer.collection import Index
 from indexer.pending_writes import PendingWrites
-from infra.local.milvus_server import start_milvus
+from indexer.schema import collection_name
 from infra.platform.settings import Settings
 from tests.benchmarks.index.index_ground import Floats, Ground, many, world_ground
+from tests.benchmarks.index.index_server import PREFIX, milvus_of
 from tests.benchmarks.report import Report, percentiles, say
-from tests.conftest import milvus_answers
-from tests.harness.system import stopping, temporary_settings, wait_until
+from tests.harness.system import temporary_settings, wait_until
 
 KINDS = ("FLAT", "HNSW", "IVF_FLAT")
+ON_A_SERVER = ("IVF_SQ8", "SCANN")
 ITEMS, TIMES, QUICK_TIMES = 10_000, (1, 10), (1, 2)
 HITS, QUERIES = 500, 50
 BUILT_S = 1200.0
@@ -26,7 +28,9 @@ BUILT_S = 1200.0
 
 def measure(report: Report, quick: bool) -> None:
     """Recall@500 against an exact search, and the time of one query, for collections filled as the indexer does it."""
-    report.title = f"index recall: {HITS} best of each of {QUERIES} users, Milvus Lite, one query at a time"
+    on_server = "NEXTWATCH_TEST_MILVUS" in os.environ
+    where = "a Milvus server" if on_server else "Milvus Lite"
+    report.title = f"index recall: {HITS} best of each of {QUERIES} users, {where}, one query at a time"
     small = world_ground(ITEMS)
     report.note(small.note)
     for times in QUICK_TIMES if quick else TIMES:
@@ -35,7 +39,7 @@ def measure(report: Report, quick: bool) -> None:
             report.note(f"{size:,}: each item {times} times, its copies half of the vectors' spread apart")
         queries = ground.user_vectors(QUERIES)
         add_exact(report, ground, queries)
-        for kind in KINDS:
+        for kind in (*KINDS, *ON_A_SERVER) if on_server else KINDS:
             say(f"{kind}, {size:,} vectors")
             add_kind(report, kind, ground, queries)
 
@@ -54,9 +58,9 @@ def add_exact(report: Report, ground: Ground, queries: Floats) -> None:
 
 
 def add_kind(report: Report, kind: str, ground: Ground, queries: Floats) -> None:
-    with temporary_settings(milvus={"index_type": kind, "timeout_s": 60.0}) as settings, ExitStack() as stack:
-        server = stack.enter_context(stopping(start_milvus(settings, probe=milvus_answers)))
-        index = stack.enter_context(closing(Index(settings.milvus.model_copy(update={"uri": server.uri}))))
+    with temporary_settings() as settings, milvus_of(settings) as (milvus, _), ExitStack() as stack:
+        index = stack.enter_context(closing(Index(milvus.model_copy(update={"index_type": kind}))))
+        stack.callback(index.drop, ground.bundle.manifest.version)
         filled_s = fill_index(index, ground, settings)
         found: list[Sequence[str]] = []
         version = ground.bundle.manifest.version
@@ -68,7 +72,7 @@ def add_kind(report: Report, kind: str, ground: Ground, queries: Floats) -> None
     row = {"vectors": len(places), "index": kind, "recall@500": recall, "fill s": filled_s}
     report.add(**row, **percentiles(times_ms))
     say(f"  recall {recall:.3f}, filled in {filled_s:.0f} s")
-    if kind != "IVF_FLAT":
+    if kind in {"FLAT", "HNSW"}:
         report.bar(f"recall@500, {kind}, {len(places):,}", recall, at_least=0.99)
 
 
@@ -78,10 +82,8 @@ def fill_index(index: Index, ground: Ground, settings: Settings) -> float:
     batch = settings.indexer.batch
     for _ in fill(index, ground.bundle, PendingWrites(), ground.attributes(), batch=batch, retry=lambda call: call()):  # type: ignore[arg-type]
         pass
-    client = index._client()
-    wait_until(
-        lambda: client.describe_index(f"items_{version}", "vector")["pending_index_rows"] == 0, "index", BUILT_S, 1.0
-    )
+    client, name = index._client(), collection_name(PREFIX, version)
+    wait_until(lambda: client.describe_index(name, "vector")["pending_index_rows"] == 0, "index", BUILT_S, 1.0)
     took_s = time.monotonic() - began_s
     time.sleep(2.0)  # it says so a little too early
     return took_s

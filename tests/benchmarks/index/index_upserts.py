@@ -113,7 +113,7 @@ def raw(
     client: MilvusClient, version: str, attributes: AttributeTable, batches: Callable[[int], Batches], *, flush: bool
 ) -> Prepare:
     """The client's own call, with rows that are ready for it."""
-    name = collection_name(version)
+    name = collection_name("items_", version)
 
     def prepare(step: int) -> Write:
         ready = [

@@ -44,7 +44,7 @@ def raw_client(uri: str, version: str, consistency: str) -> Iterator[Search]:
 
     def search(vectors: Sequence[Floats]) -> Any:
         return client.search(
-            collection_name(version),
+            collection_name("items_", version),
             data=list(vectors),
             anns_field="vector",
             limit=CANDIDATES,

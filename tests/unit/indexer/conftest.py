@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -13,23 +12,21 @@ import pytest
 
 from infra.local.milvus_server import MilvusServer, start_milvus
 from infra.platform.settings import Milvus, Settings
-from tests.conftest import milvus_answers
+from tests.conftest import MILVUS_SERVER, milvus_answers
 from tests.harness.system import stopping
 from tests.unit.indexer.site import Site, Trained
 
-SERVER = os.environ.get("NEXTWATCH_TEST_MILVUS", "")  # read before the settings' variables are taken away
-
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not SERVER:
+    if not MILVUS_SERVER:
         terminalreporter.write_line("indexer: Milvus Lite only; NEXTWATCH_TEST_MILVUS names no Milvus server")
 
 
-@pytest.fixture(scope="session", params=["milvus-lite", *(["milvus-server"] if SERVER else [])])
+@pytest.fixture(scope="session", params=["milvus-lite", *(["milvus-server"] if MILVUS_SERVER else [])])
 def milvus_uri(request: pytest.FixtureRequest) -> str:
     """A running Milvus; a test that uses it runs once for each kind."""
     if request.param == "milvus-server":
-        return SERVER
+        return MILVUS_SERVER
     uri: str = request.getfixturevalue("milvus").uri
     return uri
 

@@ -132,6 +132,16 @@ def test_a_collection_without_the_items_facts_is_made_anew_and_the_reason_is_log
     assert found_where(site, bundle, 'channel == "music"') == {"item-3"}
 
 
+def test_a_mark_that_milvus_forgets_is_written_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server of 2.3 does when it is started again; a server of ours would not take the release any more."""
+    monkeypatch.setattr("indexer.process.REPORT_S", 0.2)
+    version = site.live().manifest.version
+    mark = site.index.mark_of(version)
+    site.index.mark(version, "")
+    site.wait(lambda: site.index.mark_of(version) == mark, "the mark")
+    assert len(site.announcements()) == 1
+
+
 @pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
 def test_a_release_is_indexed_in_each_form_and_its_rows_stay_findable(site: Site, kind: str) -> None:
     site.use_milvus(index_type=kind)
@@ -141,7 +151,8 @@ def test_a_release_is_indexed_in_each_form_and_its_rows_stay_findable(site: Site
     value = float(np.float32(longer / np.sqrt(bundle.manifest.dim)))
     site.touch(bundle, "item-3", value=value)
     site.wait_for(bundle, item_3=value)
-    [(item_ids, _)] = site.index.search(bundle.manifest.version, np.ones((1, bundle.manifest.dim), np.float32), 1)
+    query = np.ones((1, bundle.manifest.dim), np.float32)
+    [(item_ids, _)] = site.index.search(bundle.manifest.version, query, 1, strong=True)
     assert item_ids == ["item-3"]
 
 

@@ -1,6 +1,7 @@
-"""The index against a real Milvus Lite server, and against exact numpy."""
+"""The index against a real Milvus Lite server, a Milvus server where there is one, and against exact numpy."""
 
 import contextlib
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from indexer.collection import Index
-from indexer.errors import IndexMissing, IndexRefused, IndexUnavailable
+from indexer.errors import FilterRefused, IndexMissing, IndexRefused, IndexUnavailable
 from indexer.item_attributes import ItemAttributes
 from indexer.milvus import is_lite
 from indexer.mips_to_l2 import longest_of
@@ -45,6 +46,11 @@ def fill(index: Index, rows: np.ndarray, version: str = "a", /, *, attributes: A
     index.upsert(version, ids(len(rows)), rows, [0] * len(rows), attributes)
     index.flush(version)
     index.load(version)
+
+
+def is_on_lite(index: Index) -> bool:
+    index.is_ready()
+    return index._is_lite
 
 
 def ids(count: int) -> list[str]:
@@ -98,12 +104,19 @@ def test_ivf_finds_nearly_all_of_the_top_k_also_of_few_rows_and_after_upserts(mi
         assert recall(index, version, rows, queries) >= 0.99
 
 
-@pytest.mark.parametrize("kind", ["FLAT", "HNSW", "IVF_FLAT"])
+@pytest.mark.parametrize("kind", ["FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "SCANN"])
 def test_a_filtered_search_finds_the_best_of_what_the_filter_leaves(milvus_uri: str, index: Index, kind: str) -> None:
-    index = Index(Milvus(uri=milvus_uri, index_type=kind))
+    is_lite, index = is_on_lite(index), Index(Milvus(uri=milvus_uri, index_type=kind))
     rows, queries, channels = popular(4000, seed=0), users(5), [f"c{number % 40}" for number in range(4000)]
+    if is_lite and kind in {"IVF_SQ8", "SCANN"}:
+        for call in (index.check, lambda: index.create("a", 65)):
+            with pytest.raises(IndexRefused, match=r"milvus\.index_type: Milvus Lite .+; take FLAT, HNSW or IVF_FLAT"):
+                call()
+        return
     fill(index, rows, attributes=[ItemAttributes(channel) for channel in channels], longest=longest_of(rows), rows=4000)
     time.sleep(2.0)
+    assert recall(index, "a", rows, queries) >= 0.99
+    np.testing.assert_array_equal(index.vectors("a", ["item 7"])["item 7"][1], rows[7])
     for expression, wanted in (('channel == "c7"', {"c7"}), ('channel != "c7"', set(channels) - {"c7"})):
         left = np.array([row for row, channel in enumerate(channels) if channel in wanted])
         found, shares = index.search("a", queries, 90, expression=expression), []
@@ -118,7 +131,7 @@ def test_a_filtered_search_finds_the_best_of_what_the_filter_leaves(milvus_uri: 
 def test_an_expression_that_milvus_does_not_understand_is_refused(index: Index) -> None:
     index.create("a", DIM)
     index.upsert("a", ids(3), vectors(3), [0] * 3)
-    with pytest.raises(IndexRefused):
+    with pytest.raises(IndexRefused if is_on_lite(index) else FilterRefused):
         index.search("a", vectors(1), 3, expression="channel ==")
 
 
@@ -127,7 +140,7 @@ def test_a_row_is_written_whole(index: Index) -> None:
     index.upsert("a", ["x"], vectors(1), [1], [ItemAttributes("music", ("t",), "en", 30.0, 5)])
     index.flush("a")
     index.upsert("a", ["x"], vectors(1), [2])
-    [row] = index._query("a", "", ["channel", "language", "duration_s", "published_ms", "step"])
+    [row] = index._query("a", 'item_id == "x"', ["channel", "language", "duration_s", "published_ms", "step"])
     assert row == {"item_id": "x", "channel": "", "language": "", "duration_s": -1.0, "published_ms": -1, "step": 2}
 
 
@@ -157,7 +170,7 @@ def test_a_changed_index_type_leaves_existing_collections_readable(milvus_uri: s
     index.upsert("a", ids(20), rows, [0] * 20)
     index = Index(Milvus(uri=milvus_uri, index_type="HNSW"))
     index.upsert("a", ["item 1"], far, [1])
-    [(item_ids, inner)] = index.search("a", far, 1)
+    [(item_ids, inner)] = index.search("a", far, 1, strong=True)
     assert item_ids == ["item 1"]
     np.testing.assert_allclose(inner, [9 * DIM])
     assert index.dim("a") == DIM
@@ -166,7 +179,7 @@ def test_a_changed_index_type_leaves_existing_collections_readable(milvus_uri: s
 def test_a_limit_beyond_the_rows_gives_all_of_them(index: Index) -> None:
     index.create("a", DIM)
     index.upsert("a", ids(5), vectors(5), [0] * 5)
-    [(item_ids, inner)] = index.search("a", vectors(1), 20_000)
+    [(item_ids, inner)] = index.search("a", vectors(1), 20_000, strong=True)
     assert sorted(item_ids) == ids(5)
     assert len(inner) == 5
 
@@ -176,12 +189,12 @@ def test_an_empty_collection_finds_nothing(index: Index) -> None:
     assert [item_ids for item_ids, _ in index.search("a", vectors(2), 10)] == [[], []]
 
 
-def test_what_was_upserted_is_found_by_the_next_search(index: Index) -> None:
+def test_what_was_upserted_is_found_by_the_next_strong_search(index: Index) -> None:
     index.create("a", DIM)
     index.upsert("a", ids(3), vectors(3), [0] * 3)
     far = np.full((1, DIM), 100, np.float32)
     index.upsert("a", ["item 1"], far, [7])
-    assert index.search("a", far, 1)[0][0] == ["item 1"]
+    assert index.search("a", far, 1, strong=True)[0][0] == ["item 1"]
     assert index.count("a") == 3
     step, vector = index.vectors("a", ["item 1", "not there"])["item 1"]
     assert step == 7
@@ -191,7 +204,7 @@ def test_what_was_upserted_is_found_by_the_next_search(index: Index) -> None:
 def test_what_was_deleted_is_not_found(index: Index) -> None:
     fill(index, vectors(3))
     index.delete("a", ["item 1", "not there"])
-    assert sorted(index.search("a", vectors(1), 10)[0][0]) == ["item 0", "item 2"]
+    assert sorted(index.search("a", vectors(1), 10, strong=True)[0][0]) == ["item 0", "item 2"]
     assert index.count("a") == 2
 
 
@@ -263,20 +276,96 @@ def test_one_takes_the_place_of_another_and_no_search_is_without(index: Index, m
     shadow.close()
     assert found == sorted(found) and set(found) == set(range(10, 21))
     assert len(failures) <= 1, f"at most one that was under way in what was dropped: {failures}"
-    assert len(index._client().list_collections()) == 1, "what was replaced is gone"
+    assert len(index._stored()) == 1, "what was replaced is gone"
+
+
+def test_two_deployments_on_one_milvus_leave_each_others_collections_alone(index: Index, milvus_uri: str) -> None:
+    """Also of the same version, and what a crash has left; one is filled, swapped, emptied and dropped beside the
+    other."""
+    other_milvus, rows = Milvus(uri=milvus_uri, collection_prefix="staging_"), vectors(20)
+    with contextlib.closing(Index(other_milvus)) as other, contextlib.closing(Index(other_milvus, SHADOW)) as shadow:
+        for version in other.versions():
+            other.drop(version)
+        fill(index, rows)
+        index.create("left", DIM)
+        index._client().drop_alias(collection_name("items_", "left"))
+        fill(other, rows[:5])
+        fill(other, rows[:5], "old")
+        fill(shadow, rows[:6])
+        other.replace("a")
+        shadow.drop("a")
+        other.drop("old")
+        assert (other.count("a"), index.count("a")) == (6, 20)
+        other.delete("a", ids(6))
+        assert (index.versions(), other.versions()) == (["a"], ["a"])
+        other.drop("a")
+        assert (index.versions(), other.versions()) == (["a"], [])
+        assert sorted(index.search("a", rows[:1], 100)[0][0]) == sorted(ids(20))
+        assert len(index._stored()) == 2, "what a crash left is its own deployment's to drop"
+        index.drop("none")
+        assert len(index._stored()) == 1
+
+
+def test_a_database_holds_collections_of_its_own_and_must_be_there(index: Index, milvus_uri: str) -> None:
+    """A server of 2.3 knows aliases of its default database only, however it is asked, but for one way."""
+    name = f"apart_{secrets.token_hex(4)}"
+    apart = Milvus(uri=milvus_uri, database=name)
+    with pytest.raises(IndexRefused, match=name):
+        Index(apart).versions()
+    index._client().create_database(name)
+    with contextlib.closing(Index(apart)) as other:
+        fill(index, vectors(3))
+        assert other.versions() == []
+        fill(other, vectors(5))
+        with contextlib.closing(Index(apart, SHADOW)) as shadow:
+            fill(shadow, vectors(6))
+            other.replace("a")
+            shadow.drop("a")
+        other.drop("none")
+        assert (index.count("a"), other.count("a")) == (3, 6)
+        index.drop("a")
+        assert (index.versions(), other.versions()) == ([], ["a"])
+        other.drop("a")
+    index._client().drop_database(name)
+
+
+def test_what_a_server_is_asked_for_is_there_or_refused_with_the_settings_name(index: Index, milvus_uri: str) -> None:
+    for beyond in ({"shards": 2}, {"mmap": True}):
+        with contextlib.closing(Index(Milvus(uri=milvus_uri, **beyond))) as asked:
+            if is_on_lite(index):
+                with pytest.raises(IndexRefused, match=f"setting milvus.{next(iter(beyond))}: Milvus Lite passes over"):
+                    asked.create("a", DIM)
+                continue
+            fill(asked, vectors(20))
+            about = asked._client().describe_collection(collection_name("items_", "a"))
+            assert (about["num_shards"], dict(about["properties"]).get("mmap.enabled")) in ((2, None), (1, "true"))
+            assert len(asked.search("a", vectors(1), 100)[0][0]) == 20
+            asked.drop("a")
+    with contextlib.closing(Index(Milvus(uri=milvus_uri, replicas=2, timeout_s=2))) as asked:
+        error, text = (IndexRefused, "setting") if is_on_lite(index) else (IndexUnavailable, "load ")
+        with pytest.raises(error, match=rf"{text}.*milvus\.replicas"):  # one query node, and it may still get another
+            asked.create("a", DIM)
+        asked.drop("a")
+
+
+def test_a_collection_that_is_loaded_stays_so_when_the_setting_changes(index: Index, milvus_uri: str) -> None:
+    fill(index, vectors(3))
+    with contextlib.closing(Index(Milvus(uri=milvus_uri, replicas=2))) as changed:
+        changed.load("a")
+        assert changed.count("a") == 3
 
 
 def test_what_a_crash_leaves_without_an_alias_goes_with_the_next_drop(index: Index) -> None:
     index.create("a", DIM)
     index.create("b", DIM)
-    index._client().drop_alias(collection_name("b"))
-    assert index.versions() == ["a"] and len(index._client().list_collections()) == 2
+    index._client().drop_alias(collection_name("items_", "b"))
+    assert index.versions() == ["a"] and len(index._stored()) == 2
     index.drop("c")
-    assert index.versions() == ["a"] and len(index._client().list_collections()) == 1
+    assert index.versions() == ["a"] and len(index._stored()) == 1
 
 
 def test_a_missing_collection_is_named(index: Index) -> None:
-    name = collection_name("nope")
+    name = collection_name("items_", "nope")
     for call in (
         lambda: index.search("nope", vectors(1), 3),
         lambda: index.upsert("nope", ids(1), vectors(1), [0]),
@@ -290,14 +379,12 @@ def test_a_missing_collection_is_named(index: Index) -> None:
             call()
 
 
-@pytest.mark.parametrize("lite", [True, False], ids=["Milvus Lite", "a server"])
 def test_the_memtable_of_milvus_lite_stays_small_and_a_server_is_not_flushed_per_batch(
-    index: Index, monkeypatch: pytest.MonkeyPatch, lite: bool
+    index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[int] = []
     client = index._client()
     original = client.flush
-    monkeypatch.setattr(index, "_is_lite", lite)
     monkeypatch.setattr(client, "flush", lambda *a, **more: (flushed.append(index.count("a")), original(*a, **more)))
     index.create("a", DIM)
     for _ in range(5):
@@ -308,7 +395,7 @@ def test_the_memtable_of_milvus_lite_stays_small_and_a_server_is_not_flushed_per
     for step in range(5):
         index.upsert("a", ids(1000), vectors(1000, seed=step), [step] * 1000)
     index.delete("a", ids(1000))
-    assert flushed == ([1000, 1000, 1000, 0] if lite else [1000])
+    assert flushed == ([1000, 1000, 1000, 0] if index._is_lite else [1000])
 
 
 def test_milvus_away_is_unavailable_and_its_return_is_noticed(tmp_path: Path) -> None:

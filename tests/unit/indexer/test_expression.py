@@ -1,12 +1,15 @@
-"""A filter as an expression of Milvus, against what it means on the catalogue, on a real Milvus Lite server."""
+"""A filter as an expression of Milvus, against what it means on the catalogue, on a real Milvus Lite server, and on a
+Milvus server where there is one. One before 2.4 refuses filters on topics: LIKE finds no middle of a text there.
+"""
 
 import random
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 from pymilvus import DataType, MilvusClient
@@ -33,6 +36,11 @@ class Site(NamedTuple):
     client: MilvusClient
     catalogue: Catalogue
     item_ids: list[str]
+    knows_topics: bool
+
+    def takes(self, text: str) -> bool:
+        """Return whether this Milvus reads such a filter."""
+        return self.knows_topics or "topics" not in text
 
 
 def some_items(seed: int) -> list[Item]:
@@ -77,7 +85,8 @@ def site(milvus_uri: str) -> Iterator[Site]:
     client.upsert(COLLECTION, rows[::2])
     client.flush(COLLECTION)
     client.upsert(COLLECTION, rows[1::2])
-    yield Site(client, catalogue, [row["item_id"] for row in rows])
+    is_old = re.match(r"v?(1|2\.[0-3])\.", client.get_server_version()) is not None
+    yield Site(client, catalogue, [row["item_id"] for row in rows], knows_topics=not is_old)
     client.drop_collection(COLLECTION)
     client.close()
 
@@ -132,9 +141,10 @@ filters = st.recursive(
 
 
 @pytest.mark.system
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(filters)
 def test_milvus_and_the_catalogue_let_the_same_items_through(site: Site, text: str) -> None:
+    assume(site.takes(text))
     assert in_milvus(site, text) == on_the_catalogue(site, text)
 
 
@@ -143,7 +153,8 @@ def test_every_name_that_can_be_named_finds_its_items_and_no_others(site: Site) 
     items = {item.item_id: item for item in some_items(seed=1) if site.catalogue.row(item.item_id) >= 0}
     for name in NAMED:
         by_topic = {item_id for item_id, item in items.items() if name in [t for t in item.topics if t][:32]}
-        assert in_milvus(site, f"{name!r} in topics") == by_topic
+        if site.takes("topics"):
+            assert in_milvus(site, f"{name!r} in topics") == by_topic
         by_channel = {item_id for item_id, item in items.items() if item.channel == name}
         assert in_milvus(site, f"channel == {name!r}") == by_channel
         assert in_milvus(site, f"channel in [{name!r}, 'nobody']") == by_channel
@@ -165,7 +176,8 @@ def test_each_kind_of_comparison_lets_some_items_through_and_some_not(site: Site
         "channel != 'a' and published_ms < 9e15",
     ):
         assert 0 < len(on_the_catalogue(site, text)) < len(site.item_ids)
-        assert in_milvus(site, text) == on_the_catalogue(site, text)
+        if site.takes(text):
+            assert in_milvus(site, text) == on_the_catalogue(site, text)
 
 
 def test_an_expression_says_what_is_unknown() -> None:

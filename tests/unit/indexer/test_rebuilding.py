@@ -1,6 +1,9 @@
 """The live collection made anew beside the old one: whatever was wrong with it is not, and servers always have one."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +16,8 @@ from infra.platform.settings import to_environ
 from models.release.bundle import Bundle
 from streams import topics
 from streams.messages import Item, encode
-from tests.harness.system import wait_until
-from tests.unit.indexer.site import PATIENCE_S, Crash, Searcher, Site, assert_same, crash_in, first_number
+from tests.harness.system import wait_until, with_section
+from tests.unit.indexer.site import PATIENCE_S, Crash, Searcher, Site, Trained, assert_same, crash_in, first_number
 from tests.unit.infra.command import commands
 
 pytestmark = pytest.mark.system
@@ -104,3 +107,39 @@ def test_without_its_bundle_it_is_refused_with_the_way_out_and_the_old_one_stays
     done = rebuild_index(site.settings, WAIT_S)
     assert done.answered and done.problem and site.index.versions() == [bundle.manifest.version]
     assert_same(site.index, bundle, but={"item-3", "item-4"})
+
+
+@pytest.fixture
+def other_site(site: Site, trained: Trained, tmp_path: Path) -> Iterator[Site]:
+    """Of a second deployment: the same Milvus and broker, other prefixes."""
+    settings = site.settings.model_copy(update={"data_dir": tmp_path / "other"})
+    settings = with_section(settings, "kafka", topic_prefix=f"other-{settings.kafka.topic_prefix}")
+    with closing(Site(with_section(settings, "milvus", collection_prefix="staging_"), trained)) as other:
+        yield other
+        other.stop()
+        for version in other.index.versions():
+            other.index.drop(version)
+
+
+def test_two_deployments_on_one_milvus_fill_swap_rebuild_and_drop_what_is_their_own(site: Site, other_site: Site):
+    bundle = live_site(site)
+    before, version = rows_of(site, bundle), bundle.manifest.version
+    assert other_site.live().manifest.version == version, "the same release in both"
+    other_site.touch(bundle, "item-3", value=30)
+    other_site.wait_for(bundle, item_3=30.0, new=None)
+    newest = []
+    for seed in (2, 3):
+        newest.append(other_site.publish(seed))
+        other_site.wait_for_announcement(newest[-1])
+    kept = [each.manifest.version for each in newest]
+    other_site.wait(lambda: other_site.index.versions() == sorted(kept), "the other's first collection is dropped")
+    assert site.index.versions() == [version] and rows_of(site, bundle) == before
+    damage(site, bundle)
+    done = rebuild_index(site.settings, WAIT_S)
+    assert done.answered and not done.problem
+    assert rows_of(site, bundle) == before
+    assert other_site.index.versions() == sorted(kept)
+    assert_same(other_site.index, newest[-1])
+    assert [ready.collection for ready in site.announcements()] == [f"items_{version}"]
+    names = [ready.collection for ready in other_site.announcements()]
+    assert names[-1] == f"staging_{kept[-1]}"  # `releases` may have been compacted

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from indexer.errors import FilterRefused
 from indexer.item_attributes import to_milvus
 from infra.platform import metrics
 from infra.platform.settings import Serving
@@ -112,6 +113,33 @@ def test_a_failure_is_answered_by_the_mirror_at_once_and_the_index_left_alone(
         assert "connection refused" in answer.reason
         assert answer.found is not None
         assert [ids for ids, _ in answer.found] == [ids for ids, _ in exact.found or ()]
+
+
+def test_a_filter_that_milvus_refuses_is_its_request_s_fault_and_the_index_stays_in_use(
+    live: LiveRelease, bare: LiveRelease, index: ExactIndex
+) -> None:
+    """As a filter on topics is by a server before 2.4."""
+    retrieval = Retrieval(INDEX_FIRST, 1)
+    index.failure = FilterRefused("Milvus: read: cannot parse expression")
+    answer = search(retrieval, live)
+    assert (answer.by, answer.fell_to) == ("mirror", "mirror") and "cannot parse" in answer.reason
+    assert search(retrieval, bare).fell_to == "trending"
+    assert retrieval.search_again(some(bare)[0], bare, now_ms=NOW_MS) is None
+    index.failure = None
+    assert metrics.INDEX_IN_USE._value.get() == 1
+    assert search(retrieval, live).by == search(retrieval, bare).by == "index"
+
+
+def test_a_refused_filter_in_the_shadow_tells_nothing_of_the_index(
+    live: LiveRelease, index: ExactIndex, monkeypatch
+) -> None:
+    monkeypatch.setattr(search_order, "CLEARLY", float("inf"))
+    retrieval = Retrieval(Serving(audit_share=1.0), 1)
+    index.failure = FilterRefused("Milvus: read: cannot parse expression")
+    for _ in range(5):
+        assert search(retrieval, live).by == "mirror"
+        until(lambda: retrieval._probe is None or retrieval._probe[0].done())
+    assert metrics.INDEX_IN_USE._value.get() == 1
 
 
 def test_without_a_mirror_a_failure_leaves_trending(bare: LiveRelease, index: ExactIndex) -> None:

@@ -83,7 +83,7 @@ class System:
         return topics.partition_of(user_id, PARTITIONS)
 
     def announce(self, manifest: Manifest) -> None:
-        ready = IndexReady(manifest.version, collection_name(manifest.version), manifest.items, CREATED_MS)
+        ready = IndexReady(manifest.version, collection_name("items_", manifest.version), manifest.items, CREATED_MS)
         self.send(topics.RELEASES, encode(ready), "index")
         self.until(lambda: self.client.recommend("somebody").version == manifest.version)
 
