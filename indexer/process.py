@@ -323,7 +323,8 @@ class IndexerLoop:
         self.lags.show(self._control.lags() | self._vectors.lags())
         self._collections.keep_marks()
         live = self._releases.live
-        self._health.detail |= {"index_version": live, "rows_waiting": len(self._rows)}
+        detail = {"index_version": live, "rows_waiting": len(self._rows)}
+        self._health.detail |= detail | {"release_refused": self._collections.refusal}
         if live not in self._collections.marks:
             return
         metrics.INDEX_ROWS.set(self._retry(lambda: self._index.count(live)))

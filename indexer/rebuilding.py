@@ -28,8 +28,9 @@ from indexer.schema import SHADOW
 from indexer.upserts import Upserts
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
-from models.release.bundle import Bundle, BundleError, read_bundle
+from models.release.bundle import Bundle, BundleError
 from streams import topics
+from streams.bundles.source import FetchedAhead, source_of
 from streams.epochs import Epochs
 from streams.kafka.follow import TopicFollower
 from streams.messages import RebuildAsked, RebuildDone, Refused
@@ -55,7 +56,9 @@ class Rebuilding:
             try:
                 if asked.version != live:
                     raise BuildFailed(f"the live release is {live or 'none'}, not {asked.version}")
-                count = self._rebuild(read_bundle(self._settings.bundles_dir / live), shadow)
+                bundles = source_of(self._settings)
+                FetchedAhead(bundles).wait(live, self._retry.check)
+                count = self._rebuild(bundles.read(live), shadow)
             except (BuildFailed, BundleError, IndexRefused, IndexMissing) as error:
                 problem = str(error)
                 log.error("the collection cannot be rebuilt, the old one stays", version=asked.version, error=problem)

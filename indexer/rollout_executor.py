@@ -31,7 +31,8 @@ from indexer.rollout import (
 from indexer.schema import collection_name
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
-from models.release.bundle import BundleError, read_bundle
+from models.release.bundle import BundleError
+from streams.bundles.source import FetchedAhead, source_of
 from streams.messages import IndexReady
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,9 @@ class Collections:
         self.marks: dict[str, str] = {}
         self.targets = Targets()
         self._index, self._rows, self._attributes = index, rows, attributes
-        self._settings, self._bundles_dir = settings.indexer, settings.bundles_dir
+        self._settings, self._bundles = settings.indexer, source_of(settings)
+        self._ahead = FetchedAhead(self._bundles)
+        self.refusal = ""  # why the newest bundle has no collection yet
         self._prefix = settings.milvus.collection_prefix
         self._retry = retry
         self._build: Build | None = None
@@ -73,7 +76,8 @@ class Collections:
         """Read the rows of unavailable items from the bundles of the collections."""
         for version in self._rows.followed if self._rows.unavailable else ():
             try:
-                hold_unavailable(read_bundle(self._bundles_dir / version), self._rows)
+                self._ahead.wait(version, self._retry.check)
+                hold_unavailable(self._bundles.read(version), self._rows)
             except BundleError as error:
                 log.warning("unavailable items may come back without a vector", version=version, error=str(error))
 
@@ -88,11 +92,12 @@ class Collections:
 
     def decide(self, releases: Releases, now_ms: int) -> list[Decision]:
         """Return what the rollout needs next."""
+        unusable = {v for v, since_ms in self._unusable.items() if 0 <= now_ms - since_ms < RETRY_S * 1000}
         return decide(
             releases,
             self.marks,
             building=self._build.version if self._build else "",
-            unusable=frozenset(v for v, since_ms in self._unusable.items() if 0 <= now_ms - since_ms < RETRY_S * 1000),
+            unusable=frozenset(unusable | {self._ahead.under_way}),
             timeout_ms=int(self._settings.server_timeout_s * 1000),
         )
 
@@ -148,10 +153,13 @@ class Collections:
 
     def _begin(self, version: str, now_ms: int) -> None:
         try:
-            bundle = read_bundle(self._bundles_dir / version)
+            if not self._ahead.is_here(version):
+                return  # what is live is kept fresh meanwhile
+            bundle = self._bundles.read(version)
         except BundleError as error:
             self._set_aside(version, error, now_ms)
             return
+        self.refusal = ""
         self._rows.follow(version)
         self.marks[version] = ""
         batch = self._settings.batch
@@ -175,7 +183,7 @@ class Collections:
 
     def _set_aside(self, version: str, error: Exception, now_ms: int) -> None:
         log.error("release cannot be indexed", version=version, error=str(error), again_s=RETRY_S)
-        self._unusable[version] = now_ms
+        self._unusable[version], self.refusal = now_ms, str(error)
 
     def _read_marks(self) -> dict[str, str]:
         return self._retry(lambda: {version: self._mark_of(version) for version in self._index.versions()})

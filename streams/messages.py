@@ -204,7 +204,7 @@ class ItemVector(Struct, frozen=True, array_like=True):
 
 
 class BundlePublished(Struct, frozen=True, tag="bundle", tag_field="kind"):
-    """Key `bundle`. The bundle lies in `<data_dir>/bundles/<version>`."""
+    """Key `bundle`. The bundle lies in `<data_dir>/bundles/<version>`, and in the store where one is set."""
 
     version: Version
     created_ms: Millis

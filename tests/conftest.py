@@ -77,6 +77,8 @@ SLOW = (
     "models/test_threads.py",
     "serving/request/test_reranking.py",
     "serving/state/test_release.py::test_a_batch_never_mixes",
+    "streams/bundles/test_fetching.py",
+    "streams/bundles/test_sending.py",
     "streams/history/test_rules.py::test_what_stays",
     "streams/join/test_app.py::test_crashes_anywhere",
     "streams/join/test_app.py::test_the_worker_needs_no_torch",

@@ -36,11 +36,13 @@ NOT_IN_THE_CLIENT = ("infra", "models", "streams", "indexer", "serving", "torch"
 ONLY_IN = {
     "pymilvus": ("indexer/*", "infra/local/*"),
     "aiokafka": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*", f"{CLIENT}/*"),  # ground: options, log-in
+    "obstore": ("streams/bundles/objects.py",),
     "confluent_kafka": ("streams/ingest/*",),
     "faust": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*"),
 }
 PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
 ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/benchmarks", "tests/system", "tests/system/console")
+ROOMS_OF_TESTS += ("tests/system/machines",)
 ROOMS_OF_TESTS += ("tests/system/ingest",)
 ROOMS_OF_TESTS += ("tests/harness", "tests/harness/console", "tests/harness/crash")
 MAY_SKIP = {"tests/harness/needs.py", "tests/test_architecture.py"}

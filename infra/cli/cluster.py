@@ -79,6 +79,9 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 def releases(
     context: typer.Context,
     back: Annotated[bool, typer.Option("--rollback", help="Make the spare live, and wait for the servers")] = False,
+    announce: Annotated[
+        bool, typer.Option("--announce", help="Announce the newest bundle on this disk, if none is newer, and end")
+    ] = False,
     wait_s: Annotated[float, typer.Option(min=0, help="With --rollback: how long to wait for them; 0: not")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
@@ -89,11 +92,24 @@ def releases(
     """
     if back:
         _roll_back(context.obj.with_milvus, wait_s, as_json=as_json)
+    if announce:
+        _announce(context.obj.connected, as_json=as_json)
     from infra.operate.releases import print_releases, read_releases
 
     report = read_releases(context.obj.connected)
     answer(report, partial(print_releases, console=Console()), as_json=as_json)
     raise typer.Exit(2 if report.problems else 0)
+
+
+def _announce(settings: Settings, *, as_json: bool) -> None:
+    from infra.operate.newest_release import announce_newest
+
+    version = announce_newest(settings)
+    text = (
+        f"{version} is announced" if version else "nothing to announce: no bundle here is newer than the announced one"
+    )
+    answer({"announced": version}, lambda _: Console().print(text), as_json=as_json)
+    raise typer.Exit(0)
 
 
 def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:

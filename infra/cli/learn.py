@@ -161,10 +161,11 @@ def _on_device(settings: Settings, device: Device) -> Settings:
 def remove_old(settings: Settings) -> list[str]:
     """Remove bundles that are neither among the newest nor in use; their versions."""
     from infra.operate.old_bundles import remove_old_bundles
+    from streams.bundles.objects import StoreError
 
     try:
         return remove_old_bundles(settings)
-    except OSError as error:  # the release is out; that an old one stays is no reason to call it failed
+    except (OSError, StoreError) as error:  # the release is out; that an old one stays is no reason to call it failed
         Console(stderr=True).print(f"[yellow]old bundles stay[/]: {escape(str(error))}")
         return []
 

@@ -27,6 +27,7 @@ MENDABLE = (
     ("infra.operate.sending", "SendError"),
     ("infra.operate.capacity_plan", "PlanError"),
     ("models.release.bundle", "BundleError"),
+    ("streams.bundles.objects", "StoreError"),
     ("models.logs.log", "LogError"),
     ("models.device", "DeviceMissing"),
     ("models.evaluation.split", "BacktestError"),

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import msgspec
 from kafka.errors import KafkaError
 
-from infra.operate.releases import read_releases
+from infra.operate.releases import read_releases, whole_bundles
 from infra.operate.status import read_status
 from infra.platform.guarded_process import ServiceError
 from infra.platform.kafka_access import KafkaRefused
 from infra.platform.settings import Settings
+from streams.bundles.objects import Objects, StoreError
 from streams.kafka.topic_ids import check_topic_ids
 from streams.topics import check_topics
 
@@ -25,8 +26,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def diagnose(settings: Settings, connect: Callable[[], Settings]) -> list[Finding]:
-    """Broker, topics, releases, Milvus, processes, in the order in which one needs the other. `connect` gives the
-    settings with the broker known, or raises ServiceError or KafkaRefused."""
+    """Broker, topics, the bundles' store, releases, Milvus, processes, in the order in which one needs the other.
+    `connect` gives the settings with the broker known, or raises ServiceError or KafkaRefused."""
     return list(_findings(settings, connect))
 
 
@@ -44,6 +45,7 @@ def _findings(settings: Settings, connect: Callable[[], Settings]) -> Iterator[F
         for line in replaced:
             told, _, way_out = line.rpartition(": ")
             yield Finding("topic", told, way_out)
+        yield from _of_store(connected)
         yield from _of_releases(connected)
     yield _of_processes(settings)
 
@@ -53,6 +55,18 @@ def _of_topics(problems: list[str]) -> Finding:
         return Finding("topics", "as they must be")
     way = "`nextwatch topics --create` makes what is missing, `--alter` sets right what differs"
     return Finding("topics", "; ".join(problems), way)
+
+
+def _of_store(settings: Settings) -> Iterator[Finding]:
+    if not settings.bundles.store:
+        return
+    try:
+        bundles = whole_bundles(Objects(settings.bundles).found())
+    except StoreError as error:
+        way = "see bundles.store, bundles.endpoint and the provider's credentials in the environment"
+        yield Finding("bundles' store", str(error), way)
+    else:
+        yield Finding("bundles' store", f"{settings.bundles.store}: {len(bundles)} bundles")
 
 
 def _of_releases(settings: Settings) -> Iterator[Finding]:

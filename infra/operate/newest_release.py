@@ -14,6 +14,7 @@ import structlog
 from infra.operate.releases import read_topic
 from infra.platform.settings import Settings
 from models.release.manifest_file import MANIFEST, read_manifest_bytes
+from streams.bundles.sending import send_release
 from streams.kafka.releases import announce
 from streams.messages import BundlePublished
 
@@ -32,11 +33,12 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 def announce_newest(settings: Settings) -> str | None:
     """Announce the newest bundle where it is newer than the one that was announced last: its version, else None.
-    Raises KafkaError, TopicMissing."""
+    With a store it is sent there first. Raises KafkaError, TopicMissing, StoreError."""
     newest = newest_bundle(settings.bundles_dir)
     told = read_topic(settings.kafka).bundle
     if newest is None or (told is not None and told.created_ms >= newest.created_ms):
         return None
+    send_release(settings, newest.version)
     announce(settings.kafka, newest)
     return newest.version
 

@@ -11,7 +11,7 @@ from indexer.collection import Index
 from indexer.errors import IndexFailure
 from indexer.schema import SHADOW
 from infra.operate.progress import Step, no_progress
-from infra.operate.releases import read_bundles, read_topic
+from infra.operate.releases import find_bundles, read_topic
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
@@ -53,9 +53,10 @@ def _live_release(settings: Settings) -> tuple[str, int]:
     live = read_topic(settings.kafka).live
     if not live:
         raise ServiceError("no release is live yet: `nextwatch train` makes one, and the indexer its index")
-    found = next((each for each in read_bundles(settings.bundles_dir) if each.version == live), None)
+    bundles, problem = find_bundles(settings)
+    found = next((each for each in bundles if each.version == live), None)
     if found is None or found.problem:
-        why = found.problem if found else "it is not there"
+        why = found.problem if found else problem or "it is not there"
         raise ServiceError(
             f"the index of the live release {live} cannot be rebuilt without its bundle "
             f"({settings.bundles_dir / live}: {why}): copy it back from a backup, or train another release "

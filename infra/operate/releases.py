@@ -6,7 +6,9 @@ collection counts is read as the indexer reads it (indexer/rollout.py).
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from functools import reduce
@@ -15,6 +17,7 @@ from typing import Any
 
 import msgspec
 from kafka.errors import KafkaError
+from msgspec import structs
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,16 +27,18 @@ from indexer.collection import Index
 from indexer.errors import IndexFailure, IndexMissing
 from indexer.rollout import announced_ms, is_whole, spare_of
 from infra.platform.settings import Kafka, Milvus, Settings
-from models.release.manifest_file import MANIFEST, read_manifest_bytes
+from models.release.manifest_file import MANIFEST, MOST_BYTES, read_manifest_bytes
 from streams import topics
+from streams.bundles.objects import ObjectFound, Objects, StoreError
 from streams.kafka.follow import TopicMissing, read_to_end
 from streams.messages import Refused, Release, decode
 
+SENT = re.compile(r"\d{8}_\d{6}_[0-9a-f]+")  # a version; whatever else is in the store is not ours
 _RELEASE: Any = Release  # a union; mypy wants a class
 
 
 class BundleFound(msgspec.Struct, frozen=True):
-    """A bundle on disk; `problem` is empty when its manifest can be read."""
+    """A bundle; `problem` is empty when its manifest can be read. `place`: `here` on disk, `store`, or `both`."""
 
     version: str
     bytes: int
@@ -41,6 +46,7 @@ class BundleFound(msgspec.Struct, frozen=True):
     items: int = 0
     dim: int = 0
     problem: str = ""
+    place: str = "here"
 
 
 class CollectionFound(msgspec.Struct, frozen=True):
@@ -98,15 +104,51 @@ def read_releases(settings: Settings) -> ReleaseReport:
         marks = {each.version: each.mark for each in collections}
     except IndexFailure as error:
         problems.append(f"collections are not known: {error}")
+    bundles, problem = find_bundles(settings)
+    problems += [problem] if problem else []
     return ReleaseReport(
         live=told.live,
         spare=spare_of(told.live, marks),
         newest=told.bundle.version if told.bundle else "",
-        bundles=read_bundles(settings.bundles_dir),
+        bundles=bundles,
         collections=collections,
         servers=servers_of(told, now_ms, settings.indexer.server_timeout_s),
         problems=problems,
     )
+
+
+def find_bundles(settings: Settings) -> tuple[list[BundleFound], str]:
+    """Every bundle on this disk and in the store, oldest first, and why the store's are not known."""
+    here = {each.version: each for each in read_bundles(settings.bundles_dir)}
+    if not settings.bundles.store:
+        return list(here.values()), ""
+    try:
+        objects = Objects(settings.bundles)
+        kept = whole_bundles(objects.found())
+        there = {version: _read_sent(objects, version, size) for version, size in kept.items() if version not in here}
+    except StoreError as error:
+        return list(here.values()), f"bundles in the store are not known: {error}"
+    both = {version: structs.replace(here[version], place="both") for version in kept if version in here}
+    return [each for _, each in sorted((here | there | both).items())], ""
+
+
+def whole_bundles(objects: Iterable[ObjectFound]) -> dict[str, int]:
+    """The bytes of each bundle in the store, by version; one without a manifest is still being sent."""
+    sizes: Counter[str] = Counter()
+    whole = set[str]()
+    for each in objects:
+        version, _, name = each.name.partition("/")
+        sizes[version] += each.bytes
+        whole |= {version} if name == MANIFEST and SENT.fullmatch(version) else set()
+    return {version: sizes[version] for version in sorted(whole)}
+
+
+def newest_of(settings: Settings) -> str:
+    """The newest version on this disk or in the store; empty when there is none. Raises StoreError."""
+    versions = [each.version for each in read_bundles(settings.bundles_dir) if not each.problem]
+    if settings.bundles.store:
+        versions += whole_bundles(Objects(settings.bundles).found())
+    return max(versions, default="")
 
 
 def read_bundles(bundles_dir: Path) -> list[BundleFound]:
@@ -157,7 +199,8 @@ def print_releases(report: ReleaseReport, console: Console) -> None:
     bundles = {bundle.version: bundle for bundle in report.bundles}
     collections = {collection.version: collection for collection in report.collections}
     versions = sorted({*bundles, *collections, *(server.version for server in report.servers), report.live} - {""})
-    table = Table("version", "", "created", "size", "items", "dim", "index", "servers", box=None, pad_edge=False)
+    columns = ("version", "", "created", "size", "items", "dim", "bundle", "index", "servers")
+    table = Table(*columns, box=None, pad_edge=False)
     for version in versions:
         role = "[green]live[/]" if version == report.live else "spare" if version == report.spare else ""
         found = collections.get(version)
@@ -180,15 +223,15 @@ def _print_servers(servers: Iterable[ServerFound], console: Console) -> None:
         console.print(table)
 
 
-def _bundle_cells(bundle: BundleFound | None) -> tuple[str, str, str, str]:
-    """Created, size, items, dim."""
+def _bundle_cells(bundle: BundleFound | None) -> tuple[str, str, str, str, str]:
+    """Created, size, items, dim, and where it is."""
     if bundle is None:
-        return "[yellow]no bundle here[/]", "", "", ""
-    size = f"{bundle.bytes / 1e6:,.1f} MB"
+        return "[yellow]no bundle here[/]", "", "", "", "-"
+    size, place = f"{bundle.bytes / 1e6:,.1f} MB", {"both": "here, store"}.get(bundle.place, bundle.place)
     if bundle.problem:
-        return "[yellow]not readable[/]", size, "", ""
+        return "[yellow]not readable[/]", size, "", "", place
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(bundle.created_ms / 1000))
-    return created, size, f"{bundle.items:,}", str(bundle.dim)
+    return created, size, f"{bundle.items:,}", str(bundle.dim), place
 
 
 def _read_bundle(directory: Path) -> BundleFound:
@@ -198,6 +241,16 @@ def _read_bundle(directory: Path) -> BundleFound:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return BundleFound(directory.name, size, problem=f"{directory / MANIFEST}: {error}")
     return BundleFound(directory.name, size, found.created_ms, found.items, found.dim)
+
+
+def _read_sent(objects: Objects, version: str, size: int) -> BundleFound:
+    """What the manifest in the store says. Raises StoreError."""
+    name = f"{version}/{MANIFEST}"
+    try:
+        found = msgspec.json.decode(objects.read(name, 0, min(objects.size(name), MOST_BYTES)), type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return BundleFound(version, size, problem=f"{objects.url}/{name}: {error}", place="store")
+    return BundleFound(version, size, found.created_ms, found.items, found.dim, place="store")
 
 
 def _read_collection(index: Index, version: str) -> CollectionFound | None:

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 
 import msgspec
 
 from indexer import rollout
 from indexer.rollout import WHOLE, announced_ms, spare_of
 from indexer.schema import collection_name
-from infra.operate.releases import BundleFound, CollectionFound, hear, read_bundles, read_collections, servers_of
+from infra.operate.releases import BundleFound, CollectionFound, find_bundles, hear, read_collections, servers_of
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
@@ -77,9 +76,10 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
     with TopicFollower(settings.kafka, topics.RELEASES) as follower:
         told = reduce(hear, follower.to_end(), rollout.Releases())
         collections = read_collections(settings.milvus)
-        spare = choose(told, collections, read_bundles(settings.bundles_dir))
+        bundles, problem = find_bundles(settings)
+        spare = choose(told, collections, bundles, problem)
         progress(f"checking {spare.version}")
-        check_spare(settings.bundles_dir / spare.version)
+        check_spare(settings, spare.version)
         began = time.monotonic()
         now_ms = time.time_ns() // 1_000_000
         name = collection_name(settings.milvus.collection_prefix, spare.version)
@@ -100,9 +100,12 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
 
 
 def choose(
-    told: rollout.Releases, collections: Iterable[CollectionFound], bundles: Iterable[BundleFound]
+    told: rollout.Releases,
+    collections: Iterable[CollectionFound],
+    bundles: Iterable[BundleFound],
+    not_known: str = "",
 ) -> CollectionFound:
-    """The collection to go back to. Raises RollBackRefused."""
+    """The collection to go back to. `not_known`: why there may be more bundles. Raises RollBackRefused."""
     found = {each.version: each for each in collections}
     marks = {version: each.mark for version, each in found.items()}
     if not told.live:
@@ -112,21 +115,22 @@ def choose(
     spare = spare_of(told.live, marks)
     if not spare:
         raise RollBackRefused(f"there is no spare: no release but {told.live} has an announced index to go back to")
-    problem = {bundle.version: bundle.problem for bundle in bundles}.get(spare, "it is not there")
+    problem = {bundle.version: bundle.problem for bundle in bundles}.get(spare, not_known or "it is not there")
     if problem:
         raise RollBackRefused(f"the spare {spare} cannot be served, for want of its bundle: {problem}")
     return found[spare]
 
 
-def check_spare(directory: Path) -> None:
+def check_spare(settings: Settings, version: str) -> None:
     """Raises RollBackRefused for a bundle that no server would take: it is damaged, or of another nextwatch's features.
-    A server that starts would have no release then."""
+    A server that starts would have no release then. One that is in the store only is fetched for that."""
     from models.release.bundle import BundleError, check_bundle  # with torch, which takes seconds
+    from streams.bundles.source import source_of
 
     try:
-        check_bundle(directory)
+        check_bundle(source_of(settings).directory(version))
     except BundleError as error:
-        raise RollBackRefused(f"the spare {directory.name} cannot be served: {error}") from None
+        raise RollBackRefused(f"the spare {version} cannot be served: {error}") from None
 
 
 def living(told: rollout.Releases, now_ms: int, timeout_s: float) -> set[str]:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from infra.operate.progress import Step
+from infra.operate.releases import newest_of
 from infra.operate.retraining import delays_of, retrain, served_examples
 from infra.platform.settings import Settings
 from models.device import device_of
@@ -24,11 +25,13 @@ from models.logs.stored_searches import StoredSearches, store_searches
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker_release import Served
 from models.ranking.ranker_training import LEAST_ROWS
-from models.release.bundle import Bundle, Manifest, has_release, newest_version, read_bundle
+from models.release.bundle import Bundle, Manifest, newest_version
 from models.release.distributed import process_group
 from models.release.training import learn_from_log, train_bundle
 from models.retrieval.checkpoint import Checkpoints, identity_of
 from models.threads import limit_threads
+from streams.bundles.sending import send_release
+from streams.bundles.source import source_of
 from streams.export.archive import store_archive
 from streams.export.ranking_archive import ServedExamples
 from streams.kafka.releases import announce
@@ -119,7 +122,9 @@ def published(manifest: Manifest) -> BundlePublished:
 
 
 def announce_bundle(settings: Settings, manifest: Manifest) -> None:
-    """Say on `releases` that the bundle is there: the indexer builds its index, then it goes live."""
+    """Send the bundle to the store where one is set, then say on `releases` that it is there: the indexer builds its
+    index, then it goes live. Raises StoreError: then nothing is announced."""
+    send_release(settings, manifest.version)
     announce(settings.kafka, published(manifest))
 
 
@@ -149,17 +154,19 @@ def _train_ranker(settings: Settings, job: TrainingJob, step: Step) -> Manifest:
 
 def _served(settings: Settings, found: ServedExamples) -> Served | None:
     """Served examples, beside the item statistics of the newest release, which served it; None where it is too little
-    for a ranker. Where no bundle is left here, what it knew from a log is lost."""
+    for a ranker. Where no bundle is left, what it knew from a log is lost."""
     if len(found.examples) < LEAST_ROWS:
         return None
-    if has_release(settings.bundles_dir):
+    if newest_of(settings):
         return Served(found.examples, _read_release(settings, NEWEST).statistics)
     return Served(found.examples, ItemStatistics(delays_of(settings).half_life_ms))
 
 
 def _read_release(settings: Settings, version: str) -> Bundle:
-    """The release to begin from."""
-    return read_bundle(settings.bundles_dir / (newest_version(settings.bundles_dir) if version == NEWEST else version))
+    """The release to begin from, fetched where it is not here. Raises BundleError, StoreError."""
+    if version == NEWEST:
+        version = newest_of(settings) or newest_version(settings.bundles_dir)
+    return source_of(settings).read(version)
 
 
 def _checkpoints(settings: Settings, job: TrainingJob, log: StoredLog, *, writes: bool) -> Checkpoints | None:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -32,6 +33,7 @@ Positive = Annotated[float, Field(gt=0)]
 HalfLife = Annotated[float, Field(gt=0, le=1e9)]  # seconds, as messages may say them
 Whole = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+STORES = ("s3", "gs", "az", "file")  # schemes of object storage for bundles
 _NEVER_PAID = "it was worth nothing measurable (docs/candidate-generation.md), leave it out"
 
 
@@ -283,7 +285,30 @@ class Forget(Section):
 
 
 class Bundles(Section):
-    keep: Count = _setting(5, "newest bundles that `train` keeps, and all that are in use; older ones go")
+    keep: Count = _setting(
+        5, "newest bundles that `train` keeps, and all that are in use; older ones go. Of fetched ones, the last used"
+    )
+    store: str = _setting(
+        "",
+        "s3://bucket/prefix, gs://..., az://... or file:///...: every bundle goes there; empty: only data_dir has it",
+    )
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^@?\s]+)?$",
+        description="http(s)://host:port of an S3 server; empty: the provider's",
+    )
+    region: str = _setting("", "of the bucket; empty: AWS_REGION")
+    timeout_s: Positive = _setting(30.0, "longest wait for one request to the store: 8 MB at most")
+
+    @field_validator("store")
+    @classmethod
+    def _is_a_place_without_secrets(cls, store: str) -> str:
+        place = urlsplit(store)
+        if store and place.scheme not in STORES:
+            raise ValueError(f"must begin with one of {', '.join(f'{each}://' for each in STORES)}")
+        if place.username or place.password or place.query:
+            raise ValueError("must hold no credentials: they come from the environment (AWS_ACCESS_KEY_ID, ...)")
+        return store
 
 
 class Indexer(Section):
@@ -610,7 +635,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(str(problem["ctx"]["error"]))
         else:
             # Of a section that is none, the input may be the secret, or hold it.
-            is_secret = any(name == section or name.startswith(f"{section}.{leaf}") for section, leaf in SECRETS)
+            hidden = (*SECRETS, ("bundles", "store"), ("bundles", "endpoint"))  # a URL may hold one by mistake
+            is_secret = any(name == section or name.startswith(f"{section}.{leaf}") for section, leaf in hidden)
             found = "" if is_secret else f", got {problem['input']!r}"
             lines.append(f"setting {name} (or {variable_of(name)}): {problem['msg']}{found}")
     return "\n".join(lines)

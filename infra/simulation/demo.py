@@ -128,6 +128,7 @@ def _demo_settings(settings: Settings, place: Path) -> Settings:
     changes = {
         "kafka": {"bootstrap": "", "topic_prefix": ""},
         "milvus": {"uri": ""},
+        "bundles": {"store": ""},
         "gateway": {"port": 0},  # beside an `up` that runs
         "serving": {"candidates": CANDIDATES, "max_k": CANDIDATES, "ranked": 0},
         **EPOCHS,

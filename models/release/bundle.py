@@ -52,7 +52,7 @@ TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")
 FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
 HOUR_MS = 3_600_000
 
-BundleCode = Literal["missing", "unreadable", "damaged", "foreign", "format", "schema", "unfit"]
+BundleCode = Literal["missing", "unreadable", "damaged", "foreign", "format", "schema", "unfit", "away", "forbidden"]
 DIGITS = 16  # of the checksum in a version: that many nobody finds another bundle for
 
 
@@ -158,10 +158,6 @@ def write_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
-
-
-def has_release(bundles_dir: Path) -> bool:
-    return bool(_versions(bundles_dir))
 
 
 def newest_version(bundles_dir: Path) -> str:

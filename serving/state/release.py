@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +27,7 @@ from models.logs.array_file import forget_pages
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
-from models.release.bundle import BundleError, read_bundle
+from models.release.bundle import BundleError
 from models.retrieval.candidates import CandidateModel
 from serving.state.item_worth import ItemWorth
 from serving.state.known_items import KnownItems
@@ -36,6 +35,7 @@ from serving.state.mirror import Mirror, bytes_of_item
 from serving.state.reading import read
 from serving.state.views import CatalogueView
 from streams import topics
+from streams.bundles.source import BundleSource, never
 from streams.messages import IndexReady, ItemVector, Release, UserHistory
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ class Releases:
 
     def __init__(
         self,
-        bundles_dir: Path,
+        bundles: BundleSource,
         index: Index,
         catalogue: CatalogueView,
         *,
@@ -103,7 +103,8 @@ class Releases:
         in_bfloat16: bool = False,
     ) -> None:
         self.live: LiveRelease | None = None
-        self._bundles_dir, self._index, self._catalogue = bundles_dir, index, catalogue
+        self.refusal = ""  # why the announced release is not live
+        self._bundles, self._index, self._catalogue = bundles, index, catalogue
         self._mirror_items, self._mirror_bytes, self._in_bfloat16 = mirror_items, mirror_bytes, in_bfloat16
         self._rows: dict[str, ItemVector] = {}  # the newest row of an item, of versions that are not live
         self._gone: dict[str, int] = {}  # items that the trainer has let go of, and when (ms)
@@ -138,7 +139,7 @@ class Releases:
                 self._loaded, self._tried = None, ""
             self._wanted = release.version
             if self.live is not None and self.live.version == release.version:
-                self._tried, self._failed = release.version, False  # a copy from the bundle would know less
+                self._tried, self._failed, self.refusal = release.version, False, ""  # a copy would know less
             self._changed.notify()
 
     def apply_vector(self, key: bytes | None, value: bytes | None, at_ms: int) -> None:
@@ -213,6 +214,7 @@ class Releases:
                 self._is_loading = False
                 if version == self._wanted:
                     self._loaded, self._tried, self._failed = loaded, version, loaded is None
+                    self.refusal = "" if loaded else self.refusal
                     if self._failed and not self._closed:
                         self._changed.wait(wait_s)
             if loaded:
@@ -245,15 +247,19 @@ class Releases:
         except Exception as error:  # outermost: a bug in loading must not end the thread, the live release goes on
             log.exception("loading a release failed", version=version)
             reason, text = "bug", repr(error)
+        if version != self._wanted:  # stopped for the sake of another one, or of no interest any more
+            return None
+        self.refusal = text
         metrics.RELEASES_REFUSED.labels(reason).inc()
         log.error("release refused", version=version, reason=reason, error=text)
         return None
 
     def _load(self, version: str) -> LiveRelease:
         release = load_release(
-            self._bundles_dir,
+            self._bundles,
             version,
             self._index,
+            stopped=lambda: self._closed or version != self._wanted,
             mirror_items=self._mirror_items,
             mirror_bytes=self._mirror_bytes,
             in_bfloat16=self._in_bfloat16,
@@ -267,20 +273,21 @@ class Releases:
 
 
 def load_release(
-    bundles_dir: Path,
+    bundles: BundleSource,
     version: str,
     index: Index,
     *,
+    stopped: Callable[[], bool] = never,
     mirror_items: int | None = 0,
     mirror_bytes: int = 0,
     in_bfloat16: bool = False,
 ) -> LiveRelease:
     """Read and check the bundle and its collection; of at most `mirror_items` (None: of what `mirror_bytes` hold) the
-    vectors too. `in_bfloat16`: of the ranker. Raises ReleaseError."""
+    vectors too. `in_bfloat16`: of the ranker. A bundle is fetched until `stopped`. Raises ReleaseError."""
     if not VERSION.fullmatch(version):
         raise ReleaseError("version", f"{version!r} is not a version (letters, digits and underscores)")
     try:
-        bundle = read_bundle(bundles_dir / version)
+        bundle = bundles.read(version, stopped)
     except BundleError as error:
         raise ReleaseError("bundle", str(error)) from error
     try:

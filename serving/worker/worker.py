@@ -52,6 +52,7 @@ from serving.worker.reply_cache_warmup import ReplyCacheWarmup
 from serving.worker.reply_topics import ReplyTopics
 from serving.worker.request_queue import RequestQueue, place_of
 from streams import topics
+from streams.bundles.source import source_of
 from streams.clock import running_s
 from streams.epochs import Epochs
 from streams.erased_users import ErasedUsers
@@ -107,7 +108,7 @@ class Worker:
         self._views = Views(HistoryView(self._erased), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
         self._releases = Releases(
-            settings.bundles_dir,
+            source_of(settings),
             self._index,
             catalogue,
             mirror_items=serving.mirror_items,
@@ -335,6 +336,7 @@ class Worker:
             "version_served": live.version if live else "",
             "partitions": sorted(self._partitions.open),
             "histories": len(views.histories),
+            "release_refused": self._releases.refusal,
         }
         health.waiting_for = self._waiting_for()
         health.ready = self._partitions.are_open  # last: who reads it finds all of the above

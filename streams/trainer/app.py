@@ -44,7 +44,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
     @app.task  # type: ignore[untyped-decorator]
     async def tell_role() -> None:
         while not app.should_stop:
-            health.detail |= {"role": worker.role, "epoch": worker.writer.epoch}
+            health.detail |= {"role": worker.role, "epoch": worker.writer.epoch, "release_refused": worker.refusal}
             await asyncio.sleep(0.1)
 
     look_beside(app, settings, [topics.TRAINING_EXAMPLES])

@@ -13,8 +13,8 @@ import msgspec
 import structlog
 
 from infra.platform.settings import Kafka, Settings
-from models.release.bundle import read_bundle
 from streams import topics
+from streams.bundles.source import source_of
 from streams.epochs import Epochs, is_claim
 from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower, read_to_end
@@ -52,7 +52,7 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, Item],
     nothing is learnt yet; with another topic of examples only a new release can begin. Raises TopicReplaced then, and
     BundleError, KafkaError, TopicMissing.
     """
-    bundle = read_bundle(settings.bundles_dir / version)
+    bundle = source_of(settings).read(version)
     learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
     shadowed = _restore_rows(learner, settings.kafka)
     if not learner.is_new:

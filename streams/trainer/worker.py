@@ -27,6 +27,7 @@ from infra.platform import metrics
 from infra.platform.settings import Settings
 from models.release.bundle import BundleError
 from streams import topics
+from streams.bundles.source import FetchedAhead, source_of
 from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import TopicMissing
 from streams.kafka.intake import Raw, reject
@@ -57,6 +58,8 @@ class TrainerWorker:
         self.learner: Learner | None = None
         self._settings = settings
         self._control = control
+        self._ahead = FetchedAhead(source_of(settings))
+        self.refusal = ""  # why the newest release is not ours yet
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.writer = RowPublisher(settings.kafka, self._executor, open_row_log)
@@ -131,10 +134,14 @@ class TrainerWorker:
             if not self._is_assigned or loop.time() < self._retry_at:
                 return
             try:
+                if not self._ahead.is_here(newest.version):
+                    return  # the old one goes on meanwhile
                 await self._adopt(newest)
+                self.refusal = ""
             except Fenced as fenced:
                 self._lose(fenced)
             except (BundleError, KafkaError, TopicMissing, TopicReplaced) as error:
+                self.refusal = str(error)
                 log.error("cannot adopt the release, keeping the old one", version=newest.version, error=str(error))
                 self._retry_at = loop.time() + RETRY_S
 

@@ -26,6 +26,7 @@ from models.ranking.item_statistics import ItemStatistics
 from models.release.bundle import Bundle, newest_version
 from serving.state.mirror import Mirror
 from serving.state.release import LiveRelease
+from streams.bundles.source import BundleSource
 from streams.messages import ItemVector, StatisticsRow, encode
 from tests.benchmarks.ranking.ranking_ground import NOW_MS, scratch
 from tests.benchmarks.report import Report, memory_bytes, say
@@ -115,7 +116,7 @@ def memory_of_release(bundles_dir: Path) -> dict[str, float]:
     version = newest_version(bundles_dir)
     catalogue, statistics = CatalogueView(FRESH_H * 3_600_000), StatisticsView(PARTITIONS, HALF_LIFE_H)
     index = FromMirror(read_manifest(bundles_dir / version).dim)
-    live = load_release(bundles_dir, version, index, mirror_items=MIRROR_ITEMS)
+    live = load_release(BundleSource(bundles_dir), version, index, mirror_items=MIRROR_ITEMS)
     index.mirror = live.mirror
     for item in items_of(live.catalogue):
         catalogue.apply(item.item_id.encode(), encode(item), NOW_MS)

@@ -30,6 +30,7 @@ from serving.worker.dispatcher import Dispatcher
 from serving.worker.reply_cache import ReplyCache
 from serving.worker.worker import in_bfloat16
 from streams import topics
+from streams.bundles.source import BundleSource
 from streams.messages import RecommendRequest, StatisticsRow, UserHistory, encode
 from streams.topics import partition_of
 from tests.benchmarks.ranking.ranking_ground import scratch
@@ -85,7 +86,7 @@ class Server:
         version = newest_version(bundles_dir)
         index = FromMirror(read_manifest(bundles_dir / version).dim)
         live = load_release(
-            bundles_dir,
+            BundleSource(bundles_dir),
             version,
             index,
             mirror_items=mirror_items,

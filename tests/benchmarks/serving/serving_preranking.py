@@ -24,6 +24,7 @@ from serving.request.response_draft import Floats
 from serving.state.item_worth import MOST_DUE
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import StatisticsView
+from streams.bundles.source import BundleSource
 from streams.messages import UserHistory
 from tests.benchmarks.ranking.ranking_ground import DAY_MS, scratch
 from tests.benchmarks.report import Report, say
@@ -80,7 +81,7 @@ def of_world(quick: bool, viewers: int, items: int) -> tuple[LiveRelease, list[U
 
 def loaded(directory: Path, version: str) -> LiveRelease:
     index = FromMirror(read_manifest(directory / version).dim)
-    return load_release(directory, version, index, mirror_items=MIRROR_ITEMS)
+    return load_release(BundleSource(directory), version, index, mirror_items=MIRROR_ITEMS)
 
 
 def add_rows(report: Report, where: str, live: LiveRelease, viewers: Sequence[UserHistory], now_ms: int) -> None:

@@ -1,10 +1,14 @@
 """The rollout of a release: what is built, announced and dropped. Whatever happens in between is in
 test_rollout_machine.py."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from indexer.item_attributes import AttributeTable
+from indexer.pending_writes import PendingWrites
 from indexer.rollout import (
     LONG,
     WHOLE,
@@ -24,7 +28,12 @@ from indexer.rollout import (
     spare_of,
     versions_served,
 )
+from indexer.rollout_executor import Collections
+from infra.platform.settings import Bundles, Settings
 from streams.messages import BundlePublished, IndexReady, RebuildAsked, RebuildDone, Release, ServerState
+from tests.harness.needs import OBSTORE, needs
+from tests.harness.system import wait_until
+from tests.unit.serving.worlds import train_small
 
 TIMEOUT_MS = 60_000
 
@@ -185,3 +194,29 @@ def test_a_server_is_forgotten_long_after_the_others_would_call_it_dead() -> Non
     assert long_dead(releases, TIMEOUT_MS) == []
     releases = hear(releases, ServerState("old", "a", 0), LONG * TIMEOUT_MS + 1)
     assert long_dead(releases, TIMEOUT_MS) == ["older"]
+
+
+@needs(OBSTORE)
+def test_a_bundle_is_fetched_beside_the_loop_and_begun_when_it_is_here(tmp_path: Path) -> None:
+    """Nothing is decided of it meanwhile, so the loop keeps fresh what is live; why it cannot be fetched is told."""
+    store, trained = tmp_path / "store", tmp_path / "trained"
+    version = train_small(trained).version
+    settings = Settings(data_dir=tmp_path, bundles=Bundles(store=f"file://{store}"))
+    never: Any = None  # Milvus is not asked
+    collections = Collections(never, PendingWrites(), AttributeTable(), settings, never)
+    releases = heard(bundle(version))
+
+    def begin(now_ms: int) -> None:
+        for decision in collections.decide(releases, now_ms):
+            collections.carry_out(decision, now_ms)
+
+    begin(0)
+    wait_until(lambda: collections.decide(releases, 0) == [Begin(version)], "an answer", 10)
+    begin(0)
+    assert "is not there" in collections.refusal and collections.decide(releases, 0) == []
+    shutil.copytree(trained / version, store / version)
+    begin(60_000)
+    assert collections.stage is None and collections.marks == {}
+    wait_until(lambda: collections.decide(releases, 60_000) == [Begin(version)], "fetched", 10)
+    begin(60_000)
+    assert collections.stage is Stage.FILLING and not collections.refusal

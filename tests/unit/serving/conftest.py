@@ -8,6 +8,7 @@ import torch
 
 from models.release.bundle import Manifest
 from serving.state.release import LiveRelease, load_release
+from streams.bundles.source import BundleSource
 from tests.unit.serving.worlds import ExactIndex, load, train_small
 
 
@@ -40,4 +41,4 @@ def index(bundles_dir: Path, bundles: Sequence[Manifest]) -> ExactIndex:
 @pytest.fixture
 def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
     """The first of them, with a mirror."""
-    return load_release(bundles_dir, bundles[0].version, index, mirror_items=1000)
+    return load_release(BundleSource(bundles_dir), bundles[0].version, index, mirror_items=1000)

@@ -29,6 +29,7 @@ from serving.state.release import Releases
 from serving.state.trending_view import TrendingView
 from serving.state.views import CatalogueView, HistoryView, StatisticsView
 from streams import topics
+from streams.bundles.source import BundleSource
 from streams.history.rules import apply_impression, apply_search, apply_watch
 from streams.join.attribution import Rules
 from streams.join.rules import advance as close
@@ -241,7 +242,7 @@ def test_a_release_that_is_served_takes_or_passes_over_each_row(tmp_path):
         def mark_of(self, version: str, timeout_s: float | None = None) -> str:
             return ""
 
-    with closing(Releases(tmp_path, NoIndex(), CatalogueView())) as releases:  # type: ignore[arg-type]
+    with closing(Releases(BundleSource(tmp_path), NoIndex(), CatalogueView())) as releases:  # type: ignore[arg-type]
         for at, value in enumerate([*everything(topics.ITEM_VECTORS), *len(KEYS) * [None]]):
             releases.apply_vector(KEYS[at % len(KEYS)], value, NOW_MS)
         for value in everything(topics.RELEASES, few=200):

@@ -1,15 +1,21 @@
 """The newest bundle goes live at the next start, once, and a roll-back stays one."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
 from indexer.rollout import Releases
+from infra.cli.session import Session
 from infra.operate import newest_release as module
+from infra.operate import training
 from infra.operate.newest_release import announce_newest, newest_bundle
 from infra.platform.settings import Settings
+from streams.bundles.objects import StoreError
 from streams.messages import BundlePublished
+from tests.unit.infra.command import commands
 
 
 def bundle(bundles_dir: Path, version: str, created_ms: int) -> BundlePublished:
@@ -50,3 +56,62 @@ def test_a_bundle_that_cannot_be_read_or_is_not_whole_is_passed_over(tmp_path: P
     (tmp_path / "20260103_000000_c").mkdir()
     (tmp_path / "20260103_000000_c" / "manifest.json").write_text("{")
     assert newest_bundle(tmp_path) == whole and newest_bundle(tmp_path / "none") is None
+
+
+def test_it_is_announced_only_once_the_store_has_it(
+    tmp_path: Path, announced: list[BundlePublished], monkeypatch: pytest.MonkeyPatch
+):
+    settings, sent = Settings(data_dir=tmp_path), []
+    newest = bundle(settings.bundles_dir, "20260101_000000_a", 1)
+
+    def send(_: Settings, version: str) -> None:
+        assert not announced
+        sent.append(version)
+        if len(sent) == 1:
+            raise StoreError("away", "no answer")
+
+    monkeypatch.setattr(module, "send_release", send)
+    with pytest.raises(StoreError):
+        announce_newest(settings)
+    assert not announced
+    assert announce_newest(settings) == newest.version and sent == 2 * [newest.version]
+
+
+def test_what_was_trained_is_announced_only_once_the_store_has_it(monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    manifest: Any = SimpleNamespace(version="a", created_ms=1, dim=9, items=100, schema_hash="hash")
+
+    def send(_: Settings, version: str) -> None:
+        done.append(f"{version} sent")
+        if len(done) == 1:
+            raise StoreError("away", "no answer")
+
+    monkeypatch.setattr(training, "send_release", send)
+    monkeypatch.setattr(training, "announce", lambda kafka, release: done.append(f"{release.version} announced"))
+    with pytest.raises(StoreError):
+        training.announce_bundle(Settings(), manifest)
+    training.announce_bundle(Settings(), manifest)
+    assert done == ["a sent", "a sent", "a announced"]
+
+
+def test_the_command_says_what_it_has_announced_or_what_the_store_refuses(
+    tmp_path: Path,
+    announced: list[BundlePublished],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    settings = Settings(data_dir=tmp_path)
+    monkeypatch.setattr(Session, "connected", settings)
+    announce = commands(monkeypatch, capsys, "releases", "--announce", settings=settings)
+    assert "nothing to announce" in announce().out
+    newest = bundle(settings.bundles_dir, "20260101_000000_a", 1)
+    done = announce()
+    assert (done.code, done.out.strip()) == (0, f"{newest.version} is announced")
+
+    def refuse(*_: Any) -> None:
+        raise StoreError("forbidden", "the store does not let us")
+
+    monkeypatch.setattr(module, "send_release", refuse)
+    bundle(settings.bundles_dir, "20260102_000000_b", 2)
+    done = announce()
+    assert done.code == 2 and "the store does not let us" in done.out + done.err

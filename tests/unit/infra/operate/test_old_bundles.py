@@ -1,5 +1,7 @@
 """Which bundles go when a new one is announced."""
 
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,22 @@ import pytest
 from msgspec.structs import replace
 
 from infra.operate import old_bundles as module
-from infra.operate.old_bundles import GONE, old_bundles, remove_old_bundles
-from infra.operate.releases import MANIFEST, BundleFound, CollectionFound, ReleaseReport, ServerFound, read_bundles
+from infra.operate.doctor import _of_store
+from infra.operate.old_bundles import GONE, old_bundles, remove_old_bundles, remove_sent
+from infra.operate.releases import (
+    MANIFEST,
+    BundleFound,
+    CollectionFound,
+    ReleaseReport,
+    ServerFound,
+    find_bundles,
+    newest_of,
+    read_bundles,
+    whole_bundles,
+)
 from infra.platform.settings import Bundles, Milvus, Settings
+from streams.bundles.objects import Objects
+from tests.harness.needs import OBSTORE, needs
 
 VERSIONS = [f"2026010{day}_000000_{'0' * 16}" for day in range(1, 8)]
 
@@ -60,3 +75,48 @@ def test_what_goes_is_no_bundle_any_more_and_what_a_crash_left_goes_too(report: 
     ]
     assert sorted(path.name for path in bundles_dir.iterdir()) == [VERSIONS[at] for at in (1, 2, 5, 6)]
     assert all(isinstance(each, BundleFound) and not each.problem for each in read_bundles(bundles_dir))
+
+
+@needs(OBSTORE)
+def test_from_the_store_they_go_by_the_same_rule_and_so_does_what_was_half_sent(report, tmp_path, monkeypatch):
+    store, local = tmp_path / "store", tmp_path / "bundles"
+    half, strange = "20250101_000000_" + "f" * 16, "not-ours"
+    for version in VERSIONS[1:]:
+        shutil.copytree(local / version, store / version)
+    for version in (VERSIONS[1], VERSIONS[3]):
+        shutil.rmtree(local / version)
+    for name in (half, strange):
+        (store / name).mkdir()
+        (store / name / "bias.npy").write_bytes(b"x")
+    shutil.copy(local / VERSIONS[0] / MANIFEST, store / strange)
+    settings = Settings(
+        data_dir=tmp_path,
+        bundles=Bundles(keep=2, store=f"file://{store}"),
+        milvus=Milvus(uri="http://127.0.0.1:1"),
+    )
+    found, problem = find_bundles(settings)
+    assert not problem
+    places = {each.version: each.place for each in found}
+    assert places == {v: "here" if v == VERSIONS[0] else "both" for v in VERSIONS} | dict.fromkeys(
+        (VERSIONS[1], VERSIONS[3]), "store"
+    )
+    assert all(each.items == 1 and not each.problem for each in found)
+    assert newest_of(settings) == VERSIONS[6]
+    monkeypatch.setattr(module, "read_releases", lambda _: replace(report, bundles=found))
+    assert remove_old_bundles(settings) == [VERSIONS[0], VERSIONS[3], VERSIONS[4]]
+    objects = Objects(settings.bundles)
+    kept = {VERSIONS[at] for at in (1, 2, 5, 6)}
+    assert whole_bundles(objects.found()).keys() == kept
+    assert {each.name.partition("/")[0] for each in objects.found()} == kept | {half, strange}, "it may still be sent"
+    remove_sent(objects, (), datetime.now(UTC) + timedelta(days=2))
+    assert {each.name.partition("/")[0] for each in objects.found()} == kept | {strange}
+
+
+def test_while_the_store_does_not_tell_what_it_has_nothing_goes(tmp_path):
+    settings = Settings(
+        data_dir=tmp_path, bundles=Bundles(store="s3://b/r", endpoint="http://127.0.0.1:1", timeout_s=1)
+    )
+    found, problem = find_bundles(settings)
+    assert found == [] and "bundles in the store are not known" in problem
+    told = _of_store(settings)
+    assert [each.what for each in told] == ["bundles' store"]

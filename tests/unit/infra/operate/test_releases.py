@@ -144,12 +144,14 @@ def test_a_bundle_is_read_here_as_where_it_is_written(tmp_path):
 @pytest.mark.parametrize("damage", ["vectors.npy", MANIFEST])
 def test_a_spare_that_no_server_would_take_is_not_gone_back_to(tmp_path, damage: str):
     """A server that starts would have no release then."""
-    directory = tmp_path / train_small(tmp_path).version
-    check_spare(directory)
+    settings = Settings(data_dir=tmp_path)
+    version = train_small(settings.bundles_dir).version
+    directory = settings.bundles_dir / version
+    check_spare(settings, version)
     content = (directory / damage).read_bytes()
     (directory / damage).write_bytes(content[:-1])
     with pytest.raises(RollBackRefused, match=damage):
-        check_spare(directory)
+        check_spare(settings, version)
 
 
 # --- on a running system ---------------------------------------------------------------------------------------------

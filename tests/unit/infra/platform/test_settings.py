@@ -132,3 +132,19 @@ def test_a_child_process_sees_exactly_the_same_settings(monkeypatch):
 def test_the_dump_can_be_read_as_json_and_holds_every_section():
     tree = json.loads(json.dumps(dump_settings(load_settings())))
     assert set(tree) == set(Settings.model_fields) and tree["milvus"]["token"] == ""
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("ftp://there/releases", "must begin with one of s3://, gs://, az://, file://"),
+        ("releases", "must begin with one of"),
+        ("s3://key:hunter2@bucket/releases", "must hold no credentials"),
+        ("az://container/releases?sig=hunter2", "must hold no credentials"),
+    ],
+)
+def test_a_place_for_bundles_is_one_that_we_know_and_holds_no_secret(tmp_path, store: str, says: str):
+    with pytest.raises(SettingsError, match=f"setting bundles.store .*{says}") as caught:
+        load_settings(toml(tmp_path, f'[bundles]\nstore = "{store}"\n'))
+    assert "hunter2" not in str(caught.value)
+    assert load_settings(toml(tmp_path, '[bundles]\nstore = "s3://bucket/releases"\n')).bundles.store

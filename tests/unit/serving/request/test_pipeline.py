@@ -22,6 +22,7 @@ from serving.request.response_draft import Answered, RequestContext
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease, describe, load_release, mirror_of
 from serving.state.views import Views
+from streams.bundles.source import BundleSource
 from streams.messages import Context, Item, RecommendRequest, Search, StatisticsRow, Trending, UserHistory, encode
 from tests.unit.serving.worlds import (
     CREATED_MS,
@@ -41,7 +42,7 @@ NOW_MS = CREATED_MS + 60_000
 
 @pytest.fixture
 def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
-    return load_release(bundles_dir, bundles[0].version, index)
+    return load_release(BundleSource(bundles_dir), bundles[0].version, index)
 
 
 @pytest.fixture
@@ -514,7 +515,7 @@ def test_k_distinct_allowed_items_come_back_whenever_they_exist(
 
 @pytest.fixture(scope="module")
 def world(bundles_dir: Path, bundles: Sequence[Manifest]) -> LiveRelease:
-    return load_release(bundles_dir, bundles[0].version, ExactIndex(load(bundles_dir, bundles[0])))
+    return load_release(BundleSource(bundles_dir), bundles[0].version, ExactIndex(load(bundles_dir, bundles[0])))
 
 
 def test_marks_say_what_had_been_read_when_it_was_used(views: Views, live: LiveRelease) -> None:

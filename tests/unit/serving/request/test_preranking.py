@@ -16,6 +16,7 @@ from serving.request.response_draft import RequestContext
 from serving.state.item_worth import MAX_AGE_MS, MOST_DUE, ItemWorth
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import Views
+from streams.bundles.source import BundleSource
 from streams.messages import Impression, RecommendRequest
 from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, pipeline_of, views_of_ann
 
@@ -47,7 +48,7 @@ def views() -> Views:
 
 @pytest.fixture
 def live(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex, views: Views) -> LiveRelease:
-    release = load_release(bundles_dir, bundles[0].version, index, mirror_items=100)
+    release = load_release(BundleSource(bundles_dir), bundles[0].version, index, mirror_items=100)
     views.catalogue.describe_all(release.catalogue)
     return dataclasses.replace(release, ranker=Spy(release.ranker))
 

@@ -18,6 +18,7 @@ from serving.request.retrieval import Answer, Query, Retrieval
 from serving.state import search_order
 from serving.state.recall_audit import ENOUGH, RecallAudit, compare
 from serving.state.release import LiveRelease, load_release
+from streams.bundles.source import BundleSource
 from tests.unit.serving.worlds import ITEMS, ExactIndex, unavailable, until
 
 NOW_MS = 1_700_000_000_000
@@ -26,7 +27,7 @@ NOW_MS = 1_700_000_000_000
 @pytest.fixture
 def bare(bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex) -> LiveRelease:
     """The same release where its vectors are too many to be held in memory."""
-    return load_release(bundles_dir, bundles[0].version, index, mirror_items=len(ITEMS) - 1)
+    return load_release(BundleSource(bundles_dir), bundles[0].version, index, mirror_items=len(ITEMS) - 1)
 
 
 INDEX_FIRST, MIRROR_FIRST = Serving(first="index"), Serving(first="mirror")

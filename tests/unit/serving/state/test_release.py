@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.platform.settings import Serving
+from infra.platform.settings import Bundles, Serving
 from models.release.bundle import Manifest
 from serving.request.response_draft import RequestContext
 from serving.state import release as release_module
 from serving.state.mirror import Mirror, bytes_of_item
 from serving.state.release import LiveRelease, ReleaseError, Releases, load_release, warm_up
 from serving.state.views import CatalogueView
+from streams.bundles.source import BundleSource
 from streams.messages import IndexReady, Item, ItemVector, RecommendRequest, ServerState, encode
+from tests.harness.needs import OBSTORE, needs
 from tests.unit.serving.worlds import (
     CREATED_MS,
     ExactIndex,
@@ -46,13 +48,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def releases(bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView) -> Iterator[Releases]:
-    with contextlib.closing(Releases(bundles_dir, index, catalogue)) as releases:
+    with contextlib.closing(Releases(BundleSource(bundles_dir), index, catalogue)) as releases:
         yield releases
 
 
 @pytest.fixture
 def mirrored(bundles_dir: Path, index: ExactIndex, catalogue: CatalogueView) -> Iterator[Releases]:
-    with contextlib.closing(Releases(bundles_dir, index, catalogue, mirror_items=1000)) as releases:
+    with contextlib.closing(Releases(BundleSource(bundles_dir), index, catalogue, mirror_items=1000)) as releases:
         yield releases
 
 
@@ -169,7 +171,7 @@ def test_a_release_that_cannot_be_served_is_refused(
     elif what == "a directory elsewhere":
         version = f"../{tmp_path.name}/{version}"
     with pytest.raises(ReleaseError, match=says.format(of=of, version=version)) as caught:
-        load_release(tmp_path, version, index)
+        load_release(BundleSource(tmp_path), version, index)
     assert caught.value.reason == reason
 
 
@@ -391,14 +393,14 @@ def test_of_more_items_than_may_be_held_there_is_no_mirror(
     bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex
 ) -> None:
     for most, there in ((0, False), (39, False), (40, True)):
-        live = load_release(bundles_dir, bundles[0].version, index, mirror_items=most)
+        live = load_release(BundleSource(bundles_dir), bundles[0].version, index, mirror_items=most)
         assert (live.mirror is not None) == there
 
 
 def test_a_new_mirror_is_searched_before_the_first_request_comes(
     bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = load_release(bundles_dir, bundles[0].version, index, mirror_items=40)
+    live = load_release(BundleSource(bundles_dir), bundles[0].version, index, mirror_items=40)
     asked: list[int] = []
     monkeypatch.setattr(Mirror, "search", lambda self, vectors, limit: asked.append(limit))
     warm_up(live)
@@ -410,9 +412,11 @@ def test_without_a_number_the_memory_decides_whether_there_is_a_mirror(
 ) -> None:
     needed = 40 * bytes_of_item(index.dim(bundles[0].version))
     for memory, there in ((0, False), (needed - 1, False), (needed, True)):
-        live = load_release(bundles_dir, bundles[0].version, index, mirror_items=None, mirror_bytes=memory)
+        live = load_release(
+            BundleSource(bundles_dir), bundles[0].version, index, mirror_items=None, mirror_bytes=memory
+        )
         assert (live.mirror is not None) == there
-    live = load_release(bundles_dir, bundles[0].version, index, mirror_items=39, mirror_bytes=needed)
+    live = load_release(BundleSource(bundles_dir), bundles[0].version, index, mirror_items=39, mirror_bytes=needed)
     assert live.mirror is None, "a number in the settings is what counts"
 
 
@@ -431,7 +435,7 @@ def test_a_catalogue_entry_that_comes_later_is_where_filters_look(
 @pytest.fixture(scope="module")
 def both(bundles_dir: Path, bundles: Sequence[Manifest]) -> list[LiveRelease]:
     index = ExactIndex(*(load(bundles_dir, manifest) for manifest in bundles))
-    return [load_release(bundles_dir, manifest.version, index) for manifest in bundles]
+    return [load_release(BundleSource(bundles_dir), manifest.version, index) for manifest in bundles]
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -490,3 +494,21 @@ class _Part:
         if name in self.MOMENTS:
             self._holder.reached(self.MOMENTS[name], self._version)
         return getattr(self._real, name)
+
+
+@needs(OBSTORE)
+def test_while_a_release_cannot_be_fetched_the_live_one_answers_and_it_is_told_why(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex, catalogue: CatalogueView, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    source = BundleSource(tmp_path / "bundles", Bundles(store=f"file://{store}"))
+    shutil.copytree(bundles_dir / bundles[0].version, store / bundles[0].version)
+    with contextlib.closing(Releases(source, index, catalogue)) as releases:
+        swap_to(releases, bundles[0].version)
+        announce(releases, bundles[1].version)
+        wait_for(releases, lambda: bool(releases.refusal))
+        assert version_of(releases) == bundles[0].version and releases.settled
+        assert f"{bundles[1].version}/manifest.json: is not there" in releases.refusal
+        shutil.copytree(bundles_dir / bundles[1].version, store / bundles[1].version)
+        wait_for(releases, lambda: version_of(releases) == bundles[1].version)
+        assert not releases.refusal

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from infra.platform.settings import Settings, Trainer
 from models.release.bundle import Bundle
 from streams import topics
+from streams.bundles.source import BundleSource
 from streams.kafka.topic_ids import TopicReplaced
 from streams.messages import ItemVector
 from streams.trainer import restore as module
@@ -39,7 +40,7 @@ def taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, made_anew: list[
     def take(offset: int | None, *rows: tuple[bytes, ItemVector | None]) -> module.Restored:
         offsets = {} if offset is None else {f"{topics.TRAINING_EXAMPLES}/0": offset}
         known = dataclasses.replace(bundle, manifest=replace(bundle.manifest, offsets=offsets))
-        monkeypatch.setattr(module, "read_bundle", lambda *_: known)
+        monkeypatch.setattr(BundleSource, "read", lambda *_: known)
         monkeypatch.setattr(module, "committed_examples", lambda *_: COMMITTED)
         monkeypatch.setattr(module, "end_of_examples", lambda *_: END)
         monkeypatch.setattr(module, "changes_of", lambda *_: dict.fromkeys(made_anew, "made again"))

@@ -1,16 +1,22 @@
 """What the trainer worker does with a batch: what is sent before what, and what becomes of a bug."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.platform.settings import Settings, Trainer
+from infra.platform.settings import Bundles, Settings, Trainer
 from models.release.bundle import Bundle
 from streams import topics
+from streams.bundles.fetching import Cache
+from streams.bundles.source import source_of
 from streams.epochs import claim, is_claim, mark
 from streams.kafka.faust_app import now_ms
 from streams.kafka.intake import Raw
@@ -22,7 +28,9 @@ from streams.trainer.progress import PROGRESS_KEY, Progress
 from streams.trainer.restore import Restored
 from streams.trainer.sampling import is_kept
 from streams.trainer.worker import TrainerWorker
+from tests.harness.needs import OBSTORE, needs
 from tests.harness.traffic import total_of
+from tests.unit.serving.worlds import train_small
 from tests.unit.streams.erasure.test_erased_users import record_of
 from tests.unit.streams.memory_log import MemoryLog
 from tests.unit.streams.trainer.test_learner import example
@@ -439,3 +447,54 @@ def test_another_watch_topic_is_remembered_behind_the_progress_that_knows_nothin
 
     asyncio.run(adopted())
     assert told == [learner.progress]
+
+
+@needs(OBSTORE)
+def test_the_old_release_goes_on_until_the_new_one_is_fetched(
+    bundle: Bundle, sent: Sent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("streams.trainer.worker.RETRY_S", 0)
+    store, trained = tmp_path / "store", tmp_path / "trained"
+    newer = train_small(trained, 2)
+    settings = Settings(data_dir=tmp_path, bundles=Bundles(store=f"file://{store}"))
+    control = ControlState(settings)
+    control.caught_up.set()
+    worker = TrainerWorker(settings, control, lambda: sent.log)
+    worker.writer.outbox = sent  # type: ignore[assignment]
+    worker.learner = old = Learner(bundle, {}, settings.trainer, seed=1, epoch=1)
+    worker.hear_assignment(True)
+    control.newest = BundlePublished(newer.version, newer.created_ms, newer.dim, newer.items, newer.schema_hash)
+
+    def restored(settings: Settings, version: str, *_: Any) -> Restored:
+        return Restored(Learner(source_of(settings).read(version), {}, settings.trainer, 1, 2), 0, 0, set())
+
+    monkeypatch.setattr("streams.trainer.worker.restore_release", restored)
+
+    async def look_until(true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < deadline
+            await worker.adopt_newest()
+            await asyncio.sleep(0.02)
+
+    gate, fetch = threading.Event(), Cache.fetch
+
+    def held(self: Cache, version: str, stopped: Callable[[], bool]) -> Path:
+        gate.wait(5)
+        return fetch(self, version, stopped)
+
+    monkeypatch.setattr(Cache, "fetch", held)
+
+    async def adopted() -> None:
+        for _ in range(3):
+            await worker.adopt_newest()  # nobody waits for what is being fetched
+        assert worker.learner is old and not worker.refusal
+        gate.set()
+        await look_until(lambda: "is not there" in worker.refusal)
+        assert worker.learner is old, "and it learns on"
+        shutil.copytree(trained / newer.version, store / newer.version)
+        await look_until(lambda: worker.is_current)
+
+    asyncio.run(adopted())
+    assert worker.learner is not old and not worker.refusal
+    worker._executor.shutdown()

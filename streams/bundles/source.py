@@ -1,0 +1,108 @@
+"""Where a process finds bundles: in `<data_dir>/bundles`, else in the store that is set (`bundles.store`), from which
+it fetches them. Without a store it is the directory alone.
+
+Whoever has a loop that must go on asks FetchedAhead first: it fetches in a thread of its own, and the loop reads what
+is on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.platform.settings import Bundles, Settings
+from models.release.bundle import Bundle, BundleError, read_bundle
+from models.release.manifest_file import MANIFEST
+from streams.bundles.fetching import Cache
+from streams.bundles.objects import Objects
+
+NO_STORE = Bundles()
+WAIT_S = 0.05
+
+
+def never() -> bool:
+    return False
+
+
+class BundleSource:
+    """Bundles by version."""
+
+    def __init__(self, bundles_dir: Path, bundles: Bundles = NO_STORE) -> None:
+        """Raises StoreError for a store that cannot be used as it is set; asks nobody."""
+        self._directory = bundles_dir
+        self._cache = Cache(Objects(bundles), bundles_dir, bundles.keep) if bundles.store else None
+
+    def is_here(self, version: str) -> bool:
+        """True when reading the bundle asks no store."""
+        if self._cache is None or (self._directory / version / MANIFEST).is_file():
+            return True
+        return (self._cache.place(version) / MANIFEST).is_file()
+
+    def directory(self, version: str, stopped: Callable[[], bool] = never) -> Path:
+        """The bundle's directory; it is fetched if it must be, until `stopped`. Raises BundleError."""
+        own = self._directory / version
+        if self._cache is None or (own / MANIFEST).is_file():
+            return own
+        return self._cache.fetch(version, stopped)
+
+    def read(self, version: str, stopped: Callable[[], bool] = never) -> Bundle:
+        """Load and check a bundle; a fetched one that the disk has spoilt is fetched again. Raises BundleError."""
+        place = self.directory(version, stopped)
+        try:
+            return read_bundle(place)
+        except BundleError as error:
+            if self._cache is None or place != self._cache.place(version) or error.code not in {"damaged", "missing"}:
+                raise
+            self._cache.discard(version)
+        return read_bundle(self.directory(version, stopped))
+
+
+def source_of(settings: Settings) -> BundleSource:
+    """The bundles of a process with these settings. Raises StoreError."""
+    return BundleSource(settings.bundles_dir, settings.bundles)
+
+
+class FetchedAhead:
+    """Fetches one bundle at a time beside a loop that must not wait."""
+
+    def __init__(self, source: BundleSource) -> None:
+        self._source = source
+        self._wanted = self._version = ""
+        self._thread: threading.Thread | None = None
+        self._failure: BundleError | None = None
+
+    @property
+    def under_way(self) -> str:
+        """The version that is being fetched, empty when none is."""
+        return self._version if self._thread is not None and self._thread.is_alive() else ""
+
+    def is_here(self, version: str) -> bool:
+        """True when the bundle can be read from disk; else it is being fetched from now on. Raises BundleError, once,
+        when that has failed: ask again when it may be tried again."""
+        if self._source.is_here(version):
+            return True
+        self._wanted = version  # another one that is under way is stopped
+        if self.under_way:
+            return False
+        failure, self._failure = self._failure, None
+        if failure is not None and self._version == version:
+            raise failure
+        self._version = version
+        self._thread = threading.Thread(target=self._fetch, args=(version,), name="bundle-fetcher", daemon=True)
+        self._thread.start()
+        return False
+
+    def wait(self, version: str, meanwhile: Callable[[], None]) -> None:
+        """Return when the bundle can be read from disk; `meanwhile` is called all along, and may raise to end it.
+        Raises BundleError."""
+        while not self.is_here(version):
+            meanwhile()
+            time.sleep(WAIT_S)
+
+    def _fetch(self, version: str) -> None:
+        try:
+            self._source.directory(version, lambda: self._wanted != version)
+        except BundleError as error:
+            self._failure = error
