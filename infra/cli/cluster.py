@@ -79,6 +79,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 def releases(
     context: typer.Context,
     back: Annotated[bool, typer.Option("--rollback", help="Make the spare live, and wait for the servers")] = False,
+    to: Annotated[str, typer.Option(metavar="VERSION", help="With --rollback: only if this is the spare")] = "",
     wait_s: Annotated[float, typer.Option(min=0, help="With --rollback: how long to wait for them; 0: not")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +89,7 @@ def releases(
     living server does not answer from the spare in time.
     """
     if back:
-        _roll_back(context.obj.with_milvus, wait_s, as_json=as_json)
+        _roll_back(context.obj.with_milvus, to, wait_s, as_json=as_json)
     from infra.operate.releases import print_releases, read_releases
 
     report = read_releases(context.obj.connected)
@@ -96,11 +97,11 @@ def releases(
     raise typer.Exit(2 if report.problems else 0)
 
 
-def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:
+def _roll_back(settings: Settings, to: str, wait_s: float, *, as_json: bool) -> None:
     from infra.operate.roll_back import roll_back
 
     say = Console(stderr=True, highlight=False)
-    done = roll_back(settings, wait_s, lambda what: say.print(escape(what)))
+    done = roll_back(settings, wait_s, lambda what: say.print(escape(what)), to=to)
     answer(done, partial(_print_roll_back, waited=wait_s > 0), as_json=as_json)
     raise typer.Exit(0 if done.is_served or not wait_s else 1)
 
