@@ -17,6 +17,7 @@ from litestar import Response
 
 from indexer.errors import IndexFailure
 from infra.console.rendering import Console, read_form
+from infra.gateway.bodies import BadRequest
 from infra.gateway.routes import Asked, services_of
 from infra.local.processes import PROGRAM, process_environ
 from infra.platform.guarded_process import ServiceError
@@ -73,8 +74,11 @@ def read_report(settings: Settings) -> ReleaseReport:
 
 
 def plan_roll_back(settings: Settings, version: str) -> RollBackPlan:
+    """What a roll-back to this release would do. Raises BadRequest, and what `roll_back` does."""
     from infra.operate.roll_back import read_plan
 
+    if not version:
+        raise BadRequest("no release is named; the page of releases offers the one that can be gone back to")
     return read_plan(settings, version)
 
 
