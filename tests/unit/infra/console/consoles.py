@@ -76,11 +76,13 @@ def run(scene: Callable[[Ground], Awaitable[Any]], token: str = "", **settings: 
 
 
 def know_catalogue(monkeypatch: pytest.MonkeyPatch, *items: Item) -> Catalogue:
-    """A catalogue that is there without a broker, and figures that nobody looks for."""
+    """A catalogue that is there without a broker, and figures that nobody looks for. The gateway's description, which
+    takes longer to make than all the rest, is left out."""
     found = Catalogue(1_000_000)
     for item in items:
         found.apply(SimpleNamespace(topic=ITEMS, key=item.item_id.encode(), value=encode(item)))
     found.is_whole = True
     monkeypatch.setattr("infra.console.catalogue.CatalogueReader.catalogue", property(lambda self: found))
     monkeypatch.setattr("infra.console.curves.Sampler.look", lambda self, now_s: None)
+    monkeypatch.setattr("infra.gateway.app.documentation", lambda handlers: [])
     return found

@@ -149,12 +149,17 @@ def test_others_are_answered_while_a_roll_back_waits(releases: Releases, monkeyp
      "^the spare old is damaged$"),
     ("import sys; sys.exit(70)", "exit code 70"),
     ("print('[1]')", "exit code 0"),
-    ("import time; time.sleep(60)", "not done within"),
 ])  # fmt: skip
 def test_a_command_that_fails_is_told_in_its_own_words(script: str, says: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(release_pages, "PROGRAM", (sys.executable, "-c", script))
-    monkeypatch.setattr(release_pages, "COMMAND_S", 2.0)
     with pytest.raises(ServiceError, match=says):
+        run_roll_back(Settings(), "old")
+
+
+def test_a_command_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(release_pages, "PROGRAM", (sys.executable, "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(release_pages, "COMMAND_S", 0.5)
+    with pytest.raises(ServiceError, match="not done within"):
         run_roll_back(Settings(), "old")
 
 
