@@ -58,21 +58,16 @@ async def show_letters(console: Console, request: Asked) -> Response[str]:
 async def show_letter(
     console: Console, request: Asked, letter_id: str, outcome: Outcome | None = None
 ) -> Response[str]:
-    """One letter, after what was done with it."""
+    """One letter, after what was done with it. Raises BadRequest."""
     place = read_place(letter_id)
-    shown: dict[str, Any] = {
-        "place": str(place),
-        "outcome": outcome,
-        "problem": "" if outcome is None else outcome.problem,
-    }
-    shown |= {"found": None, "facts": {}, "value": None, "now_ms": time.time() * 1000}
+    shown = nothing_of(place) | {"outcome": outcome, "problem": outcome.problem if outcome else ""}
     try:
         async with console.reading:
             found = await asyncio.to_thread(read_letter, services_of(request).settings.kafka, place)
     except (KafkaError, LookupError) as error:
-        return console.page("letter", request, shown | {"problem": str(error)}, 503)
+        return console.page("letter", request, nothing_of(place) | {"problem": str(error)}, 503)
     if found is None:
-        return console.page("letter", request, shown | {"problem": NOT_FOUND, "outcome": None}, 404)
+        return console.page("letter", request, nothing_of(place) | {"problem": NOT_FOUND}, 404)
     if found.letter is not None:
         value = None if found.letter.value is None else shown_value(found.letter.value)
         shown |= {"facts": facts_beside(found.letter), "value": value}
@@ -89,8 +84,15 @@ async def act_on_letter(console: Console, request: Asked) -> Response[str]:
         async with console.reading:
             outcome = await asyncio.to_thread(act, services_of(request).settings.kafka, place, action)
     except (KafkaError, LookupError) as error:
-        outcome = Outcome(str(place), "not known to be done", f"{error}: look at it again in a moment")
+        problem = f"not known to be done, look again in a moment: {error}"
+        return console.page("letter", request, nothing_of(place) | {"problem": problem}, 503)
     return await show_letter(console, request, str(place), outcome)
+
+
+def nothing_of(place: Place) -> dict[str, Any]:
+    """All that the page of a letter names, empty."""
+    shown = {"place": str(place), "problem": "", "facts": {}, "now_ms": time.time() * 1000}
+    return shown | dict.fromkeys(("outcome", "found", "value"))
 
 
 def read_open(kafka: Kafka) -> list[Line]:

@@ -153,6 +153,7 @@ def test_without_a_broker_the_pages_say_so(topic: Topic):
     topic.error = KafkaTimeoutError("no broker answers")
     for status, page in (see(LIST), see(f"{PAGE}?id={letter}"), do("retry", letter)):
         assert status == 503 and "no broker answers" in page and "<h1>" in page
+    assert "not known to be done" in do("drop", letter)[1]
 
 
 def test_reading_takes_no_token_and_retrying_and_dropping_do(topic: Topic):
