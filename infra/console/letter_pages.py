@@ -22,6 +22,7 @@ from infra.operate.dead_letter_page import facts_beside, shown_value
 from infra.platform.settings import Kafka
 from streams.dead_letters.box import OPEN, Entry, Place, find, place_of, read_box, tries_of
 from streams.dead_letters.retry import Outcome, drop, retry
+from streams.kafka.follow import TopicMissing
 from streams.messages import DeadLetter
 
 MOST_LETTERS = 200
@@ -30,18 +31,11 @@ ACTIONS: dict[str, Callable[..., Any]] = {"retry": retry, "drop": drop}
 
 
 class Letter(NamedTuple):
-    """One letter: `letter` is None when it is closed. `tries`: how often its message was tried."""
-
-    entry: Entry
-    letter: DeadLetter | None
-    tries: int
-
-
-class Line(NamedTuple):
-    """One letter of the list."""
+    """One letter: how often its message was tried, and what it holds (None in a list, and when it is closed)."""
 
     entry: Entry
     tries: int
+    letter: DeadLetter | None = None
 
 
 async def show_letters(console: Console, request: Asked) -> Response[str]:
@@ -50,7 +44,7 @@ async def show_letters(console: Console, request: Asked) -> Response[str]:
     try:
         async with console.reading:
             lines = await asyncio.to_thread(read_open, services_of(request).settings.kafka)
-    except (KafkaError, LookupError) as error:
+    except (KafkaError, TopicMissing) as error:
         return console.page("dead_letters", request, shown | {"problem": str(error)}, 503)
     return console.page("dead_letters", request, shown | {"letters": lines[:MOST_LETTERS], "total": len(lines)})
 
@@ -64,8 +58,9 @@ async def show_letter(
     try:
         async with console.reading:
             found = await asyncio.to_thread(read_letter, services_of(request).settings.kafka, place)
-    except (KafkaError, LookupError) as error:
-        return console.page("letter", request, nothing_of(place) | {"problem": str(error)}, 503)
+    except (KafkaError, TopicMissing) as error:
+        problem = f"{outcome.what}, but it cannot be looked at now: {error}" if outcome else str(error)
+        return console.page("letter", request, nothing_of(place) | {"problem": problem}, 503)
     if found is None:
         return console.page("letter", request, nothing_of(place) | {"problem": NOT_FOUND}, 404)
     if found.letter is not None:
@@ -79,11 +74,11 @@ async def act_on_letter(console: Console, request: Asked) -> Response[str]:
     form = await read_form(request)
     place, action = read_place(form.get("id", "")), ACTIONS.get(form.get("do", ""))
     if action is None:
-        raise BadRequest(f"a letter is one of {', '.join(ACTIONS)}")
+        raise BadRequest(f"what is done with a letter is one of {', '.join(ACTIONS)}")
     try:
         async with console.reading:
             outcome = await asyncio.to_thread(act, services_of(request).settings.kafka, place, action)
-    except (KafkaError, LookupError) as error:
+    except (KafkaError, TopicMissing) as error:
         problem = f"not known to be done, look again in a moment: {error}"
         return console.page("letter", request, nothing_of(place) | {"problem": problem}, 503)
     return await show_letter(console, request, str(place), outcome)
@@ -95,10 +90,10 @@ def nothing_of(place: Place) -> dict[str, Any]:
     return shown | dict.fromkeys(("outcome", "found", "value"))
 
 
-def read_open(kafka: Kafka) -> list[Line]:
+def read_open(kafka: Kafka) -> list[Letter]:
     """The open letters, newest first."""
     box = read_box(kafka)
-    return [Line(entry, tries_of(box, entry)) for entry in reversed(box.values()) if entry.state == OPEN]
+    return [Letter(entry, tries_of(box, entry)) for entry in reversed(box.values()) if entry.state == OPEN]
 
 
 def read_letter(kafka: Kafka, place: Place) -> Letter | None:
@@ -106,7 +101,7 @@ def read_letter(kafka: Kafka, place: Place) -> Letter | None:
     if (entry := box.get(place)) is None:
         return None
     letter = next(find(kafka, [place]), None) if entry.state == OPEN else None
-    return Letter(entry, letter, tries_of(box, entry))
+    return Letter(entry, tries_of(box, entry), letter)
 
 
 def act(kafka: Kafka, place: Place, action: Callable[..., Any]) -> Outcome:

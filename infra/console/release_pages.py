@@ -22,6 +22,7 @@ from infra.gateway.routes import Asked, services_of
 from infra.local.processes import PROGRAM, process_environ
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
+from streams.kafka.follow import TopicMissing
 
 if TYPE_CHECKING:
     from infra.operate.releases import ReleaseReport
@@ -44,7 +45,7 @@ async def ask_roll_back(console: Console, request: Asked, version: str) -> Respo
     try:
         async with console.reading:
             plan = await asyncio.to_thread(plan_roll_back, services_of(request).settings, version)
-    except (ServiceError, IndexFailure, KafkaError, LookupError) as error:
+    except (ServiceError, IndexFailure, KafkaError, TopicMissing) as error:
         return console.page("roll_back", request, shown | {"problem": str(error)}, status_of(error))
     return console.page("roll_back", request, shown | {"plan": plan})
 
@@ -57,7 +58,7 @@ async def roll_back_and_tell(console: Console, request: Asked) -> Response[str]:
         async with console.reading:
             await asyncio.to_thread(plan_roll_back, settings, version)
             done = await asyncio.to_thread(run_roll_back, settings, version)
-    except (ServiceError, IndexFailure, KafkaError, LookupError) as error:
+    except (ServiceError, IndexFailure, KafkaError, TopicMissing) as error:
         return console.page("roll_back", request, shown | {"problem": str(error)}, status_of(error))
     return console.page("roll_back", request, shown | {"done": done})
 

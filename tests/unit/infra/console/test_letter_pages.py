@@ -156,6 +156,20 @@ def test_without_a_broker_the_pages_say_so(topic: Topic):
     assert "not known to be done" in do("drop", letter)[1]
 
 
+def test_what_was_done_is_told_also_when_the_letter_cannot_be_looked_at_afterwards(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch
+):
+    letter, mark = topic.put(5), topic.mark
+
+    def mark_and_fail(*told: Any) -> None:
+        mark(*told)
+        topic.error = KafkaTimeoutError("no broker answers")
+
+    monkeypatch.setattr(topic, "mark", mark_and_fail)
+    status, page = do("drop", letter)
+    assert status == 503 and "dropped, but it cannot be looked at now" in page and "no broker answers" in page
+
+
 def test_reading_takes_no_token_and_retrying_and_dropping_do(topic: Topic):
     letter = topic.put(5)
     status, page = see(f"{PAGE}?id={letter}", TOKEN)
