@@ -91,7 +91,8 @@ class _AwaitedServers:
 def roll_back(
     settings: Settings, wait_s: float, progress: Callable[[str], None] = lambda what: None, *, to: str = ""
 ) -> RolledBack:
-    """Announce the spare, then wait up to `wait_s` until all living servers answer from it. `to`: this version or none.
+    """Announce the spare, then wait up to `wait_s` until all living servers answer from it. `to`: only if
+    this version is the spare.
 
     Raises RollBackRefused, IndexFailure (Milvus does not answer), TopicMissing and KafkaError.
     """
@@ -128,7 +129,7 @@ def read_plan(settings: Settings, to: str = "") -> RollBackPlan:
 def choose(
     told: rollout.Releases, collections: Iterable[CollectionFound], bundles: Iterable[BundleFound], to: str = ""
 ) -> CollectionFound:
-    """The collection to go back to; `to`: this version or none. Raises RollBackRefused."""
+    """The collection to go back to; `to`: only if it is of this version. Raises RollBackRefused."""
     found = {each.version: each for each in collections}
     marks = {version: each.mark for version, each in found.items()}
     if not told.live:
