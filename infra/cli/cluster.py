@@ -79,6 +79,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 def releases(
     context: typer.Context,
     back: Annotated[bool, typer.Option("--rollback", help="Make the spare live, and wait for the servers")] = False,
+    to: Annotated[str, typer.Option(metavar="VERSION", help="With --rollback: only if this is the spare")] = "",
     announce: Annotated[
         bool, typer.Option("--announce", help="Announce the newest bundle on this disk, if none is newer, and end")
     ] = False,
@@ -91,7 +92,7 @@ def releases(
     living server does not answer from the spare in time.
     """
     if back:
-        _roll_back(context.obj.with_milvus, wait_s, as_json=as_json)
+        _roll_back(context.obj.with_milvus, to, wait_s, as_json=as_json)
     if announce:
         _announce(context.obj.connected, as_json=as_json)
     from infra.operate.releases import print_releases, read_releases
@@ -112,11 +113,11 @@ def _announce(settings: Settings, *, as_json: bool) -> None:
     raise typer.Exit(0)
 
 
-def _roll_back(settings: Settings, wait_s: float, *, as_json: bool) -> None:
+def _roll_back(settings: Settings, to: str, wait_s: float, *, as_json: bool) -> None:
     from infra.operate.roll_back import roll_back
 
     say = Console(stderr=True, highlight=False)
-    done = roll_back(settings, wait_s, lambda what: say.print(escape(what)))
+    done = roll_back(settings, wait_s, lambda what: say.print(escape(what)), to=to)
     answer(done, partial(_print_roll_back, waited=wait_s > 0), as_json=as_json)
     raise typer.Exit(0 if done.is_served or not wait_s else 1)
 

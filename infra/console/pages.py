@@ -1,4 +1,4 @@
-"""The pages: User, Item, Now, Releases, Dead letters, and the way in.
+"""The pages: User, Item, Now, Releases with the roll-back, Dead letters with each letter's own, and the way in.
 
 What a page shows is asked of the servers and read from the topics, as anybody could. Two people may look at once: no
 page keeps anything of its reader. A watch carries its event id in its form, so that a page that is loaded again sends
@@ -8,29 +8,29 @@ nothing twice.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from kafka.errors import KafkaError
 from litestar import MediaType, Response, get, post
 from litestar.params import Parameter
 
 from indexer.errors import IndexFailure
-from infra.console.catalogue import Catalogue, CatalogueReader
+from infra.console.catalogue import CatalogueReader
 from infra.console.comparison import gone_from, rows_of
 from infra.console.curves import HEIGHT, WIDTH, Sampler
+from infra.console.letter_pages import act_on_letter, show_letter, show_letters
+from infra.console.log_in import LogInLimit, give_cookie
 from infra.console.neighbours import Neighbour, read_neighbours
-from infra.gateway.access import COOKIE, ICON, LOGIN, STYLE
+from infra.console.release_pages import ask_roll_back, roll_back_and_tell, show_releases
+from infra.console.rendering import Console, create_templates, read_form
+from infra.gateway.access import ICON, LOGIN, STYLE
 from infra.gateway.bodies import BadRequest, read_events
 from infra.gateway.event_sender import record_of
-from infra.gateway.routes import Asked, Services, Unavailable, ask, ask_history, read_body, send_all, services_of
+from infra.gateway.routes import Asked, Services, Unavailable, ask, ask_history, send_all, services_of
 from nextwatch_client import RecommendReply, RecommendRequest, RequestFailed, UserHistory
 from streams.messages import Item, WatchEvent, encode
 
@@ -39,33 +39,8 @@ Text = Annotated[str, Parameter()]
 K = 20
 KNOWN_S = 3.0  # for a watch to be in its user's history
 LOOK_S = 0.1
-MOST_LETTERS = 200
 DEFAULT_WATCH_S = 60.0
-POLICY = (
-    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; img-src 'self'"
-)
-# A browser that may tell no page where it comes from calls its forms' origin "null", which is a stranger's.
-HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
-
-
-@dataclass(frozen=True)
-class Console:
-    """What the pages are made of."""
-
-    catalogue_reader: CatalogueReader
-    sampler: Sampler
-    templates: Environment
-    reading: asyncio.Lock  # of what costs in proportion to a topic: one at a time
-
-    @property
-    def catalogue(self) -> Catalogue:
-        return self.catalogue_reader.catalogue
-
-    def page(self, name: str, request: Asked, shown: dict[str, Any], status: int = 200) -> Response[str]:
-        services = services_of(request)
-        about = {"page": name, "catalogue": self.catalogue, "may_write": services.rules.may_write(request.headers)}
-        text = self.templates.get_template(f"{name}.html").render(about | shown)
-        return Response(text, status_code=status, media_type=MediaType.HTML, headers=HEADERS)
+LETTER, ROLL_BACK = "/console/dead-letter", "/console/roll-back"
 
 
 @contextmanager
@@ -82,30 +57,9 @@ def console_pages(services: Services) -> Iterator[list[Any]]:
         console.catalogue_reader.close()
 
 
-def create_templates() -> Environment:
-    """Templates that escape all that they are given, and know a time and a number as a person writes them."""
-    templates = Environment(
-        loader=PackageLoader("infra.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    templates.filters |= {"when": when, "number": number, "query": urlencode}
-    return templates
-
-
-def when(at_ms: float) -> str:
-    """A time, in UTC."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_ms / 1000))
-    except (OverflowError, ValueError, OSError):
-        return str(at_ms)
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def handlers_of(console: Console) -> list[Any]:
+    limit = LogInLimit()
+
     @get("/console/user")
     async def user_page(request: Asked, user: Text = "", filter: Text = "") -> Response[str]:
         """A user: history, what was shown, the list now."""
@@ -133,21 +87,32 @@ def handlers_of(console: Console) -> list[Any]:
     @get("/console/releases")
     async def releases_page(request: Asked) -> Response[str]:
         """Releases, collections and servers."""
-        from infra.operate.releases import read_releases  # with pymilvus, which takes a second to load
+        return await show_releases(console, request)
 
-        async with console.reading:
-            report = await asyncio.to_thread(read_releases, services_of(request).settings)
-        return console.page("releases", request, {"report": report})
+    @get(ROLL_BACK)
+    async def roll_back_page(request: Asked, version: Text = "") -> Response[str]:
+        """What a roll-back would do, and whether it is wanted."""
+        return await ask_roll_back(console, request, version)
+
+    @post(ROLL_BACK, status_code=200)
+    async def roll_back(request: Asked) -> Response[str]:
+        """Roll back to the release that the page has asked about."""
+        return await roll_back_and_tell(console, request)
 
     @get("/console/dead-letters")
     async def letters_page(request: Asked) -> Response[str]:
         """The open dead letters, newest first."""
-        from streams.dead_letters.box import OPEN, read_box
+        return await show_letters(console, request)
 
-        async with console.reading:
-            box = await asyncio.to_thread(read_box, services_of(request).settings.kafka)
-        letters = [entry for entry in reversed(box.values()) if entry.state == OPEN]
-        return console.page("dead_letters", request, {"letters": letters[:MOST_LETTERS], "total": len(letters)})
+    @get(LETTER)
+    async def letter_page(request: Asked, id: Text = "") -> Response[str]:
+        """One dead letter, with what it holds."""
+        return await show_letter(console, request, id)
+
+    @post(LETTER, status_code=200)
+    async def letter(request: Asked) -> Response[str]:
+        """Retry or drop one dead letter."""
+        return await act_on_letter(console, request)
 
     @get(LOGIN)
     async def login_page(request: Asked) -> Response[str]:
@@ -156,7 +121,7 @@ def handlers_of(console: Console) -> list[Any]:
     @post(LOGIN, status_code=200)
     async def log_in(request: Asked) -> Response[str]:
         """Give the cookie to who knows the token."""
-        return await give_cookie(console, request)
+        return await give_cookie(console, request, limit)
 
     style, image = (console.templates.get_template(name).render() for name in ("console.css", "icon.svg"))
 
@@ -168,19 +133,8 @@ def handlers_of(console: Console) -> list[Any]:
     def icon() -> str:
         return image
 
-    pages = [user_page, item_page, now_page, releases_page, letters_page, login_page]
-    return [*pages, watch, log_in, stylesheet, icon]
-
-
-async def give_cookie(console: Console, request: Asked) -> Response[str]:
-    services = services_of(request)
-    shown = (await read_form(request)).get("token", "")
-    if not hmac.compare_digest(shown.encode(), services.rules.token.encode()):
-        return console.page("login", request, {"problem": "this is not gateway.token"}, 401)
-    gateway = services.settings.gateway
-    secure = "; Secure" if gateway.tls_cert_file is not None else ""
-    cookie = f"{COOKIE}={services.rules.cookie()}; Path=/console; HttpOnly; SameSite=Strict{secure}"
-    return Response("", status_code=303, headers={"Location": "/console/now", "Set-Cookie": cookie})
+    pages = [user_page, item_page, now_page, releases_page, roll_back_page, letters_page, letter_page, login_page]
+    return [*pages, watch, roll_back, letter, log_in, stylesheet, icon]
 
 
 async def show_item(console: Console, request: Asked, item: str, search: str) -> Response[str]:
@@ -268,13 +222,3 @@ def read_watch(form: dict[str, str], item: Item | None, services: Services) -> W
     if events.problems:
         raise BadRequest(events.problems[0].reason)
     return event
-
-
-async def read_form(request: Asked) -> dict[str, str]:
-    """Read a form's fields, the first of each name. Raises BadRequest."""
-    body = await read_body(request, services_of(request))
-    try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=20)
-    except ValueError as error:
-        raise BadRequest(f"the form cannot be read: {error}") from None
-    return {name: values[0] for name, values in fields.items()}

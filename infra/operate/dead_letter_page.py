@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +19,14 @@ from streams.messages import DeadLetter
 LONGEST_REASON = 90
 HEX_BYTES = 4096  # shown of a value that is no text
 TEXT_CHARACTERS = 65_536
+
+
+class ShownValue(NamedTuple):
+    """A message's value as it is shown; `is_cut`: not all of it."""
+
+    text: str
+    is_text: bool
+    is_cut: bool
 
 
 def table_of(entries: Sequence[Entry]) -> Table:
@@ -35,20 +43,33 @@ def print_letter(entry: Entry, letter: DeadLetter, console: Console) -> None:
     """All of one letter; of a long value its beginning."""
     state = entry.state if not entry.marked_ms else f"{entry.state} {when(entry.marked_ms)}"
     facts = {"id": str(entry.place), "when": when(entry.at_ms), "code": entry.code, "reason": entry.reason}
-    facts |= {"state": state, "retried from": entry.retried_from, "key": _inline(letter.key)}
-    facts |= {f"header {name}": _inline(content) for name, content in letter.headers}
-    facts |= {f"{what} was cut": f"it had {size:,} bytes" for what, size in letter.cut.items()}
+    facts |= {"state": state, "retried from": entry.retried_from} | facts_beside(letter)
     for name, value in facts.items():
         if value:
             console.print(f"{escape(harmless(name)):<14} {escape(harmless(value))}")
     if letter.value is None:
         console.print("no value")
         return
-    text = as_text(letter.value)
-    console.print(f"value          {entry.size:,} bytes{'' if text is not None else ', not text'}\n")
-    console.print(escape(text[:TEXT_CHARACTERS] if text is not None else hex_dump(letter.value)))
-    if len(letter.value) > (HEX_BYTES if text is None else TEXT_CHARACTERS):
+    shown = shown_value(letter.value)
+    console.print(f"value          {entry.size:,} bytes{'' if shown.is_text else ', not text'}\n")
+    console.print(escape(shown.text))
+    if shown.is_cut:
         console.print("\n... (all of it: --raw)")
+
+
+def facts_beside(letter: DeadLetter) -> dict[str, str]:
+    """Key and headers of the message, and what was too large to be kept whole."""
+    facts = {"key": _inline(letter.key)}
+    facts |= {f"header {name}": _inline(content) for name, content in letter.headers}
+    return facts | {f"{what} was cut": f"it had {size:,} bytes" for what, size in letter.cut.items()}
+
+
+def shown_value(value: bytes) -> ShownValue:
+    """A value as text where it is that, else in hexadecimal; of a long one the beginning."""
+    text = as_text(value)
+    if text is None:
+        return ShownValue(hex_dump(value), is_text=False, is_cut=len(value) > HEX_BYTES)
+    return ShownValue(text[:TEXT_CHARACTERS], is_text=True, is_cut=len(text) > TEXT_CHARACTERS)
 
 
 def row_of(entry: Entry) -> dict[str, Any]:

@@ -11,13 +11,22 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import msgspec
 
 from indexer import rollout
 from indexer.rollout import WHOLE, announced_ms, spare_of
 from indexer.schema import collection_name
-from infra.operate.releases import BundleFound, CollectionFound, find_bundles, hear, read_collections, servers_of
+from infra.operate.releases import (
+    BundleFound,
+    CollectionFound,
+    find_bundles,
+    hear,
+    read_collections,
+    read_topic,
+    servers_of,
+)
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Settings
 from streams import topics
@@ -30,6 +39,16 @@ POLL_S = 0.05
 
 class RollBackRefused(ServiceError):
     """There is nothing to go back to; the text says why."""
+
+
+class RollBackPlan(NamedTuple):
+    """The collection to go back to, the release that is live until then, the one that goes live whatever is done now
+    (see `coming`), and the servers that are waited for."""
+
+    spare: CollectionFound
+    before: str
+    coming: str
+    servers: set[str]
 
 
 class RolledBack(msgspec.Struct, frozen=True):
@@ -68,16 +87,18 @@ class _AwaitedServers:
         return done, [name for name in present if name not in done]
 
 
-def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None] = lambda what: None) -> RolledBack:
-    """Announce the spare, then wait up to `wait_s` until all living servers answer from it.
+def roll_back(
+    settings: Settings, wait_s: float, progress: Callable[[str], None] = lambda what: None, *, to: str = ""
+) -> RolledBack:
+    """Announce the spare, then wait up to `wait_s` until all living servers answer from it. `to`: only if
+    this version is the spare.
 
     Raises RollBackRefused, IndexFailure (Milvus does not answer), TopicMissing and KafkaError.
     """
     with TopicFollower(settings.kafka, topics.RELEASES) as follower:
         told = reduce(hear, follower.to_end(), rollout.Releases())
-        collections = read_collections(settings.milvus)
-        bundles, problem = find_bundles(settings)
-        spare = choose(told, collections, bundles, problem)
+        plan = _plan(settings, told, to)
+        spare = plan.spare
         progress(f"checking {spare.version}")
         check_spare(settings, spare.version)
         began = time.monotonic()
@@ -86,35 +107,46 @@ def roll_back(settings: Settings, wait_s: float, progress: Callable[[str], None]
         ready = IndexReady(spare.version, name, spare.rows, now_ms, rolled_back_from=told.live)
         announce(settings.kafka, ready)
         progress(f"{spare.version} is announced")
-        awaited = _AwaitedServers(spare.version, told, living(told, now_ms, settings.indexer.server_timeout_s))
+        awaited = _AwaitedServers(spare.version, told, plan.servers)
         _wait(awaited, follower, wait_s, progress)
     served_by, waiting_for = awaited.answers()
     return RolledBack(
         version=spare.version,
-        before=told.live,
+        before=plan.before,
         served_by=served_by,
         waiting_for=waiting_for,
-        coming=coming(told, collections),
+        coming=plan.coming,
         spent_s=time.monotonic() - began,
     )
+
+
+def read_plan(settings: Settings, to: str = "") -> RollBackPlan:
+    """What a roll-back would do now; the spare's files are not looked at. Raises as `roll_back`."""
+    return _plan(settings, read_topic(settings.kafka), to)
 
 
 def choose(
     told: rollout.Releases,
     collections: Iterable[CollectionFound],
     bundles: Iterable[BundleFound],
+    to: str = "",
     not_known: str = "",
 ) -> CollectionFound:
-    """The collection to go back to. `not_known`: why there may be more bundles. Raises RollBackRefused."""
+    """The collection to go back to; `to`: only if it is of this version. `not_known`: why there may be more bundles.
+    Raises RollBackRefused."""
     found = {each.version: each for each in collections}
     marks = {version: each.mark for version, each in found.items()}
     if not told.live:
         raise RollBackRefused("no release is live yet: there is nothing to go back from")
+    if to == told.live:
+        raise RollBackRefused(f"release {to} is live already")
     if marks.get(told.live) == WHOLE:  # its mark comes after its announcement, and the indexer would announce it again
         raise RollBackRefused(f"release {told.live} is being announced at this moment: try again in a second")
     spare = spare_of(told.live, marks)
     if not spare:
         raise RollBackRefused(f"there is no spare: no release but {told.live} has an announced index to go back to")
+    if to not in ("", spare):
+        raise RollBackRefused(f"a roll-back goes to the spare, which is {spare} and not {to}")
     problem = {bundle.version: bundle.problem for bundle in bundles}.get(spare, not_known or "it is not there")
     if problem:
         raise RollBackRefused(f"the spare {spare} cannot be served, for want of its bundle: {problem}")
@@ -144,6 +176,14 @@ def coming(told: rollout.Releases, collections: Iterable[CollectionFound]) -> st
     newest = told.bundle.version if told.bundle else ""
     mark = {each.version: each.mark for each in collections}.get(newest, "")
     return newest if announced_ms(mark) is None and newest != told.live else ""
+
+
+def _plan(settings: Settings, told: rollout.Releases, to: str) -> RollBackPlan:
+    collections = read_collections(settings.milvus)
+    bundles, problem = find_bundles(settings)
+    spare = choose(told, collections, bundles, to, problem)
+    servers = living(told, time.time_ns() // 1_000_000, settings.indexer.server_timeout_s)
+    return RollBackPlan(spare, told.live, coming(told, collections), servers)
 
 
 def _wait(awaited: _AwaitedServers, follower: TopicFollower, wait_s: float, progress: Callable[[str], None]) -> None:

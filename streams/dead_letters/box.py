@@ -7,7 +7,7 @@ The list holds no bytes of messages: there may be very many, and each as large a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,6 +88,17 @@ def read_box(kafka: Kafka, progress: Progress = lambda done, total: None) -> dic
     for place in marks.keys() & entries.keys():
         entries[place].state, entries[place].marked_ms = marks[place].mark, marks[place].at_ms
     return dict(sorted(entries.items(), key=lambda each: (each[1].at_ms, each[0])))
+
+
+def tries_of(box: Mapping[Place, Entry], entry: Entry) -> int:
+    """How often the message was tried: once, and once more for each letter that it was sent again from, as far back as
+    letters are kept. A header may say anything: what leads in a circle counts once."""
+    known = {entry.place}
+    found: Entry | None = entry
+    while found is not None and (source := place_of(found.retried_from)) is not None and source not in known:
+        known.add(source)
+        found = box.get(source)
+    return len(known)
 
 
 def read_letters(kafka: Kafka, progress: Progress = lambda done, total: None) -> Iterator[DeadLetter]:

@@ -54,7 +54,7 @@ def main() -> None:
 
 def pictures(data_dir: Path) -> Iterator[tuple[str, bytes]]:
     """Name and PNG of each page in each look."""
-    with running_console(data_dir, SIZE, workers=(*WORKERS, "trainer")) as console:
+    with running_console(data_dir, SIZE, workers=(*WORKERS, "trainer"), releases=2) as console:
         service = console.service
         service.settings = with_section(service.settings, "join", window_s=JOIN_S)
         service.start("join")
@@ -128,6 +128,13 @@ def show_dead_letters(visit: Visit, console: RunningConsole) -> None:
     visit.open("/console/dead-letters")
 
 
+def show_letter(visit: Visit, console: RunningConsole) -> None:
+    page = visit.open("/console/dead-letters")
+    page.locator("td a").first.click()
+    expect(page.get_by_role("heading", name="What it holds")).to_be_visible()
+    page.mouse.move(0, 0)
+
+
 PAGES: dict[str, Callable[[Visit, RunningConsole], None]] = {
     "now": show_now,
     "user": show_user,
@@ -135,6 +142,7 @@ PAGES: dict[str, Callable[[Visit, RunningConsole], None]] = {
     "item": show_item,
     "releases": show_releases,
     "dead-letters": show_dead_letters,
+    "letter": show_letter,
 }
 
 if __name__ == "__main__":

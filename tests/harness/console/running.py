@@ -39,12 +39,16 @@ def running_console(
     size: Size,
     *,
     workers: Sequence[str] = WORKERS,
+    releases: int = 1,
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[RunningConsole]:
-    """An indexer, a server, these workers and the gateway, ready; the release is trained, and one message is broken.
+    """An indexer, a server, these workers and the gateway, ready; the last of the releases is live, and one message is
+    broken.
 
     `renamed`: other ids for items of the world."""
-    with running_service(data_dir, 1, size, renamed=renamed) as service:
+    with running_service(data_dir, releases, size, renamed=renamed) as service:
+        for number in range(1, releases):
+            service.wait_served(service.publish(number))
         for name in workers:
             service.start(name)
         service.traffic.send(topics.WATCH_EVENTS, "nobody", BROKEN)

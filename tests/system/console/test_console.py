@@ -11,19 +11,23 @@ from msgspec import structs
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
+from streams.dead_letters.box import OPEN, read_box
+from streams.topics import WATCH_EVENTS
 from tests.harness.console.browser import View, Visit, chromium, faults, install_axe, visiting
 from tests.harness.console.running import RunningConsole, running_console
 from tests.harness.gateways import running_gateway
 from tests.harness.needs import CHROMIUM, NPM, needs
 from tests.harness.service import Size
-from tests.harness.system import with_section
+from tests.harness.system import wait_until, with_section
 from tests.harness.traffic import Histories
 
 pytestmark = [needs(CHROMIUM), needs(NPM)]
 
 STRANGE = "a/\"b\" 'c' 😀 100% <i>?&#"  # an id
 MARKUP = "<img src=/x onerror=alert(1)><script>alert(2)</script> \"T\" & 'Co'"  # a title
-RENAMED, MARKED = "v000150", "v000151"
+LONG = "\U0001f600W" * 1000  # a title
+RENAMED, MARKED, LENGTHY = "v000150", "v000151", "v000152"
+BAD = b'{"event_id": "<i>bad</i>", \xc3\xa9' + b"w" * 5000
 SIZE = Size(users=100, items=200, watches=3000)
 TOKEN = "a-token-of-the-test"
 WIDTHS = (360, 1400)
@@ -36,16 +40,22 @@ PAGES = {
     "found": "/console/item?search=0",
     "item": f"/console/item?item={MARKED}",
     "strange item": f"/console/item?item={quote(STRANGE, safe='')}",
+    "long item": f"/console/item?item={LENGTHY}",
+    "long items": "/console/item?search=w\U0001f600w",
     "releases": "/console/releases",
+    "roll back": "/console/roll-back?version={spare}",
+    "no roll back": "/console/roll-back?version={live}",
     "dead letters": "/console/dead-letters",
+    "letter": "/console/dead-letter?id={letter}",
     "log in": "/console/login",
 }
 
 
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole]:
-    with running_console(tmp_path_factory.mktemp("console"), SIZE, renamed={RENAMED: STRANGE}) as running:
-        running.service.traffic.publish(structs.replace(running.items[MARKED], title=MARKUP))
+    with running_console(tmp_path_factory.mktemp("console"), SIZE, releases=2, renamed={RENAMED: STRANGE}) as running:
+        for item_id, title in ((MARKED, MARKUP), (LENGTHY, LONG)):
+            running.service.traffic.publish(structs.replace(running.items[item_id], title=title))
         yield running
 
 
@@ -72,6 +82,23 @@ def user_path(user: str, only: str = "") -> str:
     return f"/console/user?user={quote(user, safe='')}&filter={quote(only, safe='')}"
 
 
+def path_of(path: str, console: RunningConsole) -> str:
+    """A page of this system."""
+    spare, live = (each.manifest.version for each in console.service.releases.bundles)
+    return path.format(user=console.users[0], spare=spare, live=live, letter=letter_of(console))
+
+
+def letter_of(console: RunningConsole) -> str:
+    """The id of a letter that is open, the newest."""
+    letters = read_box(console.service.settings.kafka).values()
+    return [str(each.place) for each in letters if each.state == OPEN][-1]
+
+
+def complaints_of(visit: Visit) -> list[str]:
+    """What the browser complains of, but that a roll-back is refused."""
+    return [each for each in visit.complaints if "status of 409" not in each]
+
+
 def titles(page: Page, section: str) -> list[str]:
     """The titles in the section of this heading, in their order."""
     found = page.locator("section", has=page.get_by_role("heading", name=section, exact=True))
@@ -88,29 +115,29 @@ def test_every_page_fits_and_complains_of_nothing_and_axe_finds_no_serious_fault
     with visiting(browser, console.gateway.address, View(width), bypass_csp=True) as visit:
         found = {}
         for name, path in PAGES.items():
-            page = visit.open(path.format(user=console.users[0]))
+            page = visit.open(path_of(path, console))
             found[name] = [*visit.too_wide(), *faults(page, axe)]
         page = visit.open(user_path(console.users[0]))
         page.get_by_role("button", name="watch this").last.click()
         expect(page.get_by_role("heading", name="Before")).to_be_visible()
         found["watched"] = [*visit.too_wide(), *faults(page, axe)]
     assert not {name: faults for name, faults in found.items() if faults}
-    assert visit.complaints == [] and visit.strayed == []
+    assert complaints_of(visit) == [] and visit.strayed == []
 
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
 def test_every_page_works_under_its_own_policy_and_without_scripts(path, console: RunningConsole, browser: Browser):
     with visiting(browser, console.gateway.address, View(), java_script_enabled=False) as visit:
-        page = visit.open(path.format(user=console.users[0]))
+        page = visit.open(path_of(path, console))
         assert page.get_by_role("heading", level=1).count() == 1
         assert page.locator("nav a").count() == 5
-    assert visit.complaints == [] and visit.strayed == []
+    assert complaints_of(visit) == [] and visit.strayed == []
     assert {url.removeprefix(visit.address) for url in visit.requests} > {"/console/console.css"}
 
 
 def test_the_pages_are_of_the_running_system(visit: Visit, console: RunningConsole):
-    version = console.service.releases.bundles[0].manifest.version
-    assert version in visit.open("/console/releases").locator("main").inner_text()
+    text = visit.open("/console/releases").locator("main").inner_text()
+    assert all(each.manifest.version in text for each in console.service.releases.bundles)
     assert "1 open" in visit.open("/console/dead-letters").locator("main").inner_text()
     now = visit.open("/console/now")
     expect(now.locator(".processes")).to_contain_text("history ready")
@@ -177,6 +204,49 @@ def test_who_has_no_token_reads_and_who_logs_in_watches(console: RunningConsole,
         expect(page.get_by_role("status")).to_be_visible()
         assert page.get_by_role("link", name="log in to write").count() == 0
         assert visit.complaints == [] and visit.strayed == []
+
+
+# --- dead letters and releases ----------------------------------------------------------------------------------------
+
+
+def test_a_letter_is_read_retried_and_dropped(visit: Visit, console: RunningConsole):
+    """What is sent again is as bad as it was: it is a new letter, that was tried twice."""
+    before = letter_of(console)
+    console.service.traffic.send(WATCH_EVENTS, "nobody", BAD)
+    wait_until(lambda: letter_of(console) != before, "a letter of it", 30)
+    first = letter_of(console)
+    page = visit.open("/console/dead-letters")
+    page.get_by_role("link", name=first, exact=True).click()
+    expect(page.locator("pre")).to_have_text(BAD.decode())
+    page.get_by_role("button", name="retry").click()
+    expect(page.get_by_role("status")).to_contain_text("was sent again as watch-events/")
+    page.reload()
+    expect(page.get_by_role("status")).to_contain_text("was sent again before")
+    wait_until(lambda: letter_of(console) not in (before, first), "a letter of what was sent again", 30)
+    page = visit.open(f"/console/dead-letter?id={letter_of(console)}")
+    expect(page.locator("dl")).to_contain_text("2 times")
+    expect(page.get_by_role("link", name=first)).to_be_visible()
+    page.get_by_role("button", name="drop").click()
+    expect(page.get_by_role("status")).to_contain_text("was dropped")
+    expect(page.get_by_role("button")).to_have_count(0)
+    page.get_by_role("link", name="All open letters").click()
+    expect(page.locator("main")).to_contain_text("1 open")
+
+
+def test_a_release_is_rolled_back_after_it_was_asked_and_once(console: RunningConsole, browser: Browser):
+    spare, live = (each.manifest.version for each in console.service.releases.bundles)
+    with visiting(browser, console.gateway.address, View()) as visit:
+        page = visit.open("/console/releases")
+        page.get_by_role("button", name="roll back to this one").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"Roll back to {spare}")
+        expect(page.locator("main")).to_contain_text(f"{live} is live")
+        page.get_by_role("button", name=f"Roll back to {spare}").click(no_wait_after=True)  # it loads torch
+        expect(page.get_by_role("status")).to_contain_text(f"{spare} is live in place of {live}", timeout=60_000)
+        assert page.get_by_role("alert").count() == 0 and console.service.served() == {spare}
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text(f"release {spare} is live already")
+        expect(visit.open(user_path(console.users[0])).locator("main")).to_contain_text(f"release {spare}")
+        assert complaints_of(visit) == [] and visit.strayed == []
 
 
 # --- without a mouse ------------------------------------------------------------------------------------------------

@@ -2,92 +2,30 @@
 
 import asyncio
 import re
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from html import unescape
 from urllib.parse import quote
 
-import httpx
 import pytest
+from markupsafe import escape
 
 from indexer.errors import IndexFailure
 from infra.console import pages
 from infra.console.catalogue import Catalogue
 from infra.console.neighbours import Neighbour
-from infra.console.pages import console_pages
-from infra.gateway.app import create_app
-from nextwatch_client import Recommended, RecommendReply, ShownList, UserHistory, Watch
-from streams.messages import Item, WatchEvent, decode, encode
-from streams.topics import ITEMS
-from tests.unit.infra.gateway.gateways import HOST, Brokers, Ground, Servers, services_of
+from nextwatch_client import RecommendReply
+from streams.messages import Item, WatchEvent, decode
+from tests.unit.infra.console.consoles import HERE, TOKEN, know_catalogue, run
 
-TOKEN = "s3cret-token"
 MARKUP = "<script>alert('1')</script>\"&"
+STRANGE = ["a/b", "a//b/", "with space", "\"quotes'", "emoji \U0001f600", "..", "a?b#c", "100%", "a&b=c+d"]
+STRANGE_ITEM = Item(MARKUP, "of a strange id")
 PAGES = ("/console", "/console/now", "/console/user", "/console/item", "/console/login")
-HERE = {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}
-
-
-def listed(*ids: str) -> RecommendReply:
-    items = tuple(Recommended(item_id, rank, "two_tower", 1.5, 30.0) for rank, item_id in enumerate(ids, 1))
-    return RecommendReply("r", items=items, version="v1", served_by="s")
-
-
-def history(*watched: str, user: str = "ann") -> UserHistory:
-    watches = tuple(Watch(item, 1000, 30.0, 60.0, True, event, 0) for event, item in enumerate(watched))
-    watches = tuple(Watch(w.item_id, w.event_ms, w.watch_s, w.duration_s, True, f"e{w.event_id}", 0) for w in watches)
-    return UserHistory(user, watches, impressions=(ShownList("r", 1000, ("shown-item",)),))
-
-
-class Serving(Servers):
-    """Servers that know a user's watches as soon as the brokers have them, and move a watched item down the list."""
-
-    def __init__(self, brokers: Brokers) -> None:
-        super().__init__()
-        self.brokers, self.ids, self.of = brokers, ["a", "b", "c"], history("old")
-
-    async def ask(self, request, *, timeout_s, retries):
-        self.asked.append(request)
-        if isinstance(self.reply, Exception) or self.reply.error:
-            return await super().ask(request, timeout_s=timeout_s, retries=retries)
-        sent = [decode(WatchEvent, record.value) for record in self.brokers.sent]
-        if request.history:
-            new = [Watch(each.item_id, each.event_ms, each.watch_s, None, True, each.event_id, 0) for each in sent]
-            return RecommendReply(
-                "r", history=UserHistory("ann", (*self.of.watches, *new), impressions=self.of.impressions)
-            )
-        watched = {each.item_id for each in sent}
-        return listed(*[each for each in self.ids if each not in watched], *(["new"] if sent else []))
-
-
-@asynccontextmanager
-async def console(token="", items=(), **settings):
-    brokers = Brokers()
-    servers = Serving(brokers)
-    services = services_of(servers, brokers, token, **settings)
-    with console_pages(services) as pages:
-        transport = httpx.ASGITransport(create_app(services, pages), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}") as http:
-            yield Ground(services, servers, brokers, http)
-
-
-def run(scene, token="", **settings):
-    async def play():
-        async with console(token, **settings) as ground:
-            return await scene(ground)
-
-    return asyncio.run(play())
 
 
 @pytest.fixture(autouse=True)
 def catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
-    """A catalogue that is there without a broker; one title is markup."""
-    found = Catalogue(1_000_000)
-    for item in (Item("a", MARKUP, channel="cats", duration_s=42.0), Item("b", "B"), Item(MARKUP, "of a strange id")):
-        found.apply(SimpleNamespace(topic=ITEMS, key=item.item_id.encode(), value=encode(item)))
-    found.is_whole = True
-    monkeypatch.setattr("infra.console.catalogue.CatalogueReader.catalogue", property(lambda self: found))
-    monkeypatch.setattr("infra.console.curves.Sampler.look", lambda self, now_s: None)
     monkeypatch.setattr(pages, "read_neighbours", lambda settings, item: [Neighbour("b", 0.91)])
-    return found
+    return know_catalogue(monkeypatch, Item("a", MARKUP, channel="cats", duration_s=42.0), Item("b", "B"), STRANGE_ITEM)
 
 
 def form_of(page: str, item: str) -> dict[str, str]:
@@ -111,6 +49,37 @@ def test_looking_leaves_no_impression():
 
     asked = run(scene)
     assert len(asked) >= 5 and not any(each.record for each in asked)
+
+
+@pytest.mark.parametrize("user", STRANGE)
+def test_a_user_may_have_any_id_in_the_page_and_in_its_path(user):
+    async def scene(ask):
+        status, page = await ask("GET", f"/console/user?user={quote(user, safe='')}")
+        form = {name: unescape(value) for name, value in form_of(page, "a").items()}
+        watched = await ask("POST", "/console/watch", data=form, headers=HERE)
+        return status, page, watched, ask.servers.asked, decode(WatchEvent, ask.brokers.sent[0].value)
+
+    status, page, (watched_status, watched), asked, event = run(scene)
+    assert status == watched_status == 200 and {each.user_id for each in asked} == {event.user_id} == {user}
+    assert f"<h1>User {escape(user)}</h1>" in page and f"<h1>User {escape(user)}</h1>" in watched
+
+
+@pytest.mark.parametrize("letter", ["W", "\U0001f600"])
+def test_a_title_of_two_thousand_letters_is_cut_in_sight_and_whole_on_its_own_page_once(letter, monkeypatch):
+    """In UTF-8 that is up to 8 kB; a longer one is refused as a message."""
+    title = letter * 2000
+    know_catalogue(monkeypatch, *(Item(item_id, title) for item_id in "abc"))
+    for path, times in (("/console/user?user=ann", 0), ("/console/item?search=a", 0), ("/console/item?item=a", 1)):
+        status, page = run(lambda ask, path=path: ask("GET", path))
+        assert status == 200 and page.count(title) == page.count(f'title="{title}"') == times, path
+        seen = re.sub(r'title="[^"]*"', "", page)
+        assert max(map(len, re.findall(rf"{letter}+", seen))) == 119 and f"{letter}…" in seen, path
+
+
+@pytest.mark.parametrize("path", ["/console/user?user={}", "/console/item?item={}", "/console/item?search={}"])
+def test_what_was_typed_is_cut_in_sight_however_long_it_is(path):
+    status, page = run(lambda ask: ask("GET", path.format("w" * 10_000)))
+    assert status in (200, 400) and max(map(len, re.findall("w+", re.sub(r'value="w+"', "", page)))) < 1000
 
 
 @pytest.mark.parametrize("path", ["/console/user?user=ann", "/console/item?search=script", "/console/item?item=a"])

@@ -1,20 +1,16 @@
 """The web server itself, over sockets: clients that go, dawdle, or send too much; TLS; and how it stops."""
 
-import asyncio
 import contextlib
 import json
 import socket
 import ssl
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from infra.gateway import process
-from infra.gateway.process import MOST_HEAD_BYTES, create_server, listening, stop_with
+from infra.gateway.process import MOST_HEAD_BYTES, listening
 from infra.platform.certificates import server_tls
 from infra.platform.guarded_process import ServiceError
 from infra.platform.settings import Gateway
@@ -22,52 +18,9 @@ from nextwatch_client import Recommended, RecommendReply
 from tests.harness.needs import LINUX, needs
 from tests.harness.system import wait_until
 from tests.unit.infra.certificates import make_certificates
-from tests.unit.infra.gateway.gateways import Brokers, Servers, services_of
+from tests.unit.infra.gateway.served import head, running
 
 LARGE = RecommendReply("r", items=tuple(Recommended("v" * 200, rank, "trending") for rank in range(40_000)))
-
-
-class Running:
-    """A gateway in a thread of its own."""
-
-    def __init__(self, port: int, servers: Servers, brokers: Brokers, stop: threading.Event) -> None:
-        self.port, self.servers, self.brokers, self.stop = port, servers, brokers, stop
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
-
-    def ask(self, request: bytes) -> bytes:
-        """All that comes back until the gateway closes."""
-        with self.connect() as connection:
-            connection.sendall(request)
-            return b"".join(iter(lambda: connection.recv(65_536), b""))
-
-
-def head(method: str, path: str, *lines: str) -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *lines, "", ""]).encode()
-
-
-@contextlib.contextmanager
-def running(tls: ssl.SSLContext | None = None, **settings: Any) -> Iterator[Running]:
-    servers, brokers, stop = Servers(), Brokers(), threading.Event()
-    services = services_of(servers, brokers, port=0, **settings)
-
-    async def serve(door: socket.socket) -> None:
-        server = create_server(services, tls)
-        stopping = asyncio.create_task(stop_with(server, stop))
-        await server.serve(sockets=[door])
-        stopping.cancel()
-
-    with listening(services.settings.gateway) as door:
-        door.listen()
-        thread = threading.Thread(target=lambda: asyncio.run(serve(door)), daemon=True)
-        thread.start()
-        try:
-            yield Running(door.getsockname()[1], servers, brokers, stop)
-        finally:
-            stop.set()
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 def test_a_body_that_is_cut_sends_nothing_and_logs_no_error(capfd):

@@ -87,6 +87,10 @@ def test_what_is_gone_back_to_is_the_spare_and_only_when_servers_can_take_it():
     both = collections(a=announced(1), b=announced(2))
     assert choose(told(ready("b")), both, bundles).version == "a"
     assert choose(told(ready("b"), ready("a")), both, bundles).version == "b", "rolling back twice goes forward"
+    assert choose(told(ready("b")), both, bundles, "a").version == "a"
+    for to, why in (("b", "release b is live already"), ("c", "the spare, which is a and not c")):
+        with pytest.raises(RollBackRefused, match=why):
+            choose(told(ready("b")), both, bundles, to)
     for why, topic, there, on_disk in (
         ("no release is live", told(), both, bundles),
         ("no spare", told(ready("a")), collections(a=announced(1)), bundles),
@@ -215,7 +219,9 @@ def test_there_is_nothing_to_go_back_to_before_a_second_release(system: System, 
     assert system.report()["live"] == first
 
 
-def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(system: System, capsys):
+def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(
+    system: System, run_releases: Any, capsys
+):
     first, second = system.publish(0), system.publish(1)
     report = system.report()
     assert (report["live"], report["spare"], report["newest"]) == (second, first, second)
@@ -232,6 +238,9 @@ def test_going_back_to_the_spare_takes_seconds_and_the_indexer_leaves_it_there(s
     assert (done["version"], done["before"], done["waiting_for"], done["coming"]) == (first, second, [], "")
     assert len(done["served_by"]) == 1
     assert done["spent_s"] < 5.0
+
+    done_twice = run_releases(system.settings)("--rollback", "--to", first)
+    assert done_twice.code == 2 and f"release {first} is live already" in done_twice.err, "and not forward again"
 
     system.processes["indexer"].stop()
     wait_for_health(system.settings, system.start("indexer", "indexer-again"))
