@@ -40,7 +40,9 @@ class Serving(Servers):
         super().__init__()
         self.brokers, self.ids, self.of = brokers, ["a", "b", "c"], history("old")
 
-    async def ask(self, request: RecommendRequest, *, timeout_s: float, retries: int) -> RecommendReply:
+    async def ask(
+        self, request: RecommendRequest, *, timeout_s: float, retries: int, traceparent: str = ""
+    ) -> RecommendReply:
         self.asked.append(request)
         if isinstance(self.reply, Exception) or self.reply.error:
             return await super().ask(request, timeout_s=timeout_s, retries=retries)
