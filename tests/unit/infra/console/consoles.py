@@ -45,7 +45,7 @@ class Serving(Servers):
     ) -> RecommendReply:
         self.asked.append(request)
         if isinstance(self.reply, Exception) or self.reply.error:
-            return await super().ask(request, timeout_s=timeout_s, retries=retries)
+            return await super().ask(request, timeout_s=timeout_s, retries=retries, traceparent=traceparent)
         sent = [decode(WatchEvent, record.value or b"") for record in self.brokers.sent]
         if request.history:
             new = [Watch(each.item_id, each.event_ms, each.watch_s, None, True, each.event_id, 0) for each in sent]
