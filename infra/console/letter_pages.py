@@ -43,10 +43,10 @@ async def show_letters(console: Console, request: Asked) -> Response[str]:
     shown: dict[str, Any] = {"letters": [], "total": 0, "problem": "", "now_ms": time.time() * 1000}
     try:
         async with console.reading:
-            lines = await asyncio.to_thread(read_open, services_of(request).settings.kafka)
+            letters, total = await asyncio.to_thread(read_open, services_of(request).settings.kafka)
     except (KafkaError, TopicMissing) as error:
         return console.page("dead_letters", request, shown | {"problem": str(error)}, 503)
-    return console.page("dead_letters", request, shown | {"letters": lines[:MOST_LETTERS], "total": len(lines)})
+    return console.page("dead_letters", request, shown | {"letters": letters, "total": total})
 
 
 async def show_letter(
@@ -90,10 +90,11 @@ def nothing_of(place: Place) -> dict[str, Any]:
     return shown | dict.fromkeys(("outcome", "found", "value"))
 
 
-def read_open(kafka: Kafka) -> list[Letter]:
-    """The open letters, newest first."""
+def read_open(kafka: Kafka) -> tuple[list[Letter], int]:
+    """The newest of the open letters, newest first, and how many are open in all."""
     box = read_box(kafka)
-    return [Letter(entry, tries_of(box, entry)) for entry in reversed(box.values()) if entry.state == OPEN]
+    entries = [entry for entry in reversed(box.values()) if entry.state == OPEN]
+    return [Letter(entry, tries_of(box, entry)) for entry in entries[:MOST_LETTERS]], len(entries)
 
 
 def read_letter(kafka: Kafka, place: Place) -> Letter | None:

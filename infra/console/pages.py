@@ -26,7 +26,7 @@ from infra.console.letter_pages import act_on_letter, show_letter, show_letters
 from infra.console.log_in import LogInLimit, give_cookie
 from infra.console.neighbours import Neighbour, read_neighbours
 from infra.console.release_pages import ask_roll_back, roll_back_and_tell, show_releases
-from infra.console.rendering import Console, create_templates, read_form
+from infra.console.rendering import Console, Turns, create_templates, read_form
 from infra.gateway.access import ICON, LOGIN, STYLE
 from infra.gateway.bodies import BadRequest, read_events
 from infra.gateway.event_sender import record_of
@@ -46,9 +46,7 @@ LETTER, ROLL_BACK = "/console/dead-letter", "/console/roll-back"
 @contextmanager
 def console_pages(services: Services) -> Iterator[list[Any]]:
     """The handlers of the console, as long as the block runs."""
-    console = Console(
-        CatalogueReader(services.settings), Sampler(services.settings), create_templates(), asyncio.Lock()
-    )
+    console = Console(CatalogueReader(services.settings), Sampler(services.settings), create_templates(), Turns())
     console.sampler.start()
     try:
         yield handlers_of(console)

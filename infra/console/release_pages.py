@@ -32,6 +32,10 @@ SERVED_S = 10.0  # until all living servers answer from it
 COMMAND_S = 60.0
 
 
+class NotDoneInTime(ServiceError):
+    """It may have been announced: servers follow later."""
+
+
 async def show_releases(console: Console, request: Asked) -> Response[str]:
     """Releases, collections and servers."""
     async with console.reading:
@@ -41,7 +45,7 @@ async def show_releases(console: Console, request: Asked) -> Response[str]:
 
 async def ask_roll_back(console: Console, request: Asked, version: str) -> Response[str]:
     """What a roll-back to this release would do, and whether it is wanted."""
-    shown: dict[str, Any] = {"version": version, "plan": None, "done": None, "problem": ""}
+    shown: dict[str, Any] = nothing_done(version)
     try:
         async with console.reading:
             plan = await asyncio.to_thread(plan_roll_back, services_of(request).settings, version)
@@ -53,14 +57,20 @@ async def ask_roll_back(console: Console, request: Asked, version: str) -> Respo
 async def roll_back_and_tell(console: Console, request: Asked) -> Response[str]:
     """Roll back to the release that the form names, and say what became of it."""
     version, settings = (await read_form(request)).get("version", ""), services_of(request).settings
-    shown: dict[str, Any] = {"version": version, "plan": None, "done": None, "problem": ""}
+    shown: dict[str, Any] = nothing_done(version)
     try:
         async with console.reading:
             await asyncio.to_thread(plan_roll_back, settings, version)
             done = await asyncio.to_thread(run_roll_back, settings, version)
     except (ServiceError, IndexFailure, KafkaError, TopicMissing) as error:
-        return console.page("roll_back", request, shown | {"problem": str(error)}, status_of(error))
+        shown |= {"problem": str(error), "is_known": not isinstance(error, NotDoneInTime)}
+        return console.page("roll_back", request, shown, status_of(error))
     return console.page("roll_back", request, shown | {"done": done})
+
+
+def nothing_done(version: str) -> dict[str, Any]:
+    """All that the page of a roll-back names, empty."""
+    return {"version": version, "plan": None, "done": None, "problem": "", "is_known": True}
 
 
 def status_of(error: Exception) -> int:
@@ -102,7 +112,7 @@ def run_roll_back(settings: Settings, version: str) -> RolledBack:
         )
         return msgspec.json.decode(done.stdout, type=RolledBack)
     except subprocess.TimeoutExpired:
-        raise ServiceError(
+        raise NotDoneInTime(
             f"it was not done within {COMMAND_S:.0f} s: the page of releases says which is live"
         ) from None
     except msgspec.DecodeError:

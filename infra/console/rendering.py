@@ -19,7 +19,7 @@ from litestar import MediaType, Response
 from infra.console.catalogue import Catalogue, CatalogueReader
 from infra.console.curves import Sampler
 from infra.gateway.bodies import BadRequest
-from infra.gateway.routes import Asked, read_body, services_of
+from infra.gateway.routes import Asked, Busy, read_body, services_of
 from infra.operate.dead_letter_page import harmless
 
 POLICY = (
@@ -27,9 +27,29 @@ POLICY = (
 )
 # A browser that may tell no page where it comes from calls its forms' origin "null", which is a stranger's.
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
+MOST_WAITING = 8
 LONGEST = 120  # characters of a text beside others
 SPANS = (("d", 86_400), ("h", 3600), ("min", 60))
 SECTIONS = {"letter": "dead_letters", "roll_back": "releases"}  # where the navigation shows a page of its own
+
+
+class Turns:
+    """A lock with room for MOST_WAITING in its queue: who waits keeps one of the gateway's places. Raises Busy."""
+
+    def __init__(self) -> None:
+        self._lock, self._waiting = asyncio.Lock(), 0
+
+    async def __aenter__(self) -> None:
+        if self._waiting >= MOST_WAITING:
+            raise Busy(f"{MOST_WAITING} readers of topics and releases wait already")
+        self._waiting += 1
+        try:
+            await self._lock.acquire()
+        finally:
+            self._waiting -= 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class Console:
     catalogue_reader: CatalogueReader
     sampler: Sampler
     templates: Environment
-    reading: asyncio.Lock  # of what costs in proportion to a topic: one at a time
+    reading: Turns  # of what costs in proportion to a topic: one at a time
 
     @property
     def catalogue(self) -> Catalogue:

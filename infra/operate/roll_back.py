@@ -101,6 +101,10 @@ def roll_back(
         spare = plan.spare
         progress(f"checking {spare.version}")
         check_spare(settings, spare.version)
+        follower.expect_present()  # the bundle may have been fetched, which takes minutes
+        told = reduce(hear, follower.to_end(), told)
+        plan = _plan(settings, told, spare.version)
+        spare = plan.spare
         began = time.monotonic()
         now_ms = time.time_ns() // 1_000_000
         name = collection_name(settings.milvus.collection_prefix, spare.version)

@@ -106,6 +106,8 @@ class OffsetTracker:
         for number, opened in self._open.items():
             if not self._is_behind(number):
                 for sent in opened:
+                    if sent.again is None or sent.future.is_done:  # a client's own topic is not waited for
+                        continue
                     with contextlib.suppress(KafkaError):
                         sent.future.get(max(0.0, until_s - self._clock()))
 
@@ -137,6 +139,8 @@ class OffsetTracker:
 
     def _wait(self, batch: SentBatch, until_s: float) -> None:
         for sent in batch.sent:
+            if sent.future.is_done:  # one that was given back at once has nothing to wait for
+                continue
             last_s = until_s if sent.topic != CLIENT else batch.sealed_s + CLIENT_S + ROUNDING_S
             with contextlib.suppress(KafkaError):
                 sent.future.get(max(0.0, last_s - self._clock()))

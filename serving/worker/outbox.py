@@ -76,7 +76,7 @@ class Outbox:
         """Send to a topic that a client has named; a failure is its own loss, logged and counted."""
         try:
             self._meet(topic)
-            self.offsets.add(Sent(CLIENT, self._producer.send(topic, value, **how)), of)
+            self.offsets.add(Sent(CLIENT, self._producer.send(topic, value, **how), len(value)), of)
         except (KafkaError, ValueError) as error:
             undelivered(error)
 
@@ -111,7 +111,7 @@ class Outbox:
             return self._producer.send(name, value, **how)
         except MessageSizeTooLargeError:
             raise
-        except KafkaError as error:
+        except (KafkaError, ValueError) as error:  # the latter: the topic was made anew with fewer partitions
             return Future().failure(error)
 
     def _meet(self, topic: str) -> None:

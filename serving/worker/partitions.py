@@ -148,7 +148,7 @@ class Partitions(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         """Read no requests of these partitions, of those that are answered, until they are stuck no more: what their
         requests cause cannot be written, and waits in memory."""
         stuck &= self.open
-        if stuck == self._held:
+        if stuck == self._held or self._assigned or self._is_joining:  # what is assigned now is paused, and stays so
             return
         log.warning("requests wait while what they cause cannot be written", partitions=sorted(stuck))
         # A rebalance may take one away in this very moment; the next assignment says what holds.

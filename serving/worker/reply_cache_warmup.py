@@ -8,6 +8,7 @@ impression (`record: false`) are answered anew.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +24,9 @@ from streams.kafka.follow import TopicFollower
 from streams.messages import Impression, Recommended, RecommendReply, Refused, decode, encode
 
 log = structlog.get_logger(__name__)
+
+POLL_S = 0.1
+MOST_S = 3.0  # a partition without a leader is not waited for: its requests are answered anew
 
 
 class Recent(NamedTuple):
@@ -75,11 +79,13 @@ def read_recent(kafka: Kafka, partitions: Iterable[int], since_ms: int) -> list[
     found = []
     with TopicFollower(kafka, topics.IMPRESSIONS, partitions=partitions) as follower:
         follower.go_to(since_ms)
-        for record in follower.to_end():
-            with suppress(Refused):
-                impression = decode(Impression, record.value, max_bytes=8 * kafka.max_message_bytes)
-                key = Key(impression.user_id, impression.request_id)
-                found.append(Recent(key, reply_of(impression), record.timestamp))
+        until_s = time.monotonic() + MOST_S
+        while not follower.caught_up and time.monotonic() < until_s:
+            for record in follower.poll(POLL_S):
+                with suppress(Refused):
+                    impression = decode(Impression, record.value, max_bytes=8 * kafka.max_message_bytes)
+                    key = Key(impression.user_id, impression.request_id)
+                    found.append(Recent(key, reply_of(impression), record.timestamp))
     return found
 
 

@@ -75,6 +75,7 @@ WAIT_S = 0.02  # between two looks at the feeds before the group is joined
 REPORT_EVERY_S = 1.0
 MIRROR_PARTS = 5  # of the memory, one is the mirror's: of two releases at once, when one replaces the other
 CLOSE_S = 10.0
+WRITTEN_S = 3.5  # so long a rebalance waits for what is not written, and for its commit: together less than SETTLE_S
 
 
 def run_serving(settings: Settings, stop: threading.Event) -> None:
@@ -276,14 +277,14 @@ class Worker:
         self._finish()
         self._queue.give_back()
         try:
-            self._outbox.offsets.wait(CLOSE_S)
+            self._outbox.offsets.wait(WRITTEN_S)
         except KafkaTimeoutError as error:
             log.warning("not all is written: the newest requests may be answered again", error=str(error))
         self._due |= self._outbox.offsets.acknowledged()
         due, self._due = self._due, {}
         reached("serving: settled")
         if due:
-            self._consumer.commit(_commits(due), timeout_ms=int(CLOSE_S * 1000))
+            self._consumer.commit(_commits(due), timeout_ms=int(WRITTEN_S * 1000))
 
     def _drop_lost(self) -> None:
         """Leave what is owned no more to its new owner."""

@@ -98,12 +98,13 @@ def _counts(settings: Settings) -> Iterator[Record]:
             yield number, key, encode(replace(decode(Trending, value, max_bytes=len(value)), offset=-1))
 
 
-def _newest(settings: Settings, topic: str) -> list[Record]:
-    """The newest record of every key of a compacted topic."""
-    newest: dict[tuple[int, bytes], bytes | None] = {}
-    for record in read_to_end(settings.kafka, topic):
-        newest[record.partition, record.key or b""] = record.value
-    return [(number, key, value) for (number, key), value in newest.items() if value is not None]
+def _newest(settings: Settings, topic: str) -> Iterator[Record]:
+    """The newest record of every key of a compacted topic, a partition after the other: one is held at a time."""
+    [about] = [each for each in topics.TOPICS if each.name == topic]
+    for number in range(topics.partitions_of(about, settings.kafka)):
+        read = read_to_end(settings.kafka, topic, partitions=[number])
+        newest = {record.key or b"": record.value for record in read}
+        yield from ((number, key, value) for key, value in newest.items() if value is not None)
 
 
 def _write(settings: Settings, topic: str, records: Iterable[Record]) -> int:

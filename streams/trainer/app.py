@@ -23,7 +23,9 @@ from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.faust_app import create_app, follow_readiness, handle_batches, look_beside, raw_topic, to_the_end
 from streams.kafka.outbox import Outbox, create_producer
+from streams.kafka.topic_ids import SOURCES
 from streams.trainer.control_state import ControlState
+from streams.trainer.restore import WORKER
 from streams.trainer.worker import TrainerWorker
 
 TICK_S = 0.1  # how often it is looked whether something has waited long enough while no batch comes
@@ -47,7 +49,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
             health.detail |= {"role": worker.role, "epoch": worker.writer.epoch, "release_refused": worker.refusal}
             await asyncio.sleep(0.1)
 
-    look_beside(app, settings, [topics.TRAINING_EXAMPLES])
+    look_beside(app, settings, SOURCES[WORKER])  # another `watch-events` is taken up at the next start
 
     @app.task  # type: ignore[untyped-decorator]
     async def go_on_while_idle() -> None:

@@ -57,6 +57,7 @@ class Learner:
         self.epoch = epoch  # of the rows that it makes (streams.epochs)
         self.progress = Progress()
         self.is_new = True  # no progress of this release has been published yet
+        self.renewed_to = 0  # examples below may be of a `watch-events` of before: its offsets say nothing
         self._items = items
         self._settings = settings
         self._step = 0
@@ -196,10 +197,12 @@ class Learner:
         self._ahead = {item_id: offset for item_id, offset in self._ahead.items() if offset > next_offset}
         fresh = []
         for offset, example in batch:
-            if offset >= next_offset and example.offset > watched.get(example.partition, -1):
+            is_old = offset < self.renewed_to
+            if offset >= next_offset and (is_old or example.offset > watched.get(example.partition, -1)):
                 if offset >= self._ahead.get(example.item_id, 0) and not self._is_released(example):
                     fresh.append(example)
-                watched[example.partition] = example.offset
+                if not is_old:
+                    watched[example.partition] = example.offset
             next_offset = max(next_offset, offset + 1)
         return fresh, Progress(next_offset, watched)
 

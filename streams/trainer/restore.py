@@ -64,6 +64,8 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, Item],
         else:
             remember_ids(settings.kafka, WORKER)
         committed = committed_examples(settings.kafka)
+        if changed:  # all that is there may be of the topic before: it is learnt before anything is compared
+            learner.renewed_to = committed = max(committed, end_of_examples(settings.kafka))
         return Restored(learner, learner.progress.next_offset, committed, shadowed, bool(changed))
     remember_ids(settings.kafka, WORKER)
     told = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")

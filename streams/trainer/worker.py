@@ -166,10 +166,10 @@ class TrainerWorker:
         self.writer.note_restored(learner, found.shadowed)
         if learner.is_new or found.is_renewed:  # where it begins, before Faust commits what it has learnt: a crash must
             await self.writer.send(learner, Learnt([], 0))  # not skip that
-        if found.is_renewed:
+        await self._catch_up(learner, found.start, found.stop)
+        if found.is_renewed:  # only now: a crash before begins this again
             await self.writer.published()
             await loop.run_in_executor(self._executor, remember_ids, self._settings.kafka, WORKER)
-        await self._catch_up(learner, found.start, found.stop)
         await self.writer.mend(learner)
         self.learner = learner
         metrics.MODEL_INFO.clear()

@@ -188,6 +188,15 @@ def test_replies_wait_for_impressions_for_a_moment_and_not_where_they_cannot_be_
     assert now_s == [pytest.approx(101.0 + ACKNOWLEDGE_S, abs=0.01)], "another partition is up to date"
 
 
+def test_no_batch_waits_for_a_clients_own_topic() -> None:
+    """A repeat in the next batch is answered before this one's replies are sent."""
+    now_s = [100.0]
+    offsets = OffsetTracker(lambda: now_s[0])
+    offsets.add(Sent(CLIENT, Unanswered(now_s)), 0)
+    offsets.wait_for_open()
+    assert now_s == [100.0]
+
+
 def test_a_client_that_does_not_read_keeps_no_reply_from_waiting_for_its_impression() -> None:
     now_s = [100.0]
     offsets = OffsetTracker(lambda: now_s[0])

@@ -148,6 +148,28 @@ def test_an_impression_is_sent_until_the_brokers_take_it_and_nobody_stands_still
     assert (producer.waited_ms, list(producer._accumulator._batches[impressions])) == (0.0, [b"i"])
 
 
+def test_a_topic_that_is_gone_when_it_is_first_needed_ends_nothing(outbox: Outbox, producer: Producer) -> None:
+    producer.there.discard("x-impressions")
+    producer.refresh()
+    outbox.send("impressions", b"i", of=0, key=b"ann")
+    outbox.offsets.wait_for_open()
+    outbox.seal({})
+    with pytest.raises(KafkaTimeoutError):
+        outbox.offsets.wait(0.0)
+
+
+def test_a_topic_that_was_made_again_with_fewer_partitions_ends_nothing(
+    outbox: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(*_: Any, **__: Any) -> None:
+        raise ValueError("Unrecognized partition")
+
+    monkeypatch.setattr(producer, "send", send)
+    outbox.send("impressions", b"i", of=3, partition=3)
+    outbox.seal({})
+    assert outbox.offsets.acknowledged() == {} and len(outbox.offsets) == 1
+
+
 def test_a_heartbeat_that_is_lost_is_borne(outbox: Outbox, producer: Producer) -> None:
     producer.there.discard("x-releases")
     producer.refresh()

@@ -89,6 +89,16 @@ def test_an_example_that_was_made_twice_is_learnt_once(bundle):
     assert again.duplicates == 2 and again.rows == []
 
 
+def test_examples_of_a_watch_topic_of_before_say_nothing_of_the_offsets_of_this_one(bundle):
+    trainer = learner(bundle)
+    trainer.learn(numbered(example("item-1", 1000)))
+    trainer.forget_watched()
+    trainer.renewed_to = 3
+    trainer.learn(numbered(example("item-2", 1001), example("item-3", 1002), start=1))
+    learnt = trainer.learn(numbered(example("item-1", 0), example("item-2", 1), start=3))
+    assert learnt.duplicates == 0 and trainer.progress.watched == {0: 1}
+
+
 def test_an_example_that_is_read_twice_is_learnt_once(bundle):
     trainer = learner(bundle)
     batch = numbered(example("item-1", 5), example("item-2", 6))

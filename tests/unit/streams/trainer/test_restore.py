@@ -94,6 +94,7 @@ def test_what_was_learnt_of_a_watch_topic_that_was_made_again_is_forgotten_and_t
     made_anew.append(topics.WATCH_EVENTS)
     found = taken_back(500, *rows, progress)
     assert (found.start, found.is_renewed, dict(found.learner.progress.watched)) == (601, True, {})
+    assert (found.stop, found.learner.renewed_to) == (END, END), "what is there may be of the topic before"
     assert remembered == ["trainer"], "not before the progress says so"
 
 
