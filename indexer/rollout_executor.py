@@ -152,6 +152,8 @@ class Collections:
                 self._forget(version)
 
     def _begin(self, version: str, now_ms: int) -> None:
+        if self._ahead.under_way not in ("", version) and not self._bundles.is_here(version):
+            return  # one fetch after the other: neither would end
         try:
             if not self._ahead.is_here(version):
                 return  # what is live is kept fresh meanwhile

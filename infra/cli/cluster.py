@@ -105,7 +105,7 @@ def releases(
 def _announce(settings: Settings, *, as_json: bool) -> None:
     from infra.operate.newest_release import announce_newest
 
-    version = announce_newest(settings)
+    version = announce_newest(settings, send_again=True)
     text = (
         f"{version} is announced" if version else "nothing to announce: no bundle here is newer than the announced one"
     )

@@ -35,10 +35,10 @@ def up(context: typer.Context) -> None:
             console.print(
                 f"ready: broker {reachable.kafka.bootstrap}, Milvus {reachable.milvus.uri}, data in {settings.data_dir}"
             )
-            _take_newest(reachable, console)
             console.print("try, in another terminal: nextwatch watch alice some-video; nextwatch recommend alice")
             address = gateway_address(supervisor)
             console.print(f"over HTTP: {address}/docs; in a browser: {address}/console")
+            _take_newest(reachable, console)
             _show_until_interrupted(reachable, supervisor, console)
     except KeyboardInterrupt:
         console.print("stopped")
@@ -62,8 +62,14 @@ def demo(
 
 def _take_newest(settings: Settings, console: Console) -> None:
     from infra.operate.newest_release import announce_newest
+    from streams.bundles.objects import StoreError
 
-    if version := announce_newest(settings):
+    try:
+        version = announce_newest(settings)
+    except StoreError as error:  # the old release is answered from
+        console.print(f"[yellow]the newest bundle is not announced[/]: {escape(str(error))}")
+        return
+    if version:
         console.print(f"the newest bundle, {version}, was trained meanwhile: it goes live now")
 
 

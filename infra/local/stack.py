@@ -30,7 +30,8 @@ def running_stack(
     """Embedded services where none are set, topics, and our processes, all ready; the settings that reach them.
 
     What lives is waited for and reported while it is late: to catch up may take minutes, and who were stopped for it
-    would begin again at the next start. With `is_limited` the embedded services' limit is ours too.
+    would begin again at the next start. With `is_limited` the embedded services' limit is ours too. The ingest is not
+    waited for: it waits for topics and schemas of others.
 
     Whatever ends the block stops everything, in order. Raises ServiceError when an embedded service does not get ready
     in time, and when something crashes again and again.
@@ -45,7 +46,7 @@ def running_stack(
         for name, arguments in (COMMANDS | (INGEST if settings.ingest.topics else {})).items():
             supervisor.add(command_part(name, arguments, ours))
         timeout_s = settings.embedded.ready_timeout_s if is_limited else None
-        supervisor.wait_ready(timeout_s, setting="embedded.ready_timeout_s")
+        supervisor.wait_ready(timeout_s, COMMANDS, setting="embedded.ready_timeout_s")
         yield reachable, supervisor
 
 

@@ -31,16 +31,25 @@ class _Manifest(msgspec.Struct, frozen=True):
     schema_hash: str
 
 
-def announce_newest(settings: Settings) -> str | None:
+def announce_newest(settings: Settings, *, send_again: bool = False) -> str | None:
     """Announce the newest bundle where it is newer than the one that was announced last: its version, else None.
-    With a store it is sent there first. Raises KafkaError, TopicMissing, StoreError."""
+    With a store it is sent there first; `send_again`: also one that was announced, for what the store has lost. Raises
+    KafkaError, TopicMissing, StoreError."""
     newest = newest_bundle(settings.bundles_dir)
+    if newest is None:
+        return None
     told = read_topic(settings.kafka).bundle
-    if newest is None or (told is not None and told.created_ms >= newest.created_ms):
+    if _is_old(newest, told) and not (send_again and told is not None and told.version == newest.version):
         return None
     send_release(settings, newest.version)
+    if _is_old(newest, read_topic(settings.kafka).bundle):  # sending takes minutes
+        return None
     announce(settings.kafka, newest)
     return newest.version
+
+
+def _is_old(newest: BundlePublished, told: BundlePublished | None) -> bool:
+    return told is not None and told.created_ms >= newest.created_ms
 
 
 def newest_bundle(bundles_dir: Path) -> BundlePublished | None:

@@ -81,6 +81,9 @@ def send_bundle(objects: Objects, directory: Path) -> int:
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         sent = sum(pool.map(send, sorted(files)))
+    gone = [name for name in sorted(files) if objects.checksum(f"{directory.name}/{name}") is None]
+    if gone:  # somebody has tidied up meanwhile
+        raise StoreError("away", f"{gone[0]} of {directory.name} went from the store while others were sent")
     checksum = hashlib.sha256(manifest).hexdigest()
     if is_there(objects, f"{directory.name}/{MANIFEST}", len(manifest), checksum):
         return sent

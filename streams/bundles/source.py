@@ -48,7 +48,8 @@ class BundleSource:
         return self._cache.fetch(version, stopped)
 
     def read(self, version: str, stopped: Callable[[], bool] = never) -> Bundle:
-        """Load and check a bundle; a fetched one that the disk has spoilt is fetched again. Raises BundleError."""
+        """Load and check a bundle. Raises BundleError; a fetched one that the disk has spoilt is fetched anew the next
+        time, not in here: who reads may have a loop that must go on."""
         place = self.directory(version, stopped)
         try:
             return read_bundle(place)
@@ -56,7 +57,7 @@ class BundleSource:
             if self._cache is None or place != self._cache.place(version) or error.code not in {"damaged", "missing"}:
                 raise
             self._cache.discard(version)
-        return read_bundle(self.directory(version, stopped))
+            raise
 
 
 def source_of(settings: Settings) -> BundleSource:

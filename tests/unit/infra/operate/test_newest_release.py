@@ -50,6 +50,28 @@ def test_what_was_announced_from_elsewhere_and_is_newer_stays(tmp_path: Path, an
     assert announce_newest(settings) is None
 
 
+def test_one_that_another_machine_has_announced_while_it_was_sent_is_not_gone_back_from(
+    tmp_path: Path, announced: list[BundlePublished], monkeypatch: pytest.MonkeyPatch
+):
+    settings = Settings(data_dir=tmp_path)
+    bundle(settings.bundles_dir, "20260101_000000_a", 1)
+    newer = BundlePublished("20260102_000000_b", 2, 9, 100, "hash")
+    monkeypatch.setattr(module, "send_release", lambda *_: announced.append(newer))
+    assert announce_newest(settings) is None and announced == [newer]
+
+
+def test_what_was_announced_is_sent_again_when_it_is_asked_for(
+    tmp_path: Path, announced: list[BundlePublished], monkeypatch: pytest.MonkeyPatch
+):
+    """The store may have lost it."""
+    settings, sent = Settings(data_dir=tmp_path), list[str]()
+    announced.append(bundle(settings.bundles_dir, "20260101_000000_a", 1))
+    monkeypatch.setattr(module, "send_release", lambda _, version: sent.append(version))
+    assert announce_newest(settings) is None and not sent
+    assert announce_newest(settings, send_again=True) is None and sent == ["20260101_000000_a"]
+    assert len(announced) == 1
+
+
 def test_a_bundle_that_cannot_be_read_or_is_not_whole_is_passed_over(tmp_path: Path):
     whole = bundle(tmp_path, "20260101_000000_a", 1)
     bundle(tmp_path, ".writing-b", 2)

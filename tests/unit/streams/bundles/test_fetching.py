@@ -158,7 +158,11 @@ def test_those_that_were_used_last_stay(source: BundleSource, objects: Objects, 
 
 
 def test_what_this_disk_has_spoilt_is_fetched_again(source: BundleSource, sent: Path) -> None:
+    """By the next who reads it: the first may have a loop that must go on."""
     (source.directory(sent.name) / "bias.npy").write_bytes(b"x")
+    with pytest.raises(BundleError):
+        source.read(sent.name)
+    assert not source.is_here(sent.name)
     assert source.read(sent.name).manifest == check_bundle(sent)
 
 

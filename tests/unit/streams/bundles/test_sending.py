@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.platform.settings import Bundles, Settings
 from models.release.manifest_file import MANIFEST
+from streams.bundles import sending
 from streams.bundles.objects import Objects, StoreError, plain
 from streams.bundles.sending import send_bundle, send_patiently, send_release
 from tests.harness.buckets import Proxy, away, denied
@@ -42,6 +45,24 @@ def test_what_is_there_is_not_sent_again(objects: Objects, bucket: Proxy, bundle
     assert there and not there & set(bucket.names("PUT"))
     bucket.asked.clear()
     assert send_bundle(objects, bundle) == 0 and not bucket.names("PUT")
+
+
+def test_no_manifest_follows_files_that_were_tidied_up_meanwhile(
+    objects: Objects, bucket: Proxy, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody took it for what was given up; the next try sends all of it."""
+    bias, done, send_file = f"{bundle.name}/bias.npy", itertools.count(2), sending._send_file
+
+    def send(*how: Any) -> bool:
+        is_sent = send_file(*how)
+        if next(done) == FILES:  # the manifest is left
+            objects.remove([bias])
+        return is_sent
+
+    monkeypatch.setattr(sending, "_send_file", send)
+    with pytest.raises(StoreError, match=r"bias\.npy of .* went") as caught:
+        send_bundle(objects, bundle)
+    assert caught.value.code == "away" and f"{bundle.name}/{MANIFEST}" not in bucket.names("PUT")
 
 
 def test_what_another_one_has_put_there_is_replaced_unless_it_is_the_same(
