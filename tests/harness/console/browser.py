@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 from tests.harness.needs import CHROMIUM, NPM, require
 
@@ -25,6 +25,7 @@ SWITCHES = (
     "--disable-sync",
 )
 WAIT_MS = 20_000
+ABORTED = "net::ERR_ABORTED"  # by the browser, for the next page was asked for
 INSTALL_S = 120.0
 SERIOUS = frozenset({"serious", "critical"})
 # where the page is wider than the window, and what sticks out of it
@@ -57,10 +58,14 @@ class Visit:
     def __post_init__(self) -> None:
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._hear_failure)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("dialog", self._dismiss)
+
+    def _hear_failure(self, request: Request) -> None:
+        if request.failure != ABORTED:
+            self.complaints.append(f"failed: {request.url}: {request.failure}")
 
     def open(self, path: str) -> Page:
         self.page.goto(f"{self.address}{path}")
