@@ -107,6 +107,7 @@ class Outbox:
         name = self._prefix + topic
         try:
             if name not in patches.known_topics(self._producer):
+                patches.ask_for_topic(self._producer, name)
                 raise UnknownTopicOrPartitionError(f"{name} is not there")
             return self._producer.send(name, value, **how)
         except MessageSizeTooLargeError:

@@ -35,6 +35,17 @@ def wait_for_topic(producer: Any, topic: str, timeout_ms: int) -> None:
     producer._wait_on_metadata(topic, timeout_ms)
 
 
+def ask_for_topic(producer: Any, topic: str) -> None:
+    """Have a producer ask for the metadata of a topic soon; nobody waits.
+
+    Why: a topic that one answer of the brokers left out is asked for again with the next refresh only, minutes later.
+    Upstream: kafka/producer/kafka.py, `_wait_on_metadata`, which asks like this and waits.
+    """
+    producer._sender.add_topic(topic)
+    producer._metadata.request_update()
+    producer._sender.wakeup()
+
+
 def topics_waiting(producer: Any) -> set[str]:
     """The topics with messages that have not been sent.
 

@@ -1,5 +1,6 @@
 """The producer's book-keeping of topics, in kafka-python's own classes, without a broker."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class Producer:
         self.sent: list[str] = []
         self.waited_ms = 0.0
         self._metadata, self._accumulator = ClusterMetadata(), RecordAccumulator()
+        self._sender = SimpleNamespace(add_topic=lambda topic: None, wakeup=lambda: None)
 
     def refresh(self) -> None:
         self._metadata._partitions = {topic: {0: None} for topic in self._metadata._topics & self.there}
@@ -141,6 +143,7 @@ def test_an_impression_is_sent_until_the_brokers_take_it_and_nobody_stands_still
     outbox.send("impressions", b"i", of=0, key=b"ann")
     outbox.seal({})
     assert outbox.offsets.acknowledged() == {} and len(outbox.offsets) == 1
+    assert producer._metadata.need_update, "the brokers are asked for it"
     producer.there.add("x-impressions")
     producer.refresh()
     outbox.offsets._again_s = 0.0

@@ -39,6 +39,15 @@ def test_nobody_may_say_how_long_a_topic_is_waited_for(producer: Any) -> None:
         patches.wait_for_topic(producer, "gone", 100)
 
 
+def test_a_topic_that_an_answer_left_out_is_asked_for_when_somebody_wants_it(producer: Any) -> None:
+    answer = SimpleNamespace(API_VERSION=1, brokers=[(0, "127.0.0.1", 1, None)], controller_id=0, topics=[])
+    producer._metadata.set_topics(["ours"])
+    producer._metadata.update_metadata(answer)
+    assert not producer._metadata.need_update, "left to the next refresh"
+    patches.ask_for_topic(producer, "ours")
+    assert producer._metadata.need_update
+
+
 def test_a_topic_that_was_asked_for_is_asked_for_for_ever(producer: Any) -> None:
     assert not [name for name in KafkaProducer.DEFAULT_CONFIG if "idle" in name and "metadata" in name]
     producer._metadata.set_topics(["gone"])
