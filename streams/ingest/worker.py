@@ -41,7 +41,7 @@ LOOK_S = 2.0  # between two looks for the brokers, and at the lags
 FLUSH_S = 0.5
 ANSWER_S = 10.0  # for the brokers to say where a partition begins and ends
 KAFKA_PORT = 9092  # where none is said
-LEAVE_S = 10.0  # a stop waits so long for the brokers to acknowledge the batch in hand
+LEAVE_S = 10.0  # a stop waits so long for the brokers at each step: the batch in hand, the last commit, the group
 
 
 class NotTaken(RuntimeError):
@@ -110,9 +110,13 @@ class IngestLoop:
 
     def close(self) -> None:
         self._lags.show({})
-        self._commit_at_once()
-        self._next.clear()  # else they were committed again where they are given up
-        self._consumer.close()
+        self._commit_for_a_while()
+        self._next.clear()  # else they were committed again where they are given up, however long that takes
+        closing = threading.Thread(target=self._consumer.close, daemon=True)  # librdkafka's has no limit
+        closing.start()
+        closing.join(LEAVE_S)
+        if closing.is_alive():
+            log.warning("left without a word from the brokers: the group finds out by itself")
         self._producer.purge()
 
     def _records(self, messages: Iterable[Any]) -> Iterator[Raw]:
@@ -192,6 +196,14 @@ class IngestLoop:
             self._ends = self._next | self._ends
             with suppress(KafkaException):
                 self._consumer.commit(offsets=self._take_ends(), asynchronous=False)
+
+    def _commit_for_a_while(self) -> None:
+        """The last commit. A broker that is there and says nothing is not waited for without end."""
+        self._ends, end_s = self._next | self._ends, time.monotonic() + LEAVE_S
+        with suppress(KafkaException, Stopped):
+            while self._are_brokers_there and (self._ends or self._is_committing) and time.monotonic() < end_s:
+                self._commit()
+                self._consumer.poll(FLUSH_S / 10)  # what arrives is the next owner's
 
     def _take_ends(self) -> list[TopicPartition]:
         ends, self._ends = self._ends, {}
