@@ -43,9 +43,9 @@ def is_listening(address: str) -> bool:
     """True when `host:port` accepts a connection."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=1):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
             return True
-    except OSError:
+    except (OSError, ValueError, OverflowError):  # the latter two: of a host or a port that can be none
         return False
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -413,6 +414,13 @@ class Ingest(Section):
     registry_password: SecretStr = _setting(SecretStr(""), "only from NEXTWATCH_INGEST__REGISTRY_PASSWORD")
     registry_ca_file: Path | None = _setting(None, "certificate authority of an https registry, PEM")
 
+    @field_validator("registry_url")
+    @classmethod
+    def _is_an_address_without_secrets(cls, url: str) -> str:
+        if not re.fullmatch(r"(https?://[^@?\s]+)?", url):
+            raise ValueError("must be http(s)://host:port, without a login: ingest.registry_username is for that")
+        return url
+
     @model_validator(mode="after")
     def _topics_have_one_format(self) -> Self:
         """Several mappings of a topic see the same record, which is read once."""
@@ -635,7 +643,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(str(problem["ctx"]["error"]))
         else:
             # Of a section that is none, the input may be the secret, or hold it.
-            hidden = (*SECRETS, ("bundles", "store"), ("bundles", "endpoint"))  # a URL may hold one by mistake
+            # A URL may hold one by mistake.
+            hidden = (*SECRETS, ("bundles", "store"), ("bundles", "endpoint"), ("ingest", "registry_url"))
             is_secret = any(name == section or name.startswith(f"{section}.{leaf}") for section, leaf in hidden)
             found = "" if is_secret else f", got {problem['input']!r}"
             lines.append(f"setting {name} (or {variable_of(name)}): {problem['msg']}{found}")

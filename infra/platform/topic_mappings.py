@@ -53,7 +53,7 @@ class TopicMapping(BaseModel):
     only: dict[str, Scalar | tuple[Scalar, ...]] = {}  # a path: what must be there, or one of a list
     without: dict[str, Scalar | tuple[Scalar, ...]] = {}  # a path: what must not be there
     available_when: dict[str, Scalar | tuple[Scalar, ...]] = {}  # the same as `only`, for an item that may be shown
-    deleted: str = "$key"  # the path of the id of an item that is taken down, where only its key is left
+    deleted: str | None = None  # the path of the id of an item that is taken down, where only its key is left
 
     @field_validator("fields", "values", "units", "only", "without", "available_when", mode="before")
     @classmethod
@@ -86,6 +86,11 @@ class TopicMapping(BaseModel):
         if self.available_when and (self.becomes != "items" or "available" in {*self.fields, *self.values}):
             raise ValueError("available_when is for items, in place of fields.available")
         return self
+
+    @property
+    def deleted_path(self) -> str | None:
+        """Debezium's keys are objects: which of their fields is the item's id, nobody knows who was not told."""
+        return self.deleted or (None if self.envelope == "debezium" else "$key")
 
     def unit_of(self, name: str) -> str:
         return self.units.get(name, UNITS[name][0])

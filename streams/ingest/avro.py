@@ -8,24 +8,26 @@ from functools import cache
 from typing import Any
 
 import fastavro
-from fastavro.schema import SchemaParseException, UnknownType
 
 from streams.ingest.formats import Decode, split
-from streams.ingest.registry import Registry, Schema, Waiting
+from streams.ingest.registry import Registry, Schema
 from streams.messages import Refused
 
 
 def create_reader(registry: Registry) -> Decode:
     @cache
     def parsed(number: int) -> Any:
+        schema = registry.schema(number)
         try:
-            return parse(registry.schema(number), {})
-        except (SchemaParseException, UnknownType, ValueError) as error:
-            raise Waiting(f"schema id {number} to be one that can be read: {error}") from None
+            return parse(schema, {})
+        except Exception as error:  # the parser trips in whatever way over what is no schema, and an id keeps its own
+            return Refused("malformed", f"schema id {number} is no Avro schema: {type(error).__name__}")
 
     def read(raw: bytes) -> Any:
         number, data = split(raw)
         schema = parsed(number)
+        if isinstance(schema, Refused):
+            raise Refused(schema.code, str(schema))
         try:
             return fastavro.schemaless_reader(io.BytesIO(data), schema, None)
         except Exception as error:  # the reader tells of bytes that are no Avro in whatever way they trip it up

@@ -76,12 +76,15 @@ class Reader:
 
 def readers_of(settings: Settings) -> dict[str, Reader]:
     """By topic what reads it. Raises SettingsError that names the mapping."""
+    ours = {settings.kafka.topic_prefix + topic.name for topic in topics.TOPICS}
     registry = registry_of(settings.ingest)
     by_topic: dict[str, list[TopicMapping]] = {}
     for mapping in settings.ingest.topics:
         by_topic.setdefault(mapping.topic, []).append(mapping)
     readers = {}
     for topic, mappings in by_topic.items():
+        if topic in ours:
+            raise SettingsError(f"ingest.topics, topic {topic}: it is one of ours, which it is to become")
         try:
             readers[topic] = Reader(mappings, registry, settings.kafka.max_message_bytes)
         except (PathError, SettingsError) as error:

@@ -21,6 +21,7 @@ Committed = Callable[[KafkaError | None, list[TopicPartition]], None]
 GROUP = "nextwatch-ingest"
 LINGER_MS = 5
 METADATA_MS = 10_000  # a topic that is made later is found within this
+ANSWER_MS = 10_000  # a stop waits so long for a broker that is there and says nothing
 TIMES = 4  # a record of theirs may be so much larger than one of ours, to be refused with its reason
 
 
@@ -32,7 +33,7 @@ def create_consumer(settings: Settings, committed: Committed) -> Any:
         | {
             "group.id": kafka.topic_prefix + GROUP,
             "on_commit": committed,
-            "auto.offset.reset": settings.ingest.start,
+            "auto.offset.reset": "earliest",  # `latest` is settled once, when a partition is first ours
             "session.timeout.ms": int(kafka.session_timeout_s * 1000),
             "heartbeat.interval.ms": int(kafka.session_timeout_s * 1000 / 4),
             "max.poll.interval.ms": int(max(kafka.max_poll_s, kafka.session_timeout_s) * 1000),
@@ -45,6 +46,7 @@ def reading_options(kafka: Kafka) -> dict[str, Any]:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "allow.auto.create.topics": False,
+        "socket.timeout.ms": ANSWER_MS,
         "fetch.message.max.bytes": max(1 << 20, TIMES * kafka.max_message_bytes),
         "topic.metadata.refresh.interval.ms": METADATA_MS,
     }

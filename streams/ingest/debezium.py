@@ -17,10 +17,12 @@ IS_THERE, IS_GONE, IS_NO_ROW = ("c", "u", "r"), "d", ("t", "m")
 
 
 class Change(NamedTuple):
-    """A record whose value is the row; of a deleted one as it was, or None where nobody knows."""
+    """A record whose value is the row; of a deleted one as it was, or None where nobody knows. `is_bare`: a tombstone,
+    which says no more than its key."""
 
     record: Record
     is_deleted: bool
+    is_bare: bool = False
 
 
 def unwrap(record: Record) -> Change | None:
@@ -29,7 +31,7 @@ def unwrap(record: Record) -> Change | None:
     record = record._replace(value=payload_of(record.value), key=lambda: payload_of(key()))
     change = record.value
     if change is None:
-        return Change(record, is_deleted=True)
+        return Change(record, is_deleted=True, is_bare=True)
     operation = change.get("op") if isinstance(change, dict) else None
     if operation in IS_NO_ROW:
         return None

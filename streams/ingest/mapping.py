@@ -67,8 +67,10 @@ class Mapper:
         ]
         self._values = {name: literal(name, value) for name, value in mapping.values.items()}
         self._id_slot = next((slot for slot in self._slots if slot.name == "item_id"), None)
-        self._deleted = Slot("item_id", mapping.deleted, finder(mapping.deleted), text_of)
+        at = mapping.deleted_path
+        self._deleted = None if at is None else Slot("item_id", at, finder(at), text_of)
         self._only, self._without = tests_of(mapping.only), tests_of(mapping.without)
+        self._only_at = [finder(path) for path in mapping.only]
         self._available_when = tests_of(mapping.available_when)
         self._required = [slot.name for slot in self._slots if slot.name in REQUIRED[mapping.becomes]]
         self._is_nested = any("." in name for name in (*mapping.fields, *mapping.values))
@@ -81,7 +83,7 @@ class Mapper:
         if change is None:
             return None
         if change.is_deleted:
-            return self._taken_down(change.record)
+            return self._taken_down(change)
         record = change.record
         if not (all(holds(record) for holds in self._only) and not any(holds(record) for holds in self._without)):
             return None
@@ -124,20 +126,35 @@ class Mapper:
         slot = next((slot for slot in self._slots if found and name.startswith(slot.name)), None)
         return f"{problem}, from {slot.path}" if slot else problem
 
-    def _taken_down(self, record: Record) -> Mapped | None:
+    def _taken_down(self, change: Change) -> Mapped | None:
         """Of a row that was deleted there may be what it was, or no more than its key."""
+        record = change.record
         if self._kind is not Item:
             if self._is_wrapped:
                 return None
             raise Refused("empty", "record has no value")
-        for slot in filter(None, (self._id_slot, self._deleted)):
+        if self._is_anothers(record):
+            return None
+        slots = [slot for slot in (self._id_slot, self._deleted) if slot is not None]
+        for slot in slots:
             value = slot.find(record)
             if value is not None:
                 item_id = _item_id(slot, value)
                 if 0 < len(item_id) <= LONGEST_ID:
                     return Mapped(self.becomes, item_id, None)
                 raise Refused("invalid", f"item_id from {slot.path}: expected 1 to {LONGEST_ID} characters")
-        raise Refused("missing", f"item_id of what is taken down: nothing at {self._deleted.path}")
+        if change.is_bare and self._deleted is None:  # what there is to say, the change before it has said
+            return None
+        raise Refused(
+            "missing", f"item_id of what is taken down: nothing at {' or '.join(each.path for each in slots)}"
+        )
+
+    def _is_anothers(self, record: Record) -> bool:
+        """Whether a row that is gone was none that the mapping is about, by what is told of it: maybe only its key."""
+        only = zip(self._only_at, self._only, strict=True)
+        return any(find(record) is not None and not holds(record) for find, holds in only) or any(
+            holds(record) for holds in self._without
+        )
 
 
 def unfit(slot: Slot, value: Any, error: Exception) -> Refused:

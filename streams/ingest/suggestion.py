@@ -72,7 +72,7 @@ def suggest(topic: str, values: Iterable[Any], read_as: str = "json") -> str:
     lines += ['envelope = "debezium"'] if envelope else []
     lines += kinds_seen(columns) if becomes != "items" else []
     lines += ["", "[ingest.topics.fields]"]
-    lines += [f"{name} = {json.dumps(column.path)}" for name, column in fields.items()]
+    lines += [f"{name} = {json.dumps(column.path, ensure_ascii=False)}" for name, column in fields.items()]
     lines += [f'# {name} = "?"  # must be there, and was not found' for name in REQUIRED[becomes] if name not in fields]
     units = {name: unit_of(name, column) for name, column in fields.items() if name in UNITS}
     if units:
@@ -101,7 +101,7 @@ def columns_of(rows: Iterable[dict[str, Any]]) -> list[Column]:
     return [
         Column(path, words_of(names[path]), words_of(names[path][-1:]), values)
         for path, values in found.items()
-        if all('"' not in step for step in names[path])
+        if all(step.isprintable() and '"' not in step for step in names[path])  # as TOML and a path can say it
     ]
 
 
@@ -253,10 +253,9 @@ def kinds_seen(columns: Sequence[Column]) -> list[str]:
     for column in columns:
         kinds = Counter(column.values) if column.last & KINDS and _is_text(column) else Counter()
         if 1 < len(kinds) <= A_KIND:
+            path, most = json.dumps(column.path, ensure_ascii=False), json.dumps(kinds.most_common()[0][0])
             seen = ", ".join(f"{json.dumps(kind)} {count}" for kind, count in kinds.most_common())
-            return [
-                f"# only = {{ {json.dumps(column.path)} = {json.dumps(kinds.most_common()[0][0])} }}  # seen: {seen}"
-            ]
+            return [f"# only = {{ {path} = {most} }}  # seen: {seen}"]
     return []
 
 

@@ -11,6 +11,7 @@ the others go on.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,14 +30,18 @@ from streams.ingest.batch import THEIRS, Outgoing, Place, Reader, Taken, readers
 from streams.ingest.clients import create_consumer, create_producer, raw_of
 from streams.kafka.follow import require_topics
 from streams.kafka.intake import Raw
+from streams.kafka.requirements import require_settings
 from streams.topics import DEAD_LETTERS, ITEMS, SEARCH_EVENTS, WATCH_EVENTS
 
 log = structlog.get_logger(__name__)
 
+OURS = (WATCH_EVENTS, SEARCH_EVENTS, ITEMS, DEAD_LETTERS)
 RETRY_S = 2.0  # until a partition that waits for its schema is looked at again
 LOOK_S = 2.0  # between two looks for the brokers, and at the lags
 FLUSH_S = 0.5
-LEAVE_S = 10.0  # a stop waits so long for the brokers to acknowledge the batch in hand
+ANSWER_S = 10.0  # for the brokers to say where a partition begins and ends
+KAFKA_PORT = 9092  # where none is said
+LEAVE_S = 10.0  # a stop waits so long for the brokers at each step: the batch in hand, the last commit, the group
 
 
 class NotTaken(RuntimeError):
@@ -48,12 +53,13 @@ class Stopped(Exception):
 
 
 def run_ingest(settings: Settings, stop: threading.Event) -> None:
-    """Ingest until `stop` is set. Raises SettingsError for a mapping that cannot be used, TopicMissing, KafkaError when
-    no broker answers, NotTaken, ServiceError when the metrics port is taken."""
+    """Ingest until `stop` is set. Raises SettingsError for a mapping that cannot be used, TopicMissing, TopicUnfit,
+    KafkaError when no broker answers, NotTaken, ServiceError when the metrics port is taken."""
     if not settings.ingest.topics:
         raise SettingsError("ingest.topics is empty: which topics are to become ours? (docs/your-topics.md)")
     readers = readers_of(settings)
-    require_topics(settings.kafka, (WATCH_EVENTS, SEARCH_EVENTS, ITEMS, DEAD_LETTERS))
+    require_topics(settings.kafka, OURS)
+    require_settings(settings, OURS)
     health = Health("ingest", waiting_for="its group")
     with serve_health(health, settings, started_ms=_now_ms()):
         loop = IngestLoop(settings, health, readers, stop)
@@ -84,6 +90,7 @@ class IngestLoop:
         self._problems: dict[str, str] = {}  # of a topic that cannot be read
         self._failures: list[KafkaError] = []
         self._has_joined, self._are_brokers_there = False, True
+        self._looked_at = 0  # `handled` at the last look
         self._lags = metrics.Lags()
         self._producer, self._consumer = create_producer(settings.kafka), create_consumer(settings, self._committed)
         told = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}
@@ -103,8 +110,13 @@ class IngestLoop:
 
     def close(self) -> None:
         self._lags.show({})
-        self._commit_at_once()
-        self._consumer.close()
+        self._commit_for_a_while()
+        self._next.clear()  # else they were committed again where they are given up, however long that takes
+        closing = threading.Thread(target=self._consumer.close, daemon=True)  # librdkafka's has no limit
+        closing.start()
+        closing.join(LEAVE_S)
+        if closing.is_alive():
+            log.warning("left without a word from the brokers: the group finds out by itself")
         self._producer.purge()
 
     def _records(self, messages: Iterable[Any]) -> Iterator[Raw]:
@@ -185,6 +197,14 @@ class IngestLoop:
             with suppress(KafkaException):
                 self._consumer.commit(offsets=self._take_ends(), asynchronous=False)
 
+    def _commit_for_a_while(self) -> None:
+        """The last commit. A broker that is there and says nothing is not waited for without end."""
+        self._ends, end_s = self._next | self._ends, time.monotonic() + LEAVE_S
+        with suppress(KafkaException, Stopped):
+            while self._are_brokers_there and (self._ends or self._is_committing) and time.monotonic() < end_s:
+                self._commit()
+                self._consumer.poll(FLUSH_S / 10)  # what arrives is the next owner's
+
     def _take_ends(self) -> list[TopicPartition]:
         ends, self._ends = self._ends, {}
         return [TopicPartition(*place, end) for place, end in ends.items()]
@@ -214,9 +234,39 @@ class IngestLoop:
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         metrics.REBALANCES.inc()
         self._has_joined = True
-        for topic in {each.topic for each in partitions}:
+        for topic in {"", *(each.topic for each in partitions)}:  # "": of an error that names none
             self._problems.pop(topic, None)
+        if self._settings.ingest.start == "latest":
+            self._begin_at_the_end(partitions)
         log.info("partitions assigned", partitions=[f"{each.topic}/{each.partition}" for each in partitions])
+
+    def _begin_at_the_end(self, partitions: list[TopicPartition]) -> None:
+        """Settle once where a partition begins of which nothing was read yet, also where nothing comes for long: what
+        comes while nobody reads is then not skipped. Raises Stopped."""
+        while True:
+            try:
+                self._consumer.assign([self._beginning(each) for each in self._committed_of(partitions)])
+                return
+            except KafkaException as error:
+                log.warning("where to begin is not known yet", error=error.args[0].str())
+            self._look()
+            if self._stop.wait(FLUSH_S):
+                raise Stopped
+
+    def _committed_of(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        found: list[TopicPartition] = self._consumer.committed(partitions, ANSWER_S)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return found
+
+    def _beginning(self, committed: TopicPartition) -> TopicPartition:
+        """What is not committed yet is, with the next round."""
+        if committed.offset < 0:
+            place = committed.topic, committed.partition
+            end = self._consumer.get_watermark_offsets(committed, ANSWER_S)[1]
+            self._next[place] = self._ends[place] = committed.offset = end
+        return committed
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """Called between rounds, so all that was read is sent."""
@@ -225,11 +275,14 @@ class IngestLoop:
 
     def _lost(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """They may be another's already, who reads again what is not committed."""
-        for each in partitions:
-            place = each.topic, each.partition
+        places = {(each.topic, each.partition) for each in partitions}
+        if paused := places & self._paused:  # else they would still be so when they come back to us
+            self._consumer.resume([TopicPartition(*place) for place in paused])
+        self._paused -= places
+        for place in places:
+            self._problems.pop(place[0], None)
             for held in (self._ends, self._next, self._stuck):
                 held.pop(place, None)  # type: ignore[attr-defined]
-            self._paused.discard(place)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
@@ -237,8 +290,9 @@ class IngestLoop:
         """Say now and then whether all is well, and how much is not handled yet."""
         if time.monotonic() >= self._look_s:
             self._look_s = time.monotonic() + LOOK_S
-            addresses = self._settings.kafka.bootstrap.split(",")
-            self._are_brokers_there = any(is_listening(address.strip()) for address in addresses)
+            has_moved, self._looked_at = self.handled != self._looked_at, self.handled
+            addresses = addresses_of(self._settings.kafka.bootstrap)
+            self._are_brokers_there = has_moved or any(is_listening(address) for address in addresses)
             lags = {(THEIRS + topic, partition): self._lag((topic, partition)) for topic, partition in self._next}
             self._lags.show(lags)
             self._health.detail["lag"] = sum(lags.values())
@@ -250,6 +304,12 @@ class IngestLoop:
     def _lag(self, place: Place) -> int:
         end = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
         return max(0, int(end) - self._next[place])
+
+
+def addresses_of(bootstrap: str) -> list[str]:
+    """Each broker as `host:port`, however librdkafka may be told of it."""
+    named = filter(None, (each.strip() for each in bootstrap.split(",")))
+    return [each if re.search(r":\d+$", each) else f"{each}:{KAFKA_PORT}" for each in named]
 
 
 def _count(taken: Taken) -> None:

@@ -28,6 +28,7 @@ class SchemaRegistry(ThreadingHTTPServer):
         self.schemas: list[tuple[str, dict[str, Any]]] = []  # subject, and what is told of it; the id is the place
         self.login: str | None = None
         self.status: int | None = None
+        self.moved_to: str | None = None  # the address of another one, to which it points
         self.asked: list[str] = []
 
     @property
@@ -56,7 +57,9 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         found = self.server.find(self.path)
-        if self.server.status is not None:
+        if self.server.moved_to is not None:
+            self._tell(307, {}, self.server.moved_to + self.path)
+        elif self.server.status is not None:
             self._tell(self.server.status, {"message": "as it was told"})
         elif self.server.login not in (None, self.headers.get("Authorization")):
             self._tell(LOGIN_NEEDED, {"message": "who are you?"})
@@ -71,9 +74,11 @@ class _Answer(BaseHTTPRequestHandler):
         subject = unquote(self.path.split("/")[2])
         self._tell(200, {"id": self.server.register(subject, asked["schema"], asked.get("references", ()))})
 
-    def _tell(self, status: int, body: dict[str, Any]) -> None:
+    def _tell(self, status: int, body: dict[str, Any], location: str | None = None) -> None:
         encoded = json.dumps(body).encode()
         self.send_response(status)
+        if location is not None:
+            self.send_header("Location", location)
         self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
         self.send_header("Content-Length", str(len(encoded)))
         self.end_headers()

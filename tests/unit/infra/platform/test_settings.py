@@ -148,3 +148,13 @@ def test_a_place_for_bundles_is_one_that_we_know_and_holds_no_secret(tmp_path, s
         load_settings(toml(tmp_path, f'[bundles]\nstore = "{store}"\n'))
     assert "hunter2" not in str(caught.value)
     assert load_settings(toml(tmp_path, '[bundles]\nstore = "s3://bucket/releases"\n')).bundles.store
+
+
+@pytest.mark.parametrize(
+    "url", ["http://us:hunter2@registry:8081", "https://registry?key=hunter2", "hunter2", "ftp://x"]
+)
+def test_a_schema_registrys_address_holds_no_login(tmp_path, url: str):
+    with pytest.raises(SettingsError, match=r"setting ingest\.registry_url .*without a login") as caught:
+        load_settings(toml(tmp_path, f'[ingest]\nregistry_url = "{url}"\n'))
+    assert "hunter2" not in str(caught.value)
+    assert load_settings(toml(tmp_path, '[ingest]\nregistry_url = "https://registry:8081/path"\n')).ingest.registry_url

@@ -109,6 +109,14 @@ def test_a_mapping_that_cannot_work_is_told_at_the_start(change: dict[str, Any],
         readers_of(settings(PLAYS.model_validate(PLAYS.model_dump() | change)))
 
 
+def test_a_mapping_that_reads_one_of_our_topics_is_told_at_the_start():
+    ours = settings(PLAYS.model_copy(update={"topic": "v1.items"}))
+    assert readers_of(ours), "without our prefix it is theirs"
+    ours = ours.model_copy(update={"kafka": Kafka(topic_prefix="v1.")})
+    with pytest.raises(SettingsError, match=r"ingest\.topics, topic v1\.items: it is one of ours"):
+        readers_of(ours)
+
+
 def test_a_format_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("streams.ingest.formats.READERS", {"avro": ("no_such_package", "")})
     avro = PLAYS.model_validate(PLAYS.model_dump() | {"format": "avro"})

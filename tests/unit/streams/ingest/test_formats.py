@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -108,12 +109,72 @@ def test_a_registry_that_is_away_or_ill_or_wants_a_login_is_waited_for(registry)
 
 
 @needs(FASTAVRO)
-def test_a_schema_that_cannot_be_read_is_waited_for(registry):
-    registry.register("s", '"no_such_type"')
-    registry.register("t", "{")
-    for number in (1, 2):
-        with pytest.raises(Waiting, match=f"schema id {number} to be one that can be read"):
-            reading("avro", registry)(framed(number, b"\0"))
+@pytest.mark.parametrize("text", ['"no_such_type"', "{", "{}", "7", "null", '{"type": "record"}', "[" * 100_000])
+def test_a_record_whose_schema_is_none_is_refused_for_an_id_never_changes_its_schema(registry, text: str):
+    registry.register("s", text)
+    read = reading("avro", registry)
+    for _ in range(2):
+        with pytest.raises(Refused, match="schema id 1 is no Avro schema") as refused:
+            read(framed(1, b"\0"))
+        assert refused.value.code == "malformed"
+
+
+@needs(FASTAVRO)
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [],
+        {},
+        {"schema": {"type": "string"}},
+        {"schema": '"string"', "references": 7},
+        {"schema": '"string"', "references": ["viewer"]},
+        {"schema": '"string"', "references": [{"name": "viewer", "version": 1}]},
+        {"schema": '"string"', "references": [{"name": "viewer", "subject": "viewer", "version": "newest"}]},
+    ],
+)
+def test_a_registry_whose_reply_has_another_shape_is_waited_for(registry, reply: Any):
+    registry.schemas.append(("s", reply))
+    with pytest.raises(Waiting, match="what it says of schema id 1 holds no schema"):
+        reading("avro", registry)(framed(1, b"\0"))
+
+
+def test_a_registry_that_has_failed_is_left_alone_for_a_moment(registry, monkeypatch: pytest.MonkeyPatch):
+    registry.register("s", '"string"')
+    asking = Registry(Ingest(registry_url=registry.url))
+    registry.status = 503
+    for _ in range(2):
+        with pytest.raises(Waiting, match="answers 503 for schema id 1"):
+            asking.schema(1)
+    assert len(registry.asked) == 1
+    away = Registry(Ingest(registry_url="http://127.0.0.1:9"))
+    with pytest.raises(Waiting, match="refused"):
+        away.schema(1)
+    monkeypatch.setattr(away, "_url", registry.url)
+    with pytest.raises(Waiting, match="refused"):
+        away.schema(2)
+    assert len(registry.asked) == 1, "whatever is asked: each try would hold up all that can be read"
+    monkeypatch.setattr("streams.ingest.registry.time", SimpleNamespace(monotonic=lambda: 1e12))
+    registry.status = None
+    assert (asking.schema(1).text, away.schema(1).text) == ('"string"', '"string"')
+
+
+def test_a_registry_that_answers_in_drops_is_not_waited_for_to_its_end(registry, monkeypatch: pytest.MonkeyPatch):
+    registry.register("s", " " * 5_000_000)
+    monkeypatch.setattr("streams.ingest.registry.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("streams.ingest.registry.PIECE_BYTES", 1)
+    with pytest.raises(Waiting, match="takes too long"):
+        Registry(Ingest(registry_url=registry.url)).schema(1)
+
+
+def test_the_registrys_login_does_not_go_to_where_it_points(registry):
+    login = {"registry_username": "us", "registry_password": SecretStr("secret")}
+    registry.register("s", '"string"')
+    registry.login = "Basic " + base64.b64encode(b"us:secret").decode()
+    with running_registry() as pointing:
+        pointing.moved_to = registry.url
+        with pytest.raises(Waiting, match="to let us in"):
+            Registry(Ingest(registry_url=pointing.url, **login)).schema(1)
+    assert registry.asked == ["/schemas/ids/1"]
 
 
 def test_json_schema_is_json_behind_an_id_and_needs_no_registry():

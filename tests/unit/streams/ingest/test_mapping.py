@@ -233,6 +233,30 @@ def test_debeziums_changes_of_rows_are_items_and_what_takes_them_down(wrapped: b
     assert video(record(sent({"op": "t"}))) is None
 
 
+def test_a_row_that_is_gone_takes_down_only_what_the_mapping_is_about():
+    about = {"only": {"kind": ["video"], "state": "live"}, "without": {"draft": True}}
+    video = items({"item_id": "id"}, envelope="debezium", **about)
+
+    def gone(**before: Any) -> Any:
+        return video(record({"op": "d", "before": {"id": 9} | before, "after": None}))
+
+    assert gone(kind="image") is None and gone(kind="video", state="old") is None and gone(draft=True) is None
+    for before in ({"kind": "video", "state": "live", "draft": False}, {"kind": None}, {}):
+        assert gone(**before) == ("items", "9", None), "what is not told speaks for nobody"
+
+
+@pytest.mark.parametrize(("key_format", "key"), [("text", '{"id":9}'), ("json", {"id": 9})])
+def test_debeziums_bare_tombstone_is_passed_over_where_nobody_said_what_its_key_holds(key_format: str, key: Any):
+    unsaid = TopicMapping(
+        topic="t", becomes="items", fields={"item_id": "id"}, envelope="debezium", key_format=key_format
+    )
+    for mapping in (unsaid, TopicMapping.model_validate_json(unsaid.model_dump_json())):
+        assert Mapper(mapping)(record(None, key)) is None
+    assert refusal(Mapper(unsaid), {"op": "d", "before": None, "after": None}, key).code == "missing"
+    assert items({"item_id": "$key.id"}, envelope="debezium")(record(None, {"id": 9})) == ("items", "9", None)
+    assert items({"item_id": "id"}, envelope="debezium", deleted="$key")(record(None, "9")) == ("items", "9", None)
+
+
 def test_debeziums_new_rows_are_events_and_deleted_ones_are_none():
     watch = watches(envelope="debezium")
     assert message(watch, {"op": "c", "after": plain()}) == message(watches(), plain())

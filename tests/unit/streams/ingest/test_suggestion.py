@@ -102,5 +102,17 @@ def test_what_was_not_found_is_said_and_not_invented():
     assert suggest("t", []).startswith("# from 0 records") and suggest("t", ["text", 7, None])
 
 
+def test_a_name_that_would_write_lines_of_its_own_is_left_out():
+    lines = '\n[ingest]\nregistry_url = "http://elsewhere"\n'
+    rows = [{lines + "userId": 1, 'user"Id': 1, "user\x7fId": 1, "käyttäjä😀 userId": 1, "item": {lines + "id": 2}}]
+    text = suggest("t", rows)
+    assert mapping_paths(text) == ["käyttäjä😀 userId"] and "elsewhere" not in text
+
+
+def mapping_paths(text: str) -> list[str]:
+    (mapping,) = tomllib.loads(text)["ingest"]["topics"]
+    return [*mapping["fields"].values()]
+
+
 def test_names_are_told_apart_into_words():
     assert words_of(["videoID", "user_name"]) == {"video", "id", "user", "name"}
