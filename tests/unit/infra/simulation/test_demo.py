@@ -6,7 +6,7 @@ import pytest
 
 from infra.simulation.demo_context import SHOWN
 from infra.simulation.demo_freshness import quantiles
-from infra.simulation.demo_newcomer import advantage, place_of
+from infra.simulation.demo_newcomer import Advantage, advantage, place_of, together
 from infra.simulation.demo_ranking import Measured, gain_of, three_orders
 from infra.simulation.demo_session import COMPANIONS, LEAST_VIDEOS, LEAST_WATCHES, companions_of
 from nextwatch_client import Recommended, RecommendReply
@@ -86,3 +86,9 @@ def test_companions_are_what_the_watchers_of_a_channel_watch_beyond_everybody() 
     found = companions_of(pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row"), channel_of)
     assert set(found) == {"a", "b", "c"}
     assert found["a"] == {"a", "b"} and "a" not in found["c"] and COMPANIONS > 1
+
+
+def test_several_videos_say_more_than_one() -> None:
+    one = Advantage(0.6, 0.5, 0.7)
+    four = together([one, one, one, one])
+    assert (four.value, four.low, four.high) == pytest.approx((0.6, 0.55, 0.65))
