@@ -10,7 +10,6 @@ the bundle, and one that was changed or put in its place since is refused. Nothi
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from models.ranking.features import SCHEMA_HASH
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerShape
-from models.release.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes
+from models.release.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes, sync_path
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import write_table
@@ -344,16 +343,8 @@ def _checksum(path: Path) -> str:
 def _publish(staging: Path, place: Path) -> None:
     """Sync every file, then the directory, then give it its name: half a bundle is never found under a version."""
     for path in [*staging.iterdir(), staging]:
-        _sync(path)
+        sync_path(path)
     staging.chmod(0o755)
     if not place.exists():
         staging.rename(place)
-        _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_path(place.parent)

@@ -1,6 +1,7 @@
-"""A bundle's manifest as bytes: read by whoever must know what bundles there are, also without torch.
+"""The files of a bundle, its manifest first, for whoever must know what bundles there are, also without torch.
 
-It is read before anything about the bundle is known to be true, so it must be an ordinary file of a sane size.
+The manifest is read before anything about the bundle is known to be true, so it must be an ordinary file of a sane
+size.
 """
 
 from __future__ import annotations
@@ -30,3 +31,12 @@ def check_ordinary(path: Path) -> None:
     mode = os.lstat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError(0, "a link or a special file, not a file of the bundle", str(path))
+
+
+def sync_path(path: Path) -> None:
+    """Have a file, or a directory's entries, on disk before anything goes on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

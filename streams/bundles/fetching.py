@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from models.release.bundle import BundleCode, BundleError, Manifest, read_manifest
-from models.release.manifest_file import MANIFEST, MOST_BYTES
+from models.release.manifest_file import MANIFEST, MOST_BYTES, sync_path
 from streams.bundles.objects import Objects, StoreError
 
 log = structlog.get_logger(__name__)
@@ -86,10 +86,10 @@ class Cache:
         for name, checksum in manifest.files.items():
             self._fetch_file(partial / name, checksum, stopped)
         for path in [*partial.iterdir(), partial]:
-            _sync(path)
+            sync_path(path)
         self.discard(version)
         partial.rename(self.place(version))
-        _sync(self._directory)
+        sync_path(self._directory)
         log.info("bundle fetched", version=version, store=self._objects.url, wall_s=time.monotonic() - began_s)
 
     def _fetch_manifest(self, partial: Path) -> Manifest:
@@ -144,11 +144,3 @@ def _go_on(stopped: Callable[[], bool]) -> None:
     """Raises StoreError when nobody waits any more."""
     if stopped():
         raise StoreError("away", "stopped before it was fetched")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,3 @@ def deployed(objects: list[dict[str, Any]]) -> list[Deployed]:
         probes = {kind: container[kind]["httpGet"]["path"] for kind in PROBES}
         found.append(Deployed(name, tuple(container["args"]), dict(environ), probes))
     return found
-
-
-def as_json(objects: list[dict[str, Any]]) -> str:
-    return json.dumps(objects)

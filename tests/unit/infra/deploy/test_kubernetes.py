@@ -1,5 +1,6 @@
 """The Kubernetes objects: as kubectl puts them together, by the published schemas, and against our own commands."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from infra.local.processes import STOP_S
 from infra.local.stack import COMMANDS
 from infra.platform.settings import variables
 from streams.topics import RECOMMEND_REQUESTS, WATCH_EVENTS
-from tests.harness.deployed.manifests import as_json, composed, deployed, of_kind, pod_of, rendered
+from tests.harness.deployed.manifests import composed, deployed, of_kind, pod_of, rendered
 from tests.harness.needs import KUBECTL, NPM, needs
 from tests.unit.infra.deploy.test_deployment import is_command
 
@@ -60,7 +61,7 @@ def test_the_schemas_of_the_operators_take_theirs(tmp_path: Path) -> None:
     def check(objects: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
         run = ["node", "check.mjs"]
         return subprocess.run(
-            run, cwd=tmp_path, input=as_json(objects), capture_output=True, text=True, timeout=60, check=False
+            run, cwd=tmp_path, input=json.dumps(objects), capture_output=True, text=True, timeout=60, check=False
         )
 
     done = check(custom)

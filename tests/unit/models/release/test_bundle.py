@@ -125,7 +125,7 @@ def test_nothing_but_whole_bundles_is_left_behind(bundle: Bundle, tmp_path: Path
     def full(path: Path) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(bundles, "_sync", full)
+    monkeypatch.setattr(bundles, "sync_path", full)
     with pytest.raises(OSError, match="no space"):
         write_again(bundle, tmp_path, START_MS + 1000)
     assert [path.name for path in tmp_path.iterdir()] == [version]
