@@ -44,6 +44,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving memory": "serving.serving_memory:measure",
     "serving pipeline": "serving.serving_pipeline:measure",
     "serving preranking": "serving.serving_preranking:measure",
+    "serving processes": "serving.serving_processes:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
