@@ -17,16 +17,18 @@ from infra.platform.run_files import read_run_files
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
 from nextwatch_client import RecommendClient
+from tests.benchmarks.events.process_cpu import cpu_by_process
 from tests.benchmarks.report import Report, quantile, say
 from tests.benchmarks.serving.serving_ground import note_of, small_release
 from tests.benchmarks.serving.serving_mirror import users
 from tests.benchmarks.serving.serving_service import NO_LOAD, Ground, Load, ask, ground, memory_of, publish
-from tests.harness.system import cli, cpu_s, process, wait_for_health, wait_until, with_section
+from tests.harness.system import cli, process, wait_for_health, wait_until, with_section
 
 SIZES, QUICK_SIZES = (10_000, 100_000), (10_000,)
 ROUNDS, QUICK_ROUNDS = 4, 2
 CONCURRENCY, REQUESTS, QUICK_REQUESTS = 32, 640, 160
 WARM_UPS = 20
+NAMES = {"load": "client", "serve": "servers"}  # of whose CPU it is
 
 
 class Kind(NamedTuple):
@@ -64,12 +66,12 @@ def one_round(on: Ground, kind: Kind, requests: int) -> tuple[Load, dict[str, fl
             if len(by(answered)) == kind.servers:
                 break
             answered = ask(client, users(on, requests), CONCURRENCY, warm_up=False)
-        before_s = sum(map(cpu_s, pids))
+        before = cpu_by_process()
         load = ask(client, users(on, requests), CONCURRENCY, warm_up=False)
-        spent_s = sum(map(cpu_s, pids)) - before_s
+        spent = {NAMES.get(name, name): s - before.get(name, 0.0) for name, s in cpu_by_process().items()}
         memory = [memory_of(pid) for pid in pids]
     told = {f"{name}, MB": sum(each[name] for each in memory) for name in memory[0]}
-    return load, {"CPU ms/request": 1000 * spent_s / max(1, len(load.replies))} | told
+    return load, {f"{name}, CPU ms": 1000 * s / max(1, len(load.replies)) for name, s in spent.items()} | told
 
 
 @contextmanager
