@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from infra.local.processes import command_part, embedded_services
@@ -43,11 +43,17 @@ def running_stack(
         require_access(reachable.kafka)
         create_topics(reachable.kafka)
         ours = with_gateway_port(reachable)
-        for name, arguments in (COMMANDS | (INGEST if settings.ingest.topics else {})).items():
+        commands = COMMANDS | more_servers(settings)
+        for name, arguments in (commands | (INGEST if settings.ingest.topics else {})).items():
             supervisor.add(command_part(name, arguments, ours))
         timeout_s = settings.embedded.ready_timeout_s if is_limited else None
-        supervisor.wait_ready(timeout_s, COMMANDS, setting="embedded.ready_timeout_s")
+        supervisor.wait_ready(timeout_s, commands, setting="embedded.ready_timeout_s")
         yield reachable, supervisor
+
+
+def more_servers(settings: Settings) -> dict[str, Sequence[str]]:
+    """The servers beside the first one, by name."""
+    return {f"serving-{number}": COMMANDS["serving"] for number in range(2, settings.serving.processes + 1)}
 
 
 def gateway_address(supervisor: Supervisor) -> str:

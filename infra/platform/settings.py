@@ -356,6 +356,9 @@ class Serving(Section):
     ranker_format: Literal["auto", "float32", "bfloat16"] = _setting(
         "auto", "of the ranker's weights; auto: bfloat16 where the processor computes with it"
     )
+    processes: Count = _setting(
+        1, "servers of one machine: `up` starts so many; with more than one they hold a release's vectors together"
+    )
     threads: Count = _setting(1, "of torch and BLAS in one serving worker; large batches are divided in two beside it")
 
 
@@ -495,6 +498,11 @@ class Settings(BaseSettings):
     @property
     def run_dir(self) -> Path:
         return self.data_dir / "run"
+
+    @property
+    def shared_dir(self) -> Path:
+        """What several servers of this machine hold in memory together."""
+        return self.data_dir / "shared"
 
     @classmethod
     def settings_customise_sources(

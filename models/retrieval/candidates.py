@@ -129,6 +129,10 @@ class CandidateModel:
         row = self.row(item_id)
         return None if row < 0 else np.array(self._query_values()[row])
 
+    def write_query_rows_to(self, table: Table) -> None:
+        """Take this copy of the query rows for changes, in place of one of its own that the first change makes."""
+        self._query = table
+
     def apply_query_row(self, item_id: str, row: Floats) -> None:
         """Set the embedding that a history averages for this item, as the trainer published it: float32 [D]."""
         if row.shape != (self.dim - 1,) or not np.isfinite(row).all():

@@ -42,6 +42,14 @@ class Table:
         table.extend(values)
         return table
 
+    @classmethod
+    def over(cls, values: Tensor, size: int, *, first_square: float = FIRST_SQUARE) -> Table:
+        """A table on memory that is there, [R, D], of which the first `size` rows are in use."""
+        table = cls(values.shape[1], room=0, first_square=first_square)
+        table._values, table._squares, table._size = values, reserve(len(values)), size
+        table._squares[:size] = first_square
+        return table
+
     def __len__(self) -> int:
         return self._size
 

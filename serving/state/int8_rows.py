@@ -13,14 +13,19 @@ So what `bounds` says is no estimate: no score lies above it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.arrays import Floats, Rows
 from models.retrieval.table import reserve
 from models.threads import in_parts
 from serving.state.patches import ALIGNED, int8_product
+from serving.state.shared_rows import map_numbers, write_numbers
 
+FILES = ("mirror_int8", "mirror_scales", "mirror_sides")  # of `save`
 LARGEST = 127
 LEAST_SCALE = np.float32(1e-30)  # a smaller one would be no normal bfloat16; rows of smaller numbers are all rest
 OF_BFLOAT16 = 2.0**-8  # what rounding to it changes at most, as a share
@@ -36,11 +41,32 @@ class Int8Rows:
 
     def __init__(self, room: int, dim: int) -> None:
         self._width = max(1, -(-(dim - 1) // ALIGNED)) * ALIGNED
-        rows = reserve(-(-room * self._width // 4)).view(torch.int8).view(-1, self._width)
-        scales = reserve(-(-room // 2)).view(torch.bfloat16)
-        sides = reserve(2 * room).view(2, room)  # error as a share of the query's norm, last coordinate
-        self._tensors = rows, scales, sides
-        self._rows, self._scales, self._sides = rows.numpy(), scales.view(torch.int16).numpy(), sides.numpy()
+        self._use(reserve(-(-room * self._width // 4)), reserve(-(-room // 2)), reserve(2 * room))
+
+    @classmethod
+    def opened(cls, directory: Path, dim: int) -> Int8Rows:
+        """What `save` has written, mapped."""
+        opened = cls(0, dim)
+        opened._use(*(map_numbers(directory / name) for name in FILES))
+        return opened
+
+    def save(self, directory: Path, size: int) -> None:
+        """Write the first `size` rows to files that can be mapped, with the room that they have."""
+        rows, scales, sides = (directory / name for name in FILES)
+        room = self._sides.shape[1]
+        write_numbers(rows, self._rows.size // 4, [(0, self._rows[:size])])
+        write_numbers(scales, -(-len(self._scales) // 2), [(0, self._scales[:size])])
+        write_numbers(sides, 2 * room, [(0, self._sides[0, :size]), (room, self._sides[1, :size])])
+
+    def _use(self, rows: Tensor, scales: Tensor, sides: Tensor) -> None:
+        """Work on these numbers, flat float32 as they are reserved."""
+        self._tensors = (
+            rows.view(torch.int8).view(-1, self._width),
+            scales.view(torch.bfloat16),
+            sides.view(2, -1),  # error as a share of the query's norm, last coordinate
+        )
+        self._rows = self._tensors[0].numpy()
+        self._scales, self._sides = self._tensors[1].view(torch.int16).numpy(), self._tensors[2].numpy()
 
     def write(self, rows: Rows, vectors: Floats, popularity: Floats) -> None:
         """Set rows [N] to vectors float32 [N, D]. Their last coordinates may be other ones than the popularity: such

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 
@@ -28,12 +29,14 @@ from models.threads import in_parts
 from serving.state.best_rows import best_by_bounds, best_rows
 from serving.state.int8_rows import SLACK, Int8Rows
 from serving.state.patches import has_int8_product
+from serving.state.shared_rows import map_numbers, write_numbers
 
 DOWN = np.float32(-1e30)  # the last coordinate of an item that may not be shown
 LEAST_SCORE = np.float32(-1e29)  # below it are items that are down
 ROWS_OF_A_PART = 10_000  # compared by one thread, of a mirror that is compared by two
 MANY_ROWS = 20_000  # are compared in int8
 AT_ONCE = 1024  # rows written in int8 together, so that the processor's cache holds them
+VECTORS = "mirror_vectors"  # a file of `save`
 FEW_QUERIES = 4  # at once; with more of them BLAS is as quick in float32
 
 
@@ -59,8 +62,27 @@ class Mirror:
         self._stale: set[int] = set()  # rows that have changed and are not in int8 yet
         self.extend(item_ids, vectors)
 
+    @classmethod
+    def opened(cls, directory: Path, item_ids: Sequence[str], dim: int) -> Mirror:
+        """What `save` has written, mapped: with its item ids and the length of its vectors."""
+        mirror, size = cls([], np.zeros((0, dim), np.float32)), len(item_ids)
+        mirror._room = map_numbers(directory / VECTORS).view(-1, dim).numpy()
+        if mirror._int8 is not None:
+            mirror._int8 = Int8Rows.opened(directory, dim)
+        mirror._columns.extend(size, popularity=mirror._room[:size, -1], down=False, catalogue_row=-1)
+        mirror._row_of.update(zip(item_ids, range(size), strict=True))
+        mirror.item_ids += item_ids
+        return mirror
+
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def save(self, directory: Path) -> None:
+        """Write the vectors, in both forms, to files that can be mapped. No item is down and none has changed since."""
+        assert not self._stale
+        write_numbers(directory / VECTORS, self._room.size, [(0, self._vectors)])
+        if self._int8 is not None:
+            self._int8.save(directory, len(self))
 
     @property
     def dim(self) -> int:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -29,10 +30,12 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import BundleError
 from models.retrieval.candidates import CandidateModel
+from models.retrieval.table import GROWTH, ROOM, Table
 from serving.state.item_worth import ItemWorth
 from serving.state.known_items import KnownItems
 from serving.state.mirror import Mirror, bytes_of_item
 from serving.state.reading import read
+from serving.state.shared_rows import SharedRows, map_numbers, write_numbers
 from serving.state.views import CatalogueView
 from streams import topics
 from streams.bundles.source import BundleSource, never
@@ -46,6 +49,7 @@ VERSION = re.compile(r"[A-Za-z0-9_]+")  # it names a directory and a collection
 RETRY_S = 1.0
 MOST_RETRY_S = 30.0
 MIRRORED = 50_000  # vectors taken into the mirror together
+QUERY_ROWS = "query_rows"  # a file of the shared rows, beside the mirror's
 POPULAR = 500  # items that a release knows as popular, at hand for lists that are too short
 
 
@@ -101,11 +105,14 @@ class Releases:
         mirror_items: int | None = 0,
         mirror_bytes: int = 0,
         in_bfloat16: bool = False,
+        shared: SharedRows | None = None,
     ) -> None:
+        """`shared`: what the servers of one machine hold together; None: everything is this one's own."""
         self.live: LiveRelease | None = None
         self.refusal = ""  # why the announced release is not live
         self._bundles, self._index, self._catalogue = bundles, index, catalogue
         self._mirror_items, self._mirror_bytes, self._in_bfloat16 = mirror_items, mirror_bytes, in_bfloat16
+        self._shared_rows = shared
         self._rows: dict[str, ItemVector] = {}  # the newest row of an item, of versions that are not live
         self._gone: dict[str, int] = {}  # items that the trainer has let go of, and when (ms)
         self._news: dict[tuple[str, str], None] = {}  # (topic, item) that arrived while a release is loaded
@@ -263,6 +270,7 @@ class Releases:
             mirror_items=self._mirror_items,
             mirror_bytes=self._mirror_bytes,
             in_bfloat16=self._in_bfloat16,
+            shared=self._shared_rows,
         )
         self._catalogue.describe_all(release.catalogue)
         match_mirror(release, self._catalogue)
@@ -281,9 +289,11 @@ def load_release(
     mirror_items: int | None = 0,
     mirror_bytes: int = 0,
     in_bfloat16: bool = False,
+    shared: SharedRows | None = None,
 ) -> LiveRelease:
     """Read and check the bundle and its collection; of at most `mirror_items` (None: of what `mirror_bytes` hold) the
-    vectors too. `in_bfloat16`: of the ranker. A bundle is fetched until `stopped`. Raises ReleaseError."""
+    vectors too. `in_bfloat16`: of the ranker. `shared`: with other servers. A bundle is fetched until `stopped`. Raises
+    ReleaseError."""
     if not VERSION.fullmatch(version):
         raise ReleaseError("version", f"{version!r} is not a version (letters, digits and underscores)")
     try:
@@ -295,11 +305,20 @@ def load_release(
     except IndexFailure as error:
         raise ReleaseError("collection", str(error)) from error
     model = bundle.model
-    mirror, items = None, len(model.item_ids)
+    items = len(model.item_ids)
     most = mirror_bytes // bytes_of_item(model.dim) if mirror_items is None else mirror_items
-    if 0 < items <= most:
-        mirror = mirror_of(model)
-    elif items > most > 0:
+    is_mirrored = 0 < items <= most
+    if shared is None or not items:
+        mirror = mirror_of(model) if is_mirrored else None
+    else:
+        try:
+            mirror = _share(shared, version, model, is_mirrored, stopped)
+        except InterruptedError as error:
+            raise ReleaseError("stopped", str(error)) from error
+        except OSError as error:
+            log.warning("rows are not shared with other servers (serving.processes)", error=str(error))
+            mirror = mirror_of(model) if is_mirrored else None
+    if items > most > 0:
         log.warning("too many items for a mirror (serving.mirror_items)", version=version, items=items, most=most)
     ranker = bundle.ranker.in_bfloat16() if in_bfloat16 else bundle.ranker
     return LiveRelease(
@@ -324,6 +343,25 @@ def popular_of(model: CandidateModel) -> list[tuple[str, float]]:
         rows = rows[np.lexsort((-popularity.touched(rows), -popularity.log_share(rows)))[:POPULAR]]
     shares = np.exp(popularity.log_share(rows)).tolist()
     return [(model.item_ids[row], share) for row, share in zip(rows.tolist(), shares, strict=True)]
+
+
+def _share(
+    shared: SharedRows, version: str, model: CandidateModel, is_mirrored: bool, stopped: Callable[[], bool]
+) -> Mirror | None:
+    """Have the rows that are learnt and the mirror on files that the servers of this machine map together."""
+
+    def write(directory: Path) -> None:
+        room, dim = max(ROOM, GROWTH * len(model.query_rows)), model.query_rows.shape[1]
+        write_numbers(directory / QUERY_ROWS, room * dim, [(0, model.query_rows)])
+        if is_mirrored:
+            mirror_of(model).save(directory)
+
+    place = shared.of(f"{version}.{'mirror' if is_mirrored else 'plain'}", write, stopped)
+    rows = map_numbers(place / QUERY_ROWS).view(-1, model.query_rows.shape[1])
+    model.write_query_rows_to(Table.over(rows, len(model.query_rows)))
+    forget_pages(model.query_rows)
+    forget_pages(model.vectors)
+    return Mirror.opened(place, model.item_ids, model.dim) if is_mirrored else None
 
 
 def mirror_of(model: CandidateModel) -> Mirror:

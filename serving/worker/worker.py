@@ -41,6 +41,7 @@ from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.retrieval import Retrieval
 from serving.state.feed import Feed
 from serving.state.release import Releases
+from serving.state.shared_rows import SharedRows
 from serving.state.trending_view import TrendingView
 from serving.state.views import CatalogueView, HistoryView, StatisticsView, Views
 from serving.worker.clock_skew import ClockSkew
@@ -115,6 +116,7 @@ class Worker:
             mirror_items=serving.mirror_items,
             mirror_bytes=available_bytes() // MIRROR_PARTS,
             in_bfloat16=in_bfloat16(serving),
+            shared=SharedRows(settings.shared_dir) if serving.processes > 1 else None,
         )
         self._epochs = Epochs()
         retrieval, days = Retrieval(serving, seed=os.getpid()), settings.history.seen_days

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 
+from infra.platform.logs import set_up_logging
 from tests.benchmarks.report import Benchmark, run
 
 TABLES = {  # a benchmark, or one with its part: what measures it
@@ -44,6 +45,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving memory": "serving.serving_memory:measure",
     "serving pipeline": "serving.serving_pipeline:measure",
     "serving preranking": "serving.serving_preranking:measure",
+    "serving processes": "serving.serving_processes:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark {unknown[0]}; there are {', '.join(NAMES)}")
+    set_up_logging("warning")  # a line for each answer would cost more than some of what is measured
     results = []
     for name in options.names or NAMES:
         for table, measure in tables_of(name, options.part, parser.error).items():

@@ -22,6 +22,7 @@ SIZES, QUICK_SIZES = (10_000, 100_000), (10_000,)
 ROUNDS, QUICK_ROUNDS = 5, 2
 REQUESTS, QUICK_REQUESTS = {1: 200, 32: 640}, {1: 30, 32: 96}  # of a round
 FALLEN, QUICK_FALLEN = {1: 500, 32: 2000}, {1: 60, 32: 200}
+WARM_UP = 960  # requests until a server knows what most candidates are worth
 KILL_AFTER_S = 0.3
 ECHO = "broker round trip (echo)"
 
@@ -49,6 +50,7 @@ def by_choice(report: Report, on: Ground, settings: Settings, echo: Settings, qu
         RecommendClient(client_options(settings.kafka)) as client,
         RecommendClient(client_options(echo.kafka)) as echo_client,
     ):
+        ask(client, users(on, WARM_UP), 32, warm_up=False)
         for _ in range(QUICK_ROUNDS if quick else ROUNDS):
             for concurrency, count in requests.items():
                 whole[concurrency] += ask(client, users(on, count), concurrency)

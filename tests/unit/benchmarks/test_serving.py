@@ -12,8 +12,10 @@ from models.ranking.ranker_net import RankerNet, RankerShape
 from serving.state import mirror as mirror_module
 from serving.state.int8_rows import Int8Rows
 from serving.state.mirror import Mirror
+from streams import topics
 from tests.benchmarks.serving import serving_scan
 from tests.benchmarks.serving.serving_memory import memory_of_release
+from tests.benchmarks.serving.serving_pipeline import Server
 from tests.benchmarks.serving.serving_precision import FLOAT32, compared, passes_of
 from tests.benchmarks.serving.serving_requests import batch_between
 from tests.benchmarks.serving.serving_service import Load
@@ -53,6 +55,14 @@ def test_the_batches_between_two_readings_do_not_count_those_before() -> None:
 def test_rounds_of_a_load_add_up_to_their_mean_rate() -> None:
     both = Load([10.0], [], 1.0, 1) + Load([20.0, 30.0], [], 3.0)
     assert (both.whole_ms, both.wall_s, both.unanswered) == ([10.0, 20.0, 30.0], 4.0, 1)
+
+
+def test_a_server_without_kafka_answers_every_request_with_a_list(tmp_path: Path) -> None:
+    train_small(tmp_path)
+    server = Server(tmp_path)
+    stages = server.serve(server.records(3, np.random.default_rng(1)))
+    assert stages.keys() >= {"retrieve", "rank", "reply"}
+    assert server.sent.messages == {"replies": 3, topics.IMPRESSIONS: 3}
 
 
 def test_what_a_worker_holds_is_loaded_without_broker_and_milvus(tmp_path: Path) -> None:

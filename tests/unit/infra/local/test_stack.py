@@ -60,6 +60,14 @@ def settings(make_settings) -> Settings:
     return make_settings("127.0.0.1:1", "http://127.0.0.1:1", embedded={"ready_timeout_s": 0.3})
 
 
+def test_as_many_servers_are_started_as_are_set(settings, monkeypatch):
+    news: News = []
+    serving = settings.serving.model_copy(update={"processes": 3})
+    with started(settings.model_copy(update={"serving": serving}), news, monkeypatch):
+        ready = [name for name, what in news if what == "ready"]
+    assert sorted(name for name in ready if name.startswith("serving")) == ["serving", "serving-2", "serving-3"]
+
+
 def test_what_lives_is_waited_for_and_told_of(settings, monkeypatch):
     news: News = []
     with started(settings, news, monkeypatch, ready_after_s=1.0):

@@ -1,0 +1,86 @@
+"""Numbers that the servers of one machine hold in memory together, in files below the data directory.
+
+The first server to load a release writes its rows there; all of them map the files privately. What a server writes to
+becomes its own, page by page; everything else is in memory once, and the kernel may take it back. The files of another
+release are removed then: who still maps them keeps them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.arrays import Array
+from models.release.manifest_file import sync_path
+
+FORMAT = 1  # of the files: a newer one does not read what an older one has written
+LOCK, PARTIAL = ".lock", ".partial"
+WAIT_S = 0.05
+_NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
+
+Places = Sequence[tuple[int, Array]]  # first number of 4 bytes, and what stands from there on
+
+
+class SharedRows:
+    """The files of the releases, each in a directory of its own below `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def of(self, version: str, write: Callable[[Path], None], stopped: Callable[[], bool]) -> Path:
+        """The directory of a release, filled by `write` if nobody has done so. Raises InterruptedError once `stopped`
+        while another server writes it, OSError where it cannot be written."""
+        place, partial = self._directory / f"{version}.{FORMAT}", self._directory / PARTIAL
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with self._locked(stopped):
+            if not place.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                write(partial)
+                for path in [*partial.iterdir(), partial]:
+                    sync_path(path)
+                partial.rename(place)
+                sync_path(self._directory)
+            for other in self._directory.iterdir():
+                if other.is_dir() and other != place:
+                    shutil.rmtree(other, ignore_errors=True)
+        return place
+
+    @contextmanager
+    def _locked(self, stopped: Callable[[], bool]) -> Iterator[None]:
+        with (self._directory / LOCK).open("a") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if stopped():
+                        raise InterruptedError("stopped while another server writes the shared rows") from None
+                    time.sleep(WAIT_S)
+            yield
+
+
+def write_numbers(path: Path, numbers: int, places: Places) -> None:
+    """A file of so many numbers of 4 bytes, zeros where nothing is written: these take no room on the disk."""
+    with path.open("wb") as file:
+        file.truncate(4 * numbers)
+        for first, values in places:
+            file.seek(4 * first)
+            np.ascontiguousarray(values).tofile(file)
+
+
+def map_numbers(path: Path) -> Tensor:
+    """The numbers of a file as float32. What is written to them stays in this process."""
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _NO_RESERVE)
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return torch.from_numpy(np.frombuffer(memory, np.float32))
