@@ -8,8 +8,7 @@ cannot be used is refused, with the path and the type of what stands there, neve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,6 +30,8 @@ from streams.ingest.values import (
     truth_of,
 )
 from streams.messages import Item, Refused, SearchEvent, WatchEvent, refuse_future
+
+Test = Callable[[Record], bool]
 
 LONGEST_ID = 256
 _UNFIT = (Unfit, ValueError, ArithmeticError)  # what a conversion raises
@@ -227,17 +228,20 @@ def event_id_of(place: tuple[str, int, int]) -> str:
     return name if len(name) <= LONGEST_ID else hashlib.blake2b(name.encode(), digest_size=32).hexdigest()
 
 
-def tests_of(wanted: Mapping[str, Any]) -> list[Any]:
+def tests_of(wanted: Mapping[str, Any]) -> list[Test]:
     """For each path what tells whether one of the wanted values stands there."""
-    return [partial(_is_one_of, finder(path), _as_set(values)) for path, values in wanted.items()]
+    return [_test(finder(path), values if isinstance(values, tuple) else (values,)) for path, values in wanted.items()]
 
 
-def _as_set(values: Any) -> frozenset[tuple[bool, Any]]:
-    each: Iterable[Any] = values if isinstance(values, tuple) else (values,)
-    return frozenset((isinstance(value, bool), value) for value in each)
-
-
-def _is_one_of(find: Find, wanted: frozenset[tuple[bool, Any]], record: Record) -> bool:
+def _test(find: Find, values: tuple[Any, ...]) -> Test:
     """`true` is not 1, though Python says so; what is no plain value is none of them."""
-    value = find(record)
-    return isinstance(value, _PLAIN) and (isinstance(value, bool), value) in wanted
+    wanted = frozenset((isinstance(value, bool), value) for value in values)
+    texts = frozenset(value for value in values if isinstance(value, str))
+
+    def holds(record: Record) -> bool:
+        value = find(record)
+        if type(value) is str:  # most are
+            return value in texts
+        return isinstance(value, _PLAIN) and (isinstance(value, bool), value) in wanted
+
+    return holds
