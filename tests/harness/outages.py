@@ -49,7 +49,7 @@ PATIENCE_S = 180.0
 PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
 AT_ONCE = 20  # users who are watching
 SENDING_S = 1800.0  # those who watch try for longer than any outage
-KNOWN_S = 600.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
+KNOWN_S = 1800.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
 PROCESSES = ALL
 
 
