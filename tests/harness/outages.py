@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import numpy as np
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
@@ -298,15 +299,17 @@ class Replies:
     told: int  # the client has failed them, with a reason
     unanswered: int
     longest_s: float
+    median_s: float
     by_mirror: int  # of those answered, in place of the index
 
     @classmethod
     def of(cls, asked: list[Asked]) -> Replies:
         answered = [each for each in asked if each.reply is not None]
         told = [each for each in asked if each.future.done() and each.reply is None]
-        longest = max((each.ms / 1000 for each in answered), default=0.0)
+        took_s = [each.ms / 1000 for each in answered] or [0.0]
         by_mirror = sum(any(step.startswith("mirror") for step in each.reply.degraded) for each in answered)
-        return cls(len(answered), len(told), len(asked) - len(answered) - len(told), longest, by_mirror)
+        unanswered = len(asked) - len(answered) - len(told)
+        return cls(len(answered), len(told), unanswered, max(took_s), median(took_s), by_mirror)
 
 
 class WallClock:
