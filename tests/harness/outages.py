@@ -22,14 +22,13 @@ from random import Random
 from statistics import median
 
 import numpy as np
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from kafka import KafkaProducer
 
 from indexer.collection import Index
 from infra.local.broker import Broker
 from infra.local.milvus_server import MilvusServer
 from infra.platform.guarded_process import GuardedProcess
-from infra.platform.kafka_clients import client_options, confluent_options, kafka_python_options
+from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Embedded, Indexer, Join, Kafka, Serving, Settings, Trending
 from nextwatch_client import RecommendClient
 from streams import messages, topics
@@ -170,22 +169,6 @@ class System:
             yield
         finally:
             service.restart()
-
-    @contextlib.contextmanager
-    def unwritable(self, topic: str) -> Iterator[None]:
-        """Within the block the broker takes no message for this topic, for want of a second copy."""
-        least = self.settings.kafka.topic_prefix + topic, "min.insync.replicas"
-        self._configure(*least, "2")
-        try:
-            yield
-        finally:
-            self._configure(*least, "1")
-
-    def _configure(self, topic: str, name: str, value: str) -> None:
-        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-        admin = AdminClient(confluent_options(self.settings.kafka))
-        [done] = admin.incremental_alter_configs([ConfigResource("topic", topic, incremental_configs=[entry])]).values()
-        done.result(PATIENCE_S)
 
     # --- what is there -----------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """What the system needs is away for a minute, one thing after the other, under a steady load of watches and requests.
 
-`services`: the broker and Milvus are killed and started again, or stand still (they take connections and answer
-nothing); Milvus answers late, or the line to it is cut; the indexer stands still; the wall clocks of our processes jump
-by an hour, forward and back. `topics`: one topic takes no messages, and can be read. After each outage everything that
-is made of the acknowledged watches is counted again (tests/harness/outages.py), and what became of the requests.
+The broker and Milvus are killed and started again, or stand still (they take connections and answer nothing); Milvus
+answers late, or the line to it is cut; the indexer stands still; the wall clocks of our processes jump by an hour,
+forward and back. After each outage everything that is made of the acknowledged watches is counted again
+(tests/harness/outages.py), and what became of the requests.
 
 $OUTAGE_S is the length of an outage, $OUTAGE the beginning of the names of those that are wanted.
 """
@@ -14,12 +14,10 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from infra.simulation.world import NOTICE
-from streams.topics import TOPICS
 from tests.benchmarks.report import Report, say
 from tests.harness.outages import Replies, System, running_outages
 
@@ -34,7 +32,7 @@ LATE_S = 4.0  # longer than a search may take, shorter than another call
 HOUR_S = 3600
 
 
-def outages_of_services(system: System) -> dict[str, Callable[[], Outage]]:
+def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
     """By name, what is taken away while the block runs."""
     found: dict[str, Callable[[], Outage]] = {
         "broker killed": lambda: system.killed(system.broker),
@@ -54,21 +52,8 @@ def outages_of_services(system: System) -> dict[str, Callable[[], Outage]]:
     return found
 
 
-def outages_of_topics(system: System) -> dict[str, Callable[[], Outage]]:
-    return {f"{topic.name} takes nothing": partial(system.unwritable, topic.name) for topic in TOPICS}
-
-
-def measure_services(report: Report, quick: bool) -> None:
+def measure(report: Report, quick: bool) -> None:
     """A minute without the broker, Milvus, the indexer, or the right time: what was lost, doubled, left unanswered."""
-    measure(report, quick, outages_of_services)
-
-
-def measure_topics(report: Report, quick: bool) -> None:
-    """A minute in which one topic takes no messages: the same."""
-    measure(report, quick, outages_of_topics)
-
-
-def measure(report: Report, quick: bool, outages_of: Callable[[System], dict[str, Callable[[], Outage]]]) -> None:
     away_s = float(os.environ.get("OUTAGE_S", QUICK_AWAY_S if quick else AWAY_S))
     report.title = f"outages of {away_s:g} s, {WATCHES_PER_S:g} watches and {REQUESTS_PER_S:g} requests a second"
     report.note(NOTICE)
