@@ -23,6 +23,7 @@ class Line:
         host, port = to.rsplit(":", 1)
         self._to, self._delay_s, self._is_cut = (host, int(port)), 0.0, False
         self._ends: set[asyncio.StreamWriter] = set()
+        self._joins: set[asyncio.Task[None]] = set()
         self.address = ""
 
     @contextmanager
@@ -45,15 +46,18 @@ class Line:
             self._is_cut = False
 
     async def stand(self, is_there: threading.Event) -> None:
-        """Take connections until it is cancelled."""
-        self._loop = asyncio.get_running_loop()
+        """Take connections until it is closed."""
+        self._loop, self._closed = asyncio.get_running_loop(), asyncio.Event()
         async with await asyncio.start_server(self._join, LOOPBACK, 0) as server:
             self.address = f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
             is_there.set()
-            try:
-                await self._loop.create_future()
-            finally:
-                self._reset()
+            await self._closed.wait()
+            self._is_cut = True
+            self._reset()
+            await asyncio.gather(*self._joins)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._closed.set)
 
     def _reset(self) -> None:
         for end in self._ends:
@@ -61,6 +65,10 @@ class Line:
 
     async def _join(self, caller: asyncio.StreamReader, to_caller: asyncio.StreamWriter) -> None:
         self._ends.add(to_caller)
+        joining = asyncio.current_task()
+        assert joining is not None
+        self._joins.add(joining)
+        joining.add_done_callback(self._joins.discard)
         with suppress(OSError):
             service, to_service = await asyncio.open_connection(*self._to)
             self._ends.add(to_service)
@@ -84,19 +92,12 @@ class Line:
 @contextmanager
 def line_to(address: str) -> Iterator[Line]:
     """A line to the service at `host:port`."""
-    line, is_there, loop = Line(address), threading.Event(), asyncio.new_event_loop()
-    standing = loop.create_task(line.stand(is_there))
-
-    def run() -> None:
-        with suppress(asyncio.CancelledError):
-            loop.run_until_complete(standing)
-
-    thread = threading.Thread(target=run, name="line", daemon=True)
+    line, is_there = Line(address), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(line.stand(is_there)), name="line", daemon=True)
     thread.start()
     is_there.wait()
     try:
         yield line
     finally:
-        loop.call_soon_threadsafe(standing.cancel)
+        line.close()
         thread.join()
-        loop.close()
