@@ -1,1 +1,1 @@
-"""A Milvus that is not ours alone: behind TLS and a token. Open test_secured_milvus.py."""
+"""A Milvus behind TLS and a token, and one at the end of a slow line. Open test_secured_milvus.py."""
