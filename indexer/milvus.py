@@ -13,12 +13,15 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
 from indexer.errors import FilterRefused, IndexFailure, IndexMissing, IndexRefused, IndexUnavailable
-from infra.platform.settings import Milvus
+from infra.platform.settings import Milvus, variable_of
 
 _NOT_FOUND, _NOT_LOADED, _NO_DATABASE, _NO_ALIAS = 100, 101, 800, 1600
 _LITE_INPUT_ERROR = 6
 _INPUT_ERRORS = range(1100, 1200)
 _NO_ACCESS = frozenset({1400, 1401})  # not authenticated, not permitted
+_KEPT_OUT = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+_TOKEN = f"{variable_of('milvus.token')} is what is shown to Milvus"
+_TLS = re.compile("ssl|certificate", re.IGNORECASE)
 # What a server of 2.3 says with its code of whatever is unexpected, and Milvus Lite with that of whatever fails.
 _REFUSALS = re.compile("invalid index type|maximum shards|database .* does not exist")
 _NO_FILTER = "cannot parse expression"
@@ -37,10 +40,15 @@ _GRPC = {
 
 
 def connect(milvus: Milvus) -> tuple[MilvusClient, str]:
-    """A client, and the version that the other side gives. Raises IndexUnavailable, IndexRefused."""
-    with translated(f"connect to {milvus.uri}"):
-        client = MilvusClient(**_options(milvus))
-        version: str = client.get_server_version(timeout=milvus.timeout_s)
+    """A client, and the version that the other side gives. Raises IndexUnavailable, IndexRefused: also for a token that
+    is not the right one. Later that is waited for: a Milvus that is just starting may know nobody yet."""
+    call = f"connect to {milvus.uri}"
+    try:
+        with translated(call, kept_out=IndexRefused):
+            client = MilvusClient(**_options(milvus))
+            version: str = client.get_server_version(timeout=milvus.timeout_s)
+    except OSError as error:
+        raise IndexRefused(f"Milvus: {call}: milvus.ca_file cannot be read: {error}") from None
     return client, version
 
 
@@ -72,15 +80,29 @@ def is_not_loaded(error: MilvusException) -> bool:
 
 
 @contextmanager
-def translated(call: str, version: str = "") -> Iterator[None]:
+def translated(call: str, version: str = "", *, kept_out: type[IndexFailure] = IndexUnavailable) -> Iterator[None]:
     what = f"Milvus: {call}{f' of version {version}' if version else ''}"
     try:
         yield
     except MilvusException as error:
-        raise _kind_of(error)(f"{what}: {error.message}") from error
+        _explain_access(what, error.__cause__, kept_out)
+        hint = f" ({_TOKEN})" if error.code in _NO_ACCESS else ""
+        raise _kind_of(error)(f"{what}: {error.message}{hint}") from error
     except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+        _explain_access(what, error, kept_out)
         reason = error.details() if isinstance(error, grpc.Call) else "no answer in time"
         raise IndexUnavailable(f"{what}: {reason}") from error
+
+
+def _explain_access(what: str, error: BaseException | None, kept_out: type[IndexFailure]) -> None:
+    """Raises what gRPC said of our token or of a certificate, with the setting's name; pymilvus says neither while it
+    connects."""
+    if not isinstance(error, grpc.Call):
+        return
+    if error.code() in _KEPT_OUT:
+        raise kept_out(f"{what}: {error.details()} ({_TOKEN})") from error
+    if _TLS.search(error.details() or ""):
+        raise IndexUnavailable(f"{what}: {error.details()} (milvus.ca_file)") from error
 
 
 def _kind_of(error: MilvusException) -> type[IndexFailure]:

@@ -122,6 +122,13 @@ class Milvus(Section):
     )
     timeout_s: Positive = _setting(5.0, "longest wait for one call, searches excepted")
 
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_login(cls, uri: str) -> str:
+        if "@" in uri:
+            raise ValueError("must be http(s)://host:port, without a login: milvus.token is for that")
+        return uri
+
     @field_validator("index_type", mode="before")
     @classmethod
     def _refuse_with_the_reason(cls, kind: object) -> object:
@@ -652,7 +659,8 @@ def _explain(error: ValidationError) -> str:
         else:
             # Of a section that is none, the input may be the secret, or hold it.
             # A URL may hold one by mistake.
-            hidden = (*SECRETS, ("bundles", "store"), ("bundles", "endpoint"), ("ingest", "registry_url"))
+            addresses = (("bundles", "store"), ("bundles", "endpoint"), ("ingest", "registry_url"), ("milvus", "uri"))
+            hidden = (*SECRETS, *addresses)
             is_secret = any(name == section or name.startswith(f"{section}.{leaf}") for section, leaf in hidden)
             found = "" if is_secret else f", got {problem['input']!r}"
             lines.append(f"setting {name} (or {variable_of(name)}): {problem['msg']}{found}")

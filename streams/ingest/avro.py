@@ -9,14 +9,15 @@ from typing import Any
 
 import fastavro
 
-from streams.ingest.formats import Decode, split
+from streams.ingest.formats import HEAD, Decode, schema_id
 from streams.ingest.registry import Registry, Schema
 from streams.messages import Refused
 
 
 def create_reader(registry: Registry) -> Decode:
     @cache
-    def parsed(number: int) -> Any:
+    def parsed(head: bytes) -> Any:
+        number = schema_id(head)
         schema = registry.schema(number)
         try:
             return parse(schema, {})
@@ -24,14 +25,15 @@ def create_reader(registry: Registry) -> Decode:
             return Refused("malformed", f"schema id {number} is no Avro schema: {type(error).__name__}")
 
     def read(raw: bytes) -> Any:
-        number, data = split(raw)
-        schema = parsed(number)
+        schema = parsed(raw[:HEAD])
         if isinstance(schema, Refused):
             raise Refused(schema.code, str(schema))
+        data = io.BytesIO(raw)
+        data.seek(HEAD)
         try:
-            return fastavro.schemaless_reader(io.BytesIO(data), schema, None)
+            return fastavro.schemaless_reader(data, schema, None)
         except Exception as error:  # the reader tells of bytes that are no Avro in whatever way they trip it up
-            raise Refused("malformed", f"not Avro of schema id {number}: {type(error).__name__}") from None
+            raise Refused("malformed", f"not Avro of schema id {schema_id(raw)}: {type(error).__name__}") from None
 
     return read
 

@@ -60,9 +60,13 @@ def json(raw: bytes) -> Any:
 
 def split(raw: bytes) -> tuple[int, bytes]:
     """The schema's id and the data."""
+    return schema_id(raw), raw[HEAD:]
+
+
+def schema_id(raw: bytes) -> int:
     if len(raw) < HEAD or raw[0] != 0:
         raise Refused("malformed", "no schema id in front (Confluent's wire format: byte 0, then four of the id)")
-    return int.from_bytes(raw[1:HEAD], "big"), raw[HEAD:]
+    return int.from_bytes(raw[1:HEAD], "big")
 
 
 def guessed(raws: Sequence[bytes], registry: Registry | None) -> tuple[str, list[Any]]:

@@ -8,8 +8,7 @@ cannot be used is refused, with the path and the type of what stands there, neve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,9 +31,12 @@ from streams.ingest.values import (
 )
 from streams.messages import Item, Refused, SearchEvent, WatchEvent, refuse_future
 
+Test = Callable[[Record], bool]
+
 LONGEST_ID = 256
 _UNFIT = (Unfit, ValueError, ArithmeticError)  # what a conversion raises
 KINDS: Mapping[str, Any] = {"watch-events": WatchEvent, "search-events": SearchEvent, "items": Item}
+_PLAIN = (str, int, float)
 _TRUTHS = ("available", "context.signed_in")
 _REALS = ("context.gender", "context.age")
 
@@ -70,6 +72,7 @@ class Mapper:
         at = mapping.deleted_path
         self._deleted = None if at is None else Slot("item_id", at, finder(at), text_of)
         self._only, self._without = tests_of(mapping.only), tests_of(mapping.without)
+        self._tests = [(holds, True) for holds in self._only] + [(holds, False) for holds in self._without]
         self._only_at = [finder(path) for path in mapping.only]
         self._available_when = tests_of(mapping.available_when)
         self._required = [slot.name for slot in self._slots if slot.name in REQUIRED[mapping.becomes]]
@@ -79,14 +82,16 @@ class Mapper:
 
     def __call__(self, record: Record, *, latest_ms: int | None = None) -> Mapped | None:
         """None: passed over. Raises Refused, and nothing else. `latest_ms`: the latest time that an event can have."""
-        change = unwrap(record) if self._is_wrapped else Change(record, is_deleted=record.value is None)
-        if change is None:
-            return None
-        if change.is_deleted:
-            return self._taken_down(change)
-        record = change.record
-        if not (all(holds(record) for holds in self._only) and not any(holds(record) for holds in self._without)):
-            return None
+        if self._is_wrapped or record.value is None:
+            change = unwrap(record) if self._is_wrapped else Change(record, is_deleted=True)
+            if change is None:
+                return None
+            if change.is_deleted:
+                return self._taken_down(change)
+            record = change.record
+        for holds, wanted in self._tests:
+            if holds(record) is not wanted:
+                return None
         message = self._message(record)
         if latest_ms is not None:
             refuse_future(message, latest_ms)
@@ -96,10 +101,11 @@ class Mapper:
     def _message(self, record: Record) -> Any:
         fields = self._values.copy()
         for slot in self._slots:
-            value = slot.find(record)
+            name, _, find, convert = slot
+            value = find(record)
             if value is not None:
                 try:
-                    fields[slot.name] = slot.convert(value)
+                    fields[name] = convert(value)
                 except _UNFIT as error:
                     raise unfit(slot, value, error) from None
         if self._is_share and "watch_s" in fields:
@@ -108,15 +114,17 @@ class Mapper:
             fields["available"] = all(holds(record) for holds in self._available_when)
         if self._kind is not Item and "event_id" not in fields:
             fields["event_id"] = event_id_of(record.place)
-        if any(fields.get(name) is None for name in self._required):
-            raise self._lack(fields)
         try:
             return msgspec.convert(nested(fields) if self._is_nested else fields, self._kind)
         except msgspec.ValidationError as error:
-            raise Refused("invalid", self._explain(str(error))) from None
+            raise self._lack(fields) or Refused("invalid", self._explain(str(error))) from None
 
-    def _lack(self, fields: Mapping[str, Any]) -> Refused:
-        slot = next(slot for slot in self._slots if slot.name in self._required and fields.get(slot.name) is None)
+    def _lack(self, fields: Mapping[str, Any]) -> Refused | None:
+        """Why a message cannot be made at all; None: all that it must have is there."""
+        lacking = (slot for slot in self._slots if slot.name in self._required and fields.get(slot.name) is None)
+        slot = next(lacking, None)
+        if slot is None:
+            return None
         of = " or duration_s" if slot.name == "watch_s" and self._is_share else ""
         return Refused("missing", f"{slot.name}: nothing at {slot.path}{of}")
 
@@ -220,17 +228,20 @@ def event_id_of(place: tuple[str, int, int]) -> str:
     return name if len(name) <= LONGEST_ID else hashlib.blake2b(name.encode(), digest_size=32).hexdigest()
 
 
-def tests_of(wanted: Mapping[str, Any]) -> list[Any]:
+def tests_of(wanted: Mapping[str, Any]) -> list[Test]:
     """For each path what tells whether one of the wanted values stands there."""
-    return [partial(_is_one_of, finder(path), _as_set(values)) for path, values in wanted.items()]
+    return [_test(finder(path), values if isinstance(values, tuple) else (values,)) for path, values in wanted.items()]
 
 
-def _as_set(values: Any) -> frozenset[tuple[bool, Any]]:
-    each: Iterable[Any] = values if isinstance(values, tuple) else (values,)
-    return frozenset((isinstance(value, bool), value) for value in each)
-
-
-def _is_one_of(find: Find, wanted: frozenset[tuple[bool, Any]], record: Record) -> bool:
+def _test(find: Find, values: tuple[Any, ...]) -> Test:
     """`true` is not 1, though Python says so; what is no plain value is none of them."""
-    value = find(record)
-    return isinstance(value, str | int | float) and (isinstance(value, bool), value) in wanted
+    wanted = frozenset((isinstance(value, bool), value) for value in values)
+    texts = frozenset(value for value in values if isinstance(value, str))
+
+    def holds(record: Record) -> bool:
+        value = find(record)
+        if type(value) is str:  # most are
+            return value in texts
+        return isinstance(value, _PLAIN) and (isinstance(value, bool), value) in wanted
+
+    return holds

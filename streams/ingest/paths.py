@@ -59,11 +59,27 @@ def finder(path: str) -> Find:
             return lambda record: record.key()
         case "$key", steps:
             return lambda record: walk(record.key(), steps)
-        case name, () if not name.startswith("$"):
-            return lambda record: walk_one(record.value, name)
         case name, steps if not name.startswith("$"):
-            return lambda record: walk(record.value, (name, *steps))
+            return _in_value(name, steps)
     raise PathError(f"path {path!r}: there are {KEY}, {HEADERS}.NAME and {TIMESTAMP} beside names of the value")
+
+
+def _in_value(name: str, steps: tuple[str, ...]) -> Find:
+    """Most records are objects, and most paths one or two names: without a loop, and a call, for these."""
+
+    def find(record: Record) -> Any:
+        value = record.value
+        return value.get(name) if type(value) is dict else walk_one(value, name)
+
+    def find_in(record: Record) -> Any:
+        value = record.value
+        value = value.get(name) if type(value) is dict else walk_one(value, name)
+        return value.get(inner) if type(value) is dict else walk_one(value, inner)
+
+    if not steps:
+        return find
+    inner, *others = steps
+    return (lambda record: walk(find_in(record), tuple(others))) if others else find_in
 
 
 def walk(value: Any, steps: tuple[str, ...]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 A_SECOND_HAS: Mapping[str, int] = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH, A_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 _LONGEST_NUMBER = 40  # characters
 _NAMES: Mapping[type, str] = {
     str: "text",
@@ -150,5 +150,4 @@ def _moment(value: Any) -> datetime:
 def _ms_of(moment: date) -> int:
     """Without a zone it is UTC."""
     at = moment if isinstance(moment, datetime) else datetime.combine(moment, time())
-    since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - EPOCH) // A_MS

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import numpy as np
 from kafka import KafkaProducer
@@ -38,15 +39,17 @@ from tests.harness.beside import beside, paced
 from tests.harness.crash.replay import read_all
 from tests.harness.crash.verdict import trending_counts
 from tests.harness.needs import LIBFAKETIME
+from tests.harness.network.line import Line, line_to
 from tests.harness.requests import Asked, steady, wait_for_replies
 from tests.harness.service import READY_S, Releases, Service, Size, train_releases
-from tests.harness.system import ALL, services, wait_until
+from tests.harness.system import ALL, services, wait_until, with_section
 from tests.harness.traffic import Histories, Reader, Traffic, now_ms, total_of, vector_of
 
 PATIENCE_S = 180.0
 PER_USER = 40  # watches; fewer than a history keeps, so that all of them must be in it
 AT_ONCE = 20  # users who are watching
-KNOWN_S = 600.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
+SENDING_S = 1800.0  # those who watch try for longer than any outage
+KNOWN_S = 1800.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
 PROCESSES = ALL
 
 
@@ -59,8 +62,8 @@ class Watching:
         self._producer = KafkaProducer(
             **kafka_python_options(kafka),
             acks="all",
-            delivery_timeout_ms=300_000,
-            max_block_ms=300_000,
+            delivery_timeout_ms=round(1000 * SENDING_S),
+            max_block_ms=round(1000 * SENDING_S),
             reconnect_backoff_max_ms=1000,
         )
         self._tag, self._numbers = uuid.uuid4().hex[:6], itertools.count()
@@ -97,6 +100,7 @@ class System:
     releases: Releases
     broker: Broker
     milvus: MilvusServer
+    line: Line  # from our processes to Milvus
     service: Service
     vectors: Reader
     histories: Histories
@@ -278,13 +282,17 @@ class Replies:
     told: int  # the client has failed them, with a reason
     unanswered: int
     longest_s: float
+    median_s: float
+    by_mirror: int  # of those answered, in place of the index
 
     @classmethod
     def of(cls, asked: list[Asked]) -> Replies:
         answered = [each for each in asked if each.reply is not None]
         told = [each for each in asked if each.future.done() and each.reply is None]
-        longest = max((each.ms / 1000 for each in answered), default=0.0)
-        return cls(len(answered), len(told), len(asked) - len(answered) - len(told), longest)
+        took_s = [each.ms / 1000 for each in answered] or [0.0]
+        by_mirror = sum(any(step.startswith("mirror") for step in each.reply.degraded) for each in answered)
+        unanswered = len(asked) - len(answered) - len(told)
+        return cls(len(answered), len(told), unanswered, max(took_s), median(took_s), by_mirror)
 
 
 class WallClock:
@@ -317,8 +325,8 @@ class WallClock:
 
 @contextlib.contextmanager
 def running_outages(data_dir: Path) -> Iterator[System]:
-    """Broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite and every process of ours, answering from a release.
-    Where libfaketime is found, `clock` is our processes' wall clock."""
+    """Broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite at the end of a line, and every process of ours,
+    answering from a release. Where libfaketime is found, `clock` is our processes' wall clock."""
     settings = Settings(
         data_dir=data_dir,
         kafka=Kafka(partitions=2, session_timeout_s=6.0),
@@ -331,6 +339,8 @@ def running_outages(data_dir: Path) -> Iterator[System]:
     releases = train_releases(settings.bundles_dir, 1, Size(), now_ms=now_ms())
     with contextlib.ExitStack() as stack:
         settings, broker, milvus = stack.enter_context(services(settings))
+        line = stack.enter_context(line_to(milvus.address))
+        settings = with_section(settings, "milvus", uri=f"http://{line.address}")
         traffic = stack.enter_context(contextlib.closing(Traffic(settings.kafka)))
         service = Service(settings, releases, milvus, traffic, stack)
         service.tell_known()
@@ -345,7 +355,7 @@ def running_outages(data_dir: Path) -> Iterator[System]:
         for reader in readers:
             stack.callback(reader.close)
         with beside(lambda stop: start_again(service, stop), "supervisor"):
-            yield System(settings, releases, broker, milvus, service, *readers, clock)
+            yield System(settings, releases, broker, milvus, line, service, *readers, clock)
 
 
 def start_again(service: Service, stop: threading.Event) -> None:

@@ -36,7 +36,7 @@ from nextwatch_client import client as client_module
 from streams import topics
 from tests.harness.needs import KAFKA, LIBFAKETIME, MOUNT, lack, needs, require
 from tests.harness.outages import Replies, System, running_outages
-from tests.harness.system import stopping, wait_until
+from tests.harness.system import read_metrics, stopping, wait_until
 from tests.harness.traffic import Reader
 
 pytestmark = needs(KAFKA, "noida loses what it has acknowledged when it is killed")
@@ -45,6 +45,8 @@ AWAY_S = 7.0  # longer than a session
 WATCHES_PER_S, REQUESTS_PER_S = 30.0, 4.0
 MOST_GROWN_MB = 150.0  # of a process, in these seconds: what it holds is bounded, its first use of everything included
 PATIENCE_S = 120.0
+LATE_S = 4.0  # longer than a search may take, shorter than another call
+IN_USE = "nextwatch_index_in_use"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,24 @@ def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: Syste
     assert any("Milvus" in reason for reason in reasons), "it says what it waits for"
     assert replies.unanswered == replies.told == 0
     check_counts(system)
+
+
+def test_a_milvus_that_is_late_or_cut_off_is_passed_round_and_is_used_again_afterwards(system: System):
+    """Its answers come later than a search may take, then nobody reaches it."""
+
+    @contextlib.contextmanager
+    def bad_line() -> Iterator[None]:
+        with system.line.late(LATE_S):
+            time.sleep(AWAY_S)
+        with system.line.cut():
+            yield
+
+    replies, _ = live_through(system, bad_line())
+    assert replies.unanswered == replies.told == 0 and replies.by_mirror > 0
+    assert replies.median_s < LATE_S, "they did not wait for it"
+    check_counts(system)
+    with system.asking(REQUESTS_PER_S):
+        wait_until(lambda: read_metrics(system.settings, "serving")[IN_USE] == 1, "the index in use", PATIENCE_S)
 
 
 def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_answered(system: System, monkeypatch):

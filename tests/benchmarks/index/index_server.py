@@ -29,6 +29,7 @@ from infra.local.milvus_server import start_milvus
 from infra.platform.settings import Milvus, Serving, Settings
 from serving.request.retrieval import Query, Retrieval
 from serving.state.release import LiveRelease, load_release
+from streams.bundles.source import source_of
 from tests.benchmarks.index.index_ground import Floats, Ground, world_ground
 from tests.benchmarks.report import Report, percentiles, quantile
 from tests.conftest import milvus_answers
@@ -91,7 +92,7 @@ def filled(index: Index, ground: Ground, settings: Settings) -> LiveRelease:
     for _ in fill(index, ground.bundle, PendingWrites(), ground.attributes(), batch=batch, retry=lambda call: call()):  # type: ignore[arg-type]
         pass
     index.mark(version, WHOLE)
-    return load_release(settings.bundles_dir, version, index)
+    return load_release(source_of(settings), version, index)
 
 
 @contextmanager

@@ -1,13 +1,17 @@
 """What the system needs is away for a minute, one thing after the other, under a steady load of watches and requests.
 
-The broker and Milvus are killed and started again, or stand still (they take connections and answer nothing); the
-indexer stands still; the wall clocks of our processes jump by an hour, forward and back. After each outage everything
-that is made of the acknowledged watches is counted again (tests/harness/outages.py), and what became of the requests.
+The broker and Milvus are killed and started again, or stand still (they take connections and answer nothing); Milvus
+answers late, or the line to it is cut; the indexer stands still; the wall clocks of our processes jump by an hour,
+forward and back. After each outage everything that is made of the acknowledged watches is counted again
+(tests/harness/outages.py), and what became of the requests.
+
+$OUTAGE_S is the length of an outage, $OUTAGE the beginning of the names of those that are wanted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ BEFORE_S, AFTER_S = 5.0, 5.0
 WATCHES_PER_S, REQUESTS_PER_S = 40.0, 5.0
 MOST_GROWN_MB = 150.0
 MOST_RECOVERY_S = 30.0
+LATE_S = 4.0  # longer than a search may take, shorter than another call
 HOUR_S = 3600
 
 
@@ -34,6 +39,8 @@ def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
         "broker stands still": lambda: system.stopped(system.broker.process.pid),
         "Milvus killed": lambda: system.killed(system.milvus),
         "Milvus stands still": lambda: system.stopped(system.milvus.process.pid),
+        f"Milvus {LATE_S:g} s late": lambda: system.line.late(LATE_S),
+        "line to Milvus cut": system.line.cut,
         "indexer stands still": lambda: system.stopped(system.processes["indexer"].pid),
     }
     clock = system.clock
@@ -47,13 +54,15 @@ def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
 
 def measure(report: Report, quick: bool) -> None:
     """A minute without the broker, Milvus, the indexer, or the right time: what was lost, doubled, left unanswered."""
-    away_s = QUICK_AWAY_S if quick else AWAY_S
+    away_s = float(os.environ.get("OUTAGE_S", QUICK_AWAY_S if quick else AWAY_S))
     report.title = f"outages of {away_s:g} s, {WATCHES_PER_S:g} watches and {REQUESTS_PER_S:g} requests a second"
     report.note(NOTICE)
     with TemporaryDirectory(prefix="nextwatch-") as directory, running_outages(Path(directory)) as system:
+        wanted = os.environ.get("OUTAGE", "")
         for name, outage in outages_of(system).items():
-            say(name)
-            add_row(report, name, outage, system, away_s)
+            if name.startswith(wanted):
+                say(name)
+                add_row(report, name, outage, system, away_s)
         ended = [name for name, process in system.processes.items() if process.poll() is not None]
         report.bar("processes that ended", len(ended), at_most=0)
         if system.clock is None:

@@ -150,6 +150,12 @@ def test_a_place_for_bundles_is_one_that_we_know_and_holds_no_secret(tmp_path, s
     assert load_settings(toml(tmp_path, '[bundles]\nstore = "s3://bucket/releases"\n')).bundles.store
 
 
+def test_the_address_of_milvus_holds_no_login(tmp_path):
+    with pytest.raises(SettingsError, match=r"setting milvus\.uri .*without a login") as caught:
+        load_settings(toml(tmp_path, '[milvus]\nuri = "https://root:hidden@milvus:19530"\n'))
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "url", ["http://us:hunter2@registry:8081", "https://registry?key=hunter2", "hunter2", "ftp://x"]
 )
