@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 
@@ -96,14 +97,13 @@ class _Table:
     def set(self, name: str, part: int, as_of_ms: int, sums: Sequence[float]) -> None:
         place = self._place_of.get(name)
         if place is None:
-            columns, row = self._take(sys.intern(name), 0)
-            columns["part"][row, 0], at = part, 0
-        else:
-            columns, row = self._at(place)
-            parts = columns["part"][row]
-            at = int(parts.searchsorted(part))
-            if at == len(parts) or parts[at] != part:
-                columns, row = self._insert(place, at, part)
+            self._take(sys.intern(name), 0, sums=sums, as_of_ms=as_of_ms, part=part)
+            return
+        columns, row = self._at(place)
+        parts = columns["part"][row]
+        at = 0 if parts[0] == part else int(parts.searchsorted(part))
+        if at == len(parts) or parts[at] != part:
+            columns, row = self._insert(place, at, part)
         columns["sums"][row, at], columns["as_of_ms"][row, at] = sums, as_of_ms
 
     def move(self, by_ms: int) -> None:
@@ -175,17 +175,18 @@ class _Table:
     def _widen(self, place: int) -> tuple[Columns, int]:
         """Move an id to where there is more room."""
         columns, row = self._at(place)
-        into, at = self._take(self._names[place % len(self._widths)][row], place % len(self._widths) + 1)
+        kind = place % len(self._widths)
+        into, at = self._take(self._names[kind][row], kind + 1, **NOTHING)
         for column in NOTHING:
             values = columns[column][row]
             into[column][at, : len(values)] = values
         self._give_back(place)
         return into, at
 
-    def _take(self, name: str, kind: int) -> tuple[Columns, int]:
-        """An empty row of a width, which is the id's from now on."""
+    def _take(self, name: str, kind: int, **values: Any) -> tuple[Columns, int]:
+        """A row of a width, which is the id's from now on."""
         columns = self._columns[kind]
-        row = columns.append(**NOTHING)
+        row = columns.append(**values)
         self._names[kind].append(name)
         self._place_of[name] = row * len(self._widths) + kind
         return columns, row
