@@ -100,7 +100,7 @@ def _counts(settings: Settings) -> Iterator[Record]:
             yield number, key, encode(replace(decode(Trending, value, max_bytes=len(value)), offset=-1))
 
 
-def _newest(settings: Settings, topic: str) -> Iterator[Record]:
+def _newest(settings: Settings, topic: str) -> Iterator[tuple[int, bytes, bytes]]:
     """The newest record of every key of a compacted topic, a partition after the other: one is held at a time."""
     [about] = [each for each in topics.TOPICS if each.name == topic]
     for number in range(topics.partitions_of(about, settings.kafka)):
