@@ -17,7 +17,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -622,7 +622,7 @@ class _OpenImpressionInJson(Struct, gc=False):
     watches: tuple[JoinedWatch, ...] = ()
     revision: Revision = -1
     counted: tuple[Outcome, ...] = ()
-    partition: Offset = -1
+    partition: Offset | UnsetType = UNSET
 
 
 class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
@@ -642,7 +642,8 @@ def _state_from_json(old: _JoinStateInJson) -> JoinState:
         outline = _decoder(ImpressionOutline, False).decode(impression)
         opened = open_impression(outline, impression, each.offset, each.closes_ms)
         kept = {"watches": each.watches, "revision": each.revision, "counted": each.counted}
-        impressions.append(replace(opened, **kept, partition=each.partition))
+        place = -1 if isinstance(each.partition, UnsetType) else each.partition
+        impressions.append(replace(opened, **kept, partition=place))
     offsets = old.watch_offset, old.impression_offset
     return JoinState(old.user_id, tuple(impressions), old.early, *offsets, old.since_ms, old.read_before)
 
@@ -656,7 +657,7 @@ def _state_in_json(state: JoinState) -> _JoinStateInJson:
             each.watches,
             each.revision,
             each.counted,
-            each.partition,
+            UNSET if each.partition < 0 else each.partition,
         )
         for each in state.impressions
     )
