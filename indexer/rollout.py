@@ -22,6 +22,7 @@ from enum import Enum, auto
 from streams.messages import (
     BundlePublished,
     IndexReady,
+    PartitionsRaised,
     RebuildAsked,
     RebuildDone,
     Release,
@@ -137,7 +138,7 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case RebuildDone(asked_ms=asked_ms):
             is_answer = releases.rebuild is not None and releases.rebuild.at_ms == asked_ms
             return replace(releases, rebuild=None if is_answer else releases.rebuild, rebuilt_ms=asked_ms)
-        case SourceTopics():  # the workers' own
+        case SourceTopics() | PartitionsRaised():  # the workers' own
             return releases
 
 

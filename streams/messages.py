@@ -17,7 +17,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -257,7 +257,19 @@ class SourceTopics(Struct, frozen=True, tag="sources", tag_field="kind"):
     topic_ids: dict[str, str]
 
 
-Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone | SourceTopics
+class PartitionsRaised(Struct, frozen=True, tag="partitions", tag_field="kind"):
+    """Key `partitions`: how `nextwatch rebuild partitions` raised `kafka.partitions`, while it is at it and when it is
+    done. `ends`: by topic of states, the offset after the last record of each partition of before; empty while nothing
+    is moved yet (see streams.partitions.raise_partitions)."""
+
+    before: int
+    after: int
+    at_ms: Millis
+    ends: dict[str, tuple[Offset, ...]] = {}
+    is_done: bool = False
+
+
+Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone | SourceTopics | PartitionsRaised
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -431,7 +443,8 @@ class OpenImpression(Struct, frozen=True, array_like=True, gc=False):
     """An impression whose outcome may still change: what pairs it with watches, and the message itself, unread.
     `revision` of the last example made of it, -1: none yet.
 
-    `counted`: of its closing, the items that were watched, as the statistics hold them.
+    `counted`: of its closing, the items that were watched, as the statistics hold them. `partition`: where it was read,
+    -1 where that is its user's present one (see streams.partitions).
     """
 
     request_id: str
@@ -443,6 +456,7 @@ class OpenImpression(Struct, frozen=True, array_like=True, gc=False):
     watches: tuple[JoinedWatch, ...] = ()
     revision: Revision = -1
     counted: tuple[Outcome, ...] = ()
+    partition: Offset = -1
 
 
 class JoinState(Struct, frozen=True, array_like=True, gc=False):
@@ -608,6 +622,7 @@ class _OpenImpressionInJson(Struct, gc=False):
     watches: tuple[JoinedWatch, ...] = ()
     revision: Revision = -1
     counted: tuple[Outcome, ...] = ()
+    partition: Offset | UnsetType = UNSET
 
 
 class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
@@ -627,7 +642,8 @@ def _state_from_json(old: _JoinStateInJson) -> JoinState:
         outline = _decoder(ImpressionOutline, False).decode(impression)
         opened = open_impression(outline, impression, each.offset, each.closes_ms)
         kept = {"watches": each.watches, "revision": each.revision, "counted": each.counted}
-        impressions.append(replace(opened, **kept))
+        place = -1 if isinstance(each.partition, UnsetType) else each.partition
+        impressions.append(replace(opened, **kept, partition=place))
     offsets = old.watch_offset, old.impression_offset
     return JoinState(old.user_id, tuple(impressions), old.early, *offsets, old.since_ms, old.read_before)
 
@@ -635,7 +651,13 @@ def _state_from_json(old: _JoinStateInJson) -> JoinState:
 def _state_in_json(state: JoinState) -> _JoinStateInJson:
     impressions = tuple(
         _OpenImpressionInJson(
-            Raw(each.impression), each.offset, each.closes_ms, each.watches, each.revision, each.counted
+            Raw(each.impression),
+            each.offset,
+            each.closes_ms,
+            each.watches,
+            each.revision,
+            each.counted,
+            UNSET if each.partition < 0 else each.partition,
         )
         for each in state.impressions
     )

@@ -3,6 +3,9 @@
 All user-keyed topics that are read together have the same number of partitions and are keyed by the bare user id in
 UTF-8, partitioned as Kafka's Java client does (murmur2). A producer with another partitioner is forgiven: whoever reads
 a user's message on the wrong partition forwards it once (`partition_of` decides).
+
+Topics of items are read whole by whoever reads them, so they keep the partitions that they were made with when those of
+users are raised (streams/partitions).
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ AT_MOST = ("max.compaction.lag.ms",)
 MEND_MS = 60_000
 BY_THE_CLUSTER = -1  # as many copies as `default.replication.factor` says
 ENOUGH_COPIES, LEAST_IN_SYNC = 3, 2
+RAISE = "stop history, join, trending and serving, then `nextwatch rebuild partitions`"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Topic:
     cleanup: Literal["delete", "compact"]
     message: Any
     single: bool = False  # one partition, whatever `kafka.partitions` says
+
+    @property
+    def is_raised(self) -> bool:
+        """True where it must have as many partitions as `kafka.partitions` says, also when that was raised."""
+        return not self.single and self.key != "item"
 
 
 TOPICS = (
@@ -204,9 +213,9 @@ def _create(admin: Any, wanted: dict[str, Any]) -> list[str]:
 
 def _differences(name: str, topic: Topic, kafka: Kafka, partitions: int, config: dict[str, str]) -> Iterator[str]:
     wanted = partitions_of(topic, kafka)
-    if partitions != wanted:
+    if partitions > wanted or (partitions < wanted and topic.is_raised):
         why = "must have one" if topic.single else "user-keyed topics are co-partitioned: set kafka.partitions"
-        yield f"{name}: {partitions} partitions, expected {wanted} ({why})"
+        yield f"{name}: {partitions} partitions, expected {wanted} ({RAISE if partitions < wanted else why})"
     for setting, has, expected in wrong_settings(topic, kafka, config):
         yield f"{name}: {setting} is {has}, expected {expected} (nextwatch topics --alter)"
 
@@ -240,6 +249,14 @@ def committed_offsets(kafka: Kafka, group: str, names: Iterable[str], partition:
     with open_admin(kafka) as admin:
         found = admin.list_group_offsets({group: list(places.values())})[group]
     return {name: max(0, found[place].offset) if place in found else 0 for name, place in places.items()}
+
+
+def partition_counts(kafka: Kafka, names: Iterable[str]) -> dict[str, int]:
+    """How many partitions these topics (names without prefix) have, of those that are there."""
+    with open_admin(kafka) as admin:
+        described = admin.describe_topics([kafka.topic_prefix + name for name in names])
+    there = [each for each in described if not each["error_code"]]
+    return {each["name"].removeprefix(kafka.topic_prefix): len(each["partitions"]) for each in there}
 
 
 def open_admin(kafka: Kafka) -> Any:

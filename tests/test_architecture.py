@@ -44,6 +44,7 @@ PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
 ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/benchmarks", "tests/system", "tests/system/console")
 ROOMS_OF_TESTS += ("tests/system/machines",)
 ROOMS_OF_TESTS += ("tests/system/ingest",)
+ROOMS_OF_TESTS += ("tests/system/partitions",)
 ROOMS_OF_TESTS += ("tests/harness", "tests/harness/console", "tests/harness/crash")
 MAY_SKIP = {"tests/harness/needs.py", "tests/test_architecture.py"}
 

@@ -41,6 +41,7 @@ def topics(
     refused.
     """
     from infra.cli.ingest import show_sample, show_suggestion
+    from streams.kafka.partition_counts import check_raise
     from streams.kafka.requirements import alter_topics
     from streams.kafka.topic_ids import check_topic_ids
     from streams.topics import check_topics, create_topics
@@ -55,7 +56,8 @@ def topics(
     altered = alter_topics(session.connected.kafka) if alter else []
     problems = []
     if check or create or alter:
-        problems = [*check_topics(session.connected.kafka), *check_topic_ids(session.connected.kafka)]
+        kafka = session.connected.kafka
+        problems = [*check_topics(kafka), *check_topic_ids(kafka), *check_raise(kafka)]
     report: dict[str, list[Any]] = {"topics": _topic_rows(session.settings.kafka)}
     report |= {"created": made, "altered": altered, "problems": problems}
     answer(report, partial(_print_topics, asked=create or check or alter), as_json=as_json)

@@ -30,6 +30,7 @@ def worker(
     from streams.erasure.erase_users import read_erased_users
     from streams.kafka.faust_app import now_ms, run
     from streams.kafka.follow import require_topics
+    from streams.kafka.partition_counts import require_partitions
     from streams.kafka.requirements import require_settings
     from streams.kafka.topic_ids import require_same_topics
     from streams.topics import TOPICS
@@ -38,6 +39,7 @@ def worker(
     names = [topic.name for topic in TOPICS]
     require_topics(settings.kafka, names)
     require_settings(settings, names)
+    require_partitions(settings.kafka)
     read_erased_users(settings)  # with another secret than that of before nobody would stay forgotten
     if name is not WorkerName.TRAINER:  # which looks when it takes a release up, and has a release to wait for
         require_same_topics(settings.kafka, name.value)
@@ -61,11 +63,13 @@ def indexer(context: typer.Context) -> None:
 def serve(context: typer.Context) -> None:
     """Run a serving worker: answers recommend-requests."""
     from serving.worker.worker import run_serving
+    from streams.kafka.partition_counts import require_partitions
     from streams.kafka.requirements import require_settings
     from streams.topics import TOPICS
 
     settings: Settings = context.obj.with_milvus
     require_settings(settings, [topic.name for topic in TOPICS])
+    require_partitions(settings.kafka)
     run_serving(settings, stop_on_signals())
 
 
@@ -75,10 +79,12 @@ def gateway(context: typer.Context) -> None:
     from infra.gateway.process import run_gateway
     from streams.erasure.erase_users import read_erased_users
     from streams.kafka.follow import require_topics
+    from streams.kafka.partition_counts import require_partitions
     from streams.topics import TOPICS
 
     settings: Settings = context.obj.connected
     require_topics(settings.kafka, [topic.name for topic in TOPICS])
+    require_partitions(settings.kafka)  # it sends each event to its user's
     read_erased_users(settings)  # it forgets users, and must have the secret of before
     run_gateway(settings, stop_on_signals(), console_pages)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from infra.cli.options import AsJson, answer
 from infra.operate.progress import progress_bars
@@ -14,7 +15,8 @@ from infra.platform.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make again from topics and bundles: the index, or the histories; go on with a topic that was made again.",
+    help="Make again from topics and bundles: the index, or the histories; go on with a topic that was made again, or "
+    "with more partitions.",
 )
 
 
@@ -91,6 +93,30 @@ def offsets(context: typer.Context, as_json: AsJson = False) -> None:
         done = take_out_replaced(context.obj.connected, step)
     text = f"{', '.join(done.topics)}: {done.written:,} records without their offsets; start the workers"
     answer(done, lambda _: say(text if done.topics else "no topic was made anew"), as_json=as_json)
+
+
+@app.command()
+def partitions(context: typer.Context, as_json: AsJson = False) -> None:
+    """kafka.partitions was raised: give the users' topics so many, and bring each user's history and open impressions
+    to the partition that is the user's now. History, join, trending and serving must be stopped (exit 2 when they are
+    not); what breaks off is ended by the same command."""
+    from streams.partitions.raise_partitions import raise_partitions
+
+    with progress_bars(quiet=as_json) as step:
+        done = raise_partitions(context.obj.connected, step)
+    answer(done, _print_raised, as_json=as_json)
+
+
+def _print_raised(done: Any) -> None:
+    if not done.topics:
+        say(f"nothing to raise: the users' topics have {done.after} partitions")
+        return
+    table = Table("topic", "partitions before", "now", "records of states moved", box=None, pad_edge=False)
+    for each in done.topics:
+        table.add_row(each.topic, str(each.before), str(each.after), f"{each.moved:,}" if each.moved else "")
+    Console(highlight=False, soft_wrap=True).print(table)
+    begun = "ended what had broken off; " if done.was_begun else ""
+    say(f"{begun}start the processes, all with kafka.partitions {done.after}")
 
 
 def say(text: str) -> None:

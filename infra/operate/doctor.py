@@ -13,6 +13,7 @@ from infra.platform.guarded_process import ServiceError
 from infra.platform.kafka_access import KafkaRefused
 from infra.platform.settings import Settings
 from streams.bundles.objects import Objects, StoreError
+from streams.kafka.partition_counts import check_raise
 from streams.kafka.topic_ids import check_topic_ids
 from streams.topics import check_topics
 
@@ -35,6 +36,7 @@ def _findings(settings: Settings, connect: Callable[[], Settings]) -> Iterator[F
     try:
         connected = connect()
         problems, replaced = check_topics(connected.kafka), check_topic_ids(connected.kafka)
+        problems += check_raise(connected.kafka)
     except (ServiceError, KafkaRefused) as error:
         yield Finding("Kafka", "not reached", str(error))
     except KafkaError as error:

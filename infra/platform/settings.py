@@ -64,7 +64,7 @@ class Kafka(Section):
     ssl_cert_file: Path | None = _setting(None, "this client's certificate, PEM")
     ssl_key_file: Path | None = _setting(None, "this client's key, PEM")
     topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="put before every topic and group name")
-    partitions: Count = _setting(4, "of user-keyed topics; equal for all of them, they are co-partitioned")
+    partitions: Count = _setting(4, "of topics of users, read together; `nextwatch rebuild partitions` raises them")
     replication: Count | None = _setting(None, "copies of each topic that we make; unset: the cluster's own default")
     max_message_bytes: Count = _setting(1_000_000, "a larger message is refused to the dead letters")
     session_timeout_s: Annotated[float, Field(ge=1)] = _setting(

@@ -15,7 +15,7 @@ from models.arrays import Array
 class Columns:
     """Named arrays with a common number of rows. `columns["name"]` is a view of the rows in use, writable in place.
 
-    A view is outdated by the next `append`: take it again after growing.
+    A view is outdated by the next `append` or `trim`: take it again.
     """
 
     def __init__(self, **columns: Array) -> None:
@@ -36,7 +36,7 @@ class Columns:
         if values.keys() != self._arrays.keys():
             raise ValueError(f"a row needs exactly the columns {sorted(self._arrays)}, got {sorted(values)}")
         if self._rows == self.capacity:
-            self._grow(max(16, 2 * self._rows))
+            self._resize(max(16, 2 * self._rows))
         row = self._rows
         self._rows += 1
         for name, value in values.items():
@@ -49,7 +49,7 @@ class Columns:
             raise ValueError(f"rows need exactly the columns {sorted(self._arrays)}, got {sorted(values)}")
         first, self._rows = self._rows, self._rows + rows
         if self._rows > self.capacity:
-            self._grow(max(16, 2 * first, self._rows))
+            self._resize(max(16, 2 * first, self._rows))
         for name, value in values.items():
             self._arrays[name][first : self._rows] = value
 
@@ -59,12 +59,18 @@ class Columns:
         for array in self._arrays.values():
             array[row] = array[self._rows]
 
+    def trim(self) -> None:
+        """Give room back where most of it is not used."""
+        if self._rows < self.capacity // 4:
+            self._resize(max(16, 2 * self._rows))
+
     @property
     def capacity(self) -> int:
         return len(next(iter(self._arrays.values())))
 
-    def _grow(self, capacity: int) -> None:
+    def _resize(self, capacity: int) -> None:
+        kept = min(capacity, self.capacity)
         for name, array in self._arrays.items():
-            grown = np.empty((capacity, *array.shape[1:]), array.dtype)
-            grown[: len(array)] = array
-            self._arrays[name] = grown
+            resized = np.empty((capacity, *array.shape[1:]), array.dtype)
+            resized[:kept] = array[:kept]
+            self._arrays[name] = resized

@@ -61,12 +61,12 @@ def find_held(
         configs = describe_configs(admin, [kafka.topic_prefix + topic.name for topic in wanted])
     found = []
     for topic in wanted:
-        held, states = Held(topic.name), dict[bytes, bytes | None]()
+        held, states = Held(topic.name), dict[tuple[int, bytes], bytes | None]()
         for record in read_to_end(kafka, topic.name, progress=partial(progress, topic.name)):
             if search.is_of_users(topic.name, record, TIMES * kafka.max_message_bytes):
                 held.records += 1
                 held.newest_ms = max(held.newest_ms, record.timestamp)
-                states[record.key or b""] = record.value
+                states[record.partition, record.key or b""] = record.value
         if held.records:
             config = config_of(topic, kafka) | configs.get(kafka.topic_prefix + topic.name, {})
             held.until_ms = until_ms(topic, config, held.newest_ms)

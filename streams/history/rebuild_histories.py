@@ -24,6 +24,7 @@ ahead is judged by the time at which it was sent.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -43,8 +44,10 @@ from streams.erasure.erase_users import read_erased_users
 from streams.history.app import KINDS, LOADED, SHOWN, TIMES, apply_event
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.intake import Raw, raw_of, read
+from streams.kafka.partition_counts import read_raise, require_partitions
 from streams.kafka.topic_ids import require_same_topics
 from streams.messages import Refused, UserHistory, decode, encode
+from streams.topics import HOUR_MS
 
 EVENTS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
 SOURCES = (*EVENTS, topics.LOADED_HISTORIES)
@@ -87,15 +90,29 @@ def rebuild_histories(
     dry_run: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Rebuilt:
-    """Make all histories again. Raises RebuildRefused, TopicReplaced, TopicMissing, KafkaError, ForgetSecretWrong."""
+    """Make all histories again. Raises RebuildRefused, TopicReplaced, TopicMissing, TopicUnfit, KafkaError and
+    ForgetSecretWrong."""
     refuse_beside_workers(settings.kafka)
     require_same_topics(settings.kafka, "history")  # by an old offset a topic would seem to hold what it does not
+    if from_scratch:
+        _refuse_after_raise(settings.kafka)
     erased, rebuilt = read_erased_users(settings), Rebuilt()
 
     def make(number: int, before: Histories) -> dict[str, UserHistory]:
         return replay(settings, number, {} if from_scratch else before, erased, rebuilt, progress)
 
     return _rewrite(settings, make, rebuilt, dry_run=dry_run, progress=progress)
+
+
+def _refuse_after_raise(kafka: Kafka) -> None:
+    """Raises RebuildRefused while topics hold events from before the partitions were raised: those of the users who
+    were moved lie where nobody reads them."""
+    raised, now_ms = read_raise(kafka), time.time_ns() // 1_000_000
+    if raised is not None and raised.before < raised.after and now_ms - raised.at_ms < kafka.retention_h * HOUR_MS:
+        raise RebuildRefused(
+            f"the partitions were raised from {raised.before} to {raised.after} less than kafka.retention_h ago: from "
+            "scratch, users who were moved would lose what the topics hold of them from before; do it without"
+        )
 
 
 def adopt_histories(
@@ -141,6 +158,7 @@ def _rewrite(
 ) -> Rebuilt:
     """Write what `make` makes of each partition's histories, where it differs."""
     kafka = settings.kafka
+    require_partitions(kafka)
     producer = create_producer(kafka)
     try:
         for number in range(kafka.partitions):

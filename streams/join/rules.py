@@ -283,7 +283,7 @@ def _example(each: OpenImpression, partition: int) -> UnreadExample:
     return UnreadExample(
         Raw(each.impression),
         outcomes_of(each),
-        partition,
+        partition if each.partition < 0 else each.partition,
         each.offset,
         closed_ms=each.closes_ms,
         revision=each.revision,

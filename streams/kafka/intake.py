@@ -1,10 +1,14 @@
 """From a batch of raw events to checked messages: what is unreadable goes to the dead letters, what stands on another
-partition than its user's is forwarded there once, and the rest is handed on in order."""
+partition than its user's is forwarded there once, and the rest is handed on in order.
+
+A forwarded message says among how many partitions it was: one that was not read yet when these were raised may be
+forwarded again, and between processes that disagree about their number it does not go round for ever."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 from infra.platform import metrics
@@ -73,7 +77,7 @@ def read(
             elif home == raw.partition:
                 yield raw, message
             elif outbox is not None:
-                _forward(raw, message.user_id, home, outbox)
+                _forward(raw, message.user_id, home, settings.kafka.partitions, outbox)
         except Refused as refused:
             if _is_from_before(erased, raw, None):
                 metrics.FORGOTTEN.labels(raw.topic).inc()
@@ -100,10 +104,17 @@ def reject(raw: Raw, refused: Refused, settings: Settings, outbox: Outbox, *, no
     outbox.add(topics.DEAD_LETTERS, raw.partition % settings.kafka.partitions, letter.key, encode(letter))
 
 
-def _forward(raw: Raw, user_id: str, home: int, outbox: Outbox) -> None:
-    if any(name == topics.FORWARDED for name, _ in raw.headers):
+def _forward(raw: Raw, user_id: str, home: int, partitions: int, outbox: Outbox) -> None:
+    """Forward a message once, and once more after each time that the partitions were raised."""
+    if any(_forwarded_among(content) >= partitions for name, content in raw.headers if name == topics.FORWARDED):
         raise Refused("misrouted", f"already forwarded once; is kafka.partitions not what {raw.topic} has?")
     metrics.FORWARDED.labels(raw.topic).inc()
-    origin = f"{raw.topic}/{raw.partition}/{raw.offset}".encode()
+    origin = f"{raw.topic}/{raw.partition}/{raw.offset}/{partitions}".encode()
     headers = [(name, content or b"") for name, content in raw.headers]
     outbox.add(raw.topic, home, user_id.encode(), raw.value, (*headers, (topics.FORWARDED, origin)))
+
+
+def _forwarded_among(origin: bytes | None) -> float:
+    """How many partitions there were when a message was forwarded; of an origin that does not tell, the most."""
+    *_, partitions = place = (origin or b"").split(b"/")
+    return int(partitions) if len(place) == 4 and partitions.isdigit() and len(partitions) < 10 else inf

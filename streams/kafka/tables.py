@@ -28,17 +28,23 @@ class EncodedTable(faust.Table):
     def take_over(self, partition: int, records: Iterable[Any]) -> None:
         """Recovery, the only way (see streams.kafka.recovery): records of one partition of the changelog, as aiokafka
         gives them. One without a key, as an unreadable batch becomes one, is nobody's state; a key that is no text
-        names nobody, and is nobody's reason to stop the recovery of others."""
+        names nobody, and is nobody's reason to stop the recovery of others. Of a user who was moved the partition of
+        before may come last, with a tombstone: that of the user counts."""
         users, partitions = self.data.data, partitions_by_key(self)
         for record in records:
             if record.key is None:
                 continue
             user_id = record.key.decode("utf-8", "replace")
+            if user_id in users and partitions.get(user_id) != partition and not self._is_home(user_id, partition):
+                continue
             if record.value is None:
                 users.pop(user_id, None)
                 partitions.pop(user_id, None)
             else:
                 users[user_id], partitions[user_id] = record.value, partition
+
+    def _is_home(self, user_id: str, partition: int) -> bool:
+        return topics.partition_of(user_id, self.partitions) == partition
 
     def on_key_set(self, key: Any, value: Any) -> None:
         """Nothing to send: see `put`."""

@@ -24,6 +24,7 @@ from infra.platform.settings import Settings
 from streams import topics
 from streams.history.rebuild_histories import create_producer, group_of, refuse_beside_workers, take_out_offsets
 from streams.kafka.follow import read_to_end
+from streams.kafka.partition_counts import require_partitions
 from streams.kafka.topic_ids import BY_HAND, changes_of, remember_ids
 from streams.messages import JoinState, Refused, StatisticsRow, Trending, decode, encode
 
@@ -31,7 +32,7 @@ AHEAD = 1000  # records sent and not yet acknowledged
 SEND_S = 30.0
 
 Progress = Callable[[str, int, int], None]
-Record = tuple[int, bytes, bytes]  # partition, key, value
+Record = tuple[int, bytes, bytes | None]  # partition, key, value
 
 
 class TakenOut(msgspec.Struct):
@@ -44,6 +45,7 @@ class TakenOut(msgspec.Struct):
 def take_out_replaced(settings: Settings, progress: Progress = lambda stage, done, total: None) -> TakenOut:
     """Take out the offsets of all topics that were made anew. Raises RebuildRefused, TopicMissing, KafkaError,
     ForgetSecretWrong."""
+    require_partitions(settings.kafka)
     for worker in BY_HAND:
         refuse_beside_workers(settings.kafka, worker)
     changed = {worker: set(changes_of(settings.kafka, worker)) for worker in BY_HAND}
@@ -51,11 +53,11 @@ def take_out_replaced(settings: Settings, progress: Progress = lambda stage, don
     if changed["history"]:
         done.written += take_out_offsets(settings, changed["history"], progress).written
     if changed["join"]:
-        done.written += _write(settings, topics.JOIN_STATE, _states(settings, changed["join"]))
+        done.written += write_records(settings, topics.JOIN_STATE, _states(settings, changed["join"]))
     if topics.IMPRESSIONS in changed["join"]:
-        done.written += _write(settings, topics.ITEM_STATISTICS, _rows(settings))
+        done.written += write_records(settings, topics.ITEM_STATISTICS, _rows(settings))
     if changed["trending"]:
-        done.written += _write(settings, topics.TRENDING, _counts(settings))
+        done.written += write_records(settings, topics.TRENDING, _counts(settings))
     for worker, names in changed.items():
         if names:
             _begin_anew(settings, worker, names)
@@ -98,7 +100,7 @@ def _counts(settings: Settings) -> Iterator[Record]:
             yield number, key, encode(replace(decode(Trending, value, max_bytes=len(value)), offset=-1))
 
 
-def _newest(settings: Settings, topic: str) -> Iterator[Record]:
+def _newest(settings: Settings, topic: str) -> Iterator[tuple[int, bytes, bytes]]:
     """The newest record of every key of a compacted topic, a partition after the other: one is held at a time."""
     [about] = [each for each in topics.TOPICS if each.name == topic]
     for number in range(topics.partitions_of(about, settings.kafka)):
@@ -107,8 +109,8 @@ def _newest(settings: Settings, topic: str) -> Iterator[Record]:
         yield from ((number, key, value) for key, value in newest.items() if value is not None)
 
 
-def _write(settings: Settings, topic: str, records: Iterable[Record]) -> int:
-    """Write records; how many, acknowledged."""
+def write_records(settings: Settings, topic: str, records: Iterable[Record]) -> int:
+    """Write records in their order; how many, acknowledged."""
     name, written = settings.kafka.topic_prefix + topic, 0
     producer = create_producer(settings.kafka)
     try:

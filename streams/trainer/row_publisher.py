@@ -37,7 +37,8 @@ class RowPublisher:
 
     def __init__(self, kafka: Kafka, learning: Executor, open_row_log: Callable[[], RowLog] | None = None) -> None:
         self.outbox: Outbox | None = None
-        self._kafka, self._learning = kafka, learning
+        self._learning = learning
+        self._partitions = 0  # of the topic, which may be fewer than `kafka.partitions`
         self._open_row_log = open_row_log or (lambda: RowLog(kafka))
         self._row_log: RowLog | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="epochs")
@@ -62,6 +63,7 @@ class RowPublisher:
                 await self.published()  # what an epoch that is over has left
             if self._row_log is None:
                 self._row_log = await asyncio.get_running_loop().run_in_executor(self._reader, self._open_row_log)
+            self._partitions = len(await asyncio.get_running_loop().run_in_executor(self._reader, self._row_log.ends))
             owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             self._claimed = epoch = WriterEpoch(owner, self._row_log, self._reader)
             try:
@@ -160,7 +162,7 @@ class RowPublisher:
         return (await self.started().flush()).get(topics.ITEM_VECTORS, [])
 
     def _home(self, key: bytes) -> int:
-        return topics.partition_of(key.decode(), self._kafka.partitions)
+        return topics.partition_of(key.decode(), self._partitions)
 
     def _ours(self) -> WriterEpoch:
         if self._claimed is None:

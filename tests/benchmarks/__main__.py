@@ -43,6 +43,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving scan": "serving.serving_scan:measure",
     "serving ranking": "serving.serving_precision:measure",
     "serving memory": "serving.serving_memory:measure",
+    "serving statistics": "serving.serving_statistics:measure",
     "serving pipeline": "serving.serving_pipeline:measure",
     "serving preranking": "serving.serving_preranking:measure",
     "serving processes": "serving.serving_processes:measure",

@@ -141,7 +141,7 @@ def raw_arrays(live: LiveRelease, statistics: ItemStatistics) -> dict[str, float
         "raw mirror": 0 if live.mirror is None else 4 * live.mirror.dim * len(live.mirror),
         "raw query rows": live.model.query_rows.nbytes,
         "raw catalogue": catalogue_bytes(live.catalogue),
-        "raw statistics": sum(each.nbytes for table in statistics._rows.values() for each in columns_of(table)),
+        "raw statistics": statistics.nbytes,
     }
 
 

@@ -94,11 +94,14 @@ def test_a_topic_that_somebody_made_otherwise_is_reported_and_left_as_it_is(kafk
     make(settings, USER_HISTORIES, 2, **design[USER_HISTORIES] | {"cleanup.policy": "delete"})
     make(settings, WATCH_EVENTS, 3, **design[WATCH_EVENTS])
     make(settings, TRAINING_EXAMPLES, 2, **design[TRAINING_EXAMPLES])
+    make(settings, IMPRESSIONS, 1, **design[IMPRESSIONS])
+    make(settings, ITEMS, 1, **design[ITEMS])  # who reads it reads all of it
     create_topics(settings)
     problems = {
         problem.partition(": ")[0].removeprefix(settings.topic_prefix): problem for problem in check_topics(settings)
     }
-    assert problems.keys() == {USER_HISTORIES, WATCH_EVENTS, TRAINING_EXAMPLES}
+    assert problems.keys() == {USER_HISTORIES, WATCH_EVENTS, TRAINING_EXAMPLES, IMPRESSIONS}
+    assert "1 partitions, expected 2 (stop history, join, trending and serving, then" in problems[IMPRESSIONS]
     assert "cleanup.policy is delete, expected compact" in problems[USER_HISTORIES]
     assert "3 partitions, expected 2" in problems[WATCH_EVENTS] and "kafka.partitions" in problems[WATCH_EVENTS]
     assert "2 partitions, expected 1 (must have one)" in problems[TRAINING_EXAMPLES]

@@ -120,6 +120,19 @@ def test_growing_copies_a_logarithmic_number_of_times():
     assert len(capacities) <= 4
 
 
+def test_room_that_is_not_used_any_more_is_given_back_and_the_rows_stay():
+    columns = Columns(a=np.arange(1000))
+    for _ in range(900):
+        columns.remove(0)
+        columns.trim()
+    assert len(columns) == 100 and columns.capacity < 400
+    kept = columns["a"].tolist()
+    assert kept == [100, *range(1, 100)], "the last row takes the place of the one that goes"
+    for n in range(1000):
+        columns.append(a=n)
+    assert columns["a"][-1000:].tolist() == [*range(1000)]
+
+
 def test_a_view_is_written_in_place():
     columns = Columns(a=np.zeros(2))
     columns["a"][1] = 5

@@ -2,10 +2,23 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S, ItemStatistics
 
 HOUR_MS = 3_600_000
+PARTS = 5
+ROW_BYTES = 44
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.integers(0, PARTS - 1),
+        st.integers(1, 50 * HOUR_MS),
+        st.none() | st.tuples(*[st.floats(0.0, 1e6)] * 4),
+    ),
+    max_size=40,
+)
 
 
 def at(statistics: ItemStatistics, *names: str, now_h: float = 0.0) -> list[list[float]]:
@@ -39,7 +52,37 @@ def test_a_removed_row_leaves_nothing_and_its_room_is_used_again():
     statistics.set("item", "b", 0, 1, (7.0, 0.0, 0.0, 0.0))
     assert at(statistics, "a", "b")[1][0] == pytest.approx(7.0)
     assert at(statistics, "a")[0] == [0.0] * 4
-    assert len(statistics._rows["item"]) == 1
+    assert statistics.nbytes == ROW_BYTES
+
+
+@given(CHANGES)
+def test_whatever_comes_in_which_order_the_numbers_are_those_of_all_parts_in_their_order(changes):
+    """To the bit, as if each id had a place for each part."""
+    statistics, known = ItemStatistics(10 * HOUR_MS, parts=PARTS), {}
+    for name, part, as_of_ms, sums in changes:
+        if sums is None:
+            statistics.remove("item", name, part)
+            known.pop((name, part), None)
+        else:
+            statistics.set("item", name, part, as_of_ms, sums)
+            known[name, part] = as_of_ms, sums
+    now_ms = np.full(3, 60 * HOUR_MS)
+    total = np.zeros((3, 4))
+    for part in range(PARTS):
+        rows = [known.get((name, part), (0, (0.0,) * 4)) for name in "abc"]
+        decay = np.exp2(-(now_ms - np.array([as_of_ms for as_of_ms, _ in rows])) / (10 * HOUR_MS))
+        total += np.array([sums for _, sums in rows]) * decay[:, None]
+    assert np.array_equal(statistics.at("item", "abc", now_ms), total)
+    told = {(name, part): (as_of_ms, tuple(sums)) for _, name, part, as_of_ms, sums in statistics.rows()}
+    assert told == known
+
+
+@pytest.mark.parametrize("parts", [4, 64])
+def test_memory_is_that_of_the_rows_and_not_of_the_partitions(parts):
+    statistics = ItemStatistics(10 * HOUR_MS, parts=parts)
+    for number in range(1000):
+        statistics.set("item", f"item-{number}", number % parts, 1, (1.0, 0.0, 0.0, 0.0))
+    assert statistics.nbytes == 1000 * ROW_BYTES
 
 
 def test_the_factor_is_watched_over_expected_within_bounds():

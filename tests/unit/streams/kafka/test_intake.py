@@ -12,6 +12,7 @@ from streams.kafka.faust_app import owned
 from streams.kafka.intake import Raw, read, reject
 from streams.messages import DeadLetter, Refused, SearchEvent, WatchEvent, decode, encode
 from streams.topics import DEAD_LETTERS, FORWARDED, SEARCH_EVENTS, WATCH_EVENTS, partition_of
+from tests.harness.system import with_section
 
 KINDS = {WATCH_EVENTS: WatchEvent, SEARCH_EVENTS: SearchEvent}
 NOW_MS = 1_700_000_000_000
@@ -86,7 +87,7 @@ def test_a_message_on_another_partition_than_its_users_is_forwarded_there():
     astray = raw(watch(), partition=ASTRAY, headers=(("trace", b"1"),), key=None)
     handed_on, outbox = take(astray)
     assert not handed_on
-    origin = (FORWARDED, f"{WATCH_EVENTS}/{ASTRAY}/7".encode())
+    origin = (FORWARDED, f"{WATCH_EVENTS}/{ASTRAY}/7/{PARTITIONS}".encode())
     assert outbox == [(WATCH_EVENTS, HOME, b"u", astray.value, (("trace", b"1"), origin))]
 
 
@@ -98,6 +99,28 @@ def test_a_forwarded_message_is_taken_at_home_and_never_forwarded_again():
     handed_on, outbox = take(raw(watch(), partition=ASTRAY, headers=headers))
     assert not handed_on
     assert [letter.code for letter in letters(outbox)] == ["misrouted"]
+
+
+def test_what_was_forwarded_and_not_read_when_the_partitions_were_raised_is_forwarded_once_more():
+    """And between processes that disagree about their number it does not go round for ever."""
+    fewer, more = (with_section(SETTINGS, "kafka", partitions=partitions) for partitions in (3, 5))
+    homes = [partition_of("u", 3), partition_of("u", 5)]
+    assert homes[0] != homes[1]
+    message, places = raw(watch(), partition=next(n for n in range(3) if n not in homes)), []
+    for settings in (fewer, more, fewer):
+        outbox = Waiting()
+        assert not list(read([message], KINDS, settings, outbox, now_ms=NOW_MS))  # type: ignore[arg-type]
+        (topic, partition, _, _, headers) = outbox[0]
+        places.append((topic, partition))
+        message = message._replace(partition=partition, headers=headers)
+    assert places[:2] == [(WATCH_EVENTS, home) for home in homes]
+    assert places[2][0] == DEAD_LETTERS
+
+
+def test_an_origin_that_does_not_tell_the_partitions_is_not_forwarded_again():
+    for origin in (b"watch-events/0/0", b"watch-events/0/0/many", b"", b"9/9/9/99999999999"):
+        _, outbox = take(raw(watch(), partition=ASTRAY, headers=((FORWARDED, origin),)))
+        assert [letter.code for letter in letters(outbox)] == ["misrouted"]
 
 
 def test_a_reader_without_an_outbox_passes_over_what_another_worker_reports():

@@ -13,7 +13,7 @@ from streams.kafka import recovery as module
 from streams.kafka.faust_app import create_app
 from streams.kafka.recovery import BatchRecovery
 from streams.kafka.tables import EncodedTable, create_table
-from streams.topics import JOIN_STATE
+from streams.topics import JOIN_STATE, partition_of
 
 
 def test_a_record_without_a_key_is_nobodys_state(tmp_path):
@@ -23,6 +23,21 @@ def test_a_record_without_a_key_is_nobodys_state(tmp_path):
     table = create_table(app, settings, "states", JOIN_STATE)
     table.take_over(0, [SimpleNamespace(key=key, value=b"{}") for key in (None, b"u", b"")])
     assert set(table) == {"u", ""}
+
+
+@pytest.mark.parametrize("order", ["before first", "before last"])
+def test_of_a_user_who_was_moved_the_state_in_the_users_own_partition_counts(tmp_path, order):
+    settings = Settings(data_dir=tmp_path)
+    app = create_app(settings, "test", Table=EncodedTable)
+    table = create_table(app, settings, "states", JOIN_STATE)
+    home = partition_of("u", settings.kafka.partitions)
+    left = (home + 1) % settings.kafka.partitions, [SimpleNamespace(key=b"u", value=value) for value in (b"old", None)]
+    now = home, [SimpleNamespace(key=b"u", value=value) for value in (b"moved", b"newest")]
+    for place in (left, now) if order == "before first" else (now, left):
+        table.take_over(*place)
+    assert table["u"] == b"newest"
+    table.take_over(home, [SimpleNamespace(key=b"u", value=None)])
+    assert "u" not in table
 
 
 STATES = TP(JOIN_STATE, 0)

@@ -173,6 +173,15 @@ def test_rows_that_cannot_be_sent_stop_the_process_and_are_no_bug_of_the_next_ba
     assert not sent.of(topics.DEAD_LETTERS)
 
 
+def test_rows_go_where_their_items_are_in_a_topic_that_kept_its_partitions(worker: TrainerWorker, sent: Sent):
+    """`kafka.partitions` was raised; rows of an item in two partitions would have no order."""
+    sent.log = MemoryLog(Settings().kafka.partitions - 1)
+    worker.writer._open_row_log = lambda: sent.log  # type: ignore[assignment,return-value]
+    asyncio.run(handled(worker, batch("item-1", "item-2", "item-3")))
+    for item in (b"item-1", b"item-2", b"item-3"):
+        assert newest_row(sent, item).version
+
+
 def claimed(sent: Sent, epoch: int) -> None:
     """Another trainer takes over."""
     for partition in range(len(sent.log.partitions)):

@@ -1,0 +1,1 @@
+"""A system whose partitions are raised. Open test_raise.py."""
