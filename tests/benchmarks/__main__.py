@@ -27,6 +27,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "figure4": "quality.figure4:measure",
     "live": "quality.live:measure",
     "cold": "quality.cold:measure",
+    "s3rec": "quality.s3rec:measure",
     "index upserts": "index.index_upserts:measure",
     "index lag": "index.index_lag:measure",
     "index recall": "index.index_recall:measure",
