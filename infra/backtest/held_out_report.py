@@ -62,7 +62,7 @@ def build_held_out(
 def figures_of(by_seed: Sequence[Rows]) -> Json:
     """By metric: the mean over users and seeds, its standard error over users, and the standard deviation between seeds
     (None for one)."""
-    found = {}
+    found: Json = {}
     for metric in METRICS:
         values = np.stack([_values(metric, ranks) for ranks in by_seed])  # [seeds, n]
         between = float(values.mean(axis=1).std(ddof=1)) if len(by_seed) > 1 else None

@@ -133,7 +133,7 @@ def walked(held: HeldOut, entrant: Entrant, step: Step = no_progress, lists: Can
 
 def ask_order(held: HeldOut, seed: int, step: Step = no_progress) -> OrderTest:
     return order_test(
-        held.history,
+        held.history.stream,
         held.asked(),
         cut=held.parts.cut,
         catalogue=held.catalogue,

@@ -71,7 +71,7 @@ def run_backtest(request: Request, settings: Settings, step: Step = no_progress)
             live=_walk_live(directory, log, grounds, recommenders.live, request, step) if request.live else None,
             ours=recommenders.ours,
             order=order_test(
-                history,
+                history.stream,
                 history.next_unseen(parts.cut),
                 cut=parts.cut,
                 catalogue=grounds.catalogue,

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 K = 10
 SHUFFLES = 2
-MOST_ROWS = 1_000_000  # the newest before the cut that are counted
+MOST_ROWS = 1_000_000  # the newest before the cut that are looked at
 MOST_USERS = 5000  # who are asked, evenly from all
 EVENNESS = 0.5  # how far popular items are held back on either side
 WORTH = 0.05  # share of the recall that must be lost for order to be worth an encoder
@@ -63,8 +63,7 @@ class NextItems:
     name = "in order"
 
     def __init__(self, stream: Stream, cut: int, catalogue: int) -> None:
-        rows = slice(max(0, cut - MOST_ROWS), cut)
-        users, items = np.asarray(stream.users[rows]), np.asarray(stream.items[rows])
+        users, items = np.asarray(stream.users[:cut]), np.asarray(stream.items[:cut])
         new = first_of_pair(users, items) & (items < catalogue)
         counts = np.bincount(items[new], minlength=catalogue)
         held = sparse.diags_array(np.maximum(counts, 1).astype(np.float32) ** -EVENNESS)
@@ -83,7 +82,7 @@ class NextItems:
 
 
 def order_test(
-    history: History,
+    stream: Stream,
     asked: EvalQuery,
     *,
     cut: int,
@@ -91,21 +90,18 @@ def order_test(
     seed: int,
     progress: Progress = lambda done, total: None,
 ) -> OrderTest:
-    """Learn from the rows before the cut and ask at it, in order and shuffled SHUFFLES times."""
-    asked = evenly(asked, MOST_USERS)
+    """Learn from the newest rows before the cut and ask at it, in order and shuffled SHUFFLES times."""
+    first = max(0, cut - MOST_ROWS)
+    newest = Stream(stream.users[first:], stream.items[first:], stream.event_ms[first:])
+    some = evenly(asked, MOST_USERS)
+    some = EvalQuery(some.users, some.before - first, some.watched - first)
     found: list[Doubles] = []
     for number in range(SHUFFLES + 1):
         progress(number, SHUFFLES + 1)
-        stream = shuffled(history.stream, cut, seed=seed + number) if number else history.stream
-        walk = walk_frozen(
-            [NextItems(stream, cut, catalogue)],
-            History(stream) if number else history,
-            cut=cut,
-            catalogue=catalogue,
-            asked=asked,
-            coverage=False,
-        )
-        found.append(hits(walk.ranks[NextItems.name], K))
+        mine = shuffled(newest, cut - first, seed=seed + number) if number else newest
+        model = NextItems(mine, cut - first, catalogue)
+        walk = walk_frozen([model], History(mine), cut=cut - first, catalogue=catalogue, asked=some, coverage=False)
+        found.append(hits(walk.ranks[model.name], K))
     progress(SHUFFLES + 1, SHUFFLES + 1)
     ordered, others = found[0], np.mean(found[1:], axis=0)
     return OrderTest(mean(ordered), mean(others), mean_interval(ordered - others))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from models.arrays import Rows
+from models.arrays import Floats, Rows
 
 REACH = 10  # places between two watches of a user that are still a pair
 FADING = 0.7  # a pair d places apart weighs d^-FADING
@@ -34,7 +34,7 @@ def soon_after(users: Rows, items: Rows, size: int) -> sparse.csr_array:
     return counted
 
 
-def _apart(user: Rows, item: Rows, places: int) -> tuple[Rows, Rows, np.ndarray]:
+def _apart(user: Rows, item: Rows, places: int) -> tuple[Rows, Rows, Floats]:
     """The pairs of one user that stand so many places apart, the earlier ones first, and their weights."""
     at = np.flatnonzero(user[places:] == user[:-places])
     return item[at], item[at + places], np.full(len(at), places**-FADING, np.float32)

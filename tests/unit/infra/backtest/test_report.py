@@ -201,7 +201,7 @@ def test_a_walk_without_cases_is_a_page_too(stream, walked):
     nobody = walk_frozen([each.recommender for each in entrants], grounds.history, cut=ROWS, catalogue=CATALOGUE)
     report = build_report(
         PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, cold=nobody, live=None, ours=["ours"],
-        order=order_test(grounds.history, nobody.asked, cut=ROWS, catalogue=CATALOGUE, seed=1),
+        order=order_test(stream, nobody.asked, cut=ROWS, catalogue=CATALOGUE, seed=1),
     )  # fmt: skip
     assert "0 cases" in render_page(report)
     json.dumps(report, allow_nan=False)

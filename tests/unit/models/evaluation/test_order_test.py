@@ -24,7 +24,7 @@ def stream_of(*, ordered: bool) -> Stream:
 
 def judged(stream: Stream) -> OrderTest:
     cut, history = USERS * (WATCHES - 1), History(stream)
-    return order_test(history, history.next_unseen(cut), cut=cut, catalogue=ITEMS, seed=1)
+    return order_test(stream, history.next_unseen(cut), cut=cut, catalogue=ITEMS, seed=1)
 
 
 def test_an_order_that_is_there_is_found_and_recommends_an_encoder_that_keeps_it():
@@ -45,10 +45,17 @@ def test_the_verdict_needs_an_interval_without_zero_and_a_loss_worth_it(low: flo
     assert found.is_sequential is verdict
 
 
+def test_of_a_long_log_the_newest_rows_are_looked_at(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("models.evaluation.order_test.MOST_ROWS", 8 * USERS)
+    stream = stream_of(ordered=True)
+    stream.items[: 2 * USERS] = 0  # so long ago that it would only be in the way
+    assert judged(stream).ordered.value > 0.9
+
+
 def test_nobody_to_ask_is_said():
     stream = stream_of(ordered=True)
     nobody = EvalQuery(*(np.zeros(0, np.int64),) * 3)
-    found = order_test(History(stream), nobody, cut=100, catalogue=ITEMS, seed=1)
+    found = order_test(stream, nobody, cut=100, catalogue=ITEMS, seed=1)
     assert not found.is_sequential and "Nobody could be asked" in found.advice()
 
 
