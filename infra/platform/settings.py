@@ -204,7 +204,7 @@ class Model(Section):
     residual: bool = _setting(True, "add the encoded history to what the layers make of it")
     members: Count = _setting(3, "towers trained apart that answer together, each with `dim` numbers")
     linear_dim: Whole = _setting(64, "width of the item-to-item part; 0: none")
-    linear_order: bool = _setting(False, "it counts what is watched soon after what, and newest watches most")
+    linear_order: bool = _setting(False, "that part counts what is watched soon after what, and newest watches most")
     tied: bool = _setting(False, "one item table for both sides while training; a bundle has two all the same")
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
     history_dropout: Share = _setting(0.3, "of the watches in a history, in training")

@@ -80,7 +80,7 @@ class Baselines:
 
     def _popular(self) -> list[Entrant]:
         window = max(1, round(WINDOW_SHARE * self._test.cut))
-        names = {f"popular, last {WINDOW_SHARE:.0%}": window} if self._timed else {}
+        names: dict[str, int | None] = {f"popular, last {WINDOW_SHARE:.0%}": window} if self._timed else {}
         names["popular, all time"] = None
         return [
             Entrant(self._test.build(Popular, window=events, name=name), {"window_events": events})

@@ -34,7 +34,8 @@ class Sequences:
 
 def read_sequences(path: Path, progress: Progress = lambda stage, done, total: None) -> Sequences:
     """Read S3-Rec's form: a user a line, `user item item ...` in order. Raises LogError naming file and line."""
-    users, items, lengths = Vocabulary(), Vocabulary(), []
+    users, items = Vocabulary(), Vocabulary()
+    lengths: list[int] = []
     rows: list[int] = []
     try:
         size, read = path.stat().st_size, 0

@@ -144,8 +144,9 @@ class CandidateNet:
         return shared_softmax(users, *positives, *negatives, added), touched
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Every table by name."""
-        for side, item_table in (("queries", self.queries), ("outputs", self.outputs)):
+        """Every table by name, each once."""
+        sides = {id(table): (side, table) for side, table in (("outputs", self.outputs), ("queries", self.queries))}
+        for side, item_table in sides.values():
             yield from ((f"{side}.{name}", table) for name, table in item_table.tables())
         yield "bias", self.bias
         yield "words", self.words
