@@ -28,7 +28,7 @@ from models.threads import limit_threads
 from tests.benchmarks.report import Report, say
 
 DIRECTORY = Path(__file__).resolve().parents[4] / "shared" / "data" / "s3rec"
-SEEDS, QUICK_USERS = 3, 2000
+SEEDS, QUICK_USERS = 3, 500
 WITH_HISTORY = f"{OURS}, history left in"
 
 
