@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,11 @@ def write_json(directory: Path, report: dict[str, Any]) -> None:
     (directory / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_report(directory: Path, report: dict[str, Any]) -> None:
+def write_report(
+    directory: Path, report: dict[str, Any], render: Callable[[dict[str, Any]], str] = render_page
+) -> None:
     write_json(directory, report)
-    (directory / "report.html").write_text(render_page(report), encoding="utf-8")
+    (directory / "report.html").write_text(render(report), encoding="utf-8")
 
 
 def _is_backtest(directory: Path) -> bool:

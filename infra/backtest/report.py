@@ -19,6 +19,7 @@ from models.evaluation.backtest import Entrant, Walk
 from models.evaluation.comparison import Slice, even_edges, log_rank, paired, recall, recall_within, reciprocal_rank
 from models.evaluation.coverage import DEPTHS
 from models.evaluation.eval_queries import History
+from models.evaluation.order_test import K, OrderTest
 
 Json = dict[str, Any]
 
@@ -51,17 +52,19 @@ def build_report(
     cold: Walk,
     live: Walk | None,
     ours: Sequence[str],
+    order: OrderTest,
 ) -> Json:
     """The document. `protocol`: what a reader must know before any number; `cold`: the frozen walk of the users who had
     watched nothing; `ours`: the recommenders that all others are compared with, where a walk has them."""
     report = {
         "kind": KIND,
         "protocol": protocol,
-        "recommenders": [_describe(each) for each in entrants],
+        "recommenders": [describe(each) for each in entrants],
         "left_out": [{"name": name, "why": why} for name, why in left_out.items()],
         "frozen": walk_report(frozen, grounds, ours),
         "cold": figures(cold, grounds, ours),
         "live": None if live is None else walk_report(live, grounds, ours),
+        "order": order_report(order),
     }
     return {name: finite(part) for name, part in report.items()}
 
@@ -100,6 +103,19 @@ def figures(walk: Walk, grounds: Grounds, ours: Sequence[str]) -> Json:
     }
 
 
+def order_report(order: OrderTest) -> Json:
+    """What order is worth to a sequence model, and what that recommends."""
+    return {
+        "k": K,
+        "in_order": asdict(order.ordered),
+        "shuffled": asdict(order.shuffled),
+        "difference": asdict(order.difference) | {"n": order.ordered.n, "significant": order.difference.is_significant},
+        "lost": order.lost,
+        "sequential": order.is_sequential,
+        "advice": order.advice(),
+    }
+
+
 def finite(value: Any) -> Any:
     """The same with null for numbers that are none: JSON has no NaN."""
     if isinstance(value, dict):
@@ -109,7 +125,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _describe(each: Entrant) -> Json:
+def describe(each: Entrant) -> Json:
     tried = [{"settings": setting, "mean_log2_rank": asdict(estimate)} for setting, estimate in each.tried]
     return {"name": each.name, "settings": each.settings, "note": each.note, "tried": tried}
 

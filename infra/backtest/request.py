@@ -23,3 +23,4 @@ class Request:
     searches: Path | None = None
     live: bool = False
     block: int = 250  # positives between two learning steps of a live walk
+    seeds: int = 1  # trainings of a leave-one-out backtest, from the settings' seed on

@@ -22,6 +22,7 @@ from models.evaluation.backtest_log import BacktestLog, read_stream
 from models.evaluation.baseline_choice import Baselines
 from models.evaluation.eval_queries import History
 from models.evaluation.frozen import Frozen
+from models.evaluation.order_test import order_test
 from models.evaluation.split import Split, cut_at, cut_fraction, iso, split
 from models.logs.log import read_items
 from models.logs.stored_log import store_log
@@ -69,6 +70,14 @@ def run_backtest(request: Request, settings: Settings, step: Step = no_progress)
             cold=cold,
             live=_walk_live(directory, log, grounds, recommenders.live, request, step) if request.live else None,
             ours=recommenders.ours,
+            order=order_test(
+                history.stream,
+                history.next_unseen(parts.cut),
+                cut=parts.cut,
+                catalogue=grounds.catalogue,
+                seed=settings.model.seed,
+                progress=partial(step, "order"),
+            ),
         )
         write_report(directory, report)
     return report

@@ -20,6 +20,11 @@ CUTOFFS = ("10", "50", "100", "500")
 FRACTION = 0.1
 
 
+class Protocol(StrEnum):
+    TIME = "time"
+    LEAVE_ONE_OUT = "leave-one-out"
+
+
 class BacktestStage(StrEnum):
     RETRIEVAL = "retrieval"
     RANKING = "ranking"
@@ -35,6 +40,13 @@ def backtest(
     stage: Annotated[
         BacktestStage, typer.Option(help="What is judged: retrieval, or the ranker on an exposure log")
     ] = BacktestStage.RETRIEVAL,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="What is held out: everything after a time; or of each user the last watch (and the one before it for "
+            "validation), which needs an order only: LOG may be a text file `user item item ...`, a user a line (.txt)"
+        ),
+    ] = Protocol.TIME,
     test_from: Annotated[
         str | None, typer.Option(metavar="TIME", help="The test begins here: ISO 8601 (UTC if it names no zone) or ms")
     ] = None,
@@ -49,11 +61,13 @@ def backtest(
         bool, typer.Option("--live", help="Also walk through the test: rank each watch, then learn it")
     ] = False,
     block: Annotated[int, typer.Option(min=1, help="Positives between two learning steps of --live")] = 250,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of leave-one-out, each with a seed of its own")] = 1,
     seed: Annotated[int | None, typer.Option(help="[default: model.seed of the settings]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, for scripts")] = False,
 ) -> None:
     """Judge on a log: train before a cut, recommend or rank after it, beside baselines on the same cases.
 
+    Two protocols: a cut in time, as a live system meets it, or the last watch of each user, as most papers report.
     Retrieval makes candidates.parquet, report.json, report.html and, with --live, live.parquet in --out. Ranking takes
     a log of exposures (watch_s 0: shown and not watched) and makes report.json and ranking.parquet.
     """
@@ -62,6 +76,15 @@ def backtest(
     ranking = stage is BacktestStage.RANKING
     if ranking and (live or searches is not None or validation_fraction is not None):
         raise typer.BadParameter("--live, --searches and --validation-fraction are of --stage retrieval")
+    held_out = protocol is Protocol.LEAVE_ONE_OUT
+    timed = live or any(each is not None for each in (items, searches, test_from, test_fraction, validation_fraction))
+    if held_out and (ranking or timed):
+        raise typer.BadParameter(
+            "--protocol leave-one-out knows no times and no catalogue: --stage ranking, --items, --searches, "
+            "--test-from, --test-fraction, --validation-fraction and --live are of --protocol time"
+        )
+    if seeds > 1 and not held_out:
+        raise typer.BadParameter("--seeds is of --protocol leave-one-out")
     settings = context.obj.settings
     if seed is not None:
         sections = {name: getattr(settings, name).model_copy(update={"seed": seed}) for name in ("model", "ranker")}
@@ -82,14 +105,18 @@ def backtest(
         searches=searches,
         live=live,
         block=block,
+        seeds=seeds,
     )
-    if ranking:
+    if held_out:
+        from infra.backtest.leave_one_out import run_leave_one_out as run
+    elif ranking:
         from infra.backtest.ranking import run_ranking_backtest as run
     else:
         from infra.backtest.run import run_backtest as run
     with progress_bars(quiet=as_json) as step:
         report = run(request, settings, step)
-    answer(report, partial(_show_ranking if ranking else _show, out), as_json=as_json)
+    show = _show_held_out if held_out else _show_ranking if ranking else _show
+    answer(report, partial(show, out), as_json=as_json)
 
 
 def read_time(text: str) -> int:
@@ -136,13 +163,41 @@ def _show(out: Path, report: dict[str, Any]) -> None:
         for name, at_k in walk["recall"].items():
             table.add_row(escape(name), *(_number(at_k[k]) for k in CUTOFFS))
         console.print(table)
+    _show_rest(console, report)
+    console.print(f"{out}: report.html, report.json, candidates.parquet{', live.parquet' if report['live'] else ''}")
+
+
+def _show_held_out(out: Path, report: dict[str, Any]) -> None:
+    from models.evaluation.comparison import short
+
+    console, facts = Console(), report["protocol"]
+    metrics = list(next(iter(report["figures"].values())))
+    n = f"{facts['cases']:,} users' last watches among all {facts['items']:,} items, those watched left out"
+    table = Table("leave one out", *metrics, box=None, pad_edge=False, caption=n, caption_justify="left")
+    for name, by_metric in report["figures"].items():
+        cells = (_number(each) for each in by_metric.values())
+        table.add_row(escape(name), *cells)
+    console.print(table)
+    between = report["figures"]["tower"]["recall@10"]["between_seeds"]
+    if between is not None:
+        console.print(f"standard deviation of recall@10 between {len(facts['seeds'])} seeds: {short(between)}")
+    _show_rest(console, report)
+    console.print(f"{out}: report.html, report.json, candidates.parquet")
+
+
+def _show_rest(console: Console, report: dict[str, Any]) -> None:
+    """The test of order, and who was left out."""
+    order = report["order"]
+    figures = f"{_number(order['in_order'])} in order, {_number(order['shuffled'])} shuffled"
+    console.print(f"a sequence model's recall@{order['k']}: {figures}. {order['advice']}", markup=False)
     for each in report["left_out"]:
         console.print(f"{each['name']} is left out: {each['why']}", markup=False)
-    console.print(f"{out}: report.html, report.json, candidates.parquet{', live.parquet' if report['live'] else ''}")
 
 
 def _number(estimate: dict[str, Any]) -> str:
     from models.evaluation.comparison import short
 
+    if estimate["value"] is None:
+        return "-"
     error = "" if estimate["se"] is None else f" ({short(estimate['se'])})"
     return short(estimate["value"]) + error

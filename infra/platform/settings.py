@@ -198,10 +198,14 @@ class Trending(Section):
 class Model(Section):
     dim: Count = _setting(64, "width of item and user embeddings")
     hidden: tuple[Count, ...] = _setting((256,), "widths of the user tower's ReLU layers; empty: linear")
-    encoder: Literal["average", "attention"] = _setting("average", "how a history becomes a vector")
+    encoder: Literal["average", "recent", "attention"] = _setting(
+        "average", "how a history becomes a vector; recent: a mean with learnt weights by place"
+    )
     residual: bool = _setting(True, "add the encoded history to what the layers make of it")
     members: Count = _setting(3, "towers trained apart that answer together, each with `dim` numbers")
     linear_dim: Whole = _setting(64, "width of the item-to-item part; 0: none")
+    linear_order: bool = _setting(False, "that part counts what is watched soon after what, and newest watches most")
+    tied: bool = _setting(False, "one item table for both sides while training; a bundle has two all the same")
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
     history_dropout: Share = _setting(0.3, "of the watches in a history, in training")
     sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
-import numpy as np
-
 from models.arrays import Rows
 from models.evaluation.als import Als, als_is_installed
 from models.evaluation.backtest import BLOCK, Entrant, Recommender, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular, Setting, TimesRecency, choose
 from models.evaluation.comparison import Estimate
-from models.evaluation.eval_queries import EvalQuery, Stream
+from models.evaluation.eval_queries import Stream, evenly
 from models.evaluation.item_to_item import EASE_ITEMS, Ease, ItemKnn
 from models.evaluation.split import Split, validation_history
 
@@ -55,17 +53,24 @@ class Baselines:
         live: bool,
         block: int = BLOCK,
         seed: int = 1,
+        learn_until: int | None = None,
+        timed: bool = True,
     ) -> None:
-        """`catalogue` and `validation_catalogue`: items known at the cut and when validation begins."""
-        self._test = KnownPart(stream, parts.cut, catalogue)
+        """`catalogue` and `validation_catalogue`: items known at the cut and when validation begins. `learn_until`:
+        where what is learnt from for the test ends, if not at the cut. Without times what follows recency stands
+        aside."""
+        self._test = KnownPart(stream, parts.cut if learn_until is None else learn_until, catalogue)
         self._history = validation_history(stream, parts)
         self._validation = KnownPart(self._history.stream, parts.validation, validation_catalogue)
-        self._asked = _evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
-        self._live, self._block, self._seed = live, block, seed
+        self._asked = evenly(self._history.next_unseen(parts.validation), VALIDATION_USERS)
+        self._live, self._block, self._seed, self._timed = live, block, seed, timed
         self.left_out: dict[str, str] = {}
 
     def fit(self, progress: Progress = lambda stage, done, total: None) -> list[Entrant]:
         steps: list[Callable[[], list[Entrant]]] = [self._popular, self._decayed, self._knn, self._ease, self._als]
+        if not self._timed:
+            steps.remove(self._decayed)
+            self.left_out["popular, decayed; EASE x recency"] = "the log has an order and no times"
         found: list[Entrant] = []
         for done, step in enumerate(steps):
             progress("baselines", done, len(steps))
@@ -75,7 +80,8 @@ class Baselines:
 
     def _popular(self) -> list[Entrant]:
         window = max(1, round(WINDOW_SHARE * self._test.cut))
-        names = {f"popular, last {WINDOW_SHARE:.0%}": window, "popular, all time": None}
+        names: dict[str, int | None] = {f"popular, last {WINDOW_SHARE:.0%}": window} if self._timed else {}
+        names["popular, all time"] = None
         return [
             Entrant(self._test.build(Popular, window=events, name=name), {"window_events": events})
             for name, events in names.items()
@@ -94,18 +100,18 @@ class Baselines:
     def _ease(self) -> list[Entrant]:
         build = partial(self._validation.build, Ease, most_items=EASE_ITEMS)
         choice = choose(build, EASE, self._ranks)
-        recency, tried = self._recency(build(**choice.setting))
         test = self._test
         ease = Ease(test.stream, test.cut, test.catalogue, **choice.setting, most_items=EASE_ITEMS)
         note = "weights as of the cut, histories live" if self._live else ""
         if len(ease.items) == EASE_ITEMS:
             limit = f"knows the {EASE_ITEMS:,} most watched items only: its weights are items times items"
             note = "; ".join(filter(None, (limit, note)))
+        alone = Entrant(ease, choice.setting, choice.tried, note)
+        if not self._timed:
+            return [alone]
+        recency, tried = self._recency(build(**choice.setting))
         recent = self._times_recency(test, ease, **recency)
-        return [
-            Entrant(recent, choice.setting | recency, tried, note),
-            Entrant(ease, choice.setting, choice.tried, note),
-        ]
+        return [Entrant(recent, choice.setting | recency, tried, note), alone]
 
     def _recency(self, source: Recommender) -> tuple[Setting, list[tuple[Setting, Estimate]]]:
         """Exponent and floor at a middling half-life, then the half-life."""
@@ -148,8 +154,3 @@ class Baselines:
                 [recommender], self._history, cut=cut, catalogue=catalogue, asked=self._asked, coverage=False
             )
         return walk.ranks[recommender.name]
-
-
-def _evenly(asked: EvalQuery, most: int) -> EvalQuery:
-    """All, or `most` of them with about equal gaps."""
-    return asked if len(asked) <= most else asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]

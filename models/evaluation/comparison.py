@@ -115,6 +115,13 @@ def paired(ours: tuple[str, Rows], theirs: tuple[str, Rows], k: int, clusters: R
     return Difference(*interval, our_name, their_name, k, z, len(each), groups, won, lost)
 
 
+def mean_interval(values: npt.ArrayLike) -> Interval:
+    """The mean of one value a user, as an interval."""
+    estimate = mean(values)
+    reach = float(stdtrit(estimate.n - 1, (1 + CONFIDENCE) / 2)) * estimate.se if estimate.n > 1 else np.nan
+    return Interval(estimate.value, estimate.se, estimate.value - reach, estimate.value + reach)
+
+
 @dataclass(frozen=True)
 class Slice:
     """One point of a curve: the queries with low <= value < high."""

@@ -47,6 +47,11 @@ class EvalQuery:
         return self[slice(*np.searchsorted(self.before, [rows.start, rows.stop]).tolist())]
 
 
+def evenly(asked: EvalQuery, most: int) -> EvalQuery:
+    """All, or `most` of them with about equal gaps."""
+    return asked if len(asked) <= most else asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]
+
+
 @dataclass(frozen=True)
 class EvalQueries:
     """A batch of queries with all that a recommender needs. Item rows of C and above were not known at the cut."""

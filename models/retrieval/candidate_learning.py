@@ -29,9 +29,9 @@ from models.retrieval.candidate_training import Fit, TrainingData
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.checkpoint import Checkpoints, ModelSelection
 from models.retrieval.cold_start import ColdStart
-from models.retrieval.encoders import root_sum_of
+from models.retrieval.encoders import recent_sum_of, root_sum_of
 from models.retrieval.hyper_parameters import CandidateParameters
-from models.retrieval.linear import item_factors
+from models.retrieval.linear import item_factors, ordered_factors
 from models.retrieval.net import CandidateNet
 from models.retrieval.popularity import HALF_LIFE, choose_half_life, popularity_of
 from models.retrieval.tower import TowerShape, UserTowers
@@ -41,6 +41,7 @@ Progress = Callable[[str, int, int], None]
 CUTOFFS = (10, 50, 100, 500)
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.0)  # of the towers beside popularity; the first wins a tie
 LINEAR_WEIGHTS = (0.0, 6.0, 12.0, 18.0, 27.0)  # of the linear part
+ORDERED_WEIGHTS = (0.0, 60.0, 120.0, 240.0)  # of it, where it counts in order: its products are smaller
 PATIENCE = 1  # epochs without a better one
 MOST_QUERIES = 4000  # users who are asked about; drawn when there are more
 MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
@@ -93,9 +94,19 @@ def learn_candidates(
     training = begin(until=until, half_life_events=half_life)
     if checkpoints is not None:
         checkpoints.restore(training.fits, FINAL)
+    return Learned(train(training, selection, checkpoints, progress), selection, earlier)
+
+
+def train(
+    training: Training,
+    selection: ModelSelection,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> CandidateModel:
+    """Train for the epochs that were selected, and freeze."""
     while training.epoch < selection.epochs:
         training.run_epoch(selection, FINAL, selection.epochs, checkpoints, progress)
-    return Learned(training.freeze(selection), selection, earlier)
+    return training.freeze(selection)
 
 
 class Training:
@@ -123,7 +134,8 @@ class Training:
                 warm_start(net, warm, training_set.catalogue, member)
             self.fits.append(self.fit_type(net, data, settings, seed=seed))
         rows = data.new_rows
-        self.linear = item_factors(
+        factors_of = ordered_factors if settings.linear_order else item_factors
+        self.linear = factors_of(
             dataset.users[rows].astype(np.int64),
             dataset.items[rows].astype(np.int64),
             size=items,
@@ -193,6 +205,7 @@ class Training:
             shape,
             members=len(self.fits),
             linear=self.linear[0].shape[1],
+            ordered=self.settings.linear_order,
             muted_towers=not selection.weight,
             muted_linear=not selection.linear,
         )
@@ -244,7 +257,8 @@ def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def judged(training: Training, history: History, asked: EvalQuery) -> list[ModelSelection]:
     """The present state as a selection, once with each pair of weights."""
-    linear_weights = LINEAR_WEIGHTS if training.settings.linear_dim else LINEAR_WEIGHTS[:1]
+    ordered = training.settings.linear_order
+    linear_weights = (ORDERED_WEIGHTS if ordered else LINEAR_WEIGHTS) if training.settings.linear_dim else (0.0,)
     pairs = [(weight, linear) for linear in linear_weights for weight in WEIGHTS]
     ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
     vectors, bias = training.output_vectors(), training.bias()
@@ -252,7 +266,8 @@ def judged(training: Training, history: History, asked: EvalQuery) -> list[Model
     for start in range(0, len(asked), rows_at_once(training.items)):
         queries = history.queries(asked[start : start + rows_at_once(training.items)])
         personal = training.users(tower_queries(training.training_set.dataset, history, queries)) @ vectors.T + bias
-        histories = root_sum_of(torch.from_numpy(training.linear[0]), torch.from_numpy(queries.histories))  # [B, L]
+        sum_of = recent_sum_of if ordered else root_sum_of
+        histories = sum_of(torch.from_numpy(training.linear[0]), torch.from_numpy(queries.histories))  # [B, L]
         linear = histories.numpy() @ training.linear[1].T  # [B, N]
         for weight, linear_weight in pairs:
             scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
@@ -325,6 +340,7 @@ def new_net(
         items,
         words=settings.search_tokens if shape.words else 0,
         seed=settings.seed if seed is None else seed,
+        tied=settings.tied,
         device=device_of(settings.device),
     )
 

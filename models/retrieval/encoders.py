@@ -1,19 +1,26 @@
-"""Encoders of a history into one vector: the paper's average, or causal self-attention in the manner of SASRec.
+"""Encoders of a history into one vector: the paper's average, one in which newer watches may count more, or causal
+self-attention in the manner of SASRec.
 
-Both read the embeddings of the distinct items of a batch and, per user, which of them the history holds. The average
-forgets order, as the paper does on purpose (section 3.3); attention keeps it, at many times the cost.
+All read the embeddings of the distinct items of a batch and, per user, which of them the history holds. The average
+forgets order, as the paper does on purpose (section 3.3); learnt weights by place keep how long ago, at the same cost;
+attention keeps all of it, at many times the cost.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.logs.pairs import KEPT
 from models.logs.timeline import HISTORY
 
 HEADS = 2
 BLOCKS = 1
+FADES = 0.8  # what is left of a watch's weight with each newer one, where training begins
+LEAST = -1e30  # the logarithm of no weight
 
 
 class AverageEncoder(nn.Module):
@@ -23,6 +30,22 @@ class AverageEncoder(nn.Module):
         """vectors [U, D]: embeddings of the distinct items; places int64 [B, H]: which of them, -1 for none.
         -> [B, D]"""
         return mean_of(vectors, places)
+
+
+class RecentEncoder(nn.Module):
+    """The mean of the history's embeddings with a weight for each place, learnt; zero for an empty history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ago = torch.arange(HISTORY - 1, -1, -1, dtype=torch.float32)
+        self.log_weights = nn.Parameter(ago * math.log(FADES))  # [HISTORY], the newest place last
+
+    def forward(self, vectors: Tensor, places: Tensor) -> Tensor:
+        """As AverageEncoder."""
+        there = places >= 0  # [B, H]
+        logs = self.log_weights[-places.shape[1] :].expand(places.shape)
+        weights = logs.masked_fill(~there, LEAST).softmax(dim=1)
+        return weighted_sum_of(vectors, places, weights)
 
 
 class AttentionEncoder(nn.Module):
@@ -85,3 +108,20 @@ def mean_of(vectors: Tensor, places: Tensor) -> Tensor:
 def root_sum_of(vectors: Tensor, places: Tensor) -> Tensor:
     """As mean_of, but the sum over the root of the number: a long history weighs more, though not in proportion."""
     return mean_of(vectors, places) * (places >= 0).sum(dim=1, keepdim=True).sqrt()
+
+
+def recent_sum_of(vectors: Tensor, places: Tensor) -> Tensor:
+    """As mean_of, but a sum in which the newest counts 1 and each older one KEPT of the one after it."""
+    there = (places >= 0).long()
+    newer = there.flip(1).cumsum(1).flip(1) - there  # [B, H]
+    return weighted_sum_of(vectors, places, KEPT ** newer.float())
+
+
+def weighted_sum_of(vectors: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """weights float32 [B, H], of no matter where nothing is. -> [B, D], zero of none"""
+    there = places >= 0
+    lengths = there.sum(dim=1)
+    starts = lengths.cumsum(0) - lengths
+    if not len(vectors):
+        return vectors.new_zeros(len(places), vectors.shape[1])
+    return F.embedding_bag(places[there], vectors, starts, mode="sum", per_sample_weights=weights[there])

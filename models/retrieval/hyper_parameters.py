@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from models.device import DeviceName
 
-EncoderName = Literal["average", "attention"]
+EncoderName = Literal["average", "recent", "attention"]
 Learns = Literal["history", "popularity", "output_rows"]
 
 
@@ -30,6 +30,10 @@ class CandidateParameters(Protocol):
     def members(self) -> int: ...  # towers trained apart
     @property
     def linear_dim(self) -> int: ...  # models.retrieval.linear
+    @property
+    def linear_order(self) -> bool: ...
+    @property
+    def tied(self) -> bool: ...  # one item table for both sides; the paper has two
     @property
     def dropout(self) -> float: ...
     @property

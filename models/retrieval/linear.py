@@ -4,6 +4,8 @@ A tower generalises and loses the particular; a co-occurrence model keeps it (EA
 Dacrema et al., RecSys 2019). This is the best low-rank form of the items' normalised co-occurrence D^-a X'X D^-a, with
 X users by items and D the items' watch counts, as in PureSVD (Cremonesi et al., RecSys 2010): it needs only products
 with the sparse X, and it fits into the same inner product as the tower.
+
+Where order tells much, counts of what is watched soon after what (models.logs.pairs) take the place of X'X.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from models.arrays import Floats, Rows
+from models.logs.pairs import soon_after
 
 POWER = 0.4  # a: how far popular items are held back on the user's side
 MORE = 16  # directions beyond those asked for, that sharpen them
 ROUNDS = 4  # of subspace iteration
+EVENNESS = 0.5  # how far popular items are held back on either side, where order counts
 
 
 def item_factors(users: Rows, items: Rows, *, size: int, dim: int, seed: int) -> tuple[Floats, Floats]:
@@ -40,4 +44,29 @@ def item_factors(users: Rows, items: Rows, *, size: int, dim: int, seed: int) ->
     factors = basis @ directions[:, ::-1][:, :rank]  # [size, rank]
     factors *= (counts > 0)[:, None]
     queries[:, :rank], outputs[:, :rank] = factors * held[:, None], factors / held[:, None]
+    return queries, outputs
+
+
+def ordered_factors(users: Rows, items: Rows, *, size: int, dim: int, seed: int) -> tuple[Floats, Floats]:
+    """As item_factors, of watches in order of time: their inner product is how much watching one speaks for the other
+    as what comes next. `dim` directions of the counts with each item's own on the diagonal."""
+    queries, outputs = np.zeros((size, dim), np.float32), np.zeros((size, dim), np.float32)
+    rank = min(dim, size)
+    if rank == 0 or not len(items):
+        return queries, outputs
+    counts = np.bincount(items, minlength=size)
+    held = np.maximum(counts, 1).astype(np.float32)
+    evened = sp.diags_array(held**-POWER)
+    pairs = soon_after(users, items, size) + sp.diags_array(counts.astype(np.float32))
+    speaks = sp.csr_array(evened @ pairs @ evened)
+    heard = sp.csr_array(speaks.T)
+    basis = np.random.default_rng(seed).standard_normal((size, min(rank + MORE, size)), dtype=np.float32)
+    for _ in range(ROUNDS):
+        found, _ = np.linalg.qr(speaks @ basis)
+        basis, _ = np.linalg.qr(heard @ found)
+    spoken = speaks @ basis  # [size, rank + MORE]
+    _, directions = np.linalg.eigh(spoken.T @ spoken)  # ascending
+    best = directions[:, ::-1][:, :rank]
+    scale = (held ** (POWER - EVENNESS) * (counts > 0))[:, None].astype(np.float32)
+    queries[:, :rank], outputs[:, :rank] = scale * (spoken @ best), scale * (basis @ best)
     return queries, outputs

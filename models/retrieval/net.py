@@ -1,8 +1,8 @@
 """The candidate generator while it learns: item tables with their side embeddings, words, and the user tower.
 
-Input and output tables are apart (paper section 3.3). An item's embedding is its own row plus, for each id column of
-the catalogue, the mean of the embeddings of its ids: an item is placed before its first watch. Only the rows that a
-batch touches take part in a step.
+Input and output tables are apart (paper section 3.3), unless they are tied. An item's embedding is its own row plus,
+for each id column of the catalogue, the mean of the embeddings of its ids: an item is placed before its first watch.
+Only the rows that a batch touches take part in a step.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ class CandidateNet:
         *,
         words: int = 0,
         seed: int,
+        tied: bool = False,
         device: torch.device = CPU,
     ) -> None:
-        """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens. `device`: the tower's; the
-        tables stay, their rows go there for a step."""
+        """`sides`: int32 [items, T] codes by id column. `words`: number of search tokens. `tied`: one item table for
+        both sides. `device`: the tower's; the tables stay, their rows go there for a step."""
         rng = np.random.default_rng([seed, 0])
         self.shape = shape
         self.queries = ItemTable(sides, items, shape.dim, rng)
-        self.outputs = ItemTable(sides, items, shape.dim, rng)
+        self.outputs = self.queries if tied else ItemTable(sides, items, shape.dim, rng)
         self.bias = Table.of(np.zeros((items, 1), np.float32), room=0)
         self.words = random_table(words, shape.words, rng)
         with torch.random.fork_rng(devices=[]):
@@ -143,8 +144,9 @@ class CandidateNet:
         return shared_softmax(users, *positives, *negatives, added), touched
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Every table by name."""
-        for side, item_table in (("queries", self.queries), ("outputs", self.outputs)):
+        """Every table by name, each once."""
+        sides = {id(table): (side, table) for side, table in (("outputs", self.outputs), ("queries", self.queries))}
+        for side, item_table in sides.values():
             yield from ((f"{side}.{name}", table) for name, table in item_table.tables())
         yield "bias", self.bias
         yield "words", self.words

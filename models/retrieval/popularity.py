@@ -7,6 +7,8 @@ the all-time share and m the weight of p: q = (c + m p) / (sum c + m).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from models.arrays import Array, Doubles, Floats, Integers, Rows
@@ -19,6 +21,7 @@ HALF_LIVES = (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16_000.0, 32_000.0, 64_000.
 HALF_LIFE = 8000.0  # where there are no validation days
 MOST_WALKED = 10_000  # watches of the validation days that are walked through, the newest
 WALK_BLOCK = 500
+NEVER = math.inf  # the half-life of what does not decay: where a log has an order only
 NEAR_BEST = 0.01  # of a mean log rank: one place in a hundred
 PRIOR_SHARE = 1 / 8  # m in half-lives: a twelfth of what all decayed counts add up to
 
@@ -42,8 +45,8 @@ class Popularity:
 
     @property
     def prior_watches(self) -> float:
-        """m: watches' worth of the all-time share."""
-        return PRIOR_SHARE * self.half_life_events
+        """m: watches' worth of the all-time share; one for each item where nothing decays."""
+        return float(len(self)) if self.half_life_events == NEVER else PRIOR_SHARE * self.half_life_events
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -101,6 +104,8 @@ class Popularity:
 
 def decayed_sum(events: int, half_life_events: float) -> float:
     """The sum of all decayed counts after `events` watches."""
+    if half_life_events == NEVER:
+        return float(events)
     keep = 2.0 ** (-1 / half_life_events)
     return float((1 - keep**events) / (1 - keep))
 
@@ -109,10 +114,15 @@ class Snapshots:
     """log q of all items after 0, `every`, 2 `every`... watches: what an example's popularity was before it.
 
     Row k // every is older than watch k: an example never sees its own watch in its offset. Where there are many items
-    snapshots are further apart, so that they fit into a bounded memory."""
+    snapshots are further apart, so that they fit into a bounded memory. Where popularity never decays there is one, of
+    all of them: a constant of each item, which says nothing of an example."""
 
     def __init__(self, items: Integers, size: int, half_life_events: float, *, every: int = SNAPSHOT_EVENTS) -> None:
         """`items` [N]: rows watched, in order of time."""
+        if half_life_events == NEVER:
+            self.every = max(1, len(items))
+            self._table = popularity_of(items, size, half_life_events).log_share()[None]
+            return
         self.every = max(every, -(-len(items) * size // SNAPSHOT_CELLS))
         state = Popularity.empty(size, half_life_events)
         self._table = np.empty((-(-len(items) // self.every), size), np.float32)  # [K, items]

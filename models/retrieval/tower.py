@@ -13,7 +13,14 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.retrieval.encoders import AttentionEncoder, AverageEncoder, mean_of, root_sum_of
+from models.retrieval.encoders import (
+    AttentionEncoder,
+    AverageEncoder,
+    RecentEncoder,
+    mean_of,
+    recent_sum_of,
+    root_sum_of,
+)
 from models.retrieval.hyper_parameters import EncoderName
 
 CONTEXT_DIM = 8
@@ -24,8 +31,9 @@ class TowerShape(msgspec.Struct, frozen=True):
 
     `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
     `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
-    own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them. What
-    validation gave the weight 0 is muted: zero for every user, so that nothing is learnt live through it either.
+    own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them,
+    `ordered` when the newest watches count most in it. What validation gave the weight 0 is muted: zero for every user,
+    so that nothing is learnt live through it either.
     """
 
     dim: int
@@ -41,6 +49,7 @@ class TowerShape(msgspec.Struct, frozen=True):
     linear: int = 0
     muted_towers: bool = False
     muted_linear: bool = False
+    ordered: bool = False
 
     @property
     def width(self) -> int:
@@ -66,7 +75,7 @@ class UserTower(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
         self.shape = shape
-        self.encoder = AverageEncoder() if shape.encoder == "average" else AttentionEncoder(shape.dim, shape.dropout)
+        self.encoder = encoder_of(shape)
         self.contexts = nn.ModuleList(nn.Embedding(size, CONTEXT_DIM, padding_idx=0) for size in shape.contexts)
         widths = [shape.width, *shape.hidden]
         layers: list[nn.Module] = []
@@ -109,10 +118,17 @@ class UserTowers(nn.Module):
             words = inputs.words[:, number * shape.words : (number + 1) * shape.words]
             parts.append(member(inputs._replace(watched=watched, words=words)))
         if shape.linear:
-            parts.append(root_sum_of(inputs.watched[:, -shape.linear :], inputs.watch_places))
+            sum_of = recent_sum_of if shape.ordered else root_sum_of
+            parts.append(sum_of(inputs.watched[:, -shape.linear :], inputs.watch_places))
         users = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         if shape.muted_towers:
             users[:, : shape.members * shape.dim] = 0
         if shape.muted_linear:
             users[:, shape.members * shape.dim :] = 0
         return users
+
+
+def encoder_of(shape: TowerShape) -> AverageEncoder | RecentEncoder | AttentionEncoder:
+    if shape.encoder == "average":
+        return AverageEncoder()
+    return RecentEncoder() if shape.encoder == "recent" else AttentionEncoder(shape.dim, shape.dropout)

@@ -13,6 +13,7 @@ from torch import nn
 
 from models.arrays import Floats, Rows
 from models.logs.examples import Queries
+from models.logs.pairs import KEPT
 from models.retrieval.tower import TowerShape, UserTower, UserTowers
 
 MOST_USERS = 128  # of a batch: more are torch's
@@ -41,7 +42,9 @@ class TowerArrays:
             mine = slice(number * shape.dim, (number + 1) * shape.dim)
             searches = searched[:, number * shape.words : (number + 1) * shape.words]
             users[:, mine] = member.encode(shape, watched[:, mine], searches, contexts, traits)
-        if shape.linear:
+        if shape.linear and shape.ordered:
+            users[:, -shape.linear :] = _recent_sums(query_rows[:, -shape.linear :], queries.histories)
+        elif shape.linear:
             entries = np.count_nonzero(queries.histories >= 0, axis=1)[:, None]
             users[:, -shape.linear :] = watched[:, -shape.linear :] * np.sqrt(entries, dtype=np.float32)
         if shape.muted_towers:
@@ -92,3 +95,13 @@ def _means(table: Floats, places: Rows) -> Floats:
         if len(there):
             np.mean(table[there], axis=0, out=mean)
     return means
+
+
+def _recent_sums(table: Floats, places: Rows) -> Floats:
+    """As _means, but sums in which the newest counts 1 and each older one KEPT of the one after it."""
+    sums = np.zeros((len(places), table.shape[1]), np.float32)
+    for total, mine in zip(sums, places, strict=True):
+        there = mine[mine >= 0]
+        weights = np.float32(KEPT) ** np.arange(len(there) - 1, -1, -1, dtype=np.float32)
+        np.matmul(weights, table[there], out=total)
+    return sums

@@ -75,15 +75,6 @@ class FullSoftmax(Training):
             return Negatives(np.arange(self.net.items), np.zeros(self.net.items, np.float32))
 
 
-class TiedTables(Training):
-    """One item table for both sides of the dot product."""
-
-    class net_type(CandidateNet):  # noqa: N801
-        def __init__(self, *args: Any, **named: Any) -> None:
-            super().__init__(*args, **named)
-            self.outputs = self.queries
-
-
 class UnitVectors(ItemTable):
     """The rows of another table as vectors of one length."""
 
@@ -136,4 +127,4 @@ class RandomHoldOut(Training):
         super().__init__(replace(training_set, dataset=LeakyDataset(**columns, known=named["items"])), *args, **named)
 
 
-ABLATED = (NoPopularity, LogQOff, LogQAdded, FullSoftmax, TiedTables, Cosine, RandomHoldOut)
+ABLATED = (NoPopularity, LogQOff, LogQAdded, FullSoftmax, Cosine, RandomHoldOut)

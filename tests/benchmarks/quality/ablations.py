@@ -26,7 +26,6 @@ from tests.benchmarks.quality.ablated import (
     LogQOff,
     NoPopularity,
     RandomHoldOut,
-    TiedTables,
     train,
 )
 from tests.benchmarks.quality.judged import Ground, differences, ground_of, kuairand_ground, recalls
@@ -75,7 +74,7 @@ VARIANTS = (
     Variant("1,000 negatives", "", {"negatives": 1000}),
     Variant("5,000 negatives", "several thousand", {"negatives": 5000}),
     Variant("all items (full softmax)", "over 100 times slower", training=FullSoftmax),
-    Variant("tied item tables", "own output table", training=TiedTables),
+    Variant("tied item tables", "own output table", {"tied": True}),
     Variant("L2-normalised (cosine)", "dot product, no norm", training=Cosine),
     Variant("every user weighs the same (1/n)", "", {"equal_users": True}),
     Variant(

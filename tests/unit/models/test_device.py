@@ -28,7 +28,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch: p
 
 
 @needs(GPU)
-@pytest.mark.parametrize("encoder", ["average", "attention"])
+@pytest.mark.parametrize("encoder", ["average", "recent", "attention"])
 def test_candidates_are_the_same_on_a_gpu(encoder: str):
     source = small_source()
     rows, vectors = len(source.dataset), []

@@ -14,11 +14,13 @@ from infra.backtest.page import render_page
 from infra.backtest.report import CUTOFFS, Grounds, build_report, finite
 from models.evaluation.backtest import Entrant, walk_frozen, walk_live
 from models.evaluation.baselines import DecayedPopular, Popular
-from models.evaluation.comparison import recall
+from models.evaluation.comparison import Estimate, Interval, recall
 from models.evaluation.eval_queries import History, Stream
+from models.evaluation.order_test import OrderTest, order_test
 from models.evaluation.split import BacktestError
 
 CUT, CATALOGUE, ROWS = 200, 20, 300
+ORDER = OrderTest(Estimate(0.2, 0.01, 90), Estimate(0.1, 0.01, 90), Interval(0.1, 0.012, 0.08, 0.12))
 USER_IDS, ITEM_IDS = pl.Series([f"u{n}" for n in range(16)]), pl.Series([f"i{n}" for n in range(25)])
 PROTOCOL = {
     "log": "<b>log</b>.parquet", "items_file": None, "seed": 1, "completed_s": 18.0, "live": True, "block": 25,
@@ -66,7 +68,7 @@ def report(walked, cold):
     entrants, grounds, frozen, _, live = walked
     return build_report(
         PROTOCOL, entrants=entrants, left_out={"ALS": "not <installed>"}, grounds=grounds, frozen=frozen, cold=cold,
-        live=live, ours=["ours"],
+        live=live, ours=["ours"], order=ORDER,
     )  # fmt: skip
 
 
@@ -163,6 +165,12 @@ def test_the_page_says_how_it_was_measured(report, page):
     assert f"{report['frozen']['cases']:,} cases" in page and f"{report['live']['cases']:,} cases" in page
 
 
+def test_the_page_says_what_order_is_worth(report, page):
+    assert report["order"]["sequential"] and report["order"]["lost"] == pytest.approx(0.5)
+    assert "Does order tell anything?" in page and report["order"]["advice"] in page
+    assert "+.100 <span class='quiet'>[+.080, +.120]" in page
+
+
 def test_what_a_log_says_is_text_on_the_page(page):
     assert "<b>log</b>" not in page and "&lt;b&gt;log&lt;/b&gt;.parquet" in page
     assert "a &lt;note&gt;" in page and "not &lt;installed&gt;" in page
@@ -192,8 +200,9 @@ def test_a_walk_without_cases_is_a_page_too(stream, walked):
     entrants, grounds, *_ = walked
     nobody = walk_frozen([each.recommender for each in entrants], grounds.history, cut=ROWS, catalogue=CATALOGUE)
     report = build_report(
-        PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, cold=nobody, live=None, ours=["ours"]
-    )
+        PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, cold=nobody, live=None, ours=["ours"],
+        order=order_test(stream, nobody.asked, cut=ROWS, catalogue=CATALOGUE, seed=1),
+    )  # fmt: skip
     assert "0 cases" in render_page(report)
     json.dumps(report, allow_nan=False)
 

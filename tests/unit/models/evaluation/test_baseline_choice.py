@@ -76,6 +76,19 @@ def test_every_baseline_is_there_and_what_is_not_is_named():
     assert list(baselines.left_out) == ["ALS"] and "nextwatch[bench]" in baselines.left_out["ALS"]
 
 
+def test_without_times_nothing_follows_recency_and_what_is_left_out_is_named():
+    stream = stream_of(7)
+    parts = split(History(stream), CUT, live=False)
+    baselines = Baselines(
+        stream, parts, catalogue=CATALOGUE, validation_catalogue=CATALOGUE, live=False, timed=False, learn_until=50
+    )
+    found = baselines.fit()
+    assert [entrant.name for entrant in found] == ["popular, all time", "item-kNN", "EASE"]
+    assert baselines.left_out["popular, decayed; EASE x recency"] == "the log has an order and no times"
+    counts = found[0].recommender.scores(History(stream).queries(History(stream).next_unseen(CUT)))
+    assert counts[0].sum() == 50, "the test is learnt for from what is before `learn_until`"
+
+
 def test_progress_ends_at_its_total():
     steps = []
     baselines_of(stream_of(7), live=False).fit(lambda *step: steps.append(step))

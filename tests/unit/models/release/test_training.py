@@ -173,8 +173,8 @@ def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_ser
 
 
 def test_an_encoder_of_each_kind_is_saved_and_read_back_the_same(tmp_path: Path):
-    for encoder in ("average", "attention"):
-        settings = QUICK.model_copy(update={"encoder": encoder, "linear_dim": 4})
+    for encoder in ("average", "recent", "attention"):
+        settings = QUICK.model_copy(update={"encoder": encoder, "linear_dim": 4, "linear_order": encoder == "recent"})
         log = store_frame(small_log(600), tmp_path / encoder / "log", completed_s=18.0)
         manifest = train_on(log, tmp_path, small_items(), settings=settings, measure=False)
         one, other = (read_bundle(tmp_path / manifest.version).model for _ in range(2))

@@ -26,7 +26,7 @@ from models.retrieval.tower import TowerShape, UserTowers
 from tests.benchmarks.quality.ablated import ABLATED, LeakyDataset, train
 from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
 
-ENCODERS = ("average", "attention")
+ENCODERS = ("average", "recent", "attention")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,30 @@ def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_i
     else:
         assert abs(sampled / full - 1) > 0.1
         assert error > 0.3
+
+
+def test_tied_tables_are_one_while_training_and_apart_in_the_model(source: TrainingSet):
+    settings = SETTINGS.model_copy(update={"tied": True, "epochs": 2})
+    net = new_net(source, settings, items=len(source.catalogue))
+    assert net.outputs is net.queries
+    model, apart = learn(source, settings), learn(source, settings.model_copy(update={"tied": False}))
+    watched = model.popularity.totals() > 0
+    np.testing.assert_array_equal(model.vectors[watched], model.query_rows[watched])
+    assert (apart.vectors[watched] != apart.query_rows[watched]).any()
+    assert np.abs(model.vectors[watched]).max() > 0.3, "it has learnt"
+
+
+def test_an_ordered_linear_part_is_trained_and_served_alike(source: TrainingSet):
+    rows = len(source.dataset)
+    settings = SETTINGS.model_copy(update={"linear_order": True, "linear_dim": 6, "epochs": 2})
+    learned = learn_candidates(source, settings, until=rows, valid_from=int(0.8 * rows), items=len(source.catalogue))
+    shape = learned.model.encoder.tower.shape
+    assert (shape.linear, shape.ordered) == (6, True)
+    queries = source.dataset.queries(np.arange(200, 230))
+    few = learned.model.encode(queries)
+    with torch.inference_mode():
+        many = learned.model.encoder.tower(learned.model.encoder.inputs(queries, learned.model.query_rows)).numpy()
+    np.testing.assert_allclose(few, many, atol=2e-6)
 
 
 def test_a_repeat_is_no_example():

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from models.retrieval.popularity import PRIOR_SHARE, Popularity, Snapshots, choose_half_life, decayed_sum, popularity_of
+from models.retrieval.popularity import (
+    NEVER,
+    PRIOR_SHARE,
+    Popularity,
+    Snapshots,
+    choose_half_life,
+    decayed_sum,
+    popularity_of,
+)
 
 
 def by_hand(events: list[int], item: int, half_life: float, items: int) -> float:
@@ -92,3 +100,15 @@ def test_the_half_life_is_the_one_that_foresees_the_stream():
     still = rng.choice(300, 30_000, p=rng.dirichlet(np.full(300, 0.3)))
     assert choose_half_life(changing, 300, since=22_000) <= 1000
     assert choose_half_life(still, 300, since=22_000) >= 16_000
+
+
+def test_what_never_decays_is_the_share_of_all_watches_and_a_constant_of_the_training():
+    items = np.array([0, 1, 1, 2, 1])
+    popularity = popularity_of(items, 4, NEVER)
+    share = np.exp(popularity.log_share())
+    assert share.sum() == pytest.approx(1) and share[3] > 0
+    assert share[1] > share[0] == pytest.approx(share[2])
+    np.testing.assert_array_equal(popularity.counts(), [1, 3, 1, 0])
+    own, others = Snapshots(items, 4, NEVER).offsets(np.array([0, 4]), np.array([1, 2]), np.arange(4))
+    np.testing.assert_allclose(own, popularity.log_share(np.array([1, 2])))
+    np.testing.assert_allclose(others, np.tile(popularity.log_share(), (2, 1)))

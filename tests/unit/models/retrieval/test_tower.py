@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.retrieval.encoders import AttentionEncoder, mean_of
+from models.logs.pairs import KEPT
+from models.logs.timeline import HISTORY
+from models.retrieval.encoders import FADES, AttentionEncoder, RecentEncoder, mean_of
 from models.retrieval.tower import Inputs, TowerShape, UserTower, UserTowers
 
-ENCODERS = ("average", "attention")
+ENCODERS = ("average", "recent", "attention")
 
 
 def inputs(vectors: torch.Tensor, places: list[list[int]], **changes: torch.Tensor) -> Inputs:
@@ -49,6 +51,25 @@ def test_towers_side_by_side_read_their_own_slices_and_the_linear_part_grows_wit
     assert (towers(inputs(vectors, [[-1]]))[0, 8:] == 0).all()
 
 
+def test_where_order_counts_the_linear_part_is_a_sum_in_which_newer_watches_weigh_more():
+    towers = UserTowers(TowerShape(dim=4, linear=3, ordered=True)).eval()
+    vectors = torch.randn(5, 7)
+    users = towers(inputs(vectors, [[-1, 0, 2, -1, 4], [-1, -1, -1, -1, -1]])).detach()
+    expected = KEPT**2 * vectors[0, 4:] + KEPT * vectors[2, 4:] + vectors[4, 4:]
+    np.testing.assert_allclose(users[0, 4:], expected, rtol=1e-5)
+    assert (users[1, 4:] == 0).all()
+
+
+def test_weights_by_place_begin_with_the_newest_and_are_learnt():
+    encoder, vectors = RecentEncoder(), torch.randn(3, 4)
+    encoded = encoder(vectors, torch.tensor([[0, -1, 2]]))
+    expected = (FADES**2 * vectors[0] + vectors[2]) / (FADES**2 + 1)
+    np.testing.assert_allclose(encoded[0].detach(), expected, rtol=1e-5)
+    encoded.square().sum().backward()
+    moved = encoder.log_weights.grad.nonzero()[:, 0].tolist()
+    assert moved == [HISTORY - 3, HISTORY - 1]
+
+
 def test_a_mean_of_nothing_is_zero_and_not_the_next_ones():
     vectors = torch.randn(5, 4)
     means = mean_of(vectors, torch.tensor([[-1, -1], [2, 3], [-1, -1]]))
@@ -83,11 +104,11 @@ def test_padding_and_batch_composition_do_not_matter(encoder: str):
             np.testing.assert_allclose(tower(inputs(vectors, [padded])).detach()[0], together[row], atol=1e-6)
 
 
-def test_the_average_forgets_order_and_attention_keeps_it():
+def test_the_average_forgets_order_and_the_others_keep_it():
     vectors = torch.randn(3, 4)
-    for encoder, keeps in (("average", False), ("attention", True)):
+    for encoder, keeps in (("average", False), ("recent", True), ("attention", True)):
         tower = tower_of(encoder=encoder)
-        if keeps:
+        if encoder == "attention":
             with torch.no_grad():
                 tower.encoder.positions.normal_()
         one, other = tower(inputs(vectors, [[0, 1, 2], [2, 1, 0]])).detach()

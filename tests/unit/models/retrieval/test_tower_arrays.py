@@ -19,6 +19,7 @@ SHAPES = {
     "all that is known": TowerShape(
         dim=4, hidden=(8, 6), words=3, contexts=(5, 2), traits=2, example_age=True, members=2, linear=3
     ),
+    "the newest counting most": TowerShape(dim=4, members=2, linear=3, ordered=True),
     "muted towers": TowerShape(dim=4, members=2, linear=3, muted_towers=True),
     "muted linear": TowerShape(dim=4, members=2, linear=3, muted_linear=True),
 }
