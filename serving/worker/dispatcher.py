@@ -1,10 +1,10 @@
 """Sends what a batch of request records causes: replies, impressions, dead letters and forwarded requests.
 
-A request on another partition than its user's is forwarded there once, with its headers and its time. One that repeats
-another's id gets that one's reply. A request that cannot be understood gets an error reply wherever an address can be
-told. The replies of a batch go out when its impressions are acknowledged, or a tenth of a second later where that takes
-longer. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
-and is handed back to be raised.
+A request on another partition than its user's is forwarded there once, with its headers and its time (that of the
+sending, where the topic takes its own no more). One that repeats another's id gets that one's reply. A request that
+cannot be understood gets an error reply wherever an address can be told. The replies of a batch go out when its
+impressions are acknowledged, or a tenth of a second later where that takes longer. A bug that a request shows does not
+harm the others of its batch: it goes to the dead letters with the request, and is handed back to be raised.
 """
 
 from __future__ import annotations
