@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from math import nan
 from typing import Any
 
 import structlog
@@ -141,9 +142,12 @@ class Worker:
         self._due: dict[TopicPartition, int] = {}  # acknowledged, not yet committed
         self._commit_at = self._report_at = self._heartbeat_at = 0.0
         self._reported_version: str | None = None  # in the last heartbeat
+        self._turn_s = time.monotonic()
+        metrics.TURN_AGE.set_function(lambda: time.monotonic() - self._turn_s)
 
     def step(self) -> None:
         """Apply, take over, read, begin a batch, finish the one before, commit, report."""
+        self._turn_s = time.monotonic()
         if self._partitions.take_over(_now_ms()):
             self._drop_lost()
         self._apply()
@@ -177,6 +181,7 @@ class Worker:
 
     def close(self) -> None:
         self._health.ready, self._is_closing = False, True
+        metrics.TURN_AGE.set_function(lambda: nan)
         self._pipeline.retrieval.close()
         for part in (self._shared, self._histories, self._releases, self._outbox):
             part.close()
@@ -207,6 +212,8 @@ class Worker:
             item_id = self._views.catalogue.apply(record.key, record.value, _now_ms())
             if item_id is not None:
                 self._releases.apply_item(item_id)
+                if self._is_primed and record.timestamp > 0 and item_id in self._views.catalogue.unavailable:
+                    metrics.TAKEDOWN.observe(max(0, _now_ms() - record.timestamp) / 1000)
         elif topic == topics.TRENDING:
             self._views.trending.apply(record.key, record.value)
         elif topic == topics.ITEM_STATISTICS:
