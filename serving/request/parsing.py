@@ -54,9 +54,14 @@ class ParsedRequest(NamedTuple):
     filter: ItemFilter | None = None
 
     @property
+    def traceparent(self) -> str:
+        """The header as it came; empty when there is none."""
+        return "" if self.address is None else dict(self.address.headers).get(TRACE, b"").decode()
+
+    @property
     def trace_id(self) -> str:
         """The id of the trace that the request belongs to; empty when it names none."""
-        found = None if self.address is None else TRACE_PARENT.fullmatch(dict(self.address.headers).get(TRACE, b""))
+        found = TRACE_PARENT.fullmatch(self.traceparent.encode())
         return "" if found is None else found[1].decode()
 
 

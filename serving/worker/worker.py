@@ -36,6 +36,7 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
 from infra.platform.memory import available_bytes
 from infra.platform.settings import Serving, Settings
+from infra.platform.tracing import tracer_of
 from models.threads import limit_threads
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch, Pipeline
@@ -131,8 +132,15 @@ class Worker:
         self._consumer = self._partitions.consumer
         self._queue = RequestQueue(self._consumer)
         self._reply_topics = ReplyTopics(self._consumer)
+        self._tracer = tracer_of(settings.tracing, "serving", self.server_id)
         self._dispatcher = Dispatcher(
-            settings, self._pipeline, self._outbox, self._reply_topics, self._reply_cache, catalogue.unavailable
+            settings,
+            self._pipeline,
+            self._outbox,
+            self._reply_topics,
+            self._reply_cache,
+            catalogue.unavailable,
+            self._tracer,
         )
         self._clock_skew, self._lag = ClockSkew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
@@ -187,6 +195,8 @@ class Worker:
             part.close()
         self._consumer.close(autocommit=False, timeout_ms=int(CLOSE_S * 1000))
         self._index.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _apply(self) -> None:
         """Bring the views up to what the feeds have read."""
