@@ -400,7 +400,7 @@ class Tracing(Section):
     endpoint: str = Field(
         "",
         pattern=r"^(https?://[^@?\s]+)?$",
-        description="http(s)://host:port of a receiver of OTLP over HTTP, for spans of requests; empty: none are made",
+        description="http(s)://host:port of a receiver of OTLP over HTTP, for spans; empty: none are made",
     )
     share: Share = _setting(0.01, "of the requests that come without a traceparent; one that has it says so itself")
 

@@ -1,7 +1,7 @@
-"""Spans of requests, for whoever collects traces by OpenTelemetry; the one file that knows its SDK.
+"""Spans of requests and watches, for whoever collects traces by OpenTelemetry; the one file that knows its SDK.
 
-Off by default, and then nothing of it is imported. A request is traced when the `traceparent` that it came with says
-so; of those without one a share is drawn. Its spans are made when it is answered, of times that are measured anyway. A
+Off by default, and then nothing of it is imported. A message is traced when the `traceparent` that it came with says
+so; of requests without one a share is drawn. The spans are made when all is done, of times that are measured anyway. A
 thread of the SDK's sends them to a receiver of OTLP over HTTP; where that is away or slow they are dropped, and nobody
 waits. Headers and certificates for it are OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_HEADERS, ...). A span
 holds no id of a user, a request or an item.
@@ -9,13 +9,19 @@ holds no id of a user, a request or an item.
 
 from __future__ import annotations
 
+import atexit
+import os
+import re
+import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infra.platform.settings import SettingsError, Tracing
 
+HEADER = "traceparent"
+TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,200})?")
 PATH = "/v1/traces"  # of OTLP over HTTP
 EXTRA = "pip install 'nextwatch[tracing]'"
 SEND_S = 5.0  # for the receiver to take what is sent together
@@ -33,6 +39,12 @@ class Stage(NamedTuple):
     end_s: float
 
 
+def traceparent_in(headers: Iterable[tuple[str, bytes | None]]) -> str:
+    """Return the W3C header among those of a record; empty where there is none, or none that is one."""
+    found = next((value for name, value in headers if name == HEADER and value is not None), b"")
+    return found.decode() if TRACE_PARENT.fullmatch(found) else ""
+
+
 class Tracer:
     """Tells of what is over. `tell` may be called in one thread only."""
 
@@ -41,7 +53,7 @@ class Tracer:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-        from opentelemetry.trace import SpanKind, set_span_in_context
+        from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         about = Resource.create({"service.name": f"nextwatch-{service}", "service.instance.id": instance})
@@ -50,14 +62,25 @@ class Tracer:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("nextwatch")
         self._kind, self._within, self._context = SpanKind.SERVER, set_span_in_context, TraceContextTextMapPropagator()
+        self._link, self._span_of = Link, get_current_span
+        self._is_closed = False
 
-    def tell(self, name: str, traceparent: str, stages: Sequence[Stage], attributes: Attributes) -> None:
+    def tell(
+        self,
+        name: str,
+        traceparent: str,
+        stages: Sequence[Stage],
+        attributes: Attributes,
+        links: Iterable[str] = (),
+    ) -> None:
         """One span from the first stage's start to the last one's end, and one within it for each stage. `traceparent`:
-        the W3C header of what it is a part of, empty for none."""
+        the W3C header of what it is a part of, empty for none; `links`: those of what it stands on as well."""
         began_ns = time.time_ns() - int(time.perf_counter() * S_NS)
         start_s, end_s = min(each.start_s for each in stages), max(each.end_s for each in stages)
-        parent = self._context.extract({"traceparent": traceparent}) if traceparent else None
-        span = self._tracer.start_span(name, parent, self._kind, start_time=began_ns + int(start_s * S_NS))
+        parent = self._context.extract({HEADER: traceparent}) if traceparent else None
+        others = [self._link(self._span_of(self._context.extract({HEADER: each})).get_span_context()) for each in links]
+        began = began_ns + int(start_s * S_NS)
+        span = self._tracer.start_span(name, parent, self._kind, links=others, start_time=began)
         if not span.is_recording():
             return
         span.set_attributes(dict(attributes))
@@ -68,13 +91,16 @@ class Tracer:
         span.end(began_ns + int(end_s * S_NS))
 
     def close(self) -> None:
-        """Send what is left, for a moment."""
+        """Send what is left, for a moment. At the end of the process at the latest."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S)
 
 
-def tracer_of(tracing: Tracing, service: str, instance: str) -> Tracer | None:
+def tracer_of(tracing: Tracing, service: str, instance: str = "") -> Tracer | None:
     """Return what tells of this process; None where nothing is to be. Raises SettingsError without the packages."""
     if not tracing.endpoint:
         return None
@@ -83,4 +109,6 @@ def tracer_of(tracing: Tracing, service: str, instance: str) -> Tracer | None:
     except ImportError as error:
         raise SettingsError(f"tracing.endpoint needs OpenTelemetry: {EXTRA} ({error})") from None
     exporter = OTLPSpanExporter(tracing.endpoint.rstrip("/") + PATH, timeout=SEND_S)
-    return Tracer(exporter, tracing.share, service, instance)
+    tracer = Tracer(exporter, tracing.share, service, instance or f"{socket.gethostname()}-{os.getpid()}")
+    atexit.register(tracer.close)
+    return tracer

@@ -132,7 +132,6 @@ class Worker:
         self._consumer = self._partitions.consumer
         self._queue = RequestQueue(self._consumer)
         self._reply_topics = ReplyTopics(self._consumer)
-        self._tracer = tracer_of(settings.tracing, "serving", self.server_id)
         self._dispatcher = Dispatcher(
             settings,
             self._pipeline,
@@ -140,7 +139,7 @@ class Worker:
             self._reply_topics,
             self._reply_cache,
             catalogue.unavailable,
-            self._tracer,
+            tracer_of(settings.tracing, "serving", self.server_id),
         )
         self._clock_skew, self._lag = ClockSkew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
@@ -195,8 +194,6 @@ class Worker:
             part.close()
         self._consumer.close(autocommit=False, timeout_ms=int(CLOSE_S * 1000))
         self._index.close()
-        if self._tracer is not None:
-            self._tracer.close()
 
     def _apply(self) -> None:
         """Bring the views up to what the feeds have read."""

@@ -23,7 +23,8 @@ HEAD = """# Topics and schemas
 All topics with their keys, partitions and forms, and all messages with their limits. This page is made by
 `python -m streams.contract.topics_page` from `streams/topics.py` and `streams/messages.py`; a test fails when they
 differ. The same for programs, as AsyncAPI 3 with JSON Schemas (draft 7): [asyncapi.json](asyncapi.json), made by
-`python -m streams.contract.asyncapi`. How the messages are meant: [messages](messages.md).
+`python -m streams.contract.asyncapi`; the schema of a message is `#/components/schemas/NAME` of it. How the messages
+are meant: [messages](messages.md).
 
 `kafka.topic_prefix` stands before every topic. In a topic that keeps the newest of each key, a null value removes its
 key. Partitions and hours are those of the settings' defaults (`kafka.partitions`, `kafka.retention_h`). A field without

@@ -14,7 +14,7 @@ import pytest
 
 from infra.platform import tracing
 from infra.platform.settings import Settings, SettingsError, Tracing
-from infra.platform.tracing import Stage, Tracer, tracer_of
+from infra.platform.tracing import Stage, Tracer, traceparent_in, tracer_of
 from tests.harness.needs import OPENTELEMETRY, needs
 
 pytestmark = needs(OPENTELEMETRY)
@@ -54,6 +54,24 @@ def test_who_asks_says_whether_it_is_traced_and_of_the_others_a_share_is_drawn()
     assert told(NOT_SAMPLED, 1.0) == []
     assert told("", 0.0) == [] and len(told("", 1.0)) == 3
     assert 10 <= len(told("", 0.1, times=1000)) / 3 <= 300
+
+
+def test_what_stands_on_several_traces_is_a_part_of_one_and_linked_to_the_others() -> None:
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, other = InMemorySpanExporter(), SAMPLED.replace(TRACE, TRACE[::-1])
+    tracer, now_s = Tracer(exporter, 0.0, "trainer", "t"), time.perf_counter()
+    tracer.tell("learn", SAMPLED, [Stage("step", now_s, now_s)], {}, [other])
+    tracer.close()
+    _, whole = exporter.get_finished_spans()
+    assert f"{whole.context.trace_id:032x}" == TRACE
+    assert [f"{each.context.trace_id:032x}" for each in whole.links] == [TRACE[::-1]]
+
+
+@pytest.mark.parametrize("broken", [b"", b"00-none", SAMPLED.upper().encode(), b"ff" + SAMPLED[2:].encode(), None])
+def test_a_header_that_is_none_is_passed_over(broken: bytes | None) -> None:
+    assert traceparent_in([("other", b"x"), ("traceparent", broken)]) == ""
+    assert traceparent_in([("traceparent", SAMPLED.encode())]) == SAMPLED
 
 
 class Receiver(BaseHTTPRequestHandler):
