@@ -129,7 +129,7 @@ def _limits(field: dict[str, Any]) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    power = value + 1
+    power = int(value) + 1
     if power > 1 << 40 and power & (power - 1) == 0:
         return f"2^{power.bit_length() - 1} - 1"
     return f"{value:,g}" if isinstance(value, float) else f"{value:,}"
