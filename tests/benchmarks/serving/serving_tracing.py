@@ -27,7 +27,7 @@ from tests.benchmarks.serving.serving_ground import note_of, small_release
 from tests.benchmarks.serving.serving_pipeline import WARM_UP, Server
 
 ITEMS = 10_000
-TURNS, QUICK_TURNS = {1: 150, 16: 60}, {1: 20, 16: 8}  # by requests together
+TURNS, QUICK_TURNS = {1: 150, 16: 60}, {1: 60, 16: 20}  # by requests together
 TOGETHER = {1: 32, 16: 8}  # batches of a turn
 SHARES = {"off": None, "share .01": 0.01, "all": 1.0}
 MOST = 1.02  # CPU with the default share, over without
