@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.platform.logs import set_up_logging
 from infra.platform.settings import Tracing
 from infra.platform.tracing import Tracer, tracer_of
 from infra.simulation.world import NOTICE
@@ -68,6 +69,7 @@ def receiving() -> Iterator[str]:
 def measure(report: Report, quick: bool) -> None:
     """CPU of a request without spans, with the default share, and with all."""
     limit_threads(1)
+    set_up_logging("info")  # as a server's: what is left out of the log costs little
     small = small_release(quick)
     report.title = "serving tracing: spans of requests, CPU of the process by turns"
     report.note(f"{NOTICE}; {note_of(small)}; {ITEMS:,} items, without Kafka, outbox counts")
