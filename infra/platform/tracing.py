@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import re
 import socket
 import threading
@@ -22,6 +23,7 @@ from infra.platform.settings import SettingsError, Tracing
 
 HEADER = "traceparent"
 TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,200})?")
+FLAGS, SAMPLED = slice(53, 55), 1  # in the header
 PATH = "/v1/traces"  # of OTLP over HTTP
 EXTRA = "pip install 'nextwatch[tracing]'"
 SEND_S = 5.0  # for the receiver to take what is sent together
@@ -52,18 +54,23 @@ class Tracer:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
         from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         about = Resource.create({"service.name": f"nextwatch-{service}", "service.instance.id": instance})
-        sampler = ParentBased(TraceIdRatioBased(share))
-        self._provider = TracerProvider(sampler=sampler, resource=about, shutdown_on_exit=False)
+        self._share = share
+        self._provider = TracerProvider(sampler=ALWAYS_ON, resource=about, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("nextwatch")
         self._kind, self._within, self._context = SpanKind.SERVER, set_span_in_context, TraceContextTextMapPropagator()
         self._link, self._span_of = Link, get_current_span
         self._is_closed = False
+
+    def wants(self, traceparent: str) -> bool:
+        """Return whether a message is to be told of: as its W3C header says; without one, as is drawn. The SDK's own
+        sampler costs a span each time."""
+        return bool(int(traceparent[FLAGS], 16) & SAMPLED) if traceparent else random.random() < self._share
 
     def tell(
         self,
@@ -81,8 +88,6 @@ class Tracer:
         others = [self._link(self._span_of(self._context.extract({HEADER: each})).get_span_context()) for each in links]
         began = began_ns + int(start_s * S_NS)
         span = self._tracer.start_span(name, parent, self._kind, links=others, start_time=began)
-        if not span.is_recording():
-            return
         span.set_attributes(dict(attributes))
         within = self._within(span, parent)
         for each in stages:

@@ -134,11 +134,15 @@ class Dispatcher:
         metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
 
     def _trace(self, tracer: Tracer, batch: InFlightBatch, answers: Sequence[Answered], sent: Stage) -> None:
-        """Tell of each request, from where it was read to its reply: what was done for all of them together is a part
-        of each."""
+        """Tell of the requests that are traced, from where each was read to its reply: what was done for all of them
+        together is a part of each."""
+        pairs = zip(batch.parsed, answers, strict=True)
+        wanted = [pair for pair in pairs if tracer.wants(pair[0].traceparent)]
+        if not wanted:
+            return
         stages = [*batch.stages.spent, sent]
         read_s = {(record.partition, record.offset): each_s for record, each_s in batch.queued}
-        for parsed, answered in zip(batch.parsed, answers, strict=True):
+        for parsed, answered in wanted:
             record, reply = parsed.record, answered.reply
             began_s = stages[0].start_s
             waited = Stage("queue", read_s.get((record.partition, record.offset), began_s), began_s)

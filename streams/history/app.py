@@ -112,7 +112,9 @@ async def handle(
 def _trace(tracer: Tracer, batch: Sequence[Raw], done: Stage) -> None:
     """Tell of each watch that comes with a trace."""
     for raw in batch:
-        if raw.topic == topics.WATCH_EVENTS and (traceparent := traceparent_in(raw.headers)):
+        if raw.topic != topics.WATCH_EVENTS or not raw.headers:
+            continue
+        if (traceparent := traceparent_in(raw.headers)) and tracer.wants(traceparent):
             about: Attributes = {
                 "messaging.system": "kafka",
                 "messaging.destination.partition.id": str(raw.partition),

@@ -306,7 +306,8 @@ class TrainerWorker:
 
 def _trace(tracer: Tracer, group: Sequence[Read], step: Stage) -> None:
     """Tell of a step that traced watches have caused: a part of the first one's trace, with links to the others."""
-    traced = [found for each in group if (found := traceparent_in(each.raw.headers))]
+    found = [traceparent_in(each.raw.headers) for each in group if each.raw.headers]
+    traced = [each for each in found if each and tracer.wants(each)]
     if traced:
         tracer.tell("learn", traced[0], [step], {"nextwatch.examples": len(group)}, traced[1:])
 

@@ -31,7 +31,8 @@ def told(traceparent: str, share: float, times: int = 1) -> list[Any]:
     tracer, now_s = Tracer(exporter, share, "serving", "server-1"), time.perf_counter()
     stages = [Stage("embed", now_s - 0.5, now_s - 0.4), Stage("rank", now_s - 0.3, now_s)]
     for _ in range(times):
-        tracer.tell("recommend", traceparent, stages, {"nextwatch.items": 20, "nextwatch.degraded": ["unranked"]})
+        if tracer.wants(traceparent):
+            tracer.tell("recommend", traceparent, stages, {"nextwatch.items": 20, "nextwatch.degraded": ["unranked"]})
     tracer.close()
     return list(exporter.get_finished_spans())
 

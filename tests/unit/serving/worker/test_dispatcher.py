@@ -255,6 +255,9 @@ def test_a_request_can_be_followed_by_its_trace_through_reply_and_log_and_no_use
 class Traced(list[tuple[str, str, list[str], dict[str, Any]]]):
     """Keeps what is told, in place of a tracer."""
 
+    def wants(self, traceparent: str) -> bool:
+        return True
+
     def tell(self, name: str, traceparent: str, stages: Sequence[Stage], attributes: dict[str, Any]) -> None:
         assert all(each.start_s <= each.end_s for each in stages)
         assert [each.start_s for each in stages] == sorted(each.start_s for each in stages)

@@ -80,6 +80,9 @@ def test_both_forms_are_built_on_and_one_is_written(compact: bool, first: bytes,
 class Traced(list[tuple[str, str, dict[str, Any]]]):
     """Keeps what is told, in place of a tracer."""
 
+    def wants(self, traceparent: str) -> bool:
+        return True
+
     def tell(self, name: str, traceparent: str, stages: Any, attributes: dict[str, Any]) -> None:
         self.append((name, traceparent, attributes))
 

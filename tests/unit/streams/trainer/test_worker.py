@@ -111,6 +111,9 @@ def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWo
 class Traced(list[tuple[str, str, dict[str, Any], list[str]]]):
     """Keeps what is told, in place of a tracer."""
 
+    def wants(self, traceparent: str) -> bool:
+        return True
+
     def tell(self, name: str, traceparent: str, stages: Any, attributes: dict[str, Any], links: list[str]) -> None:
         self.append((name, traceparent, attributes, links))
 
