@@ -62,13 +62,6 @@ class Sent:
 
     send_outside = send
 
-    @property
-    def offsets(self) -> Sent:
-        return self
-
-    def wait_for_open(self) -> None:
-        """Acknowledged at once."""
-
 
 class Server:
     """All that a server's answering thread has, with the release of a directory; the stream has statistics of the
