@@ -45,6 +45,7 @@ from streams import topics
 from streams.epochs import Epochs
 from streams.kafka.dead_letters import dead_letter
 from streams.kafka.follow import TopicFollower, TopicMissing
+from streams.kafka.replication import watching_copies
 from streams.kafka.requirements import require_settings
 from streams.messages import BundlePublished, IndexReady, ItemVector, RebuildAsked, Refused, Release, decode, encode
 from streams.write_permit import Fenced
@@ -105,6 +106,7 @@ def _keep_index(settings: Settings, stop: threading.Event, health: Health, index
         retry = Retry(stop, health, lambda: lease.check(stop))
         loop = IndexerLoop(settings, health, index, control, vectors, offsets, producer, retry)
         stack.callback(loop.lags.show, {})
+        stack.enter_context(watching_copies(settings.kafka))
         loop.open()
         while not stop.is_set():
             loop.turn()

@@ -561,6 +561,20 @@ _BINARY: tuple[Any, ...] = (ItemVector,)
 _COMPACT: tuple[Any, ...] = (UserHistory, LoadedHistory, TrainingExample, JoinState)
 COMPACT = b"\x01"  # MessagePack follows
 
+Form = Literal["json", "msgpack", "compact"]  # compact: MessagePack behind the byte COMPACT
+
+
+def forms_of(kind: Any) -> tuple[Form, ...]:
+    """Return every form in which messages of this kind travel, the one that is written by default first."""
+    if kind in _BINARY:
+        return ("msgpack",)
+    return ("compact", "json") if kind in _COMPACT else ("json",)
+
+
+def json_shape_of(kind: Any) -> Any:
+    """Return the type that says how a message of this kind stands in JSON: itself, but for the join's states."""
+    return JoinStateInJson if kind is JoinState else kind
+
 
 @cache
 def _decoder(kind: Any, is_binary: bool) -> Any:
@@ -603,7 +617,7 @@ def decode(kind: type[M], raw: bytes | None, *, max_bytes: int = 1_000_000, late
 
 def _read(kind: Any, raw: bytes, is_binary: bool, is_compact: bool) -> Any:
     if kind is JoinState and not is_compact:
-        return _state_from_json(_decoder(_JoinStateInJson, False).decode(raw))
+        return _state_from_json(_decoder(JoinStateInJson, False).decode(raw))
     if kind is ImpressionOutline and not raw.isascii():
         raw.decode()  # a decoder does not look at the text that it passes over
     return _decoder(kind, is_binary).decode(memoryview(raw)[len(COMPACT) :] if is_compact else raw)
@@ -615,7 +629,9 @@ def open_impression(outline: ImpressionOutline, impression: bytes, offset: int, 
     return OpenImpression(outline.request_id, outline.at_ms, item_ids, impression, offset, closes_ms)
 
 
-class _OpenImpressionInJson(Struct, gc=False):
+class OpenImpressionInJson(Struct, gc=False):
+    """OpenImpression in JSON: the impression stands as the object that it is in."""
+
     impression: Raw
     offset: Offset
     closes_ms: Millis
@@ -625,9 +641,11 @@ class _OpenImpressionInJson(Struct, gc=False):
     partition: Offset | UnsetType = UNSET
 
 
-class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
+class JoinStateInJson(Struct, omit_defaults=True, gc=False):
+    """JoinState in JSON, the older form, as `join.compact` off writes it."""
+
     user_id: Id
-    impressions: tuple[_OpenImpressionInJson, ...] = ()
+    impressions: tuple[OpenImpressionInJson, ...] = ()
     early: tuple[JoinedWatch, ...] = ()
     watch_offset: Offset = -1
     impression_offset: Offset = -1
@@ -635,7 +653,7 @@ class _JoinStateInJson(Struct, omit_defaults=True, gc=False):
     read_before: Offset = 0
 
 
-def _state_from_json(old: _JoinStateInJson) -> JoinState:
+def _state_from_json(old: JoinStateInJson) -> JoinState:
     impressions = []
     for each in old.impressions:
         impression = bytes(each.impression)
@@ -648,9 +666,9 @@ def _state_from_json(old: _JoinStateInJson) -> JoinState:
     return JoinState(old.user_id, tuple(impressions), old.early, *offsets, old.since_ms, old.read_before)
 
 
-def _state_in_json(state: JoinState) -> _JoinStateInJson:
+def _state_in_json(state: JoinState) -> JoinStateInJson:
     impressions = tuple(
-        _OpenImpressionInJson(
+        OpenImpressionInJson(
             Raw(each.impression),
             each.offset,
             each.closes_ms,
@@ -662,7 +680,7 @@ def _state_in_json(state: JoinState) -> _JoinStateInJson:
         for each in state.impressions
     )
     offsets = state.watch_offset, state.impression_offset
-    return _JoinStateInJson(state.user_id, impressions, state.early, *offsets, state.since_ms, state.read_before)
+    return JoinStateInJson(state.user_id, impressions, state.early, *offsets, state.since_ms, state.read_before)
 
 
 def refuse_future(message: Any, latest_ms: int) -> None:

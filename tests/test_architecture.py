@@ -37,6 +37,7 @@ ONLY_IN = {
     "pymilvus": ("indexer/*", "infra/local/*"),
     "aiokafka": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*", f"{CLIENT}/*"),  # ground: options, log-in
     "obstore": ("streams/bundles/objects.py",),
+    "opentelemetry": ("infra/platform/tracing.py",),
     "confluent_kafka": ("streams/ingest/*",),
     "faust": ("streams/kafka/*", "streams/*/app.py", "infra/platform/*"),
 }

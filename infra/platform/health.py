@@ -13,6 +13,7 @@ import functools
 import http.client
 import json
 import os
+import shutil
 import ssl
 import threading
 import urllib.error
@@ -20,7 +21,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from math import nan
+from pathlib import Path
+from typing import Any, Literal
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -88,6 +91,9 @@ def serve_health(
         raise port_error(error, host, port, "metrics.port") from None
     metrics.READY.set_function(lambda: float(health.live and health.ready))
     metrics.STANDBY.set_function(lambda: float(health.standby))
+    for name, directory in {"data_dir": settings.data_dir, "bundles": settings.bundles_dir}.items():
+        metrics.DISK_FREE.labels(name).set_function(functools.partial(_of_volume, directory, "free"))
+        metrics.DISK_SIZE.labels(name).set_function(functools.partial(_of_volume, directory, "total"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="health", daemon=True)
     thread.start()
     address = f"{host}:{server.server_address[1]}"
@@ -132,6 +138,14 @@ def fetch_page(record: dict[str, Any], path: str, access: Metrics | None, timeou
         return error.read(MOST_REPLY_BYTES)
     except http.client.HTTPException as error:
         raise OSError(f"its answer is not HTTP: {error!r}") from None
+
+
+def _of_volume(directory: Path, what: Literal["free", "total"]) -> float:
+    """Bytes; NaN while the directory is not there."""
+    try:
+        return float(getattr(shutil.disk_usage(directory), what))
+    except OSError:
+        return nan
 
 
 def _tls_of_reader(access: Metrics) -> ssl.SSLContext:

@@ -46,6 +46,8 @@ MODEL_CREATED = _measured("nextwatch_model_created_timestamp_seconds", "When the
 MODEL_AGE = _measured("nextwatch_model_age_seconds", "Age of the version in use")
 READY = Gauge("nextwatch_ready", "1 while this process says on /health that it is ready")
 STANDBY = Gauge("nextwatch_standby", "1 while this process is not ready since another one has its work")
+DISK_FREE = Gauge("nextwatch_disk_free_bytes", "Left on the volume of a directory of this process", ["directory"])
+DISK_SIZE = Gauge("nextwatch_disk_size_bytes", "Size of the volume of a directory of this process", ["directory"])
 
 # history
 EVENT_TO_HISTORY = Histogram(
@@ -123,6 +125,11 @@ INDEX_RECALL = _measured("nextwatch_index_probe_recall", "Recall against an exac
 INDEX_RETRIES = Counter(
     "nextwatch_index_retries_total", "Calls of the indexer that failed and are tried again", ["dependency"]
 )
+UNDER_REPLICATED = Gauge(
+    "nextwatch_topic_under_replicated_partitions",
+    "Partitions with fewer copies in sync than there should be",
+    ["topic"],
+)
 
 # serving
 REQUESTS = Counter("nextwatch_requests_total", "Requests by outcome", ["outcome"])
@@ -157,6 +164,10 @@ SCORE_SHIFT = Gauge(
     "Mean of recent candidates' scores less that of the release's first ones, in their standard deviations",
     ["score"],
 )
+TAKEDOWN = Histogram(
+    "nextwatch_takedown_seconds", "Item taken down in Kafka until this server shows it no more", buckets=_DELAY
+)
+TURN_AGE = _measured("nextwatch_serving_turn_age_seconds", "Since the answering thread began its last round")
 MIRROR_ITEMS = Gauge("nextwatch_mirror_items", "Items whose vectors this server holds in memory")
 HISTORIES = Gauge("nextwatch_histories", "Users in this server's view")
 CATALOGUE = Gauge("nextwatch_catalogue_items", "Items in this server's view")

@@ -400,6 +400,15 @@ class Metrics(Section):
     tls_key_file: Path | None = _setting(None, "its key, PEM; unset: it is in the same file")
 
 
+class Tracing(Section):
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^@?\s]+)?$",
+        description="http(s)://host:port of a receiver of OTLP over HTTP, for spans; empty: none are made",
+    )
+    share: Share = _setting(0.01, "of the requests that come without a traceparent; one that has it says so itself")
+
+
 class Gateway(Section):
     host: str = _setting("127.0.0.1", "where the HTTP gateway listens; beyond loopback it needs gateway.token")
     port: Annotated[int, Field(ge=0, le=65535)] = _setting(8080, "0: a free one, told on its page /health")
@@ -477,6 +486,7 @@ class Settings(BaseSettings):
     serving: Serving = Serving()
     selection: Selection = Selection()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
     gateway: Gateway = Gateway()
     ingest: Ingest = Ingest()
     embedded: Embedded = Embedded()
@@ -534,6 +544,13 @@ SECRETS = (
     ("gateway", "token"),
     ("ingest", "registry_password"),
     ("forget", "secret"),
+)
+URLS = (  # which may hold a secret by mistake
+    ("bundles", "store"),
+    ("bundles", "endpoint"),
+    ("ingest", "registry_url"),
+    ("milvus", "uri"),
+    ("tracing", "endpoint"),
 )
 GONE = {  # settings that there were: since when not, and what to do
     "trainer.pull": f"gone since 0.2: {_NEVER_PAID}",
@@ -662,9 +679,7 @@ def _explain(error: ValidationError) -> str:
             lines.append(str(problem["ctx"]["error"]))
         else:
             # Of a section that is none, the input may be the secret, or hold it.
-            # A URL may hold one by mistake.
-            addresses = (("bundles", "store"), ("bundles", "endpoint"), ("ingest", "registry_url"), ("milvus", "uri"))
-            hidden = (*SECRETS, *addresses)
+            hidden = (*SECRETS, *URLS)
             is_secret = any(name == section or name.startswith(f"{section}.{leaf}") for section, leaf in hidden)
             found = "" if is_secret else f", got {problem['input']!r}"
             lines.append(f"setting {name} (or {variable_of(name)}): {problem['msg']}{found}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from infra.platform.settings import Settings
+from infra.platform.tracing import HEADER, TRACE_PARENT, traceparent_in
 from models.catalogue.filter_syntax import FilterError, parse_filter
 from models.catalogue.item_filter import ItemFilter
 from streams import topics
@@ -23,9 +24,6 @@ from streams.messages import RecommendRequest, Refused, decode
 CORRELATION = ("correlation_id", "kafka_correlationId")
 REPLY_TOPIC = ("reply_topic", "kafka_replyTopic")
 REPLY_PARTITION = ("reply_partition", "kafka_replyPartition")
-TRACE = "traceparent"
-
-TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,200})?")
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 PartitionsOf = Callable[[str], int]  # of a topic's full name; 0 when there is no such topic
@@ -54,9 +52,14 @@ class ParsedRequest(NamedTuple):
     filter: ItemFilter | None = None
 
     @property
+    def traceparent(self) -> str:
+        """The header as it came; empty when there is none."""
+        return "" if self.address is None else dict(self.address.headers).get(HEADER, b"").decode()
+
+    @property
     def trace_id(self) -> str:
         """The id of the trace that the request belongs to; empty when it names none."""
-        found = None if self.address is None else TRACE_PARENT.fullmatch(dict(self.address.headers).get(TRACE, b""))
+        found = TRACE_PARENT.fullmatch(self.traceparent.encode())
         return "" if found is None else found[1].decode()
 
 
@@ -126,8 +129,8 @@ def correlation(headers: Iterable[tuple[str, bytes | None]]) -> tuple[tuple[str,
 
 def trace(headers: Iterable[tuple[str, bytes | None]]) -> tuple[tuple[str, bytes], ...]:
     """The `traceparent` as it came; what is none is left out."""
-    found = _first(headers, (TRACE,))
-    return ((TRACE, found),) if found is not None and TRACE_PARENT.fullmatch(found) else ()
+    found = traceparent_in(headers)
+    return ((HEADER, found.encode()),) if found else ()
 
 
 def request_id_in(value: bytes | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.platform import metrics
+from infra.platform.tracing import Stage
 from models.catalogue.item_filter import ItemFilter
 from models.ranking.ranker import Ranked
 from models.ranking.ranking_request import Nominations, by_two_towers
@@ -106,10 +107,11 @@ class ResponseDraft:
 
 
 class StageTimes:
-    """The time of each stage of a batch, as far as this process spends it."""
+    """The time of each stage of a batch, as far as this process spends it; in all, and from when to when."""
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
+        self.spent: list[Stage] = []
         self._began = time.perf_counter()
 
     @property
@@ -126,5 +128,7 @@ class StageTimes:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: str, spent_s: float) -> None:
+        end_s = time.perf_counter()
+        self.spent.append(Stage(stage, end_s - spent_s, end_s))
         self.ms[stage] = round(self.ms.get(stage, 0.0) + spent_s * 1000, 3)
         metrics.STAGE_TIME.labels(stage).observe(spent_s)

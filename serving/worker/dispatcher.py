@@ -1,14 +1,15 @@
 """Sends what a batch of request records causes: replies, impressions, dead letters and forwarded requests.
 
-A request on another partition than its user's is forwarded there once, with its headers and its time. One that repeats
-another's id gets that one's reply. A request that cannot be understood gets an error reply wherever an address can be
-told. The replies of a batch go out when its impressions are acknowledged, or a tenth of a second later where that takes
-longer. A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request,
-and is handed back to be raised.
+A request on another partition than its user's is forwarded there once, with its headers and its time (that of the
+sending, where the topic takes its own no more). One that repeats another's id gets that one's reply. A request that
+cannot be understood gets an error reply wherever an address can be told. The replies of a batch go out when its
+impressions are acknowledged, or a tenth of a second later where that takes longer. A bug that a request shows does not
+harm the others of its batch: it goes to the dead letters with the request, and is handed back to be raised.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -18,9 +19,10 @@ from msgspec.structs import replace
 from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
+from infra.platform.tracing import Attributes, Stage, Tracer
 from serving.request.parsing import ParsedRequest, PartitionsOf, Unsupported, parse_request
 from serving.request.pipeline import InFlightBatch, Pipeline
-from serving.request.response_draft import RequestContext
+from serving.request.response_draft import Answered, RequestContext
 from serving.state.release import LiveRelease
 from serving.worker.outbox import Outbox
 from serving.worker.reply_cache import Key, ReplyCache
@@ -42,9 +44,11 @@ class Dispatcher:
         partitions_of: PartitionsOf,
         reply_cache: ReplyCache[ParsedRequest],
         unavailable: Set[str],
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings, self._pipeline, self._outbox = settings, pipeline, outbox
         self._partitions_of, self._reply_cache, self._unavailable = partitions_of, reply_cache, unavailable
+        self._tracer = tracer
         self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/clock_skew.py)
 
     def begin(self, queued: Sequence[tuple[Any, float]], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
@@ -83,10 +87,13 @@ class Dispatcher:
             if answered.impression is not None:
                 self._record(answered.impression, context.partition)
                 reached("serving: impression sent")
+        answered_s = time.perf_counter()
         self._outbox.offsets.wait_for_open()  # whoever has a list finds it on record
         for parsed, answered in zip(batch.parsed, answers, strict=True):
             self._answer(parsed, answered.reply)
             reached("serving: reply sent")
+        if self._tracer is not None:
+            self._trace(self._tracer, batch, answers, Stage("send", answered_s, time.perf_counter()))
         return None
 
     def _begin(self, contexts: Sequence[RequestContext], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
@@ -125,6 +132,31 @@ class Dispatcher:
             self._reply(each, raw)
             log.debug("answered", **_about(each), version=reply.version, degraded=reply.degraded)
         metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
+
+    def _trace(self, tracer: Tracer, batch: InFlightBatch, answers: Sequence[Answered], sent: Stage) -> None:
+        """Tell of the requests that are traced, from where each was read to its reply: what was done for all of them
+        together is a part of each."""
+        pairs = zip(batch.parsed, answers, strict=True)
+        wanted = [pair for pair in pairs if tracer.wants(pair[0].traceparent)]
+        if not wanted:
+            return
+        stages = [*batch.stages.spent, sent]
+        read_s = {(record.partition, record.offset): each_s for record, each_s in batch.queued}
+        for parsed, answered in wanted:
+            record, reply = parsed.record, answered.reply
+            began_s = stages[0].start_s
+            waited = Stage("queue", read_s.get((record.partition, record.offset), began_s), began_s)
+            about: Attributes = {
+                "messaging.system": "kafka",
+                "messaging.destination.partition.id": str(record.partition),
+                "messaging.kafka.offset": record.offset,
+                "nextwatch.batch": len(answers),
+                "nextwatch.items": len(reply.items),
+                "nextwatch.version": reply.version,
+                "nextwatch.retrieved_by": reply.retrieved_by,
+                "nextwatch.degraded": [step.partition(":")[0] for step in reply.degraded],
+            }
+            tracer.tell("recommend", parsed.traceparent, [waited, *stages], about)
 
     def _give_up(self, parsed: ParsedRequest, refused: Refused, now_ms: int) -> None:
         """Refuse a request that shows a bug, and whoever waits for the same."""

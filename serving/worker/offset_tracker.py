@@ -38,12 +38,13 @@ ACKNOWLEDGE_S = 0.1  # so long replies wait for the impressions of their batch
 
 @dataclass(slots=True)
 class Sent:
-    """A message on its way, and kafka-python's future of it. `again` sends it once more; None: its loss is borne."""
+    """A message on its way, and kafka-python's future of it. `again` sends it once more, and is told why it came back;
+    None: its loss is borne."""
 
     topic: str
     future: Any
     size: int = 0
-    again: Callable[[], Any] | None = None
+    again: Callable[[BaseException], Any] | None = None
 
 
 @dataclass
@@ -163,7 +164,7 @@ class OffsetTracker:
                 if isinstance(error, MessageSizeTooLargeError):
                     raise error
                 given_back[f"{sent.topic}: {error}"] += 1
-                sent.future = sent.again()
+                sent.future = sent.again(error)
         for what, count in given_back.items():
             log.warning("not written, sent again", what=what, messages=count)
 

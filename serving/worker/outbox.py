@@ -8,12 +8,17 @@ brokers gave back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import structlog
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
+from kafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    UnknownTopicOrPartitionError,
+)
 from kafka.future import Future
 
 from infra.platform.kafka_clients import close_producer, kafka_python_options
@@ -64,9 +69,15 @@ class Outbox:
             self._producer.partitions_for(self._prefix + topic)
 
     def send(self, topic: str, value: bytes, *, of: int, **how: Any) -> None:
-        """Send to one of our own topics, until it is written; `how`: key, headers, partition, timestamp_ms."""
-        again = partial(self._try, topic, value, how)
-        self.offsets.add(Sent(topic, again(), len(value), again), of)
+        """Send to one of our own topics, until it is written; `how`: key, headers, partition, timestamp_ms. One whose
+        time its topic does not take gets that of the sending: it would be given back for ever."""
+
+        def again(error: BaseException) -> Any:
+            if isinstance(error, InvalidTimestampError):
+                how.pop("timestamp_ms", None)
+            return self._try(topic, value, how)
+
+        self.offsets.add(Sent(topic, self._try(topic, value, how), len(value), again), of)
 
     def tell(self, topic: str, value: bytes | None, **how: Any) -> None:
         """Send to one of our own topics what the next message replaces: if it is not written, that is borne."""

@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from math import nan
 from typing import Any
 
 import structlog
@@ -35,6 +36,7 @@ from infra.platform.fault_points import reached
 from infra.platform.health import Health, serve_health
 from infra.platform.memory import available_bytes
 from infra.platform.settings import Serving, Settings
+from infra.platform.tracing import tracer_of
 from models.threads import limit_threads
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch, Pipeline
@@ -131,7 +133,13 @@ class Worker:
         self._queue = RequestQueue(self._consumer)
         self._reply_topics = ReplyTopics(self._consumer)
         self._dispatcher = Dispatcher(
-            settings, self._pipeline, self._outbox, self._reply_topics, self._reply_cache, catalogue.unavailable
+            settings,
+            self._pipeline,
+            self._outbox,
+            self._reply_topics,
+            self._reply_cache,
+            catalogue.unavailable,
+            tracer_of(settings.tracing, "serving", self.server_id),
         )
         self._clock_skew, self._lag = ClockSkew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
@@ -141,9 +149,12 @@ class Worker:
         self._due: dict[TopicPartition, int] = {}  # acknowledged, not yet committed
         self._commit_at = self._report_at = self._heartbeat_at = 0.0
         self._reported_version: str | None = None  # in the last heartbeat
+        self._turn_s = time.monotonic()
+        metrics.TURN_AGE.set_function(lambda: time.monotonic() - self._turn_s)
 
     def step(self) -> None:
         """Apply, take over, read, begin a batch, finish the one before, commit, report."""
+        self._turn_s = time.monotonic()
         if self._partitions.take_over(_now_ms()):
             self._drop_lost()
         self._apply()
@@ -177,6 +188,7 @@ class Worker:
 
     def close(self) -> None:
         self._health.ready, self._is_closing = False, True
+        metrics.TURN_AGE.set_function(lambda: nan)
         self._pipeline.retrieval.close()
         for part in (self._shared, self._histories, self._releases, self._outbox):
             part.close()
@@ -207,6 +219,8 @@ class Worker:
             item_id = self._views.catalogue.apply(record.key, record.value, _now_ms())
             if item_id is not None:
                 self._releases.apply_item(item_id)
+                if self._is_primed and record.timestamp > 0 and item_id in self._views.catalogue.unavailable:
+                    metrics.TAKEDOWN.observe(max(0, _now_ms() - record.timestamp) / 1000)
         elif topic == topics.TRENDING:
             self._views.trending.apply(record.key, record.value)
         elif topic == topics.ITEM_STATISTICS:

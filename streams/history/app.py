@@ -18,6 +18,7 @@ lost, and nothing counts twice.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -28,6 +29,7 @@ from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.health import Health
 from infra.platform.settings import Settings
+from infra.platform.tracing import HEADER, Attributes, Stage, Tracer, traceparent_in, tracer_of
 from streams import topics
 from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
@@ -63,7 +65,7 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
     async def handle_in_turn(batch: Sequence[Raw], outbox: Outbox) -> BaseException | None:
         async with lock:
             await erasure.take_over({raw.partition for raw in batch}, outbox)
-            return await handle(batch, histories, outbox, settings, erasure.users)
+            return await handle(batch, histories, outbox, settings, erasure.users, tracer)
 
     async def erase(outbox: Outbox) -> None:
         await erasure.look(lock)
@@ -74,6 +76,7 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
         async with lock:
             erasure.give_up(revoked)
 
+    tracer = tracer_of(settings.tracing, "history")
     batch, wait_s = settings.history.batch, settings.history.wait_s
     declare_agent(app, settings, "history", (*KINDS, *SHOWN, *LOADED), handle_in_turn, max_=batch, within=wait_s)
     do_every(app, settings, "nextwatch-history-erasure", EVERY_S, erase)
@@ -82,9 +85,15 @@ def create_history_app(settings: Settings, health: Health) -> faust.App:
 
 
 async def handle(
-    batch: Sequence[Raw], histories: Any, outbox: Outbox, settings: Settings, erased: ErasedUsers = NOBODY
+    batch: Sequence[Raw],
+    histories: Any,
+    outbox: Outbox,
+    settings: Settings,
+    erased: ErasedUsers = NOBODY,
+    tracer: Tracer | None = None,
 ) -> BaseException | None:
     """One batch's way, in the order that the module promises. Returns the first bug that an event has shown."""
+    began_s = time.perf_counter()
     changed, sent_ms, bug = apply(batch, histories, outbox, settings, now_ms=now_ms(), erased=erased)
     await outbox.flush()
     reached("history: examples sent")
@@ -95,7 +104,24 @@ async def handle(
     acknowledged_ms = wall_ms()
     for produced_ms in sent_ms:
         metrics.EVENT_TO_HISTORY.observe(max(0, acknowledged_ms - produced_ms) / 1000)
+    if tracer is not None:
+        _trace(tracer, batch, Stage("batch", began_s, time.perf_counter()))
     return bug
+
+
+def _trace(tracer: Tracer, batch: Sequence[Raw], done: Stage) -> None:
+    """Tell of each watch that comes with a trace."""
+    for raw in batch:
+        if raw.topic != topics.WATCH_EVENTS or not raw.headers:
+            continue
+        if (traceparent := traceparent_in(raw.headers)) and tracer.wants(traceparent):
+            about: Attributes = {
+                "messaging.system": "kafka",
+                "messaging.destination.partition.id": str(raw.partition),
+                "messaging.kafka.offset": raw.offset,
+                "nextwatch.batch": len(batch),
+            }
+            tracer.tell("history", traceparent, [done], about)
 
 
 def apply(
@@ -131,7 +157,9 @@ def apply(
             changed[event.user_id] = applied.history
         if applied.example is not None:
             encoded = encode(applied.example, compact=settings.history.compact)
-            outbox.add(topics.TRAINING_EXAMPLES, 0, event.user_id.encode(), encoded)
+            trace = traceparent_in(raw.headers) if raw.headers else ""
+            headers = [(HEADER, trace.encode())] if trace else ()
+            outbox.add(topics.TRAINING_EXAMPLES, 0, event.user_id.encode(), encoded, headers)
         if isinstance(event, WatchEvent):
             outcomes[applied.outcome] += 1
             sent_ms.append(raw.produced_ms)

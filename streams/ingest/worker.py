@@ -111,7 +111,7 @@ class IngestLoop:
     def close(self) -> None:
         self._lags.show({})
         self._commit_for_a_while()
-        self._next.clear()  # else they were committed again where they are given up, however long that takes
+        self._next.clear()  # else they were committed again where they are given up
         closing = threading.Thread(target=self._consumer.close, daemon=True)  # librdkafka's has no limit
         closing.start()
         closing.join(LEAVE_S)
@@ -190,12 +190,13 @@ class IngestLoop:
                 if (each.topic, each.partition) in self._next:
                     self._ends.setdefault((each.topic, each.partition), each.offset)
 
-    def _commit_at_once(self) -> None:
-        """Commit before partitions are given up. What cannot be, the next owner reads again."""
-        if self._next and self._are_brokers_there:
+    def _commit_all(self) -> None:
+        """Ask for a commit before partitions are given up. librdkafka joins again behind its answer, and we stand still
+        for no broker that says nothing. What is not committed, the next owner reads again."""
+        if self._next:
             self._ends = self._next | self._ends
             with suppress(KafkaException):
-                self._consumer.commit(offsets=self._take_ends(), asynchronous=False)
+                self._consumer.commit(offsets=self._take_ends(), asynchronous=True)
 
     def _commit_for_a_while(self) -> None:
         """The last commit. A broker that is there and says nothing is not waited for without end."""
@@ -270,7 +271,7 @@ class IngestLoop:
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """Called between rounds, so all that was read is sent."""
-        self._commit_at_once()
+        self._commit_all()
         self._lost(consumer, partitions)
 
     def _lost(self, consumer: Any, partitions: list[TopicPartition]) -> None:

@@ -20,6 +20,7 @@ import faust
 
 from infra.platform.health import Health
 from infra.platform.settings import Settings
+from infra.platform.tracing import tracer_of
 from streams import topics
 from streams.kafka.faust_app import create_app, follow_readiness, handle_batches, look_beside, raw_topic, to_the_end
 from streams.kafka.outbox import Outbox, create_producer
@@ -36,7 +37,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
     app = create_app(settings, "trainer", has_standby=True, fetch_every_s=settings.trainer.wait_s)
     prefix = settings.kafka.topic_prefix
     control = ControlState(settings)
-    worker = TrainerWorker(settings, control)
+    worker = TrainerWorker(settings, control, tracer=tracer_of(settings.tracing, "trainer"))
     follow_readiness(app, health, recovered=lambda: worker.is_current or not app.consumer.assignment())
 
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]

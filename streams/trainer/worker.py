@@ -17,6 +17,7 @@ since they were last published, each below the PUBLISH_MOVE of models/retrieval/
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,7 @@ from kafka.errors import KafkaError
 
 from infra.platform import metrics
 from infra.platform.settings import Settings
+from infra.platform.tracing import Stage, Tracer, traceparent_in
 from models.release.bundle import BundleError
 from streams import topics
 from streams.bundles.source import FetchedAhead, source_of
@@ -53,7 +55,11 @@ class TrainerWorker:
     """The learner in use and what is done with a batch. One lock: a release is adopted between two batches."""
 
     def __init__(
-        self, settings: Settings, control: ControlState, open_row_log: Callable[[], RowLog] | None = None
+        self,
+        settings: Settings,
+        control: ControlState,
+        open_row_log: Callable[[], RowLog] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.learner: Learner | None = None
         self._settings = settings
@@ -63,6 +69,7 @@ class TrainerWorker:
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.writer = RowPublisher(settings.kafka, self._executor, open_row_log)
+        self._tracer = tracer
         self._gathered = Gathered()
         self._bug: BaseException | None = None  # met while no batch was in hand
         self._is_assigned = False
@@ -220,7 +227,10 @@ class TrainerWorker:
         if 0 < learner.progress.next_offset < start:  # handed out while nobody could learn it
             await self._catch_up(learner, learner.progress.next_offset, start)
         examples = [(each.raw.offset, each.example) for each in group if not self._is_erased(each.example)]
+        began_s = time.perf_counter()
         learnt, failed, bug = await self._learn(learner, examples, evaluate=True)
+        if self._tracer is not None:
+            _trace(self._tracer, group, Stage("step", began_s, time.perf_counter()))
         for raw, _ in group:  # a bug of ours: its example is set aside, then the process stops loudly
             if raw.offset in failed:
                 reject(raw, Refused("bug", repr(failed[raw.offset])), self._settings, outbox, now_ms=now_ms())
@@ -292,6 +302,14 @@ class TrainerWorker:
                 yield Read(raw, read_example(raw.value))
             except Refused as refused:
                 reject(raw, refused, self._settings, outbox, now_ms=now_ms())
+
+
+def _trace(tracer: Tracer, group: Sequence[Read], step: Stage) -> None:
+    """Tell of a step that traced watches have caused: a part of the first one's trace, with links to the others."""
+    found = [traceparent_in(each.raw.headers) for each in group if each.raw.headers]
+    traced = [each for each in found if each and tracer.wants(each)]
+    if traced:
+        tracer.tell("learn", traced[0], [step], {"nextwatch.examples": len(group)}, traced[1:])
 
 
 def _now_s() -> float:

@@ -51,6 +51,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving preranking": "serving.serving_preranking:measure",
     "serving processes": "serving.serving_processes:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
+    "serving tracing": "serving.serving_tracing:measure",
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",

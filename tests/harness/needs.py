@@ -39,6 +39,11 @@ def _faketime() -> str:
 KAFKA = Tool("Apache Kafka", lambda: os.environ.get("KAFKA_HOME"), "set KAFKA_HOME to a Kafka 4 download")
 NOIDA = Tool("noida", lambda: importlib.util.find_spec("noida_db"), "pip install -e .[embedded,dev]")
 OBSTORE = Tool("obstore", lambda: importlib.util.find_spec("obstore"), "pip install -e .[objects]")
+OPENTELEMETRY = Tool(
+    "OpenTelemetry",
+    lambda: importlib.util.find_spec("opentelemetry") and importlib.util.find_spec("opentelemetry.sdk"),
+    "pip install -e .[tracing]",
+)
 MOTO = Tool("moto's S3 server", lambda: importlib.util.find_spec("moto"), "pip install -e .[embedded,dev]")
 PROMTOOL = Tool(
     "promtool", lambda: os.environ.get("PROMTOOL") or shutil.which("promtool"), "apt-get install promtool, or PROMTOOL"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.platform.logs import set_up_logging
 from infra.platform.settings import Settings
 from infra.simulation.world import NOTICE
 from models.release.bundle import newest_version, read_manifest
@@ -146,6 +147,7 @@ class Server:
 def measure(report: Report, quick: bool) -> None:
     """CPU of a request by batch and size of the catalogue, and where its time goes."""
     limit_threads(1)
+    set_up_logging("info")  # as a server's: what is left out of the log costs little
     small = small_release(quick)
     report.title = "serving pipeline: dispatcher and pipeline alone, mirror first, one thread"
     report.note(f"{NOTICE}; {note_of(small)}; without Kafka, outbox counts")

@@ -53,12 +53,21 @@ def pod_of(item: dict[str, Any]) -> dict[str, Any]:
     return pod
 
 
+def environ_of(item: dict[str, Any], objects: list[dict[str, Any]]) -> dict[str, str]:
+    """What the pods of a Deployment, Job or CronJob are told by ConfigMaps."""
+    maps = of_kind(objects, "ConfigMap")
+    [container] = pod_of(item)["containers"]
+    names = [each["configMapRef"]["name"] for each in container["envFrom"] if "configMapRef" in each]
+    return {name: value for each in names for name, value in maps[each]["data"].items()}
+
+
 def deployed(objects: list[dict[str, Any]]) -> list[Deployed]:
-    """The processes of these objects, as their pods would start them; ports by number."""
-    [environ] = [each["data"] for each in of_kind(objects, "ConfigMap").values()]
+    """The processes of these objects that run, as their pods would start them; ports by number."""
     found = []
     for name, item in of_kind(objects, "Deployment").items():
+        if item["spec"].get("replicas") == 0:
+            continue
         [container] = pod_of(item)["containers"]
         probes = {kind: container[kind]["httpGet"]["path"] for kind in PROBES}
-        found.append(Deployed(name, tuple(container["args"]), dict(environ), probes))
+        found.append(Deployed(name, tuple(container["args"]), environ_of(item, objects), probes))
     return found

@@ -4,6 +4,7 @@ same environment: there is no container engine here. Only addresses differ, and 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from kafka.admin import NewTopic
+
 from infra.platform.guarded_process import start_guarded
 from infra.platform.port_locks import free_port
 from infra.platform.settings import ENV_PREFIX, Kafka
-from streams.topics import TOPICS
+from streams.topics import TOPICS, open_admin
 from tests.harness.deployed.manifests import composed, deployed, of_kind, pod_of, rendered
 from tests.harness.needs import KUBECTL, needs
 from tests.harness.system import Cluster, cli, wait_until
@@ -22,6 +25,7 @@ from tests.harness.system import Cluster, cli, wait_until
 pytestmark = needs(KUBECTL)
 
 READY_S = 90.0
+MAPPED = "NEXTWATCH_INGEST__TOPICS"
 
 
 def answers(port: str, path: str) -> bool:
@@ -34,7 +38,7 @@ def answers(port: str, path: str) -> bool:
 
 def test_what_is_deployed_starts_and_answers_its_probes(kafka: str, milvus_uri: str, tmp_path: Path):
     own = Kafka(bootstrap=kafka, topic_prefix=f"t{uuid.uuid4().hex[:8]}-")
-    objects = rendered("small")
+    objects = rendered("cloud")
     processes = deployed(objects)
     token = "a-token-of-this-test"
     ours = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
@@ -43,8 +47,10 @@ def test_what_is_deployed_starts_and_answers_its_probes(kafka: str, milvus_uri: 
         "NEXTWATCH_MILVUS__URI": milvus_uri,
         "NEXTWATCH_METRICS__HOST": "127.0.0.1",
         "NEXTWATCH_GATEWAY__HOST": "127.0.0.1",
+        "NEXTWATCH_BUNDLES__STORE": f"file://{tmp_path}/bucket",
     }
     assert set(processes[0].environ) == {*here, "NEXTWATCH_METRICS__PORT"}
+    (tmp_path / "bucket").mkdir()
     more = {  # what a cluster has and this machine does not: a place of one's own, topics of one's own, the Secret
         "NEXTWATCH_KAFKA__TOPIC_PREFIX": own.topic_prefix,
         "NEXTWATCH_GATEWAY__TOKEN": token,
@@ -58,6 +64,11 @@ def test_what_is_deployed_starts_and_answers_its_probes(kafka: str, milvus_uri: 
     assert done.returncode == 0, done.stdout + done.stderr
     with Cluster(own) as cluster:
         assert all(cluster.ends(topic.name) for topic in TOPICS)
+    [mapped] = [each.environ[MAPPED] for each in processes if MAPPED in each.environ]
+    theirs = own.topic_prefix + "plays"
+    more[MAPPED] = json.dumps([each | {"topic": theirs} for each in json.loads(mapped)])
+    with open_admin(own) as admin:
+        admin.create_topics([NewTopic(theirs, 1, 1)])
     with contextlib.ExitStack() as stack:
         ports = dict[str, str]()
         for each in processes:

@@ -9,16 +9,18 @@ import kubernetes_validate
 import pytest
 
 from infra.local.processes import STOP_S
-from infra.local.stack import COMMANDS
-from infra.platform.settings import variables
+from infra.local.stack import COMMANDS, INGEST
+from infra.platform.settings import load_settings, variables
+from streams.ingest.batch import readers_of
 from streams.topics import RECOMMEND_REQUESTS, WATCH_EVENTS
-from tests.harness.deployed.manifests import composed, deployed, of_kind, pod_of, rendered
+from tests.harness.deployed.manifests import composed, deployed, environ_of, of_kind, pod_of, rendered
 from tests.harness.needs import KUBECTL, NPM, needs
 from tests.unit.infra.deploy.test_deployment import is_command
 
 pytestmark = needs(KUBECTL)
 
-OVERLAYS = ("small", "production")
+OVERLAYS = ("small", "production", "cloud")
+BUCKET = "NEXTWATCH_BUNDLES__STORE"
 SCHEMAS = "1.34"  # of Kubernetes
 CUSTOM = ("PodMonitor", "ScaledObject")
 TOPIC_OF = {"serving": RECOMMEND_REQUESTS, "history": WATCH_EVENTS}
@@ -72,17 +74,21 @@ def test_the_schemas_of_the_operators_take_theirs(tmp_path: Path) -> None:
 
 
 def test_there_is_a_deployment_for_each_of_our_processes(objects):
-    assert {each.name: each.arguments for each in deployed(objects)} == COMMANDS
+    """The ingest runs where there are topics to map."""
+    has_topics = "ingest" in {each.name for each in deployed(objects)}
+    assert {each.name: each.arguments for each in deployed(objects)} == COMMANDS | (INGEST if has_topics else {})
+    assert set(of_kind(objects, "Deployment")) == {*COMMANDS, *INGEST}
     tasks = [pod_of(each)["containers"][0]["args"] for each in of_kind(objects, "Job", "CronJob").values()]
     assert len(tasks) == 2 and all(map(is_command, tasks))
 
 
 def test_the_settings_are_ours_those_of_the_compose_file_and_no_secrets(objects):
-    [environ] = [each["data"] for each in of_kind(objects, "ConfigMap").values()]
-    assert set(environ) <= set(variables())
+    environ = environ_of(of_kind(objects, "Deployment")["gateway"], objects)
     gateway = composed()["services"]["gateway"]["environment"]
-    assert set(environ) == set(gateway)
-    assert not [name for name in environ if "TOKEN" in name or "PASSWORD" in name]
+    assert set(environ) - {BUCKET} == set(gateway)
+    every = {name for each in of_kind(objects, "ConfigMap").values() for name in each["data"]}
+    assert every <= set(variables())
+    assert not [name for name in every if "TOKEN" in name or "PASSWORD" in name]
     assert not of_kind(objects, "Secret")
 
 
@@ -116,12 +122,34 @@ def test_what_selects_pods_finds_some_and_probes_ask_a_port_that_is_there(object
 
 def test_a_policy_lets_kafka_milvus_and_the_scraper_through(objects):
     policies = of_kind(objects, "NetworkPolicy")
-    [environ] = [each["data"] for each in of_kind(objects, "ConfigMap").values()]
+    environ = environ_of(of_kind(objects, "Deployment")["serving"], objects)
     out = {each["port"] for each in policies["nextwatch"]["spec"]["egress"][0]["ports"]}
     needed = {int(environ[name].rpartition(":")[2]) for name in ("NEXTWATCH_KAFKA__BOOTSTRAP", "NEXTWATCH_MILVUS__URI")}
     assert needed < out
     [scraped] = policies["nextwatch"]["spec"]["ingress"][0]["ports"]
     assert scraped["port"] == int(environ["NEXTWATCH_METRICS__PORT"])
+
+
+def test_with_a_bucket_nobody_waits_for_a_volume_and_all_may_reach_it() -> None:
+    objects = rendered("cloud")
+    assert not of_kind(objects, "PersistentVolumeClaim") and of_kind(rendered("small"), "PersistentVolumeClaim")
+    users = of_kind(objects, "Deployment", "Job", "CronJob").values()
+    assert all(BUCKET in environ_of(each, objects) for each in users)
+    volumes = [volume for each in users for volume in pod_of(each)["volumes"] if volume["name"] == "bundles"]
+    assert len(volumes) == len(users) and all(set(each) == {"name", "emptyDir"} for each in volumes)
+    policy = of_kind(objects, "NetworkPolicy")["object-storage"]["spec"]
+    assert policy["egress"] == [{"ports": [{"port": 443}]}] and policy["policyTypes"] == ["Egress"]
+    assert policy["podSelector"] == of_kind(objects, "NetworkPolicy")["nextwatch"]["spec"]["podSelector"]
+
+
+def test_the_topics_of_the_ingest_are_told_to_it_alone_and_are_a_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = rendered("cloud")
+    told = {each.name: each.environ for each in deployed(objects)}
+    name = "NEXTWATCH_INGEST__TOPICS"
+    assert [process for process, environ in told.items() if name in environ] == ["ingest"]
+    monkeypatch.setenv(name, told["ingest"][name])
+    [mapping] = load_settings().ingest.topics
+    assert mapping.becomes == WATCH_EVENTS and readers_of(load_settings())
 
 
 def test_scaling_looks_at_a_group_and_a_topic_that_exist():

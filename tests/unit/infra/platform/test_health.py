@@ -1,10 +1,12 @@
 """The web page of a process: what Prometheus and a supervisor read."""
 
 import json
+import shutil
 import socket
 import threading
 import urllib.error
 import urllib.request
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,22 @@ def test_a_process_is_unavailable_until_it_is_ready(make_settings) -> None:
         health.live = False
         assert [get(address, path)[0] for path in ("/health", "/health/ready", "/health/live")] == [503, 503, 503]
         assert get(address, "/secrets")[0] == 404
+
+
+def test_a_process_tells_what_is_left_on_its_disks_and_nothing_of_one_that_is_not_there(make_settings) -> None:
+    settings = make_settings()
+    with serve_health(Health("x"), settings, started_ms=1) as address:
+        _, _, body = get(address, "/metrics")
+        told = {
+            (each.name, each.labels["directory"]): each.value
+            for family in text_string_to_metric_families(body)
+            for each in family.samples
+            if each.name.startswith("nextwatch_disk_")
+        }
+    volume = shutil.disk_usage(settings.data_dir)
+    assert told["nextwatch_disk_size_bytes", "data_dir"] == volume.total
+    assert told["nextwatch_disk_free_bytes", "data_dir"] == pytest.approx(volume.free, rel=0.1)
+    assert not settings.bundles_dir.exists() and isnan(told["nextwatch_disk_free_bytes", "bundles"])
 
 
 def test_a_process_is_listed_while_it_runs(make_settings) -> None:

@@ -6,6 +6,7 @@ import pytest
 import structlog
 
 from infra.platform.settings import Kafka, Settings
+from infra.platform.tracing import Stage
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch
 from serving.request.response_draft import Answered, RequestContext
@@ -249,6 +250,39 @@ def test_a_request_can_be_followed_by_its_trace_through_reply_and_log_and_no_use
         ("", 7, "debug"),
     ]
     assert not any(user in str(line) for line in told for user in ("ann", "bob"))
+
+
+class Traced(list[tuple[str, str, list[str], dict[str, Any]]]):
+    """Keeps what is told, in place of a tracer."""
+
+    def wants(self, traceparent: str) -> bool:
+        return True
+
+    def tell(self, name: str, traceparent: str, stages: Sequence[Stage], attributes: dict[str, Any]) -> None:
+        assert all(each.start_s <= each.end_s for each in stages)
+        assert [each.start_s for each in stages] == sorted(each.start_s for each in stages)
+        self.append((name, traceparent, [each.name for each in stages], attributes))
+
+
+def test_of_each_request_that_is_answered_its_stages_are_told_and_no_id_of_anybody(
+    sent: Sent, pipeline: Pipeline, reply_cache: ReplyCache[ParsedRequest]
+) -> None:
+    traced = Traced()
+    dispatcher = Dispatcher(SETTINGS, pipeline, sent, lambda topic: 4, reply_cache, TAKEN_DOWN, traced)  # type: ignore[arg-type]
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    batch = begin(dispatcher, record("ann", headers=[("traceparent", trace.encode())]), record("bob"))
+    with batch.stages("hydrate"), batch.stages("rank"):
+        pass
+    batch.stages.spent.sort(key=lambda stage: stage.start_s)
+    dispatcher.finish(batch)
+    assert [(name, parent, stages) for name, parent, stages, _ in traced] == [
+        ("recommend", trace, ["queue", "hydrate", "rank", "send"]),
+        ("recommend", "", ["queue", "hydrate", "rank", "send"]),
+    ]
+    assert traced[0][3]["messaging.kafka.offset"] == 7 and traced[0][3]["nextwatch.items"] == 1
+    assert not any(each in str(about) for *_, about in traced for each in ("ann", "bob", "r-", "item-"))
+    handle(dispatcher, record("mallory"))
+    assert len(traced) == 2, "what could not be answered is no answer's stages"
 
 
 def test_the_replies_of_a_batch_are_sent_behind_the_acknowledgement_of_its_impressions(

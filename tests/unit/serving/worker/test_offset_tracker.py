@@ -38,7 +38,7 @@ class Impression:
 
     def __init__(self, size: int = 1) -> None:
         self.tries: list[Future] = []
-        self.sent = Sent("impressions", self.send(), size, self.send)
+        self.sent = Sent("impressions", self.send(), size, lambda error: self.send())
 
     def send(self) -> Future:
         self.tries.append(Future())

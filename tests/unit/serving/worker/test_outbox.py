@@ -1,19 +1,27 @@
-"""The producer's book-keeping of topics, in kafka-python's own classes, without a broker."""
+"""What is sent until it is written; the producer's book-keeping of topics, in kafka-python's own classes."""
 
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kafka import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import ClusterMetadata
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import InvalidTimestampError, KafkaTimeoutError
 from kafka.future import Future
 from kafka.producer.record_accumulator import RecordAccumulator
 
+from infra.local.broker import Broker
 from infra.platform import metrics
-from infra.platform.settings import Kafka
+from infra.platform.settings import Kafka, Settings
 from serving.worker import outbox as outbox_module
 from serving.worker.outbox import MEET_MS, OURS, Outbox
+from streams import topics
+from streams.topics import open_admin
+from tests.conftest import on_both_brokers
+from tests.harness.needs import require_kafka
+from tests.harness.system import wait_until
 
 MAX_BLOCK_MS = 60_000.0
 
@@ -180,3 +188,48 @@ def test_a_heartbeat_that_is_lost_is_borne(outbox: Outbox, producer: Producer) -
     outbox.seal({})
     outbox.offsets.acknowledged()
     assert (producer.waited_ms, len(outbox.offsets)) == (0.0, 0)
+
+
+def test_a_time_that_the_topic_does_not_take_is_replaced_by_that_of_the_sending(
+    outbox: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[tuple[dict[str, Any], Future]] = []
+
+    def send(topic: str, value: bytes | None, **how: Any) -> Future:
+        tries.append((how, Future()))
+        return tries[-1][1]
+
+    def give_back(error: Exception) -> None:
+        tries[-1][1].failure(error)
+        outbox.offsets._again_s = 0.0
+        outbox.offsets.acknowledged()
+
+    monkeypatch.setattr(producer, "send", send)
+    outbox.send("recommend-requests", b"r", of=0, key=b"ann", partition=2, timestamp_ms=5)
+    outbox.seal({TopicPartition("recommend-requests", 0): 1})
+    give_back(KafkaTimeoutError("an outage: the time stays"))
+    give_back(InvalidTimestampError("too old by now"))
+    place = {"key": b"ann", "partition": 2}
+    assert [how for how, _ in tries] == [place | {"timestamp_ms": 5}, place | {"timestamp_ms": 5}, place]
+    tries[-1][1].success(None)
+    assert outbox.offsets.acknowledged() == {TopicPartition("recommend-requests", 0): 1}
+
+
+@on_both_brokers
+def test_a_request_that_is_older_than_its_topic_allows_is_written_all_the_same(
+    broker: Broker, kafka_settings: Settings
+) -> None:
+    """It has waited for long on a partition that is not its user's, and is forwarded."""
+    require_kafka(broker.kind, "noida takes any time")
+    kafka = kafka_settings.kafka
+    topics.create_topics(kafka)
+    name = kafka.topic_prefix + topics.RECOMMEND_REQUESTS
+    with open_admin(kafka) as admin:
+        config = {"message.timestamp.before.max.ms": "60000"}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=config)])
+    place, due = TopicPartition(name, 0), {}
+    with closing(Outbox(kafka)) as outbox:
+        outbox.send(topics.RECOMMEND_REQUESTS, b"{}", of=0, partition=0, timestamp_ms=1_000)
+        outbox.seal({place: 1})
+        wait_until(lambda: due.update(outbox.offsets.acknowledged()) or due, "it is written", 20.0, every_s=0.05)
+    assert due == {place: 1}

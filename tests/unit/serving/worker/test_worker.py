@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from kafka.admin import NewTopic
 from indexer.collection import Index
 from indexer.schema import collection_name
 from infra.local.milvus_server import start_milvus
+from infra.platform import metrics
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Serving, Settings
 from models.release.bundle import Manifest
 from nextwatch_client import RecommendClient, RequestTimeout
 from serving.state.feed import Chunk, Feed
-from serving.worker.worker import run_serving
+from serving.worker.worker import Worker, run_serving
 from streams import topics
 from streams.epochs import claim
 from streams.erased_users import USER, fingerprint, hash_of
@@ -336,11 +338,38 @@ def test_a_request_on_a_foreign_partition_is_forwarded_once_and_answered_with_it
 def test_a_takedown_is_gone_from_the_next_replies_and_a_return_comes_back(system: System) -> None:
     system.tell(history("cat", "item-9"))
     best = items_of(system.client.recommend("cat", k=5))[0]
-    system.send(topics.ITEMS, None, best)
+    before = takedowns()
+    sent_s = time.time() - 5.0
+    system.send(topics.ITEMS, None, best, timestamp_ms=int(sent_s * 1000))
     system.until(lambda: best not in items_of(system.client.recommend("cat", k=60)))
+    count, late_s = (after - ago for after, ago in zip(takedowns(), before, strict=True))
+    assert count == 1 and 5.0 <= late_s <= time.time() - sent_s
     assert best not in items_of(system.client.recommend("nobody", k=60))
     system.send(topics.ITEMS, encode(Item(best, duration_s=60.0)), best)
     system.until(lambda: best in items_of(system.client.recommend("cat", k=60)))
+    assert takedowns()[0] == before[0] + 1, "a return is none"
+
+
+def takedowns() -> tuple[float, float]:
+    """How many takedowns the servers of this process have heard of, and how late in all."""
+    samples = {each.name: each.value for each in next(iter(metrics.TAKEDOWN.collect())).samples}
+    return samples["nextwatch_takedown_seconds_count"], samples["nextwatch_takedown_seconds_sum"]
+
+
+def test_how_long_ago_a_server_began_its_last_round_is_told_while_it_runs(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def age_s() -> float:
+        return float(next(iter(metrics.TURN_AGE.collect())).samples[0].value)
+
+    going_on = threading.Event()
+    with beside(system, system.settings.milvus.uri) as other, serving(other.settings):
+        other.until(lambda: age_s() < 1.0)
+        monkeypatch.setattr(Worker, "_report", lambda worker: going_on.wait(WAIT_S))
+        other.until(lambda: age_s() > 1.0)
+        going_on.set()
+        other.until(lambda: age_s() < 1.0)
+    assert isnan(age_s())
 
 
 def test_an_impression_is_recorded_for_each_answer_and_none_for_an_error(system: System) -> None:
@@ -451,13 +480,14 @@ def test_a_takedown_outlives_a_restart_and_nothing_is_answered_twice_after_a_cle
             best = items_of(client.recommend("nobody", k=1, timeout_s=WAIT_S))[0]
             other.send(topics.ITEMS, None, best)
             other.until(lambda: best not in items_of(client.recommend("nobody", k=1)))
-        replies = other.reading(other.name("recommend-replies"))
+        replies, heard = other.reading(other.name("recommend-replies")), takedowns()[0]
         waiting = client.submit(RecommendRequest("meanwhile", "nobody", k=40))
         monkeypatch.setattr("serving.worker.worker.Feed", SlowFeed)
         with serving(other.settings):
             answered = items_of(waiting.result(timeout=WAIT_S))
             assert len(answered) == len(ITEMS) - 1
             assert best not in answered
+            assert takedowns()[0] == heard, "one of before is none of now"
             assert decode(RecommendReply, next_record(replies).value).request_id == "meanwhile"
             assert not replies.poll(300)
 

@@ -77,6 +77,32 @@ def test_both_forms_are_built_on_and_one_is_written(compact: bool, first: bytes,
     assert decode(TrainingExample, by_topic[TRAINING_EXAMPLES]).watches == (old,)
 
 
+class Traced(list[tuple[str, str, dict[str, Any]]]):
+    """Keeps what is told, in place of a tracer."""
+
+    def wants(self, traceparent: str) -> bool:
+        return True
+
+    def tell(self, name: str, traceparent: str, stages: Any, attributes: dict[str, Any]) -> None:
+        self.append((name, traceparent, attributes))
+
+
+def test_a_watchs_trace_goes_on_to_its_example_and_is_told_of_with_its_place_alone():
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    watches = [raw(WATCH_EVENTS, WatchEvent(f"e{at}", "u", "a", NOW_MS, 30.0, 60.0), at) for at in range(3)]
+    batch = [
+        watches[0],
+        watches[1]._replace(headers=(("traceparent", trace.encode()), ("theirs", b"x"))),
+        watches[2]._replace(headers=(("traceparent", b"00-none"),)),
+    ]
+    outbox, traced = Waiting(), Traced()
+    assert asyncio.run(handle(batch, {}, Sent(outbox), SETTINGS, tracer=traced)) is None  # type: ignore[arg-type]
+    examples = [list(headers) for topic, _, _, _, headers in outbox if topic == TRAINING_EXAMPLES]
+    assert examples == [[], [("traceparent", trace.encode())], []]
+    [(name, parent, about)] = traced
+    assert (name, parent, about["messaging.kafka.offset"]) == ("history", trace, 1) and "u" not in about.values()
+
+
 class Sent:
     """An outbox whose records are acknowledged at once."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from infra.platform import metrics
 from infra.platform.health import Health
 from infra.platform.port_locks import is_listening
 from infra.platform.settings import Ingest, Kafka, Settings
@@ -180,3 +181,22 @@ def test_a_stop_ends_beside_brokers_that_say_nothing(cluster: Cluster, monkeypat
         assert time.monotonic() - start_s < 20
         said.set()
         loop._consumer = real
+
+
+def test_what_is_sent_is_committed_when_its_partition_is_given_up_and_nobody_stands_still_for_it(cluster: Cluster):
+    cluster.play("v")
+    with running(cluster) as loop:
+        turn_until(loop, lambda: loop.handled == 1 and not loop._is_committing)
+        loop._consumer = watched = Watched(loop._consumer)
+        loop._is_committing = True  # the answer to the last one does not come
+        cluster.play("w")
+        turn_until(loop, lambda: loop.handled == 2)
+        before = metrics.REBALANCES._value.get()
+        told = {"on_assign": loop._assigned, "on_revoke": loop._revoked, "on_lost": loop._lost}
+        loop._consumer.subscribe(["plays"], **told)  # joins again
+        turn_until(loop, lambda: metrics.REBALANCES._value.get() > before)
+        assert cluster.committed() == 2 and watched.waited == 0
+        loop._is_committing = False
+        cluster.play("x")
+        turn_until(loop, lambda: loop.handled >= 3)
+        assert loop.handled == 3, "nothing is read again"

@@ -108,6 +108,29 @@ def test_rows_are_sent_before_the_progress_that_speaks_of_them(worker: TrainerWo
     assert sent.progress().next_offset == 3
 
 
+class Traced(list[tuple[str, str, dict[str, Any], list[str]]]):
+    """Keeps what is told, in place of a tracer."""
+
+    def wants(self, traceparent: str) -> bool:
+        return True
+
+    def tell(self, name: str, traceparent: str, stages: Any, attributes: dict[str, Any], links: list[str]) -> None:
+        self.append((name, traceparent, attributes, links))
+
+
+def test_a_step_is_told_of_to_the_traces_of_its_watches_and_one_without_any_to_nobody(worker: TrainerWorker):
+    one, other = (f"00-4bf92f3577b34da6a3ce929d0e0e473{end}-00f067aa0ba902b7-01" for end in "67")
+    worker._tracer = traced = Traced()  # type: ignore[assignment]
+    plain, first, second = batch("item-1", "item-2", "item-3")
+    with_traces = [
+        plain,
+        first._replace(headers=(("traceparent", one.encode()),)),
+        second._replace(headers=(("traceparent", other.encode()),)),
+    ]
+    asyncio.run(handled(worker, with_traces, batch("item-4", start=3)))
+    assert traced == [("learn", one, {"nextwatch.examples": 3}, [other])]
+
+
 def test_a_batch_with_a_bug_is_set_aside_and_progress_passes_over_it(
     worker: TrainerWorker, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ):
