@@ -38,6 +38,7 @@ from kafka.errors import KafkaError
 from nextwatch_client.errors import RequestFailed, RequestTimeout, TopicMissing
 from nextwatch_client.messages import Context, RecommendReply, RecommendRequest, decode_reply, encode
 from nextwatch_client.options import ConnectionOptions
+from nextwatch_client.patches import leave_lost_brokers
 from nextwatch_client.pending_requests import PendingRequests, new_request, resend_times_s
 
 log = logging.getLogger(__name__)
@@ -192,13 +193,14 @@ class RecommendClient:
             request_timeout_ms=round(SEND_S * 1000),
             delivery_timeout_ms=round(SEND_S * 1000),
             max_block_ms=round(START_S * 1000),
+            reconnect_backoff_max_ms=2000,
         )
         try:
             producer.partitions_for(self._options.requests)
         except BaseException:
             producer.close(timeout=0)
             raise
-        return producer
+        return leave_lost_brokers(producer)
 
     def _send(self, correlation_id: bytes, request: RecommendRequest) -> Any:
         """Send to the user's partition: kafka-python's own choice for a key is the one of Kafka's Java client."""
@@ -241,7 +243,7 @@ class RecommendClient:
         except BaseException:
             consumer.close()
             raise
-        return consumer, partition
+        return leave_lost_brokers(consumer), partition
 
     def _read(self) -> None:
         """Run the reader's thread: give every reply to the future that waits for it, send again what is late."""
