@@ -12,9 +12,10 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.cluster import ClusterMetadata
 from kafka.future import Future
 
-from nextwatch_client.patches import SILENT_S, LostBrokers
+from nextwatch_client.patches import SILENT_S, LostBrokers, leave_lost_brokers
 
 LONG_S = SILENT_S + 1
+NOBODY: Any = {"bootstrap_servers": "127.0.0.1:1"}
 
 
 def connection(node_id: Any, waits_s: float | None = None, connected: bool = True) -> SimpleNamespace:
@@ -105,6 +106,15 @@ def test_an_answer_about_other_topics_than_are_wanted_by_now_is_not_taken():
     manager.cluster._topics.add("new")
     manager.asked[1].success(metadata(1, 2))
     assert len(manager.cluster.brokers()) == 3
+
+
+def test_a_producer_and_a_consumer_are_looked_after_once():
+    clients = KafkaProducer(**NOBODY, api_version=(2, 8)), KafkaConsumer(**NOBODY, api_version=(2, 8))
+    for client, manager in zip(clients, (clients[0]._sender._client._manager, clients[1]._manager), strict=True):
+        assert leave_lost_brokers(client) is client
+        looking = manager.lost_brokers
+        assert leave_lost_brokers(client) is client and manager.lost_brokers is looking
+        client.close()
 
 
 def test_kafka_python_has_no_setting_for_it():

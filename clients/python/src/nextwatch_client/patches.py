@@ -9,6 +9,7 @@ import random
 import time
 from typing import Any
 
+from kafka import KafkaConsumer
 from kafka.errors import KafkaConnectionError
 
 LOOK_S = 0.5
@@ -18,7 +19,7 @@ ASKED_AT_ONCE = 2  # brokers
 
 def leave_lost_brokers(client: Any) -> Any:
     """Return the same consumer or producer, which leaves brokers that the cluster has given up."""
-    watch_brokers(client._manager if hasattr(client, "_manager") else client._client._manager)
+    watch_brokers(client._manager if isinstance(client, KafkaConsumer) else client._sender._client._manager)
     return client
 
 
