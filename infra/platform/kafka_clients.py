@@ -20,7 +20,6 @@ def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of kafka-python's consumer, producer and admin client. Raises SettingsError for a file that
     cannot be used."""
     patches.ask_for_metadata_once()
-    patches.leave_lost_brokers()
     try:
         return client_options(kafka).kafka_python()
     except OptionsError as error:
@@ -29,7 +28,9 @@ def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
 
 def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of aiokafka's consumer and producer."""
-    return kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+    options = kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+    del options["kafka_client"]
+    return options
 
 
 def confluent_options(kafka: Kafka) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
+from kafka.protocol.admin import DescribeQuorumRequest
 from kafka.protocol.metadata import MetadataRequest
 
 from infra.local.broker import answers, new_cluster_id, node_command, server_properties
@@ -101,8 +102,10 @@ class Brokers:
 
     def controller(self) -> int:
         """The one that leads the quorum."""
-        quorum = self._admin(min(self.nodes)).describe_metadata_quorum()
-        return int(quorum["topics"][0]["partitions"][0]["leader_id"])
+        log = DescribeQuorumRequest.TopicData
+        partition = log.PartitionData(partition_index=0)
+        request = DescribeQuorumRequest(topics=[log(topic_name="__cluster_metadata", partitions=[partition])])
+        return int(self._ask(1, request).topics[0].partitions[0].leader_id)
 
     def are_whole(self) -> bool:
         return all(self._sees_copies(number, self.nodes) for number in self.nodes)
@@ -123,19 +126,22 @@ class Brokers:
 
     def _partitions(self, number: int) -> dict[tuple[str, int], Any]:
         """All partitions as this broker knows them."""
-        manager = self._admin(number)._manager
         request = MetadataRequest(
             topics=MetadataRequest.ALL_TOPICS,
             allow_auto_topic_creation=False,
             include_cluster_authorized_operations=False,
             include_topic_authorized_operations=False,
         )
+        found = self._ask(number, request).topics
+        return {(topic.name, each.partition_index): each for topic in found for each in topic.partitions}
 
-        async def ask() -> Any:  # of the address, also while the cluster does not name this broker
+    def _ask(self, number: int, request: Any) -> Any:
+        manager = self._admin(number)._manager
+
+        async def ask() -> Any:  # the address, also while the cluster does not name this broker
             return await manager.wait_for(manager.send(request, "bootstrap-0"), round(1000 * ASK_S))
 
-        found = manager.run(ask).topics
-        return {(topic.name, each.partition_index): each for topic in found for each in topic.partitions}
+        return manager.run(ask)
 
     def _admin(self, number: int) -> KafkaAdminClient:
         if number not in self._admins:

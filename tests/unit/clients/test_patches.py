@@ -12,10 +12,10 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.cluster import ClusterMetadata
 from kafka.future import Future
 
-from nextwatch_client.patches import SILENT_S, LostBrokers, leave_lost_brokers
+from nextwatch_client import ConnectionOptions
+from nextwatch_client.patches import FIRST_S, SILENT_S, LostBrokers
 
 LONG_S = SILENT_S + 1
-NOBODY: Any = {"bootstrap_servers": "127.0.0.1:1"}
 
 
 def connection(node_id: Any, waits_s: float | None = None, connected: bool = True) -> SimpleNamespace:
@@ -34,8 +34,8 @@ def metadata(*node_ids: int) -> Any:
 class Manager(SimpleNamespace):
     """The connections of a client in a cluster of three; `asked` are the brokers of which metadata was asked."""
 
-    def __init__(self, *conns: SimpleNamespace, down: Iterable[int] = ()) -> None:
-        cluster = ClusterMetadata(bootstrap_servers="kafka:9092")
+    def __init__(self, *conns: SimpleNamespace, down: Iterable[int] = (), servers: str = "kafka:9092") -> None:
+        cluster = ClusterMetadata(bootstrap_servers=servers)
         cluster.update_metadata(metadata(1, 2, 3))
         cluster._coordinator_brokers["coordinator-3"] = SimpleNamespace(host="kafka-3", port=9092)
         super().__init__(cluster=cluster, closed=False, asked={}, _conns={conn.node_id: conn for conn in conns})
@@ -108,13 +108,25 @@ def test_an_answer_about_other_topics_than_are_wanted_by_now_is_not_taken():
     assert len(manager.cluster.brokers()) == 3
 
 
-def test_a_producer_and_a_consumer_are_looked_after_once():
-    clients = KafkaProducer(**NOBODY, api_version=(2, 8)), KafkaConsumer(**NOBODY, api_version=(2, 8))
-    for client, manager in zip(clients, (clients[0]._sender._client._manager, clients[1]._manager), strict=True):
-        assert leave_lost_brokers(client) is client
-        looking = manager.lost_brokers
-        assert leave_lost_brokers(client) is client and manager.lost_brokers is looking
+@pytest.mark.parametrize(("servers", "is_left"), [("a:1,b:1", True), ("a:1", False)], ids=["two", "the only one"])
+def test_a_client_that_starts_draws_another_address_when_one_is_silent(servers: str, is_left: bool):
+    first = connection("bootstrap-0", FIRST_S + 1)
+    manager = Manager(first, servers=servers)
+    LostBrokers(manager).look()
+    assert bool(first.closed) == is_left
+
+
+def test_all_clients_of_kafka_python_are_looked_after(monkeypatch: pytest.MonkeyPatch):
+    looked_at: list[Any] = []
+    monkeypatch.setattr(LostBrokers, "look", lambda self: looked_at.append(self._manager))
+    options = ConnectionOptions(bootstrap="127.0.0.1:1").kafka_python() | {"api_version": (2, 8)}
+    clients = KafkaProducer(**options), KafkaConsumer(**options)
+    deadline_s = time.monotonic() + 5
+    while len(looked_at) < 2 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    for client in clients:
         client.close()
+    assert set(looked_at) == {clients[0]._sender._client._manager, clients[1]._manager}
 
 
 def test_kafka_python_has_no_setting_for_it():

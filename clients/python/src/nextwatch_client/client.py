@@ -38,7 +38,6 @@ from kafka.errors import KafkaError
 from nextwatch_client.errors import RequestFailed, RequestTimeout, TopicMissing
 from nextwatch_client.messages import Context, RecommendReply, RecommendRequest, decode_reply, encode
 from nextwatch_client.options import ConnectionOptions
-from nextwatch_client.patches import leave_lost_brokers
 from nextwatch_client.pending_requests import PendingRequests, new_request, resend_times_s
 
 log = logging.getLogger(__name__)
@@ -200,7 +199,7 @@ class RecommendClient:
         except BaseException:
             producer.close(timeout=0)
             raise
-        return leave_lost_brokers(producer)
+        return producer
 
     def _send(self, correlation_id: bytes, request: RecommendRequest) -> Any:
         """Send to the user's partition: kafka-python's own choice for a key is the one of Kafka's Java client."""
@@ -243,7 +242,7 @@ class RecommendClient:
         except BaseException:
             consumer.close()
             raise
-        return leave_lost_brokers(consumer), partition
+        return consumer, partition
 
     def _read(self) -> None:
         """Run the reader's thread: give every reply to the future that waits for it, send again what is late."""

@@ -1,6 +1,6 @@
-"""Private parts of kafka-python that every client of ours uses, this package's and the servers'.
+"""Private parts of kafka-python that all its clients of ours use, this package's and the servers'.
 
-tests/unit/clients/test_patches.py tells when it is no longer needed.
+tests/unit/clients/test_patches.py tells when they are no longer needed.
 """
 
 from __future__ import annotations
@@ -9,32 +9,31 @@ import random
 import time
 from typing import Any
 
-from kafka import KafkaConsumer
-from kafka.errors import KafkaConnectionError
+from kafka.errors import KafkaConnectionError, KafkaError
+from kafka.net.compat import KafkaNetClient
 
 LOOK_S = 0.5
 SILENT_S = 2.0  # longer than a broker holds a fetch for which there is nothing
+FIRST_S = 5.0  # so long the first broker that is asked may take, where there are others
 ASKED_AT_ONCE = 2  # brokers
 
 
-def leave_lost_brokers(client: Any) -> Any:
-    """Return the same consumer or producer, which leaves brokers that the cluster has given up."""
-    watch_brokers(client._manager if isinstance(client, KafkaConsumer) else client._sender._client._manager)
-    return client
-
-
-def watch_brokers(manager: Any) -> None:
-    """Have the connections of a client closed whose broker answers nothing and is no longer in the cluster's list.
+class Connections(KafkaNetClient):  # type: ignore[misc]
+    """What a consumer, producer or admin client of kafka-python speaks through (its setting `kafka_client`), that
+    leaves brokers which answer nothing and are no longer in the cluster's list.
 
     Why: a broker that stands still, or whose machine is gone, closes no connection. What it was asked waits for
     `request_timeout_ms`, half a minute, and meanwhile nobody looks for the new leaders of its partitions. A shorter
     time-out would not do: a healthy broker is silent, too, while it waits for a lost follower, and what it is sent
-    again is written twice. So the others are asked, as long as one broker is silent or refuses connections.
-    Upstream: dpkp/kafka-python#1517, #1520; kafka/net/connection.py, `_request_timed_out`; kafka/cluster.py, `ttl`.
+    again is written twice. So the others are asked, as long as one broker is silent or refuses connections. And a
+    client that starts waits for the one address that it has drawn.
+    Upstream: dpkp/kafka-python#1517, #1520; kafka/net/connection.py, `_request_timed_out`; kafka/cluster.py, `ttl`;
+    kafka/net/manager.py, `_do_bootstrap`.
     """
-    if not hasattr(manager, "lost_brokers"):
-        manager.lost_brokers = LostBrokers(manager)
-        manager._net.call_soon_threadsafe(manager.lost_brokers.look)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._net.call_soon_threadsafe(LostBrokers(self._manager).look)
 
 
 class LostBrokers:
@@ -49,11 +48,19 @@ class LostBrokers:
         if manager.closed:
             return
         manager._net.call_later(LOOK_S, self.look)
+        self._leave_first()
         brokers = [broker.node_id for broker in manager.cluster.brokers()]
         if any(map(is_silent, manager._conns.values())) or any(map(manager.connection_delay, brokers)):
             able = [node_id for node_id in brokers if self._is_able(node_id)]
             for node_id in random.sample(able, min(len(able), ASKED_AT_ONCE)):
                 self._ask(node_id)
+
+    def _leave_first(self) -> None:
+        """Have another address drawn, where there is one."""
+        cluster = self._manager.cluster
+        for conn in list(self._manager._conns.values()):
+            if cluster.is_bootstrap(conn.node_id) and len(cluster.bootstrap_brokers()) > 1 and owes(conn, FIRST_S):
+                conn.close(KafkaConnectionError(f"silent for {FIRST_S:g} s"))
 
     def _is_able(self, node_id: Any) -> bool:
         conn = self._manager._conns.get(node_id)
@@ -62,7 +69,10 @@ class LostBrokers:
 
     def _ask(self, node_id: Any) -> None:
         cluster, about = self._manager.cluster, self._about()
-        answer = self._manager.send(cluster.metadata_request(), node_id)
+        try:
+            answer = self._manager.send(cluster.metadata_request(), node_id)
+        except KafkaError:  # it does not let us in: who wants something of it is told
+            return
         self._asked.add(node_id)
         answer.add_both(lambda _: self._asked.discard(node_id))
         answer.add_callback(lambda metadata: self._hear(metadata) if about == self._about() else None)
@@ -88,5 +98,10 @@ class LostBrokers:
 
 def is_silent(conn: Any) -> bool:
     """Return whether a broker owes an answer for long, or is not connected yet."""
+    return not conn.connected or owes(conn, SILENT_S)
+
+
+def owes(conn: Any, since_s: float) -> bool:
+    """Return whether a broker has owed an answer for so long."""
     waiting = conn.in_flight_requests
-    return not conn.connected or bool(waiting and time.monotonic() - waiting[0][2] >= SILENT_S)
+    return bool(waiting and time.monotonic() - waiting[0][2] >= since_s)

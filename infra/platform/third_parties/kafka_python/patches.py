@@ -12,11 +12,9 @@ from typing import Any, Protocol
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
-from kafka.net.manager import KafkaConnectionManager
 from kafka.record import MemoryRecords
 
 from infra.platform.third_parties.patching import replace, require_version
-from nextwatch_client.patches import watch_brokers
 
 require_version("kafka-python", "3.0", "3.1")
 
@@ -46,20 +44,6 @@ def _asking_once(ask: Any) -> Any:
         return ask(self) if asked is None or asked.is_done else asked
 
     return request_update
-
-
-def leave_lost_brokers() -> None:
-    """Let every client of this process leave brokers that the cluster has given up; why: nextwatch_client/patches.py,
-    which does it for its own clients only, in a process that is not ours."""
-    replace(KafkaConnectionManager, "__init__", _watching)
-
-
-def _watching(make: Any) -> Any:
-    def init(self: Any, net: Any, **configs: Any) -> None:
-        make(self, net, **configs)
-        watch_brokers(self)
-
-    return init
 
 
 def stop_sending(producer: Any, timeout_s: float) -> None:
