@@ -27,7 +27,7 @@ from tests.harness.beside import beside, paced
 from tests.harness.cluster.brokers import Brokers
 from tests.harness.crash.replay import read_all
 from tests.harness.outages import Watching, in_histories, start_again
-from tests.harness.system import cli, own_settings, process, wait_for_health
+from tests.harness.system import cli, process, wait_for_health
 from tests.harness.traffic import Histories, Traffic, now_ms
 
 ITEMS = [f"v{number}" for number in range(50)]
@@ -138,12 +138,12 @@ def running_cluster(
     """Three brokers, and these processes, ready; those that have stepped aside are started again."""
     with contextlib.ExitStack() as stack:
         brokers = stack.enter_context(Brokers(data_dir, session_s=session_s))
-        settings = own_settings(
-            brokers.bootstrap,
-            data_dir,
-            kafka={"partitions": PARTITIONS, "session_timeout_s": 10.0},
+        settings = Settings(
+            data_dir=data_dir,
+            kafka=Kafka(bootstrap=brokers.bootstrap, topic_prefix="on-three-", partitions=PARTITIONS),
             milvus=Milvus(uri="http://127.0.0.1:9"),
         )
+        topics.create_topics(settings.kafka)
         with contextlib.closing(Traffic(settings.kafka)) as traffic:
             tell_items(traffic)
         histories = stack.enter_context(contextlib.closing(Histories(settings.kafka)))

@@ -14,7 +14,7 @@ from tests.harness.needs import KAFKA, needs
 
 pytestmark = [pytest.mark.system, needs(KAFKA)]
 
-SESSION_S = 3.0  # of a broker: shorter than Kafka's own, for the test's sake
+SESSION_S = 4.0  # of a broker: shorter than Kafka's own, for the test's sake
 BEYOND_S = 10.0  # wide: machines of CI are slow
 
 
