@@ -45,8 +45,8 @@ PRIVATE_TOUCHES_IN = {"tests/**", "**/patches.py"}
 ROOMS_OF_TESTS = ("tests", "tests/unit", "tests/benchmarks", "tests/system", "tests/system/console")
 ROOMS_OF_TESTS += ("tests/system/machines",)
 ROOMS_OF_TESTS += ("tests/system/ingest",)
-ROOMS_OF_TESTS += ("tests/system/partitions",)
-ROOMS_OF_TESTS += ("tests/harness", "tests/harness/console", "tests/harness/crash")
+ROOMS_OF_TESTS += ("tests/system/partitions", "tests/system/cluster")
+ROOMS_OF_TESTS += ("tests/harness", "tests/harness/cluster", "tests/harness/console", "tests/harness/crash")
 MAY_SKIP = {"tests/harness/needs.py", "tests/test_architecture.py"}
 
 FOLDER = re.compile(r"(?<![\w./-])(?:infra|models|streams|indexer|serving|tests)/[\w/{},]*")  # as a page names it

@@ -91,19 +91,25 @@ def _noida_command(directory: Path, port: int, settings: Settings, environ: Mapp
 
 def _kafka_command(directory: Path, port: int, settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """The command that runs Kafka; formats its storage first if that is new."""
+    controller = free_port(0, "embedded.kafka_port")
+    text = server_properties(directory / "data", port, controller, settings.kafka.max_message_bytes)
+    return node_command(directory, text, new_cluster_id(), environ, settings.embedded.kafka_heap)
+
+
+def node_command(directory: Path, properties: str, cluster_id: str, environ: Mapping[str, str], heap: str) -> list[str]:
+    """The command that runs one node with these properties, its data in `directory`/data; formats that first if it is
+    new. Raises ServiceError."""
     libs = Path(environ["KAFKA_HOME"]) / "libs"
     if not any(libs.glob("kafka_*.jar")):
         raise ServiceError(
             f"KAFKA_HOME is {libs.parent}, but {libs} holds no kafka_*.jar: point it to a Kafka 4 download"
         )
-    java = [*_java(environ, settings.embedded.kafka_heap), "-cp", f"{libs}/*"]
-    properties = directory / "server.properties"
-    controller = free_port(0, "embedded.kafka_port")
-    text = server_properties(directory / "data", port, controller, settings.kafka.max_message_bytes)
-    properties.write_text(text, encoding="utf-8")
+    java = [*_java(environ, heap), "-cp", f"{libs}/*"]
+    path = directory / "server.properties"
+    path.write_text(properties, encoding="utf-8")
     if not (directory / "data" / "meta.properties").exists():
-        _format([*java, "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)], directory)
-    return [*java, "kafka.Kafka", str(properties)]
+        _format([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(path)], directory)
+    return [*java, "kafka.Kafka", str(path)]
 
 
 def server_properties(data: Path, port: int, controller_port: int, max_message_bytes: int) -> str:
@@ -179,7 +185,7 @@ def _format(command: list[str], directory: Path) -> None:
         raise ServiceError(f"Kafka's storage in {directory} cannot be formatted; {log_tail(output)}")
 
 
-def _cluster_id() -> str:
+def new_cluster_id() -> str:
     """22 characters as Kafka writes a UUID; not with a dash in front, which would look like an option."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
 

@@ -28,7 +28,9 @@ def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
 
 def aiokafka_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of aiokafka's consumer and producer."""
-    return kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+    options = kafka_python_options(kafka) | {"bootstrap_servers": kafka.bootstrap}
+    del options["kafka_client"]
+    return options
 
 
 def confluent_options(kafka: Kafka) -> dict[str, Any]:

@@ -21,7 +21,7 @@ Committed = Callable[[KafkaError | None, list[TopicPartition]], None]
 GROUP = "nextwatch-ingest"
 LINGER_MS = 5
 METADATA_MS = 10_000  # a topic that is made later is found within this
-ANSWER_MS = 10_000  # a stop waits so long for a broker that is there and says nothing
+ANSWER_MS = 10_000  # a stop, or what was sent, waits so long for a broker that is there and says nothing
 TIMES = 4  # a record of theirs may be so much larger than one of ours, to be refused with its reason
 
 
@@ -46,7 +46,6 @@ def reading_options(kafka: Kafka) -> dict[str, Any]:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "allow.auto.create.topics": False,
-        "socket.timeout.ms": ANSWER_MS,
         "fetch.message.max.bytes": max(1 << 20, TIMES * kafka.max_message_bytes),
         "topic.metadata.refresh.interval.ms": METADATA_MS,
     }
@@ -69,7 +68,8 @@ def create_producer(kafka: Kafka) -> Any:
 
 def _options(kafka: Kafka) -> dict[str, Any]:
     """What both ends have; what librdkafka has to say is said by us."""
-    return confluent_options(kafka) | {"client.id": "nextwatch-ingest", "log_level": 0, "error_cb": _tell}
+    own = {"client.id": "nextwatch-ingest", "log_level": 0, "error_cb": _tell, "socket.timeout.ms": ANSWER_MS}
+    return confluent_options(kafka) | own
 
 
 def _tell(error: KafkaError) -> None:

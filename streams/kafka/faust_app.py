@@ -28,7 +28,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.logs import json_formatter
 from infra.platform.settings import Kafka, Settings
 from streams.clock import Clock
-from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
+from streams.kafka.aiokafka.patches import leave_lost_brokers, note_confirmations, pace_fetches
 from streams.kafka.batches import FETCHES, Batches
 from streams.kafka.faust.patches import (
     Batch,
@@ -68,6 +68,7 @@ def create_app(
     kafka = settings.kafka
     pace_fetches(fetch_every_s)  # Faust and aiokafka have no settings for these: the two patches.py say why
     note_confirmations()
+    leave_lost_brokers()
     fetch_from_flowing_only()
     unpack_for_faust(kafka)
     datadir = settings.data_dir / "faust" / name  # nothing is kept in it (tables live in memory), but Faust makes it

@@ -60,6 +60,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "soak": "reliability.soak:measure",
     "fuzz": "reliability.fuzz:measure",
     "outages": "reliability.outages:measure",
+    "cluster": "reliability.cluster:measure",
     "crash random": "reliability.crash:measure_random",
     "crash verdict": "reliability.crash_verdict:measure",
     "crash recovery": "reliability.crash:measure_recovery",
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller runs, to see that they work")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a list of the results there too")
     parser.add_argument("--part", help="one table of a benchmark that has several, such as ranking")
+    parser.add_argument("--strict", action="store_true", help="exit 1 where a bar is missed")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
@@ -84,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.append(run(table, measure, quick=options.quick))
             if options.json:  # after each: a later one that fails does not take the earlier with it
                 options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if options.strict and not all(bar["ok"] for result in results for bar in result["bars"].values()):
+        parser.exit(1)
 
 
 def tables_of(name: str, part: str | None, refuse: Callable[[str], object]) -> dict[str, Benchmark]:

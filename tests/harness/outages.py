@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -217,21 +217,12 @@ class System:
     def _differences(self) -> dict[str, tuple[int, int]]:
         watched = Counter(item for _, item in self.acknowledged.values())
         return {
-            "histories": self._of_histories(),
+            "histories": in_histories(self.histories, self.acknowledged),
             "learnt": difference(watched, self._learnt()),
             "trending": difference(watched, trending_counts(self.settings)),
             "joined": self._of_impressions(),
             "index": self._of_index(),
         }
-
-    def _of_histories(self) -> tuple[int, int]:
-        self.histories.to_the_end()
-        found: Counter[str] = Counter()
-        for record in self.histories.newest().values():
-            if record.value is not None:
-                history = decode(UserHistory, record.value, max_bytes=len(record.value))
-                found.update(watch.event_id for watch in history.watches if watch.event_id in self.acknowledged)
-        return len(self.acknowledged) - len(found), sum(count - 1 for count in found.values())
 
     def rows(self) -> dict[str, ItemVector]:
         """The newest row of each item."""
@@ -267,6 +258,17 @@ class System:
             return len(rows), 0
         right = [item for item in rows if item in found and np.allclose(found[item][1], rows[item], atol=1e-5)]
         return len(rows) - len(right), 0
+
+
+def in_histories(histories: Histories, acknowledged: Mapping[str, object]) -> tuple[int, int]:
+    """How many of these events are in no history, and how many are there too often."""
+    histories.to_the_end()
+    found: Counter[str] = Counter()
+    for record in histories.newest().values():
+        if record.value is not None:
+            history = decode(UserHistory, record.value, max_bytes=len(record.value))
+            found.update(watch.event_id for watch in history.watches if watch.event_id in acknowledged)
+    return len(acknowledged) - len(found), sum(count - 1 for count in found.values())
 
 
 def difference(wanted: Counter[str], found: Counter[str]) -> tuple[int, int]:

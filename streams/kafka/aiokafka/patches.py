@@ -6,16 +6,21 @@ tests/unit/streams/kafka/test_aiokafka_patches.py tells of each when it is no lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import aiokafka.consumer.fetcher
 from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import CloseReason
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from infra.platform.third_parties.kafka_python.patches import Batches
 from infra.platform.third_parties.patching import replace, require_version
@@ -24,6 +29,9 @@ from streams.clock import running_s
 require_version("aiokafka", "0.12", "0.15")
 
 MUCH = 200  # messages that lie ahead: then there is no time to lose
+LOOK_S = 0.5  # between two looks for brokers that are silent
+SILENT_S = 2.0  # longer than a broker holds a fetch for which there is nothing (Faust: 1.5 s)
+ANSWER_S = 1.0  # so long another broker may take to tell who is there
 
 
 def pace_fetches(every_s: float) -> None:
@@ -149,3 +157,69 @@ def is_out_of_group(coordinator: Any) -> bool:
     is_choosing = not coordinator.member_id or coordinator._rejoin_needed_fut.done()
     has_failed = coordinator._pending_exception is not None or coordinator._coordination_task.done()
     return bool(is_choosing or has_failed)
+
+
+def leave_lost_brokers() -> None:
+    """Let every client close its connections to brokers that answer nothing and are no longer in the cluster's list.
+
+    Why: as nextwatch_client/patches.py says of kafka-python; here a request waits for 40 s, in Faust for 90 s.
+    Upstream: aio-libs/aiokafka#187 (metadata asked of a broker that is away); aiokafka/client.py, `_metadata_update`.
+    """
+    replace(AIOKafkaClient, "bootstrap", _watching)
+
+
+def _watching(bootstrap: Any) -> Any:
+    async def watched(self: Any) -> None:
+        await bootstrap(self)
+        if not hasattr(self, "lost_brokers"):
+            self.lost_brokers = asyncio.create_task(_leave_lost(self))
+            self._sync_task.add_done_callback(lambda _: self.lost_brokers.cancel())
+
+    return watched
+
+
+async def _leave_lost(client: Any) -> None:
+    silence = Silence()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        silent = silence.look({place: _oldest(conn) for place, conn in client._conns.items()}, time.monotonic())
+        if silent:
+            await _ask_others(client, {node_id for node_id, _ in silent})
+            for node_id, group in silent:
+                conn = client._conns.get((node_id, group))
+                if conn is not None and client.cluster.broker_metadata(node_id) is None:
+                    conn.close(reason=CloseReason.CONNECTION_TIMEOUT)
+
+
+def _oldest(conn: Any) -> Any:
+    """Return what tells the request that a connection has waited for longest from others; None where there is none."""
+    return (id(conn), conn._requests[0][0]) if conn._requests else None
+
+
+class Silence:
+    """Since when each connection waits for the same answer."""
+
+    def __init__(self) -> None:
+        self._since: dict[Any, tuple[Any, float]] = {}
+
+    def look(self, waiting: Mapping[Any, Any], now_s: float) -> set[Any]:
+        """Return the connections that have waited for long. `waiting`: of each what it waits for, None for nothing."""
+        before = self._since
+        self._since = {
+            place: before[place] if place in before and before[place][0] == oldest else (oldest, now_s)
+            for place, oldest in waiting.items()
+            if oldest is not None
+        }
+        return {place for place, (_, since_s) in self._since.items() if now_s - since_s >= SILENT_S}
+
+
+async def _ask_others(client: Any, silent: set[Any]) -> None:
+    """Learn from a broker that is not silent who is there and who leads what."""
+    brokers = [broker.nodeId for broker in client.cluster.brokers() if broker.nodeId not in silent]
+    for node_id in random.sample(brokers, len(brokers)):
+        topics = set(client._topics)
+        with contextlib.suppress(KafkaError, TimeoutError):
+            metadata = await asyncio.wait_for(client.send(node_id, MetadataRequest(list(topics) or None)), ANSWER_S)
+            if metadata.brokers and topics == client._topics:
+                client.cluster.update_metadata(metadata)
+                return

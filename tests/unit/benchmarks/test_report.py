@@ -74,6 +74,13 @@ def test_every_benchmark_that_is_named_can_be_started(name: str) -> None:
     assert all(map(callable, tables_of(name, None, pytest.fail).values()))
 
 
+def test_a_missed_bar_ends_a_strict_run_only_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "run", lambda *_, **__: {"bars": {"late": {"ok": False}}})
+    command.main(["outages"])
+    with pytest.raises(SystemExit, match="1"):
+        command.main(["outages", "--strict"])
+
+
 def test_a_part_is_one_table_and_one_that_is_not_there_is_refused() -> None:
     assert list(tables_of("ranking", "world", pytest.fail)) == ["ranking world"]
     with pytest.raises(pytest.fail.Exception, match="ranking has no part other"):

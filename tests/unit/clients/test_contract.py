@@ -11,6 +11,7 @@ import streams.messages
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.settings import Kafka
 from nextwatch_client import ConnectionOptions, OptionsError
+from nextwatch_client.patches import Connections
 from streams.topics import RECOMMEND_REPLIES, RECOMMEND_REQUESTS
 from tests.unit.infra.certificates import make_certificates
 
@@ -34,6 +35,7 @@ def test_our_settings_reach_the_client_whole() -> None:
         "sasl_mechanism": "SCRAM-SHA-512",
         "sasl_plain_username": "ann",
         "sasl_plain_password": "hidden",
+        "kafka_client": Connections,
     }
     assert (options.requests, options.replies) == ("p-recommend-requests", "p-recommend-replies")
     assert options.max_reply_bytes == 8000

@@ -192,6 +192,7 @@ class RecommendClient:
             request_timeout_ms=round(SEND_S * 1000),
             delivery_timeout_ms=round(SEND_S * 1000),
             max_block_ms=round(START_S * 1000),
+            reconnect_backoff_max_ms=2000,
         )
         try:
             producer.partitions_for(self._options.requests)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nextwatch_client.errors import OptionsError
+from nextwatch_client.patches import Connections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class ConnectionOptions:
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap.split(","),
             "security_protocol": self.security_protocol,
+            "kafka_client": Connections,
         }
         if self.security_protocol.startswith("SASL"):
             options |= {

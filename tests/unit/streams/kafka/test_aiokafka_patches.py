@@ -10,12 +10,15 @@ import aiokafka.consumer.fetcher
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.record.memory_records import MemoryRecords
 
 from infra.platform.third_parties.patching import original
 from streams.clock import running_s
+from streams.kafka.aiokafka import patches
 from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name
 from tests.unit.streams.kafka.test_unpacking import PLACE
@@ -104,3 +107,80 @@ def test_an_answer_counts_from_when_it_was_asked_for(how):
 
         asyncio.run(sync())
     assert began_s <= coordinator.heard_s < began_s + 0.2 and coordinator.settled_s == coordinator.heard_s
+
+
+class Connection(SimpleNamespace):
+    def __init__(self, *waits_for: int) -> None:
+        super().__init__(_requests=[(number, None, None) for number in waits_for], closed=[])
+
+    def close(self, reason: Any) -> None:
+        self.closed.append(reason)
+
+
+class Client(SimpleNamespace):
+    """A client of three brokers, which tell it that there are only `left`; `asked` are those who were to tell."""
+
+    def __init__(self, conns: dict[Any, Connection], left: Sequence[int]) -> None:
+        cluster = ClusterMetadata()
+        super().__init__(cluster=cluster, _conns=conns, _topics={"watch-events"}, asked=[], left=left)
+        cluster.update_metadata(self.metadata(1, 2, 3))
+
+    async def send(self, node_id: int, _: Any) -> Any:
+        self.asked.append(node_id)
+        return self.metadata(*self.left)
+
+    def metadata(self, *node_ids: int) -> Any:
+        brokers = [(number, f"kafka-{number}", 9092, None) for number in node_ids]
+        return SimpleNamespace(brokers=brokers, topics=[], controller_id=node_ids[0], API_VERSION=5)
+
+
+async def looked_after(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """A client whose brokers have been silent for long."""
+    monkeypatch.setattr(patches, "LOOK_S", 0.001)
+    monkeypatch.setattr(patches, "SILENT_S", 0.01)
+    looking = asyncio.create_task(patches._leave_lost(client))
+    await asyncio.sleep(0.1)
+    looking.cancel()
+    return client
+
+
+@pytest.mark.parametrize(("left", "is_left"), [((1, 2), True), ((1, 2, 3), False)], ids=["gone", "still there"])
+def test_a_silent_broker_is_left_if_the_others_no_longer_name_it(monkeypatch, left: Sequence[int], is_left: bool):
+    fetching, coordinating, healthy = Connection(7), Connection(8), Connection()
+    conns = {(3, "fetch"): fetching, (3, "coordinate"): coordinating, (1, "fetch"): healthy}
+    client = asyncio.run(looked_after(Client(conns, left), monkeypatch))
+    assert client.asked and 3 not in client.asked
+    assert bool(fetching.closed) == bool(coordinating.closed) == is_left and not healthy.closed
+    assert {broker.nodeId for broker in client.cluster.brokers()} == set(left)
+
+
+def test_nobody_is_asked_while_all_answer(monkeypatch):
+    assert not asyncio.run(looked_after(Client({(1, "fetch"): Connection()}, (1,)), monkeypatch)).asked
+
+
+def test_silence_is_of_one_request_and_of_one_connection():
+    silence = patches.Silence()
+    assert silence.look({"a": 1, "b": 1}, 0.0) == set()
+    assert silence.look({"a": 1, "b": 2}, patches.SILENT_S) == {"a"}
+    assert silence.look({"b": 2}, 2 * patches.SILENT_S) == {"b"}
+    assert silence.look({"a": 1}, 3 * patches.SILENT_S) == set(), "it had been answered"
+
+
+def test_a_client_looks_after_its_brokers_from_its_start_until_it_is_closed():
+    patches.leave_lost_brokers()
+    assert original(AIOKafkaClient, "bootstrap") is not AIOKafkaClient.bootstrap
+
+    async def bootstrap(client: Any) -> None:
+        client._sync_task = client._sync_task or asyncio.create_task(asyncio.sleep(60))
+
+    async def start_and_close() -> None:
+        client = SimpleNamespace(_sync_task=None, _conns={})
+        await patches._watching(bootstrap)(client)
+        looking = client.lost_brokers
+        await patches._watching(bootstrap)(client)
+        assert client.lost_brokers is looking and not looking.done(), "once"
+        client._sync_task.cancel()
+        await asyncio.wait([looking], timeout=5)
+        assert looking.cancelled()
+
+    asyncio.run(start_and_close())

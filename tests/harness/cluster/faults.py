@@ -1,0 +1,91 @@
+"""What may befall a cluster. Each fault ends when all brokers have all copies again, and tells since when the cluster
+could take every message: until then a silence is its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from streams.topics import IMPRESSIONS, TOPICS
+from tests.harness.cluster.brokers import able_after
+from tests.harness.cluster.system import ClusterSystem
+
+Fault = Callable[[ClusterSystem, float], float]  # given how long it lasts; when the cluster was able to go on
+
+
+def leader_killed(system: ClusterSystem, away_s: float) -> float:
+    return killed(system, follower_of_the_quorum(system), away_s)
+
+
+def controller_killed(system: ClusterSystem, away_s: float) -> float:
+    return killed(system, system.brokers.controller(), away_s)
+
+
+def leader_stands_still(system: ClusterSystem, away_s: float) -> float:
+    lost, until_s = follower_of_the_quorum(system), time.monotonic() + away_s
+    with system.brokers.standing_still(lost):
+        able_s = able_after(system.brokers, lost)
+        time.sleep(max(0.0, until_s - time.monotonic()))
+    system.brokers.wait_whole()
+    return able_s
+
+
+def rolled(system: ClusterSystem, _: float) -> float:
+    """Stopped and started again in order, one by one."""
+    began_s = time.monotonic()
+    for number in system.brokers.nodes:
+        system.brokers.stop(number)
+        system.brokers.start(number)
+        system.brokers.wait_whole()
+    return began_s
+
+
+def too_few_in_sync(system: ClusterSystem, away_s: float) -> float:
+    """A copy is missing that the topics insist on: no broker takes a message for them (NotEnoughReplicas)."""
+    lost = follower_of_the_quorum(system)
+    system.brokers.stop(lost)
+    insist_on(system, len(system.brokers.nodes))
+    time.sleep(away_s)
+    insist_on(system, len(system.brokers.nodes) - 1)
+    able_s = time.monotonic()
+    system.brokers.start(lost)
+    system.brokers.wait_whole()
+    return able_s
+
+
+def killed(system: ClusterSystem, lost: int, away_s: float) -> float:
+    until_s = time.monotonic() + away_s
+    system.brokers.kill(lost)
+    able_s = able_after(system.brokers, lost)
+    time.sleep(max(0.0, until_s - time.monotonic()))
+    system.brokers.start(lost)
+    system.brokers.wait_whole()
+    return able_s
+
+
+def follower_of_the_quorum(system: ClusterSystem) -> int:
+    """A broker that leads a partition of impressions and is not the controller, whose loss is another fault."""
+    controller = system.brokers.controller()
+    leaders = [system.brokers.leader(system.topic(IMPRESSIONS), number) for number in range(3)]
+    return next(leader for leader in leaders if leader != controller)
+
+
+def insist_on(system: ClusterSystem, copies: int) -> None:
+    """Let our topics take only what so many copies have."""
+    names = [system.topic(topic.name) for topic in TOPICS]
+    config = {"min.insync.replicas": str(copies)}
+    admin = KafkaAdminClient(bootstrap_servers=system.brokers.bootstrap.split(","))
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=config) for name in names])
+    admin.close()
+
+
+FAULTS: dict[str, Fault] = {
+    "leader killed": leader_killed,
+    "leader stands still": leader_stands_still,
+    "too few copies in sync": too_few_in_sync,
+    "rolled one by one": rolled,
+    "controller killed": controller_killed,
+}

@@ -1,0 +1,1 @@
+"""Systems on three brokers of which one is lost."""
