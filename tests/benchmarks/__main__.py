@@ -27,6 +27,8 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "figure4": "quality.figure4:measure",
     "live": "quality.live:measure",
     "cold": "quality.cold:measure",
+    "gate verdicts": "quality.gate:measure_verdicts",
+    "gate cost": "quality.gate:measure_cost",
     "index upserts": "index.index_upserts:measure",
     "index lag": "index.index_lag:measure",
     "index recall": "index.index_recall:measure",
