@@ -101,13 +101,13 @@ def shuffled(model: CandidateModel) -> CandidateModel:
 
 
 def turned_over(model: CandidateModel) -> CandidateModel:
-    """The same with what is popular last."""
+    """The same with what is liked last, and what is popular before it."""
     share = model.popularity.log_share()
     return CandidateModel(
         model.item_ids,
         model.encoder,
-        vectors=0 * model.vectors,
-        bias=-2 * share,
+        vectors=-3 * model.vectors,
+        bias=-3 * model.bias - 2 * share,
         query_rows=model.query_rows,
         popularity=model.popularity,
     )
