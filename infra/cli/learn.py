@@ -16,6 +16,7 @@ from rich.table import Table
 
 from infra.cli.options import LOG, AsJson, ItemsFile, Mapping, SearchesFile, print_json
 from infra.cli.session import Session
+from infra.cli.verdict import REFUSED, print_verdict
 from infra.operate.progress import progress_bars
 from infra.platform.settings import Settings
 
@@ -58,6 +59,9 @@ def train(
             "runs; else the next `up` does]"
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Announce it also when it is certainly worse than what is live")
+    ] = False,
     wait_s: Annotated[float, typer.Option(help="Wait this long for a server to answer from the new release")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -67,6 +71,9 @@ def train(
     From the topics the ranker learns from ranking-examples: what was shown, with the features as they were served, and
     what became of it. From a log it learns from every row, features as they stood at that time.
 
+    Before it is announced it is judged on the newest watches, by a twin that has not learnt them, beside the live
+    release and what is popular. One that is certainly worse is not announced: exit 3, unless --force is given.
+
     On several machines: torchrun --nnodes ... -m infra.cli train LOG, with the same files on each.
     """
     if (log is None) == (not from_topics):
@@ -74,30 +81,35 @@ def train(
     settings, announce = _reach(context.obj, from_topics=from_topics, announce=announce)
     if device is not None:
         settings = _on_device(settings, device)
-    from infra.operate.training import TrainingJob, announce_bundle, train_release
+    from infra.operate.going_live.gate import go_live
+    from infra.operate.training import TrainingJob, train_release
     from models.logs.log import parse_mapping
     from models.release.distributed import helpers
 
     names = parse_mapping(mapping or [])
     job = TrainingJob(log, items, searches, names, warm_start, checkpoints, stage is TrainStage.RANKING)
     helping = os.environ.get("RANK", "0") != "0"
+    judgement = None
     with helpers(processes, sys.argv), progress_bars(quiet=as_json or helping) as step:
-        manifest = train_release(settings, job, step)
+        if announce:
+            judgement = go_live(settings, job, step, force=force, helping=helping)
+            manifest = judgement and judgement.manifest
+        else:
+            manifest = train_release(settings, job, step)
     if manifest is None:  # one of several processes: the first announces and reports
         return
-    if announce:
-        announce_bundle(settings, manifest)
+    is_refused = judgement is not None and not judgement.is_announced
     served = None
-    if announce and wait_s:
+    if announce and wait_s and not is_refused:
         from streams.kafka.releases import wait_until_served
 
         with Console(stderr=True).status(f"waiting for a server to answer from {manifest.version}"):
             served = wait_until_served(settings.kafka, manifest.version, wait_s)
-    removed = remove_old(settings) if announce else []
-    _report_release(settings, manifest, served, removed, as_json=as_json)
+    removed = remove_old(settings) if announce and not is_refused else []
+    _report_release(settings, manifest, judgement, served, removed, as_json=as_json)
     if not announce and not as_json:
         Console().print("not announced: the next `nextwatch up` takes the newest bundle")
-    raise typer.Exit(1 if served is False else 0)
+    raise typer.Exit(REFUSED if is_refused else 1 if served is False else 0)
 
 
 def _reach(session: Session, *, from_topics: bool, announce: bool | None) -> tuple[Settings, bool]:
@@ -171,15 +183,16 @@ def remove_old(settings: Settings) -> list[str]:
 
 
 def _report_release(
-    settings: Settings, manifest: Any, served: bool | None, removed: list[str], *, as_json: bool
+    settings: Settings, manifest: Any, judgement: Any, served: bool | None, removed: list[str], *, as_json: bool
 ) -> None:
+    place = judgement.place if judgement else settings.bundles_dir / manifest.version
     if as_json:
         report = {"version": manifest.version, "items": manifest.items, "metrics": manifest.metrics, "served": served}
-        report |= {"path": str(settings.bundles_dir / manifest.version), "removed": removed}
-        print_json(report)
+        report |= {"path": str(place), "removed": removed, "announced": bool(judgement and judgement.is_announced)}
+        print_json(report | {"live": judgement.live, "gate": judgement.verdict} if judgement else report)
         return
     console = Console()
-    console.print(f"release {manifest.version}: {manifest.items:,} items, {settings.bundles_dir / manifest.version}")
+    console.print(f"release {manifest.version}: {manifest.items:,} items, {place}")
     table = Table("metric (newest tenth held out, whole catalogue)", "value", box=None, pad_edge=False)
     for name, value in sorted(manifest.metrics.items()):
         table.add_row(name, f"{value:.4g}")
@@ -187,5 +200,7 @@ def _report_release(
     if removed:
         newest = settings.bundles.keep
         console.print(f"removed, being neither among the newest {newest} nor in use: {', '.join(removed)}")
+    if judgement is not None:
+        print_verdict(console, judgement.verdict, judgement.live, is_announced=judgement.is_announced)
     if served is not None:
         console.print("a server answers from it" if served else "[red]no server answers from it yet[/]")

@@ -1,6 +1,7 @@
 """The `nextwatch` command: where settings are built, and where every error that a person can mend ends as one line.
 
-Exit codes: 0 done, 1 a check or claim did not hold, 2 a setting, file or service is not as it must be, 70 a bug.
+Exit codes: 0 done, 1 a check or claim did not hold, 2 a setting, file or service is not as it must be, 3 a new release
+was refused, 70 a bug.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli import ask, backtest, cluster, dead_letters, doctor, forget, learn, load, processes, rebuild, up
+from infra.cli import ask, backtest, cluster, dead_letters, doctor, forget, learn, load, processes, rebuild, retrain, up
 from infra.cli.session import Session
 
 MENDABLE = (
@@ -26,6 +27,7 @@ MENDABLE = (
     ("infra.platform.third_parties.patching", "UncheckedVersion"),
     ("infra.operate.sending", "SendError"),
     ("infra.operate.capacity_plan", "PlanError"),
+    ("infra.operate.retrain.rounds", "OutOfTime"),
     ("models.release.bundle", "BundleError"),
     ("streams.bundles.objects", "StoreError"),
     ("models.logs.log", "LogError"),
@@ -55,7 +57,7 @@ app = typer.Typer(
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(up.up, up.demo, load.load, processes.worker, processes.indexer, processes.serve, processes.gateway),
     processes.ingest,
-    *(learn.train, learn.replay),
+    *(learn.train, retrain.retrain, learn.replay),
     *(backtest.backtest, ask.recommend, ask.watch, ask.history, forget.forget),
     *(cluster.topics, cluster.config, cluster.status, cluster.releases, doctor.doctor),
 )

@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import polars as pl
 import structlog
 
 from infra.operate.progress import Step
+from infra.platform.scratch import scratch_directory
 from infra.platform.settings import Settings
 from models.catalogue.item_frame import catalogue_frame
+from models.evaluation.gate import Verdict
 from models.logs.log import LogError
 from models.logs.stored_log import store_log
 from models.logs.training_set import prepare
@@ -25,9 +27,19 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import RankerRelease, Served, learn_from_served, learn_ranker
 from models.ranking.ranker_training import LEAST_ROWS
 from models.release.bundle import Bundle, Manifest, write_bundle
+from models.release.trial import Rival, judge_ranker
 from streams.export.ranking_archive import ServedExamples, store_served
 
 _log = structlog.get_logger(__name__)
+
+SCRATCH = "training-"  # in data_dir, while a training runs
+
+
+class Judged(NamedTuple):
+    """A bundle that was written, and what was said of it; None where nobody was to judge."""
+
+    manifest: Manifest
+    verdict: Verdict | None
 
 
 def delays_of(settings: Settings) -> Delays:
@@ -51,18 +63,34 @@ def retrain(
     log: Path | None = None,
     mapping: Mapping[str, str] | None = None,
 ) -> Manifest:
+    """Write a release that nobody judges, as retrain_beside does; its manifest."""
+    return retrain_beside(settings, base, warm, step, None, settings.bundles_dir, log=log, mapping=mapping).manifest
+
+
+def retrain_beside(
+    settings: Settings,
+    base: Bundle,
+    warm: Ranker | None,
+    step: Step,
+    rival: Rival | None,
+    bundles_dir: Path,
+    *,
+    log: Path | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> Judged:
     """Write a release with the candidates of `base` and a ranker learnt from `log`, whose items the release's catalogue
-    describes, or from `ranking-examples`.
+    describes, or from `ranking-examples`; its ranker is judged beside the live release's, of the topic alone.
 
     Raises LogError when there is too little to learn from, TopicMissing when the topic is not there.
     """
     created_ms = time.time_ns() // 1_000_000
-    with TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
+    with scratch_directory(settings.data_dir, SCRATCH) as scratch:
         if log is None:
-            trained = _learn_from_topic(settings, base, warm, Path(scratch), step)
+            since_ms = 0 if rival is None else rival.ranked_ms
+            trained = _learn_from_topic(settings, base, warm, since_ms, scratch, step)
         else:
             completed_s = settings.history.completed_s
-            stored = store_log(log, Path(scratch), mapping=mapping, completed_s=completed_s, progress=step)
+            stored = store_log(log, scratch, mapping=mapping, completed_s=completed_s, progress=step)
             if not stored.watch_times:
                 raise LogError(f"{log}: the ranker learns from watch_s, which no row has")
             trained = learn_ranker(
@@ -76,8 +104,9 @@ def retrain(
                 progress=step,
             )
             trained.statistics.move(created_ms - int(stored.event_ms[-1]))
-    return write_bundle(
-        settings.bundles_dir,
+        verdict = None if rival is None else _judge(trained, rival, settings.ranker.seed)
+    manifest = write_bundle(
+        bundles_dir,
         model=base.model,
         ranker=trained.ranker,
         catalogue=base.catalogue,
@@ -89,10 +118,15 @@ def retrain(
         offsets=base.manifest.offsets,
         learnt_ms=base.manifest.learnt_ms,
     )
+    return Judged(manifest, verdict)
+
+
+def _judge(trained: RankerRelease, rival: Rival, seed: int) -> Verdict:
+    return judge_ranker(trained.measured, trained.ranker, trained.unseen, rival, seed=seed)
 
 
 def _learn_from_topic(
-    settings: Settings, base: Bundle, warm: Ranker | None, scratch: Path, step: Step
+    settings: Settings, base: Bundle, warm: Ranker | None, since_ms: int, scratch: Path, step: Step
 ) -> RankerRelease:
     served = served_examples(settings, scratch, catalogue_frame(base.catalogue), step)
     if len(served.examples) < LEAST_ROWS:
@@ -102,4 +136,6 @@ def _learn_from_topic(
             "Examples come when join.window_s has passed after an impression"
         )
     examples = Served(served.examples, base.statistics)
-    return learn_from_served(examples, scratch / "ranking", settings=settings.ranker, warm=warm, progress=step)
+    return learn_from_served(
+        examples, scratch / "ranking", settings=settings.ranker, warm=warm, since_ms=since_ms, progress=step
+    )

@@ -1,33 +1,37 @@
 """A release, trained from a log or from the topics and announced: what `nextwatch train` does.
 
 From the topics the ranker learns from what was served, so its examples are read beside the log. Several processes may
-share one training; the first of them writes the bundle, the others only help.
+share one training; the first of them writes the bundle, the others only help. Beside a rival the release is judged
+while what it was learnt from is still there (models.release.trial); who may announce it is said in
+infra/operate/going_live.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 
 from infra.operate.progress import Step
 from infra.operate.releases import newest_of
-from infra.operate.retraining import delays_of, retrain, served_examples
+from infra.operate.retraining import SCRATCH, Judged, delays_of, retrain_beside, served_examples
+from infra.platform.scratch import scratch_directory
 from infra.platform.settings import Settings
 from models.device import device_of
+from models.evaluation.gate import LEAST_USERS, Verdict
 from models.logs.log import read_items
 from models.logs.stored_log import StoredLog, store_log
 from models.logs.stored_searches import StoredSearches, store_searches
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker_release import Served
 from models.ranking.ranker_training import LEAST_ROWS
-from models.release.bundle import Bundle, Manifest, newest_version
-from models.release.distributed import process_group
-from models.release.training import learn_from_log, train_bundle
+from models.release.bundle import Bundle, Manifest, newest_version, read_bundle
+from models.release.distributed import agreed, process_group
+from models.release.training import Trained, learn_from_log, train_with_trial
+from models.release.trial import Rival, judge_release
 from models.retrieval.checkpoint import Checkpoints, identity_of
 from models.threads import limit_threads
 from streams.bundles.sending import send_release
@@ -38,6 +42,7 @@ from streams.kafka.releases import announce
 from streams.messages import BundlePublished
 
 NEWEST = "newest"  # instead of a version
+TOO_FEW = f"too few cases: {LEAST_USERS} users are needed who watch something new in the newest tenth"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class TrainingJob:
     warm_start: str | None = None  # a version, or NEWEST
     checkpoints: Path | None = None
     ranker_only: bool = False  # the release to begin from keeps its towers and items
+    new_ranker: bool = False  # begin the candidates alone from `warm_start`: new videos get embeddings in the ranker
     measure: bool = True  # without, no validation days: half the time, no figures
     directory: Path | None = None  # where the log is stored and stays; None: it goes
 
@@ -67,20 +73,29 @@ class _Material:
 
 
 def train_release(settings: Settings, job: TrainingJob, step: Step) -> Manifest | None:
-    """Train and write a bundle; its manifest, None in a process that only helped.
+    """Train and write a bundle that nobody judges; its manifest, None in a process that only helped.
 
     Raises LogError, DeviceMissing, BundleError, CheckpointError, WarmStartError, TopicMissing.
     """
+    trained = train_beside(settings, job, step, None, settings.bundles_dir)
+    return None if trained is None else trained.manifest
+
+
+def train_beside(
+    settings: Settings, job: TrainingJob, step: Step, rival: Rival | None, bundles_dir: Path
+) -> Judged | None:
+    """Train, write a bundle to `bundles_dir`, and judge it beside the live release; None in a process that only helped.
+    Raises what train_release does."""
     limit_threads(settings.model.threads)
     device_of(settings.model.device), device_of(settings.ranker.device)  # before anything is read
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     if job.ranker_only:
-        return _train_ranker(settings, job, step)
-    with process_group() as rank, TemporaryDirectory(dir=settings.data_dir, prefix="training-") as scratch:
-        material = _read_material(settings, job, Path(scratch), step)
+        return _train_ranker(settings, job, step, rival, bundles_dir)
+    with process_group() as rank, scratch_directory(settings.data_dir, SCRATCH) as scratch:
+        material = _read_material(settings, job, scratch, step)
         base = _read_release(settings, job.warm_start) if job.warm_start else None
         warm = None if base is None else base.model
-        checkpoints = _checkpoints(settings, job, material.log, writes=not rank)
+        rival = _agreed_rival(rival, base)
+        checkpoints = _checkpoints(settings, job, material.log, rival, writes=not rank)
         if rank:
             learn_from_log(
                 material.log,
@@ -89,31 +104,35 @@ def train_release(settings: Settings, job: TrainingJob, step: Step) -> Manifest 
                 searches=material.searches,
                 warm=warm,
                 checkpoints=checkpoints,
+                rival=rival,
             )
             return None
-        return train_bundle(
+        trained = train_with_trial(
             material.log,
             material.items,
             settings=settings.model,
             ranker=settings.ranker,
             delays=delays_of(settings),
-            bundles_dir=settings.bundles_dir,
+            bundles_dir=bundles_dir,
             created_ms=time.time_ns() // 1_000_000,
             offsets=material.offsets,
             learnt_ms=int(material.log.event_ms[-1]) if job.log is not None else 0,
             served=material.served,
-            warm_ranker=None if base is None else base.ranker,
+            warm_ranker=None if base is None or job.new_ranker else base.ranker,
             searches=material.searches,
             warm=warm,
             checkpoints=checkpoints,
+            rival=rival,
             progress=step,
             measure=job.measure,
         )
+        verdict = None if rival is None else _judge(settings, trained, rival, bundles_dir, step)
+        return Judged(trained.manifest, verdict)
 
 
 def retrain_ranker(settings: Settings, step: Step) -> Manifest:
     """The newest release with a ranker of what `ranking-examples` holds; its manifest. Raises LogError."""
-    return _train_ranker(settings, TrainingJob(ranker_only=True), step)
+    return _train_ranker(settings, TrainingJob(ranker_only=True), step, None, settings.bundles_dir).manifest
 
 
 def published(manifest: Manifest) -> BundlePublished:
@@ -146,10 +165,34 @@ def _from_topics(settings: Settings, items: pl.DataFrame | None, scratch: Path, 
     return _Material(archive.log, items, archive.searches, archive.offsets, served)
 
 
-def _train_ranker(settings: Settings, job: TrainingJob, step: Step) -> Manifest:
+def _agreed_rival(rival: Rival | None, base: Bundle | None) -> Rival | None:
+    """The rival for a release that begins from `base`, whose lessons are no test either; of several processes they all
+    hold out what the first does, which alone has to know the live release."""
+    learnt_ms = -1 if rival is None else rival.learnt_ms
+    if rival is not None and base is not None:
+        learnt_ms = max(learnt_ms, learnt_until(base.manifest))
+    learnt_ms = agreed(learnt_ms)
+    return None if learnt_ms < 0 else replace(rival or Rival(), learnt_ms=learnt_ms)
+
+
+def learnt_until(manifest: Manifest) -> int:
+    """The time before which all lies that a release has learnt of watches."""
+    return manifest.learnt_ms + 1 if manifest.learnt_ms else manifest.created_ms
+
+
+def _judge(settings: Settings, trained: Trained, rival: Rival, bundles_dir: Path, step: Step) -> Verdict:
+    """Judge what was written, as it is read back."""
+    if trained.trial is None:
+        return Verdict("not judged", notes=(TOO_FEW,))
+    final = read_bundle(bundles_dir / trained.manifest.version)
+    return judge_release(trained.trial, (final.model, final.ranker), rival, seed=settings.model.seed, progress=step)
+
+
+def _train_ranker(settings: Settings, job: TrainingJob, step: Step, rival: Rival | None, bundles_dir: Path) -> Judged:
     """A release with another one's candidates and a ranker of its own."""
     base = _read_release(settings, job.warm_start or NEWEST)
-    return retrain(settings, base, base.ranker if job.warm_start else None, step, job.log, job.mapping)
+    warm = base.ranker if job.warm_start else None
+    return retrain_beside(settings, base, warm, step, rival, bundles_dir, log=job.log, mapping=job.mapping)
 
 
 def _served(settings: Settings, found: ServedExamples) -> Served | None:
@@ -169,8 +212,11 @@ def _read_release(settings: Settings, version: str) -> Bundle:
     return source_of(settings).read(version)
 
 
-def _checkpoints(settings: Settings, job: TrainingJob, log: StoredLog, *, writes: bool) -> Checkpoints | None:
+def _checkpoints(
+    settings: Settings, job: TrainingJob, log: StoredLog, rival: Rival | None, *, writes: bool
+) -> Checkpoints | None:
     if job.checkpoints is None:
         return None
-    identity = identity_of(log, settings.model.model_dump(exclude={"device"}), job.warm_start)
+    begins = job.warm_start if rival is None else f"{job.warm_start}, judged on what is from {rival.learnt_ms} on"
+    identity = identity_of(log, settings.model.model_dump(exclude={"device"}), begins)
     return Checkpoints(job.checkpoints, identity, writes=writes, clock=time.monotonic)

@@ -185,6 +185,20 @@ INGEST_PASSED_OVER = Counter(
     ["topic"],
 )
 
+# retrain
+RETRAIN_EVERY = _measured("nextwatch_retrain_interval_seconds", "Time between the beginnings of two rounds")
+RETRAIN_ROUNDS = Counter("nextwatch_retrain_rounds_total", "Rounds of retraining by what became of them", ["outcome"])
+RETRAIN_OUTCOME = Gauge("nextwatch_retrain_last_outcome", "1 for what became of the last round", ["outcome"])
+RETRAIN_TIME = _measured("nextwatch_retrain_duration_seconds", "Time that the last round took")
+RETRAIN_SUCCESS = _measured(
+    "nextwatch_retrain_last_success_timestamp_seconds", "When the newest release was made, by this process or another"
+)
+RETRAIN_DIFFERENCE = Gauge(
+    "nextwatch_retrain_better_by",
+    "By how much the last release was better on watches that it had not seen, in the metric's own units",
+    ["metric", "against"],
+)
+
 
 class Lags:
     """The lag of what one reader follows, on the page; what it follows no more is another's to tell."""

@@ -43,9 +43,14 @@ class Served(NamedTuple):
 
 
 class RankerRelease(NamedTuple):
+    """`measured`: a fit of what was before the newest days, untrained where there is none; `unseen`: what it was
+    measured on."""
+
     ranker: Ranker
     metrics: dict[str, float]
     statistics: ItemStatistics
+    measured: Ranker
+    unseen: RankingExamples | None = None
 
 
 def learn_ranker(
@@ -56,32 +61,42 @@ def learn_ranker(
     delays: Delays,
     earlier: CandidateModel | None,
     since: int,
+    measured_from: int | None = None,
     warm: Ranker | None,
     progress: Progress,
 ) -> RankerRelease:
     """The ranker of all rows with a watch time.
 
     `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
-    retrieval scores, and a ranker of those before is measured on them."""
+    retrieval scores, and a ranker of those before `measured_from` (`since`, where not given) is measured on the
+    others."""
     directory = log.directory / "ranking"
     impressions = ImpressionLog(log, training_set, directory, delays)
     statistics = impressions.statistics()
     if not log.watch_times:
-        return RankerRelease(Ranker(), {}, statistics)
+        return RankerRelease(Ranker(), {}, statistics, Ranker())
     scorer = None if earlier is None else UnseenScores(earlier, impressions, max(since, len(log) - SCORED_ROWS))
     examples = impressions.examples("all", scorer=scorer, progress=partial(progress, "features"))
-    cut_ms = None if earlier is None else int(log.event_ms[since])
+    cut_ms = None if earlier is None else int(log.event_ms[since if measured_from is None else measured_from])
     return _learn(Served(examples, statistics), cut_ms, directory, settings, warm, progress)
 
 
 def learn_from_served(
-    served: Served, directory: Path, *, settings: RankerParameters, warm: Ranker | None = None, progress: Progress
+    served: Served,
+    directory: Path,
+    *,
+    settings: RankerParameters,
+    warm: Ranker | None = None,
+    since_ms: int = 0,
+    progress: Progress,
 ) -> RankerRelease:
-    """The ranker of impressions as they were served; the newest tenth measures a fit of the rest.
+    """The ranker of impressions as they were served; the newest tenth measures a fit of the rest, or what is from
+    `since_ms` on where that is less.
 
     The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
     examples = served.examples
     cut_ms = int(np.quantile(np.asarray(examples.at_ms), 1 - HELD_OUT)) if len(examples) else 0
+    cut_ms = max(cut_ms, since_ms)
     return _learn(served, cut_ms, directory, settings, warm, progress)
 
 
@@ -116,14 +131,15 @@ def _learn(
     progress: Progress,
 ) -> RankerRelease:
     """The ranker of all examples; with `cut_ms` the figures of a fit of what was before, on what came after it."""
-    examples, metrics = served.examples, {}
+    examples, metrics, measured, unseen = served.examples, {}, Ranker(), None
     if cut_ms is not None:
         is_old = np.asarray(examples.at_ms) < cut_ms
         measured = train_ranker(examples, directory / "measured", settings=settings, rows=np.flatnonzero(is_old))
-        metrics = report_metrics(measured, examples.take(np.flatnonzero(~is_old)[-MOST_JUDGED:]))
+        unseen = examples.take(np.flatnonzero(~is_old)[-MOST_JUDGED:])
+        metrics = report_metrics(measured, unseen)
     step = partial(progress, "ranker")
     ranker = train_ranker(examples, directory / "fit", settings=settings, warm=warm, progress=step)
-    return RankerRelease(ranker, metrics, served.statistics)
+    return RankerRelease(ranker, metrics, served.statistics, measured, unseen)
 
 
 class UnseenScores:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 import torch.distributed as dist
 
 MEETING_FILE = "MEETING_FILE"  # in the environment of the processes of one machine
@@ -42,6 +43,15 @@ def process_group(environ: Mapping[str, str] = os.environ) -> Iterator[int]:
         yield rank
     finally:
         dist.destroy_process_group()
+
+
+def agreed(number: int) -> int:
+    """The first process's number, in all of them."""
+    if not dist.is_initialized():
+        return number
+    told = torch.tensor(number, dtype=torch.int64)
+    dist.broadcast(told, src=0)
+    return int(told)
 
 
 @contextmanager

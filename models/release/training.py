@@ -3,12 +3,17 @@
 Candidates are learnt twice: on what is before the validation days, which say how long and how much to personalise, and
 whose model gives the ranker retrieval scores that do not know the answer; then anew on everything, because the newest
 days are what a live system needs most. The figures in the manifest are those of the first.
+
+A release that is to be judged (models.release.trial) is learnt once more in between: the validation days lie before the
+cut then, at which its twin stops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,6 +28,7 @@ from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import Served, learn_from_served, learn_ranker
 from models.release.bundle import Manifest, write_bundle
+from models.release.trial import Cut, Rival, Trial, choose_cut
 from models.retrieval.candidate_learning import Learned, learn_candidates
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import Checkpoints
@@ -33,9 +39,33 @@ Progress = Callable[[str, int, int], None]
 HELD_OUT = 0.1  # share of the positives, newest last, that are the validation days
 LEAST_POSITIVES = 20
 LEAST_ITEMS = 2
+TWIN_STAGE = "trial"
 
 
-def train_bundle(
+class Trained(NamedTuple):
+    """A bundle that was written, and its twin on trial: None where that was not wanted, or nobody could judge."""
+
+    manifest: Manifest
+    trial: Trial | None
+
+
+class Lessons(NamedTuple):
+    """What was learnt from, what was learnt, and the row from which `learned.earlier` has seen nothing; on trial also
+    where that begins, and the twin, which has seen nothing from there on."""
+
+    training_set: TrainingSet
+    learned: Learned
+    unseen_from: int
+    cut: Cut | None = None
+    twin: CandidateModel | None = None
+
+
+def train_bundle(log: StoredLog, items: pl.DataFrame | None, **options: Any) -> Manifest:
+    """Train and write a bundle that nobody judges: `train_with_trial` without a rival; its manifest."""
+    return train_with_trial(log, items, **options).manifest
+
+
+def train_with_trial(
     log: StoredLog,
     items: pl.DataFrame | None,
     *,
@@ -51,28 +81,31 @@ def train_bundle(
     warm_ranker: Ranker | None = None,
     served: Served | None = None,
     checkpoints: Checkpoints | None = None,
+    rival: Rival | None = None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
-) -> Manifest:
-    """Train everything from a log (and a catalogue, where there is one) and write the bundle; its manifest.
+) -> Trained:
+    """Train everything from a log (and a catalogue, where there is one) and write the bundle.
 
     `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
-    `warm` and `warm_ranker` are an earlier release's, to begin from. `served`: what the ranker learns from instead of
-    the log's own rows. `learnt_ms`, where the log is a file: its end, at which the release begins to be served; its
-    statistics decay from `created_ms` on.
+    `warm` and `warm_ranker` are an earlier release's, to begin from. `rival`: the release beside which it is to be
+    judged. `served`: what the ranker learns from instead of the log's own rows. `learnt_ms`, where the log is a file:
+    its end, at which the release begins to be served; its statistics decay from `created_ms` on.
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
-    training_set, learned, cut = learn_from_log(
+    lessons = learn_from_log(
         log,
         items,
         settings=settings,
         searches=searches,
         warm=warm,
         checkpoints=checkpoints,
+        rival=rival,
         progress=progress,
         measure=measure,
     )
+    training_set, learned, cut = lessons.training_set, lessons.learned, lessons.cut
     if served is None:
         trained = learn_ranker(
             log,
@@ -80,7 +113,8 @@ def train_bundle(
             settings=ranker,
             delays=delays,
             earlier=learned.earlier,
-            since=int(training_set.completed[cut]),  # the log's row of the first positive that `earlier` has not seen
+            since=int(training_set.completed[lessons.unseen_from]),  # the log's row of the first that it has not seen
+            measured_from=None if cut is None else int(training_set.completed[cut.row]),
             warm=warm_ranker,
             progress=progress,
         )
@@ -88,7 +122,12 @@ def train_bundle(
             trained.statistics.move(created_ms - learnt_ms)
     else:
         trained = learn_from_served(
-            served, log.directory / "ranking", settings=ranker, warm=warm_ranker, progress=progress
+            served,
+            log.directory / "ranking",
+            settings=ranker,
+            warm=warm_ranker,
+            since_ms=0 if rival is None else rival.ranked_ms,
+            progress=progress,
         )
     manifest = write_bundle(
         bundles_dir,
@@ -105,7 +144,9 @@ def train_bundle(
     )
     if checkpoints is not None:
         checkpoints.clear()
-    return manifest
+    if cut is None or lessons.twin is None:
+        return Trained(manifest, None)
+    return Trained(manifest, Trial(training_set, cut, lessons.twin, trained.measured, trained.unseen))
 
 
 def learn_from_log(
@@ -116,27 +157,32 @@ def learn_from_log(
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
     checkpoints: Checkpoints | None = None,
+    rival: Rival | None = None,
     progress: Progress = lambda stage, done, total: None,
     measure: bool = True,
-) -> tuple[TrainingSet, Learned, int]:
-    """Learn candidates; return what was learnt from, what was learnt, and the row where the validation days begin.
+) -> Lessons:
+    """Learn candidates; twice, with the newest watches and without them, where there is a `rival` to be judged beside.
 
-    The first process of a distributed training comes here by train_bundle, the others help by calling this."""
+    The first process of a distributed training comes here by train_with_trial, the others help by calling this."""
     training_set = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
     check_size(training_set.dataset)
     until = len(training_set.dataset)
-    cut = int(until * (1 - HELD_OUT))
-    learned = learn_candidates(
-        training_set,
-        settings,
-        until=until,
-        valid_from=cut if measure else None,
-        items=len(training_set.catalogue),
-        warm=warm,
-        checkpoints=checkpoints,
-        progress=progress,
+    learn = partial(learn_candidates, training_set, settings, until=until, items=len(training_set.catalogue), warm=warm)
+    cut = choose_cut(training_set.dataset, rival.learnt_ms) if rival is not None else None
+    if cut is None:
+        valid_from = int(until * (1 - HELD_OUT))
+        learned = learn(valid_from=valid_from if measure else None, checkpoints=checkpoints, progress=progress)
+        return Lessons(training_set, learned, valid_from)
+    valid_from = int(cut.row * (1 - HELD_OUT))
+    twin = learn(
+        until=cut.row,
+        valid_from=valid_from,
+        items=training_set.known_at(cut.row),
+        warm=warm if cut.is_new else None,  # an earlier release may have learnt what the twin is judged by
+        progress=lambda stage, done, total: progress(f"{TWIN_STAGE}: {stage}", done, total),
     )
-    return training_set, learned, cut
+    learned = learn(valid_from=cut.row, selection=twin.selection, checkpoints=checkpoints, progress=progress)
+    return Lessons(training_set, Learned(learned.model, twin.selection, twin.earlier), valid_from, cut, twin.model)
 
 
 def check_size(dataset: Dataset) -> None:

@@ -68,24 +68,27 @@ def learn_candidates(
     until: int,
     valid_from: int | None,
     items: int,
+    selection: ModelSelection | None = None,
     warm: CandidateModel | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Learned:
     """A model of the first `items` of the catalogue from the data set's rows before `until`.
 
-    Rows from `valid_from` on are validation first; None takes settings.epochs as they are. `warm` is an earlier model
-    to begin from. The same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
+    Rows from `valid_from` on are validation first; None takes settings.epochs as they are. With a `selection` that was
+    made before they choose nothing but the half-life. `warm` is an earlier model to begin from. The same seed gives the
+    same model, also when it was interrupted and went on from `checkpoints`.
     """
     watched, half_life = training_set.dataset.items[:until], settings.half_life_events
     if not settings.half_life_events:
         half_life = HALF_LIFE if valid_from is None else choose_half_life(watched, items, since=valid_from)
     begin = partial(Training, training_set, settings, items=items, warm=warm)
-    selection, earlier = ModelSelection(settings.epochs), None
-    if valid_from is not None:
+    earlier = None
+    if selection is None and valid_from is not None:
         training = begin(until=valid_from, half_life_events=half_life)
         selection = choose(training, until=until, checkpoints=checkpoints, progress=progress)
         earlier = training.freeze(selection)
+    selection = selection or ModelSelection(settings.epochs)
     if not (selection.weight or selection.linear):  # popularity alone: at its best, and nothing to train
         selection = msgspec.structs.replace(selection, epochs=0)
         if not settings.half_life_events:

@@ -30,6 +30,8 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "s3rec beauty": "quality.s3rec:measure_beauty",
     "s3rec toys": "quality.s3rec:measure_toys",
     "s3rec tried": "quality.s3rec:measure_tried",
+    "gate verdicts": "quality.gate:measure_verdicts",
+    "gate cost": "quality.gate:measure_cost",
     "index upserts": "index.index_upserts:measure",
     "index lag": "index.index_lag:measure",
     "index recall": "index.index_recall:measure",

@@ -92,7 +92,7 @@ def measure(report: Report, quick: bool) -> None:
 
 def learn(log: pl.DataFrame, items: pl.DataFrame, settings: Model) -> Past:
     stored = store_frame(log, scratch(), completed_s=COMPLETED_S)
-    return Past(stored, *learn_from_log(stored, items, settings=settings))
+    return Past(stored, *learn_from_log(stored, items, settings=settings)[:3])
 
 
 def first_watches(log: pl.DataFrame, cut_ms: int, past: Past) -> Rows:

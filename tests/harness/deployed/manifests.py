@@ -46,10 +46,8 @@ def of_kind(objects: list[dict[str, Any]], *kinds: str) -> dict[str, dict[str, A
 
 
 def pod_of(item: dict[str, Any]) -> dict[str, Any]:
-    """The pod's spec in a Deployment, Job or CronJob."""
-    spec = item["spec"]
-    spec = spec["jobTemplate"]["spec"] if item["kind"] == "CronJob" else spec
-    pod: dict[str, Any] = spec["template"]["spec"]
+    """The pod's spec in a Deployment or Job."""
+    pod: dict[str, Any] = item["spec"]["template"]["spec"]
     return pod
 
 

@@ -96,6 +96,24 @@ def small_log(rows: int = 3000, users: int = 80, items: int = 60, seed: int = 3,
     )
 
 
+def taste_log(rows: int, users: int, items: int, seed: int = 3, first_ms: int = START_MS) -> pl.DataFrame:
+    """Each user mostly watches the videos of one channel, to their end, and skips those of another."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, rows)
+    liked = rng.random(rows) < 0.8
+    place = (items // CHANNELS * rng.random(rows) ** 1.5).astype(np.int64)
+    item = CHANNELS * place + np.where(liked, user, user + 1) % CHANNELS
+    return pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in user],
+            "item_id": [f"i{n}" for n in item],
+            "event_ms": first_ms + 1000 * np.arange(rows),
+            "watch_s": np.where(liked, 40.0, 3.0) * rng.uniform(0.8, 1.2, rows),
+            "duration_s": np.full(rows, 60.0),
+        }
+    )
+
+
 def small_items(items: int = 60) -> pl.DataFrame:
     return pl.DataFrame(
         {

@@ -23,7 +23,9 @@ UNITS = sorted((INFRA / "systemd").glob("*.service"))
 COMMON = INFRA / "systemd" / "nextwatch-.service.d" / "process.conf"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "nextwatch"}
-COMMANDS = stack.COMMANDS | stack.INGEST
+RETRAIN = {"retrain": ("retrain", "--every", "1d", "--budget", "6h")}  # that `up` does not run
+COMMANDS = stack.COMMANDS | stack.INGEST | RETRAIN
+PROFILES = ("--profile", "ingest", "--profile", "retrain")
 IN_A_UNIT = "/opt/nextwatch/bin/nextwatch"
 EXPOSED_MOST = 2.0  # of 10, as `systemd-analyze security` counts
 
@@ -120,7 +122,7 @@ def test_a_composed_process_is_asked_where_it_listens(tmp_path: Path) -> None:
 @needs(DOCKER_COMPOSE)
 def test_compose_takes_the_file() -> None:
     """As Compose itself parses it; no container is started."""
-    command = ["docker-compose", "-f", str(INFRA / "compose.yml"), "--profile", "ingest", "config", "--services"]
+    command = ["docker-compose", "-f", str(INFRA / "compose.yml"), *PROFILES, "config", "--services"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == set(COMPOSE["services"]) and not done.stderr.strip()

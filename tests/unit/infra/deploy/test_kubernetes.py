@@ -9,13 +9,12 @@ import kubernetes_validate
 import pytest
 
 from infra.local.processes import STOP_S
-from infra.local.stack import COMMANDS, INGEST
 from infra.platform.settings import load_settings, variables
 from streams.ingest.batch import readers_of
 from streams.topics import RECOMMEND_REQUESTS, WATCH_EVENTS
 from tests.harness.deployed.manifests import composed, deployed, environ_of, of_kind, pod_of, rendered
 from tests.harness.needs import KUBECTL, NPM, needs
-from tests.unit.infra.deploy.test_deployment import is_command
+from tests.unit.infra.deploy.test_deployment import COMMANDS, is_command
 
 pytestmark = needs(KUBECTL)
 
@@ -75,11 +74,12 @@ def test_the_schemas_of_the_operators_take_theirs(tmp_path: Path) -> None:
 
 def test_there_is_a_deployment_for_each_of_our_processes(objects):
     """The ingest runs where there are topics to map."""
-    has_topics = "ingest" in {each.name for each in deployed(objects)}
-    assert {each.name: each.arguments for each in deployed(objects)} == COMMANDS | (INGEST if has_topics else {})
-    assert set(of_kind(objects, "Deployment")) == {*COMMANDS, *INGEST}
-    tasks = [pod_of(each)["containers"][0]["args"] for each in of_kind(objects, "Job", "CronJob").values()]
-    assert len(tasks) == 2 and all(map(is_command, tasks))
+    running = {each.name: each.arguments for each in deployed(objects)}
+    expected = COMMANDS if "ingest" in running else {name: of for name, of in COMMANDS.items() if name != "ingest"}
+    assert running == expected
+    assert set(of_kind(objects, "Deployment")) == set(COMMANDS)
+    [task] = of_kind(objects, "Job").values()
+    assert is_command(pod_of(task)["containers"][0]["args"])
 
 
 def test_the_settings_are_ours_those_of_the_compose_file_and_no_secrets(objects):
@@ -93,7 +93,7 @@ def test_the_settings_are_ours_those_of_the_compose_file_and_no_secrets(objects)
 
 
 def test_every_pod_is_shut_and_leaves_time_to_stop(objects):
-    for item in of_kind(objects, "Deployment", "Job", "CronJob").values():
+    for item in of_kind(objects, "Deployment", "Job").values():
         pod = pod_of(item)
         [container] = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
