@@ -47,6 +47,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving preranking": "serving.serving_preranking:measure",
     "serving processes": "serving.serving_processes:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
+    "serving unwanted": "serving.serving_unwanted:measure",
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",
