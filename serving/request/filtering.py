@@ -70,5 +70,6 @@ class MayBeShown(NamedTuple):
 
 def is_of(channels: Iterable[str], catalogue: Catalogue, rows: Rows) -> Flags:
     """bool [C]: whether each item is of one of these channels."""
-    codes = [code for channel in channels if (code := catalogue.code_of_id(CHANNEL, channel))]
-    return np.isin(catalogue.channel_codes(rows), codes)
+    codes = {catalogue.code_of_id(CHANNEL, channel) for channel in channels} - {0}
+    found = catalogue.channel_codes(rows).tolist()
+    return np.fromiter(map(codes.__contains__, found), np.bool_, len(found))  # np.isin takes longer for so few
