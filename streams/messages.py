@@ -33,7 +33,7 @@ Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Revision = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # grows with what was read of the user's events
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
-
+SignalKind = Literal["like", "dislike", "not_interested", "undo", "share", "save"]
 
 UNREADABLE = b"nextwatch: unreadable record batch: "  # what stands for one, and why (see streams.kafka.unpacking)
 
@@ -88,6 +88,22 @@ class SearchEvent(Struct, frozen=True, omit_defaults=True):
     context: Context | None = None
 
 
+class SignalEvent(Struct, frozen=True, omit_defaults=True):
+    """What a user says of an item or of a channel: one of the two is named, not both. `undo` takes back a like, a
+    dislike or a not_interested of the same (see streams.history.signals)."""
+
+    event_id: Id
+    user_id: Id
+    kind: SignalKind
+    event_ms: Millis
+    item_id: Id | None = None
+    channel: Id | None = None
+
+    def __post_init__(self) -> None:
+        if (self.item_id is None) == (self.channel is None):
+            raise ValueError("a signal names an item_id or a channel, one of the two")
+
+
 class Item(Struct, frozen=True, omit_defaults=True):
     """An entry of the catalogue. A tombstone (null value) or `available: false` takes the item down everywhere.
 
@@ -135,12 +151,23 @@ class ShownList(Struct, frozen=True, array_like=True, gc=False):
     item_ids: tuple[str, ...]  # top first
 
 
+class Signal(Struct, frozen=True, array_like=True, gc=False):
+    """The newest signal of its sort (see streams.history.signals) about an item or about a channel."""
+
+    kind: str  # one of SignalKind, or one that is newer than this reader
+    item_id: str | None
+    channel: str | None
+    event_ms: Millis
+    event_id: str
+    offset: Offset  # in signals, on the user's own partition
+
+
 class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     """The newest watches of a user (of any length, and completed ones: see streams.history.rules), the newest
-    searches and the newest impressions, oldest first by event time, and what the stream has shown us so far.
+    searches, impressions and signals, oldest first by event time, and what the stream has shown us so far.
 
-    `watch_offset`, `search_offset` and `impression_offset` are the newest source offsets that are in here: an event at
-    or below is a replay. `seen`: the items of older watches, hashed, with their days (see
+    `watch_offset`, `search_offset`, `impression_offset` and `signal_offset` are the newest source offsets that are in
+    here: an event at or below is a replay. `seen`: the items of older watches, hashed, with their days (see
     streams.history.watched_filter). `since_ms`: when the user was erased, nothing from before is in here.
     """
 
@@ -155,6 +182,8 @@ class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
     impression_offset: Offset = -1
     seen: bytes = b""
     since_ms: Millis = 0
+    signals: tuple[Signal, ...] = ()
+    signal_offset: Offset = -1
 
 
 class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):

@@ -32,6 +32,7 @@ FORWARDED = "nextwatch-forwarded"  # header of a message that was moved to its u
 
 WATCH_EVENTS = "watch-events"
 SEARCH_EVENTS = "search-events"
+SIGNALS = "signals"
 ITEMS = "items"
 LOADED_HISTORIES = "loaded-histories"
 USER_HISTORIES = "user-histories"
@@ -73,6 +74,7 @@ class Topic:
 TOPICS = (
     Topic(WATCH_EVENTS, "user", "delete", messages.WatchEvent),
     Topic(SEARCH_EVENTS, "user", "delete", messages.SearchEvent),
+    Topic(SIGNALS, "user", "delete", messages.SignalEvent),
     Topic(ITEMS, "item", "compact", messages.Item),
     Topic(LOADED_HISTORIES, "user", "delete", messages.LoadedHistory),
     Topic(USER_HISTORIES, "user", "compact", messages.UserHistory),

@@ -80,7 +80,7 @@ def watch(
 
 
 def history(context: typer.Context, user: UserId, as_json: AsJson = False) -> None:
-    """Show what the system knows of a user: the newest watches and searches."""
+    """Show what the system knows of a user: the newest watches, searches and signals."""
     from infra.operate.user_history import read_history
 
     found = read_history(context.obj.connected, user)
@@ -155,3 +155,9 @@ def _print_history(found: Any) -> None:
     console.print(table)
     if found.searches:
         console.print(escape("searches: " + ", ".join(search.query for search in reversed(found.searches))))
+    if found.signals:
+        console.print(escape("signals: " + ", ".join(map(_said, reversed(found.signals)))))
+
+
+def _said(signal: Any) -> str:
+    return f"{signal.kind} {signal.item_id or 'channel ' + signal.channel}"

@@ -90,7 +90,7 @@ def gateway(context: typer.Context) -> None:
 
 
 def ingest(context: typer.Context) -> None:
-    """Run the ingest: topics of your own become watch-events, search-events and items, as [ingest] says."""
+    """Run the ingest: topics of your own become watch-events, search-events, signals and items, as [ingest] says."""
     from streams.ingest.worker import run_ingest
 
     run_ingest(context.obj.connected, stop_on_signals())

@@ -63,7 +63,7 @@ def histories(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make all histories again from watch-events, search-events and impressions; what is older than these topics is
+    """Make all histories again from watch-events, search-events, signals and impressions; what is older than these is
     kept from the present histories. The history workers must be stopped (exit 2 when they are not)."""
     from streams.history.rebuild_histories import adopt_histories, rebuild_histories
 

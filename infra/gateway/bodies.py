@@ -13,9 +13,9 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from streams.messages import Item, Refused, SearchEvent, WatchEvent, decode
+from streams.messages import Item, Refused, SearchEvent, SignalEvent, WatchEvent, decode
 
-Event = WatchEvent | SearchEvent
+Event = WatchEvent | SearchEvent | SignalEvent
 
 MOST_CHARACTERS = 256  # of an id
 UNACKNOWLEDGED = "unacknowledged"  # code of a problem that is not the event's own

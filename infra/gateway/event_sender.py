@@ -26,14 +26,15 @@ from infra.platform import metrics
 from infra.platform.kafka_clients import close_producer, kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
-from streams.messages import Item, SearchEvent, WatchEvent, encode
+from streams.messages import Item, SearchEvent, SignalEvent, WatchEvent, encode
 
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 50  # more records than that are handed to the producer in a thread: it takes its time
 CLOSE_S = 5.0
 CONNECT_S = 15.0
-OURS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.ITEMS)
+TOPICS = {WatchEvent: topics.WATCH_EVENTS, SearchEvent: topics.SEARCH_EVENTS, SignalEvent: topics.SIGNALS}
+OURS = (*TOPICS.values(), topics.ITEMS)
 
 
 class Record(NamedTuple):
@@ -144,15 +145,12 @@ class Acknowledgements:
         return [problem or "" for problem in self._problems]
 
 
-def record_of(message: WatchEvent | SearchEvent | Item, kafka: Kafka) -> Record:
+def record_of(message: WatchEvent | SearchEvent | SignalEvent | Item, kafka: Kafka) -> Record:
     """A message under its key, on the partition that its readers expect it on."""
-    match message:
-        case Item():
-            return Record(topics.ITEMS, message.item_id.encode(), encode(message))
-        case WatchEvent() | SearchEvent():
-            name = topics.WATCH_EVENTS if isinstance(message, WatchEvent) else topics.SEARCH_EVENTS
-            place = topics.partition_of(message.user_id, kafka.partitions)
-            return Record(name, message.user_id.encode(), encode(message), place)
+    if isinstance(message, Item):
+        return Record(topics.ITEMS, message.item_id.encode(), encode(message))
+    place = topics.partition_of(message.user_id, kafka.partitions)
+    return Record(TOPICS[type(message)], message.user_id.encode(), encode(message), place)
 
 
 def tombstone_of(item_id: str) -> Record:

@@ -16,12 +16,13 @@ from litestar import Litestar, MediaType, Response, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from streams.messages import Item, SearchEvent, WatchEvent
+from streams.messages import Item, SearchEvent, SignalEvent, WatchEvent
 
 REF = "#/components/schemas/{name}"
 BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("/watches", "post"): WatchEvent,
     ("/searches", "post"): SearchEvent,
+    ("/signals", "post"): SignalEvent,
     ("/items/{item}", "put"): Item,
 }
 

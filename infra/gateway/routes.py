@@ -25,6 +25,7 @@ from infra.gateway.access import AccessRules
 from infra.gateway.bodies import (
     UNACKNOWLEDGED,
     BadRequest,
+    Event,
     Outcome,
     Problem,
     read_events,
@@ -40,7 +41,7 @@ from infra.platform.settings import Settings
 from nextwatch_client import AsyncRecommendClient, Context, RecommendReply, RecommendRequest, UserHistory
 from nextwatch_client.messages import encode as encode_request
 from streams import messages
-from streams.messages import Refused, SearchEvent, WatchEvent, decode
+from streams.messages import Refused, SearchEvent, SignalEvent, WatchEvent, decode
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +134,15 @@ async def searches(request: Asked) -> Response[Outcome]:
     return await take_events(SearchEvent, request)
 
 
+@post("/signals", status_code=202)
+async def signals(request: Asked) -> Response[Outcome]:
+    """Likes, dislikes, shares and more, one or a list, as watches.
+
+    What is disliked, or not_interested, item or channel, is in no later reply to its user, until a like or an undo.
+    """
+    return await take_events(SignalEvent, request)
+
+
 @put("/items/{item:str}", status_code=202)
 async def put_item(request: Asked, item: Id) -> None:
     """An entry of the catalogue, new or changed, acknowledged by the brokers."""
@@ -150,7 +160,7 @@ async def delete_item(request: Asked, item: Id) -> None:
 
 @get("/history/{user:str}")
 async def history(request: Asked, user: Id) -> Response[UserHistory | Error]:
-    """What the next answer will know of a user: newest watches, searches and shown lists, oldest first.
+    """What the next answer will know of a user: newest watches, searches, signals and shown lists, oldest first.
 
     404: nothing of this user has come in.
     """
@@ -219,10 +229,10 @@ async def ask_history(services: Services, user_id: str) -> UserHistory | None:
     found = (await ask(services, asked)).history
     if found is None:
         raise Unavailable("the server that answers this user is older than the gateway: it tells no histories")
-    return found if found.watches or found.searches or found.impressions else None
+    return found if found.watches or found.searches or found.impressions or found.signals else None
 
 
-async def take_events(kind: type[WatchEvent] | type[SearchEvent], request: Asked) -> Response[Outcome]:
+async def take_events(kind: type[Event], request: Asked) -> Response[Outcome]:
     services = services_of(request)
     body, settings = await read_body(request, services), services.settings
     latest_ms = time.time_ns() // 1_000_000 + int(settings.history.future_s * 1000)
@@ -253,4 +263,4 @@ async def read_body(request: Asked, services: Services) -> bytes:
         return await request.body()
 
 
-HANDLERS = (recommend, watches, searches, put_item, delete_item, history, forget, health, metrics_page)
+HANDLERS = (recommend, watches, searches, signals, put_item, delete_item, history, forget, health, metrics_page)

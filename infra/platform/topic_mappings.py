@@ -11,19 +11,22 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Becomes = Literal["watch-events", "search-events", "items"]
+Becomes = Literal["watch-events", "search-events", "signals", "items"]
 Format = Literal["json", "avro", "protobuf", "json-schema"]
 Scalar = bool | int | float | str
 
 CONTEXT = tuple(f"context.{name}" for name in ("region", "language", "device", "surface", "signed_in", "gender", "age"))
+ABOUT = ("item_id", "channel")  # a signal names one of the two
 REQUIRED: Mapping[Becomes, tuple[str, ...]] = {
     "watch-events": ("user_id", "item_id", "event_ms", "watch_s"),
     "search-events": ("user_id", "query", "event_ms"),
+    "signals": ("user_id", "kind", "event_ms"),
     "items": ("item_id",),
 }
 OPTIONAL: Mapping[Becomes, tuple[str, ...]] = {
     "watch-events": ("event_id", "duration_s", "request_id", *CONTEXT),
     "search-events": ("event_id", *CONTEXT),
+    "signals": ("event_id", *ABOUT),
     "items": ("title", "channel", "topics", "duration_s", "published_ms", "available", "language"),
 }
 IDS = "ids."  # of an item: what else groups items, by a name of the team's own
@@ -72,6 +75,8 @@ class TopicMapping(BaseModel):
             raise ValueError(f"{both[0]} is in fields and in values: it has one origin")
         if missing := [name for name in REQUIRED[self.becomes] if name not in {*self.fields, *self.values}]:
             raise ValueError(f"fields.{missing[0]} is missing: {self.becomes} must have it")
+        if self.becomes == "signals" and not {*self.fields, *self.values}.intersection(ABOUT):
+            raise ValueError("fields.item_id is missing: signals must have it, or channel")
         return self
 
     @model_validator(mode="after")

@@ -1,21 +1,21 @@
-"""Rules out what was watched before, excluded, shown too often, taken down, or is outside the request's filter.
+"""Rules out what was watched before, is unwanted, excluded, shown too often, taken down, or outside the filter.
 
 The same rules for every source. What few items are banned by name is a set; what was watched long ago is a compact set
-of hashes (streams/history/watched_filter.py); the request's filter reads the catalogue's columns. Nothing here loops
-over the catalogue.
+of hashes (streams/history/watched_filter.py); the request's filter reads the catalogue's columns, and so do channels
+that the user does not want. Nothing here loops over the catalogue.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.catalogue.catalogue import Catalogue
-from models.catalogue.item_filter import ItemFilter
+from models.arrays import Rows
+from models.catalogue.catalogue import CHANNEL, Catalogue
 from serving.request.response_draft import ResponseDraft
 from serving.state.views import CatalogueView
 from streams.history.watched_filter import codes_of, watched_mask
@@ -50,15 +50,26 @@ class MayBeShown(NamedTuple):
         if draft.history.seen and len(item_ids):
             codes = codes_of(item_ids)
             allowed &= ~watched_mask(draft.history.seen, codes, now_ms=self.now_ms, days=self.watched_days)
-        if draft.context.filter is not None and len(item_ids):
-            allowed &= self._passes(draft.context.filter, item_ids)
+        item_filter, channels = draft.context.filter, draft.unwanted.channels
+        if len(item_ids) and (item_filter is not None or channels):
+            catalogue = self._described(item_ids) if self.catalogue is None else self.catalogue
+            rows = catalogue.rows(item_ids)
+            if item_filter is not None:
+                allowed &= item_filter.mask(catalogue, rows)
+            if channels:
+                allowed &= ~is_of(channels, catalogue, rows)
         return allowed
 
-    def _passes(self, item_filter: ItemFilter, item_ids: Sequence[str]) -> Flags:
-        """bool [C]. Without a release the attributes are read from the view, item by item."""
-        catalogue = self.catalogue
-        if catalogue is None:
-            catalogue = Catalogue()
-            for item_id in item_ids:
-                self.view.describe(item_id, catalogue)
-        return np.asarray(item_filter.mask(catalogue, catalogue.rows(item_ids)))
+    def _described(self, item_ids: Sequence[str]) -> Catalogue:
+        """The attributes of these items, read from the view, item by item: there is no release yet."""
+        catalogue = Catalogue()
+        for item_id in item_ids:
+            self.view.describe(item_id, catalogue)
+        return catalogue
+
+
+def is_of(channels: Iterable[str], catalogue: Catalogue, rows: Rows) -> Flags:
+    """bool [C]: whether each item is of one of these channels."""
+    codes = {catalogue.code_of_id(CHANNEL, channel) for channel in channels} - {0}
+    found = catalogue.channel_codes(rows).tolist()
+    return np.fromiter(map(codes.__contains__, found), np.bool_, len(found))  # np.isin takes longer for so few

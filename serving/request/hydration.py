@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import msgspec
 import numpy as np
 
@@ -11,6 +13,7 @@ from serving.request.filtering import banned_by
 from serving.request.response_draft import RequestContext, ResponseDraft
 from serving.state.release import LiveRelease
 from serving.state.views import HistoryView
+from streams.history.signals import NOTHING, unwanted_by
 from streams.messages import UserHistory
 
 
@@ -19,9 +22,9 @@ def hydrate(context: RequestContext, histories: HistoryView, settings: Serving) 
     history = histories.get(request.user_id, context.partition) or UserHistory(request.user_id)
     if request.context is not None:
         history = msgspec.structs.replace(history, context=request.context)
-    banned = banned_by(history, settings.shown_most)
-    banned.update(request.exclude)
-    return ResponseDraft(context, request.k or settings.k, history, banned)
+    banned, unwanted = banned_by(history, settings.shown_most), unwanted_by(history)
+    banned.update(unwanted.items, request.exclude)
+    return ResponseDraft(context, request.k or settings.k, history, banned, unwanted)
 
 
 def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Serving) -> bool:
@@ -40,7 +43,8 @@ def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Servin
 def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now_ms: int) -> list[ResponseDraft]:
     """The drafts that have a usable user vector. All vectors come from one pass of the user tower, those after the last
     watches alone only where similar items are wanted."""
-    watchers = [(draft, last) for draft in drafts if settings.similar and (last := last_watch_alone(draft.history))]
+    wanted = drafts if settings.similar else []
+    watchers = [(draft, last) for draft in wanted if (last := last_watch_alone(draft.history, draft.unwanted.items))]
     users = [draft.history for draft in drafts] + [last for _, last in watchers]
     vectors = live.model.user_vectors(users, now_ms)  # [B + W, D]
     for draft, vector in zip(drafts, vectors, strict=False):
@@ -53,8 +57,9 @@ def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now
     return [draft for draft in drafts if np.isfinite(draft.vector).all()]
 
 
-def last_watch_alone(history: UserHistory) -> UserHistory | None:
-    """A user of whom nothing is known but the last completed watch: what the towers find for this one is like it. None
-    for somebody who has completed nothing."""
-    last = next((watch for watch in reversed(history.watches) if watch.completed), None)
+def last_watch_alone(history: UserHistory, unwanted: Set[str] = NOTHING) -> UserHistory | None:
+    """A user of whom nothing is known but the last completed watch of an item that is not `unwanted`: what the towers
+    find for this one is like it. None for somebody who has completed nothing."""
+    completed = (watch for watch in reversed(history.watches) if watch.completed)
+    last = next((watch for watch in completed if watch.item_id not in unwanted), None)
     return None if last is None else UserHistory(history.user_id, (last,))

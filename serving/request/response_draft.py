@@ -16,6 +16,7 @@ from infra.platform.tracing import Stage
 from models.catalogue.item_filter import ItemFilter
 from models.ranking.ranker import Ranked
 from models.ranking.ranking_request import Nominations, by_two_towers
+from streams.history.signals import Unwanted
 from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, UserHistory
 
 Floats = NDArray[np.float32]
@@ -75,12 +76,13 @@ def no_candidates() -> CandidateSet:
 
 @dataclass
 class ResponseDraft:
-    """`banned`: items that this answer may not hold, whatever nominates them."""
+    """`banned`: items that this answer may not hold, whatever nominates them, the `unwanted` ones among them."""
 
     context: RequestContext
     k: int
     history: UserHistory
     banned: set[str]
+    unwanted: Unwanted = field(default_factory=Unwanted)
     degraded: list[str] = field(default_factory=list)
     vector: Floats = field(default_factory=no_vector)  # [D], of the user
     last_watch_vector: Floats = field(default_factory=no_vector)  # [D], of the last completed watch alone; empty: none

@@ -1,5 +1,5 @@
-"""The history worker: watch and search events and impressions in, user histories and training examples out; and what a
-log tells of users (`nextwatch load`), which makes no examples, since a release has learnt it.
+"""The history worker: watch and search events, signals and impressions in, user histories and training examples out;
+and what a log tells of users (`nextwatch load`), which makes no examples, since a release has learnt it.
 
 What is wrong with an impression is the join worker's to report and to forward (see streams.join.app); here it is
 passed over.
@@ -35,19 +35,29 @@ from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.loaded import apply_loaded
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
+from streams.history.signals import apply_signal
 from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, do_every, follow_readiness, give_up_with, now_ms, wall_ms
 from streams.kafka.intake import Raw, read, reject
 from streams.kafka.outbox import Outbox
 from streams.kafka.tables import EncodedTable, create_table, load, put
-from streams.messages import ImpressionOutline, LoadedHistory, Refused, SearchEvent, UserHistory, WatchEvent, encode
+from streams.messages import (
+    ImpressionOutline,
+    LoadedHistory,
+    Refused,
+    SearchEvent,
+    SignalEvent,
+    UserHistory,
+    WatchEvent,
+    encode,
+)
 
-KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent}
+KINDS = {topics.WATCH_EVENTS: WatchEvent, topics.SEARCH_EVENTS: SearchEvent, topics.SIGNALS: SignalEvent}
 SHOWN = {topics.IMPRESSIONS: ImpressionOutline}
 LOADED = {topics.LOADED_HISTORIES: LoadedHistory}
 TIMES = 4  # so much larger than an event may what is loaded of a user be: it is many events
 
-Event = WatchEvent | SearchEvent | ImpressionOutline | LoadedHistory
+Event = WatchEvent | SearchEvent | SignalEvent | ImpressionOutline | LoadedHistory
 
 
 def create_history_app(settings: Settings, health: Health) -> faust.App:
@@ -192,6 +202,8 @@ def apply_event(before: UserHistory, event: Event, raw: Raw, settings: Settings)
         return apply_impression(before, event, raw.source, keep=history.impressions)
     if isinstance(event, SearchEvent):
         return apply_search(before, event, raw.source, keep=history.searches)
+    if isinstance(event, SignalEvent):
+        return apply_signal(before, event, raw.source, unwanted=history.unwanted, others=history.signals)
     return apply_loaded(
         before,
         event,

@@ -1,8 +1,8 @@
-"""Histories made again from what `watch-events`, `search-events`, `impressions` and `loaded-histories` still hold, by
-the history worker's own functions; of what is older than these topics the present histories tell.
+"""Histories made again from what `watch-events`, `search-events`, `signals`, `impressions` and `loaded-histories` still
+hold, by the history worker's own functions; of what is older than these topics the present histories tell.
 
-The rule, user by user. Kept of the present history: the watches and searches whose source offset lies before the
-beginning of their topic's partition, the lists that are in no impression that is still there, what is remembered as
+The rule, user by user. Kept of the present history: the watches, searches and signals whose source offset lies before
+the beginning of their topic's partition, the lists that are in no impression that is still there, what is remembered as
 watched, the context. On that, every event is applied in the order of its offset, up to what the history workers' group
 has committed. So
 
@@ -49,7 +49,7 @@ from streams.kafka.topic_ids import require_same_topics
 from streams.messages import Refused, UserHistory, decode, encode
 from streams.topics import HOUR_MS
 
-EVENTS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
+EVENTS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS)
 SOURCES = (*EVENTS, topics.LOADED_HISTORIES)
 ALL = KINDS | SHOWN | LOADED
 AHEAD = 1000  # records sent and not yet acknowledged
@@ -190,6 +190,9 @@ def without_offsets(history: UserHistory, of: Collection[str] = EVENTS) -> UserH
     if topics.SEARCH_EVENTS in of:
         searches = tuple(replace(search, offset=-1) for search in history.searches)
         history = replace(history, searches=searches, search_offset=-1)
+    if topics.SIGNALS in of:
+        signals = tuple(replace(signal, offset=-1) for signal in history.signals)
+        history = replace(history, signals=signals, signal_offset=-1)
     return replace(history, impression_offset=-1) if topics.IMPRESSIONS in of else history
 
 
@@ -271,14 +274,16 @@ def _replay_from(
 def kept(history: UserHistory, reach: Reach, shown: set[str]) -> UserHistory:
     """Return what only a history knows: all that the topics no longer hold. `shown`: the user's requests whose
     impressions are still there."""
-    watches, searches, lists = (reach.first[topic] for topic in EVENTS)
+    watches, searches, signals, lists = (reach.first[topic] for topic in EVENTS)
     return replace(
         history,
         watches=tuple(watch for watch in history.watches if watch.offset < watches),
         searches=tuple(search for search in history.searches if search.offset < searches),
+        signals=tuple(signal for signal in history.signals if signal.offset < signals),
         impressions=tuple(each for each in history.impressions if each.request_id not in shown),
         watch_offset=min(history.watch_offset, watches - 1),
         search_offset=min(history.search_offset, searches - 1),
+        signal_offset=min(history.signal_offset, signals - 1),
         impression_offset=min(history.impression_offset, lists - 1),
     )
 

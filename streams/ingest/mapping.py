@@ -29,13 +29,18 @@ from streams.ingest.values import (
     time_ms_in,
     truth_of,
 )
-from streams.messages import Item, Refused, SearchEvent, WatchEvent, refuse_future
+from streams.messages import Item, Refused, SearchEvent, SignalEvent, WatchEvent, refuse_future
 
 Test = Callable[[Record], bool]
 
 LONGEST_ID = 256
 _UNFIT = (Unfit, ValueError, ArithmeticError)  # what a conversion raises
-KINDS: Mapping[str, Any] = {"watch-events": WatchEvent, "search-events": SearchEvent, "items": Item}
+KINDS: Mapping[str, Any] = {
+    "watch-events": WatchEvent,
+    "search-events": SearchEvent,
+    "signals": SignalEvent,
+    "items": Item,
+}
 _PLAIN = (str, int, float)
 _TRUTHS = ("available", "context.signed_in")
 _REALS = ("context.gender", "context.age")
@@ -46,7 +51,7 @@ class Mapped(NamedTuple):
 
     topic: str
     key: str
-    message: WatchEvent | SearchEvent | Item | None
+    message: WatchEvent | SearchEvent | SignalEvent | Item | None
 
 
 class Slot(NamedTuple):

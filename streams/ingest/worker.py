@@ -31,11 +31,11 @@ from streams.ingest.clients import create_consumer, create_producer, raw_of
 from streams.kafka.follow import require_topics
 from streams.kafka.intake import Raw
 from streams.kafka.requirements import require_settings
-from streams.topics import DEAD_LETTERS, ITEMS, SEARCH_EVENTS, WATCH_EVENTS
+from streams.topics import DEAD_LETTERS, ITEMS, SEARCH_EVENTS, SIGNALS, WATCH_EVENTS
 
 log = structlog.get_logger(__name__)
 
-OURS = (WATCH_EVENTS, SEARCH_EVENTS, ITEMS, DEAD_LETTERS)
+OURS = (WATCH_EVENTS, SEARCH_EVENTS, SIGNALS, ITEMS, DEAD_LETTERS)
 RETRY_S = 2.0  # until a partition that waits for its schema is looked at again
 LOOK_S = 2.0  # between two looks for the brokers, and at the lags
 FLUSH_S = 0.5

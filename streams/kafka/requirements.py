@@ -64,7 +64,7 @@ def fatal_problems(topic: Topic, settings: Settings, config: Mapping[str, str]) 
         yield f"retention.ms is {retention_ms} and must be {least_ms} or more: {_WAITED_FOR[topic.name]}"
 
 
-_TOLD_US = {topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.ITEMS, topics.RECOMMEND_REQUESTS}
+_TOLD_US = {topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.ITEMS, topics.RECOMMEND_REQUESTS}
 
 _WAITED_FOR = {
     topics.WATCH_EVENTS: "so long a watch can wait for its impression (join.early_s) or correct its example "

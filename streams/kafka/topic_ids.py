@@ -26,7 +26,13 @@ STATES = {
     "trainer": topics.ITEM_VECTORS,
 }
 SOURCES = {
-    "history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS, topics.LOADED_HISTORIES),
+    "history": (
+        topics.WATCH_EVENTS,
+        topics.SEARCH_EVENTS,
+        topics.SIGNALS,
+        topics.IMPRESSIONS,
+        topics.LOADED_HISTORIES,
+    ),
     "join": (topics.IMPRESSIONS, topics.WATCH_EVENTS),
     "trending": (topics.WATCH_EVENTS,),
     "trainer": (topics.TRAINING_EXAMPLES, topics.WATCH_EVENTS),

@@ -54,6 +54,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "serving processes": "serving.serving_processes:measure",
     "serving hydrate": "serving.serving_hydrate:measure",
     "serving tracing": "serving.serving_tracing:measure",
+    "serving unwanted": "serving.serving_unwanted:measure",
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",

@@ -32,6 +32,7 @@ from tests.harness.raw_batches import GZIP, LZ4, NAMED, SNAPPY, ZSTD, Ready, bat
 SET_ASIDE = (
     topics.WATCH_EVENTS,
     topics.SEARCH_EVENTS,
+    topics.SIGNALS,
     topics.IMPRESSIONS,
     topics.LOADED_HISTORIES,
     topics.ITEMS,

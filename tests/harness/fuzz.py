@@ -42,6 +42,8 @@ from streams.messages import (
     ServerState,
     Shown,
     ShownList,
+    Signal,
+    SignalEvent,
     StatisticsRow,
     TrainingExample,
     Trending,
@@ -58,6 +60,7 @@ LATEST_MS = NOW_MS + 300_000
 _TIMED = (
     topics.WATCH_EVENTS,
     topics.SEARCH_EVENTS,
+    topics.SIGNALS,
     topics.IMPRESSIONS,
     topics.LOADED_HISTORIES,
     topics.TRAINING_EXAMPLES,
@@ -77,6 +80,7 @@ _IMPRESSION = Impression(
 )
 _SEARCH = Search("cars", NOW_MS, "s1", 3)
 _LIST = ShownList("r1", NOW_MS, ("a",))
+_SIGNAL = Signal("dislike", "video-1", None, NOW_MS, "g1", 2)
 _JOINED = JoinedWatch("video-1", NOW_MS, 31.5, True, "e1", None, 5)
 _OPEN = OpenImpression("r1", NOW_MS, ("video-1",), encode(_IMPRESSION), 7, NOW_MS, (_JOINED,))
 _STATE_IN_JSON = {
@@ -95,12 +99,16 @@ GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there
             WatchEvent("e2", "bob \N{SNOWMAN}", "video-2", NOW_MS, 0.0),
         ],
         topics.SEARCH_EVENTS: [SearchEvent("s1", "ann", "red cars", NOW_MS, _CONTEXT)],
+        topics.SIGNALS: [
+            SignalEvent("g1", "ann", "dislike", NOW_MS, "video-1"),
+            SignalEvent("g2", "bob", "not_interested", NOW_MS, channel="cars"),
+        ],
         topics.ITEMS: [
             Item("video-1", "A title", "channel", ("cars", "red"), 60.0, NOW_MS, True, "de", {"music": ("77",)}),
             Item("video-2", available=False),
         ],
         topics.USER_HISTORIES: [
-            UserHistory("ann", (_WATCH,), (_SEARCH,), _CONTEXT, 7, 3, NOW_MS, (_LIST,), 4, b"\0" * 12)
+            UserHistory("ann", (_WATCH,), (_SEARCH,), _CONTEXT, 7, 3, NOW_MS, (_LIST,), 4, b"\0" * 12, 0, (_SIGNAL,), 2)
         ],
         topics.LOADED_HISTORIES: [LoadedHistory("ann", NOW_MS, (_WATCH,), (_SEARCH,), _CONTEXT, b"\0" * 12)],
         topics.TRAINING_EXAMPLES: [

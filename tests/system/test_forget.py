@@ -29,6 +29,7 @@ from streams.messages import (
     RecommendRequest,
     SearchEvent,
     Shown,
+    SignalEvent,
     UserHistory,
     decode,
     encode,
@@ -82,12 +83,13 @@ class Town:
         self.traffic = Traffic(kafka)
 
     def live(self, user: str) -> None:
-        """Two watches, a search, a list that waits for its outcome, a request with its reply, and two messages that
-        cannot be used, one of them without a key."""
+        """Two watches, a search, a signal, a list that waits for its outcome, a request with its reply, and two
+        messages that cannot be used, one of them without a key."""
         at_ms = now_ms() - 5000
         for item in ("a", "b"):
             self.traffic.watch(user, item, at_ms)
         self._send(topics.SEARCH_EVENTS, user, SearchEvent(uuid.uuid4().hex, user, "cats", at_ms))
+        self._send(topics.SIGNALS, user, SignalEvent(uuid.uuid4().hex, user, "dislike", at_ms, "e"))
         self.show(user, at_ms)
         request = f"of-nobody-{uuid.uuid4().hex}"
         self._send(topics.RECOMMEND_REQUESTS, user, RecommendRequest(request, user))
@@ -104,8 +106,8 @@ class Town:
 
         def is_whole(user: str) -> bool:
             history = self.history_of(user)
-            has_all = history is not None and history.watches and history.searches and history.impressions
-            return bool(has_all) and self.state_of(user) is not None
+            has_events = history is not None and history.watches and history.searches and history.signals
+            return bool(has_events and history.impressions) and self.state_of(user) is not None
 
         wait_until(lambda: all(map(is_whole, users)), "all of it in the tables", PATIENCE_S, every_s=0.5)
 
@@ -162,7 +164,7 @@ def rewind(settings: Settings) -> None:
 
 
 def wait_until_read(settings: Settings) -> None:
-    read = {"history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)}
+    read = {"history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS)}
     read["join"] = (topics.WATCH_EVENTS, topics.IMPRESSIONS)
     with Cluster(settings.kafka) as cluster:
         wait_until(
@@ -216,7 +218,7 @@ def test_a_forgotten_user_is_in_no_stored_byte_and_no_replay_brings_the_user_bac
     assert town.history_of(carol) is None and town.state_of(carol) is None
     back = town.history_of(alice)
     assert back is not None and [watch.item_id for watch in back.watches] == ["anew"]
-    assert (back.since_ms, back.searches, back.impressions) == (report["at_ms"], (), ())
+    assert (back.since_ms, back.searches, back.signals, back.impressions) == (report["at_ms"], (), (), ())
     assert town.history_of(bob) == bobs
     assert counted['nextwatch_messages_forgotten_total{topic="watch-events"}'] >= 7, "the late watch, and the junk"
     assert counted['nextwatch_users_forgotten_total{worker="history"}'] == 1
@@ -230,6 +232,7 @@ def check_held(held: list[dict[str, Any]]) -> None:
     assert records == {
         topics.WATCH_EVENTS: 4,
         topics.SEARCH_EVENTS: 1,
+        topics.SIGNALS: 1,
         topics.IMPRESSIONS: 1,
         topics.TRAINING_EXAMPLES: 2,
         topics.RECOMMEND_REQUESTS: 1,

@@ -20,7 +20,18 @@ from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
 from streams.dead_letters.box import Place, read_box
 from streams.dead_letters.retry import retry
-from streams.messages import Impression, Item, JoinState, Refused, SearchEvent, Shown, WatchEvent, decode, encode
+from streams.messages import (
+    Impression,
+    Item,
+    JoinState,
+    Refused,
+    SearchEvent,
+    Shown,
+    SignalEvent,
+    WatchEvent,
+    decode,
+    encode,
+)
 from tests.harness.flood import PASSED_OVER, SET_ASIDE, Account, allow_any_time, pour, pour_refused_requests
 from tests.harness.needs import KAFKA, needs
 from tests.harness.service import Service, Size, running_service
@@ -166,6 +177,7 @@ def test_a_message_that_has_become_good_is_sent_again_and_counts_once_though_it_
     messages = {
         topics.WATCH_EVENTS: WatchEvent("ahead-watch", user, item, ahead_ms, 60.0, 60.0),
         topics.SEARCH_EVENTS: SearchEvent("ahead-search", user, "ahead of time", ahead_ms),
+        topics.SIGNALS: SignalEvent("ahead-signal", user, "save", ahead_ms, item),
         topics.IMPRESSIONS: Impression("ahead-shown", user, ahead_ms, "me", "v", (Shown(item, 1, "mine"),)),
     }
     places = []
@@ -177,12 +189,15 @@ def test_a_message_that_has_become_good_is_sent_again_and_counts_once_though_it_
     box = read_box(kafka)
     for again in (False, True):
         outcomes = list(retry(kafka, [box[place] for place in places], now_ms(), again=again))
-        assert [each.problem for each in outcomes] == ["", "", ""]
-    found = outcome.histories.of(user, lambda history: history.watches and history.searches and history.impressions)
+        assert [each.problem for each in outcomes] == [""] * len(messages)
+    outcome.histories.of(
+        user, lambda history: history.watches and history.searches and history.signals and history.impressions
+    )
     last = service.traffic.watch(user, item)
     found = outcome.histories.of(user, lambda history: history.watches[0].event_id == last.event_id)
     assert [watch.event_id for watch in found.watches] == [last.event_id, "ahead-watch"]
     assert [search.event_id for search in found.searches] == ["ahead-search"]
+    assert [signal.event_id for signal in found.signals] == ["ahead-signal"]
     assert [shown.request_id for shown in found.impressions] == ["ahead-shown"]
     request = RecommendRequest("asked-twice", user, 5)
     first, second = (outcome.client.recommend_many([request], timeout_s=WAIT_S)[0] for _ in range(2))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from msgspec.structs import replace
 
 from infra.local.broker import Broker
 from infra.platform.kafka_clients import kafka_python_options
@@ -16,7 +17,7 @@ from streams import topics
 from streams.history import rebuild_histories as module
 from streams.history.rebuild_histories import RebuildRefused, create_producer, rebuild_histories
 from streams.kafka.topic_ids import TopicReplaced
-from streams.messages import Context, Impression, SearchEvent, Shown, UserHistory, decode, encode
+from streams.messages import Context, Impression, SearchEvent, Shown, SignalEvent, UserHistory, decode, encode
 from tests.harness.crash.replay import read_all
 from tests.harness.needs import require_kafka
 from tests.harness.system import Cluster, own_settings, running, wait_until
@@ -27,8 +28,9 @@ from tests.unit.streams.kafka.test_topic_ids import make_again
 PARTITIONS = 2
 PATIENCE_S = 90.0
 USERS = [f"user-{number}" for number in range(6)]
-SOURCES = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS)
-HELD = History(watches=5, searches=3, impressions=4)
+SOURCES = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS)
+HELD = History(watches=5, searches=3, impressions=4, unwanted=1, signals=2)
+SAID: tuple[Any, ...] = ("dislike", "like", "not_interested", "save", "undo")
 Table = dict[bytes, bytes]
 
 
@@ -43,6 +45,9 @@ def live(settings: Settings) -> None:
         for n in range(5):
             search = SearchEvent(f"{user}/s{n}", user, f"query {n}", start_ms + n)
             traffic.send_later(topics.SEARCH_EVENTS, user, encode(search))
+            at_ms = start_ms + 10 * (n if n % 3 else n + 1)  # some come late
+            signal = SignalEvent(f"{user}/g{n}", user, SAID[n], at_ms, f"i{n % 3}")
+            traffic.send_later(topics.SIGNALS, user, encode(signal))
             shown = tuple(Shown(f"i{n + place}", place, "retrieval") for place in (1, 2))
             impression = Impression(f"{user}/r{n}", user, start_ms + n, "server", "v", shown)
             traffic.send_later(topics.IMPRESSIONS, user, encode(impression))
@@ -144,7 +149,7 @@ def test_what_only_the_histories_know_is_kept_and_from_scratch_it_is_not(histori
     settings, before = histories
     old = encode(UserHistory("long-ago", seen=b"\x01\x02\x03\x04\x05\x06", watch_offset=1))
     write(settings, {b"long-ago": old})
-    delete_before(settings, {topics.WATCH_EVENTS: 7, topics.IMPRESSIONS: 3})
+    delete_before(settings, {topics.WATCH_EVENTS: 7, topics.IMPRESSIONS: 3, topics.SIGNALS: 4})
     assert rebuild_histories(settings).written == 0
     assert table_of(settings) == before | {b"long-ago": old}
     found = rebuild_histories(settings, from_scratch=True)
@@ -230,7 +235,8 @@ def content_of(value: bytes) -> Any:
     history = decode(UserHistory, value, max_bytes=len(value))
     watches = [(watch.event_id, watch.item_id, watch.event_ms, watch.watch_s) for watch in history.watches]
     searches = [(search.event_id, search.query) for search in history.searches]
-    return history.user_id, watches, searches, history.impressions, history.seen, history.context
+    signals = [replace(signal, offset=0) for signal in history.signals]
+    return history.user_id, watches, searches, history.impressions, history.seen, history.context, signals
 
 
 def test_a_topic_that_was_made_again_is_an_error_and_then_its_watches_are_learnt(

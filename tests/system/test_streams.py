@@ -21,8 +21,16 @@ from infra.local.broker import Broker
 from infra.platform.fault_points import DIED, VARIABLE
 from infra.platform.settings import History, Settings
 from streams.kafka.faust_app import EXIT_AGAIN
-from streams.messages import DeadLetter, SearchEvent, TrainingExample, WatchEvent, decode, encode
-from streams.topics import DEAD_LETTERS, FORWARDED, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, partition_of
+from streams.messages import DeadLetter, SearchEvent, SignalEvent, TrainingExample, WatchEvent, decode, encode
+from streams.topics import (
+    DEAD_LETTERS,
+    FORWARDED,
+    SEARCH_EVENTS,
+    SIGNALS,
+    TRAINING_EXAMPLES,
+    WATCH_EVENTS,
+    partition_of,
+)
 from tests.harness.crash import replay
 from tests.harness.needs import require_kafka
 from tests.harness.system import (
@@ -144,6 +152,23 @@ def test_a_search_is_in_the_history(system, user):
     system.traffic.send(SEARCH_EVENTS, user, encode(search))
     history = system.histories.of(user, lambda history: history.searches)
     assert [each.query for each in history.searches] == ["red cars"]
+
+
+def test_a_dislike_is_in_the_history_until_a_like_takes_its_place_and_a_bad_signal_is_a_dead_letter(system, user):
+    start_ms = now_ms()
+    dislike = SignalEvent("s1", user, "dislike", start_ms, "a"), SignalEvent("s2", user, "dislike", start_ms, "b")
+    for event in (*dislike, SignalEvent("s3", user, "like", start_ms + 1, "b"), dislike[1]):
+        system.traffic.send(SIGNALS, user, encode(event))
+    sent = system.traffic.send(SIGNALS, user, b'{"event_id": "s4"}', partition=partition_of(user, PARTITIONS))
+    history = system.histories.of(user, lambda history: history.signal_offset >= sent.offset - 1)
+    assert [(each.kind, each.item_id) for each in history.signals] == [("dislike", "a"), ("like", "b")]
+
+    def look(records: list[Any]) -> list[DeadLetter]:
+        letters = [decode(DeadLetter, record.value) for record in records]
+        place = SIGNALS, sent.partition, sent.offset
+        return [letter for letter in letters if (letter.topic, letter.partition, letter.offset) == place]
+
+    assert [letter.code for letter in system.letters.until(look, "the dead letter")] == ["invalid"]
 
 
 def bad_messages(user: str) -> dict[str, tuple[bytes | None, str, str]]:

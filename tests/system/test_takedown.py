@@ -1,12 +1,15 @@
 """What is taken down is in no reply two seconds later, whatever else is down, lost, late or started again; nor is what
-the trainer has let go of retrieved. Both come back when they are put up again."""
+the trainer has let go of retrieved. Both come back when they are put up again. What one user does not want is in none
+of this user's replies after a second, until the user thinks better of it, or is forgotten."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import time
+import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +18,16 @@ from indexer.collection import Index
 from infra.platform.kafka_clients import client_options
 from nextwatch_client import RecommendClient, RecommendReply, RecommendRequest
 from streams import topics
-from streams.messages import Item, encode
+from streams.messages import Item, SignalEvent, encode
 from tests.harness.service import Service, Size, running_service
-from tests.harness.system import wait_until
-from tests.harness.traffic import WAIT_S
+from tests.harness.system import try_cli, wait_until
+from tests.harness.traffic import WAIT_S, now_ms
 
 EVERYTHING = 300  # more than there are items
 TAKEDOWN_S = 2.0  # the promise
 LOOK_S = 1.0  # so long it is looked at afterwards
+SIGNAL_S = 1.0  # the promise for what a user has said
+CRITIC = "critic"  # a user whose history the worker makes
 TOWERS = {"two_tower", "similar"}  # found by a vector
 
 
@@ -239,3 +244,53 @@ def test_a_request_that_is_sent_again_is_not_shown_what_was_taken_down_meanwhile
     put_up(service, client, items)
     left = [each.item_id for each in first.items if each.item_id not in items]
     assert [each.item_id for each in again.items] == left, "the same list, without what was taken down"
+
+
+@pytest.fixture(scope="module")
+def critic(service: Service, client: RecommendClient) -> str:
+    """A user of whom the history worker knows a watch; without one nobody has a history here."""
+    service.start("history")
+    service.wait_ready("history")
+    item = next(iter(service.releases.items))
+    service.traffic.watch(CRITIC, item)
+    wait_until(lambda: item not in shown(client, CRITIC), "the critic's watch", WAIT_S)
+    return CRITIC
+
+
+def say(service: Service, user: str, kind: Any, item: str | None = None, channel: str | None = None) -> float:
+    """Send a signal; when it was acknowledged."""
+    event = SignalEvent(uuid.uuid4().hex, user, kind, now_ms(), item, channel)
+    service.traffic.send(topics.SIGNALS, user, encode(event))
+    return time.monotonic()
+
+
+def assert_unwanted(client: RecommendClient, user: str, unwanted: set[str], since_s: float) -> None:
+    """A reply to what this user asks a second after `since_s`, when the signal was acknowledged, has none of these."""
+    time.sleep(max(0.0, since_s + SIGNAL_S - time.monotonic()))
+    assert not unwanted & shown(client, user)
+
+
+def test_what_a_user_does_not_want_is_in_no_reply_after_a_second_until_it_is_liked_or_the_user_forgotten(
+    service, client, critic, items
+):
+    """Neither a server nor a worker that starts anew brings it back."""
+    disliked, catalogue = items[0], service.releases.items
+    channel = next(item.channel for item in catalogue.values() if item.channel != catalogue[disliked].channel)
+    others = {name for name, item in catalogue.items() if item.channel == channel}
+    assert shown(client, critic) >= {disliked, *others} - {next(iter(catalogue))}, "all but what was watched"
+    assert_unwanted(client, critic, {disliked}, say(service, critic, "dislike", disliked))
+    assert_unwanted(client, critic, others, say(service, critic, "not_interested", channel=channel))
+    assert disliked in shown(client, viewers(service)[0]), "others are shown it"
+    say(service, critic, "like", disliked)
+    wait_until(lambda: disliked in shown(client, critic), "liked again", WAIT_S)
+    unwanted = {disliked, *others}
+    assert_unwanted(client, critic, unwanted, say(service, critic, "dislike", disliked))
+    for name in ("serving", "history"):
+        assert service.processes[name].stop() == 0
+        service.start(name)
+    assert_unwanted(client, critic, unwanted, 0.0)  # from its very first reply
+    service.wait_ready("serving", "history")
+    assert_unwanted(client, critic, unwanted, 0.0)
+    forgotten = try_cli(service.settings, "forget", critic, "--wait-s", "0", "--no-held")
+    assert "not confirmed by worker join" in forgotten.stdout, "none runs here"
+    wait_until(lambda: shown(client, critic) >= unwanted, "a stranger's list", WAIT_S)

@@ -1,5 +1,5 @@
-"""What viewers and editors do while everything dies: watches, searches, requests, takedowns, in an order that a seed
-decides, and what the brokers have acknowledged of it.
+"""What viewers and editors do while everything dies: watches, searches, signals, requests, takedowns, in an order that
+a seed decides, and what the brokers have acknowledged of it.
 
 Among the watches some come twice, some late, some on another partition than their user's, and some cannot be read. Half
 are of what the viewer was just shown, and most of these say so by the request's id.
@@ -22,8 +22,8 @@ from kafka.errors import KafkaError
 from infra.platform.kafka_clients import client_options, close_producer, kafka_python_options
 from infra.platform.settings import Kafka
 from nextwatch_client import RecommendClient, RecommendReply, RequestFailed
-from streams.messages import Item, SearchEvent, WatchEvent, encode
-from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
+from streams.messages import Item, SearchEvent, SignalEvent, WatchEvent, encode
+from streams.topics import ITEMS, SEARCH_EVENTS, SIGNALS, WATCH_EVENTS, partition_of
 from tests.harness.beside import beside
 from tests.harness.requests import Asked
 from tests.harness.traffic import DURATION_S, now_ms
@@ -35,6 +35,8 @@ MOST_DOWN = 6
 MOST_TOGETHER = 9  # watches that come in one moment: then a batch is more than one event
 LATE_MS = 2000
 ACKNOWLEDGE_S = 240.0
+SAYING, SAID_OF = 12, 4  # so few users say something of so few items that they change their minds
+KINDS: tuple[Any, ...] = ("like", "dislike", "not_interested", "undo", "share", "save")
 WORDS = ("red", "cars", "cats", "how", "to", "cook", "fast")
 
 
@@ -46,6 +48,7 @@ class Pace:
     requests: float = 4.0
     searches: float = 1.0
     takedowns: float = 0.5
+    signals: float = 1.0
 
 
 @dataclass
@@ -108,8 +111,9 @@ class Load:
 
     def _run(self, stop: threading.Event) -> None:
         kinds = {"watches": self._burst, "requests": self._request, "searches": self._search, "takedowns": self._edit}
+        kinds["signals"] = self._signal
         pace = self._pace
-        rates = [pace.watches / (1 + MOST_TOGETHER) * 2, pace.requests, pace.searches, pace.takedowns]
+        rates = [pace.watches / (1 + MOST_TOGETHER) * 2, pace.requests, pace.searches, pace.takedowns, pace.signals]
         due_s = time.monotonic()
         while not stop.wait(max(0.0, due_s - time.monotonic())):
             self._ask_again()
@@ -143,10 +147,7 @@ class Load:
             user, shown_by, items = rng.choice(self._shown)
             item = rng.choice(items)
             request_id = shown_by if rng.random() < 0.7 else None
-        event_ms = now_ms() - (rng.randrange(LATE_MS) if rng.random() < 0.1 else 0)
-        while (user, event_ms) in self._taken_ms:
-            event_ms -= 1
-        self._taken_ms.add((user, event_ms))
+        event_ms = self._moment(user, late=0.1)
         watch_s = rng.uniform(0, DURATION_S)
         return WatchEvent(self._name("watch"), user, item, event_ms, watch_s, DURATION_S, request_id)
 
@@ -160,12 +161,23 @@ class Load:
 
     def _search(self) -> None:
         user, query = self._rng.choice(self._users), " ".join(self._rng.sample(WORDS, 2))
-        event_ms = now_ms()
+        event = SearchEvent(self._name("search"), user, query, self._moment(user))
+        self._send(SEARCH_EVENTS, event.event_id, user, encode(event))
+
+    def _signal(self) -> None:
+        rng, about = self._rng, self._rng.choice(list(self._items)[:SAID_OF])
+        user, channel = rng.choice(self._users[:SAYING]), self._items[about].channel
+        of = {"channel": channel} if channel and rng.random() < 0.2 else {"item_id": about}
+        event = SignalEvent(self._name("signal"), user, rng.choice(KINDS), self._moment(user, late=0.3), **of)
+        self._send(SIGNALS, event.event_id, user, encode(event))
+
+    def _moment(self, user: str, late: float = 0.0) -> int:
+        """A time of an event of the user's own; with this chance it is of a while ago."""
+        event_ms = now_ms() - (self._rng.randrange(LATE_MS) if late and self._rng.random() < late else 0)
         while (user, event_ms) in self._taken_ms:
             event_ms -= 1
         self._taken_ms.add((user, event_ms))
-        event = SearchEvent(self._name("search"), user, query, event_ms)
-        self._send(SEARCH_EVENTS, event.event_id, user, encode(event))
+        return event_ms
 
     def _request(self) -> None:
         user = self._rng.choice(self._users)

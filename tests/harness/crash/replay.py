@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 
 from infra.platform.settings import Settings
 from streams.kafka.follow import TopicFollower
-from streams.messages import ImpressionOutline, Refused, SearchEvent, WatchEvent, decode
-from streams.topics import IMPRESSIONS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
+from streams.messages import ImpressionOutline, Refused, SearchEvent, SignalEvent, WatchEvent, decode
+from streams.topics import IMPRESSIONS, SEARCH_EVENTS, SIGNALS, WATCH_EVENTS, partition_of
 
 Place = tuple[int, int]  # partition and offset
 MOST_BYTES = 8_000_000
 
 
 class Content(NamedTuple):
-    """What a history holds: (event id, offset) of watches and searches, request ids of lists, oldest first."""
+    """What a history holds: (event id, offset) of watches, searches and signals, request ids of lists, oldest first."""
 
     watches: tuple[tuple[str, int], ...]
     searches: tuple[tuple[str, int], ...]
     lists: tuple[str, ...]
+    signals: tuple[tuple[str, int], ...]
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Events:
     watches: dict[str, list[tuple[WatchEvent, Place]]] = field(default_factory=lambda: defaultdict(list))
     searches: dict[str, list[tuple[SearchEvent, Place]]] = field(default_factory=lambda: defaultdict(list))
     lists: dict[str, list[tuple[ImpressionOutline, Place]]] = field(default_factory=lambda: defaultdict(list))
+    signals: dict[str, list[tuple[SignalEvent, Place]]] = field(default_factory=lambda: defaultdict(list))
     at_home: list[WatchEvent] = field(default_factory=list)  # every readable watch on its own partition, copies too
     unreadable: set[tuple[str, int, int]] = field(default_factory=set)  # topic, partition, offset
     astray: set[str] = field(default_factory=set)  # event ids that stood on another partition
@@ -42,7 +44,8 @@ class Events:
 
     @property
     def total(self) -> int:
-        return sum(len(mine) for kind in (self.watches, self.searches, self.lists) for mine in kind.values())
+        kinds = (self.watches, self.searches, self.lists, self.signals)
+        return sum(len(mine) for kind in kinds for mine in kind.values())
 
 
 def read_all(settings: Settings, topic: str) -> list[Any]:
@@ -60,8 +63,9 @@ def read_events(settings: Settings) -> Events:
         WATCH_EVENTS: (WatchEvent, "event_id"),
         SEARCH_EVENTS: (SearchEvent, "event_id"),
         IMPRESSIONS: (ImpressionOutline, "request_id"),
+        SIGNALS: (SignalEvent, "event_id"),
     }
-    into: dict[str, Any] = dict(zip(kinds, (found.watches, found.searches, found.lists), strict=True))
+    into: dict[str, Any] = dict(zip(kinds, (found.watches, found.searches, found.lists, found.signals), strict=True))
     for topic, (kind, id_name) in kinds.items():
         for record in read_all(settings, topic):
             place = record.partition, record.offset
@@ -89,14 +93,16 @@ def is_long(event: WatchEvent, settings: Settings) -> bool:
 
 
 def histories(events: Events, settings: Settings) -> dict[str, Content]:
-    """By user: the newest watches and the newest completed ones, the newest searches, the newest shown items."""
+    """By user: the newest watches and the newest completed ones, the newest searches, the newest shown items, and the
+    last word on each item and channel."""
     keep = settings.history
-    users = {*events.watches, *events.searches, *events.lists}
+    users = {*events.watches, *events.searches, *events.lists, *events.signals}
     return {
         user: Content(
             tuple((event.event_id, place[1]) for event, place in _newest(events.watches[user], settings)),
             tuple((event.event_id, place[1]) for event, place in _by_time(events.searches[user])[-keep.searches :]),
             _newest_lists(events.lists[user], keep.impressions),
+            tuple((event.event_id, place[1]) for event, place in _last_words(events.signals[user])),
         )
         for user in users
     }
@@ -138,6 +144,16 @@ def _newest(watches: Sequence[tuple[WatchEvent, Place]], settings: Settings) -> 
     long = [pair for pair in ordered if is_long(pair[0], settings)]
     stay = {place for _, place in (*ordered[-settings.history.watches :], *long[-settings.history.watches :])}
     return [pair for pair in ordered if pair[1] in stay]
+
+
+def _last_words(signals: Iterable[tuple[SignalEvent, Place]]) -> list[tuple[SignalEvent, Place]]:
+    """Of opinions, shares and saves each; no user of a crash run says so much that some of it would be let go."""
+    beside = {"share", "save"}
+    last = {
+        (event.kind if event.kind in beside else "", event.item_id, event.channel): (event, place)
+        for event, place in _by_time(signals)
+    }
+    return _by_time(last.values())
 
 
 def _newest_lists(lists: Iterable[tuple[ImpressionOutline, Place]], most_items: int) -> tuple[str, ...]:

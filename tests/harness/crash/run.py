@@ -38,7 +38,7 @@ LATE_S = 600.0  # nothing that any outage here delays is later
 REPEAT_S = 300.0  # longer than any outage here: a request that was answered before it is answered alike
 NEVER_S = 1e9  # half-lives: counts are then plain sums
 READ_BY = {  # consumer groups, and what they commit
-    "nextwatch-history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS),
+    "nextwatch-history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS),
     "nextwatch-join": (topics.WATCH_EVENTS, topics.IMPRESSIONS),
     "nextwatch-trending": (topics.WATCH_EVENTS,),
     "nextwatch-trainer": (topics.TRAINING_EXAMPLES,),

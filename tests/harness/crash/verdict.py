@@ -79,7 +79,7 @@ def judge(settings: Settings, events: Events, sent: Sent, bundle: Bundle) -> Ver
 
 def check_events(verdict: Verdict, settings: Settings, events: Events, sent: Sent) -> None:
     """What the brokers acknowledged is in its topic, at home; what could not be read is in the dead letters."""
-    for topic in (topics.WATCH_EVENTS, topics.SEARCH_EVENTS):
+    for topic in (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS):
         told = {name for name in sent.acknowledged(topic) if not name.startswith("bad")}
         verdict.compared[f"{topic} acknowledged"] += len(told)
         verdict.lost += [f"{topic} {name}" for name in told - events.ids[topic]]
@@ -101,6 +101,7 @@ def check_histories(verdict: Verdict, settings: Settings, events: Events) -> Non
             tuple((watch.event_id, watch.offset) for watch in history.watches),
             tuple((search.event_id, search.offset) for search in history.searches),
             tuple(shown.request_id for shown in history.impressions),
+            tuple((signal.event_id, signal.offset) for signal in history.signals),
         )
     verdict.compare("history", replay.histories(events, settings), found)
 

@@ -75,7 +75,7 @@ def shape(kind: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["Context", "RecommendRequest", "Recommended", "RecommendReply", "Watch", "Search", "ShownList"]
+    "name", ["Context", "RecommendRequest", "Recommended", "RecommendReply", "Watch", "Search", "ShownList", "Signal"]
 )
 def test_what_the_client_sends_and_reads_is_what_the_server_reads_and_sends(name: str) -> None:
     """The client's messages are the server's, written a second time."""
@@ -86,10 +86,16 @@ def test_what_the_client_sends_and_reads_is_what_the_server_reads_and_sends(name
 
 def test_the_history_in_a_reply_is_read_but_for_the_servers_own_book_keeping() -> None:
     watch = streams.messages.Watch("v", 1, 2.0, None, False, "e", 7)
-    history = streams.messages.UserHistory("ann", (watch,), watch_offset=7, seen=b"x", since_ms=3)
+    said = streams.messages.Signal("dislike", "v", None, 1, "s", 4)
+    book_keeping: Any = {"watch_offset": 7, "seen": b"x", "since_ms": 3, "signal_offset": 4}
+    history = streams.messages.UserHistory("ann", (watch,), signals=(said,), **book_keeping)
     raw = streams.messages.encode(streams.messages.RecommendReply("r", history=history))
     read = nextwatch_client.messages.decode_reply(raw, len(raw)).history
-    assert read == nextwatch_client.UserHistory("ann", (nextwatch_client.Watch(*msgspec.structs.astuple(watch)),))
+    assert read == nextwatch_client.UserHistory(
+        "ann",
+        (nextwatch_client.Watch(*msgspec.structs.astuple(watch)),),
+        signals=(nextwatch_client.Signal(*msgspec.structs.astuple(said)),),
+    )
 
 
 def test_the_topics_are_the_servers() -> None:

@@ -31,12 +31,23 @@ from serving.state.views import CatalogueView, HistoryView, StatisticsView
 from streams import topics
 from streams.bundles.source import BundleSource
 from streams.history.rules import apply_impression, apply_search, apply_watch
+from streams.history.signals import apply_signal
 from streams.join.attribution import Rules
 from streams.join.rules import advance as close
 from streams.join.rules import apply_impression as apply_join_impression
 from streams.join.rules import apply_watch as apply_join_watch
 from streams.kafka.intake import Raw, read
-from streams.messages import ImpressionOutline, ItemVector, JoinState, Refused, SearchEvent, WatchEvent, decode, encode
+from streams.messages import (
+    ImpressionOutline,
+    ItemVector,
+    JoinState,
+    Refused,
+    SearchEvent,
+    SignalEvent,
+    WatchEvent,
+    decode,
+    encode,
+)
 from streams.trainer.control_state import ControlState
 from streams.trending.app import take_over
 from tests.harness.fuzz import GOOD, KIND_OF, LARGE, LATEST_MS, NOW_MS, is_refused, mutants, named
@@ -116,7 +127,7 @@ def everything(topic: str, seed: int = 3, few: int = FEW) -> Iterator[bytes]:
 KEYS = (b"ann", b"", b"\xff\xfe", b"a\0b", b"k" * 2000, b"server/x", b"item/" + b"9" * 5000 + b"/x", b"\xff/0", None)
 
 
-@pytest.mark.parametrize("topic", [topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.IMPRESSIONS])
+@pytest.mark.parametrize("topic", [topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS])
 def test_each_event_is_handed_on_forwarded_or_set_aside(topic):
     batch = [
         Raw(topic, at % 4, at, NOW_MS, KEYS[at % len(KEYS)], value, (("h", None),))
@@ -139,6 +150,8 @@ def apply_all(events: list[tuple[Raw, Any]]) -> dict[str, Any]:
             after = apply_watch(before, event, raw.source, keep=50, completed_s=18.0, watched=500, watched_days=90)
         elif isinstance(event, SearchEvent):
             after = apply_search(before, event, raw.source, keep=50)
+        elif isinstance(event, SignalEvent):
+            after = apply_signal(before, event, raw.source, unwanted=500, others=100)
         else:
             assert isinstance(event, ImpressionOutline)
             after = apply_impression(before, event, raw.source, keep=100)

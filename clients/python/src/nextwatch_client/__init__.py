@@ -15,6 +15,7 @@ from nextwatch_client.messages import (
     RecommendRequest,
     Search,
     ShownList,
+    Signal,
     UserHistory,
     Watch,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "RequestTimeout",
     "Search",
     "ShownList",
+    "Signal",
     "TopicMissing",
     "UserHistory",
     "Watch",

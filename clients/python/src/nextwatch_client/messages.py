@@ -49,14 +49,24 @@ class ShownList(Struct, frozen=True, array_like=True, gc=False):
     item_ids: tuple[str, ...]  # top first
 
 
+class Signal(Struct, frozen=True, array_like=True, gc=False):
+    kind: str  # like, dislike, not_interested, undo, share or save
+    item_id: str | None  # the item that it is about,
+    channel: str | None  # or the channel
+    event_ms: int
+    event_id: str
+    offset: int
+
+
 class UserHistory(Struct, frozen=True, omit_defaults=True, gc=False):
-    """The newest watches, searches and shown lists of a user, oldest first."""
+    """The newest watches, searches, shown lists and signals of a user, oldest first."""
 
     user_id: str
     watches: tuple[Watch, ...] = ()
     searches: tuple[Search, ...] = ()
     context: Context | None = None
     impressions: tuple[ShownList, ...] = ()
+    signals: tuple[Signal, ...] = ()
 
 
 class RecommendRequest(Struct, frozen=True, omit_defaults=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from infra.console.catalogue import Catalogue
 from infra.console.pages import console_pages
@@ -49,9 +50,7 @@ class Serving(Servers):
         sent = [decode(WatchEvent, record.value or b"") for record in self.brokers.sent]
         if request.history:
             new = [Watch(each.item_id, each.event_ms, each.watch_s, None, True, each.event_id, 0) for each in sent]
-            return RecommendReply(
-                "r", history=UserHistory("ann", (*self.of.watches, *new), impressions=self.of.impressions)
-            )
+            return RecommendReply("r", history=replace(self.of, watches=(*self.of.watches, *new)))
         watched = {each.item_id for each in sent}
         return listed(*[each for each in self.ids if each not in watched], *(["new"] if sent else []))
 

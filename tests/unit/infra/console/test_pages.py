@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 import pytest
 from markupsafe import escape
+from msgspec.structs import replace
 
 from indexer.errors import IndexFailure
 from infra.console import pages
 from infra.console.catalogue import Catalogue
 from infra.console.neighbours import Neighbour
-from nextwatch_client import RecommendReply
+from nextwatch_client import RecommendReply, Signal
 from streams.messages import Item, WatchEvent, decode
 from tests.unit.infra.console.consoles import HERE, TOKEN, know_catalogue, run
 
@@ -39,6 +40,16 @@ def test_a_user_is_shown_with_history_lists_and_why():
     page = run(lambda ask: ask("GET", "/console/user?user=ann"))[1]
     for word in ("old", "shown-item", "fits what this user watched", "30", "1.5", "release v1", "completed"):
         assert word in page
+
+
+def test_what_a_user_has_said_of_items_and_channels_is_shown():
+    async def scene(ask):
+        said = (Signal("dislike", "bad-item", None, 1, "s1", 0), Signal("not_interested", None, "<cats>", 2, "s2", 1))
+        ask.servers.of = replace(ask.servers.of, signals=said)
+        return await ask("GET", "/console/user?user=ann")
+
+    page = run(scene)[1]
+    assert "not interested channel &lt;cats&gt;" in page and re.search(r"dislike <a [^>]*item=bad-item", page)
 
 
 def test_looking_leaves_no_impression():

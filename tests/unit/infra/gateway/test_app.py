@@ -9,9 +9,18 @@ from structlog.testing import capture_logs
 
 from infra.gateway import routes
 from infra.operate.forget_users import ForgetReport
-from nextwatch_client import Context, Recommended, RecommendReply, RequestFailed, RequestTimeout, UserHistory, Watch
+from nextwatch_client import (
+    Context,
+    Recommended,
+    RecommendReply,
+    RequestFailed,
+    RequestTimeout,
+    Signal,
+    UserHistory,
+    Watch,
+)
 from streams.messages import Item, WatchEvent, encode
-from streams.topics import ITEMS, SEARCH_EVENTS, WATCH_EVENTS, partition_of
+from streams.topics import ITEMS, SEARCH_EVENTS, SIGNALS, WATCH_EVENTS, partition_of
 from tests.unit.infra.gateway.gateways import gateway
 
 TOKEN = "s3cret-token"
@@ -144,6 +153,27 @@ def test_searches_go_to_their_topic():
 
     (status, _), [sent] = run(scene)
     assert (status, sent.topic, sent.key) == (202, SEARCH_EVENTS, b"ann")
+
+
+def test_signals_go_to_their_topic_and_one_about_nothing_is_refused():
+    async def scene(ask):
+        good = {"event_id": "s", "user_id": "ann", "kind": "dislike", "item_id": "v", "event_ms": 1000}
+        body = [good, good | {"event_id": "about-nothing", "item_id": None}]
+        return await ask("POST", "/signals", json=body), ask.brokers.sent
+
+    (status, reply), [sent] = run(scene)
+    assert (status, sent.topic, sent.key) == (207, SIGNALS, b"ann")
+    assert [problem["event_id"] for problem in reply["problems"]] == ["about-nothing"]
+
+
+def test_who_has_only_said_what_to_leave_out_has_a_history():
+    async def scene(ask):
+        said = Signal("dislike", "v", None, 1, "s", 0)
+        ask.servers.reply = RecommendReply("r", history=UserHistory("ann", signals=(said,)))
+        return await ask("GET", "/history/ann")
+
+    status, reply = run(scene)
+    assert status == 200 and reply["signals"] == [["dislike", "v", None, 1, "s", 0]]
 
 
 def test_an_item_is_put_and_taken_down():
@@ -300,7 +330,8 @@ def test_openapi_describes_every_page_with_its_body():
     status, document = run(scene)
     assert status == 200
     assert set(document["paths"]) == {
-        *("/recommend/{user}", "/watches", "/searches", "/items/{item}", "/history/{user}", "/forget/{user}"),
+        *("/recommend/{user}", "/watches", "/searches", "/signals"),
+        *("/items/{item}", "/history/{user}", "/forget/{user}"),
         *("/health", "/health/live", "/health/ready", "/metrics"),
     }
     body = document["paths"]["/watches"]["post"]["requestBody"]["content"]["application/json"]["schema"]

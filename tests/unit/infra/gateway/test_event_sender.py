@@ -11,7 +11,7 @@ from infra.gateway.event_sender import AT_ONCE, Acknowledgements, EventSender, R
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.kafka.follow import read_to_end
-from streams.messages import Item, SearchEvent, WatchEvent, decode
+from streams.messages import Item, SearchEvent, SignalEvent, WatchEvent, decode
 
 
 @pytest.fixture
@@ -57,8 +57,10 @@ def test_what_is_not_known_in_time_is_given_up_and_nothing_else():
 
 def test_user_events_go_to_their_users_partition_and_items_under_their_id():
     kafka = Kafka(partitions=7)
-    watch, search = record_of(WATCH, kafka), record_of(SearchEvent("s", "ann", "q", 1), kafka)
-    assert watch.partition == search.partition == topics.partition_of("ann", 7)
+    events = (WATCH, SearchEvent("s", "ann", "q", 1), SignalEvent("l", "ann", "like", 1, "v"))
+    sent = [record_of(event, kafka) for event in events]
+    assert [record.topic for record in sent] == [topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS]
+    assert {record.partition for record in sent} == {topics.partition_of("ann", 7)}
     assert record_of(Item("v"), kafka)[:2] == (topics.ITEMS, b"v")
     assert tombstone_of("v") == Record(topics.ITEMS, b"v", None)
 

@@ -14,7 +14,7 @@ from infra.platform.topic_mappings import OPTIONAL, REQUIRED, TopicMapping
 from streams.ingest.mapping import KINDS, Mapper
 from streams.ingest.paths import PathError, Record, finder, steps_of
 from streams.ingest.values import Unfit, seconds_in, text_of, time_ms_in, truth_of
-from streams.messages import Context, Item, Refused, SearchEvent, WatchEvent
+from streams.messages import Context, Item, Refused, SearchEvent, SignalEvent, WatchEvent
 
 AT_MS = 1_700_000_000_000
 PLAY = {
@@ -192,6 +192,22 @@ def test_a_search():
     search = Mapper(TopicMapping(topic="s", becomes="search-events", fields=fields))
     assert message(search, {"q": "cats"}, "u") == SearchEvent("plays/3/17", "u", "cats", AT_MS)
     assert refusal(search, {"q": "cats"}).code == "missing"
+
+
+def test_a_signal_of_an_item_or_of_a_channel():
+    fields = {"user_id": "$key", "kind": "action", "event_ms": "$timestamp", "item_id": "video", "channel": "creator"}
+    signals = Mapper(TopicMapping(topic="s", becomes="signals", fields=fields))
+    assert message(signals, {"action": "like", "video": 7}, "u") == SignalEvent("plays/3/17", "u", "like", AT_MS, "7")
+    channel = SignalEvent("plays/3/17", "u", "dislike", AT_MS, channel="cats")
+    assert message(signals, {"action": "dislike", "creator": "cats"}, "u") == channel
+    assert refusal(signals, {"action": "dislike"}, "u").code == "invalid"
+    assert refusal(signals, {"action": "thumbs_up", "video": 7}, "u").code == "invalid"
+    hidden = {"values": {"kind": "not_interested"}, "only": {"action": "hide"}}
+    fields = {"user_id": "$key", "event_ms": "$timestamp", "item_id": "video"}
+    signals = Mapper(TopicMapping(topic="s", becomes="signals", fields=fields, **hidden))
+    assert message(signals, {"action": "hide", "video": 7}, "u").kind == "not_interested"
+    with pytest.raises(ValidationError, match="item_id is missing: signals must have it, or channel"):
+        TopicMapping(topic="s", becomes="signals", fields={"user_id": "a", "event_ms": "b", "kind": "c"})
 
 
 def test_an_item_with_its_groups_and_whether_it_may_be_shown():

@@ -18,12 +18,14 @@ from streams.messages import (
     RecommendRequest,
     Refused,
     SearchEvent,
+    SignalEvent,
     WatchEvent,
     decode,
 )
 
 WATCH = {"event_id": "e", "user_id": "u", "item_id": "i", "event_ms": 1, "watch_s": 1}
 SEARCH = {"event_id": "e", "user_id": "u", "query": "q", "event_ms": 1}
+SIGNAL = {"event_id": "e", "user_id": "u", "kind": "like", "event_ms": 1}
 REQUEST = {"request_id": "r", "user_id": "u"}
 ITEM = {"item_id": "i"}
 SHOWN = {"item_id": "i", "position": 1, "source": "s"}
@@ -35,6 +37,8 @@ LIMITS: list[tuple[type, dict[str, Any], str, int, Sized]] = [
     (WatchEvent, WATCH, "context", 2000, lambda n: {"region": "r" * n}),
     (WatchEvent, WATCH, "context", 2000, lambda n: {"surface": "s" * n}),
     (SearchEvent, SEARCH, "query", 2000, lambda n: "q" * n),
+    (SignalEvent, SIGNAL, "item_id", 256, lambda n: "i" * n),
+    (SignalEvent, SIGNAL, "channel", 256, lambda n: "c" * n),
     (RecommendRequest, REQUEST, "exclude", 10_000, lambda n: ["i"] * n),
     (RecommendRequest, REQUEST, "exclude", 256, lambda n: ["i" * n]),
     (RecommendRequest, REQUEST, "pinned", 1000, lambda n: ["i"] * n),
