@@ -18,6 +18,7 @@ from streams.messages import forms_of, json_shape_of
 from streams.topics import TOPICS, Topic
 
 REFERENCE = "#/components/schemas/{name}"
+_ONE_OF = {"SignalEvent": ("item_id", "channel")}  # exactly one is given: what a type of msgspec cannot say
 _NOT_IN_DRAFT_7 = ("discriminator",)  # each alternative names its own `kind`
 
 
@@ -29,7 +30,7 @@ def kinds_of(topic: Topic) -> tuple[Any, ...]:
 def schemas() -> dict[str, Any]:
     """Return the schema of each message and of each of its parts, by name, in the order of the topics."""
     _, found = msgspec.json.schema_components(_shapes(), ref_template=REFERENCE)
-    return {name: _with_names(name, in_draft_7(schema)) for name, schema in found.items()}
+    return {name: _with_choice(name, _with_names(name, in_draft_7(schema))) for name, schema in found.items()}
 
 
 def in_draft_7(schema: Any) -> Any:
@@ -56,6 +57,13 @@ def _with_names(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         fields = msgspec.structs.fields(getattr(messages, name))
         places = zip(fields, schema["items"], strict=True)
         schema["items"] = [{"title": field.encode_name} | place for field, place in places]
+    return schema
+
+
+def _with_choice(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema; of a message in which one of some fields stands, with that said."""
+    if fields := _ONE_OF.get(name):
+        schema["oneOf"] = [{"required": [field], "properties": {field: {"type": "string"}}} for field in fields]
     return schema
 
 

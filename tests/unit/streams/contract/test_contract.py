@@ -23,6 +23,7 @@ from streams.contract.topics_page import topics_page
 from streams.messages import (
     COMPACT,
     ErasureDone,
+    PartitionsRaised,
     RebuildAsked,
     RebuildDone,
     Refused,
@@ -40,6 +41,7 @@ DOCS = Path(__file__).parents[4] / "docs"
 DOCUMENT = document()
 BY_NAME = {topic.name: topic for topic in TOPICS}
 MORE = [RebuildAsked("v1", 1), RebuildDone("v1", 1, 5, "", 7), SourceTopics("join/0", {"watch-events": "id"})]
+MORE += [PartitionsRaised(3, 5, 1)]
 SAMPLES = GOOD | {
     topics.RELEASES: [*GOOD[topics.RELEASES], *map(encode, MORE)],
     topics.FORGOTTEN: [encode(UserErased(1, "print")), encode(ErasureDone(3, 1))],
