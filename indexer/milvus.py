@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -42,13 +43,13 @@ _GRPC = {
 def connect(milvus: Milvus) -> tuple[MilvusClient, str]:
     """A client, and the version that the other side gives. Raises IndexUnavailable, IndexRefused: also for a token that
     is not the right one. Later that is waited for: a Milvus that is just starting may know nobody yet."""
-    call = f"connect to {milvus.uri}"
+    call, options = f"connect to {milvus.uri}", _options(milvus)
     try:
         with translated(call, kept_out=IndexRefused):
-            client = MilvusClient(**_options(milvus))
+            client = MilvusClient(**options)
             version: str = client.get_server_version(timeout=milvus.timeout_s)
     except OSError as error:
-        raise IndexRefused(f"Milvus: {call}: milvus.ca_file cannot be read: {error}") from None
+        raise IndexRefused(f"Milvus: {call} (milvus.uri): {error}") from None
     return client, version
 
 
@@ -117,6 +118,15 @@ def _kind_of(error: MilvusException) -> type[IndexFailure]:
     return IndexRefused if refused else IndexUnavailable
 
 
+def _readable(ca_file: Path) -> Path:
+    """Raises IndexRefused."""
+    try:
+        ca_file.open("rb").close()
+    except OSError as error:
+        raise IndexRefused(f"Milvus: milvus.ca_file cannot be read: {error}") from None
+    return ca_file
+
+
 def _options(milvus: Milvus) -> dict[str, Any]:
     options: dict[str, Any] = {"uri": milvus.uri, "timeout": milvus.timeout_s, "grpc_options": _GRPC}
     if milvus.database:
@@ -126,5 +136,5 @@ def _options(milvus: Milvus) -> dict[str, Any]:
     if milvus.uri.startswith("https"):
         options["secure"] = True
         if milvus.ca_file:
-            options["server_pem_path"] = str(milvus.ca_file)
+            options["server_pem_path"] = str(_readable(milvus.ca_file))
     return options

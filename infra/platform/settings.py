@@ -154,10 +154,10 @@ class History(Section):
     impressions: Count = _setting(
         100, "newest shown items kept per user: what was shown and not watched sinks (paper section 4.1)"
     )
-    unwanted: Annotated[int, Field(ge=1, le=2000)] = _setting(
+    unwanted: Annotated[int, Field(ge=1, le=1000)] = _setting(
         500, "newest items and channels kept per user that are disliked or of no interest, and so in no reply"
     )
-    signals: Annotated[int, Field(ge=1, le=2000)] = _setting(
+    signals: Annotated[int, Field(ge=1, le=500)] = _setting(
         100, "newest other signals kept per user: likes, shares, what is saved"
     )
     seen: Annotated[int, Field(ge=0, le=10_000)] = _setting(

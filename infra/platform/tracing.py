@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 from infra.platform.settings import SettingsError, Tracing
 
 HEADER = "traceparent"
-TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,200})?")
+TRACE_PARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?"
+)
 FLAGS, SAMPLED = slice(53, 55), 1  # in the header
 PATH = "/v1/traces"  # of OTLP over HTTP
 EXTRA = "pip install 'nextwatch[tracing]'"

@@ -47,6 +47,7 @@ RANKER = "ranker.safetensors"
 RANKER_IDS = "ranker_ids.parquet"
 STATISTICS = "statistics.parquet"
 CATALOGUE = "catalogue.parquet"
+LATER = {"ordered": False, "skips": 0}  # fields of the tower's shape that came later, and what they are without it
 TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
 FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
 HOUR_MS = 3_600_000
@@ -174,7 +175,10 @@ def _versions(bundles_dir: Path) -> list[str]:
 
 def version_of(manifest: Manifest) -> str:
     """`YYYYMMDD_HHMMSS_<hex of the content>`: letters, digits and underscores, since a collection is named by it."""
-    content = msgspec.structs.replace(manifest, version="")
+    content = msgspec.to_builtins(msgspec.structs.replace(manifest, version=""))
+    for name, nothing in LATER.items():  # a bundle from before them keeps its version
+        if content["tower"].get(name) == nothing:
+            del content["tower"][name]
     checksum = hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
     return f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{checksum[:DIGITS]}"
 

@@ -8,7 +8,7 @@ that the user does not want. Nothing here loops over the catalogue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -57,8 +57,16 @@ class MayBeShown(NamedTuple):
             if item_filter is not None:
                 allowed &= item_filter.mask(catalogue, rows)
             if channels:
-                allowed &= ~is_of(channels, catalogue, rows)
+                allowed &= ~is_of(self._codes(draft, catalogue), catalogue, rows)
         return allowed
+
+    def _codes(self, draft: ResponseDraft, catalogue: Catalogue) -> Set[int]:
+        """The codes of the unwanted channels: looked up once for an answer, whose sources all ask."""
+        if self.catalogue is None:  # of the items that are asked about alone
+            return channel_codes(draft.unwanted.channels, catalogue)
+        if draft.unwanted_codes is None:
+            draft.unwanted_codes = channel_codes(draft.unwanted.channels, catalogue)
+        return draft.unwanted_codes
 
     def _described(self, item_ids: Sequence[str]) -> Catalogue:
         """The attributes of these items, read from the view, item by item: there is no release yet."""
@@ -68,8 +76,12 @@ class MayBeShown(NamedTuple):
         return catalogue
 
 
-def is_of(channels: Iterable[str], catalogue: Catalogue, rows: Rows) -> Flags:
-    """bool [C]: whether each item is of one of these channels."""
-    codes = {catalogue.code_of_id(CHANNEL, channel) for channel in channels} - {0}
+def channel_codes(channels: Iterable[str], catalogue: Catalogue) -> frozenset[int]:
+    """The codes of those of the channels that an item is of."""
+    return frozenset(catalogue.code_of_id(CHANNEL, channel) for channel in channels) - {0}
+
+
+def is_of(codes: Set[int], catalogue: Catalogue, rows: Rows) -> Flags:
+    """bool [C]: whether each item is of one of the channels with these codes."""
     found = catalogue.channel_codes(rows).tolist()
     return np.fromiter(map(codes.__contains__, found), np.bool_, len(found))  # np.isin takes longer for so few

@@ -9,7 +9,7 @@ import numpy as np
 
 from infra.platform import metrics
 from infra.platform.settings import Serving
-from serving.request.filtering import banned_by
+from serving.request.filtering import banned_by, channel_codes, is_of
 from serving.request.response_draft import RequestContext, ResponseDraft
 from serving.state.release import LiveRelease
 from serving.state.views import HistoryView
@@ -44,7 +44,9 @@ def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now
     """The drafts that have a usable user vector. All vectors come from one pass of the user tower, those after the last
     watches alone only where similar items are wanted."""
     wanted = drafts if settings.similar else []
-    watchers = [(draft, last) for draft in wanted if (last := last_watch_alone(draft.history, draft.unwanted.items))]
+    watchers = [
+        (draft, last) for draft in wanted if (last := last_watch_alone(draft.history, unwanted_in(draft, live)))
+    ]
     users = [draft.history for draft in drafts] + [last for _, last in watchers]
     vectors = live.model.user_vectors(users, now_ms)  # [B + W, D]
     for draft, vector in zip(drafts, vectors, strict=False):
@@ -55,6 +57,16 @@ def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now
         if not np.isfinite(draft.vector).all():
             draft.degrade("trending", "the user vector is not finite")
     return [draft for draft in drafts if np.isfinite(draft.vector).all()]
+
+
+def unwanted_in(draft: ResponseDraft, live: LiveRelease) -> Set[str]:
+    """The unwanted items, those among the watched that are of an unwanted channel with them."""
+    items, channels = draft.unwanted
+    if not channels:
+        return items
+    item_ids, catalogue = [watch.item_id for watch in draft.history.watches], live.catalogue
+    theirs = is_of(channel_codes(channels, catalogue), catalogue, catalogue.rows(item_ids))
+    return items.union(item_id for item_id, yes in zip(item_ids, theirs.tolist(), strict=True) if yes)
 
 
 def last_watch_alone(history: UserHistory, unwanted: Set[str] = NOTHING) -> UserHistory | None:

@@ -83,6 +83,7 @@ class ResponseDraft:
     history: UserHistory
     banned: set[str]
     unwanted: Unwanted = field(default_factory=Unwanted)
+    unwanted_codes: frozenset[int] | None = None  # of its channels in the release's catalogue; None: not looked up yet
     degraded: list[str] = field(default_factory=list)
     vector: Floats = field(default_factory=no_vector)  # [D], of the user
     last_watch_vector: Floats = field(default_factory=no_vector)  # [D], of the last completed watch alone; empty: none

@@ -356,12 +356,15 @@ def _share(
         if is_mirrored:
             mirror_of(model).save(directory)
 
-    place = shared.of(f"{version}.{'mirror' if is_mirrored else 'plain'}", write, stopped)
-    rows = map_numbers(place / QUERY_ROWS).view(-1, model.query_rows.shape[1])
-    model.write_query_rows_to(Table.over(rows, len(model.query_rows)))
+    def read_from(place: Path) -> Mirror | None:
+        rows = map_numbers(place / QUERY_ROWS).view(-1, model.query_rows.shape[1])
+        model.write_query_rows_to(Table.over(rows, len(model.query_rows)))
+        return Mirror.opened(place, model.item_ids, model.dim) if is_mirrored else None
+
+    mirror = shared.of(version, "mirror" if is_mirrored else "plain", write, read_from, stopped)
     forget_pages(model.query_rows)
     forget_pages(model.vectors)
-    return Mirror.opened(place, model.item_ids, model.dim) if is_mirrored else None
+    return mirror
 
 
 def mirror_of(model: CandidateModel) -> Mirror:

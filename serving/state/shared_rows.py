@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ LOCK, PARTIAL = ".lock", ".partial"
 WAIT_S = 0.05
 _NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
 
+T = TypeVar("T")
+Stopped = Callable[[], bool]
 Places = Sequence[tuple[int, Array]]  # first number of 4 bytes, and what stands from there on
 
 
@@ -36,10 +39,13 @@ class SharedRows:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def of(self, version: str, write: Callable[[Path], None], stopped: Callable[[], bool]) -> Path:
-        """The directory of a release, filled by `write` if nobody has done so. Raises InterruptedError once `stopped`
-        while another server writes it, OSError where it cannot be written."""
-        place, partial = self._directory / f"{version}.{FORMAT}", self._directory / PARTIAL
+    def of(
+        self, version: str, kind: str, write: Callable[[Path], None], read: Callable[[Path], T], stopped: Stopped
+    ) -> T:
+        """What `read` maps of a release's directory, which `write` fills if nobody has done so. Servers that hold less
+        of it have one of another `kind`. Raises InterruptedError once `stopped` while another server writes, OSError
+        where it cannot be written."""
+        place, partial = self._directory / f"{version}.{kind}.{FORMAT}", self._directory / PARTIAL
         self._directory.mkdir(parents=True, exist_ok=True)
         with self._locked(stopped):
             if not place.is_dir():
@@ -51,12 +57,12 @@ class SharedRows:
                 partial.rename(place)
                 sync_path(self._directory)
             for other in self._directory.iterdir():
-                if other.is_dir() and other != place:
+                if other.is_dir() and other.name.partition(".")[0] != version:
                     shutil.rmtree(other, ignore_errors=True)
-        return place
+            return read(place)  # before another server, with another release, may remove it
 
     @contextmanager
-    def _locked(self, stopped: Callable[[], bool]) -> Iterator[None]:
+    def _locked(self, stopped: Stopped) -> Iterator[None]:
         with (self._directory / LOCK).open("a") as file:
             while True:
                 try:

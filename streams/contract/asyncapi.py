@@ -22,6 +22,7 @@ BINDING = "0.5.0"  # of Kafka, to AsyncAPI
 FROM_OUTSIDE = (
     topics.WATCH_EVENTS,
     topics.SEARCH_EVENTS,
+    topics.SIGNALS,
     topics.ITEMS,
     topics.IMPRESSIONS,
     topics.RECOMMEND_REQUESTS,

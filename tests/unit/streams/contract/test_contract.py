@@ -85,6 +85,14 @@ def test_the_committed_document_and_page_are_those_of_the_code() -> None:
     assert (DOCS / "topics.md").read_text("utf-8") == topics_page(), made
 
 
+def test_what_others_may_write_is_what_the_page_of_messages_says_comes_in() -> None:
+    """A client that is made from the document can send all of it, and nothing else."""
+    page = (DOCS / "messages.md").read_text("utf-8").partition("## What comes in")[2].partition("\n## ")[0]
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    ours = {topic.name for topic in TOPICS}
+    assert {name.removeprefix("receive-") for name in DOCUMENT["operations"]} & ours == named & ours
+
+
 def test_every_topic_has_a_channel_and_every_kind_of_message_a_sample() -> None:
     assert [name for name, each in DOCUMENT["channels"].items() if each["address"]] == [each.name for each in TOPICS]
     kinds = {kind for topic in TOPICS for kind in kinds_of(topic)}
