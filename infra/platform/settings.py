@@ -212,8 +212,11 @@ class Model(Section):
     linear_dim: Whole = _setting(64, "width of the item-to-item part; 0: none")
     linear_order: bool = _setting(False, "that part counts what is watched soon after what, and newest watches most")
     tied: bool = _setting(False, "one item table for both sides while training; a bundle has two all the same")
+    skips: Annotated[int, Field(ge=0, le=50)] = _setting(
+        0, "newest watches that were not completed that a tower reads beside the completed ones, where a log has them"
+    )
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
-    history_dropout: Share = _setting(0.3, "of the watches in a history, in training")
+    history_dropout: Share = _setting(0.3, "of the watches in a history, completed or not, in training")
     sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")
     searches: bool = _setting(True, "learn from searches, where a log has them")
     context: bool = _setting(True, "learn from region, device, ..., where a log has them")

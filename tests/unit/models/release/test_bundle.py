@@ -119,6 +119,19 @@ def test_how_far_a_log_went_is_told_and_a_manifest_from_before_that_keeps_its_ve
     assert found == [0, START_MS - 1]
 
 
+def test_a_tower_tells_of_skips_where_it_reads_them_and_a_manifest_from_before_that_keeps_its_version(
+    bundle: Bundle, release: Path
+):
+    """A server of before could not check a version that is made of fields which it does not know."""
+    assert b"skips" not in (release / MANIFEST).read_bytes()
+    manifest = bundle.manifest
+    reads = msgspec.structs.replace(manifest, tower=msgspec.structs.replace(manifest.tower, skips=7))
+    assert version_of(reads) != version_of(manifest) == manifest.version
+    unsorted = msgspec.json.decode((release / MANIFEST).read_bytes()) | {"version": ""}
+    written = hashlib.sha256(msgspec.json.encode(unsorted, order="sorted")).hexdigest()
+    assert manifest.version.endswith(written[:DIGITS]), "the version is a checksum of what is written"
+
+
 def test_a_version_tells_content_and_time(bundle: Bundle, tmp_path: Path):
     first = write_again(bundle, tmp_path)
     assert write_again(bundle, tmp_path) == first
