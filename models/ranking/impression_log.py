@@ -105,15 +105,11 @@ class ImpressionLog:
 
     def completed_before(self, asked: Rows, length: int) -> Rows:
         """int64 [B, H]: catalogue rows of the completed ones among the newest watches before each row, -1 for none."""
-        watched = self._watched.before(asked, length)
-        at = np.maximum(watched, 0)
-        return np.where((watched >= 0) & self.log.completed[at], self.items(at), -1)
+        return self._watched_before(asked, length, completed=True)
 
     def skipped_before(self, asked: Rows, length: int) -> Rows:
         """As completed_before, of those that were not completed."""
-        watched = self._watched.before(asked, length)
-        at = np.maximum(watched, 0)
-        return np.where((watched >= 0) & ~self.log.completed[at], self.items(at), -1)
+        return self._watched_before(asked, length, completed=False)
 
     def statistics(self) -> ItemStatistics:
         """The statistics at the end of the log, all windows closed."""
@@ -223,6 +219,11 @@ class ImpressionLog:
             length=statistics.of("length", length_codes(self.catalogue.duration_s(items)), now_ms),
             everything=statistics.of("all", np.zeros(len(firsts), np.int64), known_ms),
         )
+
+    def _watched_before(self, asked: Rows, length: int, *, completed: bool) -> Rows:
+        watched = self._watched.before(asked, length)
+        at = np.maximum(watched, 0)
+        return np.where((watched >= 0) & (self.log.completed[at] == completed), self.items(at), -1)
 
     def _is_watch(self, rows: slice) -> Flags:
         return is_watch(self.log, rows)
