@@ -51,7 +51,8 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     source = small_source(early.select(columns).vstack(late.select(columns)), items, skips=request.param)
     dataset, cut = source.dataset, len(source.dataset) * 2 // 3
     history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
-    learned = learn_candidates(source, SETTINGS, until=cut, valid_from=None, items=source.known_at(cut))
+    settings = SETTINGS.model_copy(update={"epochs": 3})
+    learned = learn_candidates(source, settings, until=cut, valid_from=None, items=source.known_at(cut))
     return Scene(source, history, cut, learned.model)
 
 
@@ -59,7 +60,7 @@ def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(scene: Scene):
     walk = scene.walk(scene.released(), scene.still())
     queries = tower_queries(scene.source.dataset, scene.history, scene.history.queries(walk.asked))
     known = (queries.items < len(scene.model.vectors)).all(axis=1)  # else the trainer knows more
-    assert known.sum() > 100
+    assert known.sum() > 100 and not known.all()
     np.testing.assert_array_equal(walk.ranks["tower"][known], walk.ranks["still"][known])
 
 
@@ -85,7 +86,6 @@ def test_the_scores_are_those_that_serving_would_give(scene: Scene):
     queries = history.queries(history.next_unseen(scene.cut)[:20])
     scores = scene.released().scores(queries)
     inputs = tower_queries(scene.source.dataset, history, queries)
-    assert (inputs.items >= len(model.vectors)).any() or not inputs.skips.size
     histories, skips = (np.where(each < len(model.vectors), each, -1) for each in (inputs.histories, inputs.skips))
     users = model.encode(model.encoder.queries_of(histories, skips))
     expected = users @ model.vectors.T + model.item_vectors()[:, -1]

@@ -71,7 +71,8 @@ def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundl
 def test_the_score_is_the_one_that_serving_gives_a_user_with_the_same_skips(exposures: ImpressionLog):
     until, items = len(exposures.training_set.dataset), len(exposures.catalogue)
     source = small_source(small_log(ROWS, users=20, step_ms=60_000, seed=4), skips=5)
-    model = learn_candidates(source, SETTINGS, until=until, valid_from=None, items=items).model
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    model = learn_candidates(source, settings, until=until, valid_from=None, items=items).model
     assert source.catalogue.item_ids == exposures.catalogue.item_ids and model.encoder.tower.shape.skips == 5
     rows = np.arange(700, 720)
     asked, log = np.asarray(exposures.pages[rows]), exposures.log

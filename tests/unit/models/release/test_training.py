@@ -16,6 +16,7 @@ from models.ranking.features import numbers_of
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle
 from models.retrieval.incremental import IncrementalTrainer
+from models.retrieval.prequential import rank_before
 from tests.harness import kuairand
 from tests.harness.needs import KUAIRAND, needs
 from tests.unit.models.samples import (
@@ -206,6 +207,11 @@ def test_skips_are_learnt_from_kept_in_the_bundle_and_read_in_serving_and_by_the
     trainer = IncrementalTrainer(model, bundle.catalogue, Trainer(), seed=1)
     examples = trainer.read([Example([*each, Watch("i1")], item_id="i2") for each in histories])
     np.testing.assert_allclose(trainer.user_vectors(examples.queries), users, atol=1e-6)
+    trainer.add_item("?")
+    examples = trainer.read([Example([*each, Watch("i1")], item_id="i2") for each in histories])
+    assert (trainer.user_vectors(examples.queries)[5] != users[5]).any(), "a new item counts where it has a row"
+    ranks = rank_before(trainer, model, examples)
+    assert ranks.frozen[4] == ranks.frozen[5], "and not for the release, which has none"
 
 
 def test_a_log_without_skips_has_a_tower_that_does_not_read_them(tmp_path: Path):
