@@ -49,19 +49,20 @@ def timeline_of(rows: list[Row], most: int = MOST) -> tuple[SkipTimeline, dict[s
     return SkipTimeline(log, numbers, most), {user: place for place, user in enumerate(log.user_ids)}
 
 
-def history_of(rows: list[Row], user: int) -> UserHistory:
+def history_of(rows: list[Row], user: int, keep: int) -> UserHistory:
     """As the stream makes it of the same watches; a row of unknown length is sent as a completed watch."""
     history = UserHistory(f"u{user}")
     for place, row in enumerate(rows):
         if row.user == user and row.watch_s != 0:
             watch_s = LONG_S if row.watch_s is None else row.watch_s
             event = WatchEvent(f"e{place}", f"u{user}", f"i{row.item}", START_MS + 1000 * place, watch_s)
-            history = apply_watch(history, event, Source(0, place, 0), keep=KEPT, completed_s=18).history
+            history = apply_watch(history, event, Source(0, place, 0), keep=keep, completed_s=18).history
     return history
 
 
+@pytest.mark.parametrize("keep", [KEPT, 2 * KEPT], ids=["usual", "long"])
 @pytest.mark.parametrize("chance", [0.05, 0.9], ids=["who watches", "who skips"])
-def test_a_log_tells_the_skips_that_serving_reads_from_the_history(chance: float):
+def test_a_log_tells_the_skips_that_serving_reads_from_the_history(chance: float, keep: int):
     """At any moment, of users with more watches than a history keeps."""
     rng = np.random.default_rng(5)
     seconds = np.where(rng.random(400) < chance, SHORT_S, LONG_S)
@@ -73,7 +74,7 @@ def test_a_log_tells_the_skips_that_serving_reads_from_the_history(chance: float
     for cut in (0, 1, 30, 200, 400):
         for user in range(3):
             [told] = timeline.before(np.array([users[f"u{user}"]]), np.array([START_MS + 1000 * cut]))
-            [served] = skip_rows([history_of(rows[:cut], user)], ROW_OF, MOST)
+            [served] = skip_rows([history_of(rows[:cut], user, keep)], ROW_OF, MOST)
             assert told.tolist() == served.tolist(), (cut, user)
 
 
