@@ -106,8 +106,9 @@ def test_a_manifest_that_an_older_release_of_ours_wrote_is_still_what_its_name_s
     """Whatever came into it since then; otherwise an upgrade would take every release for damaged."""
     manifest = msgspec.json.decode(Path(__file__).with_name("manifest_of_0_3.json").read_bytes(), type=Manifest)
     assert version_of(manifest) == manifest.version == "20231114_221321_011c306b0485d1dc"
-    other = msgspec.structs.replace(manifest, tower=msgspec.structs.replace(manifest.tower, ordered=True))
-    assert version_of(other) != manifest.version
+    for reads in ({"ordered": True}, {"skips": 7}):
+        other = msgspec.structs.replace(manifest, tower=msgspec.structs.replace(manifest.tower, **reads))
+        assert version_of(other) != manifest.version
 
 
 def test_how_far_a_log_went_is_told_and_a_manifest_from_before_that_keeps_its_version(bundle: Bundle, tmp_path: Path):
@@ -117,20 +118,6 @@ def test_how_far_a_log_went_is_told_and_a_manifest_from_before_that_keeps_its_ve
     assert learnt != before
     found = [read_bundle(tmp_path / version).manifest.learnt_ms for version in (before, learnt)]
     assert found == [0, START_MS - 1]
-
-
-def test_a_tower_tells_of_skips_where_it_reads_them_and_a_manifest_from_before_that_keeps_its_version(
-    bundle: Bundle, release: Path
-):
-    """A server of before could not check a version that is made of fields which it does not know."""
-    for later in (b"skips", b"ordered"):
-        assert later not in (release / MANIFEST).read_bytes()
-    manifest = bundle.manifest
-    reads = msgspec.structs.replace(manifest, tower=msgspec.structs.replace(manifest.tower, skips=7))
-    assert version_of(reads) != version_of(manifest) == manifest.version
-    unsorted = msgspec.json.decode((release / MANIFEST).read_bytes()) | {"version": ""}
-    written = hashlib.sha256(msgspec.json.encode(unsorted, order="sorted")).hexdigest()
-    assert manifest.version.endswith(written[:DIGITS]), "the version is a checksum of what is written"
 
 
 def test_a_version_tells_content_and_time(bundle: Bundle, tmp_path: Path):
