@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from models.arrays import Floats
+from models.arrays import Floats, Rows
 from models.evaluation.eval_queries import EvalQueries, History
 from models.logs.examples import Examples, Queries
 from models.logs.training_set import TrainingSet
@@ -28,7 +28,8 @@ class Released:
 
     def scores(self, queries: EvalQueries) -> Floats:
         inputs = tower_queries(self._training_set.dataset, self._history, queries)
-        known = replace(inputs, histories=np.where(inputs.histories < len(self._vectors), inputs.histories, -1))
+        histories, skips = (np.where(each < len(self._vectors), each, -1) for each in (inputs.histories, inputs.skips))
+        known = replace(inputs, histories=histories, skips=skips)
         return np.asarray(with_one(self._model.encode(known)) @ self._vectors.T)
 
     def learn(self, rows: slice) -> None:
@@ -83,5 +84,7 @@ class Live:
 
     def _placed(self, queries: Queries) -> Queries:
         """With the trainer's rows; items that it has not met are unknown to it."""
-        there = queries.histories >= 0
-        return replace(queries, histories=np.where(there, self._row_of[np.where(there, queries.histories, 0)], -1))
+        return replace(queries, histories=self._rows(queries.histories), skips=self._rows(queries.skips))
+
+    def _rows(self, items: Rows) -> Rows:
+        return np.where(items >= 0, self._row_of[np.maximum(items, 0)], -1)

@@ -164,7 +164,7 @@ def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> Ba
     searches = None
     if request.searches is not None and model.searches:
         searches = store_searches(request.searches, stored, buckets=model.search_tokens)
-    return read_stream(stored, items, searches=searches, context=model.context)
+    return read_stream(stored, items, searches=searches, context=model.context, skips=model.skips)
 
 
 def _split(history: History, request: Request) -> Split:

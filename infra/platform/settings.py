@@ -208,12 +208,15 @@ class Model(Section):
         "average", "how a history becomes a vector; recent: a mean with learnt weights by place"
     )
     residual: bool = _setting(True, "add the encoded history to what the layers make of it")
-    members: Count = _setting(3, "towers trained apart that answer together, each with `dim` numbers")
+    members: Count = _setting(1, "towers trained apart that answer together, each with `dim` numbers")
     linear_dim: Whole = _setting(64, "width of the item-to-item part; 0: none")
     linear_order: bool = _setting(False, "that part counts what is watched soon after what, and newest watches most")
-    tied: bool = _setting(False, "one item table for both sides while training; a bundle has two all the same")
+    tied: bool = _setting(True, "one item table for both sides while training; a bundle has two all the same")
+    skips: Annotated[int, Field(ge=0, le=50)] = _setting(
+        20, "newest watches that were not completed that a tower reads beside the completed ones, where a log has them"
+    )
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
-    history_dropout: Share = _setting(0.3, "of the watches in a history, in training")
+    history_dropout: Share = _setting(0.3, "of the watches in a history, completed or not, in training")
     sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")
     searches: bool = _setting(True, "learn from searches, where a log has them")
     context: bool = _setting(True, "learn from region, device, ..., where a log has them")
@@ -224,7 +227,7 @@ class Model(Section):
     negatives: Count = _setting(2048, "shared negatives per step")
     in_batch: Share = _setting(0.5, "share of the negatives that comes from the batch, the rest is uniform")
     batch: Count = _setting(2048, "examples per step")
-    epochs: Count = _setting(5, "most epochs; fewer when the validation days say so")
+    epochs: Count = _setting(8, "most epochs; fewer when the validation days say so")
     table_rate: Positive = _setting(0.1, "row-wise Adagrad on embedding rows")
     tower_rate: Positive = _setting(2e-3, "Adam on the tower")
     examples_per_user: Whole = _setting(0, "most per user and window; 0: all")

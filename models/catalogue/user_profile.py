@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 
 class Watched(Protocol):
-    """One watch of a history. `completed` marks a positive; the user tower reads only those, the ranker reads all."""
+    """One watch of a history. `completed` marks a positive; the user tower reads those, and beside them (as something
+    else) the others where it was trained to; the ranker reads all."""
 
     @property
     def item_id(self) -> str: ...

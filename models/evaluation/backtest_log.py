@@ -34,10 +34,16 @@ class BacktestLog:
 
 
 def read_stream(
-    log: StoredLog, items: pl.DataFrame | None, *, searches: StoredSearches | None = None, context: bool = True
+    log: StoredLog,
+    items: pl.DataFrame | None,
+    *,
+    searches: StoredSearches | None = None,
+    context: bool = True,
+    skips: int = 0,
 ) -> BacktestLog:
-    """`items` is a catalogue as `models.logs.log.read_items` gives it."""
-    training_set = prepare(log, items, searches=searches, context=context)
+    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips` as models.logs.training_set.prepare
+    takes it."""
+    training_set = prepare(log, items, searches=searches, context=context, skips=skips)
     dataset = training_set.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     user_ids = pl.Series("user_id", log.user_ids, pl.String)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.arrays import Floats, Integers, Rows
+from models.arrays import Flags, Floats, Integers, Rows
 from models.logs.examples import Examples, Queries
+from models.logs.skips import SkipTimeline
 from models.logs.stored_searches import SearchTimeline
 from models.logs.timeline import HISTORY, Timeline, first_of_pair
 
@@ -30,6 +31,7 @@ class Dataset:
     contexts: Integers | None = None
     traits: Floats | None = None
     searches: SearchTimeline | None = None
+    skips: SkipTimeline | None = None
     timeline_file: Path | None = None  # where the timeline may lie
     timeline: Timeline = field(init=False)
 
@@ -62,6 +64,12 @@ class Dataset:
         first = first_of_pair(self.users, self.items, timeline=self.timeline)
         return np.flatnonzero(first[:until])
 
+    def skipped(self, until: int, size: int) -> Flags:
+        """bool [size]: which of the catalogue's first items anybody has left uncompleted before row `until`."""
+        if self.skips is None:
+            return np.zeros(size, np.bool_)
+        return self.skips.items(size, self.event_ms[until] if until < len(self) else np.inf)
+
     def queries_at(self, histories: Rows, users: Integers, event_ms: Rows, newest: Rows) -> Queries:
         """Users as of any time: their histories int64 [B, H], and the row of their newest watch then (-1: none), whose
         context they are taken to be in."""
@@ -72,7 +80,10 @@ class Dataset:
             context = np.where(known[:, None], self.contexts[there], 0).astype(np.int64)
         if self.traits is not None:
             traits = np.where(known[:, None], self.traits[there], np.nan).astype(np.float32)
-        return Queries(histories, self._tokens(users, event_ms), context, traits, np.zeros(size, np.float32))
+        age, skips = np.zeros(size, np.float32), np.empty((size, 0), np.int64)
+        if self.skips is not None:
+            skips = self.skips.before(users, event_ms)
+        return Queries(histories, self._tokens(users, event_ms), context, traits, age, skips)
 
     def _tokens(self, users: Integers, event_ms: Integers) -> Rows:
         """int64 [B, Q]: words searched before that, -1 for none."""

@@ -22,6 +22,7 @@ class Queries:
     context int64 [B, K]: a code per context field, 0 unknown; K may be 0.
     traits float32 [B, M]: reals in [0, 1], NaN unknown; M may be 0.
     age float32 [B]: example age in [0, 1] of the training window; 0 when serving.
+    skips int64 [B, S]: rows of watches that were not completed, as histories has the completed ones; S may be 0.
     """
 
     histories: Rows
@@ -29,9 +30,15 @@ class Queries:
     context: Rows
     traits: Floats
     age: Floats
+    skips: Rows
 
     def __len__(self) -> int:
         return len(self.histories)
+
+    @property
+    def items(self) -> Rows:
+        """int64 [B, H + S]: rows of all watches, the completed ones first."""
+        return np.concatenate([self.histories, self.skips], axis=1)
 
     def take(self, at: Rows | slice) -> Queries:
         return Queries(*(getattr(self, field.name)[at] for field in fields(self)))
@@ -59,4 +66,4 @@ def queries_of(histories: Rows) -> Queries:
     """Queries of watches alone."""
     size = len(histories)
     nothing = np.empty((size, 0), np.int64)
-    return Queries(histories, nothing, nothing, np.empty((size, 0), np.float32), np.zeros(size, np.float32))
+    return Queries(histories, nothing, nothing, np.empty((size, 0), np.float32), np.zeros(size, np.float32), nothing)

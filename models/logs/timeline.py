@@ -87,6 +87,14 @@ class Timeline:
         return np.searchsorted(self._keys, own), np.searchsorted(self._keys, own + before)
 
 
+def newest_of(rows: Rows, most: int) -> Rows:
+    """int64 [B, L] with -1 for none, oldest first -> [B, min(L, most)]: the newest of each, oldest first, -1 in
+    front."""
+    length = rows.shape[1]
+    order = np.argsort(rows >= 0, axis=1, kind="stable")[:, length - min(length, most) :]
+    return np.take_along_axis(rows, order, axis=1)
+
+
 def first_of_pair(users: Integers, items: Integers, *, timeline: Timeline | None = None) -> Flags:
     """bool [N]: whether a row is the first of its user and item; later ones are repeats, which serving would drop.
 

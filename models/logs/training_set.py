@@ -19,6 +19,7 @@ from models.catalogue.item_frame import catalogue_of
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.dataset import Dataset
 from models.logs.log import items_from_frame
+from models.logs.skips import SkipTimeline, has_skips
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import SearchTimeline, StoredSearches
 
@@ -50,8 +51,10 @@ def prepare(
     *,
     searches: StoredSearches | None = None,
     context: bool = True,
+    skips: int = 0,
 ) -> TrainingSet:
-    """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped."""
+    """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped. `skips`:
+    how many of a user's uncompleted watches are to be known, where there are any."""
     facts = _item_facts(log, items)
     catalogue = catalogue_of(facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids"))
     rows = catalogue.rows(log.item_ids)
@@ -69,6 +72,7 @@ def prepare(
         contexts=columns.get("contexts"),
         traits=columns.get("traits"),
         searches=SearchTimeline(searches) if searches is not None and len(searches) else None,
+        skips=SkipTimeline(log, rows, skips) if skips and has_skips(log) else None,
         timeline_file=log.directory / "timeline.npy",
     )
     return TrainingSet(

@@ -18,6 +18,7 @@ from models.arrays import Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS
 from models.logs.decayed_past import DecayedPast
+from models.logs.skips import is_watch
 from models.logs.stored_log import StoredLog
 from models.logs.timeline import Timeline
 from models.logs.training_set import TrainingSet
@@ -104,9 +105,11 @@ class ImpressionLog:
 
     def completed_before(self, asked: Rows, length: int) -> Rows:
         """int64 [B, H]: catalogue rows of the completed ones among the newest watches before each row, -1 for none."""
-        watched = self._watched.before(asked, length)
-        at = np.maximum(watched, 0)
-        return np.where((watched >= 0) & self.log.completed[at], self.items(at), -1)
+        return self._watched_before(asked, length, completed=True)
+
+    def skipped_before(self, asked: Rows, length: int) -> Rows:
+        """As completed_before, of those that were not completed."""
+        return self._watched_before(asked, length, completed=False)
 
     def statistics(self) -> ItemStatistics:
         """The statistics at the end of the log, all windows closed."""
@@ -217,8 +220,13 @@ class ImpressionLog:
             everything=statistics.of("all", np.zeros(len(firsts), np.int64), known_ms),
         )
 
+    def _watched_before(self, asked: Rows, length: int, *, completed: bool) -> Rows:
+        watched = self._watched.before(asked, length)
+        at = np.maximum(watched, 0)
+        return np.where((watched >= 0) & (self.log.completed[at] == completed), self.items(at), -1)
+
     def _is_watch(self, rows: slice) -> Flags:
-        return np.asarray(~(self.log.watch_s[rows] <= 0))  # also of unknown length
+        return is_watch(self.log, rows)
 
     def _duration_s(self, rows: slice | Rows) -> Floats:
         """The row's own, else the catalogue's."""

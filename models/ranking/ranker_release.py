@@ -164,7 +164,8 @@ class UnseenScores:
     def _of(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
         histories = self._impressions.completed_before(asked, HISTORY)  # [B, H]
         items = self._impressions.items(rows)
-        scores = with_one(self._model.encode(self._model.encoder.queries_of(histories))) @ self._vectors.T  # [B, N]
+        queries = self._model.encoder.queries_of(histories, self._impressions.skipped_before(asked, HISTORY))
+        scores = with_one(self._model.encode(queries)) @ self._vectors.T  # [B, N]
         known = items < scores.shape[1]
         own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)
         case, place = np.nonzero(histories >= 0)

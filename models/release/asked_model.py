@@ -14,6 +14,7 @@ from models.arrays import Floats, Rows
 from models.catalogue.context import ContextVocabulary
 from models.evaluation.eval_queries import EvalQueries, History
 from models.logs.examples import Queries
+from models.logs.timeline import newest_of
 from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import tower_queries
 from models.retrieval.candidates import CandidateModel, with_one
@@ -51,12 +52,15 @@ class Asked:
 
     def _read(self, queries: Queries) -> Queries:
         """The queries in the model's own numbering."""
-        histories = queries.histories
-        known = (histories >= 0) & (histories < len(self._rows))
-        histories = np.where(known, self._rows[np.where(known, histories, 0)], -1)
+        histories, skips = self._numbered(queries.histories), self._numbered(queries.skips)
+        skips = newest_of(skips, self._model.encoder.tower.shape.skips)  # as many as it reads, or as the log tells of
         tokens = queries.tokens if self._reads_words and queries.tokens.shape[1] else self._no_words(len(queries))
         numbered = renumbered(queries, self._training_set.contexts, self._model.encoder.contexts)
-        return replace(numbered, histories=histories, tokens=tokens)
+        return replace(numbered, histories=histories, skips=skips, tokens=tokens)
+
+    def _numbered(self, items: Rows) -> Rows:
+        known = (items >= 0) & (items < len(self._rows))
+        return np.where(known, self._rows[np.where(known, items, 0)], -1)
 
     def _no_words(self, size: int) -> Rows:
         return np.full((size, 1 if self._model.encoder.tower.shape.words else 0), -1, np.int64)

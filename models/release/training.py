@@ -164,7 +164,8 @@ def learn_from_log(
     """Learn candidates; twice, with the newest watches and without them, where there is a `rival` to be judged beside.
 
     The first process of a distributed training comes here by train_with_trial, the others help by calling this."""
-    training_set = prepare(log, items, searches=searches if settings.searches else None, context=settings.context)
+    words = searches if settings.searches else None
+    training_set = prepare(log, items, searches=words, context=settings.context, skips=settings.skips)
     check_size(training_set.dataset)
     until = len(training_set.dataset)
     learn = partial(learn_candidates, training_set, settings, until=until, items=len(training_set.catalogue), warm=warm)

@@ -182,7 +182,8 @@ class Training:
 
     def freeze(self, selection: ModelSelection) -> CandidateModel:
         """The model as it is served: side embeddings are added into the rows, the weights are multiplied into the
-        output side, and items that nobody has watched start where a new item would."""
+        output side, and items that nobody has completed start where a new item would; of those that were skipped the
+        towers keep what that says of a user."""
         nets, catalogue = [fit.net for fit in self.fits], self.training_set.catalogue
         queries = np.concatenate([*(net.queries.everything() for net in nets), self.linear[0]], axis=1)
         weight, linear = np.float32(selection.weight), np.float32(selection.linear)
@@ -190,8 +191,11 @@ class Training:
         bias = weight * self.bias()
         learnt = self.popularity.totals() > 0
         start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
+        skipped, towers = self.training_set.dataset.skipped(self.until, self.items), sum(net.shape.dim for net in nets)
         for row in np.flatnonzero(~learnt).tolist():
-            vectors[row], bias[row], queries[row] = start.place(catalogue.all_ids_of(row))
+            kept = towers if skipped[row] else 0
+            vectors[row], bias[row], placed = start.place(catalogue.all_ids_of(row))
+            queries[row, kept:] = placed[kept:]
         words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
         return CandidateModel(
             catalogue.item_ids[: self.items],
@@ -335,6 +339,7 @@ def new_net(
         traits=len(contexts.traits),
         example_age=settings.example_age,
         dropout=settings.dropout,
+        skips=dataset.skips.most if dataset.skips is not None else 0,
     )
     names = training_set.catalogue.id_names if settings.sides else ()
     return kind(
@@ -350,7 +355,8 @@ def new_net(
 
 def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, member: int) -> None:
     """Begin from an earlier model's rows and, where its tower has the same shape, from its tower. Items that it does
-    not know begin at small noise, as in a cold start. Raises WarmStartError when the shapes differ."""
+    not know begin at small noise, as in a cold start; one table for both sides begins from the rows of the user's side.
+    Raises WarmStartError when the shapes differ."""
     theirs = warm.encoder.tower.shape
     if theirs.dim != net.shape.dim or member >= theirs.members:
         has = f"{theirs.members} towers of {theirs.dim}"

@@ -131,14 +131,15 @@ class Fit:
         return total
 
     def _queries(self, rows: Rows, rng: np.random.Generator) -> Queries:
-        """As serving would see them, but for some watches that are left out at random: what a user is must not hang on
-        any single one."""
+        """As serving would see them, but for some watches that are left out at random, completed ones and others: what
+        a user is must not hang on any single one."""
         window_ms = self.settings.age_window_h * 3_600_000 if self.net.shape.example_age else None
         queries = self.data.dataset.queries(rows, age_window_ms=window_ms, until=self.data.until)
-        if not self.settings.history_dropout:
+        share = self.settings.history_dropout
+        if not share:
             return queries
-        left_out = rng.random(queries.histories.shape) < self.settings.history_dropout
-        return replace(queries, histories=np.where(left_out, -1, queries.histories))
+        histories, skips = thinned(queries.histories, share, rng), thinned(queries.skips, share, rng)
+        return replace(queries, histories=histories, skips=skips)
 
     def draw(self, targets: Rows, rng: np.random.Generator) -> Negatives:
         """The negatives that a step shares."""
@@ -156,6 +157,11 @@ class Fit:
         counts."""
         own, others = self.data.snapshots.offsets(rows, targets, negatives.rows, negatives.log_expected)
         return Extra(torch.from_numpy(own), torch.from_numpy(others), torch.from_numpy(hits))
+
+
+def thinned(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
+    """The rows without a random share of them, -1 in their place."""
+    return np.where(rng.random(rows.shape) < share, -1, rows)
 
 
 def choose_examples(dataset: Dataset, rows: Rows, settings: CandidateParameters) -> Rows:

@@ -19,7 +19,7 @@ from models.catalogue.user_profile import UserProfile
 from models.logs.array_file import forget_pages
 from models.logs.examples import Queries, queries_of
 from models.logs.searches import MOST_HISTORY, history_tokens
-from models.logs.timeline import HISTORY
+from models.logs.timeline import HISTORY, newest_of
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
@@ -50,12 +50,15 @@ class UserEncoder:
         tokens = np.empty((size, 0), np.int64)
         if self.tower.shape.words:
             tokens = search_tokens(users, len(self.words))
-        return Queries(history_rows(users, row_of), tokens, codes, traits, np.zeros(size, np.float32))
+        skips = skip_rows(users, row_of, self.tower.shape.skips)
+        return Queries(history_rows(users, row_of), tokens, codes, traits, np.zeros(size, np.float32), skips)
 
-    def queries_of(self, histories: Rows) -> Queries:
-        """Queries of watches alone, where nothing else is known."""
+    def queries_of(self, histories: Rows, skips: Rows | None = None) -> Queries:
+        """Queries of watches alone, where nothing else is known; of `skips`, as histories has the completed ones, the
+        newest that the tower reads."""
         codes, traits = self.contexts.read([None] * len(histories))
-        return replace(queries_of(histories), context=codes, traits=traits)
+        queries = replace(queries_of(histories), context=codes, traits=traits)
+        return queries if skips is None else replace(queries, skips=newest_of(skips, self.tower.shape.skips))
 
     def encode(self, queries: Queries, query_rows: Floats) -> Floats:
         """query_rows float32 [N, D] -> user vectors float32 [B, D]. Costs in proportion to what the users have watched,
@@ -67,9 +70,10 @@ class UserEncoder:
 
     def inputs(self, queries: Queries, query_rows: Floats) -> Inputs:
         """Of the rows those of the watched items alone: a tower that is given the whole table reads all of it."""
-        (rows, places), (words, word_places) = distinct(queries.histories), distinct(queries.tokens)
-        arrays = query_rows[rows], places, self.words[words], word_places, queries.context, queries.traits, queries.age
-        return Inputs(*map(torch.from_numpy, arrays))
+        (rows, places), (words, word_places) = distinct(queries.items), distinct(queries.tokens)
+        watches, skips = np.split(places, [queries.histories.shape[1]], axis=1)
+        known = self.words[words], word_places, queries.context, queries.traits, queries.age
+        return Inputs(*map(torch.from_numpy, (query_rows[rows], watches, *known, skips)))
 
 
 class CandidateModel:
@@ -156,6 +160,18 @@ def history_rows(users: Sequence[UserProfile], row_of: Mapping[str, int]) -> Row
     row = row_of.get
     for at, user in enumerate(users):
         newest = [row(watch.item_id, -1) for watch in user.watches if watch.completed][-HISTORY:]
+        if newest:
+            rows[at, -len(newest) :] = newest
+    return rows
+
+
+def skip_rows(users: Sequence[UserProfile], row_of: Mapping[str, int], most: int) -> Rows:
+    """int64 [B, most]: as history_rows, of the uncompleted ones among the newest watches of whatever length."""
+    rows = np.full((len(users), most), -1, np.int64)
+    row = row_of.get
+    for at, user in enumerate(users if most else ()):
+        watches = user.watches[-HISTORY:]
+        newest = [row(watch.item_id, -1) for watch in watches if not watch.completed and watch.watch_s > 0][-most:]
         if newest:
             rows[at, -len(newest) :] = newest
     return rows

@@ -35,6 +35,8 @@ class CandidateParameters(Protocol):
     @property
     def tied(self) -> bool: ...  # one item table for both sides; the paper has two
     @property
+    def skips(self) -> int: ...  # newest uncompleted watches that a tower reads
+    @property
     def dropout(self) -> float: ...
     @property
     def history_dropout(self) -> float: ...

@@ -114,16 +114,18 @@ class CandidateNet:
 
     def users(self, queries: Queries, touched: list[Touched], part: slice = ALL) -> Tensor:
         """-> user vectors [B, D] of a part of the batch; rows of the whole batch take part"""
-        items, places = distinct(queries.histories, self.distinct_items)
+        items, places = distinct(queries.items, self.distinct_items)
+        watches, skips = np.split(places, [queries.histories.shape[1]], axis=1)
         words, word_places = distinct(queries.tokens, self._distinct_words)
         inputs = Inputs(
             self.queries.embed(items, touched),
-            torch.from_numpy(places[part]),
+            torch.from_numpy(watches[part]),
             gathered(self.words, words, touched),
             torch.from_numpy(word_places[part]),
             torch.from_numpy(queries.context[part]),
             torch.from_numpy(queries.traits[part]),
             torch.from_numpy(queries.age[part]),
+            torch.from_numpy(skips[part]),
         )
         encoded: Tensor = self.tower(Inputs(*(each.to(self.device) for each in inputs)))
         return encoded

@@ -61,7 +61,8 @@ def rank_before(trainer: IncrementalTrainer, released: CandidateModel, examples:
         case, place = np.nonzero(histories >= 0)
         item = histories[case, place]
         old = trainer.in_release(item)
-        users = with_one(released.encode(replace(block.queries, histories=_released(trainer, histories))))
+        known, skips = _released(trainer, histories), _released(trainer, block.queries.skips)
+        users = with_one(released.encode(replace(block.queries, histories=known, skips=skips)))
         targets = block.targets
         ranks = (
             target_ranks(trainer.user_vectors(block.queries) @ vectors.T, targets, case, item),

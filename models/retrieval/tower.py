@@ -34,6 +34,7 @@ class TowerShape(msgspec.Struct, frozen=True):
     own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them,
     `ordered` when the newest watches count most in it. What validation gave the weight 0 is muted: zero for every user,
     so that nothing is learnt live through it either.
+    `skips`: how many of the newest uncompleted watches are read.
     """
 
     dim: int
@@ -50,17 +51,19 @@ class TowerShape(msgspec.Struct, frozen=True):
     muted_towers: bool = False
     muted_linear: bool = False
     ordered: bool = False
+    skips: int = 0
 
     @property
     def width(self) -> int:
         """The numbers that go into the first layer."""
-        return self.dim + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
+        watches = self.dim * (2 if self.skips else 1)
+        return watches + self.words + CONTEXT_DIM * len(self.contexts) + 2 * self.traits + 2 * self.example_age
 
 
 class Inputs(NamedTuple):
     """The inputs of a tower for a batch: embeddings of the distinct items [U, D] and words [W, E], and per user the
-    places of the watched items [B, H] and of the searched words [B, Q] among them (-1 for none), context codes [B, K],
-    traits [B, M] (NaN unknown), example age [B]."""
+    places of the completed watches [B, H] and of the searched words [B, Q] among them (-1 for none), context codes
+    [B, K], traits [B, M] (NaN unknown), example age [B], places of the uncompleted watches [B, S]."""
 
     watched: Tensor
     watch_places: Tensor
@@ -69,6 +72,7 @@ class Inputs(NamedTuple):
     context: Tensor
     traits: Tensor
     age: Tensor
+    skip_places: Tensor
 
 
 class UserTower(nn.Module):
@@ -88,6 +92,8 @@ class UserTower(nn.Module):
         shape = self.shape
         watched = self.encoder(inputs.watched, inputs.watch_places)  # [B, D]
         parts = [watched]
+        if shape.skips:
+            parts.append(mean_of(inputs.watched, inputs.skip_places))
         if shape.words:
             parts.append(mean_of(inputs.words, inputs.word_places))
         for field, embedding in enumerate(self.contexts):

@@ -35,13 +35,16 @@ class TowerArrays:
         -> user vectors float32 [B, item_dim]"""
         shape = self._shape
         watched = _means(query_rows, queries.histories)  # [B, item_dim]
+        skipped = _means(query_rows, queries.skips) if shape.skips else watched[:0]
         searched = _means(words, queries.tokens) if shape.words else words[:0]
         contexts, traits = queries.context, _traits(queries, shape)
         users = np.empty_like(watched)
         for number, member in enumerate(self._members):
             mine = slice(number * shape.dim, (number + 1) * shape.dim)
-            searches = searched[:, number * shape.words : (number + 1) * shape.words]
-            users[:, mine] = member.encode(shape, watched[:, mine], searches, contexts, traits)
+            beside = [skipped[:, mine]] if shape.skips else []
+            if shape.words:
+                beside.append(searched[:, number * shape.words : (number + 1) * shape.words])
+            users[:, mine] = member.encode(shape, watched[:, mine], beside, contexts, traits)
         if shape.linear and shape.ordered:
             users[:, -shape.linear :] = _recent_sums(query_rows[:, -shape.linear :], queries.histories)
         elif shape.linear:
@@ -64,11 +67,11 @@ class _Member:
         self._contexts = [embedding.weight.detach().numpy() for embedding in tower.contexts]  # type: ignore[union-attr, operator]
 
     def encode(
-        self, shape: TowerShape, watched: Floats, searches: Floats, contexts: Rows, traits: Sequence[Floats]
+        self, shape: TowerShape, watched: Floats, beside: Sequence[Floats], contexts: Rows, traits: Sequence[Floats]
     ) -> Floats:
-        """As UserTower.forward: [B, D] and [B, words] -> [B, D]"""
+        """As UserTower.forward: [B, D], and the means of what else is known -> [B, D]"""
         known = [table[contexts[:, field]] for field, table in enumerate(self._contexts)]
-        parts = [watched, *([searches] if shape.words else []), *known, *traits]
+        parts = [watched, *beside, *known, *traits]
         x = np.concatenate(parts, axis=1) if len(parts) > 1 else watched
         *hidden, (last, bias) = self._layers
         with np.errstate(over="ignore", invalid="ignore"):  # who asks looks whether the vector is finite

@@ -25,6 +25,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "kuairand": "quality.kuairand:measure",
     "ablations": "quality.ablations:measure",
     "figure4": "quality.figure4:measure",
+    "towers": "quality.towers:measure",
     "live": "quality.live:measure",
     "cold": "quality.cold:measure",
     "s3rec beauty": "quality.s3rec:measure_beauty",

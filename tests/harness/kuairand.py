@@ -9,6 +9,7 @@ import polars as pl
 
 DIRECTORY = Path(__file__).resolve().parents[3] / "shared" / "data" / "kuairand"
 FIRST_MS = int(datetime(2022, 4, 8, tzinfo=UTC).timestamp() * 1000)  # where the invented stamps begin
+SKIPPED_S = 1.0  # invented: how long what was not watched long before 25 April was watched
 
 
 def is_there() -> bool:
@@ -16,13 +17,16 @@ def is_there() -> bool:
 
 
 def read_kuairand(
-    *, history: bool = True, surface: bool = False, directory: Path = DIRECTORY
+    *, history: bool = True, skips: bool = False, surface: bool = False, directory: Path = DIRECTORY
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The log (user_id, item_id, event_ms, watch_s, duration_s) and the catalogue, as `log_from_frame` takes them.
 
     The long watches of before 25 April come first: their order is real, their times are invented (linear from 8 April
-    to each user's last stamp) and their seconds are not known (null). `history=False` leaves them out. `surface=True`
-    adds the column of that name, the app's tab. Raises FileNotFoundError when the data is absent.
+    to each user's last stamp) and their seconds are not known (null). `history=False` leaves them out. `skips=True`
+    adds what was shown then and not watched long, spread over the same time: its order is real, but not against the
+    long watches, and its SKIPPED_S are invented, so no ranker is to learn from them. What is there is what another
+    recommender chose to show. `surface=True` adds the column of that name, the app's tab. Raises FileNotFoundError when
+    the data is absent.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"the KuaiRand data is not at {directory}")
@@ -36,27 +40,33 @@ def read_kuairand(
     )
     log = exposures
     if history:
-        log = pl.concat([_past_watches(directory, exposures), exposures], how="diagonal")
+        log = pl.concat([_past_watches(directory, exposures, skips), exposures], how="diagonal")
     return log, _catalogue(directory)
 
 
-def _past_watches(directory: Path, exposures: pl.DataFrame) -> pl.DataFrame:
-    span = (pl.col("last_time_ms") - FIRST_MS).clip(0)
+def _past_watches(directory: Path, exposures: pl.DataFrame, skips: bool) -> pl.DataFrame:
     durations = exposures.group_by("item_id").agg(pl.col("duration_s").drop_nulls().first())
+    users = pl.read_parquet(directory / "history_to_0424.parquet")
+    past = _in_time(users, "long_watch_seq").with_columns(watch_s=pl.lit(None, pl.Float64))
+    if skips:
+        shown = _in_time(users, "watch_seq").join(past, on=["user_id", "item_id"], how="anti")
+        past = pl.concat([past, shown.with_columns(watch_s=pl.lit(SKIPPED_S))])
+    return past.join(durations, on="item_id", how="left")
+
+
+def _in_time(users: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The videos of a column of lists, evenly spread in time."""
+    span = (pl.col("last_time_ms") - FIRST_MS).clip(0)
+    length = pl.col(name).list.len()
     return (
-        pl.read_parquet(directory / "history_to_0424.parquet")
-        .with_columns(
-            length=pl.col("long_watch_seq").list.len(), place=pl.int_ranges(1, pl.col("long_watch_seq").list.len() + 1)
-        )
-        .explode("long_watch_seq", "place")
-        .drop_nulls("long_watch_seq")
+        users.with_columns(length=length, place=pl.int_ranges(1, length + 1))
+        .explode(name, "place")
+        .drop_nulls(name)
         .select(
             user_id=pl.col("user_id").cast(pl.String),
-            item_id=pl.col("long_watch_seq").cast(pl.String),
+            item_id=pl.col(name).cast(pl.String),
             event_ms=(FIRST_MS + span * pl.col("place") / pl.col("length")).cast(pl.Int64),
-            watch_s=pl.lit(None, pl.Float64),
         )
-        .join(durations, on="item_id", how="left")
     )
 
 

@@ -1,5 +1,5 @@
-"""The cost of a training step by the size of the catalogue and of the batch, at the width that is served: three towers
-of 64 and the linear part, 256 numbers; negatives and the largest batch as `trainer` has them, one thread.
+"""The cost of a training step by the size of the catalogue and of the batch, at the width that is served: a tower of 64
+numbers that reads 20 skips and the linear part; negatives and the largest batch as `trainer` has them, one thread.
 
 Beside each, in the same run, a hand-tuned loop over raw tensors that does only the gathers and the three matrix
 products of the step (logits, their gradient to the users, their gradient to the items): no softmax, no update.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +32,7 @@ from tests.benchmarks.report import Report, memory_bytes, say
 
 DEFAULT = Trainer()
 BATCH, NEGATIVES, HISTORY = DEFAULT.batch, DEFAULT.negatives, 50
-SHAPE = TowerShape(64, members=3, linear=64)
+SHAPE = TowerShape(64, linear=64, skips=20)
 DIM = SHAPE.members * SHAPE.dim + SHAPE.linear
 BATCHES = (12, 60, BATCH)  # the first two: a tenth of a second and half a second of 120 examples/s
 SIZES = (10_000, 100_000, 1_000_000)
@@ -42,7 +43,8 @@ STEPS = 60
 def measure(report: Report, quick: bool) -> None:
     """Median CPU time of the bare step at 10 thousand to a million items, against a hand-tuned loop; and its memory."""
     torch.set_num_threads(1)
-    report.title = f"step: B {BATCH}, S {NEGATIVES}, D {DIM}, histories of {HISTORY}, median CPU of {STEPS}"
+    read = f"histories of {HISTORY} and {SHAPE.skips} skips"
+    report.title = f"step: B {BATCH}, S {NEGATIVES}, D {DIM}, {read}, median CPU of {STEPS}"
     sizes = QUICK_SIZES if quick else SIZES
     found: dict[tuple[str, int], float] = {}
     for size in sizes:
@@ -118,18 +120,21 @@ def _noise(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _examples(size: int, rng: np.random.Generator) -> Examples:
-    return Examples(queries_of(rng.integers(0, size, (BATCH, HISTORY))), rng.integers(0, size, BATCH))
+    queries = queries_of(rng.integers(0, size, (BATCH, HISTORY)))
+    queries = replace(queries, skips=rng.integers(0, size, (BATCH, SHAPE.skips)))
+    return Examples(queries, rng.integers(0, size, BATCH))
 
 
 def _hand_loop(size: int, rng: np.random.Generator) -> Callable[[Examples], None]:
     queries, outputs = torch.from_numpy(_noise(size, rng)), torch.from_numpy(_noise(size, rng))
-    starts = torch.arange(0, BATCH * HISTORY, HISTORY)
+    starts, skip_starts = (torch.arange(0, BATCH * width, width) for width in (HISTORY, SHAPE.skips))
     logits = torch.empty(BATCH, NEGATIVES)
     d_users, d_others = torch.empty(BATCH, DIM), torch.empty(NEGATIVES, DIM)
 
     def step(examples: Examples) -> None:
         histories = torch.from_numpy(examples.queries.histories).reshape(-1)
         users = F.embedding_bag(histories, queries, starts, mode="mean")
+        F.embedding_bag(torch.from_numpy(examples.queries.skips).reshape(-1), queries, skip_starts, mode="mean")
         outputs.index_select(0, torch.from_numpy(examples.targets))
         others = outputs.index_select(0, torch.randint(size, (NEGATIVES,)))
         torch.mm(users, others.T, out=logits)

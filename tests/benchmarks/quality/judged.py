@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from infra.platform.settings import Model
 from models.arrays import Rows
 from models.evaluation.comparison import paired, recall
 from models.evaluation.eval_queries import History, Stream
@@ -33,18 +34,21 @@ class Ground:
         return int(self.stamped[int(len(self.stamped) * share)])
 
 
-def kuairand_ground() -> Ground:
-    """Raises FileNotFoundError where the data is absent."""
-    log, items = kuairand.read_kuairand()
-    return ground_of(log, items)
+def kuairand_ground(*, skips: int = Model().skips) -> Ground:
+    """The log with what was not watched long, of which the towers may read so many `skips`. Raises FileNotFoundError
+    where the data is absent."""
+    log, items = kuairand.read_kuairand(skips=True)
+    return ground_of(log, items, skips=skips)
 
 
-def ground_of(log: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame | None = None) -> Ground:
+def ground_of(
+    log: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame | None = None, *, skips: int = 0
+) -> Ground:
     stored = store_frame(log, scratch(), completed_s=COMPLETED_S)
     words: StoredSearches | None = None
     if searches is not None:
         words = store_searches(searches.select("user_id", "query", "event_ms"), stored, buckets=65_536)
-    source = prepare(stored, items, searches=words)
+    source = prepare(stored, items, searches=words, skips=skips)
     dataset = source.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     stamped = np.flatnonzero(~np.isnan(stored.watch_s[source.completed]))

@@ -54,7 +54,7 @@ DATA = {
         {"SASRec, sampled softmax": (0.0970, 0.0580), "eSASRec": (0.0939, 0.0538), "HSTU": (0.0778, 0.0450)},
     ),
 }
-AVERAGE = Model(members=1, negatives=512, epochs=8)
+AVERAGE = Model(members=1, tied=False, negatives=512, epochs=8)
 IN_ORDER = AVERAGE.model_copy(update={"linear_order": True, "linear_dim": 256})
 BEST = IN_ORDER.model_copy(update={"encoder": "recent", "tied": True})
 TRIED = {  # on validation alone

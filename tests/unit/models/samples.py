@@ -25,6 +25,8 @@ SETTINGS = Model(
     hidden=(16,),
     members=1,
     linear_dim=0,
+    tied=False,
+    skips=0,
     dropout=0.0,
     history_dropout=0.0,
     negatives=64,
@@ -135,8 +137,10 @@ def stored(frame: pl.DataFrame | None = None) -> StoredLog:
     return store_frame(small_log() if frame is None else frame, directory, completed_s=18.0)
 
 
-def small_source(frame: pl.DataFrame | None = None, items: pl.DataFrame | None = None) -> TrainingSet:
-    return prepare(stored(frame), small_items() if items is None else items)
+def small_source(
+    frame: pl.DataFrame | None = None, items: pl.DataFrame | None = None, *, skips: int = 0
+) -> TrainingSet:
+    return prepare(stored(frame), small_items() if items is None else items, skips=skips)
 
 
 def small_exposures(

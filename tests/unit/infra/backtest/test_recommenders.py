@@ -11,7 +11,7 @@ from infra.platform.settings import Trainer
 from models.evaluation.backtest import Recommender, Walk, walk_frozen, walk_live
 from models.evaluation.eval_queries import History, Stream
 from models.logs.training_set import TrainingSet
-from models.retrieval.candidate_learning import learn_candidates
+from models.retrieval.candidate_learning import learn_candidates, tower_queries
 from models.retrieval.candidates import CandidateModel
 from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
 
@@ -40,26 +40,27 @@ class Scene:
         return walk_live(recommenders, self.history, cut=self.cut, catalogue=len(self.model.vectors), block=50)
 
 
-@pytest.fixture(scope="module")
-def scene() -> Scene:
+@pytest.fixture(scope="module", params=[0, 8], ids=["completed watches", "and skips"])
+def scene(request: pytest.FixtureRequest) -> Scene:
     """Ten items of the log become known only after the cut."""
     items = small_items().filter(~small_items()["item_id"].is_in([f"i{n}" for n in range(50, 60)]))
     early = small_log().with_row_index().filter(small_log()["item_id"].str.slice(1).cast(int) < 50)
     late = small_log().with_row_index().filter(small_log()["item_id"].str.slice(1).cast(int) >= 50)
     late = late.with_columns(event_ms=late["event_ms"].max() - (late.height - np.arange(late.height)) * 500)
     columns = small_log().columns
-    source = small_source(early.select(columns).vstack(late.select(columns)), items)
+    source = small_source(early.select(columns).vstack(late.select(columns)), items, skips=request.param)
     dataset, cut = source.dataset, len(source.dataset) * 2 // 3
     history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
-    learned = learn_candidates(source, SETTINGS, until=cut, valid_from=None, items=source.known_at(cut))
+    settings = SETTINGS.model_copy(update={"epochs": 3})
+    learned = learn_candidates(source, settings, until=cut, valid_from=None, items=source.known_at(cut))
     return Scene(source, history, cut, learned.model)
 
 
 def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(scene: Scene):
     walk = scene.walk(scene.released(), scene.still())
-    queries = scene.history.queries(walk.asked)
-    known = (queries.histories < len(scene.model.vectors)).all(axis=1)  # else the trainer knows more
-    assert known.sum() > 100
+    queries = tower_queries(scene.source.dataset, scene.history, scene.history.queries(walk.asked))
+    known = (queries.items < len(scene.model.vectors)).all(axis=1)  # else the trainer knows more
+    assert known.sum() > 100 and not known.all()
     np.testing.assert_array_equal(walk.ranks["tower"][known], walk.ranks["still"][known])
 
 
@@ -84,9 +85,9 @@ def test_the_scores_are_those_that_serving_would_give(scene: Scene):
     model, history = scene.model, scene.history
     queries = history.queries(history.next_unseen(scene.cut)[:20])
     scores = scene.released().scores(queries)
-    users = model.encode(
-        model.encoder.queries_of(np.where(queries.histories < len(model.vectors), queries.histories, -1))
-    )
+    inputs = tower_queries(scene.source.dataset, history, queries)
+    histories, skips = (np.where(each < len(model.vectors), each, -1) for each in (inputs.histories, inputs.skips))
+    users = model.encode(model.encoder.queries_of(histories, skips))
     expected = users @ model.vectors.T + model.item_vectors()[:, -1]
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     assert len(walk_frozen([scene.released()], history, cut=scene.cut, catalogue=len(model.vectors))) > 20

@@ -11,7 +11,17 @@ from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, le
 from models.ranking.ranking_batch import HISTORY
 from models.ranking.ranking_examples import RankingExamples
 from models.release.bundle import Bundle
-from tests.unit.models.samples import RANKER, scratch, small_exposures, small_log
+from models.retrieval.candidate_learning import learn_candidates
+from tests.unit.models.samples import (
+    RANKER,
+    SETTINGS,
+    Viewer,
+    Watch,
+    scratch,
+    small_exposures,
+    small_log,
+    small_source,
+)
 
 ROWS = 1200
 
@@ -56,6 +66,26 @@ def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundl
         assert score[at] == pytest.approx(scores[own], rel=1e-4)
         assert best[at] == pytest.approx(max([*others, scores[own]]), rel=1e-4)
         assert rank[at] == 1 + sum(other > scores[own] for other in others)
+
+
+def test_the_score_is_the_one_that_serving_gives_a_user_with_the_same_skips(exposures: ImpressionLog):
+    until, items = len(exposures.training_set.dataset), len(exposures.catalogue)
+    source = small_source(small_log(ROWS, users=20, step_ms=60_000, seed=4), skips=5)
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    model = learn_candidates(source, settings, until=until, valid_from=None, items=items).model
+    assert source.catalogue.item_ids == exposures.catalogue.item_ids and model.encoder.tower.shape.skips == 5
+    rows = np.arange(700, 720)
+    asked, log = np.asarray(exposures.pages[rows]), exposures.log
+    score, _, _ = UnseenScores(model, exposures, 0)(rows, asked)
+    for at, row in enumerate(rows.tolist()):
+        before = [earlier for earlier in range(asked[at]) if log.users[earlier] == log.users[row]]
+        watches = [
+            Watch(log.item_ids[log.items[each]], watch_s=log.watch_s[each], completed=bool(log.completed[each]))
+            for each in before
+        ]
+        user = model.user_vectors([Viewer(watches)], 0)[0]
+        own = exposures.items(np.array([row]))
+        assert score[at] == pytest.approx(float(model.item_vectors(own)[0] @ user), rel=1e-4)
 
 
 def test_the_report_is_of_unseen_rows_beside_the_items_mean(bundle: Bundle, examples: RankingExamples):

@@ -7,16 +7,29 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.logs.log import LogError
+from infra.platform.settings import Trainer
+from models.logs.log import LogError, log_from_frame
 from models.logs.stored_log import StoredLog, store_frame
 from models.logs.stored_searches import store_searches
 from models.logs.training_set import prepare
 from models.ranking.features import numbers_of
 from models.release.bundle import Manifest, read_bundle
 from models.release.training import train_bundle
+from models.retrieval.incremental import IncrementalTrainer
+from models.retrieval.prequential import rank_before
 from tests.harness import kuairand
 from tests.harness.needs import KUAIRAND, needs
-from tests.unit.models.samples import RANKER, SETTINGS, START_MS, Viewer, small_items, small_log, watched
+from tests.unit.models.samples import (
+    RANKER,
+    SETTINGS,
+    START_MS,
+    Example,
+    Viewer,
+    Watch,
+    small_items,
+    small_log,
+    watched,
+)
 
 QUICK = SETTINGS.model_copy(update={"epochs": 1})
 QUICK_RANKER = RANKER.model_copy(update={"epochs": 1})
@@ -127,6 +140,10 @@ def test_kuairand_is_read_with_its_invented_times_before_the_real_ones():
     past = log.filter(pl.col("watch_s").is_null())
     assert past["event_ms"].min() >= kuairand.FIRST_MS
     assert kuairand.read_kuairand(history=False)[0].height == 180_129
+    with_skips = log_from_frame(kuairand.read_kuairand(skips=True)[0], 18.0).frame.filter(
+        ~pl.col("completed") & (pl.col("watch_s") == kuairand.SKIPPED_S)
+    )
+    assert with_skips.height > 500_000
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,37 @@ def test_searches_and_context_are_learnt_from_kept_in_the_bundle_and_read_in_ser
     for viewer in users[1:]:
         assert (viewer != users[0]).any()
     np.testing.assert_allclose(users[:1], model.user_vectors([Viewer(context=Context("it"))], START_MS), atol=1e-6)
+
+
+def test_skips_are_learnt_from_kept_in_the_bundle_and_read_in_serving_and_by_the_live_trainer(tmp_path: Path):
+    settings = SETTINGS.model_copy(update={"epochs": 2, "tied": True, "skips": 4, "linear_dim": 3})
+    manifest = train(small_log(900), tmp_path, small_items(), settings=settings)
+    bundle = read_bundle(tmp_path / manifest.version)
+    model, shape = bundle.model, bundle.model.encoder.tower.shape
+    assert bundle.manifest.tower.skips == shape.skips == 4
+    model.encoder.tower.shape = msgspec.structs.replace(shape, muted_towers=False)  # whatever validation said
+    skipped = [Watch(f"i{n}", watch_s=2.0, completed=False) for n in range(10, 20)]
+    left_alone, unknown = Watch("i3", watch_s=0.0, completed=False), Watch("?", watch_s=2.0, completed=False)
+    histories = ([], skipped[6:], skipped, [*skipped, left_alone], skipped[:3], [*skipped[:3], unknown])
+    users = model.user_vectors([Viewer([*each, Watch("i1")]) for each in histories], START_MS)
+    assert (users[0] != users[1]).any() and (users[1] != users[4]).any()
+    for same in (2, 3):
+        np.testing.assert_array_equal(users[1], users[same], err_msg="the newest four that were watched at all")
+    np.testing.assert_array_equal(users[4], users[5])
+    trainer = IncrementalTrainer(model, bundle.catalogue, Trainer(), seed=1)
+    examples = trainer.read([Example([*each, Watch("i1")], item_id="i2") for each in histories])
+    np.testing.assert_allclose(trainer.user_vectors(examples.queries), users, atol=1e-6)
+    trainer.add_item("?")
+    examples = trainer.read([Example([*each, Watch("i1")], item_id="i2") for each in histories])
+    assert (trainer.user_vectors(examples.queries)[5] != users[5]).any(), "a new item counts where it has a row"
+    ranks = rank_before(trainer, model, examples)
+    assert ranks.frozen[4] == ranks.frozen[5], "and not for the release, which has none"
+
+
+def test_a_log_without_skips_has_a_tower_that_does_not_read_them(tmp_path: Path):
+    frame = small_log(600).filter(pl.col("watch_s") > 18)
+    manifest = train(frame, tmp_path, small_items(), settings=QUICK.model_copy(update={"skips": 4}), measure=False)
+    assert read_bundle(tmp_path / manifest.version).manifest.tower.skips == 0
 
 
 def test_an_encoder_of_each_kind_is_saved_and_read_back_the_same(tmp_path: Path):

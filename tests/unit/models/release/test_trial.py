@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from models.catalogue.context import ContextVocabulary
+from models.evaluation.eval_queries import History, Stream
 from models.evaluation.gate import Finding, Verdict
 from models.logs.examples import queries_of
 from models.logs.stored_log import store_frame
@@ -28,6 +29,7 @@ from models.release.trial import (
     judge_ranker,
     judge_release,
 )
+from models.retrieval.candidate_learning import learn_candidates
 from models.retrieval.candidates import CandidateModel
 from tests.unit.models.samples import RANKER, SETTINGS, START_MS, small_items, small_log, small_source, taste_log
 
@@ -233,6 +235,27 @@ def replace_counts(model: CandidateModel, order: np.ndarray):
         arrays["touched"],
         clock=model.popularity.clock,
     )
+
+
+def test_skips_are_read_in_the_numbering_of_whoever_is_asked_and_as_many_as_it_reads():
+    """A model beside one of a log whose catalogue has the same items in another order."""
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    source = small_source(small_log(900), skips=3)
+    model = learn_candidates(
+        source, settings, until=len(source.dataset), valid_from=None, items=len(source.catalogue)
+    ).model
+    later = small_items().with_columns(published_ms=-small_items()["published_ms"] + 2 * START_MS - 10**9)
+    other = small_source(small_log(900), later, skips=6)
+    assert other.catalogue.item_ids != source.catalogue.item_ids
+    scores = []
+    for each in (source, other):
+        dataset = each.dataset
+        columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
+        history = History(Stream(*columns))
+        asked = Asked(model, each, history, len(each.catalogue), name="asked", words=0)
+        queries = history.queries(history.next_unseen(len(dataset) - 60))
+        scores.append(asked.scores(queries)[:, each.catalogue.rows(source.catalogue.item_ids)])
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
 
 
 def test_contexts_are_read_by_their_names_and_not_by_their_codes():

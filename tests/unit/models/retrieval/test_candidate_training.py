@@ -16,7 +16,7 @@ from models.logs.batches import epoch_batches
 from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
 from models.logs.training_set import TrainingSet
-from models.retrieval.candidate_learning import Training, learn_candidates, new_net
+from models.retrieval.candidate_learning import Training, learn_candidates, new_net, warm_start
 from models.retrieval.candidate_training import Fit, TrainingData, choose_examples, example_weights, reservoir
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.losses import Extra
@@ -69,18 +69,76 @@ def test_another_seed_gives_another_model_and_the_callers_random_numbers_are_lef
     assert after == torch.rand(1)
 
 
-def test_the_served_user_vector_is_the_trained_one(source: TrainingSet, settings: Model):
+@pytest.mark.parametrize("skips", [0, 5])
+def test_the_served_user_vector_is_the_trained_one(settings: Model, skips: int):
+    source = small_source(items=small_items(70), skips=skips)
     net = new_net(source, settings, items=len(source.catalogue))
     for side in net.queries.sides.values():
         side.table.values.normal_()
     net.tower.eval()
     queries = source.dataset.queries(np.arange(200, 260))
+    assert queries.skips.shape == (60, skips) and (not skips or (queries.skips >= 0).any())
     with torch.no_grad():
         trained = net.users(queries, []).numpy()
     towers = UserTowers(net.shape)
     towers.members[0].load_state_dict(net.tower.state_dict())
     encoder = UserEncoder(towers, net.words.values.numpy(), ContextVocabulary())
     np.testing.assert_allclose(encoder.encode(queries, net.queries.everything()), trained, atol=1e-6)
+
+
+def test_tied_tables_are_one_while_they_are_learnt_and_two_when_they_are_frozen(source: TrainingSet):
+    """What a watch moves is moved on both sides; the live trainer gets two tables of its own."""
+    tied = learn(source, SETTINGS.model_copy(update={"tied": True, "epochs": 4}))
+    watched = tied.popularity.totals() > 0
+    np.testing.assert_array_equal(tied.vectors[watched], tied.query_rows[watched])
+    assert not np.shares_memory(tied.vectors, tied.query_rows)
+    apart = learn(source, SETTINGS.model_copy(update={"epochs": 4}))
+    assert (apart.vectors != apart.query_rows).any()
+
+
+def test_a_tied_training_begins_warm_from_what_histories_average(source: TrainingSet):
+    settings = SETTINGS.model_copy(update={"tied": True})
+    warm = learn(source, SETTINGS.model_copy(update={"epochs": 1}))
+    net = new_net(source, settings, items=len(source.catalogue))
+    warm_start(net, warm, source.catalogue, 0)
+    for side in (net.queries, net.outputs):
+        np.testing.assert_array_equal(side.own.values.numpy(), warm.query_rows)
+
+
+def test_what_was_skipped_is_learnt_from():
+    """Everybody skips one video, which nobody completes, and completes one that the other foretells."""
+    rng, users = np.random.default_rng(2), 1500
+    liked = rng.integers(0, 4, users)
+    items = [40 + 5 * liked + rng.integers(0, 5, users), 10 * liked + rng.integers(0, 10, users)]
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in np.tile(np.arange(users), 2)],
+            "item_id": [f"i{n}" for n in np.concatenate(items)],
+            "event_ms": 1_700_000_000_000 + 1000 * np.arange(2 * users),
+            "watch_s": np.repeat([2.0, 40.0], users),
+        }
+    )
+    found = []
+    for skips in (0, 5):
+        source = small_source(frame, small_items(60).drop("channel", "topics"), skips=skips)
+        model, rows = learn(source, SETTINGS.model_copy(update={"epochs": 4})), np.arange(users)
+        assert model.encoder.tower.shape.skips == skips
+        scores = model.encode(source.dataset.queries(rows)) @ model.vectors.T + model.item_vectors()[:, -1]
+        best = [int(source.catalogue.item_ids[row].removeprefix("i")) // 10 for row in scores.argmax(axis=1).tolist()]
+        found.append(np.mean(np.array(best) == liked))
+    assert found[0] < 0.5 and found[1] > 0.9
+
+
+def test_some_watches_of_either_kind_are_left_out_in_training_and_none_when_serving():
+    source = small_source(skips=5)
+    settings = SETTINGS.model_copy(update={"history_dropout": 0.5})
+    fit = fit_on(source, len(source.dataset), settings)
+    rows = np.arange(500, 700)
+    whole, thin = source.dataset.queries(rows), fit._queries(rows, np.random.default_rng(1))
+    for name in ("histories", "skips"):
+        all_of, left = (getattr(queries, name) for queries in (whole, thin))
+        assert set(left[left != all_of].tolist()) == {-1}
+        assert (left >= 0).sum() / (all_of >= 0).sum() == pytest.approx(0.5, abs=0.05)
 
 
 def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: TrainingSet):

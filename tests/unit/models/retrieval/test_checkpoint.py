@@ -63,6 +63,16 @@ def test_it_goes_on_to_the_same_result_from_wherever_it_was_stopped(
     np.testing.assert_array_equal(again.earlier.item_vectors(), whole.earlier.item_vectors())
 
 
+def test_a_tied_training_with_skips_goes_on_to_the_same_result(tmp_path: Path):
+    source, settings = small_source(skips=5), QUICK.model_copy(update={"tied": True})
+    whole = learn(source, None, settings=settings)
+    with pytest.raises(Interrupted):
+        learn(source, tmp_path / "c", stop_after=40, settings=settings)
+    again = learn(source, tmp_path / "c", settings=settings)
+    np.testing.assert_array_equal(again.model.item_vectors(), whole.model.item_vectors())
+    np.testing.assert_array_equal(again.model.query_rows, whole.model.query_rows)
+
+
 def test_what_was_done_is_not_done_again(source: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     learnt: list[int] = []
     original = Fit.learn

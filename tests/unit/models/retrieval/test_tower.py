@@ -20,6 +20,7 @@ def inputs(vectors: torch.Tensor, places: list[list[int]], **changes: torch.Tens
         torch.empty(size, 0, dtype=torch.long),
         torch.empty(size, 0),
         torch.zeros(size),
+        torch.empty(size, 0, dtype=torch.long),
     )
     return nothing._replace(**changes)
 
@@ -36,6 +37,17 @@ def test_the_average_reads_the_mean_of_the_history():
     np.testing.assert_allclose(tower(inputs(vectors, [[-1, 4, 1, 1]])).detach(), expected, rtol=1e-5)
     with_mean = tower_of(hidden=(), residual=True)(inputs(vectors, [[-1, 4, 1, 1]])).detach()
     np.testing.assert_allclose(with_mean, expected + mean, rtol=1e-5)
+
+
+def test_the_mean_of_the_skips_is_read_beside_the_history_and_not_added_again():
+    vectors, skips = torch.randn(5, 4), torch.tensor([[-1, 0, 3]])
+    means = torch.cat([vectors[[4, 1]].mean(dim=0, keepdim=True), vectors[[0, 3]].mean(dim=0, keepdim=True)], dim=1)
+    for residual in (False, True):
+        tower = tower_of(hidden=(), residual=residual, skips=3)
+        expected = tower.layers(means).detach() + residual * means[:, :4]
+        user = tower(inputs(vectors, [[4, 1]], skip_places=skips)).detach()
+        np.testing.assert_allclose(user, expected, rtol=1e-5)
+    assert tower(inputs(vectors, [[4, 1]])).isfinite().all(), "also of somebody of whom none is known"
 
 
 def test_towers_side_by_side_read_their_own_slices_and_the_linear_part_grows_with_the_root():

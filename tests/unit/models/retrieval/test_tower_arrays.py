@@ -17,9 +17,10 @@ SHAPES = {
     "dropout is of training": TowerShape(dim=4, dropout=0.5),
     "side by side": TowerShape(dim=4, members=3, linear=5),
     "all that is known": TowerShape(
-        dim=4, hidden=(8, 6), words=3, contexts=(5, 2), traits=2, example_age=True, members=2, linear=3
+        dim=4, hidden=(8, 6), words=3, contexts=(5, 2), traits=2, example_age=True, members=2, linear=3, skips=5
     ),
     "the newest counting most": TowerShape(dim=4, members=2, linear=3, ordered=True),
+    "uncompleted watches": TowerShape(dim=4, linear=3, skips=5),
     "muted towers": TowerShape(dim=4, members=2, linear=3, muted_towers=True),
     "muted linear": TowerShape(dim=4, members=2, linear=3, muted_linear=True),
 }
@@ -34,6 +35,7 @@ def queries_of(shape: TowerShape, users: int, rng: np.random.Generator) -> Queri
         rng.integers(0, 2, (users, len(shape.contexts))),
         np.where(rng.random((users, shape.traits)) < 0.5, np.nan, 0.3).astype(np.float32),
         rng.random(users, np.float32),
+        np.where(rng.random((users, shape.skips)) < 0.5, -1, rng.integers(0, ITEMS, (users, shape.skips))),
     )
 
 
