@@ -244,7 +244,7 @@ class Worker:
 
     def _see_partitions(self) -> bool:
         """Look where users' states lie, before the group is joined and when partitions are raised; False while no
-        broker answers. Raises TopicUnfit when what was begun is done."""
+        broker answers. Raises TopicUnfit, behind the batch in hand."""
         try:
             self._partitions_watch.look()
         except KafkaError as error:
