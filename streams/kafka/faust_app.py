@@ -184,9 +184,9 @@ def declare_agent(
 
 async def see_partitions(watch: PartitionsWatch) -> None:
     """Return when users' states lie where we look for them, once the brokers tell; else leave."""
-    while True:
+    while watch.is_due:
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, watch.look)
+            await asyncio.get_running_loop().run_in_executor(None, watch.look)
         except KafkaError as error:
             log.warning("broker unavailable, trying again", error=str(error))
             await asyncio.sleep(1.0)

@@ -23,20 +23,20 @@ class PartitionsWatch:
     started, in which partitions were raised."""
 
     def __init__(self, kafka: Kafka) -> None:
-        self._kafka, self._is_due = kafka, True
+        self._kafka, self.is_due = kafka, True
 
     def look_again(self) -> None:
         """Look at the next `look`."""
-        self._is_due = True
+        self.is_due = True
 
     def look(self) -> None:
         """Return when states lie where we look for them. Raises TopicUnfit, KafkaError."""
-        if self._is_due:
-            self._is_due = False
+        if self.is_due:
+            self.is_due = False
             try:
                 require_partitions(self._kafka)
             except BaseException:
-                self._is_due = True
+                self.is_due = True
                 raise
 
 
