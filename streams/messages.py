@@ -289,13 +289,15 @@ class SourceTopics(Struct, frozen=True, tag="sources", tag_field="kind"):
 class PartitionsRaised(Struct, frozen=True, tag="partitions", tag_field="kind"):
     """Key `partitions`: how `nextwatch rebuild partitions` raised `kafka.partitions`, while it is at it and when it is
     done. `ends`: by topic of states, the offset after the last record of each partition of before; empty while nothing
-    is moved yet (see streams.partitions.raise_partitions)."""
+    is moved yet (see streams.partitions.raise_partitions). `event_ends`: the same by topic of events, when partitions
+    were raised last, also where another raise has begun since and moved nothing."""
 
     before: int
     after: int
     at_ms: Millis
     ends: dict[str, tuple[Offset, ...]] = {}
     is_done: bool = False
+    event_ends: dict[str, tuple[Offset, ...]] = {}
 
 
 Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone | SourceTopics | PartitionsRaised

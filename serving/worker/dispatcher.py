@@ -1,10 +1,11 @@
 """Sends what a batch of request records causes: replies, impressions, dead letters and forwarded requests.
 
-A request on another partition than its user's is forwarded there once, with its headers and its time (that of the
-sending, where the topic takes its own no more). One that repeats another's id gets that one's reply. A request that
-cannot be understood gets an error reply wherever an address can be told. The replies of a batch go out when its
-impressions are acknowledged, or a tenth of a second later where that takes longer. A bug that a request shows does not
-harm the others of its batch: it goes to the dead letters with the request, and is handed back to be raised.
+A request on another partition than its user's is forwarded there (streams/kafka/forwarding.py), with its headers and
+its time (that of the sending, where the topic takes its own no more). One that repeats another's id gets that one's
+reply. A request that cannot be understood gets an error reply wherever an address can be told. The replies of a batch
+go out when its impressions are acknowledged, or a tenth of a second later where that takes longer. A bug that a request
+shows does not harm the others of its batch: it goes to the dead letters with the request, and is handed back to be
+raised.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from serving.worker.outbox import Outbox
 from serving.worker.reply_cache import Key, ReplyCache
 from streams import topics
 from streams.kafka.dead_letters import dead_letter
+from streams.kafka.forwarding import forwarded_from, may_forward
 from streams.messages import Impression, RecommendReply, Refused, decode, encode
 
 log = structlog.get_logger(__name__)
@@ -108,7 +110,7 @@ class Dispatcher:
         assert request is not None
         home = topics.partition_of(request.user_id, self._settings.kafka.partitions)
         if home != record.partition:
-            if not any(name == topics.FORWARDED for name, _ in record.headers or ()):
+            if may_forward(record.headers or (), self._settings.kafka.partitions):
                 self._forward(record, request.user_id, home)
                 return None
             log.warning("forwarded request on a foreign partition; does kafka.partitions match recommend-requests?")
@@ -201,14 +203,15 @@ class Dispatcher:
     def _forward(self, record: Any, user_id: str, home: int) -> None:
         metrics.FORWARDED.labels(topics.RECOMMEND_REQUESTS).inc()
         metrics.REQUESTS.labels("forwarded").inc()
-        origin = f"{topics.RECOMMEND_REQUESTS}/{record.partition}/{record.offset}".encode()
+        place = (topics.RECOMMEND_REQUESTS, record.partition, record.offset)
+        origin = forwarded_from(*place, self._settings.kafka.partitions)
         self._outbox.send(
             topics.RECOMMEND_REQUESTS,
             record.value,
             of=record.partition,
             key=user_id.encode(),
             partition=home,
-            headers=[*((name, value or b"") for name, value in record.headers or ()), (topics.FORWARDED, origin)],
+            headers=[*((name, value or b"") for name, value in record.headers or ()), origin],
             timestamp_ms=record.timestamp if record.timestamp > 0 else None,
         )
 

@@ -59,6 +59,8 @@ from streams.bundles.source import source_of
 from streams.clock import running_s
 from streams.epochs import Epochs
 from streams.erased_users import ErasedUsers
+from streams.kafka.partition_counts import RAISE_KEY, PartitionsWatch
+from streams.kafka.requirements import TopicUnfit
 from streams.messages import ServerState, encode
 
 log = structlog.get_logger(__name__)
@@ -84,8 +86,8 @@ WRITTEN_S = 3.5  # so long a rebalance waits for what is not written, and for it
 def run_serving(settings: Settings, stop: threading.Event) -> None:
     """Answer requests until `stop` is set.
 
-    Raises TopicMissing, ServiceError (the metrics port is taken) and KafkaError (no broker) at the start, and
-    ForgetSecretWrong.
+    Raises TopicMissing, ServiceError (the metrics port is taken) and KafkaError (no broker) at the start,
+    ForgetSecretWrong, and TopicUnfit where users' states are not, or no more, where it looks for them.
     """
     limit_threads(settings.serving.threads)
     health = Health("serving", waiting_for="Kafka")
@@ -141,6 +143,7 @@ class Worker:
             catalogue.unavailable,
             tracer_of(settings.tracing, "serving", self.server_id),
         )
+        self._partitions_watch = PartitionsWatch(kafka)
         self._clock_skew, self._lag = ClockSkew(), metrics.Lags()
         self._is_primed = False  # everything shared was read to the end once
         self._in_flight: InFlightBatch | None = None
@@ -158,7 +161,7 @@ class Worker:
         if self._partitions.take_over(_now_ms()):
             self._drop_lost()
         self._apply()
-        if not self._may_join():
+        if not self._may_join() or not self._see_partitions():
             time.sleep(WAIT_S)
             self._report()
             return
@@ -231,11 +234,27 @@ class Worker:
             if self._epochs.take(record):  # not a row of a trainer that had been replaced
                 self._releases.apply_vector(record.key, record.value, record.timestamp)
         else:
+            if record.key == RAISE_KEY:
+                self._partitions_watch.look_again()
             self._releases.apply_release(record.value)
 
     def _may_join(self) -> bool:
         """True when it is time to join the group: who owns its partitions now goes on until we could answer as well."""
         return self._partitions.has_joined or (self._is_primed and self._releases.settled)
+
+    def _see_partitions(self) -> bool:
+        """Look where users' states lie, before the group is joined and when partitions are raised; False while no
+        broker answers. Raises TopicUnfit, behind the batch in hand."""
+        try:
+            self._partitions_watch.look()
+        except KafkaError as error:
+            log.warning("broker unavailable, trying again", error=str(error))
+            self._finish()
+            return False
+        except TopicUnfit:
+            self.leave()
+            raise
+        return True
 
     def _read_requests(self) -> bool:
         """Fill the queue with what has arrived; False while no broker answers."""

@@ -24,7 +24,6 @@ ahead is judged by the time at which it was sent.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -47,7 +46,6 @@ from streams.kafka.intake import Raw, raw_of, read
 from streams.kafka.partition_counts import read_raise, require_partitions
 from streams.kafka.topic_ids import require_same_topics
 from streams.messages import Refused, UserHistory, decode, encode
-from streams.topics import HOUR_MS
 
 EVENTS = (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS)
 SOURCES = (*EVENTS, topics.LOADED_HISTORIES)
@@ -95,7 +93,7 @@ def rebuild_histories(
     refuse_beside_workers(settings.kafka)
     require_same_topics(settings.kafka, "history")  # by an old offset a topic would seem to hold what it does not
     if from_scratch:
-        _refuse_after_raise(settings.kafka)
+        refuse_after_raise(settings.kafka)
     erased, rebuilt = read_erased_users(settings), Rebuilt()
 
     def make(number: int, before: Histories) -> dict[str, UserHistory]:
@@ -104,14 +102,22 @@ def rebuild_histories(
     return _rewrite(settings, make, rebuilt, dry_run=dry_run, progress=progress)
 
 
-def _refuse_after_raise(kafka: Kafka) -> None:
+def refuse_after_raise(kafka: Kafka) -> None:
     """Raises RebuildRefused while topics hold events from before the partitions were raised: those of the users who
     were moved lie where nobody reads them."""
-    raised, now_ms = read_raise(kafka), time.time_ns() // 1_000_000
-    if raised is not None and raised.before < raised.after and now_ms - raised.at_ms < kafka.retention_h * HOUR_MS:
+    raised = read_raise(kafka)
+    if raised is None:
+        return
+    with TopicFollower(kafka, *SOURCES) as follower:
+        held = [
+            name
+            for name, ends in raised.event_ends.items()
+            if any(follower.firsts_of(number)[name] < end for number, end in enumerate(ends))
+        ]
+    if held:
         raise RebuildRefused(
-            f"the partitions were raised from {raised.before} to {raised.after} less than kafka.retention_h ago: from "
-            "scratch, users who were moved would lose what the topics hold of them from before; do it without"
+            f"{', '.join(held)} hold events from before the partitions were raised: from scratch, users who were moved "
+            "would lose what the topics hold of them from then; do it without, or when kafka.retention_h is over"
         )
 
 

@@ -41,7 +41,9 @@ from streams.kafka.faust.patches import (
 from streams.kafka.intake import Raw, raw_of
 from streams.kafka.membership import Membership
 from streams.kafka.outbox import Outbox, create_producer
+from streams.kafka.partition_counts import PartitionsWatch
 from streams.kafka.recovery import OrderedTables, finished
+from streams.kafka.requirements import TopicUnfit
 from streams.kafka.topic_ids import TopicReplaced, topic_ids
 from streams.kafka.unpacking import unpack_for_faust
 from streams.write_permit import Fenced
@@ -152,21 +154,44 @@ def declare_agent(
     within: float,
 ) -> None:
     """The agent of a worker: it reads the topics `names` together and gives their batches to `handle`, with an outbox
-    of its own; beside it the worker reports its lag, and leaves when a topic was made anew."""
+    of its own; beside it the worker reports its lag, and leaves when a topic was made anew. Before the first batch of
+    each assignment it looks where users' states lie: it may have been out of the group while partitions were raised."""
     look_beside(app, settings, names)
+    watch = PartitionsWatch(settings.kafka)
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
+    async def look_again(*_: Any, **__: Any) -> None:
+        watch.look_again()
 
     @app.agent(raw_topic(app, settings, *names), name=stage)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:
         async with open_outbox(app, settings, f"nextwatch-{stage}") as outbox:
+
+            async def handle_seeing(batch: list[Raw]) -> BaseException | None:
+                await see_partitions(watch)
+                return await handle(batch, outbox)
+
             await handle_batches(
                 app,
                 stream,
-                lambda batch: handle(batch, outbox),
+                handle_seeing,
                 settings=settings,
                 stage=stage,
                 max_=max_,
                 within=within,
             )
+
+
+async def see_partitions(watch: PartitionsWatch) -> None:
+    """Return when users' states lie where we look for them, once the brokers tell; else leave."""
+    while watch.is_due:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, watch.look)
+        except KafkaError as error:
+            log.warning("broker unavailable, trying again", error=str(error))
+            await asyncio.sleep(1.0)
+        except TopicUnfit as error:
+            _leave("stopping because users' states are not where they were", error, EXIT_AGAIN)
 
 
 @contextlib.asynccontextmanager

@@ -1,14 +1,10 @@
 """From a batch of raw events to checked messages: what is unreadable goes to the dead letters, what stands on another
-partition than its user's is forwarded there once, and the rest is handed on in order.
-
-A forwarded message says among how many partitions it was: one that was not read yet when these were raised may be
-forwarded again, and between processes that disagree about their number it does not go round for ever."""
+partition than its user's is forwarded there (streams/kafka/forwarding.py), and the rest is handed on in order."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from math import inf
 from typing import Any, NamedTuple
 
 from infra.platform import metrics
@@ -16,6 +12,7 @@ from infra.platform.settings import Settings
 from streams import topics
 from streams.erased_users import NOBODY, ErasedUsers
 from streams.kafka.dead_letters import check_headers, dead_letter
+from streams.kafka.forwarding import forwarded_from, may_forward
 from streams.kafka.outbox import Outbox
 from streams.messages import ImpressionOutline, Refused, Source, decode, encode
 
@@ -105,16 +102,9 @@ def reject(raw: Raw, refused: Refused, settings: Settings, outbox: Outbox, *, no
 
 
 def _forward(raw: Raw, user_id: str, home: int, partitions: int, outbox: Outbox) -> None:
-    """Forward a message once, and once more after each time that the partitions were raised."""
-    if any(_forwarded_among(content) >= partitions for name, content in raw.headers if name == topics.FORWARDED):
+    if not may_forward(raw.headers, partitions):
         raise Refused("misrouted", f"already forwarded once; is kafka.partitions not what {raw.topic} has?")
     metrics.FORWARDED.labels(raw.topic).inc()
-    origin = f"{raw.topic}/{raw.partition}/{raw.offset}/{partitions}".encode()
     headers = [(name, content or b"") for name, content in raw.headers]
-    outbox.add(raw.topic, home, user_id.encode(), raw.value, (*headers, (topics.FORWARDED, origin)))
-
-
-def _forwarded_among(origin: bytes | None) -> float:
-    """How many partitions there were when a message was forwarded; of an origin that does not tell, the most."""
-    *_, partitions = place = (origin or b"").split(b"/")
-    return int(partitions) if len(place) == 4 and partitions.isdigit() and len(partitions) < 10 else inf
+    origin = forwarded_from(raw.topic, raw.partition, raw.offset, partitions)
+    outbox.add(raw.topic, home, user_id.encode(), raw.value, (*headers, origin))

@@ -1,6 +1,6 @@
-"""How many partitions the users' states lie in, looked at before a process starts: with another `kafka.partitions` it
-would look for a user's state where it is not, and begin every user anew. Nor may one start while the partitions are
-being raised, and half of the states are on their way (streams/partitions)."""
+"""How many partitions the users' states lie in, looked at before a process starts, and before it works for its group:
+with another `kafka.partitions` it would look for a user's state where it is not, and begin every user anew. Nor may one
+start while the partitions are being raised, and half of the states are on their way (streams/partitions)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,29 @@ from streams.messages import PartitionsRaised, Refused, Release, decode
 from streams.topics import RAISE
 
 STATES = (topics.USER_HISTORIES, topics.JOIN_STATE)
+RAISE_KEY = str(PartitionsRaised.__struct_config__.tag).encode()  # on `releases`
+
+
+class PartitionsWatch:
+    """Looks again where users' states lie, before a process does what depends on it: minutes may have gone by since it
+    started, in which partitions were raised."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka, self.is_due = kafka, True
+
+    def look_again(self) -> None:
+        """Look at the next `look`."""
+        self.is_due = True
+
+    def look(self) -> None:
+        """Return when states lie where we look for them. Raises TopicUnfit, KafkaError."""
+        if self.is_due:
+            self.is_due = False
+            try:
+                require_partitions(self._kafka)
+            except BaseException:
+                self.is_due = True
+                raise
 
 
 def require_partitions(kafka: Kafka) -> None:

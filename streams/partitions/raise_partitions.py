@@ -5,8 +5,8 @@ The order, each step acknowledged by the brokers before the next:
 
 1. `releases` is told that the partitions are being raised: from now on no process starts (see
    streams.kafka.partition_counts). Who runs is looked for before and after.
-2. It is told where the states end. A tombstone behind that is one that a broken run has written: it takes out what was
-   moved already, and is no news of the user.
+2. It is told where the states end, and where the events do, for `rebuild histories --from-scratch`. A tombstone behind
+   the former is one that a broken run has written: it takes out what was moved already, and is no news of the user.
 3. The topics get their partitions.
 4. Of each partition of before: the states of the users who go elsewhere are written there in their order, then
    tombstones are written in their place.
@@ -17,7 +17,7 @@ has changed it in between. Records go by as they are read, so memory does not gr
 its user's partition of before only: what an earlier raise has left in others is no state.
 
 What is in the topics of events and not read yet stays where it is, and the workers forward it
-(streams/kafka/intake.py). What is in somebody's hand must not be (standstill.py).
+(streams/kafka/forwarding.py). What is in somebody's hand must not be (standstill.py).
 
 Counts by partition, item statistics and trending, stay where they are: readers add them up.
 """
@@ -25,17 +25,18 @@ Counts by partition, item statistics and trending, stay where they are: readers 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from kafka.consumer.fetcher import ConsumerRecord
+from kafka.errors import KafkaTimeoutError
 from msgspec.structs import replace
 
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.erased_users import ErasedUsers
 from streams.erasure.erase_users import read_erased_users
-from streams.history.rebuild_histories import RebuildRefused
+from streams.history.rebuild_histories import SOURCES, RebuildRefused
 from streams.join.attribution import Rules
 from streams.kafka.follow import TopicFollower, read_to_end, require_topics
 from streams.kafka.partition_counts import STATES, read_raise
@@ -126,7 +127,9 @@ def _begin(settings: Settings, counts: Mapping[str, int], last: PartitionsRaised
             f"{topics.USER_HISTORIES} has {before} partitions and {topics.JOIN_STATE} {counts[topics.JOIN_STATE]}: "
             "somebody else has changed them, and where states lie cannot be told"
         )
-    begun = PartitionsRaised(before, kafka.partitions, time.time_ns() // 1_000_000)
+    begun = PartitionsRaised(
+        before, kafka.partitions, time.time_ns() // 1_000_000, event_ends={} if last is None else last.event_ends
+    )
     nothing = replace(begun, after=before, is_done=True)
     withdrawn = nothing if last is None or not last.is_done else last
     if before == kafka.partitions:
@@ -140,22 +143,33 @@ def _begin(settings: Settings, counts: Mapping[str, int], last: PartitionsRaised
     except RebuildRefused:
         announce(kafka, withdrawn)
         raise
-    with TopicFollower(kafka, *STATES, partitions=()) as follower:
-        ends = follower.ends()
-    plan = replace(begun, ends={name: tuple(ends[name, number] for number in range(before)) for name in STATES})
+    plan = replace(begun, ends=_ends(kafka, STATES, before), event_ends=_ends(kafka, SOURCES, before))
     announce(kafka, plan)
     return plan
 
 
+def _ends(kafka: Kafka, names: Sequence[str], before: int) -> dict[str, tuple[int, ...]]:
+    """By topic, the offset after the last record of each partition of before."""
+    with TopicFollower(kafka, *names, partitions=()) as follower:
+        ends = follower.ends()
+    return {name: tuple(ends[name, number] for number in range(before)) for name in names}
+
+
 def _make(kafka: Kafka, names: Iterable[str], after: int) -> None:
-    """Give these topics so many partitions; returns when the brokers know. Raises KafkaError."""
+    """Give these topics so many partitions; returns when the brokers know. Raises KafkaError; where they
+    do not know within `MADE_S`, KafkaTimeoutError, and the next run goes on."""
     names = list(names)
     if not names:
         return
     with topics.open_admin(kafka) as admin:
         admin.create_partitions({kafka.topic_prefix + name: after for name in names})
     give_up_s = time.monotonic() + MADE_S
-    while set(topics.partition_counts(kafka, names).values()) != {after} and time.monotonic() < give_up_s:
+    while lacking := set(names) - {n for n, has in topics.partition_counts(kafka, names).items() if has == after}:
+        if time.monotonic() > give_up_s:
+            raise KafkaTimeoutError(
+                f"after {MADE_S:g} s not all brokers know that these have {after} partitions: "
+                f"{', '.join(sorted(lacking))}; run it again"
+            )
         time.sleep(LOOK_S)
 
 

@@ -14,6 +14,7 @@ from serving.worker.dispatcher import Dispatcher
 from serving.worker.reply_cache import ReplyCache
 from streams import topics
 from streams.messages import DeadLetter, Impression, Recommended, RecommendReply, RecommendRequest, decode, encode
+from tests.harness.system import with_section
 
 SETTINGS = Settings(kafka=Kafka(topic_prefix="x-", partitions=4))
 NOW_MS = 1_700_000_000_000
@@ -132,6 +133,20 @@ def test_a_foreign_request_is_forwarded_whole_with_its_time_and_only_once(dispat
     assert how["headers"][1][0] == topics.FORWARDED
     handle(dispatcher, record("ann", partition=(home + 1) % 4, headers=how["headers"]))
     assert list(replies(sent)) == ["r-ann"]
+
+
+def test_a_request_that_was_forwarded_and_not_read_when_the_partitions_were_raised_is_forwarded_once_more(
+    dispatcher: Dispatcher, pipeline: Pipeline, reply_cache: ReplyCache[ParsedRequest], sent: Sent
+) -> None:
+    homes = [topics.partition_of("ann", partitions) for partitions in (4, 5)]
+    assert homes[0] != homes[1]
+    handle(dispatcher, record("ann", partition=(homes[0] + 1) % 4))
+    raised = with_section(SETTINGS, "kafka", partitions=5)
+    more = Dispatcher(raised, pipeline, sent, lambda topic: 5, reply_cache, TAKEN_DOWN)  # type: ignore[arg-type]
+    handle(more, record("ann", partition=homes[0], headers=sent[0][-1]["headers"]))
+    assert [how["partition"] for _, _, how in sent] == homes
+    handle(more, record("ann", partition=homes[0], headers=sent[1][-1]["headers"]))
+    assert list(replies(sent)) == ["r-ann"], "and now it is answered where it is"
 
 
 def test_the_pipeline_is_told_how_long_a_request_has_waited(dispatcher: Dispatcher, pipeline: Pipeline) -> None:

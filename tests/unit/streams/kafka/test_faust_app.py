@@ -2,6 +2,7 @@
 reports as its lag."""
 
 import asyncio
+import contextlib
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ from faust.types import TP
 from prometheus_client import REGISTRY
 
 from infra.platform.settings import Settings
-from streams.kafka import faust_app
+from streams.kafka import faust_app, partition_counts
 from streams.kafka.faust.patches import Fetched
-from streams.kafka.faust_app import EXIT_AGAIN, EXIT_BUG, handle_batches, report_lag, to_the_end
+from streams.kafka.faust_app import EXIT_AGAIN, EXIT_BUG, declare_agent, handle_batches, report_lag, to_the_end
+from streams.kafka.requirements import TopicUnfit
 from streams.write_permit import Fenced
 
 
@@ -187,3 +189,48 @@ def test_the_lag_of_a_partition_that_is_anothers_by_now_is_not_told_any_more(mon
         await reporting
 
     asyncio.run(report())
+
+
+def test_a_worker_looks_where_states_lie_before_the_first_batch_of_each_assignment_and_leaves(monkeypatch):
+    """It may have been out of the group while partitions were raised."""
+    done: list[str] = []
+    found: list[Exception] = [TopicUnfit("being raised")]
+    agents, assigned = list[Any](), list[Any]()
+    app: Any = SimpleNamespace(
+        task=lambda run: run,
+        agent=lambda topic, name: agents.append,
+        on_partitions_assigned=SimpleNamespace(connect=assigned.append),
+    )
+
+    def require(kafka: Any) -> None:
+        done.append("looked")
+        if len(done) > 6:
+            raise found.pop()
+
+    @contextlib.asynccontextmanager
+    async def outbox(*_: Any) -> Any:
+        yield None
+
+    async def handle(batch: Any, _: Any) -> None:
+        done.append("handled")
+
+    async def batches(_: Any, __: Any, handle: Any, **___: Any) -> None:
+        for _ in range(2):
+            await handle([])
+            await handle([])
+            await assigned[0]()
+
+    monkeypatch.setattr(partition_counts, "require_partitions", require)
+    monkeypatch.setattr(faust_app, "raw_topic", lambda *_: None)
+    monkeypatch.setattr(faust_app, "open_outbox", outbox)
+    monkeypatch.setattr(faust_app, "handle_batches", batches)
+    declare_agent(app, Settings(), "history", (), handle, max_=1, within=1.0)
+    with pytest.raises(Left) as left:
+        asyncio.run(run_twice(agents[0]))
+    assert left.value.args == (EXIT_AGAIN,)
+    assert done == ["looked", "handled", "handled", "looked", "handled", "handled", "looked"]
+
+
+async def run_twice(agent: Any) -> None:
+    await agent(None)
+    await agent(None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
 from infra.local.broker import Broker
@@ -15,13 +16,31 @@ from infra.platform.settings import Settings
 from serving.worker.worker import GROUP
 from streams import topics
 from streams.erasure.erase_users import write_erased_users
-from streams.history.rebuild_histories import RebuildRefused, group_of, read_histories, rebuild_histories
+from streams.history.rebuild_histories import (
+    RebuildRefused,
+    group_of,
+    read_histories,
+    rebuild_histories,
+    refuse_after_raise,
+)
 from streams.kafka.follow import read_to_end
-from streams.kafka.partition_counts import STATES, check_raise, read_raise, require_partitions
+from streams.kafka.partition_counts import STATES, PartitionsWatch, check_raise, read_raise, require_partitions
+from streams.kafka.releases import announce
 from streams.kafka.requirements import TopicUnfit
-from streams.messages import JoinState, StatisticsRow, Trending, UserHistory, Watch, decode, encode
+from streams.kafka.topic_ids import SOURCES
+from streams.messages import (
+    JoinState,
+    PartitionsRaised,
+    StatisticsRow,
+    TrainingExample,
+    Trending,
+    UserHistory,
+    Watch,
+    decode,
+    encode,
+)
 from streams.partitions.raise_partitions import raise_partitions
-from streams.partitions.standstill import SERVERS
+from streams.partitions.standstill import SERVERS, WORKERS, refuse_apart
 from streams.topics import partition_of
 from tests.harness.needs import require_kafka
 from tests.harness.system import own_settings, wait_until, with_section
@@ -61,13 +80,14 @@ def raised_to(settings: Settings, partitions: int) -> Settings:
     return with_section(settings, "kafka", partitions=partitions)
 
 
-def commit(settings: Settings, worker: str, offset: int) -> None:
-    """As if a worker had read so far."""
-    names = (topics.WATCH_EVENTS, topics.IMPRESSIONS) if worker == "join" else (topics.WATCH_EVENTS,)
-    places = [TopicPartition(settings.kafka.topic_prefix + name, n) for name in names for n in range(BEFORE)]
+def commit(settings: Settings, offset: int, *workers: str) -> None:
+    """As if these workers, or all, had read so far."""
     with topics.open_admin(settings.kafka) as admin:
-        offsets = dict.fromkeys(places, OffsetAndMetadata(offset, "", -1))
-        admin.alter_group_offsets(group_of(settings.kafka, worker), offsets)
+        for worker in workers or WORKERS:
+            names = [settings.kafka.topic_prefix + name for name in SOURCES[worker]]
+            places = [TopicPartition(name, number) for name in names for number in range(BEFORE)]
+            offsets = dict.fromkeys(places, OffsetAndMetadata(offset, "", -1))
+            admin.alter_group_offsets(group_of(settings.kafka, worker), offsets)
 
 
 def history(user: str, *items: str) -> bytes:
@@ -107,7 +127,8 @@ def test_states_are_where_their_users_are_raised_twice_too(own, send):
     send(topics.JOIN_STATE, erased, encode(state(erased)), partition_of(erased, BEFORE))
     write_erased_users(own, [erased], 6_000_000_000_000)
     gone = [partition_of(erased, n) for n in (BEFORE, 5, 7)]  # where nothing but tombstones goes
-    commit(own, "join", 1000)
+    commit(own, 1000)
+    send(topics.SIGNALS, "user-0", b"of before", 1)
     settings = own
     for at, partitions in enumerate((5, 7), 1):
         settings = raised_to(own, partitions)
@@ -132,8 +153,22 @@ def test_states_are_where_their_users_are_raised_twice_too(own, send):
         require_partitions(own.kafka)
     with pytest.raises(RebuildRefused, match="Kafka takes no partitions away, set it to 7 or more"):
         raise_partitions(own)
-    with pytest.raises(RebuildRefused, match=r"raised from 5 to 7 less than kafka\.retention_h ago"):
-        rebuild_histories(settings, from_scratch=True)
+    for told_by in (rebuild_histories, give_up_raise):
+        with pytest.raises(RebuildRefused, match=r"^signals hold events from before the partitions were raised"):
+            told_by(settings, from_scratch=True)
+    with topics.open_admin(settings.kafka) as admin:
+        admin.delete_records({TopicPartition(settings.kafka.topic_prefix + topics.SIGNALS, 1): 1})
+    refuse_after_raise(settings.kafka)
+
+
+def give_up_raise(settings: Settings, *, from_scratch: bool) -> None:
+    """Begin another raise, that breaks off before anything is moved, and go back."""
+    begun = PartitionsRaised(7, 9, 1, event_ends=read_raise(settings.kafka).event_ends)  # type: ignore[union-attr]
+    announce(settings.kafka, begun)
+    raise_partitions(settings)
+    given_up = read_raise(settings.kafka)
+    assert given_up is not None and (given_up.before, given_up.after, given_up.is_done) == (7, 7, True)
+    rebuild_histories(settings, from_scratch=from_scratch)
 
 
 def join_ahead(send: Any, user: str, offset: int) -> None:
@@ -158,14 +193,44 @@ def windows_half_closed(send: Any, user: str, offset: int) -> None:
 def test_what_a_killed_worker_had_in_hand_is_to_be_ended_first(own, send):
     """And then nothing has changed: the workers start as before."""
     user = next(each for each in USERS if partition_of(each, BEFORE) == 1 != partition_of(each, 5))
+    send(topics.WATCH_EVENTS, user, b"not committed", 1)
+    example = TrainingExample(user, "a", 1, 20.0, None, (), (), None, 1, 0, 1)
+    send(topics.TRAINING_EXAMPLES, user, encode(example))
+    with pytest.raises(RebuildRefused, match="the history workers have not ended their last batch"):
+        raise_partitions(raised_to(own, 5))
     for offset, left in enumerate((join_ahead, statistics_ahead, trending_ahead, windows_half_closed), 10):
-        for worker in ("join", "trending"):
-            commit(own, worker, offset)  # which settles what was left before
+        commit(own, offset)  # which settles what was left before
         left(send, user, offset)
         with pytest.raises(RebuildRefused, match="have not ended their last batch"):
             raise_partitions(raised_to(own, 5))
+    commit(own, 20, "trending")
+    with pytest.raises(RebuildRefused, match=r"watch-events \(partition 0: history 13, join 13, trending 20\)"):
+        raise_partitions(raised_to(own, 5))
     require_partitions(own.kafka)
     assert topics.partition_counts(own.kafka, STATES) == dict.fromkeys(STATES, BEFORE)
+
+
+WATCHED, SHOWN = (topics.WATCH_EVENTS, 2), (topics.IMPRESSIONS, 2)
+
+
+@pytest.mark.parametrize(
+    ("lagging", "place", "behind"),
+    [
+        (["join", "trending"], WATCHED, "join and trending"),
+        (["history", "join"], WATCHED, "history and join"),
+        (["history"], SHOWN, "history"),
+        (["join"], SHOWN, "join"),
+    ],
+)
+def test_what_one_worker_has_read_and_another_has_not_is_to_be_read_first(lagging, place, behind):
+    """It would be forwarded and count twice, or not be forwarded and be lost."""
+    read = {worker: {WATCHED: 11, SHOWN: 11} for worker in WORKERS}
+    refuse_apart(read, {WATCHED: 0, SHOWN: 0})
+    for worker in lagging:
+        read[worker] = {**read[worker], place: 10}
+    with pytest.raises(RebuildRefused, match=f"of {place[0]} \\(partition 2: .* twice: {behind} must read it"):
+        refuse_apart(read, {WATCHED: 0, SHOWN: 0})
+    refuse_apart(read, {WATCHED: 11, SHOWN: 11})  # what is between is gone
 
 
 class Killed(Exception):
@@ -180,7 +245,7 @@ def test_killed_between_writes_nobody_starts_and_the_same_command_ends_it(own, s
     for user in USERS:
         send(topics.USER_HISTORIES, user, history(user, "a"), partition_of(user, BEFORE))
         send(topics.JOIN_STATE, user, encode(state(user)), partition_of(user, BEFORE))
-    commit(own, "join", 1000)
+    commit(own, 1000)
     settings, write, left = raised_to(own, 5), module.write_records, [at]
 
     def write_until_killed(*arguments: Any) -> int:
@@ -205,4 +270,35 @@ def test_killed_between_writes_nobody_starts_and_the_same_command_ends_it(own, s
         }, name
     raised = read_raise(settings.kafka)
     assert raised is not None and raised.is_done and not check_raise(settings.kafka)
+    assert "user-0" in read_histories(settings.kafka, partition_of("user-0", 5))
+
+
+def test_who_has_started_before_a_raise_looks_again(own):
+    watch = PartitionsWatch(own.kafka)
+    watch.look()
+    announce(own.kafka, PartitionsRaised(BEFORE, 5, 1))
+    watch.look()
+    watch.look_again()
+    for _ in range(2):
+        with pytest.raises(TopicUnfit, match="raised from 3 to 5"):
+            watch.look()
+    announce(own.kafka, PartitionsRaised(BEFORE, BEFORE, 1, is_done=True))
+    watch.look()
+
+
+def test_brokers_that_do_not_know_the_partitions_in_time_are_told_and_the_next_run_goes_on(own, send, monkeypatch):
+    from streams.partitions import raise_partitions as module
+
+    send(topics.USER_HISTORIES, "user-0", history("user-0", "a"), partition_of("user-0", BEFORE))
+    settings, count = raised_to(own, 5), topics.partition_counts
+    stale = count(own.kafka, [topic.name for topic in topics.TOPICS])
+    monkeypatch.setattr(module, "MADE_S", 0.3)
+    with monkeypatch.context() as patched:
+        patched.setattr(topics, "partition_counts", lambda kafka, names: {name: stale[name] for name in names})
+        with pytest.raises(KafkaTimeoutError, match=r"5 partitions: dead-letters, .*watch-events; run it again"):
+            raise_partitions(settings)
+    with pytest.raises(TopicUnfit, match="raised from 3 to 5"):
+        require_partitions(settings.kafka)
+    wait_until(lambda: count(settings.kafka, STATES) == dict.fromkeys(STATES, 5), "the brokers know", 30, 0.2)
+    assert raise_partitions(settings).was_begun
     assert "user-0" in read_histories(settings.kafka, partition_of("user-0", 5))
