@@ -46,6 +46,7 @@ from infra.platform.settings import Settings
 from models.release.bundle import BundleError
 from models.retrieval.candidate_learning import WarmStartError
 from streams.bundles.objects import StoreError
+from streams.kafka.follow import TopicMissing
 from streams.messages import BundlePublished
 
 log = structlog.get_logger(__name__)
@@ -59,10 +60,7 @@ def run_retraining(settings: Settings, every_s: float, budget_s: float, stop: th
         last = last_round(settings.data_dir)
         if last is not None:
             _tell(health, last)
-        newest = read_topic(settings.kafka).bundle
-        if newest is not None:
-            metrics.RETRAIN_SUCCESS.set(newest.created_ms / 1000)
-        due_ms = max(_due_beside(newest, last, every_s), next_start(last, every_s) if last else 0)
+        due_ms = max(_due_beside(_newest(settings), last, every_s), next_start(last, every_s) if last else 0)
         while not _waits(stop, health, due_ms):
             due_ms = max(due_ms, _due_beside(_newest(settings), last, every_s))
             if due_ms > now_ms():
@@ -81,7 +79,8 @@ def last_round(data_dir: Path) -> Round | None:
     if last is None or not is_unfinished(last):
         return last
     last = break_off(last, now_ms())
-    remember(data_dir, last)
+    with suppress(OSError):  # a full disk may be what ended it, and is told by the next round
+        remember(data_dir, last)
     metrics.RETRAIN_ROUNDS.labels(last.outcome).inc()
     log.error("a round was broken off", reason=last.reason)
     return last
@@ -100,7 +99,9 @@ def attempt(settings: Settings, budget_s: float, stopped: Callable[[], bool]) ->
     except Exception as error:  # the outermost loop: what has failed is told, and tried again
         log.exception("retraining failed", reason=str(error))
         reason, wall_s = f"{type(error).__name__}: {error}", time.monotonic() - began_s
-        failed = structs.replace(recall(settings.data_dir) or begun, wall_s=wall_s, reason=reason)
+        left = recall(settings.data_dir)
+        known = left if left is not None and left.outcome == "failed" else begun
+        failed = structs.replace(known, started_ms=started_ms, wall_s=wall_s, reason=reason)
         with suppress(OSError):  # a full disk may be what it has failed for
             remember(settings.data_dir, failed)
         return failed
@@ -187,11 +188,15 @@ def _tell(health: Health, done: Round) -> None:
 
 
 def _newest(settings: Settings) -> BundlePublished | None:
+    """The newest release, which Prometheus is told; None where there is none, or where it is not known."""
     try:
-        return read_topic(settings.kafka).bundle
-    except KafkaError as error:  # the round will fail for it, and tell
+        newest = read_topic(settings.kafka).bundle
+    except (KafkaError, TopicMissing) as error:  # the round will fail for it, and tell
         log.warning("the newest release is not known", reason=str(error))
         return None
+    if newest is not None:
+        metrics.RETRAIN_SUCCESS.set(newest.created_ms / 1000)
+    return newest
 
 
 def _due_beside(newest: BundlePublished | None, last: Round | None, every_s: float) -> int:

@@ -18,25 +18,24 @@ from infra.operate.retrain.memory import FILE, forget, recall, remember
 from infra.operate.retrain.rounds import RETRY_S, UNFINISHED, Round, Stopped, begin, next_start
 from infra.platform.settings import Settings
 from models.evaluation.gate import Finding, Verdict
-from models.release.bundle import Manifest
 from streams.bundles.objects import StoreError
 from streams.messages import BundlePublished
-from tests.unit.serving.worlds import train_small
 
 FINDING = Finding("recall@10", "live", 0.5, 0.4, 0.1, 0.05, 0.15, 200, worse=False)
+BUNDLE = BundlePublished("20260101_000000_1", 1, 8, 40, "")
+MANIFEST: Any = SimpleNamespace(version=BUNDLE.version)
 REFUSED = Round("refused", 5, 2.0, "v", "old", True, verdict=Verdict("refused", (FINDING,), ("a note",)))
 
 
 class Scene:
     """Rounds whose training writes no bundle and whose announcement fails while the store is `away`."""
 
-    def __init__(self, directory: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.settings, self.manifest, self.live, self.is_away = Settings(data_dir=directory), manifest, "", True
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.settings, self.live, self.is_away = Settings(data_dir=directory), "", True
         self.trained, self.announced, self.fails = 0, 0, None
-        self.newest = BundlePublished(manifest.version, manifest.created_ms, manifest.dim, manifest.items, "")
         self.seen: list[Round | None] = []
         monkeypatch.setattr(loop, "read_topic", lambda kafka: SimpleNamespace(live=self.live))
-        monkeypatch.setattr(loop, "newest_bundle", lambda directory: self.newest)
+        monkeypatch.setattr(loop, "newest_bundle", lambda directory: BUNDLE)
         monkeypatch.setattr(loop, "announce_newest", lambda settings: self._announce())
         monkeypatch.setattr(loop, "go_live", self._go_live)
         monkeypatch.setattr(loop, "log", CapturingLogger())
@@ -49,7 +48,7 @@ class Scene:
         self.seen.append(recall(settings.data_dir))
         if self.fails is not None:
             raise self.fails
-        judgement = Judgement(self.manifest, Verdict("passed"), self.live, True, settings.bundles_dir)
+        judgement = Judgement(MANIFEST, Verdict("passed"), self.live, True, settings.bundles_dir)
         placed(judgement)
         self._announce()
         return judgement
@@ -58,17 +57,12 @@ class Scene:
         if self.is_away:
             raise StoreError("away", "the store is away")
         self.announced += 1
-        return self.manifest.version
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return train_small(tmp_path_factory.mktemp("trained"))
+        return BUNDLE.version
 
 
 @pytest.fixture
-def scene(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    return Scene(tmp_path / "data", manifest, monkeypatch)
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(tmp_path / "data", monkeypatch)
 
 
 def test_a_round_is_read_as_it_was_written_and_what_cannot_be_read_is_none(tmp_path: Path):
@@ -106,14 +100,26 @@ def test_a_round_leaves_what_became_of_it_and_one_that_was_stopped_nothing(scene
     assert scene.round() == recall(scene.settings.data_dir) != done
 
 
+def test_a_round_that_cannot_be_written_down_has_failed(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    scene.is_away = False
+    scene.round()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(loop, "remember", full)
+    failed = scene.round()
+    assert failed is not None and (failed.outcome, failed.version, scene.trained) == ("failed", "", 1)
+
+
 def test_while_the_store_is_away_one_bundle_waits_and_none_is_trained_beside_it(scene: Scene):
     for _ in range(3):
         failed = scene.round()
-        assert failed is not None and (failed.outcome, failed.version) == ("failed", scene.manifest.version)
+        assert failed is not None and (failed.outcome, failed.version) == ("failed", BUNDLE.version)
         assert failed.reason.startswith("StoreError") and scene.trained == 1
     scene.is_away = False
     done = scene.round()
-    assert done is not None and (done.outcome, done.version, done.reason) == ("announced", scene.manifest.version, "")
+    assert done is not None and (done.outcome, done.version, done.reason) == ("announced", BUNDLE.version, "")
     assert (scene.trained, scene.announced) == (1, 1) and done.verdict == Verdict("passed")
     scene.round()
     assert scene.trained == 2, "what was announced is over"
