@@ -78,6 +78,8 @@ def train(
     """
     if (log is None) == (not from_topics):
         raise typer.BadParameter("give a LOG, or --from-topics, and not both")
+    if stage is TrainStage.RANKING and max(processes, int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise typer.BadParameter("--stage ranking is trained by one process: --processes above 1 goes without it")
     settings, announce = _reach(context.obj, from_topics=from_topics, announce=announce)
     if device is not None:
         settings = _on_device(settings, device)
@@ -193,7 +195,7 @@ def _report_release(
         return
     console = Console()
     console.print(f"release {manifest.version}: {manifest.items:,} items, {place}")
-    table = Table("metric (newest tenth held out, whole catalogue)", "value", box=None, pad_edge=False)
+    table = Table("metric (on watches held out, whole catalogue)", "value", box=None, pad_edge=False)
     for name, value in sorted(manifest.metrics.items()):
         table.add_row(name, f"{value:.4g}")
     console.print(table)

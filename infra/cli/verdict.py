@@ -22,10 +22,12 @@ def print_verdict(console: Console, verdict: Any, live: str, *, is_announced: bo
     if not is_announced:
         kept = f"{escape(live)} stays live" if live else "nothing goes live"
         console.print(f"[red]refused[/], {kept}: worse in {escape(worse)}. --force announces it all the same")
-    elif worse:
+    elif verdict.outcome == "refused":
         console.print(f"[yellow]announced with --force[/], although worse in {escape(worse)}", highlight=False)
+    elif verdict.outcome == "passed":
+        console.print("announced, and nothing was found worse")
     else:
-        console.print("announced, and nothing was found worse" if verdict.findings else "announced, not judged")
+        console.print("announced, not judged" + (": too few users to tell" if verdict.findings else ""))
 
 
 def _table(verdict: Any, live: str) -> Table:

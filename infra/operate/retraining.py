@@ -122,7 +122,7 @@ def retrain_beside(
 
 
 def _judge(trained: RankerRelease, rival: Rival, seed: int) -> Verdict:
-    return judge_ranker(trained.measured, trained.ranker, trained.unseen, rival, seed=seed)
+    return judge_ranker(trained.measured, trained.ranker, trained.unseen, rival, seed=seed, is_new=trained.is_new)
 
 
 def _learn_from_topic(

@@ -93,9 +93,11 @@ def train_beside(
     with process_group() as rank, scratch_directory(settings.data_dir, SCRATCH) as scratch:
         material = _read_material(settings, job, scratch, step)
         base = _read_release(settings, job.warm_start) if job.warm_start else None
-        warm = None if base is None else base.model
-        rival = _agreed_rival(rival, base)
-        checkpoints = _checkpoints(settings, job, material.log, rival, writes=not rank)
+        warm, warm_ms = (None, 0) if base is None else (base.model, learnt_until(base.manifest))
+        checkpoints = _checkpoints(
+            settings, job, material.log, is_judged=bool(agreed(rival is not None)), writes=not rank
+        )
+        rival = _agreed_rival(rival, base, checkpoints)
         if rank:
             learn_from_log(
                 material.log,
@@ -103,6 +105,7 @@ def train_beside(
                 settings=settings.model,
                 searches=material.searches,
                 warm=warm,
+                warm_ms=warm_ms,
                 checkpoints=checkpoints,
                 rival=rival,
             )
@@ -121,6 +124,7 @@ def train_beside(
             warm_ranker=None if base is None or job.new_ranker else base.ranker,
             searches=material.searches,
             warm=warm,
+            warm_ms=warm_ms,
             checkpoints=checkpoints,
             rival=rival,
             progress=step,
@@ -165,14 +169,22 @@ def _from_topics(settings: Settings, items: pl.DataFrame | None, scratch: Path, 
     return _Material(archive.log, items, archive.searches, archive.offsets, served)
 
 
-def _agreed_rival(rival: Rival | None, base: Bundle | None) -> Rival | None:
+def _agreed_rival(rival: Rival | None, base: Bundle | None, checkpoints: Checkpoints | None) -> Rival | None:
     """The rival for a release that begins from `base`, whose lessons are no test either; of several processes they all
-    hold out what the first does, which alone has to know the live release."""
-    learnt_ms = -1 if rival is None else rival.learnt_ms
+    hold out what the first does, which alone has to know the live release. A training that goes on from `checkpoints`
+    holds out what it did before; a release that has learnt some of that, having gone live since, is no rival of it."""
+    held_ms = -1 if rival is None else rival.learnt_ms
     if rival is not None and base is not None:
-        learnt_ms = max(learnt_ms, learnt_until(base.manifest))
-    learnt_ms = agreed(learnt_ms)
-    return None if learnt_ms < 0 else replace(rival or Rival(), learnt_ms=learnt_ms)
+        held_ms = max(held_ms, learnt_until(base.manifest))
+    if rival is not None and checkpoints is not None:
+        held_ms = checkpoints.held_from(held_ms)
+    held_ms = agreed(held_ms)
+    if held_ms < 0:
+        return None
+    if rival is not None and rival.learnt_ms > held_ms:
+        why = f"{rival.version} has gone live since this training began"
+        rival = replace(rival, model=None, ranker=None, why=why)
+    return replace(rival or Rival(), learnt_ms=held_ms)
 
 
 def learnt_until(manifest: Manifest) -> int:
@@ -213,10 +225,10 @@ def _read_release(settings: Settings, version: str) -> Bundle:
 
 
 def _checkpoints(
-    settings: Settings, job: TrainingJob, log: StoredLog, rival: Rival | None, *, writes: bool
+    settings: Settings, job: TrainingJob, log: StoredLog, *, is_judged: bool, writes: bool
 ) -> Checkpoints | None:
     if job.checkpoints is None:
         return None
-    begins = job.warm_start if rival is None else f"{job.warm_start}, judged on what is from {rival.learnt_ms} on"
+    begins = f"{job.warm_start}, judged" if is_judged else job.warm_start
     identity = identity_of(log, settings.model.model_dump(exclude={"device"}), begins)
     return Checkpoints(job.checkpoints, identity, writes=writes, clock=time.monotonic)

@@ -44,13 +44,14 @@ class Served(NamedTuple):
 
 class RankerRelease(NamedTuple):
     """`measured`: a fit of what was before the newest days, untrained where there is none; `unseen`: what it was
-    measured on."""
+    measured on; `is_new`: the live release has learnt nothing of that either."""
 
     ranker: Ranker
     metrics: dict[str, float]
     statistics: ItemStatistics
     measured: Ranker
     unseen: RankingExamples | None = None
+    is_new: bool = True
 
 
 def learn_ranker(
@@ -91,13 +92,16 @@ def learn_from_served(
     progress: Progress,
 ) -> RankerRelease:
     """The ranker of impressions as they were served; the newest tenth measures a fit of the rest, or what is from
-    `since_ms` on where that is less.
+    `since_ms` on, when the live release was made, where that is less and yet enough to judge by.
 
     The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
-    examples = served.examples
-    cut_ms = int(np.quantile(np.asarray(examples.at_ms), 1 - HELD_OUT)) if len(examples) else 0
-    cut_ms = max(cut_ms, since_ms)
-    return _learn(served, cut_ms, directory, settings, warm, progress)
+    at_ms = np.asarray(served.examples.at_ms)
+    share_ms = int(np.quantile(at_ms, 1 - HELD_OUT)) if len(at_ms) else 0
+    cut_ms = max(share_ms, since_ms)
+    if np.count_nonzero(at_ms >= cut_ms) < LEAST_JUDGED:
+        cut_ms = share_ms
+    release = _learn(served, cut_ms, directory, settings, warm, progress)
+    return release._replace(is_new=cut_ms >= since_ms)
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:

@@ -29,7 +29,7 @@ from models.ranking.ranker import Ranker
 from models.ranking.ranker_release import Served, learn_from_served, learn_ranker
 from models.release.bundle import Manifest, write_bundle
 from models.release.trial import Cut, Rival, Trial, choose_cut
-from models.retrieval.candidate_learning import Learned, learn_candidates
+from models.retrieval.candidate_learning import Learned, check_start, learn_candidates
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import Checkpoints
 from models.retrieval.hyper_parameters import CandidateParameters
@@ -78,6 +78,7 @@ def train_with_trial(
     delays: Delays = Delays(),
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
+    warm_ms: int = 0,
     warm_ranker: Ranker | None = None,
     served: Served | None = None,
     checkpoints: Checkpoints | None = None,
@@ -88,7 +89,8 @@ def train_with_trial(
     """Train everything from a log (and a catalogue, where there is one) and write the bundle.
 
     `progress(stage, done, total)` is called for the stages `validation`, `candidates`, `features` and `ranker`.
-    `warm` and `warm_ranker` are an earlier release's, to begin from. `rival`: the release beside which it is to be
+    `warm` and `warm_ranker` are an earlier release's, to begin from; all watches that `warm` has learnt are from before
+    `warm_ms`, and it is not asked about these. `rival`: the release beside which it is to be
     judged. `served`: what the ranker learns from instead of the log's own rows. `learnt_ms`, where the log is a file:
     its end, at which the release begins to be served; its statistics decay from `created_ms` on.
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
@@ -100,6 +102,7 @@ def train_with_trial(
         settings=settings,
         searches=searches,
         warm=warm,
+        warm_ms=warm_ms,
         checkpoints=checkpoints,
         rival=rival,
         progress=progress,
@@ -146,7 +149,7 @@ def train_with_trial(
         checkpoints.clear()
     if cut is None or lessons.twin is None:
         return Trained(manifest, None)
-    return Trained(manifest, Trial(training_set, cut, lessons.twin, trained.measured, trained.unseen))
+    return Trained(manifest, Trial(training_set, cut, lessons.twin, trained.measured, trained.unseen, trained.is_new))
 
 
 def learn_from_log(
@@ -156,6 +159,7 @@ def learn_from_log(
     settings: CandidateParameters,
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
+    warm_ms: int = 0,
     checkpoints: Checkpoints | None = None,
     rival: Rival | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -167,8 +171,13 @@ def learn_from_log(
     words = searches if settings.searches else None
     training_set = prepare(log, items, searches=words, context=settings.context, skips=settings.skips)
     check_size(training_set.dataset)
-    until = len(training_set.dataset)
-    learn = partial(learn_candidates, training_set, settings, until=until, items=len(training_set.catalogue), warm=warm)
+    if warm is not None:
+        check_start(warm, settings)  # before a twin is trained that may do without it
+    until, warm_rows = len(training_set.dataset), int(np.searchsorted(training_set.dataset.event_ms, warm_ms))
+    items_known = len(training_set.catalogue)
+    learn = partial(
+        learn_candidates, training_set, settings, until=until, items=items_known, warm=warm, warm_rows=warm_rows
+    )
     cut = choose_cut(training_set.dataset, rival.learnt_ms) if rival is not None else None
     if cut is None:
         valid_from = int(until * (1 - HELD_OUT))
@@ -179,7 +188,7 @@ def learn_from_log(
         until=cut.row,
         valid_from=valid_from,
         items=training_set.known_at(cut.row),
-        warm=warm if cut.is_new else None,  # an earlier release may have learnt what the twin is judged by
+        warm=warm if warm_rows <= cut.row else None,  # it may have learnt what the twin is judged by
         progress=lambda stage, done, total: progress(f"{TWIN_STAGE}: {stage}", done, total),
     )
     learned = learn(valid_from=cut.row, selection=twin.selection, checkpoints=checkpoints, progress=progress)

@@ -42,6 +42,7 @@ CALIBRATED = (0.7, 1.4)  # as the alarm of miscalibration has it
 LIVE, POPULAR, ITEM_MEAN = "live", "popular, decayed", "item's mean seconds"
 TWIN, FINAL = "without the newest", "with the newest"  # watches
 NO_RANKER = "the ranker is not judged: too few impressions to learn from or to judge by"
+KNOWN_IMPRESSIONS = "not compared with the live ranker: it has learnt all but too few of these impressions itself"
 STAGE = "trial"
 
 
@@ -67,13 +68,15 @@ class Cut(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A twin that has learnt the rows before the cut. `unseen`: impressions that its ranker has not learnt."""
+    """A twin that has learnt the rows before the cut. `unseen`: impressions that its ranker has not learnt, nor, where
+    `is_unseen_live`, the live one."""
 
     training_set: TrainingSet
     cut: Cut
     model: CandidateModel
     ranker: Ranker
     unseen: RankingExamples | None
+    is_unseen_live: bool = True
 
 
 def choose_cut(dataset: Dataset, learnt_ms: int) -> Cut | None:
@@ -104,24 +107,33 @@ def judge_release(
 ) -> Verdict:
     """Judge the twin beside the live release and the baselines, and `final`, what would go live, beside its twin."""
     models = {LIVE: rival.model} if rival.model is not None and trial.cut.is_new else {}
-    rankers = {LIVE: rival.ranker} if models and rival.ranker is not None and rival.ranker.trained else {}
+    rankers = _live_ranker(rival, is_new=bool(models) and trial.is_unseen_live)
     notes = [] if models else [_why_alone(rival)]
     comparisons = compare_candidates(trial, final[0], models, seed=seed, progress=progress)
     if (unseen := _enough(trial.ranker, trial.unseen)) is None:
         notes.append(NO_RANKER)
     else:
         comparisons += compare_rankers(trial.ranker, rankers, final[1], unseen)
+        if models and not trial.is_unseen_live:
+            notes.append(KNOWN_IMPRESSIONS)
     return decide(comparisons, notes, seed=seed)
 
 
-def judge_ranker(twin: Ranker, final: Ranker, unseen: RankingExamples | None, rival: Rival, *, seed: int) -> Verdict:
-    """Judge a ranker that has not learnt `unseen` beside the live release's and the item's mean, and the one that would
-    go live beside it."""
+def judge_ranker(
+    twin: Ranker, final: Ranker, unseen: RankingExamples | None, rival: Rival, *, seed: int, is_new: bool = True
+) -> Verdict:
+    """Judge a ranker that has not learnt `unseen` beside the live release's, where `is_new` says that it has not
+    either, and the item's mean, and the one that would go live beside it."""
     if (unseen := _enough(twin, unseen)) is None:
         return Verdict("not judged", notes=(NO_RANKER,))
-    theirs = {LIVE: rival.ranker} if rival.ranker is not None and rival.ranker.trained else {}
-    notes = [] if theirs else [f"not compared with a live ranker: {rival.why or 'it has none'}"]
+    theirs = _live_ranker(rival, is_new=is_new)
+    why = KNOWN_IMPRESSIONS if not is_new else f"not compared with a live ranker: {rival.why or 'it has none'}"
+    notes = [] if theirs else [why]
     return decide(compare_rankers(twin, theirs, final, unseen), notes, seed=seed)
+
+
+def _live_ranker(rival: Rival, *, is_new: bool) -> dict[str, Ranker]:
+    return {LIVE: rival.ranker} if is_new and rival.ranker is not None and rival.ranker.trained else {}
 
 
 def _enough(ranker: Ranker, unseen: RankingExamples | None) -> RankingExamples | None:
@@ -164,7 +176,7 @@ def walk_trial(
     """Ask each of them for the same users' next watches; one after the other, since vectors are large."""
     cut, catalogue = trial.cut.row, len(trial.model.item_ids)
     history = history_of(trial.training_set.dataset)
-    asked = drawn(history.next_unseen(cut), catalogue, seed)
+    asked = drawn(history.next_unseen(cut), catalogue, seed, least=LEAST_USERS)  # fewer would judge nothing
     models = {TWIN: trial.model, FINAL: set_back(final, trial.model), **rivals}
     words = len(trial.model.encoder.words)
     for number, name in enumerate([*models, POPULAR]):

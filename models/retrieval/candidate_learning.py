@@ -70,22 +70,27 @@ def learn_candidates(
     items: int,
     selection: ModelSelection | None = None,
     warm: CandidateModel | None = None,
+    warm_rows: int = 0,
     checkpoints: Checkpoints | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Learned:
     """A model of the first `items` of the catalogue from the data set's rows before `until`.
 
     Rows from `valid_from` on are validation first; None takes settings.epochs as they are. With a `selection` that was
-    made before they choose nothing but the half-life. `warm` is an earlier model to begin from. The same seed gives the
-    same model, also when it was interrupted and went on from `checkpoints`.
+    made before they choose nothing but the half-life. `warm` is an earlier model to begin from, which may have learnt
+    the first `warm_rows` rows: where these reach into the validation days, only the last training begins from it. The
+    same seed gives the same model, also when it was interrupted and went on from `checkpoints`.
     """
+    if warm is not None:
+        check_start(warm, settings)
     watched, half_life = training_set.dataset.items[:until], settings.half_life_events
     if not settings.half_life_events:
         half_life = HALF_LIFE if valid_from is None else choose_half_life(watched, items, since=valid_from)
-    begin = partial(Training, training_set, settings, items=items, warm=warm)
+    begin = partial(Training, training_set, settings, items=items)
     earlier = None
     if selection is None and valid_from is not None:
-        training = begin(until=valid_from, half_life_events=half_life)
+        unbiased = warm if warm_rows <= valid_from else None
+        training = begin(until=valid_from, half_life_events=half_life, warm=unbiased)
         selection = choose(training, until=until, checkpoints=checkpoints, progress=progress)
         earlier = training.freeze(selection)
     selection = selection or ModelSelection(settings.epochs)
@@ -94,7 +99,7 @@ def learn_candidates(
         if not settings.half_life_events:
             half_life = choose_half_life(watched, items, since=valid_from or 0, tolerance=0.0)
         progress(FINAL, 1, 1)
-    training = begin(until=until, half_life_events=half_life)
+    training = begin(until=until, half_life_events=half_life, warm=warm)
     if checkpoints is not None:
         checkpoints.restore(training.fits, FINAL)
     return Learned(train(training, selection, checkpoints, progress), selection, earlier)
@@ -242,9 +247,10 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
     return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
 
 
-def drawn(asked: EvalQuery, items: int, seed: int) -> EvalQuery:
-    """At most so many of those who could be asked that ranking the catalogue for them stays affordable."""
-    most = max(1, min(MOST_QUERIES, MOST_SCORES // items))
+def drawn(asked: EvalQuery, items: int, seed: int, least: int = 1) -> EvalQuery:
+    """At most so many of those who could be asked that ranking the catalogue for them stays affordable, and `least` of
+    them whatever it costs."""
+    most = max(least, min(MOST_QUERIES, MOST_SCORES // items))
     if len(asked) <= most:
         return asked
     return asked[np.sort(np.random.default_rng([seed, 4]).choice(len(asked), most, replace=False))]
@@ -353,14 +359,19 @@ def new_net(
     )
 
 
+def check_start(warm: CandidateModel, settings: CandidateParameters) -> None:
+    """Return when a model of these settings can begin from `warm`. Raises WarmStartError when the shapes differ."""
+    theirs = warm.encoder.tower.shape
+    if theirs.dim != settings.dim or settings.members > theirs.members:
+        has = f"{theirs.members} towers of {theirs.dim}"
+        raise WarmStartError(f"the release to start from has {has}; set model.members and model.dim to that")
+
+
 def warm_start(net: CandidateNet, warm: CandidateModel, catalogue: Catalogue, member: int) -> None:
     """Begin from an earlier model's rows and, where its tower has the same shape, from its tower. Items that it does
     not know begin at small noise, as in a cold start; one table for both sides begins from the rows of the user's side.
-    Raises WarmStartError when the shapes differ."""
+    It has passed check_start."""
     theirs = warm.encoder.tower.shape
-    if theirs.dim != net.shape.dim or member >= theirs.members:
-        has = f"{theirs.members} towers of {theirs.dim}"
-        raise WarmStartError(f"the release to start from has {has}; set model.members and model.dim to that")
     part = slice(member * theirs.dim, (member + 1) * theirs.dim)
     rows = np.array([warm.row(item_id) for item_id in catalogue.item_ids[: net.items]])
     known = np.flatnonzero((rows >= 0) & (rows < len(warm.vectors)))

@@ -49,11 +49,13 @@ class ModelSelection(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """The place at which a training is. `identity` says which one: a checkpoint of another is refused."""
+    """The place at which a training is. `identity` says which one: a checkpoint of another is refused. `held_from_ms`:
+    the time from which its twin is judged, -1 where it has none."""
 
     identity: str
     places: tuple[tuple[int, int], ...]  # epoch and step of each member
     selection: ModelSelection = msgspec.field(name="choice")
+    held_from_ms: int = -1
 
 
 class Checkpoints:
@@ -71,7 +73,15 @@ class Checkpoints:
         """Without `writes` they are only read: of several processes the first writes for all."""
         self.directory, self.identity = directory, identity
         self._every_s, self._writes, self._clock = every_s, writes, clock
-        self._written_s = clock()
+        self._written_s, self._held_from_ms = clock(), -1
+
+    def held_from(self, event_ms: int) -> int:
+        """Return the time from which the training that is there holds watches out, else `event_ms`: what goes live
+        meanwhile makes no other training of it. What is saved from now on keeps it. Raises CheckpointError."""
+        states = [self._read_state(path) for path in sorted(self.directory.glob(f"*/{STATE}"))]
+        kept = [state.held_from_ms for state in states if state is not None]
+        self._held_from_ms = kept[0] if kept else event_ms
+        return self._held_from_ms
 
     def restore(self, fits: Sequence[Fit], stage: str) -> ModelSelection | None:
         """Put fresh fits back to where their stage was and return what was chosen until then; None when there is no
@@ -100,9 +110,10 @@ class Checkpoints:
         place = self.directory / stage
         staging, old = place.with_name(f"{stage}.writing"), place.with_name(f"{stage}.old")
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         for number, fit in enumerate(fits):
             _write_fit(fit, staging / f"{number}")
-        state = State(self.identity, tuple((fit.epoch, fit.step) for fit in fits), selection)
+        state = State(self.identity, tuple((fit.epoch, fit.step) for fit in fits), selection, self._held_from_ms)
         (staging / STATE).write_bytes(msgspec.json.encode(state))
         shutil.rmtree(old, ignore_errors=True)
         if place.exists():
@@ -124,7 +135,7 @@ class Checkpoints:
             raise CheckpointError(f"{path}: cannot be read ({error}); remove {self.directory} to start anew") from None
         if state.identity != self.identity:
             raise CheckpointError(
-                f"{self.directory}: is of another training (other log, settings or version); "
+                f"{self.directory}: is of another training (other log, settings or version, or --no-announce); "
                 "remove it to start anew, or name another directory"
             )
         return state

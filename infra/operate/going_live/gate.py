@@ -9,6 +9,7 @@ among them. It is kept in `.refused`, the newest one alone, for whoever wants to
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,23 +40,31 @@ class Judgement(NamedTuple):
 
 
 def go_live(
-    settings: Settings, job: TrainingJob, step: Step, *, force: bool = False, helping: bool = False
+    settings: Settings,
+    job: TrainingJob,
+    step: Step,
+    *,
+    force: bool = False,
+    helping: bool = False,
+    placed: Callable[[Judgement], None] = lambda judgement: None,
 ) -> Judgement | None:
     """Train a release and announce it unless it is certainly worse, or all the same with `force`; None in a process
-    that only helps.
+    that only helps. `placed` is called with what is about to be announced.
 
     Raises what a training raises, KafkaError, and StoreError: then nothing is announced."""
     rival = Rival() if helping else read_rival(settings)
     with scratch_directory(settings.bundles_dir, JUDGED) as written:
         judged = train_beside(settings, job, step, rival, written)
-        if judged is None:
+        if judged is None or helping:
             return None
         verdict = judged.verdict or Verdict("not judged")
         passes = force or verdict.outcome != "refused"
         place = put(written / judged.manifest.version, settings.bundles_dir if passes else aside(settings))
+    judgement = Judgement(judged.manifest, verdict, rival.version, passes, place)
     if passes:
+        placed(judgement)
         announce_bundle(settings, judged.manifest)
-    return Judgement(judged.manifest, verdict, rival.version, passes, place)
+    return judgement
 
 
 def read_rival(settings: Settings) -> Rival:

@@ -19,6 +19,7 @@ Step = Callable[[str, int, int], None]
 
 OUTCOMES: tuple[Outcome, ...] = ("announced", "refused", "failed")
 RETRY_S = 900.0
+UNFINISHED = "the process ended before the round did: killed, for its memory or at a stop that took too long"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
@@ -32,7 +33,8 @@ class Stopped(RuntimeError):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """What became of a round. `live` is what was live when it began; `reason` is empty unless it failed."""
+    """What became of a round. `live` is what was live when it began; `reason` is empty unless it failed; a `version`
+    of one that failed has passed and is not announced yet."""
 
     outcome: Outcome
     started_ms: int
@@ -57,6 +59,23 @@ def next_start(done: Round, every_s: float) -> int:
         return due_ms
     ended_ms = done.started_ms + round(1000 * done.wall_s)
     return min(max(due_ms, ended_ms), ended_ms + round(1000 * RETRY_S))
+
+
+def begin(last: Round | None, started_ms: int) -> Round:
+    """A round that has begun, which counts as failed until it ends; it still has to announce what the last one could
+    not."""
+    if last is None or last.outcome != "failed":
+        return Round("failed", started_ms, 0.0, reason=UNFINISHED)
+    return msgspec.structs.replace(last, started_ms=started_ms, wall_s=0.0, reason=UNFINISHED)
+
+
+def break_off(begun: Round, now_ms: int) -> Round:
+    """The same, when another process has found that its own is gone; until then it may have gone on."""
+    return msgspec.structs.replace(begun, wall_s=max(0, now_ms - begun.started_ms) / 1000)
+
+
+def is_unfinished(last: Round) -> bool:
+    return last.reason == UNFINISHED and not last.wall_s
 
 
 def within(

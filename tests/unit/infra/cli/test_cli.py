@@ -197,6 +197,8 @@ def test_a_damaged_history_is_one_line_with_the_command_that_mends_it(nextwatch,
 def test_train_wants_one_source_and_a_log_that_is_there(nextwatch):
     assert "not both" in nextwatch("train").err
     assert "not both" in nextwatch("train", "log.csv", "--from-topics").err
+    alone = nextwatch("train", "--from-topics", "--stage", "ranking", "--processes", "2")
+    assert alone.code == 2 and "--stage ranking" in alone.err and "--processes" in alone.err
     missing = nextwatch("train", "log.csv", "--no-announce")
     assert missing.code == 2 and is_one_line(missing.err) and "log.csv: no such file" in missing.err
     mapped = nextwatch("train", "log.csv", "--no-announce", "--map", "user")

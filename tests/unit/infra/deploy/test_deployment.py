@@ -111,6 +111,13 @@ def test_a_composed_process_is_restarted_watched_and_kept_small() -> None:
     assert {each for each in mounted if not each.startswith(".")} == set(COMPOSE["volumes"])
 
 
+def test_what_retrain_reads_lies_on_a_disk_and_not_in_memory() -> None:
+    service = OURS["retrain"]
+    (data_dir,) = re.findall(r"NEXTWATCH_DATA_DIR=(\S+)", (INFRA / "Dockerfile").read_text())
+    assert f"retrain:{data_dir}" in service["volumes"] and f"bundles:{data_dir}/bundles" in service["volumes"]
+    assert not [each for each in service["tmpfs"] if each.startswith(data_dir)]
+
+
 def test_a_composed_process_is_asked_where_it_listens(tmp_path: Path) -> None:
     service = OURS["serving"]
     check = service["healthcheck"]["test"]

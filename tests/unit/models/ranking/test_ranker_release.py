@@ -115,6 +115,20 @@ def test_what_was_served_is_learnt_whole_and_measured_on_its_newest_tenth(exampl
     assert told[-1] == ("ranker", 2 * ROWS, 2 * ROWS)
 
 
+def test_too_few_impressions_since_the_live_release_are_measured_with_those_it_has_learnt(examples: RankingExamples):
+    at_ms = np.sort(np.asarray(examples.at_ms))
+    quick = RANKER.model_copy(update={"epochs": 1})
+    for since, rows, is_new in ((LEAST_JUDGED, LEAST_JUDGED, True), (LEAST_JUDGED - 1, ROWS / 10, False)):
+        trained = learn_from_served(
+            Served(examples, ItemStatistics(5.0)),
+            scratch(),
+            settings=quick,
+            since_ms=int(at_ms[-since]),
+            progress=lambda *_: None,
+        )
+        assert (trained.metrics["ranker_rows"], trained.is_new) == (pytest.approx(rows, abs=1), is_new)
+
+
 def test_served_examples_that_are_too_few_train_nothing_and_no_examples_are_no_error(examples: RankingExamples):
     for few in (0, 60):
         trained = learn_from_served(

@@ -245,6 +245,20 @@ def test_a_warm_start_begins_where_the_earlier_release_ended(tmp_path: Path):
         train_on(log, tmp_path, small_items(), settings=once.model_copy(update={"dim": 16}), warm=warm)
 
 
+def test_a_warm_start_is_not_validated_on_what_it_has_learnt(tmp_path: Path):
+    """Its figures, epochs and retrieval scores are those of a cold start; what goes live begins from it."""
+    log = store_frame(small_log(1200), tmp_path / "log", completed_s=18.0)
+    warm = read_bundle(tmp_path / train_on(log, tmp_path, small_items()).version).model
+    end_ms = int(log.event_ms[-1]) + 1
+    cold, known = (
+        train_on(log, tmp_path / name, small_items(), warm=each, warm_ms=end_ms)
+        for name, each in (("cold", None), ("known", warm))
+    )
+    assert known.metrics == cold.metrics
+    rows = [read_bundle(tmp_path / name / each.version) for name, each in (("cold", cold), ("known", known))]
+    assert (rows[0].model.item_vectors() != rows[1].model.item_vectors()).any()
+
+
 def test_an_item_of_nine_tenths_of_all_watches_and_a_user_of_most_are_trained(tmp_path: Path):
     frame = small_log(2000)
     rng = np.random.default_rng(1)

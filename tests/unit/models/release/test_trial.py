@@ -19,6 +19,7 @@ from models.release.bundle import Bundle, read_bundle
 from models.release.training import Trained, train_bundle, train_with_trial
 from models.release.trial import (
     ITEM_MEAN,
+    KNOWN_IMPRESSIONS,
     LIVE,
     POPULAR,
     TWIN,
@@ -29,11 +30,13 @@ from models.release.trial import (
     judge_ranker,
     judge_release,
 )
+from models.retrieval import candidate_learning
 from models.retrieval.candidate_learning import learn_candidates
 from models.retrieval.candidates import CandidateModel
 from tests.unit.models.samples import RANKER, SETTINGS, START_MS, small_items, small_log, small_source, taste_log
 
 ROWS, USERS, ITEMS = 4000, 250, 200
+RECALLS = ("recall@10", "recall@100")
 LIVE_ROWS = 3750  # what the live release has learnt
 TOWERS, RANKERS = SETTINGS.model_copy(update={"epochs": 3}), RANKER.model_copy(update={"epochs": 1})
 
@@ -198,6 +201,23 @@ def test_an_impression_that_is_not_seen_judges_a_ranker_alone(scene: Scene):
     assert judge_ranker(trial.ranker, scene.final[1], None, scene.live, seed=1).outcome == "not judged"
     alone = judge_ranker(trial.ranker, scene.final[1], trial.unseen, Rival(), seed=1)
     assert LIVE not in {each.against for each in alone.findings} and "no release is live" in alone.notes[0]
+
+
+def test_impressions_that_the_live_ranker_has_learnt_judge_beside_all_but_it(scene: Scene):
+    trial = scene.trial
+    alone = judge_ranker(trial.ranker, scene.final[1], trial.unseen, scene.live, seed=1, is_new=False)
+    assert {each.against for each in alone.findings} == {ITEM_MEAN, TWIN} and alone.notes == (KNOWN_IMPRESSIONS,)
+    verdict = scene.judge(trial._replace(is_unseen_live=False))
+    assert {each.metric for each in verdict.findings if each.against == LIVE} == {*RECALLS, "coverage@100"}
+    assert verdict.notes == (KNOWN_IMPRESSIONS,)
+
+
+def test_a_catalogue_too_large_to_ask_many_users_is_judged_by_the_least_that_tell(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(candidate_learning, "MOST_SCORES", ITEMS)  # one user's
+    finding = of(scene.judge(), "recall@10", LIVE)
+    assert finding.users == 100 and finding.better is not None
 
 
 def test_a_model_of_another_numbering_answers_as_it_would_in_its_own(scene: Scene):

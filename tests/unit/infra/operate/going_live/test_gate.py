@@ -97,6 +97,11 @@ def test_force_announces_what_is_refused(scene: Scene):
     assert done.verdict.outcome == "refused", "and says so"
 
 
+def test_a_process_that_only_helps_announces_nothing_even_where_it_has_trained_a_release(scene: Scene):
+    assert go_live(scene.settings, TrainingJob(ranker_only=True), no_progress, helping=True) is None
+    assert scene.announced == scene.bundles() == []
+
+
 def test_a_training_that_breaks_off_leaves_nothing(scene: Scene, trained: Any, monkeypatch: pytest.MonkeyPatch):
     ((bundle, _), *_) = trained
 
@@ -117,9 +122,10 @@ def test_a_store_that_is_away_leaves_the_bundle_for_a_later_announcement(scene: 
         raise StoreError("away", "the store is away")
 
     monkeypatch.setattr(gate, "announce_bundle", away)
+    placed: list[Judgement] = []
     with pytest.raises(StoreError):
-        scene.train("passed")
-    assert len(scene.bundles()) == 1
+        go_live(scene.settings, TrainingJob(), no_progress, placed=placed.append)
+    assert scene.bundles() == [each.manifest.version for each in placed] and placed[0].place.is_dir()
 
 
 @pytest.fixture
