@@ -167,7 +167,7 @@ def test_topics_that_would_lose_what_is_written_end_the_start(monkeypatch: pytes
 
     monkeypatch.setattr("streams.ingest.worker.require_topics", lambda kafka, names: None)
     monkeypatch.setattr("streams.ingest.worker.require_settings", unfit)
-    with pytest.raises(TopicUnfit, match="watch-events, search-events, items, dead-letters"):
+    with pytest.raises(TopicUnfit, match="watch-events, search-events, signals, items, dead-letters"):
         run_ingest(Settings(ingest=Ingest(topics=(PLAYS,))), threading.Event())
 
 
