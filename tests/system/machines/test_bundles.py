@@ -52,11 +52,11 @@ def test_machines_that_share_no_disk_get_the_release_from_the_bucket_and_answer(
     version = bundle.manifest.version
     others = {name: machine(shared, name) for name in ("indexer", "trainer", "serving")}
     with ExitStack() as stack:
-        for name, settings in others.items():
-            stack.enter_context(running(settings, [name], ready=False))
         run_cli(training, "releases", "--announce")
         assert bucket.names("PUT")[-1] == f"{version}/manifest.json"
-        bucket.spoil(away, method="HEAD")  # the store is gone just after that
+        bucket.spoil(away, method="HEAD")  # the store is gone just after that, before anybody has fetched it
+        for name, settings in others.items():
+            stack.enter_context(running(settings, [name], ready=False))
         indexer = others["indexer"]
         wait_until(lambda: "no answer from the store" in str(health_of(indexer, "indexer")), "why", READY_S)
         assert read_topic(shared.kafka).live == ""
