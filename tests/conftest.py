@@ -60,7 +60,7 @@ SLOW = (
     "infra/local/test_stack.py",
     "infra/operate/going_live/test_gate.py",
     "infra/operate/test_replay.py::test_a_broker_that_is_not_there",
-    "infra/operate/test_retraining.py",
+    "infra/operate/test_ranker_stage.py",
     "infra/platform/test_guarded_pages.py",
     "infra/simulation/test_browsing_model.py",
     "infra/simulation/test_world.py",

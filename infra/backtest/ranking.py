@@ -19,7 +19,7 @@ from infra.backtest.files import new_directory, write_json
 from infra.backtest.report import KIND
 from infra.backtest.request import Request
 from infra.operate.progress import Step, no_progress
-from infra.operate.retraining import delays_of
+from infra.operate.ranker_stage import delays_of
 from infra.platform.settings import Settings
 from models.evaluation.comparison import Interval, Ratio, difference, estimate
 from models.evaluation.ranking_metrics import calibration

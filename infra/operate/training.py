@@ -16,8 +16,8 @@ from pathlib import Path
 import polars as pl
 
 from infra.operate.progress import Step
+from infra.operate.ranker_stage import SCRATCH, Judged, delays_of, renew_ranker, served_examples
 from infra.operate.releases import newest_of
-from infra.operate.retraining import SCRATCH, Judged, delays_of, retrain_beside, served_examples
 from infra.platform.scratch import scratch_directory
 from infra.platform.settings import Settings
 from models.device import device_of
@@ -204,7 +204,7 @@ def _train_ranker(settings: Settings, job: TrainingJob, step: Step, rival: Rival
     """A release with another one's candidates and a ranker of its own."""
     base = _read_release(settings, job.warm_start or NEWEST)
     warm = base.ranker if job.warm_start else None
-    return retrain_beside(settings, base, warm, step, rival, bundles_dir, log=job.log, mapping=job.mapping)
+    return renew_ranker(settings, base, warm, step, rival, bundles_dir, log=job.log, mapping=job.mapping)
 
 
 def _served(settings: Settings, found: ServedExamples) -> Served | None:

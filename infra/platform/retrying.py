@@ -1,18 +1,23 @@
 """Trying again what a dependency's absence has failed: in place, so that order is kept, and ever less often.
 
 The schedule is pure; `retry` is the loop around it for coroutines. Loops that have more to do than wait take the
-schedule alone.
+schedule alone. `locked` tries for a lock that another process holds.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import fcntl
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+LOCK_WAIT_S = 0.1
 
 
 class BackOff:
@@ -50,3 +55,18 @@ async def retry(
             wait_s = waits.next()
             report(error, wait_s)
         await asyncio.sleep(wait_s)
+
+
+@contextmanager
+def locked(path: Path, go_on: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file, which is made if need be. While another process has it, `go_on` is called before each
+    next try; what it raises ends the wait."""
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                go_on()
+                time.sleep(LOCK_WAIT_S)
+        yield

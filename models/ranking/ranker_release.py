@@ -166,9 +166,10 @@ class UnseenScores:
         return score, best, rank
 
     def _of(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
-        histories = self._impressions.completed_before(asked, HISTORY)  # [B, H]
+        watches = self._impressions.completed_before(asked, HISTORY), self._impressions.skipped_before(asked, HISTORY)
+        histories, skips = (np.where(seen < len(self._vectors), seen, -1) for seen in watches)  # [B, H] that it knows
         items = self._impressions.items(rows)
-        queries = self._model.encoder.queries_of(histories, self._impressions.skipped_before(asked, HISTORY))
+        queries = self._model.encoder.queries_of(histories, skips)
         scores = with_one(self._model.encode(queries)) @ self._vectors.T  # [B, N]
         known = items < scores.shape[1]
         own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)

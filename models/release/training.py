@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -58,11 +58,6 @@ class Lessons(NamedTuple):
     unseen_from: int
     cut: Cut | None = None
     twin: CandidateModel | None = None
-
-
-def train_bundle(log: StoredLog, items: pl.DataFrame | None, **options: Any) -> Manifest:
-    """Train and write a bundle that nobody judges: `train_with_trial` without a rival; its manifest."""
-    return train_with_trial(log, items, **options).manifest
 
 
 def train_with_trial(

@@ -137,6 +137,17 @@ class IncrementalTrainer:
         self._row_of[item_id] = row
         return row
 
+    def describe(self, item_id: str, ids: Mapping[str, Sequence[str]]) -> int:
+        """Move an item that was placed without its ids to where they would have placed it; what it has learnt since is
+        kept. Returns its row, -1 when it has none. O(1)."""
+        row = self.row(item_id)
+        if row >= 0:
+            known, unknown = self._start.place(ids), self._start.place(NO_IDS)
+            self._vectors.values.numpy()[row] += known.vector - unknown.vector
+            self._queries.values.numpy()[row] += known.query_row - unknown.query_row
+            self._items["bias"][row] += known.bias - unknown.bias
+        return row
+
     def remove_item(self, item_id: str) -> None:
         """Forget an item; its row is free for another. Nothing happens when there is no such item."""
         row = self._row_of.pop(item_id, None)

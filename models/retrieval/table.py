@@ -19,7 +19,7 @@ from models.arrays import Array, Floats, Rows
 FIRST_SQUARE = 1e-12  # Adagrad's accumulator of a row that has not moved yet: its first step is a whole one
 ROOM = 1 << 20  # rows reserved at least where a table may grow; addresses, not memory
 GROWTH = 4
-_NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
+NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux: Python names it from 3.13 on
 
 
 class Table:
@@ -111,7 +111,7 @@ class Table:
 def reserve(numbers: int) -> Tensor:
     """float32 zeros that take memory only where they are written."""
     size = max(4 * numbers, mmap.PAGESIZE)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", _NO_RESERVE)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     memory = mmap.mmap(-1, size, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

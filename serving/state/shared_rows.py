@@ -7,12 +7,9 @@ release are removed then: who still maps them keeps them.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infra.platform.retrying import locked
 from models.arrays import Array
 from models.release.manifest_file import sync_path
+from models.retrieval.table import NO_RESERVE
 
 FORMAT = 1  # of the files: a newer one does not read what an older one has written
 LOCK, PARTIAL = ".lock", ".partial"
-WAIT_S = 0.05
-_NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
 
 T = TypeVar("T")
 Stopped = Callable[[], bool]
@@ -47,7 +44,7 @@ class SharedRows:
         where it cannot be written."""
         place, partial = self._directory / f"{version}.{kind}.{FORMAT}", self._directory / PARTIAL
         self._directory.mkdir(parents=True, exist_ok=True)
-        with self._locked(stopped):
+        with locked(self._directory / LOCK, lambda: _go_on(stopped)):
             if not place.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
@@ -61,18 +58,10 @@ class SharedRows:
                     shutil.rmtree(other, ignore_errors=True)
             return read(place)  # before another server, with another release, may remove it
 
-    @contextmanager
-    def _locked(self, stopped: Stopped) -> Iterator[None]:
-        with (self._directory / LOCK).open("a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if stopped():
-                        raise InterruptedError("stopped while another server writes the shared rows") from None
-                    time.sleep(WAIT_S)
-            yield
+
+def _go_on(stopped: Stopped) -> None:
+    if stopped():
+        raise InterruptedError("stopped while another server writes the shared rows")
 
 
 def write_numbers(path: Path, numbers: int, places: Places) -> None:
@@ -86,7 +75,7 @@ def write_numbers(path: Path, numbers: int, places: Places) -> None:
 
 def map_numbers(path: Path) -> Tensor:
     """The numbers of a file as float32. What is written to them stays in this process."""
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _NO_RESERVE)
+    flags = mmap.MAP_PRIVATE | NO_RESERVE
     with path.open("rb") as file:
         memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     return torch.from_numpy(np.frombuffer(memory, np.float32))

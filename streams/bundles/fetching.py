@@ -10,7 +10,6 @@ readable to that process, and can be fetched again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import structlog
 
+from infra.platform.retrying import locked
 from models.release.bundle import BundleCode, BundleError, Manifest, read_manifest
 from models.release.manifest_file import MANIFEST, MOST_BYTES, sync_path
 from streams.bundles.objects import Objects, StoreError
@@ -68,14 +68,7 @@ class Cache:
     def _locked(self, stopped: Callable[[], bool]) -> Iterator[None]:
         """One process of a machine fetches, the others find what it has fetched."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        with (self._directory / LOCK).open("a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    _go_on(stopped)
-                    time.sleep(WAIT_S)
+        with locked(self._directory / LOCK, lambda: _go_on(stopped)):
             yield
 
     def _fetch(self, version: str, stopped: Callable[[], bool]) -> None:

@@ -36,7 +36,7 @@ RECALL_AT = (10, 100)
 WINDOW = 2000  # examples that the recall gauges speak of
 MOVED = 5000  # rows that the gauges of drift speak of
 LEAST_REFRESHES = 64  # per batch; an eighth as many as examples more
-
+MOST_UNDESCRIBED = 1000  # items watched before their description came, the newest of them
 
 MOST_BATCHES = 16  # learnt while a row waits: what a restart learns again is bounded, also when catching up
 
@@ -68,6 +68,7 @@ class Learner:
         self._trainer = IncrementalTrainer(bundle.model, bundle.catalogue, settings, seed=seed)
         self._released = bundle.model
         self._admission = Admission(settings.admit_after)
+        self._undescribed: deque[str] = deque(maxlen=MOST_UNDESCRIBED)  # placed without what `items` says of them
         self._idle_ms = round(settings.expire_h * 3_600_000)
         self._budget = Budget(settings.evaluate_scores)
         self._evaluations_due = 1.0
@@ -105,8 +106,9 @@ class Learner:
         return Learnt([*rows, *expired], len(batch) - len(fresh))
 
     def due(self, now_s: float) -> Learnt:
-        """The rows that have waited long enough by now; of all time: every row that waits."""
-        return Learnt(self._due_rows(now_s, NO_ROWS, {}))
+        """The rows that have waited long enough by now, and those of items whose description has come after their
+        watch; of all time: every row that waits."""
+        return Learnt(self._due_rows(now_s, self._describe(), {}))
 
     def knows(self, item_id: str) -> bool:
         """Return whether an item has a row."""
@@ -217,8 +219,19 @@ class Learner:
         if not self._admission.admits(item_id):
             return False
         item = self._items.get(item_id)
+        if item is None:  # topics keep no order between them: it may be on its way
+            self._undescribed.append(item_id)
         self._trainer.add_item(item_id, ids_of(item) if item is not None else {})
         return True
+
+    def _describe(self) -> Rows:
+        """Move the rows of items that `items` has told of since they were placed; which."""
+        told = dict.fromkeys(item_id for item_id in self._undescribed if item_id in self._items)
+        if not told:
+            return NO_ROWS
+        self._undescribed = deque((each for each in self._undescribed if each not in told), MOST_UNDESCRIBED)
+        rows = [self._trainer.describe(item_id, ids_of(self._items[item_id])) for item_id in told]
+        return np.array([row for row in rows if row >= 0], np.int64)
 
     def _is_sampled(self) -> bool:
         """Ranking costs as much as learning does, and a sample of the batches says the same."""

@@ -32,7 +32,7 @@ from infra.platform.settings import Embedded, Indexer, Kafka, Model, Ranker, Ser
 from infra.simulation.world import World
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
-from models.release.training import train_bundle
+from models.release.training import train_with_trial
 from streams import topics
 from streams.history.rules import is_completed
 from streams.kafka.releases import announce
@@ -85,7 +85,7 @@ def train_release(
 ) -> Bundle:
     """As `nextwatch train` would, without judging it first."""
     with TemporaryDirectory() as scratch:
-        manifest = train_bundle(
+        manifest = train_with_trial(
             store_frame(log, Path(scratch), completed_s=COMPLETED_S),
             items,
             settings=towers,
@@ -94,7 +94,7 @@ def train_release(
             created_ms=now_ms,
             offsets=dict(offsets or {}),
             measure=False,
-        )
+        ).manifest
     return read_bundle(bundles_dir / manifest.version)
 
 

@@ -241,7 +241,7 @@ def wait_for_work(settings: Settings, stage: str, workers: int) -> None:
         pages = [fetch_samples(record) for record in read_run_files(settings.run_dir)]
         return len(pages) == workers and all(page.get(handled, 0) > 0 for page in pages)
 
-    wait_until(all_at_work, f"{workers} workers at work", 30)
+    wait_until(all_at_work, f"{workers} workers at work", 60)
 
 
 @contextlib.contextmanager

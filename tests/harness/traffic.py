@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import uuid
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -182,6 +184,23 @@ class Load(ABC):
             if number % 20 == 0:
                 time.sleep(20 / per_s)
         self._traffic.flush()
+
+    @contextlib.contextmanager
+    def flowing(self, per_s: float) -> Iterator[None]:
+        """So many a second beside the block, until its end: however long that takes on a busy machine."""
+        done = threading.Event()
+
+        def send() -> None:
+            while not done.is_set():
+                self.send(20, per_s)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        try:
+            yield
+        finally:
+            done.set()
+            sending.join()
 
     @abstractmethod
     def send_one(self) -> None:

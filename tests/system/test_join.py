@@ -251,15 +251,12 @@ def test_a_join_that_starts_with_a_backlog_comes_to_the_same(alone):
 def test_a_second_join_that_comes_and_goes_under_load_changes_nothing(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 tells no aiokafka member of a rebalance: a second one waits for ever")
     load = ListsAndWatches(alone.traffic, seed=3)
-    sending = threading.Thread(target=load.send, args=(4000, 150))
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
-        sending.start()
-        with worker(alone.settings, "join-2") as second:
+        with load.flowing(150), worker(alone.settings, "join-2") as second:
             wait_for_health(alone.settings, second)
             wait_for_work(alone.settings, "join", workers=2)
             assert second.stop() == 0
-        sending.join()
         load.close_windows()
         check_against_everything_at_once(alone)
         assert first.poll() is None

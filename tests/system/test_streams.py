@@ -330,15 +330,14 @@ def test_a_worker_is_rebuilt_from_the_topics_alone(alone):
 def test_a_second_worker_that_comes_and_goes_under_load_changes_nothing(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 tells no aiokafka member of a rebalance: a second one waits for ever")
     load = Watches(alone.traffic, seed=3)
-    sending = threading.Thread(target=load.send, args=(3000, 500))
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
-        sending.start()
-        with process(alone.settings, "history-2", cli("worker", "history")) as second:
-            wait_for_health(alone.settings, second)
-            wait_for_work(alone.settings, "history", workers=2)
-            assert second.stop() == 0
-        sending.join()
+        with load.flowing(500):
+            alone.histories.until(lambda records: len(records) > 200, "histories under load")
+            with process(alone.settings, "history-2", cli("worker", "history")) as second:
+                wait_for_health(alone.settings, second)
+                wait_for_work(alone.settings, "history", workers=2)
+                assert second.stop() == 0
         check_against_replay(alone)
         assert first.poll() is None
 

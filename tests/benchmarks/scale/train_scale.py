@@ -93,7 +93,7 @@ def add_row(report: Report, rows: int, found: dict[str, float]) -> float:
 
 
 def child(directory: Path) -> None:
-    from infra.operate.retraining import delays_of
+    from infra.operate.ranker_stage import delays_of
     from infra.platform.settings import Settings
     from models.logs.log import read_items
     from models.logs.stored_log import store_log
@@ -121,7 +121,7 @@ def child(directory: Path) -> None:
         completed_s = settings.history.completed_s
         log = watch.run("reading", store_log, directory / "log.parquet", directory / "stored", completed_s=completed_s)
         watch.told["rows"] = len(log)
-        training.train_bundle(
+        training.train_with_trial(
             log,
             read_items(directory / "items.parquet"),
             settings=settings.model.model_copy(update={"epochs": 1}),

@@ -9,7 +9,7 @@ import torch
 
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, read_bundle
-from models.release.training import train_bundle
+from models.release.training import train_with_trial
 from tests.unit.models.samples import RANKER, SETTINGS, START_MS, small_items, small_log
 
 
@@ -23,7 +23,7 @@ def one_thread() -> None:
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a bundle; copy it before damaging it."""
     bundles_dir = tmp_path_factory.mktemp("bundles")
-    manifest = train_bundle(
+    manifest = train_with_trial(
         store_frame(small_log(step_ms=60_000), tmp_path_factory.mktemp("log"), completed_s=18.0),
         small_items(),
         settings=SETTINGS,
@@ -31,7 +31,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bundles_dir=bundles_dir,
         created_ms=START_MS,
         offsets={"training-examples/0": 17},
-    )
+    ).manifest
     return bundles_dir / manifest.version
 
 

@@ -19,7 +19,7 @@ from indexer.errors import IndexMissing, IndexUnavailable
 from infra.platform.settings import Model, Ranker, Selection, Serving
 from models.logs.stored_log import store_frame
 from models.release.bundle import Bundle, Manifest, read_bundle
-from models.release.training import train_bundle
+from models.release.training import train_with_trial
 from serving.request.pipeline import Pipeline
 from serving.request.ranking import LatencyEstimate
 from serving.request.response_draft import Answered, RequestContext
@@ -49,7 +49,7 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
     )
     settings = Model(dim=8, hidden=(16,), members=1, linear_dim=0, negatives=64, batch=256, epochs=1)
     with TemporaryDirectory() as scratch:
-        return train_bundle(
+        return train_with_trial(
             store_frame(frame, Path(scratch), completed_s=18.0),
             None,
             settings=settings,
@@ -58,7 +58,7 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
             created_ms=CREATED_MS + 1000 * seed,
             offsets={},
             measure=False,
-        )
+        ).manifest
 
 
 def history(user_id: str, *item_ids: str, event_ms: int = CREATED_MS) -> UserHistory:

@@ -1,6 +1,7 @@
 """The ranker of a release: what it is measured on, and retrieval scores of a model that had not seen the rows."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from models.ranking.features import numbers_of
@@ -15,10 +16,12 @@ from models.retrieval.candidate_learning import learn_candidates
 from tests.unit.models.samples import (
     RANKER,
     SETTINGS,
+    START_MS,
     Viewer,
     Watch,
     scratch,
     small_exposures,
+    small_items,
     small_log,
     small_source,
 )
@@ -66,6 +69,23 @@ def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundl
         assert score[at] == pytest.approx(scores[own], rel=1e-4)
         assert best[at] == pytest.approx(max([*others, scores[own]]), rel=1e-4)
         assert rank[at] == 1 + sum(other > scores[own] for other in others)
+
+
+def test_an_item_that_the_model_does_not_know_is_passed_over_in_what_a_viewer_has_watched():
+    """The twin of a trial knows the items of before its cut, and later ones are in the histories of its requests."""
+    frame, until = small_log(ROWS, users=20, step_ms=60_000, seed=4), 30
+    undated = small_items().with_columns(published_ms=pl.lit(START_MS + 60_000 * ROWS))  # known from their first watch
+    exposures, source = small_exposures(frame, undated), small_source(frame, undated, skips=5)
+    known, settings = source.known_at(until), SETTINGS.model_copy(update={"epochs": 1})
+    model = learn_candidates(source, settings, until=until, valid_from=None, items=known).model
+    rows = np.arange(100, ROWS)
+    asked, is_known = np.asarray(exposures.pages[rows]), exposures.items(rows) < known
+    seen = exposures.completed_before(asked, HISTORY), exposures.skipped_before(asked, HISTORY)
+    assert is_known.any() and all(watched.max() >= known for watched in seen)
+    score, best, rank = UnseenScores(model, exposures, 0)(rows, asked)
+    for values in (score, rank):
+        assert np.isfinite(values[is_known]).all() and np.isnan(values[~is_known]).all()
+    assert np.isfinite(best).all()
 
 
 def test_the_score_is_the_one_that_serving_gives_a_user_with_the_same_skips(exposures: ImpressionLog):

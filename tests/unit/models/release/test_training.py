@@ -14,7 +14,7 @@ from models.logs.stored_searches import store_searches
 from models.logs.training_set import prepare
 from models.ranking.features import numbers_of
 from models.release.bundle import Manifest, read_bundle
-from models.release.training import train_bundle
+from models.release.training import train_with_trial
 from models.retrieval.incremental import IncrementalTrainer
 from models.retrieval.prequential import rank_before
 from tests.harness import kuairand
@@ -41,7 +41,7 @@ def train(frame: pl.DataFrame, bundles_dir: Path, items: pl.DataFrame | None = N
 
 def train_on(log: StoredLog, bundles_dir: Path, items: pl.DataFrame | None, **options: Any) -> Manifest:
     usual = {"settings": QUICK, "ranker": QUICK_RANKER, "created_ms": START_MS, "offsets": {}}
-    return train_bundle(log, items, bundles_dir=bundles_dir, **(usual | options))
+    return train_with_trial(log, items, bundles_dir=bundles_dir, **(usual | options)).manifest
 
 
 def test_the_same_log_gives_the_same_bundle_in_whatever_order_its_rows_come(tmp_path: Path):

@@ -16,7 +16,7 @@ from models.logs.stored_log import store_frame
 from models.ranking.ranker import Ranker
 from models.release.asked_model import Asked, renumbered
 from models.release.bundle import Bundle, read_bundle
-from models.release.training import Trained, train_bundle, train_with_trial
+from models.release.training import Trained, train_with_trial
 from models.release.trial import (
     ITEM_MEAN,
     KNOWN_IMPRESSIONS,
@@ -84,7 +84,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     directory = tmp_path_factory.mktemp("bundles")
     past = store_frame(frame().head(LIVE_ROWS), tmp_path_factory.mktemp("past"), completed_s=18.0)
     learnt_ms = int(past.event_ms[-1])
-    old = train_bundle(past, small_items(ITEMS), learnt_ms=learnt_ms, measure=False, **options(directory, 1))
+    trained = train_with_trial(past, small_items(ITEMS), learnt_ms=learnt_ms, measure=False, **options(directory, 1))
+    old = trained.manifest
     live = rival_of(read_bundle(directory / old.version))
     log = store_frame(frame(), tmp_path_factory.mktemp("log"), completed_s=18.0)
     new = train_with_trial(log, small_items(ITEMS), rival=live, **options(directory, 2))
@@ -190,7 +191,7 @@ def test_too_few_users_in_the_newest_watches_make_no_trial_and_a_release_all_the
     new = train_with_trial(log, None, rival=Rival(), **options(tmp_path, 1))
     assert new.trial is None
     assert new.manifest.metrics["cases"] > 0, "its validation days are the newest, as without a gate"
-    assert new.manifest.files == train_bundle(log, None, **options(tmp_path / "b", 1)).files
+    assert new.manifest.files == train_with_trial(log, None, **options(tmp_path / "b", 1)).manifest.files
 
 
 def test_an_impression_that_is_not_seen_judges_a_ranker_alone(scene: Scene):

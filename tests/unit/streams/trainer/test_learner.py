@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from infra.platform.settings import Trainer
+from models.catalogue.catalogue import Catalogue
 from models.release.bundle import Bundle
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
 from streams.trainer.learner import Learner, batches, ids_of
@@ -20,7 +21,7 @@ SETTINGS = Trainer(evaluate_share=1.0, publish_s=0)  # more negatives than items
 
 
 def learner(bundle: Bundle, items: dict[str, Item] | None = None, settings: Trainer = SETTINGS) -> Learner:
-    return Learner(bundle, items or {}, settings, seed=1)
+    return Learner(bundle, {} if items is None else items, settings, seed=1)
 
 
 def example(item_id: str, offset: int, partition: int = 0, before: tuple[str, ...] = ()) -> TrainingExample:
@@ -209,6 +210,26 @@ def test_a_new_item_gets_a_row_with_the_watch_that_admits_it(bundle):
     for offset in range(2):
         assert b"fresh" not in dict(trainer.learn(numbered(example("fresh", offset), start=offset)).rows)
     assert b"fresh" in dict(trainer.learn(numbered(example("fresh", 2), start=2)).rows)
+
+
+def test_an_item_that_is_described_after_its_watch_moves_to_where_it_would_have_started(bundle):
+    """`items` and `watch-events` keep no order between them."""
+    catalogue = Catalogue()
+    for item_id in bundle.model.item_ids:
+        catalogue.upsert(item_id, channel="c1" if item_id == "item-1" else "c2")
+    bundle = dataclasses.replace(bundle, catalogue=catalogue)
+    item, late = Item("fresh", channel="c1"), dict[str, Item]()
+    undescribed, known, told = learner(bundle), learner(bundle, items={"fresh": item}), learner(bundle, items=late)
+    trainers = undescribed, known, told
+    rows = [dict(trainer.learn(numbered(example("fresh", 0))).rows)[b"fresh"] for trainer in trainers]
+    assert rows[2].vector == rows[0].vector != rows[1].vector
+    assert told.due(0.0).rows == []
+    late["fresh"] = item
+    moved = dict(told.due(0.0).rows)[b"fresh"]
+    for part in ("vector", "query_row"):
+        at, there, before = (np.frombuffer(getattr(row, part), "<f4") for row in (moved, rows[1], rows[0]))
+        assert np.linalg.norm(at - there) < 0.2 * np.linalg.norm(before - there), part
+    assert told.due(0.0).rows == [], "once"
 
 
 def test_an_idle_item_is_published_as_a_tombstone_and_a_restart_knows_it(bundle):

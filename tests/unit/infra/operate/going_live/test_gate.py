@@ -11,7 +11,7 @@ from infra.operate.going_live import gate
 from infra.operate.going_live.gate import JUDGED, REFUSED, Judgement, go_live
 from infra.operate.newest_release import newest_bundle
 from infra.operate.progress import no_progress
-from infra.operate.retraining import Judged
+from infra.operate.ranker_stage import Judged
 from infra.operate.training import TrainingJob
 from infra.platform.settings import Settings
 from models.evaluation.gate import Finding, Outcome, Verdict

@@ -1,18 +1,21 @@
 """A ranker alone, in a release whose candidates are those of another."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
 from kafka import KafkaProducer
 
 from infra.operate.progress import no_progress
-from infra.operate.retraining import delays_of, retrain
+from infra.operate.ranker_stage import delays_of, renew_ranker
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Join, Ranker, Settings
 from models.logs.log import LogError
 from models.ranking.impression_log import Delays
 from models.ranking.ranker_training import LEAST_ROWS
-from models.release.bundle import Bundle, read_bundle
+from models.release.bundle import Bundle, Manifest, read_bundle
 from streams.messages import encode
 from streams.topics import RANKING_EXAMPLES, create_topics
 from tests.unit.infra.backtest.test_ranking import exposure_log
@@ -25,6 +28,11 @@ RANKER = Ranker(hidden=(6,), members=1, epochs=2)
 @pytest.fixture
 def base(tmp_path) -> Bundle:
     return read_bundle(tmp_path / "bundles" / train_small(tmp_path / "bundles").version)
+
+
+def retrain(settings: Settings, base: Bundle, warm: Any, log: Path | None = None) -> Manifest:
+    """Beside nobody, in place."""
+    return renew_ranker(settings, base, warm, no_progress, None, settings.bundles_dir, log=log).manifest
 
 
 def check_same_candidates(one: Bundle, other: Bundle) -> None:
@@ -44,7 +52,7 @@ def test_a_ranker_from_a_log_goes_into_a_release_with_the_candidates_of_another(
     frame = frame.with_columns(item_id=pl.col("item_id").str.replace("i", "item-"))
     frame.write_parquet(tmp_path / "log.parquet")
     settings = Settings(data_dir=tmp_path, ranker=RANKER)
-    manifest = retrain(settings, base, None, no_progress, tmp_path / "log.parquet")
+    manifest = retrain(settings, base, None, tmp_path / "log.parquet")
     found = read_bundle(settings.bundles_dir / manifest.version)
     check_same_candidates(found, base)
     assert found.ranker.shape.hidden == (6,)
@@ -53,7 +61,7 @@ def test_a_ranker_from_a_log_goes_into_a_release_with_the_candidates_of_another(
     assert 500 < sums[0, 0] <= 600, "of the log's own impressions, as of the release"
     frame.drop("watch_s").write_parquet(tmp_path / "log.parquet")
     with pytest.raises(LogError, match="the ranker learns from watch_s, which no row has"):
-        retrain(settings, base, None, no_progress, tmp_path / "log.parquet")
+        retrain(settings, base, None, tmp_path / "log.parquet")
 
 
 def test_a_ranker_from_what_was_served_needs_enough_of_it_and_then_begins_where_the_last_one_ended(
@@ -71,17 +79,15 @@ def test_a_ranker_from_what_was_served_needs_enough_of_it_and_then_begins_where_
 
     serve(0, LEAST_ROWS - 1)
     with pytest.raises(LogError, match=f"holds {LEAST_ROWS - 1} shown items .* {LEAST_ROWS} are needed"):
-        retrain(settings, base, None, no_progress)
+        retrain(settings, base, None)
     serve(LEAST_ROWS - 1, 2 * LEAST_ROWS)
-    manifest = retrain(settings, base, None, no_progress)
+    manifest = retrain(settings, base, None)
     found = read_bundle(settings.bundles_dir / manifest.version)
     check_same_candidates(found, base)
     assert found.ranker.trained
     assert found.ranker.shape.hidden == (6,)
     assert list(found.statistics.rows()) == list(base.statistics.rows()), "what the examples were fed with"
     hardly = settings.model_copy(update={"ranker": RANKER.model_copy(update={"rate": 1e-9})})
-    warmed = read_bundle(
-        settings.bundles_dir / retrain(hardly, base, found.ranker, no_progress).version
-    ).ranker.to_arrays()
+    warmed = read_bundle(settings.bundles_dir / retrain(hardly, base, found.ranker).version).ranker.to_arrays()
     for name, array in found.ranker.to_arrays().items():
         np.testing.assert_allclose(warmed[name], array, atol=1e-6, err_msg=name)

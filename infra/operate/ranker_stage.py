@@ -55,19 +55,7 @@ def served_examples(settings: Settings, directory: Path, items: pl.DataFrame | N
     return served
 
 
-def retrain(
-    settings: Settings,
-    base: Bundle,
-    warm: Ranker | None,
-    step: Step,
-    log: Path | None = None,
-    mapping: Mapping[str, str] | None = None,
-) -> Manifest:
-    """Write a release that nobody judges, as retrain_beside does; its manifest."""
-    return retrain_beside(settings, base, warm, step, None, settings.bundles_dir, log=log, mapping=mapping).manifest
-
-
-def retrain_beside(
+def renew_ranker(
     settings: Settings,
     base: Bundle,
     warm: Ranker | None,
