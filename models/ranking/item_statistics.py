@@ -12,6 +12,7 @@ two, four or more of them.
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -124,9 +125,12 @@ class _Table:
             values = columns[column][row]
             values[at:-1] = values[at + 1 :].copy()
             values[-1] = nothing
-        if parts[0] == NO_PART:
+        known, kind = int(np.count_nonzero(parts != NO_PART)), place % len(self._widths)
+        if not known:
             del self._place_of[name]
             self._give_back(place)
+        elif kind and known <= max(1, self._widths[kind - 1] // 2):  # half: it shall not go to and fro
+            self._move(place, bisect_left(self._widths, known))
 
     def rows(self) -> Iterator[tuple[str, int, int, list[float]]]:
         for name, place in self._place_of.items():
@@ -164,7 +168,7 @@ class _Table:
         """Make room for a part among those of an id; where they are then."""
         columns, row = self._at(place)
         if columns["part"][row, -1] != NO_PART:
-            columns, row = self._widen(place)
+            columns, row = self._move(place, place % len(self._widths) + 1)
         if columns["part"][row, at] != NO_PART:
             for column in NOTHING:
                 values = columns[column][row]
@@ -172,14 +176,13 @@ class _Table:
         columns["part"][row, at] = part
         return columns, row
 
-    def _widen(self, place: int) -> tuple[Columns, int]:
-        """Move an id to where there is more room."""
+    def _move(self, place: int, kind: int) -> tuple[Columns, int]:
+        """Move an id to a width that takes all its parts; where it is then."""
         columns, row = self._at(place)
-        kind = place % len(self._widths)
-        into, at = self._take(self._names[kind][row], kind + 1, **NOTHING)
+        into, at = self._take(self._names[place % len(self._widths)][row], kind, **NOTHING)
+        size = min(columns["part"].shape[1], self._widths[kind])
         for column in NOTHING:
-            values = columns[column][row]
-            into[column][at, : len(values)] = values
+            into[column][at, :size] = columns[column][row, :size]
         self._give_back(place)
         return into, at
 

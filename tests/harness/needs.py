@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import pytest
 import torch
 
 from tests.harness import kuairand
+
+LAST_RELEASE = "a3d0f91"  # 0.3.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Tool:
 def _faketime() -> str:
     places = [os.environ.get("FAKETIME_LIB", ""), *map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))]
     return next((place for place in places if place and Path(place).is_file()), "")
+
+
+def _has_last_release() -> bool:
+    command = ["git", "cat-file", "-e", LAST_RELEASE]
+    here = Path(__file__).parent
+    return (
+        bool(shutil.which("git")) and not subprocess.run(command, cwd=here, check=False, capture_output=True).returncode
+    )
 
 
 KAFKA = Tool("Apache Kafka", lambda: os.environ.get("KAFKA_HOME"), "set KAFKA_HOME to a Kafka 4 download")
@@ -65,6 +76,12 @@ ALS = Tool(
     lambda: importlib.util.find_spec("implicit"),
     "pip install -e .[bench]",
     why_not_in_ci="the bench extra is for benchmarks; CI installs what the product and its tests stand on",
+)
+GIT_HISTORY = Tool(
+    "the last release in git's history",
+    _has_last_release,
+    "clone the whole history",
+    why_not_in_ci="a clone of CI may have the newest commit alone",
 )
 MOUNT = Tool("a file system of its own", bool, "run as root", why_not_in_ci="a container may forbid to mount one")
 GPU = Tool(

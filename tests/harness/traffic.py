@@ -8,7 +8,7 @@ import time
 import uuid
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from models.retrieval.incremental import STATE_COLUMNS
 from streams.kafka.follow import TopicFollower
 from streams.messages import Item, ItemVector, UserHistory, WatchEvent, decode, encode
 from streams.topics import ITEMS, USER_HISTORIES, WATCH_EVENTS, partition_of
+from tests.harness.beside import beside
 
 T = TypeVar("T")
 
@@ -185,22 +186,14 @@ class Load(ABC):
                 time.sleep(20 / per_s)
         self._traffic.flush()
 
-    @contextlib.contextmanager
-    def flowing(self, per_s: float) -> Iterator[None]:
-        """So many a second beside the block, until its end: however long that takes on a busy machine."""
-        done = threading.Event()
+    def flowing(self, per_s: float) -> contextlib.AbstractContextManager[None]:
+        """So many a second beside a block, until its end: however long that takes on a busy machine."""
 
-        def send() -> None:
-            while not done.is_set():
+        def send(stop: threading.Event) -> None:
+            while not stop.is_set():
                 self.send(20, per_s)
 
-        sending = threading.Thread(target=send)
-        sending.start()
-        try:
-            yield
-        finally:
-            done.set()
-            sending.join()
+        return beside(send, "load")
 
     @abstractmethod
     def send_one(self) -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,21 +266,7 @@ class Watches(Load):
 
 
 def check_against_replay(system: System) -> None:
-    """The histories on the topic are those of an independent replay, and each example is there, always the same."""
-    events = replay.read_events(system.settings)
-    for user_id, content in replay.histories(events, system.settings).items():
-        system.histories.of(
-            user_id,
-            lambda history, wanted=content.watches: tuple((w.event_id, w.offset) for w in history.watches) == wanted,
-            "the history of an independent replay",
-        )
-    made: dict[tuple[int, int], set[bytes]] = defaultdict(set)
-    for record in system.examples.to_the_end():
-        example = decode(TrainingExample, record.value)
-        made[example.partition, example.offset].add(record.value)
-    places = replay.examples(events, system.settings).keys()
-    assert made.keys() == places, "no example is missing, none is of a watch that makes none"
-    assert all(len(copies) == 1 for copies in made.values()), "an example that is made again is the same, byte for byte"
+    replay.check(system.settings, system.histories, system.examples)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from infra.platform.settings import Settings
 from streams.kafka.follow import TopicFollower
-from streams.messages import ImpressionOutline, Refused, SearchEvent, SignalEvent, WatchEvent, decode
+from streams.messages import ImpressionOutline, Refused, SearchEvent, SignalEvent, TrainingExample, WatchEvent, decode
 from streams.topics import IMPRESSIONS, SEARCH_EVENTS, SIGNALS, WATCH_EVENTS, partition_of
+from tests.harness.traffic import Histories, Reader
 
 Place = tuple[int, int]  # partition and offset
 MOST_BYTES = 8_000_000
@@ -106,6 +107,23 @@ def histories(events: Events, settings: Settings) -> dict[str, Content]:
         )
         for user in users
     }
+
+
+def check(settings: Settings, histories_read: Histories, examples_read: Reader) -> None:
+    """The histories on the topic are those of this replay, and each example is there, always the same."""
+    events = read_events(settings)
+    for user_id, content in histories(events, settings).items():
+        histories_read.of(
+            user_id,
+            lambda history, wanted=content.watches: tuple((w.event_id, w.offset) for w in history.watches) == wanted,
+            "the history of an independent replay",
+        )
+    made: dict[Place, set[bytes]] = defaultdict(set)
+    for record in examples_read.to_the_end():
+        example = decode(TrainingExample, record.value)
+        made[example.partition, example.offset].add(record.value)
+    assert made.keys() == examples(events, settings).keys(), "no example is missing, none is of a watch that makes none"
+    assert all(len(copies) == 1 for copies in made.values()), "an example that is made again is the same, byte for byte"
 
 
 def examples(events: Events, settings: Settings) -> dict[Place, str]:

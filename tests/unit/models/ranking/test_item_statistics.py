@@ -85,6 +85,17 @@ def test_memory_is_that_of_the_rows_and_not_of_the_partitions(parts):
     assert statistics.nbytes == 1000 * ROW_BYTES
 
 
+def test_an_item_that_is_forgotten_in_most_partitions_takes_no_more_than_it_needs_there():
+    statistics = ItemStatistics(10 * HOUR_MS, parts=64)
+    for part in range(64):
+        statistics.set("item", "a", part, 1, (float(part), 0.0, 0.0, 0.0))
+    assert statistics.nbytes == 64 * ROW_BYTES
+    for part in range(63):
+        statistics.remove("item", "a", part)
+        assert statistics.nbytes < ROW_BYTES * 4 * (63 - part) and at(statistics, "a")[0][0] > 0
+    assert statistics.nbytes == ROW_BYTES and list(statistics.rows()) == [("item", "a", 63, 1, [63.0, 0.0, 0.0, 0.0])]
+
+
 def test_the_factor_is_watched_over_expected_within_bounds():
     statistics = ItemStatistics(10 * HOUR_MS)
     assert statistics.factor("v", 0) == 1.0

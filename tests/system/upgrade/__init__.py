@@ -1,0 +1,1 @@
+"""From the last release to this checkout, one process after the other, under load."""
