@@ -35,6 +35,7 @@ def render_page(report: Json) -> str:
     ]
     if report["live"] is not None:
         parts += _walk("Live: each watch is ranked, then learnt", report["live"])
+    parts += _figures("What each part of ours earns: the same model, one part left out", report["parts"])
     parts += [*order_section(report["order"]), *recommenders_section(report)]
     return page(report["protocol"]["log"], parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from models.retrieval.candidate_learning import tower_queries
 from models.retrieval.candidates import CandidateModel, with_one
 from models.retrieval.hyper_parameters import LiveParameters
 from models.retrieval.incremental import IncrementalTrainer, StepResult
+
+Part = Literal["towers", "linear part", "popularity", "skips"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Released:
@@ -28,12 +32,50 @@ class Released:
 
     def scores(self, queries: EvalQueries) -> Floats:
         inputs = tower_queries(self._training_set.dataset, self._history, queries)
-        histories, skips = (np.where(each < len(self._vectors), each, -1) for each in (inputs.histories, inputs.skips))
-        known = replace(inputs, histories=histories, skips=skips)
-        return np.asarray(with_one(self._model.encode(known)) @ self._vectors.T)
+        return np.asarray(with_one(self._model.encode(self._known(inputs))) @ self._vectors.T)
 
     def learn(self, rows: slice) -> None:
         pass
+
+    def _known(self, queries: Queries) -> Queries:
+        """Of what the model knows."""
+        histories, skips = (
+            np.where(each < len(self._vectors), each, -1) for each in (queries.histories, queries.skips)
+        )
+        return replace(queries, histories=histories, skips=skips)
+
+
+class Without(Released):
+    """A released model of which one part says nothing: what that part earns, without a training of its own."""
+
+    def __init__(self, part: Part, model: CandidateModel, training_set: TrainingSet, history: History) -> None:
+        super().__init__(model, training_set, history, name=f"without {part}")
+        shape = model.encoder.tower.shape
+        towers = shape.members * shape.dim
+        self._is_without_skips = part == "skips"
+        self._vectors = self._vectors.copy()
+        if part == "towers":
+            self._vectors[:, :towers] = 0
+        elif part == "linear part":
+            self._vectors[:, towers:-1] = 0
+        elif part == "popularity":
+            self._vectors[:, -1] = model.bias
+
+    def _known(self, queries: Queries) -> Queries:
+        known = super()._known(queries)
+        return replace(known, skips=np.full_like(known.skips, -1)) if self._is_without_skips else known
+
+
+def parts_of(model: CandidateModel) -> list[Part]:
+    """The parts of a model that say anything."""
+    shape = model.encoder.tower.shape
+    is_there = {
+        "towers": not shape.muted_towers,
+        "linear part": shape.linear > 0 and not shape.muted_linear,
+        "popularity": True,
+        "skips": shape.skips > 0 and not shape.muted_towers,
+    }
+    return [part for part in PARTS if is_there[part]]
 
 
 class Live:

@@ -51,11 +51,13 @@ def build_report(
     frozen: Walk,
     cold: Walk,
     live: Walk | None,
+    parts: Walk,
     ours: Sequence[str],
     order: OrderTest,
 ) -> Json:
     """The document. `protocol`: what a reader must know before any number; `cold`: the frozen walk of the users who had
-    watched nothing; `ours`: the recommenders that all others are compared with, where a walk has them."""
+    watched nothing; `parts`: the frozen walk of ours whole and without each of its parts; `ours`: the recommenders that
+    all others are compared with, where a walk has them."""
     report = {
         "kind": KIND,
         "protocol": protocol,
@@ -64,6 +66,7 @@ def build_report(
         "frozen": walk_report(frozen, grounds, ours),
         "cold": figures(cold, grounds, ours),
         "live": None if live is None else walk_report(live, grounds, ours),
+        "parts": figures(parts, grounds, ours),
         "order": order_report(order),
     }
     return {name: finite(part) for name, part in report.items()}

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from infra.backtest.files import CandidateLists, new_directory, write_live, write_report
-from infra.backtest.recommenders import Live, Released
+from infra.backtest.recommenders import Live, Released, Without, parts_of
 from infra.backtest.report import Grounds, build_report
 from infra.backtest.request import Request
 from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Settings
-from models.evaluation.backtest import Entrant, Walk, list_candidates, walk_frozen, walk_live
+from models.evaluation.backtest import Entrant, Recommender, Walk, list_candidates, walk_frozen, walk_live
 from models.evaluation.backtest_log import BacktestLog, read_stream
 from models.evaluation.baseline_choice import Baselines
 from models.evaluation.eval_queries import History
@@ -35,11 +35,12 @@ ASIDE = {"threads", "device"}  # of the settings: they change nothing of what is
 @dataclass(frozen=True)
 class Recommenders:
     """The recommenders that are judged. `frozen` are walked frozen (the first is ours: its candidates are written),
-    `live` are walked live where that is asked for, the first of them ours too; `left_out` says who could not be built,
-    and why. `ours` are compared with all others."""
+    `live` are walked live where that is asked for, the first of them ours too; `parts` are ours whole and without each
+    of its parts; `left_out` says who could not be built, and why. `ours` are compared with all others."""
 
     frozen: Sequence[Entrant]
     live: Sequence[Entrant]
+    parts: Sequence[Recommender]
     left_out: Mapping[str, str]
     ours: Sequence[str]
 
@@ -69,6 +70,14 @@ def run_backtest(request: Request, settings: Settings, step: Step = no_progress)
             frozen=frozen,
             cold=cold,
             live=_walk_live(directory, log, grounds, recommenders.live, request, step) if request.live else None,
+            parts=walk_frozen(
+                recommenders.parts,
+                history,
+                cut=grounds.cut,
+                catalogue=grounds.catalogue,
+                coverage=False,
+                progress=partial(step, "parts"),
+            ),
             ours=recommenders.ours,
             order=order_test(
                 history.stream,
@@ -84,7 +93,7 @@ def run_backtest(request: Request, settings: Settings, step: Step = no_progress)
 
 
 def _recommenders(log: BacktestLog, parts: Split, request: Request, settings: Settings, step: Step) -> Recommenders:
-    ours, live = _train(log, parts, request, settings, step)
+    ours, live, reduced = _train(log, parts, request, settings, step)
     baselines = Baselines(
         log.stream,
         parts,
@@ -96,13 +105,14 @@ def _recommenders(log: BacktestLog, parts: Split, request: Request, settings: Se
     )
     others = baselines.fit(step)
     names = [entrant.name for entrant in (*ours, *live)]
-    return Recommenders([*ours, *others], [*live, *others] if request.live else [], baselines.left_out, names)
+    walked_live = [*live, *others] if request.live else []
+    return Recommenders([*ours, *others], walked_live, reduced, baselines.left_out, names)
 
 
 def _train(
     log: BacktestLog, parts: Split, request: Request, settings: Settings, step: Step
-) -> tuple[list[Entrant], list[Entrant]]:
-    """Ours of the frozen and of the live walk, from one training."""
+) -> tuple[list[Entrant], list[Entrant], list[Recommender]]:
+    """Ours of the frozen and of the live walk, and of the walk of its parts, from one training."""
     training_set = log.training_set
     learned = learn_candidates(
         training_set,
@@ -116,13 +126,17 @@ def _train(
     chosen = {"epochs": selection.epochs, "weight": selection.weight, "linear_weight": selection.linear}
     released = Released(learned.model, training_set, history)
     as_trained = Entrant(released, settings=settings.model.model_dump(exclude=ASIDE) | chosen)
+    reduced: list[Recommender] = [
+        released,
+        *(Without(part, learned.model, training_set, history) for part in parts_of(learned.model)),
+    ]
     if not request.live:
-        return [as_trained], []
+        return [as_trained], [], reduced
     live = Live(learned.model, training_set, history, settings=settings.trainer, seed=settings.model.seed)
     follows = Released(learned.model, training_set, history, name="tower, live histories only")
     at_cut = Frozen(released, history, parts.cut, name="tower, frozen at the cut")
     trainer = settings.trainer.model_dump(include={"learns", "learning_rate", "negatives", "in_batch"})
-    return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)]
+    return [as_trained], [Entrant(live, settings=trainer), Entrant(follows), Entrant(at_cut)], reduced
 
 
 def _walk_frozen(

@@ -155,7 +155,8 @@ def _show_ranking(out: Path, report: dict[str, Any]) -> None:
 
 def _show(out: Path, report: dict[str, Any]) -> None:
     console = Console()
-    for title, walk in {"frozen": report["frozen"], "no watch yet": report["cold"], "live": report["live"]}.items():
+    titles = {"frozen": "frozen", "cold": "no watch yet", "live": "live", "parts": "one part left out"}
+    for title, walk in ((title, report[name]) for name, title in titles.items()):
         if not walk or not walk["cases"]:
             continue
         n = f"{walk['cases']:,} cases of {walk['users']:,} users, {walk['unknown_items']:,} of unknown items (misses)"

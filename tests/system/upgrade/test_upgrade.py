@@ -36,7 +36,7 @@ from tests.harness.crash import replay
 from tests.harness.crash.replay import read_all
 from tests.harness.needs import GIT_HISTORY, LAST_RELEASE, require
 from tests.harness.requests import Asked, steady, wait_for_replies
-from tests.harness.system import SMALL, Cluster, cli, process, run_cli, stopping, wait_for_health, wait_until
+from tests.harness.system import SMALL, TRAIN_S, Cluster, cli, process, run_cli, stopping, wait_for_health, wait_until
 from tests.harness.traffic import Histories, Load, Reader, Traffic, now_ms, total_of
 
 pytestmark = pytest.mark.system
@@ -180,7 +180,7 @@ def test_each_process_is_replaced_under_load_and_nothing_is_lost(
         made = len(examples.records)
         wait_until(lambda: round(learnt(settings, released[0])) >= made, "rows of all examples", 60, every_s=1.0)
         assert round(learnt(settings, released[0])) == made, "each example counts once"
-        released.append(json.loads(run_cli(settings, *log, timeout_s=120.0))["version"])
+        released.append(json.loads(run_cli(settings, *log, timeout_s=TRAIN_S))["version"])
         assert client.recommend("load-1-1", 10).version == released[1], "and a new one after it"
         assert all(each.poll() is None for each in running.values())
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.backtest.recommenders import Live, Released
+from infra.backtest.recommenders import Live, Released, Without, parts_of
 from infra.platform.settings import Trainer
 from models.evaluation.backtest import Recommender, Walk, walk_frozen, walk_live
 from models.evaluation.eval_queries import History, Stream
@@ -91,3 +91,19 @@ def test_the_scores_are_those_that_serving_would_give(scene: Scene):
     expected = users @ model.vectors.T + model.item_vectors()[:, -1]
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     assert len(walk_frozen([scene.released()], history, cut=scene.cut, catalogue=len(model.vectors))) > 20
+
+
+def test_a_part_that_is_left_out_says_nothing_and_the_others_what_they_said(scene: Scene):
+    model, history = scene.model, scene.history
+    queries = history.queries(history.next_unseen(scene.cut)[:20])
+    whole, shape = scene.released().scores(queries), model.encoder.tower.shape
+    parts = parts_of(model)
+    assert parts == ["towers", *(["linear part"] * bool(shape.linear)), "popularity", *(["skips"] * bool(shape.skips))]
+    without = {part: Without(part, model, scene.source, history).scores(queries) for part in parts}
+    if shape.linear:
+        said = whole * 3 - sum(without[part] for part in ("towers", "linear part", "popularity"))
+        np.testing.assert_allclose(said, whole - model.bias, rtol=1e-3, atol=1e-4)
+    log_share = model.item_vectors()[:, -1] - model.bias
+    np.testing.assert_allclose(whole - without["popularity"], np.tile(log_share, (len(whole), 1)), atol=1e-4)
+    if shape.skips:
+        assert (without["skips"] != whole).any()

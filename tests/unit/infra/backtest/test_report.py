@@ -68,7 +68,7 @@ def report(walked, cold):
     entrants, grounds, frozen, _, live = walked
     return build_report(
         PROTOCOL, entrants=entrants, left_out={"ALS": "not <installed>"}, grounds=grounds, frozen=frozen, cold=cold,
-        live=live, ours=["ours"], order=ORDER,
+        live=live, parts=frozen, ours=["ours"], order=ORDER,
     )  # fmt: skip
 
 
@@ -200,8 +200,8 @@ def test_a_walk_without_cases_is_a_page_too(stream, walked):
     entrants, grounds, *_ = walked
     nobody = walk_frozen([each.recommender for each in entrants], grounds.history, cut=ROWS, catalogue=CATALOGUE)
     report = build_report(
-        PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, cold=nobody, live=None, ours=["ours"],
-        order=order_test(stream, nobody.asked, cut=ROWS, catalogue=CATALOGUE, seed=1),
+        PROTOCOL, entrants=entrants, left_out={}, grounds=grounds, frozen=nobody, cold=nobody, live=None,
+        parts=nobody, ours=["ours"], order=order_test(stream, nobody.asked, cut=ROWS, catalogue=CATALOGUE, seed=1),
     )  # fmt: skip
     assert "0 cases" in render_page(report)
     json.dumps(report, allow_nan=False)
