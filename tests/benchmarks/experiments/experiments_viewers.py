@@ -3,8 +3,8 @@ share.
 
 A ranker's order is the true expectation of the seconds of each candidate, times noise of its own; the better ranker has
 less noise, as much less as makes the wanted difference. What is watched of a list is drawn by the world's browsing
-model, so viewers differ as they do there; what the better ranker brings is then brought to the wanted difference exactly,
-by a factor near 1, since luck is left in any number of viewers.
+model, so viewers differ as they do there; what the better ranker brings is then brought to the wanted difference
+exactly, by a factor near 1, since luck is left in any number of viewers.
 """
 
 from __future__ import annotations
