@@ -126,6 +126,16 @@ def test_a_guard_rail_fails_only_for_certain_and_beyond_what_is_allowed():
     assert fallen.variants[1].fallbacks == 1.0 and fallen.variants[0].fallbacks == 0.0
 
 
+def test_a_guard_rail_that_may_still_hold_does_not_fail():
+    world, rng = World(experiment(slower_ms=20.0)), np.random.default_rng(3)
+    for number in range(400):
+        took_ms = float(rng.exponential(100.0)) + 30.0 * (number % 2)
+        world.show(f"u{number}", ("control", "new")[number % 2], 1.0, took_ms=took_ms)
+    slower = world.report().variants[1].slower_ms
+    assert slower.value is not None and slower.low is not None and slower.value > 20.0 > slower.low
+    assert not world.report().broken
+
+
 def test_viewers_that_are_missing_from_a_variant_are_told():
     world = World(experiment())
     for number in range(900):
