@@ -96,8 +96,7 @@ def stop(
     reason: Annotated[str, typer.Option(help="Kept with the experiment")] = "by hand",
     as_json: AsJson = False,
 ) -> None:
-    """Stop an experiment: everybody is served by the servers' own settings again. Viewers whose hours are not over do
-    not count."""
+    """Stop an experiment: all are served by the servers' own settings again; unfinished viewers do not count."""
     from infra.operate.experiments.control import stop_experiment
 
     stopped = stop_experiment(context.obj.connected, name, reason)

@@ -107,6 +107,8 @@ def report_of(
         values.setdefault(viewers.first[user_id].variant, []).append(each)
     moments = {name: moments_of(each) for name, each in values.items()}
     reports = tuple(_variant(experiment, number, viewers, moments) for number in range(len(experiment.variants)))
+    if off:  # whatever the intervals say
+        reports = (reports[0], *(msgspec.structs.replace(each, verdict="open") for each in reports[1:]))
     return ExperimentReport(
         *told, False, experiment.hours, reports, off, effect, _needed(experiment, moments, effect), problems=problems
     )

@@ -136,11 +136,14 @@ def test_a_guard_rail_that_may_still_hold_does_not_fail():
     assert not world.report().broken
 
 
-def test_viewers_that_are_missing_from_a_variant_are_told():
+def test_where_viewers_are_missing_from_a_variant_it_is_told_and_nothing_concluded():
     world = World(experiment())
     for number in range(900):
-        world.show(f"u{number}", "control" if number % 3 else "new", 1.0)
-    assert world.report().sample_ratio_off and world.report().broken == "the sample ratio is off"
+        world.show(f"u{number}", "control" if number % 3 else "new", 1.0 if number % 3 else 5.0)
+    world.go_on_until(LONG_AFTER_MS)
+    report = world.report()
+    assert report.sample_ratio_off and report.broken == "the sample ratio is off"
+    assert report.variants[1].better_s.low == 4.0 and report.variants[1].verdict == "open", "nothing may be concluded"
 
 
 def test_an_interleaved_one_tells_whose_picks_are_watched():
