@@ -21,6 +21,7 @@ from enum import Enum, auto
 
 from streams.messages import (
     BundlePublished,
+    Experiment,
     IndexReady,
     PartitionsRaised,
     RebuildAsked,
@@ -138,7 +139,7 @@ def hear(releases: Releases, message: Release, heard_ms: int) -> Releases:
         case RebuildDone(asked_ms=asked_ms):
             is_answer = releases.rebuild is not None and releases.rebuild.at_ms == asked_ms
             return replace(releases, rebuild=None if is_answer else releases.rebuild, rebuilt_ms=asked_ms)
-        case SourceTopics() | PartitionsRaised():  # the workers' own
+        case SourceTopics() | PartitionsRaised() | Experiment():  # the workers' and the servers' own
             return releases
 
 

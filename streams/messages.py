@@ -33,6 +33,7 @@ Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Revision = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # grows with what was read of the user's events
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
+VariantName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]  # a label of metrics
 SignalKind = Literal["like", "dislike", "not_interested", "undo", "share", "save"]
 
 UNREADABLE = b"nextwatch: unreadable record batch: "  # what stands for one, and why (see streams.kafka.unpacking)
@@ -300,7 +301,47 @@ class PartitionsRaised(Struct, frozen=True, tag="partitions", tag_field="kind"):
     event_ends: dict[str, tuple[Offset, ...]] = {}
 
 
-Release = BundlePublished | IndexReady | ServerState | RebuildAsked | RebuildDone | SourceTopics | PartitionsRaised
+class Variant(Struct, frozen=True, omit_defaults=True):
+    """A variant of an experiment: which share of the viewers it has, and the settings that differ for them, by name as
+    `serving.fresh` (see streams.experiments)."""
+
+    name: VariantName
+    share: Share
+    settings: dict[str, bool | int | float | str] = {}
+
+
+class Experiment(Struct, frozen=True, omit_defaults=True, tag="experiment", tag_field="kind"):
+    """Key `experiment/<name>`. Viewers are split by `salt`; the first variant is the control. `stopped_ms` and `reason`
+    say when it was stopped, and why.
+
+    A viewer is judged by the first `hours` after the first list. `viewers`: for how many the intervals are narrowest.
+    `interleaved`: each list is drawn up by both of two variants in turns. A variant that is worse for certain, by more
+    than `slower_ms` or `more_fallbacks`, fails a guard rail; None: no such rail.
+    """
+
+    name: VariantName
+    salt: Annotated[str, Meta(min_length=1, max_length=64)]
+    started_ms: Millis
+    variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=8)]
+    hours: Annotated[float, Meta(gt=0, le=10_000)] = 24.0
+    viewers: Annotated[int, Meta(ge=2, le=2**53)] = 10_000
+    interleaved: bool = False
+    slower_ms: Annotated[float, Meta(ge=0)] | None = None
+    more_fallbacks: Share | None = None
+    stopped_ms: Millis = 0
+    reason: Text = ""
+
+
+Release = (
+    BundlePublished
+    | IndexReady
+    | ServerState
+    | RebuildAsked
+    | RebuildDone
+    | SourceTopics
+    | PartitionsRaised
+    | Experiment
+)
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -344,6 +385,29 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     retrieved_by: str = ""
     history: UserHistory | None = None
+    experiment: str = ""
+    variant: str = ""
+
+
+class Assigned(Struct, frozen=True, omit_defaults=True):
+    """The experiment and the variant by which a list was made (empty: by both, see Experiment.interleaved). `took_ms`
+    from the request's arrival until the list was made; `degraded`: it went down the ladder."""
+
+    experiment: VariantName
+    variant: Annotated[str, Meta(max_length=64)] = ""
+    took_ms: Annotated[float, Meta(ge=0)] = 0.0
+    degraded: bool = False
+
+
+class Pool(Struct, frozen=True, omit_defaults=True):
+    """The candidates that could have been drawn into a list: how many, the chance of each open place to be drawn, and
+    of their expected watch seconds the greatest, the sum and the sum of squares."""
+
+    candidates: Annotated[int, Meta(ge=1, le=2**31)]
+    chance: Share
+    best_s: Seconds
+    sum_s: Annotated[float, Meta(ge=0)]
+    squares_s: Annotated[float, Meta(ge=0)]
 
 
 class Shown(Struct, frozen=True, omit_defaults=True):
@@ -361,6 +425,7 @@ class Shown(Struct, frozen=True, omit_defaults=True):
     ids: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
     values: bytes = b""
     probability: Share | None = None  # that it stood in this place; None: not drawn
+    team: Annotated[str, Meta(max_length=64)] = ""  # of an interleaved list, the variant whose pick it was
 
 
 class Impression(Struct, frozen=True, omit_defaults=True):
@@ -370,7 +435,8 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     `factor` is the calibration that `expected_watch_s` holds: what the network said times it. `best_score` is the best
     retrieval score of all candidates, shown or not. `marks`: by topic the next offset of each partition that serving
     had not read yet, so that the features can be computed again from the topics; `known_ms`: the moment for which what
-    these say of items stands; 0 in lists of before 0.2.0, where it is `at_ms`.
+    these say of items stands; 0 in lists of before 0.2.0, where it is `at_ms`. `assigned`: to a variant of an
+    experiment; `pool`: where places were drawn and the candidates ranked.
     """
 
     request_id: Id
@@ -387,6 +453,8 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     best_score: float | None = None
     marks: dict[str, tuple[int, ...]] = {}
     known_ms: Millis = 0
+    assigned: Assigned | None = None
+    pool: Pool | None = None
 
 
 class GroupIds(Struct, frozen=True, gc=False):

@@ -17,7 +17,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infra.cli import ask, backtest, cluster, dead_letters, doctor, forget, learn, load, processes, rebuild, retrain, up
+from infra.cli import (
+    ask,
+    backtest,
+    cluster,
+    dead_letters,
+    experiment,
+    forget,
+    learn,
+    load,
+    processes,
+    rebuild,
+    retrain,
+    up,
+)
 from infra.cli.session import Session
 
 MENDABLE = (
@@ -28,6 +41,7 @@ MENDABLE = (
     ("infra.operate.sending", "SendError"),
     ("infra.operate.capacity_plan", "PlanError"),
     ("infra.operate.retrain.rounds", "OutOfTime"),
+    ("infra.operate.experiments.policy", "PolicyRefused"),
     ("models.release.bundle", "BundleError"),
     ("streams.bundles.objects", "StoreError"),
     ("models.logs.log", "LogError"),
@@ -41,6 +55,7 @@ MENDABLE = (
     ("streams.kafka.requirements", "TopicUnfit"),
     ("streams.kafka.topic_ids", "TopicReplaced"),
     ("streams.erased_users", "ForgetSecretWrong"),
+    ("streams.experiments", "ExperimentUnfit"),
     ("streams.history.rebuild_histories", "RebuildRefused"),
     ("indexer.errors", "IndexFailure"),
     ("nextwatch_client", "RequestFailed"),
@@ -57,14 +72,15 @@ app = typer.Typer(
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(up.up, up.demo, load.load, processes.worker, processes.indexer, processes.serve, processes.gateway),
     processes.ingest,
-    *(learn.train, retrain.retrain, learn.replay),
+    *(learn.train, retrain.retrain, learn.replay, experiment.evaluate_policy),
     *(backtest.backtest, ask.recommend, ask.watch, ask.history, forget.forget),
-    *(cluster.topics, cluster.config, cluster.status, cluster.releases, doctor.doctor),
+    *(cluster.topics, cluster.config, cluster.status, cluster.releases, cluster.doctor),
 )
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(rebuild.app, name="rebuild")
+app.add_typer(experiment.app, name="experiment")
 
 
 @app.callback()

@@ -133,6 +133,11 @@ UNDER_REPLICATED = Gauge(
 
 # serving
 REQUESTS = Counter("nextwatch_requests_total", "Requests by outcome", ["outcome"])
+EXPERIMENT_REQUESTS = Counter(
+    "nextwatch_experiment_requests_total",
+    "Requests of the experiment that runs, by the variant of their viewers; empty: interleaved",
+    ["variant", "outcome"],
+)
 REQUEST_TIME = Histogram("nextwatch_request_seconds", "Request read until its reply is sent", buckets=_FAST)
 STAGE_TIME = Histogram("nextwatch_request_stage_seconds", "Time of one stage of a batch", ["stage"], buckets=_FAST)
 FALLBACKS = Counter("nextwatch_fallbacks_total", "Answers that went down the ladder", ["step"])

@@ -358,6 +358,9 @@ class Serving(Section):
     )
     search_s: Positive = _setting(0.5, "longest wait for the index; then the mirror")
     ranked: Whole = _setting(150, "candidates that the ranker is asked about, the best by their own worth; 0: all")
+    ranker: bool = _setting(
+        True, "candidates are ranked by expected watch time; off: lists are in the order of retrieval"
+    )
     audit_share: Share = _setting(0.01, "share of the answers that are audited: searched exactly, or ranked whole")
     audit_recall: Share = _setting(0.9, "with a lower mean recall the index is left out; 0: never")
     audit_kept: Share = _setting(0.98, "when `ranked` keeps a lower mean share of the best, all are ranked; 0: never")

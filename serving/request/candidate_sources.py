@@ -44,7 +44,7 @@ NOBODY = Nominees((), ())
 
 @dataclass(frozen=True)
 class CandidateSources:
-    """All sources as they are at one moment."""
+    """All sources as they are at one moment. Each draft's plan has the quotas."""
 
     views: Views
     settings: Serving
@@ -53,27 +53,27 @@ class CandidateSources:
 
     def nominate(self, drafts: Sequence[ResponseDraft]) -> dict[str, list[Nominees]]:
         """By source: what it nominates for each draft, each source within its time."""
-        settings = self.settings
+        plans = [draft.plan.serving for draft in drafts]
         sources: dict[str, Nominate] = {}
-        if settings.trending:
+        if any(plan.trending for plan in plans):
             sources[TRENDING] = self.trending
-        if settings.similar:
+        if any(plan.similar for plan in plans):
             sources[SIMILAR] = self.similar
-        if settings.fresh and len(self.views.catalogue.fresh):
+        if any(plan.fresh for plan in plans) and len(self.views.catalogue.fresh):
             sources[FRESH] = self.fresh
-        return {name: ask(name, drafts, source, settings.source_s) for name, source in sources.items()}
+        return {name: ask(name, drafts, source, self.settings.source_s) for name, source in sources.items()}
 
     def trending(self, draft: ResponseDraft) -> Nominees:
         """Nominate what is watched now in the user's region, or everywhere; decayed watches as scores."""
-        most, trending = LOOK * self.settings.trending, self.views.trending.best(draft.region)
-        names = trending.item_ids[:most]
-        scores = dict(zip(names, trending.watches[:most].tolist(), strict=True))
-        return self._first(draft, names, scores, self.settings.trending)
+        quota, trending = draft.plan.serving.trending, self.views.trending.best(draft.region)
+        names = trending.item_ids[: LOOK * quota]
+        scores = dict(zip(names, trending.watches[: LOOK * quota].tolist(), strict=True))
+        return self._first(draft, names, scores, quota)
 
     def fresh(self, draft: ResponseDraft) -> Nominees:
         """Some of the newest items, drawn by chance, so that each of them is seen by some; its age in hours as a
         score."""
-        newest, most = self._newest, self.settings.fresh
+        newest, most = self._newest, draft.plan.serving.fresh
         if len(newest) > most:
             rng = np.random.default_rng(seed_of(draft.request.request_id, 0))
             drawn = rng.choice(len(newest), min(len(newest), LOOK * most), replace=False)
@@ -91,7 +91,7 @@ class CandidateSources:
             return NOBODY
         item_ids, scores = draft.similar
         score_of = dict(zip(item_ids, scores.tolist(), strict=True))
-        return self._first(draft, item_ids, score_of, self.settings.similar)
+        return self._first(draft, item_ids, score_of, draft.plan.serving.similar)
 
     def _first(self, draft: ResponseDraft, names: Sequence[str], scores: Mapping[str, float], most: int) -> Nominees:
         """The first `most` of these that may be shown."""

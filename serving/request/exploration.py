@@ -25,14 +25,17 @@ Doubles = NDArray[np.float64]
 
 
 class Draws(NamedTuple):
-    """M candidates (rows), the place of each in the list (from 0), and the probability of each to be in that place."""
+    """M candidates (rows), the place of each in the list (from 0), and the probability of each to be in that place;
+    `pool` [Q]: all that could have been drawn, and `chance` of each open place to be drawn."""
 
     rows: Rows
     places: Rows
     probabilities: Doubles
+    pool: Rows
+    chance: float
 
 
-NOTHING = Draws(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+NOTHING = Draws(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), 0.0)
 
 
 def seed_of(request_id: str, seed: int) -> int:
@@ -56,7 +59,8 @@ def draw(
     _, group = np.unique(np.where(groups > 0, groups, -1 - np.arange(len(pool))), return_inverse=True)
     chances = chances_of(weights, group, min(expected, len(places)))
     met = comb(chances, group, rng)
-    return Draws(pool[met], rng.permutation(places)[: len(met)], chances[met] / len(places))
+    at = rng.permutation(places)[: len(met)]
+    return Draws(pool[met], at, chances[met] / len(places), pool, float(chances.sum()) / len(places))
 
 
 def chances_of(weights: NDArray[Any], group: Rows, expected: float) -> Doubles:

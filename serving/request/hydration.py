@@ -13,18 +13,19 @@ from serving.request.filtering import banned_by, channel_codes, is_of
 from serving.request.response_draft import RequestContext, ResponseDraft
 from serving.state.release import LiveRelease
 from serving.state.views import HistoryView
+from streams.experiments import Plan
 from streams.history.signals import NOTHING, unwanted_by
 from streams.messages import UserHistory
 
 
-def hydrate(context: RequestContext, histories: HistoryView, settings: Serving) -> ResponseDraft:
-    request = context.request
+def hydrate(context: RequestContext, histories: HistoryView, plan: Plan) -> ResponseDraft:
+    request, settings = context.request, plan.serving
     history = histories.get(request.user_id, context.partition) or UserHistory(request.user_id)
     if request.context is not None:
         history = msgspec.structs.replace(history, context=request.context)
     banned, unwanted = banned_by(history, settings.shown_most), unwanted_by(history)
     banned.update(unwanted.items, request.exclude)
-    return ResponseDraft(context, request.k or settings.k, history, banned, unwanted)
+    return ResponseDraft(context, request.k or settings.k, history, banned, plan, unwanted)
 
 
 def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Serving) -> bool:
@@ -40,10 +41,10 @@ def is_personal(draft: ResponseDraft, live: LiveRelease | None, settings: Servin
     return False
 
 
-def embed(drafts: list[ResponseDraft], live: LiveRelease, settings: Serving, now_ms: int) -> list[ResponseDraft]:
+def embed(drafts: list[ResponseDraft], live: LiveRelease, now_ms: int) -> list[ResponseDraft]:
     """The drafts that have a usable user vector. All vectors come from one pass of the user tower, those after the last
     watches alone only where similar items are wanted."""
-    wanted = drafts if settings.similar else []
+    wanted = [draft for draft in drafts if draft.plan.serving.similar]
     watchers = [
         (draft, last) for draft in wanted if (last := last_watch_alone(draft.history, unwanted_in(draft, live)))
     ]

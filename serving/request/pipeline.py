@@ -10,7 +10,7 @@ read once per batch and belongs to it from begin to finish: no reply can mix two
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,7 @@ from serving.request.retrieval import MOST_RESULTS, Query, Retrieval, Search
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease
 from serving.state.views import Views
+from streams.experiments import Plan
 from streams.topics import USER_HISTORIES
 
 SEARCH_SHARE = 0.8  # of the time that is left until the deadline
@@ -73,7 +74,8 @@ class InFlightBatch:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Answers batches, each in two halves. `watched_days`: so long an item that was watched is left out."""
+    """Answers batches, each in two halves. `watched_days`: so long an item that was watched is left out; `plan_of` says
+    by which settings a user is served where that is not by `settings` and `selection`."""
 
     views: Views
     retrieval: Retrieval
@@ -83,20 +85,21 @@ class Pipeline:
     watched_days: int = 90
     latency: LatencyEstimate = field(default_factory=LatencyEstimate)
     drift: AnswerDrift = field(default_factory=AnswerDrift)
+    plan_of: Callable[[str], Plan] | None = None
 
     @cached_property
     def preranker(self) -> Preranker:
-        return Preranker(self.settings, self.selection)
+        return Preranker(self.settings)
 
     def begin(self, contexts: Sequence[RequestContext], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Everything before the answer of the index is needed. `live`: None while there is no release yet."""
         batch, settings = InFlightBatch(contexts, live, now_ms), self.settings
         with batch.stages("hydrate"):
-            batch.drafts = [hydrate(context, self.views.histories, settings) for context in contexts]
+            batch.drafts = [hydrate(context, self.views.histories, self._plan_of(context)) for context in contexts]
             batch.personal = [draft for draft in batch.drafts if is_personal(draft, live, settings)]
         if live is not None and batch.personal:
             with batch.stages("embed"):
-                batch.personal = embed(batch.personal, live, settings, now_ms)
+                batch.personal = embed(batch.personal, live, now_ms)
             if batch.personal:
                 batch.search = self._start_search(batch.personal, live, now_ms)
         batch.searched_at, batch.histories_read = time.perf_counter(), self.views.read_offsets.of(USER_HISTORIES)
@@ -112,8 +115,8 @@ class Pipeline:
             self._find_and_rank(batch, batch.search, live, may_be_shown)
         with batch.stages("select"):
             for draft in batch.drafts:
-                add_pins(draft, self.selection, may_be_shown)
-                select(draft, live, self.selection)
+                add_pins(draft, may_be_shown)
+                select(draft, live)
                 fill(draft, self.views, live, may_be_shown)
         read_offsets = self.views.read_offsets.as_dict()
         if batch.histories_read:
@@ -123,12 +126,16 @@ class Pipeline:
             batch.drafts, batch.stages
         )
 
+    def _plan_of(self, context: RequestContext) -> Plan:
+        own = Plan(self.settings, self.selection)
+        return own if self.plan_of is None else self.plan_of(context.request.user_id)
+
     def _start_search(self, drafts: Sequence[ResponseDraft], live: LiveRelease, now_ms: int) -> Search:
         """Search under each request's own filter, for its user and, behind that, for the last watch alone."""
         settings = self.settings
         queries = [Query(draft.vector, settings.candidates, draft.context.filter) for draft in drafts]
         similar = [
-            Query(draft.last_watch_vector, LOOK * settings.similar, draft.context.filter)
+            Query(draft.last_watch_vector, LOOK * draft.plan.serving.similar, draft.context.filter)
             for draft in drafts
             if len(draft.last_watch_vector)
         ]
@@ -199,7 +206,7 @@ class Pipeline:
         item_ids, scores, _ = draft.candidates
         metrics.NOMINATED.labels(TWO_TOWER).inc(len(item_ids))
         draft.candidates = unite((item_ids, scores), others, self.settings.candidates)
-        add_pins(draft, self.selection, may_be_shown)
+        add_pins(draft, may_be_shown)
         add_scores(draft, live)
         metrics.CANDIDATES.observe(len(draft.candidates.item_ids))
 

@@ -16,7 +16,7 @@ import structlog
 from numpy.typing import NDArray
 
 from infra.platform import metrics
-from infra.platform.settings import Selection, Serving
+from infra.platform.settings import Serving
 from models.ranking.ranking_request import ranking_batch_of
 from serving.request.item_parts import query_of_nobody, slots_of
 from serving.request.reranking import pins_of
@@ -35,8 +35,8 @@ PLACES = 5  # candidates are kept for each place of the list, at least
 class Preranker:
     """Remembers how well the choice was; another release begins anew, with its first requests ranked whole."""
 
-    def __init__(self, settings: Serving, selection: Selection) -> None:
-        self._settings, self._selection = settings, selection
+    def __init__(self, settings: Serving) -> None:
+        self._settings = settings
         self._version = ""
         self._asked, self._kept = 0, deque[float](maxlen=RECENT)
 
@@ -44,13 +44,13 @@ class Preranker:
     def is_in_use(self) -> bool:
         """True while the choice is trusted."""
         enough = len(self._kept) >= ENOUGH
-        return bool(self._settings.ranked) and enough and float(np.mean(self._kept)) >= self._settings.audit_kept
+        return enough and float(np.mean(self._kept)) >= self._settings.audit_kept
 
     def choose(
         self, drafts: Sequence[ResponseDraft], live: LiveRelease, statistics: StatisticsView, now_ms: int
     ) -> list[Rows | None]:
         """For each draft the rows of the candidates that are to be ranked, in their order; None: all of them."""
-        if not self._settings.ranked:
+        if not any(may_choose(draft) for draft in drafts):
             return [None] * len(drafts)
         if live.version != self._version:
             self._version, self._asked = live.version, 0
@@ -60,16 +60,18 @@ class Preranker:
         return [self._choose(draft, live.worth.of(rows)) for draft, rows in zip(drafts, rows_of, strict=True)]
 
     def _choose(self, draft: ResponseDraft, worth: Floats) -> Rows | None:
+        if not may_choose(draft):
+            return None
         self._asked += 1
         if self._is_whole():
             return None
-        pins = pins_of(draft.candidates.item_ids, draft.request.pinned, self._selection.pinned)
+        pins = pins_of(draft.candidates.item_ids, draft.request.pinned, draft.plan.selection.pinned)
         return best_of(worth, self._most(draft), pins)
 
     def audit(self, draft: ResponseDraft, expected_s: Floats, live: LiveRelease) -> None:
         """Look at a draft that was ranked whole: the share of its best k that the choice would have kept."""
         most = self._most(draft)
-        if not self._settings.ranked or len(expected_s) <= most:
+        if not may_choose(draft) or len(expected_s) <= most:
             return
         was_in_use = self.is_in_use
         worth = live.worth.of(live.catalogue.rows(draft.candidates.item_ids))
@@ -91,10 +93,15 @@ class Preranker:
 
     def _most(self, draft: ResponseDraft) -> int:
         """Enough for the list, and for what is drawn or picked apart behind it."""
-        selection = self._selection
+        selection = draft.plan.selection
         drawn = selection.explore_pool if selection.explore else 0
         apart = selection.diversity_pool if selection.diversity != "none" else 0
-        return max(self._settings.ranked, PLACES * draft.k, draft.k + drawn, draft.k + apart)
+        return max(draft.plan.serving.ranked, PLACES * draft.k, draft.k + drawn, draft.k + apart)
+
+
+def may_choose(draft: ResponseDraft) -> bool:
+    """True where not all candidates must be ranked. An order that competes without the ranker's has them all."""
+    return bool(draft.plan.serving.ranked) and draft.plan.rival is None
 
 
 def learn_worth(live: LiveRelease, rows: Rows, statistics: StatisticsView, now_ms: int) -> None:

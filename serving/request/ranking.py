@@ -25,6 +25,7 @@ from serving.request.preranking import Preranker, Rows
 from serving.request.response_draft import Floats, RankerInputs, ResponseDraft
 from serving.state.release import LiveRelease
 from serving.state.views import StatisticsView
+from streams.experiments import Plan
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ def drop_late(
     for draft in drafts:
         if draft.context.left_s(settings.deadline_s) - spent_s >= len(drafts) * latency.expected_s:
             in_time.append(draft)
-        elif draft.candidates.item_ids:
+        elif draft.candidates.item_ids and is_ranked(draft.plan):
             draft.degrade("unranked", "no time is left for the ranker")
     if drafts and not in_time:
         latency.skipped()
@@ -79,7 +80,7 @@ def rank(
 ) -> None:
     """Write into the drafts the expected watch seconds of the candidates that the pre-ranker has chosen; these are then
     all that there are."""
-    drafts = [draft for draft in drafts if draft.candidates.item_ids]
+    drafts = [draft for draft in drafts if draft.candidates.item_ids and is_ranked(draft.plan)]
     if not drafts or not live.ranker.trained:
         return
     try:
@@ -101,6 +102,11 @@ def rank(
             preranker.audit(draft, expected_s, live)
         else:
             draft.candidates = take(draft.candidates, rows)
+
+
+def is_ranked(plan: Plan) -> bool:
+    """True if the ranker is asked, for the list or for one of the two that share it."""
+    return plan.serving.ranker or (plan.rival is not None and plan.rival.serving.ranker)
 
 
 def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int) -> RankingQuery:

@@ -18,7 +18,7 @@ from models.ranking.features import SCHEMA_HASH
 from models.ranking.ranker import id_strings
 from serving.request.candidate_sources import scores_by_source
 from serving.request.response_draft import Answered, Floats, RankerInputs, ResponseDraft, StageTimes
-from streams.messages import Impression, Recommended, RecommendReply, Shown
+from streams.messages import Assigned, Impression, Recommended, RecommendReply, Shown
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,16 @@ class Recorder:
     def compose(self, drafts: Sequence[ResponseDraft], stages: StageTimes) -> list[Answered]:
         """A reply for each draft, and an impression where something is shown."""
         with stages("reply"):
-            impressions = [self._impression(each) if each.items and each.request.record else None for each in drafts]
+            spent_ms = stages.spent_s * 1000
+            impressions = [
+                self._impression(each, spent_ms) if each.items and each.request.record else None for each in drafts
+            ]
         return [
             Answered(self._reply(draft, stages.ms), impression)
             for draft, impression in zip(drafts, impressions, strict=True)
         ]
 
-    def _impression(self, draft: ResponseDraft) -> Impression:
+    def _impression(self, draft: ResponseDraft, spent_ms: float) -> Impression:
         """The record of what was shown, and of what the ranker was given."""
         request, inputs = draft.request, draft.ranker_inputs
         shown = Impression(
@@ -52,6 +55,8 @@ class Recorder:
             self.version,
             shown_items(draft),
             context=draft.history.context,
+            assigned=assigned_of(draft, spent_ms),
+            pool=draft.pool,
         )
         if inputs is None:
             return shown
@@ -78,7 +83,18 @@ class Recorder:
             history_event_ms=watches[-1].event_ms if watches else None,
             retrieved_by=draft.retrieved_by,
             history=replace(draft.history, seen=b"") if draft.request.history else None,
+            experiment=draft.plan.experiment,
+            variant="" if draft.plan.rival else draft.plan.variant,
         )
+
+
+def assigned_of(draft: ResponseDraft, spent_ms: float) -> Assigned | None:
+    """The experiment that the list is a part of, and what its guard rails look at."""
+    plan = draft.plan
+    if not plan.experiment:
+        return None
+    took_ms = round(draft.context.wait_ms + spent_ms, 3)
+    return Assigned(plan.experiment, "" if plan.rival else plan.variant, took_ms, bool(draft.degraded))
 
 
 def shown_items(draft: ResponseDraft) -> tuple[Shown, ...]:
@@ -97,6 +113,7 @@ def shown_items(draft: ResponseDraft) -> tuple[Shown, ...]:
                 item.expected_watch_s,
                 sources=sources.get(row_of.get(item.item_id, -1), {}),
                 probability=item.probability,
+                team=draft.teams.get(item.item_id, ""),
                 **features.get(row_of.get(item.item_id, -1), {}),
             )
             for item in draft.items

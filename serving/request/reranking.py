@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from infra.platform.settings import Selection
+from models.experiments.interleaving import team_draft
 from models.ranking.ranking_batch import SOURCES
 from models.ranking.ranking_request import Nominations
 from serving.request.diversity import pick_apart
@@ -26,7 +28,8 @@ from serving.request.exploration import NOTHING, Draws, draw, seed_of
 from serving.request.filtering import MayBeShown
 from serving.request.response_draft import CandidateSet, Floats, ResponseDraft
 from serving.state.release import LiveRelease
-from streams.messages import Recommended
+from streams.experiments import Plan
+from streams.messages import Pool, Recommended
 
 Rows = NDArray[np.int64]
 Numbers = NDArray[Any]  # real numbers of any width
@@ -55,15 +58,17 @@ class Chosen(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """`skipped` names the steps that were asked for and not taken, with the reason."""
+    """`skipped` names the steps that were asked for and not taken, with the reason; `pool` and `chance` as in Draws."""
 
     items: list[Chosen]
     skipped: tuple[str, ...] = ()
+    pool: tuple[int, ...] = ()
+    chance: float = 0.0
 
 
-def add_pins(draft: ResponseDraft, settings: Selection, may_be_shown: MayBeShown) -> None:
+def add_pins(draft: ResponseDraft, may_be_shown: MayBeShown) -> None:
     """Make candidates of the pins that nobody has nominated, as far as they may be shown."""
-    pins = dict.fromkeys((*draft.request.pinned, *settings.pinned))
+    pins = dict.fromkeys((*draft.request.pinned, *draft.plan.selection.pinned))
     missing = [pin for pin in pins if pin not in draft.candidates.item_ids] if pins else []
     if not missing:
         return
@@ -87,32 +92,60 @@ def behind(candidates: CandidateSet, item_ids: list[str]) -> CandidateSet:
     )
 
 
-def select(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) -> None:
-    """Put the k best candidates under the rules of `selection` into the list."""
-    candidates = draft.candidates
-    if not candidates.item_ids:
+def select(draft: ResponseDraft, live: LiveRelease | None) -> None:
+    """Put the k best candidates under the rules of its plan into the list; where two plans share it, team by team."""
+    plan = draft.plan
+    if not draft.candidates.item_ids:
         return
-    options = options_of(draft, live, settings)
+    if plan.rival is None:
+        draft.items += listed(draft, live, plan)
+        return
+    lists = listed(draft, live, plan), listed(draft, live, plan.rival)
+    first, second = ([item.item_id for item in each] for each in lists)
+    picks = team_draft(first, second, draft.k, seed_of(draft.request.request_id, plan.selection.seed + 1))
+    for rank, (team, place) in enumerate(picks, 1):
+        draft.items.append(replace(lists[team][place], rank=rank, probability=None))
+        draft.teams[draft.items[-1].item_id] = plan.rival.variant if team else plan.variant
+    draft.pool = None  # no place has the probability that it was drawn with, once two lists share it
+
+
+def listed(draft: ResponseDraft, live: LiveRelease | None, plan: Plan) -> list[Recommended]:
+    """The list that a plan makes of the draft's candidates."""
+    settings, candidates = plan.selection, draft.candidates
+    given_s = draft.expected_s if plan.serving.ranker else None
+    options = options_of(draft, live, settings, given_s)
     choice = choose(options, draft.k, settings, seed_of(draft.request.request_id, settings.seed))
+    draft.pool = None if given_s is None else pool_of(choice, given_s)
     draft.degraded += [f"selection: {step}" for step in choice.skipped]
     rows = [chosen.row for chosen in choice.items]
     scores, sources = candidates.scores[rows].tolist(), primary_sources(candidates, rows)
     expected_s = [None] * len(rows) if draft.expected_s is None else draft.expected_s[rows].tolist()
-    for rank, (at, probability, reason) in enumerate(choice.items, 1):
-        draft.items.append(
-            Recommended(
-                candidates.item_ids[at],
-                rank,
-                PINNED if reason == PINNED else sources[rank - 1],
-                None if math.isnan(scores[rank - 1]) else scores[rank - 1],
-                expected_s[rank - 1],
-                probability=probability,
-            )
+    return [
+        Recommended(
+            candidates.item_ids[at],
+            rank,
+            PINNED if reason == PINNED else sources[rank - 1],
+            None if math.isnan(scores[rank - 1]) else scores[rank - 1],
+            expected_s[rank - 1],
+            probability=probability,
         )
+        for rank, (at, probability, reason) in enumerate(choice.items, 1)
+    ]
 
 
-def options_of(draft: ResponseDraft, live: LiveRelease | None, settings: Selection) -> Options:
-    """The candidates of a draft as the choice wants them."""
+def pool_of(choice: Choice, expected_s: Floats) -> Pool | None:
+    """What goes on record of all that could have been drawn, so that another way to draw can be judged."""
+    if not choice.pool:
+        return None
+    seconds = expected_s[list(choice.pool)].astype(np.float64)
+    return Pool(len(seconds), choice.chance, float(seconds.max()), float(seconds.sum()), float((seconds**2).sum()))
+
+
+def options_of(
+    draft: ResponseDraft, live: LiveRelease | None, settings: Selection, expected_s: Floats | None
+) -> Options:
+    """The candidates of a draft as the choice wants them, by expected seconds [C] or, where there are none, by
+    retrieval."""
     item_ids, inputs = draft.candidates.item_ids, draft.ranker_inputs
     nothing = np.zeros(len(item_ids), np.float32)
     channels: NDArray[np.int32] = np.zeros(len(item_ids), np.int32)
@@ -123,7 +156,7 @@ def options_of(draft: ResponseDraft, live: LiveRelease | None, settings: Selecti
         rows = live.mirror.rows(item_ids)
         vectors = np.where((rows >= 0)[:, None], live.mirror.vectors(rows), np.float32(0))
     return Options(
-        draft.candidates.scores if draft.expected_s is None else draft.expected_s,
+        draft.candidates.scores if expected_s is None else expected_s,
         channels,
         nothing if inputs is None else inputs.shown,
         nothing if inputs is None or inputs.spread is None else inputs.spread,
@@ -154,7 +187,8 @@ def choose(options: Options, k: int, settings: Selection, seed: int) -> Choice:
     apart, skipped = _apart(order, pins, k - len(pins), options, settings)
     best = under_cap(apart, pins, options.channels, settings.channel_cap)[: k - len(pins)]
     drawn = _draw(order, best, pins, k, options, settings, seed) if settings.explore else NOTHING
-    return Choice(_merged(pins, best, drawn, options.channels, settings.channel_cap), skipped)
+    merged = _merged(pins, best, drawn, options.channels, settings.channel_cap)
+    return Choice(merged, skipped, tuple(drawn.pool.tolist()), drawn.chance)
 
 
 def under_cap(order: Rows, pins: Rows, channels: NDArray[np.integer[Any]], cap: int) -> Rows:

@@ -16,8 +16,9 @@ from infra.platform.tracing import Stage
 from models.catalogue.item_filter import ItemFilter
 from models.ranking.ranker import Ranked
 from models.ranking.ranking_request import Nominations, by_two_towers
+from streams.experiments import Plan
 from streams.history.signals import Unwanted
-from streams.messages import Impression, Recommended, RecommendReply, RecommendRequest, UserHistory
+from streams.messages import Impression, Pool, Recommended, RecommendReply, RecommendRequest, UserHistory
 
 Floats = NDArray[np.float32]
 Ids = tuple[list[str], Floats]  # items and their scores, best first
@@ -76,12 +77,14 @@ def no_candidates() -> CandidateSet:
 
 @dataclass
 class ResponseDraft:
-    """`banned`: items that this answer may not hold, whatever nominates them, the `unwanted` ones among them."""
+    """`banned`: items that this answer may not hold, whatever nominates them, the `unwanted` ones among them. `plan`:
+    the settings that it is made by."""
 
     context: RequestContext
     k: int
     history: UserHistory
     banned: set[str]
+    plan: Plan
     unwanted: Unwanted = field(default_factory=Unwanted)
     unwanted_codes: frozenset[int] | None = None  # of its channels in the release's catalogue; None: not looked up yet
     degraded: list[str] = field(default_factory=list)
@@ -93,6 +96,8 @@ class ResponseDraft:
     expected_s: Floats | None = None  # [C], calibrated
     ranker_inputs: RankerInputs | None = None
     items: list[Recommended] = field(default_factory=list)
+    teams: dict[str, str] = field(default_factory=dict)  # of an interleaved list, whose pick an item was
+    pool: Pool | None = None  # what could have been drawn
 
     @property
     def request(self) -> RecommendRequest:

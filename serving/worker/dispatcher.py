@@ -133,7 +133,10 @@ class Dispatcher:
         for each in (parsed, *self._reply_cache.end(_key(parsed), raw)):
             self._reply(each, raw)
             log.debug("answered", **_about(each), version=reply.version, degraded=reply.degraded)
-        metrics.REQUESTS.labels("degraded" if reply.degraded else "answered").inc()
+        outcome = "degraded" if reply.degraded else "answered"
+        metrics.REQUESTS.labels(outcome).inc()
+        if reply.experiment:
+            metrics.EXPERIMENT_REQUESTS.labels(reply.variant, outcome).inc()
 
     def _trace(self, tracer: Tracer, batch: InFlightBatch, answers: Sequence[Answered], sent: Stage) -> None:
         """Tell of the requests that are traced, from where each was read to its reply: what was done for all of them

@@ -41,6 +41,7 @@ from models.threads import limit_threads
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.retrieval import Retrieval
+from serving.state.experiment import ExperimentView
 from serving.state.feed import Feed
 from serving.state.release import Releases
 from serving.state.shared_rows import SharedRows
@@ -124,7 +125,16 @@ class Worker:
         )
         self._epochs = Epochs()
         retrieval, days = Retrieval(serving, seed=os.getpid()), settings.history.seen_days
-        self._pipeline = Pipeline(self._views, retrieval, serving, settings.selection, self.server_id, days)
+        self._experiments = ExperimentView(serving, settings.selection)
+        self._pipeline = Pipeline(
+            self._views,
+            retrieval,
+            serving,
+            settings.selection,
+            self.server_id,
+            days,
+            plan_of=self._experiments.plan_of,
+        )
         self._shared = Feed(kafka, *SHARED)
         self._histories = Feed(kafka, topics.USER_HISTORIES, partitions=())
         self._outbox = Outbox(kafka)
@@ -236,6 +246,7 @@ class Worker:
         else:
             if record.key == RAISE_KEY:
                 self._partitions_watch.look_again()
+            self._experiments.hear(record.key, record.value)
             self._releases.apply_release(record.value)
 
     def _may_join(self) -> bool:

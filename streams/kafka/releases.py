@@ -11,7 +11,7 @@ from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import IndexReady, Refused, Release, ServerState, SourceTopics, decode, encode
+from streams.messages import Experiment, IndexReady, Refused, Release, ServerState, SourceTopics, decode, encode
 
 
 def announce(kafka: Kafka, release: Release) -> None:
@@ -25,10 +25,10 @@ def announce(kafka: Kafka, release: Release) -> None:
 
 
 def key_of(release: Release) -> str:
-    """The key of a message on the topic: its kind, and for a server or a worker its name too."""
+    """The key of a message on the topic: its kind, and for a server, a worker or an experiment its name too."""
     kind = str(release.__struct_config__.tag)
     match release:
-        case ServerState(server_id=name) | SourceTopics(worker=name):
+        case ServerState(server_id=name) | SourceTopics(worker=name) | Experiment(name=name):
             return f"{kind}/{name}"
     return kind
 

@@ -59,6 +59,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",
+    "experiments": "experiments.experiments:measure",
     "train-scale": "scale.train_scale:measure",
     "large": "scale.large_release:measure",
     "soak": "reliability.soak:measure",

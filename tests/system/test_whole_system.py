@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -420,6 +421,29 @@ def test_the_commands_of_the_readme_speak_to_the_running_system(system):
     versions = {each["name"]: each["version"] for each in status["processes"]}
     assert versions["trainer"] == versions["serving"] == system.first["version"]
     assert status["event_to_history"]["count"] > 0 and status["index_rows"] >= CHANNELS * PER_CHANNEL
+
+
+def test_an_experiment_splits_viewers_in_a_running_server_until_it_is_stopped(system):
+    variants = ("--variant", "ranked", "--variant", "retrieved:serving.ranker=false")
+    run_cli(system.settings, "experiment", "start", "order", *variants)
+    viewers = [f"past-{number}" for number in range(12)]
+    system.wait_for_reply(viewers[0], lambda reply: reply.experiment == "order", "an answer of the experiment")
+    replies = {user: system.recommend(user) for user in viewers}
+    by_variant = Counter(reply.variant for reply in replies.values())
+    assert by_variant.keys() == {"ranked", "retrieved"} and by_variant.total() == len(viewers)
+    for user, reply in replies.items():
+        assert reply.degraded == () and system.recommend(user).variant == reply.variant, "for as long as it runs"
+        assert all((item.expected_watch_s is None) == (reply.variant == "retrieved") for item in reply.items)
+    report = json.loads(run_cli(system.settings, "experiment", "status", "--json"))
+    assert {each["name"]: each["viewers"] for each in report["variants"]} == by_variant, "by the impressions on record"
+    assert all(each["took_ms"] > 0 and each["fallbacks"] == 0 for each in report["variants"])
+    port = next(each["port"] for each in read_run_files(system.settings.run_dir) if each["name"] == "serving")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        page = answer.read().decode()
+    assert 'nextwatch_experiment_requests_total{outcome="answered",variant="retrieved"}' in page
+    run_cli(system.settings, "experiment", "stop", "order", "--reason", "seen enough")
+    reply = system.wait_for_reply(viewers[0], lambda reply: not reply.experiment, "an answer of none")
+    assert reply.variant == "" and all(item.expected_watch_s for item in reply.items)
 
 
 def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):

@@ -19,6 +19,7 @@ from infra.platform.settings import Settings
 from serving.request.hydration import hydrate
 from serving.request.response_draft import RequestContext
 from serving.state.views import HistoryView
+from streams.experiments import Plan
 from streams.messages import RecommendRequest, UserHistory, encode
 from tests.benchmarks.ranking.ranking_ground import NOW_MS
 from tests.benchmarks.report import Report, quantile, say
@@ -79,11 +80,12 @@ def in_turns(views: dict[tuple[int, int], HistoryView]) -> dict[tuple[int, int],
 
 
 def hydrate_us(view: HistoryView, users: Sequence[int]) -> list[float]:
-    settings, spent = Settings.model_construct().serving, []
+    settings = Settings.model_construct()
+    plan, spent = Plan(settings.serving, settings.selection), list[float]()
     for number in users:
         context = RequestContext(RecommendRequest("r", f"u{number:07d}"), number % PARTITIONS)
         began_ns = time.perf_counter_ns()
-        draft = hydrate(context, view, settings)
+        draft = hydrate(context, view, plan)
         spent.append((time.perf_counter_ns() - began_ns) / 1000)
         assert len(draft.history.watches) == HISTORY
     return spent

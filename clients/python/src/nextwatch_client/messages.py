@@ -106,6 +106,8 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     retrieved_by: str = ""  # index or mirror
     history: UserHistory | None = None  # where it was asked for
+    experiment: str = ""  # that the user is in
+    variant: str = ""  # of it; empty where the list is of both its variants
 
 
 _ENCODER = msgspec.json.Encoder()

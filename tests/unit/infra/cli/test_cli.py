@@ -17,7 +17,7 @@ from tests.unit.infra.command import Done, commands
 from tests.unit.models.samples import small_log
 
 COMMANDS = ["up", "demo", "worker", "indexer", "serve", "train", "replay", "recommend", "watch", "history", "topics"]
-COMMANDS += ["gateway", "load", "retrain", "config", "status", "backtest"]
+COMMANDS += ["gateway", "load", "retrain", "config", "status", "backtest", "evaluate-policy"]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.platform.settings import Serving
+from infra.platform.settings import Selection, Serving
 from models.catalogue.filter_syntax import parse_filter
 from serving.request.candidate_sources import NOBODY, Nominees, ask, scores_by_source, unite
 from serving.request.filtering import MayBeShown, banned_by
@@ -16,6 +16,7 @@ from serving.request.response_draft import Answered, RequestContext, ResponseDra
 from serving.state.fresh import FreshView
 from serving.state.release import LiveRelease
 from serving.state.views import CatalogueView, Views
+from streams.experiments import Plan
 from streams.history.watched_filter import remember
 from streams.messages import Context, Item, RecommendRequest, ShownList, Trending, UserHistory, Watch, encode
 from tests.unit.serving.worlds import CREATED_MS, ITEMS, answer, history, no_views, pipeline_of
@@ -49,7 +50,8 @@ def shown_sources(answered: Answered) -> dict[str, dict[str, float | None]]:
 
 
 def draft(user: UserHistory | None = None) -> ResponseDraft:
-    return ResponseDraft(RequestContext(RecommendRequest("r1", "ann"), 0), 10, user or UserHistory("ann"), set())
+    context, plan = RequestContext(RecommendRequest("r1", "ann"), 0), Plan(Serving(), Selection())
+    return ResponseDraft(context, 10, user or UserHistory("ann"), set(), plan)
 
 
 def test_a_candidate_keeps_all_its_sources_and_their_scores(views: Views, live: LiveRelease) -> None:

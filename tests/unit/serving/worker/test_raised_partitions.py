@@ -23,6 +23,7 @@ def worker_with(done: list[str]) -> Any:
     worker._partitions = SimpleNamespace(take_over=lambda now_ms: False, has_joined=True)
     worker._partitions_watch = PartitionsWatch(worker._settings.kafka)
     worker._releases = SimpleNamespace(apply_release=lambda value: None)
+    worker._experiments = SimpleNamespace(hear=lambda key, value: None)
     worker._apply = lambda: None
     for name in ("_finish", "_report", "leave"):
         setattr(worker, name, lambda name=name: done.append(name))

@@ -23,12 +23,14 @@ from streams.contract.topics_page import topics_page
 from streams.messages import (
     COMPACT,
     ErasureDone,
+    Experiment,
     PartitionsRaised,
     RebuildAsked,
     RebuildDone,
     Refused,
     SourceTopics,
     UserErased,
+    Variant,
     decode,
     encode,
     forms_of,
@@ -42,6 +44,9 @@ DOCUMENT = document()
 BY_NAME = {topic.name: topic for topic in TOPICS}
 MORE = [RebuildAsked("v1", 1), RebuildDone("v1", 1, 5, "", 7), SourceTopics("join/0", {"watch-events": "id"})]
 MORE += [PartitionsRaised(3, 5, 1)]
+MORE += [
+    Experiment("one", "salt", 1, (Variant("a", 0.5), Variant("b", 0.5, {"serving.fresh": 1, "selection.explore": 0.1})))
+]
 SAMPLES = GOOD | {
     topics.RELEASES: [*GOOD[topics.RELEASES], *map(encode, MORE)],
     topics.FORGOTTEN: [encode(UserErased(1, "print")), encode(ErasureDone(3, 1))],

@@ -1,0 +1,93 @@
+"""Starting and stopping an experiment: one record on `releases`, which every server follows.
+
+Whoever looks at all viewers decides that a guard rail has failed, and that is no server, which has those of its own
+partitions: so it is a command that stops an experiment, and the record says why.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from infra.platform.settings import Kafka, Settings
+from streams import topics
+from streams.experiments import Experiments, ExperimentUnfit, plans_of
+from streams.kafka.follow import read_to_end
+from streams.kafka.releases import announce
+from streams.messages import Experiment, Refused, Release, Variant, decode, encode
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what an experiment is run; see streams.messages.Experiment."""
+
+    hours: float = 24.0
+    viewers: int = 10_000
+    interleaved: bool = False
+    slower_ms: float | None = None
+    more_fallbacks: float | None = None
+
+
+def read_experiments(kafka: Kafka) -> Experiments:
+    """All that `releases` tells of experiments now. Raises TopicMissing, KafkaError."""
+    experiments = Experiments()
+    for record in read_to_end(kafka, topics.RELEASES):
+        experiments.hear(record.key, record.value)
+    return experiments
+
+
+def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...], terms: Terms) -> Experiment:
+    """Start it. Raises ExperimentUnfit where it cannot be served, another one runs, or the name was used before."""
+    if terms.interleaved and (terms.slower_ms is not None or terms.more_fallbacks is not None):
+        raise ExperimentUnfit("variants that are interleaved answer together: there is no guard rail between them")
+    experiment = Experiment(
+        name,
+        secrets.token_hex(8),
+        _now_ms(),
+        variants,
+        terms.hours,
+        terms.viewers,
+        terms.interleaved,
+        terms.slower_ms,
+        terms.more_fallbacks,
+    )
+    try:
+        decode(Release, encode(experiment))  # type: ignore[arg-type]
+    except Refused as refused:
+        raise ExperimentUnfit(f"{refused} (names are of letters, digits, dots, - and _)") from None
+    plans_of(experiment, settings.serving, settings.selection)
+    known = read_experiments(settings.kafka)
+    if known.running is not None:
+        raise ExperimentUnfit(f"{known.running.name} runs: a viewer is in one experiment at a time, stop it first")
+    if name in known.by_name:
+        raise ExperimentUnfit(f"there was an experiment {name}, and lists of it are on record: take another name")
+    announce(settings.kafka, experiment)
+    return experiment
+
+
+def stop_experiment(settings: Settings, name: str, reason: str) -> Experiment:
+    """Stop it; one that was stopped stays as it is. Raises ExperimentUnfit where there is none of this name."""
+    experiment = find_experiment(read_experiments(settings.kafka), name)
+    if not experiment.stopped_ms:
+        experiment = structs.replace(experiment, stopped_ms=_now_ms(), reason=reason)
+        announce(settings.kafka, experiment)
+    return experiment
+
+
+def find_experiment(known: Experiments, name: str = "") -> Experiment:
+    """The one of this name; without one that which runs, else the newest. Raises ExperimentUnfit."""
+    if name and name not in known.by_name:
+        raise ExperimentUnfit(f"there is no experiment {name}; there are: {', '.join(sorted(known.by_name)) or 'none'}")
+    if name:
+        return known.by_name[name]
+    newest = max(known.by_name.values(), key=lambda each: each.started_ms, default=None)
+    if newest is None:
+        raise ExperimentUnfit("there was no experiment yet: `nextwatch experiment start`")
+    return known.running or newest
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

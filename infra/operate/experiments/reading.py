@@ -1,0 +1,55 @@
+"""Reads an experiment from its topics: `impressions` says who has seen what, `ranking-examples` what became of it.
+
+Ids of users are kept in memory while it is read, and are in no report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+from infra.operate.experiments.control import find_experiment, read_experiments
+from infra.operate.experiments.report import ExperimentReport, report_of
+from infra.operate.experiments.viewers import HOUR_MS, ExamplePart, ImpressionPart, Viewers
+from infra.operate.progress import Step, no_progress
+from infra.platform.settings import Kafka, Settings
+from streams import topics
+from streams.erasure.erase_users import read_erased_users
+from streams.kafka.follow import TopicFollower
+from streams.messages import Refused, decode
+
+SLACK_MS = 60_000  # between the clocks of who starts an experiment and who writes of it
+
+M = TypeVar("M")
+
+
+def read_report(settings: Settings, name: str, effect: float, progress: Step = no_progress) -> ExperimentReport:
+    """What may be said now of this experiment; without a name of that which runs, else of the newest. Raises
+    ExperimentUnfit, TopicMissing, KafkaError, ForgetSecretWrong."""
+    experiment = find_experiment(read_experiments(settings.kafka), name)
+    viewers = Viewers(experiment, int(settings.join.window_s * 1000))
+    erased, since_ms = read_erased_users(settings), experiment.started_ms - SLACK_MS
+    for record, shown in messages(settings.kafka, topics.IMPRESSIONS, ImpressionPart, since_ms, progress):
+        if not erased.is_from_before(shown.user_id, shown.at_ms):
+            viewers.shown(shown, record.partition)
+    for _, example in messages(settings.kafka, topics.RANKING_EXAMPLES, ExamplePart, since_ms, progress):
+        viewers.closed(example)
+    problems = []
+    if experiment.started_ms < time.time_ns() // 1_000_000 - settings.kafka.retention_h * HOUR_MS:
+        problems.append("it began longer ago than topics are kept (kafka.retention_h): its first viewers are gone")
+    return report_of(experiment, viewers, effect, tuple(problems))
+
+
+def messages(
+    kafka: Kafka, topic: str, kind: type[M], since_ms: int, progress: Step = no_progress
+) -> Iterator[tuple[Any, M]]:
+    """Yield what was written to a topic since, up to its end now; what cannot be read is passed over."""
+    with TopicFollower(kafka, topic) as follower:
+        follower.go_to(max(0, since_ms))
+        for record in follower.to_end(partial(progress, topic)):
+            try:
+                yield record, decode(kind, record.value, max_bytes=8 * kafka.max_message_bytes)
+            except Refused:
+                continue

@@ -1,0 +1,120 @@
+"""The experiment that runs, as `releases` tells, and what its variants change: which settings a viewer is served by.
+
+One runs at a time, so each viewer is in one at most. All variants are served by every server from one release, so only
+settings may differ that a request can have of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from infra.platform.settings import Selection, Serving
+from models.experiments.assignment import variant_of
+from streams.messages import Experiment, Refused, Release, Variant, decode
+
+KEY = "experiment/"
+OF_SERVING = ("trending", "similar", "fresh", "ranked", "ranker")
+OF_SELECTION = tuple(name for name in Selection.model_fields if name not in ("seed", "pinned"))
+INTERLEAVED = (*(f"selection.{name}" for name in OF_SELECTION), "serving.ranker")
+ROUNDING = 1e-9
+
+
+class ExperimentUnfit(ValueError):
+    """An experiment cannot be served as it is; the text says why."""
+
+
+class Plan(NamedTuple):
+    """The settings that a request is served by, and the experiment and variant that they are of; `rival`: the other
+    variant, where both draw up the list together."""
+
+    serving: Serving
+    selection: Selection
+    experiment: str = ""
+    variant: str = ""
+    rival: Plan | None = None
+
+
+class Experiments:
+    """All that `releases` tells of experiments, as far as it was heard."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Experiment] = {}
+
+    def hear(self, key: bytes | None, value: bytes | None) -> bool:
+        """Take one record of the topic; True if it is of an experiment. What cannot be read is passed over."""
+        name = (key or b"").decode(errors="replace")
+        if not name.startswith(KEY):
+            return False
+        message: Any = None
+        if value is not None:
+            try:
+                message = decode(Release, value)  # type: ignore[arg-type]
+            except Refused:
+                return True
+        if isinstance(message, Experiment):
+            self.by_name[message.name] = message
+        else:
+            self.by_name.pop(name.removeprefix(KEY), None)
+        return True
+
+    @property
+    def running(self) -> Experiment | None:
+        """The one that runs: of several, which two people may have started at once, the one that began first."""
+        open_ = [each for each in self.by_name.values() if not each.stopped_ms]
+        return min(open_, key=lambda each: (each.started_ms, each.name), default=None)
+
+
+def plans_of(experiment: Experiment, serving: Serving, selection: Selection) -> Callable[[str], Plan]:
+    """Return what says by which settings a user is served, an experiment's or our own. Raises ExperimentUnfit."""
+    if reason := next(_problems(experiment), None):
+        raise ExperimentUnfit(f"experiment {experiment.name}: {reason}")
+    own = Plan(serving, selection)
+    plans = [_plan(experiment.name, variant, own) for variant in experiment.variants]
+    shares = [variant.share for variant in experiment.variants]
+    if experiment.interleaved:
+        plans, shares = [plans[0]._replace(rival=plans[1])], [sum(shares)]
+
+    def plan_of(user_id: str) -> Plan:
+        number = variant_of(experiment.salt, user_id, shares)
+        return own if number is None else plans[number]
+
+    return plan_of
+
+
+def _problems(experiment: Experiment) -> Iterator[str]:
+    variants = experiment.variants
+    names = [variant.name for variant in variants]
+    if len(variants) < 2:
+        yield "it needs two variants at least, the first is the control"
+    if len(set(names)) < len(names):
+        yield "two variants have the same name"
+    if not all(variant.share > 0 for variant in variants) or math.fsum(v.share for v in variants) > 1 + ROUNDING:
+        yield "each variant needs a share above 0, and all together 1 at most"
+    if experiment.interleaved and len(variants) != 2:
+        yield "interleaving compares two variants"
+    for variant in variants if experiment.interleaved else ():
+        for name in variant.settings.keys() - set(INTERLEAVED):
+            yield f"variants that are interleaved share their candidates, and {name} changes these"
+
+
+def _plan(experiment: str, variant: Variant, own: Plan) -> Plan:
+    """Our own settings with what the variant changes. Raises ExperimentUnfit."""
+    changes: dict[str, dict[str, Any]] = {"serving": {}, "selection": {}}
+    may = {"serving": OF_SERVING, "selection": OF_SELECTION}
+    for name, value in variant.settings.items():
+        section, _, leaf = name.partition(".")
+        if leaf not in may.get(section, ()):
+            known = ", ".join(f"{each}.{leaf}" for each, leaves in may.items() for leaf in leaves)
+            raise ExperimentUnfit(f"variant {variant.name}: {name} cannot differ between viewers, only {known}")
+        changes[section][leaf] = value
+    try:
+        serving = Serving.model_validate(own.serving.model_dump() | changes["serving"])
+        selection = Selection.model_validate(own.selection.model_dump() | changes["selection"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ExperimentUnfit(f"variant {variant.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return Plan(serving, selection, experiment, variant.name)

@@ -1,0 +1,160 @@
+"""`nextwatch experiment` and `nextwatch evaluate-policy` on topics of their own: started, looked at, stopped."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+from infra.cli.experiment import variants_of
+from infra.platform.settings import Settings
+from streams.erasure.erase_users import write_erased_users
+from streams.experiments import Experiments
+from streams.kafka.follow import read_to_end
+from streams.messages import Assigned, Experiment, Impression, Outcome, Pool, RankingExample, Shown, Variant, encode
+from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, RELEASES, create_topics, partition_of
+from tests.harness.traffic import Traffic, now_ms
+from tests.unit.infra.command import Done, commands
+
+HOURS = 0.01
+HOURS_MS = int(HOURS * 3_600_000)
+POOL = Pool(4, 0.2, 9.0, 20.0, 120.0)
+
+
+@dataclass
+class Topics:
+    """What serving and the join would write, and the command line."""
+
+    settings: Settings
+    traffic: Traffic
+    run: Callable[..., Done]
+    lists: int = 0
+
+    def start(self, name: str, *arguments: str) -> Done:
+        given = ("--variant", "control", "--variant", "new:serving.fresh=3", "--hours", str(HOURS), *arguments)
+        return self.run("experiment", "start", name, *given)
+
+    def status(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        done = self.run("experiment", "status", "--json", *arguments)
+        return done.code, json.loads(done.out)
+
+    def running(self) -> Experiment | None:
+        known = Experiments()
+        for record in read_to_end(self.settings.kafka, RELEASES):
+            known.hear(record.key, record.value)
+        return known.running
+
+    def show(self, user: str, assigned: Assigned | None, seconds: float, at_ms: int, **more: Any) -> None:
+        """A list of one item, and what became of it."""
+        item = Shown("item", 1, "two_tower", expected_watch_s=5.0, probability=more.get("probability"))
+        impression = Impression(
+            f"r{self.lists}", user, at_ms, "test", "v1", (item,), assigned=assigned, pool=more.get("pool")
+        )
+        partition = partition_of(user, self.settings.kafka.partitions)
+        example = RankingExample(
+            impression, (Outcome("item", seconds, False),), partition, self.lists, at_ms + self.window_ms
+        )
+        self.lists += 1
+        self.traffic.send_later(IMPRESSIONS, user, encode(impression))
+        self.traffic.send_later(RANKING_EXAMPLES, user, encode(example))
+
+    @property
+    def window_ms(self) -> int:
+        return int(self.settings.join.window_s * 1000)
+
+
+@pytest.fixture
+def topics(kafka_settings: Settings, monkeypatch, capsys) -> Iterator[Topics]:
+    create_topics(kafka_settings.kafka)
+    run = commands(monkeypatch, capsys, settings=kafka_settings)
+    with closing(Traffic(kafka_settings.kafka)) as traffic:
+        yield Topics(kafka_settings, traffic, run)
+
+
+def test_an_experiment_from_its_start_to_its_stop(topics: Topics):
+    started = topics.start("one", "--slower-ms", "20")
+    assert started.code == 0 and "one runs: control 50.0%, new 50.0%" in started.out
+    assert topics.start("two").code == 2, "one runs at a time"
+    rng, at_ms = np.random.default_rng(1), now_ms()
+    for number in range(240):
+        variant = ("control", "new")[number % 2]
+        assigned = Assigned("one", variant, 10.0 if variant == "control" else 90.0)
+        topics.show(f"u{number}", assigned, float(rng.exponential(5.0)) + 10 * (number % 2), at_ms)
+    for number in range(40):  # the join has come so far, on every partition
+        topics.show(f"other-{number}", None, 0.0, at_ms + HOURS_MS)
+    topics.traffic.flush()
+    code, report = topics.status("--effect", "0.5")
+    control, new = report["variants"]
+    assert code == 1 and new["failed"] == ["slower by 80 ms, 20 allowed"]
+    assert (control["viewers"], control["finished"], new["finished"]) == (120, 120, 120)
+    assert new["verdict"] == "better" and new["better_s"]["low"] < 10 < new["better_s"]["high"]
+    assert report["needed"] and not report["sample_ratio_off"] and topics.running() is not None
+    told = topics.run("experiment", "status")
+    assert "slower by 80 ms, 20 allowed" in told.out and "[" in told.out and "better" in told.out
+    assert topics.run("experiment", "status", "--enforce").code == 1 and topics.running() is None
+    code, report = topics.status()
+    assert report["reason"] == "new: slower by 80 ms, 20 allowed" and report["stopped_ms"]
+    assert "one is stopped: new: slower" in topics.run("experiment", "stop", "one").out, "it stays as it was stopped"
+    again = topics.start("one")
+    assert again.code == 2 and "take another name" in again.err
+    assert topics.start("two").code == 0
+
+
+def test_what_cannot_be_started_or_is_not_there_ends_as_one_line(topics: Topics):
+    for wrong, says in (
+        (("status",), "there was no experiment yet"),
+        (("stop", "one"), "there is no experiment one"),
+        (("start", "a b", "--variant", "x", "--variant", "y"), "letters, digits"),
+        (("start", "one", "--variant", "x"), "two variants"),
+        (("start", "one", "--variant", "x", "--variant", "y:serving.batch=1"), "serving.batch cannot differ"),
+        (("start", "one", "--variant", "x", "--variant", "y", "--interleave", "--slower-ms", "1"), "no guard rail"),
+    ):
+        done = topics.run("experiment", *wrong)
+        assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
+        assert says in done.err
+    assert topics.running() is None
+
+
+def test_a_viewer_who_was_forgotten_is_none_of_the_viewers(topics: Topics):
+    topics.start("one")
+    for user in ("ann", "bob"):
+        topics.show(user, Assigned("one", "new"), 5.0, now_ms() - 1)
+    topics.traffic.flush()
+    assert topics.status()[1]["variants"][1]["viewers"] == 2
+    write_erased_users(topics.settings, ["ann"], now_ms())
+    assert topics.status()[1]["variants"][1]["viewers"] == 1
+
+
+def test_policies_are_evaluated_or_refused_with_the_reason(topics: Topics):
+    none = topics.run("evaluate-policy")
+    assert none.code == 2 and "no ranking example" in none.err
+    topics.show("ann", None, 3.0, now_ms())
+    topics.traffic.flush()
+    off = topics.run("evaluate-policy")
+    assert off.code == 2 and "error: exploration was off: of 1 lists" in off.err
+    for number in range(20):
+        topics.show(f"u{number}", None, 4.0, now_ms(), probability=0.05, pool=POOL)
+    topics.traffic.flush()
+    report = json.loads(topics.run("evaluate-policy", "--json").out)
+    assert (report["lists"], report["places"], report["viewers"]) == (21, 20, 20)
+    uniform = next(each for each in report["policies"] if each["policy"] == "uniform")
+    assert uniform["snips"]["value"] == 4.0 and uniform["hardly_tried"]
+    assert uniform["doubly_robust"]["value"] == pytest.approx(5.0 + (4.0 - 5.0))
+    best = next(each for each in report["policies"] if each["policy"] == "best")
+    assert best["snips"]["value"] is None and best["effective_places"] == 0
+    assert "hardly tried" in topics.run("evaluate-policy", "--days", "1").out
+
+
+def test_variants_as_they_are_given():
+    assert variants_of(["a", "b:x.y=1,x.z=true,x.n=mmr"]) == (
+        Variant("a", 0.5),
+        Variant("b", 0.5, {"x.y": 1, "x.z": True, "x.n": "mmr"}),
+    )
+    assert [each.share for each in variants_of(["a=0.2", "b=0.3"])] == [0.2, 0.3]
+    for wrong in ("", "a=much", "a:x.y", "a:=3"):
+        with pytest.raises(typer.BadParameter):
+            variants_of([wrong])
