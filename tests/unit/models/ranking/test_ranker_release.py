@@ -41,10 +41,11 @@ def examples(exposures: ImpressionLog) -> RankingExamples:
 
 def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle, exposures: ImpressionLog):
     rows, since = np.arange(ROWS), 900
-    score, best, rank = UnseenScores(bundle.model, exposures, since)(rows, np.asarray(exposures.pages[:ROWS]))
+    score, best, rank, found = UnseenScores(bundle.model, exposures, since)(rows, np.asarray(exposures.pages[:ROWS]))
     for values in (score, best, rank):
         assert np.isnan(values[:since]).all()
         assert np.isfinite(values[since:]).all()
+    assert not found[:since].any() and found[since:].all(), "all are among so few candidates"
     assert (score[since:] <= best[since:]).all()
     assert rank[since:].min() >= 1
     assert rank[since:].max() <= len(bundle.model.item_ids)
@@ -52,23 +53,29 @@ def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bun
     assert score[since:][completed].mean() > score[since:][~completed].mean(), "it knows what channel a viewer likes"
 
 
-def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundle: Bundle, exposures: ImpressionLog):
-    """Against all scores of one page, one by one."""
-    rows = np.arange(ROWS - 5, ROWS)
-    asked = np.asarray(exposures.pages[rows])
-    score, best, rank = UnseenScores(bundle.model, exposures, 0)(rows, asked)
+def test_the_place_is_the_one_among_the_candidates_and_what_was_watched_is_none(
+    bundle: Bundle, exposures: ImpressionLog
+):
+    """Against all scores of one page, one by one; who is behind all candidates stands where the last of them does."""
+    rows, most = np.arange(300, 330), 8
+    asked, log = np.asarray(exposures.pages[rows]), exposures.log
+    score, best, rank, found = UnseenScores(bundle.model, exposures, 0, most)(rows, asked)
     vectors = bundle.model.item_vectors()
+    assert found.any() and not found.all()
     for at, row in enumerate(rows.tolist()):
-        seen = [item for item in exposures.completed_before(asked[at : at + 1], HISTORY)[0].tolist() if item >= 0]
+        before = [earlier for earlier in range(asked[at]) if log.users[earlier] == log.users[row]]
+        completed = [int(exposures.items(np.array([each]))[0]) for each in before if log.completed[each]][-HISTORY:]
         history = np.full((1, HISTORY), -1)
-        history[0, HISTORY - len(seen) :] = seen
+        history[0, HISTORY - len(completed) :] = completed
         user = bundle.model.encode(bundle.model.encoder.queries_of(history))[0]
         scores = vectors[:, :-1] @ user + vectors[:, -1]
         own = int(exposures.items(np.array([row]))[0])
-        others = [scores[item] for item in range(len(vectors)) if item not in seen]
+        watched = set(exposures.items(np.array(before)).tolist())
+        others = [scores[item] for item in range(len(vectors)) if item not in watched]
         assert score[at] == pytest.approx(scores[own], rel=1e-4)
         assert best[at] == pytest.approx(max([*others, scores[own]]), rel=1e-4)
-        assert rank[at] == 1 + sum(other > scores[own] for other in others)
+        place = 1 + sum(other > scores[own] for other in others)
+        assert (rank[at], found[at]) == (min(place, most), place <= most)
 
 
 def test_an_item_that_the_model_does_not_know_is_passed_over_in_what_a_viewer_has_watched():
@@ -82,9 +89,10 @@ def test_an_item_that_the_model_does_not_know_is_passed_over_in_what_a_viewer_ha
     asked, is_known = np.asarray(exposures.pages[rows]), exposures.items(rows) < known
     seen = exposures.completed_before(asked, HISTORY), exposures.skipped_before(asked, HISTORY)
     assert is_known.any() and all(watched.max() >= known for watched in seen)
-    score, best, rank = UnseenScores(model, exposures, 0)(rows, asked)
+    score, best, rank, found = UnseenScores(model, exposures, 0)(rows, asked)
     for values in (score, rank):
         assert np.isfinite(values[is_known]).all() and np.isnan(values[~is_known]).all()
+    np.testing.assert_array_equal(found, is_known)
     assert np.isfinite(best).all()
 
 
@@ -96,7 +104,7 @@ def test_the_score_is_the_one_that_serving_gives_a_user_with_the_same_skips(expo
     assert source.catalogue.item_ids == exposures.catalogue.item_ids and model.encoder.tower.shape.skips == 5
     rows = np.arange(700, 720)
     asked, log = np.asarray(exposures.pages[rows]), exposures.log
-    score, _, _ = UnseenScores(model, exposures, 0)(rows, asked)
+    score = UnseenScores(model, exposures, 0)(rows, asked).score
     for at, row in enumerate(rows.tolist()):
         before = [earlier for earlier in range(asked[at]) if log.users[earlier] == log.users[row]]
         watches = [
