@@ -8,6 +8,7 @@ rolling calibration that a server would have had: learnt from the impressions wh
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,9 +29,10 @@ from models.logs.log import read_items
 from models.logs.stored_log import store_log
 from models.logs.training_set import prepare
 from models.ranking.impression_log import Delays, ImpressionLog
+from models.ranking.ranker_release import chosen_cap_s
 from models.ranking.ranker_training import LEAST_ROWS, train_ranker
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
-from models.ranking.ranking_examples import CAP_S, RankingExamples
+from models.ranking.ranking_examples import RankingExamples
 
 Json = dict[str, Any]
 
@@ -71,7 +73,8 @@ def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> Im
     completed_s = settings.history.completed_s
     log = store_log(request.log, scratch / "log", mapping=request.mapping, completed_s=completed_s, progress=step)
     items = read_items(request.items) if request.items is not None else None
-    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings))
+    chosen = partial(chosen_cap_s, settings.ranker, None)
+    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings), chosen)
 
 
 def _cut(impressions: ImpressionLog, request: Request) -> int:
@@ -122,7 +125,7 @@ def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predi
     factors, pages = rolling_factors(raw.page, page, delays), pages_of(page)
     first = np.full(int(pages.max(initial=-1)) + 1, len(pages))
     np.minimum.at(first, pages, np.arange(len(pages)))
-    return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)
+    return Predictions(np.minimum(raw.page * factors[first[pages]], page.cap_s), raw.user)
 
 
 def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Request, settings: Settings) -> Json:
@@ -144,7 +147,7 @@ def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Reque
             "users": len(np.unique(judged.page.user)),
             "mean_s": float(seconds.mean()),
             "completed_share": float(np.mean(judged.page.completed)),
-            "target": f"seconds watched, at most the duration and {CAP_S:g} s",
+            "target": f"seconds watched, at most the duration and {impressions.cap_s:g} s",
             "completed_s": settings.history.completed_s,
             "settings": settings.ranker.model_dump(),
         },

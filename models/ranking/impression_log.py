@@ -39,7 +39,15 @@ from models.ranking.ranking_batch import (
     length_codes,
     nominated,
 )
-from models.ranking.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
+from models.ranking.ranking_examples import (
+    CAP_S,
+    MOST_CAP_S,
+    SAMPLE,
+    SCOPES,
+    ExampleWriter,
+    RankingExamples,
+    target_of,
+)
 
 Progress = Callable[[int, int], None]
 
@@ -89,13 +97,23 @@ class ImpressionLog:
     Rows whose watch_s is unknown are history only: completed, for how long nobody knows.
     """
 
-    def __init__(self, log: StoredLog, training_set: TrainingSet, directory: Path, delays: Delays) -> None:
+    def __init__(
+        self,
+        log: StoredLog,
+        training_set: TrainingSet,
+        directory: Path,
+        delays: Delays,
+        cap_s: Callable[[Floats], float] = lambda target_s: CAP_S,
+    ) -> None:
+        """`cap_s`: the most seconds that a watch counts for, of the seconds of the newest ones."""
         directory.mkdir(parents=True, exist_ok=True)
         self.log, self.training_set, self.delays, self._directory = log, training_set, delays, directory
         self.catalogue: Catalogue = training_set.catalogue
         self._shown = Timeline(log.users, directory / "shown.npy")
         self._watched = Timeline(log.users, directory / "watched.npy", counts=self._is_watch)
         self.pages = self._first_of_page(directory / "pages.npy")
+        newest = slice(max(0, len(log) - SAMPLE), len(log))
+        self.cap_s = cap_s(self._target_s(newest, MOST_CAP_S)[self.timed(newest)])
 
     def __len__(self) -> int:
         return len(self.log)
@@ -108,7 +126,7 @@ class ImpressionLog:
         return self.training_set.rows[self.log.items[rows]]
 
     def target_s(self, rows: slice | Rows) -> Floats:
-        return target_of(np.asarray(self.log.watch_s[rows]), self._duration_s(rows))
+        return self._target_s(rows, self.cap_s)
 
     def first_of_user(self, start: int) -> Rows:
         """int64 [N - start]: of each row from `start` on, the first of them that its user has."""
@@ -184,7 +202,7 @@ class ImpressionLog:
                     statistics.move_to(int(self.log.event_ms[rows[0]]) - PAGE_MS, int(self.log.event_ms[asked].max()))
                 self._add(writer, rows, asked, statistics, scorer)
             progress(min(at + CHUNK, stop) - start, stop - start)
-        return writer.finish(self._names())
+        return writer.finish(self._names(), self.cap_s)
 
     def _add(
         self, writer: ExampleWriter, rows: Rows, asked: Rows, statistics: _Statistics, scorer: Scorer | None
@@ -258,6 +276,9 @@ class ImpressionLog:
             length=statistics.of("length", length_codes(self.catalogue.duration_s(items)), now_ms),
             everything=statistics.of("all", np.zeros(len(firsts), np.int64), known_ms),
         )
+
+    def _target_s(self, rows: slice | Rows, cap_s: float) -> Floats:
+        return target_of(np.asarray(self.log.watch_s[rows]), self._duration_s(rows), cap_s)
 
     def _is_watch(self, rows: slice) -> Flags:
         return is_watch(self.log, rows)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.arrays import Rows
+from models.arrays import Floats, Rows
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
 from models.logs.examples import Queries
@@ -27,7 +27,7 @@ from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, predict
-from models.ranking.ranking_examples import RankingExamples
+from models.ranking.ranking_examples import SAMPLE, RankingExamples, cap_of
 from models.retrieval.candidates import CandidateModel, with_one
 
 Progress = Callable[[str, int, int], None]
@@ -35,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
 CANDIDATES = 500  # that the two towers nominate for a request, unless it is said how many
 LEAST_JUDGED, MOST_JUDGED = 50, 200_000  # impressions that a report is of: they are taken into memory
+CAP_MOVES = 1.25  # times so much more or less, and a warm start is not worth its cap
 HELD_OUT = 0.1  # share of the served impressions, newest last, that a measured fit does not see
 
 
@@ -76,7 +77,7 @@ def learn_ranker(
     retrieval features, as with so many `candidates` of a request, and a ranker of those before `measured_from`
     (`since`, where not given) is measured on the others."""
     directory = log.directory / "ranking"
-    impressions = ImpressionLog(log, training_set, directory, delays)
+    impressions = ImpressionLog(log, training_set, directory, delays, partial(chosen_cap_s, settings, warm))
     statistics = impressions.statistics()
     if not log.watch_times:
         return RankerRelease(Ranker(), {}, statistics, Ranker())
@@ -101,6 +102,8 @@ def learn_from_served(
     `since_ms` on, when the live release was made, where that is less and yet enough to judge by.
 
     The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
+    target_s = served.examples.target_s
+    served = served._replace(examples=served.examples.capped(chosen_cap_s(settings, warm, target_s[-SAMPLE:])))
     at_ms = np.asarray(served.examples.at_ms)
     share_ms = int(np.quantile(at_ms, 1 - HELD_OUT)) if len(at_ms) else 0
     cut_ms = max(share_ms, since_ms)
@@ -108,6 +111,17 @@ def learn_from_served(
         cut_ms = share_ms
     release = _learn(served, cut_ms, directory, settings, warm, progress)
     return release._replace(is_new=cut_ms >= since_ms)
+
+
+def chosen_cap_s(settings: RankerParameters, warm: Ranker | None, target_s: Floats) -> float:
+    """The cap of a ranker: as it is set, else what the data choose; that of a warm start while they choose about the
+    same, since a ranker of another cap begins anew."""
+    if settings.cap_s is not None:
+        return settings.cap_s
+    found = cap_of(target_s)
+    if warm is None or not warm.trained:
+        return found
+    return warm.cap_s if 1 / CAP_MOVES < found / warm.cap_s < CAP_MOVES else found
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:

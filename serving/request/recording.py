@@ -23,10 +23,11 @@ from streams.messages import Impression, Recommended, RecommendReply, Shown
 
 @dataclass(frozen=True)
 class Recorder:
-    """Writes what is the same for all answers of a batch. `read_offsets`: by topic the next offset of each partition
-    that had not been read. `title_of` an item, for people."""
+    """Writes what is the same for all answers of a batch. `cap_s`: what the release promises at most. `read_offsets`:
+    by topic the next offset of each partition that had not been read. `title_of` an item, for people."""
 
     version: str
+    cap_s: float
     now_ms: int
     served_by: str
     read_offsets: dict[str, tuple[int, ...]]
@@ -52,6 +53,7 @@ class Recorder:
             self.version,
             shown_items(draft),
             context=draft.history.context,
+            cap_s=self.cap_s,
         )
         if inputs is None:
             return shown

@@ -18,7 +18,7 @@ from models.arrays import Floats, Rows
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.ranker_training import fit_spaces
 from models.ranking.ranking_evaluation import Predictions
-from models.ranking.ranking_examples import CAP_S, RankingExamples
+from models.ranking.ranking_examples import RankingExamples
 from tests.benchmarks.ranking.ranking_ground import Ground, Part
 from tests.benchmarks.ranking.ranking_judged import judged
 from tests.benchmarks.report import say
@@ -96,7 +96,8 @@ def fitted(ground: Ground, stop: int, setting: Setting, *, with_ids: bool = Fals
 
 def predicted(trees: Trees, part: Part) -> Predictions:
     tables = [np.concatenate(columns_of(each, trees.spaces), axis=1) for each in (part.page, part.user)]
-    page, user = (np.minimum(np.exp(trees.booster.predict(table, raw_score=True)), CAP_S) for table in tables)
+    logits = (trees.booster.predict(table, raw_score=True) for table in tables)
+    page, user = (np.minimum(np.exp(logit), part.page.cap_s) for logit in logits)
     return Predictions(page, user)
 
 

@@ -1,5 +1,7 @@
 """The ranker of a release: what it is measured on, and retrieval scores of a model that had not seen the rows."""
 
+from functools import partial
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,9 +10,17 @@ from models.ranking.features import numbers_of
 from models.ranking.impression_log import ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
-from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
+from models.ranking.ranker_release import (
+    LEAST_JUDGED,
+    Served,
+    UnseenScores,
+    chosen_cap_s,
+    learn_from_served,
+    report_metrics,
+)
 from models.ranking.ranking_batch import HISTORY
-from models.ranking.ranking_examples import RankingExamples
+from models.ranking.ranking_evaluation import predict
+from models.ranking.ranking_examples import CAP_S, MOST_CAP_S, RankingExamples, cap_of
 from models.release.bundle import Bundle
 from models.retrieval.candidate_learning import learn_candidates
 from tests.unit.models.samples import (
@@ -175,3 +185,35 @@ def test_the_bundle_tells_how_its_ranker_did_on_rows_that_a_fit_had_not_seen(bun
     assert 0.5 < metrics["ranker_calibration"] < 2
     columns = [feature.name for feature in numbers_of("impression")]
     assert np.isfinite(bundle.ranker.quantiles["impression"].points[columns.index("retrieval_rank")]).all()
+
+
+def test_the_data_choose_a_cap_of_twice_what_next_to_none_of_the_watches_reach():
+    film_s = np.concatenate([np.zeros(9_000), np.full(998, 40.0), [5_400.0, 5_401.0]]).astype(np.float32)
+    assert cap_of(film_s) == 10_800, "one watch of a thousand is longer; what was not watched does not count"
+    assert cap_of(np.full(100, 7.3, np.float32)) == 15
+    assert cap_of(np.zeros(3, np.float32)) == CAP_S
+    assert cap_of(np.array([1e9], np.float32)) == MOST_CAP_S
+
+
+def test_the_cap_is_as_it_is_set_or_chosen_and_a_warm_start_keeps_one_that_is_about_the_same(bundle: Bundle):
+    target_s = np.full(100, 100.0, np.float32)
+    chosen = partial(chosen_cap_s, RANKER)
+    assert (chosen(None, target_s), chosen(Ranker(), target_s)) == (200, 200)
+    assert chosen_cap_s(RANKER.model_copy(update={"cap_s": 55.0}), bundle.ranker, target_s) == 55
+    own = bundle.ranker.cap_s
+    assert own < 150, "the release's log has no longer watches"
+    for times, kept in ((1.2, True), (0.85, True), (1.4, False), (0.7, False)):
+        assert (chosen(bundle.ranker, np.full(9, own * times / 2, np.float32)) == own) == kept
+
+
+def test_what_was_served_is_learnt_up_to_a_cap_of_its_own(examples: RankingExamples):
+    release = learn_from_served(
+        Served(examples, ItemStatistics(5.0)),
+        scratch(),
+        settings=RANKER.model_copy(update={"epochs": 1, "cap_s": 20.0}),
+        progress=lambda *step: None,
+    )
+    assert np.asarray(examples.target_s).max() > 20
+    assert release.unseen is not None and np.asarray(release.unseen.target_s).max() == 20
+    assert release.ranker.cap_s == 20 == release.measured.cap_s
+    assert predict(release.ranker, examples).max() <= 20
