@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from infra.backtest.components import earned
 from infra.backtest.files import new_directory, write_json
 from infra.backtest.report import KIND
 from infra.backtest.request import Request
@@ -49,11 +50,13 @@ METRICS = {  # what it favours, what it is
 
 @dataclass(frozen=True)
 class Judged:
-    """The test's impressions with the state frozen at the page and at the user, and who predicted what of them."""
+    """The test's impressions with the state frozen at the page and at the user, who predicted what of them,
+    and what each component of the features earns the ranker."""
 
     page: RankingExamples
     user: RankingExamples
     predicted: dict[str, Predictions]
+    earned: dict[str, dict[str, Interval]]
 
 
 def run_ranking_backtest(request: Request, settings: Settings, step: Step = no_progress) -> Json:
@@ -109,6 +112,7 @@ def _judge(impressions: ImpressionLog, cut: int, settings: Settings, scratch: Pa
             "ranker": raw,
             "item's mean seconds": Predictions(item_means(page), item_means(user)),
         },
+        earned(ranker, page, user),
     )
 
 
@@ -154,6 +158,9 @@ def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Reque
         "metrics": {name: {"means": means, "favours": favours} for name, (favours, means) in METRICS.items()},
         "rankers": {name: {metric: _estimate(ratio) for metric, ratio in row.items()} for name, row in rows.items()},
         "against_item_mean": {metric: _plain(difference(ours[metric], item_mean[metric])) for metric in METRICS},
+        "components": {
+            name: {metric: _plain(found) for metric, found in row.items()} for name, row in judged.earned.items()
+        },
         "calibration_by_decile": {
             name: [
                 {"predicted_s": p, "watched_s": w, "ratio": None if np.isnan(r) else r}
