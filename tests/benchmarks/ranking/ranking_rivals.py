@@ -2,7 +2,8 @@
 
 Each tenth is judged by rankers of all that is before it, and a user's parts of both are added up: a difference shows
 that one tenth could not tell from luck. The test is not read. What the trees are set to is chosen on the tenth before
-both. Everybody's seconds carry the rolling factor that a server would have had.
+both; `--quick` judges the second one alone, the validation. Everybody's seconds carry the rolling factor that a server
+would have had.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 TENTHS = (0.7, 0.8)  # where each begins
-QUICK_USERS = 0.2
 MEAN, OURS, LOGISTIC, TREES, WITH_IDS = "item mean", "ranker", "logistic regression", "trees", "trees with ids"
 PAIRS = ((OURS, LOGISTIC), (OURS, TREES), (OURS, WITH_IDS))
 COLUMNS = ("loss/page %", "loss/user %", "top-1 s", "calibr.", "MAE s", "XAUC")
@@ -52,9 +52,9 @@ def measure(report: Report, quick: bool) -> None:
     if not kuairand.is_there():
         report.note(f"nothing measured: the KuaiRand data is not at {kuairand.DIRECTORY}")
         return
-    ground = kuairand_ground(users=QUICK_USERS if quick else 1.0)
+    ground = kuairand_ground()
     rivals = rivals_of(report, ground, quick)
-    tenths = [judged_tenth(ground, start, rivals) for start in TENTHS]
+    tenths = [judged_tenth(ground, start, rivals) for start in (TENTHS[1:] if quick else TENTHS)]
     rows = pooled(tenths)
     exposures = sum(len(tenth.part) for tenth in tenths)
     report.title = f"ranking rivals: {exposures:,} exposures in {len(tenths)} tenths before the test"
@@ -75,8 +75,6 @@ Rival = Callable[[int, Part], Predictions]  # of how many exposures it learns fr
 def rivals_of(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
     """Who is judged, by name, but for the pairs."""
     settings = Settings.model_construct().ranker
-    if quick:
-        settings = settings.model_copy(update={"members": 1, "epochs": 1})
 
     def network(own: Ranker) -> Rival:
         return lambda stop, part: predicted(trained(ground, stop, own), part)
@@ -89,10 +87,13 @@ def rivals_of(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
     if not ranking_trees.is_there():
         report.note("left out: LightGBM is not installed (pip install -e .[bench])")
         return rivals
-    choice = ranking_trees.SETTINGS[: 1 if quick else 3 : 2]
-    before, first = ground.at(TENTHS[0] - 0.1), ground.at(TENTHS[0])
-    setting = ranking_trees.chosen(ground, before, ground.part(before, first), choice)
-    report.note(f"trees: LightGBM, of {len(choice)} chosen on the tenth before: {setting}")
+    setting = ranking_trees.SETTINGS[0]
+    if not quick:
+        before, first = ground.at(TENTHS[0] - 0.1), ground.at(TENTHS[0])
+        setting = ranking_trees.chosen(ground, before, ground.part(before, first))
+    report.note(
+        f"trees: LightGBM, {setting}{' (not chosen among others)' if quick else ', chosen on the tenth before'}"
+    )
     for name, with_ids in ((TREES, False), (WITH_IDS, True)):
         rivals[name] = lambda stop, part, with_ids=with_ids: ranking_trees.predicted(  # type: ignore[misc]
             ranking_trees.fitted(ground, stop, setting, with_ids=with_ids), part
