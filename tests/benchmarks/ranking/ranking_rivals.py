@@ -57,7 +57,7 @@ def measure(report: Report, quick: bool) -> None:
     tenths = [judged_tenth(ground, start, rivals) for start in (TENTHS[1:] if quick else TENTHS)]
     rows = pooled(tenths)
     exposures = sum(len(tenth.part) for tenth in tenths)
-    report.title = f"ranking rivals: {exposures:,} exposures in {len(tenths)} tenths before the test"
+    report.title = f"ranking rivals: {exposures:,} exposures before the test, a tenth of all {len(tenths)} times"
     report.note("each tenth judged by rankers of what is before it; all by their rolling factor; the test is not read")
     for name, row in rows.items():
         report.add(ranker=name, **values_row(row, COLUMNS))
