@@ -26,7 +26,7 @@ Names = Annotated[tuple[Name, ...], Meta(max_length=1000)]
 Text = Annotated[str, Meta(max_length=2000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-WatchSeconds = Annotated[float, Meta(ge=0, le=600)]  # what a ranker may expect
+WatchSeconds = Annotated[float, Meta(ge=0, le=86_400)]  # what a ranker may expect
 Position = Annotated[int, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Factor = Annotated[float, Meta(ge=0.25, le=4)]
@@ -432,11 +432,12 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     """A list that was shown. `ids` and `values` are the ranker's features of scope query, as those of Shown are of
     scope impression, by the schema `schema_hash`.
 
-    `factor` is the calibration that `expected_watch_s` holds: what the network said times it. `best_score` is the best
-    retrieval score of all candidates, shown or not. `marks`: by topic the next offset of each partition that serving
-    had not read yet, so that the features can be computed again from the topics; `known_ms`: the moment for which what
-    these say of items stands; 0 in lists of before 0.2.0, where it is `at_ms`. `assigned`: to a variant of an
-    experiment; `pool`: where places were drawn and the candidates ranked.
+    `factor` is the calibration that `expected_watch_s` holds: what the network said times it; `cap_s`: no item was
+    promised more, and what was watched of it counts for no more. `best_score` is the best retrieval score of all
+    candidates, shown or not. `marks`: by topic the next offset of each partition that serving had not read yet, so that
+    the features can be computed again from the topics; `known_ms`: the moment for which what these say of items stands;
+    0 in lists of before 0.2.0, where it is `at_ms`. `assigned`: to a variant of an experiment; `pool`: where places
+    were drawn and the candidates ranked.
     """
 
     request_id: Id
@@ -450,6 +451,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     ids: dict[str, tuple[str, ...]] = {}
     values: bytes = b""
     factor: Factor = 1.0
+    cap_s: WatchSeconds = 600.0
     best_score: float | None = None
     marks: dict[str, tuple[int, ...]] = {}
     known_ms: Millis = 0
@@ -490,6 +492,7 @@ class ImpressionOutline(Struct, frozen=True, gc=False):
     items: Annotated[tuple[ShownOutline, ...], Meta(max_length=1000)]
     schema_hash: str = ""
     factor: Factor = 1.0
+    cap_s: WatchSeconds = 600.0
 
 
 class Outcome(Struct, frozen=True, array_like=True):

@@ -8,6 +8,7 @@ rolling calibration that a server would have had: learnt from the impressions wh
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from infra.backtest.components import earned
 from infra.backtest.files import new_directory, write_json
 from infra.backtest.report import KIND
 from infra.backtest.request import Request
@@ -28,9 +30,10 @@ from models.logs.log import read_items
 from models.logs.stored_log import store_log
 from models.logs.training_set import prepare
 from models.ranking.impression_log import Delays, ImpressionLog
+from models.ranking.ranker_release import chosen_cap_s
 from models.ranking.ranker_training import LEAST_ROWS, train_ranker
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, pages_of, predict, rolling_factors
-from models.ranking.ranking_examples import CAP_S, RankingExamples
+from models.ranking.ranking_examples import RankingExamples
 
 Json = dict[str, Any]
 
@@ -47,11 +50,13 @@ METRICS = {  # what it favours, what it is
 
 @dataclass(frozen=True)
 class Judged:
-    """The test's impressions with the state frozen at the page and at the user, and who predicted what of them."""
+    """The test's impressions with the state frozen at the page and at the user, who predicted what of them,
+    and what each component of the features earns the ranker."""
 
     page: RankingExamples
     user: RankingExamples
     predicted: dict[str, Predictions]
+    earned: dict[str, dict[str, Interval]]
 
 
 def run_ranking_backtest(request: Request, settings: Settings, step: Step = no_progress) -> Json:
@@ -71,7 +76,8 @@ def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> Im
     completed_s = settings.history.completed_s
     log = store_log(request.log, scratch / "log", mapping=request.mapping, completed_s=completed_s, progress=step)
     items = read_items(request.items) if request.items is not None else None
-    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings))
+    chosen = partial(chosen_cap_s, settings.ranker, None)
+    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings), chosen)
 
 
 def _cut(impressions: ImpressionLog, request: Request) -> int:
@@ -106,6 +112,7 @@ def _judge(impressions: ImpressionLog, cut: int, settings: Settings, scratch: Pa
             "ranker": raw,
             "item's mean seconds": Predictions(item_means(page), item_means(user)),
         },
+        earned(ranker, page, user),
     )
 
 
@@ -122,7 +129,7 @@ def calibrated(raw: Predictions, page: RankingExamples, delays: Delays) -> Predi
     factors, pages = rolling_factors(raw.page, page, delays), pages_of(page)
     first = np.full(int(pages.max(initial=-1)) + 1, len(pages))
     np.minimum.at(first, pages, np.arange(len(pages)))
-    return Predictions(np.minimum(raw.page * factors[first[pages]], CAP_S), raw.user)
+    return Predictions(np.minimum(raw.page * factors[first[pages]], page.cap_s), raw.user)
 
 
 def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Request, settings: Settings) -> Json:
@@ -144,13 +151,16 @@ def _report(impressions: ImpressionLog, cut: int, judged: Judged, request: Reque
             "users": len(np.unique(judged.page.user)),
             "mean_s": float(seconds.mean()),
             "completed_share": float(np.mean(judged.page.completed)),
-            "target": f"seconds watched, at most the duration and {CAP_S:g} s",
+            "target": f"seconds watched, at most the duration and {impressions.cap_s:g} s",
             "completed_s": settings.history.completed_s,
             "settings": settings.ranker.model_dump(),
         },
         "metrics": {name: {"means": means, "favours": favours} for name, (favours, means) in METRICS.items()},
         "rankers": {name: {metric: _estimate(ratio) for metric, ratio in row.items()} for name, row in rows.items()},
         "against_item_mean": {metric: _plain(difference(ours[metric], item_mean[metric])) for metric in METRICS},
+        "components": {
+            name: {metric: _plain(found) for metric, found in row.items()} for name, row in judged.earned.items()
+        },
         "calibration_by_decile": {
             name: [
                 {"predicted_s": p, "watched_s": w, "ratio": None if np.isnan(r) else r}

@@ -18,6 +18,10 @@ from infra.operate.progress import progress_bars
 
 CUTOFFS = ("10", "50", "100", "500")
 FRACTION = 0.1
+COSTS = ("weighted_loss_user", "top1_s", "xauc")  # what is told of a component that the ranker is without
+EXCHANGED = (
+    "what the ranker gains or loses when these features are exchanged among the exposures, * where 0 lies outside"
+)
 
 
 class Protocol(StrEnum):
@@ -147,6 +151,10 @@ def _show_ranking(out: Path, report: dict[str, Any]) -> None:
         cells = [_number(report["rankers"][name][metric]) for name in names]
         table.add_row(metric, about["favours"], *cells)
     console.print(table)
+    parts = Table("without", *COSTS, box=None, pad_edge=False, caption=EXCHANGED, caption_justify="left")
+    for name, costs in report["components"].items():
+        parts.add_row(name, *(_difference(costs[metric]) for metric in COSTS))
+    console.print(parts)
     deciles = report["calibration_by_decile"]["ranker, calibrated"]
     ratios = ", ".join("-" if each["ratio"] is None else f"{each['ratio']:.2f}" for each in deciles)
     console.print(f"predicted / watched by decile of the prediction: {ratios}")
@@ -193,6 +201,11 @@ def _show_rest(console: Console, report: dict[str, Any]) -> None:
     console.print(f"a sequence model's recall@{order['k']}: {figures}. {order['advice']}", markup=False)
     for each in report["left_out"]:
         console.print(f"{each['name']} is left out: {each['why']}", markup=False)
+
+
+def _difference(found: dict[str, Any]) -> str:
+    outside = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
+    return _number(found) + " *" * outside
 
 
 def _number(estimate: dict[str, Any]) -> str:

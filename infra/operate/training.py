@@ -116,6 +116,7 @@ def train_beside(
             settings=settings.model,
             ranker=settings.ranker,
             delays=delays_of(settings),
+            candidates=settings.serving.candidates,
             bundles_dir=bundles_dir,
             created_ms=time.time_ns() // 1_000_000,
             offsets=material.offsets,

@@ -251,6 +251,9 @@ class Ranker(Section):
     target: Literal["seconds", "d2q"] = _setting(
         "seconds", "learnt: watched seconds, or (where all that is shown plays) their quantile by duration"
     )
+    cap_s: Annotated[float, Field(ge=1, le=86_400)] | None = _setting(
+        None, "most seconds that a watch counts for and that are promised; unset: twice what all but a thousandth reach"
+    )
     position: bool = _setting(False, "learn what a place on the page adds; serving leaves it out")
     completion: bool = _setting(True, "a second head that learns P(completed) beside the seconds")
     powers: bool = _setting(True, "feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")

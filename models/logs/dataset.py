@@ -83,9 +83,9 @@ class Dataset:
         age, skips = np.zeros(size, np.float32), np.empty((size, 0), np.int64)
         if self.skips is not None:
             skips = self.skips.before(users, event_ms)
-        return Queries(histories, self._tokens(users, event_ms), context, traits, age, skips)
+        return Queries(histories, self.tokens(users, event_ms), context, traits, age, skips)
 
-    def _tokens(self, users: Integers, event_ms: Integers) -> Rows:
+    def tokens(self, users: Integers, event_ms: Integers) -> Rows:
         """int64 [B, Q]: words searched before that, -1 for none."""
         if self.searches is None:
             return np.empty((len(users), 0), np.int64)

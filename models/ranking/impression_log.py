@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from models.arrays import Doubles, Flags, Floats, Integers, Rows
 from models.catalogue.catalogue import Catalogue
-from models.catalogue.context import FIELDS
+from models.catalogue.context import FIELDS, ContextVocabulary
 from models.logs.decayed_past import DecayedPast
 from models.logs.skips import is_watch
 from models.logs.stored_log import StoredLog
@@ -38,11 +39,17 @@ from models.ranking.ranking_batch import (
     length_codes,
     nominated,
 )
-from models.ranking.ranking_examples import SCOPES, ExampleWriter, RankingExamples, target_of
+from models.ranking.ranking_examples import (
+    CAP_S,
+    MOST_CAP_S,
+    SAMPLE,
+    SCOPES,
+    ExampleWriter,
+    RankingExamples,
+    target_of,
+)
 
 Progress = Callable[[int, int], None]
-# Of rows of the log and the rows at which their requests were frozen: retrieval score, the request's best, and place.
-Scorer = Callable[[Rows, Rows], tuple[Floats, Floats, Floats]]
 
 PAGE_MS = 3_600_000
 CHUNK = 16_384
@@ -56,6 +63,20 @@ class Delays:
 
     window_ms: int = 1_800_000
     half_life_ms: float = 168 * 3_600_000.0
+
+
+class Retrieved(NamedTuple):
+    """What retrieval would have said of B rows of a log, as serving puts it on record, float32 [B] each and NaN where
+    nobody can tell: score, the request's best score, the place among its candidates; `found` bool [B]: whether the two
+    towers nominate it."""
+
+    score: Floats
+    best: Floats
+    rank: Floats
+    found: Flags
+
+
+Scorer = Callable[[Rows, Rows], Retrieved]  # of rows of the log, and the rows at which their requests were frozen
 
 
 @dataclass(frozen=True)
@@ -76,13 +97,23 @@ class ImpressionLog:
     Rows whose watch_s is unknown are history only: completed, for how long nobody knows.
     """
 
-    def __init__(self, log: StoredLog, training_set: TrainingSet, directory: Path, delays: Delays) -> None:
+    def __init__(
+        self,
+        log: StoredLog,
+        training_set: TrainingSet,
+        directory: Path,
+        delays: Delays,
+        cap_s: Callable[[Floats], float] = lambda target_s: CAP_S,
+    ) -> None:
+        """`cap_s`: the most seconds that a watch counts for, of the seconds of the newest ones."""
         directory.mkdir(parents=True, exist_ok=True)
         self.log, self.training_set, self.delays, self._directory = log, training_set, delays, directory
         self.catalogue: Catalogue = training_set.catalogue
         self._shown = Timeline(log.users, directory / "shown.npy")
         self._watched = Timeline(log.users, directory / "watched.npy", counts=self._is_watch)
         self.pages = self._first_of_page(directory / "pages.npy")
+        newest = slice(max(0, len(log) - SAMPLE), len(log))
+        self.cap_s = cap_s(self._target_s(newest, MOST_CAP_S)[self.timed(newest)])
 
     def __len__(self) -> int:
         return len(self.log)
@@ -95,7 +126,7 @@ class ImpressionLog:
         return self.training_set.rows[self.log.items[rows]]
 
     def target_s(self, rows: slice | Rows) -> Floats:
-        return target_of(np.asarray(self.log.watch_s[rows]), self._duration_s(rows))
+        return self._target_s(rows, self.cap_s)
 
     def first_of_user(self, start: int) -> Rows:
         """int64 [N - start]: of each row from `start` on, the first of them that its user has."""
@@ -104,12 +135,37 @@ class ImpressionLog:
         return start + first[inverse]
 
     def completed_before(self, asked: Rows, length: int) -> Rows:
-        """int64 [B, H]: catalogue rows of the completed ones among the newest watches before each row, -1 for none."""
-        return self._watched_before(asked, length, completed=True)
+        """int64 [B, H]: catalogue rows of the user's newest completed watches before each row, -1 for none."""
+        dataset = self.training_set.dataset
+        before = np.searchsorted(self.training_set.completed, asked)
+        rows = dataset.timeline.newest(self.log.users[asked], before, length)
+        return np.where(rows >= 0, dataset.items[np.maximum(rows, 0)], -1).astype(np.int64)
 
     def skipped_before(self, asked: Rows, length: int) -> Rows:
-        """As completed_before, of those that were not completed."""
-        return self._watched_before(asked, length, completed=False)
+        """int64 [B, H]: of those among the newest watches of whatever length that were not completed."""
+        watched = self._watched.before(asked, length)
+        at = np.maximum(watched, 0)
+        return np.where((watched >= 0) & ~self.log.completed[at], self.items(at), -1)
+
+    def watched_before(self, asked: Rows) -> tuple[Rows, Rows]:
+        """int64 [K] twice: which of these rows, and the catalogue row of something that its user had watched by then,
+        however long ago: no list shows it again."""
+        which, watched = self._watched.all(self.log.users[asked], asked)
+        return which, self.items(watched)
+
+    def context(self, rows: Rows, vocabulary: ContextVocabulary) -> tuple[Rows, Floats]:
+        """Codes int64 [B, K] and traits float32 [B, M] of these rows, as the vocabulary reads those of a request."""
+        log, codes = self.log, np.zeros((len(rows), len(vocabulary.fields)), np.int64)
+        for column, (name, values) in enumerate(vocabulary.fields.items()):
+            if name in log.contexts:
+                code_of = {value: code for code, value in enumerate(values, 1)}
+                known = np.array([code_of.get(value, 0) for value in log.vocabularies[name]], np.int64)
+                codes[:, column] = known[log.contexts[name][rows]]
+        traits = np.full((len(rows), len(vocabulary.traits)), np.nan, np.float32)
+        for column, name in enumerate(vocabulary.traits):
+            if name in log.contexts:
+                traits[:, column] = log.contexts[name][rows]
+        return codes, traits
 
     def statistics(self) -> ItemStatistics:
         """The statistics at the end of the log, all windows closed."""
@@ -146,7 +202,7 @@ class ImpressionLog:
                     statistics.move_to(int(self.log.event_ms[rows[0]]) - PAGE_MS, int(self.log.event_ms[asked].max()))
                 self._add(writer, rows, asked, statistics, scorer)
             progress(min(at + CHUNK, stop) - start, stop - start)
-        return writer.finish(self._names())
+        return writer.finish(self._names(), self.cap_s)
 
     def _add(
         self, writer: ExampleWriter, rows: Rows, asked: Rows, statistics: _Statistics, scorer: Scorer | None
@@ -194,16 +250,17 @@ class ImpressionLog:
 
     def _candidates(self, rows: Rows, asked: Rows, request: Rows, firsts: Rows, scorer: Scorer | None) -> Candidates:
         nothing = np.full(len(rows), np.nan, np.float32)
-        score, best, rank = (nothing, nothing, nothing) if scorer is None else scorer(rows, asked)
+        nobody = Retrieved(nothing, nothing, nothing, np.zeros(len(rows), np.bool_))
+        retrieved = nobody if scorer is None else scorer(rows, asked)
         best_of = np.full(len(firsts), np.nan, np.float32)
-        best_of[request] = best
+        best_of[request] = retrieved.best
         return Candidates(
             request=request,
             rows=self.items(rows),
-            score=score,
-            rank=rank,
+            score=retrieved.score,
+            rank=retrieved.rank,
             best=best_of,
-            sources=Codes(nominated([~np.isnan(score)]), SOURCES),
+            sources=Codes(nominated([retrieved.found]), SOURCES),
             trending=nothing,
             similar=nothing,
         )
@@ -220,10 +277,8 @@ class ImpressionLog:
             everything=statistics.of("all", np.zeros(len(firsts), np.int64), known_ms),
         )
 
-    def _watched_before(self, asked: Rows, length: int, *, completed: bool) -> Rows:
-        watched = self._watched.before(asked, length)
-        at = np.maximum(watched, 0)
-        return np.where((watched >= 0) & (self.log.completed[at] == completed), self.items(at), -1)
+    def _target_s(self, rows: slice | Rows, cap_s: float) -> Floats:
+        return target_of(np.asarray(self.log.watch_s[rows]), self._duration_s(rows), cap_s)
 
     def _is_watch(self, rows: slice) -> Flags:
         return is_watch(self.log, rows)

@@ -35,7 +35,7 @@ _ITEM_COLUMNS = np.flatnonzero(_OF_ITEM), np.flatnonzero(~_OF_ITEM)
 
 @dataclass(frozen=True)
 class Ranked:
-    """expected_s float32 [N], finite, within [0, CAP_S]; the features by scope, as they were fed; `completion` float32
+    """expected_s float32 [N], finite, within [0, cap_s]; the features by scope, as they were fed; `completion` float32
     [N]: P(completed), where that head exists; `spread` float32 [N]: standard deviation of the log seconds that the
     members predict, how far they disagree; zeros of a single one."""
 
@@ -76,6 +76,11 @@ class Ranker:
     @property
     def trained(self) -> bool:
         return bool(self.nets)
+
+    @property
+    def cap_s(self) -> float:
+        """The most seconds that it promises."""
+        return CAP_S if self.shape is None else self.shape.cap_s
 
     def in_bfloat16(self) -> Ranker:
         """The same one with weights of 16 bits: about twice as fast where the processor computes with them, and its
@@ -143,9 +148,9 @@ class Ranker:
     def seconds(self, logit: Floats, duration_s: Floats) -> Floats:
         """Logits [N] as expected seconds."""
         if self.watch_quantiles is None:
-            return serve_seconds(logit)
+            return serve_seconds(logit, self.cap_s)
         odds = torch.from_numpy(np.nan_to_num(logit)).sigmoid().numpy()
-        return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(CAP_S))
+        return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(self.cap_s))
 
     def _spread(self, members: Floats, duration_s: Floats) -> Floats:
         """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
@@ -214,7 +219,7 @@ def id_strings(ids: Mapping[str, Codes], scope: Scope, rows: Sequence[int]) -> l
     return found
 
 
-def serve_seconds(logit: Floats) -> Floats:
+def serve_seconds(logit: Floats, cap_s: float) -> Floats:
     """exp(logit), finite and capped; a logit that is no number sinks."""
     known = np.where(np.isnan(logit), np.float32(LEAST_LOGIT), logit)
-    return np.asarray(np.exp(np.clip(known, LEAST_LOGIT, np.log(CAP_S))), np.float32)
+    return np.asarray(np.exp(np.clip(known, LEAST_LOGIT, np.log(cap_s))), np.float32)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.ranking.feature import Feature, Scope
 from models.ranking.features import FEATURES
+from models.ranking.ranking_examples import CAP_S
 
 # Mean and standard deviation of x, x^2 and sqrt(x) for x uniform in [0, 1].
 POWERS = ((1 / 2, 0.2887), (1 / 3, 0.2981), (2 / 3, 0.2357))
@@ -25,7 +26,8 @@ INIT = 0.05  # of embeddings
 
 class RankerShape(msgspec.Struct, frozen=True):
     """`features`: names in use; `widths` and `sizes` by id space. `powers`: x^2 and sqrt(x) beside x. `position`: where
-    an item stood is a side input in training. `completion`: a second head. `members`: networks whose logits average."""
+    an item stood is a side input in training. `completion`: a second head. `members`: networks whose logits average.
+    `cap_s`: the most seconds that a watch counts for and that are promised."""
 
     hidden: tuple[int, ...]
     features: tuple[str, ...]
@@ -36,6 +38,7 @@ class RankerShape(msgspec.Struct, frozen=True):
     completion: bool = False
     members: int = 1
     dropout: float = 0.0
+    cap_s: float = CAP_S
 
     def used(self, scope: Scope) -> tuple[list[Feature], list[int], list[Feature]]:
         """Continuous features in use, their columns among all of the scope, and the id features in use."""

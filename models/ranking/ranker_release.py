@@ -7,6 +7,7 @@ only and is missing before; a score of the final model would know the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,22 +17,25 @@ import numpy as np
 from models.arrays import Floats, Rows
 from models.evaluation.backtest import rows_at_once
 from models.evaluation.ranking_metrics import calibration
+from models.logs.examples import Queries
 from models.logs.stored_log import StoredLog
+from models.logs.timeline import HISTORY
 from models.logs.training_set import TrainingSet
 from models.ranking.hyper_parameters import RankerParameters
-from models.ranking.impression_log import Delays, ImpressionLog
+from models.ranking.impression_log import Delays, ImpressionLog, Retrieved
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import train_ranker
-from models.ranking.ranking_batch import HISTORY
 from models.ranking.ranking_evaluation import Predictions, item_means, judge, predict
-from models.ranking.ranking_examples import RankingExamples
+from models.ranking.ranking_examples import SAMPLE, RankingExamples, cap_of
 from models.retrieval.candidates import CandidateModel, with_one
 
 Progress = Callable[[str, int, int], None]
 
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
+CANDIDATES = 500  # that the two towers nominate for a request, unless it is said how many
 LEAST_JUDGED, MOST_JUDGED = 50, 200_000  # impressions that a report is of: they are taken into memory
+CAP_MOVES = 1.25  # times so much more or less, and a warm start is not worth its cap
 HELD_OUT = 0.1  # share of the served impressions, newest last, that a measured fit does not see
 
 
@@ -64,19 +68,22 @@ def learn_ranker(
     since: int,
     measured_from: int | None = None,
     warm: Ranker | None,
+    candidates: int = CANDIDATES,
     progress: Progress,
 ) -> RankerRelease:
     """The ranker of all rows with a watch time.
 
     `earlier`: a model that has seen none of the log's rows from `since` on; with it the rows from there on get
-    retrieval scores, and a ranker of those before `measured_from` (`since`, where not given) is measured on the
-    others."""
+    retrieval features, as with so many `candidates` of a request, and a ranker of those before `measured_from`
+    (`since`, where not given) is measured on the others."""
     directory = log.directory / "ranking"
-    impressions = ImpressionLog(log, training_set, directory, delays)
+    impressions = ImpressionLog(log, training_set, directory, delays, partial(chosen_cap_s, settings, warm))
     statistics = impressions.statistics()
     if not log.watch_times:
         return RankerRelease(Ranker(), {}, statistics, Ranker())
-    scorer = None if earlier is None else UnseenScores(earlier, impressions, max(since, len(log) - SCORED_ROWS))
+    scorer = None
+    if earlier is not None:
+        scorer = UnseenScores(earlier, impressions, max(since, len(log) - SCORED_ROWS), candidates)
     examples = impressions.examples("all", scorer=scorer, progress=partial(progress, "features"))
     cut_ms = None if earlier is None else int(log.event_ms[since if measured_from is None else measured_from])
     return _learn(Served(examples, statistics), cut_ms, directory, settings, warm, progress)
@@ -95,6 +102,8 @@ def learn_from_served(
     `since_ms` on, when the live release was made, where that is less and yet enough to judge by.
 
     The statistics are carried on: a ranker must be fed what it has learnt from. Those of the stream are live."""
+    target_s = served.examples.target_s
+    served = served._replace(examples=served.examples.capped(chosen_cap_s(settings, warm, target_s[-SAMPLE:])))
     at_ms = np.asarray(served.examples.at_ms)
     share_ms = int(np.quantile(at_ms, 1 - HELD_OUT)) if len(at_ms) else 0
     cut_ms = max(share_ms, since_ms)
@@ -102,6 +111,17 @@ def learn_from_served(
         cut_ms = share_ms
     release = _learn(served, cut_ms, directory, settings, warm, progress)
     return release._replace(is_new=cut_ms >= since_ms)
+
+
+def chosen_cap_s(settings: RankerParameters, warm: Ranker | None, target_s: Floats) -> float:
+    """The cap of a ranker: as it is set, else what the data choose; that of a warm start while they choose about the
+    same, since a ranker of another cap begins anew."""
+    if settings.cap_s is not None:
+        return settings.cap_s
+    found = cap_of(target_s)
+    if warm is None or not warm.trained:
+        return found
+    return warm.cap_s if 1 / CAP_MOVES < found / warm.cap_s < CAP_MOVES else found
 
 
 def report_metrics(ranker: Ranker, unseen: RankingExamples) -> dict[str, float]:
@@ -147,34 +167,48 @@ def _learn(
 
 
 class UnseenScores:
-    """Retrieval scores of impressions by a model that was trained on rows before `since`: a
-    models.ranking.impression_log.Scorer."""
+    """Retrieval features of impressions by a model that was trained on rows before `since`: a
+    models.ranking.impression_log.Scorer. They are those that serving would have given the ranker with this model: the
+    user's watches, skips, searches and context go in, the place is the one among a request's candidates."""
 
-    def __init__(self, model: CandidateModel, impressions: ImpressionLog, since: int) -> None:
+    def __init__(
+        self, model: CandidateModel, impressions: ImpressionLog, since: int, candidates: int = CANDIDATES
+    ) -> None:
+        """`candidates`: how many the two towers nominate for a request."""
         self._model, self._impressions, self._since = model, impressions, since
+        self._candidates = candidates
         self._vectors = model.item_vectors()
 
-    def __call__(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
-        """Score, the best score of an item that is not in the user's history, and the place by score; NaN before
-        `since`."""
+    def __call__(self, rows: Rows, asked: Rows) -> Retrieved:
+        """NaN and not found before `since`."""
         score, best, rank = np.full((3, len(rows)), np.nan, np.float32)
+        found = np.zeros(len(rows), np.bool_)
         chosen = np.flatnonzero(rows >= self._since)
         size = rows_at_once(len(self._vectors))
         for start in range(0, len(chosen), size):
             at = chosen[start : start + size]
-            score[at], best[at], rank[at] = self._of(rows[at], asked[at])
-        return score, best, rank
+            score[at], best[at], rank[at], found[at] = self._of(rows[at], asked[at])
+        return Retrieved(score, best, rank, found)
 
-    def _of(self, rows: Rows, asked: Rows) -> tuple[Floats, Floats, Floats]:
-        watches = self._impressions.completed_before(asked, HISTORY), self._impressions.skipped_before(asked, HISTORY)
-        histories, skips = (np.where(seen < len(self._vectors), seen, -1) for seen in watches)  # [B, H] that it knows
+    def _of(self, rows: Rows, asked: Rows) -> Retrieved:
+        """What a user has watched is no candidate, and an item that the towers do not nominate stands last: another
+        source has nominated it, for which the towers' last one has made way."""
         items = self._impressions.items(rows)
-        queries = self._model.encoder.queries_of(histories, skips)
-        scores = with_one(self._model.encode(queries)) @ self._vectors.T  # [B, N]
+        scores = with_one(self._model.encode(self._queries(rows, asked))) @ self._vectors.T  # [B, N]
         known = items < scores.shape[1]
         own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)
-        case, place = np.nonzero(histories >= 0)
-        scores[case, histories[case, place]] = -np.inf
-        above = np.count_nonzero(scores > own[:, None], axis=1)
-        rank = np.where(known, above + 1, np.nan).astype(np.float32)
-        return own, np.fmax(scores.max(axis=1), own), rank
+        case, watched = self._impressions.watched_before(asked)
+        has_vector = watched < scores.shape[1]
+        scores[case[has_vector], watched[has_vector]] = -np.inf
+        place = 1 + np.count_nonzero(scores > own[:, None], axis=1)
+        rank = np.where(known, np.minimum(place, self._candidates), np.nan).astype(np.float32)
+        return Retrieved(own, np.fmax(scores.max(axis=1), own), rank, known & (place <= self._candidates))
+
+    def _queries(self, rows: Rows, asked: Rows) -> Queries:
+        """The users of these rows as they were when they asked, in the rows' own context."""
+        impressions, encoder, size = self._impressions, self._model.encoder, len(self._vectors)
+        watches = impressions.completed_before(asked, HISTORY), impressions.skipped_before(asked, HISTORY)
+        histories, skips = (np.where(seen < size, seen, -1) for seen in watches)  # those that it knows
+        log, codes = impressions.log, impressions.context(rows, encoder.contexts)
+        tokens = impressions.training_set.dataset.tokens(log.users[asked], log.event_ms[asked])
+        return replace(encoder.queries_of(histories, skips), tokens=tokens, context=codes[0], traits=codes[1])

@@ -29,7 +29,7 @@ from models.ranking.quantiles import Quantiles, WatchQuantiles, fit_quantiles, f
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes
-from models.ranking.ranking_examples import SCOPES, RankingExamples
+from models.ranking.ranking_examples import CAP_S, SCOPES, RankingExamples
 from models.retrieval.losses import paper_logistic, watch_time_logistic
 
 Progress = Callable[[int, int], None]
@@ -89,9 +89,9 @@ def train_ranker(
     rows = np.arange(len(examples)) if rows is None else rows
     if len(rows) < LEAST_ROWS:
         return warm if warm is not None and warm.trained else Ranker()
-    warm = warm if warm is not None and warm.trained and _fits(warm, len(rows), settings) else None
+    warm = warm if warm is not None and warm.trained and _fits(warm, len(rows), settings, examples.cap_s) else None
     spaces = warm.spaces if warm else fit_spaces(examples, rows, settings)
-    shape = shape_of(spaces, len(rows), settings)
+    shape = shape_of(spaces, len(rows), settings, examples.cap_s)
     quantiles = warm.quantiles if warm else _fit_quantiles(examples, rows, shape)
     watch_quantiles = None
     if settings.target == "d2q":
@@ -182,8 +182,9 @@ def _clicked_counts(examples: RankingExamples, rows: Rows, named: Codes, scope: 
     return counts
 
 
-def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters) -> RankerShape:
-    """The shape to be trained. Raises LogError when a feature is to be left out that there is not."""
+def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters, cap_s: float = CAP_S) -> RankerShape:
+    """The shape to be trained; `cap_s` is the targets'. Raises LogError when a feature is to be left out that there is
+    not."""
     unknown = sorted(set(settings.without) - {feature.name for feature in FEATURES})
     if unknown:
         has = ", ".join(feature.name for feature in FEATURES)
@@ -201,6 +202,7 @@ def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters) -> Ran
         completion=settings.completion,
         members=settings.members,
         dropout=settings.dropout,
+        cap_s=cap_s,
     )
 
 
@@ -257,8 +259,8 @@ def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: 
     return net
 
 
-def _fits(warm: Ranker, examples: int, settings: RankerParameters) -> bool:
+def _fits(warm: Ranker, examples: int, settings: RankerParameters, cap_s: float) -> bool:
     """Return whether a ranker is of the shape that these settings want, so that one may go on from it."""
     assert warm.shape is not None
     learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None
-    return learns_seconds and warm.shape == shape_of(warm.spaces, examples, settings)
+    return learns_seconds and warm.shape == shape_of(warm.spaces, examples, settings, cap_s)

@@ -35,6 +35,7 @@ from models.ranking.features import SCHEMA_HASH
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerShape
+from models.ranking.ranking_examples import CAP_S
 from models.release.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes, sync_path
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.popularity import Popularity
@@ -47,7 +48,10 @@ RANKER = "ranker.safetensors"
 RANKER_IDS = "ranker_ids.parquet"
 STATISTICS = "statistics.parquet"
 CATALOGUE = "catalogue.parquet"
-LATER = {"ordered": False, "skips": 0}  # fields of the tower's shape that came later, and what they are without it
+LATER: dict[str, dict[str, Any]] = {  # fields of the shapes that came later, and what they are without it
+    "tower": {"ordered": False, "skips": 0},
+    "ranker": {"cap_s": CAP_S},
+}
 TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
 FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
 HOUR_MS = 3_600_000
@@ -176,9 +180,11 @@ def _versions(bundles_dir: Path) -> list[str]:
 def version_of(manifest: Manifest) -> str:
     """`YYYYMMDD_HHMMSS_<hex of the content>`: letters, digits and underscores, since a collection is named by it."""
     content = msgspec.to_builtins(msgspec.structs.replace(manifest, version=""))
-    for name, nothing in LATER.items():  # a bundle from before them keeps its version
-        if content["tower"].get(name) == nothing:
-            del content["tower"][name]
+    for part, fields in LATER.items():  # a bundle from before them keeps its version
+        shape = content[part] or {}
+        for name, nothing in fields.items():
+            if shape.get(name) == nothing:
+                del shape[name]
     checksum = hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
     return f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y%m%d_%H%M%S}_{checksum[:DIGITS]}"
 

@@ -26,7 +26,7 @@ from models.logs.training_set import TrainingSet, prepare
 from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.impression_log import Delays
 from models.ranking.ranker import Ranker
-from models.ranking.ranker_release import Served, learn_from_served, learn_ranker
+from models.ranking.ranker_release import CANDIDATES, Served, learn_from_served, learn_ranker
 from models.release.bundle import Manifest, write_bundle
 from models.release.trial import Cut, Rival, Trial, choose_cut
 from models.retrieval.candidate_learning import Learned, check_start, learn_candidates
@@ -71,6 +71,7 @@ def train_with_trial(
     offsets: dict[str, int],
     learnt_ms: int = 0,
     delays: Delays = Delays(),
+    candidates: int = CANDIDATES,
     searches: StoredSearches | None = None,
     warm: CandidateModel | None = None,
     warm_ms: int = 0,
@@ -87,7 +88,8 @@ def train_with_trial(
     `warm` and `warm_ranker` are an earlier release's, to begin from; all watches that `warm` has learnt are from before
     `warm_ms`, and it is not asked about these. `rival`: the release beside which it is to be
     judged. `served`: what the ranker learns from instead of the log's own rows. `learnt_ms`, where the log is a file:
-    its end, at which the release begins to be served; its statistics decay from `created_ms` on.
+    its end, at which the release begins to be served; its statistics decay from `created_ms` on. `candidates`: of a
+    request, among which the ranker learns places.
     `measure=False` leaves out the first of the two trainings: half the time, no metrics, no retrieval score in the
     ranker. Raises LogError when the log has too few completed watches.
     """
@@ -114,6 +116,7 @@ def train_with_trial(
             since=int(training_set.completed[lessons.unseen_from]),  # the log's row of the first that it has not seen
             measured_from=None if cut is None else int(training_set.completed[cut.row]),
             warm=warm_ranker,
+            candidates=candidates,
             progress=progress,
         )
         if learnt_ms:

@@ -20,6 +20,7 @@ import numpy as np
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
 from models.ranking.ranking_batch import TWO_TOWER
+from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import by_two_towers
 from serving.request.backfill import fill
 from serving.request.candidate_sources import LOOK, CandidateSources, Nominees, unite
@@ -121,10 +122,10 @@ class Pipeline:
         read_offsets = self.views.read_offsets.as_dict()
         if batch.histories_read:
             read_offsets[USER_HISTORIES] = batch.histories_read
-        version = "" if live is None else live.version
-        return Recorder(version, batch.now_ms, self.served_by, read_offsets, self.views.catalogue.title).compose(
-            batch.drafts, batch.stages
-        )
+        version, cap_s = ("", CAP_S) if live is None else (live.version, live.ranker.cap_s)
+        titles = self.views.catalogue.title
+        recorder = Recorder(version, cap_s, batch.now_ms, self.served_by, read_offsets, titles)
+        return recorder.compose(batch.drafts, batch.stages)
 
     def _plan_of(self, context: RequestContext) -> Plan:
         own = Plan(self.settings, self.selection)

@@ -16,7 +16,6 @@ import structlog
 from infra.platform.settings import Serving
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import ItemParts
-from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import RankingQuery, places_of, ranking_batch_of
 from models.threads import in_parts
 from serving.request.candidate_sources import take
@@ -146,7 +145,7 @@ def _score_together(
     ranked = live.ranker.rank(batch, items)
     factor = statistics.factor(live.version, now_ms)
     raw = ranked.expected_s
-    expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(CAP_S)), raw)
+    expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(live.ranker.cap_s)), raw)
     scored, first = [], 0
     for number, query in enumerate(queries):
         rows = slice(first, first + len(query.item_ids))

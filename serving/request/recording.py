@@ -23,10 +23,11 @@ from streams.messages import Assigned, Impression, Recommended, RecommendReply, 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Writes what is the same for all answers of a batch. `read_offsets`: by topic the next offset of each partition
-    that had not been read. `title_of` an item, for people."""
+    """Writes what is the same for all answers of a batch. `cap_s`: what the release promises at most. `read_offsets`:
+    by topic the next offset of each partition that had not been read. `title_of` an item, for people."""
 
     version: str
+    cap_s: float
     now_ms: int
     served_by: str
     read_offsets: dict[str, tuple[int, ...]]
@@ -57,6 +58,7 @@ class Recorder:
             context=draft.history.context,
             assigned=assigned_of(draft, spent_ms),
             pool=draft.pool,
+            cap_s=self.cap_s,
         )
         if inputs is None:
             return shown

@@ -25,7 +25,7 @@ from infra.platform.settings import Kafka, Settings
 from models.catalogue.vocabulary import Vocabulary
 from models.ranking.feature import Scope
 from models.ranking.features import SCHEMA_HASH, ids_of, numbers_of
-from models.ranking.ranking_examples import SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
+from models.ranking.ranking_examples import MOST_CAP_S, SCOPES, WIDTHS, ExampleWriter, RankingExamples, target_of
 from streams import topics
 from streams.erasure.erase_users import read_erased_users
 from streams.kafka.follow import read_to_end
@@ -121,7 +121,7 @@ class _Writer:
     def finish(self) -> RankingExamples:
         if self._waiting:
             self._write()
-        return self._writer.finish({space: (names.names, 0) for space, names in self._names.items()})
+        return self._writer.finish({space: (names.names, 0) for space, names in self._names.items()}, MOST_CAP_S)
 
     def _write(self) -> None:
         examples, self._waiting = self._waiting, []
@@ -144,7 +144,7 @@ class _Writer:
         users = np.array([self._users.code(each.user_id) for each in queries], np.int64)
         self._writer.add_outcomes(
             request=before + request,
-            target_s=target_of(watched_s, duration_s),
+            target_s=target_of(watched_s, duration_s, MOST_CAP_S),
             duration_s=duration_s,
             completed=np.array([outcome.completed for _, _, outcome in shown], np.bool_),
             position=np.array([item.position for item in items], np.int32),

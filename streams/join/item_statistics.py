@@ -2,7 +2,7 @@
 by channel, by topic, over all, and by version what the ranker had promised. Pure; time is the impressions' own.
 
 A sum is decayed when it is touched: value * 2^-(dt / half-life) + new. An impression that is older than the row weighs
-as much less. No video counts for more than CAP_S.
+as much less. No video counts for more than the cap of the ranker that showed it.
 
 Each row carries its `mark`, so that a repeat after a crash is known: the watermark up to which closed windows are in
 it, and the offset of the last impression that pushed an older one out (see streams.join.rules). A row holds all that
@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.ranking.features import SCHEMA_HASH
-from models.ranking.ranking_examples import CAP_S
 from streams.join.rules import Tally
 from streams.messages import Outcome, ShownOutline, StatisticsRow
 
@@ -123,7 +122,7 @@ def contributions(tally: Tally) -> dict[Key, Sums]:
     calibration = "calibration", impression.version
     sums: dict[Key, Sums] = {}
     for shown, outcome in zip(impression.items, tally.outcomes, strict=True):
-        new = _difference(outcome, before.get(outcome.item_id), first)
+        new = _difference(outcome, before.get(outcome.item_id), first, impression.cap_s)
         for key in _keys_of(shown):
             _add(sums, key, new)
         if shown.expected_watch_s is not None and is_ours:
@@ -132,16 +131,16 @@ def contributions(tally: Tally) -> dict[Key, Sums]:
     return sums
 
 
-def _difference(outcome: Outcome, before: Outcome | None, first: bool) -> New:
+def _difference(outcome: Outcome, before: Outcome | None, first: bool, cap_s: float) -> New:
     watched_s = outcome.watched_s
     if before is None:
         if watched_s <= 0 and not outcome.completed:  # as most are
             return UNWATCHED if first else UNCHANGED
-        return float(first), float(watched_s > 0), min(watched_s, CAP_S), float(outcome.completed), 0.0
+        return float(first), float(watched_s > 0), min(watched_s, cap_s), float(outcome.completed), 0.0
     return (
         float(first),
         float(watched_s > 0) - float(before.watched_s > 0),
-        min(watched_s, CAP_S) - min(before.watched_s, CAP_S),
+        min(watched_s, cap_s) - min(before.watched_s, cap_s),
         float(outcome.completed) - float(before.completed),
         0.0,
     )

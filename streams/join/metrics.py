@@ -12,7 +12,6 @@ from bisect import bisect_left, bisect_right
 from math import exp
 
 from infra.platform import metrics
-from models.ranking.ranking_examples import CAP_S
 from streams.join.rules import Tally
 
 RECENT = 1000  # impressions after which one weighs 1/e in the gauges
@@ -28,7 +27,7 @@ class RankingQuality:
     def observe(self, closing: Tally) -> None:
         """Count an impression that has closed, as far as its items were ranked."""
         ranked = [
-            (shown.expected_watch_s, min(outcome.watched_s, CAP_S), outcome.completed)
+            (shown.expected_watch_s, min(outcome.watched_s, closing.impression.cap_s), outcome.completed)
             for shown, outcome in zip(closing.impression.items, closing.outcomes, strict=True)
             if shown.expected_watch_s is not None
         ]

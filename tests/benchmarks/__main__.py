@@ -38,6 +38,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "index recall": "index.index_recall:measure",
     "milvus": "index.index_server:measure",
     "ranking kuairand": "ranking.ranking_kuairand:measure",
+    "ranking rivals": "ranking.ranking_rivals:measure",
     "ranking ablations": "ranking.ranking_ablations:measure",
     "ranking world": "ranking.ranking_ablations:measure_world",
     "ranking speed": "ranking.ranking_training:measure",

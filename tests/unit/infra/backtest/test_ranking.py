@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from infra.backtest.components import COMPONENTS
 from infra.backtest.ranking import calibrated, run_ranking_backtest
 from infra.backtest.request import Request
 from infra.platform.settings import Ranker, Settings
@@ -86,6 +87,8 @@ def test_every_metric_is_there_of_every_ranker_with_its_error_and_against_the_it
     loss = report["rankers"]["ranker, calibrated"]["weighted_loss_user"]
     assert loss["value"] < 0.45, "it knows which items are watched"
     assert len(report["calibration_by_decile"]["ranker"]) == 10
+    assert set(report["components"]) == set(COMPONENTS)
+    assert report["components"]["retrieval and sources"]["xauc"]["value"] == 0, "the log has none"
 
 
 def test_the_same_seed_gives_the_same_files_and_another_one_another(nextwatch, log, tmp_path):
@@ -102,6 +105,7 @@ def test_a_person_reads_a_table(nextwatch, log):
     assert "weighted_loss_page" in out
     assert "favours" in out
     assert "P(completed)" in out
+    assert "shown before" in out and "exchanged among the exposures" in out
     assert "150 exposures of" in out
     assert "out: report.json, ranking.parquet" in out
 

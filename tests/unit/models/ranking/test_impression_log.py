@@ -15,7 +15,7 @@ from models.logs import timeline
 from models.ranking import impression_log as module
 from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, compute_ids, compute_numbers, numbers_of
-from models.ranking.impression_log import PAGE_MS, Delays, ImpressionLog
+from models.ranking.impression_log import PAGE_MS, Delays, ImpressionLog, Retrieved
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import id_strings
 from models.ranking.ranking_batch import HISTORY, LENGTHS, MOST_TOPICS, length_codes
@@ -381,10 +381,11 @@ def test_a_scorer_is_asked_for_rows_and_when_they_were_asked(at_rest: tuple[Impr
     exposures, _ = at_rest
     asked_of: list[tuple[int, int]] = []
 
-    def scorer(rows: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, ...]:
+    def scorer(rows: np.ndarray, asked: np.ndarray) -> Retrieved:
         asked_of.extend(zip(rows.tolist(), asked.tolist(), strict=True))
         score = np.where(rows % 2 == 0, rows, np.nan).astype(np.float32)
-        return score, (asked + 1000).astype(np.float32), np.full(len(rows), 3, np.float32)
+        best, place = (asked + 1000).astype(np.float32), np.full(len(rows), 3, np.float32)
+        return Retrieved(score, best, place, rows % 4 == 0)
 
     examples = exposures.examples("scored", start=200, scorer=scorer)
     pages = exposures.pages[:ROWS].tolist()
@@ -393,7 +394,7 @@ def test_a_scorer_is_asked_for_rows_and_when_they_were_asked(at_rest: tuple[Impr
     np.testing.assert_array_equal(column(examples, "retrieval_score"), np.where(rows % 2 == 0, rows, np.nan))
     gap = np.where(rows % 2 == 0, rows - (np.array(pages[200:]) + 1000), np.nan)
     np.testing.assert_array_equal(column(examples, "retrieval_gap"), gap)
-    assert [ids_at(examples, n).get("sources") for n in (0, 1)] == [("two_tower",), None]
+    assert [ids_at(examples, n).get("sources") for n in (0, 1, 2)] == [("two_tower",), None, None]
 
 
 def test_progress_is_told_up_to_the_end(at_rest: tuple[ImpressionLog, RankingExamples]):

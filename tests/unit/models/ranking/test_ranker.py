@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from models.ranking.features import compute_numbers
 from models.ranking.ranker import Ranker, serve_seconds
 from models.ranking.ranking_batch import RankingBatch
-from models.ranking.ranking_examples import CAP_S
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Bundle, read_bundle
 from tests.unit.models.samples import START_MS, ShownList, Viewer, Watch, watched
@@ -87,7 +86,7 @@ def test_whatever_is_asked_the_seconds_are_finite_and_capped(fixed: Bundle, requ
     found = seconds(fixed, *queries)
     assert len(found) == sum(len(pairs) for _, pairs in requests)
     assert np.isfinite(found).all()
-    assert ((found >= 0) & (found <= CAP_S)).all()
+    assert ((found >= 0) & (found <= fixed.ranker.cap_s)).all()
 
 
 def test_a_score_that_is_no_number_is_a_missing_one(bundle: Bundle):
@@ -97,9 +96,9 @@ def test_a_score_that_is_no_number_is_a_missing_one(bundle: Bundle):
 
 
 def test_a_logit_that_is_no_number_sinks_and_a_large_one_is_capped():
-    found = serve_seconds(np.array([np.nan, -np.inf, 0, 99, np.inf], np.float32))
+    found = serve_seconds(np.array([np.nan, -np.inf, 0, 99, np.inf], np.float32), 7_200.0)
     assert (found[:2] < 1e-3).all()
-    np.testing.assert_allclose(found[2:], [1, CAP_S, CAP_S], rtol=1e-6)
+    np.testing.assert_allclose(found[2:], [1, 7_200, 7_200], rtol=1e-6)
 
 
 def test_an_item_that_came_after_training_is_ranked_with_its_facts(bundle: Bundle):
@@ -138,10 +137,10 @@ def with_members(bundle: Bundle, *shifts: float) -> Ranker:
 
 def test_the_spread_is_how_far_the_members_log_seconds_lie_apart(bundle: Bundle):
     asked = moment(bundle, query(watched("i1"), "i9", "i2"))
-    one, three = with_members(bundle, 0.5).rank(asked), with_members(bundle, -1.0, 0.5, 2.0).rank(asked)
+    one, three = with_members(bundle, -1.0).rank(asked), with_members(bundle, -1.75, -0.75, -0.5).rank(asked)
     np.testing.assert_allclose(three.expected_s, one.expected_s, rtol=1e-5)
     assert three.spread is not None and three.spread.dtype == np.float32
-    np.testing.assert_allclose(three.spread, np.std([-1.0, 0.5, 2.0]), rtol=1e-5)
+    np.testing.assert_allclose(three.spread, np.std([-1.75, -0.75, -0.5]), rtol=1e-5)
     np.testing.assert_array_equal(one.spread, np.zeros(2, np.float32)), "one member agrees with itself"
 
 
@@ -150,7 +149,7 @@ def test_the_seconds_are_those_of_the_members_mean_to_the_bit(bundle: Bundle):
     ranked = three.rank(asked)
     logits = [with_members(bundle, s).logits(ranked.numbers, ranked.ids, asked.request) for s in (0.1, 0.2, 0.7)]
     mean = (logits[0] + logits[1] + logits[2]) / np.float32(3)
-    np.testing.assert_array_equal(ranked.expected_s, serve_seconds(mean[:, 0]))
+    np.testing.assert_array_equal(ranked.expected_s, serve_seconds(mean[:, 0], three.cap_s))
 
 
 def test_the_spread_is_finite_whatever_a_member_says(bundle: Bundle):

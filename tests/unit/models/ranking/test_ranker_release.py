@@ -1,5 +1,7 @@
 """The ranker of a release: what it is measured on, and retrieval scores of a model that had not seen the rows."""
 
+from functools import partial
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,9 +10,17 @@ from models.ranking.features import numbers_of
 from models.ranking.impression_log import ImpressionLog
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
-from models.ranking.ranker_release import LEAST_JUDGED, Served, UnseenScores, learn_from_served, report_metrics
+from models.ranking.ranker_release import (
+    LEAST_JUDGED,
+    Served,
+    UnseenScores,
+    chosen_cap_s,
+    learn_from_served,
+    report_metrics,
+)
 from models.ranking.ranking_batch import HISTORY
-from models.ranking.ranking_examples import RankingExamples
+from models.ranking.ranking_evaluation import predict
+from models.ranking.ranking_examples import CAP_S, MOST_CAP_S, RankingExamples, cap_of
 from models.release.bundle import Bundle
 from models.retrieval.candidate_learning import learn_candidates
 from tests.unit.models.samples import (
@@ -41,10 +51,11 @@ def examples(exposures: ImpressionLog) -> RankingExamples:
 
 def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bundle: Bundle, exposures: ImpressionLog):
     rows, since = np.arange(ROWS), 900
-    score, best, rank = UnseenScores(bundle.model, exposures, since)(rows, np.asarray(exposures.pages[:ROWS]))
+    score, best, rank, found = UnseenScores(bundle.model, exposures, since)(rows, np.asarray(exposures.pages[:ROWS]))
     for values in (score, best, rank):
         assert np.isnan(values[:since]).all()
         assert np.isfinite(values[since:]).all()
+    assert not found[:since].any() and found[since:].all(), "all are among so few candidates"
     assert (score[since:] <= best[since:]).all()
     assert rank[since:].min() >= 1
     assert rank[since:].max() <= len(bundle.model.item_ids)
@@ -52,23 +63,29 @@ def test_a_retrieval_score_is_given_only_to_rows_that_the_model_has_not_seen(bun
     assert score[since:][completed].mean() > score[since:][~completed].mean(), "it knows what channel a viewer likes"
 
 
-def test_the_place_is_the_one_among_all_items_that_the_viewer_has_not_seen(bundle: Bundle, exposures: ImpressionLog):
-    """Against all scores of one page, one by one."""
-    rows = np.arange(ROWS - 5, ROWS)
-    asked = np.asarray(exposures.pages[rows])
-    score, best, rank = UnseenScores(bundle.model, exposures, 0)(rows, asked)
+def test_the_place_is_the_one_among_the_candidates_and_what_was_watched_is_none(
+    bundle: Bundle, exposures: ImpressionLog
+):
+    """Against all scores of one page, one by one; who is behind all candidates stands where the last of them does."""
+    rows, most = np.arange(300, 330), 8
+    asked, log = np.asarray(exposures.pages[rows]), exposures.log
+    score, best, rank, found = UnseenScores(bundle.model, exposures, 0, most)(rows, asked)
     vectors = bundle.model.item_vectors()
+    assert found.any() and not found.all()
     for at, row in enumerate(rows.tolist()):
-        seen = [item for item in exposures.completed_before(asked[at : at + 1], HISTORY)[0].tolist() if item >= 0]
+        before = [earlier for earlier in range(asked[at]) if log.users[earlier] == log.users[row]]
+        completed = [int(exposures.items(np.array([each]))[0]) for each in before if log.completed[each]][-HISTORY:]
         history = np.full((1, HISTORY), -1)
-        history[0, HISTORY - len(seen) :] = seen
+        history[0, HISTORY - len(completed) :] = completed
         user = bundle.model.encode(bundle.model.encoder.queries_of(history))[0]
         scores = vectors[:, :-1] @ user + vectors[:, -1]
         own = int(exposures.items(np.array([row]))[0])
-        others = [scores[item] for item in range(len(vectors)) if item not in seen]
+        watched = set(exposures.items(np.array(before)).tolist())
+        others = [scores[item] for item in range(len(vectors)) if item not in watched]
         assert score[at] == pytest.approx(scores[own], rel=1e-4)
         assert best[at] == pytest.approx(max([*others, scores[own]]), rel=1e-4)
-        assert rank[at] == 1 + sum(other > scores[own] for other in others)
+        place = 1 + sum(other > scores[own] for other in others)
+        assert (rank[at], found[at]) == (min(place, most), place <= most)
 
 
 def test_an_item_that_the_model_does_not_know_is_passed_over_in_what_a_viewer_has_watched():
@@ -82,9 +99,10 @@ def test_an_item_that_the_model_does_not_know_is_passed_over_in_what_a_viewer_ha
     asked, is_known = np.asarray(exposures.pages[rows]), exposures.items(rows) < known
     seen = exposures.completed_before(asked, HISTORY), exposures.skipped_before(asked, HISTORY)
     assert is_known.any() and all(watched.max() >= known for watched in seen)
-    score, best, rank = UnseenScores(model, exposures, 0)(rows, asked)
+    score, best, rank, found = UnseenScores(model, exposures, 0)(rows, asked)
     for values in (score, rank):
         assert np.isfinite(values[is_known]).all() and np.isnan(values[~is_known]).all()
+    np.testing.assert_array_equal(found, is_known)
     assert np.isfinite(best).all()
 
 
@@ -96,7 +114,7 @@ def test_the_score_is_the_one_that_serving_gives_a_user_with_the_same_skips(expo
     assert source.catalogue.item_ids == exposures.catalogue.item_ids and model.encoder.tower.shape.skips == 5
     rows = np.arange(700, 720)
     asked, log = np.asarray(exposures.pages[rows]), exposures.log
-    score, _, _ = UnseenScores(model, exposures, 0)(rows, asked)
+    score = UnseenScores(model, exposures, 0)(rows, asked).score
     for at, row in enumerate(rows.tolist()):
         before = [earlier for earlier in range(asked[at]) if log.users[earlier] == log.users[row]]
         watches = [
@@ -167,3 +185,35 @@ def test_the_bundle_tells_how_its_ranker_did_on_rows_that_a_fit_had_not_seen(bun
     assert 0.5 < metrics["ranker_calibration"] < 2
     columns = [feature.name for feature in numbers_of("impression")]
     assert np.isfinite(bundle.ranker.quantiles["impression"].points[columns.index("retrieval_rank")]).all()
+
+
+def test_the_data_choose_a_cap_of_twice_what_next_to_none_of_the_watches_reach():
+    film_s = np.concatenate([np.zeros(9_000), np.full(998, 40.0), [5_400.0, 5_401.0]]).astype(np.float32)
+    assert cap_of(film_s) == 10_800, "one watch of a thousand is longer; what was not watched does not count"
+    assert cap_of(np.full(100, 7.3, np.float32)) == 15
+    assert cap_of(np.zeros(3, np.float32)) == CAP_S
+    assert cap_of(np.array([1e9], np.float32)) == MOST_CAP_S
+
+
+def test_the_cap_is_as_it_is_set_or_chosen_and_a_warm_start_keeps_one_that_is_about_the_same(bundle: Bundle):
+    target_s = np.full(100, 100.0, np.float32)
+    chosen = partial(chosen_cap_s, RANKER)
+    assert (chosen(None, target_s), chosen(Ranker(), target_s)) == (200, 200)
+    assert chosen_cap_s(RANKER.model_copy(update={"cap_s": 55.0}), bundle.ranker, target_s) == 55
+    own = bundle.ranker.cap_s
+    assert own < 150, "the release's log has no longer watches"
+    for times, kept in ((1.2, True), (0.85, True), (1.4, False), (0.7, False)):
+        assert (chosen(bundle.ranker, np.full(9, own * times / 2, np.float32)) == own) == kept
+
+
+def test_what_was_served_is_learnt_up_to_a_cap_of_its_own(examples: RankingExamples):
+    release = learn_from_served(
+        Served(examples, ItemStatistics(5.0)),
+        scratch(),
+        settings=RANKER.model_copy(update={"epochs": 1, "cap_s": 20.0}),
+        progress=lambda *step: None,
+    )
+    assert np.asarray(examples.target_s).max() > 20
+    assert release.unseen is not None and np.asarray(release.unseen.target_s).max() == 20
+    assert release.ranker.cap_s == 20 == release.measured.cap_s
+    assert predict(release.ranker, examples).max() <= 20

@@ -109,6 +109,9 @@ def test_a_manifest_that_an_older_release_of_ours_wrote_is_still_what_its_name_s
     for reads in ({"ordered": True}, {"skips": 7}):
         other = msgspec.structs.replace(manifest, tower=msgspec.structs.replace(manifest.tower, **reads))
         assert version_of(other) != manifest.version
+    assert manifest.ranker is not None and manifest.ranker.cap_s == 600, "as all had it then"
+    other = msgspec.structs.replace(manifest, ranker=msgspec.structs.replace(manifest.ranker, cap_s=601.0))
+    assert version_of(other) != manifest.version
 
 
 def test_how_far_a_log_went_is_told_and_a_manifest_from_before_that_keeps_its_version(bundle: Bundle, tmp_path: Path):

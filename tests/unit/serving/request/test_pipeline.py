@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Serving
 from models.ranking.features import SCHEMA_HASH, compute_ids, compute_numbers, numbers_of
-from models.ranking.ranker import ItemParts, Ranked, id_strings
+from models.ranking.ranker import ItemParts, Ranked, Ranker, id_strings
 from models.ranking.ranking_batch import RankingBatch
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Manifest
@@ -266,7 +266,7 @@ def test_a_failed_index_is_left_alone_and_taken_up_again(views: Views, live: Liv
 
 
 class BrokenRanker:
-    trained = True
+    trained, cap_s = True, 600.0
 
     def __init__(self, value: float | None) -> None:
         self.value = value
@@ -460,6 +460,26 @@ def test_expectations_follow_what_was_watched_of_this_version(views: Views, live
     assert ratio == pytest.approx([2.0] * 10, rel=1e-3)
     assert after.impression is not None
     assert after.impression.factor == pytest.approx(2.0, rel=1e-3)
+
+
+def test_nothing_is_promised_beyond_the_cap_of_the_release_and_lists_say_what_that_is(
+    views: Views, live: LiveRelease
+) -> None:
+    [plain] = ask(views, live, of_ann())
+    promised = [item.expected_watch_s or 0.0 for item in plain.reply.items]
+    cap_s = sum(promised) / len(promised)
+    assert live.ranker.shape is not None and min(promised) < cap_s < max(promised)
+    shape = msgspec.structs.replace(live.ranker.shape, cap_s=cap_s)
+    ranker = Ranker(shape, live.ranker.nets, live.ranker.quantiles, live.ranker.spaces)
+    row = StatisticsRow("calibration", live.version, 0, NOW_MS, 1e6, 1e6, 2e7, 0.0, 1e7, (NOW_MS, 3))
+    views.statistics.apply(b"calibration/0/" + live.version.encode(), encode(row))  # twice as much was watched
+    [capped] = ask(views, dataclasses.replace(live, ranker=ranker), of_ann())
+    found = [item.expected_watch_s or 0.0 for item in capped.reply.items]
+    assert max(found) == pytest.approx(cap_s) and min(found) > min(promised)
+    assert capped.impression is not None and capped.impression.cap_s == cap_s
+    assert plain.impression is not None and plain.impression.cap_s == live.ranker.cap_s
+    [unranked] = ask(views, None, of_ann())
+    assert unranked.impression is not None and unranked.impression.cap_s == 600, "nobody promises anything yet"
 
 
 def test_a_slow_ranker_is_left_out_where_its_answer_would_come_too_late(views: Views, live: LiveRelease) -> None:

@@ -122,7 +122,7 @@ def test_outcomes_are_those_of_the_last_correction(served):
     rows, examples = by_time(served), served.examples
     assert examples.at_ms[rows].tolist() == [AT_MS + 1, AT_MS + 1, AT_MS + 2, AT_MS + 9]
     assert examples.position[rows].tolist() == [1, 3, 1, 1]
-    assert examples.target_s[rows].tolist() == [20, 600, 30, 12], "at most the duration, a duration of 0 is none"
+    assert examples.target_s[rows].tolist() == [20, 700, 30, 12], "at most the duration, a duration of 0 is none"
     np.testing.assert_array_equal(examples.duration_s[rows], [30, np.nan, 30, np.nan])
     assert examples.completed[rows].tolist() == [True, True, True, False]
     ann, also_ann, bob, last = examples.user[rows].tolist()
@@ -148,7 +148,7 @@ def test_features_are_those_that_were_served_to_the_bit(served):
 def test_without_a_catalogue_durations_are_unknown(filled, tmp_path):
     found = store_served(filled, tmp_path, None)
     assert np.isnan(found.examples.duration_s).all()
-    assert found.examples.target_s[by_time(found)].tolist() == [20, 600, 33, 12]
+    assert found.examples.target_s[by_time(found)].tolist() == [20, 700, 33, 12]
 
 
 @pytest.mark.system

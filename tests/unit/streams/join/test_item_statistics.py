@@ -69,6 +69,8 @@ def test_no_video_counts_for_more_than_the_cap():
     statistics = fresh()
     statistics.count(closing(impression(0, shown("a")), 7200.0))
     assert published(statistics)["item", "a"].seconds == 600.0
+    statistics.count(closing(impression(0, shown("a"), cap_s=5400.0), 7200.0))
+    assert published(statistics)["item", "a"].seconds == 600.0 + 5400.0, "each by the cap of the ranker that showed it"
 
 
 def test_calibration_is_by_version_of_what_was_ranked_without_the_factor():
