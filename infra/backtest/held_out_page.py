@@ -16,13 +16,19 @@ def render_held_out(report: Json) -> str:
 
 
 def _protocol(report: Json) -> list[str]:
-    facts = report["protocol"]
+    facts, order = report["protocol"], report["settings_by"]
+    defaults = "those of a log in order" if order["sequential"] else "the served defaults"
+    found = f"{number(order['in_order'])} in order, {number(order['shuffled'])} shuffled"
     rows = [
         ("log", escape(facts["log"])),
         ("protocol", "leave one out: of each user the last watch is the test, the one before it validation"),
         ("users, items, watches", f"{facts['users']:,}, {facts['items']:,}, {facts['watches']:,}"),
         ("learnt from, for validation", f"{facts['learnt_from']:,}, {facts['validation']:,}"),
         ("cases", f"{facts['cases']:,}; {facts['repeats']:,} more were repeats, which are no cases"),
+        (
+            "settings that nobody has set",
+            f"{defaults}: on validation a sequence model's recall@{order['k']} is {found}",
+        ),
         ("seeds", ", ".join(map(str, facts["seeds"]))),
     ]
     rows += [(f"stands aside: {escape(what)}", escape(why)) for what, why in report["stands_aside"].items()]

@@ -28,9 +28,11 @@ def build_held_out(
     left_out: Mapping[str, str],
     ranks: Mapping[str, Sequence[Rows]],
     order: OrderTest,
+    validated: OrderTest,
     stands_aside: Mapping[str, str],
 ) -> Json:
-    """The document. `ranks`: by recommender int64 [n] once for each seed, all of the same users; the first is ours."""
+    """The document. `ranks`: by recommender int64 [n] once for each seed, all of the same users; the first is ours.
+    `validated`: the test of order on validation, which chose our settings."""
     asked, stream = held.asked(), held.history.stream
     ours, *others = ranks
     report: Json = {
@@ -49,6 +51,7 @@ def build_held_out(
             "seen": "left out",
             "candidates": "the whole catalogue",
         },
+        "settings_by": order_report(validated),
         "stands_aside": dict(stands_aside),
         "recommenders": [describe(each) for each in entrants],
         "left_out": [{"name": each, "why": why} for each, why in left_out.items()],

@@ -190,6 +190,8 @@ def _show_held_out(out: Path, report: dict[str, Any]) -> None:
     between = report["figures"]["tower"]["recall@10"]["between_seeds"]
     if between is not None:
         console.print(f"standard deviation of recall@10 between {len(facts['seeds'])} seeds: {short(between)}")
+    kind = "a log in order" if report["settings_by"]["sequential"] else "what is served"
+    console.print(f"settings that nobody has set are those of {kind}, by the test of order on validation")
     _show_rest(console, report)
     console.print(f"{out}: report.html, report.json, candidates.parquet")
 

@@ -37,11 +37,12 @@ from models.retrieval.popularity import HALF_LIFE, choose_half_life, popularity_
 from models.retrieval.tower import TowerShape, UserTowers
 
 Progress = Callable[[str, int, int], None]
+Quality = Callable[[Mapping[str, float]], float]
 
 CUTOFFS = (10, 50, 100, 500)
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.0)  # of the towers beside popularity; the first wins a tie
 LINEAR_WEIGHTS = (0.0, 6.0, 12.0, 18.0, 27.0)  # of the linear part
-ORDERED_WEIGHTS = (0.0, 60.0, 120.0, 240.0)  # of it, where it counts in order: its products are smaller
+ORDERED_WEIGHTS = (0.0, 30.0, 60.0, 120.0, 240.0)  # of it, where it counts in order: its products are smaller
 PATIENCE = 1  # epochs without a better one
 MOST_QUERIES = 4000  # users who are asked about; drawn when there are more
 MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
@@ -228,8 +229,16 @@ class Training:
         return towers
 
 
-def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, progress: Progress) -> ModelSelection:
-    """Train on what is before the validation days until they get no better; the epochs and weights that did best."""
+def choose(
+    training: Training,
+    *,
+    until: int,
+    checkpoints: Checkpoints | None,
+    progress: Progress,
+    quality: Quality | None = None,
+) -> ModelSelection:
+    """Train on what is before the validation days until they get no better; the epochs and weights that did best, by
+    quality_of where nothing else is asked for."""
     dataset, epochs = training.training_set.dataset, training.settings.epochs
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
@@ -239,7 +248,9 @@ def choose(training: Training, *, until: int, checkpoints: Checkpoints | None, p
     best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or ModelSelection(epochs)
     while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
         training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
-        best = max([best, *judged(training, history, asked)], key=lambda selection: selection.quality)
+        best = max(
+            [best, *judged(training, history, asked, quality or quality_of)], key=lambda selection: selection.quality
+        )
     if checkpoints is not None:
         checkpoints.save(training.fits, VALIDATION, best)
     if is_worth_it(best.metrics):
@@ -268,7 +279,7 @@ def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
     return {**metrics, **own}
 
 
-def judged(training: Training, history: History, asked: EvalQuery) -> list[ModelSelection]:
+def judged(training: Training, history: History, asked: EvalQuery, quality: Quality) -> list[ModelSelection]:
     """The present state as a selection, once with each pair of weights."""
     ordered = training.settings.linear_order
     linear_weights = (ORDERED_WEIGHTS if ordered else LINEAR_WEIGHTS) if training.settings.linear_dim else (0.0,)
@@ -290,7 +301,7 @@ def judged(training: Training, history: History, asked: EvalQuery) -> list[Model
     found = {pair: recall_of(of_pair) | gain_of(of_pair, alone, training.items) for pair, of_pair in together.items()}
     beside = {f"popular_{name}": value for name, value in recall_of(alone).items() if name != "cases"}
     return [
-        ModelSelection(training.epoch, weight, linear, quality_of(at), at | beside)
+        ModelSelection(training.epoch, weight, linear, quality(at), at | beside)
         for (weight, linear), at in found.items()
     ]
 

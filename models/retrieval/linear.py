@@ -19,6 +19,7 @@ from models.logs.pairs import soon_after
 POWER = 0.4  # a: how far popular items are held back on the user's side
 MORE = 16  # directions beyond those asked for, that sharpen them
 ROUNDS = 4  # of subspace iteration
+ORDERED_ROUNDS = 2  # where order counts: with more directions, the last of which hardly differ
 EVENNESS = 0.5  # how far popular items are held back on either side, where order counts
 
 
@@ -61,7 +62,7 @@ def ordered_factors(users: Rows, items: Rows, *, size: int, dim: int, seed: int)
     speaks = sp.csr_array(evened @ pairs @ evened)
     heard = sp.csr_array(speaks.T)
     basis = np.random.default_rng(seed).standard_normal((size, min(rank + MORE, size)), dtype=np.float32)
-    for _ in range(ROUNDS):
+    for _ in range(ORDERED_ROUNDS):
         found, _ = np.linalg.qr(speaks @ basis)
         basis, _ = np.linalg.qr(heard @ found)
     spoken = speaks @ basis  # [size, rank + MORE]

@@ -17,6 +17,7 @@ import numpy as np
 
 from infra.backtest.held_out_report import METRICS, figures_of
 from infra.backtest.leave_one_out import OURS, REFIT, UNTIMED, ask_order, baselines, fit, released, select, walked
+from infra.backtest.ordered_settings import fitting, in_order
 from infra.platform.settings import Model
 from models.arrays import Rows
 from models.evaluation.backtest import Entrant, rows_at_once, score, target_ranks
@@ -54,16 +55,16 @@ DATA = {
         {"SASRec, sampled softmax": (0.0970, 0.0580), "eSASRec": (0.0939, 0.0538), "HSTU": (0.0778, 0.0450)},
     ),
 }
-AVERAGE = Model(members=1, tied=False, negatives=512, epochs=8)
-IN_ORDER = AVERAGE.model_copy(update={"linear_order": True, "linear_dim": 256})
-BEST = IN_ORDER.model_copy(update={"encoder": "recent", "tied": True})
+AVERAGE = Model(members=1, tied=False, negatives=512)
+JUDGED = in_order(Model())
 TRIED = {  # on validation alone
     "one tower of averages, linear part of 64": AVERAGE,
-    "and the linear part of 256, in order": IN_ORDER,
-    "and weights by place": IN_ORDER.model_copy(update={"encoder": "recent"}),
-    "and tied (judged)": BEST,
-    "and d 128": BEST.model_copy(update={"dim": 128}),
-    "and 2,048 negatives": BEST.model_copy(update={"negatives": 2048}),
+    "and the linear part of 256, in order": AVERAGE.model_copy(update={"linear_order": True, "linear_dim": 256}),
+    "weights by place, tied, linear part of 256": JUDGED.model_copy(update={"linear_dim": 256}),
+    "and of 1,024 (judged)": JUDGED,
+    "and d 128": JUDGED.model_copy(update={"dim": 128}),
+    "and 2,048 negatives": JUDGED.model_copy(update={"negatives": 2048}),
+    "and 24 epochs": JUDGED.model_copy(update={"epochs": 24}),
 }
 QUICK = {"epochs": 1, "linear_dim": 64, "dim": 32}
 
@@ -97,7 +98,7 @@ def measure(report: Report, name: str, quick: bool) -> None:
     report.title = f"s3rec: {name}, each user's last item, leave one out, whole catalogue"
     held = read(report, name, quick)
     if held is not None:
-        model = BEST.model_copy(update=UNTIMED | (QUICK if quick else {}))
+        model, _ = fitting(held, Model().model_copy(update=UNTIMED | (QUICK if quick else {})))
         add_log(report, name, held, model, seeds=1 if quick else SEEDS)
 
 

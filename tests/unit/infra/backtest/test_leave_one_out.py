@@ -59,9 +59,11 @@ def test_a_log_without_times_is_judged_and_says_what_stood_aside(nextwatch, tmp_
     assert ours["recall@5"]["value"] <= ours["recall@10"]["value"] <= ours["recall@20"]["value"]
     assert "model.example_age" in report["stands_aside"]
     assert report["recommenders"][0]["settings"]["example_age"] is False
-    assert report["order"]["sequential"]
+    assert report["order"]["sequential"] and report["settings_by"]["sequential"]
+    assert report["settings_by"]["in_order"] != report["order"]["in_order"], "of other watches"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "stands aside: model.example_age" in page and report["order"]["advice"] in page
+    assert "those of a log in order: on validation" in page
 
 
 def test_candidates_are_of_the_whole_catalogue_without_what_was_watched(nextwatch, tmp_path):
@@ -89,7 +91,14 @@ def test_a_person_reads_a_table_and_what_order_is_worth(nextwatch):
     assert code == 0
     assert "leave one out" in out and "ndcg@10" in out and "EASE" in out
     assert "standard deviation of recall@10 between 2 seeds" in out and "Order tells" in out
+    assert "settings that nobody has set are those of a log in order" in out
     assert "out: report.html, report.json, candidates.parquet" in out
+
+
+def test_epochs_and_weights_are_chosen_by_the_recall_that_is_judged(tmp_path: Path):
+    (tmp_path / "log.txt").write_text(small_log())
+    selection = select(hold_out(read_sequences(tmp_path / "log.txt")), MODEL.model_copy(update=UNTIMED))
+    assert selection.quality == selection.metrics["recall@10"] > selection.metrics["popular_recall@10"]
 
 
 @pytest.mark.parametrize(
