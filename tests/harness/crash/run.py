@@ -218,7 +218,7 @@ def look(run: Run, outcome: Outcome) -> None:
     """Read everything and compare it."""
     settings, bundles = run.system.settings, run.releases.bundles
     events = read_events(settings)
-    outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live])
+    outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live], run.releases.items)
     replies, takedowns = Replies(settings), outcome.sent.takedowns
     outcome.mixed = replies.mixed(bundles)
     outcome.otherwise = replies.answered_otherwise(takedowns) + replies.recorded_otherwise(takedowns)
