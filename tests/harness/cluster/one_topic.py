@@ -13,11 +13,10 @@ from kafka import KafkaAdminClient, TopicPartition
 
 from infra.local.milvus_server import start_milvus
 from infra.local.stack import milvus_answers
-from infra.platform.run_files import fill_in
 from streams import topics
 from tests.harness.cluster.brokers import ASKED, Brokers, insist_on
 from tests.harness.outages import System, outage_settings, running_on
-from tests.harness.system import stopping, wait_until
+from tests.harness.system import stopping, wait_until, with_section
 
 MOVED_S = 60.0
 WRITTEN = (  # by our own processes, from watch-events and requests on
@@ -34,7 +33,8 @@ WRITTEN = (  # by our own processes, from watch-events and requests on
 def running_on_three(data_dir: Path) -> Iterator[System[Brokers]]:
     settings = outage_settings(data_dir)
     with Brokers(data_dir) as brokers, stopping(start_milvus(settings, probe=milvus_answers)) as milvus:
-        settings = fill_in(settings, brokers.bootstrap, milvus.uri)
+        settings = with_section(settings, "kafka", bootstrap=brokers.bootstrap)
+        settings = with_section(settings, "milvus", uri=milvus.uri)
         topics.create_topics(settings.kafka)
         with running_on(settings, brokers, milvus) as system:
             brokers.wait_whole()
