@@ -212,8 +212,11 @@ def check_vectors(verdict: Verdict, settings: Settings, bundle: Bundle, items: M
 
 
 def compare_rows(verdict: Verdict, expected: Mapping[bytes, ItemVector], found: Mapping[bytes, ItemVector]) -> None:
-    for key, row in found.items():
-        off = float(np.abs(vector_of(row) - vector_of(expected[key])).max())
+    verdict.doubled += [
+        f"row of {key.decode()}: nothing is to be learnt of it" for key in found.keys() - expected.keys()
+    ]
+    for key in found.keys() & expected.keys():
+        off = float(np.abs(vector_of(found[key]) - vector_of(expected[key])).max())
         verdict.compared["vectors of rows"] += 1
         verdict.furthest = max(verdict.furthest, off)
         if off > MOST_OFF:
