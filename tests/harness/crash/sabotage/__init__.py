@@ -116,7 +116,7 @@ def _writes_no_row() -> None:
 
 def _answers_from_the_release_before() -> None:
     """By the name of the new one."""
-    from serving.state import release
+    from streams.bundles import source
 
     first = list[str]()
 
@@ -124,7 +124,7 @@ def _answers_from_the_release_before() -> None:
         first.append(directory.name)
         return method(directory.with_name(first[0]))
 
-    _wrap(release, "read_bundle", load)
+    _wrap(source, "read_bundle", load)
 
 
 def _records_no_impression() -> None:
