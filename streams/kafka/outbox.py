@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 
 from infra.platform import metrics
 from infra.platform.kafka_clients import aiokafka_options
 from infra.platform.retrying import retry
 from infra.platform.settings import Kafka
+from streams.kafka.aiokafka.patches import number_anew
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +79,8 @@ class Outbox:
         def report(error: Exception, wait_s: float) -> None:
             metrics.SEND_RETRIES.labels(topic).inc()
             log.warning("broker unavailable, trying again", topic=topic, error=str(error), wait_s=wait_s)
+            if isinstance(error, OutOfOrderSequenceNumber):  # what stood before it was given up
+                number_anew(self._producer)
 
         return await retry(send, is_absence=_is_absence, report=report)
 

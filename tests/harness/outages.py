@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from kafka import KafkaProducer
@@ -51,6 +52,15 @@ AT_ONCE = 20  # users who are watching
 SENDING_S = 1800.0  # those who watch try for longer than any outage
 KNOWN_S = 1800.0  # for so long an impression that is sent again, after a rebalance, is known as the same one
 PROCESSES = ALL
+
+
+class Brokers(Protocol):
+    """One or several; whether they answer, and have all that they should."""
+
+    def is_ready(self) -> bool: ...
+
+
+B = TypeVar("B", bound=Brokers)
 
 
 class Watching:
@@ -95,10 +105,10 @@ class Counted:
 
 
 @dataclass
-class System:
+class System(Generic[B]):
     settings: Settings
     releases: Releases
-    broker: Broker
+    broker: B
     milvus: MilvusServer
     line: Line  # from our processes to Milvus
     service: Service
@@ -326,10 +336,17 @@ class WallClock:
 
 
 @contextlib.contextmanager
-def running_outages(data_dir: Path) -> Iterator[System]:
-    """Broker (Apache Kafka when KAFKA_HOME is set), Milvus Lite at the end of a line, and every process of ours,
-    answering from a release. Where libfaketime is found, `clock` is our processes' wall clock."""
-    settings = Settings(
+def running_outages(data_dir: Path) -> Iterator[System[Broker]]:
+    """On one broker (Apache Kafka when KAFKA_HOME is set)."""
+    with (
+        services(outage_settings(data_dir)) as (settings, broker, milvus),
+        running_on(settings, broker, milvus) as system,
+    ):
+        yield system
+
+
+def outage_settings(data_dir: Path) -> Settings:
+    return Settings(
         data_dir=data_dir,
         kafka=Kafka(partitions=2, session_timeout_s=6.0),
         join=Join(window_s=2.0, grace_s=KNOWN_S, early_s=KNOWN_S),
@@ -338,16 +355,21 @@ def running_outages(data_dir: Path) -> Iterator[System]:
         serving=Serving(first="index", heartbeat_s=0.5),
         embedded=Embedded(ready_timeout_s=READY_S),
     )
+
+
+@contextlib.contextmanager
+def running_on(settings: Settings, broker: B, milvus: MilvusServer) -> Iterator[System[B]]:
+    """Milvus Lite at the end of a line, and every process of ours, answering from a release. Where libfaketime is
+    found, `clock` is our processes' wall clock."""
     releases = train_releases(settings.bundles_dir, 1, Size(), now_ms=now_ms())
     with contextlib.ExitStack() as stack:
-        settings, broker, milvus = stack.enter_context(services(settings))
         line = stack.enter_context(line_to(milvus.address))
         settings = with_section(settings, "milvus", uri=f"http://{line.address}")
         traffic = stack.enter_context(contextlib.closing(Traffic(settings.kafka)))
         service = Service(settings, releases, milvus, traffic, stack)
         service.tell_known()
         library = LIBFAKETIME.find()
-        clock = WallClock(library, data_dir / "clock") if library else None
+        clock = WallClock(library, settings.data_dir / "clock") if library else None
         service.environ = clock.environ if clock else {}
         for name in PROCESSES:
             service.start(name)

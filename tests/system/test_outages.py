@@ -23,7 +23,7 @@ from kafka.errors import KafkaError
 
 from indexer.collection import Index
 from indexer.errors import IndexUnavailable
-from infra.local.broker import start_broker
+from infra.local.broker import Broker, start_broker
 from infra.local.milvus_server import start_milvus
 from infra.local.processes import service_part
 from infra.local.stack import milvus_answers
@@ -50,12 +50,12 @@ IN_USE = "nextwatch_index_in_use"
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System[Broker]]:
     with running_outages(tmp_path_factory.mktemp("outages")) as system:
         yield system
 
 
-def live_through(system: System, outage: contextlib.AbstractContextManager[object]) -> tuple[Replies, float]:
+def live_through(system: System[Broker], outage: contextlib.AbstractContextManager[object]) -> tuple[Replies, float]:
     """Load before, during and after; what became of the requests, and the seconds until everything works again."""
     with system.watching(WATCHES_PER_S), system.asking(REQUESTS_PER_S) as asked, system.growing() as grown:
         time.sleep(1.0)
@@ -67,13 +67,13 @@ def live_through(system: System, outage: contextlib.AbstractContextManager[objec
     return Replies.of(asked), again_s
 
 
-def check_counts(system: System) -> None:
+def check_counts(system: System[Broker]) -> None:
     counted = system.count()
     assert counted.is_exact, counted
     assert counted.watches > WATCHES_PER_S * AWAY_S / 2
 
 
-def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: System):
+def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: System[Broker]):
     reasons = set()
 
     @contextlib.contextmanager
@@ -88,7 +88,7 @@ def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: Syste
     check_counts(system)
 
 
-def test_a_milvus_that_is_late_or_cut_off_is_passed_round_and_is_used_again_afterwards(system: System):
+def test_a_milvus_that_is_late_or_cut_off_is_passed_round_and_is_used_again_afterwards(system: System[Broker]):
     """Its answers come later than a search may take, then nobody reaches it."""
 
     @contextlib.contextmanager
@@ -106,7 +106,9 @@ def test_a_milvus_that_is_late_or_cut_off_is_passed_round_and_is_used_again_afte
         wait_until(lambda: read_metrics(system.settings, "serving")[IN_USE] == 1, "the index in use", PATIENCE_S)
 
 
-def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_answered(system: System, monkeypatch):
+def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_answered(
+    system: System[Broker], monkeypatch
+):
     """It takes connections and answers nothing. Every session is over when it goes on. One client gives up early: its
     requests fail with a reason, and it serves again when the broker does."""
     monkeypatch.setattr(client_module, "SEND_S", 3.0)
@@ -141,7 +143,7 @@ def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_an
     check_counts(system)
 
 
-def test_slow_consumers_harm_nobody_else(system: System):
+def test_slow_consumers_harm_nobody_else(system: System[Broker]):
     """A client that does not read its replies and an indexer that stands still for longer than its session."""
     script = "import sys; from tests.harness.outages import ask_and_wait; ask_and_wait(*sys.argv[1:])"
     user = next(iter(system.releases.histories))
@@ -165,7 +167,7 @@ def test_slow_consumers_harm_nobody_else(system: System):
     check_counts(system)
 
 
-def test_clocks_that_jump_by_an_hour_lose_nothing_and_refuse_nothing(system: System):
+def test_clocks_that_jump_by_an_hour_lose_nothing_and_refuse_nothing(system: System[Broker]):
     """Forward, then back behind the right time, then right: those of players and brokers did not jump."""
     clock = system.clock
     require(LIBFAKETIME)

@@ -15,12 +15,14 @@ from functools import partial
 from typing import Any
 
 import aiokafka.consumer.fetcher
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import CloseReason
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.producer.transaction_manager import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, PidAndEpoch
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.util import create_future
 
 from infra.platform.third_parties.kafka_python.patches import Batches
 from infra.platform.third_parties.patching import replace, require_version
@@ -157,6 +159,21 @@ def is_out_of_group(coordinator: Any) -> bool:
     is_choosing = not coordinator.member_id or coordinator._rejoin_needed_fut.done()
     has_failed = coordinator._pending_exception is not None or coordinator._coordination_task.done()
     return bool(is_choosing or has_failed)
+
+
+def number_anew(producer: AIOKafkaProducer) -> None:
+    """Let an idempotent producer ask for a new id, under which it numbers its records from 0 on.
+
+    Why: a batch that is given up because its partition has had no leader for too long has taken its numbers with it.
+    The broker never sees them, and refuses whatever follows as out of order, for ever.
+    Upstream: aiokafka/producer/message_accumulator.py, `drain_by_nodes` and `_pop_batch`; Java's producer does the same
+    (KIP-360).
+    """
+    numbers = producer._txn_manager
+    if numbers is not None and numbers.has_pid():  # else it is being asked for
+        numbers._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)
+        numbers._pid_waiter = create_future()
+        numbers._sequence_numbers.clear()
 
 
 def leave_lost_brokers() -> None:

@@ -21,6 +21,7 @@ from tests.harness.cluster.system import ClusterSystem, running_cluster
 AWAY_S, QUICK_AWAY_S = 30.0, 14.0
 SHORT_S, QUICK_SHORT_S = 180.0, 20.0  # of too few copies
 BEFORE_S, AFTER_S = 3.0, 3.0
+PATIENCE_S = 60.0  # people wait for so much longer than the fault lasts
 WATCHES_PER_S, REQUESTS_PER_S = 20.0, 10.0
 MOST_BEYOND_S = 3.0
 PROCESSES = ("history", "serving")
@@ -52,7 +53,7 @@ def measure(report: Report, quick: bool) -> None:
 
 
 def add_row(report: Report, name: str, fault: Fault, system: ClusterSystem, away_s: float) -> None:
-    with system.load(WATCHES_PER_S, REQUESTS_PER_S) as (watching, people):
+    with system.load(WATCHES_PER_S, REQUESTS_PER_S, wait_s=away_s + PATIENCE_S) as (watching, people):
         time.sleep(BEFORE_S)
         began_s = time.monotonic()
         able_s = fault(system, away_s)

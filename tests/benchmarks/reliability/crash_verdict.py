@@ -33,9 +33,14 @@ def measure(report: Report, quick: bool) -> None:
     report.note(NOTICE)
     for name in QUICK if quick else (NONE, *FAULTS):
         say(name)
-        found = findings(outcome_with("" if name == NONE else name))
+        outcome = outcome_with("" if name == NONE else name)
+        found = findings(outcome)
         wanted = "" if name == NONE else FAULTS[name].finding
-        report.add(fault=name, **{"to be found": wanted or "nothing"}, **found)
+        furthest = {"rows off by": f"{outcome.verdict.furthest:.1e}"}
+        report.add(fault=name, **{"to be found": wanted or "nothing"}, **found, **furthest)
+        for what in (outcome.verdict.lost, outcome.verdict.doubled, outcome.verdict.differing):
+            for finding in what[:1]:
+                report.note(f"{name}: {finding}")
         compared = found.pop("compared")
         is_right = compared > 0 and (found[wanted] > 0 if wanted else not any(found.values()))
         report.bar(f"{name}: found" if wanted else f"{name}: nothing found", float(is_right), at_least=1)

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra.local.broker import Broker
 from infra.simulation.world import NOTICE
 from tests.benchmarks.report import Report, say
-from tests.harness.outages import Replies, System, running_outages
+from tests.harness.outages import B, Replies, System, running_outages
 
 Outage = contextlib.AbstractContextManager[object]
 
@@ -30,9 +31,10 @@ MOST_GROWN_MB = 150.0
 MOST_RECOVERY_S = 30.0
 LATE_S = 4.0  # longer than a search may take, shorter than another call
 HOUR_S = 3600
+ASIDE = "stepped aside"  # processes that ended for another one's sake, and were started again
 
 
-def outages_of(system: System) -> dict[str, Callable[[], Outage]]:
+def outages_of(system: System[Broker]) -> dict[str, Callable[[], Outage]]:
     """By name, what is taken away while the block runs."""
     found: dict[str, Callable[[], Outage]] = {
         "broker killed": lambda: system.killed(system.broker),
@@ -63,10 +65,14 @@ def measure(report: Report, quick: bool) -> None:
             if name.startswith(wanted):
                 say(name)
                 add_row(report, name, outage, system, away_s)
-        ended = [name for name, process in system.processes.items() if process.poll() is not None]
-        report.bar("processes that ended", len(ended), at_most=0)
+        add_bars(report, system)
         if system.clock is None:
             report.note("no libfaketime (Debian's package, or FAKETIME_LIB): clocks were left alone")
+
+
+def add_bars(report: Report, system: System[B]) -> None:
+    ended = [name for name, process in system.processes.items() if process.poll() is not None]
+    report.bar("processes that ended", len(ended), at_most=0)
     for what, column, most in (
         ("lost", "lost", 0.0),
         ("doubled", "doubled", 0.0),
@@ -77,7 +83,8 @@ def measure(report: Report, quick: bool) -> None:
         report.bar(what, max(float(row[column]) for row in report.rows), at_most=most)
 
 
-def add_row(report: Report, name: str, outage: Callable[[], Outage], system: System, away_s: float) -> None:
+def add_row(report: Report, name: str, outage: Callable[[], Outage], system: System[B], away_s: float) -> None:
+    before = dict(system.processes)
     with system.watching(WATCHES_PER_S) as watching, system.asking(REQUESTS_PER_S) as asked, system.growing() as grown:
         time.sleep(BEFORE_S)
         with outage():
@@ -85,6 +92,7 @@ def add_row(report: Report, name: str, outage: Callable[[], Outage], system: Sys
         after_s = system.wait_until_it_works()
         time.sleep(AFTER_S)
     counted, replies = system.count(), Replies.of(asked)
+    aside = [process for process, mine in before.items() if mine.poll() is not None]
     largest = max(grown, key=lambda process: grown[process])
     report.add(
         outage=name,
@@ -98,7 +106,10 @@ def add_row(report: Report, name: str, outage: Callable[[], Outage], system: Sys
         unanswered=replies.unanswered,
         **{"longest wait, s": replies.longest_s, "works again, s": after_s["request"], "growth, MB": grown[largest]},
         of=largest,
+        **{ASIDE: len(aside)},
     )
+    if aside:
+        report.note(f"{name}: stepped aside, and started again: {', '.join(aside)}")
     if not counted.is_exact:
         report.note(f"{name}: lost {counted.lost}, doubled {counted.doubled}")
     steps = ", ".join(f"{what} {seconds:g}" for what, seconds in after_s.items())

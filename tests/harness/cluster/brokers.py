@@ -10,12 +10,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.protocol.admin import DescribeQuorumRequest
 from kafka.protocol.metadata import MetadataRequest
@@ -27,6 +28,7 @@ from tests.harness.system import wait_until
 
 SESSION_S = 9.0  # Kafka's own `broker.session.timeout.ms`: so long a broker that is silent leads on
 HEAP = "384m"
+ASKED = 1  # who is asked about the cluster, where no other is named
 READY_S = 90.0
 ASK_S = 1.0
 GRACE_S = 30.0
@@ -97,14 +99,25 @@ class Brokers:
     # --- what they say -----------------------------------------------------------------------------------------------
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        return int(self._partitions(1)[topic, partition].leader_id)
+        return int(self._partitions(ASKED)[topic, partition].leader_id)
+
+    def copies(self, topic: str) -> dict[int, set[int]]:
+        """By partition, who is to have a copy."""
+        known = self._partitions(ASKED).items()
+        return {number: set(each.replica_nodes) for (name, number), each in known if name == topic}
 
     def controller(self) -> int:
         """The one that leads the quorum."""
         log = DescribeQuorumRequest.TopicData
         partition = log.PartitionData(partition_index=0)
         request = DescribeQuorumRequest(topics=[log(topic_name="__cluster_metadata", partitions=[partition])])
-        return int(self._ask(1, request).topics[0].partitions[0].leader_id)
+        return int(self._ask(ASKED, request).topics[0].partitions[0].leader_id)
+
+    def answers(self, number: int) -> bool:
+        return answers(self.nodes[number].address)
+
+    def is_ready(self) -> bool:
+        return self.are_whole()
 
     def are_whole(self) -> bool:
         return all(self._sees_copies(number, self.nodes) for number in self.nodes)
@@ -214,3 +227,11 @@ def able_after(brokers: Brokers, lost: int, timeout_s: float = READY_S) -> float
     """When (`time.monotonic`) the others have gone on without the lost one."""
     wait_until(lambda: brokers.go_on_without(lost), f"the cluster goes on without {lost}", timeout_s, every_s=0.1)
     return time.monotonic()
+
+
+def insist_on(brokers: Brokers, topics: Sequence[str], copies: int) -> None:
+    """Let these topics take only what so many copies have."""
+    config = {"min.insync.replicas": str(copies)}
+    admin = KafkaAdminClient(bootstrap_servers=brokers.bootstrap.split(","))
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=config) for name in topics])
+    admin.close()

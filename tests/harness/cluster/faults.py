@@ -6,11 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType
-
 from streams.topics import IMPRESSIONS, TOPICS
-from tests.harness.cluster.brokers import able_after
+from tests.harness.cluster.brokers import able_after, insist_on
 from tests.harness.cluster.system import ClusterSystem
 
 Fault = Callable[[ClusterSystem, float], float]  # given how long it lasts; when the cluster was able to go on
@@ -46,10 +43,11 @@ def rolled(system: ClusterSystem, _: float) -> float:
 def too_few_in_sync(system: ClusterSystem, away_s: float) -> float:
     """A copy is missing that the topics insist on: no broker takes a message for them (NotEnoughReplicas)."""
     lost = follower_of_the_quorum(system)
+    names = [system.topic(topic.name) for topic in TOPICS]
     system.brokers.stop(lost)
-    insist_on(system, len(system.brokers.nodes))
+    insist_on(system.brokers, names, len(system.brokers.nodes))
     time.sleep(away_s)
-    insist_on(system, len(system.brokers.nodes) - 1)
+    insist_on(system.brokers, names, len(system.brokers.nodes) - 1)
     able_s = time.monotonic()
     system.brokers.start(lost)
     system.brokers.wait_whole()
@@ -71,15 +69,6 @@ def follower_of_the_quorum(system: ClusterSystem) -> int:
     controller = system.brokers.controller()
     leaders = [system.brokers.leader(system.topic(IMPRESSIONS), number) for number in range(3)]
     return next(leader for leader in leaders if leader != controller)
-
-
-def insist_on(system: ClusterSystem, copies: int) -> None:
-    """Let our topics take only what so many copies have."""
-    names = [system.topic(topic.name) for topic in TOPICS]
-    config = {"min.insync.replicas": str(copies)}
-    admin = KafkaAdminClient(bootstrap_servers=system.brokers.bootstrap.split(","))
-    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=config) for name in names])
-    admin.close()
 
 
 FAULTS: dict[str, Fault] = {

@@ -1,7 +1,8 @@
 """History workers and servers on three brokers, and people who watch and ask meanwhile.
 
 A person asks with the client's own patience, and when it has ended, again under the same request id, as the client's
-pages say. There is no release and no Milvus: what is looked at is the way through Kafka, and trending answers.
+pages say, until a longer patience has ended too. There is no release and no Milvus: what is looked at is the way
+through Kafka, and trending answers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ ITEMS = [f"v{number}" for number in range(50)]
 PARTITIONS = 3
 CLIENTS = 3  # each reads one partition of the replies
 PATIENCE_S = 5.0  # the client's own
-TRIES = 24
+WAIT_S = 120.0  # until a person gives up
+MOST_WAITING = 2500
 
 
 @dataclass
@@ -59,12 +61,13 @@ class Request:
 
 
 class People:
-    """They ask in turn, each of another user, by one of several clients."""
+    """They ask in turn, each of another user, by one of several clients; each gives up after `wait_s`."""
 
-    def __init__(self, kafka: Kafka) -> None:
+    def __init__(self, kafka: Kafka, wait_s: float) -> None:
         self.requests: list[Request] = []
+        self._wait_s = wait_s
         self._clients = [RecommendClient(client_options(kafka)) for _ in range(CLIENTS)]
-        self._pool = ThreadPoolExecutor(max_workers=500)
+        self._pool = ThreadPoolExecutor(max_workers=MOST_WAITING)
         self._tag, self._numbers = uuid.uuid4().hex[:6], itertools.count()
 
     def ask(self) -> None:
@@ -80,7 +83,7 @@ class People:
             client.close()
 
     def _ask_patiently(self, request: Request, user: str, client: RecommendClient) -> None:
-        for _ in range(TRIES):
+        while time.monotonic() < request.asked_s + self._wait_s:
             with contextlib.suppress(RequestFailed):
                 client.recommend(user, k=5, request_id=request.request_id, timeout_s=PATIENCE_S)
                 request.answered_s = time.monotonic()
@@ -106,11 +109,14 @@ class ClusterSystem:
         return self.settings.kafka.topic_prefix + name
 
     @contextlib.contextmanager
-    def load(self, watches_per_s: float, requests_per_s: float) -> Iterator[tuple[Watching, People]]:
-        """People watch and ask; at the end all watches are acknowledged and all requests answered, or given up."""
+    def load(
+        self, watches_per_s: float, requests_per_s: float, wait_s: float = WAIT_S
+    ) -> Iterator[tuple[Watching, People]]:
+        """People watch and ask; at the end all watches are acknowledged and all requests answered, or given up after
+        `wait_s` each."""
         with (
             contextlib.closing(Watching(self.settings.kafka, ITEMS)) as watching,
-            contextlib.closing(People(self.settings.kafka)) as people,
+            contextlib.closing(People(self.settings.kafka, wait_s)) as people,
             beside(lambda stop: paced(watching.watch, watches_per_s, stop), "watches"),
             beside(lambda stop: paced(people.ask, requests_per_s, stop), "requests"),
         ):

@@ -29,7 +29,8 @@ from tests.harness.requests import Asked
 from tests.harness.traffic import DURATION_S, now_ms
 from tests.harness.witness import Takedown
 
-AGAIN_S = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 192.0, 256.0)  # a request without a reply is sent again, under its own id
+PATIENCE_S = 5.0  # the client's own, within which it sends once more; who waits longer asks again under the same id
+AGAIN_S = tuple(PATIENCE_S / 2 * number for number in range(1, 100))
 DOWN_MS = 8000
 MOST_DOWN = 6
 MOST_TOGETHER = 9  # watches that come in one moment: then a batch is more than one event

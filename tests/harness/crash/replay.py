@@ -30,6 +30,17 @@ class Content(NamedTuple):
     signals: tuple[tuple[str, int], ...]
 
 
+class ExampleContent(NamedTuple):
+    """What a training example says: the watch, and the event ids of the watches before it, oldest first."""
+
+    user_id: str
+    item_id: str
+    event_ms: int
+    watch_s: float
+    duration_s: float | None
+    before: tuple[str, ...]
+
+
 @dataclass
 class Events:
     """The events that count, by user; and what there was besides."""
@@ -126,11 +137,26 @@ def check(settings: Settings, histories_read: Histories, examples_read: Reader) 
     assert all(len(copies) == 1 for copies in made.values()), "an example that is made again is the same, byte for byte"
 
 
-def examples(events: Events, settings: Settings) -> dict[Place, str]:
-    """The item of each training example that must be there, by its identity."""
+def examples(events: Events, settings: Settings) -> dict[Place, ExampleContent]:
+    """Each training example that must be there, by its identity."""
     return {
-        place: event.item_id for mine in events.watches.values() for event, place in mine if is_long(event, settings)
+        place: ExampleContent(
+            event.user_id,
+            event.item_id,
+            event.event_ms,
+            event.watch_s,
+            event.duration_s,
+            _before(event, mine[:number], settings),
+        )
+        for mine in events.watches.values()
+        for number, (event, place) in enumerate(mine)
+        if is_long(event, settings)
     }
+
+
+def _before(event: WatchEvent, known: Sequence[tuple[WatchEvent, Place]], settings: Settings) -> tuple[str, ...]:
+    """What a history that knew these watches held of the time before the event."""
+    return tuple(each.event_id for each, _ in _newest(known, settings) if each.event_ms < event.event_ms)
 
 
 def outcomes(events: Events, settings: Settings) -> dict[Place, list[float]]:

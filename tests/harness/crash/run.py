@@ -35,7 +35,6 @@ REST_S = 240.0
 PATIENCE_S = 240.0
 WINDOW_S = 6.0
 LATE_S = 600.0  # nothing that any outage here delays is later
-REPEAT_S = 300.0  # longer than any outage here: a request that was answered before it is answered alike
 NEVER_S = 1e9  # half-lives: counts are then plain sums
 READ_BY = {  # consumer groups, and what they commit
     "nextwatch-history": (topics.WATCH_EVENTS, topics.SEARCH_EVENTS, topics.SIGNALS, topics.IMPRESSIONS),
@@ -120,7 +119,7 @@ def settings_for(data_dir: Path) -> Settings:
         trending=Trending(half_life_s=NEVER_S),
         trainer=Trainer(publish_s=1.0),
         indexer=Indexer(window_s=0.1),
-        serving=Serving(heartbeat_s=0.5, search_s=2.0, k=10, repeat_s=REPEAT_S),
+        serving=Serving(heartbeat_s=0.5, search_s=2.0, k=10),
     )
 
 
@@ -218,7 +217,7 @@ def look(run: Run, outcome: Outcome) -> None:
     """Read everything and compare it."""
     settings, bundles = run.system.settings, run.releases.bundles
     events = read_events(settings)
-    outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live])
+    outcome.verdict = judge(settings, events, outcome.sent, bundles[run.live], run.releases.items)
     replies, takedowns = Replies(settings), outcome.sent.takedowns
     outcome.mixed = replies.mixed(bundles)
     outcome.otherwise = replies.answered_otherwise(takedowns) + replies.recorded_otherwise(takedowns)
@@ -246,5 +245,6 @@ def counts(outcome: Outcome) -> Sequence[str]:
         f"differing {len(verdict.differing)}; again with one effect: {again}",
         f"{len(outcome.sent.asked)} requests: unanswered {outcome.unanswered}, mixed {len(outcome.mixed)}, "
         f"answered twice {outcome.replied_twice}, not alike {len(outcome.otherwise)}; {outcome.versions} versions",
+        f"numbers of rows off by {verdict.furthest:.1e} at most from a learner's that nothing befalls",
         f"longest recovery to ready {deaths.longest_s:.1f} s; {outcome.seconds:.0f} s in all",
     )

@@ -22,6 +22,7 @@ from streams import topics
 from streams.epochs import CLAIM
 from streams.messages import (
     DeadLetter,
+    Item,
     ItemVector,
     RankingExample,
     StatisticsRow,
@@ -33,10 +34,12 @@ from streams.messages import (
 from streams.trainer.progress import PROGRESS_KEY
 from tests.harness.crash import replay
 from tests.harness.crash.load import Sent
-from tests.harness.crash.replay import Content, Events, Place, read_all
+from tests.harness.crash.relearnt import relearn, stream_of
+from tests.harness.crash.replay import Content, Events, ExampleContent, Place, read_all
 from tests.harness.traffic import total_of, vector_of
 
 MOST_BYTES = 8_000_000
+MOST_OFF = 1e-3  # of a row from one that was learnt without faults: one example moves its row by more
 SAME = 1e-5  # of float32 numbers that went through Milvus
 
 Floats = npt.NDArray[np.float32]
@@ -51,6 +54,7 @@ class Verdict:
     doubled: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     again: Counter[str] = field(default_factory=Counter)  # sent again with one effect
+    furthest: float = 0.0  # any number of a row from what it is without faults
 
     def compare(self, what: str, expected: Mapping[Any, Any], found: Mapping[Any, Any]) -> None:
         """Both by the same keys: a missing one is lost, one too many is doubled, another value differs."""
@@ -64,8 +68,8 @@ class Verdict:
         ]
 
 
-def judge(settings: Settings, events: Events, sent: Sent, bundle: Bundle) -> Verdict:
-    """Everything, once the system is at rest. `bundle` is the live release's."""
+def judge(settings: Settings, events: Events, sent: Sent, bundle: Bundle, items: Mapping[str, Item]) -> Verdict:
+    """Everything, once the system is at rest. `bundle` is the live release's, `items` the catalogue."""
     verdict = Verdict()
     check_events(verdict, settings, events, sent)
     check_histories(verdict, settings, events)
@@ -73,6 +77,7 @@ def judge(settings: Settings, events: Events, sent: Sent, bundle: Bundle) -> Ver
     check_ranking_examples(verdict, settings, events)
     check_trending(verdict, settings, events)
     check_rows(verdict, settings, events, bundle)
+    check_vectors(verdict, settings, bundle, items)
     check_index(verdict, settings, bundle)
     return verdict
 
@@ -107,20 +112,31 @@ def check_histories(verdict: Verdict, settings: Settings, events: Events) -> Non
 
 
 def check_training_examples(verdict: Verdict, settings: Settings, events: Events) -> None:
-    """Each is there, is the same whenever it is there again, and is taken once by who passes over what is not newer."""
+    """Each is there, says what it must, is the same whenever it is there again, and is taken once by who passes over
+    what is not newer."""
     expected, made, taken = replay.examples(events, settings), defaultdict(set), Counter[Place]()
-    newest: dict[int, int] = {}
+    newest, said = dict[int, int](), dict[Place, ExampleContent]()
     for record in read_all(settings, topics.TRAINING_EXAMPLES):
         example = decode(TrainingExample, record.value, max_bytes=MOST_BYTES)
         place = example.partition, example.offset
         made[place].add(record.value)
+        said[place] = content_of(example)
         if example.offset > newest.get(example.partition, -1):
             newest[example.partition] = example.offset
             taken[place] += 1
         else:
             verdict.again["training examples"] += 1
     verdict.compare("training example", dict.fromkeys(expected, 1), taken)
+    both = expected.keys() & said.keys()
+    verdict.compare("content of example", *({place: each[place] for place in both} for each in (expected, said)))
     verdict.differing += [f"training example {place} is not always the same" for place in made if len(made[place]) > 1]
+
+
+def content_of(example: TrainingExample) -> ExampleContent:
+    before = tuple(watch.event_id for watch in example.watches)
+    return ExampleContent(
+        example.user_id, example.item_id, example.event_ms, example.watch_s, example.duration_s, before
+    )
 
 
 def check_ranking_examples(verdict: Verdict, settings: Settings, events: Events) -> None:
@@ -175,7 +191,7 @@ def trending_counts(settings: Settings) -> Counter[str]:
 
 def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bundle) -> None:
     """A row knows how many watches it has counted: all examples since the release, each once."""
-    learnt = Counter(replay.examples(events, settings).values())
+    learnt = Counter(example.item_id for example in replay.examples(events, settings).values())
     model = bundle.model
     released = dict(zip(model.item_ids, model.popularity.totals().tolist(), strict=True))
     totals = {item: total_of(row) for item, row in newest_rows(settings, bundle).items() if row.state}
@@ -186,6 +202,25 @@ def check_rows(verdict: Verdict, settings: Settings, events: Events, bundle: Bun
             verdict.lost.append(f"{-extra} examples of {item} in its row")
         if extra > 0:
             verdict.doubled.append(f"{extra} examples of {item} in its row")
+
+
+def check_vectors(verdict: Verdict, settings: Settings, bundle: Bundle, items: Mapping[str, Item]) -> None:
+    """A row is where a learner that nothing befalls has it (tests/harness/crash/relearnt.py)."""
+    examples, vectors = (read_all(settings, topic) for topic in (topics.TRAINING_EXAMPLES, topics.ITEM_VECTORS))
+    stream = stream_of(bundle.manifest.version, examples, vectors)
+    compare_rows(verdict, relearn(stream, bundle, items, settings.trainer, settings.model.seed), stream.rows)
+
+
+def compare_rows(verdict: Verdict, expected: Mapping[bytes, ItemVector], found: Mapping[bytes, ItemVector]) -> None:
+    verdict.doubled += [
+        f"row of {key.decode()}: nothing is to be learnt of it" for key in found.keys() - expected.keys()
+    ]
+    for key in found.keys() & expected.keys():
+        off = float(np.abs(vector_of(found[key]) - vector_of(expected[key])).max())
+        verdict.compared["vectors of rows"] += 1
+        verdict.furthest = max(verdict.furthest, off)
+        if off > MOST_OFF:
+            verdict.differing.append(f"row of {key.decode()}, off by {off:g} from one that was learnt without faults")
 
 
 def check_index(verdict: Verdict, settings: Settings, bundle: Bundle) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 VARIABLE = "SABOTAGE_OF_A_TEST"
 SITE = Path(__file__).with_name("site")
 EVERY = 10  # of the calls that could go wrong, one in so many does
+HUNDRED = 100  # of examples
 
 
 class Fault(NamedTuple):
@@ -51,6 +52,23 @@ def _learns_twice() -> None:
         return method(*arguments)
 
     _wrap(IncrementalTrainer, "learn", learn)
+
+
+def _moves_rows_twice() -> None:
+    """Of one example in a hundred, and counts it once: only vectors can tell."""
+    import numpy as np
+
+    from models.retrieval.incremental import IncrementalTrainer
+
+    seen = itertools.count(1)
+
+    def step(method: Any, call: int, trainer: Any, examples: Any) -> Any:
+        again = [place for place in range(len(examples)) if next(seen) % HUNDRED == 0]
+        if again:
+            method(trainer, examples.take(np.array(again)))
+        return method(trainer, examples)
+
+    _wrap(IncrementalTrainer, "_step", step)
 
 
 def _passes_over_an_example() -> None:
@@ -98,7 +116,7 @@ def _writes_no_row() -> None:
 
 def _answers_from_the_release_before() -> None:
     """By the name of the new one."""
-    from serving.state import release
+    from streams.bundles import source
 
     first = list[str]()
 
@@ -106,7 +124,7 @@ def _answers_from_the_release_before() -> None:
         first.append(directory.name)
         return method(directory.with_name(first[0]))
 
-    _wrap(release, "read_bundle", load)
+    _wrap(source, "read_bundle", load)
 
 
 def _records_no_impression() -> None:
@@ -132,6 +150,9 @@ def _has_no_dead_letters() -> None:
 
 FAULTS = {
     "trainer: one batch in ten is learnt twice": Fault(("worker", "trainer"), "doubled", _learns_twice),
+    "trainer: one example in a hundred moves rows twice and counts once": Fault(
+        ("worker", "trainer"), "differing", _moves_rows_twice
+    ),
     "trainer: one batch in ten is learnt without its first example": Fault(
         ("worker", "trainer"), "lost", _passes_over_an_example
     ),

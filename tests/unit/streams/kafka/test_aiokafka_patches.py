@@ -9,17 +9,20 @@ from typing import Any
 import aiokafka.consumer.fetcher
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
+from aiokafka.errors import LeaderNotAvailableError
+from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.memory_records import MemoryRecords
 
 from infra.platform.third_parties.patching import original
 from streams.clock import running_s
 from streams.kafka.aiokafka import patches
-from streams.kafka.aiokafka.patches import note_confirmations, pace_fetches
+from streams.kafka.aiokafka.patches import note_confirmations, number_anew, pace_fetches
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name
 from tests.unit.streams.kafka.test_unpacking import PLACE
 
@@ -184,3 +187,35 @@ def test_a_client_looks_after_its_brokers_from_its_start_until_it_is_closed():
         assert looking.cancelled()
 
     asyncio.run(start_and_close())
+
+
+def test_a_batch_that_is_given_up_for_want_of_a_leader_takes_its_numbers_with_it():
+    """So what follows is out of order to the broker (number_anew)."""
+
+    async def give_up() -> int:
+        numbers, place = TransactionManager(None, 0), TopicPartition("topic", 0)
+        numbers.set_pid_and_epoch(1, 0)
+        nobody_leads = SimpleNamespace(leader_for_partition=lambda _: -1)
+        waiting = MessageAccumulator(nobody_leads, 1000, 0, batch_ttl=0, txn_manager=numbers)
+        sent = await waiting.add_message(place, b"key", b"value", 1.0)
+        await asyncio.sleep(0.01)
+        waiting.drain_by_nodes(())
+        assert isinstance(sent.exception(), LeaderNotAvailableError)
+        return int(numbers.sequence_number(place))
+
+    assert asyncio.run(give_up()) == 1
+
+
+def test_a_producer_that_numbers_anew_asks_for_an_id():
+    async def begin() -> TransactionManager:
+        numbers = TransactionManager(None, 0)
+        numbers.set_pid_and_epoch(1, 0)
+        numbers.increment_sequence_number(TopicPartition("topic", 0), 5)
+        number_anew(SimpleNamespace(_txn_manager=numbers))
+        number_anew(SimpleNamespace(_txn_manager=numbers))
+        assert not numbers.has_pid()
+        numbers.set_pid_and_epoch(2, 0)
+        return numbers
+
+    numbers = asyncio.run(begin())
+    assert numbers.producer_id == 2 and numbers.sequence_number(TopicPartition("topic", 0)) == 0

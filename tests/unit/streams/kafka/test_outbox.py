@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import MessageSizeTooLargeError
 
 from infra.platform.settings import Kafka, Settings
 from streams.kafka.follow import read_to_end
 from streams.kafka.outbox import BATCH_BYTES, Outbox, create_producer
-from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, TRENDING, WATCH_EVENTS
+from streams.topics import DEAD_LETTERS, IMPRESSIONS, ITEMS, RANKING_EXAMPLES, SEARCH_EVENTS, TRENDING, WATCH_EVENTS
 from tests.conftest import on_both_brokers
 
 pytestmark = [pytest.mark.system, on_both_brokers]
@@ -81,6 +82,22 @@ def test_a_message_that_no_broker_takes_is_an_error_and_not_dropped(broker_setti
     too_large = b"x" * (9 * broker_settings.max_message_bytes)
     with pytest.raises(MessageSizeTooLargeError):
         send(broker_settings, lambda outbox: outbox.add(RANKING_EXAMPLES, 0, None, too_large))
+
+
+def test_what_stands_behind_records_that_were_given_up_is_sent_all_the_same(broker_settings):
+    """They have taken their numbers with them, so the broker refuses what follows until there is a new producer id."""
+
+    async def run() -> None:
+        async with create_producer(broker_settings, "test") as producer:
+            outbox = Outbox(producer, broker_settings.topic_prefix)
+            for key in (b"before", b"after", b"last"):
+                outbox.add(SEARCH_EVENTS, 0, key, b"")
+                await asyncio.wait_for(outbox.flush(), 30)
+                place = TopicPartition(broker_settings.topic_prefix + SEARCH_EVENTS, 0)
+                producer._txn_manager.increment_sequence_number(place, 3)
+
+    asyncio.run(run())
+    assert [record.key for record in read_to_end(broker_settings, SEARCH_EVENTS)] == [b"before", b"after", b"last"]
 
 
 def test_a_flush_sends_what_was_put_since_the_last_one(broker_settings):
