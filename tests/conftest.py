@@ -31,7 +31,9 @@ from tests.harness.system import stopping
 # the same examples in every run, so that a failure is of the change and not of the day;
 # `pytest --hypothesis-profile=default` draws new ones
 # (the first one of a process reads our sources for constants, which takes seconds)
-hypothesis_settings.register_profile("same-examples", derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile(
+    "same-examples", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 hypothesis_settings.load_profile("same-examples")
 
 MILVUS_SERVER = os.environ.get("NEXTWATCH_TEST_MILVUS", "")  # read before the settings' variables are taken away

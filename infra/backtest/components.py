@@ -1,9 +1,9 @@
 """What a ranker draws from each component of its features: its own predictions beside those that it makes when the
 values of one component are those of other impressions.
 
-Nothing is trained again. The values are exchanged and not left out, so that the ranker is told nothing that it has
-never seen; all features of a component are exchanged together. Two components that tell the same stand in for each
-other, and then each of them earns little.
+Nothing is trained again. The values are exchanged and not left out, so that each is one that the ranker has seen: a
+component's features of the request are all of one other request, those of the candidate all of one other impression.
+Two components that tell the same stand in for each other, and then each of them earns little.
 """
 
 from __future__ import annotations

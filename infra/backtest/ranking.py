@@ -65,6 +65,7 @@ def run_ranking_backtest(request: Request, settings: Settings, step: Step = no_p
     with new_directory(request.out) as directory, TemporaryDirectory(prefix="nextwatch-") as scratch:
         impressions = _read(request, settings, Path(scratch), step)
         cut = _cut(impressions, request)
+        impressions.choose_cap(partial(chosen_cap_s, settings.ranker, None), cut)
         judged = _judge(impressions, cut, settings, Path(scratch), step)
         report = _report(impressions, cut, judged, request, settings)
         write_json(directory, report)
@@ -76,8 +77,7 @@ def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> Im
     completed_s = settings.history.completed_s
     log = store_log(request.log, scratch / "log", mapping=request.mapping, completed_s=completed_s, progress=step)
     items = read_items(request.items) if request.items is not None else None
-    chosen = partial(chosen_cap_s, settings.ranker, None)
-    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings), chosen)
+    return ImpressionLog(log, prepare(log, items), scratch / "exposures", delays_of(settings))
 
 
 def _cut(impressions: ImpressionLog, request: Request) -> int:

@@ -112,11 +112,15 @@ class ImpressionLog:
         self._shown = Timeline(log.users, directory / "shown.npy")
         self._watched = Timeline(log.users, directory / "watched.npy", counts=self._is_watch)
         self.pages = self._first_of_page(directory / "pages.npy")
-        newest = slice(max(0, len(log) - SAMPLE), len(log))
-        self.cap_s = cap_s(self._target_s(newest, MOST_CAP_S)[self.timed(newest)])
+        self.choose_cap(cap_s, len(log))
 
     def __len__(self) -> int:
         return len(self.log)
+
+    def choose_cap(self, cap_s: Callable[[Floats], float], stop: int) -> None:
+        """Set the cap by the newest watches before that row."""
+        newest = slice(max(0, stop - SAMPLE), stop)
+        self.cap_s = cap_s(self._target_s(newest, MOST_CAP_S)[self.timed(newest)])
 
     def timed(self, rows: slice | Rows) -> Flags:
         return np.isfinite(self.log.watch_s[rows])
@@ -147,11 +151,11 @@ class ImpressionLog:
         at = np.maximum(watched, 0)
         return np.where((watched >= 0) & ~self.log.completed[at], self.items(at), -1)
 
-    def watched_before(self, asked: Rows) -> tuple[Rows, Rows]:
-        """int64 [K] twice: which of these rows, and the catalogue row of something that its user had watched by then,
-        however long ago: no list shows it again."""
-        which, watched = self._watched.all(self.log.users[asked], asked)
-        return which, self.items(watched)
+    def watched_before(self, asked: Rows, length: int) -> Rows:
+        """int64 [B, H]: catalogue rows of the newest watches of whatever length before each row, -1 for none: no list
+        shows them again."""
+        watched = self._watched.before(asked, length)
+        return np.where(watched >= 0, self.items(np.maximum(watched, 0)), -1)
 
     def context(self, rows: Rows, vocabulary: ContextVocabulary) -> tuple[Rows, Floats]:
         """Codes int64 [B, K] and traits float32 [B, M] of these rows, as the vocabulary reads those of a request."""

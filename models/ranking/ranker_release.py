@@ -33,6 +33,7 @@ from models.retrieval.candidates import CandidateModel, with_one
 Progress = Callable[[str, int, int], None]
 
 SCORED_ROWS = 50_000  # at most so many rows get a retrieval score: each is compared with the whole catalogue
+SEEN = 550  # watches that a history remembers: its newest, and `history.seen` items beyond
 CANDIDATES = 500  # that the two towers nominate for a request, unless it is said how many
 LEAST_JUDGED, MOST_JUDGED = 50, 200_000  # impressions that a report is of: they are taken into memory
 CAP_MOVES = 1.25  # times so much more or less, and a warm start is not worth its cap
@@ -197,12 +198,14 @@ class UnseenScores:
         scores = with_one(self._model.encode(self._queries(rows, asked))) @ self._vectors.T  # [B, N]
         known = items < scores.shape[1]
         own = np.where(known, scores[np.arange(len(rows)), np.where(known, items, 0)], np.nan).astype(np.float32)
-        case, watched = self._impressions.watched_before(asked)
-        has_vector = watched < scores.shape[1]
-        scores[case[has_vector], watched[has_vector]] = -np.inf
+        watched = self._impressions.watched_before(asked, SEEN)  # [B, SEEN]
+        case, at = np.nonzero((watched >= 0) & (watched < scores.shape[1]))
+        scores[case, watched[case, at]] = -np.inf
         place = 1 + np.count_nonzero(scores > own[:, None], axis=1)
         rank = np.where(known, np.minimum(place, self._candidates), np.nan).astype(np.float32)
-        return Retrieved(own, np.fmax(scores.max(axis=1), own), rank, known & (place <= self._candidates))
+        is_seen = (watched == items[:, None]).any(axis=1)
+        best = np.fmax(scores.max(axis=1), np.where(is_seen, np.nan, own)).astype(np.float32)
+        return Retrieved(own, best, rank, known & ~is_seen & (place <= self._candidates))
 
     def _queries(self, rows: Rows, asked: Rows) -> Queries:
         """The users of these rows as they were when they asked, in the rows' own context."""

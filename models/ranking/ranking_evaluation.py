@@ -17,7 +17,7 @@ from models.evaluation.ranking_metrics import pair_loss, top_seconds, user_auc, 
 from models.logs.decayed_past import DecayedPast
 from models.ranking.features import numbers_of
 from models.ranking.impression_log import PAGE_MS, Delays
-from models.ranking.item_statistics import MOST_FACTOR, PRIOR_S
+from models.ranking.item_statistics import MOST_FACTOR, prior_of
 from models.ranking.ranker import Ranker
 from models.ranking.ranking_examples import QUERY_IDS, SCOPES, RankingExamples
 
@@ -70,7 +70,8 @@ def rolling_factors(predicted_s: Doubles, examples: RankingExamples, delays: Del
     past.settle(codes[:0], at_ms[:0], values[:0], int(at_ms[0]) if len(at_ms) else 0)
     past.open(codes, at_ms, values)
     expected, watched = past.at(codes, at_ms - delays.window_ms, at_ms).T
-    return np.asarray(np.clip((watched + PRIOR_S) / (expected + PRIOR_S), 1 / MOST_FACTOR, MOST_FACTOR))
+    prior_s = prior_of(examples.cap_s)
+    return np.asarray(np.clip((watched + prior_s) / (expected + prior_s), 1 / MOST_FACTOR, MOST_FACTOR))
 
 
 def judge(examples: RankingExamples, predicted: Predictions) -> dict[str, Ratio]:

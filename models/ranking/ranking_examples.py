@@ -24,6 +24,7 @@ from models.ranking.ranking_batch import HISTORY, MOST_TOPICS, SOURCES, Codes
 SCOPES: tuple[Scope, Scope] = ("query", "impression")
 CAP_S = 600.0  # of a ranker that says nothing else: watch time beyond its cap neither trains it nor is promised
 LONGEST, ROOM = 0.001, 2.0  # a cap that the data choose: so many times what all but this share of the watches reach
+LEAST_LONG = 10  # watches beyond that, at least
 MOST_CAP_S = 86_400.0  # what a message may promise
 SAMPLE = 400_000  # newest watches that choose one
 WIDTHS = {"last_watched": HISTORY, "topics": MOST_TOPICS, "sources": len(SOURCES) - 1}  # ids of a feature; others: 1
@@ -131,10 +132,10 @@ def target_of(watched_s: Floats, duration_s: Floats, cap_s: float) -> Floats:
 
 def cap_of(target_s: Floats) -> float:
     """The cap that these targets choose, whole seconds: a film is worth its hours, and what was left running trains
-    nothing. There is ROOM above the long watches: expectations that err upwards keep their order. CAP_S where nothing
-    was watched."""
+    nothing. There is ROOM above the long watches: expectations that err upwards keep their order. CAP_S where too few
+    were watched to tell a long watch from what was left running."""
     watched = target_s[target_s > 0]
-    if not len(watched):
+    if len(watched) * LONGEST < LEAST_LONG:
         return CAP_S
     long_s = np.quantile(watched, 1 - LONGEST, method="inverted_cdf")
     return float(np.clip(np.ceil(ROOM * long_s), 1, MOST_CAP_S))

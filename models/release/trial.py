@@ -202,15 +202,22 @@ def compare_rankers(
     twin: Ranker, rivals: Mapping[str, Ranker], final: Ranker, unseen: RankingExamples
 ) -> list[Comparison | Floor]:
     """Compare the twin with rivals and the item's mean; and what would go live with the twin, by the loss alone: what
-    it has seen it may well promise too exactly."""
-    sums = {name: ranker_sums(unseen, predict(each, unseen)) for name, each in rivals.items()}
-    sums[ITEM_MEAN] = ranker_sums(unseen, item_means(unseen))
-    loss, calibration = ranker_sums(unseen, predict(twin, unseen))
+    it has seen it may well promise too exactly. All by the least of their caps, so that none is judged by seconds that
+    it may not promise."""
+    cap_s = min(each.cap_s for each in (twin, final, *rivals.values()))
+    unseen = unseen.capped(cap_s)
+
+    def sums_of(predicted: Doubles) -> tuple[Ratio, Ratio]:
+        return ranker_sums(unseen, np.minimum(predicted, cap_s))
+
+    sums = {name: sums_of(predict(each, unseen)) for name, each in rivals.items()}
+    sums[ITEM_MEAN] = sums_of(item_means(unseen))
+    loss, calibration = sums_of(predict(twin, unseen))
     found: list[Comparison | Floor] = []
     for name, (their_loss, theirs) in sums.items():
         found.append(Comparison("ranker_weighted_loss", name, loss, their_loss, "less"))
         found.append(Comparison("ranker_calibration", name, calibration, theirs, "one", CALIBRATED))
-    final_loss, _ = ranker_sums(unseen, predict(final, unseen))
+    final_loss, _ = sums_of(predict(final, unseen))
     return [*found, Comparison("ranker_weighted_loss", TWIN, final_loss, loss, "less")]
 
 

@@ -60,7 +60,7 @@ def draw(
     chances = chances_of(weights, group, min(expected, len(places)))
     met = comb(chances, group, rng)
     at = rng.permutation(places)[: len(met)]
-    return Draws(pool[met], at, chances[met] / len(places), pool, float(chances.sum()) / len(places))
+    return Draws(pool[met], at, chances[met] / len(places), pool, min(1.0, float(chances.sum()) / len(places)))
 
 
 def chances_of(weights: NDArray[Any], group: Rows, expected: float) -> Doubles:

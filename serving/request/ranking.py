@@ -58,9 +58,9 @@ def drop_late(
     drafts: list[ResponseDraft], spent_s: float, latency: LatencyEstimate, settings: Serving
 ) -> list[ResponseDraft]:
     """The drafts whose clients still wait when the ranker is done, by what it took lately."""
-    in_time = []
+    in_time, to_rank = [], [draft for draft in drafts if draft.candidates.item_ids and is_ranked(draft.plan)]
     for draft in drafts:
-        if draft.context.left_s(settings.deadline_s) - spent_s >= len(drafts) * latency.expected_s:
+        if draft.context.left_s(settings.deadline_s) - spent_s >= len(to_rank) * latency.expected_s:
             in_time.append(draft)
         elif draft.candidates.item_ids and is_ranked(draft.plan):
             draft.degrade("unranked", "no time is left for the ranker")
@@ -143,7 +143,7 @@ def _score_together(
 ) -> list[tuple[Floats, RankerInputs]]:
     batch = ranking_batch_of(queries, live.catalogue, [live.statistics, statistics])
     ranked = live.ranker.rank(batch, items)
-    factor = statistics.factor(live.version, now_ms)
+    factor = statistics.factor(live.version, now_ms, live.ranker.cap_s)
     raw = ranked.expected_s
     expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(live.ranker.cap_s)), raw)
     scored, first = [], 0

@@ -219,6 +219,8 @@ class Learner:
         if not self._admission.admits(item_id):
             return False
         item = self._items.get(item_id)
+        if item_id in self._undescribed:
+            self._undescribed.remove(item_id)  # its row had expired
         if item is None:  # topics keep no order between them: it may be on its way
             self._undescribed.append(item_id)
         self._trainer.add_item(item_id, ids_of(item) if item is not None else {})
@@ -226,11 +228,12 @@ class Learner:
 
     def _describe(self) -> Rows:
         """Move the rows of items that `items` has told of since they were placed; which."""
-        told = dict.fromkeys(item_id for item_id in self._undescribed if item_id in self._items)
+        found = ((item_id, self._items.get(item_id)) for item_id in self._undescribed)
+        told = {item_id: item for item_id, item in found if item is not None}
         if not told:
             return NO_ROWS
         self._undescribed = deque((each for each in self._undescribed if each not in told), MOST_UNDESCRIBED)
-        rows = [self._trainer.describe(item_id, ids_of(self._items[item_id])) for item_id in told]
+        rows = [self._trainer.describe(item_id, ids_of(item)) for item_id, item in told.items()]
         return np.array([row for row in rows if row >= 0], np.int64)
 
     def _is_sampled(self) -> bool:
