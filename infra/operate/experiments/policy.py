@@ -53,6 +53,7 @@ class ImpressionPart(msgspec.Struct, frozen=True, gc=False):
     at_ms: int
     items: tuple[ShownPart, ...]
     pool: Pool | None = None
+    cap_s: float = 600.0
 
 
 class ExamplePart(msgspec.Struct, frozen=True, gc=False):
@@ -180,9 +181,8 @@ def _places(example: ExamplePart) -> Iterator[Place]:
         return
     for shown, outcome in zip(impression.items, example.outcomes, strict=False):
         if shown.probability and shown.expected_watch_s is not None:
-            yield Place(
-                impression.user_id, shown.probability, shown.expected_watch_s, outcome.watched_s, impression.pool
-            )
+            watched_s = min(outcome.watched_s, impression.cap_s)
+            yield Place(impression.user_id, shown.probability, shown.expected_watch_s, watched_s, impression.pool)
 
 
 def _kept(settings: Settings, erased: ErasedUsers, since_ms: int, progress: Step) -> Iterator[ExamplePart]:

@@ -36,6 +36,7 @@ class ImpressionPart(Struct, frozen=True, gc=False):
     at_ms: int
     items: tuple[ShownPart, ...]
     assigned: Assigned | None = None
+    cap_s: float = 600.0
 
 
 class ExamplePart(Struct, frozen=True, gc=False):
@@ -122,7 +123,7 @@ class Viewers:
         return self._closed_ms.get(first.partition, 0) >= ends_ms + self._window_ms
 
     def _seconds_of(self, impression: ImpressionPart, outcomes: tuple[Outcome, ...]) -> float:
-        watched_s = [outcome.watched_s for outcome in outcomes]
+        watched_s = [min(outcome.watched_s, impression.cap_s) for outcome in outcomes]
         if not self._experiment.interleaved:
             return sum(watched_s)
         control, variant = (each.name for each in self._experiment.variants)

@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from infra.platform.settings import Selection
-from serving.request.exploration import chances_of, comb, seed_of
+from serving.request.exploration import chances_of, comb, draw, seed_of
 from serving.request.reranking import BEST, DRAWN, PINNED, Chosen, Options, choose, pins_of
 
 OFF = Selection()
@@ -319,3 +319,13 @@ def test_without_vectors_the_step_is_skipped_and_said():
 def test_a_requests_seed_is_the_same_everywhere_and_another_for_another():
     assert seed_of("r-1", 1) == 16086310244385194907
     assert len({seed_of(f"r-{n}", seed) for n in range(1000) for seed in range(3)}) == 3000
+
+
+def test_where_every_place_is_drawn_the_chance_of_one_is_not_above_1():
+    """Rounding makes the sum more than the places, and a list that says so would be refused by who reads it."""
+    pool, groups, places = np.arange(300), np.zeros(300, np.int64), np.arange(10)
+    chances = [
+        draw(pool, groups, np.random.default_rng(seed).random(300), places=places, expected=10.0, seed=seed).chance
+        for seed in range(200)
+    ]
+    assert max(chances) == 1.0

@@ -69,6 +69,12 @@ def test_of_a_list_that_is_there_again_the_highest_revision_counts_once():
     assert [place.watched_s for place in known.places()] == [7.0]
 
 
+def test_what_was_left_running_counts_for_no_more_than_the_cap_of_the_list():
+    known = DrawnLists()
+    known.add(shown((2.0, 0.1), seconds=[80_000.0]))
+    assert [place.watched_s for place in known.places()] == [600.0]
+
+
 @pytest.mark.parametrize(
     ("lists", "says"),
     [

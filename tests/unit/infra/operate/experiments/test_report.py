@@ -56,6 +56,13 @@ def test_a_viewer_is_the_seconds_of_the_lists_within_the_hours_after_the_first()
     assert world.viewers.finished() == {"ann": 13.0, "bob": 0.0}
 
 
+def test_what_was_left_running_counts_for_no_more_than_the_cap_of_the_list():
+    world = World(experiment())
+    world.show("ann", "new", 80_000.0, 1.0)
+    world.go_on_until(LONG_AFTER_MS)
+    assert world.viewers.finished() == {"ann": 601.0}
+
+
 def test_a_viewer_counts_only_when_the_last_list_that_counts_is_closed():
     world = World(experiment())
     world.show("ann", "new", 5.0)
