@@ -203,9 +203,7 @@ class UnseenScores:
         scores[case, watched[case, at]] = -np.inf
         place = 1 + np.count_nonzero(scores > own[:, None], axis=1)
         rank = np.where(known, np.minimum(place, self._candidates), np.nan).astype(np.float32)
-        is_seen = (watched == items[:, None]).any(axis=1)
-        best = np.fmax(scores.max(axis=1), np.where(is_seen, np.nan, own)).astype(np.float32)
-        return Retrieved(own, best, rank, known & ~is_seen & (place <= self._candidates))
+        return Retrieved(own, np.fmax(scores.max(axis=1), own), rank, known & (place <= self._candidates))
 
     def _queries(self, rows: Rows, asked: Rows) -> Queries:
         """The users of these rows as they were when they asked, in the rows' own context."""
