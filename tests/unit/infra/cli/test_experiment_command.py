@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from kafka import TopicPartition
 
 from infra.cli.experiment import variants_of
 from infra.platform.settings import Settings
@@ -16,7 +17,7 @@ from streams.erasure.erase_users import write_erased_users
 from streams.experiments import Experiments
 from streams.kafka.follow import read_to_end
 from streams.messages import Assigned, Experiment, Impression, Outcome, Pool, RankingExample, Shown, Variant, encode
-from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, RELEASES, create_topics, partition_of
+from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, RELEASES, create_topics, open_admin, partition_of
 from tests.harness.traffic import Traffic, now_ms
 from tests.unit.infra.command import Done, commands
 
@@ -102,6 +103,22 @@ def test_an_experiment_from_its_start_to_its_stop(topics: Topics):
     again = topics.start("one")
     assert again.code == 2 and "take another name" in again.err
     assert topics.start("two").code == 0
+
+
+def test_an_experiment_whose_first_lists_have_expired_is_not_stopped(topics: Topics, monkeypatch):
+    topics.start("one", "--slower-ms", "20")
+    for number in range(400):
+        topics.show(
+            f"u{number}", Assigned("one", ("control", "new")[number % 2], 10.0 + 80 * (number % 2)), 5.0, now_ms()
+        )
+    topics.traffic.flush()
+    monkeypatch.setenv("NEXTWATCH_KAFKA__RETENTION_H", "1e-9")
+    assert topics.status()[0] == 1, "it is older than that, and yet all of it is there"
+    with open_admin(topics.settings.kafka) as admin:
+        admin.delete_records({TopicPartition(topics.settings.kafka.topic_prefix + IMPRESSIONS, 0): 1})
+    code, report = topics.status("--enforce")
+    assert code == 0 and report["variants"][1]["verdict"] == "open" and topics.running() is not None
+    assert "no longer kept" in topics.run("experiment", "status").out
 
 
 def test_what_cannot_be_started_or_is_not_there_ends_as_one_line(topics: Topics):
