@@ -10,11 +10,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import structlog
 from pydantic import ValidationError
 
 from infra.platform.settings import Selection, Serving
 from models.experiments.assignment import variant_of
 from streams.messages import Experiment, Refused, Release, Variant, decode
+
+log = structlog.get_logger(__name__)
 
 KEY = "experiment/"
 OF_SERVING = ("trending", "similar", "fresh", "ranked", "ranker")
@@ -45,7 +48,8 @@ class Experiments:
         self.by_name: dict[str, Experiment] = {}
 
     def hear(self, key: bytes | None, value: bytes | None) -> bool:
-        """Take one record of the topic; True if it is of an experiment. What cannot be read is passed over."""
+        """Take one record of the topic; True if it is of an experiment. One that cannot be read, of a newer version
+        say, ends what was known of it: it may be the one that stops it."""
         name = (key or b"").decode(errors="replace")
         if not name.startswith(KEY):
             return False
@@ -53,8 +57,8 @@ class Experiments:
         if value is not None:
             try:
                 message = decode(Release, value)  # type: ignore[arg-type]
-            except Refused:
-                return True
+            except Refused as refused:
+                log.error("experiment cannot be read: it is taken as stopped", key=name, error=str(refused))
         if isinstance(message, Experiment):
             self.by_name[message.name] = message
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -30,21 +31,33 @@ Rows = NDArray[np.int64]
 
 RECENT, ENOUGH = 200, 20  # audits that are looked at, and those without which nothing is concluded
 PLACES = 5  # candidates are kept for each place of the list, at least
+MOST_CHOICES = 9  # that are remembered: of our own settings, and of as many variants as an experiment may have
+
+
+@dataclass
+class Remembered:
+    """How often the choice of so many was asked for, and the shares of the best that it would have kept."""
+
+    asked: int = 0
+    kept: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    @property
+    def share(self) -> float:
+        return float(np.mean(self.kept))
+
+    def is_in_use(self, least: float) -> bool:
+        """True while the choice is trusted: enough was looked at, and at least this share was kept."""
+        return len(self.kept) >= ENOUGH and self.share >= least
 
 
 class Preranker:
-    """Remembers how well the choice was; another release begins anew, with its first requests ranked whole."""
+    """Remembers how well the choice was, for each `serving.ranked` that a plan has: a variant that keeps too few says
+    nothing of the others. Another release begins anew, with its first requests ranked whole."""
 
     def __init__(self, settings: Serving) -> None:
         self._settings = settings
         self._version = ""
-        self._asked, self._kept = 0, deque[float](maxlen=RECENT)
-
-    @property
-    def is_in_use(self) -> bool:
-        """True while the choice is trusted."""
-        enough = len(self._kept) >= ENOUGH
-        return enough and float(np.mean(self._kept)) >= self._settings.audit_kept
+        self._remembered: dict[int, Remembered] = {}  # the last one asked for stands last
 
     def choose(
         self, drafts: Sequence[ResponseDraft], live: LiveRelease, statistics: StatisticsView, now_ms: int
@@ -53,8 +66,8 @@ class Preranker:
         if not any(may_choose(draft) for draft in drafts):
             return [None] * len(drafts)
         if live.version != self._version:
-            self._version, self._asked = live.version, 0
-            self._kept.clear()
+            self._version = live.version
+            self._remembered.clear()
         rows_of = [live.catalogue.rows(draft.candidates.item_ids) for draft in drafts]
         learn_worth(live, np.concatenate(rows_of), statistics, now_ms)
         return [self._choose(draft, live.worth.of(rows)) for draft, rows in zip(drafts, rows_of, strict=True)]
@@ -62,8 +75,9 @@ class Preranker:
     def _choose(self, draft: ResponseDraft, worth: Floats) -> Rows | None:
         if not may_choose(draft):
             return None
-        self._asked += 1
-        if self._is_whole():
+        choice = self._choice_of(draft)
+        choice.asked += 1
+        if self._is_whole(choice):
             return None
         pins = pins_of(draft.candidates.item_ids, draft.request.pinned, draft.plan.selection.pinned)
         return best_of(worth, self._most(draft), pins)
@@ -73,23 +87,38 @@ class Preranker:
         most = self._most(draft)
         if not may_choose(draft) or len(expected_s) <= most:
             return
-        was_in_use = self.is_in_use
+        choice, least = self._choice_of(draft), self._settings.audit_kept
+        was_in_use = choice.is_in_use(least)
         worth = live.worth.of(live.catalogue.rows(draft.candidates.item_ids))
         kept = best_of(worth, most)
         if kept is None:  # not enough of them were known
             return
         best = np.argsort(-expected_s, kind="stable")[: draft.k]
-        self._kept.append(float(np.isin(best, kept).mean()))
-        metrics.PRERANKED_KEPT.set(float(np.mean(self._kept)))
-        if len(self._kept) >= ENOUGH:
-            metrics.PRERANKER_IN_USE.set(self.is_in_use)
-        if was_in_use and not self.is_in_use:
-            log.warning("all candidates are ranked: too much of the best was left out", kept=float(np.mean(self._kept)))
+        choice.kept.append(float(np.isin(best, kept).mean()))
+        ranked, is_in_use = draft.plan.serving.ranked, choice.is_in_use(least)
+        if ranked == self._settings.ranked:  # the gauges tell of our own settings
+            metrics.PRERANKED_KEPT.set(choice.share)
+            if len(choice.kept) >= ENOUGH:
+                metrics.PRERANKER_IN_USE.set(is_in_use)
+        if was_in_use and not is_in_use:
+            log.warning(
+                "all candidates are ranked: too much of the best was left out", ranked=ranked, kept=choice.share
+            )
 
-    def _is_whole(self) -> bool:
+    def _choice_of(self, draft: ResponseDraft) -> Remembered:
+        """What is remembered of the choice of as many as the draft's plan says; what was not asked for longest goes."""
+        ranked = draft.plan.serving.ranked
+        choice = self._remembered.pop(ranked, None) or Remembered()
+        self._remembered[ranked] = choice
+        if len(self._remembered) > MOST_CHOICES:
+            del self._remembered[next(iter(self._remembered))]
+        return choice
+
+    def _is_whole(self, choice: Remembered) -> bool:
         """True if the request is ranked whole: the first ones, one in so many, and all while the choice loses."""
         share = self._settings.audit_share
-        return not self.is_in_use or bool(share and self._asked % max(1, round(1 / share)) == 0)
+        is_looked_at = bool(share and choice.asked % max(1, round(1 / share)) == 0)
+        return is_looked_at or not choice.is_in_use(self._settings.audit_kept)
 
     def _most(self, draft: ResponseDraft) -> int:
         """Enough for the list, and for what is drawn or picked apart behind it."""

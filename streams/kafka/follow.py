@@ -107,6 +107,15 @@ class TopicFollower:
             if start < ends[place]:
                 self._ends[place] = ends[place]
 
+    def holds_since(self, at_ms: int) -> bool:
+        """True where no record of `at_ms` or later can have expired: each partition has its very first record still,
+        or one from before."""
+        places = list(self._consumer.assignment())
+        firsts = {place: first for place, first in self._consumer.beginning_offsets(places).items() if first}
+        ends = self._consumer.end_offsets(list(firsts))
+        found = self._consumer.offsets_for_times(dict.fromkeys(firsts, at_ms)) if firsts else {}
+        return all(first < (ends[p] if found.get(p) is None else found[p].offset) for p, first in firsts.items())
+
     def expect_present(self) -> None:
         """Let `caught_up` speak of all that lies in the partitions now, not only when reading began."""
         ends = self._consumer.end_offsets(list(self._consumer.assignment()))

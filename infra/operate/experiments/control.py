@@ -40,7 +40,8 @@ def read_experiments(kafka: Kafka) -> Experiments:
 
 
 def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...], terms: Terms) -> Experiment:
-    """Start it. Raises ExperimentUnfit where it cannot be served, another one runs, or the name was used before."""
+    """Start it. Raises ExperimentUnfit where it cannot be served, another one runs, or the name was used before; where
+    another one was started in the same moment, it is stopped again."""
     if terms.interleaved and (terms.slower_ms is not None or terms.more_fallbacks is not None):
         raise ExperimentUnfit("variants that are interleaved answer together: there is no guard rail between them")
     experiment = Experiment(
@@ -65,7 +66,22 @@ def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...
     if name in known.by_name:
         raise ExperimentUnfit(f"there was an experiment {name}, and lists of it are on record: take another name")
     announce(settings.kafka, experiment)
+    if first := _first_of(read_experiments(settings.kafka), experiment):
+        why = f"{first} was started in the same moment, and first"
+        announce(settings.kafka, structs.replace(experiment, stopped_ms=_now_ms(), reason=why))
+        raise ExperimentUnfit(f"{why}: {name} is stopped, a viewer is in one experiment at a time")
     return experiment
+
+
+def _first_of(known: Experiments, own: Experiment) -> str:
+    """The name of an open experiment that stands on the topic before this one, if there is one. Of two that are read
+    after both were written, each thus knows the same one as the first, whatever their clocks say."""
+    for each in known.by_name.values():
+        if each.name == own.name:
+            return ""
+        if not each.stopped_ms:
+            return each.name
+    return ""
 
 
 def stop_experiment(settings: Settings, name: str, reason: str) -> Experiment:

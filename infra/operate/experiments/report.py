@@ -1,7 +1,8 @@
 """What may be said of an experiment now: by intervals that hold at every look, so anybody may look at any time.
 
-In order of precedence: a sample ratio that is off (nothing else means anything then), a guard rail that a variant fails
-for certain, and the difference in watch seconds. Several variants share the error that one has.
+In order of precedence: lists that have expired and a sample ratio that is off (nothing else means anything then), a
+guard rail that a variant fails for certain, and the difference in watch seconds. Several variants share the error that
+one has.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from models.experiments.sample_ratio import is_off
 from streams.messages import Experiment
 
 ALPHA = 0.05
+CUT = (
+    "its first lists are no longer kept (kafka.retention_h): which list of a viewer was the first cannot be told, so "
+    "nothing is concluded and nothing enforced"
+)
 
 
 class Between(msgspec.Struct, frozen=True):
@@ -86,10 +91,29 @@ class ExperimentReport(msgspec.Struct, frozen=True):
         return "; ".join(f"{each.name}: {rail}" for each in self.variants for rail in each.failed)
 
 
-def report_of(
-    experiment: Experiment, viewers: Viewers, effect: float, problems: tuple[str, ...] = ()
-) -> ExperimentReport:
-    """Judge what is known of an experiment. `effect`: the share of the control's seconds that would matter."""
+def report_of(experiment: Experiment, viewers: Viewers, effect: float, *, is_cut: bool = False) -> ExperimentReport:
+    """Judge what is known of an experiment. `effect`: the share of the control's seconds that would matter; `is_cut`:
+    its first lists have expired, so that the oldest one that is left of a viewer need not be the first."""
+    report = _judged(experiment, viewers, effect)
+    if not is_cut:
+        return report
+    nothing: Any = {"better_s": Between(), "slower_ms": Between(), "more_fallbacks": Between(), "failed": ()}
+    control, *others = report.variants
+    if experiment.interleaved:
+        control = msgspec.structs.replace(control, verdict="open")
+    opened = (control, *(msgspec.structs.replace(each, verdict="open", **nothing) for each in others))
+    return msgspec.structs.replace(
+        report,
+        variants=opened,
+        sample_ratio_off=False,
+        needed=None,
+        preferred_s=Between(),
+        verdict="open" if experiment.interleaved else "",
+        problems=(CUT,),
+    )
+
+
+def _judged(experiment: Experiment, viewers: Viewers, effect: float) -> ExperimentReport:
     seconds = viewers.finished()
     told = (experiment.name, experiment.started_ms, experiment.stopped_ms, experiment.reason)
     if experiment.interleaved:
@@ -98,7 +122,7 @@ def report_of(
         verdict = f"{names[1] if prefers.low > 0 else names[0]} is preferred" if prefers.says_different else "open"
         interleaved = VariantReport("", 1.0, len(viewers.first), len(seconds), 0.0, *_first_lists(viewers, ""), verdict)
         return ExperimentReport(
-            *told, True, experiment.hours, (interleaved,), False, effect, None, _between(prefers), verdict, problems
+            *told, True, experiment.hours, (interleaved,), False, effect, None, _between(prefers), verdict
         )
     counts = [sum(1 for _ in viewers.firsts_of(variant.name)) for variant in experiment.variants]
     off = is_off(counts, [variant.share for variant in experiment.variants])
@@ -109,9 +133,8 @@ def report_of(
     reports = tuple(_variant(experiment, number, viewers, moments) for number in range(len(experiment.variants)))
     if off:  # whatever the intervals say
         reports = (reports[0], *(msgspec.structs.replace(each, verdict="open") for each in reports[1:]))
-    return ExperimentReport(
-        *told, False, experiment.hours, reports, off, effect, _needed(experiment, moments, effect), problems=problems
-    )
+    needed = _needed(experiment, moments, effect)
+    return ExperimentReport(*told, False, experiment.hours, reports, off, effect, needed)
 
 
 def _variant(experiment: Experiment, number: int, viewers: Viewers, moments: dict[str, Moments]) -> VariantReport:

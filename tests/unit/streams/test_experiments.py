@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from infra.platform.settings import Selection, Serving
 from streams.experiments import KEY, Experiments, ExperimentUnfit, plans_of
@@ -35,13 +36,25 @@ def test_one_runs_until_it_is_stopped_and_of_two_the_one_that_began_first():
     assert known.running is None and list(known.by_name) == ["early"]
 
 
-def test_other_records_and_what_cannot_be_read_change_nothing():
+def test_other_records_change_nothing():
     known = Experiments()
     hear(known, experiment())
     assert not known.hear(b"bundle", encode(BundlePublished("v1", 1, 2, 3, "s")))
     assert not known.hear(None, b"{}")
-    assert known.hear(f"{KEY}one".encode(), b"{nonsense")
     assert known.running == experiment()
+
+
+def test_a_record_that_cannot_be_read_ends_the_experiment_of_its_name_and_is_logged():
+    """A newer command may have stopped it by what this version does not know."""
+    known = Experiments()
+    hear(known, experiment())
+    hear(known, experiment(name="two", started_ms=2000))
+    with capture_logs() as logs:
+        assert known.hear(f"{KEY}one".encode(), b'{"kind": "experiment", "name": "one", "stopped_ms": "soon"}')
+    assert known.running is not None and list(known.by_name) == [known.running.name] == ["two"]
+    [logged] = logs
+    assert (logged["log_level"], logged["key"]) == ("error", f"{KEY}one") and "stopped_ms" in logged["error"]
+    assert known.hear(f"{KEY}three".encode(), b"{nonsense"), "nothing was known of it"
 
 
 def test_a_viewer_is_served_by_our_settings_and_what_the_variant_changes_of_them():

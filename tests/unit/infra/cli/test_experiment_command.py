@@ -9,14 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from kafka import TopicPartition
 
 from infra.cli.experiment import variants_of
-from infra.platform.settings import Settings
+from infra.operate.experiments import control
+from infra.platform.settings import Kafka, Settings
 from streams.erasure.erase_users import write_erased_users
 from streams.experiments import Experiments
 from streams.kafka.follow import read_to_end
-from streams.messages import Assigned, Experiment, Impression, Outcome, Pool, RankingExample, Shown, Variant, encode
-from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, RELEASES, create_topics, partition_of
+from streams.kafka.releases import announce
+from streams.messages import (
+    Assigned,
+    Experiment,
+    Impression,
+    Outcome,
+    Pool,
+    RankingExample,
+    Release,
+    Shown,
+    Variant,
+    encode,
+)
+from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, RELEASES, create_topics, open_admin, partition_of
 from tests.harness.traffic import Traffic, now_ms
 from tests.unit.infra.command import Done, commands
 
@@ -102,6 +116,53 @@ def test_an_experiment_from_its_start_to_its_stop(topics: Topics):
     again = topics.start("one")
     assert again.code == 2 and "take another name" in again.err
     assert topics.start("two").code == 0
+
+
+@pytest.mark.parametrize("later_ms", [-500, 500], ids=["by a clock that is behind", "by a clock that is ahead"])
+def test_of_two_that_are_started_in_one_moment_the_second_on_the_topic_is_stopped(
+    topics: Topics, monkeypatch, later_ms: int
+):
+    """The other one is written after the look at what runs."""
+    variants = variants_of(["control", "new:serving.fresh=3"])
+    other = Experiment("other", "salt", now_ms() + later_ms, variants)
+
+    def announce_second(kafka: Kafka, release: Release) -> None:
+        if topics.running() is None:
+            announce(kafka, other)
+        announce(kafka, release)
+
+    monkeypatch.setattr(control, "announce", announce_second)
+    done = topics.start("one")
+    assert done.code == 2 and "other was started in the same moment, and first: one is stopped" in done.err
+    assert topics.running() == other
+    assert topics.status("one")[1]["reason"] == "other was started in the same moment, and first"
+
+
+def test_the_first_of_two_that_are_started_in_one_moment_runs(topics: Topics, monkeypatch):
+    variants = variants_of(["control", "new:serving.fresh=3"])
+
+    def announce_first(kafka: Kafka, release: Release) -> None:
+        announce(kafka, release)
+        announce(kafka, Experiment("other", "salt", now_ms() - 500, variants))
+
+    monkeypatch.setattr(control, "announce", announce_first)
+    assert topics.start("one").code == 0
+
+
+def test_an_experiment_whose_first_lists_have_expired_is_not_stopped(topics: Topics, monkeypatch):
+    topics.start("one", "--slower-ms", "20")
+    for number in range(400):
+        topics.show(
+            f"u{number}", Assigned("one", ("control", "new")[number % 2], 10.0 + 80 * (number % 2)), 5.0, now_ms()
+        )
+    topics.traffic.flush()
+    monkeypatch.setenv("NEXTWATCH_KAFKA__RETENTION_H", "1e-9")
+    assert topics.status()[0] == 1, "it is older than that, and yet all of it is there"
+    with open_admin(topics.settings.kafka) as admin:
+        admin.delete_records({TopicPartition(topics.settings.kafka.topic_prefix + IMPRESSIONS, 0): 1})
+    code, report = topics.status("--enforce")
+    assert code == 0 and report["variants"][1]["verdict"] == "open" and topics.running() is not None
+    assert "no longer kept" in topics.run("experiment", "status").out
 
 
 def test_what_cannot_be_started_or_is_not_there_ends_as_one_line(topics: Topics):

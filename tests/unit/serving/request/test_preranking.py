@@ -11,12 +11,13 @@ from models.ranking.ranker import ItemParts, Ranked, Ranker
 from models.ranking.ranking_batch import RankingBatch
 from models.release.bundle import Manifest
 from serving.request.pipeline import Pipeline
-from serving.request.preranking import ENOUGH, best_of
+from serving.request.preranking import ENOUGH, MOST_CHOICES, best_of
 from serving.request.response_draft import RequestContext
 from serving.state.item_worth import MAX_AGE_MS, MOST_DUE, ItemWorth
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import Views
 from streams.bundles.source import BundleSource
+from streams.experiments import Plan
 from streams.messages import Impression, RecommendRequest
 from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, pipeline_of, views_of_ann
 
@@ -139,6 +140,30 @@ def test_another_release_begins_anew(views: Views, live: LiveRelease):
     ask(pipeline, other)
     assert asked_of(live)[-1] == RANKED
     assert asked_of(other) == [len(ITEMS) - 3]
+
+
+def ask_by(pipeline: Pipeline, live: LiveRelease, *ranked: int) -> None:
+    """One request by each of these `serving.ranked`."""
+    plans = iter([Plan(pipeline.settings.model_copy(update={"ranked": each}), Selection()) for each in ranked])
+    pipeline.__dict__["plan_of"] = lambda user: next(plans)
+    ask(pipeline, live, len(ranked))
+
+
+def test_a_variant_that_keeps_too_few_says_nothing_of_who_keeps_more(views: Views, live: LiveRelease):
+    """Each `serving.ranked` is trusted by its own audits."""
+    turned = dataclasses.replace(live, ranker=Spy(live.ranker, turned=True))
+    everything = len(ITEMS) - 3
+    most = everything - 1
+    ask_by(server(views, ranked=most, audit_kept=0.5), turned, *[most, RANKED] * (ENOUGH + 1))
+    assert asked_of(turned)[0::2] == [everything] * ENOUGH + [most]
+    assert asked_of(turned)[1::2] == [everything] * (ENOUGH + 1)
+    assert metrics.PRERANKER_IN_USE._value.get() == 1, "of our own settings"
+
+
+def test_no_more_choices_are_remembered_than_an_experiment_may_have_and_our_own(views: Views, live: LiveRelease):
+    pipeline = server(views)
+    ask_by(pipeline, live, *[each for ranked in range(11, 31) for each in (ranked, RANKED)])
+    assert len(pipeline.preranker._remembered) == MOST_CHOICES and RANKED in pipeline.preranker._remembered
 
 
 def test_pins_and_long_lists_are_kept(views: Views, live: LiveRelease):

@@ -38,6 +38,13 @@ def test_an_experiment_that_cannot_be_served_changes_nothing_for_anybody():
     assert {view.plan_of(user) for user in USERS} == {(*OWN, "", "", None)}
 
 
+def test_a_record_that_this_version_cannot_read_has_all_served_as_ever():
+    view = ExperimentView(*OWN)
+    view.hear(*record("one", {"serving.fresh": 3}))
+    view.hear(f"{KEY}one".encode(), b'{"kind": "not yet invented"}')
+    assert {view.plan_of(user) for user in USERS} == {(*OWN, "", "", None)}
+
+
 def test_counts_of_one_experiment_are_not_the_next_ones():
     view = ExperimentView(*OWN)
     view.hear(*record("one", {"serving.fresh": 3}))

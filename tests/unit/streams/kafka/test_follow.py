@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 
 from infra.platform.kafka_clients import kafka_python_options
@@ -104,6 +104,18 @@ def test_reading_begins_at_a_time(writer: Writer) -> None:
         for at_s, left in ((50, 50), (0, 103), (2, 98 + 1), (99.5, 0)):
             follower.go_to(began_ms + int(at_s * 1000))
             assert len(list(follower.to_end())) == left
+
+
+def test_what_has_expired_is_told_from_what_was_never_there(writer: Writer) -> None:
+    began_ms = int(time.time() * 1000) - 200_000
+    writer.write(topics.IMPRESSIONS, 100, partition=0, at_ms=began_ms)
+    with TopicFollower(writer.kafka, topics.IMPRESSIONS) as follower:
+        assert follower.holds_since(0), "partitions that nothing was written to have lost nothing"
+        for first, lost_from_s in ((50, 50), (100, 1000)):
+            with topics.open_admin(writer.kafka) as admin:
+                admin.delete_records({TopicPartition(writer.kafka.topic_prefix + topics.IMPRESSIONS, 0): first})
+            assert follower.holds_since(began_ms + 1000 * lost_from_s + 1) == (first < 100)
+            assert not follower.holds_since(began_ms + 1000 * lost_from_s)
 
 
 def test_a_missing_topic_is_named_with_the_command_that_makes_it(kafka_settings: Settings) -> None:

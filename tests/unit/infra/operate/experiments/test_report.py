@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.operate.experiments.report import ExperimentReport, report_of
+from infra.operate.experiments.report import Between, ExperimentReport, report_of
 from infra.operate.experiments.viewers import HOUR_MS, ExamplePart, ImpressionPart, ShownPart, Viewers
 from streams.messages import Assigned, Experiment, Outcome, Variant
 
@@ -41,8 +41,8 @@ class World:
         """The join closes a list of somebody who is in no experiment."""
         self.viewers.closed(ExamplePart(ImpressionPart("other", at_ms, ()), (), 0, self.offset, at_ms))
 
-    def report(self, effect: float = 0.1) -> ExperimentReport:
-        return report_of(self.of, self.viewers, effect)
+    def report(self, effect: float = 0.1, *, is_cut: bool = False) -> ExperimentReport:
+        return report_of(self.of, self.viewers, effect, is_cut=is_cut)
 
 
 def test_a_viewer_is_the_seconds_of_the_lists_within_the_hours_after_the_first():
@@ -153,6 +153,18 @@ def test_where_viewers_are_missing_from_a_variant_it_is_told_and_nothing_conclud
     assert report.variants[1].better_s.low == 4.0 and report.variants[1].verdict == "open", "nothing may be concluded"
 
 
+def test_once_first_lists_have_expired_nothing_is_concluded_and_nothing_breaks():
+    world = crowd(World(experiment(slower_ms=20.0)), 4.0, took_ms=90.0)
+    for number in range(400):  # and the ratio is off
+        world.show(f"more-{number}", "new", 9.0)
+    kept, cut = world.report(), world.report(is_cut=True)
+    assert kept.sample_ratio_off and kept.variants[1].failed and not kept.problems
+    assert not cut.broken and not cut.sample_ratio_off and cut.needed is None
+    assert [each.verdict for each in cut.variants] == ["control", "open"]
+    assert cut.variants[1].better_s == cut.variants[1].slower_ms == Between()
+    assert "no longer kept (kafka.retention_h)" in cut.problems[0]
+
+
 def test_an_interleaved_one_tells_whose_picks_are_watched():
     variants = (Variant("control", 0.5), Variant("new", 0.5, {"serving.ranker": False}))
     world, rng = World(experiment(variants=variants, interleaved=True)), np.random.default_rng(2)
@@ -163,6 +175,8 @@ def test_an_interleaved_one_tells_whose_picks_are_watched():
     report = world.report()
     assert report.verdict == "new is preferred" and not report.broken
     assert report.preferred_s.value == pytest.approx(6.0, abs=2.0)
+    cut = world.report(is_cut=True)
+    assert cut.verdict == cut.variants[0].verdict == "open" and cut.preferred_s == Between() and cut.problems
 
 
 def test_several_variants_share_the_error_that_one_has():
