@@ -80,6 +80,11 @@ def plans_of(experiment: Experiment, serving: Serving, selection: Selection) -> 
     plans = [_plan(experiment.name, variant, own) for variant in experiment.variants]
     shares = [variant.share for variant in experiment.variants]
     if experiment.interleaved:
+        if capped := next((plan.variant for plan in plans if plan.selection.channel_cap), None):
+            raise ExperimentUnfit(
+                f"experiment {experiment.name}: variant {capped} has a selection.channel_cap, which a list that two "
+                "draw up in turns does not keep: set it to 0 for both, or split the viewers"
+            )
         plans, shares = [plans[0]._replace(rival=plans[1])], [sum(shares)]
 
     def plan_of(user_id: str) -> Plan:

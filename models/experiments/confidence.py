@@ -75,14 +75,34 @@ def boundary(count: int, alpha: float, planned: int) -> float:
 
 
 def predicted_viewers(
-    effect: float, variances: tuple[float, float], shares: tuple[float, float], *, alpha: float, power: float = 0.8
+    effect: float,
+    variances: tuple[float, float],
+    shares: tuple[float, float],
+    *,
+    alpha: float,
+    planned: int | None = None,
+    power: float = 0.8,
 ) -> int:
     """The number of viewers, of the two variants together, by which a difference of `effect` is found with probability
-    `power` at least: then the interval of that very look excludes 0. Variances and shares of variant and control."""
+    `power` at least: then the interval of that very look excludes 0. Variances and shares of variant and control;
+    `planned` as the interval has it, None: just so many."""
     whole = sum(shares)
     per_viewer = sum(variance * whole / share for variance, share in zip(variances, shares, strict=True))
-    widths = boundary(1, alpha, 1) + float(ndtri(power))
-    return max(2 * LEAST, math.ceil(per_viewer * (widths / effect) ** 2))
+
+    def wanted(count: int) -> float:
+        """Viewers by which an interval as wide as after `count` excludes 0."""
+        widths = boundary(count, alpha, planned or count) + float(ndtri(power))
+        return per_viewer * (widths / effect) ** 2
+
+    few, enough = 1, 2 * LEAST
+    while wanted(enough) > enough:
+        few, enough = enough, 2 * enough
+    while (
+        enough - few > 1
+    ):  # halving: intervals get narrower with each viewer, and taking turns need not come to an end
+        half = (few + enough) // 2
+        few, enough = (half, enough) if wanted(half) > half else (few, half)
+    return max(2 * LEAST, enough)
 
 
 def _around(value: float, error: float, count: int, alpha: float, planned: int) -> Interval:

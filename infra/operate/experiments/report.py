@@ -144,7 +144,7 @@ def _variant(experiment: Experiment, number: int, viewers: Viewers, moments: dic
     told_first = _first_lists(viewers, variant.name)
     if number == 0:
         return VariantReport(*told, *told_first, "control")
-    how: Any = {"alpha": ALPHA / (len(experiment.variants) - 1), "planned": experiment.viewers}
+    how = _how(experiment)
     better = difference(moments[variant.name], moments[control.name], **how)
     slower = difference(moments_of(f.took_ms for f in own), moments_of(f.took_ms for f in theirs), **how)
     more = difference(moments_of(f.degraded for f in own), moments_of(f.degraded for f in theirs), **how)
@@ -171,7 +171,12 @@ def _needed(experiment: Experiment, moments: dict[str, Moments], effect: float) 
     if of_control.size < LEAST or not of_control.mean or not effect:
         return None
     shares = (variant.share, control.share)
-    return predicted_viewers(effect * of_control.mean, (of_control.variance,) * 2, shares, alpha=ALPHA)
+    return predicted_viewers(effect * of_control.mean, (of_control.variance,) * 2, shares, **_how(experiment))
+
+
+def _how(experiment: Experiment) -> Any:
+    """The error of each variant's intervals, which is shared, and for how many viewers they are narrowest."""
+    return {"alpha": ALPHA / (len(experiment.variants) - 1), "planned": experiment.viewers}
 
 
 def _between(interval: Interval) -> Between:

@@ -76,7 +76,7 @@ def test_who_is_in_no_variant_is_served_by_our_own_settings():
 
 def test_of_an_interleaved_one_both_variants_are_each_viewers():
     off = Variant("off", 0.2, {"serving.ranker": False})
-    plan_of = plans_of(experiment(replace(CONTROL, share=0.2), off, interleaved=True), SERVING, SELECTION)
+    plan_of = plans_of(experiment(replace(CONTROL, share=0.2), off, interleaved=True), SERVING, Selection())
     plans = [plan for plan in map(plan_of, USERS) if plan.experiment]
     assert 0.3 < len(plans) / len(USERS) < 0.5
     for plan in plans:
@@ -104,6 +104,25 @@ def test_of_an_interleaved_one_both_variants_are_each_viewers():
 def test_what_cannot_be_served_is_refused_with_the_reason(wrong: Experiment, says: str):
     with pytest.raises(ExperimentUnfit, match=says):
         plans_of(wrong, SERVING, SELECTION)
+
+
+@pytest.mark.parametrize(
+    ("own", "of_control", "of_other", "capped"),
+    [
+        (3, {}, {}, "control"),
+        (3, {"selection.channel_cap": 0}, {}, "other"),
+        (0, {}, {"selection.channel_cap": 2}, "other"),
+    ],
+)
+def test_a_cap_per_channel_is_refused_where_two_draw_up_a_list(
+    own: int, of_control: dict[str, Any], of_other: dict[str, Any], capped: str
+):
+    variants = Variant("control", 0.5, of_control), Variant("other", 0.5, of_other)
+    with pytest.raises(ExperimentUnfit, match=rf"variant {capped} has a selection\.channel_cap"):
+        plans_of(experiment(*variants, interleaved=True), SERVING, Selection(channel_cap=own))
+    plans_of(experiment(*variants), SERVING, Selection(channel_cap=own))
+    uncapped = [replace(variant, settings={"selection.channel_cap": 0}) for variant in variants]
+    plans_of(experiment(*uncapped, interleaved=True), SERVING, Selection(channel_cap=own))
 
 
 def test_a_list_may_change_every_other_setting_that_may_differ():

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from models.experiments.confidence import (
     LEAST,
@@ -89,3 +90,29 @@ def test_twice_the_effect_needs_a_quarter_of_the_viewers_and_uneven_shares_need_
     assert predicted_viewers(2.0, (100.0, 100.0), (0.5, 0.5), alpha=ALPHA) == pytest.approx(even / 4, rel=0.01)
     assert predicted_viewers(1.0, (100.0, 100.0), (0.05, 0.05), alpha=ALPHA) == even, "of those who are in it"
     assert predicted_viewers(1.0, (100.0, 100.0), (0.1, 0.9), alpha=ALPHA) > 2 * even
+
+
+@pytest.mark.parametrize("planned", [300, 4000, 1_000_000])
+@pytest.mark.parametrize("effect", [0.3, 2.0])
+def test_the_predicted_viewers_are_the_first_whose_interval_excludes_0(planned: int, effect: float):
+    """By the intervals that are looked at, of the planned number; also where taking turns does not come to an end."""
+    variances, power, alpha = (100.0, 60.0), 0.8, ALPHA / 3
+    needed = predicted_viewers(effect, variances, (0.5, 0.5), alpha=alpha, planned=planned)
+    spare = []
+    for count in (needed, needed - 1):
+        found = difference(
+            *(Moments(count // 2, at, variance) for at, variance in zip((effect, 0.0), variances, strict=True)),
+            alpha=alpha,
+            planned=planned,
+        )
+        error = math.sqrt(sum(2 * variance / count for variance in variances))
+        spare.append(effect - boundary(count, alpha, planned) * error - float(ndtri(power)) * error)
+        assert found.low == pytest.approx(effect - boundary(count, alpha, planned) * error, abs=0.01)
+    assert spare[0] >= 0 > spare[1]
+    at_best = predicted_viewers(effect, variances, (0.5, 0.5), alpha=alpha)
+    assert needed >= at_best
+    assert predicted_viewers(effect, variances, (0.5, 0.5), alpha=alpha, planned=at_best) == at_best
+
+
+def test_where_few_are_enough_as_many_are_predicted_as_are_looked_at():
+    assert predicted_viewers(1000.0, (1.0, 1.0), (0.5, 0.5), alpha=ALPHA, planned=300) == 2 * LEAST
