@@ -103,16 +103,14 @@ class ImpressionLog:
         training_set: TrainingSet,
         directory: Path,
         delays: Delays,
-        cap_s: Callable[[Floats], float] = lambda target_s: CAP_S,
     ) -> None:
-        """`cap_s`: the most seconds that a watch counts for, of the seconds of the newest ones."""
         directory.mkdir(parents=True, exist_ok=True)
         self.log, self.training_set, self.delays, self._directory = log, training_set, delays, directory
         self.catalogue: Catalogue = training_set.catalogue
         self._shown = Timeline(log.users, directory / "shown.npy")
         self._watched = Timeline(log.users, directory / "watched.npy", counts=self._is_watch)
         self.pages = self._first_of_page(directory / "pages.npy")
-        self.choose_cap(cap_s, len(log))
+        self.cap_s = CAP_S  # the most seconds that a watch counts for
 
     def __len__(self) -> int:
         return len(self.log)

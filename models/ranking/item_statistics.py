@@ -22,11 +22,12 @@ import numpy as np
 from models.arrays import Doubles, Rows
 from models.catalogue.columns import Columns
 from models.ranking.ranking_batch import COLUMNS
+from models.ranking.ranking_examples import CAP_S
 
 # In `calibration` the last column holds expected seconds instead of completions.
 SCOPES = ("item", "channel", "topic", "length", "all", "calibration")
 MOST_FACTOR = 4.0  # a calibration beyond it is no calibration
-PRIOR_S, PRIOR_CAP_S = 2000.0, 600.0  # seconds, expected and watched, that a version of that cap begins with
+PRIOR_S = 2000.0  # seconds, expected and watched, that a version whose cap is CAP_S begins with
 WIDTHS = tuple(2**power for power in range(31))
 NO_PART = 2**31 - 1
 NOTHING: dict[str, float] = {"sums": 0.0, "as_of_ms": 0, "part": NO_PART}  # of what was not set
@@ -71,7 +72,7 @@ class ItemStatistics:
         """Bytes of the rows, without the room that they can grow into."""
         return sum(table.nbytes for table in self._tables.values())
 
-    def factor(self, version: str, now_ms: int, cap_s: float = PRIOR_CAP_S) -> float:
+    def factor(self, version: str, now_ms: int, cap_s: float = CAP_S) -> float:
         """Watched over expected seconds of a version's closed impressions, recent ones most: what expectations are to
         be multiplied by. 1 for a version of which nothing is known yet; `cap_s` is its ranker's."""
         _, _, watched_s, expected_s = self.at("calibration", [version], np.array([now_ms]))[0].tolist()
@@ -82,7 +83,7 @@ class ItemStatistics:
 
 def prior_of(cap_s: float) -> float:
     """Return the seconds that a version begins with: a single watch may be as long as its cap."""
-    return PRIOR_S * max(1.0, cap_s / PRIOR_CAP_S)
+    return PRIOR_S * max(1.0, cap_s / CAP_S)
 
 
 class _Table:

@@ -78,7 +78,8 @@ def learn_ranker(
     retrieval features, as with so many `candidates` of a request, and a ranker of those before `measured_from`
     (`since`, where not given) is measured on the others."""
     directory = log.directory / "ranking"
-    impressions = ImpressionLog(log, training_set, directory, delays, partial(chosen_cap_s, settings, warm))
+    impressions = ImpressionLog(log, training_set, directory, delays)
+    impressions.choose_cap(partial(chosen_cap_s, settings, warm), len(log))
     statistics = impressions.statistics()
     if not log.watch_times:
         return RankerRelease(Ranker(), {}, statistics, Ranker())

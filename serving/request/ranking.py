@@ -58,11 +58,11 @@ def drop_late(
     drafts: list[ResponseDraft], spent_s: float, latency: LatencyEstimate, settings: Serving
 ) -> list[ResponseDraft]:
     """The drafts whose clients still wait when the ranker is done, by what it took lately."""
-    in_time, to_rank = [], [draft for draft in drafts if draft.candidates.item_ids and is_ranked(draft.plan)]
-    for draft in drafts:
-        if draft.context.left_s(settings.deadline_s) - spent_s >= len(to_rank) * latency.expected_s:
+    in_time, wants_ranker = [], [bool(draft.candidates.item_ids) and is_ranked(draft.plan) for draft in drafts]
+    for draft, wants in zip(drafts, wants_ranker, strict=True):
+        if draft.context.left_s(settings.deadline_s) - spent_s >= sum(wants_ranker) * latency.expected_s:
             in_time.append(draft)
-        elif draft.candidates.item_ids and is_ranked(draft.plan):
+        elif wants:
             draft.degrade("unranked", "no time is left for the ranker")
     if drafts and not in_time:
         latency.skipped()

@@ -68,7 +68,7 @@ class Learner:
         self._trainer = IncrementalTrainer(bundle.model, bundle.catalogue, settings, seed=seed)
         self._released = bundle.model
         self._admission = Admission(settings.admit_after)
-        self._undescribed: deque[str] = deque(maxlen=MOST_UNDESCRIBED)  # placed without what `items` says of them
+        self._undescribed: dict[str, None] = {}  # placed without what `items` says of them, the oldest first
         self._idle_ms = round(settings.expire_h * 3_600_000)
         self._budget = Budget(settings.evaluate_scores)
         self._evaluations_due = 1.0
@@ -219,10 +219,11 @@ class Learner:
         if not self._admission.admits(item_id):
             return False
         item = self._items.get(item_id)
-        if item_id in self._undescribed:
-            self._undescribed.remove(item_id)  # its row had expired
+        self._undescribed.pop(item_id, None)  # of a row that has expired
         if item is None:  # topics keep no order between them: it may be on its way
-            self._undescribed.append(item_id)
+            self._undescribed[item_id] = None
+            if len(self._undescribed) > MOST_UNDESCRIBED:
+                del self._undescribed[next(iter(self._undescribed))]
         self._trainer.add_item(item_id, ids_of(item) if item is not None else {})
         return True
 
@@ -230,9 +231,8 @@ class Learner:
         """Move the rows of items that `items` has told of since they were placed; which."""
         found = ((item_id, self._items.get(item_id)) for item_id in self._undescribed)
         told = {item_id: item for item_id, item in found if item is not None}
-        if not told:
-            return NO_ROWS
-        self._undescribed = deque((each for each in self._undescribed if each not in told), MOST_UNDESCRIBED)
+        for item_id in told:
+            del self._undescribed[item_id]
         rows = [self._trainer.describe(item_id, ids_of(item)) for item_id, item in told.items()]
         return np.array([row for row in rows if row >= 0], np.int64)
 
