@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from infra.operate.experiments.parts import ExamplePart, NewestLists
 from infra.operate.experiments.reading import messages
 from infra.operate.experiments.report import Between
 from infra.operate.progress import Step, no_progress
@@ -29,7 +30,7 @@ from models.experiments.policy_value import (
 from streams import topics
 from streams.erased_users import ErasedUsers
 from streams.erasure.erase_users import read_erased_users
-from streams.messages import Outcome, Pool
+from streams.messages import Pool
 
 POLICIES = ("uniform", "expected", "best")
 HARDLY_TRIED = 100  # effective places; below, an interval promises too much
@@ -37,33 +38,6 @@ HARDLY_TRIED = 100  # effective places; below, an interval promises too much
 
 class PolicyRefused(RuntimeError):
     """A policy cannot be evaluated on what is on record; the text says why."""
-
-
-class ShownPart(msgspec.Struct, frozen=True, gc=False):
-    """What is read here of Shown."""
-
-    expected_watch_s: float | None = None
-    probability: float | None = None
-
-
-class ImpressionPart(msgspec.Struct, frozen=True, gc=False):
-    """What is read here of Impression."""
-
-    user_id: str
-    at_ms: int
-    items: tuple[ShownPart, ...]
-    pool: Pool | None = None
-    cap_s: float = 600.0
-
-
-class ExamplePart(msgspec.Struct, frozen=True, gc=False):
-    """What is read here of RankingExample."""
-
-    impression: ImpressionPart
-    outcomes: tuple[Outcome, ...]
-    partition: int
-    offset: int
-    revision: int = 0
 
 
 class PolicyValue(msgspec.Struct, frozen=True):
@@ -102,21 +76,18 @@ class DrawnLists:
     """The newest revision of each list, as far as it matters here: its drawn places."""
 
     def __init__(self) -> None:
-        self._lists: dict[tuple[int, int, int], tuple[int, int, tuple[Place, ...]]] = {}
+        self._lists = NewestLists[tuple[int, tuple[Place, ...]]]()
 
     def add(self, example: ExamplePart) -> None:
-        impression = example.impression
-        identity = (example.partition, example.offset, impression.at_ms)
-        if (known := self._lists.get(identity)) is None or example.revision >= known[0]:
-            drawn = sum(shown.probability is not None for shown in impression.items)
-            self._lists[identity] = (example.revision, drawn, tuple(_places(example)))
+        drawn = sum(shown.probability is not None for shown in example.impression.items)
+        self._lists.take(example, (drawn, tuple(_places(example))))
 
     def places(self) -> list[Place]:
         """Raises PolicyRefused where there is none."""
-        found = [place for _, _, places in self._lists.values() for place in places]
+        found = [place for _, places in self._lists for place in places]
         if not self._lists:
             raise PolicyRefused("there is no ranking example: has the join closed a list yet (join.window_s)?")
-        if not any(drawn for _, drawn, _ in self._lists.values()):
+        if not any(drawn for drawn, _ in self._lists):
             raise PolicyRefused(
                 f"exploration was off: of {len(self._lists):,} lists no place was drawn, so nothing has a probability; "
                 "set selection.explore (docs/selection.md)"
@@ -179,9 +150,8 @@ def _places(example: ExamplePart) -> Iterator[Place]:
     impression = example.impression
     if impression.pool is None or not impression.pool.chance:
         return
-    for shown, outcome in zip(impression.items, example.outcomes, strict=False):
+    for shown, watched_s in zip(impression.items, example.watched_s, strict=False):
         if shown.probability and shown.expected_watch_s is not None:
-            watched_s = min(outcome.watched_s, impression.cap_s)
             yield Place(impression.user_id, shown.probability, shown.expected_watch_s, watched_s, impression.pool)
 
 

@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from infra.operate.experiments.control import find_experiment, read_experiments
+from infra.operate.experiments.parts import ExamplePart, ImpressionPart
 from infra.operate.experiments.report import ExperimentReport, report_of
-from infra.operate.experiments.viewers import HOUR_MS, ExamplePart, ImpressionPart, Viewers
+from infra.operate.experiments.viewers import HOUR_MS, Viewers
 from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Kafka, Settings
 from streams import topics

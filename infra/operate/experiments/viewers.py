@@ -4,9 +4,6 @@ A viewer is one observation, and a finished one: the seconds watched out of the 
 first list of the experiment. Who is still within these hours, or whose last list may still be watched, does not count
 yet, so no observation changes after it was looked at, but for late watches. What guard rails look at is the viewer's
 first list alone, for the same reason.
-
-A list may be there again (after a crash) or corrected (a late watch): the highest revision holds, of equal ones the
-last.
 """
 
 from __future__ import annotations
@@ -14,40 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from msgspec import Struct
-
+from infra.operate.experiments.parts import ExamplePart, ImpressionPart, NewestLists
 from models.experiments.interleaving import credit
-from streams.messages import Assigned, Experiment, Outcome
+from streams.messages import Experiment
 
 HOUR_MS = 3_600_000
-
-
-class ShownPart(Struct, frozen=True, gc=False):
-    """What is read here of Shown."""
-
-    item_id: str
-    team: str = ""
-
-
-class ImpressionPart(Struct, frozen=True, gc=False):
-    """What is read here of Impression."""
-
-    user_id: str
-    at_ms: int
-    items: tuple[ShownPart, ...]
-    assigned: Assigned | None = None
-    cap_s: float = 600.0
-
-
-class ExamplePart(Struct, frozen=True, gc=False):
-    """What is read here of RankingExample."""
-
-    impression: ImpressionPart
-    outcomes: tuple[Outcome, ...]
-    partition: int
-    offset: int
-    closed_ms: int
-    revision: int = 0
 
 
 class FirstList(NamedTuple):
@@ -66,7 +34,6 @@ class Seconds(NamedTuple):
     user_id: str
     at_ms: int
     seconds: float
-    revision: int
 
 
 class Viewers:
@@ -76,7 +43,7 @@ class Viewers:
         self.first: dict[str, FirstList] = {}
         self._experiment, self._window_ms = experiment, window_ms
         self._hours_ms = int(experiment.hours * HOUR_MS)
-        self._lists: dict[tuple[int, int, int], Seconds] = {}
+        self._lists = NewestLists[Seconds]()
         self._closed_ms: dict[int, int] = {}  # by partition: every list that closed before is there
 
     def shown(self, impression: ImpressionPart, partition: int) -> None:
@@ -97,16 +64,12 @@ class Viewers:
         assigned = impression.assigned
         if assigned is None or assigned.experiment != self._experiment.name:
             return
-        identity = (partition, example.offset, impression.at_ms)
-        known = self._lists.get(identity)
-        if known is None or example.revision >= known.revision:
-            seconds = self._seconds_of(impression, example.outcomes)
-            self._lists[identity] = Seconds(impression.user_id, impression.at_ms, seconds, example.revision)
+        self._lists.take(example, Seconds(impression.user_id, impression.at_ms, self._seconds_of(example)))
 
     def finished(self) -> dict[str, float]:
         """The seconds of each viewer whose hours are over, 0 for who has watched nothing."""
         seconds = {user_id: 0.0 for user_id, first in self.first.items() if self._is_finished(first)}
-        for each in self._lists.values():
+        for each in self._lists:
             first = self.first.get(each.user_id)
             if first and each.user_id in seconds and 0 <= each.at_ms - first.at_ms < self._hours_ms:
                 seconds[each.user_id] += each.seconds
@@ -122,10 +85,9 @@ class Viewers:
             return False
         return self._closed_ms.get(first.partition, 0) >= ends_ms + self._window_ms
 
-    def _seconds_of(self, impression: ImpressionPart, outcomes: tuple[Outcome, ...]) -> float:
-        watched_s = [min(outcome.watched_s, impression.cap_s) for outcome in outcomes]
+    def _seconds_of(self, example: ExamplePart) -> float:
         if not self._experiment.interleaved:
-            return sum(watched_s)
+            return sum(example.watched_s)
         control, variant = (each.name for each in self._experiment.variants)
-        teams = (shown.team for shown in impression.items)
-        return credit(teams, watched_s, variant, control)
+        teams = (shown.team for shown in example.impression.items)
+        return credit(teams, example.watched_s, variant, control)

@@ -5,15 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from infra.operate.experiments.policy import (
-    DrawnLists,
-    ExamplePart,
-    ImpressionPart,
-    PolicyRefused,
-    PolicyReport,
-    ShownPart,
-    report_of,
-)
+from infra.operate.experiments.parts import ExamplePart, ImpressionPart, ShownPart
+from infra.operate.experiments.policy import DrawnLists, PolicyRefused, PolicyReport, report_of
 from streams.messages import Outcome, Pool
 
 EXPECTED = np.array([1.0, 2.0, 4.0, 8.0, 3.0, 6.0])  # what the ranker says of the pool
@@ -30,9 +23,9 @@ def shown(
     offset: int = 0,
     revision: int = 0,
 ) -> ExamplePart:
-    parts = tuple(ShownPart(expected, probability) for expected, probability in items)
+    parts = tuple(ShownPart("", "", expected, probability) for expected, probability in items)
     outcomes = tuple(Outcome("", each, False) for each in seconds or [0.0] * len(items))
-    return ExamplePart(ImpressionPart(f"u{offset % 50}", 1, parts, pool), outcomes, 0, offset, revision)
+    return ExamplePart(ImpressionPart(f"u{offset % 50}", 1, parts, None, pool), outcomes, 0, offset, 0, revision)
 
 
 def world(lists: int = 4000) -> PolicyReport:

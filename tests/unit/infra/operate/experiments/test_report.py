@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infra.operate.experiments.parts import ExamplePart, ImpressionPart, ShownPart
 from infra.operate.experiments.report import Between, ExperimentReport, report_of
-from infra.operate.experiments.viewers import HOUR_MS, ExamplePart, ImpressionPart, ShownPart, Viewers
+from infra.operate.experiments.viewers import HOUR_MS, Viewers
 from streams.messages import Assigned, Experiment, Outcome, Variant
 
 HOURS, WINDOW_MS, BEGAN_MS = 2.0, 60_000, 1_000_000
