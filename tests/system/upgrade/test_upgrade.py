@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ from tests.harness.traffic import Histories, Load, Reader, Traffic, now_ms, tota
 pytestmark = pytest.mark.system
 
 USERS, ITEMS, DAY_MS = 40, 120, 86_400_000
-ORDER = ("indexer", "history", "serving", "serving-2", "trainer", "join", "trending")
+STEPS = (("indexer",), ("history",), ("serving",), ("serving-2",), ("trainer", "join", "trending"))
 READ = (("history", WATCH_EVENTS), ("join", WATCH_EVENTS), ("trending", WATCH_EVENTS), ("trainer", TRAINING_EXAMPLES))
 
 
@@ -149,24 +149,25 @@ def test_each_process_is_replaced_under_load_and_nothing_is_lost(
     last = LastRelease(before, settings)
     last.run("topics", "--create")
     with contextlib.ExitStack() as stack:
-        running = {name: stack.enter_context(last.process(name)) for name in ORDER}
+        running = {name: stack.enter_context(last.process(name)) for step in STEPS for name in step}
         wait_for_health(settings, *running.values())
         released = [json.loads(last.run(*log))["version"]]
 
-        def replace(name: str) -> None:
-            """Stop it, as a person does who upgrades, and start this checkout's in its place."""
-            assert running[name].stop() == 0, name
-            running[name] = stack.enter_context(process(settings, name, cli(*COMMANDS[name.partition("-")[0]])))
-            wait_for_health(settings, running[name])
+        def replace(step: Sequence[str]) -> None:
+            """Stop them, as a person does who upgrades, and start this checkout's in their place."""
+            for name in step:
+                assert running[name].stop() == 0, name
+                running[name] = stack.enter_context(process(settings, name, cli(*COMMANDS[name.partition("-")[0]])))
+            wait_for_health(settings, *(running[name] for name in step))
 
         client = stack.enter_context(RecommendClient(client_options(settings.kafka)))
         load = Watches(stack.enter_context(contextlib.closing(Traffic(settings.kafka))), seed=1, users=USERS)
         asked: list[Asked] = []
         users = (f"load-1-{number % USERS}" for number in itertools.count())
         with load.flowing(50), steady(client, lambda: next(users), 5, asked):
-            for name in ORDER:
-                replace(name)
-                if name == "indexer":
+            for step in STEPS:
+                replace(step)
+                if step == ("indexer",):
                     run_cli(settings, "topics", "--create")
         wait_for_replies(asked)
         assert len(asked) > 50 and all(each.reply is not None for each in asked)
