@@ -3,9 +3,10 @@
 A request on another partition than its user's is forwarded there (streams/kafka/forwarding.py), with its headers and
 its time (that of the sending, where the topic takes its own no more). One that repeats another's id gets that one's
 reply. A request that cannot be understood gets an error reply wherever an address can be told. The replies of a batch
-go out when its impressions are acknowledged, or a tenth of a second later where that takes longer. A bug that a request
-shows does not harm the others of its batch: it goes to the dead letters with the request, and is handed back to be
-raised.
+go out when its impressions are acknowledged, or a tenth of a second later where that takes longer. A request that is read
+after its deadline is passed over while many newer ones wait: its client has given up, and has asked again if it still
+wants to know. Whoever answers the oldest first then answers nobody in time, for ever. A bug that a request shows does
+not harm the others of its batch: it goes to the dead letters with the request, and is handed back to be raised.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Dispatcher:
         self._partitions_of, self._reply_cache, self._unavailable = partitions_of, reply_cache, unavailable
         self._tracer = tracer
         self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/clock_skew.py)
+        self.backlog: dict[int, int] = {}  # by partition: before this offset many newer requests wait behind each
 
     def begin(self, queued: Sequence[tuple[Any, float]], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest. `queued`: records
@@ -63,7 +65,9 @@ class Dispatcher:
             parsed = parse_request(record, self._settings, self._partitions_of)
             if parsed.refused is not None:
                 self._refuse(parsed, parsed.refused, now_ms)
-            elif (context := self._context_of(parsed, now_ms)) is not None and not self._repeat(parsed):
+            elif (context := self._context_of(parsed, now_ms)) is None or self._is_given_up(context, record):
+                continue
+            elif not self._repeat(parsed):
                 self._reply_cache.begin(_key(parsed))
                 contexts.append(context)
                 to_answer.append(parsed)
@@ -117,6 +121,13 @@ class Dispatcher:
         has_time = record.timestamp > 0
         waited_ms = max(0.0, now_ms - self.ahead_ms - record.timestamp) if has_time else 0.0
         return RequestContext(request, record.partition, waited_ms, parsed.filter)
+
+    def _is_given_up(self, context: RequestContext, record: Any) -> bool:
+        is_late = context.left_s(self._settings.serving.deadline_s) < 0
+        if not is_late or record.offset >= self.backlog.get(record.partition, 0):
+            return False
+        metrics.REQUESTS.labels("expired").inc()
+        return True
 
     def _repeat(self, parsed: ParsedRequest) -> bool:
         """True if the request was answered before, or is being answered: then it needs no answer of its own."""

@@ -283,6 +283,9 @@ class Worker:
         read_s = time.perf_counter()
         self._compare_clocks(records, read_s)
         self._queue.add(records, read_s)
+        most = self._settings.serving.backlog
+        places = {place_of(record) for record in records}
+        self._dispatcher.backlog |= {tp.partition: (self._consumer.highwater(tp) or 0) - most for tp in places}
         return True
 
     def _compare_clocks(self, records: Iterable[Any], read_s: float) -> None:

@@ -22,9 +22,16 @@ def test_a_copy_differs_in_nothing_but_the_time_that_is_left():
     assert copy_to_resend(RecommendRequest("r", "ann"), 2.0) == RecommendRequest("r", "ann")
 
 
+def test_what_the_brokers_have_not_taken_is_not_sent_again_behind_itself():
+    pending = PendingRequests()
+    pending.add(REQUEST, 10.0, resend_times_s(0.9, 2))
+    assert pending.due(99.0) == []
+
+
 def test_what_is_not_answered_is_due_again_at_its_times_with_the_same_correlation_id():
     pending = PendingRequests()
     correlation_id, _ = pending.add(REQUEST, 10.0, resend_times_s(0.9, 2))
+    pending.acknowledge(correlation_id)
     assert pending.due(10.2) == []
     assert pending.due(10.5) == [(correlation_id, copy_to_resend(REQUEST, 0.5))]
     assert pending.due(10.55) == []

@@ -87,7 +87,8 @@ class PendingRequests:
         return correlation_id, pending
 
     def due(self, now_s: float) -> list[tuple[bytes, RecommendRequest]]:
-        """Take out what is to be sent again now, each with the correlation id that it was first sent with."""
+        """Take out what is to be sent again now, each with the correlation id that it was first sent with. Not what the
+        brokers have not taken yet: a copy would only wait behind it."""
         with self._lock:
             due = []
             while self._resends and self._resends[0][0] <= now_s:
@@ -96,7 +97,7 @@ class PendingRequests:
         return [
             (correlation_id, copy_to_resend(pending.request, now_s - pending.sent_s))
             for correlation_id, pending in found
-            if pending is not None
+            if pending is not None and pending.acknowledged
         ]
 
     def traceparent_of(self, correlation_id: bytes) -> str:

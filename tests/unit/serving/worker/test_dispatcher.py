@@ -122,6 +122,18 @@ def test_a_bug_harms_only_the_request_that_shows_it_and_is_handed_back(dispatche
     assert (letter.code, letter.offset, letter.topic) == ("bug", 7, "recommend-requests")
 
 
+def test_a_late_request_is_passed_over_while_many_newer_ones_wait_and_answered_where_they_do_not(
+    dispatcher: Dispatcher, sent: Sent
+) -> None:
+    late, early = record("ann", age_ms=60_000), record("bob")
+    dispatcher.backlog = {late.partition: late.offset + 1, early.partition: early.offset + 1}
+    handle(dispatcher, late, early)
+    assert list(replies(sent)) == ["r-bob"]
+    dispatcher.backlog = {late.partition: late.offset}
+    handle(dispatcher, late)
+    assert list(replies(sent)) == ["r-bob", "r-ann"]
+
+
 def test_a_foreign_request_is_forwarded_whole_with_its_time_and_only_once(dispatcher: Dispatcher, sent: Sent) -> None:
     home = topics.partition_of("ann", 4)
     moved = record("ann", partition=(home + 1) % 4, age_ms=40, headers=[("correlation_id", b"c")])
