@@ -60,6 +60,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "gateway": "serving.serving_gateway:measure",
     "selection lists": "selection.selection_lists:measure",
     "selection learning": "selection.selection_learning:measure",
+    "selection newcomers": "selection.selection_newcomers:measure",
     "experiments": "experiments.experiments:measure",
     "train-scale": "scale.train_scale:measure",
     "large": "scale.large_release:measure",
