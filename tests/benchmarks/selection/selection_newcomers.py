@@ -40,7 +40,7 @@ ARMS: Mapping[str, Arm] = {
 }
 BEFORE = Arm(Selection(explore=0.3, explore_pool=1000))  # how the days before were served
 GOOD = 0.2  # share of the new items that counts as good
-IN_DAYS = 7  # in which a good one is to be found
+IN_DAYS = 14  # in which a good one is to be found
 SURE = 0.9  # found: more than was expected, as sure as this
 
 
