@@ -35,7 +35,7 @@ from tests.benchmarks.selection.selection_scene import NOW_MS
 from tests.benchmarks.selection.selection_service import CANDIDATES, OFF, K, values_of
 
 DAY_MS = 24 * HOUR_MS
-USERS, CHANNELS, NEW_A_DAY, OLD = 800, 96, 40, 1000  # OLD: items that are there at the beginning
+USERS, CHANNELS = 800, 96
 NEW_MS = 7 * DAY_MS  # how long an item is new
 ERROR = 0.5  # deviation of what is expected of a person and a channel, in log seconds
 OPTIMISM = 0.9  # UCB goes by this quantile of the posterior
@@ -92,6 +92,13 @@ class Arm:
     new_only: bool = False
 
 
+class Stock(NamedTuple):
+    """Items: those that are there at the beginning, and how many come each day."""
+
+    old: int
+    new_a_day: int
+
+
 class Lists(NamedTuple):
     """Of B lists: true expected seconds, and the share of their places that are not of the K best by expectation."""
 
@@ -100,13 +107,14 @@ class Lists(NamedTuple):
 
 
 class CountingService:
-    """One way to explore, in its own copy of the world; what it counts of its N items, published or not."""
+    """One way to explore, in its own copy of the world; what it counts of its N items, those to come included."""
 
-    def __init__(self, seed: int, days: int) -> None:
+    def __init__(self, seed: int, stock: Stock, days: int) -> None:
         population = make_population(seed, USERS, CHANNELS)
         rng = np.random.default_rng([seed, 2])
-        count = OLD + NEW_A_DAY * days
-        published = NOW_MS + ((np.arange(count) + 1 - OLD) * DAY_MS) // NEW_A_DAY
+        count = stock.old + stock.new_a_day * days
+        published = NOW_MS + ((np.arange(count) + 1 - stock.old) * DAY_MS) // stock.new_a_day
+        self.stock = stock
         self.videos = make_videos(population, rng, published)
         self.plain: Videos = replace(  # an average item of that channel and duration
             self.videos, quality=np.zeros_like(self.videos.quality), latent=np.zeros_like(self.videos.latent)

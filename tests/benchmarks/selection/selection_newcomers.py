@@ -17,12 +17,11 @@ from models.evaluation.comparison import mean_interval
 from tests.benchmarks.report import Report
 from tests.benchmarks.selection.counting_service import (
     DAY_MS,
-    NEW_A_DAY,
-    OLD,
     OPTIMISM,
     Arm,
     CountingService,
     Lists,
+    Stock,
     thompson_of_new,
     ucb_of_new,
 )
@@ -38,6 +37,7 @@ ARMS: Mapping[str, Arm] = {
     "Thompson, new only": Arm(belief=thompson_of_new),
     "UCB, new only": Arm(belief=ucb_of_new),
 }
+STOCKS = (Stock(1000, 40), Stock(500, 10))  # few lists for each new item, and four times as many
 BEFORE = Arm(Selection(explore=0.3, explore_pool=1000))  # how the days before were served
 GOOD = 0.2  # share of the new items that counts as good
 IN_DAYS = 14  # in which a good one is to be found
@@ -68,45 +68,55 @@ class Month:
 
 def measure(report: Report, quick: bool) -> None:
     size = QUICK if quick else FULL
+    report.title = (
+        f"selection newcomers: SIMULATED, {len(size.seeds)} worlds, {size.days} days of {size.lists} lists of {K}"
+    )
+    report.note(f"{NOTICE}; s/list: true expected seconds watched out of a list")
+    report.note("a model of counts takes the ranker's place (tests/benchmarks/selection/counting_service.py)")
+    report.note("of off: mean of the worlds' changes, and its interval of 95 % over worlds; last: of the last third")
+    report.note("given away: share of the places whose item is not among the best by what is expected of it")
+    report.note(f"new shown: share of the new items that was shown {SELDOM} times")
+    report.note(f"good: the best {GOOD:.0%} of the new items by quality, which is drawn apart from channel and length")
+    report.note(
+        f"found: within {IN_DAYS} days its counts say with {SURE:.0%} that it brings more than an average item of its "
+        "channel and length; p50: of those found"
+    )
+    report.note(f"UCB: the {OPTIMISM:.0%} quantile")
+    shown = []
+    for stock in STOCKS:
+        months = months_of(stock, size)
+        for name, ours in months.items():
+            report.add(**{"new items": f"{stock.new_a_day} a day beside {stock.old}"}, **row(name, ours, months["off"]))
+            shown.append(sum(int((each.shown > 0).sum()) for each in ours))
+    report.note(f"new items shown, by row, all worlds: {', '.join(f'{count:,}' for count in shown)}")
+    report.bar("new items shown, fewest", min(shown), at_least=1)
+
+
+def months_of(stock: Stock, size: Size) -> dict[str, list[Month]]:
+    """By arm, a month of each seed."""
     months: dict[str, list[Month]] = {name: [] for name in ARMS}
     for seed in size.seeds:
-        scene = CountingService(seed, size.days)
+        scene = CountingService(seed, stock, size.days)
         for day in range(-size.before, 0):
             serve_day(scene, BEFORE, day, size.lists)
         scene.fit_prior()
         for name, arm in ARMS.items():
             months[name].append(live(copy.deepcopy(scene), arm, size))
-    report.title = (
-        f"selection newcomers: SIMULATED, {len(size.seeds)} worlds, {size.days} days of {size.lists} lists, "
-        f"{NEW_A_DAY} new items a day beside {OLD}"
-    )
-    report.note(f"{NOTICE}; s/list: true expected seconds watched out of a list of {K}")
-    report.note("a model of counts takes the ranker's place (tests/benchmarks/selection/counting_service.py)")
-    report.note("of off: mean of the worlds' changes, and its interval of 95 % over worlds; last: of the last third")
-    report.note("given away: share of the places whose item is not among the best by what is expected of it")
-    report.note(f"good: the best {GOOD:.0%} of the new items by quality, which is drawn apart from channel and length")
-    report.note(
-        f"found: its counts say with {SURE:.0%} that it brings more than an average item of its channel and length"
-    )
-    report.note(f"UCB: the {OPTIMISM:.0%} quantile")
-    for name, ours in months.items():
-        report.add(**row(name, ours, months["off"]))
-    shown = [sum(int((each.shown > 0).sum()) for each in ours) for ours in months.values()]
-    report.note(f"new items shown, all worlds: {', '.join(f'{count:,}' for count in shown)}")
-    report.bar("new items shown, fewest", min(shown), at_least=1)
+    return months
 
 
 def live(service: CountingService, arm: Arm, size: Size) -> Month:
     """Serve the month, looking every evening for what was found."""
-    found, days = np.full(NEW_A_DAY * size.days, np.inf), []
-    published = service.videos.published_ms[OLD:]
+    new, days = slice(service.stock.old, None), []
+    published, quality = service.videos.published_ms[new], service.videos.quality[new].astype(np.float64)
+    found = np.full(len(published), np.inf)
     for day in range(size.days):
         days.append(serve_day(service, arm, day, size.lists))
         evening_ms = NOW_MS + (day + 1) * DAY_MS
-        known = (service.posterior().above(1.0)[OLD:] >= SURE) & np.isinf(found)
+        known = (service.posterior().above(1.0)[new] >= SURE) & np.isinf(found)
         found[known] = (evening_ms - published[known]) / DAY_MS
     value_s, given = (np.array([getattr(each, name).mean() for each in days]) for name in Lists._fields)
-    return Month(value_s, given, service.shown[OLD:], found, service.videos.quality[OLD:].astype(np.float64))
+    return Month(value_s, given, service.shown[new], found, quality)
 
 
 def serve_day(service: CountingService, arm: Arm, day: int, lists: int) -> Lists:
@@ -131,15 +141,16 @@ def row(name: str, ours: Sequence[Month], base: Sequence[Month]) -> dict[str, st
         "of off": "" if ours is base else _change(ours, base, slice(None)),
         "last, of off": "" if ours is base else _change(ours, base, slice(-late, None)),
         "new shown": f"{np.mean([(each.shown >= SELDOM).mean() for each in ours]):.1%}",
-        f"good found in {IN_DAYS} days": f"{np.isfinite(found).mean():.1%}",
-        "of off ": "" if ours is base else _more_found(ours, base),
+        "good found": f"{np.isfinite(found).mean():.1%}",
+        "more than off": "" if ours is base else _more_found(ours, base),
         "after days p50": f"{np.median(found[np.isfinite(found)]):.1f}" if np.isfinite(found).any() else "",
     }
 
 
 def found_in_time(month: Month) -> Doubles:
     """After how many days each good item was found; inf: not within IN_DAYS. Those that had fewer days are left out."""
-    whole = slice(NEW_A_DAY * max(1, len(month.value_s) - IN_DAYS))
+    days = len(month.value_s)
+    whole = slice(len(month.quality) * max(1, days - IN_DAYS) // days)
     quality, found = month.quality[whole], month.found[whole]
     good = found[quality >= np.quantile(quality, 1 - GOOD)]
     return np.where(good <= IN_DAYS, good, np.inf)

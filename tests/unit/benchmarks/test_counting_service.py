@@ -8,23 +8,23 @@ import pytest
 from tests.benchmarks.selection.counting_service import (
     DAY_MS,
     NEW_MS,
-    OLD,
     Arm,
     Belief,
     CountingService,
     Posterior,
+    Stock,
     thompson_of_new,
     ucb_of_new,
 )
-from tests.benchmarks.selection.selection_newcomers import DRAWN, IN_DAYS, NEW_A_DAY, Month, found_in_time
+from tests.benchmarks.selection.selection_newcomers import DRAWN, IN_DAYS, Month, found_in_time
 from tests.benchmarks.selection.selection_scene import NOW_MS
 from tests.benchmarks.selection.selection_service import K
 
-USERS = np.arange(30)
+USERS, STOCK = np.arange(30), Stock(400, 10)
 
 
 def test_an_item_that_brings_what_was_expected_stays_average_and_one_that_brings_more_rises() -> None:
-    service = CountingService(1, days=1)
+    service = CountingService(1, STOCK, days=1)
     service.promised_s[:2] = 600.0
     service.brought_s[:2] = 600.0, 1200.0
     average, better, unknown = service.posterior().mean()[:3]
@@ -34,7 +34,7 @@ def test_an_item_that_brings_what_was_expected_stays_average_and_one_that_brings
 
 
 def test_what_is_shown_is_counted_and_never_shown_to_who_has_watched_it() -> None:
-    service = CountingService(1, days=1)
+    service = CountingService(1, STOCK, days=1)
     for hour in range(6):
         watched = [set(service.memory.watched(user)) for user in USERS.tolist()]
         at = service._candidates(USERS, NOW_MS + hour)
@@ -43,12 +43,12 @@ def test_what_is_shown_is_counted_and_never_shown_to_who_has_watched_it() -> Non
         assert (lists.value_s > 0).all() and not lists.given.any()
     assert service.shown.sum() == 6 * len(USERS) * K
     assert sum(len(service.memory.watched(user)) for user in USERS.tolist()) > 30
-    assert service.brought_s.sum() > 0 and not service.shown[OLD:].any()  # nothing that is not out yet
+    assert service.brought_s.sum() > 0 and not service.shown[STOCK.old :].any()  # nothing that is not out yet
 
 
 def test_what_is_drawn_among_new_items_alone_is_new() -> None:
     now_ms = NOW_MS + DAY_MS
-    plain, drawn = (CountingService(2, days=1) for _ in range(2))
+    plain, drawn = (CountingService(2, STOCK, days=1) for _ in range(2))
     plain.serve(USERS, now_ms, Arm())
     assert drawn.serve(USERS, now_ms, Arm(DRAWN, new_only=True)).given.mean() == pytest.approx(0.1)
     old = now_ms - drawn.videos.published_ms >= NEW_MS
@@ -64,7 +64,7 @@ def test_what_is_not_new_is_believed_as_it_is_known(belief: Belief) -> None:
 
 
 def test_the_prior_is_what_the_counts_say() -> None:
-    service = CountingService(3, days=1)
+    service = CountingService(3, Stock(3000, 10), days=1)
     rng = np.random.default_rng(3)
     truth, service.promised_s = rng.gamma(4, 1 / 4, len(service.shown)), np.full(len(service.shown), 2000.0)
     watches = rng.poisson(0.5 * truth * 2000 / 50)
@@ -77,11 +77,10 @@ def test_the_prior_is_what_the_counts_say() -> None:
 
 def test_good_items_are_found_in_time_or_not_at_all() -> None:
     days = IN_DAYS + 1
-    quality, found = np.zeros(days * NEW_A_DAY), np.full(days * NEW_A_DAY, 1.0)
-    quality[: NEW_A_DAY // 5] = 1.0
-    found[: NEW_A_DAY // 5] = np.r_[2.0, IN_DAYS + 1.0, np.full(NEW_A_DAY // 5 - 2, np.inf)]
+    quality, found = np.zeros(days * 20), np.ones(days * 20)  # the 20 of the first day have had IN_DAYS
+    quality[:4], found[:4] = 1.0, [2.0, IN_DAYS, IN_DAYS + 1, np.inf]
     in_time = found_in_time(Month(np.zeros(days), np.zeros(days), found, found, quality))
-    assert in_time[0] == 2.0 and np.isinf(in_time[1:]).all() and len(in_time) == NEW_A_DAY // 5
+    assert in_time.tolist() == [2.0, IN_DAYS, np.inf, np.inf]
 
 
 def test_a_posterior_of_nothing_is_the_prior() -> None:
