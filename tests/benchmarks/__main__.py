@@ -26,6 +26,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "ablations": "quality.ablations:measure",
     "figure4": "quality.figure4:measure",
     "towers": "quality.towers:measure",
+    "parts": "quality.parts:measure",
     "live": "quality.live:measure",
     "cold": "quality.cold:measure",
     "s3rec beauty": "quality.s3rec:measure_beauty",
