@@ -288,9 +288,8 @@ def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
 def judged(training: Training, history: History, asked: EvalQuery, quality: Quality) -> list[ModelSelection]:
     """The present state as a selection, once with each pair of weights. The best one is also asked without its linear
     part, and without skips: what they earn. It was chosen for being the best, so that is rather too much."""
-    linear_weights = ORDERED_WEIGHTS if training.settings.linear_order else LINEAR_WEIGHTS
-    if not training.settings.linear_dim:
-        linear_weights = (0.0,)
+    ordered = training.settings.linear_order
+    linear_weights = (ORDERED_WEIGHTS if ordered else LINEAR_WEIGHTS) if training.settings.linear_dim else (0.0,)
     pairs = [(weight, linear) for linear in linear_weights for weight in WEIGHTS]
     ranks = ranked(training, history, asked, pairs)
     alone, items = ranks[0.0, 0.0], training.items

@@ -16,7 +16,7 @@ from models.retrieval.candidate_learning import Training, choose
 from models.retrieval.popularity import choose_half_life
 from models.threads import limit_threads
 from tests.benchmarks.quality.judged import Ground, ground_of, kuairand_ground
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 NOW_MS, DAY_MS = 1_700_000_000_000, 24 * 3_600_000
@@ -29,7 +29,9 @@ def measure(report: Report, quick: bool) -> None:
         "± two standard errors over users; the weights are the best of these same days, so it is rather too much"
     )
     for name, ground in grounds(report, quick):
-        report.add(log=name, **earned(ground, Model(epochs=1) if quick else Model()))
+        row = {"log": name, **earned(ground, Model(epochs=1) if quick else Model())}
+        report.add(**row)
+        say(f"{row}")
 
 
 def grounds(report: Report, quick: bool) -> Iterator[tuple[str, Ground]]:
