@@ -15,7 +15,7 @@ from infra.backtest.files import CandidateLists, new_directory, write_report
 from infra.backtest.held_out_page import render_held_out
 from infra.backtest.held_out_report import build_held_out
 from infra.backtest.ordered_settings import fitting
-from infra.backtest.recommenders import Released
+from infra.backtest.recommenders import Released, what_validation_said
 from infra.backtest.request import Request
 from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Model, Settings
@@ -63,7 +63,11 @@ def judge(
     the candidates of the first seed. Settings that nobody has set are those that fit a log of this kind."""
     model, validated = fitting(held, model.model_copy(update=UNTIMED), step)
     selection = select(held, model, step)
-    ours = Entrant(released(held, fit(held, model, selection, step), OURS), chosen(model, selection))
+    ours = Entrant(
+        released(held, fit(held, model, selection, step), OURS),
+        chosen(model, selection),
+        note=what_validation_said(selection),
+    )
     ranks = {OURS: [walked(held, ours, step, lists)]}
     for seed in range(1, seeds):
         again = model.model_copy(update={"seed": model.seed + seed})

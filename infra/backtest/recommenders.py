@@ -13,6 +13,7 @@ from models.logs.examples import Examples, Queries
 from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import tower_queries
 from models.retrieval.candidates import CandidateModel, with_one
+from models.retrieval.checkpoint import ModelSelection
 from models.retrieval.hyper_parameters import LiveParameters
 from models.retrieval.incremental import IncrementalTrainer, StepResult
 
@@ -76,6 +77,21 @@ def parts_of(model: CandidateModel) -> list[Part]:
         "skips": shape.skips > 0 and not shape.muted_towers,
     }
     return [part for part in PARTS if is_there[part]]
+
+
+def what_validation_said(selection: ModelSelection) -> str:
+    """What its parts earned on the validation days, for the report; empty where nothing was asked."""
+    found = ", ".join(f"{part} {gain}" for part, gain in validated_gains(selection).items())
+    return f"doublings of rank on validation (± two standard errors): {found}" if found else ""
+
+
+def validated_gains(selection: ModelSelection) -> dict[Part, str]:
+    """What each part that was asked about earned there, in doublings of the rank of what was watched."""
+    asked: dict[Part, str] = {"linear part": "linear_gain", "skips": "skips_gain"}
+    found = selection.metrics
+    return {
+        part: f"{found[name]:+.3f} ± {2 * found[f'{name}_se']:.3f}" for part, name in asked.items() if name in found
+    }
 
 
 class Live:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from infra.backtest.files import CandidateLists, new_directory, write_live, write_report
-from infra.backtest.recommenders import Live, Released, Without, parts_of
+from infra.backtest.recommenders import Live, Released, Without, parts_of, what_validation_said
 from infra.backtest.report import Grounds, build_report
 from infra.backtest.request import Request
 from infra.operate.progress import Step, no_progress
@@ -125,7 +125,8 @@ def _train(
     selection, history = learned.selection, History(log.stream)
     chosen = {"epochs": selection.epochs, "weight": selection.weight, "linear_weight": selection.linear}
     released = Released(learned.model, training_set, history)
-    as_trained = Entrant(released, settings=settings.model.model_dump(exclude=ASIDE) | chosen)
+    told = settings.model.model_dump(exclude=ASIDE) | chosen
+    as_trained = Entrant(released, settings=told, note=what_validation_said(selection))
     reduced: list[Recommender] = [
         released,
         *(Without(part, learned.model, training_set, history) for part in parts_of(learned.model)),

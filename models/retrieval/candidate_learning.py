@@ -9,7 +9,8 @@ needs most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from models.retrieval.tower import TowerShape, UserTowers
 
 Progress = Callable[[str, int, int], None]
 Quality = Callable[[Mapping[str, float]], float]
+Pair = tuple[float, float]  # weights of the towers and of the linear part
 
 CUTOFFS = (10, 50, 100, 500)
 WEIGHTS = (1.0, 0.9, 0.75, 0.5, 0.0)  # of the towers beside popularity; the first wins a tie
@@ -119,7 +121,7 @@ def train(
 
 
 class Training:
-    """The members of one model under training, and its linear part."""
+    """The members of one model under training, and its linear part (what a history adds up, and what items are)."""
 
     net_type, fit_type = CandidateNet, Fit
 
@@ -186,14 +188,19 @@ class Training:
         biases = np.stack([fit.net.bias.values.numpy()[:, 0] for fit in self.fits])
         return np.asarray(biases.mean(axis=0, dtype=np.float32))
 
+    def linear_width(self, selection: ModelSelection) -> int:
+        """The numbers of the linear part in a model: none where it has no weight."""
+        return self.linear[0].shape[1] if selection.linear else 0
+
     def freeze(self, selection: ModelSelection) -> CandidateModel:
         """The model as it is served: side embeddings are added into the rows, the weights are multiplied into the
         output side, and items that nobody has completed start where a new item would; of those that were skipped the
         towers keep what that says of a user."""
         nets, catalogue = [fit.net for fit in self.fits], self.training_set.catalogue
-        queries = np.concatenate([*(net.queries.everything() for net in nets), self.linear[0]], axis=1)
+        heard, spoken = (side[:, : self.linear_width(selection)] for side in self.linear)
+        queries = np.concatenate([*(net.queries.everything() for net in nets), heard], axis=1)
         weight, linear = np.float32(selection.weight), np.float32(selection.linear)
-        vectors = np.concatenate([weight * self.output_vectors(), linear * self.linear[1]], axis=1)
+        vectors = np.concatenate([weight * self.output_vectors(), linear * spoken], axis=1)
         bias = weight * self.bias()
         learnt = self.popularity.totals() > 0
         start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
@@ -217,10 +224,9 @@ class Training:
         whole = msgspec.structs.replace(
             shape,
             members=len(self.fits),
-            linear=self.linear[0].shape[1],
+            linear=self.linear_width(selection),
             ordered=self.settings.linear_order,
             muted_towers=not selection.weight,
-            muted_linear=not selection.linear,
         )
         with torch.random.fork_rng(devices=[]):  # weights are drawn and then replaced
             towers = UserTowers(whole)
@@ -280,25 +286,20 @@ def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def judged(training: Training, history: History, asked: EvalQuery, quality: Quality) -> list[ModelSelection]:
-    """The present state as a selection, once with each pair of weights."""
+    """The present state as a selection, once with each pair of weights. The best one is also asked without its linear
+    part, and without skips: what they earn. It was chosen for being the best, so that is rather too much."""
     ordered = training.settings.linear_order
     linear_weights = (ORDERED_WEIGHTS if ordered else LINEAR_WEIGHTS) if training.settings.linear_dim else (0.0,)
     pairs = [(weight, linear) for linear in linear_weights for weight in WEIGHTS]
-    ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
-    vectors, bias = training.output_vectors(), training.bias()
-    popular = training.popularity.log_share()
-    for start in range(0, len(asked), rows_at_once(training.items)):
-        queries = history.queries(asked[start : start + rows_at_once(training.items)])
-        personal = training.users(tower_queries(training.training_set.dataset, history, queries)) @ vectors.T + bias
-        sum_of = recent_sum_of if ordered else root_sum_of
-        histories = sum_of(torch.from_numpy(training.linear[0]), torch.from_numpy(queries.histories))  # [B, L]
-        linear = histories.numpy() @ training.linear[1].T  # [B, N]
-        for weight, linear_weight in pairs:
-            scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
-            ranks[weight, linear_weight].append(judge(scores, queries))
-    together = {pair: np.concatenate(blocks) for pair, blocks in ranks.items()}
-    alone = together[0.0, 0.0]
-    found = {pair: recall_of(of_pair) | gain_of(of_pair, alone, training.items) for pair, of_pair in together.items()}
+    ranks = ranked(training, history, asked, pairs)
+    alone, items = ranks[0.0, 0.0], training.items
+    found = {pair: recall_of(of_pair) | gain_of("log_rank", of_pair, alone, items) for pair, of_pair in ranks.items()}
+    best = max(found, key=lambda pair: quality(found[pair]))
+    if best[1]:
+        found[best] |= gain_of("linear", ranks[best], ranks[best[0], 0.0], items)
+    if best[0] and training.training_set.dataset.skips is not None:
+        without = ranked(training, history, asked, [best], skips=False)[best]
+        found[best] |= gain_of("skips", ranks[best], without, items)
     beside = {f"popular_{name}": value for name, value in recall_of(alone).items() if name != "cases"}
     return [
         ModelSelection(training.epoch, weight, linear, quality(at), at | beside)
@@ -306,15 +307,37 @@ def judged(training: Training, history: History, asked: EvalQuery, quality: Qual
     ]
 
 
-def gain_of(ranks: Rows, popular: Rows, items: int) -> dict[str, float]:
-    """By how many doublings what was watched stands higher than by popularity alone, query by query: mean and its
-    standard error. A miss stands behind all items."""
+def ranked(
+    training: Training, history: History, asked: EvalQuery, pairs: Sequence[Pair], *, skips: bool = True
+) -> dict[Pair, Rows]:
+    """The rank of what was watched by each pair of weights, of towers and linear part. int64 [n] each"""
+    ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
+    vectors, bias = training.output_vectors(), training.bias()
+    popular = training.popularity.log_share()
+    sum_of = recent_sum_of if training.settings.linear_order else root_sum_of
+    for start in range(0, len(asked), rows_at_once(training.items)):
+        queries = history.queries(asked[start : start + rows_at_once(training.items)])
+        inputs = tower_queries(training.training_set.dataset, history, queries)
+        if not skips:
+            inputs = replace(inputs, skips=np.full_like(inputs.skips, -1))
+        personal = training.users(inputs) @ vectors.T + bias
+        histories = sum_of(torch.from_numpy(training.linear[0]), torch.from_numpy(queries.histories))  # [B, L]
+        linear = histories.numpy() @ training.linear[1].T  # [B, N]
+        for weight, linear_weight in pairs:
+            scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
+            ranks[weight, linear_weight].append(judge(scores, queries))
+    return {pair: np.concatenate(blocks) for pair, blocks in ranks.items()}
+
+
+def gain_of(name: str, ranks: Rows, without: Rows, items: int) -> dict[str, float]:
+    """By how many doublings what was watched stands higher than in the ranks `without` something, query by query: mean
+    and its standard error, `<name>_gain` and `<name>_gain_se`. A miss stands behind all items."""
     if len(ranks) < 2:
-        return {"log_rank_gain": 0.0, "log_rank_gain_se": 0.0}
-    ours, theirs = (np.log2(1.0 + np.where(one < 0, items, one)) for one in (ranks, popular))
+        return {f"{name}_gain": 0.0, f"{name}_gain_se": 0.0}
+    ours, theirs = (np.log2(1.0 + np.where(one < 0, items, one)) for one in (ranks, without))
     gains = theirs - ours
     error = gains.std(ddof=1) / np.sqrt(len(gains))
-    return {"log_rank_gain": float(gains.mean()), "log_rank_gain_se": float(error)}
+    return {f"{name}_gain": float(gains.mean()), f"{name}_gain_se": float(error)}
 
 
 def quality_of(found: Mapping[str, float]) -> float:

@@ -39,7 +39,8 @@ def identity_of(log: StoredLog, settings: Mapping[str, object], warm_start: str 
 
 class ModelSelection(msgspec.Struct, frozen=True):
     """The verdict of the validation days: epochs to train, weights of the towers and of the linear part beside
-    popularity, how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`."""
+    popularity, how good that is, and its figures: `recall@k`, `popular_recall@k`, `cases`; `linear_gain` and
+    `skips_gain`, what these parts earn, in doublings of the rank."""
 
     epochs: int
     weight: float = 1.0

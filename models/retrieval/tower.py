@@ -32,8 +32,9 @@ class TowerShape(msgspec.Struct, frozen=True):
     `words`: width of search embeddings, 0 without searches. `contexts`: number of codes of each context field.
     `traits`: reals such as age and gender. `members`: towers that were trained apart and answer together, each with its
     own slice of the embeddings. `linear`: width of the item-to-item part (models.retrieval.linear) behind them,
-    `ordered` when the newest watches count most in it. What validation gave the weight 0 is muted: zero for every user,
-    so that nothing is learnt live through it either.
+    `ordered` when the newest watches count most in it. Towers that validation gave the weight 0 are muted: zero for
+    every user, so that nothing is learnt live through them either. A linear part of weight 0 is left out; older
+    bundles have it, muted.
     `skips`: how many of the newest uncompleted watches are read.
     """
 

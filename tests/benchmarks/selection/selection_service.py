@@ -228,16 +228,21 @@ def together(users: list[str]) -> list[list[str]]:
 
 
 def value_of(chance: Doubles, watch_s: Doubles) -> float:
-    """Expected seconds out of a list [K] whose places are looked at from the top
+    """Expected seconds out of a list [K]."""
+    return float(values_of(chance[None], watch_s[None])[0])
+
+
+def values_of(chance: Doubles, watch_s: Doubles) -> Doubles:
+    """Expected seconds out of each of B lists [B, K] whose places are looked at from the top
     (infra.simulation.browsing_model.look_down): chance to start each, and its seconds once started. Who has started
     MOST_ANSWERS looks no further."""
-    look, total = 1.0, 0.0
-    started = np.zeros(MOST_ANSWERS)  # chances to have started 0, 1, ... so far
-    started[0] = 1.0
-    for each, seconds in zip(chance.tolist(), watch_s.tolist(), strict=True):
-        look *= LOOK_ON
-        total += look * float(started.sum()) * each * seconds
-        started = started * (1 - each) + np.r_[0.0, started[:-1]] * each
+    total, started = np.zeros(len(chance)), np.zeros((len(chance), MOST_ANSWERS))
+    started[:, 0] = 1.0  # chances to have started 0, 1, ... so far
+    for place, each in enumerate(chance.T, 1):
+        total += LOOK_ON**place * started.sum(1) * each * watch_s[:, place - 1]
+        more = started[:, :-1] * each[:, None]
+        started *= 1 - each[:, None]
+        started[:, 1:] += more
     return total
 
 

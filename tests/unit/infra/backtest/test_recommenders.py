@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.backtest.recommenders import Live, Released, Without, parts_of
+from infra.backtest.recommenders import Live, Released, Without, parts_of, what_validation_said
 from infra.platform.settings import Trainer
 from models.evaluation.backtest import Recommender, Walk, walk_frozen, walk_live
 from models.evaluation.eval_queries import History, Stream
 from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import learn_candidates, tower_queries
 from models.retrieval.candidates import CandidateModel
+from models.retrieval.checkpoint import ModelSelection
 from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
 
 HOUR_MS = 3_600_000
@@ -107,3 +108,30 @@ def test_a_part_that_is_left_out_says_nothing_and_the_others_what_they_said(scen
     np.testing.assert_allclose(whole - without["popularity"], np.tile(log_share, (len(whole), 1)), atol=1e-4)
     if shape.skips:
         assert (without["skips"] != whole).any()
+
+
+def test_validation_tells_what_linear_part_and_skips_earn_as_if_the_model_were_asked_without_them():
+    source = small_source(skips=8)
+    dataset, rows = source.dataset, len(source.dataset)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "linear_dim": 6, "tied": True, "skips": 8})
+    learned = learn_candidates(source, settings, until=rows, valid_from=rows // 2, items=len(source.catalogue))
+    selection, model = learned.selection, learned.earlier
+    assert model is not None and selection.weight and selection.linear
+    history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
+    parts = [Without(part, model, source, history) for part in parts_of(model)]
+    walk = walk_frozen([Released(model, source, history), *parts], history, cut=rows // 2, catalogue=len(model.vectors))
+    log_rank = {name: np.log2(1.0 + ranks) for name, ranks in walk.ranks.items()}
+    for name, part in (("linear", "without linear part"), ("skips", "without skips")):
+        earned = log_rank[part] - log_rank["tower"]
+        assert selection.metrics[f"{name}_gain"] == pytest.approx(earned.mean(), abs=0.02)
+        assert selection.metrics[f"{name}_gain_se"] == pytest.approx(earned.std() / len(earned) ** 0.5, rel=0.1)
+    assert selection.metrics["skips_gain"] != selection.metrics["linear_gain"] != 0
+
+
+def test_the_report_says_what_validation_said_of_the_parts():
+    metrics = {"linear_gain": 0.07, "linear_gain_se": 0.01, "recall@10": 0.1}
+    said = "doublings of rank on validation (± two standard errors): linear part +0.070 ± 0.020"
+    assert what_validation_said(ModelSelection(1, metrics=metrics)) == said
+    both = ModelSelection(1, metrics=metrics | {"skips_gain": -0.01, "skips_gain_se": 0.002})
+    assert what_validation_said(both) == f"{said}, skips -0.010 ± 0.004"
+    assert what_validation_said(ModelSelection(1)) == ""

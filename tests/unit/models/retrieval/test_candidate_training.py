@@ -19,6 +19,7 @@ from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import Training, learn_candidates, new_net, warm_start
 from models.retrieval.candidate_training import Fit, TrainingData, choose_examples, example_weights, reservoir
 from models.retrieval.candidates import CandidateModel, UserEncoder
+from models.retrieval.checkpoint import ModelSelection
 from models.retrieval.losses import Extra
 from models.retrieval.net import CandidateNet
 from models.retrieval.sampling import Negatives, find_hits
@@ -217,6 +218,17 @@ def test_an_ordered_linear_part_is_trained_and_served_alike(source: TrainingSet)
     with torch.inference_mode():
         many = learned.model.encoder.tower(learned.model.encoder.inputs(queries, learned.model.query_rows)).numpy()
     np.testing.assert_allclose(few, many, atol=2e-6)
+
+
+def test_a_linear_part_of_no_weight_costs_no_numbers(source: TrainingSet):
+    settings = SETTINGS.model_copy(update={"linear_dim": 6})
+    training = Training(source, settings, half_life_events=500, until=len(source.dataset), items=len(source.catalogue))
+    whole, without = (training.freeze(ModelSelection(0, linear=linear)) for linear in (6.0, 0.0))
+    assert (whole.dim, without.dim) == (settings.dim + 6 + 1, settings.dim + 1)
+    assert (whole.encoder.tower.shape.linear, without.encoder.tower.shape.linear) == (6, 0)
+    queries = source.dataset.queries(np.arange(200, 230))
+    np.testing.assert_array_equal(without.encode(queries), whole.encode(queries)[:, : settings.dim])
+    np.testing.assert_array_equal(without.vectors, whole.vectors[:, : settings.dim])
 
 
 def test_a_repeat_is_no_example():
