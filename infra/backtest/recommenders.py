@@ -114,8 +114,8 @@ class Live:
         at = np.arange(rows.start, rows.stop)
         items = dataset.items[at].astype(np.int64)
         for item in np.unique(items[self._row_of[items] < 0]).tolist():
-            catalogue = self._training_set.catalogue
-            self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item))
+            catalogue, title = self._training_set.catalogue, self._training_set.title_of(item)
+            self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item), title)
         step = self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items]))
         self._take_over(step, int(dataset.event_ms[rows.stop - 1]))
 

@@ -217,6 +217,9 @@ class Model(Section):
     )
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
     history_dropout: Share = _setting(0.3, "of the watches in a history, completed or not, in training")
+    content: bool = _setting(
+        False, "place items that nobody has watched by their ids and title's n-grams, where the validation days say so"
+    )
     sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")
     searches: bool = _setting(True, "learn from searches, where a log has them")
     context: bool = _setting(True, "learn from region, device, ..., where a log has them")

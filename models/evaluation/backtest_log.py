@@ -40,10 +40,11 @@ def read_stream(
     searches: StoredSearches | None = None,
     context: bool = True,
     skips: int = 0,
+    titles: bool = False,
 ) -> BacktestLog:
-    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips` as models.logs.training_set.prepare
-    takes it."""
-    training_set = prepare(log, items, searches=searches, context=context, skips=skips)
+    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips` and `titles` as
+    models.logs.training_set.prepare takes them."""
+    training_set = prepare(log, items, searches=searches, context=context, skips=skips, titles=titles)
     dataset = training_set.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     user_ids = pl.Series("user_id", log.user_ids, pl.String)

@@ -30,7 +30,8 @@ ALWAYS_MS = -1  # when an item became known that the catalogue has without a dat
 class TrainingSet:
     """`catalogue` has a row for every item of `dataset`. By row of the catalogue, int64 [N]: `known_ms` when an item
     became known (never falls), `born_ms` when it was published or else first seen. `completed` int64 [P]: the log's row
-    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log."""
+    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log. `titles` [N] where they
+    were asked for."""
 
     dataset: Dataset
     catalogue: Catalogue
@@ -39,6 +40,10 @@ class TrainingSet:
     born_ms: Rows
     completed: Rows
     rows: Rows
+    titles: pl.Series | None = None
+
+    def title_of(self, row: int) -> str:
+        return "" if self.titles is None else self.titles[row]
 
     def known_at(self, cut: int) -> int:
         """Count the items that were known just before row `cut` of the data set."""
@@ -52,9 +57,10 @@ def prepare(
     searches: StoredSearches | None = None,
     context: bool = True,
     skips: int = 0,
+    titles: bool = False,
 ) -> TrainingSet:
     """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped. `skips`:
-    how many of a user's uncompleted watches are to be known, where there are any."""
+    how many of a user's uncompleted watches are to be known, where there are any. `titles`: keep those of the items."""
     facts = _item_facts(log, items)
     catalogue = catalogue_of(facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids"))
     rows = catalogue.rows(log.item_ids)
@@ -75,9 +81,9 @@ def prepare(
         skips=SkipTimeline(log, rows, skips) if skips and has_skips(log) else None,
         timeline_file=log.directory / "timeline.npy",
     )
-    return TrainingSet(
-        dataset, catalogue, vocabulary, facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy(), completed, rows
-    )
+    known_ms, born_ms = facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy()
+    kept = facts["title"].fill_null("") if titles and "title" in facts.columns else None
+    return TrainingSet(dataset, catalogue, vocabulary, known_ms, born_ms, completed, rows, kept)
 
 
 def _item_facts(log: StoredLog, items: pl.DataFrame | None) -> pl.DataFrame:

@@ -37,6 +37,8 @@ class CandidateParameters(Protocol):
     @property
     def skips(self) -> int: ...  # newest uncompleted watches that a tower reads
     @property
+    def content(self) -> bool: ...  # whether the validation days may place new items by content
+    @property
     def dropout(self) -> float: ...
     @property
     def history_dropout(self) -> float: ...

@@ -135,8 +135,10 @@ def _watch_row(event: WatchEvent) -> Row:
 
 
 def item_frame(items: list[Item]) -> pl.DataFrame:
-    """A catalogue as training takes it; `ids` only when an item has some."""
+    """A catalogue as training takes it; `title` and `ids` only when an item has some."""
     frame = pl.DataFrame({name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA}, schema=ITEM_SCHEMA)
+    if any(item.title for item in items):
+        frame = frame.with_columns(title=pl.Series([item.title for item in items], dtype=pl.String))
     names = list(dict.fromkeys(name for item in items for name in item.ids))[:MOST_ID_COLUMNS]
     if not names:
         return frame

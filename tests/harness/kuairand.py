@@ -17,7 +17,12 @@ def is_there() -> bool:
 
 
 def read_kuairand(
-    *, history: bool = True, skips: bool = False, surface: bool = False, directory: Path = DIRECTORY
+    *,
+    history: bool = True,
+    skips: bool = False,
+    surface: bool = False,
+    kinds: bool = False,
+    directory: Path = DIRECTORY,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The log (user_id, item_id, event_ms, watch_s, duration_s) and the catalogue, as `log_from_frame` takes them.
 
@@ -25,7 +30,8 @@ def read_kuairand(
     to each user's last stamp) and their seconds are not known (null). `history=False` leaves them out. `skips=True`
     adds what was shown then and not watched long, spread over the same time: its order is real, but not against the
     long watches, and its SKIPPED_S are invented, so no ranker is to learn from them. What is there is what another
-    recommender chose to show. `surface=True` adds the column of that name, the app's tab. Raises FileNotFoundError when
+    recommender chose to show. `surface=True` adds the column of that name, the app's tab; `kinds=True` to the
+    catalogue what sort of video it is and how it was uploaded. It has no titles. Raises FileNotFoundError when
     the data is absent.
     """
     if not directory.is_dir():
@@ -41,7 +47,7 @@ def read_kuairand(
     log = exposures
     if history:
         log = pl.concat([_past_watches(directory, exposures, skips), exposures], how="diagonal")
-    return log, _catalogue(directory)
+    return log, _catalogue(directory, kinds)
 
 
 def _past_watches(directory: Path, exposures: pl.DataFrame, skips: bool) -> pl.DataFrame:
@@ -70,7 +76,7 @@ def _in_time(users: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-def _catalogue(directory: Path) -> pl.DataFrame:
+def _catalogue(directory: Path, kinds: bool) -> pl.DataFrame:
     return pl.read_parquet(directory / "videos.parquet").select(
         item_id=pl.col("video_id").cast(pl.String),
         channel=pl.col("author_id").cast(pl.String),
@@ -78,4 +84,5 @@ def _catalogue(directory: Path) -> pl.DataFrame:
         duration_s=pl.col("video_duration") / 1000,
         published_ms=pl.col("upload_dt").str.to_datetime().dt.epoch("ms"),
         music=pl.col("music_id").cast(pl.String),
+        **({"kind": pl.col("video_type"), "upload": pl.col("upload_type")} if kinds else {}),
     )

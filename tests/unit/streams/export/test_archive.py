@@ -28,6 +28,11 @@ def test_the_ids_of_items_are_id_columns_of_the_catalogue():
     assert [catalogue.all_ids_of(row) for row in (0, 1)] == [{"music": ("1", "2")}, {"cast": ("a",)}]
 
 
+def test_the_titles_of_items_are_told_where_there_are_any():
+    frame = items_from_frame(item_frame([Item("i", "A title"), Item("j")]))
+    assert frame["title"].to_list() == ["A title", None]
+
+
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:
     where = Context(**context) if context else None
     return encode(WatchEvent(event_id, "u", item_id, event_ms, 30.0, duration_s, context=where))
@@ -87,7 +92,14 @@ def test_the_searches_of_those_who_watched_are_there_once(archive, filled):
 @pytest.mark.system
 def test_the_catalogue_is_the_newest_and_without_what_was_taken_down(archive):
     assert archive.items.to_dicts() == [
-        {"item_id": "a", "channel": "channel", "topics": ["t"], "duration_s": 60.0, "published_ms": 500}
+        {
+            "item_id": "a",
+            "channel": "channel",
+            "topics": ["t"],
+            "duration_s": 60.0,
+            "published_ms": 500,
+            "title": "A",
+        }
     ]
 
 
