@@ -114,7 +114,8 @@ class IncrementalTrainer:
     def read(self, examples: Sequence[Example]) -> Examples:
         """Examples as numbers: the rows of items as they are known now."""
         targets = np.array([self.row(example.item_id) for example in examples], np.int64)
-        return Examples(self.encoder.queries(examples, self._row_of), targets)
+        weights = np.array([example.weight for example in examples], np.float32)
+        return Examples(self.encoder.queries(examples, self._row_of), targets, weights)
 
     def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS, title: str = "") -> int:
         """The row of an item, made at first sight where its `ids` (by column of the catalogue) and its title place it
@@ -285,7 +286,8 @@ class IncrementalTrainer:
         nothing = vectors.new_zeros(1)
         losses = shared_softmax(users, F.embedding(own, vectors), nothing, F.embedding(others, vectors), nothing, extra)
         loss = float(losses.detach().mean())
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        weights = torch.ones_like(losses) if examples.weights is None else torch.from_numpy(examples.weights)
+        (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
         assert vectors.grad is not None
         change, squares = self._vectors.change(moving, vectors.grad, self._settings.learning_rate)
         if not squares.isfinite().all() or self._diverged(loss):

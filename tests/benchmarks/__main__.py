@@ -29,6 +29,7 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "live": "quality.live:measure",
     "cold viewers": "quality.cold:measure",
     "cold items": "quality.cold_items:measure",
+    "signals": "quality.signals:measure",
     "s3rec beauty": "quality.s3rec:measure_beauty",
     "s3rec toys": "quality.s3rec:measure_toys",
     "s3rec tried": "quality.s3rec:measure_tried",

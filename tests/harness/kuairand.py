@@ -9,6 +9,7 @@ import polars as pl
 
 DIRECTORY = Path(__file__).resolve().parents[3] / "shared" / "data" / "kuairand"
 FIRST_MS = int(datetime(2022, 4, 8, tzinfo=UTC).timestamp() * 1000)  # where the invented stamps begin
+SAID = pl.when(pl.col("is_hate") == 1).then(pl.lit("dislike")).when(pl.col("is_like") == 1).then(pl.lit("like"))
 SKIPPED_S = 1.0  # invented: how long what was not watched long before 25 April was watched
 
 
@@ -22,6 +23,7 @@ def read_kuairand(
     skips: bool = False,
     surface: bool = False,
     kinds: bool = False,
+    signals: bool = False,
     directory: Path = DIRECTORY,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The log (user_id, item_id, event_ms, watch_s, duration_s) and the catalogue, as `log_from_frame` takes them.
@@ -31,7 +33,8 @@ def read_kuairand(
     adds what was shown then and not watched long, spread over the same time: its order is real, but not against the
     long watches, and its SKIPPED_S are invented, so no ranker is to learn from them. What is there is what another
     recommender chose to show. `surface=True` adds the column of that name, the app's tab; `kinds=True` to the
-    catalogue what sort of video it is and how it was uploaded. It has no titles. Raises FileNotFoundError when
+    catalogue what sort of video it is and how it was uploaded. It has no titles.
+    `signals=True` adds likes and dislikes of the stamped rows. Raises FileNotFoundError when
     the data is absent.
     """
     if not directory.is_dir():
@@ -42,6 +45,7 @@ def read_kuairand(
         event_ms=pl.col("time_ms"),
         watch_s=pl.col("play_time_ms") / 1000,
         duration_s=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms") / 1000),
+        **({"signal": SAID} if signals else {}),
         **({"surface": pl.concat_str(pl.lit("tab-"), pl.col("tab"))} if surface else {}),
     )
     log = exposures

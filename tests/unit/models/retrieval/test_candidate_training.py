@@ -266,6 +266,36 @@ def test_an_ordered_linear_part_is_trained_and_served_alike(source: TrainingSet)
     np.testing.assert_allclose(few, many, atol=2e-6)
 
 
+def test_what_a_user_has_said_weighs_an_example_and_unwanted_watches_are_none():
+    frame = taste_log(400, 20, 40).unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    frame = frame.with_columns(watch_s=pl.lit(40.0), signal=pl.lit(None, pl.String))
+    said = ["dislike", "like", "like|share", None] * (len(frame) // 4 + 1)
+    frame = frame.with_columns(signal=pl.Series(said[: len(frame)]))
+    weights = {"like": 2.0, "share": 3.0, "dislike": 0.0}
+    plain, weighed = (prepare(stored(frame), None, signals=signals) for signals in ({}, weights))
+    assert plain.dataset.weights is None
+    until = len(frame)
+    data = TrainingData(weighed.dataset, until, len(weighed.catalogue), SETTINGS)
+    at = np.arange(until) % 4
+    assert data.rows.tolist() == np.flatnonzero(at != 0).tolist() == data.new_rows.tolist()
+    expected = np.array([0, 2, 6, 1], np.float32)[at[data.rows]]
+    np.testing.assert_allclose(data.weights, expected / expected.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(
+        weighed.dataset.histories(np.array([until - 1])), plain.dataset.histories([until - 1])
+    )
+    linear = [
+        Training(
+            each,
+            SETTINGS.model_copy(update={"linear_dim": 4}),
+            half_life_events=500,
+            until=until,
+            items=len(each.catalogue),
+        ).linear[0]
+        for each in (plain, weighed)
+    ]
+    assert not np.allclose(*linear), "the linear part does not count them either"
+
+
 def test_a_repeat_is_no_example():
     users, items = np.repeat(np.arange(10), 100), np.tile(np.repeat(np.arange(4), 25), 10)
     dataset = Dataset(users, items, np.arange(1000))

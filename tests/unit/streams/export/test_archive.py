@@ -10,8 +10,8 @@ from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
 from models.logs.searches import tokens_of
 from streams.export.archive import Archive, item_frame, store_archive
-from streams.messages import Context, Item, SearchEvent, WatchEvent, encode
-from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
+from streams.messages import Context, Item, SearchEvent, SignalEvent, WatchEvent, encode
+from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, SIGNALS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
 
 
 def test_the_catalogue_of_no_items_has_its_columns_all_the_same():
@@ -52,6 +52,8 @@ def filled(with_topics: Settings, send: Callable[..., Any]) -> Settings:
         event_ms = 2500 if event_id == "s2" else 1500
         send(SEARCH_EVENTS, user_id.encode(), encode(SearchEvent(event_id, user_id, query, event_ms)), partition=0)
     send(SEARCH_EVENTS, b"u", b"junk", partition=0)
+    for kind, event_ms in (("like", 1), ("share", 2), ("dislike", 3), ("like", 2)):
+        send(SIGNALS, b"u", encode(SignalEvent(f"{kind}{event_ms}", "u", kind, event_ms, "a")), partition=0)
     send(ITEMS, b"a", encode(Item("a", "A", "old channel")), partition=0)
     send(ITEMS, b"a", encode(Item("a", "A", "channel", ("t",), 60.0, 500)), partition=0)
     send(ITEMS, b"b", encode(Item("b", "B")), partition=1)
@@ -80,6 +82,14 @@ def test_the_context_of_a_watch_is_there_as_far_as_it_is_known(archive):
     assert archive.log.contexts.keys() == {"region", "signed_in"}
     assert archive.log.frame()["region"].to_list() == [None, "de", None]
     assert archive.log.frame()["signed_in"].to_list() == [None, 1.0, None]
+
+
+@pytest.mark.system
+def test_what_users_have_said_of_items_is_told_where_watches_weigh_by_it(archive, filled, tmp_path):
+    assert "signal" not in archive.log.contexts
+    weighing = filled.model_copy(update={"model": filled.model.model_copy(update={"unwanted_weight": 0.0})})
+    told = store_archive(weighing, tmp_path).log.frame()
+    assert told["signal"].to_list() == ["dislike|share", "dislike|share", None]
 
 
 @pytest.mark.system
