@@ -16,7 +16,8 @@ from infra.platform.settings import Model
 from models.arrays import Rows
 from models.evaluation.backtest import walk_frozen
 from models.evaluation.split import Split, split
-from models.retrieval.candidate_learning import ModelSelection, Training, train
+from models.retrieval.candidate_learning import Training, train
+from models.retrieval.checkpoint import ModelSelection
 from models.threads import limit_threads
 from tests.benchmarks.quality.judged import Ground, differences, ground_of, recalls
 from tests.benchmarks.report import Report, say
