@@ -11,7 +11,6 @@ nothing. KuaiRand has no titles: what content there is are author, tags, music, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -30,7 +29,6 @@ from tests.benchmarks.report import Report, say
 from tests.harness import kuairand
 
 SHARE = 0.15  # of the items that are made new
-DRAWS = 3
 MOST_LEFT = 2  # watches that are left to them
 EPOCHS, HALF_LIFE, TOWERS, LINEAR = 4, 8000.0, 0.9, 27.0  # as the validation days choose for the whole log
 MEANS, CONTENT = "means of ids", "map of content"
@@ -45,17 +43,6 @@ class NewItems:
     new: Rows
 
 
-class Part(NamedTuple):
-    """A kind of case: watches of items with so many watches before, looked for among the whole catalogue or among the
-    items without a watch."""
-
-    among: str
-    before: str
-
-
-Found = dict[Part, list[tuple[Rows, dict[str, Rows]]]]  # of each draw the viewers, and the ranks by way of placing
-
-
 def measure(report: Report, quick: bool) -> None:
     """Recall of watches of new items by either way of placing, and the paired difference."""
     limit_threads(1)
@@ -63,43 +50,35 @@ def measure(report: Report, quick: bool) -> None:
     if not kuairand.is_there():
         report.note(f"left out: the KuaiRand data is not at {kuairand.DIRECTORY}")
         return
-    found: Found = {}
-    for draw in range(1 if quick else DRAWS):
-        say(f"training, draw {draw + 1}")
-        report.note(f"draw {draw + 1}: {judge_draw(made_new(seed=draw + 1), draw, 1 if quick else EPOCHS, found)}")
-    for part, draws in found.items():
-        viewers = np.concatenate([each for each, _ in draws])
-        ranks = {name: np.concatenate([of_draw[name] for _, of_draw in draws]) for name in (MEANS, CONTENT)}
-        for name, own in ranks.items():
-            row = {**part._asdict(), "placed by": name, "n": len(own), **recalls(own), "median": np.median(own) + 1}
-            report.add(**row, **(differences(name, own, MEANS, ranks[MEANS], viewers) if name != MEANS else {}))
-    report.note("* the 95 % interval, which takes a viewer's cases of a draw together, leaves 0 out")
-
-
-def judge_draw(made: NewItems, draw: int, epochs: int, found: Found) -> str:
-    """Train without most of the watches of new items, and add where those stand; what held-out items say, as text."""
-    source, history, items = made.ground.source, made.ground.history, len(made.ground.source.catalogue)
+    made = made_new(seed=1)
+    source, until = made.ground.source, made.until
+    items = len(source.catalogue)
+    epochs = 1 if quick else EPOCHS
     settings = Model(epochs=epochs, half_life_events=HALF_LIFE, content=True)
-    training = Training(source, settings, half_life_events=HALF_LIFE, until=made.until, items=items)
+    training = Training(source, settings, half_life_events=HALF_LIFE, until=until, items=items)
+    say(f"training {epochs} epochs")
     selection = ModelSelection(epochs, TOWERS, LINEAR)
     models = {MEANS: train(training, selection)}
     models[CONTENT] = training.freeze(ModelSelection(epochs, TOWERS, LINEAR, metrics={"content_gain": 1.0}))
-    asked, watches = watches_of(made), training.popularity.totals()
-    unwatched, before = watches == 0, watches[history.targets(asked)]
-    everything = np.ones(items, np.bool_)
-    parts = {
-        Part("whole catalogue", "0"): (everything, before == 0),
-        Part("whole catalogue", "1 or 2"): (everything, before > 0),
-        Part("items without a watch", "0"): (unwatched, before == 0),
-    }
-    for part, (among, mine) in parts.items():
-        cases = asked[np.flatnonzero(mine)]
-        ranks = {name: ranks_of(Released(model, source, history), made, cases, among) for name, model in models.items()}
-        found.setdefault(part, []).append((draw * len(history.stream) + cases.users, ranks))
-    gain = content_gain(training, history, drawn(history.next_unseen(made.until), items, 1), selection)
+    recommenders = {name: Released(model, source, made.ground.history) for name, model in models.items()}
+    asked = watches_of(made)
+    watches = training.popularity.totals()
+    unwatched, before = watches == 0, watches[made.ground.history.targets(asked)]
+    for where, among in (("whole catalogue", np.ones(items, np.bool_)), ("items without a watch", unwatched)):
+        parts = {"0": before == 0, "1 or 2": before > 0} if among.all() else {"0": before == 0}
+        for watched, mine in parts.items():
+            part = asked[np.flatnonzero(mine)]
+            ranks = {name: ranks_of(each, made, part, among) for name, each in recommenders.items()}
+            for name, own in ranks.items():
+                row = {"among": where, "watches before": watched, "placed by": name, "n": len(part), **recalls(own)}
+                compared = differences(name, own, MEANS, ranks[MEANS], part.users) if name != MEANS else {}
+                report.add(**row, median=float(np.median(own)) + 1, **compared)
+    asked = drawn(made.ground.history.next_unseen(until), items, 1)
+    gain = content_gain(training, made.ground.history, asked, selection)
     told = ", ".join(f"{name} {value:.3f}" for name, value in gain.items())
+    report.note(f"watched items as if new, each placed by what the other half teaches: {told}")
     known = f"{(~unwatched).sum():,} items watched, {unwatched.sum():,} not"
-    return f"{known}; watched items as if new, each placed by what the other half teaches: {told}"
+    report.note(f"{known}; * the 95 % interval, which takes a viewer's cases together, leaves 0 out")
 
 
 def made_new(seed: int) -> NewItems:
