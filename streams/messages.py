@@ -28,6 +28,7 @@ Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly,
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 WatchSeconds = Annotated[float, Meta(ge=0, le=86_400)]  # what a ranker may expect
 Position = Annotated[int, Meta(ge=0, le=1_000_000)]
+ExampleWeight = Annotated[float, Meta(gt=0, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
@@ -202,6 +203,7 @@ class TrainingExample(Struct, frozen=True, omit_defaults=True, gc=False):
     offset: Offset
     produced_ms: Millis
     is_row: bool = False  # of a log that was sent as watches (streams.history.log_rows)
+    weight: ExampleWeight = 1.0  # by what the user had said of the item (streams.history.signals)
 
 
 class LoadedHistory(Struct, frozen=True, omit_defaults=True, gc=False):

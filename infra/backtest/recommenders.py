@@ -128,11 +128,15 @@ class Live:
     def learn(self, rows: slice) -> None:
         dataset = self._training_set.dataset
         at = np.arange(rows.start, rows.stop)
+        weights = None
+        if dataset.weights is not None:  # by what users have said of items; of 0 there is no example
+            at = at[dataset.weights[at] > 0]
+            weights = dataset.weights[at]
         items = dataset.items[at].astype(np.int64)
         for item in np.unique(items[self._row_of[items] < 0]).tolist():
-            catalogue = self._training_set.catalogue
-            self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item))
-        step = self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items]))
+            catalogue, title = self._training_set.catalogue, self._training_set.title_of(item)
+            self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item), title)
+        step = self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items], weights))
         self._take_over(step, int(dataset.event_ms[rows.stop - 1]))
 
     def _take_over(self, _: StepResult, now_ms: int) -> None:

@@ -179,7 +179,15 @@ def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> Ba
     searches = None
     if request.searches is not None and model.searches:
         searches = store_searches(request.searches, stored, buckets=model.search_tokens)
-    return read_stream(stored, items, searches=searches, context=model.context, skips=model.skips)
+    return read_stream(
+        stored,
+        items,
+        searches=searches,
+        context=model.context,
+        skips=model.skips,
+        titles=model.content,
+        signals=model.signal_weights,
+    )
 
 
 def _split(history: History, request: Request) -> Split:

@@ -31,6 +31,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, le=100)]
 HalfLife = Annotated[float, Field(gt=0, le=1e9)]  # seconds, as messages may say them
 Whole = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -217,6 +218,9 @@ class Model(Section):
     )
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
     history_dropout: Share = _setting(0.3, "of the watches in a history, completed or not, in training")
+    content: bool = _setting(
+        False, "place items that nobody has watched by their ids and title's n-grams, where the validation days say so"
+    )
     sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")
     searches: bool = _setting(True, "learn from searches, where a log has them")
     context: bool = _setting(True, "learn from region, device, ..., where a log has them")
@@ -233,12 +237,27 @@ class Model(Section):
     examples_per_user: Whole = _setting(0, "most per user and window; 0: all")
     example_window_h: Positive = _setting(24.0, "window of examples_per_user")
     equal_users: bool = _setting(False, "weigh an example 1/n of its user's n (the paper's equal weight)")
+    like_weight: Weight = _setting(1.0, "of a completed watch as an example, where its user likes the item")
+    share_weight: Weight = _setting(
+        1.0, "of it where its user has shared the item; weights of several signals multiply"
+    )
+    save_weight: Weight = _setting(1.0, "of it where its user has saved the item")
+    unwanted_weight: Weight = _setting(
+        1.0, "of it where its user dislikes the item or said that it is of no interest; 0: it is no example"
+    )
     half_life_events: Annotated[float, Field(ge=0)] = _setting(
         0.0, "of the popularity coordinate, in watches; 0: what the validation days say"
     )
     threads: Count = _setting(1, "of torch and BLAS in `nextwatch train`; more only help on idle cores")
     seed: int = _setting(1, "of all that is drawn in training")
     device: Literal["cpu", "cuda"] = _setting("cpu", "where training computes; `nextwatch train --device` sets it")
+
+    @property
+    def signal_weights(self) -> dict[str, float]:
+        """By kind of signal the weight of a watch as an example, where it is not 1."""
+        unwanted = dict.fromkeys(("dislike", "not_interested"), self.unwanted_weight)
+        weights = {"like": self.like_weight, "share": self.share_weight, "save": self.save_weight, **unwanted}
+        return {kind: weight for kind, weight in weights.items() if weight != 1}
 
 
 class Ranker(Section):

@@ -48,7 +48,10 @@ class RankedUserProfile(UserProfile, Protocol):
 
 
 class Example(UserProfile, Protocol):
-    """A completed watch; `watches` is the history as it was before it (paper section 3.4)."""
+    """A completed watch; `watches` is the history as it was before it (paper section 3.4). `weight` of what it teaches
+    the item rows: 1 as a rule."""
 
     @property
     def item_id(self) -> str: ...
+    @property
+    def weight(self) -> float: ...

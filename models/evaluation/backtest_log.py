@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from models.arrays import Rows
 from models.evaluation.eval_queries import Stream
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import StoredSearches
-from models.logs.training_set import TrainingSet, prepare
+from models.logs.training_set import NO_WEIGHTS, TrainingSet, prepare
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ def read_stream(
     searches: StoredSearches | None = None,
     context: bool = True,
     skips: int = 0,
+    titles: bool = False,
+    signals: Mapping[str, float] = NO_WEIGHTS,
 ) -> BacktestLog:
-    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips` as models.logs.training_set.prepare
-    takes it."""
-    training_set = prepare(log, items, searches=searches, context=context, skips=skips)
+    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips`, `titles` and `signals` as
+    models.logs.training_set.prepare takes them."""
+    training_set = prepare(log, items, searches=searches, context=context, skips=skips, titles=titles, signals=signals)
     dataset = training_set.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     user_ids = pl.Series("user_id", log.user_ids, pl.String)

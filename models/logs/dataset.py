@@ -23,6 +23,7 @@ from models.logs.timeline import HISTORY, Timeline, first_of_pair
 class Dataset:
     """users int [N] codes, items int [N] rows of the catalogue, event_ms int64 [N], sorted by time.
 
+    weights float32 [N]: of the watch as an example, by what its user has said of it; None: all weigh 1.
     contexts int [N, K] codes, traits float32 [N, M]: of the watch itself, as a request would carry them."""
 
     users: Integers
@@ -32,6 +33,7 @@ class Dataset:
     traits: Floats | None = None
     searches: SearchTimeline | None = None
     skips: SkipTimeline | None = None
+    weights: Floats | None = None
     timeline_file: Path | None = None  # where the timeline may lie
     timeline: Timeline = field(init=False)
 

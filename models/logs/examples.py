@@ -46,16 +46,18 @@ class Queries:
 
 @dataclass(frozen=True)
 class Examples:
-    """Queries and what was watched next: targets int64 [B], -1 for an item that has no row."""
+    """Queries and what was watched next: targets int64 [B], -1 for an item that has no row; weights float32 [B], None:
+    all weigh 1."""
 
     queries: Queries
     targets: Rows
+    weights: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, at: Rows | slice) -> Examples:
-        return Examples(self.queries.take(at), self.targets[at])
+        return Examples(self.queries.take(at), self.targets[at], None if self.weights is None else self.weights[at])
 
     def repeated(self) -> Flags:
         """bool [B]: whether the target is in the example's own history; serving would have left it out."""

@@ -18,6 +18,8 @@ LOG_COLUMNS = ("user_id", "item_id", "event_ms", "watch_s", "duration_s")
 CONTEXT_NAMES = ("region", "language", "device", "surface")  # text
 CONTEXT_SHARES = ("signed_in", "gender", "age")  # numbers from 0 to 1
 CONTEXT_COLUMNS = CONTEXT_NAMES + CONTEXT_SHARES
+SIGNAL = "signal"  # text: what the user has said of the item, kinds apart by | or ,
+SIGNAL_KINDS = ("like", "dislike", "not_interested", "share", "save")
 SEARCH_COLUMNS = ("user_id", "query", "event_ms")
 ITEM_COLUMNS = ("item_id", "channel", "topics", "duration_s", "published_ms")
 NO_IDS = ("title", "available", "language", "ids")  # of an item, beside ITEM_COLUMNS: never an id column of its own
@@ -41,8 +43,8 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Log:
     """`frame` is sorted by time: user_id, item_id, event_ms, watch_s (null: watched, for how long is not known),
-    duration_s (null: not known), those of CONTEXT_COLUMNS that were given, completed. `watch_times` says whether any
-    watch_s is known."""
+    duration_s (null: not known), those of CONTEXT_COLUMNS and SIGNAL that were given, completed. `watch_times` says
+    whether any watch_s is known."""
 
     frame: pl.DataFrame
     completed_s: float
@@ -69,7 +71,7 @@ def read_log(path: Path, *, mapping: Mapping[str, str] | None = None, completed_
 
     Raises LogError naming file, row and column.
     """
-    frame = rename(_read(Path(path)), mapping or {}, LOG_COLUMNS + CONTEXT_COLUMNS, f"{path}")
+    frame = rename(_read(Path(path)), mapping or {}, (*LOG_COLUMNS, *CONTEXT_COLUMNS, SIGNAL), f"{path}")
     return log_from_frame(frame, completed_s, source=f"{path}")
 
 
@@ -103,6 +105,7 @@ def checked_rows(frame: pl.DataFrame, completed_s: float, place: Place) -> pl.Da
     ]
     columns += [_name(frame, name, place) for name in CONTEXT_NAMES if name in frame.columns]
     columns += [_share(frame, name, place) for name in CONTEXT_SHARES if name in frame.columns]
+    columns += [_signals(frame[SIGNAL], place)] if SIGNAL in frame.columns else []
     long_enough = pl.col("watch_s") >= pl.min_horizontal(pl.col("duration_s"), pl.lit(completed_s))
     return pl.DataFrame(columns).with_columns(completed=long_enough.fill_null(True))
 
@@ -227,6 +230,15 @@ def _share(frame: pl.DataFrame, name: str, place: Place) -> pl.Series:
     return number
 
 
+def _signals(column: pl.Series, place: Place) -> pl.Series:
+    """Known kinds in order, each once, apart by `|`; null for none."""
+    kinds = _split(column.cast(pl.String))
+    unknown = kinds.list.eval(~pl.element().is_in(SIGNAL_KINDS)).list.any()
+    _refuse(unknown, column, place, f"must be of {', '.join(SIGNAL_KINDS)}")
+    text = kinds.list.unique().list.sort().list.join("|")
+    return text.set(text == "", None).alias(SIGNAL)
+
+
 def _topics(frame: pl.DataFrame, place: Place) -> pl.Series:
     if "topics" not in frame.columns:
         return pl.Series("topics", [[]] * frame.height, pl.List(pl.String))
@@ -235,7 +247,12 @@ def _topics(frame: pl.DataFrame, place: Place) -> pl.Series:
         return column.cast(pl.List(pl.String)).fill_null([])
     if isinstance(column.dtype, (pl.Struct, pl.Array)) or column.dtype.is_float():
         raise LogError(f"{place.source}: column topics must be a list or text, it is {column.dtype}")
-    split = column.cast(pl.String).fill_null("").str.replace_all(",", "|").str.split("|")
+    return _split(column.cast(pl.String))
+
+
+def _split(text: pl.Series) -> pl.Series:
+    """Words apart by `|` or `,` as lists."""
+    split = text.fill_null("").str.replace_all(",", "|").str.split("|")
     trimmed = split.list.eval(pl.element().str.strip_chars())
     return trimmed.list.eval(pl.element().filter(pl.element() != ""))
 

@@ -26,6 +26,7 @@ from models.logs.log import (
     CONTEXT_NAMES,
     CONTEXT_SHARES,
     LOG_COLUMNS,
+    SIGNAL,
     LogError,
     Place,
     checked_rows,
@@ -48,6 +49,7 @@ CORE: dict[str, Any] = {
     "completed": np.bool_,
 }
 CONTEXT: dict[str, Any] = dict.fromkeys(CONTEXT_NAMES, np.int32) | dict.fromkeys(CONTEXT_SHARES, np.float32)
+CONTEXT[SIGNAL] = np.int32
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -65,9 +67,9 @@ class StoredLog:
     """Columns of [N] rows in order of time, read-only maps of files in `directory`.
 
     users, items: places in user_ids and item_ids, int32; event_ms int64; watch_s, duration_s: float32, NaN where not
-    known; completed: bool. `contexts` has the columns that say anything: region, language, device and surface as int32
-    places in `vocabularies` (0: not known), signed_in, gender and age as float32 (NaN: not known). `duplicates` rows of
-    the same user, item and time were left out.
+    known; completed: bool. `contexts` has the columns that say anything: region, language, device, surface and signal
+    as int32 places in `vocabularies` (0: not known), signed_in, gender and age as float32 (NaN: not known).
+    `duplicates` rows of the same user, item and time were left out.
     """
 
     directory: Path
@@ -128,7 +130,7 @@ def store_log(
     `progress(stage, done, total)` is called with `reading` and `sorting`. Raises LogError naming file, row and column.
     """
     path = Path(path)
-    wanted = Wanted(LOG_COLUMNS + CONTEXT_COLUMNS, LOG_COLUMNS[:3], mapping or {})
+    wanted = Wanted((*LOG_COLUMNS, *CONTEXT_COLUMNS, SIGNAL), LOG_COLUMNS[:3], mapping or {})
     total = count_rows(path)
     with LogWriter(directory, completed_s=completed_s, source=f"{path}", buffer_rows=buffer_rows) as writer:
         for batch in read_batches(path, wanted, min(BATCH_ROWS, buffer_rows)):
@@ -175,7 +177,7 @@ class LogWriter:
         self._directory, self._scratch = Path(directory), Path(directory) / SCRATCH
         self._completed_s, self._source, self._buffer_rows = completed_s, source, buffer_rows
         self._users, self._items = Vocabulary(), Vocabulary()
-        self._names = {name: Vocabulary([""]) for name in CONTEXT_NAMES}
+        self._names = {name: Vocabulary([""]) for name in (*CONTEXT_NAMES, SIGNAL)}
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
         (self._directory / FACTS).unlink(missing_ok=True)
@@ -205,7 +207,7 @@ class LogWriter:
             "duration_s": _floats(checked["duration_s"]),
             "completed": checked["completed"].to_numpy(),
         }
-        for name in [name for name in CONTEXT_COLUMNS if name in checked.columns]:
+        for name in [name for name in CONTEXT if name in checked.columns]:
             column, names = checked[name], self._names.get(name)
             if column.null_count() < checked.height:
                 columns[name] = _floats(column) if names is None else names.codes(column.fill_null(""))
@@ -243,7 +245,7 @@ class LogWriter:
         for name, ids in (("user_id", self._users.names), ("item_id", self._items.names)):
             pl.DataFrame({name: pl.Series(ids, dtype=pl.String)}).write_parquet(self._directory / f"{name}.parquet")
         contexts = [name for name in CONTEXT if name in self._files]
-        vocabularies = {name: self._names[name].names for name in contexts if name in CONTEXT_NAMES}
+        vocabularies = {name: self._names[name].names for name in contexts if name in self._names}
         facts = _Facts(self._completed_s, duplicates, watch_times, vocabularies, contexts)
         (self._directory / FACTS).write_bytes(msgspec.json.encode(facts))
 

@@ -6,23 +6,27 @@ a model that is judged at a cut must not have a row for what nobody could know t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.arrays import Array, Rows
+from models.arrays import Array, Floats, Rows
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.context import FIELDS, TRAITS, ContextVocabulary
 from models.catalogue.item_frame import catalogue_of
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.dataset import Dataset
-from models.logs.log import items_from_frame
+from models.logs.log import SIGNAL, items_from_frame
 from models.logs.skips import SkipTimeline, has_skips
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import SearchTimeline, StoredSearches
 
+NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 ALWAYS_MS = -1  # when an item became known that the catalogue has without a date
 
 
@@ -30,7 +34,8 @@ ALWAYS_MS = -1  # when an item became known that the catalogue has without a dat
 class TrainingSet:
     """`catalogue` has a row for every item of `dataset`. By row of the catalogue, int64 [N]: `known_ms` when an item
     became known (never falls), `born_ms` when it was published or else first seen. `completed` int64 [P]: the log's row
-    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log."""
+    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log. `titles` [N] where they
+    were asked for."""
 
     dataset: Dataset
     catalogue: Catalogue
@@ -39,6 +44,10 @@ class TrainingSet:
     born_ms: Rows
     completed: Rows
     rows: Rows
+    titles: pl.Series | None = None
+
+    def title_of(self, row: int) -> str:
+        return "" if self.titles is None else self.titles[row]
 
     def known_at(self, cut: int) -> int:
         """Count the items that were known just before row `cut` of the data set."""
@@ -52,9 +61,12 @@ def prepare(
     searches: StoredSearches | None = None,
     context: bool = True,
     skips: int = 0,
+    titles: bool = False,
+    signals: Mapping[str, float] = NO_WEIGHTS,
 ) -> TrainingSet:
     """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped. `skips`:
-    how many of a user's uncompleted watches are to be known, where there are any."""
+    how many of a user's uncompleted watches are to be known, where there are any. `titles`: keep those of the items.
+    `signals`: by kind the weight of a watch of which its user said so, as an example."""
     facts = _item_facts(log, items)
     catalogue = catalogue_of(facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids"))
     rows = catalogue.rows(log.item_ids)
@@ -72,12 +84,24 @@ def prepare(
         contexts=columns.get("contexts"),
         traits=columns.get("traits"),
         searches=SearchTimeline(searches) if searches is not None and len(searches) else None,
+        weights=_weights(log, completed, signals),
         skips=SkipTimeline(log, rows, skips) if skips and has_skips(log) else None,
         timeline_file=log.directory / "timeline.npy",
     )
-    return TrainingSet(
-        dataset, catalogue, vocabulary, facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy(), completed, rows
-    )
+    known_ms, born_ms = facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy()
+    kept = facts["title"].fill_null("") if titles and "title" in facts.columns else None
+    return TrainingSet(dataset, catalogue, vocabulary, known_ms, born_ms, completed, rows, kept)
+
+
+def _weights(log: StoredLog, completed: Rows, signals: Mapping[str, float]) -> Floats | None:
+    """float32 [P]: of each positive as an example; None where all weigh 1."""
+    if not signals or SIGNAL not in log.contexts:
+        return None
+    said = (kinds.split("|") for kinds in log.vocabularies[SIGNAL])
+    of_code = np.array([prod(signals.get(kind, 1.0) for kind in kinds) for kinds in said], np.float32)
+    codes = log.contexts[SIGNAL]
+    blocks = range(0, len(completed), BUFFER_ROWS)
+    return np.concatenate([of_code[codes[completed[start : start + BUFFER_ROWS]]] for start in blocks])
 
 
 def _item_facts(log: StoredLog, items: pl.DataFrame | None) -> pl.DataFrame:

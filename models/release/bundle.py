@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 
 from models.arrays import Array
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.content import BUCKETS
 from models.catalogue.context import ContextVocabulary
 from models.catalogue.item_frame import catalogue_frame, catalogue_of
 from models.logs.array_file import mapped
@@ -53,6 +54,7 @@ LATER: dict[str, dict[str, Any]] = {  # fields of the shapes that came later, an
     "ranker": {"cap_s": CAP_S},
 }
 TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
+CONTENT = "content.npy"  # of a release that places new items by it
 FILES = (TOWER, RANKER, RANKER_IDS, STATISTICS, CATALOGUE, *(f"{name}.npy" for name in TABLES))
 HOUR_MS = 3_600_000
 
@@ -129,13 +131,16 @@ def write_bundle(
     try:
         for name, table in _tables(model).items():
             write_table(staging / f"{name}.npy", table)
+        if model.content is not None:
+            write_table(staging / CONTENT, model.content)
         tower = {name: tensor.numpy() for name, tensor in model.encoder.tower.state_dict().items()}
         safetensors.numpy.save_file(_contiguous(tower), staging / TOWER)
         safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
         _names_frame(ranker).write_parquet(staging / RANKER_IDS)
         _statistics_frame(statistics).write_parquet(staging / STATISTICS)
         catalogue_frame(catalogue).write_parquet(staging / CATALOGUE)
-        files = {name: _checksum(staging / name) for name in FILES}
+        names = FILES if model.content is None else (*FILES, CONTENT)
+        files = {name: _checksum(staging / name) for name in names}
         unnamed = Manifest(
             format=FORMAT,
             version="",
@@ -222,8 +227,7 @@ def _check_version(path: Path, manifest: Manifest) -> None:
     if name != told:
         text = f"{path}: is damaged (its content is not what its version tells of); restore it or train anew"
         raise BundleError("damaged", text)
-    if manifest.files.keys() != set(FILES):
-        unlike = sorted(manifest.files.keys() ^ set(FILES))
+    if unlike := sorted((manifest.files.keys() - {CONTENT}) ^ set(FILES)):
         raise BundleError("unfit", f"{path}: is not about the files of a bundle: {', '.join(unlike)[:200]}")
 
 
@@ -265,6 +269,13 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
     for name in TABLES:
         with _readable(directory / f"{name}.npy"):
             tables[name] = mapped(directory / f"{name}.npy", "c")  # torch reads no array that it may not write to
+    content = None
+    if CONTENT in manifest.files:
+        with _readable(directory / CONTENT):
+            content = mapped(directory / CONTENT, "c")
+        if content.shape != (BUCKETS + 1, 2 * (manifest.dim - 1)):
+            unlike = f"{content.shape} is not {(BUCKETS + 1, 2 * (manifest.dim - 1))}"
+            raise BundleError("unfit", f"{directory / CONTENT}: does not fit its manifest: {unlike}")
     weights = _read_arrays(directory / TOWER)
     try:
         tower = UserTowers(manifest.tower)
@@ -279,6 +290,7 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
         bias=tables["bias"],
         query_rows=tables["query_rows"],
         popularity=Popularity(manifest.half_life_events, *counts, clock=manifest.watches),
+        content=content,
     )
     for name in TABLES:
         if name != "words" and len(tables[name]) != manifest.items:
@@ -303,10 +315,10 @@ def _readable(path: Path, what: str = "") -> Iterator[None]:
 def _check_files(directory: Path, checksums: dict[str, str]) -> None:
     """Raises BundleError for a file that is missing, damaged or not of this bundle. Each is read once, in pieces."""
     found = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
-    if strange := sorted(found - {MANIFEST, *FILES}):
+    if strange := sorted(found - {MANIFEST, *checksums}):
         raise BundleError("foreign", f"{directory / strange[0]}: is not of this bundle; remove it, or train anew")
-    for name in FILES:
-        _check_file(directory / name, checksums[name])
+    for name, checksum in checksums.items():
+        _check_file(directory / name, checksum)
 
 
 def _check_file(path: Path, checksum: str) -> None:

@@ -167,7 +167,15 @@ def learn_from_log(
 
     The first process of a distributed training comes here by train_with_trial, the others help by calling this."""
     words = searches if settings.searches else None
-    training_set = prepare(log, items, searches=words, context=settings.context, skips=settings.skips)
+    training_set = prepare(
+        log,
+        items,
+        searches=words,
+        context=settings.context,
+        skips=settings.skips,
+        titles=settings.content,
+        signals=settings.signal_weights,
+    )
     check_size(training_set.dataset)
     if warm is not None:
         check_start(warm, settings)  # before a twin is trained that may do without it

@@ -253,4 +253,5 @@ def set_back(final: CandidateModel, twin: CandidateModel) -> CandidateModel:
         bias=final.bias[:known],
         query_rows=final.query_rows[:known],
         popularity=twin.popularity,
+        content=final.content,
     )

@@ -20,6 +20,7 @@ import torch
 
 from models.arrays import Floats, Rows
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.content import bag_of, matrix_of
 from models.device import device_of
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
@@ -29,7 +30,7 @@ from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_training import Fit, TrainingData
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.checkpoint import Checkpoints, ModelSelection
-from models.retrieval.cold_start import ColdStart
+from models.retrieval.cold_start import ColdStart, fit_content, row_of
 from models.retrieval.encoders import recent_sum_of, root_sum_of
 from models.retrieval.hyper_parameters import CandidateParameters
 from models.retrieval.linear import item_factors, ordered_factors
@@ -49,6 +50,8 @@ PATIENCE = 1  # epochs without a better one
 MOST_QUERIES = 4000  # users who are asked about; drawn when there are more
 MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
 SIDE_IDS = 8  # most ids of one item in one column
+MOST_TAUGHT = 100_000  # items that a map of content is learnt from, the most watched
+LEAST_WATCHES = 3  # of each of them
 VALIDATION, FINAL = "validation", "candidates"  # stages
 
 
@@ -179,6 +182,11 @@ class Training:
         with torch.inference_mode():
             return np.concatenate([fit.net.users(queries, []).cpu().numpy() for fit in self.fits], axis=1)
 
+    def linear_users(self, histories: Rows) -> Floats:
+        """float32 [B, L]: of the linear part; histories int64 [B, H]."""
+        sum_of = recent_sum_of if self.settings.linear_order else root_sum_of
+        return np.asarray(sum_of(torch.from_numpy(self.linear[0]), torch.from_numpy(histories)).numpy())
+
     def output_vectors(self) -> Floats:
         """float32 [N, members * dim]: of the towers; their logits are averaged."""
         vectors: Floats = np.concatenate([fit.net.outputs.everything() for fit in self.fits], axis=1)
@@ -197,17 +205,14 @@ class Training:
         output side, and items that nobody has completed start where a new item would; of those that were skipped the
         towers keep what that says of a user."""
         nets, catalogue = [fit.net for fit in self.fits], self.training_set.catalogue
-        heard, spoken = (side[:, : self.linear_width(selection)] for side in self.linear)
-        queries = np.concatenate([*(net.queries.everything() for net in nets), heard], axis=1)
-        weight, linear = np.float32(selection.weight), np.float32(selection.linear)
-        vectors = np.concatenate([weight * self.output_vectors(), linear * spoken], axis=1)
-        bias = weight * self.bias()
+        vectors, bias, queries = self.rows(selection)
         learnt = self.popularity.totals() > 0
-        start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
+        content = self.content_map(vectors, queries, self.taught()) if places_by_content(selection.metrics) else None
+        start = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt, content=content)
         skipped, towers = self.training_set.dataset.skipped(self.until, self.items), sum(net.shape.dim for net in nets)
         for row in np.flatnonzero(~learnt).tolist():
             kept = towers if skipped[row] else 0
-            vectors[row], bias[row], placed = start.place(catalogue.all_ids_of(row))
+            vectors[row], bias[row], placed = start.place(*self.said_of(row))
             queries[row, kept:] = placed[kept:]
         words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
         return CandidateModel(
@@ -217,7 +222,34 @@ class Training:
             bias=bias,
             query_rows=queries,
             popularity=self.popularity,
+            content=content,
         )
+
+    def rows(self, selection: ModelSelection) -> tuple[Floats, Floats, Floats]:
+        """Vectors [N, D], bias [N] and query rows [N, D] with these weights, of watched items as they are served."""
+        weight, linear = np.float32(selection.weight), np.float32(selection.linear)
+        heard, spoken = (side[:, : self.linear_width(selection)] for side in self.linear)
+        vectors = np.concatenate([weight * self.output_vectors(), linear * spoken], axis=1)
+        queries = np.concatenate([*(fit.net.queries.everything() for fit in self.fits), heard], axis=1)
+        return vectors, weight * self.bias(), queries
+
+    def said_of(self, row: int) -> tuple[dict[str, tuple[str, ...]], str]:
+        """The ids of an item by column, and its title."""
+        return self.training_set.catalogue.all_ids_of(row), self.training_set.title_of(row)
+
+    def taught(self) -> Rows:
+        """int64 [n]: the items that a map of content is learnt from."""
+        totals = self.popularity.totals()
+        rows = np.flatnonzero(totals >= LEAST_WATCHES)
+        return rows[np.argsort(-totals[rows], kind="stable")[:MOST_TAUGHT]]
+
+    def content_map(self, vectors: Floats, queries: Floats, taught: Rows) -> Floats | None:
+        """The map from content to vectors and query rows [N, D] that these items teach; None where there are none."""
+        if not len(taught):
+            return None
+        bags = matrix_of(bag_of(*self.said_of(row)) for row in taught.tolist())
+        learnt = np.concatenate([vectors[taught], queries[taught]], axis=1)
+        return fit_content(bags, learnt, self.popularity.totals()[taught])
 
     def _towers(self, selection: ModelSelection) -> UserTowers:
         shape = self.fits[0].net.shape
@@ -260,7 +292,8 @@ def choose(
     if checkpoints is not None:
         checkpoints.save(training.fits, VALIDATION, best)
     if is_worth_it(best.metrics):
-        return best
+        gain = content_gain(training, history, asked, best) if training.settings.content else {}
+        return msgspec.structs.replace(best, metrics=best.metrics | gain)
     return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
 
 
@@ -314,19 +347,65 @@ def ranked(
     ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
     vectors, bias = training.output_vectors(), training.bias()
     popular = training.popularity.log_share()
-    sum_of = recent_sum_of if training.settings.linear_order else root_sum_of
     for start in range(0, len(asked), rows_at_once(training.items)):
         queries = history.queries(asked[start : start + rows_at_once(training.items)])
         inputs = tower_queries(training.training_set.dataset, history, queries)
         if not skips:
             inputs = replace(inputs, skips=np.full_like(inputs.skips, -1))
         personal = training.users(inputs) @ vectors.T + bias
-        histories = sum_of(torch.from_numpy(training.linear[0]), torch.from_numpy(queries.histories))  # [B, L]
-        linear = histories.numpy() @ training.linear[1].T  # [B, N]
+        linear = training.linear_users(queries.histories) @ training.linear[1].T  # [B, N]
         for weight, linear_weight in pairs:
             scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
             ranks[weight, linear_weight].append(judge(scores, queries))
     return {pair: np.concatenate(blocks) for pair, blocks in ranks.items()}
+
+
+def places_by_content(metrics: Mapping[str, float]) -> bool:
+    """Return whether new items are placed by a map of their content: it did better on the validation days than means
+    of their ids, by more than two standard errors."""
+    return metrics.get("content_gain", 0.0) > 2 * metrics.get("content_gain_se", 0.0)
+
+
+def content_gain(training: Training, history: History, asked: EvalQuery, selection: ModelSelection) -> dict[str, float]:
+    """By how many doublings what was watched stands higher where watched items are placed by a map of their content and
+    not by means of their ids, as if they were new: each by what the other half of them teaches. Mean, standard error
+    and number of queries; nothing where too few items are known well."""
+    vectors, bias, queries = training.rows(selection)
+    taught = training.taught()
+    asked = asked[np.flatnonzero(np.isin(history.targets(asked), taught))]
+    first = np.random.default_rng([training.settings.seed, 5]).random(len(taught)) < 0.5
+    by_means, by_content = vectors.copy(), vectors.copy()
+    for half in (taught[first], taught[~first]):
+        others = np.setdiff1d(taught, half)
+        content = training.content_map(vectors, queries, others)
+        if content is None or not len(asked):
+            return {}
+        learnt = np.isin(np.arange(training.items), others)
+        catalogue = training.training_set.catalogue
+        means = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
+        for row in half.tolist():
+            ids, title = training.said_of(row)
+            by_means[row] = means.place(ids).vector
+            by_content[row] = row_of(content, bag_of(ids, title))[: vectors.shape[1]]
+    ours, without = (_ranks_of(training, history, asked, placed, bias) for placed in (by_content, by_means))
+    return gain_of("content", ours, without, training.items) | {"content_cases": float(len(asked))}
+
+
+def _ranks_of(training: Training, history: History, asked: EvalQuery, vectors: Floats, bias: Floats) -> Rows:
+    """int64 [n]: the rank of what was watched, by these vectors [N, D]."""
+    offsets = bias + training.popularity.log_share()
+    ranks = [np.empty(0, np.int64)]
+    for start in range(0, len(asked), rows_at_once(training.items)):
+        queries = history.queries(asked[start : start + rows_at_once(training.items)])
+        users = np.concatenate(
+            [
+                training.users(tower_queries(training.training_set.dataset, history, queries)),
+                training.linear_users(queries.histories),
+            ],
+            axis=1,
+        )
+        ranks.append(judge(users[:, : vectors.shape[1]] @ vectors.T + offsets, queries))
+    return np.concatenate(ranks)
 
 
 def gain_of(name: str, ranks: Rows, without: Rows, items: int) -> dict[str, float]:

@@ -39,8 +39,9 @@ EPOCH_EXAMPLES = 2_000_000  # most examples of an epoch: validation is asked aft
 class TrainingData:
     """The examples that the members of one model learn from: the data set's rows before `until`.
 
-    new_rows int64 [K]: first watches of an item by a user; rows int64 [E]: those that are examples, weights float32
-    [E]; share float [N] of each of the `items` among the targets; snapshots of popularity before each row."""
+    new_rows int64 [K]: first watches of an item by a user, without those of weight 0; rows int64 [E]: those that are
+    examples, weights float32 [E]; share float [N] of each of the `items` among the targets; snapshots of popularity
+    before each row."""
 
     def __init__(
         self,
@@ -53,8 +54,13 @@ class TrainingData:
         """`half_life_events` in place of the settings' own."""
         self.dataset, self.until = dataset, until
         self.new_rows = dataset.new_rows(until)
+        if dataset.weights is not None:
+            self.new_rows = self.new_rows[dataset.weights[self.new_rows] > 0]
         self.rows = choose_examples(dataset, self.new_rows, settings)
         self.weights = example_weights(dataset.users[self.rows], settings)
+        if dataset.weights is not None and len(self.rows):
+            weights = self.weights * dataset.weights[self.rows]
+            self.weights = weights / np.float32(weights.mean(dtype=np.float64))
         self.snapshots = Snapshots(dataset.items[:until], items, half_life_events or settings.half_life_events)
         counts = np.bincount(dataset.items[self.rows], minlength=items)
         self.share = counts / max(counts.sum(), 1)

@@ -88,14 +88,18 @@ class CandidateModel:
         bias: Floats,
         query_rows: Floats,
         popularity: Popularity,
+        content: Floats | None = None,
     ) -> None:
-        """vectors and query_rows float32 [N, D], bias float32 [N]; they may be mapped files and are not written to."""
+        """vectors and query_rows float32 [N, D], bias float32 [N]; `content` [BUCKETS + 1, 2 D]: how items are placed
+        that nobody has watched (models.retrieval.cold_start), None: by means of their ids. They may be mapped files
+        and are not written to."""
         self.item_ids = item_ids
         self.encoder = encoder
         self.vectors = vectors
         self.bias = bias
         self.popularity = popularity
         self.query_rows = query_rows
+        self.content = content
         self._query: Table | None = None  # a copy to write to, from the first change on
 
     @cached_property

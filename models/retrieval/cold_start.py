@@ -3,6 +3,10 @@ noise.
 
 Means are shrunk towards the mean of all items, so that a channel with a single item does not make a twin of it.
 
+Or at what a map says of its content (models.catalogue.content): a ridge regression of the rows of watched items on
+their ids and titles. Of which of the two places better the validation days judge (candidate_learning.content_gain);
+the bias is that of the means in either case.
+
 And the admission of new items: those get a row that have been watched often enough. A stream brings ids that are seen
 once and never again; each row they would take costs memory in the trainer and a write to the index (Monolith, 2022).
 """
@@ -14,13 +18,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
 
 from models.arrays import Doubles, Flags, Floats
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.content import MOST_IDS, Bag, bag_of
 
 AT_ONCE = 100_000  # rows summed up together
 SHRINK = 2.0  # items' worth of the overall mean in each group's
-MOST_IDS = 8  # of an item in one column that count
+RIDGE = 10.0  # watched items' worth of "says nothing" in each feature
+TRUSTED = 3.0  # watches with which an item counts half of what one with very many does
 CAPACITY = 100_000  # items without a row whose watches are counted
 
 
@@ -36,10 +44,19 @@ class ColdStart:
     """Means of what items have learnt, by each id of each column of the catalogue (channel, topics, ...)."""
 
     def __init__(
-        self, vectors: Floats, bias: Floats, query_rows: Floats, *, catalogue: Catalogue, learnt: Flags
+        self,
+        vectors: Floats,
+        bias: Floats,
+        query_rows: Floats,
+        *,
+        catalogue: Catalogue,
+        learnt: Flags,
+        content: Floats | None = None,
     ) -> None:
-        """vectors and query_rows [N, D] and bias [N] by row of the catalogue; `learnt` bool [N]: whose are averaged."""
+        """vectors and query_rows [N, D] and bias [N] by row of the catalogue; `learnt` bool [N]: whose are averaged.
+        `content` [BUCKETS + 1, 2 D]: the map from content to vector and query row, in place of their means."""
         self._dim = vectors.shape[1]
+        self._content = content
         learnt_rows = np.flatnonzero(learnt)
         names = catalogue.id_names if len(learnt_rows) else ()
         codes = {name: catalogue.id_table(name, MOST_IDS) for name in names}
@@ -58,9 +75,16 @@ class ColdStart:
         self._overall = (total / max(len(learnt_rows), 1)).astype(np.float32)
         self._of_id = {name: self._means(sums[name], counts[name], catalogue.id_values(name)) for name in names}
 
-    def place(self, ids: Mapping[str, Sequence[str]]) -> Start:
+    def place(self, ids: Mapping[str, Sequence[str]], title: str = "") -> Start:
         """The start of an item with these ids by column; ids that nobody has learnt from say nothing, and each column
-        that says something counts alike."""
+        that says something counts alike. Only a map of content reads the title."""
+        start = self._mean_of(ids)
+        if self._content is None:
+            return start
+        placed = row_of(self._content, bag_of(ids, title))
+        return Start(placed[: self._dim], start.bias, placed[self._dim :])
+
+    def _mean_of(self, ids: Mapping[str, Sequence[str]]) -> Start:
         by_column = (
             _mean(known[value] for value in ids[name][:MOST_IDS] if value in known)
             for name, known in self._of_id.items()
@@ -74,6 +98,24 @@ class ColdStart:
         """sums [C, P] and counts [C] by code, 0 is none."""
         means = (sums + SHRINK * self._overall) / (counts + SHRINK)[:, None]
         return {names[code]: means[code].astype(np.float32) for code in np.flatnonzero(counts).tolist() if code > 0}
+
+
+def fit_content(bags: sp.csr_array, rows: Floats, watches: Doubles) -> Floats:
+    """bags [n, BUCKETS] of items, rows [n, P] that they have learnt, by so many watches [n]. -> float32
+    [BUCKETS + 1, P]: what each bucket adds to the mean of all, which comes last."""
+    trust = watches / (watches + TRUSTED)
+    mean = np.average(rows, axis=0, weights=trust)
+    weighted = sp.csr_array(sp.diags_array(trust) @ bags).T
+    gram = (weighted @ bags).toarray()
+    gram[np.diag_indices_from(gram)] += RIDGE
+    added = scipy.linalg.solve(gram, weighted @ (rows - mean), assume_a="pos", overwrite_a=True, overwrite_b=True)
+    return np.concatenate([added, mean[None]]).astype(np.float32)
+
+
+def row_of(content: Floats, bag: Bag) -> Floats:
+    """float32 [P]: the row of an item of that content. Costs in proportion to its features."""
+    buckets, values = bag
+    return np.asarray(content[-1] + np.asarray(values, np.float32) @ content[np.asarray(buckets, np.int64)])
 
 
 class Admission:

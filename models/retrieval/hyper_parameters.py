@@ -6,6 +6,7 @@ are (their defaults and limits stand there), and so does any object with these a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from models.device import DeviceName
@@ -36,6 +37,8 @@ class CandidateParameters(Protocol):
     def tied(self) -> bool: ...  # one item table for both sides; the paper has two
     @property
     def skips(self) -> int: ...  # newest uncompleted watches that a tower reads
+    @property
+    def content(self) -> bool: ...  # whether the validation days may place new items by content
     @property
     def dropout(self) -> float: ...
     @property
@@ -78,6 +81,8 @@ class CandidateParameters(Protocol):
     def example_window_h(self) -> float: ...
     @property
     def equal_users(self) -> bool: ...
+    @property
+    def signal_weights(self) -> Mapping[str, float]: ...  # of a watch by what its user has said of it, where not 1
     @property
     def seed(self) -> int: ...
     @property

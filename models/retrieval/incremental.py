@@ -92,6 +92,7 @@ class IncrementalTrainer:
             model.query_rows,
             catalogue=catalogue,
             learnt=model.popularity.totals() > 0,
+            content=model.content,
         )
         self._settings = settings
         self._rng = np.random.default_rng(seed)
@@ -113,14 +114,16 @@ class IncrementalTrainer:
     def read(self, examples: Sequence[Example]) -> Examples:
         """Examples as numbers: the rows of items as they are known now."""
         targets = np.array([self.row(example.item_id) for example in examples], np.int64)
-        return Examples(self.encoder.queries(examples, self._row_of), targets)
+        weights = np.array([example.weight for example in examples], np.float32)
+        return Examples(self.encoder.queries(examples, self._row_of), targets, weights)
 
-    def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS) -> int:
-        """The row of an item, made at first sight at the mean of its `ids` (by column of the catalogue). O(1)."""
+    def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS, title: str = "") -> int:
+        """The row of an item, made at first sight where its `ids` (by column of the catalogue) and its title place it
+        (models.retrieval.cold_start). O(1)."""
         known = self._row_of.get(item_id)
         if known is not None:
             return known
-        start = self._start.place(ids)
+        start = self._start.place(ids, title)
         if self._free:
             row = self._free.pop()
             self._vectors.reset(np.array([row]), start.vector[None])
@@ -137,12 +140,12 @@ class IncrementalTrainer:
         self._row_of[item_id] = row
         return row
 
-    def describe(self, item_id: str, ids: Mapping[str, Sequence[str]]) -> int:
+    def describe(self, item_id: str, ids: Mapping[str, Sequence[str]], title: str = "") -> int:
         """Move an item that was placed without its ids to where they would have placed it; what it has learnt since is
         kept. Returns its row, -1 when it has none. O(1)."""
         row = self.row(item_id)
         if row >= 0:
-            known, unknown = self._start.place(ids), self._start.place(NO_IDS)
+            known, unknown = self._start.place(ids, title), self._start.place(NO_IDS)
             self._vectors.values.numpy()[row] += known.vector - unknown.vector
             self._queries.values.numpy()[row] += known.query_row - unknown.query_row
             self._items["bias"][row] += known.bias - unknown.bias
@@ -283,7 +286,8 @@ class IncrementalTrainer:
         nothing = vectors.new_zeros(1)
         losses = shared_softmax(users, F.embedding(own, vectors), nothing, F.embedding(others, vectors), nothing, extra)
         loss = float(losses.detach().mean())
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        weights = torch.ones_like(losses) if examples.weights is None else torch.from_numpy(examples.weights)
+        (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
         assert vectors.grad is not None
         change, squares = self._vectors.change(moving, vectors.grad, self._settings.learning_rate)
         if not squares.isfinite().all() or self._diverged(loss):

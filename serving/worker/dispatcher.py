@@ -3,10 +3,13 @@
 A request on another partition than its user's is forwarded there (streams/kafka/forwarding.py), with its headers and
 its time (that of the sending, where the topic takes its own no more). One that repeats another's id gets that one's
 reply. A request that cannot be understood gets an error reply wherever an address can be told. The replies of a batch
-go out when its impressions are acknowledged, or a tenth of a second later where that takes longer. A request that is read
-after its deadline is passed over while many newer ones wait: its client has given up, and has asked again if it still
-wants to know. Whoever answers the oldest first then answers nobody in time, for ever. A bug that a request shows does
-not harm the others of its batch: it goes to the dead letters with the request, and is handed back to be raised.
+go out when its impressions are acknowledged, or a tenth of a second later where that takes longer.
+
+A request that is read after its deadline is passed over while many newer ones wait: its client has given up, and has
+asked again if it still wants to know. Whoever answers the oldest first then answers nobody in time, for ever.
+
+A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request, and is
+handed back to be raised.
 """
 
 from __future__ import annotations

@@ -16,17 +16,19 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from infra.platform.settings import Settings
-from models.logs.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS
+from models.logs.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS, SIGNAL
 from models.logs.row_batches import BATCH_ROWS
 from models.logs.stored_log import LogWriter, StoredLog
 from models.logs.stored_searches import StoredSearches, store_search_batches
 from streams import topics
 from streams.erasure.erase_users import read_erased_users
+from streams.history.signals import said_of_items
 from streams.kafka.follow import TopicFollower, read_to_end
-from streams.messages import Item, Refused, SearchEvent, WatchEvent, decode
+from streams.messages import Item, Refused, SearchEvent, SignalEvent, WatchEvent, decode
 
 Progress = Callable[[str, int, int], None]
 Row = tuple[Any, ...]
+Said = dict[tuple[str, str], list[str]]  # by user and item, the kinds of signals that stand
 
 WATCH_SCHEMA: dict[str, Any] = {
     "user_id": pl.String,
@@ -38,6 +40,7 @@ WATCH_SCHEMA: dict[str, Any] = {
     "signed_in": pl.Boolean,
     "gender": pl.Float64,
     "age": pl.Float64,
+    SIGNAL: pl.String,
 }
 ITEM_SCHEMA: dict[str, Any] = {
     "item_id": pl.String,
@@ -66,13 +69,19 @@ class Archive(NamedTuple):
 
 
 def store_archive(settings: Settings, directory: Path, progress: Progress = lambda stage, done, total: None) -> Archive:
-    """Read `watch-events`, `search-events` and `items` from their beginning to their present end; events go to
-    `directory`. Raises LogError when there are no watches."""
+    """Read `watch-events`, `search-events` and `items` from their beginning to their present end, and `signals` before
+    where a watch may weigh more or less by them; events go to `directory`. Raises LogError when there are no watches.
+    """
     with TopicFollower(settings.kafka, topics.TRAINING_EXAMPLES) as follower:
         offsets = {f"{topic}/{partition}": end for (topic, partition), end in follower.ends().items()}
     reader = _Reader(settings, progress)
+    said: Said = {}
+    if settings.model.signal_weights:
+        said = said_of_items(reader.events(topics.SIGNALS, SignalEvent))
     with LogWriter(directory, completed_s=settings.history.completed_s, source=topics.WATCH_EVENTS) as writer:
-        for frame in _frames(map(_watch_row, reader.events(topics.WATCH_EVENTS, WatchEvent)), WATCH_SCHEMA):
+        for frame in _frames(
+            (_watch_row(event, said) for event in reader.events(topics.WATCH_EVENTS, WatchEvent)), WATCH_SCHEMA
+        ):
             writer.add(frame)
         log = writer.finish(progress)
     rows = ((event.user_id, event.query, event.event_ms) for event in reader.events(topics.SEARCH_EVENTS, SearchEvent))
@@ -127,16 +136,20 @@ def _frames(rows: Iterable[Row], schema: dict[str, Any]) -> Iterator[pl.DataFram
         yield pl.DataFrame(batch, schema=schema, orient="row")
 
 
-def _watch_row(event: WatchEvent) -> Row:
+def _watch_row(event: WatchEvent, said: Said) -> Row:
     """In the context a name that is longer than a log takes is not known."""
     known = (getattr(event.context, name, None) for name in CONTEXT_COLUMNS)
     context = (None if isinstance(value, str) and len(value) > LONGEST_ID else value for value in known)
-    return (event.user_id, event.item_id, event.event_ms, event.watch_s, event.duration_s, *context)
+    kinds = said.get((event.user_id, event.item_id))
+    signal = None if kinds is None else "|".join(kinds)
+    return (event.user_id, event.item_id, event.event_ms, event.watch_s, event.duration_s, *context, signal)
 
 
 def item_frame(items: list[Item]) -> pl.DataFrame:
-    """A catalogue as training takes it; `ids` only when an item has some."""
+    """A catalogue as training takes it; `title` and `ids` only when an item has some."""
     frame = pl.DataFrame({name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA}, schema=ITEM_SCHEMA)
+    if any(item.title for item in items):
+        frame = frame.with_columns(title=pl.Series([item.title for item in items], dtype=pl.String))
     names = list(dict.fromkeys(name for item in items for name in item.ids))[:MOST_ID_COLUMNS]
     if not names:
         return frame

@@ -35,7 +35,7 @@ from streams.erased_users import NOBODY, ErasedUsers
 from streams.erasure.erasure_worker import EVERY_S, ErasureWorker
 from streams.history.loaded import apply_loaded
 from streams.history.rules import Applied, Outcome, apply_impression, apply_search, apply_watch
-from streams.history.signals import apply_signal
+from streams.history.signals import apply_signal, weighed
 from streams.kafka.consumer_progress import ConsumerProgress
 from streams.kafka.faust_app import create_app, declare_agent, do_every, follow_readiness, give_up_with, now_ms, wall_ms
 from streams.kafka.intake import Raw, read, reject
@@ -189,7 +189,7 @@ def apply_event(before: UserHistory, event: Event, raw: Raw, settings: Settings)
     """One event's effect on its user's history."""
     history = settings.history
     if isinstance(event, WatchEvent):
-        return apply_watch(
+        applied = apply_watch(
             before,
             event,
             raw.source,
@@ -198,6 +198,7 @@ def apply_event(before: UserHistory, event: Event, raw: Raw, settings: Settings)
             watched=history.seen,
             watched_days=history.seen_days,
         )
+        return weighed(applied, settings.model.signal_weights)
     if isinstance(event, ImpressionOutline):
         return apply_impression(before, event, raw.source, keep=history.impressions)
     if isinstance(event, SearchEvent):

@@ -1,5 +1,7 @@
 """What a user has said of items and channels: the newest of each, and what is unwanted by it.
 
+Signals about an item may also say how much its completed watch counts as an example (`weighed`).
+
 There are three sorts of signals: opinions (`like`, `dislike`, `not_interested`, and `undo`, which takes one of them
 back), `share` and `save`. Of every sort the newest about each item and each channel stands, by its own time: what was
 disliked and liked later is wanted again, whichever of the two comes first, and however often. At the very same time the
@@ -13,7 +15,8 @@ when so many newer signals have come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from math import prod
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -39,6 +42,31 @@ def unwanted_by(history: UserHistory) -> Unwanted:
         return Unwanted()
     items = frozenset(signal.item_id for signal in signals if signal.item_id is not None)
     return Unwanted(items, frozenset(signal.channel for signal in signals if signal.channel is not None))
+
+
+def weighed(applied: Applied, weights: Mapping[str, float]) -> Applied:
+    """The same with the weight of its example: those of what the user has said of the item, by kind, multiply; no
+    example where that is 0."""
+    example = applied.example
+    if example is None or not weights:
+        return applied
+    mine = (signal.kind for signal in applied.history.signals if signal.item_id == example.item_id)
+    weight = prod(weights.get(kind, 1.0) for kind in mine)
+    return applied._replace(example=replace(example, weight=weight) if weight else None)
+
+
+def said_of_items(events: Iterable[SignalEvent]) -> dict[tuple[str, str], list[str]]:
+    """By user and item the kinds that stand at the end of these events, in whatever order they come."""
+    newest: dict[tuple[str, str, str], SignalEvent] = {}
+    for event in events:
+        if event.item_id is not None:
+            key = (event.user_id, event.item_id, _about(event)[0])
+            newest[key] = max(newest.get(key, event), event, key=_order)
+    said: dict[tuple[str, str], list[str]] = {}
+    for (user_id, item_id, _), event in newest.items():
+        if event.kind != "undo":
+            said.setdefault((user_id, item_id), []).append(event.kind)
+    return said
 
 
 def apply_signal(history: UserHistory, event: SignalEvent, source: Source, *, unwanted: int, others: int) -> Applied:
@@ -68,10 +96,10 @@ def _newest(signals: Iterable[Signal], unwanted: int, others: int) -> tuple[Sign
     return tuple(sorted([*away[-unwanted:], *rest[-others:]], key=_order))
 
 
-def _about(signal: Signal) -> tuple[str, str | None, str | None]:
+def _about(signal: Signal | SignalEvent) -> tuple[str, str | None, str | None]:
     return "opinion" if signal.kind in OPINIONS else signal.kind, signal.item_id, signal.channel
 
 
-def _order(signal: Signal) -> tuple[int, bool, str, str, str]:
+def _order(signal: Signal | SignalEvent) -> tuple[int, bool, str, str, str]:
     """Older ones first; the same whatever order they come in."""
     return signal.event_ms, signal.kind in UNWANTED, signal.kind, signal.item_id or "", signal.channel or ""

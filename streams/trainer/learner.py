@@ -224,7 +224,7 @@ class Learner:
             self._undescribed[item_id] = None
             if len(self._undescribed) > MOST_UNDESCRIBED:
                 del self._undescribed[next(iter(self._undescribed))]
-        self._trainer.add_item(item_id, ids_of(item) if item is not None else {})
+        self._trainer.add_item(item_id, *((ids_of(item), item.title) if item is not None else ()))
         return True
 
     def _describe(self) -> Rows:
@@ -233,7 +233,7 @@ class Learner:
         told = {item_id: item for item_id, item in found if item is not None}
         for item_id in told:
             del self._undescribed[item_id]
-        rows = [self._trainer.describe(item_id, ids_of(item)) for item_id, item in told.items()]
+        rows = [self._trainer.describe(item_id, ids_of(item), item.title) for item_id, item in told.items()]
         return np.array([row for row in rows if row >= 0], np.int64)
 
     def _is_sampled(self) -> bool:

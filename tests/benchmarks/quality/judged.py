@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from models.evaluation.comparison import paired, recall
 from models.evaluation.eval_queries import History, Stream
 from models.logs.stored_log import store_frame
 from models.logs.stored_searches import StoredSearches, store_searches
-from models.logs.training_set import TrainingSet, prepare
+from models.logs.training_set import NO_WEIGHTS, TrainingSet, prepare
 from tests.benchmarks.ranking.ranking_ground import scratch
 from tests.harness import kuairand
 
@@ -42,13 +43,18 @@ def kuairand_ground(*, skips: int = Model().skips) -> Ground:
 
 
 def ground_of(
-    log: pl.DataFrame, items: pl.DataFrame, searches: pl.DataFrame | None = None, *, skips: int = 0
+    log: pl.DataFrame,
+    items: pl.DataFrame,
+    searches: pl.DataFrame | None = None,
+    *,
+    skips: int = 0,
+    signals: Mapping[str, float] = NO_WEIGHTS,
 ) -> Ground:
     stored = store_frame(log, scratch(), completed_s=COMPLETED_S)
     words: StoredSearches | None = None
     if searches is not None:
         words = store_searches(searches.select("user_id", "query", "event_ms"), stored, buckets=65_536)
-    source = prepare(stored, items, searches=words, skips=skips)
+    source = prepare(stored, items, searches=words, skips=skips, signals=signals)
     dataset = source.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     stamped = np.flatnonzero(~np.isnan(stored.watch_s[source.completed]))

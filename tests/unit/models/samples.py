@@ -69,6 +69,7 @@ class Example(Viewer):
     event_ms: int = START_MS
     watch_s: float = 30.0
     duration_s: float | None = field(default=60.0)
+    weight: float = 1.0
 
 
 def watched(*item_ids: str) -> Viewer:

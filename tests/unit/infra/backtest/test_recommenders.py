@@ -1,6 +1,6 @@
 """Our own model in a walk: as released, and under the trainer that runs live."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,18 @@ def test_learning_live_changes_ranks_and_knows_new_items_in_histories(scene: Sce
     assert late.any()
     assert (walk.ranks["tower"] == -1).sum() == (walk.ranks["tower, live"] == -1).sum() > 0
     assert len(live._trainer) == catalogue + len(np.unique(watched[late]))
+
+
+def test_what_is_of_no_weight_is_not_learnt_live(scene: Scene):
+    weights = np.ones(len(scene.source.dataset), np.float32)
+    weights[scene.cut : scene.cut + 25] = 0
+    dataset = replace(scene.source.dataset, weights=weights)
+    unlike = replace(scene, source=replace(scene.source, dataset=dataset)).live()
+    clock = unlike._trainer.popularity.clock
+    unlike.learn(slice(scene.cut, scene.cut + 25))
+    assert unlike._trainer.popularity.clock == clock
+    unlike.learn(slice(scene.cut + 20, scene.cut + 30))
+    assert unlike._trainer.popularity.clock == clock + 5
 
 
 def test_vectors_are_taken_over_as_often_as_asked(scene: Scene):

@@ -164,3 +164,9 @@ def test_a_schema_registrys_address_holds_no_login(tmp_path, url: str):
         load_settings(toml(tmp_path, f'[ingest]\nregistry_url = "{url}"\n'))
     assert "hunter2" not in str(caught.value)
     assert load_settings(toml(tmp_path, '[ingest]\nregistry_url = "https://registry:8081/path"\n')).ingest.registry_url
+
+
+def test_weights_of_signals_are_told_by_kind_where_they_are_not_one():
+    assert Settings().model.signal_weights == {}, "as if nothing had been said"
+    model = Settings.model_validate({"model": {"like_weight": 2, "unwanted_weight": 0}}).model
+    assert model.signal_weights == {"like": 2.0, "dislike": 0.0, "not_interested": 0.0}

@@ -207,6 +207,13 @@ def test_a_context_is_kept_and_checked():
         log_from_frame(frame(region=["d" * 257, "", ""]), 18.0)
 
 
+def test_signals_are_kept_each_once_and_in_order_and_unknown_ones_are_refused():
+    log = log_from_frame(frame(signal=[" share, like|like", "", None]), 18.0)
+    assert log.frame["signal"].to_list() == ["like|share", None, None]
+    with pytest.raises(LogError, match=r"row 2, column signal: must be of like, dislike, .* got 'like,hate'"):
+        log_from_frame(frame(signal=["like", "like,hate", ""]), 18.0)
+
+
 def test_a_title_is_kept_cut_to_what_a_message_takes_and_is_no_id():
     frame = pl.DataFrame({"item_id": ["x", "y", "z"], "title": ["T" * 10_000, None, "\N{GRINNING FACE} <b>"]})
     items = items_from_frame(frame)

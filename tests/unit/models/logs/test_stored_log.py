@@ -133,6 +133,15 @@ def test_other_column_names_are_mapped_also_of_a_context(tmp_path: Path, directo
         store_log(tmp_path / "log.csv", directory, completed_s=COMPLETED_S)
 
 
+def test_signals_are_stored_and_come_back_also_from_a_file(tmp_path: Path, directory: Path) -> None:
+    said = ["like", None, "share|like", "", "dislike"]
+    frame = many(5).with_columns(event_ms=pl.Series([1, 2, 3, 4, 5]), said=pl.Series(said))
+    frame.write_csv(tmp_path / "log.csv")
+    stored = store_log(tmp_path / "log.csv", directory, mapping={"signal": "said"}, completed_s=COMPLETED_S)
+    assert stored.frame()["signal"].to_list() == ["like", None, "like|share", None, "dislike"]
+    assert open_log(directory).frame().equals(stored.frame())
+
+
 def test_flags_and_shares_of_a_context_are_numbers_and_unknown_ones_nan(directory: Path) -> None:
     frame = many(3).with_columns(
         event_ms=pl.Series([1, 2, 3]), signed_in=pl.Series([True, None, False]), age=pl.Series(["0.5", "", "1"])

@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -8,11 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from models.catalogue.content import BUCKETS
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.impression_log import Delays
 from models.release import bundle as bundles
 from models.release.bundle import (
     CATALOGUE,
+    CONTENT,
     DIGITS,
     FILES,
     MANIFEST,
@@ -46,12 +50,16 @@ def edit_manifest(directory: Path, **changes: object) -> None:
 
 def issue_again(directory: Path, **changes: object) -> Path:
     """The bundle as somebody would have issued it who may announce versions: all checksums are right."""
-    files = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in FILES}
+    files = {name: checksum_of(directory / name) for name in FILES}
     edit_manifest(directory, files=files | changes.pop("files", {}), **changes)  # type: ignore[operator]
     manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     version = version_of(manifest)
     edit_manifest(directory, version=version)
     return directory.rename(directory.parent / version)
+
+
+def checksum_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def code_of(directory: Path) -> str:
@@ -100,6 +108,18 @@ def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
     assert not again.catalogue.is_available(np.array([row]))[0]
     assert again.catalogue.published_ms(np.array([row]))[0] == 4
     assert bundle.manifest.offsets == {"training-examples/0": 17}
+
+
+def test_how_new_items_are_placed_by_content_is_in_the_bundle_and_checked_like_all_else(bundle: Bundle, tmp_path: Path):
+    model = copy.copy(bundle.model)
+    model.content = np.random.default_rng(1).random((BUCKETS + 1, 2 * model.dim - 2), dtype=np.float32)
+    directory = tmp_path / write_again(dataclasses.replace(bundle, model=model), tmp_path)
+    again = read_bundle(directory)
+    np.testing.assert_array_equal(again.model.content, model.content)
+    assert read_bundle(tmp_path / write_again(bundle, tmp_path)).model.content is None
+    np.save(directory / CONTENT, model.content[:-1])
+    assert code_of(directory) == "damaged"
+    assert code_of(issue_again(directory, files={CONTENT: checksum_of(directory / CONTENT)})) == "unfit"
 
 
 def test_a_manifest_that_an_older_release_of_ours_wrote_is_still_what_its_name_says():

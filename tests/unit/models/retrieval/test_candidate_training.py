@@ -15,17 +15,18 @@ from models.evaluation.eval_queries import History, Stream
 from models.logs.batches import epoch_batches
 from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
-from models.logs.training_set import TrainingSet
+from models.logs.training_set import TrainingSet, prepare
 from models.retrieval.candidate_learning import Training, learn_candidates, new_net, warm_start
 from models.retrieval.candidate_training import Fit, TrainingData, choose_examples, example_weights, reservoir
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.checkpoint import ModelSelection
+from models.retrieval.incremental import IncrementalTrainer
 from models.retrieval.losses import Extra
 from models.retrieval.net import CandidateNet
 from models.retrieval.sampling import Negatives, find_hits
 from models.retrieval.tower import TowerShape, UserTowers
 from tests.benchmarks.quality.ablated import ABLATED, LeakyDataset, train
-from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
+from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source, stored, taste_log
 
 ENCODERS = ("average", "recent", "attention")
 
@@ -153,6 +154,52 @@ def test_items_that_nobody_watched_start_at_their_channel_and_topics(source: Tra
     assert np.isfinite(model.item_vectors()).all()
 
 
+TITLED = {0: "cooking pasta", 1: "racing cars", 2: "playing chess", 3: "feeding cats"}
+
+
+def titled(told: bool) -> TrainingSet:
+    """Tastes that nothing but the titles tell of, where they tell anything; of each sort two items without a watch."""
+    titles = [f"{TITLED[n % 4 if told else n % 3]} {n}" for n in range(68)]
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(68)], "title": titles})
+    return prepare(stored(taste_log(3000, 60, 60)), items, titles=True)
+
+
+def placed_by_titles(source: TrainingSet) -> CandidateModel:
+    settings = SETTINGS.model_copy(update={"content": True, "epochs": 4})
+    rows = len(source.dataset)
+    learned = learn_candidates(source, settings, until=rows, valid_from=int(0.8 * rows), items=len(source.catalogue))
+    assert learned.selection.metrics["content_cases"] > 20
+    return learned.model
+
+
+def test_titles_place_new_items_where_the_validation_days_say_that_they_can():
+    source = titled(True)
+    model = placed_by_titles(source)
+    assert model.content is not None
+    watched = model.popularity.totals() > 0
+    kind = np.array([int(item_id[1:]) % 4 for item_id in model.item_ids])
+    vectors = model.vectors - model.vectors[watched].mean(axis=0)
+    means = np.stack([vectors[watched & (kind == each)].mean(axis=0) for each in range(4)])
+    new = np.flatnonzero(~watched)
+    assert len(new) >= 8
+    assert ((vectors[new] @ means.T).argmax(axis=1) == kind[new]).all()
+    trainer = IncrementalTrainer(model, source.catalogue, Trainer(), seed=1)
+    row = trainer.add_item("another", {}, "Pasta, feeding two")
+    late = trainer.add_item("late")
+    trainer.describe("late", {}, "Pasta, feeding two")
+    own = trainer.vectors(np.array([row, late]))[:, :-1]
+    np.testing.assert_allclose(own[0], own[1], rtol=1e-4, atol=1e-5)
+    assert ((own[0] - model.vectors[watched].mean(axis=0)) @ means.T).argmax() in (0, 3)
+
+
+def test_titles_that_say_nothing_of_tastes_place_nothing():
+    assert placed_by_titles(titled(False)).content is None
+
+
+def test_without_the_setting_content_is_not_asked_about(model: CandidateModel):
+    assert model.content is None
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_step_converges_to_the_full_softmax_and_with_the_sign_turned_round_it_does_not(sign: int):
     """Net, offsets and sample together, loss and gradients, against cross entropy over all items."""
@@ -229,6 +276,36 @@ def test_a_linear_part_of_no_weight_costs_no_numbers(source: TrainingSet):
     queries = source.dataset.queries(np.arange(200, 230))
     np.testing.assert_array_equal(without.encode(queries), whole.encode(queries)[:, : settings.dim])
     np.testing.assert_array_equal(without.vectors, whole.vectors[:, : settings.dim])
+
+
+def test_what_a_user_has_said_weighs_an_example_and_unwanted_watches_are_none():
+    frame = taste_log(400, 20, 40).unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    frame = frame.with_columns(watch_s=pl.lit(40.0), signal=pl.lit(None, pl.String))
+    said = ["dislike", "like", "like|share", None] * (len(frame) // 4 + 1)
+    frame = frame.with_columns(signal=pl.Series(said[: len(frame)]))
+    weights = {"like": 2.0, "share": 3.0, "dislike": 0.0}
+    plain, weighed = (prepare(stored(frame), None, signals=signals) for signals in ({}, weights))
+    assert plain.dataset.weights is None
+    until = len(frame)
+    data = TrainingData(weighed.dataset, until, len(weighed.catalogue), SETTINGS)
+    at = np.arange(until) % 4
+    assert data.rows.tolist() == np.flatnonzero(at != 0).tolist() == data.new_rows.tolist()
+    expected = np.array([0, 2, 6, 1], np.float32)[at[data.rows]]
+    np.testing.assert_allclose(data.weights, expected / expected.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(
+        weighed.dataset.histories(np.array([until - 1])), plain.dataset.histories([until - 1])
+    )
+    linear = [
+        Training(
+            each,
+            SETTINGS.model_copy(update={"linear_dim": 4}),
+            half_life_events=500,
+            until=until,
+            items=len(each.catalogue),
+        ).linear[0]
+        for each in (plain, weighed)
+    ]
+    assert not np.allclose(*linear), "the linear part does not count them either"
 
 
 def test_a_repeat_is_no_example():

@@ -1,7 +1,8 @@
 import numpy as np
 
 from models.catalogue.catalogue import Catalogue
-from models.retrieval.cold_start import SHRINK, Admission, ColdStart
+from models.catalogue.content import BUCKETS, bag_of, matrix_of
+from models.retrieval.cold_start import RIDGE, SHRINK, TRUSTED, Admission, ColdStart, fit_content, row_of
 
 
 def cold_start() -> ColdStart:
@@ -48,6 +49,37 @@ def test_means_of_many_rows_are_those_of_one_block(monkeypatch):
     whole = cold_start().place({"channel": ["c"], "topics": ["t"]})
     monkeypatch.setattr("models.retrieval.cold_start.AT_ONCE", 1)
     np.testing.assert_allclose(cold_start().place({"channel": ["c"], "topics": ["t"]}).vector, whole.vector)
+
+
+def test_what_a_feature_adds_to_the_mean_is_its_items_share_of_the_ridge():
+    bags = matrix_of([([0], [1.0]), ([1], [1.0])])
+    content = fit_content(bags, np.array([[1.0], [3.0]]), np.array([TRUSTED, TRUSTED]))
+    added = 0.5 * 1 / (0.5 + RIDGE)  # each counts half, and lies 1 beside the mean
+    np.testing.assert_allclose(content[[0, 1, 2, -1], 0], [-added, added, 0, 2], rtol=1e-6)
+    assert content.shape == (BUCKETS + 1, 1)
+    assert content.dtype == np.float32
+    np.testing.assert_allclose(row_of(content, ([1, 0], [2.0, 1.0])), [2 + added], rtol=1e-6)
+    np.testing.assert_allclose(row_of(content, bag_of({})), [2], err_msg="of nothing, the mean")
+
+
+def test_items_that_were_watched_more_teach_more():
+    content = fit_content(matrix_of([([0], [1.0])] * 2), np.array([[0.0], [1.0]]), np.array([3.0, 3000.0]))
+    assert row_of(content, ([0], [1.0]))[0] > 0.6
+
+
+def test_with_a_map_the_title_places_vector_and_query_row_and_the_bias_stays_the_means():
+    rng = np.random.default_rng(1)
+    names = ["cooking pasta", "pasta at home", "racing cars", "fast cars"] * 20
+    learnt = np.repeat([[1.0], [-1.0]], 2, axis=0).repeat(2, axis=1)[[0, 1, 2, 3] * 20] + rng.normal(0, 0.1, (80, 2))
+    content = fit_content(matrix_of(bag_of({}, name) for name in names), learnt, np.full(80, 100.0))
+    catalogue = Catalogue()
+    catalogue.upsert("a", channel="c")
+    table = np.array([[5.0]], np.float32)
+    start = ColdStart(table, table[:, 0], table, catalogue=catalogue, learnt=np.array([True]), content=content)
+    pasta, cars = start.place({}, "Pasta for two"), start.place({"channel": ["c"]}, "old cars")
+    assert pasta.vector[0] > 0.3 > -0.3 > cars.vector[0]
+    assert pasta.query_row[0] > 0.3 > -0.3 > cars.query_row[0]
+    assert pasta.bias == cars.bias == 5.0
 
 
 def test_an_item_is_admitted_with_its_nth_watch_and_then_forgotten():

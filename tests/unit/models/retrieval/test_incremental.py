@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,17 @@ def test_at_first_the_rows_are_the_bundles(bundle: Bundle):
     for row in (0, 33):
         query = published(trainer)[f"i{row}"][1]
         np.testing.assert_array_equal(np.frombuffer(query, "<f4"), bundle.model.query_row(f"i{row}"))
+
+
+def test_an_example_of_more_weight_teaches_more_and_counts_as_one_watch(bundle: Bundle):
+    plain, heavy = trainer_of(bundle), trainer_of(bundle)
+    one, other = example("i1", "i2"), example("i5", "i6")
+    for trainer, weight in ((plain, 1.0), (heavy, 4.0)):
+        trainer.learn(trainer.read([dataclasses.replace(one, weight=weight), other]))
+    before = bundle.model.vectors[1]
+    moved = [np.linalg.norm(vectors(trainer, np.array([1]))[0, :-1] - before) for trainer in (plain, heavy)]
+    assert moved[1] > 1.5 * moved[0]
+    np.testing.assert_array_equal(*(trainer.popularity.counts(ALL) for trainer in (plain, heavy)))
 
 
 def test_learning_moves_only_the_watched_items_and_the_negatives(bundle: Bundle):

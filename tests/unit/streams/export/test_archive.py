@@ -10,8 +10,8 @@ from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
 from models.logs.searches import tokens_of
 from streams.export.archive import Archive, item_frame, store_archive
-from streams.messages import Context, Item, SearchEvent, WatchEvent, encode
-from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
+from streams.messages import Context, Item, SearchEvent, SignalEvent, WatchEvent, encode
+from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, SIGNALS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
 
 
 def test_the_catalogue_of_no_items_has_its_columns_all_the_same():
@@ -26,6 +26,11 @@ def test_the_ids_of_items_are_id_columns_of_the_catalogue():
     for facts in frame.iter_rows(named=True):
         catalogue.upsert(**facts)
     assert [catalogue.all_ids_of(row) for row in (0, 1)] == [{"music": ("1", "2")}, {"cast": ("a",)}]
+
+
+def test_the_titles_of_items_are_told_where_there_are_any():
+    frame = items_from_frame(item_frame([Item("i", "A title"), Item("j")]))
+    assert frame["title"].to_list() == ["A title", None]
 
 
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:
@@ -47,6 +52,8 @@ def filled(with_topics: Settings, send: Callable[..., Any]) -> Settings:
         event_ms = 2500 if event_id == "s2" else 1500
         send(SEARCH_EVENTS, user_id.encode(), encode(SearchEvent(event_id, user_id, query, event_ms)), partition=0)
     send(SEARCH_EVENTS, b"u", b"junk", partition=0)
+    for kind, event_ms in (("like", 1), ("share", 2), ("dislike", 3), ("like", 2)):
+        send(SIGNALS, b"u", encode(SignalEvent(f"{kind}{event_ms}", "u", kind, event_ms, "a")), partition=0)
     send(ITEMS, b"a", encode(Item("a", "A", "old channel")), partition=0)
     send(ITEMS, b"a", encode(Item("a", "A", "channel", ("t",), 60.0, 500)), partition=0)
     send(ITEMS, b"b", encode(Item("b", "B")), partition=1)
@@ -78,6 +85,14 @@ def test_the_context_of_a_watch_is_there_as_far_as_it_is_known(archive):
 
 
 @pytest.mark.system
+def test_what_users_have_said_of_items_is_told_where_watches_weigh_by_it(archive, filled, tmp_path):
+    assert "signal" not in archive.log.contexts
+    weighing = filled.model_copy(update={"model": filled.model.model_copy(update={"unwanted_weight": 0.0})})
+    told = store_archive(weighing, tmp_path).log.frame()
+    assert told["signal"].to_list() == ["dislike|share", "dislike|share", None]
+
+
+@pytest.mark.system
 def test_the_searches_of_those_who_watched_are_there_once(archive, filled):
     searches, buckets = archive.searches, filled.model.search_tokens
     assert searches.event_ms.tolist() == [1500, 2500] and (searches.duplicates, searches.strangers) == (1, 1)
@@ -87,7 +102,14 @@ def test_the_searches_of_those_who_watched_are_there_once(archive, filled):
 @pytest.mark.system
 def test_the_catalogue_is_the_newest_and_without_what_was_taken_down(archive):
     assert archive.items.to_dicts() == [
-        {"item_id": "a", "channel": "channel", "topics": ["t"], "duration_s": 60.0, "published_ms": 500}
+        {
+            "item_id": "a",
+            "channel": "channel",
+            "topics": ["t"],
+            "duration_s": 60.0,
+            "published_ms": 500,
+            "title": "A",
+        }
     ]
 
 

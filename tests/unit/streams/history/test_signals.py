@@ -13,10 +13,20 @@ from infra.platform.settings import Settings
 from streams import topics
 from streams.history.app import apply
 from streams.history.rebuild_histories import Reach, kept, without_offsets
-from streams.history.rules import Applied, Outcome
-from streams.history.signals import Unwanted, apply_signal, unwanted_by
+from streams.history.rules import Applied, Outcome, apply_watch
+from streams.history.signals import Unwanted, apply_signal, said_of_items, unwanted_by, weighed
 from streams.kafka.intake import Raw
-from streams.messages import Refused, Signal, SignalEvent, Source, UserHistory, decode, encode
+from streams.messages import (
+    Refused,
+    Signal,
+    SignalEvent,
+    Source,
+    TrainingExample,
+    UserHistory,
+    WatchEvent,
+    decode,
+    encode,
+)
 from tests.unit.streams.kafka.test_intake import Waiting
 
 NOW_MS = 1_700_000_000_000
@@ -91,6 +101,59 @@ def test_in_any_order_and_however_often_signals_say_the_same(events: list[Signal
         [replace(each, offset=0, event_id="") for each in fold(order).signals] for order in (events, shuffled)
     )
     assert first == second
+
+
+@given(EVENTS)
+def test_what_is_said_of_items_in_a_topic_is_what_stands_in_the_history(events: list[SignalEvent]):
+    stands = {(each.item_id, each.kind) for each in fold(events).signals if each.item_id and each.kind != "undo"}
+    told = said_of_items(events)
+    assert {(item, kind) for (user, item), kinds in told.items() for kind in kinds} == stands
+    assert {user for user, _ in told} <= {"u"}
+
+
+WEIGHTS = {"like": 2.0, "share": 3.0, "dislike": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("signals", "weight"),
+    [
+        ([], 1.0),
+        ([said("like", 1)], 2.0),
+        ([said("like", 1), said("share", 2), said("save", 3)], 6.0),
+        ([said("like", 1, "b"), said("dislike", 2, None, "a")], 1.0),
+        ([said("dislike", 1), said("share", 2)], None),
+        ([said("dislike", 1), said("undo", 2)], 1.0),
+    ],
+)
+def test_a_watch_weighs_as_an_example_what_its_user_has_said_of_the_item(
+    signals: list[SignalEvent], weight: float | None
+):
+    source = Source(0, 0, 0)
+    applied = apply_watch(fold(signals), WatchEvent("w", "u", "a", 9, 30.0), source, keep=9, completed_s=18.0)
+    found = weighed(applied, WEIGHTS)
+    assert found.history is applied.history, "the watch is a watch all the same"
+    assert (None if found.example is None else found.example.weight) == weight
+    assert weighed(applied, {}) is applied
+
+
+def test_an_example_from_before_weights_weighs_one_and_a_weight_travels():
+    example = TrainingExample("u", "a", 1, 30.0, None, (), (), None, 0, 0, 1)
+    assert b"weight" not in encode(example), "as it was written before"
+    heavy = replace(example, weight=4.0)
+    assert [decode(TrainingExample, encode(each)).weight for each in (example, heavy)] == [1.0, 4.0]
+
+
+def test_the_worker_weighs_by_its_settings_and_leaves_an_unwanted_watch_out():
+    home = topics.partition_of("u", SETTINGS.kafka.partitions)
+    table = {"u": encode(fold([said("like", 1), said("dislike", 2, "b")]))}
+    watches = [WatchEvent(item, "u", item, NOW_MS, 30.0) for item in "ab"]
+    batch = [Raw(topics.WATCH_EVENTS, home, at, NOW_MS, b"u", encode(each), ()) for at, each in enumerate(watches)]
+    for model, weights in (({}, [1.0, 1.0]), ({"like_weight": 3.0, "unwanted_weight": 0.0}, [3.0])):
+        outbox = Waiting()
+        settings = Settings.model_validate({"model": model})
+        changed, _, bug = apply(batch, table, outbox, settings, now_ms=NOW_MS)  # type: ignore[arg-type]
+        assert bug is None and len(changed["u"].watches) == 2
+        assert [decode(TrainingExample, value).weight for _, _, _, value, _ in outbox] == weights
 
 
 def test_the_oldest_leave_and_likes_push_out_no_dislike():

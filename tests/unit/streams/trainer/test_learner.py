@@ -1,5 +1,6 @@
 """What a trainer learns, once and in order, and what it publishes so that a restart can go on from it."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -11,7 +12,9 @@ from prometheus_client import REGISTRY
 
 from infra.platform.settings import Trainer
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.content import BUCKETS, bag_of
 from models.release.bundle import Bundle
+from models.retrieval.cold_start import row_of
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
 from streams.trainer.learner import Learner, batches, ids_of
 from streams.trainer.progress import PROGRESS_KEY
@@ -230,6 +233,27 @@ def test_an_item_that_is_described_after_its_watch_moves_to_where_it_would_have_
         at, there, before = (np.frombuffer(getattr(row, part), "<f4") for row in (moved, rows[1], rows[0]))
         assert np.linalg.norm(at - there) < 0.2 * np.linalg.norm(before - there), part
     assert told.due(0.0).rows == [], "once"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_title_places_a_new_item_where_the_release_has_learnt_to(bundle, is_late):
+    model = copy.copy(bundle.model)
+    model.content = np.random.default_rng(1).normal(0, 1, (BUCKETS + 1, 2 * model.dim - 2)).astype(np.float32)
+    bundle = dataclasses.replace(bundle, model=model)
+    item, items = Item("fresh", title="A title", channel="c1"), dict[str, Item]()
+    trainer = learner(bundle, items=items)
+    if is_late:
+        trainer.learn(numbered(example("fresh", 0)))
+        items["fresh"] = item
+        row = dict(trainer.due(0.0).rows)[b"fresh"]
+    else:
+        items["fresh"] = item
+        row = dict(trainer.learn(numbered(example("fresh", 0))).rows)[b"fresh"]
+    placed = row_of(model.content, bag_of(ids_of(item), "A title"))
+    expected = placed[: model.dim - 1], placed[model.dim - 1 :]
+    found = np.frombuffer(row.vector, "<f4")[:-1], np.frombuffer(row.query_row, "<f4")
+    for part, there in zip(found, expected, strict=True):
+        assert np.linalg.norm(part - there) < 0.1 * np.linalg.norm(there)
 
 
 def test_an_idle_item_is_published_as_a_tombstone_and_a_restart_knows_it(bundle):
