@@ -4,6 +4,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BY_FILE := --dist loadfile --no-loadscope-reorder
 PIP := python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := install
@@ -28,11 +29,11 @@ demo: $(STAMP)  ## start everything, train, and show the point on a simulated wo
 	$(BIN)/nextwatch demo
 
 # The crash run first and alone: it restarts thirty processes, and beside others takes four times as long. Then whole
-# systems, two at a time: three of them on two cores keep each other waiting.
+# systems, three at a time, for they wait a good deal. Files begin in the order of tests/conftest.py, the longest first.
 test: $(STAMP)  ## all tests, against a broker and Milvus over TCP; says at its end what was left out
 	$(BIN)/python -m pytest tests/system/test_crash.py
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/system --ignore tests/system/test_crash.py
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile tests --ignore tests/system
+	$(BIN)/python -m pytest --numprocesses 3 $(BY_FILE) tests/system --ignore tests/system/test_crash.py
+	$(BIN)/python -m pytest --numprocesses 3 $(BY_FILE) tests --ignore tests/system
 
 unit: $(STAMP)  ## the tests that need no service: about a minute
 	$(BIN)/python -m pytest -m 'not service and not slow' --numprocesses 2 tests/unit tests/test_architecture.py

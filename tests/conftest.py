@@ -44,8 +44,9 @@ on_both_brokers = pytest.mark.parametrize("broker", BROKERS, indirect=True)
 
 # fixtures that are services; whatever else starts a service or a process of ours says `service` itself
 SERVICES = {"broker", "milvus", "milvus_uri", "own_broker", "own_milvus", "secured"}
-SYSTEM = Path(__file__).with_name("system")
-UNIT = Path(__file__).with_name("unit")
+TESTS = Path(__file__).parent
+SYSTEM = TESTS / "system"
+UNIT = TESTS / "unit"
 # What needs no service and takes seconds all the same, for it trains, starts processes, or tries things by the hundred:
 # `make unit` leaves it out. Files below tests/unit, or how the names of their tests begin.
 SLOW = (
@@ -96,10 +97,36 @@ SLOW = (
     "streams/trending/test_trending_regions.py",
 )
 
+# What takes a minute or more, the longest first: these begin first, so that none of them is alone at the end. Files
+# below tests.
+LONG = (
+    "system/test_outages.py",
+    "system/test_fuzz.py",
+    "system/test_load.py",
+    "system/test_whole_system.py",
+    "system/test_soak.py",
+    "system/test_serving.py",
+    "system/test_freshness.py",
+    "system/test_standby.py",
+    "system/test_join.py",
+    "system/upgrade/test_upgrade.py",
+    "system/console/test_console.py",
+    "system/test_readiness.py",
+    "system/test_takedown.py",
+    "system/test_gateway.py",
+    "system/test_rebuild.py",
+    "system/test_streams.py",
+    "system/partitions/test_raise.py",
+    "system/test_parity.py",
+    "system/deploy/test_deployed.py",
+    "system/test_forget.py",
+)
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    moved = [name for name in SLOW if not (UNIT / name.partition("::")[0]).is_file()]
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before `-m` chooses, and after pytest has put them in its order
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    paths = [UNIT / name.partition("::")[0] for name in SLOW] + [TESTS / name for name in LONG]
+    moved = [path for path in paths if not path.is_file()]
     assert not moved, "slow files that have moved"
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -107,6 +134,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("service")
         if item.nodeid.removeprefix("tests/unit/").startswith(SLOW):
             item.add_marker("slow")
+    yield
+    begins = {TESTS / name: at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: begins.get(item.path, len(LONG)))
 
 
 @pytest.hookimpl(tryfirst=True)

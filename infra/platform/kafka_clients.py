@@ -20,6 +20,7 @@ def kafka_python_options(kafka: Kafka) -> dict[str, Any]:
     """Keyword arguments of kafka-python's consumer, producer and admin client. Raises SettingsError for a file that
     cannot be used."""
     patches.ask_for_metadata_once()
+    patches.look_for_moved_leaders()
     try:
         return client_options(kafka).kafka_python()
     except OptionsError as error:

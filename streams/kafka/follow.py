@@ -23,6 +23,7 @@ Progress = Callable[[int, int], None]  # records by now, and in all
 
 _MAX_RECORDS = 5000
 _LOOK_S = 0.5
+_KNOWN_S = 5.0  # so long a broker that has just started, or lags behind, may not have heard of a topic
 # Between two looks for records. kafka-python's own waiting keeps a core busy when a broker answers empty fetches at
 # once instead of holding them for fetch_max_wait_ms, as noida does.
 PACE_S = 0.05
@@ -183,9 +184,11 @@ class TopicFollower:
         self.close()
 
     def _partitions_of(self, name: str) -> list[TopicPartition]:
-        numbers = self._consumer.partitions_for_topic(name)
-        if not numbers:
-            raise TopicMissing(f"topic {name} does not exist; `nextwatch topics --create` makes it")
+        deadline = time.monotonic() + _KNOWN_S
+        while not (numbers := self._consumer.partitions_for_topic(name)):
+            if time.monotonic() > deadline:
+                raise TopicMissing(f"topic {name} does not exist; `nextwatch topics --create` makes it")
+            time.sleep(_LOOK_S)
         return [TopicPartition(name, number) for number in numbers]
 
     def _rewind(self, partitions: Iterable[TopicPartition]) -> None:

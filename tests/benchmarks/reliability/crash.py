@@ -1,8 +1,9 @@
 """Killing everything, again and again, under load; then comparing what is there with what the topics imply.
 
 `random`: for half an hour processes are killed at random moments and at the steps of their commit protocols, `up`
-itself too, while releases are handed over; for --quick some minutes. tests/crash says how it is judged. The seed is
-$CRASH_SEED. `recovery`: how long a killed process takes to be ready with 100,000 users in the topics.
+itself too, while releases are handed over; for --quick some minutes. tests/harness/crash says how it is judged. The
+seed is $CRASH_SEED, $CRASH_S another length. `recovery`: how long a killed process takes to be ready with 100,000 users
+in the topics.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def _shuffled(rng: random.Random, names: Sequence[str]) -> Iterator[str]:
 def measure_random(report: Report, quick: bool) -> None:
     """Half an hour of deaths: what was lost, doubled, mixed or not answered, and how soon all was ready again."""
     seed = int(os.environ.get("CRASH_SEED", "1"))
-    script = partial(long, seconds=QUICK_S if quick else FULL_S, together=3 if quick else 1)
+    seconds = float(os.environ.get("CRASH_S", QUICK_S if quick else FULL_S))
+    script = partial(long, seconds=seconds, together=3 if quick else 1)
     with TemporaryDirectory(prefix="nextwatch-") as directory:
         outcome = run_crashes(QUICK if quick else FULL, script, Path(directory), seed, timed(say))
     report.title = f"crash: seed {seed}, {outcome.seconds / 60:.0f} minutes, {outcome.deaths.total} deaths"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.protocol.admin import DescribeQuorumRequest
@@ -33,6 +33,7 @@ READY_S = 90.0
 ASK_S = 1.0
 GRACE_S = 30.0
 MAX_MESSAGE_BYTES = 1_000_000
+PREFERRED = 0  # election: of the first in a partition's list
 
 
 @dataclass
@@ -227,6 +228,19 @@ def able_after(brokers: Brokers, lost: int, timeout_s: float = READY_S) -> float
     """When (`time.monotonic`) the others have gone on without the lost one."""
     wait_until(lambda: brokers.go_on_without(lost), f"the cluster goes on without {lost}", timeout_s, every_s=0.1)
     return time.monotonic()
+
+
+def move_leader(brokers: Brokers, topic: str, partition: int, timeout_s: float = READY_S) -> None:
+    """Have another broker lead this partition; the one that led it lives."""
+    place, before = TopicPartition(topic, partition), brokers.leader(topic, partition)
+    others = [number for number in brokers.nodes if number != before]
+    admin = KafkaAdminClient(bootstrap_servers=brokers.bootstrap.split(","))
+    try:
+        admin.alter_partition_reassignments({place: [*others, before]})
+        admin.elect_leaders(PREFERRED, {topic: [partition]})
+    finally:
+        admin.close()
+    wait_until(lambda: brokers.leader(topic, partition) == others[0], f"another leader of {place}", timeout_s)
 
 
 def insist_on(brokers: Brokers, topics: Sequence[str], copies: int) -> None:

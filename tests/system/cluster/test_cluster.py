@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.cluster.brokers import able_after
+from streams.kafka.follow import TopicFollower
+from streams.topics import USER_HISTORIES
+from tests.harness.cluster.brokers import able_after, move_leader
 from tests.harness.cluster.faults import follower_of_the_quorum
 from tests.harness.cluster.system import ClusterSystem, running_cluster
 from tests.harness.needs import KAFKA, needs
@@ -22,6 +24,17 @@ BEYOND_S = 10.0  # wide: machines of CI are slow
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterSystem]:
     with running_cluster(tmp_path_factory.mktemp("cluster"), SESSION_S) as running:
         yield running
+
+
+def test_offsets_are_told_by_the_leader_of_now_though_it_has_moved(system: ClusterSystem) -> None:
+    """To a consumer that has heard of the old one, which lives; in less than a request's time (30 s)."""
+    name = system.topic(USER_HISTORIES)
+    with TopicFollower(system.settings.kafka, USER_HISTORIES) as follower:
+        before = follower.ends()
+        move_leader(system.brokers, name, 0)
+        began_s = time.monotonic()
+        assert follower.ends().keys() == before.keys()
+        assert time.monotonic() - began_s < BEYOND_S
 
 
 def test_a_leader_that_is_killed_costs_a_silence_and_nothing_that_was_acknowledged(

@@ -46,6 +46,27 @@ def _asking_once(ask: Any) -> Any:
     return request_update
 
 
+def look_for_moved_leaders() -> None:
+    """Let every consumer of this process ask for new metadata when a broker leads a partition no more whose offsets it
+    is asked for.
+
+    Why: it asks the same broker again, without a pause, until its time is over (30 s) or its metadata are five minutes
+    old. A server that is given partitions after the brokers were restarted one by one would wait so, and end.
+    Upstream: kafka/consumer/fetcher.py, `_fetch_offsets_by_times_async`: partitions to retry.
+    """
+    replace(Fetcher, "_handle_list_offsets_response", _looking_for_leaders)
+
+
+def _looking_for_leaders(handle: Any) -> Any:
+    def handle_list_offsets_response(self: Any, response: Any) -> Any:
+        offsets, moved = handle(self, response)
+        if moved:
+            self._manager.cluster.request_update()
+        return offsets, moved
+
+    return handle_list_offsets_response
+
+
 def stop_sending(producer: Any, timeout_s: float) -> None:
     """End the thread of a producer, whatever it has to send.
 

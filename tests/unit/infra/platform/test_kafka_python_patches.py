@@ -5,15 +5,19 @@ from threading import RLock
 from types import SimpleNamespace
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.heartbeat import Heartbeat
-from kafka.errors import CorruptRecordError, KafkaTimeoutError
+from kafka.errors import CorruptRecordError, KafkaTimeoutError, NotLeaderForPartitionError
 from kafka.record import MemoryRecords
 
 from infra.platform.kafka_clients import close_producer
-from infra.platform.third_parties.kafka_python.patches import ask_for_metadata_once, hear_heartbeats
+from infra.platform.third_parties.kafka_python.patches import (
+    ask_for_metadata_once,
+    hear_heartbeats,
+    look_for_moved_leaders,
+)
 from infra.platform.third_parties.patching import original
 from tests.harness.raw_batches import GZIP, NAMED, batch, with_bad_name
 from tests.unit.streams.kafka.test_unpacking import PLACE
@@ -38,6 +42,23 @@ def test_a_client_that_waits_for_metadata_is_woken_up_for_each_question():
     ask_for_metadata_once()
     assert wake_ups_of(original(ClusterMetadata, "request_update")) == 2
     assert wake_ups_of(ClusterMetadata.request_update) == 1
+
+
+def asks_of(handle) -> int:
+    """How often a consumer asks for metadata that is told by a broker that it leads a partition no more."""
+    asked: list[bool] = []
+    cluster = SimpleNamespace(request_update=lambda: asked.append(True))
+    partition = SimpleNamespace(partition_index=0, error_code=NotLeaderForPartitionError.errno)
+    response = SimpleNamespace(topics=[SimpleNamespace(name="mine", partitions=[partition])])
+    consumer = SimpleNamespace(_manager=SimpleNamespace(cluster=cluster))
+    assert handle(consumer, response) == ({}, {TopicPartition("mine", 0)})
+    return len(asked)
+
+
+def test_a_consumer_that_asks_for_offsets_does_not_look_where_the_leader_is_now():
+    look_for_moved_leaders()
+    assert asks_of(original(Fetcher, "_handle_list_offsets_response")) == 0
+    assert asks_of(Fetcher._handle_list_offsets_response) == 1
 
 
 def test_no_consumer_tells_when_the_heartbeat_was_sent_that_its_group_has_answered():

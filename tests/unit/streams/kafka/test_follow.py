@@ -1,5 +1,6 @@
 """Topics are read to their end and then followed, on a real broker of each kind."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -116,6 +117,14 @@ def test_what_has_expired_is_told_from_what_was_never_there(writer: Writer) -> N
                 admin.delete_records({TopicPartition(writer.kafka.topic_prefix + topics.IMPRESSIONS, 0): first})
             assert follower.holds_since(began_ms + 1000 * lost_from_s + 1) == (first < 100)
             assert not follower.holds_since(began_ms + 1000 * lost_from_s)
+
+
+def test_a_topic_that_a_broker_has_not_heard_of_yet_is_waited_for(kafka_settings: Settings) -> None:
+    making = threading.Timer(1.0, topics.create_topics, [kafka_settings.kafka])
+    making.start()
+    with TopicFollower(kafka_settings.kafka, topics.ITEMS) as follower:
+        assert follower.ends()
+    making.join()
 
 
 def test_a_missing_topic_is_named_with_the_command_that_makes_it(kafka_settings: Settings) -> None:
