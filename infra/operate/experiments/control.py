@@ -78,7 +78,7 @@ def _with_rankers(settings: Settings, experiment: Experiment) -> Experiment:
         raise ExperimentUnfit(problem)
     for version in sorted(releases_of(experiment) - {live}):
         if (settings.bundles_dir / version / MANIFEST).is_file():  # else it is in the store
-            send_release(settings, version)
+            send_release(settings, version, "start the experiment again, which sends what is missing")
     named = (structs.replace(each, settings={RELEASE: live, **each.settings}) for each in experiment.variants)
     return structs.replace(experiment, variants=tuple(named))
 
