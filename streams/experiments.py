@@ -1,12 +1,14 @@
 """The experiment that runs, as `releases` tells, and what its variants change: which settings a viewer is served by.
 
 One runs at a time, so each viewer is in one at most. All variants are served by every server from one release, so only
-settings may differ that a request can have of its own.
+settings may differ that a request can have of its own, and, by `release`, the ranker: that of another release with the
+same candidate model.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +24,9 @@ log = structlog.get_logger(__name__)
 KEY = "experiment/"
 OF_SERVING = ("trending", "similar", "fresh", "ranked", "ranker")
 OF_SELECTION = tuple(name for name in Selection.model_fields if name not in ("seed", "pinned"))
-INTERLEAVED = (*(f"selection.{name}" for name in OF_SELECTION), "serving.ranker")
+RELEASE = "release"  # among the settings of a variant, so that a server that does not know it serves nobody by halves
+INTERLEAVED = (*(f"selection.{name}" for name in OF_SELECTION), "serving.ranker", RELEASE)
+VERSION = re.compile(r"[A-Za-z0-9_]{1,128}")
 ROUNDING = 1e-9
 
 
@@ -32,13 +36,19 @@ class ExperimentUnfit(ValueError):
 
 class Plan(NamedTuple):
     """The settings that a request is served by, and the experiment and variant that they are of; `rival`: the other
-    variant, where both draw up the list together."""
+    variant, where both draw up the list together; `release`: whose ranker ranks, empty: the live one's."""
 
     serving: Serving
     selection: Selection
     experiment: str = ""
     variant: str = ""
     rival: Plan | None = None
+    release: str = ""
+
+    @property
+    def ranking(self) -> list[Plan]:
+        """Those of the plans that share the list which ask a ranker."""
+        return [plan for plan in (self, self.rival) if plan is not None and plan.serving.ranker]
 
 
 class Experiments:
@@ -70,6 +80,16 @@ class Experiments:
         """The one that runs: of several, which two people may have started at once, the one that began first."""
         open_ = [each for each in self.by_name.values() if not each.stopped_ms]
         return min(open_, key=lambda each: (each.started_ms, each.name), default=None)
+
+    @property
+    def releases(self) -> frozenset[str]:
+        """The releases whose rankers are compared, or were: by the name of each experiment, its newest record."""
+        return frozenset[str]().union(*map(releases_of, self.by_name.values()))
+
+
+def releases_of(experiment: Experiment) -> frozenset[str]:
+    """The releases whose rankers an experiment compares; none where all variants have the live one's."""
+    return frozenset(str(each.settings[RELEASE]) for each in experiment.variants if RELEASE in each.settings)
 
 
 def plans_of(experiment: Experiment, serving: Serving, selection: Selection) -> Callable[[str], Plan]:
@@ -114,10 +134,14 @@ def _plan(experiment: str, variant: Variant, own: Plan) -> Plan:
     """Our own settings with what the variant changes. Raises ExperimentUnfit."""
     changes: dict[str, dict[str, Any]] = {"serving": {}, "selection": {}}
     may = {"serving": OF_SERVING, "selection": OF_SELECTION}
-    for name, value in variant.settings.items():
+    settings = dict(variant.settings)
+    release = settings.pop(RELEASE, "")
+    if RELEASE in variant.settings and not (isinstance(release, str) and VERSION.fullmatch(release)):
+        raise ExperimentUnfit(f"variant {variant.name}: {release!r} is not the version of a release")
+    for name, value in settings.items():
         section, _, leaf = name.partition(".")
         if leaf not in may.get(section, ()):
-            known = ", ".join(f"{each}.{leaf}" for each, leaves in may.items() for leaf in leaves)
+            known = ", ".join([RELEASE, *(f"{each}.{leaf}" for each, leaves in may.items() for leaf in leaves)])
             raise ExperimentUnfit(f"variant {variant.name}: {name} cannot differ between viewers, only {known}")
         changes[section][leaf] = value
     try:
@@ -126,4 +150,4 @@ def _plan(experiment: str, variant: Variant, own: Plan) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         raise ExperimentUnfit(f"variant {variant.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return Plan(serving, selection, experiment, variant.name)
+    return Plan(serving, selection, experiment, variant.name, release=str(release))

@@ -305,7 +305,7 @@ class PartitionsRaised(Struct, frozen=True, tag="partitions", tag_field="kind"):
 
 class Variant(Struct, frozen=True, omit_defaults=True):
     """A variant of an experiment: which share of the viewers it has, and the settings that differ for them, by name as
-    `serving.fresh` (see streams.experiments)."""
+    `serving.fresh`; under `release` the version of the release whose ranker ranks (see streams.experiments)."""
 
     name: VariantName
     share: Share
@@ -374,7 +374,8 @@ class Recommended(Struct, frozen=True, omit_defaults=True):
 class RecommendReply(Struct, frozen=True, omit_defaults=True):
     """An answer, or `error` for a request that could not be understood. `degraded` names the ladder's steps taken;
     `retrieved_by` who searched the candidates: index, mirror, empty for neither; `history` is there when it was asked
-    for, without its filter of older watches."""
+    for, without its filter of older watches. `ranked_by`: the release whose ranker `expected_watch_s` is of, where an
+    experiment had another one's rank than that of `version`."""
 
     request_id: str
     items: tuple[Recommended, ...] = ()
@@ -389,6 +390,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     history: UserHistory | None = None
     experiment: str = ""
     variant: str = ""
+    ranked_by: str = ""
 
 
 class Assigned(Struct, frozen=True, omit_defaults=True):
@@ -439,7 +441,8 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     candidates, shown or not. `marks`: by topic the next offset of each partition that serving had not read yet, so that
     the features can be computed again from the topics; `known_ms`: the moment for which what these say of items stands;
     0 in lists of before 0.2.0, where it is `at_ms`. `assigned`: to a variant of an experiment; `pool`: where places
-    were drawn and the candidates ranked.
+    were drawn and the candidates ranked. `ranked_by`: the release whose ranker all this is of, where it is another one
+    than `version` (see serving.experiments); empty for that one's own, which is on record where both drew up the list.
     """
 
     request_id: Id
@@ -459,6 +462,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     known_ms: Millis = 0
     assigned: Assigned | None = None
     pool: Pool | None = None
+    ranked_by: Name = ""
 
 
 class GroupIds(Struct, frozen=True, gc=False):
@@ -495,6 +499,7 @@ class ImpressionOutline(Struct, frozen=True, gc=False):
     schema_hash: str = ""
     factor: Factor = 1.0
     cap_s: WatchSeconds = 600.0
+    ranked_by: Name = ""
 
 
 class Outcome(Struct, frozen=True, array_like=True):
@@ -584,8 +589,8 @@ class StatisticsRow(Struct, frozen=True, array_like=True):
     """Decayed sums over the closed impressions of one partition, as of `as_of_ms`; readers add the partitions up.
 
     `scope` and `id`: `item`, `channel`, `topic` or `length` (videos about as long) and its id; `all` and an empty id;
-    `calibration` and a version, where only impressions that the ranker has scored count. `expected_s` is what the
-    ranker had said, without the factor.
+    `calibration` and the version that a ranker is of, where only impressions that it has scored count. `expected_s` is
+    what the ranker had said, without the factor.
     """
 
     scope: Literal["item", "channel", "topic", "length", "all", "calibration"]

@@ -140,7 +140,7 @@ def doctor(
 def _announce(settings: Settings, *, as_json: bool) -> None:
     from infra.operate.newest_release import announce_newest
 
-    version = announce_newest(settings, send_again=True)
+    version = announce_newest(settings, is_asked=True)
     text = (
         f"{version} is announced" if version else "nothing to announce: no bundle here is newer than the announced one"
     )

@@ -30,13 +30,17 @@ def start(
         list[str],
         typer.Option(
             metavar="NAME[=SHARE][:SETTING=VALUE,...]",
-            help="Twice or more, the control first. Without shares all viewers are split evenly",
+            help="Twice or more, the control first. Without shares all viewers are split evenly. release=VERSION: by "
+            "the ranker of another release, whose candidates are the live one's",
         ),
     ],
     hours: Annotated[float, typer.Option(min=0.001, help="After the first list, by which a viewer is judged")] = 24.0,
     viewers: Annotated[int, typer.Option(min=2, help="Planned: intervals are narrowest about there")] = 10_000,
     interleave: Annotated[
-        bool, typer.Option("--interleave", help="Two variants draw up each list in turns (selection.*, serving.ranker)")
+        bool,
+        typer.Option(
+            "--interleave", help="Two variants draw up each list in turns (selection.*, serving.ranker, release)"
+        ),
     ] = False,
     slower_ms: Annotated[
         float | None, typer.Option(min=0, help="Guard rail: the mean answer, over the control")
@@ -49,7 +53,9 @@ def start(
 ) -> None:
     """Start an experiment: running servers follow within a second. One runs at a time.
 
-    Example: start fresh --variant control --variant more:serving.fresh=50 --more-fallbacks 0.02
+    Examples: start fresh --variant control --variant more:serving.fresh=50 --more-fallbacks 0.02
+
+    start rankers --interleave --variant control --variant new:release=20261129_101500_0a1b2c3d4e5f6071
 
     Exit 2 when it cannot be served, another one runs, or the name was used before.
     """

@@ -110,7 +110,7 @@ def train(
     removed = remove_old(settings) if announce and not is_refused else []
     _report_release(settings, manifest, judgement, served, removed, as_json=as_json)
     if not announce and not as_json:
-        Console().print("not announced: the next `nextwatch up` takes the newest bundle")
+        Console().print("not announced: the next `nextwatch up` takes the newest bundle that no experiment compares")
     raise typer.Exit(REFUSED if is_refused else 1 if served is False else 0)
 
 

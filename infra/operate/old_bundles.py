@@ -2,8 +2,9 @@
 disk.
 
 One is needed while a living server answers from it, while Milvus has a collection of it (the live release and the
-spare, and what is being built), or while it is announced as the newest. As long as it is not known who needs what,
-nothing goes. From the store they go by the same rule, the manifest first: half a bundle is none.
+spare, and what is being built), while it is announced as the newest, or while the experiment that runs compares its
+ranker. As long as it is not known who needs what, nothing goes. From the store they go by the same rule, the manifest
+first: half a bundle is none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def old_bundles(report: ReleaseReport, keep: int) -> list[str]:
     """The versions that may go, oldest first: not the newest `keep`, nor any that is needed."""
     if report.problems:
         return []
-    needed = {report.live, report.spare, report.newest}
+    needed = {report.live, report.spare, report.newest, *report.compared}
     needed |= {each.version for each in report.collections}
     needed |= {each.version for each in report.servers if each.lives}
     bundles = [each.version for each in report.bundles if not each.problem]  # what is none, or half copied, stays

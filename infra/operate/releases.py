@@ -30,7 +30,9 @@ from infra.platform.settings import Kafka, Milvus, Settings
 from models.release.manifest_file import MANIFEST, MOST_BYTES, read_manifest_bytes
 from streams import topics
 from streams.bundles.objects import ObjectFound, Objects, StoreError
+from streams.experiments import releases_of
 from streams.kafka.follow import TopicMissing, read_to_end
+from streams.kafka.releases import read_experiments
 from streams.messages import Refused, Release, decode
 
 SENT = re.compile(r"\d{8}_\d{6}_[0-9a-f]+")  # a version; whatever else is in the store is not ours
@@ -70,7 +72,8 @@ class ServerFound(msgspec.Struct, frozen=True):
 
 class ReleaseReport(msgspec.Struct, frozen=True):
     """`live` is what servers were told to serve, `spare` what a roll-back would make live, `newest` the newest bundle
-    that was announced; empty when there is none, or when it is not known (`problems` says why)."""
+    that was announced; empty when there is none, or when it is not known (`problems` says why). `compared`: those whose
+    rankers the experiment that runs compares."""
 
     live: str
     spare: str
@@ -79,6 +82,7 @@ class ReleaseReport(msgspec.Struct, frozen=True):
     collections: list[CollectionFound]
     servers: list[ServerFound]
     problems: list[str]
+    compared: tuple[str, ...] = ()
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -95,8 +99,9 @@ def read_releases(settings: Settings) -> ReleaseReport:
     """All that can be found out now; what cannot is among the problems."""
     now_ms = time.time_ns() // 1_000_000
     told, marks, collections, problems = rollout.Releases(), dict[str, str](), list[CollectionFound](), list[str]()
+    running = None
     try:
-        told = read_topic(settings.kafka)
+        told, running = read_topic(settings.kafka), read_experiments(settings.kafka).running
     except (KafkaError, TopicMissing) as error:
         problems.append(f"Kafka: {error}")
     try:
@@ -114,6 +119,7 @@ def read_releases(settings: Settings) -> ReleaseReport:
         collections=collections,
         servers=servers_of(told, now_ms, settings.indexer.server_timeout_s),
         problems=problems,
+        compared=tuple(sorted(releases_of(running))) if running else (),
     )
 
 
@@ -202,7 +208,7 @@ def print_releases(report: ReleaseReport, console: Console) -> None:
     columns = ("version", "", "created", "size", "items", "dim", "bundle", "index", "servers")
     table = Table(*columns, box=None, pad_edge=False)
     for version in versions:
-        role = "[green]live[/]" if version == report.live else "spare" if version == report.spare else ""
+        role = _role_of(version, report)
         found = collections.get(version)
         index = "-" if found is None else f"{found.state}, {found.rows:,} rows"
         served = sum(server.lives and server.version == version for server in report.servers)
@@ -211,6 +217,12 @@ def print_releases(report: ReleaseReport, console: Console) -> None:
     _print_servers(report.servers, console)
     for problem in report.problems + [bundle.problem for bundle in report.bundles if bundle.problem]:
         console.print(f"\n[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
+
+
+def _role_of(version: str, report: ReleaseReport) -> str:
+    if version == report.live:
+        return "[green]live[/]"
+    return "spare" if version == report.spare else "compared" if version in report.compared else ""
 
 
 def _print_servers(servers: Iterable[ServerFound], console: Console) -> None:

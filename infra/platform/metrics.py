@@ -138,6 +138,15 @@ EXPERIMENT_REQUESTS = Counter(
     "Requests of the experiment that runs, by the variant of their viewers; empty: interleaved",
     ["variant", "outcome"],
 )
+EXPERIMENT_UNSERVED = Gauge(
+    "nextwatch_experiment_unserved",
+    "1 while this server serves everybody by its own settings although an experiment runs: it cannot, or not yet",
+)
+RIVAL_INFO = Gauge(
+    "nextwatch_rival_ranker_info",
+    "1 for each release whose ranker an experiment has this server hold beside the live one's",
+    ["version"],
+)
 REQUEST_TIME = Histogram("nextwatch_request_seconds", "Request read until its reply is sent", buckets=_FAST)
 STAGE_TIME = Histogram("nextwatch_request_stage_seconds", "Time of one stage of a batch", ["stage"], buckets=_FAST)
 FALLBACKS = Counter("nextwatch_fallbacks_total", "Answers that went down the ladder", ["step"])

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -106,6 +106,14 @@ class Bundle:
     model: CandidateModel
     ranker: Ranker
     catalogue: Catalogue
+    statistics: ItemStatistics
+
+
+class RankerBundle(NamedTuple):
+    """The part of a release that ranks; ranker and statistics as Bundle has them."""
+
+    manifest: Manifest
+    ranker: Ranker
     statistics: ItemStatistics
 
 
@@ -244,19 +252,15 @@ def read_bundle(directory: Path) -> Bundle:
     with _readable(directory / CATALOGUE, " as a catalogue"):
         catalogue = catalogue_of(pl.read_parquet(directory / CATALOGUE))
     model = _read_model(directory, manifest, list(catalogue.item_ids))
-    with _readable(directory / RANKER_IDS):
-        ids = pl.read_parquet(directory / RANKER_IDS).group_by("space", maintain_order=True).agg("id")
-        names: dict[str, list[str]] = dict(ids.iter_rows())
-    weights = _read_arrays(directory / RANKER)
-    try:
-        ranker = Ranker.from_arrays(weights, manifest.ranker, names)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise BundleError("unfit", f"{directory / RANKER}: does not fit its manifest: {error}") from None
-    statistics = ItemStatistics(manifest.half_life_h * HOUR_MS)
-    with _readable(directory / STATISTICS, " as statistics"):
-        for scope, name, as_of_ms, *sums in pl.read_parquet(directory / STATISTICS).iter_rows():
-            statistics.set(scope, name, 0, as_of_ms, sums)
-    return Bundle(manifest, model, ranker, catalogue, statistics)
+    return Bundle(manifest, model, _read_ranker(directory, manifest), catalogue, _read_statistics(directory, manifest))
+
+
+def read_ranker(directory: Path) -> RankerBundle:
+    """Load and check the part of a bundle that ranks; the other files are not looked at. Raises BundleError."""
+    manifest = read_manifest(directory)
+    for name in (RANKER, RANKER_IDS, STATISTICS):
+        _check_file(directory / name, manifest.files[name])
+    return RankerBundle(manifest, _read_ranker(directory, manifest), _read_statistics(directory, manifest))
 
 
 def _tables(model: CandidateModel) -> dict[str, Array]:
@@ -300,6 +304,25 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
         unlike = f"{model.dim} is not {manifest.dim}"
         raise BundleError("unfit", f"{directory / 'vectors.npy'}: does not fit its manifest: {unlike}")
     return model
+
+
+def _read_ranker(directory: Path, manifest: Manifest) -> Ranker:
+    with _readable(directory / RANKER_IDS):
+        ids = pl.read_parquet(directory / RANKER_IDS).group_by("space", maintain_order=True).agg("id")
+        names: dict[str, list[str]] = dict(ids.iter_rows())
+    weights = _read_arrays(directory / RANKER)
+    try:
+        return Ranker.from_arrays(weights, manifest.ranker, names)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BundleError("unfit", f"{directory / RANKER}: does not fit its manifest: {error}") from None
+
+
+def _read_statistics(directory: Path, manifest: Manifest) -> ItemStatistics:
+    statistics = ItemStatistics(manifest.half_life_h * HOUR_MS)
+    with _readable(directory / STATISTICS, " as statistics"):
+        for scope, name, as_of_ms, *sums in pl.read_parquet(directory / STATISTICS).iter_rows():
+            statistics.set(scope, name, 0, as_of_ms, sums)
+    return statistics
 
 
 @contextmanager

@@ -28,10 +28,10 @@ from serving.request.filtering import MayBeShown
 from serving.request.hydration import embed, hydrate, is_personal
 from serving.request.parsing import ParsedRequest
 from serving.request.preranking import Preranker
-from serving.request.ranking import LatencyEstimate, drop_late, rank
+from serving.request.ranking import LatencyEstimate, by_ranker, drop_late, rank
 from serving.request.recording import Recorder
 from serving.request.reranking import add_pins, select
-from serving.request.response_draft import Answered, CandidateSet, Ids, RequestContext, ResponseDraft, StageTimes
+from serving.request.response_draft import LIVE, Answered, CandidateSet, Ids, RequestContext, ResponseDraft, StageTimes
 from serving.request.retrieval import MOST_RESULTS, Query, Retrieval, Search
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease
@@ -76,7 +76,7 @@ class InFlightBatch:
 @dataclass(frozen=True)
 class Pipeline:
     """Answers batches, each in two halves. `watched_days`: so long an item that was watched is left out; `plan_of` says
-    by which settings a user is served where that is not by `settings` and `selection`."""
+    by which settings a user is served from a release where that is not by `settings` and `selection`."""
 
     views: Views
     retrieval: Retrieval
@@ -86,7 +86,7 @@ class Pipeline:
     watched_days: int = 90
     latency: LatencyEstimate = field(default_factory=LatencyEstimate)
     drift: AnswerDrift = field(default_factory=AnswerDrift)
-    plan_of: Callable[[str], Plan] | None = None
+    plan_of: Callable[[str, LiveRelease | None], Plan] | None = None
 
     @cached_property
     def preranker(self) -> Preranker:
@@ -96,7 +96,9 @@ class Pipeline:
         """Everything before the answer of the index is needed. `live`: None while there is no release yet."""
         batch, settings = InFlightBatch(contexts, live, now_ms), self.settings
         with batch.stages("hydrate"):
-            batch.drafts = [hydrate(context, self.views.histories, self._plan_of(context)) for context in contexts]
+            batch.drafts = [
+                hydrate(context, self.views.histories, self._plan_of(context, live)) for context in contexts
+            ]
             batch.personal = [draft for draft in batch.drafts if is_personal(draft, live, settings)]
         if live is not None and batch.personal:
             with batch.stages("embed"):
@@ -127,9 +129,9 @@ class Pipeline:
         recorder = Recorder(version, cap_s, batch.now_ms, self.served_by, read_offsets, titles)
         return recorder.compose(batch.drafts, batch.stages)
 
-    def _plan_of(self, context: RequestContext) -> Plan:
+    def _plan_of(self, context: RequestContext, live: LiveRelease | None) -> Plan:
         own = Plan(self.settings, self.selection)
-        return own if self.plan_of is None else self.plan_of(context.request.user_id)
+        return own if self.plan_of is None else self.plan_of(context.request.user_id, live)
 
     def _start_search(self, drafts: Sequence[ResponseDraft], live: LiveRelease, now_ms: int) -> Search:
         """Search under each request's own filter, for its user and, behind that, for the last watch alone."""
@@ -154,8 +156,10 @@ class Pipeline:
         with stages("rank"):
             in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings)
             scores = [draft.candidates.scores for draft in drafts]
-            rank(in_time, live, self.views.statistics, self.latency, self.preranker, now_ms)
-        self.drift.observe(live.version, scores, [d.expected_s for d in drafts if d.expected_s is not None])
+            for release, own in by_ranker(in_time, live):
+                rank(own, release, self.views.statistics, self.latency, self.preranker, now_ms)
+        ranked = [draft.rankings[LIVE].expected_s for draft in drafts if LIVE in draft.rankings]
+        self.drift.observe(live.version, scores, ranked)
 
     def _retrieve(
         self, batch: InFlightBatch, search: Search, live: LiveRelease, may_be_shown: MayBeShown

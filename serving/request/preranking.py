@@ -51,13 +51,13 @@ class Remembered:
 
 
 class Preranker:
-    """Remembers how well the choice was, for each `serving.ranked` that a plan has: a variant that keeps too few says
-    nothing of the others. Another release begins anew, with its first requests ranked whole."""
+    """Remembers how well the choice was, for each ranker and each `serving.ranked` that a plan has: a variant that
+    keeps too few says nothing of the others. Another release begins anew, with its first requests ranked whole."""
 
     def __init__(self, settings: Serving) -> None:
         self._settings = settings
         self._version = ""
-        self._remembered: dict[int, Remembered] = {}  # the last one asked for stands last
+        self._remembered: dict[tuple[str, int], Remembered] = {}  # the last one asked for stands last
 
     def choose(
         self, drafts: Sequence[ResponseDraft], live: LiveRelease, statistics: StatisticsView, now_ms: int
@@ -70,12 +70,12 @@ class Preranker:
             self._remembered.clear()
         rows_of = [live.catalogue.rows(draft.candidates.item_ids) for draft in drafts]
         learn_worth(live, np.concatenate(rows_of), statistics, now_ms)
-        return [self._choose(draft, live.worth.of(rows)) for draft, rows in zip(drafts, rows_of, strict=True)]
+        return [self._choose(draft, live, live.worth.of(rows)) for draft, rows in zip(drafts, rows_of, strict=True)]
 
-    def _choose(self, draft: ResponseDraft, worth: Floats) -> Rows | None:
+    def _choose(self, draft: ResponseDraft, live: LiveRelease, worth: Floats) -> Rows | None:
         if not may_choose(draft):
             return None
-        choice = self._choice_of(draft)
+        choice = self._choice_of(draft, live)
         choice.asked += 1
         if self._is_whole(choice):
             return None
@@ -87,7 +87,7 @@ class Preranker:
         most = self._most(draft)
         if not may_choose(draft) or len(expected_s) <= most:
             return
-        choice, least = self._choice_of(draft), self._settings.audit_kept
+        choice, least = self._choice_of(draft, live), self._settings.audit_kept
         was_in_use = choice.is_in_use(least)
         worth = live.worth.of(live.catalogue.rows(draft.candidates.item_ids))
         kept = best_of(worth, most)
@@ -96,7 +96,7 @@ class Preranker:
         best = np.argsort(-expected_s, kind="stable")[: draft.k]
         choice.kept.append(float(np.isin(best, kept).mean()))
         ranked, is_in_use = draft.plan.serving.ranked, choice.is_in_use(least)
-        if ranked == self._settings.ranked:  # the gauges tell of our own settings
+        if ranked == self._settings.ranked and not live.ranked_by:  # the gauges tell of our own settings and ranker
             metrics.PRERANKED_KEPT.set(choice.share)
             if len(choice.kept) >= ENOUGH:
                 metrics.PRERANKER_IN_USE.set(is_in_use)
@@ -105,11 +105,12 @@ class Preranker:
                 "all candidates are ranked: too much of the best was left out", ranked=ranked, kept=choice.share
             )
 
-    def _choice_of(self, draft: ResponseDraft) -> Remembered:
-        """What is remembered of the choice of as many as the draft's plan says; what was not asked for longest goes."""
-        ranked = draft.plan.serving.ranked
-        choice = self._remembered.pop(ranked, None) or Remembered()
-        self._remembered[ranked] = choice
+    def _choice_of(self, draft: ResponseDraft, live: LiveRelease) -> Remembered:
+        """What is remembered of this ranker's choice of as many as the draft's plan says; what was not asked for
+        longest goes."""
+        key = live.ranked_by, draft.plan.serving.ranked
+        choice = self._remembered.pop(key, None) or Remembered()
+        self._remembered[key] = choice
         if len(self._remembered) > MOST_CHOICES:
             del self._remembered[next(iter(self._remembered))]
         return choice

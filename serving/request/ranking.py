@@ -21,7 +21,7 @@ from models.threads import in_parts
 from serving.request.candidate_sources import take
 from serving.request.item_parts import slots_of
 from serving.request.preranking import Preranker, Rows
-from serving.request.response_draft import Floats, RankerInputs, ResponseDraft
+from serving.request.response_draft import RankerInputs, Ranking, ResponseDraft
 from serving.state.release import LiveRelease
 from serving.state.views import StatisticsView
 from streams.experiments import Plan
@@ -57,16 +57,33 @@ class LatencyEstimate:
 def drop_late(
     drafts: list[ResponseDraft], spent_s: float, latency: LatencyEstimate, settings: Serving
 ) -> list[ResponseDraft]:
-    """The drafts whose clients still wait when the ranker is done, by what it took lately."""
-    in_time, wants_ranker = [], [bool(draft.candidates.item_ids) and is_ranked(draft.plan) for draft in drafts]
-    for draft, wants in zip(drafts, wants_ranker, strict=True):
-        if draft.context.left_s(settings.deadline_s) - spent_s >= sum(wants_ranker) * latency.expected_s:
+    """The drafts whose clients still wait when the rankers are done, by what they took lately."""
+    in_time, rankings = [], [rankings_of(draft.plan) if draft.candidates.item_ids else 0 for draft in drafts]
+    for draft, wanted in zip(drafts, rankings, strict=True):
+        if draft.context.left_s(settings.deadline_s) - spent_s >= sum(rankings) * latency.expected_s:
             in_time.append(draft)
-        elif wants:
+        elif wanted:
             draft.degrade("unranked", "no time is left for the ranker")
     if drafts and not in_time:
         latency.skipped()
     return in_time
+
+
+def by_ranker(drafts: Sequence[ResponseDraft], live: LiveRelease) -> list[tuple[LiveRelease, list[ResponseDraft]]]:
+    """The live release or a rival of it, and the drafts that are ranked by its ranker: a draft stands with two of them
+    where they draw up its list together, and with none where no ranker is asked."""
+    groups: dict[str, tuple[LiveRelease, list[ResponseDraft]]] = {}
+    for draft in drafts:
+        if draft.candidates.item_ids:
+            asked = (live.with_ranker(plan.release) for plan in draft.plan.ranking)
+            for release in {each.ranked_by: each for each in asked}.values():
+                groups.setdefault(release.ranked_by, (release, []))[1].append(draft)
+    return list(groups.values())
+
+
+def rankings_of(plan: Plan) -> int:
+    """How often the candidates are ranked."""
+    return len({each.release for each in plan.ranking})
 
 
 def rank(
@@ -78,8 +95,7 @@ def rank(
     now_ms: int,
 ) -> None:
     """Write into the drafts the expected watch seconds of the candidates that the pre-ranker has chosen; these are then
-    all that there are."""
-    drafts = [draft for draft in drafts if draft.candidates.item_ids and is_ranked(draft.plan)]
+    all that there are. `live`, or a rival of it: whose ranker is asked."""
     if not drafts or not live.ranker.trained:
         return
     try:
@@ -88,24 +104,19 @@ def rank(
             queries = [query_of(draft, rows, now_ms) for draft, rows in zip(drafts, chosen, strict=True)]
             ranked = score_candidates(queries, live, statistics, now_ms=now_ms)
     except Exception as error:  # whatever a ranker dies of, the retrieval order is still a good answer
-        log.exception("the ranker failed", version=live.version)
+        log.exception("the ranker failed", version=live.ranker_version)
         for draft in drafts:
             draft.degrade("unranked", f"the ranker failed: {type(error).__name__}")
         return
-    for draft, rows, (expected_s, inputs) in zip(drafts, chosen, ranked, strict=True):
-        if not np.isfinite(expected_s).all():
+    for draft, rows, ranking in zip(drafts, chosen, ranked, strict=True):
+        if not np.isfinite(ranking.expected_s).all():
             draft.degrade("unranked", "the ranker gave a value that is not finite")
             continue
-        draft.expected_s, draft.ranker_inputs = expected_s, inputs
+        draft.rankings[live.ranked_by] = ranking
         if rows is None:
-            preranker.audit(draft, expected_s, live)
+            preranker.audit(draft, ranking.expected_s, live)
         else:
             draft.candidates = take(draft.candidates, rows)
-
-
-def is_ranked(plan: Plan) -> bool:
-    """True if the ranker is asked, for the list or for one of the two that share it."""
-    return plan.serving.ranker or (plan.rival is not None and plan.rival.serving.ranker)
 
 
 def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int) -> RankingQuery:
@@ -120,9 +131,8 @@ def query_of(draft: ResponseDraft, rows: Rows | None, now_ms: int) -> RankingQue
 
 def score_candidates(
     queries: Sequence[RankingQuery], live: LiveRelease, statistics: StatisticsView, *, now_ms: int
-) -> list[tuple[Floats, RankerInputs]]:
-    """For each query: expected watch seconds float32 [C], by the rolling calibration of this version, and what the
-    ranker was given."""
+) -> list[Ranking]:
+    """A ranking for each query, by the rolling calibration of the ranker's version."""
     item_ids = [item_id for query in queries for item_id in query.item_ids]
     rows = live.catalogue.rows(item_ids)
     slots = slots_of(item_ids, rows, live, statistics)
@@ -130,7 +140,7 @@ def score_candidates(
     known_ms, rows_of = statistics.known_ms, np.split(rows, ends[:-1])
     own = [replace(query, rows=mine, known_ms=known_ms) for query, mine in zip(queries, rows_of, strict=True)]
 
-    def score(some: slice) -> list[tuple[Floats, RankerInputs]]:
+    def score(some: slice) -> list[Ranking]:
         first = int(ends[some.start - 1]) if some.start else 0
         items = live.known.parts(slots[first : ends[some.stop - 1]])
         return _score_together(own[some], items, live, statistics.statistics, now_ms)
@@ -140,10 +150,10 @@ def score_candidates(
 
 def _score_together(
     queries: Sequence[RankingQuery], items: ItemParts, live: LiveRelease, statistics: ItemStatistics, now_ms: int
-) -> list[tuple[Floats, RankerInputs]]:
+) -> list[Ranking]:
     batch = ranking_batch_of(queries, live.catalogue, [live.statistics, statistics])
     ranked = live.ranker.rank(batch, items)
-    factor = statistics.factor(live.version, now_ms, live.ranker.cap_s)
+    factor = statistics.factor(live.ranker_version, now_ms, live.ranker.cap_s)
     raw = ranked.expected_s
     expected_s = np.where(np.isfinite(raw), np.minimum(raw * np.float32(factor), np.float32(live.ranker.cap_s)), raw)
     scored, first = [], 0
@@ -153,6 +163,6 @@ def _score_together(
         spread = None if ranked.spread is None else ranked.spread[rows]
         ranks, shown = batch.candidates.rank[rows], items.shown[rows]
         inputs = RankerInputs(ranked, number, first, ranks, best, factor, shown, spread, query.known_ms)
-        scored.append((expected_s[rows], inputs))
+        scored.append(Ranking(expected_s[rows], inputs))
         first = rows.stop
     return scored

@@ -47,7 +47,7 @@ class Recorder:
 
     def _impression(self, draft: ResponseDraft, spent_ms: float) -> Impression:
         """The record of what was shown, and of what the ranker was given."""
-        request, inputs = draft.request, draft.ranker_inputs
+        request, (ranked_by, ranking) = draft.request, draft.recorded
         shown = Impression(
             request.request_id,
             request.user_id,
@@ -59,9 +59,11 @@ class Recorder:
             assigned=assigned_of(draft, spent_ms),
             pool=draft.pool,
             cap_s=self.cap_s,
+            ranked_by=ranked_by,
         )
-        if inputs is None:
+        if ranking is None:
             return shown
+        inputs = ranking.inputs
         [ids] = id_strings(inputs.ranked.ids, "query", [inputs.query])
         values = to_bytes(inputs.ranked.numbers["query"][inputs.query])
         best = inputs.best if np.isfinite(inputs.best) else None
@@ -87,6 +89,7 @@ class Recorder:
             history=replace(draft.history, seen=b"") if draft.request.history else None,
             experiment=draft.plan.experiment,
             variant="" if draft.plan.rival else draft.plan.variant,
+            ranked_by=draft.recorded[0],
         )
 
 
@@ -104,7 +107,8 @@ def shown_items(draft: ResponseDraft) -> tuple[Shown, ...]:
     row_of = dict(zip(draft.candidates.item_ids, range(len(draft.candidates.item_ids)), strict=True))
     rows = [row_of[item.item_id] for item in draft.items if item.item_id in row_of]
     sources = dict(zip(rows, scores_by_source(draft.candidates, rows), strict=True))
-    features = {} if draft.ranker_inputs is None else features_of(draft.ranker_inputs, rows)
+    _, ranking = draft.recorded
+    features = {} if ranking is None else features_of(ranking.inputs, rows)
     return tuple(
         [
             Shown(

@@ -26,7 +26,7 @@ from models.ranking.ranking_request import Nominations
 from serving.request.diversity import pick_apart
 from serving.request.exploration import NOTHING, Draws, draw, seed_of
 from serving.request.filtering import MayBeShown
-from serving.request.response_draft import CandidateSet, Floats, ResponseDraft
+from serving.request.response_draft import CandidateSet, Floats, Ranking, ResponseDraft
 from serving.state.release import LiveRelease
 from streams.experiments import Plan
 from streams.messages import Pool, Recommended
@@ -112,14 +112,16 @@ def select(draft: ResponseDraft, live: LiveRelease | None) -> None:
 def listed(draft: ResponseDraft, live: LiveRelease | None, plan: Plan) -> list[Recommended]:
     """The list that a plan makes of the draft's candidates."""
     settings, candidates = plan.selection, draft.candidates
-    given_s = draft.expected_s if plan.serving.ranker else None
-    options = options_of(draft, live, settings, given_s)
+    _, recorded = draft.recorded
+    own = None if live is None else draft.rankings.get(live.with_ranker(plan.release).ranked_by)
+    given_s = own.expected_s if own is not None and plan.serving.ranker else None
+    options = options_of(draft, live, settings, own or recorded, given_s)
     choice = choose(options, draft.k, settings, seed_of(draft.request.request_id, settings.seed))
     draft.pool = None if given_s is None else pool_of(choice, given_s)
     draft.degraded += [f"selection: {step}" for step in choice.skipped]
     rows = [chosen.row for chosen in choice.items]
     scores, sources = candidates.scores[rows].tolist(), primary_sources(candidates, rows)
-    expected_s = [None] * len(rows) if draft.expected_s is None else draft.expected_s[rows].tolist()
+    expected_s = [None] * len(rows) if recorded is None else recorded.expected_s[rows].tolist()
     return [
         Recommended(
             candidates.item_ids[at],
@@ -142,11 +144,15 @@ def pool_of(choice: Choice, expected_s: Floats) -> Pool | None:
 
 
 def options_of(
-    draft: ResponseDraft, live: LiveRelease | None, settings: Selection, expected_s: Floats | None
+    draft: ResponseDraft,
+    live: LiveRelease | None,
+    settings: Selection,
+    ranking: Ranking | None,
+    expected_s: Floats | None,
 ) -> Options:
     """The candidates of a draft as the choice wants them, by expected seconds [C] or, where there are none, by
-    retrieval."""
-    item_ids, inputs = draft.candidates.item_ids, draft.ranker_inputs
+    retrieval. `ranking`: what else is known of them."""
+    item_ids, inputs = draft.candidates.item_ids, ranking and ranking.inputs
     nothing = np.zeros(len(item_ids), np.float32)
     channels: NDArray[np.int32] = np.zeros(len(item_ids), np.int32)
     vectors = None

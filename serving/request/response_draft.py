@@ -22,6 +22,7 @@ from streams.messages import Impression, Pool, Recommended, RecommendReply, Reco
 
 Floats = NDArray[np.float32]
 Ids = tuple[list[str], Floats]  # items and their scores, best first
+LIVE = ""  # for the live release's own ranker, where releases are named by whose ranker they have
 
 
 class RequestContext(NamedTuple):
@@ -67,6 +68,13 @@ class RankerInputs(NamedTuple):
     known_ms: int
 
 
+class Ranking(NamedTuple):
+    """The seconds that a ranker expects of C candidates, float32 [C], calibrated, and what it was given."""
+
+    expected_s: Floats
+    inputs: RankerInputs
+
+
 def no_vector() -> Floats:
     return np.zeros(0, np.float32)
 
@@ -93,8 +101,7 @@ class ResponseDraft:
     similar: Ids | None = None  # what was found for it
     retrieved_by: str = ""  # who searched: index, mirror
     candidates: CandidateSet = field(default_factory=no_candidates)
-    expected_s: Floats | None = None  # [C], calibrated
-    ranker_inputs: RankerInputs | None = None
+    rankings: dict[str, Ranking] = field(default_factory=dict)  # by LiveRelease.ranked_by
     items: list[Recommended] = field(default_factory=list)
     teams: dict[str, str] = field(default_factory=dict)  # of an interleaved list, whose pick an item was
     pool: Pool | None = None  # what could have been drawn
@@ -107,6 +114,12 @@ class ResponseDraft:
     def region(self) -> str | None:
         """Where the viewer is, as far as it is known."""
         return None if self.history.context is None else self.history.context.region
+
+    @property
+    def recorded(self) -> tuple[str, Ranking | None]:
+        """The ranking that goes on record, and whose it is: that of the live ranker, where it is one of two."""
+        ranked_by = LIVE if LIVE in self.rankings else next(iter(self.rankings), LIVE)
+        return ranked_by, self.rankings.get(ranked_by)
 
     def degrade(self, step: str, reason: str) -> None:
         """Go down the ladder to `step`; a request that lies lower already stays there."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from models.logs.array_file import forget_pages
 from models.ranking.item_statistics import ItemStatistics
 from models.ranking.ranker import Ranker
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
-from models.release.bundle import BundleError
+from models.release.bundle import BundleError, Manifest
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.table import GROWTH, ROOM, Table
 from serving.state.item_worth import ItemWorth
@@ -74,6 +74,9 @@ class ReleaseError(RuntimeError):
 
 @dataclass(frozen=True)
 class LiveRelease:
+    """A release as it is served. A rival is the same with the ranker of another release and what that one has worked
+    out: towers, rows, mirror and catalogue are in memory once."""
+
     version: str
     created_ms: int
     model: CandidateModel
@@ -86,6 +89,21 @@ class LiveRelease:
     known: KnownItems = field(default_factory=KnownItems)
     learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
     popular: Sequence[tuple[str, float]] = ()  # items and their shares of the watches when it was trained, best first
+    manifest: Manifest | None = None  # of its bundle
+    ranked_by: str = ""  # of a rival, the release whose ranker it has
+    rivals: Mapping[str, LiveRelease] = field(default_factory=dict)  # by the release whose ranker they have
+
+    @property
+    def ranker_version(self) -> str:
+        """The release that the ranker is of."""
+        return self.ranked_by or self.version
+
+    def has_ranker(self, version: str) -> bool:
+        return version == self.version or version in self.rivals
+
+    def with_ranker(self, version: str) -> LiveRelease:
+        """The rival that has the ranker of this version; itself where there is none."""
+        return self.rivals.get(version, self)
 
 
 class Releases:
@@ -194,6 +212,11 @@ class Releases:
         metrics.MODEL_INFO.clear()
         metrics.MODEL_INFO.labels(loaded.version).set(1)
         metrics.MODEL_CREATED.set(loaded.created_ms / 1000)
+
+    def compare(self, rivals: Mapping[str, LiveRelease]) -> None:
+        """Have these rivals beside the live release from now on, and no others; to be called between two batches."""
+        if self.live is not None and self.live.rivals.keys() != rivals.keys():
+            self.live = replace(self.live, rivals=rivals)
 
     def close(self) -> None:
         with self._changed:
@@ -331,6 +354,7 @@ def load_release(
         bundle.statistics,
         mirror,
         popular=popular_of(model),
+        manifest=bundle.manifest,
     )
 
 
@@ -398,8 +422,13 @@ def warm_up(release: LiveRelease) -> None:
         raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
     if release.mirror is not None:
         release.mirror.search(vectors, 10)
+    warm_up_ranker(release, item_ids, scores)
+
+
+def warm_up_ranker(release: LiveRelease, item_ids: Sequence[str], scores: Floats) -> None:
+    """Rank some items once: the ids that the catalogue has are looked up among the ranker's then."""
     if release.ranker.trained and item_ids:
-        query = RankingQuery(nobody, release.created_ms, item_ids, scores)
+        query = RankingQuery(UserHistory("warm-up"), release.created_ms, item_ids, scores)
         release.ranker.rank(ranking_batch_of([query], release.catalogue, [release.statistics]))
 
 
@@ -423,7 +452,8 @@ def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:
     """Write into a release what the catalogue says of an item now."""
     view.describe(item_id, release.catalogue)
     if (row := release.catalogue.row(item_id)) >= 0:
-        release.known.forget(row)
+        for each in (release, *release.rivals.values()):
+            each.known.forget(row)
     if (mirror := release.mirror) is not None:
         mirror.set_down(item_id, item_id in view.unavailable)
         mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import structlog
 from kafka.errors import KafkaError
+from msgspec.structs import replace
 
 from infra.platform.settings import Kafka
 from serving.worker.reply_cache import Key
@@ -102,4 +103,9 @@ def reply_of(impression: Impression) -> bytes:
         )
         for shown in impression.items
     )
-    return encode(RecommendReply(impression.request_id, items, impression.version, impression.served_by))
+    reply = RecommendReply(
+        impression.request_id, items, impression.version, impression.served_by, ranked_by=impression.ranked_by
+    )
+    if (assigned := impression.assigned) is not None:
+        reply = replace(reply, experiment=assigned.experiment, variant=assigned.variant)
+    return encode(reply)

@@ -38,10 +38,11 @@ from infra.platform.memory import available_bytes
 from infra.platform.settings import Serving, Settings
 from infra.platform.tracing import tracer_of
 from models.threads import limit_threads
+from serving.experiments.experiment_view import ExperimentView
+from serving.experiments.rival_rankers import RivalRankers
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.retrieval import Retrieval
-from serving.state.experiment import ExperimentView
 from serving.state.feed import Feed
 from serving.state.release import Releases
 from serving.state.shared_rows import SharedRows
@@ -114,18 +115,20 @@ class Worker:
         self._erased = ErasedUsers(settings.forget.secret.get_secret_value())
         self._views = Views(HistoryView(self._erased), catalogue, TrendingView(), statistics)
         self._index = Index(settings.milvus)
+        bundles, bfloat16 = source_of(settings), in_bfloat16(serving)
         self._releases = Releases(
-            source_of(settings),
+            bundles,
             self._index,
             catalogue,
             mirror_items=serving.mirror_items,
             mirror_bytes=available_bytes() // MIRROR_PARTS,
-            in_bfloat16=in_bfloat16(serving),
+            in_bfloat16=bfloat16,
             shared=SharedRows(settings.shared_dir) if serving.processes > 1 else None,
         )
         self._epochs = Epochs()
         retrieval, days = Retrieval(serving, seed=os.getpid()), settings.history.seen_days
         self._experiments = ExperimentView(serving, settings.selection)
+        self._rivals = RivalRankers(bundles, in_bfloat16=bfloat16)
         self._pipeline = Pipeline(
             self._views,
             retrieval,
@@ -203,7 +206,7 @@ class Worker:
         self._health.ready, self._is_closing = False, True
         metrics.TURN_AGE.set_function(lambda: nan)
         self._pipeline.retrieval.close()
-        for part in (self._shared, self._histories, self._releases, self._outbox):
+        for part in (self._shared, self._histories, self._releases, self._rivals, self._outbox):
             part.close()
         self._consumer.close(autocommit=False, timeout_ms=int(CLOSE_S * 1000))
         self._index.close()
@@ -221,6 +224,8 @@ class Worker:
         for recent in self._warmup.take():
             self._reply_cache.remember(recent.key, recent.reply, max(0, _now_ms() - recent.at_ms))
         self._releases.refresh()
+        self._releases.compare(self._rivals.beside(self._releases.live, self._experiments.releases))
+        self._experiments.look(self._releases.live)
         if self._is_primed and self._releases.settled:
             self._partitions.resume()
 
@@ -387,6 +392,7 @@ class Worker:
             "partitions": sorted(self._partitions.open),
             "histories": len(views.histories),
             "release_refused": self._releases.refusal,
+            "rival_refused": self._rivals.refusal,
         }
         health.waiting_for = self._waiting_for()
         health.ready = self._partitions.are_open  # last: who reads it finds all of the above

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import structlog
 
@@ -47,22 +48,34 @@ class Cache:
     def fetch(self, version: str, stopped: Callable[[], bool]) -> Path:
         """The place of a bundle, fetched if it is not there. Blocks, until `stopped` is true at the latest. Raises
         BundleError."""
+        with self._told(version), self._locked(stopped):
+            if not (self.place(version) / MANIFEST).is_file():
+                self._fetch(version, stopped)
+            os.utime(self.place(version))
+            self._bound(version)
+        return self.place(version)
+
+    def manifest(self, version: str) -> Manifest:
+        """The manifest in the store; nothing is kept. Raises BundleError."""
+        with self._told(version), TemporaryDirectory() as scratch:
+            directory = Path(scratch) / version
+            directory.mkdir()
+            return self._fetch_manifest(directory)
+
+    def discard(self, version: str) -> None:
+        """Forget a bundle that this disk has spoilt."""
+        shutil.rmtree(self.place(version), ignore_errors=True)
+
+    @contextmanager
+    def _told(self, version: str) -> Iterator[None]:
+        """Raises BundleError for what the store or the disk say."""
         try:
-            with self._locked(stopped):
-                if not (self.place(version) / MANIFEST).is_file():
-                    self._fetch(version, stopped)
-                os.utime(self.place(version))
-                self._bound(version)
+            yield
         except StoreError as error:
             raise BundleError(CODES.get(error.code, "unreadable"), f"bundle {version}: {error}") from None
         except OSError as error:
             text = f"{self._directory}: the bundle {version} cannot be kept there: {error.strerror}"
             raise BundleError("unreadable", text) from None
-        return self.place(version)
-
-    def discard(self, version: str) -> None:
-        """Forget a bundle that this disk has spoilt."""
-        shutil.rmtree(self.place(version), ignore_errors=True)
 
     @contextmanager
     def _locked(self, stopped: Callable[[], bool]) -> Iterator[None]:

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 FILES_AT_ONCE = 4
 PATIENCE_S = 300.0  # with a store that is away, after a training of hours
+AGAIN = "`nextwatch releases --announce` sends what is missing and announces it"
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 
 
@@ -33,9 +34,9 @@ class _Files(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
-def send_release(settings: Settings, version: str) -> None:
+def send_release(settings: Settings, version: str, way_out: str = AGAIN) -> None:
     """Send a bundle of this disk to the store that is set; without one it does nothing. A store that is away is waited
-    for. Raises StoreError: then it must not be announced."""
+    for. Raises StoreError, which ends with the way out: then it must not be announced."""
     if not settings.bundles.store:
         return
     directory = settings.bundles_dir / version
@@ -44,8 +45,7 @@ def send_release(settings: Settings, version: str) -> None:
     except StoreError as error:
         raise StoreError(
             error.code,
-            f"{error}; the bundle stays in {directory} and is not announced: `nextwatch releases --announce` sends "
-            "what is missing and announces it",
+            f"{error}; the bundle stays in {directory} and is not announced: {way_out}",
         ) from None
     log.info("bundle sent", version=version, store=settings.bundles.store, files=sent)
 

@@ -11,15 +11,26 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from infra.platform.settings import Bundles, Settings
-from models.release.bundle import Bundle, BundleError, read_bundle
+from models.release.bundle import (
+    Bundle,
+    BundleError,
+    Manifest,
+    RankerBundle,
+    read_bundle,
+    read_manifest,
+    read_ranker,
+)
 from models.release.manifest_file import MANIFEST
 from streams.bundles.fetching import Cache
 from streams.bundles.objects import Objects
 
 NO_STORE = Bundles()
 WAIT_S = 0.05
+
+T = TypeVar("T")
 
 
 def never() -> bool:
@@ -50,9 +61,22 @@ class BundleSource:
     def read(self, version: str, stopped: Callable[[], bool] = never) -> Bundle:
         """Load and check a bundle. Raises BundleError; a fetched one that the disk has spoilt is fetched anew the next
         time, not in here: who reads may have a loop that must go on."""
+        return self._read(version, stopped, read_bundle)
+
+    def read_ranker(self, version: str, stopped: Callable[[], bool] = never) -> RankerBundle:
+        """The same of what ranks alone."""
+        return self._read(version, stopped, read_ranker)
+
+    def manifest(self, version: str) -> Manifest:
+        """What a bundle says of itself; from the store no more of it is fetched. Raises BundleError."""
+        if self._cache is None or self.is_here(version):
+            return read_manifest(self.directory(version))
+        return self._cache.manifest(version)
+
+    def _read(self, version: str, stopped: Callable[[], bool], how: Callable[[Path], T]) -> T:
         place = self.directory(version, stopped)
         try:
-            return read_bundle(place)
+            return how(place)
         except BundleError as error:
             if self._cache is None or place != self._cache.place(version) or error.code not in {"damaged", "missing"}:
                 raise

@@ -119,7 +119,7 @@ def contributions(tally: Tally) -> dict[Key, Sums]:
     impression, first = tally.impression, tally.counted is None
     before = {outcome.item_id: outcome for outcome in tally.counted or ()}
     is_ours = impression.schema_hash == SCHEMA_HASH
-    calibration = "calibration", impression.version
+    calibration = "calibration", impression.ranked_by or impression.version
     sums: dict[Key, Sums] = {}
     for shown, outcome in zip(impression.items, tally.outcomes, strict=True):
         new = _difference(outcome, before.get(outcome.item_id), first, impression.cap_s)

@@ -25,7 +25,10 @@ class RankingQuality:
         self._recent = [0.0] * 4  # all pairs, misordered pairs, expected, watched: seconds
 
     def observe(self, closing: Tally) -> None:
-        """Count an impression that has closed, as far as its items were ranked."""
+        """Count an impression that has closed, as far as its items were ranked; by the live ranker, not by a rival of
+        an experiment: an alarm tells of what everybody gets."""
+        if closing.impression.ranked_by:
+            return
         ranked = [
             (shown.expected_watch_s, min(outcome.watched_s, closing.impression.cap_s), outcome.completed)
             for shown, outcome in zip(closing.impression.items, closing.outcomes, strict=True)

@@ -1,4 +1,4 @@
-"""Announcing a release on `releases`, and waiting until somebody has taken it up."""
+"""Announcing on `releases`, waiting until somebody has taken a release up, and reading the experiments there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from kafka import KafkaProducer
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.settings import Kafka
 from streams import topics
-from streams.kafka.follow import TopicFollower
+from streams.experiments import Experiments
+from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Experiment, IndexReady, Refused, Release, ServerState, SourceTopics, decode, encode
 
 
@@ -22,6 +23,14 @@ def announce(kafka: Kafka, release: Release) -> None:
         producer.send(kafka.topic_prefix + topics.RELEASES, key=key, value=encode(release)).get(timeout=30)
     finally:
         producer.close()
+
+
+def read_experiments(kafka: Kafka) -> Experiments:
+    """All that `releases` tells of experiments now. Raises TopicMissing, KafkaError."""
+    experiments = Experiments()
+    for record in read_to_end(kafka, topics.RELEASES):
+        experiments.hear(record.key, record.value)
+    return experiments
 
 
 def key_of(release: Release) -> str:

@@ -102,7 +102,7 @@ class _Served:
             mark = recorded.mark(topic, partition)
             while waiting and waiting[-1].offset < mark:
                 self._apply(topic, waiting.pop())
-        version = recorded.impression.version
+        version = recorded.impression.ranked_by or recorded.impression.version
         if version not in self._bundles:
             bundle = self._bundles[version] = read_bundle(self._bundles_dir / version)
             self._catalogue.describe_all(bundle.catalogue)

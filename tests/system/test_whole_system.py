@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import struct
@@ -11,8 +12,9 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,9 +32,25 @@ from infra.platform.guarded_process import GuardedProcess
 from infra.platform.kafka_clients import client_options, kafka_python_options
 from infra.platform.run_files import read_run_files
 from infra.platform.settings import Indexer, Model, Ranker, Serving, Settings, Trainer
+from models.ranking.ranking_evaluation import predict
+from models.release.bundle import read_bundle
 from nextwatch_client import RecommendClient
-from streams.messages import Item, ItemVector, RecommendReply, RecommendRequest, WatchEvent, decode, encode
+from streams.export.ranking_archive import _Writer
+from streams.kafka.follow import read_to_end
+from streams.messages import (
+    Impression,
+    Item,
+    ItemVector,
+    Outcome,
+    RankingExample,
+    RecommendReply,
+    RecommendRequest,
+    WatchEvent,
+    decode,
+    encode,
+)
 from streams.topics import (
+    IMPRESSIONS,
     ITEM_VECTORS,
     RECOMMEND_REPLIES,
     RECOMMEND_REQUESTS,
@@ -437,13 +455,88 @@ def test_an_experiment_splits_viewers_in_a_running_server_until_it_is_stopped(sy
     report = json.loads(run_cli(system.settings, "experiment", "status", "--json"))
     assert {each["name"]: each["viewers"] for each in report["variants"]} == by_variant, "by the impressions on record"
     assert all(each["took_ms"] > 0 and each["fallbacks"] == 0 for each in report["variants"])
-    port = next(each["port"] for each in read_run_files(system.settings.run_dir) if each["name"] == "serving")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        page = answer.read().decode()
+    page = metrics_of(system, "serving")
     assert 'nextwatch_experiment_requests_total{outcome="answered",variant="retrieved"}' in page
     run_cli(system.settings, "experiment", "stop", "order", "--reason", "seen enough")
     reply = system.wait_for_reply(viewers[0], lambda reply: not reply.experiment, "an answer of none")
     assert reply.variant == "" and all(item.expected_watch_s for item in reply.items)
+
+
+@pytest.fixture(scope="module")
+def rival(system) -> str:
+    """A release with the first one's candidates and a ranker of its own, of the log that the system began with; not
+    announced."""
+    other = with_section(system.settings, "ranker", seed=9, hidden=(6,))
+    arguments = ("--stage", "ranking", "--warm-start", system.first["version"], "--no-announce", "--json")
+    report = json.loads(
+        run_cli(other, "train", str(system.settings.data_dir / "log.parquet"), *arguments, timeout_s=180)
+    )
+    assert not report["announced"]
+    return str(report["version"])
+
+
+def test_two_rankers_are_live_at_once_each_for_its_own_viewers(system, rival, tmp_path):
+    first, viewers = system.first["version"], [f"past-{number}" for number in range(12)]
+    variants = ("--variant", "control", "--variant", f"new:release={rival}")
+    run_cli(system.settings, "experiment", "start", "rankers", *variants)
+    system.wait_for_reply(viewers[0], lambda reply: reply.experiment == "rankers", "an answer of the experiment")
+    replies = {user: system.recommend(user) for user in viewers}
+    assert Counter(reply.variant for reply in replies.values()).keys() == {"control", "new"}
+    impressions = impressions_of(system, replies.values())
+    for reply in replies.values():
+        impression = impressions[reply.request_id]
+        assert reply.degraded == () and reply.version == impression.version == first, "one candidate model"
+        own = rival if reply.variant == "new" else first
+        assert (reply.ranked_by or first) == (impression.ranked_by or first) == own
+        told = [item.expected_watch_s for item in reply.items]
+        assert told == sorted(told, reverse=True)
+        by = {version: expected_by(system, version, impression, tmp_path) for version in (first, rival)}
+        assert told == pytest.approx(by[own], rel=0.02), "as this bundle's ranker says by itself"
+        other = by[first if own == rival else rival]
+        assert told != pytest.approx(other, rel=0.02), "and not as the other one does"
+    assert f'nextwatch_rival_ranker_info{{version="{rival}"}} 1' in metrics_of(system, "serving")
+    report = json.loads(run_cli(system.settings, "releases", "--json"))
+    assert report["live"] == report["newest"] == first and report["compared"] == sorted([first, rival])
+    run_cli(system.settings, "experiment", "stop", "rankers")
+    system.wait_for_reply(viewers[0], lambda reply: not reply.experiment, "an answer of none")
+    assert 'nextwatch_rival_ranker_info{version="' not in metrics_of(system, "serving")
+
+
+def test_two_rankers_draw_up_one_list_in_turns(system, rival, tmp_path):
+    first, variants = system.first["version"], ("--variant", "control", "--variant", f"new:release={rival}")
+    run_cli(system.settings, "experiment", "start", "turns", "--interleave", *variants)
+    reply = system.wait_for_reply("past-1", lambda reply: reply.experiment == "turns", "a list of both")
+    shown = impressions_of(system, [reply])[reply.request_id]
+    teams = Counter(item.team for item in shown.items)
+    assert teams == {"control": 10, "new": 10} and reply.degraded == () and shown.ranked_by == ""
+    for team, version in (("control", first), ("new", rival)):
+        expected = expected_by(system, version, shown, tmp_path)
+        own = [seconds for seconds, item in zip(expected, shown.items, strict=True) if item.team == team]
+        assert all(below <= above * 1.02 for above, below in itertools.pairwise(own)), f"the order of {team}"
+    run_cli(system.settings, "experiment", "stop", "turns")
+
+
+def impressions_of(system: System, replies: Iterable[RecommendReply]) -> dict[str, Impression]:
+    """What is on record of these replies, by request."""
+    wanted = {reply.request_id for reply in replies}
+    found = (decode(Impression, record.value) for record in read_to_end(system.settings.kafka, IMPRESSIONS))
+    return {each.request_id: each for each in found if each.request_id in wanted}
+
+
+def expected_by(system: System, version: str, impression: Impression, scratch: Path) -> list[float]:
+    """The seconds that a bundle's ranker, asked by itself, expects of what was shown, by the features on record and the
+    list's calibration."""
+    ranker = read_bundle(system.settings.bundles_dir / version).ranker
+    outcomes = tuple(Outcome(item.item_id, 0.0, False) for item in impression.items)
+    writer = _Writer(scratch / uuid.uuid4().hex, None)
+    writer.add(RankingExample(impression, outcomes, 0, 0, 0))
+    return [float(seconds * impression.factor) for seconds in predict(ranker, writer.finish())]
+
+
+def metrics_of(system: System, process: str) -> str:
+    port = next(each["port"] for each in read_run_files(system.settings.run_dir) if each["name"] == process)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
 
 
 def test_a_restarted_trainer_has_its_rows_and_learns_no_example_twice(system):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from infra.platform.settings import Kafka, Settings
-from streams import topics
-from streams.experiments import Experiments, ExperimentUnfit, plans_of
-from streams.kafka.follow import read_to_end
-from streams.kafka.releases import announce
+from infra.operate.experiments.rankers import compare_rankers
+from infra.platform.settings import Settings
+from models.release.manifest_file import MANIFEST
+from streams.bundles.sending import send_release
+from streams.experiments import RELEASE, Experiments, ExperimentUnfit, plans_of, releases_of
+from streams.kafka.releases import announce, read_experiments
 from streams.messages import Experiment, Refused, Release, Variant, decode, encode
 
 
@@ -31,17 +32,10 @@ class Terms:
     more_fallbacks: float | None = None
 
 
-def read_experiments(kafka: Kafka) -> Experiments:
-    """All that `releases` tells of experiments now. Raises TopicMissing, KafkaError."""
-    experiments = Experiments()
-    for record in read_to_end(kafka, topics.RELEASES):
-        experiments.hear(record.key, record.value)
-    return experiments
-
-
 def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...], terms: Terms) -> Experiment:
     """Start it. Raises ExperimentUnfit where it cannot be served, another one runs, or the name was used before; where
-    another one was started in the same moment, it is stopped again."""
+    another one was started in the same moment, it is stopped again. Raises StoreError where a bundle whose ranker it
+    compares cannot be sent to the store."""
     if terms.interleaved and (terms.slower_ms is not None or terms.more_fallbacks is not None):
         raise ExperimentUnfit("variants that are interleaved answer together: there is no guard rail between them")
     experiment = Experiment(
@@ -65,12 +59,28 @@ def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...
         raise ExperimentUnfit(f"{known.running.name} runs: a viewer is in one experiment at a time, stop it first")
     if name in known.by_name:
         raise ExperimentUnfit(f"there was an experiment {name}, and lists of it are on record: take another name")
+    if releases_of(experiment):
+        experiment = _with_rankers(settings, experiment)
     announce(settings.kafka, experiment)
     if first := _first_of(read_experiments(settings.kafka), experiment):
         why = f"{first} was started in the same moment, and first"
         announce(settings.kafka, structs.replace(experiment, stopped_ms=_now_ms(), reason=why))
         raise ExperimentUnfit(f"{why}: {name} is stopped, a viewer is in one experiment at a time")
     return experiment
+
+
+def _with_rankers(settings: Settings, experiment: Experiment) -> Experiment:
+    """The experiment with the live release written down for variants that name none, so that what is compared stays the
+    same when another release of the same candidates goes live; the bundles of the others are sent to the store where
+    one is set. Raises ExperimentUnfit where the rankers cannot be compared, StoreError."""
+    live, problem = compare_rankers(settings, experiment)
+    if problem:
+        raise ExperimentUnfit(problem)
+    for version in sorted(releases_of(experiment) - {live}):
+        if (settings.bundles_dir / version / MANIFEST).is_file():  # else it is in the store
+            send_release(settings, version, "start the experiment again, which sends what is missing")
+    named = (structs.replace(each, settings={RELEASE: live, **each.settings}) for each in experiment.variants)
+    return structs.replace(experiment, variants=tuple(named))
 
 
 def _first_of(known: Experiments, own: Experiment) -> str:

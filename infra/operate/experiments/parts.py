@@ -30,6 +30,7 @@ class ImpressionPart(Struct, frozen=True, gc=False):
     assigned: Assigned | None = None
     pool: Pool | None = None
     cap_s: float = 600.0
+    ranked_by: str = ""
 
 
 class ExamplePart(Struct, frozen=True, gc=False):

@@ -79,6 +79,9 @@ class DrawnLists:
         self._lists = NewestLists[tuple[int, tuple[Place, ...]]]()
 
     def add(self, example: ExamplePart) -> None:
+        """Take a list that the live release has ranked: what a rival expects is another measure."""
+        if example.impression.ranked_by:
+            return
         drawn = sum(shown.probability is not None for shown in example.impression.items)
         self._lists.take(example, (drawn, tuple(_places(example))))
 

@@ -10,15 +10,20 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from infra.operate.experiments.control import find_experiment, read_experiments
+from msgspec import structs
+
+from infra.operate.experiments.control import find_experiment
 from infra.operate.experiments.parts import ExamplePart, ImpressionPart
+from infra.operate.experiments.rankers import compare_rankers
 from infra.operate.experiments.report import ExperimentReport, report_of
 from infra.operate.experiments.viewers import HOUR_MS, Viewers
 from infra.operate.progress import Step, no_progress
 from infra.platform.settings import Kafka, Settings
 from streams import topics
 from streams.erasure.erase_users import read_erased_users
+from streams.experiments import releases_of
 from streams.kafka.follow import TopicFollower
+from streams.kafka.releases import read_experiments
 from streams.messages import Refused, decode
 
 SLACK_MS = 60_000  # between the clocks of who starts an experiment and who writes of it
@@ -37,7 +42,12 @@ def read_report(settings: Settings, name: str, effect: float, progress: Step = n
             viewers.shown(shown, record.partition)
     for _, example in messages(settings.kafka, topics.RANKING_EXAMPLES, ExamplePart, since_ms, progress):
         viewers.closed(example)
-    return report_of(experiment, viewers, effect, is_cut=has_expired(settings.kafka, since_ms))
+    report = report_of(experiment, viewers, effect, is_cut=has_expired(settings.kafka, since_ms))
+    if report.runs and releases_of(experiment):
+        _, problem = compare_rankers(settings, experiment)
+        unserved = (f"no viewer is in it now: {problem}",) if problem else ()
+        report = structs.replace(report, problems=(*report.problems, *unserved))
+    return report
 
 
 def has_expired(kafka: Kafka, since_ms: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from models.release.bundle import Manifest
 from serving.state.release import LiveRelease, load_release
 from streams.bundles.source import BundleSource
-from tests.unit.serving.worlds import ExactIndex, load, train_small
+from tests.unit.serving.worlds import ExactIndex, load, rank_anew, train_small
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -30,6 +30,12 @@ def bundles_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundles(bundles_dir: Path) -> Sequence[Manifest]:
     """Two releases of the same 40 items. Tests only read them."""
     return [train_small(bundles_dir, seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="session")
+def rival(bundles_dir: Path, bundles: Sequence[Manifest]) -> Manifest:
+    """A release with the candidates of the first and the ranker of the second."""
+    return rank_anew(bundles_dir, *bundles)
 
 
 @pytest.fixture

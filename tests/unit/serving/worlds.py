@@ -18,7 +18,7 @@ import polars as pl
 from indexer.errors import IndexMissing, IndexUnavailable
 from infra.platform.settings import Model, Ranker, Selection, Serving
 from models.logs.stored_log import store_frame
-from models.release.bundle import Bundle, Manifest, read_bundle
+from models.release.bundle import Bundle, Manifest, read_bundle, write_bundle
 from models.release.training import train_with_trial
 from serving.request.pipeline import Pipeline
 from serving.request.ranking import LatencyEstimate
@@ -59,6 +59,23 @@ def train_small(bundles_dir: Path, seed: int = 1) -> Manifest:
             offsets={},
             measure=False,
         ).manifest
+
+
+def rank_anew(bundles_dir: Path, base: Manifest, ranker_of: Manifest, seconds: int = 9) -> Manifest:
+    """A release with the candidates of `base` and the ranker of another one, made so many seconds after the first."""
+    candidates, other = load(bundles_dir, base), load(bundles_dir, ranker_of)
+    return write_bundle(
+        bundles_dir,
+        model=candidates.model,
+        ranker=other.ranker,
+        catalogue=candidates.catalogue,
+        statistics=other.statistics,
+        created_ms=CREATED_MS + 1000 * seconds,
+        completed_s=base.completed_s,
+        seed=1,
+        metrics={},
+        offsets={},
+    )
 
 
 def history(user_id: str, *item_ids: str, event_ms: int = CREATED_MS) -> UserHistory:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from infra.platform.settings import Selection, Serving
-from streams.experiments import KEY, Experiments, ExperimentUnfit, plans_of
+from streams.experiments import KEY, Experiments, ExperimentUnfit, plans_of, releases_of
 from streams.kafka.releases import key_of
 from streams.messages import BundlePublished, Experiment, Variant, encode
 
@@ -85,6 +85,19 @@ def test_of_an_interleaved_one_both_variants_are_each_viewers():
         assert plan.serving.ranker and not plan.rival.serving.ranker
 
 
+def test_a_variant_may_have_the_ranker_of_another_release_also_of_a_list_that_two_draw_up():
+    rivals = Variant("old", 0.5, {"release": "v1"}), Variant("new", 0.5, {"release": "v2", "serving.ranker": True})
+    for interleaved in (False, True):
+        split = experiment(*rivals, interleaved=interleaved)
+        assert releases_of(split) == {"v1", "v2"}
+        plans = {each for user in USERS for each in plans_of(split, SERVING, Selection())(user).ranking}
+        assert {plan.variant: plan.release for plan in plans} == {"old": "v1", "new": "v2"}
+    known = Experiments()
+    hear(known, experiment(*rivals, stopped_ms=2000))
+    hear(known, experiment(name="two"))
+    assert known.releases == {"v1", "v2"} and releases_of(experiment()) == frozenset()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -98,6 +111,8 @@ def test_of_an_interleaved_one_both_variants_are_each_viewers():
         (experiment(CONTROL, Variant("x", 0.5, {"selection.explore": 2})), "explore: Input should be less than"),
         (experiment(CONTROL, Variant("x", 0.5, {"serving.ranker": "perhaps"})), "ranker: Input should be a valid bool"),
         (experiment(CONTROL, DRAWN, interleaved=True), "serving.fresh changes these"),
+        (experiment(CONTROL, Variant("x", 0.5, {"release": "../v"})), "'../v' is not the version of a release"),
+        (experiment(CONTROL, Variant("x", 0.5, {"release": 7})), "7 is not the version of a release"),
         (experiment(CONTROL, Variant("x", 0.2), Variant("y", 0.2), interleaved=True), "compares two"),
     ],
 )

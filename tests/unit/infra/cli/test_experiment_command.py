@@ -1,9 +1,11 @@
 """`nextwatch experiment` and `nextwatch evaluate-policy` on topics of their own: started, looked at, stopped."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from streams.messages import (
     Assigned,
     Experiment,
     Impression,
+    IndexReady,
     Outcome,
     Pool,
     RankingExample,
@@ -33,6 +36,7 @@ from streams.messages import (
 from streams.topics import IMPRESSIONS, RANKING_EXAMPLES, RELEASES, create_topics, open_admin, partition_of
 from tests.harness.traffic import Traffic, now_ms
 from tests.unit.infra.command import Done, commands
+from tests.unit.serving.worlds import rank_anew, train_small
 
 HOURS = 0.01
 HOURS_MS = int(HOURS * 3_600_000)
@@ -178,6 +182,48 @@ def test_what_cannot_be_started_or_is_not_there_ends_as_one_line(topics: Topics)
         assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
         assert says in done.err
     assert topics.running() is None
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles: one, another of other candidates, and one of the first's candidates and the second's ranker."""
+    directory = tmp_path_factory.mktemp("trained")
+    rank_anew(directory, train_small(directory, 1), train_small(directory, 2))
+    return directory
+
+
+def go_live(topics: Topics, version: str) -> None:
+    announce(topics.settings.kafka, IndexReady(version, f"items_{version}", 40, now_ms()))
+
+
+def test_rankers_are_compared_where_their_candidates_are_the_live_ones(topics: Topics, trained: Path):
+    first, other, rival = sorted(path.name for path in trained.iterdir())
+    shutil.copytree(trained, topics.settings.bundles_dir, dirs_exist_ok=True)
+    given = ("experiment", "start", "rankers", "--interleave", "--variant", "control", "--variant")
+
+    def refused(version: str) -> str:
+        done = topics.run(*given, f"new:release={version}")
+        assert done.code == 2 and done.err.count("\n") == 1 and topics.running() is None
+        return done.err
+
+    assert "no release is live yet" in refused(rival)
+    go_live(topics, first)
+    assert "manifest.json: cannot be read" in refused("20260101_000000_0123456789abcdef")
+    assert "'7' is not" not in refused("7") and "7 is not the version of a release" in refused("7")
+    way_out = f"{other} has other candidates (towers, rows) than {first}, which is live"
+    assert way_out in refused(other) and f"--warm-start {first} --no-announce" in refused(other)
+    assert topics.run(*given, f"new:release={rival}").code == 0
+    running = topics.running()
+    assert running is not None
+    assert [each.settings for each in running.variants] == [{"release": first}, {"release": rival}], "both are named"
+    assert topics.status()[1]["problems"] == []
+    go_live(topics, rival)
+    assert topics.status()[1]["problems"] == [], "the same candidates: it goes on"
+    go_live(topics, other)
+    [problem] = topics.status()[1]["problems"]
+    assert problem.startswith(f"no viewer is in it now: {first} has other candidates")
+    assert problem in topics.run("experiment", "status").out
+    assert topics.run("experiment", "stop").code == 0 and topics.status()[1]["problems"] == []
 
 
 def test_a_viewer_who_was_forgotten_is_none_of_the_viewers(topics: Topics):

@@ -14,7 +14,8 @@ from infra.operate import training
 from infra.operate.newest_release import announce_newest, newest_bundle
 from infra.platform.settings import Settings
 from streams.bundles.objects import StoreError
-from streams.messages import BundlePublished
+from streams.experiments import RELEASE, Experiments
+from streams.messages import BundlePublished, Experiment, Variant
 from tests.unit.infra.command import commands
 
 
@@ -31,6 +32,7 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[BundlePublished]:
     said: list[BundlePublished] = []
     monkeypatch.setattr(module, "announce", lambda kafka, release: said.append(release))
     monkeypatch.setattr(module, "read_topic", lambda kafka: Releases(bundle=said[-1] if said else None))
+    monkeypatch.setattr(module, "read_experiments", lambda kafka: Experiments())
     return said
 
 
@@ -41,6 +43,19 @@ def test_the_newest_is_announced_once(tmp_path: Path, announced: list[BundlePubl
     newer = bundle(settings.bundles_dir, "20260102_000000_b", 2)
     assert announce_newest(settings) == newer.version and announce_newest(settings) is None
     assert announced == [newer], "what was rolled back from is still what was announced last, and is not again"
+
+
+def test_one_that_an_experiment_compares_or_has_compared_goes_live_when_a_person_says_so(
+    tmp_path: Path, announced: list[BundlePublished], monkeypatch: pytest.MonkeyPatch
+):
+    settings, known = Settings(data_dir=tmp_path), Experiments()
+    bundle(settings.bundles_dir, "20260101_000000_a", 1)
+    rival = bundle(settings.bundles_dir, "20260102_000000_b", 2)
+    variants = (Variant("control", 0.5, {RELEASE: "20260101_000000_0"}), Variant("new", 0.5, {RELEASE: rival.version}))
+    known.by_name["one"] = Experiment("one", "salt", 1, variants, stopped_ms=5)
+    monkeypatch.setattr(module, "read_experiments", lambda kafka: known)
+    assert announce_newest(settings) == "20260101_000000_a" and announce_newest(settings) is None
+    assert announce_newest(settings, is_asked=True) == rival.version
 
 
 def test_what_was_announced_from_elsewhere_and_is_newer_stays(tmp_path: Path, announced: list[BundlePublished]):
@@ -68,7 +83,7 @@ def test_what_was_announced_is_sent_again_when_it_is_asked_for(
     announced.append(bundle(settings.bundles_dir, "20260101_000000_a", 1))
     monkeypatch.setattr(module, "send_release", lambda _, version: sent.append(version))
     assert announce_newest(settings) is None and not sent
-    assert announce_newest(settings, send_again=True) is None and sent == ["20260101_000000_a"]
+    assert announce_newest(settings, is_asked=True) is None and sent == ["20260101_000000_a"]
     assert len(announced) == 1
 
 

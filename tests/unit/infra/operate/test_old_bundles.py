@@ -52,6 +52,11 @@ def test_the_newest_and_those_that_are_needed_stay(report: ReleaseReport):
     assert old_bundles(replace(report, servers=dead), 2) == [VERSIONS[0], *VERSIONS[2:5]]
 
 
+def test_one_whose_ranker_the_running_experiment_compares_stays(report: ReleaseReport):
+    compared = replace(report, compared=(VERSIONS[3], VERSIONS[5]))
+    assert old_bundles(compared, 2) == [VERSIONS[0], VERSIONS[4]]
+
+
 def test_what_is_no_bundle_stays_and_takes_no_place(report: ReleaseReport):
     strange = [BundleFound(name, 1, problem="no manifest") for name in ("2024_backup", "old")]
     with_strange = replace(report, bundles=[strange[0], *report.bundles, strange[1]])

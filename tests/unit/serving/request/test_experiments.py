@@ -1,5 +1,6 @@
 """Variants in one server and one batch: each viewer by its own settings, and on record by which."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from infra.platform.settings import Selection, Serving
-from models.release.bundle import Manifest
+from models.ranking.ranker import Ranker
+from models.ranking.ranking_request import RankingQuery, ranking_batch_of
+from models.release.bundle import Bundle, Manifest
+from serving.experiments.rival_rankers import load_rival
+from serving.request import ranking
+from serving.request.ranking import score_candidates
 from serving.request.response_draft import Answered, RequestContext
+from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease, load_release
 from serving.state.views import Views
 from streams.bundles.source import BundleSource
@@ -29,7 +37,7 @@ from streams.messages import (
     decode,
     encode,
 )
-from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, pipeline_of, views_of_ann
+from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, load, pipeline_of, views_of_ann
 
 NOW_MS = CREATED_MS + 60_000
 USERS = [f"user-{number}" for number in range(12)]
@@ -58,7 +66,7 @@ def ask(
     """One batch of all users, by their variants (both, where interleaved)."""
     variants = (Variant("control", 0.5), Variant("other", 0.5, changes))
     plan_of = plans_of(Experiment("one", "salt", 1, variants, interleaved=interleaved), SETTINGS, Selection())
-    pipeline = replace(pipeline_of(views, SETTINGS), plan_of=plan_of)
+    pipeline = replace(pipeline_of(views, SETTINGS), plan_of=lambda user, live: plan_of(user))
     contexts = [RequestContext(RecommendRequest(f"r-{user}", user, k=k), 0, 5.0) for user in USERS]
     found: dict[str, list[Answered]] = {}
     for answered in answer(contexts, live, pipeline, now_ms=NOW_MS):
@@ -119,7 +127,7 @@ def test_the_probabilities_of_the_pool_add_up_to_the_chance_of_a_place(views: Vi
     counts = []
     for seed in range(60):
         plan = Plan(SETTINGS, Selection(explore=0.3, seed=seed))
-        pipeline = replace(pipeline_of(views, SETTINGS), plan_of=lambda user, plan=plan: plan)
+        pipeline = replace(pipeline_of(views, SETTINGS), plan_of=lambda user, live, plan=plan: plan)
         [(_, impression)] = answer(
             [RequestContext(RecommendRequest("r", "ann", k=10), 0)], live, pipeline, now_ms=NOW_MS
         )
@@ -142,6 +150,129 @@ def test_an_interleaved_list_has_each_items_team(views: Views, live: LiveRelease
         own = {team: [item for item, of in zip(reply.items, teams, strict=True) if of == team] for team in set(teams)}
         scores, expected = [i.score for i in own["other"]], [i.expected_watch_s for i in own["control"]]
         assert scores == sorted(scores, reverse=True) and expected == sorted(expected, reverse=True)
+
+
+@pytest.fixture
+def comparing(live: LiveRelease, bundles_dir: Path, rival: Manifest) -> LiveRelease:
+    """The release with a rival beside it."""
+    return replace(live, rivals={rival.version: load_rival(BundleSource(bundles_dir), rival.version, live)})
+
+
+def scores_by(bundle: Bundle, live: LiveRelease, answered: Answered, views: Views) -> list[float]:
+    """What this bundle's ranker, asked by itself, expects of a list that was shown."""
+    assert answered.impression is not None
+    shown, user = answered.impression.items, answered.impression.user_id
+    query = RankingQuery(
+        history(user, "item-1", "item-2"),
+        NOW_MS,
+        [item.item_id for item in shown],
+        np.array([item.score for item in shown], np.float32),
+        np.array([item.retrieval_rank for item in shown], np.float32),
+        answered.impression.best_score,
+        known_ms=answered.impression.known_ms,
+    )
+    batch = ranking_batch_of([query], live.catalogue, [bundle.statistics, views.statistics.statistics])
+    return bundle.ranker.rank(batch).expected_s.tolist()
+
+
+def test_each_variants_lists_are_those_of_its_own_ranker(
+    views: Views, comparing: LiveRelease, bundles_dir: Path, bundles: Sequence[Manifest], rival: Manifest
+):
+    """Requests of both in one batch: as each bundle would have ranked by itself."""
+    found = ask(views, comparing, {"release": rival.version})
+    orders = {}
+    for variant, manifest in (("control", bundles[0]), ("other", rival)):
+        bundle = load(bundles_dir, manifest)
+        for answered in found[variant]:
+            reply, impression = answered
+            assert impression is not None and not reply.degraded
+            assert reply.version == impression.version == comparing.version
+            assert reply.ranked_by == impression.ranked_by == ("" if variant == "control" else rival.version)
+            expected = [item.expected_watch_s for item in reply.items]
+            assert expected == pytest.approx(scores_by(bundle, comparing, answered, views), rel=1e-4)
+            assert expected == sorted(expected, reverse=True)  # type: ignore[type-var]
+            orders[variant] = [item.item_id for item in reply.items]
+    assert orders["control"] != orders["other"], "the two rankers do not agree, or nothing is shown here"
+
+
+def test_of_a_batch_each_ranker_is_asked_once_and_about_its_own_alone(
+    views: Views, comparing: LiveRelease, rival: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[str, int]] = []
+
+    def spy(queries: Any, release: LiveRelease, *args: Any, **more: Any) -> Any:
+        asked.append((release.ranked_by, len(queries)))
+        return score_candidates(queries, release, *args, **more)
+
+    monkeypatch.setattr(ranking, "score_candidates", spy)
+    found = ask(views, comparing, {"release": rival.version})
+    assert sorted(asked) == sorted([("", len(found["control"])), (rival.version, len(found["other"]))])
+
+
+def test_a_list_that_two_rankers_draw_up_has_each_ones_best_and_one_of_them_on_record(
+    views: Views, comparing: LiveRelease, bundles_dir: Path, bundles: Sequence[Manifest], rival: Manifest
+):
+    [(_, answers)] = ask(views, comparing, {"release": rival.version}, interleaved=True).items()
+    for answered in answers:
+        impression = answered.impression
+        assert impression is not None and impression.ranked_by == answered.reply.ranked_by == ""
+        by = {
+            team: scores_by(load(bundles_dir, manifest), comparing, answered, views)
+            for team, manifest in (("control", bundles[0]), ("other", rival))
+        }
+        teams = [shown.team for shown in impression.items]
+        assert teams.count("control") == teams.count("other") == 5
+        for team, expected in by.items():
+            own = [seconds for seconds, of in zip(expected, teams, strict=True) if of == team]
+            assert own == sorted(own, reverse=True), "in the order of its own ranker"
+        on_record = [shown.expected_watch_s for shown in impression.items]
+        assert on_record == pytest.approx(by["control"], rel=1e-4), "of the live ranker, whoever has picked it"
+
+
+def test_a_rival_that_fails_leaves_its_variant_unranked_and_the_others_as_they_are(
+    views: Views, comparing: LiveRelease, rival: Manifest
+):
+    broken = replace(comparing.rivals[rival.version], ranker=Ranker(nets=[nn.Linear(1, 1)]))  # type: ignore[list-item]
+    found = ask(views, replace(comparing, rivals={rival.version: broken}), {"release": rival.version})
+    for reply, impression in found["other"]:
+        assert [step.partition(":")[0] for step in reply.degraded] == ["unranked"] and impression is not None
+        assert reply.ranked_by == "" and all(item.expected_watch_s is None for item in reply.items)
+    assert all(not reply.degraded and reply.items[0].expected_watch_s for reply, _ in found["control"])
+
+
+def test_each_ranker_promises_by_its_own_calibration(views: Views, comparing: LiveRelease, rival: Manifest):
+    plain = ask(views, comparing, {"release": rival.version})
+    views.statistics.statistics.set("calibration", rival.version, 0, NOW_MS, (1.0, 1.0, 1e9, 0.5e9))
+    after = ask(views, comparing, {"release": rival.version})
+    for variant, factor in (("control", 1.0), ("other", 2.0)):
+        for before, now in zip(plain[variant], after[variant], strict=True):
+            assert before.impression is not None and now.impression is not None
+            assert now.impression.factor / before.impression.factor == pytest.approx(factor, rel=1e-3)
+
+
+def test_the_drift_of_a_rivals_scores_is_not_the_live_releases(
+    views: Views, comparing: LiveRelease, rival: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[int] = []
+    monkeypatch.setattr(
+        AnswerDrift, "observe", lambda _, version, scores, expected: seen.extend([len(scores), len(expected)])
+    )
+    found = ask(views, comparing, {"release": rival.version})
+    assert seen == [len(USERS), len(found["control"])], "the two towers' scores are the same for all"
+
+
+def test_what_the_prerankers_choice_keeps_is_remembered_of_each_ranker(
+    views: Views, comparing: LiveRelease, rival: Manifest
+):
+    variants = (Variant("control", 0.5), Variant("other", 0.5, {"release": rival.version}))
+    few = SETTINGS.model_copy(update={"ranked": 5})
+    plan_of = plans_of(Experiment("one", "salt", 1, variants), few, Selection())
+    pipeline = replace(pipeline_of(views, few), plan_of=lambda user, live: plan_of(user))
+    contexts = [RequestContext(RecommendRequest(f"r-{user}", user, k=1), 0, 5.0) for user in USERS]
+    answers = answer(contexts, comparing, pipeline, now_ms=NOW_MS)
+    counted = Counter(answered.reply.ranked_by for answered in answers)
+    asked = {key: choice.asked for key, choice in pipeline.preranker._remembered.items()}
+    assert asked == {("", 5): counted[""], (rival.version, 5): counted[rival.version]} and len(counted) == 2
 
 
 def test_before_the_first_release_the_variants_are_served_all_the_same(views: Views):

@@ -145,7 +145,7 @@ def test_another_release_begins_anew(views: Views, live: LiveRelease):
 def ask_by(pipeline: Pipeline, live: LiveRelease, *ranked: int) -> None:
     """One request by each of these `serving.ranked`."""
     plans = iter([Plan(pipeline.settings.model_copy(update={"ranked": each}), Selection()) for each in ranked])
-    pipeline.__dict__["plan_of"] = lambda user: next(plans)
+    pipeline.__dict__["plan_of"] = lambda user, live: next(plans)
     ask(pipeline, live, len(ranked))
 
 
@@ -163,7 +163,7 @@ def test_a_variant_that_keeps_too_few_says_nothing_of_who_keeps_more(views: View
 def test_no_more_choices_are_remembered_than_an_experiment_may_have_and_our_own(views: Views, live: LiveRelease):
     pipeline = server(views)
     ask_by(pipeline, live, *[each for ranked in range(11, 31) for each in (ranked, RANKED)])
-    assert len(pipeline.preranker._remembered) == MOST_CHOICES and RANKED in pipeline.preranker._remembered
+    assert len(pipeline.preranker._remembered) == MOST_CHOICES and ("", RANKED) in pipeline.preranker._remembered
 
 
 def test_pins_and_long_lists_are_kept(views: Views, live: LiveRelease):

@@ -10,7 +10,7 @@ from infra.platform.settings import Settings
 from serving.worker.reply_cache import Key
 from serving.worker.reply_cache_warmup import Recent, ReplyCacheWarmup, read_recent
 from streams import topics
-from streams.messages import Impression, RecommendReply, Shown, decode, encode
+from streams.messages import Assigned, Impression, RecommendReply, Shown, decode, encode
 from tests.conftest import on_both_brokers
 from tests.harness.system import wait_until, with_section
 
@@ -28,7 +28,16 @@ def told(kafka_settings: Settings) -> Settings:
     producer = KafkaProducer(**kafka_python_options(settings.kafka))
     for request_id, partition, ago_ms in (("old", 0, 60_000), ("new", 0, 1000), ("other", 1, 1000)):
         shown = (Shown("a", 1, "two_tower", 1.5, 20.0, probability=0.25), Shown("b", 2, "trending", 7.0))
-        impression = Impression(request_id, "ann", NOW_MS - ago_ms, "server-1", "v1", shown)
+        impression = Impression(
+            request_id,
+            "ann",
+            NOW_MS - ago_ms,
+            "server-1",
+            "v1",
+            shown,
+            assigned=Assigned("one", "b"),
+            ranked_by="v2",
+        )
         producer.send(name, encode(impression), partition=partition, timestamp_ms=NOW_MS - ago_ms)
     producer.send(name, b"broken", partition=0, timestamp_ms=NOW_MS)
     producer.flush()
@@ -41,6 +50,7 @@ def test_the_replies_of_the_last_moments_are_read_from_impressions(told: Setting
     assert (found.key, found.at_ms) == (Key("ann", "new"), NOW_MS - 1000)
     reply = decode(RecommendReply, found.reply)
     assert (reply.request_id, reply.version, reply.served_by) == ("new", "v1", "server-1")
+    assert (reply.experiment, reply.variant, reply.ranked_by) == ("one", "b", "v2")
     assert [
         (item.item_id, item.rank, item.source, item.expected_watch_s, item.probability) for item in reply.items
     ] == [("a", 1, "two_tower", 20.0, 0.25), ("b", 2, "trending", None, None)]

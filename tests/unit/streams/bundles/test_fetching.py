@@ -55,6 +55,16 @@ def test_a_machine_that_has_nothing_gets_the_bundle_whole(source: BundleSource, 
     assert not (place.parent / PARTIAL).exists()
 
 
+def test_what_a_bundle_says_of_itself_is_told_without_its_files(
+    source: BundleSource, sent: Path, bucket: Proxy, tmp_path: Path
+) -> None:
+    assert source.manifest(sent.name) == check_bundle(sent)
+    assert not source.is_here(sent.name) and not any(LARGE in each for each in bucket.asked)
+    with pytest.raises(BundleError, match="is not there") as refused:
+        source.manifest("20260101_000000_0123456789abcdef")
+    assert refused.value.code == "missing"
+
+
 def test_what_is_on_disk_is_not_fetched(source: BundleSource, sent: Path, bucket: Proxy, tmp_path: Path) -> None:
     source.read(sent.name)
     bucket.asked.clear()

@@ -81,6 +81,16 @@ def test_calibration_is_by_version_of_what_was_ranked_without_the_factor():
     assert sums(published(statistics)["calibration", "v1"]) == (2, 1, 20, 1, 20.0)
 
 
+def test_what_a_rival_ranked_calibrates_the_rival():
+    statistics = fresh()
+    statistics.count(closing(impression(0, shown("a", 30.0), schema_hash=SCHEMA_HASH), 20.0))
+    statistics.count(closing(impression(0, shown("a", 9.0), schema_hash=SCHEMA_HASH, ranked_by="v2"), 5.0))
+    rows = published(statistics)
+    assert sums(rows["calibration", "v1"]) == (1, 1, 20, 1, 30.0)
+    assert sums(rows["calibration", "v2"]) == (1, 1, 5, 0, 9.0)
+    assert rows["item", "a"].impressions == 2, "what became of an item is so whoever has ranked it"
+
+
 def test_a_correction_adds_the_difference_without_another_impression():
     statistics = fresh()
     each = impression(0, shown("a", 5.0), shown("b", 5.0), schema_hash=SCHEMA_HASH)

@@ -14,13 +14,13 @@ from streams.join.rules import Tally
 from streams.messages import ImpressionOutline, Outcome, ShownOutline
 
 
-def closing(*items: tuple[float | None, float]) -> Tally:
+def closing(*items: tuple[float | None, float], ranked_by: str = "") -> Tally:
     """Pairs of expected and watched seconds, top first."""
     shown = tuple(
         ShownOutline(f"i{n}", n, "retrieval", expected_watch_s=expected) for n, (expected, _) in enumerate(items, 1)
     )
     outcomes = tuple(Outcome(f"i{n}", watched, watched >= 18) for n, (_, watched) in enumerate(items, 1))
-    return Tally(ImpressionOutline("r", "u", 0, "s", "v", shown), outcomes, None, 0)
+    return Tally(ImpressionOutline("r", "u", 0, "s", "v", shown, ranked_by=ranked_by), outcomes, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,12 @@ def test_impressions_are_counted_as_far_as_they_were_ranked_and_videos_up_to_the
     quality.observe(closing((None, 50), (None, 0)))
     assert [now - then for now, then in zip(counted(), before, strict=True)] == pytest.approx([600, 600, 30, 600])
     assert metrics.RANKING_LOSS._value.get() == 1 and metrics.RANKING_CALIBRATION._value.get() == pytest.approx(0.05)
+
+
+def test_the_order_of_a_rival_is_not_the_live_rankers():
+    before = counted()
+    RankingQuality().observe(closing((7, 30), (8, 0), ranked_by="v2"))
+    assert counted() == before
 
 
 def test_the_gauges_forget_old_impressions():

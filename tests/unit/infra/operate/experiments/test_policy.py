@@ -22,10 +22,13 @@ def shown(
     pool: Pool | None = POOL,
     offset: int = 0,
     revision: int = 0,
+    ranked_by: str = "",
 ) -> ExamplePart:
     parts = tuple(ShownPart("", "", expected, probability) for expected, probability in items)
     outcomes = tuple(Outcome("", each, False) for each in seconds or [0.0] * len(items))
-    return ExamplePart(ImpressionPart(f"u{offset % 50}", 1, parts, None, pool), outcomes, 0, offset, 0, revision)
+    return ExamplePart(
+        ImpressionPart(f"u{offset % 50}", 1, parts, None, pool, ranked_by=ranked_by), outcomes, 0, offset, 0, revision
+    )
 
 
 def world(lists: int = 4000) -> PolicyReport:
@@ -60,6 +63,13 @@ def test_of_a_list_that_is_there_again_the_highest_revision_counts_once():
     for revision, seconds in ((0, 1.0), (5, 7.0), (0, 1.0)):
         known.add(shown((2.0, 0.1), seconds=[seconds], revision=revision))
     assert [place.watched_s for place in known.places()] == [7.0]
+
+
+def test_what_a_rival_ranked_is_left_out():
+    known = DrawnLists()
+    known.add(shown((2.0, 0.1), seconds=[7.0]))
+    known.add(shown((9.0, 0.1), seconds=[1.0], offset=1, ranked_by="v2"))
+    assert [place.expected_s for place in known.places()] == [2.0] and len(known) == 1
 
 
 def test_what_was_left_running_counts_for_no_more_than_the_cap_of_the_list():

@@ -4,7 +4,7 @@ from prometheus_client import REGISTRY
 
 from infra.platform import metrics
 from infra.platform.settings import Selection, Serving
-from serving.state.experiment import ExperimentView
+from serving.experiments.experiment_view import ExperimentView
 from streams.experiments import KEY
 from streams.messages import Experiment, Variant, encode
 
@@ -18,7 +18,7 @@ def record(name: str, *changes: dict[str, float], stopped_ms: int = 0) -> tuple[
 
 
 def variants_of(view: ExperimentView) -> set[str]:
-    return {view.plan_of(user).variant for user in USERS}
+    return {view.plan_of(user, None).variant for user in USERS}
 
 
 def test_it_begins_and_ends_with_its_records():
@@ -28,21 +28,21 @@ def test_it_begins_and_ends_with_its_records():
     assert variants_of(view) == {"v0", "v1"}
     view.hear(*record("one", {"serving.fresh": 3}, stopped_ms=5))
     assert variants_of(view) == {""}
-    assert {view.plan_of(user)[:2] for user in USERS} == {OWN}
+    assert {view.plan_of(user, None)[:2] for user in USERS} == {OWN}
 
 
 def test_an_experiment_that_cannot_be_served_changes_nothing_for_anybody():
     """Of a newer version, say: nobody is in a variant, rather than the control alone."""
     view = ExperimentView(*OWN)
     view.hear(*record("one", {"serving.not_yet_invented": 3}))
-    assert {view.plan_of(user) for user in USERS} == {(*OWN, "", "", None)}
+    assert {view.plan_of(user, None) for user in USERS} == {(*OWN, "", "", None, "")}
 
 
 def test_a_record_that_this_version_cannot_read_has_all_served_as_ever():
     view = ExperimentView(*OWN)
     view.hear(*record("one", {"serving.fresh": 3}))
     view.hear(f"{KEY}one".encode(), b'{"kind": "not yet invented"}')
-    assert {view.plan_of(user) for user in USERS} == {(*OWN, "", "", None)}
+    assert {view.plan_of(user, None) for user in USERS} == {(*OWN, "", "", None, "")}
 
 
 def test_counts_of_one_experiment_are_not_the_next_ones():

@@ -1,0 +1,42 @@
+"""Which releases can be served side by side, from one candidate model: those that differ in what ranks.
+
+`nextwatch train --stage ranking` makes one of another: its towers, rows and items, and a ranker of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from models.ranking.ranking_examples import CAP_S
+from models.release.bundle import TABLES, TOWER, Manifest
+
+
+def why_not_compared(rival: Manifest, live: Manifest) -> str:
+    """Why the ranker of a release cannot be compared with the live one's while both serve, and the way out; empty where
+    it can. What was watched of an item counts up to the cap of the list's ranker, so caps must be the same."""
+    if candidates_of(rival) != candidates_of(live):
+        return (
+            f"{rival.version} has other candidates (towers, rows) than {live.version}, which is live, and only rankers "
+            f"are compared: `nextwatch train --from-topics --stage ranking --warm-start {live.version} --no-announce` "
+            "trains another ranker of the live one's candidates"
+        )
+    if rival.ranker is None:
+        return f"{rival.version} has no ranker: there was too little to learn one from"
+    own_s = CAP_S if live.ranker is None else live.ranker.cap_s
+    if rival.ranker.cap_s != own_s:
+        return (
+            f"the ranker of {rival.version} promises at most {rival.ranker.cap_s!r} s, that of {live.version}, which "
+            f"is live, {own_s!r} s: train it with ranker.cap_s = {own_s!r}, else their seconds count differently"
+        )
+    return ""
+
+
+def candidates_of(manifest: Manifest) -> str:
+    """A checksum of the candidate model. Where two releases have the same, the rows, the mirror and the collection of
+    one are the other's."""
+    files = {name: manifest.files[name] for name in (TOWER, *(f"{table}.npy" for table in TABLES))}
+    numbers = manifest.dim, manifest.items, manifest.half_life_events, manifest.watches
+    told = msgspec.json.encode((files, manifest.tower, manifest.contexts, numbers), order="sorted")
+    return hashlib.sha256(told).hexdigest()
