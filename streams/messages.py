@@ -28,7 +28,7 @@ Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly,
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 WatchSeconds = Annotated[float, Meta(ge=0, le=86_400)]  # what a ranker may expect
 Position = Annotated[int, Meta(ge=0, le=1_000_000)]
-ExampleWeight = Annotated[float, Meta(gt=0, le=1e6)]
+ExampleWeight = Annotated[float, Meta(ge=0, le=1e6)]  # 0: counted, not learnt from
 Share = Annotated[float, Meta(ge=0, le=1)]
 Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]

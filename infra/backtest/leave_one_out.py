@@ -39,7 +39,7 @@ STANDS_ASIDE = {
     "model.example_age": "an age needs times",
     "model.half_life_events, decayed popularity": "popularity is that of all that is learnt from",
     "model.examples_per_user": "its window needs times",
-    "model.searches, model.context": "the log has none",
+    "model.searches, model.context, model.content, model.*_weight": "the log has none",
     "a live walk, figures by time and by item age": "the log has no times",
 }
 

@@ -128,10 +128,7 @@ class Live:
     def learn(self, rows: slice) -> None:
         dataset = self._training_set.dataset
         at = np.arange(rows.start, rows.stop)
-        weights = None
-        if dataset.weights is not None:  # by what users have said of items; of 0 there is no example
-            at = at[dataset.weights[at] > 0]
-            weights = dataset.weights[at]
+        weights = None if dataset.weights is None else dataset.weights[at]
         items = dataset.items[at].astype(np.int64)
         for item in np.unique(items[self._row_of[items] < 0]).tolist():
             catalogue, title = self._training_set.catalogue, self._training_set.title_of(item)

@@ -393,7 +393,7 @@ class Serving(Section):
     source_s: Positive = _setting(0.1, "a source slower than this in a batch is left out")
     shown_most: Whole = _setting(0, "an item shown so often without a watch since is not a candidate; 0: it stays one")
     queue: Count = _setting(1000, "most requests read and not yet answered")
-    backlog: Count = _setting(1000, "newer requests behind one that is late, beyond which it is passed over")
+    backlog: Count = _setting(1000, "with more requests waiting, those past the deadline that they name are left out")
     repeat_s: Seconds = _setting(60.0, "a repeated request id gets the same reply for so long")
     repeats: Count = _setting(5000, "most replies kept for that")
     batch: Count = _setting(16, "most requests answered together")

@@ -7,6 +7,7 @@ not grow with the catalogue. Each group of features has length 1: a long title d
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from zlib import crc32
 
@@ -24,7 +25,7 @@ Bag = tuple[list[int], list[float]]  # buckets and values, of one length
 
 def bag_of(ids: Mapping[str, Sequence[str]], title: str = "") -> Bag:
     """The features of an item with these ids by column of the catalogue."""
-    groups = [[f"{name}\0{value}" for value in values[:MOST_IDS]] for name, values in ids.items()]
+    groups = [[f"{name}\0{value}" for value in dict.fromkeys(values)][:MOST_IDS] for name, values in ids.items()]
     buckets: list[int] = []
     values: list[float] = []
     for group in [*groups, [f"\0{gram}" for gram in grams_of(title)]]:
@@ -45,10 +46,10 @@ def grams_of(title: str) -> list[str]:
 
 def matrix_of(bags: Iterable[Bag]) -> sp.csr_array:
     """float64 [N, BUCKETS]"""
-    ends, buckets, values = [0], list[int](), list[float]()
+    ends, buckets, values = array("q", [0]), array("i"), array("d")  # lists would take ten times as much
     for own, counts in bags:
-        buckets += own
-        values += counts
+        buckets.extend(own)
+        values.extend(counts)
         ends.append(len(buckets))
-    parts = np.array(values), np.array(buckets, np.int32), np.array(ends)
+    parts = np.array(values), np.array(buckets), np.array(ends)
     return sp.csr_array(parts, shape=(len(ends) - 1, BUCKETS))

@@ -105,7 +105,7 @@ def checked_rows(frame: pl.DataFrame, completed_s: float, place: Place) -> pl.Da
     ]
     columns += [_name(frame, name, place) for name in CONTEXT_NAMES if name in frame.columns]
     columns += [_share(frame, name, place) for name in CONTEXT_SHARES if name in frame.columns]
-    columns += [_signals(frame[SIGNAL], place)] if SIGNAL in frame.columns else []
+    columns += [_signals(frame[SIGNAL])] if SIGNAL in frame.columns else []
     long_enough = pl.col("watch_s") >= pl.min_horizontal(pl.col("duration_s"), pl.lit(completed_s))
     return pl.DataFrame(columns).with_columns(completed=long_enough.fill_null(True))
 
@@ -230,12 +230,17 @@ def _share(frame: pl.DataFrame, name: str, place: Place) -> pl.Series:
     return number
 
 
-def _signals(column: pl.Series, place: Place) -> pl.Series:
-    """Known kinds in order, each once, apart by `|`; null for none."""
-    kinds = _split(column.cast(pl.String))
-    unknown = kinds.list.eval(~pl.element().is_in(SIGNAL_KINDS)).list.any()
-    _refuse(unknown, column, place, f"must be of {', '.join(SIGNAL_KINDS)}")
-    text = kinds.list.unique().list.sort().list.join("|")
+def _signals(column: pl.Series) -> pl.Series:
+    """Known kinds in order, each once, apart by `|`; null for none. A log's own column of that name may mean something
+    else: then it says nothing."""
+    if column.dtype == pl.List(pl.String):
+        kinds = column.fill_null([])
+    elif column.dtype in {pl.String, pl.Categorical, pl.Enum}:
+        kinds = _split(column.cast(pl.String))
+    else:
+        return pl.Series(SIGNAL, [None] * len(column), pl.String)
+    known = kinds.list.eval(pl.element().filter(pl.element().is_in(SIGNAL_KINDS)))
+    text = known.list.unique().list.sort().list.join("|")
     return text.set(text == "", None).alias(SIGNAL)
 
 

@@ -95,7 +95,7 @@ def prepare(
 
 def _weights(log: StoredLog, completed: Rows, signals: Mapping[str, float]) -> Floats | None:
     """float32 [P]: of each positive as an example; None where all weigh 1."""
-    if not signals or SIGNAL not in log.contexts:
+    if not signals or SIGNAL not in log.contexts or not len(completed):
         return None
     said = (kinds.split("|") for kinds in log.vocabularies[SIGNAL])
     of_code = np.array([prod(signals.get(kind, 1.0) for kind in kinds) for kinds in said], np.float32)

@@ -289,11 +289,12 @@ def choose(
         best = max(
             [best, *judged(training, history, asked, quality or quality_of)], key=lambda selection: selection.quality
         )
+        if training.settings.content and best.epochs == training.epoch:
+            best = msgspec.structs.replace(best, metrics=best.metrics | content_gain(training, history, asked, best))
     if checkpoints is not None:
         checkpoints.save(training.fits, VALIDATION, best)
     if is_worth_it(best.metrics):
-        gain = content_gain(training, history, asked, best) if training.settings.content else {}
-        return msgspec.structs.replace(best, metrics=best.metrics | gain)
+        return best
     return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
 
 
@@ -313,9 +314,10 @@ def is_worth_it(metrics: Mapping[str, float]) -> bool:
 
 
 def popular_alone(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures of popularity as those of the selection."""
+    """The figures of popularity as those of the selection, which has no other part."""
     own = {name.removeprefix("popular_"): value for name, value in metrics.items() if name.startswith("popular_")}
-    return {**metrics, **own}
+    others = ("linear_", "skips_", "content_")
+    return {name: value for name, value in metrics.items() if not name.startswith(others)} | own
 
 
 def judged(training: Training, history: History, asked: EvalQuery, quality: Quality) -> list[ModelSelection]:

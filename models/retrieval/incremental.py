@@ -224,13 +224,13 @@ class IncrementalTrainer:
 
     def learn(self, examples: Examples, now_ms: int = 0) -> StepResult:
         """One step; `now_ms` is the time of the newest example. Popularity counts every example, repeats included, but
-        a repeat is not learnt from, since serving would not have shown it. Every target must have a row.
+        a repeat is not learnt from, since serving would not have shown it, nor one of weight 0. Every target has a row.
 
         The cost does not depend on the catalogue's size. A step that is not finite, or whose loss has exploded, is
         dropped as a whole."""
         targets = examples.targets
         loss, moved, watched, gained = 0.0, NO_ROWS, NO_ROWS, NO_ROWS
-        new = np.flatnonzero(~examples.repeated())
+        new = np.flatnonzero(~examples.repeated() & (True if examples.weights is None else examples.weights > 0))
         if len(new) and self._settings.learns == "output_rows":
             step = self._step(examples.take(new))
             if step is None:

@@ -5,8 +5,9 @@ its time (that of the sending, where the topic takes its own no more). One that 
 reply. A request that cannot be understood gets an error reply wherever an address can be told. The replies of a batch
 go out when its impressions are acknowledged, or a tenth of a second later where that takes longer.
 
-A request that is read after its deadline is passed over while many newer ones wait: its client has given up, and has
-asked again if it still wants to know. Whoever answers the oldest first then answers nobody in time, for ever.
+A request that is read after the deadline that it names is passed over while too many wait (`serving.backlog`): its
+client has given up, and has asked again if it still wants to know. Whoever answers the oldest first then answers nobody
+in time, for ever.
 
 A bug that a request shows does not harm the others of its batch: it goes to the dead letters with the request, and is
 handed back to be raised.
@@ -56,7 +57,7 @@ class Dispatcher:
         self._partitions_of, self._reply_cache, self._unavailable = partitions_of, reply_cache, unavailable
         self._tracer = tracer
         self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/clock_skew.py)
-        self.backlog: dict[int, int] = {}  # by partition: before this offset many newer requests wait behind each
+        self.is_behind = False  # more requests wait than `serving.backlog`
 
     def begin(self, queued: Sequence[tuple[Any, float]], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest. `queued`: records
@@ -68,7 +69,7 @@ class Dispatcher:
             parsed = parse_request(record, self._settings, self._partitions_of)
             if parsed.refused is not None:
                 self._refuse(parsed, parsed.refused, now_ms)
-            elif (context := self._context_of(parsed, now_ms)) is None or self._is_given_up(context, record):
+            elif (context := self._context_of(parsed, now_ms)) is None or self._is_given_up(context):
                 continue
             elif not self._repeat(parsed):
                 self._reply_cache.begin(_key(parsed))
@@ -125,10 +126,11 @@ class Dispatcher:
         waited_ms = max(0.0, now_ms - self.ahead_ms - record.timestamp) if has_time else 0.0
         return RequestContext(request, record.partition, waited_ms, parsed.filter)
 
-    def _is_given_up(self, context: RequestContext, record: Any) -> bool:
-        is_late = context.left_s(self._settings.serving.deadline_s) < 0
-        if not is_late or record.offset >= self.backlog.get(record.partition, 0):
+    def _is_given_up(self, context: RequestContext) -> bool:
+        """True where its client has said how long it waits, and that has passed, while too many others wait."""
+        if not self.is_behind or context.request.deadline_ms is None or context.left_s(0.0) >= 0:
             return False
+        metrics.SHED.inc()
         metrics.REQUESTS.labels("expired").inc()
         return True
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Set
 from typing import Any
 
 from kafka import TopicPartition
+from kafka.errors import IllegalStateError
 
 
 class RequestQueue:
@@ -31,6 +32,18 @@ class RequestQueue:
             if record.offset >= self._read.get(place_of(record), 0):
                 self._queue.append((record, read_s))
                 self._read[place_of(record)] = record.offset + 1
+
+    def end_of(self, place: TopicPartition) -> int | None:
+        """The offset after the newest request of a partition, as far as the last fetch told; None where that is not
+        known, or the partition another's in this very moment."""
+        with contextlib.suppress(IllegalStateError):
+            end: int | None = self._consumer.highwater(place)
+            return end
+        return None
+
+    def waiting(self) -> int:
+        """How many requests are queued, or lie in their partitions behind these."""
+        return len(self._queue) + sum(max(0, (self.end_of(place) or 0) - read) for place, read in self._read.items())
 
     def take(self, most: int) -> list[tuple[Any, float]]:
         return [self._queue.popleft() for _ in range(min(len(self._queue), most))]

@@ -288,18 +288,14 @@ class Worker:
         read_s = time.perf_counter()
         self._compare_clocks(records, read_s)
         self._queue.add(records, read_s)
-        most = self._settings.serving.backlog
-        places = {place_of(record) for record in records}
-        self._dispatcher.backlog |= {tp.partition: (self._consumer.highwater(tp) or 0) - most for tp in places}
+        self._dispatcher.is_behind = self._queue.waiting() > self._settings.serving.backlog
         return True
 
     def _compare_clocks(self, records: Iterable[Any], read_s: float) -> None:
         """Look at the stamps of those that were just read and are the newest of their partitions."""
         now_ms = _now_ms()
         for record in records:
-            if record.timestamp > 0 and record.offset + 1 >= (
-                self._consumer.highwater(place_of(record)) or sys.maxsize
-            ):
+            if record.timestamp > 0 and record.offset + 1 >= (self._queue.end_of(place_of(record)) or sys.maxsize):
                 self._clock_skew.observe(now_ms - record.timestamp, read_s)
         self._dispatcher.ahead_ms = self._clock_skew.ahead_ms
 

@@ -81,7 +81,7 @@ def find_overtaken(kafka: Kafka, places: Iterable[Place]) -> set[Place]:
 def _newest_offsets(kafka: Kafka, topic: str, partition: int, *, first: int) -> Mapping[bytes | None, int]:
     """The newest offset of each key, from an offset on; nothing of a topic that is not there, as sending will say."""
     newest: dict[bytes | None, int] = {}
-    with suppress(TopicMissing), TopicFollower(kafka, topic, partitions=[partition]) as follower:
+    with suppress(TopicMissing), TopicFollower(kafka, topic, partitions=[partition], known_s=0.0) as follower:
         follower.seek(partition, first)
         newest |= {record.key: record.offset for record in follower.to_end()}
     return newest

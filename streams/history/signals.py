@@ -45,27 +45,27 @@ def unwanted_by(history: UserHistory) -> Unwanted:
 
 
 def weighed(applied: Applied, weights: Mapping[str, float]) -> Applied:
-    """The same with the weight of its example: those of what the user has said of the item, by kind, multiply; no
-    example where that is 0."""
+    """The same with the weight of its example: those of what the user has said of the item, by kind, multiply."""
     example = applied.example
     if example is None or not weights:
         return applied
     mine = (signal.kind for signal in applied.history.signals if signal.item_id == example.item_id)
     weight = prod(weights.get(kind, 1.0) for kind in mine)
-    return applied._replace(example=replace(example, weight=weight) if weight else None)
+    return applied._replace(example=replace(example, weight=weight))
 
 
 def said_of_items(events: Iterable[SignalEvent]) -> dict[tuple[str, str], list[str]]:
     """By user and item the kinds that stand at the end of these events, in whatever order they come."""
-    newest: dict[tuple[str, str, str], SignalEvent] = {}
+    newest: dict[tuple[str, str, str], tuple[int, bool, str]] = {}  # as `_order` has them about one item
     for event in events:
         if event.item_id is not None:
-            key = (event.user_id, event.item_id, _about(event)[0])
-            newest[key] = max(newest.get(key, event), event, key=_order)
+            key, mine = (event.user_id, event.item_id, _about(event)[0]), _order(event)[:3]
+            newest[key] = max(newest.get(key, mine), mine)
     said: dict[tuple[str, str], list[str]] = {}
-    for (user_id, item_id, _), event in newest.items():
-        if event.kind != "undo":
-            said.setdefault((user_id, item_id), []).append(event.kind)
+    while newest:
+        (user_id, item_id, _), (_, _, kind) = newest.popitem()
+        if kind != "undo":
+            said.setdefault((user_id, item_id), []).append(kind)
     return said
 
 

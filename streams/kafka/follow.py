@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]  # records by now, and in all
 
 _MAX_RECORDS = 5000
 _LOOK_S = 0.5
-_KNOWN_S = 5.0  # so long a broker that has just started, or lags behind, may not have heard of a topic
+KNOWN_S = 5.0  # so long a broker that has just started, or lags behind, may not have heard of a topic
 # Between two looks for records. kafka-python's own waiting keeps a core busy when a broker answers empty fetches at
 # once instead of holding them for fetch_max_wait_ms, as noida does.
 PACE_S = 0.05
@@ -53,8 +53,11 @@ class TopicFollower:
     and kafka.errors.KafkaError when no broker answers. Once built it rides out a broker's absence: `poll` returns
     nothing until the broker is back. Not for use from two threads."""
 
-    def __init__(self, kafka: Kafka, *topics: str, partitions: Iterable[int] | None = None) -> None:
-        self._prefix = kafka.topic_prefix
+    def __init__(
+        self, kafka: Kafka, *topics: str, partitions: Iterable[int] | None = None, known_s: float = KNOWN_S
+    ) -> None:
+        """`known_s`: how long a topic is looked for."""
+        self._prefix, self._known_s = kafka.topic_prefix, known_s
         names = tuple(kafka.topic_prefix + topic for topic in topics)
         consumer = KafkaConsumer(
             **kafka_python_options(kafka),
@@ -184,7 +187,7 @@ class TopicFollower:
         self.close()
 
     def _partitions_of(self, name: str) -> list[TopicPartition]:
-        deadline = time.monotonic() + _KNOWN_S
+        deadline = time.monotonic() + self._known_s
         while not (numbers := self._consumer.partitions_for_topic(name)):
             if time.monotonic() > deadline:
                 raise TopicMissing(f"topic {name} does not exist; `nextwatch topics --create` makes it")

@@ -22,9 +22,13 @@ def test_a_copy_differs_in_nothing_but_the_time_that_is_left():
     assert copy_to_resend(RecommendRequest("r", "ann"), 2.0) == RecommendRequest("r", "ann")
 
 
-def test_what_the_brokers_have_not_taken_is_not_sent_again_behind_itself():
+def test_what_the_brokers_have_not_taken_is_not_sent_again_behind_itself_but_soon_after_they_have():
     pending = PendingRequests()
-    pending.add(REQUEST, 10.0, resend_times_s(0.9, 2))
+    correlation_id, _ = pending.add(REQUEST, 10.0, resend_times_s(0.9, 1))
+    assert pending.due(10.5) == []
+    pending.acknowledge(correlation_id)
+    assert pending.due(10.55) == []
+    assert pending.due(10.65) == [(correlation_id, copy_to_resend(REQUEST, 0.65))]
     assert pending.due(99.0) == []
 
 

@@ -62,6 +62,9 @@ def copy_to_resend(request: RecommendRequest, waited_s: float) -> RecommendReque
     return msgspec.structs.replace(request, deadline_ms=max(1, request.deadline_ms - round(waited_s * 1000)))
 
 
+PUT_OFF_S = 0.1  # a copy, where the brokers have not taken the first one yet
+
+
 class PendingRequests:
     """Requests by correlation id. May be used from several threads; `now_s` is any clock that never goes back."""
 
@@ -87,18 +90,19 @@ class PendingRequests:
         return correlation_id, pending
 
     def due(self, now_s: float) -> list[tuple[bytes, RecommendRequest]]:
-        """Take out what is to be sent again now, each with the correlation id that it was first sent with. Not what the
-        brokers have not taken yet: a copy would only wait behind it."""
+        """Take out what is to be sent again now, each with the correlation id that it was first sent with. What the
+        brokers have not taken yet is put off: a copy would only wait behind it."""
+        copies = []
         with self._lock:
-            due = []
             while self._resends and self._resends[0][0] <= now_s:
-                due.append(heapq.heappop(self._resends)[1])
-        found = [(correlation_id, self._pending.get(correlation_id)) for correlation_id in due]
-        return [
-            (correlation_id, copy_to_resend(pending.request, now_s - pending.sent_s))
-            for correlation_id, pending in found
-            if pending is not None and pending.acknowledged
-        ]
+                _, correlation_id = heapq.heappop(self._resends)
+                if (pending := self._pending.get(correlation_id)) is None:
+                    continue
+                if pending.acknowledged:
+                    copies.append((correlation_id, copy_to_resend(pending.request, now_s - pending.sent_s)))
+                else:
+                    heapq.heappush(self._resends, (now_s + PUT_OFF_S, correlation_id))
+        return copies
 
     def traceparent_of(self, correlation_id: bytes) -> str:
         """Return the trace that a request belongs to; empty for none."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, NotLeaderForPartitionError
 from kafka.record import MemoryRecords
 
 from infra.platform.third_parties.patching import replace, require_version
@@ -47,11 +47,12 @@ def _asking_once(ask: Any) -> Any:
 
 
 def look_for_moved_leaders() -> None:
-    """Let every consumer of this process ask for new metadata when a broker leads a partition no more whose offsets it
+    """Let every consumer of this process wait for new metadata when a broker leads a partition no more whose offsets it
     is asked for.
 
     Why: it asks the same broker again, without a pause, until its time is over (30 s) or its metadata are five minutes
-    old. A server that is given partitions after the brokers were restarted one by one would wait so, and end.
+    old. A server that is given partitions after the brokers were restarted one by one would wait so, and end. Told by
+    an error, as where a broker is gone, it asks for metadata and waits for them.
     Upstream: kafka/consumer/fetcher.py, `_fetch_offsets_by_times_async`: partitions to retry.
     """
     replace(Fetcher, "_handle_list_offsets_response", _looking_for_leaders)
@@ -61,7 +62,7 @@ def _looking_for_leaders(handle: Any) -> Any:
     def handle_list_offsets_response(self: Any, response: Any) -> Any:
         offsets, moved = handle(self, response)
         if moved:
-            self._manager.cluster.request_update()
+            raise NotLeaderForPartitionError(str(moved))
         return offsets, moved
 
     return handle_list_offsets_response

@@ -76,16 +76,18 @@ def test_learning_live_changes_ranks_and_knows_new_items_in_histories(scene: Sce
     assert len(live._trainer) == catalogue + len(np.unique(watched[late]))
 
 
-def test_what_is_of_no_weight_is_not_learnt_live(scene: Scene):
+def test_what_is_of_no_weight_is_counted_and_not_learnt_live(scene: Scene):
     weights = np.ones(len(scene.source.dataset), np.float32)
     weights[scene.cut : scene.cut + 25] = 0
     dataset = replace(scene.source.dataset, weights=weights)
     unlike = replace(scene, source=replace(scene.source, dataset=dataset)).live()
-    clock = unlike._trainer.popularity.clock
+    trainer, known = unlike._trainer, len(scene.model.vectors)
+    clock, vectors = trainer.popularity.clock, trainer._vectors.values[:known].clone()
     unlike.learn(slice(scene.cut, scene.cut + 25))
-    assert unlike._trainer.popularity.clock == clock
+    assert trainer.popularity.clock == clock + 25, "it was watched all the same"
+    assert trainer._vectors.values[:known].equal(vectors)
     unlike.learn(slice(scene.cut + 20, scene.cut + 30))
-    assert unlike._trainer.popularity.clock == clock + 5
+    assert not trainer._vectors.values[:known].equal(vectors)
 
 
 def test_vectors_are_taken_over_as_often_as_asked(scene: Scene):

@@ -9,7 +9,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.heartbeat import Heartbeat
-from kafka.errors import CorruptRecordError, KafkaTimeoutError, NotLeaderForPartitionError
+from kafka.errors import CorruptRecordError, InvalidMetadataError, KafkaTimeoutError, NotLeaderForPartitionError
 from kafka.record import MemoryRecords
 
 from infra.platform.kafka_clients import close_producer
@@ -44,21 +44,15 @@ def test_a_client_that_waits_for_metadata_is_woken_up_for_each_question():
     assert wake_ups_of(ClusterMetadata.request_update) == 1
 
 
-def asks_of(handle) -> int:
-    """How often a consumer asks for metadata that is told by a broker that it leads a partition no more."""
-    asked: list[bool] = []
-    cluster = SimpleNamespace(request_update=lambda: asked.append(True))
+def test_a_consumer_that_asks_for_offsets_does_not_look_where_the_leader_is_now():
     partition = SimpleNamespace(partition_index=0, error_code=NotLeaderForPartitionError.errno)
     response = SimpleNamespace(topics=[SimpleNamespace(name="mine", partitions=[partition])])
-    consumer = SimpleNamespace(_manager=SimpleNamespace(cluster=cluster))
-    assert handle(consumer, response) == ({}, {TopicPartition("mine", 0)})
-    return len(asked)
-
-
-def test_a_consumer_that_asks_for_offsets_does_not_look_where_the_leader_is_now():
     look_for_moved_leaders()
-    assert asks_of(original(Fetcher, "_handle_list_offsets_response")) == 0
-    assert asks_of(Fetcher._handle_list_offsets_response) == 1
+    theirs = original(Fetcher, "_handle_list_offsets_response")
+    assert theirs(None, response) == ({}, {TopicPartition("mine", 0)}), "which is asked again at once, of the same"
+    assert issubclass(NotLeaderForPartitionError, InvalidMetadataError), "for which it waits for new metadata"
+    with pytest.raises(NotLeaderForPartitionError):
+        Fetcher._handle_list_offsets_response(None, response)
 
 
 def test_no_consumer_tells_when_the_heartbeat_was_sent_that_its_group_has_answered():

@@ -207,11 +207,13 @@ def test_a_context_is_kept_and_checked():
         log_from_frame(frame(region=["d" * 257, "", ""]), 18.0)
 
 
-def test_signals_are_kept_each_once_and_in_order_and_unknown_ones_are_refused():
+def test_signals_are_kept_each_once_and_in_order_and_a_column_of_another_meaning_says_nothing():
     log = log_from_frame(frame(signal=[" share, like|like", "", None]), 18.0)
     assert log.frame["signal"].to_list() == ["like|share", None, None]
-    with pytest.raises(LogError, match=r"row 2, column signal: must be of like, dislike, .* got 'like,hate'"):
-        log_from_frame(frame(signal=["like", "like,hate", ""]), 18.0)
+    log = log_from_frame(frame(signal=[["share", "like"], [], None]), 18.0)
+    assert log.frame["signal"].to_list() == ["like|share", None, None]
+    for other in ([-61, -70, -80], ["weak", "strong", "weak"], [["weak"], [], None], [[1], [], None]):
+        assert log_from_frame(frame(signal=other), 18.0).frame["signal"].to_list() == [None] * 3
 
 
 def test_a_title_is_kept_cut_to_what_a_message_takes_and_is_no_id():

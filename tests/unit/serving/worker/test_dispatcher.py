@@ -122,16 +122,19 @@ def test_a_bug_harms_only_the_request_that_shows_it_and_is_handed_back(dispatche
     assert (letter.code, letter.offset, letter.topic) == ("bug", 7, "recommend-requests")
 
 
-def test_a_late_request_is_passed_over_while_many_newer_ones_wait_and_answered_where_they_do_not(
+def test_a_request_past_the_deadline_that_it_names_is_passed_over_while_too_many_wait(
     dispatcher: Dispatcher, sent: Sent
 ) -> None:
-    late, early = record("ann", age_ms=60_000), record("bob")
-    dispatcher.backlog = {late.partition: late.offset + 1, early.partition: early.offset + 1}
-    handle(dispatcher, late, early)
-    assert list(replies(sent)) == ["r-bob"]
-    dispatcher.backlog = {late.partition: late.offset}
+    late, unsaid, early = (record(name, age_ms=age_ms) for name, age_ms in (("ann", 6000), ("cy", 6000), ("bob", 400)))
+    for each, deadline_ms in ((late, 5000), (unsaid, None), (early, 500)):
+        user = each.key.decode()
+        each.value = encode(RecommendRequest(f"r-{user}", user, deadline_ms=deadline_ms))
+    dispatcher.is_behind = True
+    handle(dispatcher, late, unsaid, early)
+    assert list(replies(sent)) == ["r-cy", "r-bob"]
+    dispatcher.is_behind = False
     handle(dispatcher, late)
-    assert list(replies(sent)) == ["r-bob", "r-ann"]
+    assert list(replies(sent)) == ["r-cy", "r-bob", "r-ann"]
 
 
 def test_a_foreign_request_is_forwarded_whole_with_its_time_and_only_once(dispatcher: Dispatcher, sent: Sent) -> None:

@@ -121,18 +121,16 @@ WEIGHTS = {"like": 2.0, "share": 3.0, "dislike": 0.0}
         ([said("like", 1)], 2.0),
         ([said("like", 1), said("share", 2), said("save", 3)], 6.0),
         ([said("like", 1, "b"), said("dislike", 2, None, "a")], 1.0),
-        ([said("dislike", 1), said("share", 2)], None),
+        ([said("dislike", 1), said("share", 2)], 0.0),
         ([said("dislike", 1), said("undo", 2)], 1.0),
     ],
 )
-def test_a_watch_weighs_as_an_example_what_its_user_has_said_of_the_item(
-    signals: list[SignalEvent], weight: float | None
-):
+def test_a_watch_weighs_as_an_example_what_its_user_has_said_of_the_item(signals: list[SignalEvent], weight: float):
     source = Source(0, 0, 0)
     applied = apply_watch(fold(signals), WatchEvent("w", "u", "a", 9, 30.0), source, keep=9, completed_s=18.0)
     found = weighed(applied, WEIGHTS)
     assert found.history is applied.history, "the watch is a watch all the same"
-    assert (None if found.example is None else found.example.weight) == weight
+    assert found.example is not None and found.example.weight == weight
     assert weighed(applied, {}) is applied
 
 
@@ -143,12 +141,12 @@ def test_an_example_from_before_weights_weighs_one_and_a_weight_travels():
     assert [decode(TrainingExample, encode(each)).weight for each in (example, heavy)] == [1.0, 4.0]
 
 
-def test_the_worker_weighs_by_its_settings_and_leaves_an_unwanted_watch_out():
+def test_the_worker_weighs_by_its_settings_and_an_unwanted_watch_by_nothing():
     home = topics.partition_of("u", SETTINGS.kafka.partitions)
     table = {"u": encode(fold([said("like", 1), said("dislike", 2, "b")]))}
     watches = [WatchEvent(item, "u", item, NOW_MS, 30.0) for item in "ab"]
     batch = [Raw(topics.WATCH_EVENTS, home, at, NOW_MS, b"u", encode(each), ()) for at, each in enumerate(watches)]
-    for model, weights in (({}, [1.0, 1.0]), ({"like_weight": 3.0, "unwanted_weight": 0.0}, [3.0])):
+    for model, weights in (({}, [1.0, 1.0]), ({"like_weight": 3.0, "unwanted_weight": 0.0}, [3.0, 0.0])):
         outbox = Waiting()
         settings = Settings.model_validate({"model": model})
         changed, _, bug = apply(batch, table, outbox, settings, now_ms=NOW_MS)  # type: ignore[arg-type]
