@@ -17,7 +17,7 @@ import structlog
 
 from infra.platform import metrics
 from infra.platform.retrying import BackOff
-from models.release.bundle import BundleError
+from models.release.bundle import BundleError, RankerBundle
 from models.release.comparable import why_not_compared
 from serving.state.item_worth import ItemWorth
 from serving.state.known_items import KnownItems
@@ -134,8 +134,9 @@ def load_rival(
     """The live release with the ranker of another one, warmed up. Raises ReleaseError where that cannot be read, or not
     be compared."""
     assert live.manifest is not None  # it was loaded from a bundle, too
+    own = RankerBundle(live.manifest, live.ranker, live.statistics)
     try:
-        found = bundles.read_ranker(version, stopped)
+        found = bundles.read_ranker(version, stopped, beside=own)
     except BundleError as error:
         raise ReleaseError("bundle", str(error)) from error
     if problem := why_not_compared(found.manifest, live.manifest):

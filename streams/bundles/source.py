@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,10 +69,12 @@ class BundleSource:
         finally:
             self._reading.remove(version)
 
-    def read_ranker(self, version: str, stopped: Callable[[], bool] = never) -> RankerBundle:
-        """The same of what ranks alone. Its fetch also stops while a whole bundle is read, which may go live: try again
-        then."""
-        return self._read(version, lambda: stopped() or bool(self._reading), read_ranker)
+    def read_ranker(
+        self, version: str, stopped: Callable[[], bool] = never, beside: RankerBundle | None = None
+    ) -> RankerBundle:
+        """The same of what ranks alone, with the statistics of `beside` where they are the same. Its fetch also stops
+        while a whole bundle is read, which may go live: try again then."""
+        return self._read(version, lambda: stopped() or bool(self._reading), partial(read_ranker, beside=beside))
 
     def manifest(self, version: str) -> Manifest:
         """What a bundle says of itself; from the store no more of it is fetched. Raises BundleError."""

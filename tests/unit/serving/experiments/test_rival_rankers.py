@@ -192,6 +192,16 @@ def test_what_is_loaded_is_not_read_again_while_another_one_is_missing(
     assert asked.count(rival.version) == 1
 
 
+def test_statistics_that_are_the_live_releases_are_in_memory_once(
+    server: Server, rival: Manifest, bundles: Sequence[Manifest], bundles_dir: Path
+):
+    like = rank_anew(bundles_dir, bundles[0], bundles[0], seconds=30)
+    server.compare(rival.version, like.version)
+    server.until_served(rival.version, like.version)
+    assert server.live.rivals[like.version].statistics is server.live.statistics
+    assert server.live.rivals[rival.version].statistics is not server.live.statistics, "of another log"
+
+
 def test_its_memory_is_free_when_the_experiment_ends_or_another_begins(
     server: Server, rival: Manifest, bundles: Sequence[Manifest], bundles_dir: Path
 ):
