@@ -255,12 +255,19 @@ def read_bundle(directory: Path) -> Bundle:
     return Bundle(manifest, model, _read_ranker(directory, manifest), catalogue, _read_statistics(directory, manifest))
 
 
-def read_ranker(directory: Path) -> RankerBundle:
-    """Load and check the part of a bundle that ranks; the other files are not looked at. Raises BundleError."""
+def read_ranker(directory: Path, beside: RankerBundle | None = None) -> RankerBundle:
+    """Load and check the part of a bundle that ranks; the other files are not looked at. Statistics that are those of
+    `beside`, which is in memory, are not read again. Raises BundleError."""
     manifest = read_manifest(directory)
-    for name in (RANKER, RANKER_IDS, STATISTICS):
+    is_shared = beside is not None and _statistics_id(manifest) == _statistics_id(beside.manifest)
+    for name in (RANKER, RANKER_IDS) if is_shared else (RANKER, RANKER_IDS, STATISTICS):
         _check_file(directory / name, manifest.files[name])
-    return RankerBundle(manifest, _read_ranker(directory, manifest), _read_statistics(directory, manifest))
+    statistics = beside.statistics if beside and is_shared else _read_statistics(directory, manifest)
+    return RankerBundle(manifest, _read_ranker(directory, manifest), statistics)
+
+
+def _statistics_id(manifest: Manifest) -> tuple[str, float]:
+    return manifest.files[STATISTICS], manifest.half_life_h
 
 
 def _tables(model: CandidateModel) -> dict[str, Array]:

@@ -17,7 +17,7 @@ import structlog
 
 from infra.platform import metrics
 from infra.platform.retrying import BackOff
-from models.release.bundle import BundleError
+from models.release.bundle import BundleError, RankerBundle
 from models.release.comparable import why_not_compared
 from serving.state.item_worth import ItemWorth
 from serving.state.known_items import KnownItems
@@ -76,6 +76,7 @@ class _Loading:
     def __init__(self, bundles: BundleSource, live: LiveRelease, versions: frozenset[str], in_bfloat16: bool) -> None:
         self.rivals = NONE
         self.refusal = ""
+        self._loaded: dict[str, LiveRelease] = {}  # those that wait for the others
         self._bundles, self._versions, self._in_bfloat16 = bundles, versions, in_bfloat16
         self._live = replace(live, rivals=NONE)  # those of the experiment before must not wait here
         self._stopped = threading.Event()
@@ -98,17 +99,18 @@ class _Loading:
             self._stopped.wait(waits.next())
 
     def _try(self) -> str:
-        """Load all of them; the reason why not, empty for none."""
+        """Load those that are missing; the reason why not, empty for none."""
         try:
-            rivals = {version: self._load(version) for version in sorted(self._versions)}
+            for version in sorted(self._versions - self._loaded.keys()):
+                self._loaded[version] = self._load(version)
         except ReleaseError as refused:
             reason, text = refused.reason, str(refused)
         except Exception as error:  # outermost: a bug in loading must not end the thread without a word
             log.exception("loading a ranker failed", rankers=sorted(self._versions))
             reason, text = "bug", repr(error)
         else:
-            self.rivals, self.refusal = rivals, ""
-            log.info("rankers are loaded beside the live one", rankers=sorted(rivals), live=self._live.version)
+            self.rivals, self.refusal = self._loaded, ""
+            log.info("rankers are loaded beside the live one", rankers=sorted(self.rivals), live=self._live.version)
             return ""
         if not self._stopped.is_set():
             self.refusal = text
@@ -131,11 +133,12 @@ def load_rival(
 ) -> LiveRelease:
     """The live release with the ranker of another one, warmed up. Raises ReleaseError where that cannot be read, or not
     be compared."""
+    assert live.manifest is not None  # it was loaded from a bundle, too
+    own = RankerBundle(live.manifest, live.ranker, live.statistics)
     try:
-        found = bundles.read_ranker(version, stopped)
+        found = bundles.read_ranker(version, stopped, beside=own)
     except BundleError as error:
         raise ReleaseError("bundle", str(error)) from error
-    assert live.manifest is not None  # it was loaded from a bundle, too
     if problem := why_not_compared(found.manifest, live.manifest):
         raise ReleaseError(UNFIT, problem)
     rival = replace(

@@ -1,8 +1,9 @@
 """A bundle fetched from the store into this disk's cache, `<data_dir>/bundles/.fetched/<version>`.
 
-The steps, in their order: the lock that the processes of this machine share; the manifest, which must be the one that
-the version tells of; each file, from where it was cut, held against the manifest's checksum; everything synced; then
-the rename, so that what has a version's name in the cache is whole. Wrong bytes are fetched once more, then refused.
+What is there is used as it is. Else the steps, in their order: the lock that the processes of this machine share; the
+manifest, which must be the one that the version tells of; each file, from where it was cut, held against the manifest's
+checksum; everything synced; then the rename, so that what has a version's name in the cache is whole. Wrong bytes are
+fetched once more, then refused.
 
 At most `bundles.keep` bundles stay, those that were used last. One that goes while a process has it mapped stays
 readable to that process, and can be fetched again.
@@ -45,14 +46,20 @@ class Cache:
     def place(self, version: str) -> Path:
         return self._directory / version
 
+    def holds(self, version: str) -> bool:
+        """True when the bundle is there, which it is whole or not at all."""
+        return (self.place(version) / MANIFEST).is_file()
+
     def fetch(self, version: str, stopped: Callable[[], bool]) -> Path:
-        """The place of a bundle, fetched if it is not there. Blocks, until `stopped` is true at the latest. Raises
-        BundleError."""
-        with self._told(version), self._locked(stopped):
-            if not (self.place(version) / MANIFEST).is_file():
-                self._fetch(version, stopped)
+        """The place of a bundle, fetched if it is not there: that blocks, until `stopped` is true at the latest. One
+        that is there waits for nobody's fetch. Raises BundleError."""
+        with self._told(version):
+            if not self.holds(version):
+                with self._locked(stopped):
+                    if not self.holds(version):
+                        self._fetch(version, stopped)
+                    self._bound(version)
             os.utime(self.place(version))
-            self._bound(version)
         return self.place(version)
 
     def manifest(self, version: str) -> Manifest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,12 +45,13 @@ class BundleSource:
         """Raises StoreError for a store that cannot be used as it is set; asks nobody."""
         self._directory = bundles_dir
         self._cache = Cache(Objects(bundles), bundles_dir, bundles.keep) if bundles.store else None
+        self._reading: list[str] = []  # whole bundles, for which the fetch of a ranker stops
 
     def is_here(self, version: str) -> bool:
         """True when reading the bundle asks no store."""
         if self._cache is None or (self._directory / version / MANIFEST).is_file():
             return True
-        return (self._cache.place(version) / MANIFEST).is_file()
+        return self._cache.holds(version)
 
     def directory(self, version: str, stopped: Callable[[], bool] = never) -> Path:
         """The bundle's directory; it is fetched if it must be, until `stopped`. Raises BundleError."""
@@ -61,11 +63,18 @@ class BundleSource:
     def read(self, version: str, stopped: Callable[[], bool] = never) -> Bundle:
         """Load and check a bundle. Raises BundleError; a fetched one that the disk has spoilt is fetched anew the next
         time, not in here: who reads may have a loop that must go on."""
-        return self._read(version, stopped, read_bundle)
+        self._reading.append(version)
+        try:
+            return self._read(version, stopped, read_bundle)
+        finally:
+            self._reading.remove(version)
 
-    def read_ranker(self, version: str, stopped: Callable[[], bool] = never) -> RankerBundle:
-        """The same of what ranks alone."""
-        return self._read(version, stopped, read_ranker)
+    def read_ranker(
+        self, version: str, stopped: Callable[[], bool] = never, beside: RankerBundle | None = None
+    ) -> RankerBundle:
+        """The same of what ranks alone, with the statistics of `beside` where they are the same. Its fetch also stops
+        while a whole bundle is read, which may go live: try again then."""
+        return self._read(version, lambda: stopped() or bool(self._reading), partial(read_ranker, beside=beside))
 
     def manifest(self, version: str) -> Manifest:
         """What a bundle says of itself; from the store no more of it is fetched. Raises BundleError."""

@@ -54,19 +54,25 @@ def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...
     except Refused as refused:
         raise ExperimentUnfit(f"{refused} (names are of letters, digits, dots, - and _)") from None
     plans_of(experiment, settings.serving, settings.selection)
-    known = read_experiments(settings.kafka)
-    if known.running is not None:
-        raise ExperimentUnfit(f"{known.running.name} runs: a viewer is in one experiment at a time, stop it first")
-    if name in known.by_name:
-        raise ExperimentUnfit(f"there was an experiment {name}, and lists of it are on record: take another name")
+    _check_may_start(read_experiments(settings.kafka), name)
     if releases_of(experiment):
         experiment = _with_rankers(settings, experiment)
+        _check_may_start(read_experiments(settings.kafka), name)  # sending a bundle may have taken minutes
+        experiment = structs.replace(experiment, started_ms=_now_ms())
     announce(settings.kafka, experiment)
     if first := _first_of(read_experiments(settings.kafka), experiment):
         why = f"{first} was started in the same moment, and first"
         announce(settings.kafka, structs.replace(experiment, stopped_ms=_now_ms(), reason=why))
         raise ExperimentUnfit(f"{why}: {name} is stopped, a viewer is in one experiment at a time")
     return experiment
+
+
+def _check_may_start(known: Experiments, name: str) -> None:
+    """Raises ExperimentUnfit where another one runs, or the name was used before."""
+    if known.running is not None:
+        raise ExperimentUnfit(f"{known.running.name} runs: a viewer is in one experiment at a time, stop it first")
+    if name in known.by_name:
+        raise ExperimentUnfit(f"there was an experiment {name}, and lists of it are on record: take another name")
 
 
 def _with_rankers(settings: Settings, experiment: Experiment) -> Experiment:

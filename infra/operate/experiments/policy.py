@@ -77,10 +77,12 @@ class DrawnLists:
 
     def __init__(self) -> None:
         self._lists = NewestLists[tuple[int, tuple[Place, ...]]]()
+        self._of_rivals = NewestLists[None]()
 
     def add(self, example: ExamplePart) -> None:
-        """Take a list that the live release has ranked: what a rival expects is another measure."""
+        """Take a list; one that a rival has ranked is left out: what that expects is another measure."""
         if example.impression.ranked_by:
+            self._of_rivals.take(example, None)
             return
         drawn = sum(shown.probability is not None for shown in example.impression.items)
         self._lists.take(example, (drawn, tuple(_places(example))))
@@ -88,6 +90,11 @@ class DrawnLists:
     def places(self) -> list[Place]:
         """Raises PolicyRefused where there is none."""
         found = [place for _, places in self._lists for place in places]
+        if not self._lists and self._of_rivals:
+            raise PolicyRefused(
+                f"all {len(self._of_rivals):,} lists were ranked by a rival of the live release, and such lists are "
+                "left out (docs/experiments.md): wait for lists that the live one's ranker has ranked"
+            )
         if not self._lists:
             raise PolicyRefused("there is no ranking example: has the join closed a list yet (join.window_s)?")
         if not any(drawn for drawn, _ in self._lists):

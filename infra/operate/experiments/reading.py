@@ -14,7 +14,7 @@ from msgspec import structs
 
 from infra.operate.experiments.control import find_experiment
 from infra.operate.experiments.parts import ExamplePart, ImpressionPart
-from infra.operate.experiments.rankers import compare_rankers
+from infra.operate.experiments.rankers import RankersUnknown, compare_rankers
 from infra.operate.experiments.report import ExperimentReport, report_of
 from infra.operate.experiments.viewers import HOUR_MS, Viewers
 from infra.operate.progress import Step, no_progress
@@ -24,7 +24,7 @@ from streams.erasure.erase_users import read_erased_users
 from streams.experiments import releases_of
 from streams.kafka.follow import TopicFollower
 from streams.kafka.releases import read_experiments
-from streams.messages import Refused, decode
+from streams.messages import Experiment, Refused, decode
 
 SLACK_MS = 60_000  # between the clocks of who starts an experiment and who writes of it
 
@@ -44,10 +44,17 @@ def read_report(settings: Settings, name: str, effect: float, progress: Step = n
         viewers.closed(example)
     report = report_of(experiment, viewers, effect, is_cut=has_expired(settings.kafka, since_ms))
     if report.runs and releases_of(experiment):
-        _, problem = compare_rankers(settings, experiment)
-        unserved = (f"no viewer is in it now: {problem}",) if problem else ()
-        report = structs.replace(report, problems=(*report.problems, *unserved))
+        report = structs.replace(report, problems=(*report.problems, *_unserved(settings, experiment)))
     return report
+
+
+def _unserved(settings: Settings, experiment: Experiment) -> tuple[str, ...]:
+    """Why no viewer is in it now, or why that cannot be told here; empty where servers can serve it."""
+    try:
+        _, problem = compare_rankers(settings, experiment)
+    except RankersUnknown as unknown:
+        return (f"whether viewers are in it now cannot be told here: {unknown}",)
+    return (f"no viewer is in it now: {problem}",) if problem else ()
 
 
 def has_expired(kafka: Kafka, since_ms: int) -> bool:

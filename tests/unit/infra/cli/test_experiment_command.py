@@ -223,6 +223,9 @@ def test_rankers_are_compared_where_their_candidates_are_the_live_ones(topics: T
     [problem] = topics.status()[1]["problems"]
     assert problem.startswith(f"no viewer is in it now: {first} has other candidates")
     assert problem in topics.run("experiment", "status").out
+    shutil.rmtree(topics.settings.bundles_dir / rival)
+    [problem] = topics.status()[1]["problems"]
+    assert problem.startswith("whether viewers are in it now cannot be told here: ") and rival in problem
     assert topics.run("experiment", "stop").code == 0 and topics.status()[1]["problems"] == []
 
 

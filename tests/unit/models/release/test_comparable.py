@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from models.ranking.ranker import Ranker
 from models.release.bundle import (
     RANKER,
+    STATISTICS,
     Bundle,
     BundleError,
     Manifest,
+    RankerBundle,
     read_bundle,
     read_manifest,
     read_ranker,
@@ -64,6 +66,18 @@ def test_a_release_without_a_ranker_and_one_of_another_cap_are_refused(release: 
     assert f"at most 90.5 s, that of {live.version}, which is live, {live.ranker.cap_s!r} s" in why_not_compared(
         other, live
     )
+
+
+def test_statistics_that_are_the_same_are_in_memory_once_and_others_are_read(release: Path, tmp_path: Path):
+    bundle = read_bundle(release)
+    version = rank_anew(bundle, tmp_path).version
+    live = RankerBundle(bundle.manifest, bundle.ranker, bundle.statistics)
+    slower = live._replace(manifest=replace(live.manifest, half_life_h=2 * live.manifest.half_life_h))
+    others = live._replace(manifest=replace(live.manifest, files=live.manifest.files | {STATISTICS: "0"}))
+    for unlike in (slower, others):
+        assert read_ranker(tmp_path / version, unlike).statistics is not live.statistics
+    (tmp_path / version / STATISTICS).unlink()
+    assert read_ranker(tmp_path / version, live).statistics is live.statistics
 
 
 def test_what_ranks_is_read_without_the_rest_and_checked(release: Path, tmp_path: Path):

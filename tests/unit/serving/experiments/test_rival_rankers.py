@@ -49,7 +49,7 @@ class Server:
         until(lambda: self.look() == version)
 
     def compare(self, *versions: str, name: str = "one", stopped_ms: int = 0) -> None:
-        variants = tuple(Variant(f"v{at}", 0.5, {"release": each}) for at, each in enumerate(versions))
+        variants = tuple(Variant(f"v{at}", 1 / len(versions), {"release": each}) for at, each in enumerate(versions))
         experiment = Experiment(name, "salt", 1, variants, stopped_ms=stopped_ms)
         self.view.hear(f"{KEY}{name}".encode(), encode(experiment))
 
@@ -168,6 +168,38 @@ def test_a_bundle_that_comes_later_is_loaded_then(server: Server, rival: Manifes
         shutil.move(aside, place)
     server.until_served(rival.version)
     assert server.rivals.refusal == "" and server.variants() == {"v0", "v1"}
+
+
+def test_what_is_loaded_is_not_read_again_while_another_one_is_missing(
+    server: Server, rival: Manifest, bundles: Sequence[Manifest], bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    late = rank_anew(bundles_dir, bundles[0], bundles[0], seconds=20)
+    place, aside, load_one, asked = bundles_dir / late.version, bundles_dir / ".aside", rival_rankers.load_rival, []
+
+    def spy(bundles: BundleSource, version: str, *args: object, **more: object) -> LiveRelease:
+        asked.append(version)
+        return load_one(bundles, version, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rival_rankers, "load_rival", spy)
+    shutil.move(place, aside)
+    try:
+        server.compare(server.live.version, rival.version, late.version)
+        until(lambda: bool(server.look()) and asked.count(late.version) > 2)
+        assert not server.live.rivals and asked.count(rival.version) == 1
+    finally:
+        shutil.move(aside, place)
+    server.until_served(rival.version, late.version)
+    assert asked.count(rival.version) == 1
+
+
+def test_statistics_that_are_the_live_releases_are_in_memory_once(
+    server: Server, rival: Manifest, bundles: Sequence[Manifest], bundles_dir: Path
+):
+    like = rank_anew(bundles_dir, bundles[0], bundles[0], seconds=30)
+    server.compare(rival.version, like.version)
+    server.until_served(rival.version, like.version)
+    assert server.live.rivals[like.version].statistics is server.live.statistics
+    assert server.live.rivals[rival.version].statistics is not server.live.statistics, "of another log"
 
 
 def test_its_memory_is_free_when_the_experiment_ends_or_another_begins(

@@ -235,6 +235,45 @@ def test_whoever_is_stopped_does_not_wait_for_the_lock(source: BundleSource, sen
     thread.join()
 
 
+def test_what_is_on_disk_does_not_wait_for_the_fetch_of_another(
+    source: BundleSource, objects: Objects, sent: Path, trained: list[Path], bucket: Proxy
+) -> None:
+    source.directory(sent.name)
+    send_bundle(objects, trained[1])
+    bucket.asked.clear()
+    bucket.spoil(slow(1.0), name=MANIFEST, method="HEAD", times=1)
+    thread = threading.Thread(target=source.directory, args=(trained[1].name,))
+    thread.start()
+    wait_until(lambda: bool(bucket.asked), "a fetch", 10)
+    assert source.read(sent.name, lambda: True).manifest.version == sent.name
+    thread.join()
+
+
+def test_the_fetch_of_a_ranker_stops_for_a_whole_bundle_and_goes_on_afterwards(
+    source: BundleSource, objects: Objects, sent: Path, trained: list[Path], bucket: Proxy
+) -> None:
+    """A release that is announced does not wait for a rival of the one before."""
+    send_bundle(objects, trained[1])
+    bucket.asked.clear()
+    bucket.spoil(slow(0.5), name=f"{sent.name}/{LARGE}")
+    refused: list[BundleError] = []
+
+    def fetch_ranker() -> None:
+        try:
+            source.read_ranker(sent.name)
+        except BundleError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=fetch_ranker)
+    thread.start()
+    wait_until(lambda: any(each.name.endswith(LARGE) for each in bucket.asked), "a fetch", 10)
+    assert source.read(trained[1].name).manifest.version == trained[1].name
+    thread.join()
+    assert "stopped" in str(refused[0]) and not source.is_here(sent.name)
+    bucket.heal()
+    assert source.read_ranker(sent.name).manifest.version == sent.name
+
+
 def test_a_disk_that_takes_nothing_is_an_error_of_ours(sent: Path, bucket: Proxy, tmp_path: Path) -> None:
     (tmp_path / "bundles").write_text("a file where the directory should be")
     with pytest.raises(BundleError, match="cannot be kept there"):

@@ -83,6 +83,10 @@ def test_what_was_left_running_counts_for_no_more_than_the_cap_of_the_list():
     [
         ([], "no ranking example"),
         ([shown((2.0, None)), shown((3.0, None), offset=1)], "exploration was off: of 2 lists no place"),
+        (
+            [shown((2.0, 0.1), ranked_by="v2")] * 2 + [shown((2.0, 0.1), offset=1, ranked_by="v2")],
+            "all 2 lists .* rival",
+        ),
         ([shown((2.0, 0.1), pool=None)], "no list says of what"),
         ([shown((None, 0.1))], "no list says of what"),
     ],
