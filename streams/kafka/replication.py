@@ -49,7 +49,7 @@ def look(kafka: Kafka) -> dict[str, int]:
     names = {kafka.topic_prefix + topic.name: topic.name for topic in TOPICS}
     with open_admin(kafka) as admin:
         there = names.keys() & set(admin.list_topics())
-        found = lacking(admin.describe_topics(sorted(there)))
+        found = lacking(admin.describe_topics(sorted(there))) if there else {}  # of none it would describe all
     return {names[name]: count for name, count in found.items()}
 
 

@@ -52,6 +52,7 @@ def test_nothing_is_said_of_copies_before_the_brokers_have_told_nor_when_they_ar
 
 
 def test_a_whole_cluster_lacks_nothing_and_topics_that_are_not_there_are_left_out(kafka_settings: Settings) -> None:
+    topics.create_topics(kafka_settings.kafka.model_copy(update={"topic_prefix": "somebody-elses-"}))
     assert look(kafka_settings.kafka) == {}
     topics.create_topics(kafka_settings.kafka)
     assert look(kafka_settings.kafka) == {each.name: 0 for each in topics.TOPICS}
