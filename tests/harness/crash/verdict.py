@@ -39,7 +39,9 @@ from tests.harness.crash.replay import Content, Events, ExampleContent, Place, r
 from tests.harness.traffic import total_of, vector_of
 
 MOST_BYTES = 8_000_000
-MOST_OFF = 1e-3  # of a row from one that was learnt without faults: one example moves its row by more
+# Of a row from one that was learnt without faults. Steps that cannot be told apart (relearnt.py) make up to .0012; the
+# least of the faults that were put in on purpose moves a row by .015 (benchmark `crash --part verdict`).
+MOST_OFF = 3e-3
 SAME = 1e-5  # of float32 numbers that went through Milvus
 
 Floats = npt.NDArray[np.float32]
