@@ -28,6 +28,7 @@ from models.logs.log import read_items
 from models.logs.stored_log import store_log
 from models.logs.stored_searches import store_searches
 from models.retrieval.candidate_learning import learn_candidates
+from models.retrieval.hyper_parameters import read_of_log
 
 ASIDE = {"threads", "device"}  # of the settings: they change nothing of what is learnt
 
@@ -179,15 +180,7 @@ def _read(request: Request, settings: Settings, scratch: Path, step: Step) -> Ba
     searches = None
     if request.searches is not None and model.searches:
         searches = store_searches(request.searches, stored, buckets=model.search_tokens)
-    return read_stream(
-        stored,
-        items,
-        searches=searches,
-        context=model.context,
-        skips=model.skips,
-        titles=model.content,
-        signals=model.signal_weights,
-    )
+    return read_stream(stored, items, searches=searches, **read_of_log(model))
 
 
 def _split(history: History, request: Request) -> Split:

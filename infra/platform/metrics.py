@@ -153,7 +153,9 @@ FALLBACKS = Counter("nextwatch_fallbacks_total", "Answers that went down the lad
 CANDIDATES = Histogram(
     "nextwatch_candidates", "Candidates per request after filtering", buckets=(1, 10, 50, 100, 250, 500, 1000)
 )
-SHED = Counter("nextwatch_requests_shed_total", "Requests read after their deadline, answered from the ladder's bottom")
+SHED = Counter(
+    "nextwatch_requests_shed_total", "Requests read after their deadline: from the ladder's bottom, or left out"
+)
 REPEATED = Counter("nextwatch_requests_repeated_total", "Requests whose reply was sent before and is sent again")
 QUEUED = Gauge("nextwatch_requests_queued", "Requests read and not yet answered")
 UNWRITTEN = Gauge("nextwatch_serving_unwritten_bytes", "Impressions and replies that no broker has acknowledged yet")

@@ -32,7 +32,7 @@ from models.release.trial import Cut, Rival, Trial, choose_cut
 from models.retrieval.candidate_learning import Learned, check_start, learn_candidates
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import Checkpoints
-from models.retrieval.hyper_parameters import CandidateParameters
+from models.retrieval.hyper_parameters import CandidateParameters, read_of_log
 
 Progress = Callable[[str, int, int], None]
 
@@ -167,15 +167,7 @@ def learn_from_log(
 
     The first process of a distributed training comes here by train_with_trial, the others help by calling this."""
     words = searches if settings.searches else None
-    training_set = prepare(
-        log,
-        items,
-        searches=words,
-        context=settings.context,
-        skips=settings.skips,
-        titles=settings.content,
-        signals=settings.signal_weights,
-    )
+    training_set = prepare(log, items, searches=words, **read_of_log(settings))
     check_size(training_set.dataset)
     if warm is not None:
         check_start(warm, settings)  # before a twin is trained that may do without it

@@ -7,7 +7,7 @@ are (their defaults and limits stand there), and so does any object with these a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 from models.device import DeviceName
 
@@ -100,3 +100,19 @@ class LiveParameters(Protocol):
     def in_batch(self) -> float: ...
     @property
     def learns(self) -> Learns: ...
+
+
+class ReadOfLog(TypedDict):
+    """Arguments of models.logs.training_set.prepare: what of a log is read beside watches."""
+
+    context: bool
+    skips: int
+    titles: bool
+    signals: Mapping[str, float]
+
+
+def read_of_log(settings: CandidateParameters) -> ReadOfLog:
+    """The same for a training and for a backtest."""
+    return ReadOfLog(
+        context=settings.context, skips=settings.skips, titles=settings.content, signals=settings.signal_weights
+    )

@@ -73,6 +73,7 @@ def measure(report: Report, quick: bool) -> None:
                 row = {"among": where, "watches before": watched, "placed by": name, "n": len(part), **recalls(own)}
                 compared = differences(name, own, MEANS, ranks[MEANS], part.users) if name != MEANS else {}
                 report.add(**row, median=float(np.median(own)) + 1, **compared)
+    report.bar("watches of new items", len(asked), at_least=1)
     asked = drawn(made.ground.history.next_unseen(until), items, 1)
     gain = content_gain(training, made.ground.history, asked, selection)
     told = ", ".join(f"{name} {value:.3f}" for name, value in gain.items())

@@ -31,6 +31,7 @@ def measure(report: Report, quick: bool) -> None:
     for name, ground in grounds(report, quick):
         row = {"log": name, **earned(ground, Model(epochs=1) if quick else Model())}
         report.add(**row)
+        report.bar(f"{name}: users asked", float(row["users"]), at_least=1)
         say(f"{row}")
 
 

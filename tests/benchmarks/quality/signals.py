@@ -55,6 +55,8 @@ def measure(report: Report, quick: bool) -> None:
             of_rows = ground.source.dataset.weights
             assert of_rows is not None
             changed = int(np.count_nonzero(of_rows[: parts.validation] != 1))
+    report.bar("watches that weigh other than 1", changed, at_least=1)
+    report.bar("users asked", len(ranks), at_least=1)
     report.note(
         f"{len(ranks):,} users; of {parts.validation:,} positives {changed:,} weigh other than 1 in the last row"
     )
