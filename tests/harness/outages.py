@@ -127,12 +127,12 @@ class System(Generic[B]):
     @contextlib.contextmanager
     def watching(self, per_s: float) -> Iterator[Watching]:
         """So many watches a second; at the end all are acknowledged."""
-        with (
-            contextlib.closing(Watching(self.settings.kafka, list(self.releases.items))) as load,
-            beside(lambda stop: paced(load.watch, per_s, stop), "watches"),
-        ):
-            yield load
-        self.acknowledged |= load.acknowledged
+        load = Watching(self.settings.kafka, list(self.releases.items))
+        try:
+            with contextlib.closing(load), beside(lambda stop: paced(load.watch, per_s, stop), "watches"):
+                yield load
+        finally:  # whoever counts after a failure counts these too
+            self.acknowledged |= load.acknowledged
 
     @contextlib.contextmanager
     def asking(self, per_s: float) -> Iterator[list[Asked]]:

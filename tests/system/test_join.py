@@ -215,7 +215,7 @@ def worker(settings: Settings, name: str = "join") -> Any:
 def test_a_join_killed_twice_under_load_has_one_example_of_each_impression(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 never expires a dead member: a killed worker's successor waits for ever")
     load = ListsAndWatches(alone.traffic, seed=1)
-    sending = threading.Thread(target=load.send, args=(4000, 300))
+    sending = threading.Thread(daemon=True, target=load.send, args=(4000, 300))
     examples = 0
     for round_ in range(2):
         with worker(alone.settings) as killed:

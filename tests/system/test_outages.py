@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from infra.platform.settings import Kafka, Milvus, Settings
 from nextwatch_client import RecommendClient, RequestFailed
 from nextwatch_client import client as client_module
 from streams import topics
+from tests.harness.beside import beside
 from tests.harness.needs import KAFKA, LIBFAKETIME, MOUNT, lack, needs, require
 from tests.harness.outages import Replies, System, running_outages
 from tests.harness.system import read_metrics, stopping, wait_until
@@ -67,6 +67,10 @@ def live_through(system: System[Broker], outage: contextlib.AbstractContextManag
     return Replies.of(asked), again_s
 
 
+def unready(system: System[Broker]) -> list[str]:
+    return [name for name, health in system.service.health().items() if not health["ready"]]
+
+
 def check_counts(system: System[Broker]) -> None:
     counted = system.count()
     assert counted.is_exact, counted
@@ -74,16 +78,16 @@ def check_counts(system: System[Broker]) -> None:
 
 
 def test_milvus_is_away_and_servers_answer_while_the_indexer_waits(system: System[Broker]):
-    reasons = set()
+    def says_so() -> bool:
+        return any("Milvus" in reason for reason in system.service.health()["indexer"]["reasons"])
 
     @contextlib.contextmanager
     def away() -> Iterator[None]:
         with system.killed(system.milvus):
             yield
-            reasons.update(system.service.health()["indexer"]["reasons"])
+            wait_until(says_so, "the indexer says what it waits for", PATIENCE_S)
 
     replies, _ = live_through(system, away())
-    assert any("Milvus" in reason for reason in reasons), "it says what it waits for"
     assert replies.unanswered == replies.told == 0
     check_counts(system)
 
@@ -125,16 +129,10 @@ def test_a_broker_that_stands_still_loses_nothing_and_its_clients_are_told_or_an
                 except RequestFailed as error:
                     told.append(str(error))
 
-        stop = threading.Event()
-        asking = threading.Thread(target=ask_on, args=(stop,))
-
         @contextlib.contextmanager
         def stands_still() -> Iterator[None]:
-            with system.stopped(system.broker.process.pid):
-                asking.start()
+            with system.stopped(system.broker.process.pid), beside(ask_on, "impatient"):
                 yield
-                stop.set()
-                asking.join()
 
         replies, _ = live_through(system, stands_still())
         assert told and all("could not be sent" in each or "acknowledged" in each for each in told)
@@ -148,18 +146,16 @@ def test_slow_consumers_harm_nobody_else(system: System[Broker]):
     script = "import sys; from tests.harness.outages import ask_and_wait; ask_and_wait(*sys.argv[1:])"
     user = next(iter(system.releases.histories))
     command = [sys.executable, "-c", script, system.settings.kafka.bootstrap, "2", user, "200"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], text=True) as slow:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True, start_new_session=True) as slow:
         assert slow.stdout is not None
         assert slow.stdout.readline() == "sent\n"
 
         @contextlib.contextmanager
         def standing() -> Iterator[None]:
-            os.kill(slow.pid, signal.SIGSTOP)
-            with system.stopped(system.processes["indexer"].pid):
+            with system.stopped(slow.pid), system.stopped(system.processes["indexer"].pid):
                 yield
-                others = {name: each for name, each in system.service.health().items() if name != "indexer"}
-                assert all(each["ready"] for each in others.values()), others
-            os.kill(slow.pid, signal.SIGCONT)
+                wait_until(lambda: unready(system) == ["indexer"], "all but the indexer ready", PATIENCE_S)
 
         replies, _ = live_through(system, standing())
         assert slow.stdout.readline() == "200 answered\n", "its replies were kept for it"

@@ -283,7 +283,7 @@ def worker(settings: Settings) -> Any:
 def test_a_worker_killed_under_load_has_the_same_histories_after_its_restart(alone, broker: Broker):
     require_kafka(broker.kind, "noida 0.2.3 never expires a dead member: a killed worker's successor waits for ever")
     load = Watches(alone.traffic, seed=1)
-    sending = threading.Thread(target=load.send, args=(4000,))
+    sending = threading.Thread(daemon=True, target=load.send, args=(4000,))
     with worker(alone.settings) as first:
         wait_for_health(alone.settings, first)
         sending.start()

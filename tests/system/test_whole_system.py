@@ -606,7 +606,7 @@ def test_a_second_release_is_swapped_in_under_load_without_a_mixed_or_lost_reply
             except Exception as error:  # the test's own outermost loop: any failure is a failure
                 failures.append(error)
 
-    askers = [threading.Thread(target=ask_on) for _ in range(2)]
+    askers = [threading.Thread(daemon=True, target=ask_on) for _ in range(2)]
     for asker in askers:
         asker.start()
     try:

@@ -30,7 +30,8 @@ SESSION_S = 9.0  # Kafka's own `broker.session.timeout.ms`: so long a broker tha
 HEAP = "384m"
 ASKED = 1  # who is asked about the cluster, where no other is named
 READY_S = 90.0
-ASK_S = 1.0
+ASK_S = 1.0  # for one that may stand still
+PATIENCE_S = 20.0  # for one that lives
 GRACE_S = 30.0
 MAX_MESSAGE_BYTES = 1_000_000
 PREFERRED = 0  # election: of the first in a partition's list
@@ -100,11 +101,11 @@ class Brokers:
     # --- what they say -----------------------------------------------------------------------------------------------
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        return int(self._partitions(ASKED)[topic, partition].leader_id)
+        return int(self._partitions(ASKED, PATIENCE_S)[topic, partition].leader_id)
 
     def copies(self, topic: str) -> dict[int, set[int]]:
         """By partition, who is to have a copy."""
-        known = self._partitions(ASKED).items()
+        known = self._partitions(ASKED, PATIENCE_S).items()
         return {number: set(each.replica_nodes) for (name, number), each in known if name == topic}
 
     def controller(self) -> int:
@@ -112,7 +113,7 @@ class Brokers:
         log = DescribeQuorumRequest.TopicData
         partition = log.PartitionData(partition_index=0)
         request = DescribeQuorumRequest(topics=[log(topic_name="__cluster_metadata", partitions=[partition])])
-        return int(self._ask(ASKED, request).topics[0].partitions[0].leader_id)
+        return int(self._ask(ASKED, request, PATIENCE_S).topics[0].partitions[0].leader_id)
 
     def answers(self, number: int) -> bool:
         return answers(self.nodes[number].address)
@@ -130,14 +131,14 @@ class Brokers:
 
     def _sees_copies(self, number: int, wanted: Collection[int]) -> bool:
         try:
-            partitions = self._partitions(number).values()
+            partitions = self._partitions(number, ASK_S).values()
         except KafkaError:
             return False
         return bool(partitions) and all(
             set(each.isr_nodes) == set(wanted) and each.leader_id in wanted for each in partitions
         )
 
-    def _partitions(self, number: int) -> dict[tuple[str, int], Any]:
+    def _partitions(self, number: int, wait_s: float) -> dict[tuple[str, int], Any]:
         """All partitions as this broker knows them."""
         request = MetadataRequest(
             topics=MetadataRequest.ALL_TOPICS,
@@ -145,14 +146,14 @@ class Brokers:
             include_cluster_authorized_operations=False,
             include_topic_authorized_operations=False,
         )
-        found = self._ask(number, request).topics
+        found = self._ask(number, request, wait_s).topics
         return {(topic.name, each.partition_index): each for topic in found for each in topic.partitions}
 
-    def _ask(self, number: int, request: Any) -> Any:
+    def _ask(self, number: int, request: Any, wait_s: float) -> Any:
         manager = self._admin(number)._manager
 
         async def ask() -> Any:  # the address, also while the cluster does not name this broker
-            return await manager.wait_for(manager.send(request, "bootstrap-0"), round(1000 * ASK_S))
+            return await manager.wait_for(manager.send(request, "bootstrap-0"), round(1000 * wait_s))
 
         return manager.run(ask)
 
@@ -234,13 +235,24 @@ def move_leader(brokers: Brokers, topic: str, partition: int, timeout_s: float =
     """Have another broker lead this partition; the one that led it lives."""
     place, before = TopicPartition(topic, partition), brokers.leader(topic, partition)
     others = [number for number in brokers.nodes if number != before]
-    admin = KafkaAdminClient(bootstrap_servers=brokers.bootstrap.split(","))
-    try:
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=brokers.bootstrap.split(","))) as admin:
+
+        def has_moved() -> bool:
+            with contextlib.suppress(KafkaError):  # the new order of the copies is not known yet
+                admin.elect_leaders(PREFERRED, {topic: [partition]})
+            return brokers.leader(topic, partition) == others[0]
+
         admin.alter_partition_reassignments({place: [*others, before]})
-        admin.elect_leaders(PREFERRED, {topic: [partition]})
-    finally:
-        admin.close()
-    wait_until(lambda: brokers.leader(topic, partition) == others[0], f"another leader of {place}", timeout_s)
+        wait_until(has_moved, f"another leader of {place}", timeout_s, every_s=0.2)
+
+
+def spread_leaders(brokers: Brokers, topic: str) -> None:
+    """Have the first of each partition's copies lead it, as at the beginning: a slow machine may have moved leaders."""
+    with (
+        contextlib.closing(KafkaAdminClient(bootstrap_servers=brokers.bootstrap.split(","))) as admin,
+        contextlib.suppress(KafkaError),
+    ):
+        admin.elect_leaders(PREFERRED, [topic])
 
 
 def insist_on(brokers: Brokers, topics: Sequence[str], copies: int) -> None:

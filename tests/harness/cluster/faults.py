@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 
 from streams.topics import IMPRESSIONS, TOPICS
-from tests.harness.cluster.brokers import able_after, insist_on
-from tests.harness.cluster.system import ClusterSystem
+from tests.harness.cluster.brokers import READY_S, able_after, insist_on, spread_leaders
+from tests.harness.cluster.system import PARTITIONS, ClusterSystem
+from tests.harness.system import wait_until
 
 Fault = Callable[[ClusterSystem, float], float]  # given how long it lasts; when the cluster was able to go on
 
@@ -66,9 +67,17 @@ def killed(system: ClusterSystem, lost: int, away_s: float) -> float:
 
 def follower_of_the_quorum(system: ClusterSystem) -> int:
     """A broker that leads a partition of impressions and is not the controller, whose loss is another fault."""
-    controller = system.brokers.controller()
-    leaders = [system.brokers.leader(system.topic(IMPRESSIONS), number) for number in range(3)]
-    return next(leader for leader in leaders if leader != controller)
+    found, name = list[int](), system.topic(IMPRESSIONS)
+
+    def is_there() -> bool:
+        spread_leaders(system.brokers, name)
+        controller = system.brokers.controller()
+        leaders = [system.brokers.leader(name, number) for number in range(PARTITIONS)]
+        found[:] = [leader for leader in leaders if leader != controller]
+        return bool(found)
+
+    wait_until(is_there, "a leader that is not the controller", READY_S, every_s=0.5)
+    return found[0]
 
 
 FAULTS: dict[str, Fault] = {

@@ -55,7 +55,7 @@ def test_a_row_that_is_to_be_written_while_the_line_is_cut_is_there_afterwards(l
     index.upsert("a", ["x"], VECTORS[:1], [0])
     health = Health("indexer", ready=True, waiting_for="")
     retry = Retry(threading.Event(), health, lambda: None)
-    writing = threading.Thread(target=lambda: retry(lambda: index.upsert("a", ["y"], VECTORS[1:2], [1])))
+    writing = threading.Thread(daemon=True, target=lambda: retry(lambda: index.upsert("a", ["y"], VECTORS[1:2], [1])))
     with line.cut():
         writing.start()
         wait_until(lambda: health.waiting_for.startswith("Milvus"), "it says what it waits for", PATIENCE_S)

@@ -106,7 +106,7 @@ def test_threads_share_a_client(topics: Kafka, client: RecommendClient):
         replies[user] = client.recommend(user, request_id=f"of {user}", timeout_s=WAIT_S)
 
     with responding(topics):
-        threads = [threading.Thread(target=ask, args=(f"user-{number}",)) for number in range(20)]
+        threads = [threading.Thread(daemon=True, target=ask, args=(f"user-{number}",)) for number in range(20)]
         for thread in threads:
             thread.start()
         for thread in threads:

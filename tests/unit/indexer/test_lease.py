@@ -92,10 +92,12 @@ def holder(kafka: Kafka, run_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes
     often it was told so after a pause. And what it says."""
     command = [sys.executable, "-c", HOLDER, kafka.bootstrap, kafka.topic_prefix, str(run_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"True\n"
-        yield process, process.stdout
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"True\n"
+            yield process, process.stdout
+        finally:
+            process.kill()
 
 
 def test_who_is_started_again_after_a_crash_has_it_at_once(kafka: Kafka, tmp_path: Path) -> None:

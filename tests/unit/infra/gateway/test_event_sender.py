@@ -37,7 +37,7 @@ def test_what_the_producers_thread_tells_is_told_once_all_is_known():
     async def play() -> list[str]:
         waiting = Acknowledgements(3, asyncio.get_running_loop())
         told = [(0, None), (2, KeyError("x")), (0, KeyError("a second word counts nothing")), (1, None)]
-        threading.Thread(target=lambda: [waiting.settle(*each) for each in told]).start()
+        threading.Thread(daemon=True, target=lambda: [waiting.settle(*each) for each in told]).start()
         await asyncio.wait_for(waiting.done.wait(), 5)
         return waiting.problems
 

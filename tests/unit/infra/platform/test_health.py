@@ -139,7 +139,7 @@ def test_a_process_that_dies_in_the_middle_of_its_answer_is_not_ready(status: st
             connection.sendall(f"HTTP/1.0 {status}\r\nContent-Length: 100\r\n\r\n".encode())
             connection.close()
 
-        thread = threading.Thread(target=answer_and_die)
+        thread = threading.Thread(daemon=True, target=answer_and_die)
         thread.start()
         record = {"name": "history", "pid": 1, "host": "127.0.0.1", "port": server.getsockname()[1]}
         health = fetch_health(record, timeout_s=30)

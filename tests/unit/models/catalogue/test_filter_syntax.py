@@ -150,7 +150,7 @@ def test_texts_made_to_hurt_are_refused_at_once_also_on_a_threads_small_stack() 
         'f"' + "{" * 1000,
     ]
     done: list[None] = []
-    thread = threading.Thread(target=lambda: done.extend(map(parses_or_is_refused, hurting)))
+    thread = threading.Thread(daemon=True, target=lambda: done.extend(map(parses_or_is_refused, hurting)))
     thread.start()
     thread.join()
     assert len(done) == len(hurting)

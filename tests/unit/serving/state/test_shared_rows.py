@@ -95,7 +95,7 @@ def test_who_is_stopped_does_not_wait_for_another_server(tmp_path: Path) -> None
         begun.set()
         go_on.wait(10)
 
-    writer = threading.Thread(target=shared.of, args=("v", "mirror", slow, str, lambda: False))
+    writer = threading.Thread(daemon=True, target=shared.of, args=("v", "mirror", slow, str, lambda: False))
     writer.start()
     assert begun.wait(10)
     with pytest.raises(InterruptedError):

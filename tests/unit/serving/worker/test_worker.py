@@ -173,7 +173,7 @@ def fill(index: Index, bundle: Any) -> None:
 def serving(settings: Settings) -> Iterator[None]:
     """A worker while the block runs, stopped cleanly."""
     stop = threading.Event()
-    thread = threading.Thread(target=run_serving, args=(settings, stop))
+    thread = threading.Thread(daemon=True, target=run_serving, args=(settings, stop))
     thread.start()
     try:
         yield

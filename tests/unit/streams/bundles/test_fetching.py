@@ -179,7 +179,7 @@ def test_what_this_disk_has_spoilt_is_fetched_again(source: BundleSource, sent: 
 def test_processes_of_one_machine_fetch_it_once(sent: Path, bucket: Proxy, tmp_path: Path) -> None:
     bucket.spoil(slow(0.05))
     sources = [BundleSource(tmp_path / "bundles", bucket.settings()) for _ in range(3)]
-    threads = [threading.Thread(target=each.read, args=(sent.name,)) for each in sources]
+    threads = [threading.Thread(daemon=True, target=each.read, args=(sent.name,)) for each in sources]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -227,7 +227,7 @@ def test_a_newer_release_stops_the_fetch_of_an_older_one(
 
 def test_whoever_is_stopped_does_not_wait_for_the_lock(source: BundleSource, sent: Path, bucket: Proxy) -> None:
     bucket.spoil(slow(1.0), name=MANIFEST, method="HEAD", times=1)
-    thread = threading.Thread(target=source.directory, args=(sent.name,))
+    thread = threading.Thread(daemon=True, target=source.directory, args=(sent.name,))
     thread.start()
     wait_until(lambda: bool(bucket.asked), "a fetch", 10)
     with pytest.raises(BundleError, match="stopped"):
@@ -242,7 +242,7 @@ def test_what_is_on_disk_does_not_wait_for_the_fetch_of_another(
     send_bundle(objects, trained[1])
     bucket.asked.clear()
     bucket.spoil(slow(1.0), name=MANIFEST, method="HEAD", times=1)
-    thread = threading.Thread(target=source.directory, args=(trained[1].name,))
+    thread = threading.Thread(daemon=True, target=source.directory, args=(trained[1].name,))
     thread.start()
     wait_until(lambda: bool(bucket.asked), "a fetch", 10)
     assert source.read(sent.name, lambda: True).manifest.version == sent.name
@@ -264,7 +264,7 @@ def test_the_fetch_of_a_ranker_stops_for_a_whole_bundle_and_goes_on_afterwards(
         except BundleError as error:
             refused.append(error)
 
-    thread = threading.Thread(target=fetch_ranker)
+    thread = threading.Thread(daemon=True, target=fetch_ranker)
     thread.start()
     wait_until(lambda: any(each.name.endswith(LARGE) for each in bucket.asked), "a fetch", 10)
     assert source.read(trained[1].name).manifest.version == trained[1].name

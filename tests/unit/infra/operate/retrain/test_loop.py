@@ -110,7 +110,7 @@ def test_the_loop_tells_prometheus_and_its_page_and_ends_when_it_is_asked_to(
     monkeypatch.setattr(loop, "attempt", lambda *_: rounds.pop(0))
     monkeypatch.setattr(loop, "next_start", lambda *_: now_ms() + (0 if rounds else 3_600_000))
     monkeypatch.setattr(loop, "Health", lambda *a, **k: healths.append(made := Health(*a, **k)) or made)
-    thread = threading.Thread(target=run_retraining, args=(settings, 3600.0, 60.0, stop))
+    thread = threading.Thread(daemon=True, target=run_retraining, args=(settings, 3600.0, 60.0, stop))
     thread.start()
     wait_until(lambda: bool(healths) and healths[0].detail.get("last_round", {}).get("version") == "v", "rounds", 20)
     stop.set()
