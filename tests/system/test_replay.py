@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from models.release.bundle import Bundle
+from models.retrieval import incremental
 from streams.epochs import claim
 from streams.messages import Impression, ItemVector, Shown, TrainingExample, Watch, WatchEvent, encode
 from streams.trainer.learner import Learner
+from tests.harness.crash import relearnt
 from tests.harness.crash.relearnt import relearn, stream_of
 from tests.harness.crash.replay import Events, ExampleContent, examples, histories, outcomes, trending
 from tests.harness.crash.run import WINDOW_S, settings_for
@@ -138,6 +140,24 @@ def test_rows_of_a_run_without_faults_are_learnt_again_to_the_bit(bundle: Bundle
     steps(topic, trainer_on(topic, bundle, 1), 0, 100)
     verdict = judged(topic, bundle)
     assert verdict.compared["vectors of rows"] > 30 and verdict.furthest == 0
+
+
+def test_where_a_step_ended_that_published_nothing_is_found(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    topic = Topic()
+    learner = trainer_on(topic, bundle, 1)
+    steps(topic, learner, 0, 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(incremental, "PUBLISH_MOVE", 1e9)
+        silent = learner.learn(list(enumerate(EXAMPLES[50:53], 50)), 9.5, evaluate=False).rows
+        patch.setattr(
+            incremental, "PUBLISH_MOVE", -1.0
+        )  # no row waits afterwards, so the progress does not tell either
+        topic.publish(learner, learner.learn(list(enumerate(EXAMPLES[53:60], 53)), 11.0, evaluate=False).rows)
+    assert silent == []
+    steps(topic, learner, 60, 100)
+    assert judged(topic, bundle).furthest == 0
+    monkeypatch.setattr(relearnt, "MOST_TRIED", 0)
+    assert judged(topic, bundle).furthest > 0, "as one step it is another one"
 
 
 def test_a_trainer_that_dies_costs_nothing_that_counts_as_a_difference(bundle: Bundle):

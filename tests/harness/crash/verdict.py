@@ -39,8 +39,8 @@ from tests.harness.crash.replay import Content, Events, ExampleContent, Place, r
 from tests.harness.traffic import total_of, vector_of
 
 MOST_BYTES = 8_000_000
-# Of a row from one that was learnt without faults: one example in a hundred that is learnt twice moves a row by more
-# (tests/system/test_replay.py), steps that cannot be told apart (relearnt.py) have moved one by .0012.
+# Of a row from one that was learnt without faults; one example in a hundred that is learnt twice moves a row by more
+# (tests/system/test_replay.py).
 MOST_OFF = 1e-3
 SAME = 1e-5  # of float32 numbers that went through Milvus
 
