@@ -25,7 +25,7 @@ CHANCE = 0.05  # of refusing an equal release, all metrics together
 DRAWS = 4000
 DRAWN_AT_ONCE = 100
 LEAST_USERS = 100  # fewer tell nothing of the next ones
-LEAST_DIFFERING = 10  # users that two differ for; of fewer the bootstrap is too sure
+LEAST_DIFFERING = 12  # users that two differ for; of fewer the bootstrap is too sure
 
 Favours = Literal["more", "less", "one"]  # which values of a metric are good
 Outcome = Literal["passed", "refused", "not judged"]

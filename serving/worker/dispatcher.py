@@ -2,8 +2,10 @@
 
 A request on another partition than its user's is forwarded there (streams/kafka/forwarding.py), with its headers and
 its time (that of the sending, where the topic takes its own no more). One that repeats another's id gets that one's
-reply. A request that cannot be understood gets an error reply wherever an address can be told. The replies of a batch
-go out when its impressions are acknowledged, or a tenth of a second later where that takes longer.
+reply, unless that is on its way to the same address: while replies cannot be written, each of many copies would make
+one more, and those of all others would wait behind them. A request that cannot be understood gets an error reply
+wherever an address can be told. The replies of a batch go out when its impressions are acknowledged, or a tenth of a
+second later where that takes longer.
 
 A request that is read after the deadline that it names is passed over while too many wait (`serving.backlog`): its
 client has given up, and has asked again if it still wants to know. Whoever answers the oldest first then answers nobody
@@ -18,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence, Set
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 from msgspec.structs import replace
@@ -26,10 +29,11 @@ from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Settings
 from infra.platform.tracing import Attributes, Stage, Tracer
-from serving.request.parsing import ParsedRequest, PartitionsOf, Unsupported, parse_request
+from serving.request.parsing import Address, ParsedRequest, PartitionsOf, Unsupported, parse_request
 from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.response_draft import Answered, RequestContext
 from serving.state.release import LiveRelease
+from serving.worker.offset_tracker import Sent
 from serving.worker.outbox import Outbox
 from serving.worker.reply_cache import Key, ReplyCache
 from streams import topics
@@ -58,6 +62,8 @@ class Dispatcher:
         self._tracer = tracer
         self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/clock_skew.py)
         self.is_behind = False  # more requests wait than `serving.backlog`
+        # as long as the offset tracker has them, so no longer than until they are written
+        self._on_their_way: WeakValueDictionary[tuple[Key, Address], Sent] = WeakValueDictionary()
 
     def begin(self, queued: Sequence[tuple[Any, float]], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest. `queued`: records
@@ -138,7 +144,7 @@ class Dispatcher:
         """True if the request was answered before, or is being answered: then it needs no answer of its own."""
         key = _key(parsed)
         if (reply := self._reply_cache.reply_to(key)) is not None:
-            self._reply(parsed, without(reply, self._unavailable))
+            self._reply_once(parsed, without(reply, self._unavailable))
         elif not self._reply_cache.join(key, parsed):
             return False
         metrics.REPEATED.inc()
@@ -147,7 +153,7 @@ class Dispatcher:
     def _answer(self, parsed: ParsedRequest, reply: RecommendReply) -> None:
         raw = encode(reply)
         for each in (parsed, *self._reply_cache.end(_key(parsed), raw)):
-            self._reply(each, raw)
+            self._reply_once(each, raw)
             log.debug("answered", **_about(each), version=reply.version, degraded=reply.degraded)
         outcome = "degraded" if reply.degraded else "answered"
         metrics.REQUESTS.labels(outcome).inc()
@@ -184,17 +190,24 @@ class Dispatcher:
         for each in (parsed, *self._reply_cache.end(_key(parsed), None)):
             self._refuse(each, refused, now_ms)
 
-    def _reply(self, parsed: ParsedRequest, reply: bytes) -> None:
+    def _reply_once(self, parsed: ParsedRequest, reply: bytes) -> None:
+        if parsed.address is None:
+            return
+        place = _key(parsed), parsed.address
+        before = self._on_their_way.get(place)
+        if (before is None or not before.is_on_its_way) and (sent := self._reply(parsed, reply)) is not None:
+            self._on_their_way[place] = sent
+
+    def _reply(self, parsed: ParsedRequest, reply: bytes) -> Sent | None:
         address = parsed.address
         if address is None:
-            return
+            return None
         key = parsed.request_id.encode() or None
         how = {"key": key, "headers": list(address.headers), "partition": address.partition}
         ours = self._settings.kafka.topic_prefix + topics.RECOMMEND_REPLIES
         if address.topic == ours:
-            self._outbox.send(topics.RECOMMEND_REPLIES, reply, of=parsed.record.partition, **how)
-        else:
-            self._outbox.send_outside(address.topic, reply, of=parsed.record.partition, **how)
+            return self._outbox.send(topics.RECOMMEND_REPLIES, reply, of=parsed.record.partition, **how)
+        return self._outbox.send_outside(address.topic, reply, of=parsed.record.partition, **how)
 
     def _record(self, impression: Impression, partition: int) -> None:
         raw = encode(impression)

@@ -36,7 +36,7 @@ STUCK_S = 5.0
 ACKNOWLEDGE_S = 0.1  # so long replies wait for the impressions of their batch
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Sent:
     """A message on its way, and kafka-python's future of it. `again` sends it once more, and is told why it came back;
     None: its loss is borne."""
@@ -45,6 +45,11 @@ class Sent:
     future: Any
     size: int = 0
     again: Callable[[BaseException], Any] | None = None
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """True until it is written, or its loss is borne."""
+        return not self.future.succeeded() and (self.again is not None or not self.future.is_done)
 
 
 @dataclass

@@ -68,7 +68,7 @@ class Outbox:
         for topic in OURS:
             self._producer.partitions_for(self._prefix + topic)
 
-    def send(self, topic: str, value: bytes, *, of: int, **how: Any) -> None:
+    def send(self, topic: str, value: bytes, *, of: int, **how: Any) -> Sent:
         """Send to one of our own topics, until it is written; `how`: key, headers, partition, timestamp_ms. One whose
         time its topic does not take gets that of the sending: it would be given back for ever."""
 
@@ -77,19 +77,24 @@ class Outbox:
                 how.pop("timestamp_ms", None)
             return self._try(topic, value, how)
 
-        self.offsets.add(Sent(topic, self._try(topic, value, how), len(value), again), of)
+        sent = Sent(topic, self._try(topic, value, how), len(value), again)
+        self.offsets.add(sent, of)
+        return sent
 
     def tell(self, topic: str, value: bytes | None, **how: Any) -> None:
         """Send to one of our own topics what the next message replaces: if it is not written, that is borne."""
         self.offsets.add(Sent(topic, self._try(topic, value, how)))
 
-    def send_outside(self, topic: str, value: bytes, *, of: int, **how: Any) -> None:
+    def send_outside(self, topic: str, value: bytes, *, of: int, **how: Any) -> Sent | None:
         """Send to a topic that a client has named; a failure is its own loss, logged and counted."""
         try:
             self._meet(topic)
-            self.offsets.add(Sent(CLIENT, self._producer.send(topic, value, **how), len(value)), of)
+            sent = Sent(CLIENT, self._producer.send(topic, value, **how), len(value))
         except (KafkaError, ValueError) as error:
             undelivered(error)
+            return None
+        self.offsets.add(sent, of)
+        return sent
 
     def drop_gone_topics(self) -> set[str]:
         """Have the producer ask no longer for outside topics that are there no more; these topics."""

@@ -26,7 +26,7 @@ RECALLS = {"recall@10": 0.1, "recall@100": 0.35}
 EQUAL = 7
 ALIKE = 0.7  # users of whom both releases hit or miss the same
 LOSSES = (0.0, 0.05, 0.1, 0.2)
-USERS = {150: 600, 1000: 200, 4000: 50}  # how many trials of each
+USERS = {150: 2000, 1000: 500, 4000: 100}  # how many trials of each
 NOW_MS = 1_760_000_000_000
 DAY_MS = 86_400_000
 

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import structlog
+from kafka.future import Future
 
 from infra.platform.settings import Kafka, Settings
 from infra.platform.tracing import Stage
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch
 from serving.request.response_draft import Answered, RequestContext
+from serving.worker import offset_tracker
 from serving.worker.dispatcher import Dispatcher
 from serving.worker.reply_cache import ReplyCache
 from streams import topics
@@ -22,7 +24,17 @@ TAKEN_DOWN: set[str] = set()
 
 
 class Sent(list[tuple[str, Any, dict[str, Any]]]):
-    """Keeps what is sent, in place of the way to the brokers; and when it was waited for."""
+    """Keeps what is sent, in place of the way to the brokers; and when it was waited for. All is written at once, or
+    `waits` until it is `written`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = False
+        self.sent: list[offset_tracker.Sent] = []
+
+    def written(self) -> None:
+        for each in self.sent:
+            each.future.success(None)
 
     @property
     def offsets(self) -> "Sent":
@@ -31,11 +43,14 @@ class Sent(list[tuple[str, Any, dict[str, Any]]]):
     def wait_for_open(self) -> None:
         self.waited_after = len(self)
 
-    def send(self, topic: str, value: bytes | None, **how: Any) -> None:
+    def send(self, topic: str, value: bytes | None, **how: Any) -> offset_tracker.Sent:
         self.append((topic, value, how))
+        future = Future() if self.waits else Future().success(None)
+        self.sent.append(offset_tracker.Sent(topic, future, again=lambda _: future))
+        return self.sent[-1]
 
-    def send_outside(self, topic: str, value: bytes, **how: Any) -> None:
-        self.append(("outside:" + topic, value, how))
+    def send_outside(self, topic: str, value: bytes, **how: Any) -> offset_tracker.Sent:
+        return self.send("outside:" + topic, value, **how)
 
     def to(self, topic: str) -> list[bytes]:
         return [value for name, value, _ in self if name == topic]
@@ -201,6 +216,21 @@ def test_a_repeated_request_is_answered_once_and_replied_to_each_time(
     found = correlations(sent)
     assert [correlation for correlation, _ in found] == [b"1", b"2", b"3", b"b", b"4"]
     assert len({reply for correlation, reply in found if correlation != b"b"}) == 1
+
+
+def test_a_reply_that_is_on_its_way_is_not_sent_to_the_same_address_once_more(
+    dispatcher: Dispatcher, sent: Sent
+) -> None:
+    """However many copies come while the brokers take none; who asks from elsewhere gets its own, and a copy that comes
+    when it is written gets it once more: its client has not seen the first."""
+    sent.waits = True
+    copies = [record("ann", headers=headers(b"1")) for _ in range(5)]
+    handle(dispatcher, *copies)
+    handle(dispatcher, *copies, record("ann", headers=headers(b"2")))
+    assert [correlation for correlation, _ in correlations(sent)] == [b"1", b"2"]
+    sent.written()
+    handle(dispatcher, copies[0])
+    assert [correlation for correlation, _ in correlations(sent)] == [b"1", b"2", b"1"]
 
 
 @pytest.mark.parametrize("ahead_ms", [3_600_000, -3_600_000])
