@@ -73,6 +73,10 @@ class Prepared:
         return {name: torch.from_numpy(codes).to(device) for name, codes in found.items()}
 
 
+# Of a network, its logits [B, 1 + completion] and the examples that these are of: the mean loss of a batch.
+Loss = Callable[[RankerNet, Tensor, Prepared, Rows, RankerParameters], Tensor]
+
+
 def train_ranker(
     examples: RankingExamples,
     directory: Path,
@@ -109,8 +113,11 @@ def train_ranker(
     return Ranker(shape, nets, quantiles, spaces, watch_quantiles)
 
 
-def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed: int) -> Iterator[int]:
-    """Train one member; yields how many examples it has seen, after each step. The network stays on the device."""
+def fit(
+    net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed: int, loss_of: Loss | None = None
+) -> Iterator[int]:
+    """Train one member; yields how many examples it has seen, after each step. The network stays on the device.
+    `loss_of`: another loss than that of the settings."""
     device = device_of(settings.device)
     net.to(device)
     rng = np.random.default_rng(seed)
@@ -129,7 +136,7 @@ def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed:
                 rows = prepared.rows[numbers]
                 x, codes = prepared.batch(rows, device)
                 logits = net(net.query_part(x["query"], codes["query"]), x["impression"], codes["impression"])
-                loss = _loss(net, logits, prepared, rows, settings) / (1 + mean)
+                loss = (loss_of or _loss)(net, logits, prepared, rows, settings) / (1 + mean)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
