@@ -20,8 +20,8 @@ from infra.platform.settings import Ranker, Settings
 from models.evaluation.comparison import Ratio
 from models.evaluation.ranking_metrics import calibration
 from models.ranking.ranker import Ranker as Trained
-from models.ranking.ranking_evaluation import Predictions, item_means, predict
-from tests.benchmarks.ranking import ranking_isotonic, ranking_nets, ranking_trees
+from models.ranking.ranking_evaluation import Predictions, item_means
+from tests.benchmarks.ranking import ranking_nets, ranking_trees
 from tests.benchmarks.ranking.ranking_ground import Ground, Part, kuairand_ground
 from tests.benchmarks.ranking.ranking_judged import (
     Judged,
@@ -75,7 +75,7 @@ def measure(report: Report, quick: bool) -> None:
 
 
 Rival = Callable[[int, Part], Predictions]  # of how many exposures it learns from, and of what it predicts
-Learnt = Callable[[int, str], Trained]  # of the same, and of the objective
+Learnt = Callable[[int], Trained]  # the default, of the same
 
 
 def rivals_of(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
@@ -83,49 +83,35 @@ def rivals_of(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
     settings = Settings.model_construct().ranker
 
     @cache  # several rivals begin with the same ranker
-    def learnt(stop: int, objective: str) -> Trained:
-        return trained(ground, stop, settings.model_copy(update={"objective": objective}))
+    def learnt(stop: int) -> Trained:
+        return trained(ground, stop, settings)
 
-    logistic = settings.model_copy(update={"hidden": (), "members": 1})
+    def other(**changes: object) -> Rival:
+        return lambda stop, part: predicted(trained(ground, stop, settings.model_copy(update=changes)), part)
+
     rivals: dict[str, Rival] = {
         MEAN: lambda _, part: Predictions(item_means(part.page), item_means(part.user)),
-        OURS: lambda stop, part: predicted(learnt(stop, "unbiased"), part),
-        LOGISTIC: lambda stop, part: predicted(trained(ground, stop, logistic), part),
-        PAPER: lambda stop, part: predicted(learnt(stop, "paper"), part),
-        ISOTONIC: isotonic(ground, learnt, "unbiased"),
-        PAPER_ISOTONIC: isotonic(ground, learnt, "paper"),
+        OURS: lambda stop, part: predicted(learnt(stop), part),
+        LOGISTIC: other(hidden=(), members=1),
+        ISOTONIC: other(isotonic=True),
+        PAPER: other(objective="paper"),
+        PAPER_ISOTONIC: other(objective="paper", isotonic=True),
     }
     return rivals | networks(report, ground, learnt, settings) | trees(report, ground, quick)
-
-
-def isotonic(ground: Ground, learnt: Learnt, objective: str) -> Rival:
-    """A ranker's seconds by the map that fits one of before the last tenth that it learns from, on that tenth."""
-
-    def rival(stop: int, part: Part) -> Predictions:
-        start = stop - ground.at(0.1)
-        newest = ground.examples.take(np.arange(start, stop))
-        expected_s = predict(learnt(start, objective), newest)
-        of = ranking_isotonic.fitted(expected_s, np.asarray(newest.target_s, np.float64))
-        raw = predicted(learnt(stop, objective), part)
-        return Predictions(of(raw.page), of(raw.user))
-
-    return rival
 
 
 def networks(report: Report, ground: Ground, learnt: Learnt, settings: Ranker) -> dict[str, Rival]:
     """Other networks of the ranker's features, ids and quantiles."""
 
     def other(net: ranking_nets.Net) -> Rival:
-        return lambda stop, part: ranking_nets.predicted(ground, stop, learnt(stop, "unbiased"), settings, part, net)
+        return lambda stop, part: ranking_nets.predicted(ground, stop, learnt(stop), settings, part, net)
 
     report.note(
         f"{START}: two heads, a start is {ranking_nets.START_S:g} s or more; {ATTENTION}: over the last "
         f"{ranking_nets.LAST} watches; {CROSSES}: {ranking_nets.CROSSES} of rank {ranking_nets.RANK} (DCN-V2)"
     )
     return {
-        START: lambda stop, part: ranking_nets.predicted_by_start(
-            ground, stop, learnt(stop, "unbiased"), settings, part
-        ),
+        START: lambda stop, part: ranking_nets.predicted_by_start(ground, stop, learnt(stop), settings, part),
         ATTENTION: other(ranking_nets.AttendingNet),
         CROSSES: other(ranking_nets.CrossingNet),
     }
