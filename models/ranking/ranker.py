@@ -21,9 +21,8 @@ from models.arrays import Array, Doubles, Floats, Rows
 from models.ranking.feature import Feature, Scope
 from models.ranking.features import compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.id_spaces import IdSpaces
-from models.ranking.isotonic import Isotonic
 from models.ranking.merged_nets import MergedNets
-from models.ranking.quantiles import Quantiles, WatchQuantiles
+from models.ranking.quantiles import Isotonic, Quantiles, WatchQuantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import IMPRESSIONS, Codes, RankingBatch
 from models.ranking.ranking_examples import CAP_S, MOST_CAP_S, SCOPES

@@ -25,8 +25,14 @@ from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, ids_of
 from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
-from models.ranking.isotonic import Isotonic, fit_isotonic
-from models.ranking.quantiles import Quantiles, WatchQuantiles, fit_quantiles, fit_watch_quantiles
+from models.ranking.quantiles import (
+    Isotonic,
+    Quantiles,
+    WatchQuantiles,
+    fit_isotonic,
+    fit_quantiles,
+    fit_watch_quantiles,
+)
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from infra.platform.settings import Ranker as Settings
 from models.ranking.features import FEATURES
-from models.ranking.isotonic import fit_isotonic
+from models.ranking.quantiles import fit_isotonic
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_training import LEAST_MAPPED, MAPPED, train_ranker
 from models.ranking.ranking_evaluation import predict
