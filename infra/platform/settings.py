@@ -273,6 +273,9 @@ class Ranker(Section):
     cap_s: Annotated[float, Field(ge=1, le=86_400)] | None = _setting(
         None, "most seconds that a watch counts for and that are promised; unset: twice what all but a thousandth reach"
     )
+    isotonic: bool = _setting(
+        False, "promise the seconds that were watched on the newest tenth, by a rising map; the paper's weights need it"
+    )
     position: bool = _setting(False, "learn what a place on the page adds; serving leaves it out")
     completion: bool = _setting(True, "a second head that learns P(completed) beside the seconds")
     powers: bool = _setting(True, "feed x^2 and sqrt(x) beside each quantile x (paper section 4.1)")

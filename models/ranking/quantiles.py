@@ -6,11 +6,17 @@ missing stays missing (NaN) instead of passing for a small number: the network h
 And watch time as a quantile among videos of like duration, and back (duration-based quantiles, D2Q, KDD 2022): a long
 video is watched longer whether it is liked or not; what a watch says of the liking is how it compares with other
 watches of videos that last as long.
+
+And the seconds that a ranker says as those that were watched, by a rising map over bins of equally many impressions
+(isotonic calibration: Zadrozny and Elkan, KDD 2002). Weights as the paper's order well and do not promise seconds where
+many impressions are watched; a map that is fitted on impressions which the networks have not seen does, and changes no
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +25,8 @@ from models.arrays import Doubles, Floats, Rows
 POINTS = 1000
 GROUPS = 20  # of duration; one more for those that are not known
 LEVELS = 101
+BINS = 50  # of an isotonic map: one impression alone, which may have been left running, makes no step
+LEAST_S = 1e-3
 
 
 class Quantiles:
@@ -121,3 +129,33 @@ def fit_watch_quantiles(watch_s: Floats, duration_s: Floats) -> WatchQuantiles:
         np.quantile(watch_s[group == g], levels) if (group == g).any() else everything for g in range(len(edges) + 2)
     ]
     return WatchQuantiles(edges, np.stack(tables).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """points and values float64 [P], both strictly rising: seconds as they are said and as they are watched."""
+
+    points: Doubles
+    values: Doubles
+
+    def __call__(self, said_s: Doubles) -> Doubles:
+        """float64 [N] -> [N]. Between two points interpolated, beyond the ends by their factor: strictly rising."""
+        first, last = self.values[0] / self.points[0], self.values[-1] / self.points[-1]
+        inner = np.interp(said_s, self.points, self.values)
+        inner = np.where(said_s < self.points[0], said_s * first, inner)
+        return np.where(said_s > self.points[-1], said_s * last, inner)
+
+
+def fit_isotonic(said_s: Doubles, watched_s: Doubles) -> Isotonic:
+    """The map of impressions, float64 [N] each, N at least 1. Equal seconds stay in one bin."""
+    from scipy.optimize import isotonic_regression  # here: a server that reads a map needs none of it
+
+    said_s = np.maximum(said_s, LEAST_S)
+    edges = np.unique(np.quantile(said_s, np.linspace(0, 1, BINS + 1)[1:-1]))
+    bin_of = np.unique(np.searchsorted(edges, said_s, side="right"), return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(bin_of).astype(np.float64)
+    said, watched = (np.bincount(bin_of, values) for values in (said_s, watched_s))
+    rising = isotonic_regression(np.maximum(watched / sizes, LEAST_S), weights=sizes).x
+    starts = np.flatnonzero(np.r_[True, np.diff(rising) > 0])  # bins of one value are one point
+    points = np.add.reduceat(said, starts) / np.add.reduceat(sizes, starts)
+    return Isotonic(points, rising[starts])

@@ -22,10 +22,10 @@ from models.ranking.feature import Feature, Scope
 from models.ranking.features import compute_ids, compute_numbers, ids_of, numbers_of
 from models.ranking.id_spaces import IdSpaces
 from models.ranking.merged_nets import MergedNets
-from models.ranking.quantiles import Quantiles, WatchQuantiles
+from models.ranking.quantiles import Isotonic, Quantiles, WatchQuantiles
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import IMPRESSIONS, Codes, RankingBatch
-from models.ranking.ranking_examples import CAP_S, SCOPES
+from models.ranking.ranking_examples import CAP_S, MOST_CAP_S, SCOPES
 
 LEAST_LOGIT = -10.0
 LEAST_S = np.exp(np.float32(LEAST_LOGIT))
@@ -66,11 +66,13 @@ class Ranker:
         quantiles: Mapping[Scope, Quantiles] | None = None,
         spaces: IdSpaces | None = None,
         watch_quantiles: WatchQuantiles | None = None,
+        isotonic: Isotonic | None = None,
     ) -> None:
         self.shape, self.nets = shape, [net.eval().requires_grad_(False) for net in nets]
         self.quantiles = dict(quantiles or {})
         self.spaces = spaces or IdSpaces({})
         self.watch_quantiles = watch_quantiles
+        self.isotonic = isotonic  # from the seconds of the networks to those that are promised
         self._encodings: dict[tuple[Scope, bool | None], _Encoding] = {}
 
     @property
@@ -86,7 +88,11 @@ class Ranker:
         """The same one with weights of 16 bits: about twice as fast where the processor computes with them, and its
         seconds differ by about a hundredth (docs/serving.md)."""
         nets = [copy.deepcopy(net).bfloat16() for net in self.nets]
-        return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles)
+        return Ranker(self.shape, nets, self.quantiles, self.spaces, self.watch_quantiles, self.isotonic)
+
+    def calibrated(self, isotonic: Isotonic | None) -> Ranker:
+        """The same one with this map."""
+        return Ranker(self.shape, self.nets, self.quantiles, self.spaces, self.watch_quantiles, isotonic)
 
     def rank(self, batch: RankingBatch, items: ItemParts | None = None) -> Ranked:
         """Expected watch seconds of all candidates of a batch, in one pass; `items`: the candidates' parts, where they
@@ -147,10 +153,17 @@ class Ranker:
 
     def seconds(self, logit: Floats, duration_s: Floats) -> Floats:
         """Logits [N] as expected seconds."""
+        if self.isotonic is None:
+            return self._said(logit, duration_s, self.cap_s)
+        mapped = self.isotonic(self._said(logit, duration_s, MOST_CAP_S).astype(np.float64))
+        return np.minimum(mapped, self.cap_s).astype(np.float32)
+
+    def _said(self, logit: Floats, duration_s: Floats, cap_s: float) -> Floats:
+        """The networks' seconds."""
         if self.watch_quantiles is None:
-            return serve_seconds(logit, self.cap_s)
+            return serve_seconds(logit, cap_s)
         odds = torch.from_numpy(np.nan_to_num(logit)).sigmoid().numpy()
-        return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(self.cap_s))
+        return np.minimum(self.watch_quantiles.seconds(odds, duration_s), np.float32(cap_s))
 
     def _spread(self, members: Floats, duration_s: Floats) -> Floats:
         """float32 [N]. What predicts next to nothing is not told from what predicts nothing."""
@@ -167,6 +180,8 @@ class Ranker:
             arrays |= {f"{scope}.points": table.points, f"{scope}.ranks": table.ranks}
         if self.watch_quantiles is not None:
             arrays |= {"watch.edges": self.watch_quantiles.edges, "watch.table": self.watch_quantiles.table}
+        if self.isotonic is not None:
+            arrays |= {"isotonic.points": self.isotonic.points, "isotonic.values": self.isotonic.values}
         for number, net in enumerate(self.nets):
             arrays |= {f"net.{number}.{name}": tensor.numpy() for name, tensor in net.state_dict().items()}
         return arrays
@@ -187,8 +202,11 @@ class Ranker:
             nets.append(net)
         quantiles = {scope: Quantiles(arrays[f"{scope}.points"], arrays[f"{scope}.ranks"]) for scope in SCOPES}
         watch = WatchQuantiles(arrays["watch.edges"], arrays["watch.table"]) if "watch.edges" in arrays else None
+        isotonic = (
+            Isotonic(arrays["isotonic.points"], arrays["isotonic.values"]) if "isotonic.points" in arrays else None
+        )
         known = {space: names.get(space, ()) for space in shape.sizes} | dict(names)  # a space may be without names
-        return cls(shape, nets, quantiles, IdSpaces(known), watch)
+        return cls(shape, nets, quantiles, IdSpaces(known), watch, isotonic)
 
 
 class _Encoding(NamedTuple):

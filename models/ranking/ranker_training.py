@@ -25,10 +25,18 @@ from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, ids_of
 from models.ranking.hyper_parameters import RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
-from models.ranking.quantiles import Quantiles, WatchQuantiles, fit_quantiles, fit_watch_quantiles
+from models.ranking.quantiles import (
+    Isotonic,
+    Quantiles,
+    WatchQuantiles,
+    fit_isotonic,
+    fit_quantiles,
+    fit_watch_quantiles,
+)
 from models.ranking.ranker import Ranker
 from models.ranking.ranker_net import RankerNet, RankerShape
 from models.ranking.ranking_batch import Codes
+from models.ranking.ranking_evaluation import predict
 from models.ranking.ranking_examples import CAP_S, SCOPES, RankingExamples
 from models.retrieval.losses import paper_logistic, watch_time_logistic
 
@@ -38,6 +46,8 @@ LEAST_ROWS = 200  # with fewer, retrieval order is better than a fit
 LEAST_STEPS = 300  # per epoch
 SAMPLE = 400_000  # examples that quantiles are fitted on
 BLOCK = 65_536
+MAPPED = 0.1  # share of the examples, newest last, that an isotonic map is fitted on
+LEAST_MAPPED = 1_000  # of them
 COMPLETION_WEIGHT = 1.0  # of the second head's loss
 # The paper's widths need the paper's data: below so many examples a smaller network is as good (see docs/ranking.md).
 SIZES = ((2_000_000, (1024, 512, 256)), (50_000, (256, 128)), (0, (64, 32)))
@@ -73,6 +83,10 @@ class Prepared:
         return {name: torch.from_numpy(codes).to(device) for name, codes in found.items()}
 
 
+# Of a network, its logits [B, 1 + completion] and the examples that these are of: the mean loss of a batch.
+Loss = Callable[[RankerNet, Tensor, Prepared, Rows, RankerParameters], Tensor]
+
+
 def train_ranker(
     examples: RankingExamples,
     directory: Path,
@@ -85,8 +99,37 @@ def train_ranker(
     """Fit on the examples `rows` (int64; all, where not given); files that it needs are made in `directory`.
 
     With fewer than LEAST_ROWS the ranker stays untrained, or is `warm` as it was. `warm`: begin from its networks and
-    keep its ids and quantiles, where its shape is the wanted one."""
+    keep its ids and quantiles, where its shape is the wanted one. With `settings.isotonic` all is trained twice: a map
+    of its seconds is fitted on the newest examples by a ranker that has not seen them."""
     rows = np.arange(len(examples)) if rows is None else rows
+    ranker = _trained(examples, directory, settings, rows, warm, progress)
+    if settings.isotonic and ranker.trained:
+        found = _isotonic(examples, directory / "earlier", settings, rows)
+        ranker = ranker.calibrated(found or (None if warm is None else warm.isotonic))
+    return ranker
+
+
+def _isotonic(examples: RankingExamples, directory: Path, settings: RankerParameters, rows: Rows) -> Isotonic | None:
+    """The map; None where there are too few examples. No warm start: that one has seen the newest."""
+    at_ms = np.asarray(examples.at_ms[rows])
+    is_newest = at_ms >= np.quantile(at_ms, 1 - MAPPED)
+    if np.count_nonzero(is_newest) < LEAST_MAPPED:
+        return None
+    earlier = _trained(examples, directory, settings, rows[~is_newest], None, lambda done, total: None)
+    if not earlier.trained:
+        return None
+    newest = examples.take(rows[is_newest][-SAMPLE:])
+    return fit_isotonic(predict(earlier, newest), np.asarray(newest.target_s, np.float64))
+
+
+def _trained(
+    examples: RankingExamples,
+    directory: Path,
+    settings: RankerParameters,
+    rows: Rows,
+    warm: Ranker | None,
+    progress: Progress,
+) -> Ranker:
     if len(rows) < LEAST_ROWS:
         return warm if warm is not None and warm.trained else Ranker()
     warm = warm if warm is not None and warm.trained and _fits(warm, len(rows), settings, examples.cap_s) else None
@@ -109,8 +152,11 @@ def train_ranker(
     return Ranker(shape, nets, quantiles, spaces, watch_quantiles)
 
 
-def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed: int) -> Iterator[int]:
-    """Train one member; yields how many examples it has seen, after each step. The network stays on the device."""
+def fit(
+    net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed: int, loss_of: Loss | None = None
+) -> Iterator[int]:
+    """Train one member; yields how many examples it has seen, after each step. The network stays on the device.
+    `loss_of`: another loss than that of the settings."""
     device = device_of(settings.device)
     net.to(device)
     rng = np.random.default_rng(seed)
@@ -129,7 +175,7 @@ def fit(net: RankerNet, prepared: Prepared, settings: RankerParameters, *, seed:
                 rows = prepared.rows[numbers]
                 x, codes = prepared.batch(rows, device)
                 logits = net(net.query_part(x["query"], codes["query"]), x["impression"], codes["impression"])
-                loss = _loss(net, logits, prepared, rows, settings) / (1 + mean)
+                loss = (loss_of or _loss)(net, logits, prepared, rows, settings) / (1 + mean)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

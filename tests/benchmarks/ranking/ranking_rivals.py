@@ -9,6 +9,7 @@ would have had.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from infra.backtest.ranking import calibrated
 from infra.platform.settings import Ranker, Settings
 from models.evaluation.comparison import Ratio
 from models.evaluation.ranking_metrics import calibration
+from models.ranking.ranker import Ranker as Trained
 from models.ranking.ranking_evaluation import Predictions, item_means
-from tests.benchmarks.ranking import ranking_trees
+from tests.benchmarks.ranking import ranking_nets, ranking_trees
 from tests.benchmarks.ranking.ranking_ground import Ground, Part, kuairand_ground
 from tests.benchmarks.ranking.ranking_judged import (
     Judged,
@@ -35,6 +37,9 @@ from tests.harness import kuairand
 
 TENTHS = (0.7, 0.8)  # where each begins
 MEAN, OURS, LOGISTIC, TREES, WITH_IDS = "item mean", "ranker", "logistic regression", "trees", "trees with ids"
+PAPER, START = "paper's weights", "start x seconds"
+ATTENTION, CROSSES = "target attention", "low-rank crosses"
+ISOTONIC, PAPER_ISOTONIC = f"{OURS}, isotonic", f"{PAPER}, isotonic"
 PAIRS = ((OURS, LOGISTIC), (OURS, TREES), (OURS, WITH_IDS))
 COLUMNS = ("loss/page %", "loss/user %", "top-1 s", "calibr.", "MAE s", "XAUC")
 
@@ -70,23 +75,53 @@ def measure(report: Report, quick: bool) -> None:
 
 
 Rival = Callable[[int, Part], Predictions]  # of how many exposures it learns from, and of what it predicts
+Learnt = Callable[[int], Trained]  # the default, of the same
 
 
 def rivals_of(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
     """Who is judged, by name, but for the pairs."""
     settings = Settings.model_construct().ranker
 
-    def network(own: Ranker) -> Rival:
-        return lambda stop, part: predicted(trained(ground, stop, own), part)
+    @cache  # several rivals begin with the same ranker
+    def learnt(stop: int) -> Trained:
+        return trained(ground, stop, settings)
+
+    def other(**changes: object) -> Rival:
+        return lambda stop, part: predicted(trained(ground, stop, settings.model_copy(update=changes)), part)
 
     rivals: dict[str, Rival] = {
         MEAN: lambda _, part: Predictions(item_means(part.page), item_means(part.user)),
-        OURS: network(settings),
-        LOGISTIC: network(settings.model_copy(update={"hidden": (), "members": 1})),
+        OURS: lambda stop, part: predicted(learnt(stop), part),
+        LOGISTIC: other(hidden=(), members=1),
+        ISOTONIC: other(isotonic=True),
+        PAPER: other(objective="paper"),
+        PAPER_ISOTONIC: other(objective="paper", isotonic=True),
     }
+    return rivals | networks(report, ground, learnt, settings) | trees(report, ground, quick)
+
+
+def networks(report: Report, ground: Ground, learnt: Learnt, settings: Ranker) -> dict[str, Rival]:
+    """Other networks of the ranker's features, ids and quantiles."""
+
+    def other(net: ranking_nets.Net) -> Rival:
+        return lambda stop, part: ranking_nets.predicted(ground, stop, learnt(stop), settings, part, net)
+
+    report.note(
+        f"{START}: two heads, a start is {ranking_nets.START_S:g} s or more; {ATTENTION}: over the last "
+        f"{ranking_nets.LAST} watches; {CROSSES}: {ranking_nets.CROSSES} of rank {ranking_nets.RANK} (DCN-V2)"
+    )
+    return {
+        START: lambda stop, part: ranking_nets.predicted_by_start(ground, stop, learnt(stop), settings, part),
+        ATTENTION: other(ranking_nets.AttendingNet),
+        CROSSES: other(ranking_nets.CrossingNet),
+    }
+
+
+def trees(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
+    """LightGBM without and with ids; nobody, where it is not installed."""
     if not ranking_trees.is_there():
         report.note("left out: LightGBM is not installed (pip install -e .[bench])")
-        return rivals
+        return {}
     setting = ranking_trees.SETTINGS[0]
     if not quick:
         before, first = ground.at(TENTHS[0] - 0.1), ground.at(TENTHS[0])
@@ -94,20 +129,22 @@ def rivals_of(report: Report, ground: Ground, quick: bool) -> dict[str, Rival]:
     report.note(
         f"trees: LightGBM, {setting}{' (not chosen among others)' if quick else ', chosen on the tenth before'}"
     )
-    for name, with_ids in ((TREES, False), (WITH_IDS, True)):
-        rivals[name] = lambda stop, part, with_ids=with_ids: ranking_trees.predicted(  # type: ignore[misc]
+
+    def rival(with_ids: bool) -> Rival:
+        return lambda stop, part: ranking_trees.predicted(
             ranking_trees.fitted(ground, stop, setting, with_ids=with_ids), part
         )
-    return rivals
+
+    return {TREES: rival(False), WITH_IDS: rival(True)}
 
 
 def judged_tenth(ground: Ground, start: float, rivals: dict[str, Rival]) -> Tenth:
     stop = ground.at(start)
     part = ground.part(stop, ground.at(start + 0.1))
     raw: dict[str, Predictions] = {}
-    for name, predict in rivals.items():
+    for name, rival in rivals.items():
         say(f"from {start:.0%}: {name}")
-        raw[name] = predict(stop, part)
+        raw[name] = rival(stop, part)
     for ours, theirs in PAIRS:
         if ours in raw and theirs in raw:
             raw[f"{ours} + {theirs}"] = geometric(raw[ours], raw[theirs])
@@ -138,7 +175,7 @@ def added_up(ratios: Sequence[Ratio], places: Sequence[np.ndarray], users: int) 
 
 def add_deciles(report: Report, tenths: Sequence[Tenth]) -> None:
     seconds = np.concatenate([np.asarray(tenth.part.page.target_s, np.float64) for tenth in tenths])
-    for name in (OURS, LOGISTIC, WITH_IDS):
+    for name in (OURS, LOGISTIC, ISOTONIC, PAPER, PAPER_ISOTONIC, START, WITH_IDS):
         if name in tenths[0].found:
             page = np.concatenate([tenth.found[name].page for tenth in tenths])
             ratios = " ".join(f"{ratio:.2f}" for _, _, ratio in calibration(page, seconds))
