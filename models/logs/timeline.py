@@ -56,7 +56,8 @@ class Timeline:
         if not len(self._keys):
             return np.full(places.shape, -1, np.int64)
         inside = places >= first[:, None]
-        return np.where(inside, self._keys[np.where(inside, places, 0)] % self._size, -1)
+        rows = self._keys[np.where(inside, places, 0)] - _first_keys(users, self._size)[:, None]
+        return np.where(inside, rows, -1)
 
     def count(self, users: Integers, before: Rows) -> Rows:
         """int64 [B]: how many rows each user has before that row."""
@@ -83,8 +84,17 @@ class Timeline:
             start = stop
 
     def _bounds(self, users: Integers, before: Rows) -> tuple[Rows, Rows]:
-        own = np.asarray(users, np.int64) * self._size
-        return np.searchsorted(self._keys, own), np.searchsorted(self._keys, own + before)
+        own = _first_keys(users, self._size)
+        order = np.argsort(own + before)  # neighbours are found in the same memory
+        first, end = np.empty_like(order), np.empty_like(order)
+        first[order] = np.searchsorted(self._keys, own[order])
+        end[order] = np.searchsorted(self._keys, (own + before)[order])
+        return first, end
+
+
+def _first_keys(users: Integers, size: int) -> Rows:
+    """int64 [B]: below all numbers of each user."""
+    return np.asarray(users, np.int64) * size
 
 
 def newest_of(rows: Rows, most: int) -> Rows:

@@ -49,6 +49,7 @@ ORDERED_WEIGHTS = (0.0, 30.0, 60.0, 120.0, 240.0)  # of it, where it counts in o
 PATIENCE = 1  # epochs without a better one
 MOST_QUERIES = 4000  # users who are asked about; drawn when there are more
 MOST_SCORES = 1_000_000_000  # and fewer where the catalogue is large: their scores in all
+CACHED_SCORES, LEAST_USERS = 500_000, 32  # ranked together; a product with fewer users reads all items for few
 SIDE_IDS = 8  # most ids of one item in one column
 MOST_TAUGHT = 100_000  # items that a map of content is learnt from, the most watched
 LEAST_WATCHES = 3  # of each of them
@@ -348,9 +349,9 @@ def ranked(
     """The rank of what was watched by each pair of weights, of towers and linear part. int64 [n] each"""
     ranks = {pair: [np.empty(0, np.int64)] for pair in pairs}
     vectors, bias = training.output_vectors(), training.bias()
-    popular = training.popularity.log_share()
-    for start in range(0, len(asked), rows_at_once(training.items)):
-        queries = history.queries(asked[start : start + rows_at_once(training.items)])
+    popular, size = training.popularity.log_share(), users_at_once(training.items)
+    for start in range(0, len(asked), size):
+        queries = history.queries(asked[start : start + size])
         inputs = tower_queries(training.training_set.dataset, history, queries)
         if not skips:
             inputs = replace(inputs, skips=np.full_like(inputs.skips, -1))
@@ -360,6 +361,11 @@ def ranked(
             scores = np.float32(weight) * personal + np.float32(linear_weight) * linear + popular
             ranks[weight, linear_weight].append(judge(scores, queries))
     return {pair: np.concatenate(blocks) for pair, blocks in ranks.items()}
+
+
+def users_at_once(items: int) -> int:
+    """How many users are ranked together: with many pairs of weights their scores had better stay in the cache."""
+    return min(rows_at_once(items), max(LEAST_USERS, CACHED_SCORES // max(items, 1)))
 
 
 def places_by_content(metrics: Mapping[str, float]) -> bool:

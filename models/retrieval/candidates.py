@@ -21,7 +21,7 @@ from models.logs.examples import Queries, queries_of
 from models.logs.searches import MOST_HISTORY, history_tokens
 from models.logs.timeline import HISTORY, newest_of
 from models.retrieval.popularity import Popularity
-from models.retrieval.table import Table, distinct
+from models.retrieval.table import Distinct, Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
 from models.retrieval.tower_arrays import MOST_USERS, TowerArrays
 
@@ -60,17 +60,18 @@ class UserEncoder:
         queries = replace(queries_of(histories), context=codes, traits=traits)
         return queries if skips is None else replace(queries, skips=newest_of(skips, self.tower.shape.skips))
 
-    def encode(self, queries: Queries, query_rows: Floats) -> Floats:
+    def encode(self, queries: Queries, query_rows: Floats, find: Distinct | None = None) -> Floats:
         """query_rows float32 [N, D] -> user vectors float32 [B, D]. Costs in proportion to what the users have watched,
-        not to what there is: a member reads its slice of the rows, which torch copies."""
+        not to what there is: a member reads its slice of the rows, which torch copies. `find` saves sorting them, to
+        who is alone in using it."""
         if self._arrays is not None and len(queries.histories) <= MOST_USERS:
             return self._arrays.encode(queries, query_rows, self.words)
         with torch.inference_mode():
-            return np.asarray(self.tower(self.inputs(queries, query_rows)).numpy())
+            return np.asarray(self.tower(self.inputs(queries, query_rows, find)).numpy())
 
-    def inputs(self, queries: Queries, query_rows: Floats) -> Inputs:
+    def inputs(self, queries: Queries, query_rows: Floats, find: Distinct | None = None) -> Inputs:
         """Of the rows those of the watched items alone: a tower that is given the whole table reads all of it."""
-        (rows, places), (words, word_places) = distinct(queries.items), distinct(queries.tokens)
+        (rows, places), (words, word_places) = distinct(queries.items, find), distinct(queries.tokens)
         watches, skips = np.split(places, [queries.histories.shape[1]], axis=1)
         known = self.words[words], word_places, queries.context, queries.traits, queries.age
         return Inputs(*map(torch.from_numpy, (query_rows[rows], watches, *known, skips)))

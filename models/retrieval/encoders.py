@@ -9,10 +9,14 @@ attention keeps all of it, at many times the cost.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.logs.pairs import KEPT
 from models.logs.timeline import HISTORY
@@ -102,7 +106,32 @@ def mean_of(vectors: Tensor, places: Tensor) -> Tensor:
     starts = lengths.cumsum(0) - lengths
     if not len(vectors):
         return vectors.new_zeros(len(places), vectors.shape[1])
+    if vectors.requires_grad and torch.is_grad_enabled() and vectors.device.type == "cpu":
+        means: Tensor = Means.apply(vectors, places[there], starts, lengths)  # type: ignore[no-untyped-call]
+        return means
     return F.embedding_bag(places[there], vectors, starts, mode="mean")
+
+
+class Means(torch.autograd.Function):
+    """The means of an embedding bag, their gradient worked out as one product with a sparse matrix: torch's own sorts
+    all places first, which costs ten times as much."""
+
+    @staticmethod
+    def forward(context: Any, vectors: Tensor, held: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+        """vectors [U, D]; held int64 [K]: which of them, bag after bag; starts and lengths int64 [B] of the bags.
+        -> [B, D]"""
+        context.save_for_backward(held, starts, lengths)
+        context.size = len(vectors)
+        return F.embedding_bag(held, vectors, starts, mode="mean")
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        held, starts, lengths = context.saved_tensors
+        bounds = np.append(starts.numpy(), len(held))
+        bags = sp.csr_matrix((np.ones(len(held), np.float32), held.numpy(), bounds), (len(starts), context.size))
+        each = gradient / lengths.clamp_min(1)[:, None]  # [B, D]
+        return torch.from_numpy(bags.T @ each.numpy()), None, None, None
 
 
 def root_sum_of(vectors: Tensor, places: Tensor) -> Tensor:

@@ -279,7 +279,8 @@ class IncrementalTrainer:
         own, others = torch.from_numpy(places[: len(targets)]), torch.from_numpy(places[len(targets) :])
         moving = torch.from_numpy(rows)
         vectors = self._vectors.gather(moving)  # [T, D]
-        users = torch.from_numpy(self.encoder.encode(examples.queries, self._queries.values.numpy()))  # [B, D]
+        encoded = self.encoder.encode(examples.queries, self._queries.values.numpy(), self._distinct)
+        users = torch.from_numpy(encoded)  # [B, D]
         offsets = torch.from_numpy(self._items["bias"][rows] + self.popularity.log_share(rows))  # [T]
         hits = torch.from_numpy(find_hits(own.numpy(), others.numpy(), len(rows)))
         extra = Extra(offsets[own], offsets[others] - torch.from_numpy(negatives.log_expected), hits)

@@ -45,11 +45,12 @@ class SideEmbedding:
     def __init__(self, codes: Codes, dim: int) -> None:
         self.codes = codes
         self.table = Table.of(np.zeros((int(codes.max(initial=0)) + 1, dim), np.float32), room=0)
+        self._distinct = Distinct(len(self.table))
 
     def mean(self, rows: Rows, touched: list[Touched]) -> Tensor:
         """rows int64 [U] -> [U, D]"""
         codes = self.codes[rows].astype(np.int64)  # [U, T]
-        ids, places = distinct(np.where(codes > 0, codes, -1))
+        ids, places = distinct(np.where(codes > 0, codes, -1), self._distinct)
         return mean_of(gathered(self.table, ids, touched), torch.from_numpy(places))
 
 

@@ -22,8 +22,12 @@ Shares = Callable[[Rows], npt.NDArray[np.floating]]
 GAP_RATE = 0.05  # how much of an item's gap the newest one is
 
 
+WIDTH = 16  # the number of distinct negatives is a multiple: products of other widths take up to twice as long
+
+
 class Negatives(NamedTuple):
-    """rows int64 [S] and the log of how often each is expected in such a sample, float32 [S]."""
+    """rows int64 [S] and the log of how often each is expected in such a sample, float32 [S], less the log of how often
+    it stands for itself there."""
 
     rows: Rows
     log_expected: Floats
@@ -42,8 +46,21 @@ def draw_negatives(
     uniform = negatives - most
     own = targets if len(targets) <= most else rng.choice(targets, most, replace=False, shuffle=False)
     rows = np.concatenate([own, rng.integers(0, items, uniform)])
+    rows, counts = merged(rows)
     expected = len(own) * shares(rows) + uniform / items
-    return Negatives(rows, np.log(expected).astype(np.float32))
+    return Negatives(rows, np.log(expected / counts).astype(np.float32))
+
+
+def merged(rows: Rows) -> tuple[Rows, Rows]:
+    """Negatives [K], an item perhaps several times -> its rows in order [S] and for how many of the K each stands [S]:
+    a term of the softmax times that number is the same sum. Some stay twice, so that S is a multiple of WIDTH where K
+    is."""
+    rows = np.sort(rows)
+    kept = np.r_[True, rows[1:] != rows[:-1]][: len(rows)]
+    again = np.flatnonzero(~kept)
+    kept[again[: -int(kept.sum()) % WIDTH]] = True
+    places = np.flatnonzero(kept)
+    return rows[places], np.diff(places, append=len(rows))
 
 
 def find_hits(targets: Rows, negatives: Rows, distinct: int) -> Rows:

@@ -76,6 +76,18 @@ class Inputs(NamedTuple):
     skip_places: Tensor
 
 
+class Dropout(nn.Module):
+    """nn.Dropout, drawn from uniform numbers: those of its own kind cost torch three times as much on a CPU."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self._scale = 1 / (1 - share) if share < 1 else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand_like(x) >= self.share).mul(self._scale) if self.training else x
+
+
 class UserTower(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
@@ -85,7 +97,7 @@ class UserTower(nn.Module):
         widths = [shape.width, *shape.hidden]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
-            layers += [nn.Linear(width, following), nn.ReLU(), *([nn.Dropout(shape.dropout)] if shape.dropout else [])]
+            layers += [nn.Linear(width, following), nn.ReLU(), *([Dropout(shape.dropout)] if shape.dropout else [])]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], shape.dim))
 
     def forward(self, inputs: Inputs) -> Tensor:

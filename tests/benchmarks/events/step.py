@@ -2,7 +2,8 @@
 numbers that reads 20 skips and the linear part; negatives and the largest batch as `trainer` has them, one thread.
 
 Beside each, in the same run, a hand-tuned loop over raw tensors that does only the gathers and the three matrix
-products of the step (logits, their gradient to the users, their gradient to the items): no softmax, no update.
+products of the step (logits, their gradient to the users, their gradient to the items): no softmax, no update. And the
+step of a tower that reads no skips, in turns with the one that does.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,6 +41,7 @@ BATCHES = (12, 60, BATCH)  # the first two: a tenth of a second and half a secon
 SIZES = (10_000, 100_000, 1_000_000)
 QUICK_SIZES = (10_000, 100_000)
 STEPS = 60
+TURNS = 5
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -54,6 +58,7 @@ def measure(report: Report, quick: bool) -> None:
     largest, base = sizes[-1], 100_000
     for examples in BATCHES:
         _by_batch(examples, sizes[0], report)
+    report.bar("examples/s of a step with skips over one without", _without_skips(sizes[0], report), at_least=0.9)
     growth = found["step", largest] / found["step", base]
     report.bar(f"step at {largest:,} over step at {base:,}", growth, at_most=1.35)
     report.bar(f"of the hand-tuned loop at {base:,}", found["hand", base] / found["step", base], at_least=0.7)
@@ -95,10 +100,29 @@ def _by_batch(examples: int, size: int, report: Report) -> None:
     report.add(items=f"{size:,}", batch=examples, step_ms=milliseconds, examples_per_s=1000 * examples / milliseconds)
 
 
-def _trainer(size: int, rng: np.random.Generator, directory: Path) -> IncrementalTrainer:
+def _without_skips(size: int, report: Report) -> float:
+    """The step of a tower that reads none, in turns with the one that is served; its CPU over the other's."""
+    rng = np.random.default_rng(1)
+    read = [_examples(size, rng) for _ in range(8)]
+    plain = [Examples(replace(each.queries, skips=each.queries.skips[:, :0]), each.targets) for each in read]
+    times_ms: dict[int, list[float]] = {}
+    with TemporaryDirectory(prefix="nextwatch-") as directory:
+        shapes = (SHAPE, msgspec.structs.replace(SHAPE, skips=0))
+        trainers = {shape.skips: _trainer(size, rng, Path(directory), shape) for shape in shapes}
+        for _ in range(TURNS):
+            for skips, trainer in trainers.items():
+                times_ms.setdefault(skips, []).append(_median(trainer.learn, read if skips else plain))
+    with_ms, without_ms = median(times_ms[SHAPE.skips]), median(times_ms[0])
+    for name, milliseconds in ((f"{BATCH}, in turns", with_ms), (f"{BATCH}, without skips", without_ms)):
+        rate = 1000 * BATCH / milliseconds
+        report.add(items=f"{size:,}", batch=name, step_ms=milliseconds, examples_per_s=rate)
+    return without_ms / with_ms
+
+
+def _trainer(size: int, rng: np.random.Generator, directory: Path, shape: TowerShape = SHAPE) -> IncrementalTrainer:
     """Over `size` items that have no catalogue entries; rows are small noise."""
     torch.manual_seed(1)
-    reader = UserEncoder(UserTowers(SHAPE), np.empty((0, 0), np.float32), ContextVocabulary())
+    reader = UserEncoder(UserTowers(shape), np.empty((0, 0), np.float32), ContextVocabulary())
     write_table(directory / "rows.npy", _noise(size, rng))
     rows = mapped(directory / "rows.npy", "c")  # as read_bundle maps it
     model = CandidateModel(

@@ -61,15 +61,16 @@ def judged(settings: Model) -> tuple[Rows, dict[str, Any]]:
     ground = kuairand_ground(skips=settings.skips)
     parts = split(ground.history, ground.row_at(0.9), live=False)
     catalogue = ground.source.known_at(parts.cut)
-    began_s = time.process_time()
+    began_s, began_wall_s = time.process_time(), time.monotonic()
     learned = learn_candidates(ground.source, settings, until=parts.cut, valid_from=parts.validation, items=catalogue)
-    training_s = time.process_time() - began_s
+    training_s, wall_s = time.process_time() - began_s, time.monotonic() - began_wall_s
     released = Released(learned.model, ground.source, ground.history)
     walk = walk_frozen([released], ground.history, cut=parts.cut, catalogue=catalogue, coverage=False)
     selection = learned.selection
     return walk.ranks[released.name], {
         "numbers": learned.model.dim,
         "training, CPU s": round(training_s),
+        "training, wall s": round(wall_s),
         "user vector, us": round(1e6 * encoding_s(learned, ground, parts.cut)),
         "epochs": selection.epochs,
         "towers x": selection.weight,

@@ -16,6 +16,7 @@ from models.logs.batches import epoch_batches
 from models.logs.dataset import Dataset
 from models.logs.examples import queries_of
 from models.logs.training_set import TrainingSet, prepare
+from models.retrieval import candidate_learning
 from models.retrieval.candidate_learning import Training, learn_candidates, new_net, warm_start
 from models.retrieval.candidate_training import Fit, TrainingData, choose_examples, example_weights, reservoir
 from models.retrieval.candidates import CandidateModel, UserEncoder
@@ -190,6 +191,26 @@ def test_titles_place_new_items_where_the_validation_days_say_that_they_can():
     own = trainer.vectors(np.array([row, late]))[:, :-1]
     np.testing.assert_allclose(own[0], own[1], rtol=1e-4, atol=1e-5)
     assert ((own[0] - model.vectors[watched].mean(axis=0)) @ means.T).argmax() in (0, 3)
+
+
+def test_who_is_ranked_together_does_not_matter(source: TrainingSet, monkeypatch: pytest.MonkeyPatch):
+    dataset, pairs = source.dataset, [(1.0, 6.0), (0.5, 0.0), (0.0, 0.0)]
+    training = Training(source, SETTINGS, half_life_events=100.0, until=len(dataset) // 2, items=len(source.catalogue))
+    history = History(Stream(*(np.asarray(c, np.int64) for c in (dataset.users, dataset.items, dataset.event_ms))))
+    asked = history.next_unseen(training.until)
+    together = candidate_learning.ranked(training, history, asked, pairs)
+    monkeypatch.setattr(candidate_learning, "users_at_once", lambda items: 3)
+    apart = candidate_learning.ranked(training, history, asked, pairs)
+    assert len(asked) % 3 and len(asked) > 6
+    for pair in pairs:
+        np.testing.assert_array_equal(apart[pair], together[pair])
+
+
+def test_few_enough_are_ranked_together_for_the_cache_and_for_memory():
+    assert candidate_learning.users_at_once(100) == 1024
+    assert candidate_learning.users_at_once(7583) == 65
+    assert candidate_learning.users_at_once(100_000) == 32
+    assert candidate_learning.users_at_once(10_000_000) == 3
 
 
 def test_titles_that_say_nothing_of_tastes_place_nothing():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.retrieval.losses import LEAST, Extra, paper_logistic, shared_softmax, watch_time_logistic
-from models.retrieval.sampling import find_hits
+from models.retrieval.sampling import find_hits, merged
 
 
 def sampled_softmax(
@@ -60,6 +60,25 @@ def test_the_shared_softmax_is_the_sampled_one_with_the_same_gradients(wide: boo
     np.testing.assert_allclose(fast.detach(), plain.detach(), rtol=1e-5)
     for name, one, other in zip(sizes, found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_negatives_that_were_drawn_several_times_are_the_same_sum_when_they_are_merged():
+    """Loss and gradients of users, positives and item rows; hits included."""
+    generator, rng = torch.Generator().manual_seed(4), np.random.default_rng(4)
+    items = torch.randn(12, 4, generator=generator).requires_grad_()
+    users = torch.randn(6, 4, generator=generator).requires_grad_()
+    targets, drawn, extra = np.arange(6), rng.integers(0, 12, 48), torch.randn(12, generator=generator)
+
+    def found(negatives: np.ndarray, counts: np.ndarray) -> tuple[torch.Tensor, ...]:
+        own, others, hits = items[targets], items[negatives], torch.from_numpy(find_hits(targets, negatives, 12))
+        offsets = Extra(extra[targets], extra[negatives] + torch.from_numpy(np.log(counts)).float(), hits)
+        losses = shared_softmax(users, own, torch.zeros(6), others, torch.zeros(len(negatives)), offsets)
+        return losses, *torch.autograd.grad(losses.sum(), (users, items))
+
+    rows, counts = merged(drawn)
+    assert len(rows) == 16 and counts.max() > 1
+    for one, other in zip(found(rows, counts), found(drawn, np.ones(48)), strict=True):
+        np.testing.assert_allclose(one.detach(), other.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_shared_softmax_is_finite_when_all_negatives_are_hits_or_logits_are_large():

@@ -4,23 +4,21 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.retrieval.sampling import Frequency, draw_negatives, find_hits
+from models.retrieval.sampling import WIDTH, Frequency, draw_negatives, find_hits, merged
 
 ROWS = st.lists(st.integers(0, 6), max_size=12)
 
 
-def test_the_expected_count_is_the_mean_of_the_drawn_one():
+def test_an_item_weighs_one_on_average_however_often_it_is_drawn():
     targets = np.repeat(np.arange(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 55])
     share = np.bincount(targets, minlength=60) / len(targets)
     rng = np.random.default_rng(1)
-    counts, draws = np.zeros(60), 3000
-    expected = np.full(60, np.nan)
+    weights, draws = np.zeros(60), 3000
     for _ in range(draws):
         batch = rng.permutation(targets)[:50]
         rows, log_expected = draw_negatives(batch, share.take, items=60, negatives=40, in_batch=0.5, rng=rng)
-        counts += np.bincount(rows, minlength=60)
-        expected[rows] = np.exp(log_expected)
-    np.testing.assert_allclose(counts / draws, expected, rtol=0.15)
+        weights += np.bincount(rows, np.exp(-log_expected), minlength=60)
+    np.testing.assert_allclose(weights / draws, 1, rtol=0.15)
 
 
 def test_all_items_are_negatives_where_there_are_fewer_than_asked_for():
@@ -29,6 +27,14 @@ def test_all_items_are_negatives_where_there_are_fewer_than_asked_for():
     )
     assert rows.tolist() == list(range(9))
     assert (log_expected == 0).all()
+
+
+@given(st.lists(st.integers(0, 40), max_size=120))
+def test_merged_negatives_stand_for_all_that_were_drawn_at_a_width_that_products_like(drawn: list[int]):
+    rows, counts = merged(np.array(drawn, np.int64))
+    assert (np.bincount(rows, counts, minlength=41) == np.bincount(np.array(drawn, np.int64), minlength=41)).all()
+    distinct = len(set(drawn))
+    assert len(rows) == min(len(drawn), -(-distinct // WIDTH) * WIDTH)
 
 
 @given(ROWS, ROWS)

@@ -5,7 +5,7 @@ import torch
 from models.logs.pairs import KEPT
 from models.logs.timeline import HISTORY
 from models.retrieval.encoders import FADES, AttentionEncoder, RecentEncoder, mean_of
-from models.retrieval.tower import Inputs, TowerShape, UserTower, UserTowers
+from models.retrieval.tower import Dropout, Inputs, TowerShape, UserTower, UserTowers
 
 ENCODERS = ("average", "recent", "attention")
 
@@ -88,6 +88,29 @@ def test_a_mean_of_nothing_is_zero_and_not_the_next_ones():
     assert (means[[0, 2]] == 0).all()
     np.testing.assert_allclose(means[1], vectors[2:4].mean(dim=0), rtol=1e-6)
     assert mean_of(torch.empty(0, 4), torch.tensor([[-1]])).tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("places", [[[-1, 3, 3], [-1, -1, -1], [0, 4, 3]], [[-1, -1], [-1, -1]]])
+def test_the_gradient_of_a_mean_is_the_one_that_torch_works_out(places: list[list[int]]):
+    vectors = torch.randn(6, 4).requires_grad_()
+    means, weights = mean_of(vectors, torch.tensor(places)), torch.randn(len(places), 4)
+    (found,) = torch.autograd.grad((means * weights).sum(), vectors)
+    rows = [[place for place in row if place >= 0] for row in places]
+    plain = torch.stack([vectors[row].mean(dim=0) if row else 0 * vectors[0] for row in rows])
+    np.testing.assert_allclose(means.detach(), plain.detach(), rtol=1e-6)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), vectors)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_dropout_leaves_out_its_share_and_the_mean_stays(share: float):
+    layer, x = Dropout(share), torch.ones(400, 500)
+    assert layer.eval()(x) is x
+    left = layer.train()(x.requires_grad_())
+    assert abs(float((left == 0).float().mean()) - share) < 0.005
+    assert share == 1 or abs(float(left.detach().mean()) - 1) < 0.01
+    left.sum().backward()
+    assert (x.grad == left).all()
 
 
 @pytest.mark.parametrize("depth", range(5))

@@ -7,6 +7,7 @@ import torch
 from models.catalogue.context import ContextVocabulary
 from models.logs.examples import Queries
 from models.retrieval.candidates import UserEncoder
+from models.retrieval.table import Distinct
 from models.retrieval.tower import TowerShape, UserTowers
 from models.retrieval.tower_arrays import MOST_USERS, TowerArrays
 
@@ -51,8 +52,10 @@ def test_a_few_users_have_the_vectors_that_torch_gives_them(shape: TowerShape):
     few = encoder.encode(queries, rows)
     with torch.inference_mode():
         expected = towers(encoder.inputs(queries, rows)).numpy()
+        unsorted = towers(encoder.inputs(queries, rows, Distinct(ITEMS))).numpy()
     assert few.dtype == np.float32
     np.testing.assert_allclose(few, expected, atol=2e-6)
+    np.testing.assert_allclose(unsorted, expected, atol=2e-6)
     one = replace(queries, **{name: getattr(queries, name)[2:3] for name in queries.__dataclass_fields__})
     np.testing.assert_allclose(encoder.encode(one, rows)[0], expected[2], atol=2e-6)
 
