@@ -1,5 +1,6 @@
 """What the topics hold, as training takes it."""
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,15 @@ def test_the_ids_of_items_are_id_columns_of_the_catalogue():
 def test_the_titles_of_items_are_told_where_there_are_any():
     frame = items_from_frame(item_frame([Item("i", "A title"), Item("j")]))
     assert frame["title"].to_list() == ["A title", None]
+
+
+def test_vectors_of_the_length_that_most_items_have_are_told():
+    items = [Item("i", description="what"), Item("j"), Item("k"), Item("l")]
+    vectors = [array("f", numbers) for numbers in ([1, 2], [], [1, 2, 3], [0, 1])]
+    frame = items_from_frame(item_frame(items, vectors))
+    assert frame["vector"].to_list() == [[1, 2], None, None, [0, 1]]
+    assert frame["description"].to_list() == ["what", None, None, None]
+    assert not {"vector", "description"} & {*item_frame([Item("j")], [array("f")]).columns}
 
 
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:
