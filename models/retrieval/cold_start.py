@@ -138,35 +138,42 @@ def matrix_of(bags: Iterable[Bag], shape: ContentShape = IDS_AND_TITLE) -> sp.cs
 
 def fit_content(bags: sp.csr_array, rows: Floats, watches: Doubles, vectors: Halves | None = None) -> Floats:
     """bags [n, S] and vectors [n, V] of items, rows [n, P] that they have learnt, by so many watches [n]. -> float32
-    [S + V + 1, P]: what each feature adds to the mean of all, which comes last."""
+    [S + V + 1, P]: what each feature adds to the mean of all, which comes last. Ridge regression; of the two equations
+    that say the same the smaller one is solved."""
     trust = watches / (watches + TRUSTED)
     mean = np.average(rows, axis=0, weights=trust)
-    weighted = sp.csr_array(sp.diags_array(trust) @ bags).T
-    gram, moments = (weighted @ bags).toarray(), weighted @ (rows - mean)
-    if vectors is not None and vectors.shape[1]:
-        gram, moments = _with_vectors(gram, moments, bags, vectors, trust, rows - mean)
+    own = np.empty((len(rows), 0), np.float16) if vectors is None else vectors
+    solve = by_items if len(rows) < bags.shape[1] + own.shape[1] else by_features
+    return np.concatenate([solve(bags, own, trust, rows - mean), mean[None]]).astype(np.float32)
+
+
+def by_items(bags: sp.csr_array, vectors: Halves, trust: Doubles, targets: Floats) -> Doubles:
+    """float64 [S + V, P]: the ridge's weights by the products of items with each other, [n, n]."""
+    root = np.sqrt(trust)
+    sparse, dense = sp.csr_array(sp.diags_array(root) @ bags), vectors * root[:, None]
+    gram = (sparse @ sparse.T).toarray() + dense @ dense.T
     gram[np.diag_indices_from(gram)] += RIDGE
-    added = scipy.linalg.solve(gram, moments, assume_a="pos", overwrite_a=True, overwrite_b=True)
-    return np.concatenate([added, mean[None]]).astype(np.float32)
+    share = scipy.linalg.solve(gram, targets * root[:, None], assume_a="pos", overwrite_a=True, overwrite_b=True)
+    return np.concatenate([sparse.T @ share, dense.T @ share])
 
 
-def _with_vectors(
-    gram: Doubles, moments: Doubles, bags: sp.csr_array, vectors: Halves, trust: Doubles, targets: Floats
-) -> tuple[Doubles, Doubles]:
-    """The sums of products of bags [S, S] and with the targets [S, P], bordered by those of the vectors. In double
-    precision there are only so many of these at once."""
-    known, size = len(gram), len(gram) + vectors.shape[1]
-    whole, sums = np.zeros((size, size)), np.zeros((size, targets.shape[1]))
-    whole[:known, :known], sums[:known] = gram, moments
-    for start in range(0, len(vectors), DENSE_AT_ONCE):
+def by_features(bags: sp.csr_array, vectors: Halves, trust: Doubles, targets: Floats) -> Doubles:
+    """float64 [S + V, P]: the ridge's weights by the products of features with each other, [S + V, S + V]. In double
+    precision there are only so many vectors at once."""
+    known, size = bags.shape[1], bags.shape[1] + vectors.shape[1]
+    weighted = sp.csr_array(sp.diags_array(trust) @ bags).T
+    gram, sums = np.zeros((size, size)), np.zeros((size, targets.shape[1]))
+    gram[:known, :known], sums[:known] = (weighted @ bags).toarray(), weighted @ targets
+    for start in range(0, len(vectors) if size > known else 0, DENSE_AT_ONCE):
         part = slice(start, start + DENSE_AT_ONCE)
-        own = vectors[part].astype(np.float64)  # [B, V]
-        weighted = own * trust[part, None]
-        whole[known:, known:] += weighted.T @ own
-        whole[:known, known:] += bags[part].T @ weighted
-        sums[known:] += weighted.T @ targets[part]
-    whole[known:, :known] = whole[:known, known:].T
-    return whole, sums
+        own = vectors[part] * trust[part, None]  # [B, V]
+        gram[known:, known:] += own.T @ vectors[part].astype(np.float64)
+        gram[:known, known:] += bags[part].T @ own
+        sums[known:] += own.T @ targets[part]
+    gram[known:, :known] = gram[:known, known:].T
+    gram[np.diag_indices_from(gram)] += RIDGE
+    added: Doubles = scipy.linalg.solve(gram, sums, assume_a="pos", overwrite_a=True, overwrite_b=True)
+    return added
 
 
 def row_of(content: Floats, bag: Bag) -> Floats:

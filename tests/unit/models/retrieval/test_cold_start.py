@@ -9,6 +9,8 @@ from models.retrieval.cold_start import (
     Admission,
     ColdStart,
     ContentMap,
+    by_features,
+    by_items,
     fit_content,
     matrix_of,
     row_of,
@@ -86,9 +88,19 @@ def test_items_that_were_watched_more_teach_more():
     assert row_of(content, ([0], [1.0]))[0] > 0.6
 
 
-def test_vectors_teach_what_the_same_numbers_as_hashed_features_would(monkeypatch):
-    """The ridge does not know which of its columns are dense, nor how many items are multiplied at once."""
+def test_both_ways_to_solve_the_ridge_find_the_same(monkeypatch):
     monkeypatch.setattr("models.retrieval.cold_start.DENSE_AT_ONCE", 7)
+    rng = np.random.default_rng(3)
+    bags = matrix_of([([int(own)], [0.5]) for own in rng.integers(0, 9, 30)])[:, :9]
+    vectors, targets, trust = halves_of(rng.normal(size=(30, 4))), rng.normal(size=(30, 2)), rng.random(30)
+    for own in (vectors, vectors[:, :0]):
+        found = [solve(bags, own, trust, targets) for solve in (by_items, by_features)]
+        assert found[0].shape == (9 + own.shape[1], 2)
+        np.testing.assert_allclose(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_vectors_teach_what_the_same_numbers_as_hashed_features_would():
+    """The ridge does not know which of its columns are dense."""
     rng = np.random.default_rng(3)
     ids, vectors = rng.integers(0, 5, 30), halves_of(rng.normal(size=(30, 4)))
     rows, watches = rng.normal(size=(30, 2)), rng.integers(1, 50, 30).astype(np.float64)
