@@ -123,15 +123,8 @@ class _Reader:
             if item is None:
                 items.pop(key, None)
             else:
-                items[key] = self._lighter(item)
+                items[key] = lighter(item, content=self._settings.model.content)
         return item_frame([item for item, _ in items.values()], [vector for _, vector in items.values()])
-
-    def _lighter(self, item: Item) -> tuple[Item, array[float]]:
-        """An item without its vector, and that in 4 bytes a number: as Python's own they would take 32, of all items.
-        What no map of content is to be learnt from is let go at once."""
-        if not self._settings.model.content:
-            return replace(item, description="", vector=()), array("f")
-        return replace(item, vector=()), array("f", item.vector)
 
     def _messages(self, topic: str, kind: Any) -> Iterator[tuple[bytes | None, Any, int]]:
         """Key, message and time of each record; no message for a tombstone and for what cannot be read."""
@@ -157,6 +150,14 @@ def _watch_row(event: WatchEvent, said: Said) -> Row:
     kinds = said.get((event.user_id, event.item_id))
     signal = None if kinds is None else "|".join(kinds)
     return (event.user_id, event.item_id, event.event_ms, event.watch_s, event.duration_s, *context, signal)
+
+
+def lighter(item: Item, *, content: bool) -> tuple[Item, array[float]]:
+    """An item without its vector, and that in 4 bytes a number: as Python's own they would take 32, of all items.
+    Where no map of `content` is to be learnt, neither vector nor description is kept."""
+    if not content:
+        return replace(item, description="", vector=()), array("f")
+    return replace(item, vector=()), array("f", item.vector)
 
 
 def item_frame(items: list[Item], vectors: Sequence[array[float]] = ()) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
 from models.logs.searches import tokens_of
-from streams.export.archive import Archive, item_frame, store_archive
+from streams.export.archive import Archive, item_frame, lighter, store_archive
 from streams.messages import Context, Item, SearchEvent, SignalEvent, WatchEvent, encode
 from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, SIGNALS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
 
@@ -41,6 +41,12 @@ def test_vectors_of_the_length_that_most_items_have_are_told():
     assert frame["vector"].to_list() == [[1, 2], None, None, [0, 1]]
     assert frame["description"].to_list() == ["what", None, None, None]
     assert not {"vector", "description"} & {*item_frame([Item("j")], [array("f")]).columns}
+
+
+def test_what_an_item_says_is_kept_compactly_and_only_for_a_map_of_content():
+    item = Item("i", "A title", description="what", vector=(0.5, 0.25))
+    assert lighter(item, content=True) == (Item("i", "A title", description="what"), array("f", [0.5, 0.25]))
+    assert lighter(item, content=False) == (Item("i", "A title"), array("f"))
 
 
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:
