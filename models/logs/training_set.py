@@ -96,7 +96,7 @@ def prepare(
         timeline_file=log.directory / "timeline.npy",
     )
     known_ms, born_ms = facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy()
-    said = content_table(facts, vectors, log.directory / "item_vectors.npy") if content else NOTHING_SAID
+    said = content_table(facts, vectors, log.directory / "item_vectors.npy")
     return TrainingSet(dataset, catalogue, vocabulary, known_ms, born_ms, completed, rows, said)
 
 

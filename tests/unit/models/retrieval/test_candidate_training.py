@@ -252,7 +252,8 @@ def test_what_items_say_is_kept_only_for_a_map_and_compactly():
     source = said("vector", told=True)
     assert source.said.vectors is not None and source.said.vectors.dtype == np.float16
     assert (source.dataset.timeline_file.parent / "item_vectors.npy").is_file()
-    items = pl.DataFrame({"item_id": ["i1", "i9"], "vector": [[1.0, 2.0], None], "description": ["a b", ""]})
+    said_of = {"title": ["A title", None], "vector": [[1.0, 2.0], None], "description": ["a b", ""]}
+    items = pl.DataFrame({"item_id": ["i1", "i9"], **said_of})
     log = stored(taste_log(300, 60, 60))
     assert prepare(log, items).said == NOTHING_SAID
     told = prepare(log, items, content=True)
