@@ -24,6 +24,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Name = Annotated[str, Meta(max_length=256)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=1000)]
 Text = Annotated[str, Meta(max_length=2000)]
+Description = Annotated[str, Meta(max_length=10_000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 WatchSeconds = Annotated[float, Meta(ge=0, le=86_400)]  # what a ranker may expect
@@ -33,6 +34,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Factor = Annotated[float, Meta(ge=0.25, le=4)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Revision = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # grows with what was read of the user's events
+Coordinate = Annotated[float, Meta(ge=-1e30, le=1e30)]  # finite, and so is its square
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
 VariantName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]  # a label of metrics
 SignalKind = Literal["like", "dislike", "not_interested", "undo", "share", "save"]
@@ -109,7 +111,8 @@ class SignalEvent(Struct, frozen=True, omit_defaults=True):
 class Item(Struct, frozen=True, omit_defaults=True):
     """An entry of the catalogue. A tombstone (null value) or `available: false` takes the item down everywhere.
 
-    `ids`: what else groups items, by the name of the grouping, for example {"music": ["77"]}.
+    `ids`: what else groups items, by the name of the grouping, for example {"music": ["77"]}. `vector`: an embedding of
+    the team's own, of picture, text or sound; those of all items have one length.
     """
 
     item_id: Id
@@ -121,6 +124,8 @@ class Item(Struct, frozen=True, omit_defaults=True):
     available: bool = True
     language: Name | None = None
     ids: Annotated[dict[Name, Annotated[tuple[Id, ...], Meta(max_length=1000)]], Meta(max_length=16)] = {}
+    description: Description = ""
+    vector: Annotated[tuple[Coordinate, ...], Meta(max_length=1024)] = ()
 
 
 # --- histories and examples ------------------------------------------------------------------------------------------

@@ -131,8 +131,8 @@ class Live:
         weights = None if dataset.weights is None else dataset.weights[at]
         items = dataset.items[at].astype(np.int64)
         for item in np.unique(items[self._row_of[items] < 0]).tolist():
-            catalogue, title = self._training_set.catalogue, self._training_set.title_of(item)
-            self._row_of[item] = self._trainer.add_item(catalogue.item_ids[item], catalogue.all_ids_of(item), title)
+            known = self._training_set
+            self._row_of[item] = self._trainer.add_item(known.catalogue.item_ids[item], known.content_of(item))
         step = self._trainer.learn(Examples(self._placed(dataset.queries(at)), self._row_of[items], weights))
         self._take_over(step, int(dataset.event_ms[rows.stop - 1]))
 

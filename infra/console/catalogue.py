@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import structlog
 from kafka.errors import KafkaError
+from msgspec.structs import replace
 
 from infra.platform.retrying import BackOff
 from infra.platform.settings import Settings
 from streams import topics
 from streams.kafka.follow import TopicFollower
-from streams.messages import Item, ItemVector, Refused, StatisticsRow, decode
+from streams.messages import Item, ItemVector, Refused, StatisticsRow, decode, encode
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +104,8 @@ class Catalogue:
             return
         with suppress(Refused):
             item = decode(Item, value, max_bytes=self._max_bytes)
-            self._items[item_id], self._titles[item_id] = value, f"{item_id}\n{item.title}".casefold()
+            shown = encode(replace(item, vector=())) if item.vector else value  # nobody reads a thousand numbers
+            self._items[item_id], self._titles[item_id] = shown, f"{item_id}\n{item.title}".casefold()
 
     def _count(self, value: bytes | None) -> None:
         if value is None:

@@ -114,6 +114,8 @@ def item_messages(items: pl.DataFrame) -> Iterator[tuple[str, Item]]:
                 duration_s=row["duration_s"],
                 published_ms=row["published_ms"],
                 ids=ids,
+                description=row.get("description") or "",
+                vector=tuple(float(f"{number:.6g}") for number in row.get("vector") or ()),  # more nobody reads
             ),
         )
 

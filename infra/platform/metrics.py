@@ -75,6 +75,10 @@ STEPS_DROPPED = Counter(
     "nextwatch_training_steps_dropped_total", "Steps whose loss was not finite or had exploded, not applied"
 )
 NOT_ADMITTED = Counter("nextwatch_training_not_admitted_total", "Examples of new items that have no row yet")
+UNFIT_VECTORS = Counter(
+    "nextwatch_training_unfit_vectors_total",
+    "New items whose vector has another length than the release has learnt: placed without it",
+)
 PASSED_OVER = Counter(
     "nextwatch_training_passed_over_total", "Examples not learnt, one in so many, since the trainer cannot keep up"
 )

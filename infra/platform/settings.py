@@ -219,7 +219,8 @@ class Model(Section):
     dropout: Share = _setting(0.2, "of the tower's layers, in training")
     history_dropout: Share = _setting(0.3, "of the watches in a history, completed or not, in training")
     content: bool = _setting(
-        False, "place items that nobody has watched by their ids and title's n-grams, where the validation days say so"
+        False,
+        "place items that nobody has watched by ids, title, description and vector, where the validation days say so",
     )
     sides: bool = _setting(True, "embed the catalogue's id columns (channel, topics, ...) into the items")
     searches: bool = _setting(True, "learn from searches, where a log has them")

@@ -27,7 +27,10 @@ OPTIONAL: Mapping[Becomes, tuple[str, ...]] = {
     "watch-events": ("event_id", "duration_s", "request_id", *CONTEXT),
     "search-events": ("event_id", *CONTEXT),
     "signals": ("event_id", *ABOUT),
-    "items": ("title", "channel", "topics", "duration_s", "published_ms", "available", "language"),
+    "items": (
+        *("title", "channel", "topics", "duration_s", "published_ms", "available", "language"),
+        *("description", "vector"),
+    ),
 }
 IDS = "ids."  # of an item: what else groups items, by a name of the team's own
 SHARES = ("fraction", "percent")  # of the duration

@@ -41,12 +41,14 @@ def read_stream(
     searches: StoredSearches | None = None,
     context: bool = True,
     skips: int = 0,
-    titles: bool = False,
+    content: bool = False,
     signals: Mapping[str, float] = NO_WEIGHTS,
 ) -> BacktestLog:
-    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips`, `titles` and `signals` as
+    """`items` is a catalogue as `models.logs.log.read_items` gives it; `skips`, `content` and `signals` as
     models.logs.training_set.prepare takes them."""
-    training_set = prepare(log, items, searches=searches, context=context, skips=skips, titles=titles, signals=signals)
+    training_set = prepare(
+        log, items, searches=searches, context=context, skips=skips, content=content, signals=signals
+    )
     dataset = training_set.dataset
     columns = (np.asarray(column, np.int64) for column in (dataset.users, dataset.items, dataset.event_ms))
     user_ids = pl.Series("user_id", log.user_ids, pl.String)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import polars as pl
 
+from models.catalogue.content import LARGEST, LONGEST_DESCRIPTION, MOST_NUMBERS
+
 LOG_COLUMNS = ("user_id", "item_id", "event_ms", "watch_s", "duration_s")
 CONTEXT_NAMES = ("region", "language", "device", "surface")  # text
 CONTEXT_SHARES = ("signed_in", "gender", "age")  # numbers from 0 to 1
@@ -22,7 +24,8 @@ SIGNAL = "signal"  # text: what the user has said of the item, kinds apart by | 
 SIGNAL_KINDS = ("like", "dislike", "not_interested", "share", "save")
 SEARCH_COLUMNS = ("user_id", "query", "event_ms")
 ITEM_COLUMNS = ("item_id", "channel", "topics", "duration_s", "published_ms")
-NO_IDS = ("title", "available", "language", "ids")  # of an item, beside ITEM_COLUMNS: never an id column of its own
+CONTENT_COLUMNS = ("title", "description", "vector")  # of an item, where there are any
+NO_IDS = (*CONTENT_COLUMNS, "available", "language", "ids")  # beside ITEM_COLUMNS: never an id column of its own
 MOST_ID_COLUMNS = 16
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 LATEST_MS = 4_102_444_800_000
@@ -77,8 +80,9 @@ def read_log(path: Path, *, mapping: Mapping[str, str] | None = None, completed_
 
 def read_items(path: Path, *, mapping: Mapping[str, str] | None = None) -> pl.DataFrame:
     """Read a catalogue: item_id and, where known, channel, topics (a list, or text split at `|` or `,`), duration_s,
-    published_ms; further columns as items_from_frame takes them. Raises LogError naming file, row and column."""
-    frame = rename(_read(Path(path)), mapping or {}, ITEM_COLUMNS, f"{path}", others=True)
+    published_ms, title, description, vector (a list of numbers, or text split at `,`, `|` or spaces); further columns
+    as items_from_frame takes them. Raises LogError naming file, row and column."""
+    frame = rename(_read(Path(path)), mapping or {}, ITEM_COLUMNS + CONTENT_COLUMNS, f"{path}", others=True)
     return items_from_frame(frame, source=f"{path}")
 
 
@@ -121,8 +125,9 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
     """Check a catalogue and give it our columns; the last row of an item wins. Raises LogError.
 
     Every further column of text, whole numbers or lists of them is an id column (`ids`, a struct of lists of text; left
-    out when there is none), but for NO_IDS; of these the title is kept, cut to LONGEST_TITLE. Numbers that are not all
-    whole, dates and flags are no ids and are left out. More than MOST_ID_COLUMNS are refused.
+    out when there is none), but for NO_IDS; of these title and description are kept, cut to LONGEST_TITLE and
+    LONGEST_DESCRIPTION, and the vector, as a list of float32, null for none: all have one length. Numbers that are not
+    all whole, dates and flags are no ids and are left out. More than MOST_ID_COLUMNS are refused.
     """
     require(frame.columns, source, ("item_id",))
     place = Place(source)
@@ -133,8 +138,11 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
         _seconds(frame, "duration_s", place).replace(0.0, None),
         _millis(frame, "published_ms", place, needed=False),
     ]
-    if "title" in frame.columns:
-        columns.append(_text(frame, "title").str.head(LONGEST_TITLE))
+    for name, longest in (("title", LONGEST_TITLE), ("description", LONGEST_DESCRIPTION)):
+        if name in frame.columns:
+            columns.append(_text(frame, name).str.head(longest))
+    if "vector" in frame.columns:
+        columns.append(_vectors(frame["vector"], place))
     ids = _id_columns(frame, place)
     if ids:
         columns.append(pl.DataFrame(ids).to_struct("ids"))
@@ -260,6 +268,29 @@ def _split(text: pl.Series) -> pl.Series:
     split = text.fill_null("").str.replace_all(",", "|").str.split("|")
     trimmed = split.list.eval(pl.element().str.strip_chars())
     return trimmed.list.eval(pl.element().filter(pl.element() != ""))
+
+
+def _vectors(column: pl.Series, place: Place) -> pl.Series:
+    """Lists of numbers, or text with brackets or without, as lists of float32; null where there is none."""
+    lists = column
+    if column.dtype == pl.String:
+        text = column.str.replace_all(r"[\[\],|;\s]+", " ").str.strip_chars()
+        lists = text.set(text == "", None).str.split(" ")
+    inner = lists.dtype.inner if isinstance(lists.dtype, pl.List | pl.Array) else None
+    is_fit = isinstance(inner, pl.DataType) and (inner.is_numeric() or inner in (pl.String, pl.Null))
+    if not is_fit and column.dtype != pl.Null:
+        raise LogError(f"{place.source}: column vector must be a list of numbers, it is {column.dtype}")
+    given = lists.cast(pl.List(inner or pl.Float64))
+    numbers = given.cast(pl.List(pl.Float64), strict=False)
+    sizes = numbers.list.len().replace(0, None).alias(column.name)
+    _refuse(sizes > MOST_NUMBERS, sizes, place, f"a vector has at most {MOST_NUMBERS} numbers")
+    wrong = numbers.list.eval((pl.element().is_between(-LARGEST, LARGEST).fill_null(False)).not_())
+    first = given.list.get(wrong.list.arg_max(), null_on_oob=True)
+    _refuse(wrong.list.any(), first, place, f"a vector has finite numbers, from {-LARGEST:.0e} to {LARGEST:.0e}")
+    known = sizes.drop_nulls()
+    if len(known):
+        _refuse(sizes != known[0], sizes, place, f"all vectors have one length, that of the first is {known[0]}")
+    return numbers.set(sizes.is_null(), None).cast(pl.List(pl.Float32))
 
 
 def _id_columns(frame: pl.DataFrame, place: Place) -> list[pl.Series]:

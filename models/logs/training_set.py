@@ -17,11 +17,13 @@ import polars as pl
 
 from models.arrays import Array, Floats, Rows
 from models.catalogue.catalogue import Catalogue
+from models.catalogue.content import ItemContent
+from models.catalogue.content_table import NOTHING_SAID, ContentTable, content_table
 from models.catalogue.context import FIELDS, TRAITS, ContextVocabulary
 from models.catalogue.item_frame import catalogue_of
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.dataset import Dataset
-from models.logs.log import SIGNAL, items_from_frame
+from models.logs.log import CONTENT_COLUMNS, SIGNAL, items_from_frame
 from models.logs.skips import SkipTimeline, has_skips
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import SearchTimeline, StoredSearches
@@ -34,8 +36,8 @@ ALWAYS_MS = -1  # when an item became known that the catalogue has without a dat
 class TrainingSet:
     """`catalogue` has a row for every item of `dataset`. By row of the catalogue, int64 [N]: `known_ms` when an item
     became known (never falls), `born_ms` when it was published or else first seen. `completed` int64 [P]: the log's row
-    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log. `titles` [N] where they
-    were asked for."""
+    of each row of the data set; `rows` int64 [I]: the catalogue row of each item of the log. `said`: what items
+    say of themselves beside their ids, where that was asked for."""
 
     dataset: Dataset
     catalogue: Catalogue
@@ -44,10 +46,11 @@ class TrainingSet:
     born_ms: Rows
     completed: Rows
     rows: Rows
-    titles: pl.Series | None = None
+    said: ContentTable = NOTHING_SAID
 
-    def title_of(self, row: int) -> str:
-        return "" if self.titles is None else self.titles[row]
+    def content_of(self, row: int) -> ItemContent:
+        """What an item says of itself, its ids included."""
+        return self.said.of(row, self.catalogue.all_ids_of(row))
 
     def known_at(self, cut: int) -> int:
         """Count the items that were known just before row `cut` of the data set."""
@@ -61,13 +64,17 @@ def prepare(
     searches: StoredSearches | None = None,
     context: bool = True,
     skips: int = 0,
-    titles: bool = False,
+    content: bool = False,
     signals: Mapping[str, float] = NO_WEIGHTS,
 ) -> TrainingSet:
     """Positives of a log and the catalogue of its items; columns are written beside the log's own and mapped. `skips`:
-    how many of a user's uncompleted watches are to be known, where there are any. `titles`: keep those of the items.
-    `signals`: by kind the weight of a watch of which its user said so, as an example."""
-    facts = _item_facts(log, items)
+    how many of a user's uncompleted watches are to be known, where there are any. `content`: keep what items say
+    of themselves. `signals`: by kind the weight of a watch of which its user said so, as an example."""
+    none = pl.DataFrame({"item_id": []}, schema={"item_id": pl.String})
+    given = none if items is None else items
+    listed = items_from_frame(given if content else given.drop(CONTENT_COLUMNS, strict=False))
+    vectors = listed["vector"] if "vector" in listed.columns else None  # large: it goes through no join
+    facts = _item_facts(log, listed.drop("vector", strict=False))
     catalogue = catalogue_of(facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids"))
     rows = catalogue.rows(log.item_ids)
     completed, columns = _positives(log, rows, context=context)
@@ -89,8 +96,8 @@ def prepare(
         timeline_file=log.directory / "timeline.npy",
     )
     known_ms, born_ms = facts["known_ms"].to_numpy(), facts["born_ms"].to_numpy()
-    kept = facts["title"].fill_null("") if titles and "title" in facts.columns else None
-    return TrainingSet(dataset, catalogue, vocabulary, known_ms, born_ms, completed, rows, kept)
+    said = content_table(facts, vectors, log.directory / "item_vectors.npy")
+    return TrainingSet(dataset, catalogue, vocabulary, known_ms, born_ms, completed, rows, said)
 
 
 def _weights(log: StoredLog, completed: Rows, signals: Mapping[str, float]) -> Floats | None:
@@ -104,8 +111,9 @@ def _weights(log: StoredLog, completed: Rows, signals: Mapping[str, float]) -> F
     return np.concatenate([of_code[codes[completed[start : start + BUFFER_ROWS]]] for start in blocks])
 
 
-def _item_facts(log: StoredLog, items: pl.DataFrame | None) -> pl.DataFrame:
-    """All items of catalogue and log with what is known of them, in the order of known_ms."""
+def _item_facts(log: StoredLog, listed: pl.DataFrame) -> pl.DataFrame:
+    """All items of a checked catalogue and of the log with what is known of them, in the order of known_ms; `at`: its
+    row in the catalogue, null for none."""
     seen = pl.DataFrame(
         {
             "item_id": log.item_ids,
@@ -113,9 +121,10 @@ def _item_facts(log: StoredLog, items: pl.DataFrame | None) -> pl.DataFrame:
             "log_duration_s": pl.Series(log.item_durations()).fill_nan(None),
         }
     )
-    listed = items_from_frame(pl.DataFrame({"item_id": []}, schema={"item_id": pl.String}) if items is None else items)
-    facts = listed.with_columns(listed=True).join(
-        seen, on="item_id", how="full", coalesce=True, maintain_order="left_right"
+    facts = (
+        listed.with_row_index("at")
+        .with_columns(listed=True)
+        .join(seen, on="item_id", how="full", coalesce=True, maintain_order="left_right")
     )
     if "ids" not in facts.columns:
         facts = facts.with_columns(ids=pl.lit(None))

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from models.arrays import Array
 from models.catalogue.catalogue import Catalogue
-from models.catalogue.content import BUCKETS
+from models.catalogue.content import ContentShape
 from models.catalogue.context import ContextVocabulary
 from models.catalogue.item_frame import catalogue_frame, catalogue_of
 from models.logs.array_file import mapped
@@ -39,6 +39,7 @@ from models.ranking.ranker_net import RankerShape
 from models.ranking.ranking_examples import CAP_S
 from models.release.manifest_file import MANIFEST, check_ordinary, read_manifest_bytes, sync_path
 from models.retrieval.candidates import CandidateModel, UserEncoder
+from models.retrieval.cold_start import ContentMap
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import write_table
 from models.retrieval.tower import TowerShape, UserTowers
@@ -73,7 +74,9 @@ class BundleError(ValueError):
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The description of a bundle. `dim` is the length of an index vector; `offsets` are the next ones to read, by
     `topic/partition`; `files` are SHA-256 sums. `learnt_ms`: the time of the newest row, where it was trained from a
-    log; 0 from the topics. What has a default is left out where it is that, so that an old manifest keeps its version.
+    log; 0 from the topics. `content_words` and `content_vector`: what the map of content reads beside ids and titles
+    (models.catalogue.content.ContentShape). What has a default is left out where it is that, so that an old manifest
+    keeps its version.
     """
 
     format: int
@@ -94,6 +97,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     offsets: dict[str, int]
     files: dict[str, str]
     learnt_ms: int = 0
+    content_words: bool = False
+    content_vector: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def write_bundle(
         for name, table in _tables(model).items():
             write_table(staging / f"{name}.npy", table)
         if model.content is not None:
-            write_table(staging / CONTENT, model.content)
+            write_table(staging / CONTENT, model.content.weights)
         tower = {name: tensor.numpy() for name, tensor in model.encoder.tower.state_dict().items()}
         safetensors.numpy.save_file(_contiguous(tower), staging / TOWER)
         safetensors.numpy.save_file(_contiguous(ranker.to_arrays()), staging / RANKER)
@@ -168,6 +173,8 @@ def write_bundle(
             offsets=offsets,
             files=files,
             learnt_ms=learnt_ms,
+            content_words=model.content is not None and model.content.shape.words,
+            content_vector=0 if model.content is None else model.content.shape.vector,
         )
         manifest = msgspec.structs.replace(unnamed, version=version_of(unnamed))
         (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -280,13 +287,6 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
     for name in TABLES:
         with _readable(directory / f"{name}.npy"):
             tables[name] = mapped(directory / f"{name}.npy", "c")  # torch reads no array that it may not write to
-    content = None
-    if CONTENT in manifest.files:
-        with _readable(directory / CONTENT):
-            content = mapped(directory / CONTENT, "c")
-        if content.shape != (BUCKETS + 1, 2 * (manifest.dim - 1)):
-            unlike = f"{content.shape} is not {(BUCKETS + 1, 2 * (manifest.dim - 1))}"
-            raise BundleError("unfit", f"{directory / CONTENT}: does not fit its manifest: {unlike}")
     weights = _read_arrays(directory / TOWER)
     try:
         tower = UserTowers(manifest.tower)
@@ -301,7 +301,7 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
         bias=tables["bias"],
         query_rows=tables["query_rows"],
         popularity=Popularity(manifest.half_life_events, *counts, clock=manifest.watches),
-        content=content,
+        content=_read_content(directory, manifest),
     )
     for name in TABLES:
         if name != "words" and len(tables[name]) != manifest.items:
@@ -311,6 +311,19 @@ def _read_model(directory: Path, manifest: Manifest, item_ids: list[str]) -> Can
         unlike = f"{model.dim} is not {manifest.dim}"
         raise BundleError("unfit", f"{directory / 'vectors.npy'}: does not fit its manifest: {unlike}")
     return model
+
+
+def _read_content(directory: Path, manifest: Manifest) -> ContentMap | None:
+    if CONTENT not in manifest.files:
+        return None
+    shape = ContentShape(manifest.content_words, manifest.content_vector)
+    with _readable(directory / CONTENT):
+        weights = mapped(directory / CONTENT, "c")
+    expected = shape.rows, 2 * (manifest.dim - 1)
+    if weights.shape != expected:
+        unlike = f"{weights.shape} is not {expected}"
+        raise BundleError("unfit", f"{directory / CONTENT}: does not fit its manifest: {unlike}")
+    return ContentMap(weights, shape)
 
 
 def _read_ranker(directory: Path, manifest: Manifest) -> Ranker:

@@ -20,7 +20,7 @@ import torch
 
 from models.arrays import Floats, Rows
 from models.catalogue.catalogue import Catalogue
-from models.catalogue.content import bag_of, matrix_of
+from models.catalogue.content import bag_of
 from models.device import device_of
 from models.evaluation.backtest import judge, rows_at_once
 from models.evaluation.eval_queries import EvalQueries, EvalQuery, History, Stream
@@ -30,7 +30,7 @@ from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_training import Fit, TrainingData
 from models.retrieval.candidates import CandidateModel, UserEncoder
 from models.retrieval.checkpoint import Checkpoints, ModelSelection
-from models.retrieval.cold_start import ColdStart, fit_content, row_of
+from models.retrieval.cold_start import ColdStart, ContentMap, fit_content, matrix_of
 from models.retrieval.encoders import recent_sum_of, root_sum_of
 from models.retrieval.hyper_parameters import CandidateParameters
 from models.retrieval.linear import item_factors, ordered_factors
@@ -213,7 +213,7 @@ class Training:
         skipped, towers = self.training_set.dataset.skipped(self.until, self.items), sum(net.shape.dim for net in nets)
         for row in np.flatnonzero(~learnt).tolist():
             kept = towers if skipped[row] else 0
-            vectors[row], bias[row], placed = start.place(*self.said_of(row))
+            vectors[row], bias[row], placed = start.place(self.training_set.content_of(row))
             queries[row, kept:] = placed[kept:]
         words = np.concatenate([net.words.values.numpy() for net in nets], axis=1)
         return CandidateModel(
@@ -234,23 +234,21 @@ class Training:
         queries = np.concatenate([*(fit.net.queries.everything() for fit in self.fits), heard], axis=1)
         return vectors, weight * self.bias(), queries
 
-    def said_of(self, row: int) -> tuple[dict[str, tuple[str, ...]], str]:
-        """The ids of an item by column, and its title."""
-        return self.training_set.catalogue.all_ids_of(row), self.training_set.title_of(row)
-
     def taught(self) -> Rows:
         """int64 [n]: the items that a map of content is learnt from."""
         totals = self.popularity.totals()
         rows = np.flatnonzero(totals >= LEAST_WATCHES)
         return rows[np.argsort(-totals[rows], kind="stable")[:MOST_TAUGHT]]
 
-    def content_map(self, vectors: Floats, queries: Floats, taught: Rows) -> Floats | None:
+    def content_map(self, vectors: Floats, queries: Floats, taught: Rows) -> ContentMap | None:
         """The map from content to vectors and query rows [N, D] that these items teach; None where there are none."""
         if not len(taught):
             return None
-        bags = matrix_of(bag_of(*self.said_of(row)) for row in taught.tolist())
+        said, contents = self.training_set.said, map(self.training_set.content_of, taught.tolist())
+        bags = matrix_of((bag_of(content, said.shape) for content in contents), said.shape)
         learnt = np.concatenate([vectors[taught], queries[taught]], axis=1)
-        return fit_content(bags, learnt, self.popularity.totals()[taught])
+        own = None if said.vectors is None else said.vectors[taught]
+        return ContentMap(fit_content(bags, learnt, self.popularity.totals()[taught], own), said.shape)
 
     def _towers(self, selection: ModelSelection) -> UserTowers:
         shape = self.fits[0].net.shape
@@ -392,9 +390,9 @@ def content_gain(training: Training, history: History, asked: EvalQuery, selecti
         catalogue = training.training_set.catalogue
         means = ColdStart(vectors, bias, queries, catalogue=catalogue, learnt=learnt)
         for row in half.tolist():
-            ids, title = training.said_of(row)
-            by_means[row] = means.place(ids).vector
-            by_content[row] = row_of(content, bag_of(ids, title))[: vectors.shape[1]]
+            own = training.training_set.content_of(row)
+            by_means[row] = means.place(own).vector
+            by_content[row] = content.row_of(own)[: vectors.shape[1]]
     ours, without = (_ranks_of(training, history, asked, placed, bias) for placed in (by_content, by_means))
     return gain_of("content", ours, without, training.items) | {"content_cases": float(len(asked))}
 

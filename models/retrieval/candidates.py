@@ -20,6 +20,7 @@ from models.logs.array_file import forget_pages
 from models.logs.examples import Queries, queries_of
 from models.logs.searches import MOST_HISTORY, history_tokens
 from models.logs.timeline import HISTORY, newest_of
+from models.retrieval.cold_start import ContentMap
 from models.retrieval.popularity import Popularity
 from models.retrieval.table import Distinct, Table, distinct
 from models.retrieval.tower import Inputs, UserTowers
@@ -89,11 +90,10 @@ class CandidateModel:
         bias: Floats,
         query_rows: Floats,
         popularity: Popularity,
-        content: Floats | None = None,
+        content: ContentMap | None = None,
     ) -> None:
-        """vectors and query_rows float32 [N, D], bias float32 [N]; `content` [BUCKETS + 1, 2 D]: how items are placed
-        that nobody has watched (models.retrieval.cold_start), None: by means of their ids. They may be mapped files
-        and are not written to."""
+        """vectors and query_rows float32 [N, D], bias float32 [N]; `content`: how items are placed that nobody has
+        watched, None: by means of their ids. They may be mapped files and are not written to."""
         self.item_ids = item_ids
         self.encoder = encoder
         self.vectors = vectors

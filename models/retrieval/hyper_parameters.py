@@ -107,12 +107,12 @@ class ReadOfLog(TypedDict):
 
     context: bool
     skips: int
-    titles: bool
+    content: bool
     signals: Mapping[str, float]
 
 
 def read_of_log(settings: CandidateParameters) -> ReadOfLog:
     """The same for a training and for a backtest."""
     return ReadOfLog(
-        context=settings.context, skips=settings.skips, titles=settings.content, signals=settings.signal_weights
+        context=settings.context, skips=settings.skips, content=settings.content, signals=settings.signal_weights
     )

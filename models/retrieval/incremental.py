@@ -7,7 +7,7 @@ trainer back after a crash.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from models.arrays import Array, Flags, Floats, Rows
-from models.catalogue.catalogue import NO_IDS, Catalogue
+from models.catalogue.catalogue import Catalogue
 from models.catalogue.columns import Columns
+from models.catalogue.content import NO_CONTENT, ContentShape, ItemContent
 from models.catalogue.user_profile import Example
 from models.evaluation.drift import turned_and_grown
 from models.logs.examples import Examples, Queries
@@ -108,6 +109,11 @@ class IncrementalTrainer:
         """Length of an index vector."""
         return self._vectors.dim + 1
 
+    @property
+    def content_shape(self) -> ContentShape:
+        """What new items are placed by, beside ids and title."""
+        return self._start.content_shape
+
     def row(self, item_id: str) -> int:
         return self._row_of.get(item_id, -1)
 
@@ -117,13 +123,13 @@ class IncrementalTrainer:
         weights = np.array([example.weight for example in examples], np.float32)
         return Examples(self.encoder.queries(examples, self._row_of), targets, weights)
 
-    def add_item(self, item_id: str, ids: Mapping[str, Sequence[str]] = NO_IDS, title: str = "") -> int:
-        """The row of an item, made at first sight where its `ids` (by column of the catalogue) and its title place it
-        (models.retrieval.cold_start). O(1)."""
+    def add_item(self, item_id: str, content: ItemContent = NO_CONTENT) -> int:
+        """The row of an item, made at first sight where what it says of itself places it (models.retrieval.cold_start).
+        O(1)."""
         known = self._row_of.get(item_id)
         if known is not None:
             return known
-        start = self._start.place(ids, title)
+        start = self._start.place(content)
         if self._free:
             row = self._free.pop()
             self._vectors.reset(np.array([row]), start.vector[None])
@@ -140,12 +146,12 @@ class IncrementalTrainer:
         self._row_of[item_id] = row
         return row
 
-    def describe(self, item_id: str, ids: Mapping[str, Sequence[str]], title: str = "") -> int:
-        """Move an item that was placed without its ids to where they would have placed it; what it has learnt since is
-        kept. Returns its row, -1 when it has none. O(1)."""
+    def describe(self, item_id: str, content: ItemContent) -> int:
+        """Move an item that was placed without its content to where that would have placed it; what it has learnt since
+        is kept. Returns its row, -1 when it has none. O(1)."""
         row = self.row(item_id)
         if row >= 0:
-            known, unknown = self._start.place(ids, title), self._start.place(NO_IDS)
+            known, unknown = self._start.place(content), self._start.place()
             self._vectors.values.numpy()[row] += known.vector - unknown.vector
             self._queries.values.numpy()[row] += known.query_row - unknown.query_row
             self._items["bias"][row] += known.bias - unknown.bias

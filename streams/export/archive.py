@@ -7,13 +7,18 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
+import structlog
+from msgspec.structs import replace
 
 from infra.platform.settings import Settings
 from models.logs.log import CONTEXT_COLUMNS, CONTEXT_NAMES, LATEST_MS, LONGEST_ID, MOST_ID_COLUMNS, SIGNAL
@@ -25,6 +30,8 @@ from streams.erasure.erase_users import read_erased_users
 from streams.history.signals import said_of_items
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.messages import Item, Refused, SearchEvent, SignalEvent, WatchEvent, decode
+
+logger = structlog.get_logger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Row = tuple[Any, ...]
@@ -111,13 +118,13 @@ class _Reader:
 
     def items(self) -> pl.DataFrame:
         """The catalogue as it is now. What is unreadable counts as taken down: the indexer reports it."""
-        items: dict[bytes | None, Item] = {}
+        items: dict[bytes | None, tuple[Item, array[float]]] = {}
         for key, item, _ in self._messages(topics.ITEMS, Item):
             if item is None:
                 items.pop(key, None)
             else:
-                items[key] = item
-        return item_frame(list(items.values()))
+                items[key] = lighter(item, content=self._settings.model.content)
+        return item_frame([item for item, _ in items.values()], [vector for _, vector in items.values()])
 
     def _messages(self, topic: str, kind: Any) -> Iterator[tuple[bytes | None, Any, int]]:
         """Key, message and time of each record; no message for a tombstone and for what cannot be read."""
@@ -145,11 +152,30 @@ def _watch_row(event: WatchEvent, said: Said) -> Row:
     return (event.user_id, event.item_id, event.event_ms, event.watch_s, event.duration_s, *context, signal)
 
 
-def item_frame(items: list[Item]) -> pl.DataFrame:
-    """A catalogue as training takes it; `title` and `ids` only when an item has some."""
+def lighter(item: Item, *, content: bool) -> tuple[Item, array[float]]:
+    """An item without its vector, and that in 4 bytes a number: as Python's own they would take 32, of all items.
+    Where no map of `content` is to be learnt, neither vector nor description is kept."""
+    if not content:
+        return replace(item, description="", vector=()), array("f")
+    return replace(item, vector=()), array("f", item.vector)
+
+
+def item_frame(items: list[Item], vectors: Sequence[array[float]] = ()) -> pl.DataFrame:
+    """A catalogue as training takes it; `title`, `description`, `ids` and `vector` only when an item has some.
+    `vectors`: one of each item, empty for none. While a team goes over to vectors of another length the topic has both:
+    those of the length that most items have are taken."""
     frame = pl.DataFrame({name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA}, schema=ITEM_SCHEMA)
-    if any(item.title for item in items):
-        frame = frame.with_columns(title=pl.Series([item.title for item in items], dtype=pl.String))
+    for name in ("title", "description"):
+        if any(getattr(item, name) for item in items):
+            frame = frame.with_columns(pl.Series(name, [getattr(item, name) for item in items], pl.String))
+    if sizes := Counter(len(vector) for vector in vectors if vector):
+        (size, count), *_ = sizes.most_common(1)
+        if others := sizes.total() - count:
+            logger.warning("items have vectors of several lengths", taken=size, items=count, others=others)
+        fit = np.array([len(vector) == size for vector in vectors])
+        taken = pl.Series("vector", np.stack([vector for vector in vectors if len(vector) == size], dtype=np.float32))
+        place = pl.Series(np.where(fit, np.cumsum(fit) - 1, -1)).replace(-1, None)  # of each item in what is taken
+        frame = frame.with_columns(taken.cast(pl.List(pl.Float32)).gather(place))
     names = list(dict.fromkeys(name for item in items for name in item.ids))[:MOST_ID_COLUMNS]
     if not names:
         return frame

@@ -21,6 +21,7 @@ from streams.ingest.values import (
     Unfit,
     name_of,
     number_of,
+    numbers_of,
     real_of,
     seconds_in,
     share_in,
@@ -34,6 +35,7 @@ from streams.messages import Item, Refused, SearchEvent, SignalEvent, WatchEvent
 Test = Callable[[Record], bool]
 
 LONGEST_ID = 256
+LONGEST_DESCRIPTION = 10_000
 _UNFIT = (Unfit, ValueError, ArithmeticError)  # what a conversion raises
 KINDS: Mapping[str, Any] = {
     "watch-events": WatchEvent,
@@ -192,7 +194,16 @@ def converter(mapping: TopicMapping, name: str) -> Convert:
         return truth_of
     if name in _REALS:
         return real_of
+    if name == "vector":
+        return numbers_of
+    if name == "description":
+        return _description
     return texts_of if _is_list(name) else text_of
+
+
+def _description(value: Any) -> str:
+    """Only its beginning is read (models.catalogue.content): for its length no item is refused."""
+    return text_of(value)[:LONGEST_DESCRIPTION]
 
 
 def _of_unit(name: str, unit: str) -> Convert:
@@ -207,6 +218,8 @@ def literal(name: str, value: Any) -> Any:
         return texts_of(value)
     if name in _TRUTHS:
         return truth_of(value)
+    if name == "vector":
+        return numbers_of(value)
     is_number = name.endswith(("_ms", "_s")) or name in _REALS
     return number_of(value) if is_number else text_of(value)
 

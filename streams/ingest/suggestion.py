@@ -31,6 +31,7 @@ TIMES = {"ts", "time", "timestamp", "at", "date", "when", "occurred", "created",
 WORDS: Mapping[str, set[str]] = {  # ours: what else it is called, where one word is enough
     "query": {"query", "search", "term", "terms", "keyword", "keywords", "q"},
     "title": {"title", "name", "headline"},
+    "description": {"description", "summary", "synopsis"},
     "channel": {"channel", "creator", "author", "uploader", "publisher", "owner"},
     "topics": {"topics", "tags", "categories", "genres", "topic", "category", "genre"},
     "published_ms": {"published", "created", "released", "release", "uploaded", "upload", "publish"},
@@ -147,7 +148,7 @@ def _wanted(becomes: Becomes) -> tuple[str, ...]:
             return ("user_id", "item_id", "event_id", "event_ms", "watch_s", "duration_s", *_CONTEXT)
         case "search-events":
             return ("user_id", "query", "event_id", "event_ms", *_CONTEXT)
-    return ("item_id", "title", "channel", "topics", "duration_s", "published_ms", "language")
+    return ("item_id", "title", "channel", "topics", "duration_s", "published_ms", "language", "description")
 
 
 _CONTEXT = ("context.region", "context.device")

@@ -62,6 +62,16 @@ def texts_of(value: Any) -> tuple[str, ...]:
     return tuple(text_of(each) for each in value) if isinstance(value, list | tuple) else (text_of(value),)
 
 
+def numbers_of(value: Any) -> tuple[float, ...]:
+    """A list of numbers; what is in it is not told one by one, there may be a thousand."""
+    if not isinstance(value, list | tuple):
+        raise Unfit("a list of numbers")
+    try:
+        return tuple(map(_as_float, value))
+    except Unfit:
+        raise Unfit("a list of finite numbers") from None
+
+
 def truth_of(value: Any) -> bool:
     if isinstance(value, bool):
         return value

@@ -14,6 +14,7 @@ from streams import topics
 from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, Item, Refused, Release, decode
+from streams.trainer.item_contents import ItemContents
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +26,7 @@ class ControlState:
 
     def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
-        self.items: dict[str, Item] = {}
+        self.items = ItemContents()
         self.erased = ErasedUsers(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
         self._kafka = settings.kafka
@@ -74,10 +75,10 @@ class ControlState:
                 kind: Any = Item if record.topic.endswith(topics.ITEMS) else Release
                 message = decode(kind, record.value, max_bytes=self._kafka.max_message_bytes)
                 if isinstance(message, Item):
-                    self.items[message.item_id] = message
+                    self.items.hear(message)
                 elif isinstance(message, BundlePublished):
                     self.newest = message
             elif record.topic.endswith(topics.ITEMS):
-                self.items.pop((record.key or b"").decode(errors="replace"), None)
+                self.items.forget((record.key or b"").decode(errors="replace"))
         except Refused:
             pass  # the indexer follows the same topics and reports

@@ -20,14 +20,14 @@ import structlog
 from infra.platform import metrics
 from infra.platform.settings import Trainer
 from models.arrays import Rows
-from models.catalogue.catalogue import CHANNEL, TOPICS
+from models.catalogue.content import NO_CONTENT, NO_VECTOR, ItemContent
 from models.evaluation.drift import FadingMean
 from models.logs.examples import Examples
 from models.release.bundle import Bundle
 from models.retrieval.cold_start import Admission
 from models.retrieval.incremental import NO_ROWS, IncrementalTrainer
 from models.retrieval.prequential import Budget, rank_before
-from streams.messages import Item, ItemVector, TrainingExample
+from streams.messages import ItemVector, TrainingExample
 from streams.trainer.progress import PROGRESS_KEY, Progress, WaitingRows
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,9 @@ class Learnt(NamedTuple):
 class Learner:
     """The trainer's state for one release."""
 
-    def __init__(self, bundle: Bundle, items: Mapping[str, Item], settings: Trainer, seed: int, epoch: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, items: Mapping[str, ItemContent], settings: Trainer, seed: int, epoch: int = 0
+    ) -> None:
         self.version = bundle.manifest.version
         self._learnt_ms = bundle.manifest.learnt_ms
         self.epoch = epoch  # of the rows that it makes (streams.epochs)
@@ -69,6 +71,7 @@ class Learner:
         self._released = bundle.model
         self._admission = Admission(settings.admit_after)
         self._undescribed: dict[str, None] = {}  # placed without what `items` says of them, the oldest first
+        self._has_warned = False
         self._idle_ms = round(settings.expire_h * 3_600_000)
         self._budget = Budget(settings.evaluate_scores)
         self._evaluations_due = 1.0
@@ -218,22 +221,35 @@ class Learner:
             return True
         if not self._admission.admits(item_id):
             return False
-        item = self._items.get(item_id)
+        content = self._items.get(item_id)
         self._undescribed.pop(item_id, None)  # of a row that has expired
-        if item is None:  # topics keep no order between them: it may be on its way
+        if content is None:  # topics keep no order between them: it may be on its way
             self._undescribed[item_id] = None
             if len(self._undescribed) > MOST_UNDESCRIBED:
                 del self._undescribed[next(iter(self._undescribed))]
-        self._trainer.add_item(item_id, *((ids_of(item), item.title) if item is not None else ()))
+        self._trainer.add_item(item_id, NO_CONTENT if content is None else self._readable(content))
         return True
+
+    def _readable(self, content: ItemContent) -> ItemContent:
+        """The content of an item that is placed; a vector of another length than the release has learnt is counted and
+        said once, and the item placed by the rest."""
+        known = self._trainer.content_shape.vector
+        if not known or len(content.vector) in (0, known):
+            return content
+        metrics.UNFIT_VECTORS.inc()
+        if not self._has_warned:
+            reason = f"the release has learnt vectors of {known} numbers, an item has one of {len(content.vector)}"
+            log.warning("vectors of items are passed over", version=self.version, reason=reason)
+            self._has_warned = True
+        return content._replace(vector=NO_VECTOR)
 
     def _describe(self) -> Rows:
         """Move the rows of items that `items` has told of since they were placed; which."""
         found = ((item_id, self._items.get(item_id)) for item_id in self._undescribed)
-        told = {item_id: item for item_id, item in found if item is not None}
+        told = {item_id: content for item_id, content in found if content is not None}
         for item_id in told:
             del self._undescribed[item_id]
-        rows = [self._trainer.describe(item_id, ids_of(item), item.title) for item_id, item in told.items()]
+        rows = [self._trainer.describe(item_id, self._readable(content)) for item_id, content in told.items()]
         return np.array([row for row in rows if row >= 0], np.int64)
 
     def _is_sampled(self) -> bool:
@@ -277,11 +293,6 @@ class Learner:
             key, ms, learnt_to = item_id.encode(), oldest_ms.get(item_id, 0), self.progress.next_offset
             self._waiting.discard(key)
             yield key, ItemVector(self.version, self._step, vector, query_row, ms, state, self.epoch, learnt_to)
-
-
-def ids_of(item: Item) -> dict[str, tuple[str, ...]]:
-    """An item's ids by column, as models.catalogue.catalogue names them."""
-    return {CHANNEL: (item.channel,) if item.channel else (), TOPICS: item.topics, **item.ids}
 
 
 def batches(examples: Iterable[tuple[int, TrainingExample]], size: int) -> Iterator[list[tuple[int, TrainingExample]]]:

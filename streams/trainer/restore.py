@@ -13,13 +13,14 @@ import msgspec
 import structlog
 
 from infra.platform.settings import Kafka, Settings
+from models.catalogue.content import ItemContent
 from streams import topics
 from streams.bundles.source import source_of
 from streams.epochs import Epochs, is_claim
 from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.topic_ids import TopicReplaced, changes_of, remember_ids
-from streams.messages import Item, ItemVector, Refused, TrainingExample, decode
+from streams.messages import ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner
 
 log = structlog.get_logger(__name__)
@@ -40,7 +41,7 @@ class Restored(NamedTuple):
     is_renewed: bool = False
 
 
-def restore_release(settings: Settings, version: str, items: Mapping[str, Item], epoch: int) -> Restored:
+def restore_release(settings: Settings, version: str, items: Mapping[str, ItemContent], epoch: int) -> Restored:
     """The learner of a release with its published rows; its own rows will be of `epoch`.
 
     A new release has what came after its own data to learn, to the end of the topic; it is new until its progress is

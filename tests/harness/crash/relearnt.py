@@ -25,9 +25,10 @@ import msgspec
 import numpy as np
 
 from infra.platform.settings import Trainer
+from models.catalogue.content import ItemContent
 from models.release.bundle import Bundle
 from streams.epochs import Epochs
-from streams.messages import Item, ItemVector, TrainingExample, decode
+from streams.messages import ItemVector, TrainingExample, decode
 from streams.trainer.learner import Learner
 from streams.trainer.progress import PROGRESS_KEY, Progress
 from tests.harness.traffic import vector_of
@@ -76,7 +77,7 @@ def stream_of(version: str, examples: Iterable[Any], vectors: Iterable[Any]) -> 
 
 
 def relearn(
-    stream: Stream, bundle: Bundle, items: Mapping[str, Item], settings: Trainer, seed: int
+    stream: Stream, bundle: Bundle, items: Mapping[str, ItemContent], settings: Trainer, seed: int
 ) -> dict[bytes, ItemVector]:
     """Each row as it would be when it was published last, by its key."""
     published: dict[bytes, ItemVector] = {}

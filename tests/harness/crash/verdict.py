@@ -31,6 +31,7 @@ from streams.messages import (
     UserHistory,
     decode,
 )
+from streams.trainer.item_contents import ItemContents
 from streams.trainer.progress import PROGRESS_KEY
 from tests.harness.crash import replay
 from tests.harness.crash.load import Sent
@@ -210,7 +211,10 @@ def check_vectors(verdict: Verdict, settings: Settings, bundle: Bundle, items: M
     """A row is where a learner that nothing befalls has it (tests/harness/crash/relearnt.py)."""
     examples, vectors = (read_all(settings, topic) for topic in (topics.TRAINING_EXAMPLES, topics.ITEM_VECTORS))
     stream = stream_of(bundle.manifest.version, examples, vectors)
-    compare_rows(verdict, relearn(stream, bundle, items, settings.trainer, settings.model.seed), stream.rows)
+    contents = ItemContents()
+    for item in items.values():
+        contents.hear(item)
+    compare_rows(verdict, relearn(stream, bundle, contents, settings.trainer, settings.model.seed), stream.rows)
 
 
 def compare_rows(verdict: Verdict, expected: Mapping[bytes, ItemVector], found: Mapping[bytes, ItemVector]) -> None:

@@ -299,3 +299,12 @@ def test_a_state_of_the_join_in_a_form_that_is_not_known_is_refused():
         with pytest.raises(Refused) as refused:
             decode(JoinState, raw)
         assert refused.value.code == "malformed"
+
+
+def test_an_item_brings_a_description_and_a_vector_and_one_that_is_none_is_refused():
+    item = Item("i", description="what it is about", vector=(0.5, -1e30, 3.0))
+    assert decode(Item, encode(item)) == item
+    assert decode(Item, b'{"item_id":"i","vector":[1,2]}').vector == (1.0, 2.0)
+    for numbers in ("NaN", "1e999", "1e31", '"1"', "null"):
+        with pytest.raises(Refused):
+            decode(Item, b'{"item_id":"i","vector":[1,%s]}' % numbers.encode())

@@ -26,6 +26,11 @@ def test_items_are_found_by_a_part_of_title_or_id_in_any_case():
     assert [item.item_id for item in catalogue.search("v", most=2)] == ["v1", "v2"]
 
 
+def test_the_numbers_of_a_vector_are_not_kept():
+    catalogue = catalogue_of(Item("v1", "A cat", "c", vector=(0.5,) * 1024))
+    assert catalogue.item("v1") == Item("v1", "A cat", "c") and len(catalogue._items["v1"]) < 100
+
+
 def test_what_is_taken_down_is_gone_and_what_changes_is_the_newest():
     catalogue = catalogue_of(Item("v1", "old"), Item("v1", "new"), Item("v2", "x"))
     catalogue.apply(record(ITEMS, "v2", None))

@@ -72,6 +72,13 @@ def test_the_further_ids_of_a_catalogue_travel_with_its_items() -> None:
     assert items["y"].ids == {} and b"ids" not in encode(items["y"])
 
 
+def test_what_a_catalogue_says_of_its_items_travels_with_them() -> None:
+    frame = pl.DataFrame({"item_id": ["x", "y"], "description": ["what", None], "vector": [[0.1, 1 / 3], None]})
+    items = dict(item_messages(items_from_frame(frame)))
+    assert items["x"] == Item("x", description="what", vector=(0.1, 0.333333))
+    assert encode(items["y"]) == encode(Item("y"))
+
+
 def test_the_context_of_a_row_travels_with_its_watch() -> None:
     context = {"region": ["de", None], "signed_in": [True, None], "age": [0.25, None]}
     frame = pl.DataFrame({"user_id": ["u", "v"], "item_id": ["i", "i"], "event_ms": [1, 2]} | context)

@@ -221,3 +221,41 @@ def test_a_title_is_kept_cut_to_what_a_message_takes_and_is_no_id():
     items = items_from_frame(frame)
     assert items["title"].to_list() == ["T" * 2000, None, "\N{GRINNING FACE} <b>"] and "ids" not in items.columns
     assert items_from_frame(items).equals(items) and "title" not in items_from_frame(frame.drop("title")).columns
+
+
+def test_vectors_are_lists_of_one_length_in_whatever_form_a_file_has_them(tmp_path: Path):
+    frame = pl.DataFrame(
+        {"item_id": ["x", "y", "z"], "vector": [[1.0, 2.5], None, []], "description": ["d" * 9000, "", None]}
+    )
+    items = items_from_frame(frame)
+    assert items["vector"].to_list() == [[1.0, 2.5], None, None] and items["vector"].dtype == pl.List(pl.Float32)
+    assert items["description"].to_list() == ["d" * 2000, None, None]
+    assert "ids" not in items.columns and items_from_frame(items).equals(items)
+    for text in ("[1, 2.5]", "1|2.5", "1 2.5"):
+        pl.DataFrame({"item_id": ["x", "y"], "embedding": [text, ""]}).write_csv(tmp_path / "items.csv")
+        read = read_items(tmp_path / "items.csv", mapping={"vector": "embedding"})
+        assert read["vector"].to_list() == [[1.0, 2.5], None]
+    fixed = pl.Series("vector", [[1.0, 2.5], [0.0, 1.0]], pl.Array(pl.Float32, 2))
+    assert items_from_frame(pl.DataFrame({"item_id": ["x", "y"]}).with_columns(fixed))["vector"].to_list()[1] == [0, 1]
+    assert items_from_frame(pl.DataFrame({"item_id": ["x"], "vector": [None]}))["vector"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "why"),
+    [
+        (
+            [[1.0], [float("nan")]],
+            "row 2, column vector: a vector has finite numbers, from -1e\\+30 to 1e\\+30, got nan",
+        ),
+        ([[1.0, 2.0], [1.0, float("inf")]], "row 2, column vector: a vector has finite numbers"),
+        ([[1.0], [1e31]], "row 2, column vector: a vector has finite numbers"),
+        ([[1.0], [None]], "row 2, column vector: a vector has finite numbers"),
+        (["1 2", "1 two"], "row 2, column vector: a vector has finite numbers, .*, got 'two'"),
+        ([[1.0, 2.0], [1.0]], "row 2, column vector: all vectors have one length, that of the first is 2, got 1"),
+        ([[1.0], [1.0] * 1025], "row 2, column vector: a vector has at most 1024 numbers, got 1025"),
+        ([1.0, 2.0], "column vector must be a list of numbers, it is Float64"),
+    ],
+)
+def test_vectors_that_cannot_be_used_are_refused_with_their_row(vectors: list[object], why: str):
+    with pytest.raises(LogError, match=why):
+        items_from_frame(pl.DataFrame({"item_id": ["x", "y"], "vector": vectors}, strict=False))

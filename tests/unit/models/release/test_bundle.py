@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.catalogue.content import BUCKETS
+from models.catalogue.content import ContentShape
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.impression_log import Delays
 from models.ranking.quantiles import Isotonic
@@ -33,6 +33,7 @@ from models.release.bundle import (
     write_bundle,
 )
 from models.release.manifest_file import MOST_BYTES
+from models.retrieval.cold_start import ContentMap
 from tests.unit.models.samples import START_MS
 
 OTHER = {"hidden": [5], "features": ["age_h"], "sizes": {}, "widths": {}}
@@ -120,14 +121,21 @@ def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
     assert bundle.manifest.offsets == {"training-examples/0": 17}
 
 
-def test_how_new_items_are_placed_by_content_is_in_the_bundle_and_checked_like_all_else(bundle: Bundle, tmp_path: Path):
+@pytest.mark.parametrize("reads", [(False, 0), (True, 0), (False, 16), (True, 16)])
+def test_how_new_items_are_placed_by_content_is_in_the_bundle_and_checked_like_all_else(
+    bundle: Bundle, tmp_path: Path, reads: tuple[bool, int]
+):
     model = copy.copy(bundle.model)
-    model.content = np.random.default_rng(1).random((BUCKETS + 1, 2 * model.dim - 2), dtype=np.float32)
+    shape = ContentShape(*reads)
+    weights = np.random.default_rng(1).random((shape.rows, 2 * model.dim - 2), dtype=np.float32)
+    model.content = ContentMap(weights, shape)
     directory = tmp_path / write_again(dataclasses.replace(bundle, model=model), tmp_path)
     again = read_bundle(directory)
-    np.testing.assert_array_equal(again.model.content, model.content)
+    assert again.model.content is not None and again.model.content.shape == shape
+    np.testing.assert_array_equal(again.model.content.weights, weights)
+    assert (b"content_" in (directory / MANIFEST).read_bytes()) is any(reads), "a map of ids and titles is as before"
     assert read_bundle(tmp_path / write_again(bundle, tmp_path)).model.content is None
-    np.save(directory / CONTENT, model.content[:-1])
+    np.save(directory / CONTENT, weights[:-1])
     assert code_of(directory) == "damaged"
     assert code_of(issue_again(directory, files={CONTENT: checksum_of(directory / CONTENT)})) == "unfit"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from infra.platform.settings import Trainer
+from models.catalogue.content import ItemContent
 from models.logs.timeline import HISTORY
 from models.release.bundle import Bundle
 from models.retrieval.hyper_parameters import Learns
@@ -196,8 +197,8 @@ def test_an_unknown_item_is_a_miss_for_those_who_do_not_know_it(bundle: Bundle):
 
 def test_a_new_item_starts_near_its_channel_and_counts_in_a_history_at_once(bundle: Bundle):
     trainer = trainer_of(bundle)
-    row = trainer.add_item("new", {"channel": ["c1"], "topics": ["t1"]})
-    assert trainer.add_item("new", {"channel": ["c2"]}) == row == 60
+    row = trainer.add_item("new", ItemContent({"channel": ["c1"], "topics": ["t1"]}))
+    assert trainer.add_item("new", ItemContent({"channel": ["c2"]})) == row == 60
     new = vectors(trainer, np.array([row]))[0, :-1]
     same, other = bundle.model.vectors[1::4].mean(axis=0), bundle.model.vectors[2::4].mean(axis=0)
     assert np.linalg.norm(new - same) < np.linalg.norm(new - other)
@@ -379,7 +380,7 @@ def test_an_idle_item_expires_and_comes_back_as_a_new_one(bundle: Bundle):
         assert len(expired) == (59 if hour == 3 else 0)  # all that nobody has watched since the first look at them
     assert (trainer.row("i1"), trainer.row("i7")) == (1, -1)
     assert rank(trainer, bundle, [example("i7", "i1")]).live[0] == -1
-    row = trainer.add_item("i7", {"channel": ["c3"]})
+    row = trainer.add_item("i7", ItemContent({"channel": ["c3"]}))
     assert len(trainer) == 60  # a free row is taken
     assert np.isfinite(vectors(trainer, np.array([row]))).all()
     result = learn(trainer, [example("i7", "i1")])

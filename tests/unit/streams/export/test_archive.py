@@ -1,5 +1,6 @@
 """What the topics hold, as training takes it."""
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from infra.platform.settings import Settings
 from models.catalogue.catalogue import Catalogue
 from models.logs.log import LogError, items_from_frame
 from models.logs.searches import tokens_of
-from streams.export.archive import Archive, item_frame, store_archive
+from streams.export.archive import Archive, item_frame, lighter, store_archive
 from streams.messages import Context, Item, SearchEvent, SignalEvent, WatchEvent, encode
 from streams.topics import FORWARDED, ITEMS, SEARCH_EVENTS, SIGNALS, TRAINING_EXAMPLES, WATCH_EVENTS, create_topics
 
@@ -31,6 +32,21 @@ def test_the_ids_of_items_are_id_columns_of_the_catalogue():
 def test_the_titles_of_items_are_told_where_there_are_any():
     frame = items_from_frame(item_frame([Item("i", "A title"), Item("j")]))
     assert frame["title"].to_list() == ["A title", None]
+
+
+def test_vectors_of_the_length_that_most_items_have_are_told():
+    items = [Item("i", description="what"), Item("j"), Item("k"), Item("l")]
+    vectors = [array("f", numbers) for numbers in ([1, 2], [], [1, 2, 3], [0, 1])]
+    frame = items_from_frame(item_frame(items, vectors))
+    assert frame["vector"].to_list() == [[1, 2], None, None, [0, 1]]
+    assert frame["description"].to_list() == ["what", None, None, None]
+    assert not {"vector", "description"} & {*item_frame([Item("j")], [array("f")]).columns}
+
+
+def test_what_an_item_says_is_kept_compactly_and_only_for_a_map_of_content():
+    item = Item("i", "A title", description="what", vector=(0.5, 0.25))
+    assert lighter(item, content=True) == (Item("i", "A title", description="what"), array("f", [0.5, 0.25]))
+    assert lighter(item, content=False) == (Item("i", "A title"), array("f"))
 
 
 def watch(event_id: str, item_id: str, event_ms: int, duration_s: float | None = None, **context: Any) -> bytes:

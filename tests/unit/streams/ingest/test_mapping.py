@@ -229,6 +229,24 @@ def test_a_tombstone_takes_the_item_of_its_key_down():
     assert refusal(watches(), None, "u").code == "empty", "an event is not taken back"
 
 
+def test_a_description_is_cut_and_a_vector_is_a_list_of_finite_numbers():
+    video = items({"item_id": "id", "description": "about", "vector": "clip.numbers"})
+    value = {"id": 9, "about": "d" * 20_000, "clip": {"numbers": [1, 0.5, "2", Decimal("0.25")]}}
+    expected = Item("9", description="d" * 10_000, vector=(1.0, 0.5, 2.0, 0.25))
+    assert video(record(value)) == ("items", "9", expected)
+    assert video(record({"id": 9, "clip": None})) == ("items", "9", Item("9"))
+    for numbers, why in (
+        ([1.0, float("nan")], "vector from clip.numbers: expected a list of finite numbers, found a list"),
+        ([1.0, [2.0]], "expected a list of finite numbers, found a list"),
+        ("1,2", "expected a list of numbers, found text"),
+        ([1.0] * 1025, "length <= 1024 - at `\\$.vector`, from clip.numbers"),
+        ([1e31], "from clip.numbers"),
+    ):
+        with pytest.raises(Refused, match=why) as refused:
+            video(record({"id": 9, "clip": {"numbers": numbers}}))
+        assert refused.value.code == "invalid"
+
+
 ROW = {"id": 9, "title": "cats"}
 
 

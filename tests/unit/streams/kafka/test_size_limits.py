@@ -46,6 +46,8 @@ LIMITS: list[tuple[type, dict[str, Any], str, int, Sized]] = [
     (RecommendRequest, REQUEST, "k", 1000, lambda n: n),
     (RecommendRequest, REQUEST, "deadline_ms", 600_000, lambda n: n),
     (Item, ITEM, "title", 2000, lambda n: "t" * n),
+    (Item, ITEM, "description", 10_000, lambda n: "d" * n),
+    (Item, ITEM, "vector", 1024, lambda n: [0.5] * n),
     (Item, ITEM, "channel", 256, lambda n: "c" * n),
     (Item, ITEM, "topics", 1000, lambda n: ["t"] * n),
     (Item, ITEM, "topics", 256, lambda n: ["t" * n]),

@@ -12,18 +12,26 @@ from prometheus_client import REGISTRY
 
 from infra.platform.settings import Trainer
 from models.catalogue.catalogue import Catalogue
-from models.catalogue.content import BUCKETS, bag_of
+from models.catalogue.content import ContentShape, bag_of
 from models.release.bundle import Bundle
-from models.retrieval.cold_start import row_of
+from models.retrieval.cold_start import ContentMap, row_of
 from streams.messages import Item, ItemVector, TrainingExample, Watch, decode, encode
-from streams.trainer.learner import Learner, batches, ids_of
+from streams.trainer.item_contents import ItemContents, ids_of
+from streams.trainer.learner import Learner, batches
 from streams.trainer.progress import PROGRESS_KEY
 from tests.unit.serving.worlds import CREATED_MS
 
 SETTINGS = Trainer(evaluate_share=1.0, publish_s=0)  # more negatives than items: steps are the same in every run
 
 
-def learner(bundle: Bundle, items: dict[str, Item] | None = None, settings: Trainer = SETTINGS) -> Learner:
+def told(*items: Item) -> ItemContents:
+    contents = ItemContents()
+    for item in items:
+        contents.hear(item)
+    return contents
+
+
+def learner(bundle: Bundle, items: ItemContents | None = None, settings: Trainer = SETTINGS) -> Learner:
     return Learner(bundle, {} if items is None else items, settings, seed=1)
 
 
@@ -139,7 +147,7 @@ def test_rows_without_a_progress_do_not_begin_a_release(bundle):
 
 
 def test_a_restarted_learner_goes_on_where_the_published_rows_are(bundle):
-    items = {"new": Item("new", channel="c")}
+    items = told(Item("new", channel="c"))
     steps = [
         numbered(*(example(f"item-{at % 7}", 10 * step + at, before=("item-9",)) for at in range(10)), start=10 * step)
         for step in range(3)
@@ -221,39 +229,57 @@ def test_an_item_that_is_described_after_its_watch_moves_to_where_it_would_have_
     for item_id in bundle.model.item_ids:
         catalogue.upsert(item_id, channel="c1" if item_id == "item-1" else "c2")
     bundle = dataclasses.replace(bundle, catalogue=catalogue)
-    item, late = Item("fresh", channel="c1"), dict[str, Item]()
-    undescribed, known, told = learner(bundle), learner(bundle, items={"fresh": item}), learner(bundle, items=late)
-    trainers = undescribed, known, told
+    item, late = Item("fresh", channel="c1"), told()
+    undescribed, known, waiting = learner(bundle), learner(bundle, items=told(item)), learner(bundle, items=late)
+    trainers = undescribed, known, waiting
     rows = [dict(trainer.learn(numbered(example("fresh", 0))).rows)[b"fresh"] for trainer in trainers]
     assert rows[2].vector == rows[0].vector != rows[1].vector
-    assert told.due(0.0).rows == []
-    late["fresh"] = item
-    moved = dict(told.due(0.0).rows)[b"fresh"]
+    assert waiting.due(0.0).rows == []
+    late.hear(item)
+    moved = dict(waiting.due(0.0).rows)[b"fresh"]
     for part in ("vector", "query_row"):
         at, there, before = (np.frombuffer(getattr(row, part), "<f4") for row in (moved, rows[1], rows[0]))
         assert np.linalg.norm(at - there) < 0.2 * np.linalg.norm(before - there), part
-    assert told.due(0.0).rows == [], "once"
+    assert waiting.due(0.0).rows == [], "once"
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_the_title_places_a_new_item_where_the_release_has_learnt_to(bundle, is_late):
+def test_what_a_new_item_says_places_it_where_the_release_has_learnt_to(bundle, is_late):
     model = copy.copy(bundle.model)
-    model.content = np.random.default_rng(1).normal(0, 1, (BUCKETS + 1, 2 * model.dim - 2)).astype(np.float32)
+    shape = ContentShape(words=True, vector=8)
+    weights = np.random.default_rng(1).normal(0, 1, (shape.rows, 2 * model.dim - 2)).astype(np.float32)
+    model.content = ContentMap(weights, shape)
     bundle = dataclasses.replace(bundle, model=model)
-    item, items = Item("fresh", title="A title", channel="c1"), dict[str, Item]()
+    item = Item("fresh", "A title", "c1", description="What it is about", vector=(0.5,) * 8)
+    items = told()
     trainer = learner(bundle, items=items)
     if is_late:
         trainer.learn(numbered(example("fresh", 0)))
-        items["fresh"] = item
+        items.hear(item)
         row = dict(trainer.due(0.0).rows)[b"fresh"]
     else:
-        items["fresh"] = item
+        items.hear(item)
         row = dict(trainer.learn(numbered(example("fresh", 0))).rows)[b"fresh"]
-    placed = row_of(model.content, bag_of(ids_of(item), "A title"))
+    said = told(item)["fresh"]
+    placed = row_of(weights, bag_of(said, shape)) + weights[-9:-1].T @ said.vector
     expected = placed[: model.dim - 1], placed[model.dim - 1 :]
     found = np.frombuffer(row.vector, "<f4")[:-1], np.frombuffer(row.query_row, "<f4")
     for part, there in zip(found, expected, strict=True):
         assert np.linalg.norm(part - there) < 0.1 * np.linalg.norm(there)
+
+
+def test_a_vector_of_another_length_than_the_release_has_learnt_is_counted_and_the_rest_places_the_item(bundle):
+    model, shape = copy.copy(bundle.model), ContentShape(vector=8)
+    weights = np.random.default_rng(1).normal(0, 1, (shape.rows, 2 * model.dim - 2)).astype(np.float32)
+    model.content = ContentMap(weights, shape)
+    fit, unfit, without = (
+        learner(dataclasses.replace(bundle, model=model), told(Item("fresh", "A title", vector=(1.0,) * size)))
+        for size in (8, 9, 0)
+    )
+    counted = REGISTRY.get_sample_value("nextwatch_training_unfit_vectors_total") or 0.0
+    rows = [dict(each.learn(numbered(example("fresh", 0))).rows)[b"fresh"] for each in (fit, unfit, without)]
+    assert rows[0].vector != rows[1].vector == rows[2].vector
+    assert REGISTRY.get_sample_value("nextwatch_training_unfit_vectors_total") == counted + 1
 
 
 def test_an_idle_item_is_published_as_a_tombstone_and_a_restart_knows_it(bundle):
