@@ -133,8 +133,9 @@ def add_lists(report: Report, where: str, past: Past, targets: Rows, settings: S
     for name, mine in ranks.items():
         row = {"where": where, "list": name, "n": len(targets), **recalls(mine)}
         report.add(**row, **({} if name == tuned else differences(name, mine, TUNED, ranks[tuned])))
-    reached = recalls(ranks["served, as retrieved"])["R@10"]
-    report.bar(f"{where}: R@10 as retrieved", reached, at_least=recalls(ranks[tuned])["R@10"])
+    reached, least = recalls(ranks["served, as retrieved"]), recalls(ranks[tuned])
+    for cutoff in reached:
+        report.bar(f"{where}: {cutoff} as retrieved", reached[cutoff], at_least=least[cutoff])
 
 
 def popular_scores(past: Past) -> dict[str, Floats]:
