@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from models.arrays import Doubles, Floats, Rows
 
@@ -149,6 +148,8 @@ class Isotonic:
 
 def fit_isotonic(said_s: Doubles, watched_s: Doubles) -> Isotonic:
     """The map of impressions, float64 [N] each, N at least 1. Equal seconds stay in one bin."""
+    from scipy.optimize import isotonic_regression  # here: a server that reads a map needs none of it
+
     said_s = np.maximum(said_s, LEAST_S)
     edges = np.unique(np.quantile(said_s, np.linspace(0, 1, BINS + 1)[1:-1]))
     bin_of = np.unique(np.searchsorted(edges, said_s, side="right"), return_inverse=True)[1].reshape(-1)
