@@ -13,6 +13,7 @@ import pytest
 from models.catalogue.content import BUCKETS
 from models.ranking.features import SCHEMA_HASH
 from models.ranking.impression_log import Delays
+from models.ranking.quantiles import Isotonic
 from models.release import bundle as bundles
 from models.release.bundle import (
     CATALOGUE,
@@ -89,6 +90,15 @@ def test_a_version_can_be_part_of_a_collections_name(bundle: Bundle, release: Pa
     assert bundle.manifest.version == release.name and len(release.name) == len("20231114_221320_") + DIGITS
     assert bundle.manifest.version.startswith("20231114_221320_")
     assert bundle.manifest.version.replace("_", "").isalnum()
+
+
+def test_a_rankers_isotonic_map_is_part_of_its_bundle(bundle: Bundle, tmp_path: Path):
+    points, values = np.array([1.0, 2.0]), np.array([2.0, 5.0])
+    mapped = dataclasses.replace(bundle, ranker=bundle.ranker.calibrated(Isotonic(points, values)))
+    again = read_bundle(tmp_path / write_again(mapped, tmp_path)).ranker.isotonic
+    assert again is not None
+    np.testing.assert_array_equal([again.points, again.values], [points, values])
+    assert read_bundle(tmp_path / write_again(bundle, tmp_path)).ranker.isotonic is None
 
 
 def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
