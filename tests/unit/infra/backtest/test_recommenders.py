@@ -1,5 +1,6 @@
 """Our own model in a walk: as released, and under the trainer that runs live."""
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,12 +9,15 @@ import pytest
 
 from infra.backtest.recommenders import Live, Released, Without, parts_of, what_validation_said
 from infra.platform.settings import Trainer
+from models.catalogue.content import ContentShape, halves_of
+from models.catalogue.content_table import ContentTable
 from models.evaluation.backtest import Recommender, Walk, walk_frozen, walk_live
 from models.evaluation.eval_queries import History, Stream
 from models.logs.training_set import TrainingSet
 from models.retrieval.candidate_learning import learn_candidates, tower_queries
 from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import ModelSelection
+from models.retrieval.cold_start import ContentMap
 from tests.unit.models.samples import SETTINGS, small_items, small_log, small_source
 
 HOUR_MS = 3_600_000
@@ -63,6 +67,19 @@ def test_a_trainer_that_learns_nothing_ranks_as_the_release_does(scene: Scene):
     known = (queries.items < len(scene.model.vectors)).all(axis=1)  # else the trainer knows more
     assert known.sum() > 100 and not known.all()
     np.testing.assert_array_equal(walk.ranks["tower"][known], walk.ranks["still"][known])
+
+
+def test_new_items_are_placed_by_what_they_say_as_the_live_trainer_would(scene: Scene):
+    model, shape, rng = copy.copy(scene.model), ContentShape(vector=4), np.random.default_rng(1)
+    model.content = ContentMap(rng.normal(size=(shape.rows, 2 * model.dim - 2)).astype(np.float32), shape)
+    vectors = halves_of(rng.normal(size=(len(scene.source.catalogue), 4)))
+    source = replace(scene.source, said=ContentTable(vectors=vectors))
+    live = Live(model, source, scene.history, settings=Trainer(learns="history"), seed=1)
+    live.learn(slice(scene.cut, len(source.dataset)))
+    new = int(source.dataset.items.max())
+    assert new >= len(model.vectors)
+    found = live._trainer.vectors(live._row_of[[new]])[0, :-1]
+    np.testing.assert_allclose(found, model.content.row_of(source.content_of(new))[: model.dim - 1], rtol=1e-5)
 
 
 def test_learning_live_changes_ranks_and_knows_new_items_in_histories(scene: Scene):

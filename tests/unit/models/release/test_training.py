@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from infra.platform.settings import Trainer
+from models.catalogue.content import ItemContent, halves_of
 from models.logs.log import LogError, log_from_frame
 from models.logs.stored_log import StoredLog, store_frame
 from models.logs.stored_searches import store_searches
@@ -28,6 +29,7 @@ from tests.unit.models.samples import (
     Watch,
     small_items,
     small_log,
+    taste_log,
     watched,
 )
 
@@ -212,6 +214,28 @@ def test_skips_are_learnt_from_kept_in_the_bundle_and_read_in_serving_and_by_the
     assert (trainer.user_vectors(examples.queries)[5] != users[5]).any(), "a new item counts where it has a row"
     ranks = rank_before(trainer, model, examples)
     assert ranks.frozen[4] == ranks.frozen[5], "and not for the release, which has none"
+
+
+def test_vectors_of_items_are_learnt_from_kept_in_the_bundle_and_place_what_is_new_live(tmp_path: Path):
+    """All the way: a catalogue's column, the validation's verdict, the manifest, a release read back, a new item."""
+    kinds = np.eye(4).repeat(2, axis=1)  # [4, 8]
+    items = pl.DataFrame(
+        {"item_id": [f"i{n}" for n in range(60)], "vector": [(7 * kinds[n % 4]).tolist() for n in range(60)]}
+    )
+    settings = SETTINGS.model_copy(update={"content": True, "epochs": 4})
+    manifest = train(taste_log(3000, 60, 60), tmp_path, items, settings=settings)
+    assert manifest.metrics["content_gain"] > 2 * manifest.metrics["content_gain_se"] > 0
+    assert (manifest.content_words, manifest.content_vector) == (False, 8)
+    bundle = read_bundle(tmp_path / manifest.version)
+    trainer = IncrementalTrainer(bundle.model, bundle.catalogue, Trainer(), seed=1)
+    new = [trainer.add_item(f"new {kind}", ItemContent(vector=halves_of(kinds[kind]))) for kind in range(4)]
+    watched_rows = np.flatnonzero(bundle.model.popularity.totals() > 0)
+    of = np.array([int(bundle.model.item_ids[row][1:]) % 4 for row in watched_rows])
+    vectors = trainer.vectors()[:, :-1] - bundle.model.vectors[watched_rows].mean(axis=0)
+    means = np.stack([vectors[watched_rows[of == kind]].mean(axis=0) for kind in range(4)])
+    assert (vectors[new] @ means.T).argmax(axis=1).tolist() == [0, 1, 2, 3]
+    without = train(taste_log(3000, 60, 60), tmp_path / "off", items, settings=QUICK)
+    assert "content.npy" not in without.files and "content_gain" not in without.metrics, "off by default"
 
 
 def test_a_log_without_skips_has_a_tower_that_does_not_read_them(tmp_path: Path):
