@@ -24,7 +24,6 @@ Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Name = Annotated[str, Meta(max_length=256)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=1000)]
 Text = Annotated[str, Meta(max_length=2000)]
-Description = Annotated[str, Meta(max_length=10_000)]
 Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what float64 holds exactly, and nothing overflows on
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 WatchSeconds = Annotated[float, Meta(ge=0, le=86_400)]  # what a ranker may expect
@@ -112,7 +111,8 @@ class Item(Struct, frozen=True, omit_defaults=True):
     """An entry of the catalogue. A tombstone (null value) or `available: false` takes the item down everywhere.
 
     `ids`: what else groups items, by the name of the grouping, for example {"music": ["77"]}. `vector`: an embedding of
-    the team's own, of picture, text or sound; those of all items have one length.
+    the team's own, of picture, text or sound; those of all items have one length. Of a `description` the beginning is
+    read.
     """
 
     item_id: Id
@@ -124,8 +124,8 @@ class Item(Struct, frozen=True, omit_defaults=True):
     available: bool = True
     language: Name | None = None
     ids: Annotated[dict[Name, Annotated[tuple[Id, ...], Meta(max_length=1000)]], Meta(max_length=16)] = {}
-    description: Description = ""
-    vector: Annotated[tuple[Coordinate, ...], Meta(max_length=1024)] = ()
+    description: str | None = ""
+    vector: Annotated[tuple[Coordinate, ...], Meta(max_length=2048)] | None = ()
 
 
 # --- histories and examples ------------------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ class Catalogue:
             return
         with suppress(Refused):
             item = decode(Item, value, max_bytes=self._max_bytes)
-            shown = encode(replace(item, vector=())) if item.vector else value  # nobody reads a thousand numbers
+            unread = item.vector or item.description  # no page shows them
+            shown = encode(replace(item, vector=(), description="")) if unread else value
             self._items[item_id], self._titles[item_id] = shown, f"{item_id}\n{item.title}".casefold()
 
     def _count(self, value: bytes | None) -> None:

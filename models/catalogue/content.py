@@ -29,10 +29,11 @@ WORD_BUCKETS = 2048  # of descriptions, behind BUCKETS
 WORD_SIGN = 1 << 15  # SIGN in 16 bits
 MOST_WORDS = 100  # distinct ones of a description
 LONGEST_DESCRIPTION = 2000  # characters that are read
-MOST_NUMBERS = 1024  # of a vector
+MOST_NUMBERS = 2048  # of a vector
 LARGEST = 1e30  # of them: its square is a number
 
-_WORDS = re.compile(r"\w+")
+_MARKS = "".join(char for char in map(chr, range(0x300, 0x1_FFFF)) if unicodedata.category(char).startswith("M"))
+_WORDS = re.compile(rf"[\w{_MARKS}]+")  # with the vowels and tones of scripts that write them as marks
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ufdff\U00020000-\U0003ffff]")  # scripts
 
 Bag = tuple[list[int], list[float]]  # buckets and values, of one length

@@ -25,7 +25,9 @@ SIGNAL_KINDS = ("like", "dislike", "not_interested", "share", "save")
 SEARCH_COLUMNS = ("user_id", "query", "event_ms")
 ITEM_COLUMNS = ("item_id", "channel", "topics", "duration_s", "published_ms")
 CONTENT_COLUMNS = ("title", "description", "vector")  # of an item, where there are any
-NO_IDS = (*CONTENT_COLUMNS, "available", "language", "ids")  # beside ITEM_COLUMNS: never an id column of its own
+NO_IDS = ("title", "available", "language", "ids")  # beside ITEM_COLUMNS: never an id column of its own
+LIMIT = 1.000001 * LARGEST  # of a number of a vector: float32 rounds LARGEST up
+ROWS_AT_ONCE = 16_384  # vectors in double precision
 MOST_ID_COLUMNS = 16
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 LATEST_MS = 4_102_444_800_000
@@ -124,10 +126,11 @@ def checked_searches(frame: pl.DataFrame, place: Place) -> pl.DataFrame:
 def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFrame:
     """Check a catalogue and give it our columns; the last row of an item wins. Raises LogError.
 
-    Every further column of text, whole numbers or lists of them is an id column (`ids`, a struct of lists of text; left
-    out when there is none), but for NO_IDS; of these title and description are kept, cut to LONGEST_TITLE and
-    LONGEST_DESCRIPTION, and the vector, as a list of float32, null for none: all have one length. Numbers that are not
-    all whole, dates and flags are no ids and are left out. More than MOST_ID_COLUMNS are refused.
+    Title and a description of text are kept, cut to LONGEST_TITLE and LONGEST_DESCRIPTION, and a vector of numbers as
+    a list of float32, null for none: all have one length. Every further column of text, whole numbers or lists of them
+    is an id column (`ids`, a struct of lists of text; left out when there is none), but for NO_IDS; also one that is
+    named description or vector and is none. Numbers that are not all whole, dates and flags are no ids and are left out. More
+    than MOST_ID_COLUMNS are refused.
     """
     require(frame.columns, source, ("item_id",))
     place = Place(source)
@@ -138,12 +141,13 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
         _seconds(frame, "duration_s", place).replace(0.0, None),
         _millis(frame, "published_ms", place, needed=False),
     ]
+    content = _content_columns(frame)
     for name, longest in (("title", LONGEST_TITLE), ("description", LONGEST_DESCRIPTION)):
-        if name in frame.columns:
+        if name in content:
             columns.append(_text(frame, name).str.head(longest))
-    if "vector" in frame.columns:
+    if "vector" in content:
         columns.append(_vectors(frame["vector"], place))
-    ids = _id_columns(frame, place)
+    ids = _id_columns(frame.drop(content), place)
     if ids:
         columns.append(pl.DataFrame(ids).to_struct("ids"))
     return pl.DataFrame(columns).unique("item_id", keep="last", maintain_order=True)
@@ -270,27 +274,62 @@ def _split(text: pl.Series) -> pl.Series:
     return trimmed.list.eval(pl.element().filter(pl.element() != ""))
 
 
+def _content_columns(frame: pl.DataFrame) -> list[str]:
+    """The columns that say what items are. A team may have had others of these names: ids, or what was left out."""
+    content = [name for name in ("title",) if name in frame.columns]
+    if "description" in frame.columns and frame["description"].dtype in (pl.String, pl.Categorical, pl.Null):
+        content.append("description")
+    if "vector" in frame.columns and _are_vectors(frame["vector"]):
+        content.append("vector")
+    return content
+
+
+def _are_vectors(column: pl.Series) -> bool:
+    """True for lists of numbers, for text some of which is one, and where there is nothing."""
+    if column.dtype == pl.Null or not isinstance(column.dtype, pl.String | pl.List | pl.Array):
+        return column.dtype == pl.Null
+    lists = _lists(column.drop_nulls().head(ROWS_AT_ONCE))
+    inner = getattr(lists.dtype, "inner", None)
+    if inner == pl.String:
+        words = lists.explode().drop_nulls()
+        return not len(words) or words.cast(pl.Float64, strict=False).is_not_null().any()
+    return isinstance(inner, pl.DataType) and (inner.is_numeric() or inner == pl.Null)
+
+
+def _lists(column: pl.Series) -> pl.Series:
+    """Lists as they are; text as lists of what stands between its brackets, commas, bars and spaces."""
+    if isinstance(column.dtype, pl.Array):
+        return column.cast(pl.List(column.dtype.inner))
+    if column.dtype != pl.String:
+        return column
+    text = column.str.replace_all(r"[\[\],|;\s]+", " ").str.strip_chars()
+    return text.set(text == "", None).str.split(" ")
+
+
 def _vectors(column: pl.Series, place: Place) -> pl.Series:
-    """Lists of numbers, or text with brackets or without, as lists of float32; null where there is none."""
-    lists = column
-    if column.dtype == pl.String:
-        text = column.str.replace_all(r"[\[\],|;\s]+", " ").str.strip_chars()
-        lists = text.set(text == "", None).str.split(" ")
-    inner = lists.dtype.inner if isinstance(lists.dtype, pl.List | pl.Array) else None
-    is_fit = isinstance(inner, pl.DataType) and (inner.is_numeric() or inner in (pl.String, pl.Null))
-    if not is_fit and column.dtype != pl.Null:
-        raise LogError(f"{place.source}: column vector must be a list of numbers, it is {column.dtype}")
-    given = lists.cast(pl.List(inner or pl.Float64))
+    """Lists of float32; null where there is none. Some rows at once: the numbers of all may be most of the memory."""
+    parts, size = [], None
+    for start in range(0, max(len(column), 1), ROWS_AT_ONCE):
+        given = _lists(column.slice(start, ROWS_AT_ONCE))
+        lists = given.cast(pl.List(pl.Float64)) if given.dtype == pl.Null else given
+        part, size = _checked(lists, Place(place.source, place.before + start), size)
+        parts.append(part)
+    return pl.concat(parts)
+
+
+def _checked(given: pl.Series, place: Place, size: int | None) -> tuple[pl.Series, int | None]:
+    """The same as float32, and how many numbers each vector has: `size` where that is known."""
     numbers = given.cast(pl.List(pl.Float64), strict=False)
-    sizes = numbers.list.len().replace(0, None).alias(column.name)
+    sizes = numbers.list.len().replace(0, None).alias(given.name)
     _refuse(sizes > MOST_NUMBERS, sizes, place, f"a vector has at most {MOST_NUMBERS} numbers")
-    wrong = numbers.list.eval((pl.element().is_between(-LARGEST, LARGEST).fill_null(False)).not_())
+    wrong = numbers.list.eval((pl.element().is_between(-LIMIT, LIMIT).fill_null(False)).not_())
     first = given.list.get(wrong.list.arg_max(), null_on_oob=True)
     _refuse(wrong.list.any(), first, place, f"a vector has finite numbers, from {-LARGEST:.0e} to {LARGEST:.0e}")
     known = sizes.drop_nulls()
     if len(known):
-        _refuse(sizes != known[0], sizes, place, f"all vectors have one length, that of the first is {known[0]}")
-    return numbers.set(sizes.is_null(), None).cast(pl.List(pl.Float32))
+        size = known[0] if size is None else size
+        _refuse(sizes != size, sizes, place, f"all vectors have one length, that of the first is {size}")
+    return numbers.set(sizes.is_null(), None).cast(pl.List(pl.Float32)), size
 
 
 def _id_columns(frame: pl.DataFrame, place: Place) -> list[pl.Series]:

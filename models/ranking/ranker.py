@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from models.arrays import Array, Doubles, Floats, Rows
@@ -92,7 +93,13 @@ class Ranker:
 
     def calibrated(self, isotonic: Isotonic | None) -> Ranker:
         """The same one with this map."""
-        return Ranker(self.shape, self.nets, self.quantiles, self.spaces, self.watch_quantiles, isotonic)
+        shape = None if self.shape is None else replace(self.shape, isotonic=isotonic is not None)
+        return Ranker(shape, self.nets, self.quantiles, self.spaces, self.watch_quantiles, isotonic)
+
+    def uncapped(self) -> Ranker:
+        """The same one that promises whatever its networks say."""
+        shape = None if self.shape is None else replace(self.shape, cap_s=MOST_CAP_S)
+        return Ranker(shape, self.nets, self.quantiles, self.spaces, self.watch_quantiles, self.isotonic)
 
     def rank(self, batch: RankingBatch, items: ItemParts | None = None) -> Ranked:
         """Expected watch seconds of all candidates of a batch, in one pass; `items`: the candidates' parts, where they
@@ -202,9 +209,7 @@ class Ranker:
             nets.append(net)
         quantiles = {scope: Quantiles(arrays[f"{scope}.points"], arrays[f"{scope}.ranks"]) for scope in SCOPES}
         watch = WatchQuantiles(arrays["watch.edges"], arrays["watch.table"]) if "watch.edges" in arrays else None
-        isotonic = (
-            Isotonic(arrays["isotonic.points"], arrays["isotonic.values"]) if "isotonic.points" in arrays else None
-        )
+        isotonic = Isotonic(arrays["isotonic.points"], arrays["isotonic.values"]) if shape.isotonic else None
         known = {space: names.get(space, ()) for space in shape.sizes} | dict(names)  # a space may be without names
         return cls(shape, nets, quantiles, IdSpaces(known), watch, isotonic)
 

@@ -27,7 +27,7 @@ INIT = 0.05  # of embeddings
 class RankerShape(msgspec.Struct, frozen=True):
     """`features`: names in use; `widths` and `sizes` by id space. `powers`: x^2 and sqrt(x) beside x. `position`: where
     an item stood is a side input in training. `completion`: a second head. `members`: networks whose logits average.
-    `cap_s`: the most seconds that a watch counts for and that are promised."""
+    `cap_s`: the most seconds that a watch counts for and that are promised. `isotonic`: a map makes seconds of odds."""
 
     hidden: tuple[int, ...]
     features: tuple[str, ...]
@@ -39,6 +39,7 @@ class RankerShape(msgspec.Struct, frozen=True):
     members: int = 1
     dropout: float = 0.0
     cap_s: float = CAP_S
+    isotonic: bool = False
 
     def used(self, scope: Scope) -> tuple[list[Feature], list[int], list[Feature]]:
         """Continuous features in use, their columns among all of the scope, and the id features in use."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 from torch import Tensor
 
 from models.arrays import Floats, Rows
@@ -39,6 +41,8 @@ from models.ranking.ranking_batch import Codes
 from models.ranking.ranking_evaluation import predict
 from models.ranking.ranking_examples import CAP_S, SCOPES, RankingExamples
 from models.retrieval.losses import paper_logistic, watch_time_logistic
+
+log = structlog.get_logger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -103,23 +107,27 @@ def train_ranker(
     of its seconds is fitted on the newest examples by a ranker that has not seen them."""
     rows = np.arange(len(examples)) if rows is None else rows
     ranker = _trained(examples, directory, settings, rows, warm, progress)
-    if settings.isotonic and ranker.trained:
-        found = _isotonic(examples, directory / "earlier", settings, rows)
-        ranker = ranker.calibrated(found or (None if warm is None else warm.isotonic))
-    return ranker
+    if ranker is warm or not (settings.isotonic and ranker.trained):
+        return ranker
+    isotonic = _isotonic(examples, directory / "earlier", settings, rows)
+    if isotonic is None:
+        log.warning("too few examples for ranker.isotonic: no map", examples=len(rows), at_least=LEAST_MAPPED / MAPPED)
+    return ranker.calibrated(isotonic)
 
 
 def _isotonic(examples: RankingExamples, directory: Path, settings: RankerParameters, rows: Rows) -> Isotonic | None:
-    """The map; None where there are too few examples. No warm start: that one has seen the newest."""
-    at_ms = np.asarray(examples.at_ms[rows])
-    is_newest = at_ms >= np.quantile(at_ms, 1 - MAPPED)
-    if np.count_nonzero(is_newest) < LEAST_MAPPED:
+    """The map; None where there are too few examples. No warm start, which has seen the newest; and no cap: what the
+    networks say beyond it is mapped too."""
+    in_time = rows[np.argsort(examples.at_ms[rows], kind="stable")]
+    newest = in_time[len(rows) - int(MAPPED * len(rows)) :]
+    if len(newest) < LEAST_MAPPED:
         return None
-    earlier = _trained(examples, directory, settings, rows[~is_newest], None, lambda done, total: None)
+    before = np.sort(in_time[: len(rows) - len(newest)])
+    earlier = _trained(examples, directory, settings, before, None, lambda done, total: None)
     if not earlier.trained:
         return None
-    newest = examples.take(rows[is_newest][-SAMPLE:])
-    return fit_isotonic(predict(earlier, newest), np.asarray(newest.target_s, np.float64))
+    taken = examples.take(np.sort(newest[-SAMPLE:]))
+    return fit_isotonic(predict(earlier.uncapped(), taken), np.asarray(taken.target_s, np.float64))
 
 
 def _trained(
@@ -309,4 +317,5 @@ def _fits(warm: Ranker, examples: int, settings: RankerParameters, cap_s: float)
     """Return whether a ranker is of the shape that these settings want, so that one may go on from it."""
     assert warm.shape is not None
     learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None
-    return learns_seconds and warm.shape == shape_of(warm.spaces, examples, settings, cap_s)
+    wanted = shape_of(warm.spaces, examples, settings, cap_s)
+    return learns_seconds and replace(warm.shape, isotonic=False) == wanted

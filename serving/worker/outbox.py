@@ -93,6 +93,7 @@ class Outbox:
         except (KafkaError, ValueError) as error:
             undelivered(error)
             return None
+        sent.future.add_both(lambda _: sent)  # it is on its way for longer than offsets wait for it
         self.offsets.add(sent, of)
         return sent
 

@@ -157,7 +157,7 @@ def lighter(item: Item, *, content: bool) -> tuple[Item, array[float]]:
     Where no map of `content` is to be learnt, neither vector nor description is kept."""
     if not content:
         return replace(item, description="", vector=()), array("f")
-    return replace(item, vector=()), array("f", item.vector)
+    return replace(item, vector=(), description=item.description or ""), array("f", item.vector or ())
 
 
 def item_frame(items: list[Item], vectors: Sequence[array[float]] = ()) -> pl.DataFrame:

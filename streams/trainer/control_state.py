@@ -26,7 +26,7 @@ class ControlState:
 
     def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
-        self.items = ItemContents()
+        self.items = ItemContents(reads_content=settings.model.content)
         self.erased = ErasedUsers(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
         self._kafka = settings.kafka

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -18,56 +19,66 @@ from models.catalogue.catalogue import CHANNEL, TOPICS
 from models.catalogue.content import NO_VECTOR, NO_WORDS, ItemContent, halves_of, word_codes
 from streams.messages import Item
 
-MOST_BYTES = 256 * 1024 * 1024  # of vectors: a million of 128 numbers
+MOST_BYTES = 256 * 1024 * 1024  # of vectors: 680,000 of 128 numbers
+ENTRY_BYTES = 130  # of a vector, beside its numbers
+
+
+class Entry(NamedTuple):
+    """What is kept of an item: all else it says, codes of its description's words, its vector in half precision."""
+
+    item: Item
+    words: bytes = b""
+    vector: bytes = b""
 
 
 class ItemContents(Mapping[str, ItemContent]):
-    """What items say of themselves, by id, as the `items` topic tells it."""
+    """What items say of themselves, by id, as the `items` topic tells it. One thread hears, others may read: an entry
+    is changed as a whole. `reads_content` False: descriptions and vectors are passed over."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int = MOST_BYTES, *, reads_content: bool = True) -> None:
         self._most_bytes, self._bytes = most_bytes, 0  # of vectors
-        self._items: dict[str, Item] = {}
-        self._words: dict[str, bytes] = {}
-        self._vectors: OrderedDict[str, bytes] = OrderedDict()  # the one told longest ago first
+        self._reads_content = reads_content
+        self._entries: dict[str, Entry] = {}
+        self._vectors: OrderedDict[str, int] = OrderedDict()  # the bytes of each, the one told longest ago first
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self._entries)
 
     def __getitem__(self, item_id: str) -> ItemContent:
-        item = self._items[item_id]
-        words, vector = self._words.get(item_id), self._vectors.get(item_id)
+        item, words, vector = self._entries[item_id]
         return ItemContent(
             ids_of(item),
             item.title,
-            NO_WORDS if words is None else np.frombuffer(words, np.uint16),
-            NO_VECTOR if vector is None else np.frombuffer(vector, np.float16),
+            np.frombuffer(words, np.uint16) if words else NO_WORDS,
+            np.frombuffer(vector, np.float16) if vector else NO_VECTOR,
         )
 
     def hear(self, item: Item) -> None:
         """Take over the newest entry of an item."""
-        item_id = item.item_id
-        self._items[item_id] = replace(item, description="", vector=())  # never away: another thread reads
-        self._forget_more(item_id)
-        if item.description:
-            self._words[item_id] = word_codes(item.description).tobytes()
-        if item.vector:
-            self._vectors[item_id] = vector = halves_of(item.vector).tobytes()
-            self._bytes += len(vector)
+        words = vector = b""
+        if self._reads_content:
+            words = word_codes(item.description or "").tobytes()
+            vector = halves_of(item.vector or ()).tobytes()
+        self._entries[item.item_id] = Entry(replace(item, description="", vector=()), words, vector)
+        self._forget_vector(item.item_id)
+        if vector:
+            self._vectors[item.item_id] = len(vector) + ENTRY_BYTES
+            self._bytes += len(vector) + ENTRY_BYTES
         while self._bytes > self._most_bytes:
-            _, oldest = self._vectors.popitem(last=False)
-            self._bytes -= len(oldest)
+            oldest, size = self._vectors.popitem(last=False)
+            self._bytes -= size
+            self._entries[oldest] = self._entries[oldest]._replace(vector=b"")
 
     def forget(self, item_id: str) -> None:
         """The item is no longer in the catalogue."""
-        self._items.pop(item_id, None)
-        self._forget_more(item_id)
+        self._entries.pop(item_id, None)
+        self._forget_vector(item_id)
 
-    def _forget_more(self, item_id: str) -> None:
-        self._words.pop(item_id, None)
-        self._bytes -= len(self._vectors.pop(item_id, b""))
+    def _forget_vector(self, item_id: str) -> None:
+        self._bytes -= self._vectors.pop(item_id, 0)
 
 
 def ids_of(item: Item) -> dict[str, tuple[str, ...]]:

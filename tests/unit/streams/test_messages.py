@@ -305,6 +305,9 @@ def test_an_item_brings_a_description_and_a_vector_and_one_that_is_none_is_refus
     item = Item("i", description="what it is about", vector=(0.5, -1e30, 3.0))
     assert decode(Item, encode(item)) == item
     assert decode(Item, b'{"item_id":"i","vector":[1,2]}').vector == (1.0, 2.0)
+    none = decode(Item, b'{"item_id":"i","vector":null,"description":null}')
+    assert not none.vector and not none.description
+    assert decode(Item, encode(Item("i", description="d" * 100_000))).description
     for numbers in ("NaN", "1e999", "1e31", '"1"', "null"):
         with pytest.raises(Refused):
             decode(Item, b'{"item_id":"i","vector":[1,%s]}' % numbers.encode())

@@ -26,8 +26,8 @@ def test_items_are_found_by_a_part_of_title_or_id_in_any_case():
     assert [item.item_id for item in catalogue.search("v", most=2)] == ["v1", "v2"]
 
 
-def test_the_numbers_of_a_vector_are_not_kept():
-    catalogue = catalogue_of(Item("v1", "A cat", "c", vector=(0.5,) * 1024))
+def test_what_no_page_shows_is_not_kept():
+    catalogue = catalogue_of(Item("v1", "A cat", "c", vector=(0.5,) * 1024, description="d" * 1024))
     assert catalogue.item("v1") == Item("v1", "A cat", "c") and len(catalogue._items["v1"]) < 100
 
 

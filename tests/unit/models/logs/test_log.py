@@ -4,6 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from models.logs import log
 from models.logs.log import LogError, items_from_frame, log_from_frame, parse_mapping, read_items, read_log
 
 GOOD = {"user_id": ["a", "b", "a"], "item_id": ["x", "x", "y"], "event_ms": [1, 2, 3], "watch_s": [20.0, 5.0, 9.0]}
@@ -241,6 +242,33 @@ def test_vectors_are_lists_of_one_length_in_whatever_form_a_file_has_them(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("columns", "ids"),
+    [
+        ({"vector": ["landscape", "portrait"], "description": [["a"], ["b", "c"]]}, {"vector", "description"}),
+        ({"vector": [1.5, 2.5], "description": [True, False]}, set()),
+        ({"vector": [["up"], ["down"]], "description": [{"en": "a"}, {"en": "b"}]}, {"vector"}),
+    ],
+)
+def test_columns_that_are_named_as_content_and_are_none_are_read_as_ever(
+    columns: dict[str, list[object]], ids: set[str]
+):
+    items = items_from_frame(pl.DataFrame({"item_id": ["x", "y"], **columns}))
+    assert not {"vector", "description"} & {*items.columns}
+    assert {*(items["ids"].struct.fields if ids else ())} == ids
+
+
+def test_vectors_are_checked_some_rows_at_once_and_the_right_row_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(log, "ROWS_AT_ONCE", 2)
+    rows = [[1.0, 2.0], None, None, [3.0, 4.0], [5.0, 6.0]]
+    frame = pl.DataFrame({"item_id": list("abcde"), "vector": rows})
+    assert items_from_frame(frame)["vector"].to_list() == rows
+    with pytest.raises(
+        LogError, match="row 5, column vector: all vectors have one length, that of the first is 2, got 1"
+    ):
+        items_from_frame(pl.DataFrame({"item_id": list("abcde"), "vector": [*rows[:4], [5.0]]}))
+
+
+@pytest.mark.parametrize(
     ("vectors", "why"),
     [
         (
@@ -252,8 +280,7 @@ def test_vectors_are_lists_of_one_length_in_whatever_form_a_file_has_them(tmp_pa
         ([[1.0], [None]], "row 2, column vector: a vector has finite numbers"),
         (["1 2", "1 two"], "row 2, column vector: a vector has finite numbers, .*, got 'two'"),
         ([[1.0, 2.0], [1.0]], "row 2, column vector: all vectors have one length, that of the first is 2, got 1"),
-        ([[1.0], [1.0] * 1025], "row 2, column vector: a vector has at most 1024 numbers, got 1025"),
-        ([1.0, 2.0], "column vector must be a list of numbers, it is Float64"),
+        ([[1.0], [1.0] * 2049], "row 2, column vector: a vector has at most 2048 numbers, got 2049"),
     ],
 )
 def test_vectors_that_cannot_be_used_are_refused_with_their_row(vectors: list[object], why: str):

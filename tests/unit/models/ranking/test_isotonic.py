@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,9 +94,9 @@ def test_the_map_is_of_a_fit_that_has_not_seen_the_newest_and_changes_nothing_el
     for name, array in plain.to_arrays().items():
         np.testing.assert_array_equal(mapped.to_arrays()[name], array)
     rows = np.arange(SIZE)
-    is_newest = examples.at_ms >= np.quantile(examples.at_ms, 1 - MAPPED)
+    is_newest = rows >= SIZE - int(MAPPED * SIZE)  # all are of one moment: the last ones are the newest
     earlier = train_ranker(examples, tmp_path, settings=PAPER, rows=rows[~is_newest])
-    said_s = predict(earlier, examples.take(rows[is_newest]))
+    said_s = predict(earlier.uncapped(), examples.take(rows[is_newest]))
     expected = fit_isotonic(said_s, np.asarray(examples.target_s[is_newest], np.float64))
     assert mapped.isotonic is not None and plain.isotonic is None
     np.testing.assert_array_equal(mapped.isotonic.points, expected.points)
@@ -115,8 +116,31 @@ def test_no_more_is_promised_than_the_cap_and_what_the_odds_exceed_it_by_keeps_i
     assert seconds[3] == pytest.approx(mapped.cap_s)
 
 
-def test_too_few_examples_make_no_map_and_a_warm_start_keeps_its_own(mapped: Ranker, tmp_path: Path):
+def test_too_few_examples_make_no_map_and_one_of_other_weights_is_not_kept(mapped: Ranker, tmp_path: Path):
     few = examples_of(int(0.9 * LEAST_MAPPED / MAPPED))
     wanted = PAPER.model_copy(update={"isotonic": True})
-    assert train_ranker(few, tmp_path / "new", settings=wanted).isotonic is None
-    assert train_ranker(few, tmp_path / "warm", settings=wanted, warm=mapped).isotonic is mapped.isotonic
+    with structlog.testing.capture_logs() as told:
+        assert train_ranker(few, tmp_path / "new", settings=wanted).isotonic is None
+        assert train_ranker(few, tmp_path / "warm", settings=wanted, warm=mapped).isotonic is None
+    assert [each["event"] for each in told] == ["too few examples for ranker.isotonic: no map"] * 2
+    none = examples_of(50)
+    assert train_ranker(none, tmp_path / "none", settings=wanted, warm=mapped) is mapped, "it stays as it was"
+
+
+def test_a_warm_start_goes_on_from_one_with_a_map(mapped: Ranker, examples: RankingExamples, tmp_path: Path):
+    still = PAPER.model_copy(update={"isotonic": True, "epochs": 1, "rate": 1e-9})
+    again = train_ranker(examples, tmp_path, settings=still, warm=mapped)
+    assert again.spaces is mapped.spaces and again.isotonic is not None
+
+
+def test_what_the_odds_exceed_the_cap_by_is_mapped_and_not_all_promised_the_cap(tmp_path: Path):
+    """Items that are nearly always watched: the paper's odds of them are far beyond the cap, their seconds are not."""
+    shares = np.array([0.3, 0.6, 0.9, 0.95, 0.98])
+    item = np.arange(SIZE) % 5
+    watched = np.random.default_rng(1).random(SIZE) < shares[item]
+    examples = made_examples(20.0 * watched, watched, ids={"candidate": [[f"i{n}"] for n in item]}).capped(40.0)
+    ranker = train_ranker(examples, tmp_path, settings=PAPER.model_copy(update={"isotonic": True}))
+    promised = by_item(ranker, examples)
+    assert ranker.cap_s == 40.0
+    np.testing.assert_allclose(promised, 20 * shares, rtol=0.15)
+    assert (np.diff(promised) > 0).all()

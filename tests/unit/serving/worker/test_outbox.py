@@ -1,8 +1,10 @@
 """What is sent until it is written; the producer's book-keeping of topics, in kafka-python's own classes."""
 
+import gc
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from kafka import TopicPartition
@@ -16,6 +18,7 @@ from infra.local.broker import Broker
 from infra.platform import metrics
 from infra.platform.settings import Kafka, Settings
 from serving.worker import outbox as outbox_module
+from serving.worker.offset_tracker import CLIENT_S, Sent
 from serving.worker.outbox import MEET_MS, OURS, Outbox
 from streams import topics
 from streams.topics import open_admin
@@ -32,6 +35,7 @@ class Producer:
     def __init__(self, **_: Any) -> None:
         self.there = {f"x-{topic}" for topic in OURS}
         self.sent: list[str] = []
+        self.futures: list[Future] = []
         self.waited_ms = 0.0
         self._metadata, self._accumulator = ClusterMetadata(), RecordAccumulator()
         self._sender = SimpleNamespace(add_topic=lambda topic: None, wakeup=lambda: None)
@@ -46,7 +50,8 @@ class Producer:
         self._wait_on_metadata(topic, MAX_BLOCK_MS)
         self._accumulator._batches[TopicPartition(topic, 0)].append(value)
         self.sent.append(topic)
-        return Future()
+        self.futures.append(Future())
+        return self.futures[-1]
 
     def _wait_on_metadata(self, topic: str, most_ms: float) -> set[int]:
         if topic not in self._metadata.topics():
@@ -98,6 +103,28 @@ def test_a_reply_topic_that_was_deleted_is_waited_for_once_and_then_asked_for_no
     assert outbox.drop_gone_topics() == {"theirs"}
     assert "theirs" not in producer._metadata._topics
     assert outbox.drop_gone_topics() == set()
+
+
+def test_a_reply_to_a_clients_topic_is_on_its_way_until_the_producer_is_done_with_it(
+    outbox: Outbox, producer: Producer
+) -> None:
+    """For longer than offsets wait for it: copies that come then make no further reply."""
+    now_s = [0.0]
+    outbox.offsets._clock = lambda: now_s[0]
+    producer.there.add("theirs")
+    known: WeakValueDictionary[str, Sent] = WeakValueDictionary()
+    sent = outbox.send_outside("theirs", b"a", of=0)
+    assert sent is not None
+    known["reply"] = sent
+    del sent
+    outbox.seal({TopicPartition("x-recommend-requests", 0): 1})
+    now_s[0] = CLIENT_S + 1
+    assert outbox.offsets.acknowledged() and not len(outbox.offsets)
+    gc.collect()
+    assert known["reply"].is_on_its_way
+    producer.futures.pop().success(None)
+    gc.collect()
+    assert "reply" not in known
 
 
 def test_a_reply_topic_that_one_answer_of_the_brokers_left_out_is_sent_to(outbox: Outbox, producer: Producer) -> None:

@@ -239,7 +239,7 @@ def test_a_description_is_cut_and_a_vector_is_a_list_of_finite_numbers():
         ([1.0, float("nan")], "vector from clip.numbers: expected a list of finite numbers, found a list"),
         ([1.0, [2.0]], "expected a list of finite numbers, found a list"),
         ("1,2", "expected a list of numbers, found text"),
-        ([1.0] * 1025, "length <= 1024 - at `\\$.vector`, from clip.numbers"),
+        ([1.0] * 2049, "length <= 2048 - at `\\$.vector`, from clip.numbers"),
         ([1e31], "from clip.numbers"),
     ):
         with pytest.raises(Refused, match=why) as refused:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaConnectionError
 
-from infra.platform.settings import Settings
+from infra.platform.settings import Model, Settings
 from streams import topics
 from streams.erased_users import ForgetSecretWrong
 from streams.messages import Item, encode
@@ -58,7 +58,7 @@ def test_what_items_say_is_followed_until_they_are_taken_down(monkeypatch: pytes
     monkeypatch.setattr(module, "TopicFollower", Follower)
     monkeypatch.setattr(Follower, "away", 0)
     monkeypatch.setattr(Follower, "poll", lambda self, wait_s: [records.pop(0)] if records else [])
-    known = ControlState(Settings())
+    known = ControlState(Settings(model=Model(content=True)))
     monkeypatch.setattr(Follower, "caught_up", property(lambda self: not records))
     known.start()
     try:
