@@ -129,8 +129,8 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
     Title and a description of text are kept, cut to LONGEST_TITLE and LONGEST_DESCRIPTION, and a vector of numbers as
     a list of float32, null for none: all have one length. Every further column of text, whole numbers or lists of them
     is an id column (`ids`, a struct of lists of text; left out when there is none), but for NO_IDS; also one that is
-    named description or vector and is none. Numbers that are not all whole, dates and flags are no ids and are left out. More
-    than MOST_ID_COLUMNS are refused.
+    named description or vector and is none. Numbers that are not all whole, dates and flags are no ids and are left
+    out. More than MOST_ID_COLUMNS are refused.
     """
     require(frame.columns, source, ("item_id",))
     place = Place(source)
