@@ -76,20 +76,23 @@ TABLES = {  # a benchmark, or one with its part: what measures it
     "crash verdict": "reliability.crash_verdict:measure",
     "crash recovery": "reliability.crash:measure_recovery",
 }
+GROUPS = {  # names that stand for several, each of which is a part: what candidate generation is worth
+    "models": ("towers", "parts", "live", "cold", "signals"),
+}
 NAMES = tuple(dict.fromkeys(table.split()[0] for table in TABLES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*NAMES, *GROUPS))}; none: all")
     parser.add_argument("--quick", action="store_true", help="smaller runs, to see that they work")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a list of the results there too")
     parser.add_argument("--part", help="one table of a benchmark that has several, such as ranking")
     parser.add_argument("--strict", action="store_true", help="exit 1 where a bar is missed")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in NAMES]
+    unknown = [name for name in options.names if name not in NAMES and name not in GROUPS]
     if unknown:
-        parser.error(f"no benchmark {unknown[0]}; there are {', '.join(NAMES)}")
+        parser.error(f"no benchmark {unknown[0]}; there are {', '.join((*NAMES, *GROUPS))}")
     set_up_logging("warning")  # a line for each answer would cost more than some of what is measured
     results = []
     for name in options.names or NAMES:
@@ -103,10 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def tables_of(name: str, part: str | None, refuse: Callable[[str], object]) -> dict[str, Benchmark]:
     """What a name stands for: one table, or those of its parts."""
-    parts = parts_of(name)
+    members = GROUPS.get(name, ())
+    parts = members or parts_of(name)
     if parts and part is not None and part not in parts:
         refuse(f"{name} has no part {part}; there are {', '.join(parts)}")
-    tables = [f"{name} {each}" for each in parts if part in (None, each)] or [name]
+    wanted = [each for each in parts if part in (None, each)]
+    if members:
+        return {table: measure for each in wanted for table, measure in tables_of(each, None, refuse).items()}
+    tables = [f"{name} {each}" for each in wanted] or [name]
     return {table: resolve_name(f"tests.benchmarks.{TABLES[table]}") for table in tables}
 
 

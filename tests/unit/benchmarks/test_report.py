@@ -83,5 +83,9 @@ def test_a_missed_bar_ends_a_strict_run_only_with_1(monkeypatch: pytest.MonkeyPa
 
 def test_a_part_is_one_table_and_one_that_is_not_there_is_refused() -> None:
     assert list(tables_of("ranking", "world", pytest.fail)) == ["ranking world"]
+    assert list(tables_of("models", "cold", pytest.fail)) == ["cold viewers", "cold items"]
+    assert [*tables_of("models", None, pytest.fail)][:2] == ["towers", "parts"]
+    with pytest.raises(pytest.fail.Exception, match="models has no part ranking; there are towers"):
+        tables_of("models", "ranking", pytest.fail)
     with pytest.raises(pytest.fail.Exception, match="ranking has no part other"):
         tables_of("ranking", "other", pytest.fail)

@@ -16,7 +16,7 @@ from infra.cli.main import app
 from infra.operate.configuration_page import configuration_page
 from infra.platform.settings import ENV_PREFIX, Section, Settings
 from infra.simulation.demo_picture import draw
-from tests.benchmarks.__main__ import NAMES, parts_of
+from tests.benchmarks.__main__ import GROUPS, NAMES, parts_of
 from tests.unit.docs.pages import BESIDE, DOCS, PAGES, ROOT, Page
 
 README = BESIDE[0]
@@ -73,7 +73,7 @@ def test_every_command_and_option_exists(page: Page):
 def test_every_benchmark_and_module_exists(page: Page):
     for text in page.spans() + page.code_lines():
         for name, part in BENCHMARK.findall(text):
-            assert not name or name in NAMES, f"{page.name}: {text}"
+            assert not name or name in NAMES or name in GROUPS, f"{page.name}: {text}"
             if part:
                 assert part in parts_of(name), f"{page.name}: {text}"
         for module in re.findall(r"python -m ((?:infra|tests)\.[\w.]+)", text):
