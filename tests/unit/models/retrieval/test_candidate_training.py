@@ -175,24 +175,31 @@ def learnt_with_content(source: TrainingSet) -> Learned:
     return learned
 
 
-def test_titles_place_new_items_where_the_validation_days_say_that_they_can():
-    source = titled(True)
-    model = learnt_with_content(source).model
-    assert model.content is not None
+def check_new_items_stand_near_their_kind(model: CandidateModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which items are new; the mean of the watched ones, and of each of their kinds less that."""
     watched = model.popularity.totals() > 0
     kind = np.array([int(item_id[1:]) % 4 for item_id in model.item_ids])
-    vectors = model.vectors - model.vectors[watched].mean(axis=0)
+    middle = model.vectors[watched].mean(axis=0)
+    vectors = model.vectors - middle
     means = np.stack([vectors[watched & (kind == each)].mean(axis=0) for each in range(4)])
     new = np.flatnonzero(~watched)
     assert len(new) >= 8
     assert ((vectors[new] @ means.T).argmax(axis=1) == kind[new]).all()
+    return new, middle, means
+
+
+def test_titles_place_new_items_where_the_validation_days_say_that_they_can():
+    source = titled(True)
+    model = learnt_with_content(source).model
+    assert model.content is not None
+    _, middle, means = check_new_items_stand_near_their_kind(model)
     trainer = IncrementalTrainer(model, source.catalogue, Trainer(), seed=1)
     row = trainer.add_item("another", ItemContent({}, "Pasta, feeding two"))
     late = trainer.add_item("late")
     trainer.describe("late", ItemContent({}, "Pasta, feeding two"))
     own = trainer.vectors(np.array([row, late]))[:, :-1]
     np.testing.assert_allclose(own[0], own[1], rtol=1e-4, atol=1e-5)
-    assert ((own[0] - model.vectors[watched].mean(axis=0)) @ means.T).argmax() in (0, 3)
+    assert ((own[0] - middle) @ means.T).argmax() in (0, 3)
 
 
 def test_who_is_ranked_together_does_not_matter(source: TrainingSet, monkeypatch: pytest.MonkeyPatch):
@@ -247,13 +254,7 @@ def test_a_description_or_a_vector_alone_places_new_items_near_their_kind(column
     model, selection, _ = learnt_with_content(source)
     assert model.content is not None and model.content.shape == shape
     assert selection.metrics["content_gain"] > 0.3, "doublings that a watched item stands higher than by means"
-    watched = model.popularity.totals() > 0
-    kind = np.array([int(item_id[1:]) % 4 for item_id in model.item_ids])
-    vectors = model.vectors - model.vectors[watched].mean(axis=0)
-    means = np.stack([vectors[watched & (kind == each)].mean(axis=0) for each in range(4)])
-    new = np.flatnonzero(~watched)
-    assert len(new) >= 8
-    assert ((vectors[new] @ means.T).argmax(axis=1) == kind[new]).all()
+    new, _, _ = check_new_items_stand_near_their_kind(model)
     trainer = IncrementalTrainer(model, source.catalogue, Trainer(), seed=1)
     twins = [trainer.add_item(f"twin of {row}", source.content_of(row)) for row in new.tolist()]
     live = trainer.vectors(np.array(twins))[:, :-1]
