@@ -18,6 +18,7 @@ from indexer.item_attributes import UNKNOWN, ItemAttributes, add_fields, as_row,
 from models.catalogue.catalogue import Catalogue
 from models.catalogue.filter_syntax import parse_filter
 from models.catalogue.item_filter import FIELDS, can_be_named
+from models.logs.log import CONTENT_COLUMNS
 from streams.messages import Item
 
 COLLECTION = "filtered"
@@ -81,7 +82,7 @@ def site(milvus_uri: str) -> Iterator[Site]:
         rows.append({"item_id": item.item_id, "vector": [1.0, 2.0]} | as_row(attributes_of(item) if known else UNKNOWN))
         if known:
             facts = asdict(item)
-            catalogue.upsert(**{name: facts[name] for name in facts if name != "title"})
+            catalogue.upsert(**{name: facts[name] for name in facts if name not in CONTENT_COLUMNS})
     client.upsert(COLLECTION, rows[::2])
     client.flush(COLLECTION)
     client.upsert(COLLECTION, rows[1::2])
