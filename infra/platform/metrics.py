@@ -160,7 +160,9 @@ CANDIDATES = Histogram(
 SHED = Counter(
     "nextwatch_requests_shed_total", "Requests read after their deadline: from the ladder's bottom, or left out"
 )
-REPEATED = Counter("nextwatch_requests_repeated_total", "Requests whose reply was sent before and is sent again")
+REPEATED = Counter(
+    "nextwatch_requests_repeated_total", "Requests that repeat an id: their reply is sent again, or is on its way"
+)
 QUEUED = Gauge("nextwatch_requests_queued", "Requests read and not yet answered")
 UNWRITTEN = Gauge("nextwatch_serving_unwritten_bytes", "Impressions and replies that no broker has acknowledged yet")
 NOMINATED = Counter("nextwatch_source_candidates_total", "Candidates by a source that nominated them", ["source"])

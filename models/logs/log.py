@@ -141,7 +141,7 @@ def items_from_frame(frame: pl.DataFrame, *, source: str = "items") -> pl.DataFr
         _seconds(frame, "duration_s", place).replace(0.0, None),
         _millis(frame, "published_ms", place, needed=False),
     ]
-    content = _content_columns(frame)
+    content = content_columns(frame)
     for name, longest in (("title", LONGEST_TITLE), ("description", LONGEST_DESCRIPTION)):
         if name in content:
             columns.append(_text(frame, name).str.head(longest))
@@ -274,19 +274,20 @@ def _split(text: pl.Series) -> pl.Series:
     return trimmed.list.eval(pl.element().filter(pl.element() != ""))
 
 
-def _content_columns(frame: pl.DataFrame) -> list[str]:
-    """The columns that say what items are. A team may have had others of these names: ids, or what was left out."""
-    content = [name for name in ("title",) if name in frame.columns]
-    if "description" in frame.columns and frame["description"].dtype in (pl.String, pl.Categorical, pl.Null):
-        content.append("description")
-    if "vector" in frame.columns and _are_vectors(frame["vector"]):
-        content.append("vector")
+def content_columns(frame: pl.DataFrame) -> list[str]:
+    """The columns of CONTENT_COLUMNS that say what items are. A team may have had others of these names: ids, or what
+    is left out."""
+    content = [name for name in CONTENT_COLUMNS if name in frame.columns]
+    if "description" in content and frame["description"].dtype not in (pl.String, pl.Categorical, pl.Null):
+        content.remove("description")
+    if "vector" in content and not _are_vectors(frame["vector"]):
+        content.remove("vector")
     return content
 
 
 def _are_vectors(column: pl.Series) -> bool:
     """True for lists of numbers, for text some of which is one, and where there is nothing."""
-    if column.dtype == pl.Null or not isinstance(column.dtype, pl.String | pl.List | pl.Array):
+    if not isinstance(column.dtype, pl.String | pl.List | pl.Array):
         return column.dtype == pl.Null
     lists = _lists(column.drop_nulls().head(ROWS_AT_ONCE))
     inner = getattr(lists.dtype, "inner", None)

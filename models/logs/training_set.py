@@ -23,7 +23,7 @@ from models.catalogue.context import FIELDS, TRAITS, ContextVocabulary
 from models.catalogue.item_frame import catalogue_of
 from models.logs.array_file import ArrayFile, mapped
 from models.logs.dataset import Dataset
-from models.logs.log import CONTENT_COLUMNS, SIGNAL, items_from_frame
+from models.logs.log import SIGNAL, content_columns, items_from_frame
 from models.logs.skips import SkipTimeline, has_skips
 from models.logs.stored_log import BUFFER_ROWS, StoredLog
 from models.logs.stored_searches import SearchTimeline, StoredSearches
@@ -72,7 +72,7 @@ def prepare(
     of themselves. `signals`: by kind the weight of a watch of which its user said so, as an example."""
     none = pl.DataFrame({"item_id": []}, schema={"item_id": pl.String})
     given = none if items is None else items
-    listed = items_from_frame(given if content else given.drop(CONTENT_COLUMNS, strict=False))
+    listed = items_from_frame(given if content else given.drop(content_columns(given)))
     vectors = listed["vector"] if "vector" in listed.columns else None  # large: it goes through no join
     facts = _item_facts(log, listed.drop("vector", strict=False))
     catalogue = catalogue_of(facts.select("item_id", "channel", "topics", "duration_s", "published_ms", "ids"))

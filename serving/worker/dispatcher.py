@@ -63,7 +63,7 @@ class Dispatcher:
         self.ahead_ms = 0.0  # our clock before those that stamp requests (serving/worker/clock_skew.py)
         self.is_behind = False  # more requests wait than `serving.backlog`
         # as long as the offset tracker has them, so no longer than until they are written
-        self._on_their_way: WeakValueDictionary[tuple[Key, Address], Sent] = WeakValueDictionary()
+        self._on_their_way: WeakValueDictionary[tuple[Key, Address | None], Sent] = WeakValueDictionary()
 
     def begin(self, queued: Sequence[tuple[Any, float]], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Refuse, forward or repeat what needs no answer of its own, and begin to answer the rest. `queued`: records
@@ -191,8 +191,6 @@ class Dispatcher:
             self._refuse(each, refused, now_ms)
 
     def _reply_once(self, parsed: ParsedRequest, reply: bytes) -> None:
-        if parsed.address is None:
-            return
         place = _key(parsed), parsed.address
         before = self._on_their_way.get(place)
         if (before is None or not before.is_on_its_way) and (sent := self._reply(parsed, reply)) is not None:

@@ -222,6 +222,14 @@ def test_few_enough_are_ranked_together_for_the_cache_and_for_memory():
     assert candidate_learning.users_at_once(10_000_000) == 3
 
 
+@pytest.mark.parametrize("content", [True, False])
+def test_columns_of_ids_that_are_named_as_content_stay_ids_whether_content_is_read_or_not(content: bool):
+    items = pl.DataFrame({"item_id": ["i0", "i1"], "vector": ["landscape", "portrait"], "description": [["a"], ["b"]]})
+    source = prepare(stored(taste_log(300, 20, 10)), items, content=content)
+    ids = source.content_of(source.catalogue.item_ids.index("i1")).ids
+    assert (ids["vector"], ids["description"]) == (("portrait",), ("b",))
+
+
 def test_titles_that_say_nothing_of_tastes_place_nothing():
     assert learnt_with_content(titled(False)).model.content is None
 
