@@ -323,7 +323,8 @@ class Experiment(Struct, frozen=True, omit_defaults=True, tag="experiment", tag_
 
     A viewer is judged by the first `hours` after the first list. `viewers`: for how many the intervals are narrowest.
     `interleaved`: each list is drawn up by both of two variants in turns. A variant that is worse for certain, by more
-    than `slower_ms` or `more_fallbacks`, fails a guard rail; None: no such rail.
+    than `slower_ms` or `more_fallbacks`, fails a guard rail; None: no such rail. `beside`: the release that is served
+    beside the live one with candidates (towers, rows) of its own, empty for none; `rival-vectors` has its rows.
     """
 
     name: VariantName
@@ -337,6 +338,7 @@ class Experiment(Struct, frozen=True, omit_defaults=True, tag="experiment", tag_
     more_fallbacks: Share | None = None
     stopped_ms: Millis = 0
     reason: Text = ""
+    beside: Name = ""
 
 
 Release = (

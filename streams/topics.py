@@ -38,6 +38,7 @@ LOADED_HISTORIES = "loaded-histories"
 USER_HISTORIES = "user-histories"
 TRAINING_EXAMPLES = "training-examples"
 ITEM_VECTORS = "item-vectors"
+RIVAL_VECTORS = "rival-vectors"
 RELEASES = "releases"
 IMPRESSIONS = "impressions"
 RANKING_EXAMPLES = "ranking-examples"
@@ -80,6 +81,7 @@ TOPICS = (
     Topic(USER_HISTORIES, "user", "compact", messages.UserHistory),
     Topic(TRAINING_EXAMPLES, "user", "delete", messages.TrainingExample, single=True),
     Topic(ITEM_VECTORS, "item", "compact", messages.ItemVector),
+    Topic(RIVAL_VECTORS, "item", "compact", messages.ItemVector),
     Topic(RELEASES, "kind", "compact", messages.Release, single=True),
     Topic(IMPRESSIONS, "user", "delete", messages.Impression),
     Topic(RANKING_EXAMPLES, "user", "delete", messages.RankingExample),
@@ -116,7 +118,7 @@ def config_of(topic: Topic, kafka: Kafka) -> dict[str, str]:
         config["delete.retention.ms"] = str(int(kafka.tombstone_h * HOUR_MS))
         # The segment that is being written is never compacted, and views read all of it when they start.
         config["segment.bytes"] = str(SEGMENT_BYTES)
-    if topic.name == ITEM_VECTORS:
+    if topic.name in (ITEM_VECTORS, RIVAL_VECTORS):
         # Until a trainer has written over what one that was replaced has written (see streams.trainer.writer_epoch).
         config["min.compaction.lag.ms"] = str(MEND_MS)
     if topic.cleanup == "compact" and topic.key == "user":
