@@ -1,8 +1,8 @@
 """The experiment that runs, as `releases` tells, and what its variants change: which settings a viewer is served by.
 
-One runs at a time, so each viewer is in one at most. All variants are served by every server from one release, so only
-settings may differ that a request can have of its own, and, by `release`, the ranker: that of another release with the
-same candidate model.
+One runs at a time, so each viewer is in one at most. All variants are served by every server, so only settings may
+differ that a request can have of its own, and, by `release`, the ranker: that of another release with the live one's
+candidate model. One release may have a candidate model of its own: that which the experiment names as `beside`.
 """
 
 from __future__ import annotations
@@ -125,6 +125,10 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         yield "each variant needs a share above 0, and all together 1 at most"
     if experiment.interleaved and len(variants) != 2:
         yield "interleaving compares two variants"
+    if experiment.beside and experiment.beside not in releases_of(experiment):
+        yield f"no variant has the release {experiment.beside}, which is to be served beside the live one"
+    if experiment.beside and experiment.interleaved:
+        yield f"variants that are interleaved share their candidates, and {experiment.beside} has its own: split them"
     for variant in variants if experiment.interleaved else ():
         for name in variant.settings.keys() - set(INTERLEAVED):
             yield f"variants that are interleaved share their candidates, and {name} changes these"

@@ -31,7 +31,7 @@ def start(
         typer.Option(
             metavar="NAME[=SHARE][:SETTING=VALUE,...]",
             help="Twice or more, the control first. Without shares all viewers are split evenly. release=VERSION: by "
-            "the ranker of another release, whose candidates are the live one's",
+            "another release: its ranker where its candidates are the live one's, else all of it (one such)",
         ),
     ],
     hours: Annotated[float, typer.Option(min=0.001, help="After the first list, by which a viewer is judged")] = 24.0,
@@ -56,6 +56,8 @@ def start(
     Examples: start fresh --variant control --variant more:serving.fresh=50 --more-fallbacks 0.02
 
     start rankers --interleave --variant control --variant new:release=20261129_101500_0a1b2c3d4e5f6071
+
+    start towers --variant control=0.9 --variant new=0.1:release=20261130_081500_5f6071c3d4e0a1b2
 
     Exit 2 when it cannot be served, another one runs, or the name was used before.
     """

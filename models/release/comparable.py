@@ -1,4 +1,4 @@
-"""Which releases can be served side by side, from one candidate model: those that differ in what ranks.
+"""Which releases can be served side by side: those that differ in what ranks alone, and one with other candidates.
 
 `nextwatch train --stage ranking` makes one of another: its towers, rows and items, and a ranker of its own.
 """
@@ -14,14 +14,20 @@ from models.release.bundle import TABLES, TOWER, Manifest
 
 
 def why_not_compared(rival: Manifest, live: Manifest) -> str:
-    """Why the ranker of a release cannot be compared with the live one's while both serve, and the way out; empty where
-    it can. What was watched of an item counts up to the cap of the list's ranker, so caps must be the same."""
+    """Why the ranker of a release cannot rank the live one's candidates while both serve, and the way out; empty where
+    it can."""
     if candidates_of(rival) != candidates_of(live):
         return (
-            f"{rival.version} has other candidates (towers, rows) than {live.version}, which is live, and only rankers "
-            f"are compared: `nextwatch train --from-topics --stage ranking --warm-start {live.version} --no-announce` "
-            "trains another ranker of the live one's candidates"
+            f"{rival.version} has other candidates (towers, rows) than {live.version}, which is live, and one such "
+            "release at a time is compared, with all that it has; of others the ranker alone: `nextwatch train "
+            f"--from-topics --stage ranking --warm-start {live.version} --no-announce` trains one of these candidates"
         )
+    return why_not_beside(rival, live)
+
+
+def why_not_beside(rival: Manifest, live: Manifest) -> str:
+    """Why a release cannot serve beside the live one with its own candidates, and the way out; empty where it can. What
+    was watched of an item counts up to the cap of the list's ranker, so caps must be the same."""
     if rival.ranker is None:
         return f"{rival.version} has no ranker: there was too little to learn one from"
     own_s = CAP_S if live.ranker is None else live.ranker.cap_s

@@ -1,4 +1,4 @@
 """The experiment that runs, as a server serves it: whose settings, and rankers of other releases beside the live one's.
 
-Imported by serving.worker. Open experiment_view.py first, then rival_rankers.py.
+Imported by serving.worker. Open experiment_view.py first, then rivals.py.
 """

@@ -1,7 +1,7 @@
 """By which settings a user is served: our own, or those of a variant of the experiment that runs.
 
-An experiment that compares rankers is served once all of them stand beside the live release, and as long as they do;
-until then, and afterwards, everybody is served by our own settings and the live ranker.
+An experiment that compares releases is served once all of them stand beside the live one, and as long as they do;
+until then, and afterwards, everybody is served by our own settings and the live release.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ class ExperimentView:
         self._plans: Callable[[str], Plan] | None = None
         self._is_served = False  # as it was when somebody looked
         self.releases: frozenset[str] = frozenset()  # whose rankers it wants beside the live one's
+        self.beside = ""  # that of them which has candidates of its own
 
     def hear(self, key: bytes | None, value: bytes | None) -> None:
         """Take one record of `releases`."""
         before = self._experiments.running
         if not self._experiments.hear(key, value) or self._experiments.running == before:
             return
-        self._plans, self.releases, running = None, frozenset(), self._experiments.running
+        self._plans, self.releases, self.beside, running = None, frozenset(), "", self._experiments.running
         metrics.EXPERIMENT_REQUESTS.clear()
         if running is None:
             log.info("no experiment runs")
             return
         try:
             self._plans, self.releases = plans_of(running, self._serving, self._selection), releases_of(running)
-            what = "experiment waits for its rankers" if self.releases else "experiment runs"
-            log.info(what, experiment=running.name, rankers=sorted(self.releases))
+            self.beside = running.beside
+            what = "experiment waits for its releases" if self.releases else "experiment runs"
+            log.info(what, experiment=running.name, releases=sorted(self.releases))
         except ExperimentUnfit as error:
             log.error("experiment cannot be served", experiment=running.name, error=str(error))
 
@@ -51,8 +53,8 @@ class ExperimentView:
         """Notice whether the experiment is served beside this release; to be called when something may have changed."""
         is_served = self._plans is not None and self._has_rankers(live)
         if is_served != self._is_served and self.releases:
-            what = "experiment runs" if is_served else "experiment is not served: its rankers are not there"
-            log.info(what, rankers=sorted(self.releases))
+            what = "experiment runs" if is_served else "experiment is not served: its releases are not there"
+            log.info(what, releases=sorted(self.releases))
         self._is_served = is_served
         metrics.EXPERIMENT_UNSERVED.set(self._experiments.running is not None and not is_served)
 

@@ -44,6 +44,18 @@ MORE = 4  # times as many candidates when filters have left too few
 
 
 @dataclass
+class BatchPart:
+    """Those of a batch that are answered from the candidates of one release; None while there is none yet."""
+
+    release: LiveRelease | None
+    drafts: list[ResponseDraft] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of the drafts, in the batch
+    personal: list[ResponseDraft] = field(default_factory=list)  # of these, those that the towers are asked about
+    search: Search | None = None
+    searched_at: float = 0.0
+
+
+@dataclass
 class InFlightBatch:
     """Requests that are answered together, from the queue to their replies."""
 
@@ -54,16 +66,13 @@ class InFlightBatch:
     queued: Sequence[tuple[Any, float]] = ()  # all records that were taken for it, and when they were read
     has_begun: bool = True  # False: a bug showed in the first half
     stages: StageTimes = field(default_factory=StageTimes)
-    drafts: list[ResponseDraft] = field(default_factory=list)
-    personal: list[ResponseDraft] = field(default_factory=list)  # of these, those that the towers are asked about
-    search: Search | None = None
-    searched_at: float = 0.0
+    parts: list[BatchPart] = field(default_factory=list)
     histories_read: tuple[int, ...] = ()  # read offsets: histories are of the first half, all else of the second
 
     @property
     def waits(self) -> bool:
         """True while the index has still to answer, so that another batch can be begun."""
-        return self.search is not None and self.search.pending is not None
+        return any(part.search is not None and part.search.pending is not None for part in self.parts)
 
     def one_by_one(self) -> list[InFlightBatch]:
         """Each request as a batch that has yet to begin."""
@@ -94,40 +103,52 @@ class Pipeline:
 
     def begin(self, contexts: Sequence[RequestContext], live: LiveRelease | None, now_ms: int) -> InFlightBatch:
         """Everything before the answer of the index is needed. `live`: None while there is no release yet."""
-        batch, settings = InFlightBatch(contexts, live, now_ms), self.settings
+        batch = InFlightBatch(contexts, live, now_ms)
         with batch.stages("hydrate"):
-            batch.drafts = [
-                hydrate(context, self.views.histories, self._plan_of(context, live)) for context in contexts
-            ]
-            batch.personal = [draft for draft in batch.drafts if is_personal(draft, live, settings)]
-        if live is not None and batch.personal:
-            with batch.stages("embed"):
-                batch.personal = embed(batch.personal, live, now_ms)
-            if batch.personal:
-                batch.search = self._start_search(batch.personal, live, now_ms)
-        batch.searched_at, batch.histories_read = time.perf_counter(), self.views.read_offsets.of(USER_HISTORIES)
+            drafts = [hydrate(context, self.views.histories, self._plan_of(context, live)) for context in contexts]
+            batch.parts = parts_of(drafts, live)
+            for part in batch.parts:
+                part.personal = [draft for draft in part.drafts if is_personal(draft, live, self.settings)]
+        for part in batch.parts:
+            self._begin_part(part, batch)
+        batch.histories_read = self.views.read_offsets.of(USER_HISTORIES)
         return batch
 
     def finish(self, batch: InFlightBatch) -> list[Answered]:
         """Answer every request of the batch, in its order."""
         self.views.settle(batch.now_ms)
-        live = batch.live
-        catalogue = None if live is None else live.catalogue
-        may_be_shown = MayBeShown(self.views.catalogue, catalogue, batch.now_ms, self.watched_days)
-        if live is not None and batch.search is not None:
-            self._find_and_rank(batch, batch.search, live, may_be_shown)
+        answers: dict[int, Answered] = {}
+        for part in batch.parts:
+            answers |= zip(part.places, self._finish_part(part, batch), strict=True)
+        return [answers[place] for place in range(len(batch.contexts))]
+
+    def _begin_part(self, part: BatchPart, batch: InFlightBatch) -> None:
+        release = part.release
+        if release is not None and part.personal:
+            with batch.stages("embed"):
+                part.personal = embed(part.personal, release, batch.now_ms)
+            if part.personal:
+                part.search = self._start_search(part.personal, release, batch.now_ms)
+        part.searched_at = time.perf_counter()
+
+    def _finish_part(self, part: BatchPart, batch: InFlightBatch) -> list[Answered]:
+        release, now_ms = part.release, batch.now_ms
+        catalogue = None if release is None else release.catalogue
+        may_be_shown = MayBeShown(self.views.catalogue, catalogue, now_ms, self.watched_days)
+        if release is not None and part.search is not None:
+            self._find_and_rank(part, part.search, release, may_be_shown, batch.stages)
         with batch.stages("select"):
-            for draft in batch.drafts:
+            for draft in part.drafts:
                 add_pins(draft, may_be_shown)
-                select(draft, live)
-                fill(draft, self.views, live, may_be_shown)
+                select(draft, release)
+                fill(draft, self.views, release, may_be_shown)
         read_offsets = self.views.read_offsets.as_dict()
         if batch.histories_read:
             read_offsets[USER_HISTORIES] = batch.histories_read
-        version, cap_s = ("", CAP_S) if live is None else (live.version, live.ranker.cap_s)
+        version, cap_s = ("", CAP_S) if release is None else (release.version, release.ranker.cap_s)
         titles = self.views.catalogue.title
-        recorder = Recorder(version, cap_s, batch.now_ms, self.served_by, read_offsets, titles)
-        return recorder.compose(batch.drafts, batch.stages)
+        recorder = Recorder(version, cap_s, now_ms, self.served_by, read_offsets, titles)
+        return recorder.compose(part.drafts, batch.stages)
 
     def _plan_of(self, context: RequestContext, live: LiveRelease | None) -> Plan:
         own = Plan(self.settings, self.selection)
@@ -145,9 +166,11 @@ class Pipeline:
         left_s = SEARCH_SHARE * max(draft.context.left_s(settings.deadline_s) for draft in drafts)
         return self.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
 
-    def _find_and_rank(self, batch: InFlightBatch, search: Search, live: LiveRelease, may_be_shown: MayBeShown) -> None:
-        stages, now_ms = batch.stages, batch.now_ms
-        drafts = self._retrieve(batch, search, live, may_be_shown)
+    def _find_and_rank(
+        self, part: BatchPart, search: Search, live: LiveRelease, may_be_shown: MayBeShown, stages: StageTimes
+    ) -> None:
+        now_ms = may_be_shown.now_ms
+        drafts = self._retrieve(part, search, live, may_be_shown, stages)
         with stages("sources"):
             nominees = CandidateSources(self.views, self.settings, may_be_shown, now_ms).nominate(drafts)
             for at, draft in enumerate(drafts):
@@ -158,16 +181,17 @@ class Pipeline:
             scores = [draft.candidates.scores for draft in drafts]
             for release, own in by_ranker(in_time, live):
                 rank(own, release, self.views.statistics, self.latency, self.preranker, now_ms)
-        ranked = [draft.rankings[LIVE].expected_s for draft in drafts if LIVE in draft.rankings]
-        self.drift.observe(live.version, scores, ranked)
+        if not live.is_beside:
+            ranked = [draft.rankings[LIVE].expected_s for draft in drafts if LIVE in draft.rankings]
+            self.drift.observe(live.version, scores, ranked)
 
     def _retrieve(
-        self, batch: InFlightBatch, search: Search, live: LiveRelease, may_be_shown: MayBeShown
+        self, part: BatchPart, search: Search, live: LiveRelease, may_be_shown: MayBeShown, stages: StageTimes
     ) -> list[ResponseDraft]:
         """The drafts with candidates, filtered; empty where nobody could answer."""
-        drafts = batch.personal
-        answer = self.retrieval.finish(search, now_ms=batch.now_ms)
-        batch.stages.add("retrieve", time.perf_counter() - batch.searched_at)
+        drafts = part.personal
+        answer = self.retrieval.finish(search, now_ms=may_be_shown.now_ms)
+        stages.add("retrieve", time.perf_counter() - part.searched_at)
         if answer.fell_to:
             for draft in drafts:
                 draft.degrade(answer.fell_to, answer.reason)
@@ -178,7 +202,7 @@ class Pipeline:
         watchers = [draft for draft in drafts if len(draft.last_watch_vector)]
         for draft, similar in zip(watchers, answer.found[len(drafts) :], strict=True):
             draft.similar = similar
-        with batch.stages("filter"):
+        with stages("filter"):
             for draft, found in zip(drafts, answer.found, strict=False):
                 self._keep_allowed(draft, found, live, may_be_shown)
         return drafts
@@ -214,6 +238,18 @@ class Pipeline:
         add_pins(draft, may_be_shown)
         add_scores(draft, live)
         metrics.CANDIDATES.observe(len(draft.candidates.item_ids))
+
+
+def parts_of(drafts: Sequence[ResponseDraft], live: LiveRelease | None) -> list[BatchPart]:
+    """The drafts by whose candidates they are answered from: the live release's, or those of a rival that has its own,
+    as their plans say. What an index searches comes first, so that it searches while the mirrors do."""
+    parts: dict[str, BatchPart] = {}
+    for place, draft in enumerate(drafts):
+        release = None if live is None else live.with_candidates(draft.plan.release)
+        part = parts.setdefault("" if release is None else release.version, BatchPart(release))
+        part.drafts.append(draft)
+        part.places.append(place)
+    return sorted(parts.values(), key=lambda part: part.release is not None and part.release.is_beside)
 
 
 def add_scores(draft: ResponseDraft, live: LiveRelease) -> None:

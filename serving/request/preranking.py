@@ -65,7 +65,7 @@ class Preranker:
         """For each draft the rows of the candidates that are to be ranked, in their order; None: all of them."""
         if not any(may_choose(draft) for draft in drafts):
             return [None] * len(drafts)
-        if live.version != self._version:
+        if live.version != self._version and not live.is_beside:
             self._version = live.version
             self._remembered.clear()
         rows_of = [live.catalogue.rows(draft.candidates.item_ids) for draft in drafts]

@@ -107,7 +107,7 @@ class Retrieval:
         """
         timeout_s = max(LEAST_SEARCH_S, min(left_s, self._settings.search_s))
         deadline_s = time.monotonic() + timeout_s
-        reason = self._reason(queries, release, now_ms)
+        reason = "" if release.is_beside else self._reason(queries, release, now_ms)
         if reason is not None:
             return Search([*queries, *others], release, None, timeout_s, deadline_s, reason)
         for_index, beside = (queries, others) if release.mirror is not None else ([*queries, *others], ())

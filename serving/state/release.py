@@ -74,8 +74,9 @@ class ReleaseError(RuntimeError):
 
 @dataclass(frozen=True)
 class LiveRelease:
-    """A release as it is served. A rival is the same with the ranker of another release and what that one has worked
-    out: towers, rows, mirror and catalogue are in memory once."""
+    """A release as it is served. A rival of its candidates is the same with the ranker of another release and what that
+    one has worked out: towers, rows, mirror and catalogue are in memory once. A rival with candidates of its own has
+    all of this itself, but no collection."""
 
     version: str
     created_ms: int
@@ -90,13 +91,23 @@ class LiveRelease:
     learnt: set[str] = field(default_factory=set)  # items with a row that is newer than the bundle
     popular: Sequence[tuple[str, float]] = ()  # items and their shares of the watches when it was trained, best first
     manifest: Manifest | None = None  # of its bundle
-    ranked_by: str = ""  # of a rival, the release whose ranker it has
+    ranked_by: str = ""  # of a rival, the release whose ranker it has; `version` is that of its candidates
     rivals: Mapping[str, LiveRelease] = field(default_factory=dict)  # by the release whose ranker they have
 
     @property
     def ranker_version(self) -> str:
         """The release that the ranker is of."""
         return self.ranked_by or self.version
+
+    @property
+    def is_beside(self) -> bool:
+        """True of a rival with candidates of its own: they are found in its mirror, no index has them."""
+        return self.ranked_by == self.version
+
+    def with_candidates(self, version: str) -> LiveRelease:
+        """The rival that has the candidates of this version; itself where there is none."""
+        rival = self.rivals.get(version, self)
+        return rival if rival.is_beside else self
 
     def has_ranker(self, version: str) -> bool:
         return version == self.version or version in self.rivals
@@ -416,12 +427,16 @@ def warm_up(release: LiveRelease) -> None:
     """One pass of every stage, so that the first request pays for nothing and a wrong width is found now."""
     nobody = UserHistory("warm-up")
     vectors = release.model.user_vectors([nobody], release.created_ms)
-    try:
-        [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
-    except IndexFailure as error:
-        raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
+    item_ids: Sequence[str] = ()
+    scores = np.zeros(0, np.float32)
+    if not release.is_beside:
+        try:
+            [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
+        except IndexFailure as error:
+            raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
     if release.mirror is not None:
-        release.mirror.search(vectors, 10)
+        [(exact, exact_scores)] = release.mirror.search(vectors, 10)
+        item_ids, scores = item_ids or exact, scores if len(item_ids) else exact_scores
     warm_up_ranker(release, item_ids, scores)
 
 
@@ -452,7 +467,7 @@ def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:
     """Write into a release what the catalogue says of an item now."""
     view.describe(item_id, release.catalogue)
     if (row := release.catalogue.row(item_id)) >= 0:
-        for each in (release, *release.rivals.values()):
+        for each in (release, *(rival for rival in release.rivals.values() if not rival.is_beside)):
             each.known.forget(row)
     if (mirror := release.mirror) is not None:
         mirror.set_down(item_id, item_id in view.unavailable)

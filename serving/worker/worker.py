@@ -39,7 +39,7 @@ from infra.platform.settings import Serving, Settings
 from infra.platform.tracing import tracer_of
 from models.threads import limit_threads
 from serving.experiments.experiment_view import ExperimentView
-from serving.experiments.rival_rankers import RivalRankers
+from serving.experiments.rivals import Rivals, RivalSource
 from serving.request.parsing import ParsedRequest
 from serving.request.pipeline import InFlightBatch, Pipeline
 from serving.request.retrieval import Retrieval
@@ -128,7 +128,7 @@ class Worker:
         self._epochs = Epochs()
         retrieval, days = Retrieval(serving, seed=os.getpid()), settings.history.seen_days
         self._experiments = ExperimentView(serving, settings.selection)
-        self._rivals = RivalRankers(bundles, in_bfloat16=bfloat16)
+        self._rivals = Rivals(RivalSource(bundles, catalogue, kafka, serving.mirror_items, bfloat16))
         self._pipeline = Pipeline(
             self._views,
             retrieval,
@@ -224,7 +224,8 @@ class Worker:
         for recent in self._warmup.take():
             self._reply_cache.remember(recent.key, recent.reply, max(0, _now_ms() - recent.at_ms))
         self._releases.refresh()
-        self._releases.compare(self._rivals.beside(self._releases.live, self._experiments.releases))
+        wanted = self._experiments.releases, self._experiments.beside
+        self._releases.compare(self._rivals.beside(self._releases.live, *wanted))
         self._experiments.look(self._releases.live)
         if self._is_primed and self._releases.settled:
             self._partitions.resume()
@@ -237,6 +238,7 @@ class Worker:
             item_id = self._views.catalogue.apply(record.key, record.value, _now_ms())
             if item_id is not None:
                 self._releases.apply_item(item_id)
+                self._rivals.apply_item(item_id)
                 if self._is_primed and record.timestamp > 0 and item_id in self._views.catalogue.unavailable:
                     metrics.TAKEDOWN.observe(max(0, _now_ms() - record.timestamp) / 1000)
         elif topic == topics.TRENDING:

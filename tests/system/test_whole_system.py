@@ -54,6 +54,7 @@ from streams.topics import (
     ITEM_VECTORS,
     RECOMMEND_REPLIES,
     RECOMMEND_REQUESTS,
+    RIVAL_VECTORS,
     TRAINING_EXAMPLES,
     WATCH_EVENTS,
     partition_of,
@@ -514,6 +515,58 @@ def test_two_rankers_draw_up_one_list_in_turns(system, rival, tmp_path):
         own = [seconds for seconds, item in zip(expected, shown.items, strict=True) if item.team == team]
         assert all(below <= above * 1.02 for above, below in itertools.pairwise(own)), f"the order of {team}"
     run_cli(system.settings, "experiment", "stop", "turns")
+
+
+@pytest.fixture(scope="module")
+def beside(system) -> str:
+    """A release with towers and rows of its own, of the log that the system began with; not announced."""
+    other = with_section(system.settings, "model", seed=9, **MODEL.model_dump(exclude={"seed"}))
+    log = str(system.settings.data_dir / "log.parquet")
+    report = json.loads(run_cli(other, "train", log, "--no-announce", "--json", timeout_s=180))
+    assert not report["announced"]
+    return str(report["version"])
+
+
+def test_two_releases_are_live_at_once_and_both_learn(system, beside):
+    """All of both: towers, rows and ranker; and the trainer teaches both what is watched."""
+    first, viewers = system.first["version"], [f"past-{number}" for number in range(12)]
+    variants = ("--variant", "control", "--variant", f"new:release={beside}")
+    run_cli(system.settings, "experiment", "start", "towers", *variants)
+    system.wait_for_reply(viewers[0], lambda reply: reply.experiment == "towers", "an answer of the experiment")
+    replies = {user: system.recommend(user) for user in viewers}
+    assert Counter(reply.variant for reply in replies.values()).keys() == {"control", "new"}
+    impressions = impressions_of(system, replies.values())
+    for reply in replies.values():
+        own, shown = beside if reply.variant == "new" else first, impressions[reply.request_id]
+        assert reply.degraded == () and reply.version == shown.version == own
+        assert reply.ranked_by == shown.ranked_by == ("" if own == first else beside)
+    fan = next(user for user in (system.viewer(channel=2) for _ in range(40)) if variant_of(system, user) == "new")
+    new = f"new-{uuid.uuid4().hex[:8]}"
+    system.traffic.publish(Item(new, "brand new", "c2", (), 60.0, now_ms()))
+    for number in range(5):
+        system.traffic.watch(f"{new}-{number}", new)
+    reply = system.wait_for_reply(
+        fan,
+        lambda reply: any(item.item_id == new and item.source == "two_tower" for item in reply.items),
+        "the new item among the candidates of the release beside the live one",
+        EVERYTHING,
+    )
+    assert reply.version == beside
+    with contextlib.closing(Reader(system.settings.kafka, RIVAL_VECTORS)) as rows:
+        record = rows.until(lambda _: rows.newest().get(new.encode()), "a row of the new item")
+    assert decode(ItemVector, record.value).version == beside
+    system.row(new, lambda row: row.version == first, "a row of the live release")
+    report = json.loads(run_cli(system.settings, "experiment", "status", "--json"))
+    assert report["problems"] == [] and {each["name"] for each in report["variants"]} == {"control", "new"}
+    assert f'nextwatch_rival_learning_info{{version="{beside}"}} 1' in metrics_of(system, "trainer")
+    run_cli(system.settings, "experiment", "stop", "towers")
+    system.wait_for_reply(fan, lambda reply: not reply.experiment and reply.version == first, "an answer of none")
+    ended = "nextwatch_rival_learning_info{"
+    wait_until(lambda: ended not in metrics_of(system, "trainer"), "nobody is taught beside the live one", WAIT_S)
+
+
+def variant_of(system: System, user: str) -> str:
+    return system.recommend(user, k=1).variant
 
 
 def impressions_of(system: System, replies: Iterable[RecommendReply]) -> dict[str, Impression]:

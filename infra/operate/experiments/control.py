@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from infra.operate.experiments.rankers import compare_rankers
+from infra.operate.experiments.compared import compare_releases
 from infra.platform.settings import Settings
 from models.release.manifest_file import MANIFEST
 from streams.bundles.sending import send_release
@@ -34,8 +34,8 @@ class Terms:
 
 def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...], terms: Terms) -> Experiment:
     """Start it. Raises ExperimentUnfit where it cannot be served, another one runs, or the name was used before; where
-    another one was started in the same moment, it is stopped again. Raises StoreError where a bundle whose ranker it
-    compares cannot be sent to the store."""
+    another one was started in the same moment, it is stopped again. Raises StoreError where a bundle that it compares
+    cannot be sent to the store."""
     if terms.interleaved and (terms.slower_ms is not None or terms.more_fallbacks is not None):
         raise ExperimentUnfit("variants that are interleaved answer together: there is no guard rail between them")
     experiment = Experiment(
@@ -56,7 +56,7 @@ def start_experiment(settings: Settings, name: str, variants: tuple[Variant, ...
     plans_of(experiment, settings.serving, settings.selection)
     _check_may_start(read_experiments(settings.kafka), name)
     if releases_of(experiment):
-        experiment = _with_rankers(settings, experiment)
+        experiment = _with_releases(settings, experiment)
         _check_may_start(read_experiments(settings.kafka), name)  # sending a bundle may have taken minutes
         experiment = structs.replace(experiment, started_ms=_now_ms())
     announce(settings.kafka, experiment)
@@ -75,13 +75,16 @@ def _check_may_start(known: Experiments, name: str) -> None:
         raise ExperimentUnfit(f"there was an experiment {name}, and lists of it are on record: take another name")
 
 
-def _with_rankers(settings: Settings, experiment: Experiment) -> Experiment:
+def _with_releases(settings: Settings, experiment: Experiment) -> Experiment:
     """The experiment with the live release written down for variants that name none, so that what is compared stays the
-    same when another release of the same candidates goes live; the bundles of the others are sent to the store where
-    one is set. Raises ExperimentUnfit where the rankers cannot be compared, StoreError."""
-    live, problem = compare_rankers(settings, experiment)
+    same when another release of the same candidates goes live, and with the one that has candidates of its own; the
+    bundles of the others are sent to the store where one is set. Raises ExperimentUnfit where they cannot be compared,
+    StoreError."""
+    live, beside, problem = compare_releases(settings, experiment, is_new=True)
     if problem:
         raise ExperimentUnfit(problem)
+    experiment = structs.replace(experiment, beside=beside)
+    plans_of(experiment, settings.serving, settings.selection)  # what shares candidates may more
     for version in sorted(releases_of(experiment) - {live}):
         if (settings.bundles_dir / version / MANIFEST).is_file():  # else it is in the store
             send_release(settings, version, "start the experiment again, which sends what is missing")

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
+from infra.operate.experiments.compared import ReleasesUnknown, compare_releases
 from infra.operate.experiments.control import find_experiment
 from infra.operate.experiments.parts import ExamplePart, ImpressionPart
-from infra.operate.experiments.rankers import RankersUnknown, compare_rankers
 from infra.operate.experiments.report import ExperimentReport, report_of
 from infra.operate.experiments.viewers import HOUR_MS, Viewers
 from infra.operate.progress import Step, no_progress
@@ -51,8 +51,8 @@ def read_report(settings: Settings, name: str, effect: float, progress: Step = n
 def _unserved(settings: Settings, experiment: Experiment) -> tuple[str, ...]:
     """Why no viewer is in it now, or why that cannot be told here; empty where servers can serve it."""
     try:
-        _, problem = compare_rankers(settings, experiment)
-    except RankersUnknown as unknown:
+        problem = compare_releases(settings, experiment).problem
+    except ReleasesUnknown as unknown:
         return (f"whether viewers are in it now cannot be told here: {unknown}",)
     return (f"no viewer is in it now: {problem}",) if problem else ()
 

@@ -210,8 +210,7 @@ def test_rankers_are_compared_where_their_candidates_are_the_live_ones(topics: T
     go_live(topics, first)
     assert "manifest.json: cannot be read" in refused("20260101_000000_0123456789abcdef")
     assert "'7' is not" not in refused("7") and "7 is not the version of a release" in refused("7")
-    way_out = f"{other} has other candidates (towers, rows) than {first}, which is live"
-    assert way_out in refused(other) and f"--warm-start {first} --no-announce" in refused(other)
+    assert f"variants that are interleaved share their candidates, and {other} has its own: split" in refused(other)
     assert topics.run(*given, f"new:release={rival}").code == 0
     running = topics.running()
     assert running is not None
@@ -227,6 +226,38 @@ def test_rankers_are_compared_where_their_candidates_are_the_live_ones(topics: T
     [problem] = topics.status()[1]["problems"]
     assert problem.startswith("whether viewers are in it now cannot be told here: ") and rival in problem
     assert topics.run("experiment", "stop").code == 0 and topics.status()[1]["problems"] == []
+
+
+def test_one_release_with_candidates_of_its_own_is_compared_and_named(topics: Topics, trained: Path):
+    first, other, rival = sorted(path.name for path in trained.iterdir())
+    shutil.copytree(trained, topics.settings.bundles_dir, dirs_exist_ok=True)
+    third = train_small(topics.settings.bundles_dir, 3).version
+    go_live(topics, first)
+    given = ("experiment", "start", "towers", "--variant", "control", "--variant", f"new:release={other}", "--variant")
+    done = topics.run(*given, f"newer:release={third}")
+    assert done.code == 2 and topics.running() is None
+    assert f"{third} has other candidates (towers, rows) than {first}, which is live, and one such" in done.err
+    assert f"--warm-start {first} --no-announce" in done.err
+    assert topics.run(*given, f"ranker:release={rival}").code == 0
+    running = topics.running()
+    assert running is not None and running.beside == other
+    assert [each.settings["release"] for each in running.variants] == [first, other, rival]
+    assert topics.status()[1]["problems"] == []
+    go_live(topics, other)
+    [problem] = topics.status()[1]["problems"]
+    assert problem.startswith(f"no viewer is in it now: {first} has other candidates")
+
+
+def test_a_release_that_servers_have_no_memory_for_is_not_compared(
+    topics: Topics, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, other, _ = sorted(path.name for path in trained.iterdir())
+    shutil.copytree(trained, topics.settings.bundles_dir, dirs_exist_ok=True)
+    go_live(topics, first)
+    given = ("experiment", "start", "towers", "--variant", "control", "--variant", f"new:release={other}")
+    monkeypatch.setenv("NEXTWATCH_SERVING__MIRROR_ITEMS", "10")
+    done = topics.run(*given)
+    assert done.code == 2 and topics.running() is None and "serving.mirror_items allows 10" in done.err
 
 
 def test_a_viewer_who_was_forgotten_is_none_of_the_viewers(topics: Topics):

@@ -20,7 +20,7 @@ from models.release.bundle import (
     read_ranker,
     write_bundle,
 )
-from models.release.comparable import why_not_compared
+from models.release.comparable import why_not_beside, why_not_compared
 from tests.unit.models.samples import START_MS
 
 
@@ -56,12 +56,14 @@ def test_other_candidates_are_refused_with_the_way_out(release: Path):
     why = why_not_compared(rival, live)
     assert "rival has other candidates" in why and f"--stage ranking --warm-start {live.version} --no-announce" in why
     assert "other candidates" in why_not_compared(replace(live, watches=live.watches + 1), live)
+    assert why_not_beside(rival, live) == ""
 
 
 def test_a_release_without_a_ranker_and_one_of_another_cap_are_refused(release: Path):
     live = read_manifest(release)
     assert live.ranker is not None
     assert "has no ranker" in why_not_compared(replace(live, ranker=None), live)
+    assert "has no ranker" in why_not_beside(replace(live, watches=live.watches + 1, ranker=None), live)
     other = replace(live, ranker=replace(live.ranker, cap_s=90.5))
     assert f"at most 90.5 s, that of {live.version}, which is live, {live.ranker.cap_s!r} s" in why_not_compared(
         other, live

@@ -14,7 +14,8 @@ from infra.platform.settings import Selection, Serving
 from models.ranking.ranker import Ranker
 from models.ranking.ranking_request import RankingQuery, ranking_batch_of
 from models.release.bundle import Bundle, Manifest
-from serving.experiments.rival_rankers import load_rival
+from serving.experiments.rival_candidates import load_beside
+from serving.experiments.rivals import load_rival
 from serving.request import ranking
 from serving.request.ranking import score_candidates
 from serving.request.response_draft import Answered, RequestContext
@@ -37,7 +38,17 @@ from streams.messages import (
     decode,
     encode,
 )
-from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, answer, history, load, pipeline_of, views_of_ann
+from tests.unit.serving.worlds import (
+    CREATED_MS,
+    ITEMS,
+    ExactIndex,
+    answer,
+    history,
+    load,
+    pipeline_of,
+    unavailable,
+    views_of_ann,
+)
 
 NOW_MS = CREATED_MS + 60_000
 USERS = [f"user-{number}" for number in range(12)]
@@ -294,3 +305,67 @@ def test_the_join_passes_the_variant_on(views: Views, live: LiveRelease):
     )
     [example] = advance(step.state, watermark_ms=NOW_MS + 2000, **where).examples
     assert decode(RankingExample, encode(example)).impression == impression
+
+
+@pytest.fixture
+def beside(live: LiveRelease, bundles_dir: Path, bundles: Sequence[Manifest], views: Views) -> LiveRelease:
+    """The first release with the second one, which has candidates of its own, beside it."""
+    other = load_beside(BundleSource(bundles_dir), bundles[1].version, live, views.catalogue)
+    return replace(live, rivals={other.version: other})
+
+
+def test_each_variants_lists_are_those_of_its_own_release(
+    views: Views, beside: LiveRelease, index: ExactIndex, bundles_dir: Path, bundles: Sequence[Manifest]
+):
+    """Requests of both in one batch: retrieved from their own rows, ranked by their own ranker, in their own order."""
+    other = bundles[1].version
+    found = ask(views, beside, {"release": other})
+    assert len(found["control"]) + len(found["other"]) == len(USERS)
+    for variant, manifest in (("control", bundles[0]), ("other", bundles[1])):
+        bundle, own = load(bundles_dir, manifest), beside if variant == "control" else beside.rivals[other]
+        for answered in found[variant]:
+            reply, impression = answered
+            assert impression is not None and not reply.degraded and reply.request_id == f"r-{impression.user_id}"
+            assert reply.version == impression.version == manifest.version
+            assert reply.ranked_by == impression.ranked_by == ("" if variant == "control" else other)
+            assert reply.retrieved_by == ("index" if variant == "control" else "mirror")
+            vector = bundle.model.user_vectors([history(impression.user_id, "item-1", "item-2")], NOW_MS)[0]
+            vectors = dict(zip(bundle.model.item_ids, bundle.model.item_vectors(), strict=True))
+            scores = [float(vector @ vectors[item.item_id]) for item in reply.items]
+            assert [item.score for item in reply.items] == pytest.approx(scores, rel=1e-3, abs=1e-3)
+            expected = [item.expected_watch_s for item in reply.items]
+            assert expected == pytest.approx(scores_by(bundle, own, answered, views), rel=1e-4)
+            assert expected == sorted(expected, reverse=True)  # type: ignore[type-var]
+    assert index.searched == [bundles[0].version] * len(index.searched) and index.searched
+
+
+def test_a_list_that_a_release_beside_the_live_one_could_not_rank_is_its_own_all_the_same(
+    views: Views, beside: LiveRelease, bundles: Sequence[Manifest], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(type(beside.rivals[bundles[1].version].ranker), "rank", fail)
+    for variant, answers in ask(views, beside, {"release": bundles[1].version}).items():
+        for reply, _ in answers:
+            assert reply.version == bundles[variant == "other"].version and "unranked" in reply.degraded[0]
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("the ranker is broken")
+
+
+def test_while_the_index_is_dead_the_release_beside_answers_as_ever(
+    views: Views, beside: LiveRelease, index: ExactIndex, bundles: Sequence[Manifest]
+):
+    """It has no part in what is known of the index, and the index none in it."""
+    index.failure = unavailable()
+    found = ask(views, beside, {"release": bundles[1].version})
+    assert all(reply.degraded for reply, _ in found["control"])
+    assert not any(reply.degraded for reply, _ in found["other"])
+
+
+def test_the_live_releases_gauges_tell_nothing_of_a_release_beside_it(
+    views: Views, beside: LiveRelease, bundles: Sequence[Manifest], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+    monkeypatch.setattr(AnswerDrift, "observe", lambda self, version, *_: seen.append(version))
+    ask(views, beside, {"release": bundles[1].version})
+    assert seen == [bundles[0].version]

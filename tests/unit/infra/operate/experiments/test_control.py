@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.operate.experiments import control
+from infra.operate.experiments.compared import Compared
 from infra.platform.settings import Bundles, Settings
 from streams import topics
 from streams.bundles.objects import Objects, StoreError
@@ -21,9 +22,9 @@ from tests.unit.serving.worlds import train_small
 def test_a_rival_of_this_disk_is_in_the_store_before_it_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = Settings(data_dir=tmp_path, bundles=Bundles(store=f"file://{tmp_path}/store"))
     rival, elsewhere = train_small(settings.bundles_dir).version, "20260101_000000_0123456789abcdef"
-    monkeypatch.setattr(control, "compare_rankers", lambda *_: ("live", ""))
+    monkeypatch.setattr(control, "compare_releases", lambda *_, **__: Compared("live"))
     variants = (Variant("a", 0.3), Variant("b", 0.3, {"release": rival}), Variant("c", 0.3, {"release": elsewhere}))
-    told = control._with_rankers(settings, Experiment("one", "salt", 1, variants))
+    told = control._with_releases(settings, Experiment("one", "salt", 1, variants))
     assert [each.settings["release"] for each in told.variants] == ["live", rival, elsewhere]
     objects = Objects(settings.bundles)
     assert {each.name for each in objects.found()} == {
@@ -31,7 +32,7 @@ def test_a_rival_of_this_disk_is_in_the_store_before_it_is_told_of(tmp_path: Pat
     }
     (settings.bundles_dir / rival / "bias.npy").write_bytes(b"damaged")
     with pytest.raises(StoreError, match=r"bias\.npy: is damaged.*start the experiment again"):
-        control._with_rankers(settings, Experiment("one", "salt", 1, variants))
+        control._with_releases(settings, Experiment("one", "salt", 1, variants))
 
 
 RANKERS = (Variant("a", 0.5), Variant("b", 0.5, {"release": "rival"}))
@@ -44,7 +45,7 @@ def sending(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> N
         meanwhile()
         return experiment
 
-    monkeypatch.setattr(control, "_with_rankers", send)
+    monkeypatch.setattr(control, "_with_releases", send)
 
 
 def test_one_that_was_started_while_the_rankers_were_sent_goes_on_and_this_one_is_refused(

@@ -1,4 +1,4 @@
-"""Rankers of other releases beside the live one: when they are there, when not, and that they go again."""
+"""Other releases beside the live one: when they are there, when not, and that they go again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.platform.settings import Selection, Serving
+from infra.platform.settings import Kafka, Selection, Serving
 from models.release.bundle import Manifest
-from serving.experiments import rival_rankers
+from serving.experiments import rivals
 from serving.experiments.experiment_view import ExperimentView
-from serving.experiments.rival_rankers import RivalRankers, load_rival
+from serving.experiments.rivals import Rivals, RivalSource, load_rival
 from serving.state.release import LiveRelease, ReleaseError, Releases, load_release
 from serving.state.views import CatalogueView
 from streams.bundles.source import BundleSource
@@ -28,16 +28,18 @@ from streams.messages import Experiment, IndexReady, Item, Variant, encode
 from tests.unit.serving.worlds import CREATED_MS, ITEMS, ExactIndex, load, rank_anew, until
 
 USERS = [f"u{number}" for number in range(50)]
+NO_KAFKA = Kafka()  # rankers come without it
 
 
 class Server:
     """What a worker does with what it hears: releases and experiments, with a look between two batches."""
 
-    def __init__(self, bundles_dir: Path, index: ExactIndex) -> None:
+    def __init__(self, bundles_dir: Path, index: ExactIndex, kafka: Kafka = NO_KAFKA) -> None:
         bundles = BundleSource(bundles_dir)
         self.catalogue = CatalogueView()
         self.releases = Releases(bundles, index, self.catalogue, mirror_items=1000)
-        self.rivals, self.view = RivalRankers(bundles), ExperimentView(Serving(), Selection())
+        self.rivals = Rivals(RivalSource(bundles, self.catalogue, kafka))
+        self.view = ExperimentView(Serving(), Selection())
 
     @property
     def live(self) -> LiveRelease:
@@ -48,14 +50,14 @@ class Server:
         self.releases.apply_release(encode(IndexReady(version, f"items_{version}", 40, CREATED_MS)))
         until(lambda: self.look() == version)
 
-    def compare(self, *versions: str, name: str = "one", stopped_ms: int = 0) -> None:
+    def compare(self, *versions: str, name: str = "one", stopped_ms: int = 0, beside: str = "") -> None:
         variants = tuple(Variant(f"v{at}", 1 / len(versions), {"release": each}) for at, each in enumerate(versions))
-        experiment = Experiment(name, "salt", 1, variants, stopped_ms=stopped_ms)
+        experiment = Experiment(name, "salt", 1, variants, stopped_ms=stopped_ms, beside=beside)
         self.view.hear(f"{KEY}{name}".encode(), encode(experiment))
 
     def look(self) -> str:
         self.releases.refresh()
-        self.releases.compare(self.rivals.beside(self.releases.live, self.view.releases))
+        self.releases.compare(self.rivals.beside(self.releases.live, self.view.releases, self.view.beside))
         self.view.look(self.releases.live)
         return "" if self.releases.live is None else self.releases.live.version
 
@@ -68,7 +70,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rival_rankers, "RETRY_S", 0.02)
+    monkeypatch.setattr(rivals, "RETRY_S", 0.02)
 
 
 @pytest.fixture
@@ -91,13 +93,13 @@ def info(version: str) -> float | None:
 def test_until_its_rankers_are_there_everybody_is_served_by_the_live_one(
     server: Server, rival: Manifest, monkeypatch: pytest.MonkeyPatch
 ):
-    may_go_on, load_one = threading.Event(), rival_rankers.load_rival
+    may_go_on, load_one = threading.Event(), rivals.load_rival
 
     def slowly(*args: object, **more: object) -> LiveRelease:
         assert may_go_on.wait(10)
         return load_one(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rival_rankers, "load_rival", slowly)
+    monkeypatch.setattr(rivals, "load_rival", slowly)
     server.compare(server.live.version, rival.version)
     assert server.look() and server.variants() == {""} and not server.live.rivals
     assert unserved() == 1 and info(rival.version) is None
@@ -174,13 +176,13 @@ def test_what_is_loaded_is_not_read_again_while_another_one_is_missing(
     server: Server, rival: Manifest, bundles: Sequence[Manifest], bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     late = rank_anew(bundles_dir, bundles[0], bundles[0], seconds=20)
-    place, aside, load_one, asked = bundles_dir / late.version, bundles_dir / ".aside", rival_rankers.load_rival, []
+    place, aside, load_one, asked = bundles_dir / late.version, bundles_dir / ".aside", rivals.load_rival, []
 
     def spy(bundles: BundleSource, version: str, *args: object, **more: object) -> LiveRelease:
         asked.append(version)
         return load_one(bundles, version, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rival_rankers, "load_rival", spy)
+    monkeypatch.setattr(rivals, "load_rival", spy)
     shutil.move(place, aside)
     try:
         server.compare(server.live.version, rival.version, late.version)
@@ -225,7 +227,7 @@ def is_gone(reference: weakref.ref[object]) -> bool:
 
 
 def test_before_a_release_is_live_nothing_is_loaded(bundles_dir: Path, rival: Manifest):
-    rivals = RivalRankers(BundleSource(bundles_dir))
+    rivals = Rivals(RivalSource(BundleSource(bundles_dir), CatalogueView(), NO_KAFKA))
     assert rivals.beside(None, frozenset({rival.version})) == {} and rivals.refusal == ""
 
 
