@@ -82,6 +82,7 @@ class Rivals:
     def close(self) -> None:
         if self._loading is not None:
             self._end()
+        metrics.RIVAL_INFO.clear()
 
     def _end(self) -> None:
         assert self._loading is not None

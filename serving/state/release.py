@@ -427,16 +427,16 @@ def warm_up(release: LiveRelease) -> None:
     """One pass of every stage, so that the first request pays for nothing and a wrong width is found now."""
     nobody = UserHistory("warm-up")
     vectors = release.model.user_vectors([nobody], release.created_ms)
-    item_ids: Sequence[str] = ()
-    scores = np.zeros(0, np.float32)
-    if not release.is_beside:
-        try:
-            [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
-        except IndexFailure as error:
-            raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
+    if release.is_beside:
+        assert release.mirror is not None
+        [(item_ids, scores)] = release.mirror.search(vectors, 10)
+        return warm_up_ranker(release, item_ids, scores)
+    try:
+        [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
+    except IndexFailure as error:
+        raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
     if release.mirror is not None:
-        [(exact, exact_scores)] = release.mirror.search(vectors, 10)
-        item_ids, scores = item_ids or exact, scores if len(item_ids) else exact_scores
+        release.mirror.search(vectors, 10)
     warm_up_ranker(release, item_ids, scores)
 
 
