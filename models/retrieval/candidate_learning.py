@@ -273,9 +273,10 @@ def choose(
     checkpoints: Checkpoints | None,
     progress: Progress,
     quality: Quality | None = None,
+    patience: int = PATIENCE,
 ) -> ModelSelection:
-    """Train on what is before the validation days until they get no better; the epochs and weights that did best, by
-    quality_of where nothing else is asked for."""
+    """Train on what is before the validation days until they get no better for so many epochs and one more; the epochs
+    and weights that did best, by quality_of where nothing else is asked for."""
     dataset, epochs = training.training_set.dataset, training.settings.epochs
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
@@ -283,7 +284,7 @@ def choose(
     if not len(asked):  # nobody comes back in the validation days: they decide nothing
         return ModelSelection(epochs, metrics={"cases": 0.0})
     best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or ModelSelection(epochs)
-    while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= PATIENCE):
+    while training.epoch < epochs and (best.quality < 0 or training.epoch - best.epochs <= patience):
         training.run_epoch(best, VALIDATION, epochs, checkpoints, progress)
         best = max(
             [best, *judged(training, history, asked, quality or quality_of)], key=lambda selection: selection.quality
