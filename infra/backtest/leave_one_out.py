@@ -31,6 +31,7 @@ from models.retrieval.candidates import CandidateModel
 from models.retrieval.checkpoint import ModelSelection
 from models.retrieval.popularity import NEVER
 
+MOST_ASKED = 10_000  # users who choose epochs and weights
 OURS = "tower"
 REFIT = "tower, learnt from validation too"
 ASIDE = {"threads", "device", "seed"}  # of the settings: not of what is learnt, or said elsewhere
@@ -94,10 +95,15 @@ def judge(
 
 def select(held: HeldOut, model: Model, step: Step = no_progress) -> ModelSelection:
     """Epochs and weights, chosen by the recall of each user's last watch but one at what is judged. All epochs are
-    looked at: by recall they differ by as little as chance does, and the last ones, of the smallest steps, are best."""
-    training, quality = _training(held, model, held.parts.validation), itemgetter(f"recall@{K}")
+    looked at, by many users: they differ by as little as chance does among few."""
     return choose(
-        training, until=held.parts.cut, checkpoints=None, progress=step, quality=quality, patience=model.epochs
+        _training(held, model, held.parts.validation),
+        until=held.parts.cut,
+        checkpoints=None,
+        progress=step,
+        quality=itemgetter(f"recall@{K}"),
+        patience=model.epochs,
+        most=MOST_ASKED,
     )
 
 

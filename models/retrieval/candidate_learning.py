@@ -274,13 +274,14 @@ def choose(
     progress: Progress,
     quality: Quality | None = None,
     patience: int = PATIENCE,
+    most: int = MOST_QUERIES,
 ) -> ModelSelection:
     """Train on what is before the validation days until they get no better for so many epochs and one more; the epochs
-    and weights that did best, by quality_of where nothing else is asked for."""
+    and weights that did best for `most` users, by quality_of where nothing else is asked for."""
     dataset, epochs = training.training_set.dataset, training.settings.epochs
     columns = (dataset.users, dataset.items, dataset.event_ms)
     history = History(Stream(*(np.asarray(column[:until], np.int64) for column in columns)))
-    asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed)
+    asked = drawn(history.next_unseen(training.until), training.items, training.settings.seed, most=most)
     if not len(asked):  # nobody comes back in the validation days: they decide nothing
         return ModelSelection(epochs, metrics={"cases": 0.0})
     best = (checkpoints and checkpoints.restore(training.fits, VALIDATION)) or ModelSelection(epochs)
@@ -298,10 +299,10 @@ def choose(
     return msgspec.structs.replace(best, weight=0.0, linear=0.0, metrics=popular_alone(best.metrics))
 
 
-def drawn(asked: EvalQuery, items: int, seed: int, least: int = 1) -> EvalQuery:
+def drawn(asked: EvalQuery, items: int, seed: int, least: int = 1, most: int = MOST_QUERIES) -> EvalQuery:
     """At most so many of those who could be asked that ranking the catalogue for them stays affordable, and `least` of
     them whatever it costs."""
-    most = max(least, min(MOST_QUERIES, MOST_SCORES // items))
+    most = max(least, min(most, MOST_SCORES // items))
     if len(asked) <= most:
         return asked
     return asked[np.sort(np.random.default_rng([seed, 4]).choice(len(asked), most, replace=False))]
