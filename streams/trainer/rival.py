@@ -17,10 +17,9 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import nan
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaProducer
 
 from infra.platform import metrics
 from infra.platform.settings import Settings
@@ -166,7 +165,7 @@ class RivalRelease:
         self.worker = TrainerWorker(settings, control, side=RIVAL, version=version)
         self._settings = settings
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="rival-examples")
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Any = None
         self._examples: TopicFollower | None = None
         self._next = self._end = 0  # of the topic: handed out below the one, known to be there below the other
 

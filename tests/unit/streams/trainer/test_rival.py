@@ -41,7 +41,7 @@ from tests.unit.serving.worlds import train_small
 from tests.unit.streams.trainer.test_learner import example
 from tests.unit.streams.trainer.test_worker import batch
 
-PATIENCE_S = 60
+PATIENCE_S = 30
 ITEMS = [f"item-{number}" for number in (1, 2, 3, 1, 4, 5, 1, 2, 6, 7, 1, 3)]  # all of them have rows
 
 
@@ -293,9 +293,7 @@ def test_another_experiment_has_its_own_release_learnt(settings, versions, watch
     assert_the_same(found, alone(settings, versions[2], ITEMS[:4]))
 
 
-def test_a_bug_of_its_own_leaves_the_live_one_learning_and_costs_one_example(
-    settings, versions, watched, monkeypatch
-):
+def test_a_bug_of_its_own_leaves_the_live_one_learning_and_costs_one_example(settings, versions, watched, monkeypatch):
     watched(*ITEMS[:4])
     monkeypatch.setattr("streams.trainer.rival.RETRY_S", 0.1)
     step_with = Learner._step_with
