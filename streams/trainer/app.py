@@ -25,6 +25,7 @@ from infra.platform.tracing import tracer_of
 from streams import topics
 from streams.kafka.faust_app import create_app, follow_readiness, handle_batches, look_beside, raw_topic, to_the_end
 from streams.kafka.outbox import Outbox, create_producer
+from streams.kafka.recovery import finished
 from streams.kafka.topic_ids import SOURCES, TRAINER
 from streams.trainer.control_state import ControlState
 from streams.trainer.rival import Rival
@@ -84,11 +85,14 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
             )
         finally:
             control.stop()
-            leaving = asyncio.create_task(rival.stop(FINISH_S))  # at the same time: neither waits for the other
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.finish(), FINISH_S)
-            await worker.writer.close()
-            await producer.stop()
-            await leaving
+            await finished(leave(producer))  # Faust cancels an agent more than once
+
+    async def leave(producer: Any) -> None:
+        leaving = asyncio.create_task(rival.stop(FINISH_S))  # at the same time: neither waits for the other
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(worker.finish(), FINISH_S)
+        await worker.writer.close()
+        await producer.stop()
+        await leaving
 
     return app
