@@ -91,6 +91,7 @@ def create_trainer_app(settings: Settings, health: Health) -> faust.App:
         leaving = asyncio.create_task(rival.stop(FINISH_S))  # at the same time: neither waits for the other
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker.finish(), FINISH_S)
+        worker.hear_assignment(False)  # who looks while idle finds nothing to do any more
         await worker.writer.close()
         await producer.stop()
         await leaving
