@@ -93,6 +93,14 @@ ROW_TURN = _measured(
     "nextwatch_item_row_turn", "1 - cosine between an item's row and the release's, mean of rows that moved lately"
 )
 ROW_GROWTH = _measured("nextwatch_item_row_growth", "Norm of an item's row over the release's, mean of the same rows")
+RIVAL_LEARNING = Gauge(
+    "nextwatch_rival_learning_info",
+    "1 for the release that this trainer learns beside the live one, for an experiment",
+    ["version"],
+)
+RIVAL_LAG = _measured(
+    "nextwatch_rival_lag_examples", "Examples that the release beside the live one has yet to learn, while there is one"
+)
 PREQUENTIAL_EXAMPLES = Counter(
     "nextwatch_prequential_examples_total", "Examples ranked before they were learnt, of a sample of the steps"
 )
@@ -220,6 +228,19 @@ RETRAIN_DIFFERENCE = Gauge(
     "By how much the last release was better on watches that it had not seen, in the metric's own units",
     ["metric", "against"],
 )
+
+
+class _Unshown:
+    """In place of this page and of every metric on it: takes what is told and shows it nowhere."""
+
+    def __getattr__(self, _: str) -> _Unshown:
+        return self
+
+    def __call__(self, *_: object) -> _Unshown:
+        return self
+
+
+UNSHOWN = _Unshown()
 
 
 class Lags:

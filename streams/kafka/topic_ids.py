@@ -19,11 +19,13 @@ from streams.messages import Refused, Release, SourceTopics, decode
 
 Ids = Mapping[str, str]  # by topic, without the prefix
 
+TRAINER, RIVAL_TRAINER = "trainer", "rival-trainer"  # of the live release, and of the one beside it
 STATES = {
     "history": topics.USER_HISTORIES,
     "join": topics.JOIN_STATE,
     "trending": topics.TRENDING,
-    "trainer": topics.ITEM_VECTORS,
+    TRAINER: topics.ITEM_VECTORS,
+    RIVAL_TRAINER: topics.RIVAL_VECTORS,
 }
 SOURCES = {
     "history": (
@@ -35,12 +37,13 @@ SOURCES = {
     ),
     "join": (topics.IMPRESSIONS, topics.WATCH_EVENTS),
     "trending": (topics.WATCH_EVENTS,),
-    "trainer": (topics.TRAINING_EXAMPLES, topics.WATCH_EVENTS),
+    TRAINER: (topics.TRAINING_EXAMPLES, topics.WATCH_EVENTS),
+    RIVAL_TRAINER: (topics.TRAINING_EXAMPLES, topics.WATCH_EVENTS),
 }
 MOST_BYTES = 1_000_000
 
 
-BY_HAND = (*(name for name in SOURCES if name != "trainer"),)  # the trainer's begin anew with a release
+BY_HAND = (*(name for name in SOURCES if name not in (TRAINER, RIVAL_TRAINER)),)  # those begin anew with a release
 
 
 class TopicReplaced(RuntimeError):
@@ -66,9 +69,12 @@ def check_topic_ids(kafka: Kafka) -> list[str]:
     """Return what no worker would go on with, one line each. Raises KafkaError."""
     present = topic_ids(kafka, [topic.name for topic in topics.TOPICS])
     known = read_known_ids(kafka) if topics.RELEASES in present else {}
-    changed = ((worker, topic) for worker in known for topic in replaced(worker, known[worker], present))
+    # what a release beside the live one remembers may be of an experiment that is long over; the trainer's /health says
+    # what stands in the way of one that runs
+    asked = [worker for worker in known if worker != RIVAL_TRAINER]
+    changed = ((worker, topic) for worker in asked for topic in replaced(worker, known[worker], present))
     # another `watch-events` the trainer takes up by itself (streams/trainer/restore.py)
-    return list(dict.fromkeys(line_of(*each) for each in changed if each != ("trainer", topics.WATCH_EVENTS)))
+    return list(dict.fromkeys(line_of(*each) for each in changed if each != (TRAINER, topics.WATCH_EVENTS)))
 
 
 def remember_ids(kafka: Kafka, worker: str) -> None:

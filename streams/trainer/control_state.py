@@ -1,5 +1,5 @@
-"""The state that the trainer follows beside its examples, kept by a thread: the newest bundle, the catalogue, erased
-users."""
+"""The state that the trainer follows beside its examples, kept by a thread: the newest bundle, the release that an
+experiment serves beside it, the catalogue, erased users."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kafka.errors import KafkaError
 from infra.platform.settings import Settings
 from streams import topics
 from streams.erased_users import ErasedUsers
+from streams.experiments import Experiments
 from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, Item, Refused, Release, decode
 from streams.trainer.item_contents import ItemContents
@@ -22,13 +23,16 @@ RETRY_S = 1.0
 
 
 class ControlState:
-    """`newest`, `items` and `erased` are as they are told, and whole once `caught_up` is set."""
+    """`newest`, `beside` (empty for none), `items` and `erased` are as they are told, and whole once `caught_up` is
+    set."""
 
     def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
+        self.beside = ""
         self.items = ItemContents(reads_content=settings.model.content)
         self.erased = ErasedUsers(settings.forget.secret.get_secret_value())
         self.caught_up = threading.Event()
+        self._experiments = Experiments()
         self._kafka = settings.kafka
         self._failure: Exception | None = None
         self._stopping = threading.Event()
@@ -65,12 +69,16 @@ class ControlState:
                 for record in follower.poll(0.2):
                     self._take(record)
                 if follower.caught_up:
+                    running = self._experiments.running
+                    self.beside = running.beside if running is not None else ""
                     self.caught_up.set()
 
     def _take(self, record: Any) -> None:
         try:
             if record.topic.endswith(topics.FORGOTTEN):
                 self.erased.hear(record.key, record.value, record.offset)
+            elif record.topic.endswith(topics.RELEASES) and self._experiments.hear(record.key, record.value):
+                pass  # once all is read: what one record says, the next may end
             elif record.value is not None:
                 kind: Any = Item if record.topic.endswith(topics.ITEMS) else Release
                 message = decode(kind, record.value, max_bytes=self._kafka.max_message_bytes)

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import structlog
 
-from infra.platform import metrics
 from infra.platform.settings import Trainer
 from models.arrays import Rows
 from models.catalogue.content import NO_CONTENT, NO_VECTOR, ItemContent
@@ -29,6 +28,7 @@ from models.retrieval.incremental import NO_ROWS, IncrementalTrainer
 from models.retrieval.prequential import Budget, rank_before
 from streams.messages import ItemVector, TrainingExample
 from streams.trainer.progress import PROGRESS_KEY, Progress, WaitingRows
+from streams.trainer.sides import LIVE, Side
 
 log = structlog.get_logger(__name__)
 
@@ -40,11 +40,12 @@ MOST_UNDESCRIBED = 1000  # items watched before their description came, the newe
 
 MOST_BATCHES = 16  # learnt while a row waits: what a restart learns again is bounded, also when catching up
 
+T = TypeVar("T")
 Keyed = tuple[bytes, ItemVector | None]  # a row by its key, or the tombstone of one
 
 
 class Learnt(NamedTuple):
-    rows: list[Keyed]  # what `item-vectors` must carry before the progress
+    rows: list[Keyed]  # what the topic must carry before the progress
     duplicates: int = 0
 
 
@@ -52,7 +53,13 @@ class Learner:
     """The trainer's state for one release."""
 
     def __init__(
-        self, bundle: Bundle, items: Mapping[str, ItemContent], settings: Trainer, seed: int, epoch: int = 0
+        self,
+        bundle: Bundle,
+        items: Mapping[str, ItemContent],
+        settings: Trainer,
+        seed: int,
+        epoch: int = 0,
+        side: Side = LIVE,
     ) -> None:
         self.version = bundle.manifest.version
         self._learnt_ms = bundle.manifest.learnt_ms
@@ -62,6 +69,7 @@ class Learner:
         self.renewed_to = 0  # examples below may be of a `watch-events` of before: its offsets say nothing
         self._items = items
         self._settings = settings
+        self._metrics = side.metrics
         self._step = 0
         self._has_stepped = False  # of the batch in hand, or the last one
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
@@ -142,7 +150,7 @@ class Learner:
     def _step_with(self, fresh: list[TrainingExample], *, evaluate: bool) -> tuple[Rows, Rows]:
         """Place, rank and learn; the rows that a restart would have to learn again, and those to be published now."""
         admitted = [example for example in fresh if self._place(example.item_id)]
-        metrics.NOT_ADMITTED.inc(len(fresh) - len(admitted))
+        self._metrics.NOT_ADMITTED.inc(len(fresh) - len(admitted))
         examples = self._trainer.read(admitted)
         if evaluate and self._is_sampled():
             self._evaluate(examples.take(slice(self._budget.grant(len(examples), len(self._trainer)))))
@@ -153,10 +161,10 @@ class Learner:
             log.error(
                 "a step was dropped: its loss was not finite or had exploded", version=self.version, step=self._step
             )
-        metrics.STEPS_DROPPED.inc(result.dropped)
-        metrics.STEPS.inc(not result.dropped)
-        metrics.LOSS.set(result.loss)
-        metrics.TRAINER_ROWS.set(len(self._trainer))
+        self._metrics.STEPS_DROPPED.inc(result.dropped)
+        self._metrics.STEPS.inc(not result.dropped)
+        self._metrics.LOSS.set(result.loss)
+        self._metrics.TRAINER_ROWS.set(len(self._trainer))
         self._tell_drift(result.touched)
         stale = self._trainer.due_refreshes(limit=len(fresh) // 8 + LEAST_REFRESHES)
         return result.touched, np.union1d(result.due, stale)
@@ -164,7 +172,7 @@ class Learner:
     def _expire(self, now_ms: int) -> list[Keyed]:
         """Tombstones of the items that nobody has watched for too long."""
         expired = self._trainer.expire(now_ms, self._idle_ms) if self._idle_ms and now_ms else []
-        metrics.EXPIRED.inc(len(expired))
+        self._metrics.EXPIRED.inc(len(expired))
         for item_id in expired:
             self._waiting.discard(item_id.encode())
         return [(item_id.encode(), None) for item_id in expired]
@@ -236,7 +244,7 @@ class Learner:
         known = self._trainer.content_shape.vector
         if not known or len(content.vector) in (0, known):
             return content
-        metrics.UNFIT_VECTORS.inc()
+        self._metrics.UNFIT_VECTORS.inc()
         if not self._has_warned:
             reason = f"the release has learnt vectors of {known} numbers, an item has one of {len(content.vector)}"
             log.warning("vectors of items are passed over", version=self.version, reason=reason)
@@ -271,18 +279,18 @@ class Learner:
         if not self._recent:
             return
         recall = np.mean(self._recent, axis=0)
-        metrics.PREQUENTIAL_EXAMPLES.inc(hits.shape[1])
-        metrics.PREQUENTIAL_SAMPLE.set(len(self._recent))
+        self._metrics.PREQUENTIAL_EXAMPLES.inc(hits.shape[1])
+        self._metrics.PREQUENTIAL_SAMPLE.set(len(self._recent))
         labels = [(model, str(k)) for model in ("live", "frozen", "popular") for k in RECALL_AT]
         for (model, k), found, share in zip(labels, hits.sum(axis=1), recall, strict=True):
-            metrics.PREQUENTIAL_HITS.labels(model, k).inc(int(found))
-            metrics.PREQUENTIAL_RECALL.labels(model, k).set(share)
+            self._metrics.PREQUENTIAL_HITS.labels(model, k).inc(int(found))
+            self._metrics.PREQUENTIAL_RECALL.labels(model, k).set(share)
 
     def _tell_drift(self, touched: np.ndarray) -> None:
         """Show how far the rows that have just moved are from where the release had them."""
         means = (self._turned, self._grown)
         for gauge, mean, moved in zip(
-            (metrics.ROW_TURN, metrics.ROW_GROWTH), means, self._trainer.drift(touched), strict=True
+            (self._metrics.ROW_TURN, self._metrics.ROW_GROWTH), means, self._trainer.drift(touched), strict=True
         ):
             mean.observe(moved)
             if mean.value is not None:
@@ -295,7 +303,7 @@ class Learner:
             yield key, ItemVector(self.version, self._step, vector, query_row, ms, state, self.epoch, learnt_to)
 
 
-def batches(examples: Iterable[tuple[int, TrainingExample]], size: int) -> Iterator[list[tuple[int, TrainingExample]]]:
+def batches(examples: Iterable[T], size: int) -> Iterator[list[T]]:
     examples = iter(examples)
     while chunk := list(islice(examples, size)):
         yield chunk

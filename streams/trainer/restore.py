@@ -1,4 +1,4 @@
-"""A release as the live trainer left it: its bundle, the rows that `item-vectors` holds of it, and what is yet to be
+"""A release as the trainer left it: its bundle, the rows of it in its topic (`item-vectors`), and what is yet to be
 learnt. Blocks; runs in the learner's thread."""
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from streams.kafka.follow import TopicFollower, read_to_end
 from streams.kafka.topic_ids import TopicReplaced, changes_of, remember_ids
 from streams.messages import ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner
+from streams.trainer.sides import LIVE, Side
 
 log = structlog.get_logger(__name__)
 
-WORKER = "trainer"
 MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each within its own limits
 AHEAD_MS = 86_400_000  # its time decides which items are idle: one of another century would let all of them go
 
 
 class Restored(NamedTuple):
-    """A learner, the offsets of `training-examples` that it has to catch up with, the keys in `item-vectors` whose
+    """A learner, the offsets of `training-examples` that it has to catch up with, the keys in its topic whose
     newest record does not count, and whether the progress is of a `watch-events` that was made anew since."""
 
     learner: Learner
@@ -41,7 +41,9 @@ class Restored(NamedTuple):
     is_renewed: bool = False
 
 
-def restore_release(settings: Settings, version: str, items: Mapping[str, ItemContent], epoch: int) -> Restored:
+def restore_release(
+    settings: Settings, version: str, items: Mapping[str, ItemContent], epoch: int, side: Side = LIVE
+) -> Restored:
     """The learner of a release with its published rows; its own rows will be of `epoch`.
 
     A new release has what came after its own data to learn, to the end of the topic; it is new until its progress is
@@ -54,21 +56,21 @@ def restore_release(settings: Settings, version: str, items: Mapping[str, ItemCo
     BundleError, KafkaError, TopicMissing.
     """
     bundle = source_of(settings).read(version)
-    learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch)
-    shadowed = _restore_rows(learner, settings.kafka)
+    learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch, side)
+    shadowed = _restore_rows(learner, settings.kafka, side.topic)
     if not learner.is_new:
-        changed = changes_of(settings.kafka, WORKER)
+        changed = changes_of(settings.kafka, side.worker)
         if topics.TRAINING_EXAMPLES in changed:
             raise TopicReplaced(changed[topics.TRAINING_EXAMPLES])
         if changed:
             learner.forget_watched()
         else:
-            remember_ids(settings.kafka, WORKER)
+            remember_ids(settings.kafka, side.worker)
         committed = committed_examples(settings.kafka)
         if changed:  # all that is there may be of the topic before: it is learnt before anything is compared
             learner.renewed_to = committed = max(committed, end_of_examples(settings.kafka))
         return Restored(learner, learner.progress.next_offset, committed, shadowed, bool(changed))
-    remember_ids(settings.kafka, WORKER)
+    remember_ids(settings.kafka, side.worker)
     told = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
     start = committed_examples(settings.kafka) if told is None else told
     if start > end_of_examples(settings.kafka):
@@ -115,16 +117,16 @@ def end_of_examples(kafka: Kafka) -> int:
         return follower.ends()[topics.TRAINING_EXAMPLES, 0]
 
 
-def _restore_rows(learner: Learner, kafka: Kafka) -> set[bytes]:
+def _restore_rows(learner: Learner, kafka: Kafka, topic: str) -> set[bytes]:
     """Restore the rows that count; the keys whose newest record does not."""
     epochs, shadowed = Epochs(), set[bytes]()
-    for record in read_to_end(kafka, topics.ITEM_VECTORS):
+    for record in read_to_end(kafka, topic):
         key = record.key or b""
         if epochs.take(record):
             try:
                 learner.restore(key, None if record.value is None else decode(ItemVector, record.value))
             except (ValueError, msgspec.MsgspecError) as error:  # passed over, the indexer reports it
-                log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))
+                log.warning("record passed over", topic=topic, reason=str(error))
             shadowed.discard(key)
         elif not is_claim(key):
             shadowed.add(key)

@@ -1,5 +1,6 @@
-"""The way of what the trainer has learnt to `item-vectors`: rows, then the progress that speaks of them, while the
-next batch is learnt; under a claimed epoch, so that only one trainer's rows count (streams/trainer/writer_epoch.py)."""
+"""The way of what the trainer has learnt to its topic (`item-vectors`): rows, then the progress that speaks of them,
+while the next batch is learnt; under a claimed epoch, so that only one trainer's rows count
+(streams/trainer/writer_epoch.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ from contextlib import suppress
 import structlog
 from kafka.errors import KafkaError
 
-from infra.platform import metrics
 from infra.platform.fault_points import reached
 from infra.platform.settings import Kafka
 from streams import topics
@@ -23,6 +23,7 @@ from streams.kafka.outbox import Outbox, Placed
 from streams.messages import encode
 from streams.trainer.learner import Keyed, Learner, Learnt
 from streams.trainer.progress import PROGRESS_KEY
+from streams.trainer.sides import LIVE, Side
 from streams.trainer.writer_epoch import RowLog, WriterEpoch
 from streams.write_permit import Fenced
 
@@ -35,11 +36,18 @@ class RowPublisher:
     """`learning`: where the learner runs, and nothing beside it; `outbox` is there once the trainer's agent has
     started. Most methods raise Fenced."""
 
-    def __init__(self, kafka: Kafka, learning: Executor, open_row_log: Callable[[], RowLog] | None = None) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        learning: Executor,
+        open_row_log: Callable[[], RowLog] | None = None,
+        side: Side = LIVE,
+    ) -> None:
         self.outbox: Outbox | None = None
         self._learning = learning
+        self._side = side
         self._partitions = 0  # of the topic, which may be fewer than `kafka.partitions`
-        self._open_row_log = open_row_log or (lambda: RowLog(kafka))
+        self._open_row_log = open_row_log or (lambda: RowLog(kafka, side.topic))
         self._row_log: RowLog | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="epochs")
         self._claimed: WriterEpoch | None = None
@@ -65,14 +73,14 @@ class RowPublisher:
                 self._row_log = await asyncio.get_running_loop().run_in_executor(self._reader, self._open_row_log)
             self._partitions = len(await asyncio.get_running_loop().run_in_executor(self._reader, self._row_log.ends))
             owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self._claimed = epoch = WriterEpoch(owner, self._row_log, self._reader)
+            self._claimed = epoch = WriterEpoch(owner, self._row_log, self._reader, self._side)
             try:
                 await epoch.begin(self._home(PROGRESS_KEY), self._put)
             except BaseException:
                 self.end()
                 raise
-            metrics.TRAINER_EPOCH.set(self.epoch)
-            log.info("claimed the item vectors", epoch=self.epoch)
+            self._side.metrics.TRAINER_EPOCH.set(self.epoch)
+            log.info("claimed the topic of rows", topic=self._side.topic, epoch=self.epoch)
         return self.epoch
 
     def end(self) -> None:
@@ -80,7 +88,7 @@ class RowPublisher:
         if self._claimed is not None:
             self._claimed.end()
         self._claimed = None
-        metrics.TRAINER_EPOCH.set(0)
+        self._side.metrics.TRAINER_EPOCH.set(0)
 
     def note_restored(self, learner: Learner, shadowed: set[bytes]) -> None:
         """A learner has its rows from the topic, where stale records hide those of the keys `shadowed`."""
@@ -89,7 +97,7 @@ class RowPublisher:
 
     async def send(self, learner: Learner, learnt: Learnt) -> None:
         """Send what is due after a batch, once the one before it is acknowledged. Raises what sending that one met."""
-        metrics.DUPLICATES.labels(topics.TRAINING_EXAMPLES).inc(learnt.duplicates)
+        self._side.metrics.DUPLICATES.labels(topics.TRAINING_EXAMPLES).inc(learnt.duplicates)
         await self.published()
         progress = learner.progress_row()
         self._publishing = asyncio.create_task(self._publish_all(self._ours(), learner, learnt.rows, progress))
@@ -142,24 +150,24 @@ class RowPublisher:
             try:
                 return await epoch.look(at_ends=at_ends)
             except KafkaError as error:
-                log.warning("broker unavailable, trying again", topic=topics.ITEM_VECTORS, error=str(error))
+                log.warning("broker unavailable, trying again", topic=self._side.topic, error=str(error))
                 await asyncio.sleep(RETRY_S)
 
     async def _publish(self, epoch: WriterEpoch, rows: Iterable[Keyed]) -> None:
         epoch.check()
         for key, row in rows:
             value, headers = (None, [mark(epoch.epoch)]) if row is None else (encode(row), [])
-            self.started().add(topics.ITEM_VECTORS, self._home(key), key, value, headers)
+            self.started().add(self._side.topic, self._home(key), key, value, headers)
         epoch.note(await self._flush())
 
     async def _put(self, partitions: Iterable[int], key: bytes, value: bytes) -> list[Placed]:
         """The same record to several partitions; where it stands."""
         for partition in partitions:
-            self.started().add(topics.ITEM_VECTORS, partition, key, value)
+            self.started().add(self._side.topic, partition, key, value)
         return await self._flush()
 
     async def _flush(self) -> list[Placed]:
-        return (await self.started().flush()).get(topics.ITEM_VECTORS, [])
+        return (await self.started().flush()).get(self._side.topic, [])
 
     def _home(self, key: bytes) -> int:
         return topics.partition_of(key.decode(), self._partitions)

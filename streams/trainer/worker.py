@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 from kafka.errors import KafkaError
 
-from infra.platform import metrics
 from infra.platform.settings import Settings
 from infra.platform.tracing import Stage, Tracer, traceparent_in
 from models.release.bundle import BundleError
@@ -35,13 +34,14 @@ from streams.kafka.follow import TopicMissing
 from streams.kafka.intake import Raw, reject
 from streams.kafka.outbox import Outbox
 from streams.kafka.topic_ids import TopicReplaced, remember_ids
-from streams.messages import BundlePublished, Refused, TrainingExample
+from streams.messages import Refused, TrainingExample
 from streams.trainer.control_state import ControlState
 from streams.trainer.gathered import Gathered, Read
 from streams.trainer.learner import Learner, Learnt, batches
-from streams.trainer.restore import WORKER, examples_between, is_erased, read_example, restore_release
+from streams.trainer.restore import examples_between, is_erased, read_example, restore_release
 from streams.trainer.row_publisher import RowPublisher
 from streams.trainer.sampling import is_kept, share_kept
+from streams.trainer.sides import LIVE, Side
 from streams.trainer.writer_epoch import RowLog
 from streams.write_permit import Fenced
 
@@ -60,15 +60,22 @@ class TrainerWorker:
         control: ControlState,
         open_row_log: Callable[[], RowLog] | None = None,
         tracer: Tracer | None = None,
+        *,
+        side: Side = LIVE,
+        version: str | None = None,
     ) -> None:
+        """`version`: the release to learn; None: the newest that is announced."""
         self.learner: Learner | None = None
         self._settings = settings
         self._control = control
+        self._side, self._metrics = side, side.metrics
+        self._fixed = version
+        self._adopting: Learner | None = None  # while it catches up
         self._ahead = FetchedAhead(source_of(settings))
         self.refusal = ""  # why the newest release is not ours yet
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self.writer = RowPublisher(settings.kafka, self._executor, open_row_log)
+        self.writer = RowPublisher(settings.kafka, self._executor, open_row_log, side)
         self._tracer = tracer
         self._gathered = Gathered()
         self._bug: BaseException | None = None  # met while no batch was in hand
@@ -77,8 +84,7 @@ class TrainerWorker:
 
     @property
     def is_current(self) -> bool:
-        newest = self._control.newest
-        return self._control.caught_up.is_set() and (newest is None or self._version == newest.version)
+        return self._control.caught_up.is_set() and self._wanted in (None, self.version)
 
     @property
     def role(self) -> str:
@@ -86,8 +92,20 @@ class TrainerWorker:
         return "active" if self._is_assigned else "standby"
 
     @property
-    def _version(self) -> str | None:
+    def version(self) -> str | None:
+        """The release that is learnt, None for none."""
         return self.learner.version if self.learner is not None else None
+
+    @property
+    def learnt_to(self) -> int | None:
+        """The offset of `training-examples` below which all is learnt, None while there is no learner."""
+        learner = self.learner or self._adopting
+        return learner.progress.next_offset if learner is not None else None
+
+    @property
+    def _wanted(self) -> str | None:
+        newest = self._control.newest
+        return self._fixed or (newest.version if newest is not None else None)
 
     def hear_assignment(self, is_ours: bool) -> None:
         """The group has chosen: whether `training-examples` is ours. If it was ours before, what we know stays."""
@@ -127,29 +145,35 @@ class TrainerWorker:
             if self.learner is not None:
                 await self._publish_due(self.learner, EVERYTHING)
 
+    async def close(self) -> None:
+        """Write nothing more, and let go of what is learnt and of the topic."""
+        self._stand_by()
+        await self.writer.close()
+        self._executor.shutdown(wait=False)
+
     async def adopt_newest(self) -> None:
-        """Change to the newest release if there is a newer one than ours, and catch up with the stream; a standby has
+        """Change to the release that is wanted if it is not ours, and catch up with the stream; a standby has
         none, also when a batch of the time before is still in its hands. Raises ForgetSecretWrong."""
         if not self._control.caught_up.is_set():
             await asyncio.get_running_loop().run_in_executor(None, self._control.caught_up.wait)
         self._control.check()
         async with self._lock:
-            newest = self._control.newest
+            wanted = self._wanted
             loop = asyncio.get_running_loop()
-            if newest is None or newest.version == self._version:
+            if wanted in (None, self.version):
                 return
             if not self._is_assigned or loop.time() < self._retry_at:
                 return
             try:
-                if not self._ahead.is_here(newest.version):
+                if not self._ahead.is_here(wanted):
                     return  # the old one goes on meanwhile
-                await self._adopt(newest)
+                await self._adopt(wanted)
                 self.refusal = ""
             except Fenced as fenced:
                 self._lose(fenced)
             except (BundleError, KafkaError, TopicMissing, TopicReplaced) as error:
                 self.refusal = str(error)
-                log.error("cannot adopt the release, keeping the old one", version=newest.version, error=str(error))
+                log.error("cannot adopt the release, keeping the old one", version=wanted, error=str(error))
                 self._retry_at = loop.time() + RETRY_S
 
     async def look(self) -> None:
@@ -163,26 +187,36 @@ class TrainerWorker:
             except Fenced as fenced:
                 self._lose(fenced)
 
-    async def _adopt(self, newest: BundlePublished) -> None:
+    async def _adopt(self, version: str) -> None:
+        try:
+            self.learner = await self._restored(version)
+        finally:
+            self._adopting = None
+        self._metrics.MODEL_INFO.clear()
+        self._metrics.MODEL_INFO.labels(version).set(1)
+        newest = self._control.newest
+        if newest is not None and newest.version == version:
+            self._metrics.MODEL_CREATED.set(newest.created_ms / 1000)
+        log.info("release adopted", topic=self._side.topic, version=version, epoch=self.writer.epoch)
+
+    async def _restored(self, version: str) -> Learner:
+        """A release as the topics tell, and what it has yet to learn, learnt. Raises Fenced, BundleError, KafkaError,
+        TopicMissing, TopicReplaced."""
         loop = asyncio.get_running_loop()
         epoch = await self.writer.claim()
         found = await loop.run_in_executor(
-            self._executor, restore_release, self._settings, newest.version, self._control.items, epoch
+            self._executor, restore_release, self._settings, version, self._control.items, epoch, self._side
         )
-        learner = found.learner
+        self._adopting = learner = found.learner
         self.writer.note_restored(learner, found.shadowed)
         if learner.is_new or found.is_renewed:  # where it begins, before Faust commits what it has learnt: a crash must
             await self.writer.send(learner, Learnt([], 0))  # not skip that
         await self._catch_up(learner, found.start, found.stop)
         if found.is_renewed:  # only now: a crash before begins this again
             await self.writer.published()
-            await loop.run_in_executor(self._executor, remember_ids, self._settings.kafka, WORKER)
+            await loop.run_in_executor(self._executor, remember_ids, self._settings.kafka, self._side.worker)
         await self.writer.mend(learner)
-        self.learner = learner
-        metrics.MODEL_INFO.clear()
-        metrics.MODEL_INFO.labels(learner.version).set(1)
-        metrics.MODEL_CREATED.set(newest.created_ms / 1000)
-        log.info("release adopted", version=learner.version, epoch=epoch)
+        return learner
 
     def _lose(self, fenced: Fenced) -> None:
         """Another trainer writes now. If the group says nothing else for a session, it was one that had only just been
@@ -199,7 +233,7 @@ class TrainerWorker:
         self.learner = None
         self._gathered.clear()
         self.writer.end()
-        metrics.MODEL_INFO.clear()
+        self._metrics.MODEL_INFO.clear()
 
     async def _learn_if_due(self, learner: Learner) -> None:
         """Learn what is gathered if it has waited long enough, fills a step, or holds an item that has no row."""
@@ -233,7 +267,7 @@ class TrainerWorker:
             _trace(self._tracer, group, Stage("step", began_s, time.perf_counter()))
         for raw, _ in group:  # a bug of ours: its example is set aside, then the process stops loudly
             if raw.offset in failed:
-                reject(raw, Refused("bug", repr(failed[raw.offset])), self._settings, outbox, now_ms=now_ms())
+                self._set_aside(raw, Refused("bug", repr(failed[raw.offset])), outbox)
         await outbox.flush()
         learner.begin_at(stop)
         if examples:
@@ -257,7 +291,7 @@ class TrainerWorker:
     def _is_erased(self, example: TrainingExample) -> bool:
         """Return whether an example is from before its user was erased, and count it."""
         erased = is_erased(example, self._control.erased)
-        metrics.FORGOTTEN.labels(topics.TRAINING_EXAMPLES).inc(erased)
+        self._metrics.FORGOTTEN.labels(topics.TRAINING_EXAMPLES).inc(erased)
         return erased
 
     async def _catch_up(self, learner: Learner, start: int, stop: int) -> None:
@@ -270,7 +304,7 @@ class TrainerWorker:
             learnt, failed, _ = await self._learn(learner, chunk, evaluate=False)
             for offset, error in failed.items():
                 log.error("an example that shows a bug is passed over", offset=offset, error=repr(error))
-                metrics.REJECTED.labels(topics.TRAINING_EXAMPLES, "bug").inc()
+                self._metrics.REJECTED.labels(topics.TRAINING_EXAMPLES, "bug").inc()
             await self.writer.send(learner, learnt)
 
     async def _learn(
@@ -290,18 +324,26 @@ class TrainerWorker:
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox) -> Iterator[Read]:
         """The examples of a batch: of one that is full and late a sample (streams/trainer/sampling.py)."""
-        metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))
+        self._metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))
         settings = self._settings.trainer
         age_s = (now_ms() - batch[0].produced_ms) / 1000 if batch else 0.0
         share = share_kept(age_s, settings.sample_after_s, is_full=len(batch) >= settings.batch)
         for raw in batch:
             if not is_kept(raw.partition, raw.offset, share):
-                metrics.PASSED_OVER.inc()
+                self._metrics.PASSED_OVER.inc()
                 continue
             try:
                 yield Read(raw, read_example(raw.value))
             except Refused as refused:
-                reject(raw, refused, self._settings, outbox, now_ms=now_ms())
+                self._set_aside(raw, refused, outbox)
+
+    def _set_aside(self, raw: Raw, refused: Refused, outbox: Outbox) -> None:
+        """Put an example among the dead letters, if it is the live release that cannot use it: else one would lie there
+        that was learnt, or twice."""
+        if self._side is LIVE:
+            reject(raw, refused, self._settings, outbox, now_ms=now_ms())
+        elif refused.code == "bug":
+            log.error("an example that shows a bug is passed over", offset=raw.offset, error=str(refused))
 
 
 def _trace(tracer: Tracer, group: Sequence[Read], step: Stage) -> None:

@@ -1,4 +1,5 @@
-"""The right to write `item-vectors`, from the claim of an epoch until another trainer claims a greater one.
+"""The right to write `item-vectors`, or `rival-vectors`, from the claim of an epoch until another trainer claims a
+greater one.
 
 The claim. On the partition of `Progress` first: read to the end, write a claim greater than all that was read, read
 back. The log's own order decides between two that start at once: a claim that an equal or greater one stands before has
@@ -26,12 +27,11 @@ from typing import TypeVar
 
 from kafka.consumer.fetcher import ConsumerRecord
 
-from infra.platform import metrics
 from infra.platform.settings import Kafka
-from streams import topics
 from streams.epochs import Epochs, claim, epoch_of, is_claim
 from streams.kafka.follow import TopicFollower
 from streams.kafka.outbox import Placed
+from streams.trainer.sides import LIVE, Side
 from streams.write_permit import Fenced
 
 LOOK_EVERY_S = 2.0
@@ -41,10 +41,10 @@ Send = Callable[[Iterable[int], bytes, bytes], Awaitable[Iterable[Placed]]]  # a
 
 
 class RowLog:
-    """`item-vectors` as it stands. Blocks; not for two threads. Raises TopicMissing, kafka.errors.KafkaError."""
+    """A topic of rows as it stands. Blocks; not for two threads. Raises TopicMissing, kafka.errors.KafkaError."""
 
-    def __init__(self, kafka: Kafka) -> None:
-        self._follower = TopicFollower(kafka, topics.ITEM_VECTORS, partitions=())
+    def __init__(self, kafka: Kafka, topic: str) -> None:
+        self._follower = TopicFollower(kafka, topic, partitions=())
         self.close = self._follower.close
 
     def ends(self) -> Mapping[int, int]:
@@ -63,11 +63,11 @@ class RowLog:
 class WriterEpoch:
     """One trainer's, for one epoch. `log` is read in `reader`, one call at a time."""
 
-    def __init__(self, owner: str, row_log: RowLog, reader: Executor) -> None:
+    def __init__(self, owner: str, row_log: RowLog, reader: Executor, side: Side = LIVE) -> None:
         self.epoch = 0
         self.is_over = False
         self.shadowed: set[bytes] = set()  # keys whose newest record is stale: to be written again
-        self._owner, self._log, self._reader = owner, row_log, reader
+        self._owner, self._log, self._reader, self._side = owner, row_log, reader, side
         self._next: dict[int, int] = {}  # by partition: where our next record stands if nobody else writes
         self._strange: list[tuple[int, int, int]] = []  # partition, from, to: written by somebody else, and not read
         self._looked_s = 0.0
@@ -136,7 +136,7 @@ class WriterEpoch:
             self.end()
             raise Fenced(f"another trainer has claimed epoch {epoch}, ours is {self.epoch}")
         if not is_claim(record.key):
-            metrics.STALE_ROWS.inc()
+            self._side.metrics.STALE_ROWS.inc()
             self.shadowed.add(record.key or b"")
 
     async def _claim(self, send: Send, partitions: Iterable[int], epoch: int) -> list[Placed]:

@@ -47,6 +47,7 @@ PASSED_OVER = (
     topics.TRENDING,
     topics.ITEM_STATISTICS,
     topics.JOIN_STATE,
+    topics.RIVAL_VECTORS,
     topics.RECOMMEND_REPLIES,
 )
 # year 1, just before 1970, none, 1970, the end of the year 9999

@@ -68,7 +68,7 @@ _TIMED = (
 AHEAD_MS = dict.fromkeys(_TIMED, NOW_MS + 2 * 86_400_000)
 KIND_OF = {topic.name: topic.message for topic in topics.TOPICS}
 KIND_OF[topics.IMPRESSIONS] = ImpressionOutline  # as far as they are read by who refuses them
-BINARY = frozenset({topics.ITEM_VECTORS})
+BINARY = frozenset({topics.ITEM_VECTORS, topics.RIVAL_VECTORS})
 COMPACTED = frozenset({topics.USER_HISTORIES, topics.LOADED_HISTORIES, topics.TRAINING_EXAMPLES})
 LARGE_EVERY = 2000  # one message in so many is of megabytes
 
@@ -115,6 +115,7 @@ GOOD: dict[str, list[bytes]] = {  # JSON first, and the compact form where there
             TrainingExample("ann", "video-1", NOW_MS, 31.5, 60.0, (_WATCH,), (_SEARCH,), _CONTEXT, 0, 7, NOW_MS)
         ],
         topics.ITEM_VECTORS: [ItemVector("v1", 7, b"\0" * 32, b"\0" * 28, NOW_MS, b"\1" * 16)],
+        topics.RIVAL_VECTORS: [ItemVector("v2", 3, b"\0" * 32, b"\0" * 28, NOW_MS, b"\1" * 16)],
         topics.RELEASES: [
             BundlePublished("v1", NOW_MS, 9, 100, "hash"),
             IndexReady("v1", "items_v1", 100, NOW_MS),

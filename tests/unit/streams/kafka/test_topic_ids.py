@@ -15,9 +15,12 @@ from streams import topics
 from streams.kafka import faust_app
 from streams.kafka.faust_app import see_that_topics_stay
 from streams.kafka.topic_ids import (
+    RIVAL_TRAINER,
     SOURCES,
     STATES,
+    TRAINER,
     TopicReplaced,
+    changes_of,
     check_topic_ids,
     read_known_ids,
     remember_ids,
@@ -83,6 +86,16 @@ def test_a_topic_that_was_made_again_ends_the_start_until_somebody_has_acted(own
     assert "`nextwatch " in found["topic"] and not found["topics"]
     remember_ids(own.kafka, worker)
     require_same_topics(own.kafka, worker)
+
+
+def test_what_is_remembered_of_a_release_beside_the_live_one_is_no_fault_of_a_system_whose_experiment_is_over(own):
+    remember_ids(own.kafka, RIVAL_TRAINER)
+    make_again(own, topics.WATCH_EVENTS, topics.TRAINING_EXAMPLES)
+    remember_ids(own.kafka, TRAINER)  # it has a new release, and goes on
+    assert changes_of(own.kafka, RIVAL_TRAINER).keys() == {topics.TRAINING_EXAMPLES, topics.WATCH_EVENTS}
+    assert not [line for line in check_topic_ids(own.kafka) if line.startswith(topics.TRAINING_EXAMPLES)]
+    remember_ids(own.kafka, RIVAL_TRAINER)
+    assert not changes_of(own.kafka, RIVAL_TRAINER)
 
 
 def test_a_state_that_was_made_again_with_its_sources_remembers_nothing(own):

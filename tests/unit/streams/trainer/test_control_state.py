@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 from kafka.errors import KafkaConnectionError
+from msgspec.structs import replace
 
 from infra.platform.settings import Model, Settings
 from streams import topics
 from streams.erased_users import ForgetSecretWrong
-from streams.messages import Item, encode
+from streams.kafka.releases import key_of
+from streams.messages import Experiment, Item, Variant, encode
 from streams.trainer import control_state as module
 from streams.trainer.control_state import ControlState
+from tests.harness.system import wait_until
 from tests.unit.streams.erasure.test_erased_users import record_of
 
 
@@ -82,3 +85,32 @@ def test_another_secret_than_that_of_before_is_said_to_who_asks(monkeypatch: pyt
     assert known.caught_up.wait(10)
     with pytest.raises(ForgetSecretWrong):
         known.check()
+
+
+def test_the_release_beside_the_live_one_is_that_of_the_experiment_that_runs_once_all_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    first = Experiment("first", "s", 1, (Variant("a", 0.5), Variant("b", 0.5)), beside="v2")
+    second = replace(first, name="second", started_ms=6, beside="v3")
+    told = [first, replace(first, stopped_ms=5), None, second, replace(second, stopped_ms=7)]
+    records = [SimpleNamespace(topic=topics.RELEASES, key=b"experiment/second", value=each) for each in told]
+    for record in records:
+        if record.value is not None:
+            record.key, record.value = key_of(record.value).encode(), encode(record.value)
+    seen: list[str] = []
+
+    def poll(self: Follower, wait_s: float) -> list[Any]:
+        seen.append(known.beside)
+        return [records.pop(0)] if records else []
+
+    monkeypatch.setattr(module, "TopicFollower", Follower)
+    monkeypatch.setattr(Follower, "away", 0)
+    monkeypatch.setattr(Follower, "caught_up", property(lambda self: len(records) <= 3))
+    monkeypatch.setattr(Follower, "poll", poll)
+    known = ControlState(Settings())
+    known.start()
+    try:
+        wait_until(lambda: len(seen) > 5, "all of it is read", 10)
+    finally:
+        known.stop()
+    assert seen[:6] == ["", "", "", "", "v3", ""]

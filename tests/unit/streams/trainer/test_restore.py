@@ -46,7 +46,7 @@ def taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, made_anew: list[
         monkeypatch.setattr(module, "changes_of", lambda *_: dict.fromkeys(made_anew, "made again"))
         monkeypatch.setattr(module, "remember_ids", lambda _, worker: remembered.append(worker))
 
-        def restore(learner: Learner, _: Any) -> set[bytes]:
+        def restore(learner: Learner, *_: Any) -> set[bytes]:
             for key, row in rows:
                 learner.restore(key, row)
             return set()

@@ -273,8 +273,8 @@ def test_a_batch_that_is_still_in_hand_makes_no_trainer_of_one_that_the_group_ha
     """It would claim, and the one whose turn it is would lose its rows and a session."""
     adopted: list[str] = []
 
-    async def adopt(newest: BundlePublished) -> None:
-        adopted.append(newest.version)
+    async def adopt(version: str) -> None:
+        adopted.append(version)
 
     async def passed_over() -> None:
         worker._control.newest = BundlePublished("v2", 1, 8, 10, "")

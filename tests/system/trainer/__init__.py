@@ -1,0 +1,1 @@
+"""Trainers that learn two releases at once. Open test_rival.py."""
