@@ -430,13 +430,13 @@ def warm_up(release: LiveRelease) -> None:
     if release.is_beside:
         assert release.mirror is not None
         [(item_ids, scores)] = release.mirror.search(vectors, 10)
-        return warm_up_ranker(release, item_ids, scores)
-    try:
-        [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
-    except IndexFailure as error:
-        raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
-    if release.mirror is not None:
-        release.mirror.search(vectors, 10)
+    else:
+        try:
+            [(item_ids, scores)] = release.index.search(release.version, vectors, 10)
+        except IndexFailure as error:
+            raise ReleaseError("search", f"collection of {release.version} cannot be searched: {error}") from error
+        if release.mirror is not None:
+            release.mirror.search(vectors, 10)
     warm_up_ranker(release, item_ids, scores)
 
 
