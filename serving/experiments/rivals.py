@@ -11,10 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import structlog
+from kafka.errors import KafkaError
 
 from infra.platform import metrics
 from infra.platform.retrying import BackOff
@@ -27,22 +29,35 @@ from serving.state.known_items import KnownItems
 from serving.state.release import MOST_RETRY_S, RETRY_S, LiveRelease, ReleaseError, warm_up_ranker
 from serving.state.views import CatalogueView
 from streams.bundles.source import BundleSource, never
+from streams.kafka.follow import TopicMissing, require_topics
+from streams.topics import RIVAL_VECTORS
 
 log = structlog.get_logger(__name__)
 
 WARMED = 10  # items that are ranked once
+MOST_DESCRIBED = 500  # items that have changed, between two batches
 NONE: Mapping[str, LiveRelease] = {}
 
 
 class RivalSource(NamedTuple):
     """Where rivals come from: bundles, the catalogue, and `rival-vectors`. `mirror_items`: the most items of a release
-    with candidates of its own, None: what fits into memory."""
+    with candidates of its own, None: what fits into memory; `processes` of this machine that hold one each."""
 
     bundles: BundleSource
     catalogue: CatalogueView
     kafka: Kafka
     mirror_items: int | None = None
     in_bfloat16: bool = False
+    processes: int = 1
+
+
+class Wanted(NamedTuple):
+    """Of what experiment: the releases whose rankers it compares; `whole`, that of them which has candidates of its
+    own; and when it began."""
+
+    releases: frozenset[str] = frozenset()
+    whole: str = ""
+    since_ms: int = 0
 
 
 class Rivals:
@@ -58,14 +73,15 @@ class Rivals:
         """Why what is wanted is not there; empty while it is, or is on its way."""
         return "" if self._loading is None else self._loading.refusal
 
-    def beside(self, live: LiveRelease | None, versions: frozenset[str], whole: str = "") -> Mapping[str, LiveRelease]:
-        """The rivals of this live release that have the rankers of these releases, by version; none until all are
-        loaded, which this begins. `whole`: that of them which has candidates of its own. Others are let go of."""
-        wanted: frozenset[str] = frozenset() if live is None else versions - {live.version}
-        if self._loading is not None and not self._loading.is_of(live, wanted, whole):
+    def beside(self, live: LiveRelease | None, wanted: Wanted) -> Mapping[str, LiveRelease]:
+        """The rivals of this live release that are wanted, by version; none until all are loaded, which this begins.
+        Others are let go of."""
+        others: frozenset[str] = frozenset() if live is None else wanted.releases - {live.version}
+        wanted = wanted._replace(releases=others)
+        if self._loading is not None and not self._loading.is_of(live, wanted):
             self._end()
-        if live is not None and wanted and self._loading is None:
-            self._loading = _Loading(self._source, live, wanted, whole)
+        if live is not None and others and self._loading is None:
+            self._loading = _Loading(self._source, live, wanted)
         rivals = NONE if self._loading is None else self._loading.look()
         if rivals is not self._told:
             self._told = rivals
@@ -93,46 +109,48 @@ class Rivals:
 class _Loading:
     """The way of some rankers into memory, and they themselves."""
 
-    def __init__(self, source: RivalSource, live: LiveRelease, versions: frozenset[str], whole: str) -> None:
+    def __init__(self, source: RivalSource, live: LiveRelease, wanted: Wanted) -> None:
         self.refusal = ""
         self._rivals = NONE
         self._loaded: dict[str, LiveRelease] = {}  # those that wait for the others
         self._candidates: RivalCandidates | None = None
         self._news: dict[str, None] = {}  # items that have changed since loading began
-        self._source, self._versions, self._whole = source, versions, whole
+        self._source, self._wanted = source, wanted
+        self._waits = BackOff(RETRY_S, MOST_RETRY_S)
+        self._is_served = False  # all that is wanted, by what the release with candidates of its own waits for
         self._live = replace(live, rivals=NONE)  # those of the experiment before must not wait here
         self._stopped = threading.Event()
         self._begin()
 
-    def is_of(self, live: LiveRelease | None, versions: frozenset[str], whole: str) -> bool:
-        """True if it is for this live release, with rivals or without, and for these releases."""
-        is_same = live is not None and live.model is self._live.model
-        return is_same and (versions, whole) == (self._versions, self._whole)
+    def is_of(self, live: LiveRelease | None, wanted: Wanted) -> bool:
+        """True if it is for this live release, with rivals or without, and for what is wanted."""
+        return live is not None and live.model is self._live.model and wanted == self._wanted
 
     def look(self) -> Mapping[str, LiveRelease]:
         """The rivals, once all are there and as good as they can be."""
-        candidates = self._candidates
-        if not self._rivals or candidates is None:
-            return self._rivals
+        rivals, candidates = self._rivals, self._candidates
+        if not rivals or candidates is None:
+            return rivals
         try:
             candidates.apply()
-        except Exception as error:  # outermost: whatever its reader died of, the live release goes on, and it is
-            log.exception("a release beside the live one is lost", version=candidates.release.version)  # read anew
+        except Exception as error:  # outermost: whatever its reader died of, the live release goes on
+            log.exception("a release beside the live one is lost, reading it anew", version=candidates.release.version)
             self.refusal = repr(error)
             candidates.close()
             self._rivals, self._candidates = NONE, None
             del self._loaded[candidates.release.version]
-            self._begin()
+            self._begin(after_s=self._waits.next())
             return NONE
-        news, self._news = self._news, {}
-        for item_id in news:
+        for item_id in [*islice(self._news, MOST_DESCRIBED)]:
+            del self._news[item_id]
             candidates.describe(item_id)
-        self.refusal = candidates.waits_for
-        return NONE if self.refusal else self._rivals
+        self.refusal = "" if self._is_served else candidates.waits_for
+        self._is_served = not self.refusal and (self._is_served or not self._news)
+        return rivals if self._is_served else NONE
 
     def hear_item(self, item_id: str) -> None:
         """An item of the catalogue view has changed; it is looked up at the next look."""
-        if self._whole in self._versions:
+        if self._wanted.whole in self._wanted.releases:
             self._news[item_id] = None
 
     def stop(self) -> None:
@@ -141,26 +159,29 @@ class _Loading:
         if (candidates := self._candidates) is not None:
             candidates.close()
 
-    def _begin(self) -> None:
-        threading.Thread(target=self._run, name="rival-loader", daemon=True).start()
+    def _begin(self, after_s: float = 0.0) -> None:
+        self._is_served = False
+        threading.Thread(target=self._run, args=(after_s,), name="rival-loader", daemon=True).start()
 
-    def _run(self) -> None:
-        waits = BackOff(RETRY_S, MOST_RETRY_S)
-        while not self._stopped.is_set():
+    def _run(self, after_s: float) -> None:
+        while not self._stopped.wait(after_s):
             reason = self._try()
             if reason in ("", UNFIT):
                 return
-            self._stopped.wait(waits.next())
+            after_s = self._waits.next()
 
     def _try(self) -> str:
         """Load those that are missing; the reason why not, empty for none."""
         try:
-            for version in sorted(self._versions - self._loaded.keys()):
+            missing = sorted(self._wanted.releases - self._loaded.keys())
+            for version in sorted(missing, key=self._wanted.whole.__eq__):  # whose rows are followed comes last
                 self._loaded[version] = self._load(version)
         except ReleaseError as refused:
             reason, text = refused.reason, str(refused)
+        except (TopicMissing, KafkaError) as error:
+            reason, text = "topic", str(error)
         except Exception as error:  # outermost: a bug in loading must not end the thread without a word
-            log.exception("loading a ranker failed", rankers=sorted(self._versions))
+            log.exception("loading a ranker failed", rankers=sorted(self._wanted.releases))
             reason, text = "bug", repr(error)
         else:
             self._rivals, self.refusal = dict(self._loaded), ""
@@ -173,18 +194,27 @@ class _Loading:
 
     def _load(self, version: str) -> LiveRelease:
         source, stopped = self._source, self._stopped.is_set
-        if version != self._whole:
+        if version != self._wanted.whole:
             return load_rival(source.bundles, version, self._live, stopped=stopped, in_bfloat16=source.in_bfloat16)
+        require_topics(source.kafka, [RIVAL_VECTORS])  # before minutes of reading
+        self._news = {}  # of before: what follows describes all
         release = load_beside(
             source.bundles,
             version,
             self._live,
             source.catalogue,
             mirror_items=source.mirror_items,
+            processes=source.processes,
             stopped=stopped,
             in_bfloat16=source.in_bfloat16,
         )
-        self._candidates = candidates = RivalCandidates(release, source.catalogue, source.kafka)
+        candidates = RivalCandidates(release, source.catalogue, source.kafka, self._wanted.since_ms)
+        try:
+            candidates.read_all(stopped)
+        except BaseException:
+            candidates.close()
+            raise
+        self._candidates = candidates
         if stopped():  # who stopped us may have looked before it was there
             candidates.close()
         return release

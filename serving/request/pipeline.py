@@ -28,7 +28,7 @@ from serving.request.filtering import MayBeShown
 from serving.request.hydration import embed, hydrate, is_personal
 from serving.request.parsing import ParsedRequest
 from serving.request.preranking import Preranker
-from serving.request.ranking import LatencyEstimate, by_ranker, drop_late, rank
+from serving.request.ranking import LatencyEstimate, by_ranker, drop_late, rank, rankings_of
 from serving.request.recording import Recorder
 from serving.request.reranking import add_pins, select
 from serving.request.response_draft import LIVE, Answered, CandidateSet, Ids, RequestContext, ResponseDraft, StageTimes
@@ -117,9 +117,13 @@ class Pipeline:
     def finish(self, batch: InFlightBatch) -> list[Answered]:
         """Answer every request of the batch, in its order."""
         self.views.settle(batch.now_ms)
-        answers: dict[int, Answered] = {}
+        later = sum(rankings_of(draft.plan) for part in batch.parts for draft in part.personal)
         for part in batch.parts:
-            answers |= zip(part.places, self._finish_part(part, batch), strict=True)
+            later -= sum(rankings_of(draft.plan) for draft in part.personal)
+            self._finish_part(part, batch, later)
+        answers: dict[int, Answered] = {}  # all are sent together, so all took as long
+        for part in batch.parts:
+            answers |= zip(part.places, self._recorder_of(part, batch).compose(part.drafts, batch.stages), strict=True)
         return [answers[place] for place in range(len(batch.contexts))]
 
     def _begin_part(self, part: BatchPart, batch: InFlightBatch) -> None:
@@ -131,24 +135,26 @@ class Pipeline:
                 part.search = self._start_search(part.personal, release, batch.now_ms)
         part.searched_at = time.perf_counter()
 
-    def _finish_part(self, part: BatchPart, batch: InFlightBatch) -> list[Answered]:
+    def _finish_part(self, part: BatchPart, batch: InFlightBatch, later: int) -> None:
+        """Up to the lists; `later` rankings of other parts are to come."""
         release, now_ms = part.release, batch.now_ms
         catalogue = None if release is None else release.catalogue
         may_be_shown = MayBeShown(self.views.catalogue, catalogue, now_ms, self.watched_days)
         if release is not None and part.search is not None:
-            self._find_and_rank(part, part.search, release, may_be_shown, batch.stages)
+            self._find_and_rank(part, part.search, release, may_be_shown, batch.stages, later)
         with batch.stages("select"):
             for draft in part.drafts:
                 add_pins(draft, may_be_shown)
                 select(draft, release)
                 fill(draft, self.views, release, may_be_shown)
-        read_offsets = self.views.read_offsets.as_dict()
+
+    def _recorder_of(self, part: BatchPart, batch: InFlightBatch) -> Recorder:
+        read_offsets, release = self.views.read_offsets.as_dict(), part.release
         if batch.histories_read:
             read_offsets[USER_HISTORIES] = batch.histories_read
         version, cap_s = ("", CAP_S) if release is None else (release.version, release.ranker.cap_s)
         titles = self.views.catalogue.title
-        recorder = Recorder(version, cap_s, now_ms, self.served_by, read_offsets, titles)
-        return recorder.compose(part.drafts, batch.stages)
+        return Recorder(version, cap_s, batch.now_ms, self.served_by, read_offsets, titles)
 
     def _plan_of(self, context: RequestContext, live: LiveRelease | None) -> Plan:
         own = Plan(self.settings, self.selection)
@@ -167,7 +173,13 @@ class Pipeline:
         return self.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
 
     def _find_and_rank(
-        self, part: BatchPart, search: Search, live: LiveRelease, may_be_shown: MayBeShown, stages: StageTimes
+        self,
+        part: BatchPart,
+        search: Search,
+        live: LiveRelease,
+        may_be_shown: MayBeShown,
+        stages: StageTimes,
+        later: int,
     ) -> None:
         now_ms = may_be_shown.now_ms
         drafts = self._retrieve(part, search, live, may_be_shown, stages)
@@ -177,7 +189,7 @@ class Pipeline:
                 others = {source: found[at] for source, found in nominees.items()}
                 self._add_nominees(draft, others, live, may_be_shown)
         with stages("rank"):
-            in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings)
+            in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings, later)
             scores = [draft.candidates.scores for draft in drafts]
             for release, own in by_ranker(in_time, live):
                 rank(own, release, self.views.statistics, self.latency, self.preranker, now_ms)
@@ -190,6 +202,8 @@ class Pipeline:
     ) -> list[ResponseDraft]:
         """The drafts with candidates, filtered; empty where nobody could answer."""
         drafts = part.personal
+        if live.is_beside:  # nobody has searched meanwhile
+            part.searched_at = time.perf_counter()
         answer = self.retrieval.finish(search, now_ms=may_be_shown.now_ms)
         stages.add("retrieve", time.perf_counter() - part.searched_at)
         if answer.fell_to:
@@ -242,14 +256,14 @@ class Pipeline:
 
 def parts_of(drafts: Sequence[ResponseDraft], live: LiveRelease | None) -> list[BatchPart]:
     """The drafts by whose candidates they are answered from: the live release's, or those of a rival that has its own,
-    as their plans say. What an index searches comes first, so that it searches while the mirrors do."""
+    as their plans say. The latter come first: they are found in memory, while the index searches for the others."""
     parts: dict[str, BatchPart] = {}
     for place, draft in enumerate(drafts):
         release = None if live is None else live.with_candidates(draft.plan.release)
         part = parts.setdefault("" if release is None else release.version, BatchPart(release))
         part.drafts.append(draft)
         part.places.append(place)
-    return sorted(parts.values(), key=lambda part: part.release is not None and part.release.is_beside)
+    return sorted(parts.values(), key=lambda part: part.release is None or not part.release.is_beside)
 
 
 def add_scores(draft: ResponseDraft, live: LiveRelease) -> None:

@@ -55,12 +55,13 @@ class LatencyEstimate:
 
 
 def drop_late(
-    drafts: list[ResponseDraft], spent_s: float, latency: LatencyEstimate, settings: Serving
+    drafts: list[ResponseDraft], spent_s: float, latency: LatencyEstimate, settings: Serving, later: int = 0
 ) -> list[ResponseDraft]:
-    """The drafts whose clients still wait when the rankers are done, by what they took lately."""
+    """The drafts whose clients still wait when the rankers are done, by what they took lately; `later` rankings of the
+    same batch are to come."""
     in_time, rankings = [], [rankings_of(draft.plan) if draft.candidates.item_ids else 0 for draft in drafts]
     for draft, wanted in zip(drafts, rankings, strict=True):
-        if draft.context.left_s(settings.deadline_s) - spent_s >= sum(rankings) * latency.expected_s:
+        if draft.context.left_s(settings.deadline_s) - spent_s >= (sum(rankings) + later) * latency.expected_s:
             in_time.append(draft)
         elif wanted:
             draft.degrade("unranked", "no time is left for the ranker")

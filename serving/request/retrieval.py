@@ -152,7 +152,8 @@ class Retrieval:
         ]
         began_s = time.perf_counter()
         found = mirror.search(np.stack([query.vector for query in queries]), max(q.limit for q in queries), allowed)
-        self._order.add(MIRROR, time.perf_counter() - began_s, len(queries))
+        if not release.is_beside:  # its mirror is another one
+            self._order.add(MIRROR, time.perf_counter() - began_s, len(queries))
         return [
             (ids[: query.limit], scores[: query.limit]) for query, (ids, scores) in zip(queries, found, strict=True)
         ]

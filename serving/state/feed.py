@@ -71,6 +71,7 @@ class Feed:
         try:
             with self._follower:
                 self._follow()
+            self._lag.show({})
         except BaseException as error:  # outermost: the answering thread raises it
             self._error = error
 

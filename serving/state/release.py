@@ -447,8 +447,10 @@ def warm_up_ranker(release: LiveRelease, item_ids: Sequence[str], scores: Floats
         release.ranker.rank(ranking_batch_of([query], release.catalogue, [release.statistics]))
 
 
-def write_row(item_id: str, row: ItemVector, release: LiveRelease, view: CatalogueView) -> None:
-    """Give the release a row of its own version; rows of others are not its business."""
+def write_row(
+    item_id: str, row: ItemVector, release: LiveRelease, view: CatalogueView, topic: str = topics.ITEM_VECTORS
+) -> None:
+    """Give the release a row of its own version; rows of others are not its business. `topic`: where it stood."""
     if row.version != release.version:
         return
     try:
@@ -459,8 +461,8 @@ def write_row(item_id: str, row: ItemVector, release: LiveRelease, view: Catalog
             release.mirror.set_catalogue_row(item_id, release.catalogue.row(item_id))
         release.learnt.add(item_id)
     except ValueError as error:
-        metrics.REJECTED.labels(topics.ITEM_VECTORS, "invalid").inc()
-        log.warning("record passed over", topic=topics.ITEM_VECTORS, reason=str(error))
+        metrics.REJECTED.labels(topic, "invalid").inc()
+        log.warning("record passed over", topic=topic, reason=str(error))
 
 
 def describe(item_id: str, release: LiveRelease, view: CatalogueView) -> None:

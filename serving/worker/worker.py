@@ -128,7 +128,8 @@ class Worker:
         self._epochs = Epochs()
         retrieval, days = Retrieval(serving, seed=os.getpid()), settings.history.seen_days
         self._experiments = ExperimentView(serving, settings.selection)
-        self._rivals = Rivals(RivalSource(bundles, catalogue, kafka, serving.mirror_items, bfloat16))
+        source = RivalSource(bundles, catalogue, kafka, serving.mirror_items, bfloat16, serving.processes)
+        self._rivals = Rivals(source)
         self._pipeline = Pipeline(
             self._views,
             retrieval,
@@ -224,8 +225,7 @@ class Worker:
         for recent in self._warmup.take():
             self._reply_cache.remember(recent.key, recent.reply, max(0, _now_ms() - recent.at_ms))
         self._releases.refresh()
-        wanted = self._experiments.releases, self._experiments.beside
-        self._releases.compare(self._rivals.beside(self._releases.live, *wanted))
+        self._releases.compare(self._rivals.beside(self._releases.live, self._experiments.wanted))
         self._experiments.look(self._releases.live)
         if self._is_primed and self._releases.settled:
             self._partitions.resume()

@@ -76,6 +76,11 @@ class BundleSource:
         while a whole bundle is read, which may go live: try again then."""
         return self._read(version, lambda: stopped() or bool(self._reading), partial(read_ranker, beside=beside))
 
+    def read_beside(self, version: str, stopped: Callable[[], bool] = never) -> Bundle:
+        """The whole bundle of a release that is to serve beside the live one; its fetch stops as that of `read_ranker`
+        does."""
+        return self._read(version, lambda: stopped() or bool(self._reading), read_bundle)
+
     def manifest(self, version: str) -> Manifest:
         """What a bundle says of itself; from the store no more of it is fetched. Raises BundleError."""
         if self._cache is None or self.is_here(version):

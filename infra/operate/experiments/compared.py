@@ -49,7 +49,7 @@ def compare_releases(settings: Settings, experiment: Experiment, *, is_new: bool
         if not problem and rival.version == beside and most is not None and rival.items > most:
             problem = (
                 f"a release beside the live one is held in memory, and {beside} has {rival.items:,} items, "
-                f"serving.mirror_items allows {most:,}"
+                f"serving.mirror_items allows {most:,}: raise it, or leave it unset"
             )
         if problem:
             return Compared(live, beside, problem)

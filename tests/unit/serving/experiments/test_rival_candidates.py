@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from models.release.bundle import Manifest
 from serving.experiments import rivals
 from serving.experiments.rival_candidates import load_beside
 from serving.state.feed import Feed
+from serving.state.mirror import bytes_of_item
 from serving.state.release import LiveRelease, ReleaseError
 from serving.state.views import CatalogueView
 from streams import topics
@@ -101,6 +103,33 @@ def test_it_is_compared_once_the_trainer_teaches_it(server: Server, trainer: Tra
     trainer.begin(other)
     server.until_served(other)
     assert server.variants() == {"v0", "v1"} and unserved() == 0 and info(other) == 1 and server.rivals.refusal == ""
+
+
+def test_that_it_was_taught_for_an_experiment_of_before_does_not_count(
+    server: Server, trainer: Trainer, bundles: Sequence[Manifest]
+):
+    other, began_ms = bundles[1].version, time.time_ns() // 1_000_000
+    server.compare(bundles[0].version, other, beside=other, stopped_ms=5)
+    trainer.send(PROGRESS_KEY, encode(ItemVector(other, 0, b"", b"", 0, b"", 1)), at_ms=began_ms - 3_600_000)
+    server.compare(bundles[0].version, other, name="two", beside=other, started_ms=began_ms)
+    until(lambda: bool(server.look()) and "has not begun to teach" in server.rivals.refusal)
+    assert server.variants() == {""}
+    trainer.begin(other)
+    server.until_served(other)
+
+
+def test_a_missing_topic_is_waited_for_before_anything_is_read(
+    bundles_dir: Path, bundles: Sequence[Manifest], index: ExactIndex, kafka_settings: Settings
+):
+    server = Server(bundles_dir, index, kafka_settings.kafka)
+    with contextlib.closing(server.releases), contextlib.closing(server.rivals):
+        server.go_live(bundles[0].version)
+        server.compare(bundles[0].version, bundles[1].version, beside=bundles[1].version)
+        until(lambda: bool(server.look()) and "nextwatch topics --create" in server.rivals.refusal)
+        topics.create_topics(kafka_settings.kafka)
+        with contextlib.closing(Trainer(kafka_settings.kafka)) as trainer:
+            trainer.begin(bundles[1].version)
+        server.until_served(bundles[1].version)
 
 
 def test_all_of_it_is_its_own(
@@ -234,8 +263,8 @@ def of_another_cap(live: LiveRelease) -> LiveRelease:
 @pytest.mark.parametrize(
     ("most", "live_is", "why"),
     [
-        (38, replace, r"39 items, 38 serving\.mirror_items allows"),
-        (0, replace, r"39 items, 0 serving\.mirror_items allows"),
+        (38, replace, r"39 items, serving\.mirror_items allows 38: raise it"),
+        (0, replace, r"39 items, serving\.mirror_items allows 0: raise it"),
         (None, of_another_cap, r"which is live, 90\.5 s"),
     ],
     ids=["too many items", "no mirrors", "another cap"],
@@ -250,9 +279,11 @@ def test_what_cannot_be_served_beside_the_live_one_is_refused(
 def test_what_does_not_fit_into_memory_is_refused(
     live: LiveRelease, bundles: Sequence[Manifest], bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("serving.experiments.rival_candidates.available_bytes", lambda: 3000)
-    with pytest.raises(ReleaseError, match="fit into the memory that is free"):
-        load_beside(BundleSource(bundles_dir), bundles[1].version, live, CatalogueView())
+    room = 39 * 3 * (bytes_of_item(bundles[1].dim) + 4 * bundles[1].dim + 200)
+    monkeypatch.setattr("serving.experiments.rival_candidates.free_bytes", lambda: room)
+    load_beside(BundleSource(bundles_dir), bundles[1].version, live, CatalogueView())
+    with pytest.raises(ReleaseError, match="19 fit into a third of what is free: give the server more memory"):
+        load_beside(BundleSource(bundles_dir), bundles[1].version, live, CatalogueView(), processes=2)
 
 
 def test_a_ranker_of_the_live_ones_candidates_is_compared_beside_it(

@@ -19,7 +19,7 @@ from infra.platform.settings import Kafka, Selection, Serving
 from models.release.bundle import Manifest
 from serving.experiments import rivals
 from serving.experiments.experiment_view import ExperimentView
-from serving.experiments.rivals import Rivals, RivalSource, load_rival
+from serving.experiments.rivals import Rivals, RivalSource, Wanted, load_rival
 from serving.state.release import LiveRelease, ReleaseError, Releases, load_release
 from serving.state.views import CatalogueView
 from streams.bundles.source import BundleSource
@@ -50,14 +50,16 @@ class Server:
         self.releases.apply_release(encode(IndexReady(version, f"items_{version}", 40, CREATED_MS)))
         until(lambda: self.look() == version)
 
-    def compare(self, *versions: str, name: str = "one", stopped_ms: int = 0, beside: str = "") -> None:
+    def compare(
+        self, *versions: str, name: str = "one", stopped_ms: int = 0, beside: str = "", started_ms: int = 1
+    ) -> None:
         variants = tuple(Variant(f"v{at}", 1 / len(versions), {"release": each}) for at, each in enumerate(versions))
-        experiment = Experiment(name, "salt", 1, variants, stopped_ms=stopped_ms, beside=beside)
+        experiment = Experiment(name, "salt", started_ms, variants, stopped_ms=stopped_ms, beside=beside)
         self.view.hear(f"{KEY}{name}".encode(), encode(experiment))
 
     def look(self) -> str:
         self.releases.refresh()
-        self.releases.compare(self.rivals.beside(self.releases.live, self.view.releases, self.view.beside))
+        self.releases.compare(self.rivals.beside(self.releases.live, self.view.wanted))
         self.view.look(self.releases.live)
         return "" if self.releases.live is None else self.releases.live.version
 
@@ -228,7 +230,7 @@ def is_gone(reference: weakref.ref[object]) -> bool:
 
 def test_before_a_release_is_live_nothing_is_loaded(bundles_dir: Path, rival: Manifest):
     rivals = Rivals(RivalSource(BundleSource(bundles_dir), CatalogueView(), NO_KAFKA))
-    assert rivals.beside(None, frozenset({rival.version})) == {} and rivals.refusal == ""
+    assert rivals.beside(None, Wanted(frozenset({rival.version}))) == {} and rivals.refusal == ""
 
 
 def test_a_rival_that_is_damaged_is_refused_by_name(
