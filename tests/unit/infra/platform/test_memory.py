@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.platform.memory import available_bytes
+from infra.platform.memory import available_bytes, free_bytes
 
 MB = 1 << 20
 
@@ -34,3 +34,23 @@ def test_a_container_has_no_more_than_its_limit(
 
 def test_where_nothing_is_told_it_is_what_is_installed(tmp_path: Path) -> None:
     assert available_bytes(tmp_path / "none", tmp_path) > 100 * MB
+
+
+@pytest.mark.parametrize(
+    "group", ["memory.max memory.current", "memory/memory.limit_in_bytes memory/memory.usage_in_bytes"]
+)
+@pytest.mark.parametrize(("limit_mb", "used_mb", "free_mb"), [(1000, 700, 350), (9000, 700, 6000), (1000, 1100, 0)])
+def test_free_is_what_a_container_has_left_of_its_limit(
+    tmp_path: Path, meminfo: Path, group: str, limit_mb: int, used_mb: int, free_mb: int
+) -> None:
+    """Page cache that was not used lately can be had."""
+    limit, usage = (tmp_path / name for name in group.split())
+    limit.parent.mkdir(exist_ok=True)
+    limit.write_text(f"{limit_mb * MB}\n")
+    usage.write_text(f"{used_mb * MB}\n")
+    (usage.parent / "memory.stat").write_text(f"anon 1\ninactive_file {50 * MB}\nactive_file {90 * MB}\n")
+    assert free_bytes(meminfo, tmp_path) == free_mb * MB
+
+
+def test_free_without_a_container_is_what_the_machine_has_left(tmp_path: Path, meminfo: Path) -> None:
+    assert free_bytes(meminfo, tmp_path) == 6000 * MB

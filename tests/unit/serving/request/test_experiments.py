@@ -1,5 +1,6 @@
 """Variants in one server and one batch: each viewer by its own settings, and on record by which."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,15 +13,16 @@ from torch import nn
 
 from infra.platform.settings import Selection, Serving
 from models.ranking.ranker import Ranker
-from models.ranking.ranking_request import RankingQuery, ranking_batch_of
+from models.ranking.ranking_request import RankingQuery, by_two_towers, ranking_batch_of
 from models.release.bundle import Bundle, Manifest
 from serving.experiments.rival_candidates import load_beside
 from serving.experiments.rivals import load_rival
 from serving.request import ranking
-from serving.request.ranking import score_candidates
-from serving.request.response_draft import Answered, RequestContext
+from serving.request.ranking import LatencyEstimate, drop_late, score_candidates
+from serving.request.response_draft import Answered, CandidateSet, RequestContext, ResponseDraft
 from serving.state.drift import AnswerDrift
 from serving.state.release import LiveRelease, load_release
+from serving.state.search_order import SearchOrder
 from serving.state.views import Views
 from streams.bundles.source import BundleSource
 from streams.experiments import Plan, plans_of
@@ -369,3 +371,39 @@ def test_the_live_releases_gauges_tell_nothing_of_a_release_beside_it(
     monkeypatch.setattr(AnswerDrift, "observe", lambda self, version, *_: seen.append(version))
     ask(views, beside, {"release": bundles[1].version})
     assert seen == [bundles[0].version]
+
+
+def test_all_of_a_batch_are_told_one_time_and_its_mirror_says_nothing_of_the_live_ones(
+    views: Views, beside: LiveRelease, bundles: Sequence[Manifest], monkeypatch: pytest.MonkeyPatch
+):
+    """Their replies are sent together; else a guard rail would fail the release that a batch comes to last."""
+    other, timed = beside.rivals[bundles[1].version], list[str]()
+    assert other.mirror is not None
+    search = other.mirror.search
+
+    def slowly(*args: Any, **more: Any) -> Any:
+        time.sleep(0.05)
+        return search(*args, **more)
+
+    monkeypatch.setattr(other.mirror, "search", slowly)
+    monkeypatch.setattr(SearchOrder, "add", lambda self, way, *_: timed.append(way))
+    found = ask(views, beside, {"release": other.version})
+    shown = [answered.impression for answers in found.values() for answered in answers]
+    took_ms = [each.assigned.took_ms for each in shown if each is not None and each.assigned is not None]
+    assert len(took_ms) == len(USERS) and min(took_ms) > 50 and max(took_ms) - min(took_ms) < 20
+    assert set(timed) == {"index"}
+
+
+def test_who_has_no_time_for_what_a_batch_ranks_later_is_not_ranked():
+    latency = LatencyEstimate()
+    latency.expected_s = 0.01
+    draft = ResponseDraft(
+        RequestContext(RecommendRequest("r", "ann", deadline_ms=100), 0),
+        10,
+        history("ann"),
+        set(),
+        Plan(SETTINGS, Selection()),
+    )
+    draft.candidates = CandidateSet(["item-1"], np.ones(1, np.float32), by_two_towers(1))
+    assert drop_late([draft], 0.05, latency, SETTINGS, later=4) == [draft]
+    assert drop_late([draft], 0.05, latency, SETTINGS, later=5) == [] and draft.degraded

@@ -102,3 +102,5 @@ def test_the_lag_of_a_partition_that_is_followed_no_more_is_not_told(feed: Feed)
     until(lambda: lags_shown() == {"0": 5.0, "1": 5.0})
     follower.told = {(TOPIC, 0): 3}
     until(lambda: lags_shown() == {"0": 3.0})
+    feed.close()
+    assert lags_shown() == {}
