@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 
 from models.device import DeviceName
 
+Objective = Literal["unbiased", "paper", "equal"]  # of section 4.2: the weights of watched and unwatched impressions
+
 
 class RankerParameters(Protocol):
     """Sections are the paper's."""
@@ -13,7 +15,7 @@ class RankerParameters(Protocol):
     @property
     def hidden(self) -> tuple[int, ...] | None: ...  # Table 1; None: by the number of examples
     @property
-    def objective(self) -> Literal["unbiased", "paper", "equal"]: ...  # section 4.2
+    def objective(self) -> Objective: ...
     @property
     def target(self) -> Literal["seconds", "d2q"]: ...
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.ranking.feature import Feature, Scope
 from models.ranking.features import FEATURES
+from models.ranking.hyper_parameters import Objective
 from models.ranking.ranking_examples import CAP_S
 
 # Mean and standard deviation of x, x^2 and sqrt(x) for x uniform in [0, 1].
@@ -27,7 +28,9 @@ INIT = 0.05  # of embeddings
 class RankerShape(msgspec.Struct, frozen=True):
     """`features`: names in use; `widths` and `sizes` by id space. `powers`: x^2 and sqrt(x) beside x. `position`: where
     an item stood is a side input in training. `completion`: a second head. `members`: networks whose logits average.
-    `cap_s`: the most seconds that a watch counts for and that are promised. `isotonic`: a map makes seconds of odds."""
+    `cap_s`: the most seconds that a watch counts for and that are promised. `isotonic`: a map makes seconds of odds.
+    `objective`: the weights that it was trained with; not the paper's that were wanted with a map, where there is
+    none."""
 
     hidden: tuple[int, ...]
     features: tuple[str, ...]
@@ -40,6 +43,7 @@ class RankerShape(msgspec.Struct, frozen=True):
     dropout: float = 0.0
     cap_s: float = CAP_S
     isotonic: bool = False
+    objective: Objective = "unbiased"
 
     def used(self, scope: Scope) -> tuple[list[Feature], list[int], list[Feature]]:
         """Continuous features in use, their columns among all of the scope, and the id features in use."""

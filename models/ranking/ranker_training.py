@@ -25,7 +25,7 @@ from models.logs.batches import batch_size, epoch_batches
 from models.logs.log import LogError
 from models.ranking.feature import Scope
 from models.ranking.features import FEATURES, ids_of
-from models.ranking.hyper_parameters import RankerParameters
+from models.ranking.hyper_parameters import Objective, RankerParameters
 from models.ranking.id_spaces import IdSpaces, most_frequent, width_of
 from models.ranking.quantiles import (
     Isotonic,
@@ -104,28 +104,45 @@ def train_ranker(
 
     With fewer than LEAST_ROWS the ranker stays untrained, or is `warm` as it was. `warm`: begin from its networks and
     keep its ids and quantiles, where its shape is the wanted one. With `settings.isotonic` all is trained twice: a map
-    of its seconds is fitted on the newest examples by a ranker that has not seen them."""
+    of its seconds is fitted on the newest examples by a ranker that has not seen them; where these are too few, weights
+    that promise seconds without a map take the place of the paper's."""
     rows = np.arange(len(examples)) if rows is None else rows
-    ranker = _trained(examples, directory, settings, rows, warm, progress)
-    if ranker is warm or not (settings.isotonic and ranker.trained):
-        return ranker
-    isotonic = _isotonic(examples, directory / "earlier", settings, rows)
-    if isotonic is None:
-        log.warning("too few examples for ranker.isotonic: no map", examples=len(rows), at_least=LEAST_MAPPED / MAPPED)
+    if len(rows) < LEAST_ROWS:
+        return warm if warm is not None and warm.trained else Ranker()
+    if not settings.isotonic:
+        return _trained(examples, directory, settings, settings.objective, rows, warm, progress)
+    if newest_of(len(rows)) < LEAST_MAPPED:
+        objective: Objective = "unbiased" if settings.objective == "paper" else settings.objective
+        least = LEAST_MAPPED / MAPPED
+        told = "too few examples for ranker.isotonic: no map"
+        log.info(told, examples=len(rows), at_least=least, objective=objective)
+        return _trained(examples, directory, settings, objective, rows, warm, progress)
+    total = settings.members * settings.epochs * (2 * len(rows) - newest_of(len(rows)))
+    isotonic = _isotonic(examples, directory / "earlier", settings, rows, lambda done, _: progress(done, total))
+    ranker = _trained(
+        examples,
+        directory,
+        settings,
+        settings.objective,
+        rows,
+        warm,
+        lambda done, own: progress(total - own + done, total),
+    )
     return ranker.calibrated(isotonic)
 
 
-def _isotonic(examples: RankingExamples, directory: Path, settings: RankerParameters, rows: Rows) -> Isotonic | None:
-    """The map; None where there are too few examples. No warm start, which has seen the newest; and no cap: what the
-    networks say beyond it is mapped too."""
+def newest_of(examples: int) -> int:
+    """How many of them a map is fitted on."""
+    return int(MAPPED * examples)
+
+
+def _isotonic(
+    examples: RankingExamples, directory: Path, settings: RankerParameters, rows: Rows, progress: Progress
+) -> Isotonic:
+    """The map. No warm start, which has seen the newest; and no cap: what the networks say beyond it is mapped too."""
     in_time = rows[np.argsort(examples.at_ms[rows], kind="stable")]
-    newest = in_time[len(rows) - int(MAPPED * len(rows)) :]
-    if len(newest) < LEAST_MAPPED:
-        return None
-    before = np.sort(in_time[: len(rows) - len(newest)])
-    earlier = _trained(examples, directory, settings, before, None, lambda done, total: None)
-    if not earlier.trained:
-        return None
+    before, newest = np.split(in_time, [len(rows) - newest_of(len(rows))])
+    earlier = _trained(examples, directory, settings, settings.objective, np.sort(before), None, progress)
     taken = examples.take(np.sort(newest[-SAMPLE:]))
     return fit_isotonic(predict(earlier.uncapped(), taken), np.asarray(taken.target_s, np.float64))
 
@@ -134,15 +151,16 @@ def _trained(
     examples: RankingExamples,
     directory: Path,
     settings: RankerParameters,
+    objective: Objective,
     rows: Rows,
     warm: Ranker | None,
     progress: Progress,
 ) -> Ranker:
-    if len(rows) < LEAST_ROWS:
-        return warm if warm is not None and warm.trained else Ranker()
-    warm = warm if warm is not None and warm.trained and _fits(warm, len(rows), settings, examples.cap_s) else None
+    """Without a map. `objective`: the weights, which may not be those that are set."""
+    if warm is not None and not _fits(warm, len(rows), settings, objective, examples.cap_s):
+        warm = None
     spaces = warm.spaces if warm else fit_spaces(examples, rows, settings)
-    shape = shape_of(spaces, len(rows), settings, examples.cap_s)
+    shape = shape_of(spaces, len(rows), settings, examples.cap_s, objective)
     quantiles = warm.quantiles if warm else _fit_quantiles(examples, rows, shape)
     watch_quantiles = None
     if settings.target == "d2q":
@@ -201,9 +219,9 @@ def _loss(net: RankerNet, logits: Tensor, prepared: Prepared, rows: Rows, settin
     watched = torch.from_numpy(np.asarray(examples.completed[rows])).to(logit.device)
     if settings.target == "d2q":
         losses = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-    elif settings.objective == "equal":
+    elif prepared.shape.objective == "equal":
         losses = F.binary_cross_entropy_with_logits(logit, watched.float(), reduction="none")
-    elif settings.objective == "paper":
+    elif prepared.shape.objective == "paper":
         losses = paper_logistic(logit, target, watched)
     else:
         losses = watch_time_logistic(logit, target)
@@ -236,9 +254,15 @@ def _clicked_counts(examples: RankingExamples, rows: Rows, named: Codes, scope: 
     return counts
 
 
-def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters, cap_s: float = CAP_S) -> RankerShape:
-    """The shape to be trained; `cap_s` is the targets'. Raises LogError when a feature is to be left out that there is
-    not."""
+def shape_of(
+    spaces: IdSpaces,
+    examples: int,
+    settings: RankerParameters,
+    cap_s: float = CAP_S,
+    objective: Objective | None = None,
+) -> RankerShape:
+    """The shape to be trained; `cap_s` is the targets', `objective` as it is set, where not given. Raises LogError when
+    a feature is to be left out that there is not."""
     unknown = sorted(set(settings.without) - {feature.name for feature in FEATURES})
     if unknown:
         has = ", ".join(feature.name for feature in FEATURES)
@@ -257,6 +281,7 @@ def shape_of(spaces: IdSpaces, examples: int, settings: RankerParameters, cap_s:
         members=settings.members,
         dropout=settings.dropout,
         cap_s=cap_s,
+        objective=objective or settings.objective,
     )
 
 
@@ -304,8 +329,9 @@ def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: 
         return net
     newest = prepared.rows[-SAMPLE:]
     mean, share = float(prepared.targets[newest].mean()), float(prepared.examples.completed[newest].mean())
-    if settings.target == "d2q" or settings.objective == "equal":
-        mean = np.clip(share if settings.objective == "equal" else mean, 0.01, 0.99)
+    objective = prepared.shape.objective
+    if settings.target == "d2q" or objective == "equal":
+        mean = np.clip(share if objective == "equal" else mean, 0.01, 0.99)
         mean = mean / (1 - mean)
     with torch.no_grad():
         bias = net.bias if net.last is None else net.last.bias
@@ -313,9 +339,10 @@ def _new_net(prepared: Prepared, settings: RankerParameters, member: int, warm: 
     return net
 
 
-def _fits(warm: Ranker, examples: int, settings: RankerParameters, cap_s: float) -> bool:
+def _fits(warm: Ranker, examples: int, settings: RankerParameters, objective: Objective, cap_s: float) -> bool:
     """Return whether a ranker is of the shape that these settings want, so that one may go on from it."""
-    assert warm.shape is not None
+    if warm.shape is None:
+        return False
     learns_seconds = settings.target == "seconds" and warm.watch_quantiles is None
-    wanted = shape_of(warm.spaces, examples, settings, cap_s)
+    wanted = shape_of(warm.spaces, examples, settings, cap_s, objective)
     return learns_seconds and replace(warm.shape, isotonic=False) == wanted

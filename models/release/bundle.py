@@ -52,7 +52,7 @@ STATISTICS = "statistics.parquet"
 CATALOGUE = "catalogue.parquet"
 LATER: dict[str, dict[str, Any]] = {  # fields of the shapes that came later, and what they are without it
     "tower": {"ordered": False, "skips": 0},
-    "ranker": {"cap_s": CAP_S, "isotonic": False},
+    "ranker": {"cap_s": CAP_S, "isotonic": False, "objective": "unbiased"},
 }
 TABLES = ("vectors", "bias", "query_rows", "words", "count", "total", "touched")  # one file each, to be mapped
 CONTENT = "content.npy"  # of a release that places new items by it

@@ -75,6 +75,7 @@ VARIANTS = (
     Variant("with the completion head", "", {"completion": True}),
     Variant("quantiles of watch time (D2Q)", "", {"target": "d2q"}),
 )
+MAPPED = Variant("the paper's weights with a map", "", {"objective": "paper", "isotonic": True})
 POSITION = Variant("position as a side input", "", {"position": True})
 QUICK = (BASE.name, "no hidden layer", "equal weights", POSITION.name)
 
@@ -107,7 +108,7 @@ def measure_world(report: Report, quick: bool) -> None:
     part = ground.part(cut, len(ground))
     report.title = f"ranking world: SIMULATED, judged on {len(part):,} exposures, trained on {cut:,}"
     report.note(f"{NOTICE}; true top-5 s: the true expected seconds, if looked at, of the first five of each list")
-    compare(report, ground, cut, part, _chosen((*VARIANTS, POSITION), quick), _settings(quick, cut))
+    compare(report, ground, cut, part, _chosen((*VARIANTS, MAPPED, POSITION), quick), _settings(quick, cut))
 
 
 def compare(

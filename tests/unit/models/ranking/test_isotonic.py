@@ -123,8 +123,45 @@ def test_too_few_examples_make_no_map_and_one_of_other_weights_is_not_kept(mappe
         assert train_ranker(few, tmp_path / "new", settings=wanted).isotonic is None
         assert train_ranker(few, tmp_path / "warm", settings=wanted, warm=mapped).isotonic is None
     assert [each["event"] for each in told] == ["too few examples for ranker.isotonic: no map"] * 2
+    assert {each["objective"] for each in told} == {"unbiased"}
     none = examples_of(50)
     assert train_ranker(none, tmp_path / "none", settings=wanted, warm=mapped) is mapped, "it stays as it was"
+
+
+@pytest.mark.parametrize(
+    ("said", "trained_with"),
+    [
+        ({"isotonic": True}, "unbiased"),
+        ({"isotonic": False}, "paper"),
+        ({"isotonic": True, "objective": "equal"}, "equal"),
+    ],
+)
+def test_without_a_map_the_papers_weights_make_way_for_those_that_promise_seconds_unless_no_map_is_wanted(
+    tmp_path: Path, said: dict[str, object], trained_with: str
+):
+    few = examples_of(3_000)
+    ranker = train_ranker(few, tmp_path / "said", settings=PAPER.model_copy(update=said))
+    assert ranker.shape is not None and (ranker.shape.objective, ranker.isotonic) == (trained_with, None)
+    plain = PAPER.model_copy(update={"objective": trained_with})
+    for name, array in train_ranker(few, tmp_path / "plain", settings=plain).to_arrays().items():
+        np.testing.assert_array_equal(ranker.to_arrays()[name], array)
+
+
+def test_a_warm_start_of_other_weights_begins_anew(plain: Ranker, examples: RankingExamples, tmp_path: Path):
+    still = PAPER.model_copy(update={"epochs": 1, "rate": 1e-9})
+    assert train_ranker(examples, tmp_path / "same", settings=still, warm=plain).spaces is plain.spaces
+    other = still.model_copy(update={"objective": "unbiased"})
+    assert train_ranker(examples, tmp_path / "other", settings=other, warm=plain).spaces is not plain.spaces
+
+
+def test_the_progress_of_both_trainings_is_one(tmp_path: Path):
+    size = round(LEAST_MAPPED / MAPPED)
+    wanted = PAPER.model_copy(update={"isotonic": True, "epochs": 1})
+    told: list[tuple[int, int]] = []
+    train_ranker(examples_of(size), tmp_path, settings=wanted, progress=lambda *at: told.append(at))
+    assert {total for _, total in told} == {2 * size - LEAST_MAPPED}
+    done = [at for at, _ in told]
+    assert done == sorted(done) and done[-1] == 2 * size - LEAST_MAPPED
 
 
 def test_a_warm_start_goes_on_from_one_with_a_map(mapped: Ranker, examples: RankingExamples, tmp_path: Path):

@@ -102,6 +102,16 @@ def test_a_rankers_isotonic_map_is_part_of_its_bundle(bundle: Bundle, tmp_path: 
     assert read_bundle(tmp_path / write_again(bundle, tmp_path)).ranker.isotonic is None
 
 
+def test_a_bundle_says_which_weights_its_ranker_was_trained_with(bundle: Bundle, tmp_path: Path):
+    assert bundle.ranker.shape is not None
+    other = copy.copy(bundle.ranker)
+    other.shape = msgspec.structs.replace(bundle.ranker.shape, objective="paper")
+    version = write_again(dataclasses.replace(bundle, ranker=other), tmp_path)
+    shape = read_bundle(tmp_path / version).manifest.ranker
+    assert shape is not None and shape.objective == "paper"
+    assert version != write_again(bundle, tmp_path)
+
+
 def test_what_was_written_is_what_is_read(bundle: Bundle, tmp_path: Path):
     bundle.catalogue.upsert("i1", channel="other", topics=["a", "b"], duration_s=3.0, published_ms=4, available=False)
     again = read_bundle(tmp_path / write_again(bundle, tmp_path))
