@@ -476,16 +476,20 @@ def rival(system) -> str:
     return str(report["version"])
 
 
+def compared(system: System, name: str, release: str) -> list[tuple[RecommendReply, Impression]]:
+    """Start an experiment of the live release and this one; lists of viewers of both, and what is on record of them."""
+    viewers = [f"past-{number}" for number in range(12)]
+    run_cli(system.settings, "experiment", "start", name, "--variant", "control", "--variant", f"new:release={release}")
+    system.wait_for_reply(viewers[0], lambda reply: reply.experiment == name, "an answer of the experiment")
+    replies = [system.recommend(user) for user in viewers]
+    assert {reply.variant for reply in replies} == {"control", "new"}
+    impressions = impressions_of(system, replies)
+    return [(reply, impressions[reply.request_id]) for reply in replies]
+
+
 def test_two_rankers_are_live_at_once_each_for_its_own_viewers(system, rival, tmp_path):
-    first, viewers = system.first["version"], [f"past-{number}" for number in range(12)]
-    variants = ("--variant", "control", "--variant", f"new:release={rival}")
-    run_cli(system.settings, "experiment", "start", "rankers", *variants)
-    system.wait_for_reply(viewers[0], lambda reply: reply.experiment == "rankers", "an answer of the experiment")
-    replies = {user: system.recommend(user) for user in viewers}
-    assert Counter(reply.variant for reply in replies.values()).keys() == {"control", "new"}
-    impressions = impressions_of(system, replies.values())
-    for reply in replies.values():
-        impression = impressions[reply.request_id]
+    first = system.first["version"]
+    for reply, impression in compared(system, "rankers", rival):
         assert reply.degraded == () and reply.version == impression.version == first, "one candidate model"
         own = rival if reply.variant == "new" else first
         assert (reply.ranked_by or first) == (impression.ranked_by or first) == own
@@ -499,7 +503,7 @@ def test_two_rankers_are_live_at_once_each_for_its_own_viewers(system, rival, tm
     report = json.loads(run_cli(system.settings, "releases", "--json"))
     assert report["live"] == report["newest"] == first and report["compared"] == sorted([first, rival])
     run_cli(system.settings, "experiment", "stop", "rankers")
-    system.wait_for_reply(viewers[0], lambda reply: not reply.experiment, "an answer of none")
+    system.wait_for_reply("past-0", lambda reply: not reply.experiment, "an answer of none")
     assert 'nextwatch_rival_ranker_info{version="' not in metrics_of(system, "serving")
 
 
@@ -529,15 +533,9 @@ def beside(system) -> str:
 
 def test_two_releases_are_live_at_once_and_both_learn(system, beside):
     """All of both: towers, rows and ranker; and the trainer teaches both what is watched."""
-    first, viewers = system.first["version"], [f"past-{number}" for number in range(12)]
-    variants = ("--variant", "control", "--variant", f"new:release={beside}")
-    run_cli(system.settings, "experiment", "start", "towers", *variants)
-    system.wait_for_reply(viewers[0], lambda reply: reply.experiment == "towers", "an answer of the experiment")
-    replies = {user: system.recommend(user) for user in viewers}
-    assert Counter(reply.variant for reply in replies.values()).keys() == {"control", "new"}
-    impressions = impressions_of(system, replies.values())
-    for reply in replies.values():
-        own, shown = beside if reply.variant == "new" else first, impressions[reply.request_id]
+    first = system.first["version"]
+    for reply, shown in compared(system, "towers", beside):
+        own = beside if reply.variant == "new" else first
         assert reply.degraded == () and reply.version == shown.version == own
         assert reply.ranked_by == shown.ranked_by == ("" if own == first else beside)
     fan = next(user for user in (system.viewer(channel=2) for _ in range(40)) if variant_of(system, user) == "new")
