@@ -382,7 +382,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     """An answer, or `error` for a request that could not be understood. `degraded` names the ladder's steps taken;
     `retrieved_by` who searched the candidates: index, mirror, empty for neither; `history` is there when it was asked
     for, without its filter of older watches. `ranked_by`: the release whose ranker `expected_watch_s` is of, where an
-    experiment had another one's rank than that of `version`."""
+    experiment had another one's rank than the live one's; `version` is that of the candidates."""
 
     request_id: str
     items: tuple[Recommended, ...] = ()
@@ -449,7 +449,7 @@ class Impression(Struct, frozen=True, omit_defaults=True):
     the features can be computed again from the topics; `known_ms`: the moment for which what these say of items stands;
     0 in lists of before 0.2.0, where it is `at_ms`. `assigned`: to a variant of an experiment; `pool`: where places
     were drawn and the candidates ranked. `ranked_by`: the release whose ranker all this is of, where it is another one
-    than `version` (see serving.experiments); empty for that one's own, which is on record where both drew up the list.
+    than the live one's (see serving.experiments); empty for that, which is on record where both drew up the list.
     """
 
     request_id: Id

@@ -108,7 +108,7 @@ class RecommendReply(Struct, frozen=True, omit_defaults=True):
     history: UserHistory | None = None  # where it was asked for
     experiment: str = ""  # that the user is in
     variant: str = ""  # of it; empty where the list is of both its variants
-    ranked_by: str = ""  # the release whose ranker ranked, where it is not that of `version`
+    ranked_by: str = ""  # the release whose ranker ranked, where it is not the live one's
 
 
 _ENCODER = msgspec.json.Encoder()
