@@ -94,7 +94,7 @@ def releases_of(experiment: Experiment) -> frozenset[str]:
 
 def plans_of(experiment: Experiment, serving: Serving, selection: Selection) -> Callable[[str], Plan]:
     """Return what says by which settings a user is served, an experiment's or our own. Raises ExperimentUnfit."""
-    if reason := next(_problems(experiment), None):
+    if reason := problem_of(experiment):
         raise ExperimentUnfit(f"experiment {experiment.name}: {reason}")
     own = Plan(serving, selection)
     plans = [_plan(experiment.name, variant, own) for variant in experiment.variants]
@@ -112,6 +112,11 @@ def plans_of(experiment: Experiment, serving: Serving, selection: Selection) -> 
         return own if number is None else plans[number]
 
     return plan_of
+
+
+def problem_of(experiment: Experiment) -> str:
+    """Why no server serves an experiment, whatever its settings are; empty where one may."""
+    return next(_problems(experiment), "")
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:

@@ -35,6 +35,7 @@ Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Revision = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # grows with what was read of the user's events
 Coordinate = Annotated[float, Meta(ge=-1e30, le=1e30)]  # finite, and so is its square
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,128}\Z")]  # it names a directory and a collection
+VersionOrNone = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{0,128}\Z")]
 VariantName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]  # a label of metrics
 SignalKind = Literal["like", "dislike", "not_interested", "undo", "share", "save"]
 
@@ -338,7 +339,7 @@ class Experiment(Struct, frozen=True, omit_defaults=True, tag="experiment", tag_
     more_fallbacks: Share | None = None
     stopped_ms: Millis = 0
     reason: Text = ""
-    beside: Name = ""
+    beside: VersionOrNone = ""
 
 
 Release = (

@@ -93,13 +93,19 @@ ROW_TURN = _measured(
     "nextwatch_item_row_turn", "1 - cosine between an item's row and the release's, mean of rows that moved lately"
 )
 ROW_GROWTH = _measured("nextwatch_item_row_growth", "Norm of an item's row over the release's, mean of the same rows")
+RIVAL_WANTED = Gauge(
+    "nextwatch_rival_wanted_info",
+    "1 for the release that an experiment wants learnt beside the live one by this trainer, whether it is or not",
+    ["version"],
+)
 RIVAL_LEARNING = Gauge(
     "nextwatch_rival_learning_info",
     "1 for the release that this trainer learns beside the live one, for an experiment",
     ["version"],
 )
 RIVAL_LAG = _measured(
-    "nextwatch_rival_lag_examples", "Examples that the release beside the live one has yet to learn, while there is one"
+    "nextwatch_rival_lag_examples",
+    "Examples that the release beside the live one has yet to learn, while one is wanted; at least, while it rests",
 )
 PREQUENTIAL_EXAMPLES = Counter(
     "nextwatch_prequential_examples_total", "Examples ranked before they were learnt, of a sample of the steps"

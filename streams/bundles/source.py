@@ -104,10 +104,11 @@ def source_of(settings: Settings) -> BundleSource:
 
 
 class FetchedAhead:
-    """Fetches one bundle at a time beside a loop that must not wait."""
+    """Fetches one bundle at a time beside a loop that must not wait; none while `yields`, for somebody whose bundle is
+    wanted more: of a machine one process fetches at a time."""
 
-    def __init__(self, source: BundleSource) -> None:
-        self._source = source
+    def __init__(self, source: BundleSource, yields: Callable[[], bool] = never) -> None:
+        self._source, self._yields = source, yields
         self._wanted = self._version = ""
         self._thread: threading.Thread | None = None
         self._failure: BundleError | None = None
@@ -123,7 +124,7 @@ class FetchedAhead:
         if self._source.is_here(version):
             return True
         self._wanted = version  # another one that is under way is stopped
-        if self.under_way:
+        if self.under_way or self._yields():
             return False
         failure, self._failure = self._failure, None
         if failure is not None and self._version == version:
@@ -132,6 +133,10 @@ class FetchedAhead:
         self._thread = threading.Thread(target=self._fetch, args=(version,), name="bundle-fetcher", daemon=True)
         self._thread.start()
         return False
+
+    def stop(self) -> None:
+        """Nobody waits any more: what is under way ends soon."""
+        self._wanted = ""
 
     def wait(self, version: str, meanwhile: Callable[[], None]) -> None:
         """Return when the bundle can be read from disk; `meanwhile` is called all along, and may raise to end it.
@@ -142,6 +147,6 @@ class FetchedAhead:
 
     def _fetch(self, version: str) -> None:
         try:
-            self._source.directory(version, lambda: self._wanted != version)
+            self._source.directory(version, lambda: self._wanted != version or self._yields())
         except BundleError as error:
-            self._failure = error
+            self._failure = None if self._yields() else error

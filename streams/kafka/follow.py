@@ -157,12 +157,20 @@ class TopicFollower:
     def lags(self) -> dict[tuple[str, int], int]:
         """Return how many records are not handed out yet, by (topic without prefix, partition), as far as the last
         fetches told."""
-        lags = {}
-        for partition in self._consumer.assignment():
-            end = max(self._consumer.highwater(partition) or 0, self._ends.get(partition, 0))
-            name = partition.topic.removeprefix(self._prefix)
-            lags[name, partition.partition] = max(0, end - max(0, self._position(partition)))
-        return lags
+        return {
+            (partition.topic.removeprefix(self._prefix), partition.partition): max(
+                0, self._known_end(partition) - max(0, self._position(partition))
+            )
+            for partition in self._consumer.assignment()
+        }
+
+    def known_ends(self) -> dict[tuple[str, int], int]:
+        """Return the end offsets, by (topic without prefix, partition), as far as the last fetches told; asks nobody.
+        They hold also while the client is finding its place again, when `lags` counts the whole partition."""
+        return {
+            (partition.topic.removeprefix(self._prefix), partition.partition): self._known_end(partition)
+            for partition in self._consumer.assignment()
+        }
 
     def ends(self) -> dict[tuple[str, int], int]:
         """Return the present end offsets of all partitions, by (topic without prefix, partition)."""
@@ -205,6 +213,9 @@ class TopicFollower:
             self._ends.pop(partition, None)
             if starts[partition] < ends[partition]:
                 self._ends[partition] = ends[partition]
+
+    def _known_end(self, partition: TopicPartition) -> int:
+        return max(self._consumer.highwater(partition) or 0, self._ends.get(partition, 0))
 
     def _position(self, partition: TopicPartition) -> int:
         """Return the next offset to hand out; -1 while the client is finding it again (after a retention gap)."""

@@ -43,6 +43,9 @@ SOURCES = {
 MOST_BYTES = 1_000_000
 
 
+ANOTHER_RIVAL = (
+    "`nextwatch experiment stop`, then `nextwatch train --from-topics --no-announce`, and start an experiment with that"
+)
 BY_HAND = (*(name for name in SOURCES if name not in (TRAINER, RIVAL_TRAINER)),)  # those begin anew with a release
 
 
@@ -93,6 +96,8 @@ def replaced(worker: str, known: Ids, present: Ids) -> list[str]:
 
 def line_of(worker: str, topic: str) -> str:
     way = "`nextwatch train --from-topics` (or of your log) makes a release that begins in it"
+    if worker == RIVAL_TRAINER:
+        way = f"of the release beside the live one: {ANOTHER_RIVAL}"
     if worker in BY_HAND:
         way = f"stop the workers {', '.join(BY_HAND)}, then `nextwatch rebuild offsets`"
     return f"{topic}: was deleted and made again, and what comes would pass for handled: {way}"

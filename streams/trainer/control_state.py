@@ -12,7 +12,7 @@ from kafka.errors import KafkaError
 from infra.platform.settings import Settings
 from streams import topics
 from streams.erased_users import ErasedUsers
-from streams.experiments import Experiments
+from streams.experiments import Experiments, problem_of
 from streams.kafka.follow import TopicFollower
 from streams.messages import BundlePublished, Item, Refused, Release, decode
 from streams.trainer.item_contents import ItemContents
@@ -23,8 +23,8 @@ RETRY_S = 1.0
 
 
 class ControlState:
-    """`newest`, `beside` (empty for none), `items` and `erased` are as they are told, and whole once `caught_up` is
-    set."""
+    """`newest`, `beside` (empty for none, also of an experiment that no server serves), `items` and `erased` are as
+    they are told, and whole once `caught_up` is set."""
 
     def __init__(self, settings: Settings) -> None:
         self.newest: BundlePublished | None = None
@@ -70,7 +70,7 @@ class ControlState:
                     self._take(record)
                 if follower.caught_up:
                     running = self._experiments.running
-                    self.beside = running.beside if running is not None else ""
+                    self.beside = "" if running is None or problem_of(running) else running.beside
                     self.caught_up.set()
 
     def _take(self, record: Any) -> None:

@@ -19,15 +19,19 @@ from streams.bundles.source import source_of
 from streams.epochs import Epochs, is_claim
 from streams.erased_users import ErasedUsers
 from streams.kafka.follow import TopicFollower, read_to_end
-from streams.kafka.topic_ids import TopicReplaced, changes_of, remember_ids
+from streams.kafka.topic_ids import ANOTHER_RIVAL, TopicReplaced, changes_of, remember_ids
 from streams.messages import ItemVector, Refused, TrainingExample, decode
 from streams.trainer.learner import Learner
-from streams.trainer.sides import LIVE, Side
+from streams.trainer.sides import LIVE, RIVAL, Side
 
 log = structlog.get_logger(__name__)
 
 MOST_BYTES = 8_000_000  # of an example: it holds 150 history entries, each within its own limits
 AHEAD_MS = 86_400_000  # its time decides which items are idle: one of another century would let all of them go
+
+
+class ExamplesGone(RuntimeError):
+    """Examples that a release should learn are not there any more; the text says how many, and the way out."""
 
 
 class Restored(NamedTuple):
@@ -53,7 +57,7 @@ def restore_release(
 
     Progress is of one `training-examples` and one `watch-events` (streams/kafka/topic_ids.py). Of another watch topic
     nothing is learnt yet; with another topic of examples only a new release can begin. Raises TopicReplaced then, and
-    BundleError, KafkaError, TopicMissing.
+    BundleError, KafkaError, TopicMissing; ExamplesGone where the release beside the live one would miss examples.
     """
     bundle = source_of(settings).read(version)
     learner = Learner(bundle, items, settings.trainer, settings.model.seed, epoch, side)
@@ -69,6 +73,8 @@ def restore_release(
         committed = committed_examples(settings.kafka)
         if changed:  # all that is there may be of the topic before: it is learnt before anything is compared
             learner.renewed_to = committed = max(committed, end_of_examples(settings.kafka))
+        if side is RIVAL:
+            require_examples(learner.progress.next_offset, first_of_examples(settings.kafka))
         return Restored(learner, learner.progress.next_offset, committed, shadowed, bool(changed))
     remember_ids(settings.kafka, side.worker)
     told = bundle.manifest.offsets.get(f"{topics.TRAINING_EXAMPLES}/0")
@@ -76,8 +82,21 @@ def restore_release(
     if start > end_of_examples(settings.kafka):
         log.warning("training-examples is shorter than what was read of it: it was made anew", start=start)
         start = 0
+    if side is RIVAL and told is None:
+        start = max(start, first_of_examples(settings.kafka))
+    elif side is RIVAL:
+        require_examples(start, first_of_examples(settings.kafka))
     learner.begin_at(start)
     return Restored(learner, start, start if told is None else sys.maxsize, shadowed)
+
+
+def require_examples(start: int, first: int) -> None:
+    """Return where all examples from `start` on are there still, of which `first` is the first. Raises ExamplesGone."""
+    if start < first:
+        raise ExamplesGone(
+            f"{topics.TRAINING_EXAMPLES}: {first - start:,} examples that the release beside the live one has yet to "
+            f"learn were deleted, from offset {start} to {first}, so the comparison would not be fair: {ANOTHER_RIVAL}"
+        )
 
 
 def examples_between(kafka: Kafka, start: int, stop: int, erased: ErasedUsers) -> Iterator[tuple[int, TrainingExample]]:
@@ -115,6 +134,12 @@ def committed_examples(kafka: Kafka) -> int:
 def end_of_examples(kafka: Kafka) -> int:
     with TopicFollower(kafka, topics.TRAINING_EXAMPLES, partitions=()) as follower:
         return follower.ends()[topics.TRAINING_EXAMPLES, 0]
+
+
+def first_of_examples(kafka: Kafka) -> int:
+    """The offset of the first one that is there still."""
+    with TopicFollower(kafka, topics.TRAINING_EXAMPLES) as follower:
+        return follower.firsts_of(0)[topics.TRAINING_EXAMPLES]
 
 
 def _restore_rows(learner: Learner, kafka: Kafka, topic: str) -> set[bytes]:

@@ -28,7 +28,7 @@ from infra.platform.settings import Settings
 from infra.platform.tracing import Stage, Tracer, traceparent_in
 from models.release.bundle import BundleError
 from streams import topics
-from streams.bundles.source import FetchedAhead, source_of
+from streams.bundles.source import FetchedAhead, never, source_of
 from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import TopicMissing
 from streams.kafka.intake import Raw, reject
@@ -63,15 +63,17 @@ class TrainerWorker:
         *,
         side: Side = LIVE,
         version: str | None = None,
+        yields: Callable[[], bool] = never,
     ) -> None:
-        """`version`: the release to learn; None: the newest that is announced."""
+        """`version`: the release to learn; None: the newest that is announced. Its bundle is not fetched while
+        `yields`."""
         self.learner: Learner | None = None
         self._settings = settings
         self._control = control
         self._side, self._metrics = side, side.metrics
         self._fixed = version
         self._adopting: Learner | None = None  # while it catches up
-        self._ahead = FetchedAhead(source_of(settings))
+        self._ahead = FetchedAhead(source_of(settings), yields)
         self.refusal = ""  # why the newest release is not ours yet
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
@@ -95,6 +97,11 @@ class TrainerWorker:
     def version(self) -> str | None:
         """The release that is learnt, None for none."""
         return self.learner.version if self.learner is not None else None
+
+    @property
+    def is_fetching(self) -> bool:
+        """True while the bundle of a release to adopt is on its way to this disk."""
+        return bool(self._ahead.under_way)
 
     @property
     def learnt_to(self) -> int | None:
@@ -147,13 +154,15 @@ class TrainerWorker:
 
     async def close(self) -> None:
         """Write nothing more, and let go of what is learnt and of the topic."""
+        self._ahead.stop()
         self._stand_by()
         await self.writer.close()
         self._executor.shutdown(wait=False)
 
     async def adopt_newest(self) -> None:
         """Change to the release that is wanted if it is not ours, and catch up with the stream; a standby has
-        none, also when a batch of the time before is still in its hands. Raises ForgetSecretWrong."""
+        none, also when a batch of the time before is still in its hands. Raises ForgetSecretWrong, and for a release
+        that was named what stands in its way; for the newest one `refusal` says that, and it is tried again."""
         if not self._control.caught_up.is_set():
             await asyncio.get_running_loop().run_in_executor(None, self._control.caught_up.wait)
         self._control.check()
@@ -172,6 +181,8 @@ class TrainerWorker:
             except Fenced as fenced:
                 self._lose(fenced)
             except (BundleError, KafkaError, TopicMissing, TopicReplaced) as error:
+                if self._fixed:
+                    raise
                 self.refusal = str(error)
                 log.error("cannot adopt the release, keeping the old one", version=wanted, error=str(error))
                 self._retry_at = loop.time() + RETRY_S
@@ -323,11 +334,13 @@ class TrainerWorker:
         return learnt, {}, None
 
     def _read(self, batch: Sequence[Raw], outbox: Outbox) -> Iterator[Read]:
-        """The examples of a batch: of one that is full and late a sample (streams/trainer/sampling.py)."""
+        """The examples of a batch: for the live release a sample of one that is full and late
+        (streams/trainer/sampling.py); the one beside it may lag, which is told."""
         self._metrics.RECEIVED.labels(topics.TRAINING_EXAMPLES).inc(len(batch))
         settings = self._settings.trainer
         age_s = (now_ms() - batch[0].produced_ms) / 1000 if batch else 0.0
-        share = share_kept(age_s, settings.sample_after_s, is_full=len(batch) >= settings.batch)
+        is_full = self._side is LIVE and len(batch) >= settings.batch
+        share = share_kept(age_s, settings.sample_after_s, is_full=is_full)
         for raw in batch:
             if not is_kept(raw.partition, raw.offset, share):
                 self._metrics.PASSED_OVER.inc()

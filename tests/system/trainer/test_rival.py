@@ -66,7 +66,9 @@ def test_the_trainer_at_work_learns_both_publishes_both_and_its_successor_goes_o
     settings = own_settings(kafka, tmp_path, kafka={"partitions": 2}, trainer=patient)
     live, other = (train_small(settings.bundles_dir, seed) for seed in (1, 2))
     announce(settings.kafka, published(live))
-    experiment = Experiment("e", "s", 1, (Variant("a", 0.5), Variant("b", 0.5)), beside=other.version)
+    experiment = Experiment(
+        "e", "s", 1, (Variant("a", 0.5), Variant("b", 0.5, {"release": other.version})), beside=other.version
+    )
     traffic = Traffic(settings.kafka)
 
     def send(*item_ids: str, start: int) -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from infra.platform.settings import Selection, Serving
-from streams.experiments import KEY, Experiments, ExperimentUnfit, plans_of, releases_of
+from streams.experiments import KEY, Experiments, ExperimentUnfit, plans_of, problem_of, releases_of
 from streams.kafka.releases import key_of
 from streams.messages import BundlePublished, Experiment, Variant, encode
 
@@ -148,3 +148,19 @@ def test_a_list_may_change_every_other_setting_that_may_differ():
     found = {f"serving.{name}": value for name, value in plan.serving.model_dump().items()}
     found |= {f"selection.{name}": value for name, value in plan.selection.model_dump().items()}
     assert every.items() <= found.items()
+
+
+@pytest.mark.parametrize("beside", ["./v2", "../bundles/v2", "/data/bundles/v2", "v2\n", "v" * 129])
+def test_what_is_no_version_is_not_served_beside_the_live_one(beside):
+    """It names a directory: one that leads elsewhere, or to the live release by another name."""
+    known = Experiments()
+    assert known.hear(
+        f"{KEY}one".encode(), encode(experiment(CONTROL, replace(DRAWN, settings={"release": beside}), beside=beside))
+    )
+    assert known.running is None
+
+
+def test_what_no_server_serves_is_known_without_its_settings():
+    ranked = replace(DRAWN, settings={"release": "v2"})
+    assert not problem_of(experiment()) and not problem_of(experiment(CONTROL, ranked, beside="v2"))
+    assert "no variant has the release v3" in problem_of(experiment(CONTROL, ranked, beside="v3"))

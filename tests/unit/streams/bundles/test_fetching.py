@@ -225,6 +225,31 @@ def test_a_newer_release_stops_the_fetch_of_an_older_one(
     assert not source.is_here(sent.name) and source.is_here(trained[1].name)
 
 
+def test_a_fetch_ahead_that_is_stopped_ends_and_lets_another_one_fetch(
+    source: BundleSource, objects: Objects, sent: Path, trained: list[Path], bucket: Proxy
+) -> None:
+    send_bundle(objects, trained[1])
+    first, second = FetchedAhead(source), FetchedAhead(source)
+    bucket.spoil(slow(0.3), name=LARGE)
+    assert not first.is_here(sent.name)
+    first.stop()
+    second.wait(trained[1].name, lambda: None)
+    assert not first.under_way and not source.is_here(sent.name)
+
+
+def test_a_fetch_ahead_yields_to_one_that_is_wanted_more_and_goes_on_behind_it(
+    source: BundleSource, objects: Objects, sent: Path, trained: list[Path], bucket: Proxy
+) -> None:
+    send_bundle(objects, trained[1])
+    live = FetchedAhead(source)
+    beside = FetchedAhead(source, lambda: bool(live.under_way))
+    bucket.spoil(slow(0.3), name=LARGE)
+    assert not beside.is_here(sent.name) and beside.under_way
+    live.wait(trained[1].name, lambda: None)
+    assert not source.is_here(sent.name), "the other one has not waited for it"
+    wait_until(lambda: beside.is_here(sent.name), "fetched behind it, and no failure", 30)
+
+
 def test_whoever_is_stopped_does_not_wait_for_the_lock(source: BundleSource, sent: Path, bucket: Proxy) -> None:
     bucket.spoil(slow(1.0), name=MANIFEST, method="HEAD", times=1)
     thread = threading.Thread(daemon=True, target=source.directory, args=(sent.name,))

@@ -131,3 +131,14 @@ def test_a_missing_topic_is_named_with_the_command_that_makes_it(kafka_settings:
     name = kafka_settings.kafka.topic_prefix + topics.ITEMS
     with pytest.raises(TopicMissing, match=f"{name} does not exist; `nextwatch topics --create`"):
         TopicFollower(kafka_settings.kafka, topics.ITEMS)
+
+
+def test_the_ends_that_are_known_are_the_same_while_the_place_is_being_found_again(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.write(topics.ITEMS, 3)
+    with TopicFollower(writer.kafka, topics.ITEMS, partitions=[0]) as follower:
+        for _ in follower.to_end():
+            pass
+        monkeypatch.setattr(follower, "_position", lambda _: -1)
+        assert follower.lags() == follower.known_ends() == {(topics.ITEMS, 0): 3}

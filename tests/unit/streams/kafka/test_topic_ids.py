@@ -22,6 +22,7 @@ from streams.kafka.topic_ids import (
     TopicReplaced,
     changes_of,
     check_topic_ids,
+    line_of,
     read_known_ids,
     remember_ids,
     replaced,
@@ -118,3 +119,9 @@ def test_a_worker_that_runs_leaves_when_a_topic_of_its_is_another(own, monkeypat
             await asyncio.wait_for(seen, 10)
 
     asyncio.run(run())
+
+
+def test_the_way_out_for_a_release_beside_the_live_one_ends_its_experiment_and_announces_nothing():
+    line = line_of(RIVAL_TRAINER, topics.TRAINING_EXAMPLES)
+    stop, train = "`nextwatch experiment stop`", "`nextwatch train --from-topics --no-announce`"
+    assert stop in line and train in line and line.index(stop) < line.index(train)

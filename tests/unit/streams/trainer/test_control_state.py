@@ -90,8 +90,9 @@ def test_another_secret_than_that_of_before_is_said_to_who_asks(monkeypatch: pyt
 def test_the_release_beside_the_live_one_is_that_of_the_experiment_that_runs_once_all_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    first = Experiment("first", "s", 1, (Variant("a", 0.5), Variant("b", 0.5)), beside="v2")
-    second = replace(first, name="second", started_ms=6, beside="v3")
+    first = Experiment("first", "s", 1, (Variant("a", 0.5), Variant("b", 0.5, {"release": "v2"})), beside="v2")
+    variants = (Variant("a", 0.5), Variant("b", 0.5, {"release": "v3"}))
+    second = replace(first, name="second", started_ms=6, variants=variants, beside="v3")
     told = [first, replace(first, stopped_ms=5), None, second, replace(second, stopped_ms=7)]
     records = [SimpleNamespace(topic=topics.RELEASES, key=b"experiment/second", value=each) for each in told]
     for record in records:
@@ -114,3 +115,18 @@ def test_the_release_beside_the_live_one_is_that_of_the_experiment_that_runs_onc
     finally:
         known.stop()
     assert seen[:6] == ["", "", "", "", "v3", ""]
+
+
+def test_an_experiment_that_no_server_serves_has_nothing_learnt(monkeypatch: pytest.MonkeyPatch):
+    unserved = Experiment("one", "s", 1, (Variant("a", 0.5), Variant("b", 0.5)), beside="v2")
+    records = [SimpleNamespace(topic=topics.RELEASES, key=key_of(unserved).encode(), value=encode(unserved))]
+    monkeypatch.setattr(module, "TopicFollower", Follower)
+    monkeypatch.setattr(Follower, "away", 0)
+    monkeypatch.setattr(Follower, "poll", lambda self, wait_s: [records.pop(0)] if records else [])
+    monkeypatch.setattr(Follower, "caught_up", property(lambda self: not records))
+    known = ControlState(Settings())
+    known.start()
+    try:
+        assert known.caught_up.wait(10) and known.beside == ""
+    finally:
+        known.stop()

@@ -1,7 +1,9 @@
 """The release beside the live one: it learns what the live one learns, and costs the live one nothing."""
 
 import asyncio
+import dataclasses
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,28 +15,31 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from infra.platform.kafka_clients import kafka_python_options
 from infra.platform.run_files import fill_in
 from infra.platform.settings import Kafka, Settings, Trainer
-from models.release.bundle import read_bundle
+from models.release.bundle import Bundle, read_bundle, read_manifest
 from streams import topics
+from streams.bundles.source import BundleSource
 from streams.epochs import is_claim
 from streams.kafka.faust_app import now_ms
 from streams.kafka.follow import read_to_end
 from streams.kafka.intake import Raw
 from streams.kafka.outbox import Outbox, create_producer
-from streams.kafka.topic_ids import RIVAL_TRAINER, check_topic_ids, read_known_ids
+from streams.kafka.topic_ids import RIVAL_TRAINER, TopicReplaced, check_topic_ids, read_known_ids
 from streams.messages import BundlePublished, ItemVector, decode, encode
 from streams.topics import create_topics
+from streams.trainer import rival as module
 from streams.trainer import worker as worker_module
 from streams.trainer.control_state import ControlState
 from streams.trainer.learner import Learner, batches
 from streams.trainer.progress import PROGRESS_KEY, Progress
-from streams.trainer.restore import restore_release
-from streams.trainer.rival import Rival
+from streams.trainer.restore import ExamplesGone, restore_release
+from streams.trainer.rival import NoRoom, Rival, RivalRelease, require_room
 from streams.trainer.worker import TrainerWorker
 from tests.harness.traffic import total_of
 from tests.unit.serving.worlds import train_small
@@ -310,9 +315,9 @@ def test_a_bug_of_its_own_leaves_the_live_one_learning_and_costs_one_example(set
             failed = []
             fail = trainers.rival._fail
 
-            async def note(error: Exception) -> None:
+            async def note(wanted: str, error: Exception) -> None:
                 failed.append(error)
-                await fail(error)
+                await fail(wanted, error)
 
             monkeypatch.setattr(trainers.rival, "_fail", note)
             trainers.control.beside = versions[1]
@@ -435,3 +440,178 @@ def test_its_memory_of_topics_is_its_own_and_there_is_none_before_the_first_expe
             topics.WATCH_EVENTS,
         }
     assert not check_topic_ids(settings.kafka)
+
+
+def test_what_is_refused_is_tried_later_each_time_and_told_as_wanted_and_not_learnt(
+    settings, versions, watched, monkeypatch
+):
+    monkeypatch.setattr(module, "RETRY_S", 0.1)
+    tried: list[float] = []
+
+    def refused(settings: Settings, version: str, *how: Any) -> Any:
+        if version == versions[0]:
+            return restore_release(settings, version, *how)
+        tried.append(time.monotonic())
+        raise TopicReplaced("was made again")
+
+    monkeypatch.setattr(worker_module, "restore_release", refused)
+
+    async def told() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await until(lambda: len(tried) >= 5, lambda: f"tried {tried}")
+            waits = np.diff(tried)
+            assert waits[2] > 0.4 and waits[3] > 0.8, "each time twice as long"
+            assert trainers.rival.refusal == "was made again" and trainers.rival.version == ""
+            assert await trainers.live.handle(fresh(*ITEMS[:4])) is None
+            await until(lambda: sample("nextwatch_rival_lag_examples") == 4, lambda: "the live one has learnt so many")
+            assert sample("nextwatch_rival_wanted_info", {"version": versions[1]}) == 1
+            assert sample("nextwatch_rival_learning_info", {"version": versions[1]}) is None
+            await trainers.finished()
+            await until(lambda: sample("nextwatch_rival_wanted_info", {"version": versions[1]}) is None, lambda: "over")
+            assert isnan(sample("nextwatch_rival_lag_examples") or 0)
+
+    asyncio.run(told())
+
+
+def test_while_it_has_failed_what_the_live_one_learns_counts_as_its_lag(settings, versions, watched, monkeypatch):
+    watched(*ITEMS)
+
+    async def fails(_: RivalRelease) -> None:
+        raise ZeroDivisionError
+
+    async def failed() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await trainers.learnt(12)
+            monkeypatch.setattr(RivalRelease, "learn", fails)
+            await until(lambda: trainers.rival._release is None and bool(trainers.rival.refusal), lambda: "failed")
+            assert await trainers.live.handle(fresh(*ITEMS[:4], start=12)) is None
+            await until(lambda: sample("nextwatch_rival_lag_examples") == 4, lambda: "the live one is ahead")
+            assert sample("nextwatch_rival_learning_info", {"version": versions[1]}) is None
+
+    asyncio.run(failed())
+
+
+def test_of_late_examples_none_is_passed_over(settings, versions, watched):
+    """As the live one does: what is not learnt here would be told nowhere."""
+    impatient = settings.model_copy(update={"trainer": settings.trainer.model_copy(update={"sample_after_s": 1e-9})})
+    release = RivalRelease(impatient, ControlState(impatient), versions[1])
+    late = batch(*ITEMS)
+    assert [raw.offset for raw, _ in release.worker._read(late, None)] == [raw.offset for raw in late]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("learnt", [0, 4], ids=["before it begins", "while nobody learns it"])
+def test_where_examples_that_it_has_yet_to_learn_are_deleted_it_is_refused(
+    settings, versions, watched, monkeypatch, learnt
+):
+    watched(*ITEMS[:4])
+    name = TopicPartition(settings.kafka.topic_prefix + topics.TRAINING_EXAMPLES, 0)
+
+    async def begun() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await trainers.learnt(4)
+            await trainers.finished()
+
+    async def refused() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await until(lambda: "experiment stop" in trainers.rival.refusal, lambda: trainers.rival.refusal)
+            assert f"{6 - learnt} examples" in trainers.rival.refusal and "--no-announce" in trainers.rival.refusal
+            assert trainers.rival.version == "" and trainers.live.version == versions[0]
+
+    read = BundleSource.read
+
+    def from_topics(self: BundleSource, version: str, *how: Any) -> Bundle:
+        bundle = read(self, version, *how)
+        offsets = {f"{topics.TRAINING_EXAMPLES}/0": 0}
+        is_live = version == versions[0]
+        return bundle if is_live else dataclasses.replace(bundle, manifest=replace(bundle.manifest, offsets=offsets))
+
+    monkeypatch.setattr(BundleSource, "read", from_topics)
+    if learnt:
+        asyncio.run(begun())
+    watched(*ITEMS[4:], start=4)
+    with topics.open_admin(settings.kafka) as admin:
+        admin.delete_records({name: 6})
+    asyncio.run(refused())
+
+
+def test_retention_that_is_faster_than_it_learns_is_not_passed_over(settings, versions):
+    release = RivalRelease(settings, ControlState(settings), versions[1])
+    release._examples = Deleted()  # type: ignore[assignment]
+    release._next = 5
+    with pytest.raises(ExamplesGone, match="2 examples"):
+        release._poll()
+    release._next = release.end = 7
+    assert [raw.offset for raw in release._poll()] == [8], "a gap of the topic's own"
+    assert release.end == 9, "whatever the client takes for its place"
+
+
+class Deleted:
+    """All below offset 7 is deleted, and 7 is a mark of a transaction; the client is finding its place again."""
+
+    def poll(self, timeout_s: float) -> list[Any]:
+        name = topics.TRAINING_EXAMPLES
+        return [type("Record", (), {**FIELDS, "topic": name, "partition": 0, "offset": 8})]
+
+    def firsts_of(self, partition: int) -> dict[str, int]:
+        return {topics.TRAINING_EXAMPLES: 7}
+
+    def known_ends(self) -> dict[tuple[str, int], int]:
+        return {(topics.TRAINING_EXAMPLES, 0): 9}
+
+    def lags(self) -> dict[tuple[str, int], int]:
+        return {(topics.TRAINING_EXAMPLES, 0): 9}
+
+
+FIELDS: dict[str, Any] = {"key": None, "value": b"", "timestamp": 1, "headers": []}
+
+
+def test_one_that_does_not_fit_into_memory_is_refused_before_it_is_read(settings, versions, monkeypatch):
+    told = read_manifest(settings.bundles_dir / versions[1])
+    monkeypatch.setattr(module, "free_bytes", lambda: 10**9)
+    require_room(told)
+    with pytest.raises(NoRoom, match=r"100,000,000 items .* GB: give the trainer more memory, or `nextwatch exp"):
+        require_room(replace(told, items=10**8))
+    monkeypatch.setattr(module, "free_bytes", lambda: 10)
+    monkeypatch.setattr(worker_module, "restore_release", only(versions[0]))
+
+    async def refused() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await until(lambda: "more memory" in trainers.rival.refusal, lambda: trainers.rival.refusal)
+            assert trainers.live.version == versions[0]
+
+    asyncio.run(refused())
+
+
+def only(live: str) -> Callable[..., Any]:
+    def restore(settings: Settings, version: str, *how: Any) -> Any:
+        assert version == live
+        return restore_release(settings, version, *how)
+
+    return restore
+
+
+def test_a_stop_that_cannot_wait_closes_its_clients_all_the_same(settings, versions, watched, monkeypatch):
+    watched(*ITEMS[:4])
+    closed: list[str] = []
+    for step in ("_close_examples", "_stop_producer"):
+
+        async def note(self: RivalRelease, *, close: Any = getattr(RivalRelease, step), step: str = step) -> None:
+            await close(self)
+            closed.append(step)
+
+        monkeypatch.setattr(RivalRelease, step, note)
+
+    async def stopped() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await trainers.learnt(4)
+            await trainers.rival.stop(0)
+            assert closed == ["_close_examples", "_stop_producer"]
+            assert trainers.rival._running is not None and trainers.rival._running.done()
+
+    asyncio.run(stopped())
