@@ -220,8 +220,10 @@ class TrainerWorker:
         )
         self._adopting = learner = found.learner
         self.writer.note_restored(learner, found.shadowed)
-        if learner.is_new or found.is_renewed:  # where it begins, before Faust commits what it has learnt: a crash must
-            await self.writer.send(learner, Learnt([], 0))  # not skip that
+        # Where it begins, before Faust commits what it has learnt: a crash must not skip that. And servers wait to hear
+        # that a release beside the live one is taught for this experiment.
+        if learner.is_new or found.is_renewed or self._side is not LIVE:
+            await self.writer.send(learner, Learnt([], 0))
         await self._catch_up(learner, found.start, found.stop)
         if found.is_renewed:  # only now: a crash before begins this again
             await self.writer.published()

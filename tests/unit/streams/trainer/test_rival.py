@@ -280,6 +280,28 @@ def test_when_the_experiment_is_stopped_what_waits_is_published_and_the_learner_
     asyncio.run(stopped())
 
 
+def test_a_release_that_was_learnt_before_is_told_again_as_learnt_though_nothing_is_watched(
+    settings, versions, watched
+):
+    """Servers wait to hear that it is taught for the experiment that runs now."""
+    watched(*ITEMS[:4])
+
+    def told() -> int:
+        return sum(each.key == PROGRESS_KEY for each in read_to_end(settings.kafka, topics.RIVAL_VECTORS))
+
+    async def twice() -> None:
+        async with running(settings, versions) as trainers:
+            trainers.control.beside = versions[1]
+            await trainers.learnt(4)
+            await trainers.finished()
+            before = told()
+            trainers.control.beside = versions[1]
+            await trainers.learnt(4)
+            await until(lambda: told() > before, lambda: "its progress")
+
+    asyncio.run(twice())
+
+
 def test_another_experiment_has_its_own_release_learnt(settings, versions, watched):
     watched(*ITEMS[:4])
 
