@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -69,7 +69,7 @@ class Learner:
         self.renewed_to = 0  # examples below may be of a `watch-events` of before: its offsets say nothing
         self._items = items
         self._settings = settings
-        self._metrics = side.metrics
+        self._side = side
         self._step = 0
         self._has_stepped = False  # of the batch in hand, or the last one
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
@@ -84,6 +84,10 @@ class Learner:
         self._budget = Budget(settings.evaluate_scores)
         self._evaluations_due = 1.0
         self._turned, self._grown = FadingMean(MOVED), FadingMean(MOVED)
+
+    @property
+    def _metrics(self) -> Any:
+        return self._side.metrics
 
     def restore(self, key: bytes, row: ItemVector | None) -> None:
         """Restore one published row of this release, or the tombstone of one that expired."""

@@ -14,8 +14,13 @@ class Side(NamedTuple):
 
     topic: str  # of its rows, and of how far they have learnt
     worker: str  # under which the ids of topics are remembered (streams/kafka/topic_ids.py)
-    metrics: Any  # on which it tells of its learning: those of the page speak of the live one
+    is_shown: bool  # on the page, whose metrics speak of the live one
+
+    @property
+    def metrics(self) -> Any:
+        """On which it tells of its learning."""
+        return metrics if self.is_shown else metrics.UNSHOWN
 
 
-LIVE = Side(topics.ITEM_VECTORS, TRAINER, metrics)
-RIVAL = Side(topics.RIVAL_VECTORS, RIVAL_TRAINER, metrics.UNSHOWN)
+LIVE = Side(topics.ITEM_VECTORS, TRAINER, is_shown=True)
+RIVAL = Side(topics.RIVAL_VECTORS, RIVAL_TRAINER, is_shown=False)
