@@ -42,7 +42,7 @@ def make(kafka: Kafka, name: str, partitions: int, **config: str) -> None:
 
 
 def test_every_topic_has_a_name_of_its_own_and_a_policy():
-    assert len({topic.name for topic in TOPICS}) == len(TOPICS) == 18
+    assert len({topic.name for topic in TOPICS}) == len(TOPICS) == 19
     kafka = Kafka(retention_h=1, tombstone_h=48, max_message_bytes=1000)
     for topic in TOPICS:
         config = config_of(topic, kafka)
