@@ -12,6 +12,8 @@ import msgspec
 from models.ranking.ranking_examples import CAP_S
 from models.release.bundle import TABLES, TOWER, Manifest
 
+MIRRORED = "serving.mirror_items allows {}: raise it, or leave it unset"  # a limit to what is held
+
 
 def why_not_compared(rival: Manifest, live: Manifest) -> str:
     """Why the ranker of a release cannot rank the live one's candidates while both serve, and the way out; empty where
@@ -37,6 +39,15 @@ def why_not_beside(rival: Manifest, live: Manifest) -> str:
             f"is live, {own_s!r} s: train it with ranker.cap_s = {own_s!r}, else their seconds count differently"
         )
     return ""
+
+
+def why_not_held(told: Manifest, most: int, limit: str) -> str:
+    """Why a release cannot be held in memory beside the live one, where `most` items may be; empty where it can.
+    `limit` says by what, and the way out."""
+    if told.items <= most:
+        return ""
+    has = f"a release beside the live one is held in memory, and {told.version} has {told.items:,} items"
+    return f"{has}, {limit.format(f'{most:,}')}"
 
 
 def candidates_of(manifest: Manifest) -> str:

@@ -17,7 +17,7 @@ from infra.platform import metrics
 from infra.platform.memory import free_bytes
 from infra.platform.settings import Kafka
 from models.release.bundle import BundleError, Manifest
-from models.release.comparable import why_not_beside
+from models.release.comparable import MIRRORED, why_not_beside, why_not_held
 from serving.state.feed import Feed
 from serving.state.mirror import bytes_of_item
 from serving.state.reading import read
@@ -147,11 +147,8 @@ def load_beside(
 
 def why_no_room(told: Manifest, mirror_items: int | None, processes: int) -> str:
     """Why a server cannot hold a release beside the live one, and the way out; empty where it can."""
+    if mirror_items is not None:
+        return why_not_held(told, mirror_items, MIRRORED)
     ids, numbers = 200, 4 * told.dim  # of an item in the catalogue; of its row on the users' side
     room = free_bytes() // (MEMORY_PARTS * processes) // (bytes_of_item(told.dim) + numbers + ids)
-    if told.items <= (most := room if mirror_items is None else mirror_items):
-        return ""
-    has = f"a release beside the live one is held in memory, and {told.version} has {told.items:,} items"
-    if mirror_items is None:
-        return f"{has}, {most:,} fit into a third of what is free: give the server more memory"
-    return f"{has}, serving.mirror_items allows {most:,}: raise it, or leave it unset"
+    return why_not_held(told, room, "{} fit into a third of what is free: give the server more memory")

@@ -107,7 +107,7 @@ class Rivals:
 
 
 class _Loading:
-    """The way of some rankers into memory, and they themselves."""
+    """The way of some releases into memory, and they themselves."""
 
     def __init__(self, source: RivalSource, live: LiveRelease, wanted: Wanted) -> None:
         self.refusal = ""
@@ -181,7 +181,7 @@ class _Loading:
         except (TopicMissing, KafkaError) as error:
             reason, text = "topic", str(error)
         except Exception as error:  # outermost: a bug in loading must not end the thread without a word
-            log.exception("loading a ranker failed", rankers=sorted(self._wanted.releases))
+            log.exception("loading a release failed", releases=sorted(self._wanted.releases))
             reason, text = "bug", repr(error)
         else:
             self._rivals, self.refusal = dict(self._loaded), ""

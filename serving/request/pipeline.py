@@ -48,11 +48,18 @@ class BatchPart:
     """Those of a batch that are answered from the candidates of one release; None while there is none yet."""
 
     release: LiveRelease | None
+    stages: StageTimes  # the batch's
     drafts: list[ResponseDraft] = field(default_factory=list)
     places: list[int] = field(default_factory=list)  # of the drafts, in the batch
     personal: list[ResponseDraft] = field(default_factory=list)  # of these, those that the towers are asked about
     search: Search | None = None
     searched_at: float = 0.0
+    later: int = 0  # rankings of the parts that come after it
+
+    @property
+    def rankings(self) -> int:
+        """How often its rankers may be asked."""
+        return sum(rankings_of(draft.plan) for draft in self.personal)
 
 
 @dataclass
@@ -106,43 +113,42 @@ class Pipeline:
         batch = InFlightBatch(contexts, live, now_ms)
         with batch.stages("hydrate"):
             drafts = [hydrate(context, self.views.histories, self._plan_of(context, live)) for context in contexts]
-            batch.parts = parts_of(drafts, live)
+            batch.parts = parts_of(drafts, live, batch.stages)
             for part in batch.parts:
                 part.personal = [draft for draft in part.drafts if is_personal(draft, live, self.settings)]
         for part in batch.parts:
-            self._begin_part(part, batch)
+            self._begin_part(part, now_ms)
         batch.histories_read = self.views.read_offsets.of(USER_HISTORIES)
         return batch
 
     def finish(self, batch: InFlightBatch) -> list[Answered]:
         """Answer every request of the batch, in its order."""
         self.views.settle(batch.now_ms)
-        later = sum(rankings_of(draft.plan) for part in batch.parts for draft in part.personal)
-        for part in batch.parts:
-            later -= sum(rankings_of(draft.plan) for draft in part.personal)
-            self._finish_part(part, batch, later)
+        for number, part in enumerate(batch.parts, 1):
+            part.later = sum(each.rankings for each in batch.parts[number:])
+            self._finish_part(part, batch.now_ms)
         answers: dict[int, Answered] = {}  # all are sent together, so all took as long
         for part in batch.parts:
             answers |= zip(part.places, self._recorder_of(part, batch).compose(part.drafts, batch.stages), strict=True)
         return [answers[place] for place in range(len(batch.contexts))]
 
-    def _begin_part(self, part: BatchPart, batch: InFlightBatch) -> None:
+    def _begin_part(self, part: BatchPart, now_ms: int) -> None:
         release = part.release
         if release is not None and part.personal:
-            with batch.stages("embed"):
-                part.personal = embed(part.personal, release, batch.now_ms)
+            with part.stages("embed"):
+                part.personal = embed(part.personal, release, now_ms)
             if part.personal:
-                part.search = self._start_search(part.personal, release, batch.now_ms)
+                part.search = self._start_search(part.personal, release, now_ms)
         part.searched_at = time.perf_counter()
 
-    def _finish_part(self, part: BatchPart, batch: InFlightBatch, later: int) -> None:
-        """Up to the lists; `later` rankings of other parts are to come."""
-        release, now_ms = part.release, batch.now_ms
+    def _finish_part(self, part: BatchPart, now_ms: int) -> None:
+        """Up to the lists."""
+        release = part.release
         catalogue = None if release is None else release.catalogue
         may_be_shown = MayBeShown(self.views.catalogue, catalogue, now_ms, self.watched_days)
         if release is not None and part.search is not None:
-            self._find_and_rank(part, part.search, release, may_be_shown, batch.stages, later)
-        with batch.stages("select"):
+            self._find_and_rank(part, part.search, release, may_be_shown)
+        with part.stages("select"):
             for draft in part.drafts:
                 add_pins(draft, may_be_shown)
                 select(draft, release)
@@ -172,24 +178,16 @@ class Pipeline:
         left_s = SEARCH_SHARE * max(draft.context.left_s(settings.deadline_s) for draft in drafts)
         return self.retrieval.start(queries, live, now_ms=now_ms, left_s=left_s, others=similar)
 
-    def _find_and_rank(
-        self,
-        part: BatchPart,
-        search: Search,
-        live: LiveRelease,
-        may_be_shown: MayBeShown,
-        stages: StageTimes,
-        later: int,
-    ) -> None:
-        now_ms = may_be_shown.now_ms
-        drafts = self._retrieve(part, search, live, may_be_shown, stages)
+    def _find_and_rank(self, part: BatchPart, search: Search, live: LiveRelease, may_be_shown: MayBeShown) -> None:
+        stages, now_ms = part.stages, may_be_shown.now_ms
+        drafts = self._retrieve(part, search, live, may_be_shown)
         with stages("sources"):
             nominees = CandidateSources(self.views, self.settings, may_be_shown, now_ms).nominate(drafts)
             for at, draft in enumerate(drafts):
                 others = {source: found[at] for source, found in nominees.items()}
                 self._add_nominees(draft, others, live, may_be_shown)
         with stages("rank"):
-            in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings, later)
+            in_time = drop_late(drafts, stages.spent_s, self.latency, self.settings, part.later)
             scores = [draft.candidates.scores for draft in drafts]
             for release, own in by_ranker(in_time, live):
                 rank(own, release, self.views.statistics, self.latency, self.preranker, now_ms)
@@ -198,14 +196,14 @@ class Pipeline:
             self.drift.observe(live.version, scores, ranked)
 
     def _retrieve(
-        self, part: BatchPart, search: Search, live: LiveRelease, may_be_shown: MayBeShown, stages: StageTimes
+        self, part: BatchPart, search: Search, live: LiveRelease, may_be_shown: MayBeShown
     ) -> list[ResponseDraft]:
         """The drafts with candidates, filtered; empty where nobody could answer."""
         drafts = part.personal
         if live.is_beside:  # nobody has searched meanwhile
             part.searched_at = time.perf_counter()
         answer = self.retrieval.finish(search, now_ms=may_be_shown.now_ms)
-        stages.add("retrieve", time.perf_counter() - part.searched_at)
+        part.stages.add("retrieve", time.perf_counter() - part.searched_at)
         if answer.fell_to:
             for draft in drafts:
                 draft.degrade(answer.fell_to, answer.reason)
@@ -216,7 +214,7 @@ class Pipeline:
         watchers = [draft for draft in drafts if len(draft.last_watch_vector)]
         for draft, similar in zip(watchers, answer.found[len(drafts) :], strict=True):
             draft.similar = similar
-        with stages("filter"):
+        with part.stages("filter"):
             for draft, found in zip(drafts, answer.found, strict=False):
                 self._keep_allowed(draft, found, live, may_be_shown)
         return drafts
@@ -254,13 +252,13 @@ class Pipeline:
         metrics.CANDIDATES.observe(len(draft.candidates.item_ids))
 
 
-def parts_of(drafts: Sequence[ResponseDraft], live: LiveRelease | None) -> list[BatchPart]:
+def parts_of(drafts: Sequence[ResponseDraft], live: LiveRelease | None, stages: StageTimes) -> list[BatchPart]:
     """The drafts by whose candidates they are answered from: the live release's, or those of a rival that has its own,
     as their plans say. The latter come first: they are found in memory, while the index searches for the others."""
     parts: dict[str, BatchPart] = {}
     for place, draft in enumerate(drafts):
         release = None if live is None else live.with_candidates(draft.plan.release)
-        part = parts.setdefault("" if release is None else release.version, BatchPart(release))
+        part = parts.setdefault("" if release is None else release.version, BatchPart(release, stages))
         part.drafts.append(draft)
         part.places.append(place)
     return sorted(parts.values(), key=lambda part: part.release is None or not part.release.is_beside)

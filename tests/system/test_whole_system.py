@@ -253,8 +253,9 @@ def test_a_watch_changes_the_reply(system):
     assert sum(channel_of(item.item_id) == "c5" for item in best) >= 5, "the channel that was watched is preferred"
 
 
-def test_a_new_item_is_recommended_after_its_first_watches(system):
-    fan, new = system.viewer(channel=2), f"new-{uuid.uuid4().hex[:8]}"
+def new_item_of(system: System, fan: str) -> tuple[str, RecommendReply]:
+    """A new item of channel 2, watched five times, and the first reply to this viewer whose towers have found it."""
+    new = f"new-{uuid.uuid4().hex[:8]}"
     system.traffic.publish(Item(new, "brand new", "c2", (), 60.0, now_ms()))
     for number in range(5):
         system.traffic.watch(f"{new}-{number}", new)
@@ -264,6 +265,11 @@ def test_a_new_item_is_recommended_after_its_first_watches(system):
         "the new item among the candidates",
         EVERYTHING,
     )
+    return new, reply
+
+
+def test_a_new_item_is_recommended_after_its_first_watches(system):
+    new, reply = new_item_of(system, system.viewer(channel=2))
     retrieved = [item for item in reply.items if item.source == "two_tower"]  # other sources' scores are other numbers
     ranks = {item.item_id: at for at, item in enumerate(sorted(retrieved, key=lambda item: -(item.score or -99)))}
     assert ranks[new] < len(retrieved) / 2, "it starts at its channel's mean, not at random"
@@ -540,17 +546,8 @@ def test_two_releases_are_live_at_once_and_both_learn(system, beside):
         assert reply.degraded == () and reply.version == shown.version == own
         assert reply.ranked_by == shown.ranked_by == ("" if own == first else beside)
     fan = next(user for user in (system.viewer(channel=2) for _ in range(40)) if variant_of(system, user) == "new")
-    new = f"new-{uuid.uuid4().hex[:8]}"
-    system.traffic.publish(Item(new, "brand new", "c2", (), 60.0, now_ms()))
-    for number in range(5):
-        system.traffic.watch(f"{new}-{number}", new)
-    reply = system.wait_for_reply(
-        fan,
-        lambda reply: any(item.item_id == new and item.source == "two_tower" for item in reply.items),
-        "the new item among the candidates of the release beside the live one",
-        EVERYTHING,
-    )
-    assert reply.version == beside
+    new, reply = new_item_of(system, fan)
+    assert reply.version == beside, "retrieved by the release beside the live one"
     with contextlib.closing(Reader(system.settings.kafka, RIVAL_VECTORS)) as rows:
         record = rows.until(lambda _: rows.newest().get(new.encode()), "a row of the new item")
     assert decode(ItemVector, record.value).version == beside

@@ -29,7 +29,7 @@ def compare_releases(settings: Settings, experiment: Experiment, *, is_new: bool
     that `is_new` the first that has other candidates than the live one. Raises ReleasesUnknown, KafkaError,
     TopicMissing."""
     from models.release.bundle import BundleError  # with torch, which takes seconds
-    from models.release.comparable import candidates_of, why_not_beside, why_not_compared
+    from models.release.comparable import MIRRORED, candidates_of, why_not_beside, why_not_compared, why_not_held
     from streams.bundles.source import source_of
 
     live = read_topic(settings.kafka).live
@@ -46,11 +46,8 @@ def compare_releases(settings: Settings, experiment: Experiment, *, is_new: bool
     for rival in rivals:
         problem = (why_not_beside if rival.version == beside else why_not_compared)(rival, own)
         most = settings.serving.mirror_items
-        if not problem and rival.version == beside and most is not None and rival.items > most:
-            problem = (
-                f"a release beside the live one is held in memory, and {beside} has {rival.items:,} items, "
-                f"serving.mirror_items allows {most:,}: raise it, or leave it unset"
-            )
+        if not problem and rival.version == beside and most is not None:
+            problem = why_not_held(rival, most, MIRRORED)
         if problem:
             return Compared(live, beside, problem)
     return Compared(live, beside)
