@@ -42,6 +42,7 @@ PATIENCE_S = 20.0
 STEP_MS = 50  # of the world
 PROBE_S = 0.5  # more than a probe takes while the system keeps up
 WARM_S = 10.0  # of the load before anything is measured
+SPARE_S = 10.0  # of it beyond what is measured: counters are read before, and the last probe ends after
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -54,7 +55,7 @@ def measure(report: Report, quick: bool) -> None:
     log, items = world.past_log(now_ms - 7 * DAY_MS, now_ms, events), world.items_frame(now_ms)
     with running_release(log, items) as (settings, version):
         for events_per_s, requests_per_s in loads:
-            feed = Feed(world, settings, events_per_s, WARM_S + seconds)
+            feed = Feed(world, settings, events_per_s, WARM_S + seconds + SPARE_S)
             probe(report, settings, feed, version, requests_per_s, seconds)
             with Cluster(settings.kafka) as cluster:
                 wait_until(lambda: cluster.behind("history", WATCH_EVENTS) == 0, "histories", 120)
@@ -70,12 +71,15 @@ class Feed:
         world.idle_until(begin_ms)
         steps = range(begin_ms + STEP_MS, begin_ms + round(1000 * seconds), STEP_MS)
         self._coming = deque((at_ms, world.step(at_ms)) for at_ms in steps)
-        self._late_ms = clock_ms() - begin_ms  # by which all of it is put off
+        self._begin_ms = begin_ms
+        self._late_ms: int | None = None  # by which all of it is put off: known with the first step
         self._prefix = settings.kafka.topic_prefix
         self._producer = create_load(settings.kafka, linger_ms=1)
 
     def step(self) -> None:
-        """Send what has happened by now."""
+        """Send what has happened by now; the first call begins it, however long getting ready took."""
+        if self._late_ms is None:
+            self._late_ms = clock_ms() - self._begin_ms
         while self._coming and self._coming[0][0] + self._late_ms <= clock_ms():
             _, happened = self._coming.popleft()
             for item in happened.items:
@@ -129,17 +133,18 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
         stack.callback(wait_for_replies, asked, 30.0)
         stack.enter_context(steady(client, feed.visitor, STEADY_SHARE * per_s, asked, (), deadline_ms=30_000))
         time.sleep(WARM_S)
-        asked.clear()
-        feed.sent = 0
         before = {name: read_metrics(settings, name) for name in ("history", "indexer")}
-        records_before = records_by_topic(settings)
+        records_before, records_began_s = records_by_topic(settings), time.monotonic()
         cpu_before, began_s = cpu_by_process(), time.monotonic()
+        asked.clear()
+        feed.sent = 0  # from here on, for reading what was there before takes seconds too
         found_s = stack.enter_context(watching_for_new(feed, index, version))
         fresh_s, probes = follow_together(feed, client, (1 - STEADY_SHARE) * per_s, seconds)
         lasted_s = time.monotonic() - began_s
         cores = {name: (spent - cpu_before.get(name, 0.0)) / lasted_s for name, spent in cpu_by_process().items()}
-        records = {topic: count - records_before[topic] for topic, count in records_by_topic(settings).items()}
         requests_per_s, events_per_s = (len(asked) + probes) / lasted_s, feed.sent / lasted_s
+        records = {topic: count - records_before[topic] for topic, count in records_by_topic(settings).items()}
+        records_s = time.monotonic() - records_began_s
     answered = [each for each in asked if each.reply is not None]
     after = {name: read_metrics(settings, name) for name in before}
     load = f"{feed.world.events_per_s:.0f}/{per_s:.0f}"
@@ -162,7 +167,7 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
     report.note(
         f"{load}: CPU, of one core: " + ", ".join(f"{name} {share:.0%}" for name, share in sorted(cores.items()))
     )
-    rates = ", ".join(f"{topic} {count / lasted_s:.0f}" for topic, count in records.items() if count)
+    rates = ", ".join(f"{topic} {count / records_s:.0f}" for topic, count in records.items() if count)
     report.note(f"{load}: records/s: {rates}")
     is_first = feed.world.events_per_s == LOADS[0][0]
     report.bar(f"{load}: watch to reply p99, s", quantile(fresh_s, 0.99), at_most=0.3 if is_first else 1.0)
