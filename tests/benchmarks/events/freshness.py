@@ -184,25 +184,31 @@ def records_by_topic(settings: Settings) -> dict[str, int]:
 
 
 def follow_together(feed: Feed, client: RecommendClient, per_s: float, seconds: float) -> tuple[list[float], int]:
-    """As many at once as make so many requests a second of half a second each."""
+    """As many at once as make so many requests a second of half a second each; they come at random as people do, for
+    in step they would be one large batch again and again."""
     size = max(1, round(per_s * PROBE_S))
     with ThreadPoolExecutor(size) as pool:
-        found = list(pool.map(lambda _: follow_watches(feed, client, per_s / size, seconds), range(size)))
+        found = list(pool.map(lambda seed: follow_watches(feed, client, per_s / size, seconds, seed), range(size)))
     return [each for fresh_s, _ in found for each in fresh_s], sum(requests for _, requests in found)
 
 
-def follow_watches(feed: Feed, client: RecommendClient, per_s: float, seconds: float) -> tuple[list[float], int]:
+def follow_watches(
+    feed: Feed, client: RecommendClient, per_s: float, seconds: float, seed: int
+) -> tuple[list[float], int]:
     """Send a watch, then ask for its user until the reply knows of it, again and again; the seconds each time, and how
     many requests it took."""
     fresh_s: list[float] = []
-    requests = 0
+    requests, rng = 0, np.random.default_rng(seed)
     began_s = time.monotonic()
-    while time.monotonic() - began_s < seconds:
+    due_s = began_s + rng.exponential(1 / per_s)
+    while due_s - began_s < seconds:
+        time.sleep(max(0.0, due_s - time.monotonic()))
         sent_s = time.monotonic()
         watch = feed.watch_something()
         while time.monotonic() - sent_s < PATIENCE_S:
             request = RecommendRequest(uuid.uuid4().hex, watch.user_id)
             requests += 1
+            due_s += rng.exponential(1 / per_s)
             try:
                 reply = client.result(client.submit(request), request, PATIENCE_S)
             except RequestTimeout:  # as long as we would have waited for a reply that knows the watch
@@ -210,8 +216,6 @@ def follow_watches(feed: Feed, client: RecommendClient, per_s: float, seconds: f
             if (reply.history_event_ms or 0) >= watch.event_ms:
                 break
         fresh_s.append(time.monotonic() - sent_s)
-        due_s = began_s + requests / per_s
-        time.sleep(max(0.0, due_s - time.monotonic()))
     return fresh_s, requests
 
 
