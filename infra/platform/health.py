@@ -30,6 +30,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from infra.platform import metrics
 from infra.platform.certificates import server_tls
+from infra.platform.memory import short_collections
 from infra.platform.page_server import PageServer, pages_of
 from infra.platform.port_locks import port_error
 from infra.platform.run_files import LOOPBACK_HOSTS, reachable, run_file
@@ -76,7 +77,7 @@ class Health:
 def serve_health(
     health: Health, settings: Settings, *, started_ms: int, registry: CollectorRegistry = REGISTRY
 ) -> Iterator[str]:
-    """Serve `health` and `registry` while the block runs; yields `host:port`.
+    """Serve `health` and `registry` while the block runs, and keep the garbage collector short; yields `host:port`.
 
     Raises ServiceError naming `metrics.port` when that port is taken, SettingsError for a certificate that cannot be
     used.
@@ -98,7 +99,11 @@ def serve_health(
     thread.start()
     address = f"{host}:{server.server_address[1]}"
     try:
-        with run_file(settings.run_dir, health.process, address, started_ms, tls=tls is not None):
+        with (
+            run_file(settings.run_dir, health.process, address, started_ms, tls=tls is not None),
+            short_collections(lambda: health.ready) as collections,
+        ):
+            metrics.LONGEST_COLLECTION.set_function(lambda: collections.longest_s)
             yield address
     finally:
         server.shutdown()

@@ -1,14 +1,21 @@
-"""How much memory a process may take: of the machine what is left, in a container no more than its limit."""
+"""How much memory a process may take: of the machine what is left, in a container no more than its limit. And how
+Python's garbage collector is kept from stopping a process that answers."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of the container: cgroup 2, cgroup 1
 USAGES = ("memory.current", "memory/memory.usage_in_bytes")
+WALK_S = 600.0  # between two collections that look at everything: a release that was let go of waits for one
 
 
 def available_bytes(meminfo: Path = MEMINFO, cgroups: Path = CGROUPS) -> int:
@@ -59,3 +66,47 @@ def _installed() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+class Collections:
+    """The full collections of Python's garbage collector while a process is ready.
+
+    Each looks at every object there is, with all threads standing still: .2 s in a server, of which nearly all is
+    loaded modules, that never become garbage. So what one has left is set aside (gc.freeze), and the next look at new
+    objects alone; every WALK_S one looks at everything again, for what was set aside may have become garbage.
+    """
+
+    def __init__(self, is_ready: Callable[[], bool], now_s: Callable[[], float] = time.monotonic) -> None:
+        self.longest_s = 0.0  # of those that looked at new objects alone
+        self._is_ready, self._now_s = is_ready, now_s
+        self._walked_s: float | None = None  # when everything was looked at, and what there was set aside
+        self._is_whole = True
+        self._began_s = 0.0
+
+    def __call__(self, phase: Literal["start", "stop"], info: dict[str, int]) -> None:
+        """As gc.callbacks has it. In whatever thread allocates, so it takes no lock that anybody may hold."""
+        if info["generation"] < 2:
+            return
+        now_s = self._now_s()
+        if phase == "start":
+            self._began_s = now_s
+            self._is_whole = self._walked_s is None or now_s - self._walked_s >= WALK_S
+            if self._is_whole:
+                gc.unfreeze()
+        elif not self._is_whole:
+            self.longest_s = max(self.longest_s, now_s - self._began_s)
+        elif self._is_ready():
+            gc.freeze()
+            self._walked_s = now_s
+
+
+@contextlib.contextmanager
+def short_collections(is_ready: Callable[[], bool]) -> Iterator[Collections]:
+    """Keep full collections short while the block runs, from the first one on that finds the process ready."""
+    collections = Collections(is_ready)
+    gc.callbacks.append(collections)
+    try:
+        yield collections
+    finally:
+        gc.callbacks.remove(collections)
+        gc.unfreeze()

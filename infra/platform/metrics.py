@@ -46,6 +46,9 @@ MODEL_CREATED = _measured("nextwatch_model_created_timestamp_seconds", "When the
 MODEL_AGE = _measured("nextwatch_model_age_seconds", "Age of the version in use")
 READY = Gauge("nextwatch_ready", "1 while this process says on /health that it is ready")
 STANDBY = Gauge("nextwatch_standby", "1 while this process is not ready since another one has its work")
+LONGEST_COLLECTION = Gauge(
+    "nextwatch_gc_longest_seconds", "Longest full garbage collection since ready, those of everything apart"
+)
 DISK_FREE = Gauge("nextwatch_disk_free_bytes", "Left on the volume of a directory of this process", ["directory"])
 DISK_SIZE = Gauge("nextwatch_disk_size_bytes", "Size of the volume of a directory of this process", ["directory"])
 

@@ -7,6 +7,7 @@ measured a part of the cores that everything shares.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 import uuid
@@ -129,6 +130,9 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
         client = stack.enter_context(RecommendClient(client_options(settings.kafka)))
         index = stack.enter_context(contextlib.closing(Index(settings.milvus)))
         stack.callback(feed.close)
+        gc.collect()
+        gc.freeze()  # what the load holds: looking through it would stop the clock's threads, not the system
+        stack.callback(gc.unfreeze)
         stack.enter_context(every(STEP_MS / 1000, feed.step))
         stack.callback(wait_for_replies, asked, 30.0)
         stack.enter_context(steady(client, feed.visitor, STEADY_SHARE * per_s, asked, (), deadline_ms=30_000))
@@ -169,6 +173,9 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
     )
     rates = ", ".join(f"{topic} {count / records_s:.0f}" for topic, count in records.items() if count)
     report.note(f"{load}: records/s: {rates}")
+    stops = {name: read_metrics(settings, name)["nextwatch_gc_longest_seconds"] for name in ("serving", *before)}
+    told = ", ".join(f"{name} {1000 * longest_s:.0f} ms" for name, longest_s in stops.items())
+    report.note(f"{load}: longest full garbage collection since the first: {told}")
     is_first = feed.world.events_per_s == LOADS[0][0]
     report.bar(f"{load}: watch to reply p99, s", quantile(fresh_s, 0.99), at_most=0.3 if is_first else 1.0)
     report.bar(f"{load}: events made, of asked for", events_per_s / feed.world.events_per_s, at_least=0.95)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infra.platform.memory import available_bytes, free_bytes
+from infra.platform.memory import WALK_S, Collections, available_bytes, free_bytes, short_collections
 
 MB = 1 << 20
 
@@ -54,3 +57,60 @@ def test_free_is_what_a_container_has_left_of_its_limit(
 
 def test_free_without_a_container_is_what_the_machine_has_left(tmp_path: Path, meminfo: Path) -> None:
     assert free_bytes(meminfo, tmp_path) == 6000 * MB
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture
+def nothing_set_aside() -> Iterator[None]:
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_a_ready_process_sets_aside_what_a_full_collection_has_left(nothing_set_aside: None) -> None:
+    ready = False
+    old = [[each] for each in range(10_000)]
+    with short_collections(lambda: ready) as collections:
+        gc.collect()
+        assert gc.get_freeze_count() == 0  # it starts: what there is now may be gone soon
+        ready = True
+        gc.collect()
+        assert gc.get_freeze_count() > len(old)
+        assert collections.longest_s == 0
+        begins = len(gc.get_objects(generation=2))
+        gc.collect()
+        assert begins < len(old) > len(gc.get_objects(generation=2))
+        assert 0 < collections.longest_s < 1
+    assert gc.get_freeze_count() == 0
+    assert collections not in gc.callbacks
+
+
+def test_younger_collections_change_nothing(nothing_set_aside: None) -> None:
+    with short_collections(lambda: True):
+        gc.collect(0)
+        gc.collect(1)
+        assert gc.get_freeze_count() == 0
+
+
+def test_what_was_set_aside_and_became_garbage_is_found_by_the_next_look_at_everything(nothing_set_aside: None) -> None:
+    now_s = 0.0
+    collections = Collections(lambda: True, lambda: now_s)
+    gc.callbacks.append(collections)
+    try:
+        cycle = Cycle()
+        there = weakref.ref(cycle)
+        gc.collect()
+        del cycle
+        now_s = WALK_S - 1
+        gc.collect()
+        assert there() is not None
+        now_s = WALK_S
+        gc.collect()
+        assert there() is None
+        assert gc.get_freeze_count() > 0  # and the rest is set aside again
+    finally:
+        gc.callbacks.remove(collections)
