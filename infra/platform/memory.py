@@ -15,7 +15,7 @@ MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of the container: cgroup 2, cgroup 1
 USAGES = ("memory.current", "memory/memory.usage_in_bytes")
-WALK_S = 600.0  # between two collections that look at everything: a release that was let go of waits for one
+WALK_S = 3600.0  # between two collections that look at everything: so long may a release that was let go of take memory
 
 
 def available_bytes(meminfo: Path = MEMINFO, cgroups: Path = CGROUPS) -> int:
@@ -71,38 +71,37 @@ def _installed() -> int:
 class Collections:
     """The full collections of Python's garbage collector while a process is ready.
 
-    Each looks at every object there is, with all threads standing still: .2 s in a server, of which nearly all is
-    loaded modules, that never become garbage. So what one has left is set aside (gc.freeze), and the next look at new
-    objects alone; every WALK_S one looks at everything again, for what was set aside may have become garbage.
+    Each looks at every object there is, with all threads standing still: .2 to .4 s in a server, of which nearly all is
+    loaded modules, that never become garbage. So what is there when the process is ready is set aside (gc.freeze), and
+    they look at newer objects alone; every WALK_S one looks at everything, for what was set aside may have become
+    garbage.
     """
 
     def __init__(self, is_ready: Callable[[], bool], now_s: Callable[[], float] = time.monotonic) -> None:
-        self.longest_s = 0.0  # of those that looked at new objects alone
+        self.longest_s = 0.0  # of those that looked at newer objects alone
         self._is_ready, self._now_s = is_ready, now_s
-        self._walked_s: float | None = None  # when everything was looked at, and what there was set aside
-        self._is_whole = True
+        self._aside_s: float | None = None  # when all that there was was set aside
         self._began_s = 0.0
 
     def __call__(self, phase: Literal["start", "stop"], info: dict[str, int]) -> None:
-        """As gc.callbacks has it. In whatever thread allocates, so it takes no lock that anybody may hold."""
-        if info["generation"] < 2:
-            return
-        now_s = self._now_s()
-        if phase == "start":
+        """As gc.callbacks has it: also of the small collections, which are frequent. In whatever thread allocates, so no
+        lock that anybody may hold is taken."""
+        now_s, is_full = self._now_s(), info["generation"] == 2
+        if phase == "start" and is_full:
             self._began_s = now_s
-            self._is_whole = self._walked_s is None or now_s - self._walked_s >= WALK_S
-            if self._is_whole:
+            if self._aside_s is not None and now_s - self._aside_s >= WALK_S:
                 gc.unfreeze()
-        elif not self._is_whole:
+                self._aside_s = None
+        elif phase == "stop" and self._aside_s is not None and is_full:
             self.longest_s = max(self.longest_s, now_s - self._began_s)
-        elif self._is_ready():
+        elif phase == "stop" and self._aside_s is None and self._is_ready():
             gc.freeze()
-            self._walked_s = now_s
+            self._aside_s = now_s
 
 
 @contextlib.contextmanager
 def short_collections(is_ready: Callable[[], bool]) -> Iterator[Collections]:
-    """Keep full collections short while the block runs, from the first one on that finds the process ready."""
+    """Keep full collections short while the block runs, from when the process is ready on."""
     collections = Collections(is_ready)
     gc.callbacks.append(collections)
     try:
