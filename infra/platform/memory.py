@@ -84,8 +84,8 @@ class Collections:
         self._began_s = 0.0
 
     def __call__(self, phase: Literal["start", "stop"], info: dict[str, int]) -> None:
-        """As gc.callbacks has it: also of the small collections, which are frequent. In whatever thread allocates, so no
-        lock that anybody may hold is taken."""
+        """As gc.callbacks has it: also of the small collections, which are frequent. It may be called in any thread, so
+        no lock is taken that somebody may hold."""
         now_s, is_full = self._now_s(), info["generation"] == 2
         if phase == "start" and is_full:
             self._began_s = now_s
