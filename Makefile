@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BY_FILE := --dist loadfile --no-loadscope-reorder
+ALONE := tests/system/test_crash.py tests/system/test_freshness.py
 PIP := python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := install
@@ -28,11 +29,12 @@ $(STAMP): pyproject.toml clients/python/pyproject.toml requirements.lock require
 demo: $(STAMP)  ## start everything, train, and show the point on a simulated world: a minute and a half after the install
 	$(BIN)/nextwatch demo
 
-# The crash run first and alone: it restarts thirty processes, and beside others takes four times as long. Then whole
-# systems, three at a time, for they wait a good deal. Files begin in the order of tests/conftest.py, the longest first.
+# Alone and first the crash run, which restarts thirty processes and beside others takes four times as long, and how
+# fresh a reply is, which says nothing beside others. Then whole systems, three at a time, for they wait a good deal.
+# Files begin in the order of tests/conftest.py, the longest first.
 test: $(STAMP)  ## all tests, against a broker and Milvus over TCP; says at its end what was left out
-	$(BIN)/python -m pytest tests/system/test_crash.py
-	$(BIN)/python -m pytest --numprocesses 3 $(BY_FILE) tests/system --ignore tests/system/test_crash.py
+	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest --numprocesses 3 $(BY_FILE) tests/system $(ALONE:%=--ignore %)
 	$(BIN)/python -m pytest --numprocesses 3 $(BY_FILE) tests --ignore tests/system
 
 unit: $(STAMP)  ## the tests that need no service: about a minute

@@ -106,7 +106,6 @@ LONG = (
     "system/test_whole_system.py",
     "system/test_soak.py",
     "system/test_serving.py",
-    "system/test_freshness.py",
     "system/test_standby.py",
     "system/test_join.py",
     "system/upgrade/test_upgrade.py",
