@@ -175,7 +175,7 @@ def probe(report: Report, settings: Settings, feed: Feed, version: str, per_s: f
     report.note(f"{load}: records/s: {rates}")
     stops = {name: read_metrics(settings, name)["nextwatch_gc_longest_seconds"] for name in ("serving", *before)}
     told = ", ".join(f"{name} {1000 * longest_s:.0f} ms" for name, longest_s in stops.items())
-    report.note(f"{load}: longest full garbage collection since the first: {told}")
+    report.note(f"{load}: longest full garbage collection of what is newer than readiness: {told}")
     is_first = feed.world.events_per_s == LOADS[0][0]
     report.bar(f"{load}: watch to reply p99, s", quantile(fresh_s, 0.99), at_most=0.3 if is_first else 1.0)
     report.bar(f"{load}: events made, of asked for", events_per_s / feed.world.events_per_s, at_least=0.95)
