@@ -72,9 +72,9 @@ class Collections:
     """The full collections of Python's garbage collector while a process is ready.
 
     Each looks at every object there is, with all threads standing still: tenths of a second in a server, of which
-    nearly all is loaded modules, that never become garbage. So what is there when the process is ready is set aside (gc.freeze), and
-    they look at newer objects alone; every WALK_S one looks at everything, for what was set aside may have become
-    garbage.
+    nearly all is loaded modules, that never become garbage. So what is there when the process is ready is set aside
+    (gc.freeze), and they look at newer objects alone; every WALK_S one looks at everything, for what was set aside may
+    have become garbage.
     """
 
     def __init__(self, is_ready: Callable[[], bool], now_s: Callable[[], float] = time.monotonic) -> None:
